@@ -1,0 +1,3 @@
+//! The one binary, `weave`.
+#![forbid(unsafe_code)]
+fn main() {}

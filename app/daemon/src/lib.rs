@@ -1,0 +1,2 @@
+//! Composition: configuration, store, sockets for the node, HTTP, shutdown order.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! One whole peer as one value.
+#![forbid(unsafe_code)]

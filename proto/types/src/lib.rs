@@ -1,0 +1,14 @@
+//! Names, addresses and time: parse, print, order, arithmetic. Nothing here decides anything.
+//!
+//! * identity: [`PeerName`], [`PeerUid`], [`ShortId`], [`ConnectionUid`], and the local handle [`ConnectionId`];
+//! * addresses: [`MacAddr`], [`Cidr`];
+//! * time: [`Instant`] (monotonic, for timers) and [`Now`] (that plus wall-clock time).
+#![forbid(unsafe_code)]
+
+mod address;
+mod name;
+mod time;
+
+pub use address::{Cidr, MacAddr, ParseCidrError, ParseMacError};
+pub use name::{ConnectionId, ConnectionUid, ParsePeerNameError, PeerName, PeerUid, ShortId};
+pub use time::{Instant, Now};

@@ -1,0 +1,3 @@
+//! Checks that cargo does not do.
+#![forbid(unsafe_code)]
+fn main() {}
