@@ -17,6 +17,9 @@ pub struct Timestamp {
     nanos: u32,
 }
 
+/// Name under which a time is handed to the serializer, so that [`crate::template`] can print it as Go does.
+pub(crate) const TIME: &str = "$time";
+
 /// Seconds from year 1 to the Unix epoch.
 const ZERO_TIME: i64 = -62_135_596_800;
 
@@ -127,7 +130,7 @@ fn parse(text: &str) -> Option<Timestamp> {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
+        to.serialize_newtype_struct(TIME, &self.to_string())
     }
 }
 
