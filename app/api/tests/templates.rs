@@ -54,7 +54,7 @@ fn transcript() {
             _ => assert_eq!(ours, Err(status), "{format}"),
         }
     }
-    assert_eq!(seen, 9);
+    assert_eq!(seen, 10);
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl State {
                 items.into_iter().enumerate().map(|(i, v)| (Value::Int(i as i128), v)).collect()
             }
             Value::Map(map) => map.into_iter().map(|(k, v)| (Value::Text(k), v)).collect(),
-            Value::Nil | Value::NoValue => Vec::new(),
+            Value::Nil | Value::Missing => Vec::new(),
             other => return fail(format!("range can't iterate over {}", print::value(&other))),
         };
         if items.is_empty() {
@@ -144,7 +144,7 @@ impl State {
             Operand::Dot(path) => walk(dot, path),
             Operand::Variable(name, path) => {
                 let value = self.variables.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v);
-                walk(value.unwrap_or(&Value::NoValue), path)
+                walk(value.unwrap_or(&Value::Missing), path)
             }
             Operand::Function(name) => call(name, &[]),
             Operand::Text(text) => Ok(Value::Text(text.clone())),
@@ -170,9 +170,9 @@ fn walk(value: &Value, path: &[String]) -> Result<Value> {
             },
             Value::Map(map) => match map.get(name) {
                 Some(v) => v,
-                None => return Ok(Value::NoValue),
+                None => return Ok(Value::Missing),
             },
-            Value::Nil | Value::NoValue => return Ok(Value::NoValue),
+            Value::Nil | Value::Missing => return Ok(Value::Missing),
             Value::Absent => return fail(format!("nil pointer evaluating field {name}")),
             other => return fail(format!("can't evaluate field {name} in {}", print::value(other))),
         };
@@ -182,7 +182,7 @@ fn walk(value: &Value, path: &[String]) -> Result<Value> {
 
 fn truth(value: &Value) -> bool {
     match value {
-        Value::NoValue | Value::Nil | Value::Absent => false,
+        Value::Missing | Value::Nil | Value::Absent => false,
         Value::Bool(b) => *b,
         Value::Int(n) => *n != 0,
         Value::Float(x) => *x != 0.0,
@@ -230,8 +230,8 @@ fn index(value: &Value, key: &Value) -> Result<Value> {
             let item = usize::try_from(*n).ok().and_then(|n| items.get(n));
             item.cloned().map_or_else(|| fail(format!("index out of range: {n}")), Ok)
         }
-        (Value::Map(map), Value::Text(key)) => Ok(map.get(key).cloned().unwrap_or(Value::NoValue)),
-        (Value::Nil, Value::Text(_)) => Ok(Value::NoValue),
+        (Value::Map(map), Value::Text(key)) => Ok(map.get(key).cloned().unwrap_or(Value::Missing)),
+        (Value::Nil, Value::Text(_)) => Ok(Value::Missing),
         _ => fail("can't index item"),
     }
 }
@@ -239,11 +239,11 @@ fn index(value: &Value, key: &Value) -> Result<Value> {
 fn same(a: &Value, b: &Value) -> Result<bool> {
     match (a, b) {
         (Value::Bool(a), Value::Bool(b)) => Ok(a == b),
-        (Value::Nil | Value::Absent | Value::NoValue, Value::Nil | Value::Absent | Value::NoValue) => {
+        (Value::Nil | Value::Absent | Value::Missing, Value::Nil | Value::Absent | Value::Missing) => {
             Ok(true)
         }
-        (Value::Nil | Value::Absent | Value::NoValue, _)
-        | (_, Value::Nil | Value::Absent | Value::NoValue) => Ok(false),
+        (Value::Nil | Value::Absent | Value::Missing, _)
+        | (_, Value::Nil | Value::Absent | Value::Missing) => Ok(false),
         _ => Ok(order(a, b)? == Ordering::Equal),
     }
 }

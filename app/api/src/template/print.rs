@@ -7,7 +7,7 @@ use crate::{Timestamp, status};
 /// `%v`.
 pub(super) fn value(v: &Value) -> String {
     match v {
-        Value::NoValue => "<no value>".to_owned(),
+        Value::Missing => "<no value>".to_owned(),
         Value::Nil | Value::Absent => "<nil>".to_owned(),
         Value::Bool(b) => b.to_string(),
         Value::Int(n) => n.to_string(),
@@ -159,7 +159,7 @@ fn type_name(v: &Value) -> &'static str {
         Value::List(..) => "[]interface {}",
         Value::Map(_) => "map[string]interface {}",
         Value::Struct(name, _) => name,
-        Value::NoValue | Value::Nil | Value::Absent => "<nil>",
+        Value::Missing | Value::Nil | Value::Absent => "<nil>",
     }
 }
 

@@ -15,7 +15,7 @@ use crate::time::TIME;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     /// What a map yields for a key that it lacks.
-    NoValue,
+    Missing,
     /// A nil pointer, map or interface.
     Nil,
     /// A nil pointer that JSON leaves out.
@@ -43,7 +43,7 @@ impl Value {
     pub(super) fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as Json;
         match self {
-            Value::NoValue | Value::Nil | Value::Absent | Value::List(_, true) => Json::Null,
+            Value::Missing | Value::Nil | Value::Absent | Value::List(_, true) => Json::Null,
             Value::Bool(b) => Json::Bool(*b),
             Value::Int(n) => match (u64::try_from(*n), i64::try_from(*n)) {
                 (Ok(n), _) => n.into(),
