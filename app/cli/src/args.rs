@@ -80,7 +80,9 @@ pub(crate) enum ArgsError {
     Unknown(String),
     #[error("flag needs an argument: {0}")]
     NoValue(String),
-    #[error("invalid boolean value {value:?} for flag {flag}: strconv.ParseBool: parsing {value:?}: invalid syntax")]
+    #[error(
+        "invalid boolean value {value:?} for flag {flag}: strconv.ParseBool: parsing {value:?}: invalid syntax"
+    )]
     NotBool { flag: String, value: String },
     #[error("invalid value {value:?} for flag {flag}: strconv.ParseInt: parsing {value:?}: {why}")]
     NotNumber { flag: String, value: String, why: &'static str },

@@ -34,8 +34,10 @@ pub struct Config {
     pub resume: bool,
     /// Name of the bridge that containers are attached to.
     pub bridge: String,
-    /// MTU of the container network; `None`: by kind of bridge (spec cli 4.2).
+    /// MTU of the container network, whatever it was before; `None`: a bridge that exists keeps its own.
     pub mtu: Option<u32>,
+    /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (spec cli 4.2).
+    pub new_mtu: u32,
     /// Where the control API listens besides the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
     /// Where the read-only status pages listen.
@@ -65,6 +67,7 @@ impl Default for Config {
             resume: false,
             bridge: "weave".to_owned(),
             mtu: None,
+            new_mtu: 1376,
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
             state_dir: PathBuf::from(STATE_DIR),
@@ -239,7 +242,8 @@ mod tests {
 
     #[test]
     fn peers() {
-        for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"] {
+        for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"]
+        {
             assert_eq!(check_peer(good), Ok(()), "{good}");
         }
         for bad in ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2"] {
