@@ -27,6 +27,8 @@ use crate::{Failure, notice, print, require_root};
 
 /// After this long a person is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for a word of somebody who listens on the control address.
+const PROBE: Duration = Duration::from_secs(2);
 /// How often it is looked whether the daemon still lives.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -114,7 +116,7 @@ fn refuse_second(config: &Config) -> Result<(), Failure> {
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
     let client =
         Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
-    match client.get("/status") {
+    match client.impatient(PROBE).get("/status") {
         Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
             Err(Failure::new(1, "Weave Net is already running"))
         }

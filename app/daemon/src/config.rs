@@ -215,19 +215,16 @@ pub enum ConfigError {
 /// It cannot.
 pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     let bad = || ConfigError::Peer(text.to_owned());
-    if text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok() {
+    let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    if text.parse::<SocketAddr>().is_ok() || unbracketed.parse::<IpAddr>().is_ok() {
         return Ok(());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    let hostlike = |c: char| c.is_alphanumeric() || ".-_:%".contains(c);
+    let hostlike = |c: char| c.is_alphanumeric() || ".-_".contains(c);
     if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
         return Err(bad());
     }
-    if host.parse::<IpAddr>().is_err() && host.contains(':') {
-        return Err(bad());
-    }
-    if !port.chars().all(char::is_alphanumeric) {
+    if host.contains(':') || !port.chars().all(char::is_alphanumeric) {
         return Err(bad());
     }
     if !port.is_empty() && port.parse::<u16>().is_err() {
