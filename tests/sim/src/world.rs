@@ -10,6 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use weave_node::Output;
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
+use crate::frames;
 use crate::host::{Host, HostOptions, Sent};
 use crate::net::{Faults, HostId, Net};
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
@@ -50,6 +51,7 @@ pub struct World {
     tcp: Tcp,
     queue: BinaryHeap<Reverse<(Instant, u64, EventBox)>>,
     sequence: u64,
+    frames: u64,
     clock: Instant,
     rng: ChaCha12Rng,
 }
@@ -89,6 +91,7 @@ impl World {
             tcp: Tcp::default(),
             queue: BinaryHeap::new(),
             sequence: 0,
+            frames: 0,
             clock: Instant::ORIGIN,
             rng,
         }
@@ -125,7 +128,9 @@ impl World {
     /// Adds a host and starts its peer with these targets.
     pub fn add(&mut self, id: HostId, options: HostOptions, targets: &[HostId]) {
         let seed = self.rng.random();
-        self.hosts.insert(id, Host::new(id, options, seed));
+        let mut host = Host::new(id, options, seed);
+        host.containers.insert(container_mac(id, 0));
+        self.hosts.insert(id, host);
         self.start(id, targets);
     }
 
@@ -168,6 +173,32 @@ impl World {
         if let Some(host) = self.hosts.get_mut(&from) {
             host.local_frame(frame, now);
             self.settle(from);
+        }
+    }
+
+    /// A container of `from` sends a frame to one of `to`; gives the frame's number if both have one.
+    pub fn send_unicast(&mut self, from: HostId, to: HostId) -> Option<u64> {
+        let dst = *self.host(to).containers.first()?;
+        self.send(from, dst)
+    }
+
+    /// A container of `from` sends a broadcast; gives the frame's number if there is one.
+    pub fn send_broadcast(&mut self, from: HostId) -> Option<u64> {
+        self.send(from, MacAddr::BROADCAST)
+    }
+
+    fn send(&mut self, from: HostId, dst: MacAddr) -> Option<u64> {
+        let src = *self.host(from).containers.first()?;
+        self.frames += 1;
+        let number = self.frames;
+        self.send_frame(from, &frames::build(src, dst, frames::Stamp { from, number }));
+        Some(number)
+    }
+
+    /// A container moves with its MAC.
+    pub fn move_container(&mut self, from: HostId, to: HostId) {
+        if let Some(mac) = self.host_mut(from).containers.pop_first() {
+            self.host_mut(to).containers.insert(mac);
         }
     }
 
