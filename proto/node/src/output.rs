@@ -82,6 +82,15 @@ pub enum Event {
         /// Where it is active.
         peer: String,
     },
+    /// A frame of ours came back from a peer.
+    OwnPacket {
+        /// The peer that it was for.
+        peer: PeerName,
+        /// The source MAC.
+        mac: MacAddr,
+        /// The destination MAC.
+        dst: MacAddr,
+    },
     /// A MAC was silent for too long.
     MacExpired {
         /// The MAC.
@@ -103,6 +112,9 @@ impl fmt::Display for Event {
             }
             Event::MacConflict { mac, peer } => {
                 write!(f, "Captured frame from MAC ({mac}) associated with another peer {peer}, which is still sending")
+            }
+            Event::OwnPacket { peer, mac, dst } => {
+                write!(f, "Received own packet to peer {peer} from MAC ({mac}) to ({dst})")
             }
             Event::MacExpired { mac, peer } => write!(f, "Expired MAC {mac} at {peer}"),
         }
