@@ -339,8 +339,9 @@ impl Hasher for MacHasher {
 
     fn write_u64(&mut self, value: u64) {
         /// 2^64 divided by the golden ratio; any odd number with well-spread bits would do.
-        const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15;
-        let product = u128::from((self.state ^ value) ^ self.seed) * (SPREAD ^ (u128::from(self.seed) << 1));
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let spread = (SPREAD ^ self.seed.rotate_left(32)) | 1;
+        let product = u128::from(self.state ^ value ^ self.seed) * u128::from(spread);
         self.state = (product as u64) ^ ((product >> 64) as u64);
     }
 

@@ -1,0 +1,13 @@
+//! Tests of the public surface, in one binary.
+
+mod checksum;
+mod coalesce;
+mod exercise;
+mod fragment;
+mod frame;
+mod mac;
+mod offload;
+mod packet;
+mod segment;
+mod vectors;
+mod verdict;
