@@ -103,10 +103,10 @@ fn checksum_outside() {
     let frame = tcp().build();
     let len = frame.len() as u16;
     for (start, offset) in [(len - 1, 0), (len, 0), (0, len - 1), (34, len), (0xffff, 0xffff)] {
-        let csum = Some(Csum { start, offset });
-        let result = cut(&frame, Offload { csum, gso: None });
+        let csum = Csum { start, offset };
+        let result = cut(&frame, Offload { csum: Some(csum), gso: None });
         assert_eq!(result, Err(SegmentError::ChecksumOutside), "{start} {offset}");
-        assert_eq!(complete_checksum(&mut frame.clone(), csum.unwrap()), Err(SegmentError::ChecksumOutside));
+        assert_eq!(complete_checksum(&mut frame.clone(), csum), Err(SegmentError::ChecksumOutside));
     }
     let csum = Some(Csum { start: len - 2, offset: 0 });
     assert!(cut(&frame, Offload { csum, gso: None }).is_ok());

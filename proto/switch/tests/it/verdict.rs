@@ -67,7 +67,8 @@ fn local_frames() {
     let conflict = |dst| Some(Fact::LocalConflict { mac: X, dst, peer: B });
     let here = [(X, OWN)];
     // Known before, source, destination, time in ms, verdict, fact.
-    let cases: &[(&[(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'_>, Option<Fact>)] = &[
+    type Case<'a> = (&'a [(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'a>, Option<Fact>);
+    let cases: &[Case<'_>] = &[
         (&[], X, Y, 0, all, learn),
         (&here, X, Y, 0, all, None),
         (&here, X, MacAddr::BROADCAST, 0, all, None),
