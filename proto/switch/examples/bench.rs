@@ -27,8 +27,11 @@ fn measure(calls: u32, mut f: impl FnMut()) -> f64 {
 
 fn report(what: &str, ns: f64, units: usize, bytes: usize) {
     let each = ns / units as f64;
-    let speed = bytes as f64 * 1000.0 / ns;
-    println!("{what:44} {each:8.1} ns each {speed:9.0} MB/s");
+    print!("{what:44} {each:10.1} ns each");
+    if bytes > 0 {
+        print!(" {:9.0} MB/s", bytes as f64 * 1000.0 / ns);
+    }
+    println!();
 }
 
 /// A super-frame of TCP over IPv4 with timestamps.

@@ -87,13 +87,14 @@ impl<'a> Fragments<'a> {
         (!self.done).then_some(len.max(MIN_FRAME))
     }
 
-    /// Deviation: the original rounds down the last piece as well, so that a few bytes may follow in a frame of their own.
+    /// Deviation: the original rounds down the last piece as well, so that a few bytes may follow in a frame of
+    /// their own.
     fn piece_len(&self) -> usize {
         if self.payload.len() <= self.room { self.payload.len() } else { self.room & !7 }
     }
 
-    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Fragments::next_len). `None` after
-    /// the last, or if `buf` is too short, which changes nothing.
+    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Fragments::next_len).
+    /// `None` after the last, or if `buf` is too short, which changes nothing.
     pub fn next_into(&mut self, buf: &mut [u8]) -> Option<usize> {
         let len = self.next_len()?;
         let out = buf.get_mut(..len)?;
@@ -140,11 +141,11 @@ const IPV6_MIN_MTU: usize = 1280;
 const ANSWER_TTL: u8 = 64;
 const ICMP_HEADER: usize = 8;
 
-/// Answer to an IPv4 packet that is too big and must not be fragmented: ICMP "fragmentation needed" from its destination to its
-/// source, written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
+/// Answer to an IPv4 packet that is too big and must not be fragmented: ICMP "fragmentation needed" from its
+/// destination to its source, written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 1122, 3.2.2): to ICMP errors, to fragments but the first, to group or broadcast
-/// addresses; and if the frame is not IPv4 or behind a VLAN tag. 2.8.1 answers all IPv4 packets.
+/// `None` if there must be no answer (RFC 1122, 3.2.2): to ICMP errors, to fragments but the first, to group or
+/// broadcast addresses; and if the frame is not IPv4 or behind a VLAN tag. 2.8.1 answers all IPv4 packets.
 pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ip = ipv4(frame)?;
     let quote = ETHERNET_HEADER..(ETHERNET_HEADER + ip.header_len() + 8).min(frame.len());
@@ -176,11 +177,12 @@ pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     Some(len)
 }
 
-/// Answer to an IPv6 packet that is too big: ICMPv6 "packet too big" from its destination to its source, written to `out` (at
-/// least [`MAX_ICMP_FRAME`]). Returns its length.
+/// Answer to an IPv6 packet that is too big: ICMPv6 "packet too big" from its destination to its source,
+/// written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 4443, 2.4 e): to ICMPv6 errors and redirects, to group addresses; if `mtu` is less than
-/// 1280, which a host need not obey; and if the frame is not IPv6 or behind a VLAN tag. 2.8.1 has nothing of the kind.
+/// `None` if there must be no answer (RFC 4443, 2.4 e): to ICMPv6 errors and redirects, to group addresses; if
+/// `mtu` is less than 1280, which a host need not obey; and if the frame is not IPv6 or behind a VLAN tag.
+/// 2.8.1 has nothing of the kind.
 pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ethernet = Ethernet::parse(frame).filter(|e| e.type_or_length() == ETHERTYPE_IPV6)?;
     let ip = Ipv6::parse(ethernet.payload())?;

@@ -229,7 +229,8 @@ fn identification_with_df() {
 fn corruption() {
     for first in [tcp(), tcp6()] {
         let frames = build(&train(&first, &[100, 100]));
-        // From the IP header on, but not what makes it something else altogether: version, lengths, protocol, fragment.
+        // From the IP header on, but not what makes it something else altogether: version, lengths, protocol,
+        // fragment.
         let l3 = first.l3();
         let special = if first.v6 { vec![0, 4, 5, 6] } else { vec![0, 2, 3, 6, 7, 9] };
         for byte in (0..frames[1].len() - l3).filter(|byte| !special.contains(byte)) {

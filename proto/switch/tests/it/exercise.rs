@@ -1,5 +1,5 @@
-//! Everything that takes bytes from peers or containers, run on any bytes: by the fuzzer (`fuzz/fuzz_targets/switch_*.rs`), and
-//! here on random ones.
+//! Everything that takes bytes from peers or containers, run on any bytes: by the fuzzer
+//! (`fuzz/fuzz_targets/switch_*.rs`), and here on random ones.
 
 use std::sync::Arc;
 
