@@ -411,7 +411,9 @@ impl Link {
         let (own, remote) = (session.own(), session.remote());
         let mut bytes = vec![0; session.packet_overhead() + RECORD_OVERHEAD + len];
         let mut draft = self.sealer.begin();
-        fill(&mut self.sealer.space(&draft, &mut bytes)[..len]);
+        if let Some(space) = self.sealer.space(&draft, &mut bytes) {
+            fill(space);
+        }
         self.sealer.add(&mut draft, &mut bytes, own, remote, len);
         match self.sealer.finish(draft, &mut bytes, df) {
             Ok(_) => self.push(Output::Datagram { to, df, bytes }),
