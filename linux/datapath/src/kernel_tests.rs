@@ -229,7 +229,7 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
     assert_eq!(frame, tagged);
     // The checksum is unfinished, and starts behind the tag.
     assert_eq!((got[0] & 1, &got[6..10]), (1, &header[6..10]));
-    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:01 dev ethwe");
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:02 dev ethwe");
     container.run(|| UdpSocket::bind("10.32.0.1:0").unwrap().send_to(&[9; 100], "10.32.0.2:53").unwrap());
     let (header, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [8, 0] && f[23] == 17).unwrap();
     assert_eq!((frame.len(), u16::from_ne_bytes([header[6], header[7]])), (142, 34));
