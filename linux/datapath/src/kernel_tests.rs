@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weave_switch::{Csum, GsoKind, Offload};
 use weave_types::ConnectionId;
 
 use crate::namespace::Namespace;
-use crate::packet::{Captured, Injector, MAX_FRAME, OpenDeviceError, PacketSocket, VNET_LEN};
+use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
 use crate::sys::RecvBatch;
 use crate::udp::{Sent, TransmitQueue, UdpSockets, receive_batch, segment_size};
 
@@ -195,13 +196,13 @@ fn next_frame(
     socket: &PacketSocket,
     batch: &mut RecvBatch,
     wanted: impl Fn(&[u8]) -> bool,
-) -> Option<([u8; VNET_LEN], Vec<u8>)> {
+) -> Option<(Offload, Vec<u8>)> {
     while readable(&[socket.capture_fd()]) {
         for i in 0..socket.receive(batch).ok()? {
-            if let Some(Captured::Frame { header, frame }) = socket.frame(batch, i)
+            if let Some(Ok((frame, offload))) = socket.frame(batch, i)
                 && wanted(frame)
             {
-                return Some((header, frame.to_vec()));
+                return Some((offload, frame.to_vec()));
             }
         }
     }
@@ -217,22 +218,17 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
     // The kernel takes a tag out of any frame that it receives.
     let mut tagged = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 0x81, 0, 0x20, 5, 8, 0, 0x45]].concat();
     tagged.resize(142, 7);
-    let mut header = [0; VNET_LEN];
-    header[0] = 1;
-    header[6..8].copy_from_slice(&38u16.to_ne_bytes());
-    header[8..10].copy_from_slice(&6u16.to_ne_bytes());
+    let offload = Offload { csum: Some(Csum { start: 38, offset: 6 }), gso: None };
     let mut injector = Injector::new();
-    injector.reserve(142).unwrap().copy_from_slice(&tagged);
-    injector.commit(header, 142);
+    injector.push(&tagged, offload, Some(&inside));
     assert_eq!(injector.flush(Some(&inside)).sent, 1);
     let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [0x81, 0]).unwrap();
-    assert_eq!(frame, tagged);
     // The checksum is unfinished, and starts behind the tag.
-    assert_eq!((got[0] & 1, &got[6..10]), (1, &header[6..10]));
+    assert_eq!((frame, got), (tagged, offload));
     container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:02 dev ethwe");
     container.run(|| UdpSocket::bind("10.32.0.1:0").unwrap().send_to(&[9; 100], "10.32.0.2:53").unwrap());
-    let (header, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [8, 0] && f[23] == 17).unwrap();
-    assert_eq!((frame.len(), u16::from_ne_bytes([header[6], header[7]])), (142, 34));
+    let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [8, 0] && f[23] == 17).unwrap();
+    assert_eq!((frame.len(), got.csum), (142, Some(Csum { start: 34, offset: 6 })));
 }
 
 #[test]
@@ -249,9 +245,9 @@ fn super_frames_arrive_whole_and_drops_are_counted() {
     }
     queue.flush(&sender, &mut |_, _| ());
     let mut batch = RecvBatch::new(4, MAX_FRAME);
-    let (header, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1000).unwrap();
+    let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1000).unwrap();
     assert_eq!(frame.len(), 42 + 40 * 1300);
-    assert_eq!((header[1] & 0x7f, u16::from_ne_bytes([header[4], header[5]])), (5, 1300), "UDP_L4, its size");
+    assert_eq!(offload.gso.map(|gso| (gso.kind, gso.size)), Some((GsoKind::Udp, 1300)));
     let statistics = socket.statistics().unwrap();
     assert!(statistics.packets >= 1 && statistics.drops == 0, "{statistics:?}");
     assert_eq!(socket.statistics().unwrap().packets, 0, "reading resets");
@@ -273,11 +269,9 @@ fn a_device_that_is_not_there_or_down_says_so() {
     host.run(|| {
         let socket = PacketSocket::open("vethwe-datapath").unwrap();
         let mut injector = Injector::new();
-        injector.reserve(60).unwrap().fill(0xff);
-        injector.commit([0; VNET_LEN], 60);
+        injector.push(&[0xff; 60], Offload::NONE, Some(&socket));
         assert_eq!(injector.flush(Some(&socket)).sent, 1);
-        injector.reserve(60).unwrap().fill(0xff);
-        injector.commit([0; VNET_LEN], 60);
+        injector.push(&[0xff; 60], Offload::NONE, None);
         assert_eq!(injector.flush(None).dropped, 1);
     });
 }

@@ -6,15 +6,18 @@
 //!
 //! VLAN tags that the kernel keeps beside the frame are put back into it; the header's offsets move along.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::net::if_::if_nametoindex;
+use socket2::SockRef;
+use weave_switch::Offload;
+use weave_switch::offload::{OffloadError, VIRTIO_HEADER};
 
 use crate::sys::{self, OutMessage, RawAddress, RecvBatch, SendBatch};
 
 /// Bytes of the virtio header before each frame.
-pub const VNET_LEN: usize = 10;
+const VNET_LEN: usize = VIRTIO_HEADER;
 /// A super-frame: 65,535 bytes of IP packet, an Ethernet header and two VLAN tags, rounded up.
 pub const MAX_FRAME: usize = 65_600;
 
@@ -27,9 +30,11 @@ const MACS: usize = 12;
 /// container may have under way: it should hold the windows of several TCP connections (6 MB each by default).
 const RECEIVE_BUFFER: i32 = 16 << 20;
 const SEND_BUFFER: i32 = 8 << 20;
-/// Arena for frames to inject.
-const INJECT_ARENA: usize = 4 * MAX_FRAME;
+/// Frames above this are handed to the kernel where they are; below, a copy costs less than a call for each.
+const COPY_LIMIT: usize = 8192;
 const INJECT_SLOTS: usize = 64;
+/// Arena for frames to inject.
+const INJECT_ARENA: usize = 128 << 10;
 
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -92,10 +97,10 @@ impl PacketSocket {
         sys::bind_packet(inject.as_fd(), index, 0).map_err(failed("bind"))?;
         sys::bind_packet(capture.as_fd(), index, ETH_P_ALL).map_err(failed("bind"))?;
         // Binding to a device that is down succeeds and leaves the reason as the pending error.
-        match sys::option_pair(capture.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
-            Ok([0, _]) => Ok(PacketSocket { capture, inject, sees_outgoing }),
-            Ok([error, _]) if error as i32 == libc::ENETDOWN => Err(OpenDeviceError::Down(device.to_owned())),
-            Ok([error, _]) => Err(failed("bind")(io::Error::from_raw_os_error(error as i32))),
+        match sys::option_words(capture.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
+            Ok([0]) => Ok(PacketSocket { capture, inject, sees_outgoing }),
+            Ok([error]) if error as i32 == libc::ENETDOWN => Err(OpenDeviceError::Down(device.to_owned())),
+            Ok([error]) => Err(failed("bind")(io::Error::from_raw_os_error(error as i32))),
             Err(error) => Err(failed("SO_ERROR")(error)),
         }
     }
@@ -110,22 +115,28 @@ impl PacketSocket {
         batch.receive(self.capture.as_fd())
     }
 
-    /// Frame `index` of what `receive` brought; `None` if it is not one to forward.
-    pub(crate) fn frame<'b>(&self, batch: &'b mut RecvBatch, index: usize) -> Option<Captured<'b>> {
+    /// Frame `index` of what `receive` brought, and what is left to do with it; `None` if it is not one to forward.
+    pub(crate) fn frame<'b>(
+        &self,
+        batch: &'b mut RecvBatch,
+        index: usize,
+    ) -> Option<Result<(&'b [u8], Offload), FrameError>> {
         let message = batch.message(index);
         if message.truncated {
-            return Some(Captured::Truncated);
+            return Some(Err(FrameError::Truncated));
         }
         if self.sees_outgoing && message.packet_type == Some(libc::PACKET_OUTGOING) {
             return None;
         }
         let tag = message.control(libc::SOL_PACKET, libc::PACKET_AUXDATA).and_then(vlan_tag);
-        let mut header = *message.data.first_chunk::<VNET_LEN>()?;
+        let offload = match Offload::from_virtio(message.data) {
+            Ok(offload) => offload,
+            Err(error) => return Some(Err(FrameError::Offload(error))),
+        };
         match tag {
-            None => Some(Captured::Frame { header, frame: &mut message.data[VNET_LEN..] }),
+            None => Some(Ok((&message.data[VNET_LEN..], offload))),
             Some(tag) if message.data.len() >= VNET_LEN + MACS => {
-                shift_header(&mut header);
-                Some(Captured::Frame { header, frame: insert_tag(message.data, tag) })
+                Some(Ok((insert_tag(message.data, tag), offload.shifted(VLAN_TAG as u16))))
             }
             Some(_) => None,
         }
@@ -133,17 +144,18 @@ impl PacketSocket {
 
     /// What was captured and dropped since the last call.
     pub(crate) fn statistics(&self) -> io::Result<CaptureStatistics> {
-        sys::option_pair(self.capture.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
+        sys::option_words(self.capture.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
             .map(|[packets, drops]| CaptureStatistics { packets, drops })
     }
 }
 
-/// One message of the capture socket.
-pub(crate) enum Captured<'a> {
-    /// A frame with its virtio header.
-    Frame { header: [u8; VNET_LEN], frame: &'a mut [u8] },
-    /// A frame longer than [`MAX_FRAME`].
+/// A frame that was captured and cannot be forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FrameError {
+    /// It is longer than [`MAX_FRAME`].
     Truncated,
+    /// Its header asks for the unknown.
+    Offload(OffloadError),
 }
 
 /// `SO_*BUFFORCE` passes the system's limit but needs CAP_NET_ADMIN.
@@ -176,23 +188,6 @@ fn insert_tag(message: &mut [u8], tag: [u8; VLAN_TAG]) -> &mut [u8] {
     &mut message[start..]
 }
 
-/// Adds the length of a tag to `hdr_len` and `csum_start` where they mean something. A packet socket's virtio header
-/// is in the byte order of the machine.
-fn shift_header(header: &mut [u8; VNET_LEN]) {
-    const NEEDS_CSUM: u8 = 1;
-    let (checksum, gso) = (header[0] & NEEDS_CSUM != 0, header[1] != 0);
-    let mut add = |at: usize| {
-        let value = u16::from_ne_bytes([header[at], header[at + 1]]).saturating_add(VLAN_TAG as u16);
-        header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-    };
-    if gso {
-        add(2);
-    }
-    if checksum {
-        add(6);
-    }
-}
-
 /// Frames on their way to the device, sent by [`flush`](Injector::flush) in one go.
 pub(crate) struct Injector {
     arena: Box<[u8]>,
@@ -219,27 +214,31 @@ impl Injector {
         }
     }
 
-    /// Whether a frame of this many bytes can be queued before the next flush.
-    pub(crate) fn has_room(&self, frame: usize) -> bool {
-        self.messages.len() < INJECT_SLOTS && self.used + VNET_LEN + frame <= self.arena.len()
-    }
-
-    /// Room for one frame behind its header; `None` if it must be flushed first, or is longer than any frame. To be
-    /// followed by `commit`.
-    pub(crate) fn reserve(&mut self, frame: usize) -> Option<&mut [u8]> {
-        if !self.has_room(frame) {
-            return None;
+    /// Injects a frame with the next flush, or at once with all before it if it is large.
+    pub(crate) fn push(&mut self, frame: &[u8], offload: Offload, device: Option<&PacketSocket>) -> Injected {
+        let header = offload.to_virtio();
+        let mut outcome = Injected::default();
+        let (start, len) = (self.used, VNET_LEN + frame.len());
+        let large = frame.len() > COPY_LIMIT;
+        if large || self.messages.len() == INJECT_SLOTS || start + len > self.arena.len() {
+            outcome = self.flush(device);
         }
-        let start = self.used + VNET_LEN;
-        self.arena.get_mut(start..start + frame)
-    }
-
-    /// Queues what was written to the room reserved last.
-    pub(crate) fn commit(&mut self, header: [u8; VNET_LEN], frame: usize) {
-        let start = self.used;
-        self.arena[start..start + VNET_LEN].copy_from_slice(&header);
-        self.messages.push(OutMessage { start, len: VNET_LEN + frame, to: RawAddress::NONE, segment: 0 });
-        self.used += VNET_LEN + frame;
+        if large {
+            let parts = [IoSlice::new(&header), IoSlice::new(frame)];
+            let sent = device.is_some_and(|device| {
+                SockRef::from(&device.inject).send_vectored_with_flags(&parts, libc::MSG_NOSIGNAL).is_ok()
+            });
+            outcome.sent += u64::from(sent);
+            outcome.dropped += u64::from(!sent);
+        } else {
+            let start = self.used;
+            let room = &mut self.arena[start..start + len];
+            room[..VNET_LEN].copy_from_slice(&header);
+            room[VNET_LEN..].copy_from_slice(frame);
+            self.messages.push(OutMessage { start, len, to: RawAddress::NONE, segment: 0 });
+            self.used += len;
+        }
+        outcome
     }
 
     /// Whether there is nothing to flush.
@@ -304,22 +303,5 @@ mod tests {
         assert_eq!(frame[..12], (10..22).collect::<Vec<u8>>());
         assert_eq!(frame[12..16], [0x81, 0, 0, 7]);
         assert_eq!(frame[16..], (22..40).collect::<Vec<u8>>());
-    }
-
-    #[test]
-    fn header_offsets_move_only_where_they_mean_something() {
-        let header = |flags, gso, words: [u16; 4]| {
-            let mut h = [flags, gso, 0, 0, 0, 0, 0, 0, 0, 0];
-            for (i, word) in words.into_iter().enumerate() {
-                h[2 + 2 * i..4 + 2 * i].copy_from_slice(&word.to_ne_bytes());
-            }
-            h
-        };
-        let mut plain = header(2, 0, [0, 0, 0, 0]);
-        shift_header(&mut plain);
-        assert_eq!(plain, header(2, 0, [0, 0, 0, 0]));
-        let mut gso = header(1, 1, [66, 1324, 34, 16]);
-        shift_header(&mut gso);
-        assert_eq!(gso, header(1, 1, [70, 1324, 38, 16]));
     }
 }

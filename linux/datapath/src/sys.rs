@@ -191,7 +191,7 @@ impl RecvBatch {
                 len: header.msg_len as usize,
                 flags: h.msg_flags,
                 name_len: h.msg_namelen as usize,
-                control_len: h.msg_controllen as usize,
+                control_len: h.msg_controllen,
             };
         }
         Ok(count)
@@ -328,11 +328,15 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     check(result).map(drop)
 }
 
-/// Reads an option that consists of up to two integers; the second is 0 if the kernel gives one.
-pub(crate) fn option_pair(socket: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<[u32; 2]> {
-    let mut value = [0u32; 2];
+/// Reads an option that consists of up to `N` integers; those that the kernel does not give are 0.
+pub(crate) fn option_words<const N: usize>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+) -> io::Result<[u32; N]> {
+    let mut value = [0u32; N];
     let mut len = size_of_val(&value) as socklen_t;
-    // SAFETY: `value` has `len` bytes and outlives the call; any bytes make a valid `[u32; 2]`.
+    // SAFETY: `value` has `len` bytes and outlives the call; any bytes make valid integers.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast::<c_void>(), &raw mut len)
     };

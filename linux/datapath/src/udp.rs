@@ -120,7 +120,7 @@ impl UdpSockets {
             SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_MTU),
             SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_MTU),
         };
-        sys::option_pair(probe.as_fd(), level, name).map(|[mtu, _]| mtu)
+        sys::option_words(probe.as_fd(), level, name).map(|[mtu]| mtu)
     }
 }
 
