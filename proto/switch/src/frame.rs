@@ -422,7 +422,7 @@ pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
 }
 
 /// The protocol behind IPv6 extension headers and its offset (RFC 8200, 4).
-fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
+pub(crate) fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
