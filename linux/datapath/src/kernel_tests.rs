@@ -1,17 +1,19 @@
 //! What the kernel really does with these sockets. Each test has namespaces of its own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weave_overlay::Destination;
 use weave_switch::{Csum, GsoKind, Offload};
 use weave_types::ConnectionId;
 
 use crate::namespace::Namespace;
 use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
 use crate::sys::RecvBatch;
-use crate::udp::{Sent, TransmitQueue, UdpSockets, receive_batch, segment_size};
+use crate::transmit::{Outlet, Sent, TransmitQueue};
+use crate::udp::{UdpSockets, receive_batch, segment_size};
 
 const CONN: ConnectionId = ConnectionId(7);
 
@@ -52,13 +54,24 @@ fn pair(mtu: u32) -> Option<(Namespace, Namespace)> {
 
 const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 6783);
 
-fn queue(datagrams: &[(usize, bool)]) -> TransmitQueue {
+/// Sends datagrams of these sizes, filled with their numbers, through one queue.
+fn send(
+    sockets: &UdpSockets,
+    to: SocketAddr,
+    datagrams: &[(usize, bool)],
+    mut too_big: impl FnMut(Destination),
+) -> Sent {
+    let mut sent = Sent::default();
     let mut queue = TransmitQueue::new();
+    let mut outlet = Outlet { sockets, sent: &mut sent, too_big: &mut too_big };
     for (i, &(len, df)) in datagrams.iter().enumerate() {
-        queue.reserve(len).fill(i as u8);
-        queue.commit(B, df, CONN, len);
+        // More room than is used, as the forwarder asks for.
+        let slot = queue.reserve(Destination { conn: CONN, to, df }, (len + 500).min(65_507), &mut outlet);
+        queue.buffer(slot)[..len].fill(i as u8);
+        queue.commit(slot, len);
     }
-    queue
+    queue.flush(&mut outlet);
+    sent
 }
 
 #[test]
@@ -112,10 +125,10 @@ fn equal_datagrams_leave_in_one_message_and_arrive_as_they_were() {
         let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
         let sent = a.run(|| {
             let sockets = UdpSockets::open(None, 6783).unwrap();
-            queue(&sizes).flush(&sockets, &mut |conn, to| panic!("{conn:?} {to} too big"))
+            send(&sockets, B, &sizes, |to| panic!("{to:?} too big"))
         });
         let bytes = sizes.iter().map(|s| s.0 as u64).sum();
-        // 45 full ones end with the shorter one, then 1410, then two of 60 without DF, then 1472.
+        // With DF 45 full ones that end with the shorter one, then 1410, then 1472; without two of 60.
         assert_eq!(sent, Sent { datagrams: 50, bytes, messages: 4, ..Sent::default() });
         let mut got: Vec<(usize, u8)> =
             receive_datagrams(&receiver, 50).into_iter().map(|(_, d)| (d.len(), d[0])).collect();
@@ -135,14 +148,15 @@ fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
         let mut told = Vec::new();
         let sizes =
             [(1473, true), (1472, true), (60_000, true), (1473, false), (1473, false), (65_507, false)];
-        let sent = queue(&sizes).flush(&sockets, &mut |conn, to| told.push((conn, to)));
+        let sent = send(&sockets, B, &sizes, |to| told.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big, sent.dropped_error), (4, 2, 0));
-        assert_eq!(told, [(CONN, B); 2]);
+        let whom = Destination { conn: CONN, to: B, df: true };
+        assert_eq!(told, [whom; 2]);
         told.clear();
         // A whole run, at once.
-        let sent = queue(&[(1473, true); 20]).flush(&sockets, &mut |conn, to| told.push((conn, to)));
+        let sent = send(&sockets, B, &[(1473, true); 20], |to| told.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big), (0, 20));
-        assert_eq!(told, [(CONN, B)]);
+        assert_eq!(told, [whom]);
         assert_eq!(sockets.send(B, true, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     });
     let mut got: Vec<usize> = receive_datagrams(&receiver, 4).into_iter().map(|(_, d)| d.len()).collect();
@@ -153,7 +167,7 @@ fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
     a.run(|| {
         let sockets = UdpSockets::open(None, 6784).unwrap();
         assert_eq!(sockets.path_mtu(B).unwrap(), 1300);
-        let sent = queue(&[(1272, true), (1273, true)]).flush(&sockets, &mut |_, _| ());
+        let sent = send(&sockets, B, &[(1272, true), (1273, true)], |_| ());
         assert_eq!((sent.datagrams, sent.dropped_too_big), (1, 1));
     });
 }
@@ -163,7 +177,7 @@ fn errors_of_the_network_drop_datagrams_and_nothing_else() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
-        let sent = queue(&[(100, true); 3]).flush(&sockets, &mut |_, _| ());
+        let sent = send(&sockets, B, &[(100, true); 3], |_| ());
         assert_eq!((sent.datagrams, sent.dropped_error), (0, 3), "no route");
         // Nobody listens: the refusal that comes back must not end up in a later send.
         let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
@@ -238,12 +252,7 @@ fn super_frames_arrive_whole_and_drops_are_counted() {
     let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
     // One send of 40 segments from the container is one frame here.
     let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
-    let mut queue = TransmitQueue::new();
-    for _ in 0..40 {
-        queue.reserve(1300).fill(1);
-        queue.commit("10.32.0.2:53".parse().unwrap(), true, CONN, 1300);
-    }
-    queue.flush(&sender, &mut |_, _| ());
+    send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
     let mut batch = RecvBatch::new(4, MAX_FRAME);
     let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1000).unwrap();
     assert_eq!(frame.len(), 42 + 40 * 1300);

@@ -7,6 +7,7 @@
 //! VLAN tags that the kernel keeps beside the frame are put back into it; the header's offsets move along.
 
 use std::io::{self, IoSlice};
+use std::ops::AddAssign;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::net::if_::if_nametoindex;
@@ -192,7 +193,8 @@ fn insert_tag(message: &mut [u8], tag: [u8; VLAN_TAG]) -> &mut [u8] {
 pub(crate) struct Injector {
     arena: Box<[u8]>,
     used: usize,
-    messages: Vec<OutMessage>,
+    /// Where each frame with its header ends.
+    ends: Vec<usize>,
     batch: SendBatch,
 }
 
@@ -204,12 +206,19 @@ pub(crate) struct Injected {
     pub(crate) dropped: u64,
 }
 
+impl AddAssign for Injected {
+    fn add_assign(&mut self, other: Injected) {
+        self.sent += other.sent;
+        self.dropped += other.dropped;
+    }
+}
+
 impl Injector {
     pub(crate) fn new() -> Injector {
         Injector {
             arena: vec![0; INJECT_ARENA].into(),
             used: 0,
-            messages: Vec::with_capacity(INJECT_SLOTS),
+            ends: Vec::with_capacity(INJECT_SLOTS),
             batch: SendBatch::new(INJECT_SLOTS),
         }
     }
@@ -220,7 +229,7 @@ impl Injector {
         let mut outcome = Injected::default();
         let (start, len) = (self.used, VNET_LEN + frame.len());
         let large = frame.len() > COPY_LIMIT;
-        if large || self.messages.len() == INJECT_SLOTS || start + len > self.arena.len() {
+        if large || self.ends.len() == INJECT_SLOTS || start + len > self.arena.len() {
             outcome = self.flush(device);
         }
         if large {
@@ -235,28 +244,27 @@ impl Injector {
             let room = &mut self.arena[start..start + len];
             room[..VNET_LEN].copy_from_slice(&header);
             room[VNET_LEN..].copy_from_slice(frame);
-            self.messages.push(OutMessage { start, len, to: RawAddress::NONE, segment: 0 });
             self.used += len;
+            self.ends.push(self.used);
         }
         outcome
-    }
-
-    /// Whether there is nothing to flush.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.messages.is_empty()
     }
 
     /// Sends everything. Without a device everything is dropped.
     pub(crate) fn flush(&mut self, device: Option<&PacketSocket>) -> Injected {
         let mut outcome = Injected::default();
         let mut next = 0;
-        while next < self.messages.len() {
+        while next < self.ends.len() {
             let Some(device) = device else {
-                outcome.dropped += (self.messages.len() - next) as u64;
+                outcome.dropped += (self.ends.len() - next) as u64;
                 break;
             };
-            let waiting = self.messages[next..].iter().copied();
-            match self.batch.send(device.inject.as_fd(), &self.arena, waiting, 0) {
+            let mut start = if next == 0 { 0 } else { self.ends[next - 1] };
+            let waiting = self.ends[next..].iter().map(|&end| {
+                let bytes = &self.arena[std::mem::replace(&mut start, end)..end];
+                OutMessage { bytes, to: RawAddress::NONE, segment: 0 }
+            });
+            match self.batch.send(device.inject.as_fd(), waiting) {
                 Ok(sent) => {
                     outcome.sent += sent as u64;
                     next += sent.max(1);
@@ -267,7 +275,7 @@ impl Injector {
                 }
             }
         }
-        self.messages.clear();
+        self.ends.clear();
         self.used = 0;
         outcome
     }

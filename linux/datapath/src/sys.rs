@@ -213,13 +213,11 @@ impl RecvBatch {
     }
 }
 
-/// One message to send out of an arena of bytes.
+/// One message to send.
 #[derive(Clone, Copy)]
-pub(crate) struct OutMessage {
-    /// Where it begins in the arena.
-    pub(crate) start: usize,
-    /// Bytes.
-    pub(crate) len: usize,
+pub(crate) struct OutMessage<'a> {
+    /// What.
+    pub(crate) bytes: &'a [u8],
     /// Whom to; [`RawAddress::NONE`] on a bound packet socket.
     pub(crate) to: RawAddress,
     /// Not 0: the kernel cuts the message in datagrams of that size (UDP_SEGMENT).
@@ -249,22 +247,18 @@ impl SendBatch {
     }
 
     /// Sends the first of `messages`, as many as fit and the kernel takes; an error is about the very first.
-    /// Panics if a message is not inside `arena`.
-    pub(crate) fn send(
+    pub(crate) fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        arena: &[u8],
-        messages: impl Iterator<Item = OutMessage>,
-        flags: c_int,
+        messages: impl Iterator<Item = OutMessage<'a>>,
     ) -> io::Result<usize> {
         let mut count = 0;
         let slots =
             self.names.iter_mut().zip(&mut self.controls).zip(&mut self.iovecs).zip(&mut self.headers);
         for (message, (((name, control), iovec), header)) in messages.zip(slots) {
-            let bytes = &arena[message.start..message.start + message.len];
             // The kernel only reads through it; the type has no const form.
-            iovec.iov_base = bytes.as_ptr().cast_mut().cast();
-            iovec.iov_len = bytes.len();
+            iovec.iov_base = message.bytes.as_ptr().cast_mut().cast();
+            iovec.iov_len = message.bytes.len();
             *name = message.to;
             let h = &mut header.msg_hdr;
             h.msg_name = if name.len == 0 { std::ptr::null_mut() } else { name.bytes.as_mut_ptr().cast() };
@@ -285,15 +279,10 @@ impl SendBatch {
             return Ok(0);
         }
         loop {
-            // SAFETY: the first `count` headers were filled above with buffers of `self` and of `arena`, which are
-            // both borrowed until the call returns.
+            // SAFETY: the first `count` headers were filled above with buffers of `self` and with bytes that are
+            // borrowed for 'a, which outlasts this call.
             let result = unsafe {
-                libc::sendmmsg(
-                    socket.as_raw_fd(),
-                    self.headers.as_mut_ptr(),
-                    count,
-                    (flags | libc::MSG_NOSIGNAL) as _,
-                )
+                libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_NOSIGNAL as _)
             };
             match check(result) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

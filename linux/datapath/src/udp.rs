@@ -12,26 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use weave_types::ConnectionId;
 
 use crate::packet::grow;
-use crate::sys::{self, OutMessage, RawAddress, Received, RecvBatch, SendBatch};
+use crate::sys::{self, Received, RecvBatch};
 
-/// The largest UDP payload over IPv4.
-pub const MAX_DATAGRAM: usize = 65_507;
-/// The kernel's limit for one segmented send (UDP_MAX_SEGMENTS; later kernels allow 128).
-const MAX_SEGMENTS: usize = 64;
-/// IPv4 and UDP header.
-const OVERHEAD_V4: usize = 28;
-/// IPv6 and UDP header.
-const OVERHEAD_V6: usize = 48;
 /// Bursts of a whole TCP window must fit while the thread is busy.
 const SOCKET_BUFFER: i32 = 16 << 20;
 /// How long a send may wait for the device before its datagrams are dropped.
 const SEND_PATIENCE: Duration = Duration::from_millis(20);
-/// Bytes queued before they have to be sent. More would only wash them out of the processor's cache.
-const ARENA: usize = 256 << 10;
-const SEND_SLOTS: usize = 256;
 
 /// The sockets could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -100,11 +88,38 @@ impl UdpSockets {
         if df { &self.df } else { &self.plain }
     }
 
+    /// The socket that sends with or without DF.
+    pub(crate) fn fd(&self, df: bool) -> BorrowedFd<'_> {
+        self.socket(df).as_fd()
+    }
+
+    /// Whether the kernel cuts messages for us, as far as we know.
+    pub(crate) fn segments(&self) -> bool {
+        self.segments.load(Ordering::Relaxed)
+    }
+
+    /// It turned out that it does not.
+    pub(crate) fn stop_segmenting(&self, error: &io::Error) {
+        if self.segments.swap(false, Ordering::Relaxed) {
+            tracing::info!(%error, "UDP segmentation does not work here, sending datagrams one by one");
+        }
+    }
+
     /// Sends one datagram, without waiting: control traffic from any thread.
     pub(crate) fn send(&self, to: SocketAddr, df: bool, datagram: &[u8]) -> io::Result<()> {
         self.socket(df)
             .send_to_with_flags(datagram, &to.into(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             .map(drop)
+    }
+
+    /// Datagrams that the kernel dropped for want of room, since the sockets were made.
+    pub(crate) fn receive_drops(&self) -> u64 {
+        /// `SK_MEMINFO_DROPS` in the words of SO_MEMINFO.
+        const DROPS: usize = 8;
+        let drops = |socket| {
+            sys::option_words::<9>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO).map_or(0, |w| w[DROPS])
+        };
+        self.both().into_iter().map(|socket| u64::from(drops(socket))).sum()
     }
 
     /// What the kernel believes to be the MTU of the path to `to`, in bytes of IP packet.
@@ -147,224 +162,4 @@ pub(crate) fn segment_size(message: &Received<'_>) -> usize {
 /// Buffers for a batch of received datagrams.
 pub(crate) fn receive_batch(slots: usize) -> RecvBatch {
     RecvBatch::new(slots, 65_536)
-}
-
-/// Datagrams that follow each other in the arena and leave in one message.
-#[derive(Clone, Copy)]
-struct Run {
-    start: usize,
-    len: usize,
-    to: SocketAddr,
-    df: bool,
-    conn: ConnectionId,
-    /// Size of all datagrams but the last, which may be shorter.
-    segment: usize,
-    count: usize,
-    /// The last one was shorter: nothing may follow.
-    closed: bool,
-}
-
-impl Run {
-    fn takes(&self, to: SocketAddr, df: bool, conn: ConnectionId, len: usize) -> bool {
-        !self.closed
-            && len <= self.segment
-            && self.count < MAX_SEGMENTS
-            && self.len + len <= MAX_DATAGRAM
-            && self.df == df
-            && self.to == to
-            && self.conn == conn
-    }
-
-    fn message(&self) -> OutMessage {
-        let segment = if self.count > 1 { self.segment as u16 } else { 0 };
-        OutMessage { start: self.start, len: self.len, to: RawAddress::from(self.to), segment }
-    }
-}
-
-/// What became of datagrams.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
-    pub(crate) datagrams: u64,
-    pub(crate) bytes: u64,
-    /// System calls' messages: the fewer per datagram, the better segmentation worked.
-    pub(crate) messages: u64,
-    /// The device or the socket buffer had no room in time.
-    pub(crate) dropped_busy: u64,
-    /// Larger than the path takes.
-    pub(crate) dropped_too_big: u64,
-    /// Anything else: no route, forbidden, ...
-    pub(crate) dropped_error: u64,
-}
-
-/// Datagrams on their way out. They are written in place: `reserve`, fill, `commit`.
-pub(crate) struct TransmitQueue {
-    arena: Box<[u8]>,
-    used: usize,
-    runs: Vec<Run>,
-    batch: SendBatch,
-}
-
-impl TransmitQueue {
-    pub(crate) fn new() -> TransmitQueue {
-        TransmitQueue {
-            arena: vec![0; ARENA].into(),
-            used: 0,
-            runs: Vec::with_capacity(SEND_SLOTS),
-            batch: SendBatch::new(SEND_SLOTS),
-        }
-    }
-
-    /// Whether a datagram of up to `len` bytes can be queued before the next flush.
-    pub(crate) fn has_room(&self, len: usize) -> bool {
-        self.used + len <= self.arena.len() && self.runs.len() < SEND_SLOTS
-    }
-
-    /// Room for a datagram of up to `len` bytes; empty unless [`has_room`](Self::has_room).
-    pub(crate) fn reserve(&mut self, len: usize) -> &mut [u8] {
-        self.arena.get_mut(self.used..self.used + len).unwrap_or_default()
-    }
-
-    /// Queues the first `len` bytes of the room reserved last. A reservation that is not committed is void.
-    pub(crate) fn commit(&mut self, to: SocketAddr, df: bool, conn: ConnectionId, len: usize) {
-        let start = self.used;
-        self.used += len;
-        match self.runs.last_mut() {
-            Some(run) if run.takes(to, df, conn, len) => {
-                run.len += len;
-                run.count += 1;
-                run.closed = len < run.segment;
-            }
-            _ => self.runs.push(Run { start, len, to, df, conn, segment: len, count: 1, closed: len == 0 }),
-        }
-    }
-
-    /// Whether there is nothing to flush.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty()
-    }
-
-    /// Sends everything that is queued. `too_big` hears of each connection whose path turned out smaller than a
-    /// datagram with DF set.
-    pub(crate) fn flush(
-        &mut self,
-        sockets: &UdpSockets,
-        too_big: &mut dyn FnMut(ConnectionId, SocketAddr),
-    ) -> Sent {
-        let mut sent = Sent::default();
-        let mut next = 0;
-        while let Some(first) = self.runs.get(next) {
-            let df = first.df;
-            let segments = sockets.segments.load(Ordering::Relaxed);
-            if !segments && first.count > 1 {
-                self.send_singly(sockets, next, &mut sent, too_big);
-                next += 1;
-                continue;
-            }
-            let same =
-                self.runs[next..].iter().take_while(|run| run.df == df && (segments || run.count == 1));
-            let socket = sockets.socket(df).as_fd();
-            match self.batch.send(socket, &self.arena, same.map(Run::message), 0) {
-                Ok(count) => {
-                    for run in &self.runs[next..next + count] {
-                        sent.datagrams += run.count as u64;
-                        sent.bytes += run.len as u64;
-                    }
-                    sent.messages += count as u64;
-                    next += count.max(1);
-                }
-                Err(error) => {
-                    self.failed(sockets, next, &error, &mut sent, too_big);
-                    next += 1;
-                }
-            }
-        }
-        self.runs.clear();
-        self.used = 0;
-        sent
-    }
-
-    fn failed(
-        &mut self,
-        sockets: &UdpSockets,
-        index: usize,
-        error: &io::Error,
-        sent: &mut Sent,
-        too_big: &mut dyn FnMut(ConnectionId, SocketAddr),
-    ) {
-        let run = self.runs[index];
-        if run.count == 1 {
-            return account(&run, error, sent, too_big);
-        }
-        match error.raw_os_error() {
-            // Segments larger than the path: with DF none will pass, without the kernel fragments single ones.
-            Some(libc::EMSGSIZE | libc::EINVAL) => {
-                let overhead = if run.to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
-                let fits = |mtu: u32| run.segment + overhead <= mtu as usize;
-                if run.df && !sockets.path_mtu(run.to).is_ok_and(fits) {
-                    // Only a shorter last one may still fit.
-                    let full = run.count - usize::from(run.closed);
-                    sent.dropped_too_big += full as u64;
-                    too_big(run.conn, run.to);
-                    self.runs[index].start += full * run.segment;
-                    self.runs[index].len -= full * run.segment;
-                }
-                self.send_singly(sockets, index, sent, too_big);
-            }
-            // Not on this kernel, or not through this device (no checksum offload, IPsec).
-            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
-                if sockets.segments.swap(false, Ordering::Relaxed) {
-                    tracing::info!(%error, "UDP segmentation does not work here, sending datagrams one by one");
-                }
-                self.send_singly(sockets, index, sent, too_big);
-            }
-            _ => account(&run, error, sent, too_big),
-        }
-    }
-
-    fn send_singly(
-        &mut self,
-        sockets: &UdpSockets,
-        index: usize,
-        sent: &mut Sent,
-        too_big: &mut dyn FnMut(ConnectionId, SocketAddr),
-    ) {
-        let run = self.runs[index];
-        let (mut start, end) = (run.start, run.start + run.len);
-        while start < end {
-            let piece = |start: usize| OutMessage {
-                start,
-                len: run.segment.min(end - start),
-                to: RawAddress::from(run.to),
-                segment: 0,
-            };
-            let pieces = (start..end).step_by(run.segment.max(1)).map(piece);
-            match self.batch.send(sockets.socket(run.df).as_fd(), &self.arena, pieces, 0) {
-                Ok(count) => {
-                    let bytes = (count.max(1) * run.segment).min(end - start);
-                    sent.datagrams += count as u64;
-                    sent.messages += count as u64;
-                    sent.bytes += bytes as u64;
-                    start += bytes;
-                }
-                Err(error) => {
-                    account(&Run { count: 1, ..run }, &error, sent, too_big);
-                    start += run.segment.min(end - start);
-                }
-            }
-        }
-    }
-}
-
-fn account(run: &Run, error: &io::Error, sent: &mut Sent, too_big: &mut dyn FnMut(ConnectionId, SocketAddr)) {
-    let count = run.count as u64;
-    match error.raw_os_error() {
-        Some(libc::EMSGSIZE) => {
-            sent.dropped_too_big += count;
-            if run.df {
-                too_big(run.conn, run.to);
-            }
-        }
-        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => sent.dropped_busy += count,
-        _ => sent.dropped_error += count,
-    }
 }
