@@ -7,7 +7,7 @@
 //! Each host and each container is a network namespace that this process makes and takes with it. For each path asked
 //! for, in turn and several rounds: one TCP stream by iperf3, then single bytes there and back.
 //!
-//! `pair [vxlan|plain|encrypted]... [--rounds N] [--seconds N] [--offload on|off|both] [--hold]`
+//! `pair [vxlan|plain|encrypted]... [--rounds N] [--seconds N] [--offload on|off|both] [--hold] [--verbose]`
 //!
 //! Prints Gbit/s and round trips per second as medians, and their ratios to kernel VXLAN. `--hold` sets up the last path
 //! and waits for a line on standard input, so that other tools can be tried: the namespaces are printed.
@@ -111,6 +111,7 @@ fn median(values: &mut [f64]) -> f64 {
 fn main() {
     let mut paths = Vec::new();
     let (mut rounds, mut seconds, mut offloads, mut hold) = (3, 3, vec![true, false], false);
+    let mut verbose = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number");
@@ -118,6 +119,7 @@ fn main() {
             "--rounds" => rounds = number(),
             "--seconds" => seconds = number(),
             "--hold" => hold = true,
+            "--verbose" => verbose = true,
             "--offload" => match args.next().as_deref() {
                 Some("on") => offloads = vec![true],
                 Some("off") => offloads = vec![false],
@@ -156,7 +158,11 @@ fn main() {
                         rates[rates.len() - 1]
                     );
                 }
-                running.stop();
+                for stats in running.stop() {
+                    if verbose {
+                        println!("    {:?} {:?}", stats.counts, stats.forwarder);
+                    }
+                }
             }
         }
         if hold {
