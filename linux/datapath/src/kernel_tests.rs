@@ -55,7 +55,7 @@ fn pair(mtu: u32) -> Option<(Namespace, Namespace)> {
 const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 6783);
 
 /// Sends datagrams of these sizes, filled with their numbers, through one queue.
-fn send(
+pub(crate) fn send(
     sockets: &UdpSockets,
     to: SocketAddr,
     datagrams: &[(usize, bool)],

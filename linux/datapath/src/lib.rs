@@ -34,6 +34,12 @@ pub use facts::{FactReceiver, Report};
 pub use stats::{Counts, DeviceState};
 
 #[cfg(test)]
+extern crate self as weave_datapath;
+#[cfg(test)]
+mod datapath_tests;
+#[cfg(test)]
 mod kernel_tests;
 #[cfg(test)]
 mod namespace;
+#[cfg(test)]
+mod testbed;

@@ -362,6 +362,16 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) ->
     check(result).map(drop)
 }
 
+/// Undoes a `connect`, of a datagram socket, with all that the kernel derived from it.
+pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: `address` is live and its size is passed.
+    let result = unsafe {
+        libc::connect(socket.as_raw_fd(), &raw const address, size_of::<libc::sockaddr>() as socklen_t)
+    };
+    check(result).map(drop)
+}
+
 /// A counter to wake a poll with.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.

@@ -9,6 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -39,6 +40,8 @@ pub struct OpenUdpError {
 pub struct UdpSockets {
     df: Socket,
     plain: Socket,
+    /// Sends nothing: connected to one address after the other to learn what the kernel knows about the path.
+    probe: Mutex<Socket>,
     local: SocketAddr,
     /// Cleared when the kernel turns out not to segment.
     segments: AtomicBool,
@@ -71,7 +74,11 @@ impl UdpSockets {
         share(true).map_err(failed("SO_REUSEADDR"))?;
         df.bind(&local.into()).map_err(failed("bind"))?;
         share(false).map_err(failed("SO_REUSEADDR"))?;
-        Ok(UdpSockets { df, plain, local, segments: AtomicBool::new(true) })
+        let probe = new().map_err(failed("socket"))?;
+        set_discovery(&probe, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
+        // Routes may depend on the source.
+        probe.bind(&SocketAddr::new(local.ip(), 0).into()).map_err(failed("bind"))?;
+        Ok(UdpSockets { df, plain, probe: Mutex::new(probe), local, segments: AtomicBool::new(true) })
     }
 
     /// Where they are bound.
@@ -124,12 +131,9 @@ impl UdpSockets {
 
     /// What the kernel believes to be the MTU of the path to `to`, in bytes of IP packet.
     pub(crate) fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
-        let probe = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
-        set_discovery(&probe, to, true)?;
-        // Routes may depend on the source.
-        if !self.local.ip().is_unspecified() {
-            probe.bind(&SocketAddr::new(self.local.ip(), 0).into())?;
-        }
+        let probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
+        // Otherwise it would keep the source address chosen for the path before.
+        sys::disconnect(probe.as_fd())?;
         probe.connect(&to.into())?;
         let (level, name) = match to {
             SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_MTU),

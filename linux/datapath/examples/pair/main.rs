@@ -20,34 +20,21 @@ use std::time::{Duration, Instant};
 #[path = "../../src/namespace.rs"]
 mod namespace;
 mod paths;
+#[path = "../../src/testbed.rs"]
+mod testbed;
 
-use namespace::Namespace;
 use paths::Path;
+use testbed::Site;
 
-struct Site {
-    host: Namespace,
-    container: Namespace,
-}
+/// What containers get by default: it leaves room for every overlay.
+const MTU: u32 = 1376;
 
 /// Hosts with underlay and containers, bridges without uplink.
 fn sites(offload: bool) -> [Site; 2] {
-    let make = || Namespace::new().unwrap_or_else(|| std::process::exit(1));
-    let sites = [(); 2].map(|()| Site { host: make(), container: make() });
-    let [a, b] = &sites;
-    a.host.sh(&format!("ip link add wire type veth peer name wire netns {}", b.host.path()));
-    for (i, site) in sites.iter().enumerate() {
-        let n = i + 1;
-        site.host.sh(&format!(
-            "ip addr add 10.9.0.{n}/24 dev wire; ip link set wire up
-             ip link add weave address 02:00:00:00:00:0{n} type bridge; ip link set weave up
-             ip link add vethwepl1 mtu 1376 type veth peer name ethwe mtu 1376 netns {}
-             ip link set vethwepl1 master weave up",
-            site.container.path()
-        ));
-        if !offload {
-            site.host.sh("ethtool -K wire tso off gso off gro off tx-udp-segmentation off tx off rx off");
-        }
-        site.container.sh(&format!("ip addr add 10.32.0.{n}/12 dev ethwe; ip link set ethwe up"));
+    let sites = Site::pair(MTU).unwrap_or_else(|| std::process::exit(1));
+    if !offload {
+        let off = "ethtool -K wire tso off gso off gro off tx-udp-segmentation off tx off rx off";
+        sites.iter().for_each(|site| drop(site.host.sh(off)));
     }
     sites
 }
