@@ -1,9 +1,9 @@
 //! Merging received TCP segments into super-frames for the local bridge: the inverse of [`segment`](crate::segment).
 //!
-//! A receiving kernel handles one frame of 64 KB much faster than 48 small ones, and it believes the checksum of a super-frame
-//! (the header says that it is "still to be computed"). So each segment's checksum is verified here before it is merged, and only
-//! what [`Segments`](crate::Segments) would restore is merged: segments of one flow in order, all alike but for the payload, all
-//! of one size but for a shorter last one.
+//! A receiving kernel handles one frame of 64 KB much faster than 48 small ones, and it believes the checksum
+//! of a super-frame (the header says that it is "still to be computed"). So each segment's checksum is verified
+//! here before it is merged, and only what [`Segments`](crate::Segments) would restore is merged: segments of
+//! one flow in order, all alike but for the payload, all of one size but for a shorter last one.
 
 use std::fmt;
 
@@ -20,8 +20,8 @@ pub const MAX_FRAME: usize = 65535;
 
 /// Merges consecutive segments of TCP flows. One per injecting thread; all memory is taken at construction.
 ///
-/// Frames of one TCP flow leave in the order in which they came; frames of different flows, and of other protocols, may
-/// overtake each other within a batch.
+/// Frames of one TCP flow leave in the order in which they came; frames of different flows, and of other
+/// protocols, may overtake each other within a batch.
 pub struct Coalescer {
     flows: [Flow; FLOWS],
     /// Counts frames, to find the flow that waited longest.
@@ -72,8 +72,8 @@ impl Coalescer {
         Coalescer { flows: std::array::from_fn(|_| Flow::new()), clock: 0 }
     }
 
-    /// Takes one complete frame. `inject` is called for whatever has to go to the bridge now: the frame itself if it cannot be
-    /// merged, and super-frames that are finished.
+    /// Takes one complete frame. `inject` is called for whatever has to go to the bridge now: the frame itself
+    /// if it cannot be merged, and super-frames that are finished.
     pub fn push(&mut self, frame: &[u8], inject: &mut impl FnMut(&[u8], Offload)) {
         let segment = match parse(frame) {
             Parsed::Unrelated => return inject(frame, Offload::NONE),
@@ -208,7 +208,8 @@ impl Flow {
         }
     }
 
-    /// Whether the segment belongs to this connection and direction: same Ethernet header with tags, IP addresses and ports.
+    /// Whether the segment belongs to this connection and direction: same Ethernet header with tags, IP
+    /// addresses and ports.
     fn is_of(&self, segment: &Segment<'_>) -> bool {
         let same = |from: usize, to: usize| self.buf.get(from..to) == segment.frame.get(from..to);
         let l3 = self.l3;

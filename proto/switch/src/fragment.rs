@@ -51,8 +51,8 @@ pub struct Fragments<'a> {
     header: &'a [u8],
     /// What is still to be sent.
     payload: &'a [u8],
-    /// Payload bytes of each piece but the last: a multiple of 8, not zero.
-    piece: usize,
+    /// Payload bytes that the last piece may have, at least 8. The others have a multiple of 8.
+    room: usize,
     /// Offset of the next piece in units of 8 bytes.
     offset: u16,
     /// Flags of the last piece: the whole may be a fragment itself.
@@ -68,8 +68,8 @@ impl<'a> Fragments<'a> {
         if ip.df() {
             return Err(FragmentError::DontFragment);
         }
-        let piece = mtu.saturating_sub(ip.header_len()) & !7;
-        if piece == 0 {
+        let room = mtu.saturating_sub(ip.header_len());
+        if room < 8 {
             return Err(FragmentError::MtuTooSmall);
         }
         let offset = ip.flags_and_offset() & Ipv4::OFFSET;
@@ -78,21 +78,27 @@ impl<'a> Fragments<'a> {
         }
         let header = &frame[..ETHERNET_HEADER + ip.header_len()];
         let flags = ip.flags_and_offset() & !Ipv4::OFFSET;
-        Ok(Fragments { header, payload, piece, offset, flags, done: false })
+        Ok(Fragments { header, payload, room, offset, flags, done: false })
     }
 
     /// Length of the next frame; `None` after the last.
     pub fn next_len(&self) -> Option<usize> {
-        let len = self.header.len() + self.payload.len().min(self.piece);
+        let len = self.header.len() + self.piece_len();
         (!self.done).then_some(len.max(MIN_FRAME))
     }
 
-    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Fragments::next_len). `None` after
-    /// the last, or if `buf` is too short, which changes nothing.
+    /// Deviation: the original rounds down the last piece as well, so that a few bytes may follow in a frame of
+    /// their own.
+    fn piece_len(&self) -> usize {
+        if self.payload.len() <= self.room { self.payload.len() } else { self.room & !7 }
+    }
+
+    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Fragments::next_len).
+    /// `None` after the last, or if `buf` is too short, which changes nothing.
     pub fn next_into(&mut self, buf: &mut [u8]) -> Option<usize> {
         let len = self.next_len()?;
         let out = buf.get_mut(..len)?;
-        let (piece, rest) = self.payload.split_at(self.payload.len().min(self.piece));
+        let (piece, rest) = self.payload.split_at(self.piece_len());
         let (header, room) = out.split_at_mut(self.header.len());
         header.copy_from_slice(self.header);
         let (data, padding) = room.split_at_mut(piece.len());
@@ -135,11 +141,11 @@ const IPV6_MIN_MTU: usize = 1280;
 const ANSWER_TTL: u8 = 64;
 const ICMP_HEADER: usize = 8;
 
-/// Answer to an IPv4 packet that is too big and must not be fragmented: ICMP "fragmentation needed" from its destination to its
-/// source, written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
+/// Answer to an IPv4 packet that is too big and must not be fragmented: ICMP "fragmentation needed" from its
+/// destination to its source, written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 1122, 3.2.2): to ICMP errors, to fragments but the first, to group or broadcast
-/// addresses; and if the frame is not IPv4 or behind a VLAN tag. 2.8.1 answers all IPv4 packets.
+/// `None` if there must be no answer (RFC 1122, 3.2.2): to ICMP errors, to fragments but the first, to group or
+/// broadcast addresses; and if the frame is not IPv4 or behind a VLAN tag. 2.8.1 answers all IPv4 packets.
 pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ip = ipv4(frame)?;
     let quote = ETHERNET_HEADER..(ETHERNET_HEADER + ip.header_len() + 8).min(frame.len());
@@ -171,11 +177,12 @@ pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     Some(len)
 }
 
-/// Answer to an IPv6 packet that is too big: ICMPv6 "packet too big" from its destination to its source, written to `out` (at
-/// least [`MAX_ICMP_FRAME`]). Returns its length.
+/// Answer to an IPv6 packet that is too big: ICMPv6 "packet too big" from its destination to its source,
+/// written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 4443, 2.4 e): to ICMPv6 errors and redirects, to group addresses; if `mtu` is less than
-/// 1280, which a host need not obey; and if the frame is not IPv6 or behind a VLAN tag. 2.8.1 has nothing of the kind.
+/// `None` if there must be no answer (RFC 4443, 2.4 e): to ICMPv6 errors and redirects, to group addresses; if
+/// `mtu` is less than 1280, which a host need not obey; and if the frame is not IPv6 or behind a VLAN tag.
+/// 2.8.1 has nothing of the kind.
 pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ethernet = Ethernet::parse(frame).filter(|e| e.type_or_length() == ETHERTYPE_IPV6)?;
     let ip = Ipv6::parse(ethernet.payload())?;

@@ -1,9 +1,9 @@
 //! Segmentation and checksums that the sending kernel left to us.
 
 //!
-//! A super-frame has the headers of its first piece and the payload of all of them. Each piece gets a copy of the headers with
-//! what must differ: lengths, IPv4 identification (counting up), TCP sequence number, the TCP flags FIN and PSH (kept in the
-//! last piece only) and CWR (kept in the first only), and complete checksums.
+//! A super-frame has the headers of its first piece and the payload of all of them. Each piece gets a copy of
+//! the headers with what must differ: lengths, IPv4 identification (counting up), TCP sequence number, the TCP
+//! flags FIN and PSH (kept in the last piece only) and CWR (kept in the first only), and complete checksums.
 
 use std::fmt;
 
@@ -104,8 +104,8 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Segments::next_len). `None` after
-    /// the last, or if `buf` is too short, which changes nothing.
+    /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Segments::next_len).
+    /// `None` after the last, or if `buf` is too short, which changes nothing.
     pub fn next_into(&mut self, buf: &mut [u8]) -> Option<usize> {
         let len = self.next_len()?;
         let out = buf.get_mut(..len)?;
@@ -245,8 +245,8 @@ fn put16(header: &mut [u8], at: usize, value: usize) {
     header[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
-/// Completes a checksum in place: sums from `csum.start` to the end of the packet, with the pseudo header's sum that is in the
-/// field already. Works for any protocol with such a checksum.
+/// Completes a checksum in place: sums from `csum.start` to the end of the packet, with the pseudo header's sum
+/// that is in the field already. Works for any protocol with such a checksum.
 pub fn complete_checksum(frame: &mut [u8], csum: Csum) -> Result<(), SegmentError> {
     let (start, field, end) = checksum_range(frame, csum)?;
     // Never zero, which would mean "none" for UDP and is as good as 0xffff for the others. The kernel does the same.
