@@ -558,7 +558,7 @@ impl Lanes {
             }
         };
         let buf = io.buffer(slot);
-        let Some(len) = write(sealer.space(draft, buf)) else {
+        let Some(len) = sealer.space(draft, buf).and_then(write) else {
             debug_assert!(false, "{len} bytes were reserved, the frame did not fit");
             return false;
         };

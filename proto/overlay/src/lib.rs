@@ -11,7 +11,7 @@
 
 pub mod forward;
 mod io;
-//pub mod select;
+pub mod select;
 pub mod sleeve;
 
 pub use io::{Destination, Io, Slot};

@@ -11,14 +11,14 @@
 //! * [`Link`]: establishment, heartbeats, fragmentation test; [`pmtu`] finds out how long packets may be.
 //! * [`Special`]: the control frames that travel among the data.
 
-//mod link;
+mod link;
 mod path;
-//pub mod pmtu;
+pub mod pmtu;
 mod replay;
 mod session;
 mod special;
 
-//pub use link::{ControlError, Event, Link, LinkConfig, Output};
+pub use link::{ControlError, Event, Link, LinkConfig, Output};
 pub use path::Path;
 pub use replay::ReplayWindow;
 pub use session::{

@@ -194,12 +194,13 @@ impl Sealer {
         self.sealed_len(draft) + RECORD_OVERHEAD + frame
     }
 
-    /// Where the bytes of the next frame go, as far as `buf` has room for them. Once they are written,
-    /// [`add`](Sealer::add) makes them a record.
-    pub fn space<'b>(&self, draft: &Draft, buf: &'b mut [u8]) -> &'b mut [u8] {
+    /// Where the bytes of the next frame go, as far as `buf` has room; `None` if there is none for a record. Once they are
+    /// written, [`add`](Sealer::add) makes them a record.
+    pub fn space<'b>(&self, draft: &Draft, buf: &'b mut [u8]) -> Option<&'b mut [u8]> {
         let trailer = self.session.packet_overhead() - self.session.start();
-        let end = buf.len().saturating_sub(trailer).min(draft.used + RECORD_OVERHEAD + usize::from(u16::MAX));
-        buf.get_mut(draft.used + RECORD_OVERHEAD..end).unwrap_or_default()
+        let start = draft.used + RECORD_OVERHEAD;
+        let end = buf.len().checked_sub(trailer)?.min(start + usize::from(u16::MAX));
+        buf.get_mut(start..end)
     }
 
     /// Makes a record of the first `len` bytes of [`space`](Sealer::space).
@@ -207,8 +208,8 @@ impl Sealer {
     /// # Panics
     /// If `len` is more than that space.
     pub fn add(&self, draft: &mut Draft, buf: &mut [u8], src: PeerName, dst: PeerName, len: usize) {
-        let room = self.space(draft, buf).len();
-        assert!(len <= room, "a record of {len} bytes in a space of {room}");
+        let room = self.space(draft, buf).map(|space| space.len());
+        assert!(room.is_some_and(|room| len <= room), "a record of {len} bytes in a space of {room:?}");
         let header = &mut buf[draft.used..draft.used + RECORD_OVERHEAD];
         header[..6].copy_from_slice(&src.to_bytes());
         header[6..12].copy_from_slice(&dst.to_bytes());
@@ -227,7 +228,7 @@ impl Sealer {
         dst: PeerName,
         frame: &[u8],
     ) -> bool {
-        let Some(space) = self.space(draft, buf).get_mut(..frame.len()) else {
+        let Some(space) = self.space(draft, buf).and_then(|space| space.get_mut(..frame.len())) else {
             return false;
         };
         space.copy_from_slice(frame);
@@ -390,3 +391,85 @@ impl fmt::Display for OpenError {
 }
 
 impl std::error::Error for OpenError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 1]);
+    const B: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 2]);
+
+    fn config(outbound: bool) -> SessionConfig {
+        let (own, remote) = if outbound { (A, B) } else { (B, A) };
+        let key = Some(std::array::from_fn(|i| i as u8));
+        SessionConfig {
+            own,
+            remote,
+            conn: ConnectionId(1),
+            uid: ConnectionUid(0x1122334455667788),
+            outbound,
+            key,
+        }
+    }
+
+    fn seal(sealer: &Sealer, df: bool, frame: &[u8]) -> Result<Vec<u8>, SequenceExhausted> {
+        let mut buf = vec![0; sealer.sealed_len_with(&sealer.begin(), frame.len())];
+        let mut draft = sealer.begin();
+        assert!(sealer.push(&mut draft, &mut buf, A, B, frame));
+        assert_eq!(sealer.finish(draft, &mut buf, df)?, buf.len());
+        Ok(buf)
+    }
+
+    #[test]
+    fn any_sequence_number_seals_as_the_original_does() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/data-plane/sleeve_encrypted.json");
+        let vectors: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let case = vectors["valid"].as_array().unwrap().iter().find(|v| v["seq_hex"].is_string()).unwrap();
+        let session = Session::new(config(true));
+        session.set_sequence(true, u64::from_str_radix(case["seq_hex"].as_str().unwrap(), 16).unwrap());
+        let frame = hex::decode(case["frames"][0]["frame"].as_str().unwrap()).unwrap();
+        let sealed = seal(&Sealer::new(session), true, &frame).unwrap();
+        assert_eq!(hex::encode(sealed), case["packet"].as_str().unwrap());
+    }
+
+    #[test]
+    fn exhausted_sequences_stay_exhausted() {
+        let session = Session::new(config(true));
+        session.set_sequence(true, DF_BIT - 1);
+        let sealer = Sealer::new(session.clone());
+        assert!(seal(&sealer, true, &[1; 60]).is_ok());
+        for _ in 0..3 {
+            assert_eq!(seal(&sealer, true, &[1; 60]), Err(SequenceExhausted));
+        }
+        session.set_sequence(true, u64::MAX);
+        for _ in 0..3 {
+            assert_eq!(
+                seal(&sealer, true, &[1; 60]),
+                Err(SequenceExhausted),
+                "no wrap to numbers used before"
+            );
+        }
+        assert!(seal(&sealer, false, &[1; 60]).is_ok(), "the other sequence goes on");
+    }
+
+    #[test]
+    fn threads_share_a_session_without_using_a_number_twice() {
+        let session = Session::new(config(true));
+        let mut seen: Vec<u64> = Vec::new();
+        std::thread::scope(|scope| {
+            let run = || (0..1000).map(|_| session.next_sequence(true).unwrap()).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+            seen.extend(threads.into_iter().flat_map(|thread| thread.join().unwrap()));
+        });
+        seen.sort_unstable();
+        assert_eq!(seen, (0..4000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn debug_output_has_no_key() {
+        let text = format!("{:?}", Session::new(config(true)));
+        assert!(text.contains("encrypted: true") && !text.contains("key"), "{text}");
+    }
+}
