@@ -1,4 +1,4 @@
 //! Tests that need more than one file of the crate.
 
 mod routes;
-mod support;
+pub(crate) mod support;
