@@ -123,6 +123,11 @@ impl StreamDecoder {
         }
     }
 
+    /// Other limits from the next message on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// More bytes of the stream. Ignored after an error.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed.is_some() {

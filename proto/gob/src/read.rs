@@ -111,6 +111,11 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.types
     }
 
+    /// Bytes left in the message.
+    pub fn remaining(&self) -> usize {
+        self.cursor.remaining()
+    }
+
     /// Reads a uint (also a bool, which is zero or not).
     ///
     /// # Errors
