@@ -288,7 +288,8 @@ impl Dialer {
         due.sort_by_key(|place| !direct.contains(place));
 
         let under_way = |t: &Target| matches!(t.state, State::Resolving(_) | State::Dialling(_));
-        let mut room = connected.room.map(|r| r.saturating_sub(self.targets.values().filter(|t| under_way(t)).count()));
+        let mut room =
+            connected.room.map(|r| r.saturating_sub(self.targets.values().filter(|t| under_way(t)).count()));
         let mut attempts = Vec::new();
         for place in due {
             let Some(target) = self.targets.get_mut(&place) else { continue };

@@ -32,11 +32,6 @@ impl Peer {
             references: 0,
         }
     }
-
-    /// Its link to `peer`.
-    pub(crate) fn link(&self, peer: PeerName) -> Option<&Link> {
-        self.links.binary_search_by_key(&peer, |l| l.peer).ok().map(|i| &self.links[i])
-    }
 }
 
 /// One entry of a peer's connection list. Kept small: a large mesh holds tens of thousands.
@@ -125,7 +120,9 @@ mod tests {
 
     #[test]
     fn addresses_keep_their_text() {
-        for text in ["10.0.0.1:6783", "010.0.0.1:6783", "10.0.0.1:06783", "[fd00::3]:1", "", "host:x", "1.2.3.4"] {
+        for text in
+            ["10.0.0.1:6783", "010.0.0.1:6783", "10.0.0.1:06783", "[fd00::3]:1", "", "host:x", "1.2.3.4"]
+        {
             assert_eq!(Address::from_text(text).to_string(), text);
         }
         assert_eq!(Address::from_text("10.0.0.1:6783"), Address::V4(Ipv4Addr::new(10, 0, 0, 1), 6783));

@@ -68,12 +68,14 @@ pub(crate) struct OwnPeer {
 impl Topology {
     pub(crate) fn new(own: OwnPeer) -> Topology {
         let OwnPeer { name, nickname, uid, version, short_id } = own;
-        let peer = Peer { nickname, uid, version, short_id: Some(short_id), links: Vec::new(), references: 1 };
+        let peer =
+            Peer { nickname, uid, version, short_id: Some(short_id), links: Vec::new(), references: 1 };
         let mut short_ids = ShortIds::default();
         short_ids.claim(short_id, name);
         let effects = Effects { short_id: Some(short_id), ..Effects::default() };
         let peers = BTreeMap::from([(name, peer)]);
-        let mut topology = Topology { own: name, peers, short_ids, ceiling: version, garbage: false, effects };
+        let mut topology =
+            Topology { own: name, peers, short_ids, ceiling: version, garbage: false, effects };
         topology.reserve(version);
         topology
     }
@@ -121,7 +123,11 @@ impl Topology {
 
     /// A connection has learnt who is at its other end: makes the peer known and keeps it (spec mesh 4.8 step 3). What
     /// the handshake said is only for a peer that is not known yet.
-    pub(crate) fn refer(&mut self, name: PeerName, said: impl FnOnce() -> (Arc<str>, PeerUid, Option<ShortId>)) {
+    pub(crate) fn refer(
+        &mut self,
+        name: PeerName,
+        said: impl FnOnce() -> (Arc<str>, PeerUid, Option<ShortId>),
+    ) {
         if !self.peers.contains_key(&name) {
             let (nickname, uid, short_id) = said();
             self.insert(name, Peer { nickname, uid, short_id, ..Peer::placeholder() });

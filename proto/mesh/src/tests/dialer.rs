@@ -88,7 +88,8 @@ fn vectors() {
             dialer.dialling(&place, ConnectionId(1));
         }
         // The original loses the brackets here and dials in vain (spec mesh 15.7).
-        let mend = |text: &str| if text == "fd00::3:6783" { "[fd00::3]:6783".to_owned() } else { text.to_owned() };
+        let mend =
+            |text: &str| if text == "fd00::3:6783" { "[fd00::3]:6783".to_owned() } else { text.to_owned() };
         let after = case["targets_after"].as_object().unwrap();
         let mut expected: Vec<_> = after.iter().map(|(a, s)| (mend(a), state_from(s))).collect();
         expected.sort_by_key(|(address, _)| address.parse::<SocketAddr>().unwrap());
@@ -111,8 +112,19 @@ fn texts_that_name_a_peer() {
     ] {
         assert_eq!(parse_peer(text).unwrap().to_string(), shown, "{text}");
     }
-    for text in ["", ":6783", "host:67x3", "host:99999", "host:-1", "[::1", "[host]:1", "[::1]7", "a:b:c", "a/b", "[10.0.0.1]:1"]
-    {
+    for text in [
+        "",
+        ":6783",
+        "host:67x3",
+        "host:99999",
+        "host:-1",
+        "[::1",
+        "[host]:1",
+        "[::1]7",
+        "a:b:c",
+        "a/b",
+        "[10.0.0.1]:1",
+    ] {
         let error = parse_peer(text).expect_err(text).to_string();
         assert_eq!(error, format!("invalid peer name {text:?}, should be host[:port]"));
     }
@@ -155,7 +167,11 @@ fn pauses_grow_to_six_minutes() {
     }
     assert_eq!(interval, 360.0);
     dialer.connect(&["10.0.0.2".to_owned()], false, now + Duration::from_secs(1));
-    assert_eq!(dial(&mut dialer, &Connected::default(), now + Duration::from_secs(1)).len(), 1, "asked for again");
+    assert_eq!(
+        dial(&mut dialer, &Connected::default(), now + Duration::from_secs(1)).len(),
+        1,
+        "asked for again"
+    );
 }
 
 #[test]
@@ -230,7 +246,8 @@ fn names_are_looked_up_at_each_attempt() {
         let now = dialer.next_due().unwrap();
         let id = ask(&mut dialer, now);
         assert_eq!(dialer.resolved(ResolveId(id.0 + 1), Ok(ips.clone()), &none, &mut rng(1), now), None);
-        let Some(Attempt::Dial { place, addr }) = dialer.resolved(id, Ok(ips.clone()), &none, &mut rng(1), now)
+        let Some(Attempt::Dial { place, addr }) =
+            dialer.resolved(id, Ok(ips.clone()), &none, &mut rng(1), now)
         else {
             panic!()
         };
@@ -238,11 +255,14 @@ fn names_are_looked_up_at_each_attempt() {
         dialer.unreachable(&place, ConnectionId(1), "refused".into(), &mut rng(1), now);
         dialled.push(addr.to_string());
     }
-    assert_eq!(dialled, ["10.0.0.2:6783", "10.0.0.3:6783", "[fd00::2]:6783", "10.0.0.2:6783"], "in turn, IPv4 first");
+    assert_eq!(
+        dialled,
+        ["10.0.0.2:6783", "10.0.0.3:6783", "[fd00::2]:6783", "10.0.0.2:6783"],
+        "in turn, IPv4 first"
+    );
 
     // All that it stands for has dialled us.
-    let connected =
-        Connected { inbound_from: ips.iter().copied().collect(), ..Connected::default() };
+    let connected = Connected { inbound_from: ips.iter().copied().collect(), ..Connected::default() };
     assert!(evaluate(&mut dialer, &connected, after(1e6)).is_empty());
     assert_eq!(states(&dialer)[0].1, TargetState::Suspended);
 }
