@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// A running sum. Pieces are added in any order; each must have an even length, except the last one of the whole.
 ///
-/// It holds 16-bit words in the *memory order* of this machine, which the sum does not mind (RFC 1071, 2 B) as long as
-/// the result goes back the same way. Additions cannot overflow before 2^32 words.
+/// It holds 16-bit words in the *memory order* of this machine, which the sum does not mind (RFC 1071, 2 B) as
+/// long as the result goes back the same way. Additions cannot overflow before 2^32 words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 

@@ -388,14 +388,14 @@ pub struct Transport<'a> {
     pub l4: usize,
     /// Protocol of the transport layer, [`PROTO_TCP`] for one.
     pub protocol: u8,
-    /// End of the packet in the frame: padding follows. The end of the frame where the header carries no length (super-frames
-    /// longer than 64 KiB).
+    /// End of the packet in the frame: padding follows. The end of the frame where the header carries no length
+    /// (super-frames longer than 64 KiB).
     pub end: usize,
 }
 
-/// Finds the transport header behind VLAN tags, IPv4 options and IPv6 extension headers. `None` if the frame is not IP, is cut
-/// short or impossible, a fragment (which need not have one), or routed by its source (whose checksums cover an address
-/// that the fixed header does not show).
+/// Finds the transport header behind VLAN tags, IPv4 options and IPv6 extension headers. `None` if the frame is
+/// not IP, is cut short or impossible, a fragment (which need not have one), or routed by its source (whose
+/// checksums cover an address that the fixed header does not show).
 pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
     let (ethertype, l3) = Ethernet::parse(frame)?.network()?;
     let packet = &frame[l3..];
@@ -422,7 +422,7 @@ pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
 }
 
 /// The protocol behind IPv6 extension headers and its offset (RFC 8200, 4).
-fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
+pub(crate) fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const FRAGMENT: u8 = 44;
@@ -445,8 +445,8 @@ fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
     None
 }
 
-/// What an overlay has to know of a frame to choose how to send it. Decided as 2.8.1 does (`frame_classification.json`): IP
-/// behind a VLAN tag is not looked at.
+/// What an overlay has to know of a frame to choose how to send it. Decided as 2.8.1 does
+/// (`frame_classification.json`): IP behind a VLAN tag is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Shorter than 14 bytes: to be dropped.

@@ -9,16 +9,16 @@
 //! ```
 //!
 //! * Who is where: [`MacTable`] is the owner's side, [`MacMap`] the snapshot that data threads read.
-//! * What happens to a frame: [`local_frame`] for one captured from the local bridge, [`peer_frame`] for one that came
-//!   with a source and a destination peer from a neighbour. Both read a [`ForwardingTable`] and return at most one
-//!   [`Fact`] for its owner; [`FactLimiter`] keeps the stream of facts thin.
+//! * What happens to a frame: [`local_frame`] for one captured from the local bridge, [`peer_frame`] for one
+//!   that came with a source and a destination peer from a neighbour. Both read a [`ForwardingTable`] and
+//!   return at most one [`Fact`] for its owner; [`FactLimiter`] keeps the stream of facts thin.
 //! * What is in a frame: [`frame`], bounds-checked views.
-//! * Work the sending kernel left over: [`offload`] (the virtio header), [`segment`] (segmentation and checksums), and its
-//!   inverse towards the local bridge, [`coalesce`].
+//! * Work the sending kernel left over: [`offload`] (the virtio header), [`segment`] (segmentation and
+//!   checksums), and its inverse towards the local bridge, [`coalesce`].
 //! * Frames too long for a link: [`fragment`].
 //!
-//! What it does not do: it knows no overlay, no mesh, no socket and no clock. Nothing on the path of a frame allocates,
-//! and no bytes make it panic.
+//! What it does not do: it knows no overlay, no mesh, no socket and no clock. Nothing on the path of a frame
+//! allocates, and no bytes make it panic.
 #![forbid(unsafe_code)]
 
 pub mod checksum;

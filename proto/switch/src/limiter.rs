@@ -49,13 +49,14 @@ fn slot(fact: &Fact) -> usize {
     | Fact::RemoteMac { mac, .. }
     | Fact::LocalConflict { mac, .. }
     | Fact::OwnPacket { mac, .. }) = fact;
-    let kind = match fact {
+    let kind: u32 = match fact {
         Fact::LocalMac(_) => 0,
         Fact::RemoteMac { .. } => 1,
         Fact::LocalConflict { .. } => 2,
         Fact::OwnPacket { .. } => 3,
     };
     let b = mac.0;
-    let mixed = u32::from_be_bytes([b[2], b[3], b[4], b[5]]).wrapping_add(kind).wrapping_mul(0x9e37_79b1);
+    let mixed =
+        u32::from_be_bytes([b[2], b[3], b[4], b[5]]).wrapping_add(kind << 28).wrapping_mul(0x9e37_79b1);
     (mixed >> 24) as usize % SLOTS
 }

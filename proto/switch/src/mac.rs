@@ -17,8 +17,8 @@ pub struct MacConfig {
     /// How long a remote MAC must have been silent before a local capture takes it over. 2 s; 2.8.1 never does
     /// (spec data-plane 2.5).
     pub hold_down: Duration,
-    /// Bound on memory: MACs seen when this many are known are not learnt, so frames to them are flooded. 65536; 2.8.1
-    /// has no bound, and a single container can invent 2^46 addresses.
+    /// Bound on memory: MACs seen when this many are known are not learnt, so frames to them are flooded.
+    /// 65536; 2.8.1 has no bound, and a single container can invent 2^46 addresses.
     pub max_entries: usize,
     /// Mixed into the hash of addresses, so that nobody can choose addresses that collide. Random, any value.
     pub hash_seed: u64,
@@ -179,8 +179,8 @@ impl MacTable {
         self.remove(|entry| entry.peer == peer).into_iter().map(|(mac, _)| mac).collect()
     }
 
-    /// Drops entries that were silent for longer than the maximum age and returns them, sorted by address. To be called
-    /// every [`EXPIRY_INTERVAL`](MacTable::EXPIRY_INTERVAL); logged as `Expired MAC <mac> at <peer>`.
+    /// Drops entries that were silent for longer than the maximum age and returns them, sorted by address. To
+    /// be called every [`EXPIRY_INTERVAL`](MacTable::EXPIRY_INTERVAL); logged as `Expired MAC <mac> at <peer>`.
     pub fn expire(&mut self, now: Instant) -> Vec<(MacAddr, PeerName)> {
         let max_age = self.config.max_age;
         self.remove(|entry| entry.last_seen.silent_for(now) > max_age)
@@ -200,8 +200,8 @@ impl MacTable {
         self.entries.get(&mac).map(|entry| entry.peer)
     }
 
-    /// What data threads read. The same `Arc` as before, unless an entry came, went or moved since; building a new one
-    /// takes time proportional to the number of entries, so collect some facts first.
+    /// What data threads read. The same `Arc` as before, unless an entry came, went or moved since; building a
+    /// new one takes time proportional to the number of entries, so collect some facts first.
     pub fn snapshot(&self) -> Arc<MacMap> {
         let build = || {
             let hasher = SeededHasher { seed: self.config.hash_seed };
@@ -339,8 +339,9 @@ impl Hasher for MacHasher {
 
     fn write_u64(&mut self, value: u64) {
         /// 2^64 divided by the golden ratio; any odd number with well-spread bits would do.
-        const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15;
-        let product = u128::from((self.state ^ value) ^ self.seed) * (SPREAD ^ (u128::from(self.seed) << 1));
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let spread = (SPREAD ^ self.seed.rotate_left(32)) | 1;
+        let product = u128::from(self.state ^ value ^ self.seed) * u128::from(spread);
         self.state = (product as u64) ^ ((product >> 64) as u64);
     }
 

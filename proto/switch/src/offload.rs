@@ -4,7 +4,8 @@
 //!  0       1          2         4          6            8             10
 //!  | flags | gso_type | hdr_len | gso_size | csum_start | csum_offset | [num_buffers] |
 //! ```
-//! Numbers are in the byte order of this machine, which is what packet sockets and TAP devices use unless told otherwise.
+//! Numbers are in the byte order of this machine, which is what packet sockets and TAP devices use unless told
+//! otherwise.
 
 use std::fmt;
 
@@ -21,8 +22,8 @@ const GSO_UDP_L4: u8 = 5;
 /// Says that the first segment may carry CWR, which is cleared in the following ones anyway.
 const GSO_ECN: u8 = 0x80;
 
-/// A checksum that is still to be computed: over everything from `start` on, stored at `start + offset`, where now the sum of
-/// the pseudo header is.
+/// A checksum that is still to be computed: over everything from `start` on, stored at `start + offset`, where
+/// now the sum of the pseudo header is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Csum {
     /// Offset of the transport header in the frame.
@@ -134,8 +135,8 @@ impl Offload {
         header
     }
 
-    /// The same after `by` bytes were put into the frame before the network header, such as a VLAN tag of 4 bytes that the
-    /// kernel handed over beside the frame.
+    /// The same after `by` bytes were put into the frame before the network header, such as a VLAN tag of 4
+    /// bytes that the kernel handed over beside the frame.
     #[must_use]
     pub fn shifted(self, by: u16) -> Offload {
         let csum = self.csum.map(|csum| Csum { start: csum.start.saturating_add(by), ..csum });

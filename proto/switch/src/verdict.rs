@@ -32,8 +32,8 @@ pub enum PeerVerdict<'t> {
         /// The neighbour on the way to the destination peer.
         via: PeerName,
     },
-    /// Inject it into the local bridge, and send a copy to each neighbour in `flood` as (source unchanged, destination =
-    /// that neighbour).
+    /// Inject it into the local bridge, and send a copy to each neighbour in `flood` as (source unchanged,
+    /// destination = that neighbour).
     Deliver {
         /// The rest of the source's broadcast tree as seen from here. Empty if the destination MAC is local.
         flood: &'t [PeerName],
@@ -90,7 +90,8 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// What the owner of the table must be told. Repeats until a new table is published: see [`FactLimiter`](crate::FactLimiter).
+/// What the owner of the table must be told. Repeats until a new table is published: see
+/// [`FactLimiter`](crate::FactLimiter).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fact {
     /// For [`MacTable::learn_local`](crate::MacTable::learn_local): a local MAC that the table has not at this peer.
@@ -112,8 +113,8 @@ pub enum Fact {
         /// Who sends from it.
         peer: PeerName,
     },
-    /// A frame was dropped as [`DropReason::OwnPacket`]. 2.8.1 logs `Received own packet to peer <peer> from MAC (<mac>)
-    /// to (<dst>)`.
+    /// A frame was dropped as [`DropReason::OwnPacket`]. 2.8.1 logs `Received own packet to peer <peer> from
+    /// MAC (<mac>) to (<dst>)`.
     OwnPacket {
         /// The destination peer.
         peer: PeerName,
@@ -165,8 +166,8 @@ fn local_destination(table: &ForwardingTable, src: MacAddr, dst: MacAddr) -> Loc
     }
 }
 
-/// Judges a frame that a neighbour passed on, with source peer `src` and destination peer `dst` (spec data-plane 2.4).
-/// Overlay control frames (all MACs zero) must have been taken out before.
+/// Judges a frame that a neighbour passed on, with source peer `src` and destination peer `dst` (spec
+/// data-plane 2.4). Overlay control frames (all MACs zero) must have been taken out before.
 pub fn peer_frame<'t>(
     table: &'t ForwardingTable,
     src: PeerName,
