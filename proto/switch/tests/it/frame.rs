@@ -75,6 +75,7 @@ fn ipv6() {
     assert_eq!(ip.payload(), Some(&bytes[40..172]));
     assert!(Ipv6::parse(&bytes[..171]).unwrap().payload().is_none());
     assert!(Ipv6::parse(&bytes[..39]).is_none());
+    assert_eq!(Ipv6::parse(&bytes[..40]).unwrap().payload(), None);
     assert!(Ipv6::parse(&tcp().build()[14..]).is_none(), "version 4");
 }
 
