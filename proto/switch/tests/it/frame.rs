@@ -29,6 +29,7 @@ fn ethernet() {
     let untagged = tcp().build();
     assert_eq!(Ethernet::parse(&untagged).unwrap().vlan(), None);
     assert_eq!(Ethernet::parse(&frame[..17]).unwrap().vlan(), None);
+    assert_eq!(Ethernet::parse(&frame[..18]).unwrap().vlan(), Some(0x123));
 
     for (length, is_802_3) in [(0u16, true), (38, true), (0x5ff, true), (0x600, false)] {
         let frame = [&[2; 12], &length.to_be_bytes()[..]].concat();
