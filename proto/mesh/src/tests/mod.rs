@@ -1,0 +1,7 @@
+//! Tests that need more than one file of the crate.
+
+mod harness;
+mod mesh;
+mod routes;
+pub(crate) mod support;
+mod topology;
