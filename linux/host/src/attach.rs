@@ -296,13 +296,20 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Once is enough.
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
     fn add_rule(&mut self, rule: Rule) -> Result<(), Error> {
         let interface = self.interface;
         let result = self.ns.run(|| ensure_rule(interface, rule))?;
         match result {
             Ok(Some(firewall)) => self.changes.push(Change::RuleAdded(firewall, rule)),
             Ok(None) => {}
-            Err(e) => self.warnings.push(format!("multicast from other subnets is not filtered: {e}")),
+            Err(e) => self.warn(format!("multicast from other subnets is not filtered: {e}")),
         }
         Ok(())
     }

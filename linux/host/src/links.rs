@@ -297,6 +297,15 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_the_kernel_lacks() {
+        let refused = |errno| Error::refused("creating veth pair a-b", errno, "Unknown device type");
+        let error =
+            unknown_kind(refused(Errno::EOPNOTSUPP), "creating veth pair a-b", "veth devices (CONFIG_VETH)");
+        assert_eq!(error.to_string(), "creating veth pair a-b: this kernel lacks veth devices (CONFIG_VETH)");
+        assert_eq!(unknown_kind(refused(Errno::EEXIST), "x", "y"), refused(Errno::EEXIST));
+    }
+
+    #[test]
     fn damaged_messages_are_no_links() {
         assert_eq!(Link::parse(&[]), None);
         assert_eq!(Link::parse(&[0; 15]), None);
