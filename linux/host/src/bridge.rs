@@ -264,6 +264,9 @@ fn set_up_uplink(
             netlink.set_up(end, true)?;
         }
     }
+    if bridge.up {
+        netlink.wait_until_passing(port)?;
+    }
     Ok(UplinkInfo {
         port_index: port.index,
         device_index: device.index,
@@ -357,6 +360,7 @@ mod tests {
             peer: None,
             peer_nsid: None,
             hairpin: None,
+            forwarding: None,
         }
     }
 
