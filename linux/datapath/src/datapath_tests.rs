@@ -100,7 +100,7 @@ fn captured(
         let mut finished = false;
         while !finished {
             finished = stopping.load(Ordering::Relaxed) && enough(&frames);
-            while let Ok(count) = socket.receive(&mut batch) {
+            while let Ok(count) = socket.receive(&mut batch, 8) {
                 for i in 0..count {
                     let Some(Ok((frame, offload))) = socket.frame(&mut batch, i) else { continue };
                     let mut segments = Segments::new(frame, offload).unwrap();
