@@ -69,7 +69,7 @@ pub struct Host {
     pub(crate) next_wake: Option<Instant>,
     pub(crate) wake_reason: &'static str,
     options: HostOptions,
-    forwarder: Forwarder,
+    forwarder: Option<Forwarder>,
     io: SimIo,
     crash_after: Option<u16>,
     rng: ChaCha12Rng,
@@ -89,7 +89,7 @@ impl Host {
             next_wake: None,
             wake_reason: "",
             options,
-            forwarder: Forwarder::new(),
+            forwarder: None,
             io: SimIo::default(),
             crash_after: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
@@ -104,21 +104,17 @@ impl Host {
 
     pub(crate) fn start(&mut self, now: Now) {
         assert!(self.node.is_none(), "{:?} is running", self.id);
-        let mut mesh = weave_mesh::Config::new(
-            Host::name(self.id),
-            PeerUid(self.rng.random_range(1..=u64::MAX)),
-            ShortId::new(self.rng.random_range(0..ShortId::COUNT)).expect("below the count"),
-        );
-        mesh.nickname = format!("host{}", self.id.0);
+        let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
+        let mut mesh = weave_mesh::Config::new(Host::name(self.id), format!("host{}", self.id.0), uid);
         mesh.port = PORT;
         mesh.version = self.disk.version_ceiling;
-        mesh.password = self.options.password.as_deref().map(Into::into);
+        mesh.password = self.options.password.as_deref().and_then(weave_mesh::Secret::new);
         mesh.discovery = self.options.discovery;
         mesh.connection_limit = self.options.connection_limit;
-        if let Some(id) = self.disk.short_id {
-            mesh.short_id = Some(id);
-        }
-        self.node = Some(Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now));
+        mesh.short_id = self.disk.short_id;
+        let mut node = Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now);
+        self.forwarder = Some(Forwarder::new(node.tables()));
+        self.node = Some(node);
     }
 
     pub(crate) fn crash(&mut self) {
@@ -126,7 +122,7 @@ impl Host {
         self.incarnation += 1;
         self.next_wake = None;
         self.wake += 1;
-        self.forwarder = Forwarder::new();
+        self.forwarder = None;
         self.io = SimIo::default();
         self.crash_after = None;
     }
@@ -152,16 +148,16 @@ impl Host {
     }
 
     pub(crate) fn local_frame(&mut self, frame: &[u8], now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
+            forwarder.flush(&mut self.io);
         }
     }
 
     pub(crate) fn datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
+            forwarder.flush(&mut self.io);
         }
     }
 
@@ -187,10 +183,15 @@ impl Host {
             }
             match node.poll_output()? {
                 Output::Resolve { id, host } => {
-                    let answer = host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
+                    let answer =
+                        host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
                     node.handle_resolved(id, answer, now);
                 }
-                Output::TablesChanged => self.forwarder.set_tables(node.tables()),
+                Output::TablesChanged => {
+                    if let Some(forwarder) = &mut self.forwarder {
+                        forwarder.set_tables(node.tables(), &mut self.io);
+                    }
+                }
                 Output::Persist(persist) => {
                     match &persist {
                         Persist::Targets(targets) => self.disk.targets.clone_from(targets),
