@@ -174,6 +174,10 @@ impl Host {
         let node = self.node.as_mut()?;
         loop {
             if let Some((to, bytes)) = self.io.sent.pop_front() {
+                if refused(to.df, &bytes) {
+                    self.io.facts.push_back(Fact::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
+                    continue;
+                }
                 return Some(Sent::Datagram { to: to.to, df: to.df, bytes });
             }
             self.delivered.append(&mut self.io.injected);
@@ -200,12 +204,23 @@ impl Host {
                     }
                     return Some(Sent::Node(Output::Persist(persist)));
                 }
+                Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
+                    node.handle_fact(Fact::PathMtu { conn, mtu: LOCAL_MTU }, now);
+                }
                 Output::Datagram { to, df, bytes, .. } => return Some(Sent::Datagram { to, df, bytes }),
                 Output::Event(_) => {}
                 other => return Some(Sent::Node(other)),
             }
         }
     }
+}
+
+/// MTU of each host's own interface: the kernel refuses what is longer. A smaller MTU on the way is a black hole.
+const LOCAL_MTU: u16 = 1500;
+
+fn refused(df: bool, payload: &[u8]) -> bool {
+    const IP_UDP_HEADERS: usize = 28;
+    df && payload.len() + IP_UDP_HEADERS > usize::from(LOCAL_MTU)
 }
 
 /// The forwarder's world: lists.
