@@ -130,7 +130,8 @@ fn understood(written: &[u8], side: HandshakeConfig, key: [u8; 32]) -> (Session,
 /// A message with what it means, comparable.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Said {
-    Topology(u8, PeerName, BTreeMap<PeerName, (String, u64, u64, BTreeSet<(PeerName, String, bool, bool)>)>),
+    /// Tag, source, and each peer's record as text.
+    Topology(u8, PeerName, BTreeMap<PeerName, String>),
     Channel(u8, PeerName, Option<PeerName>, Vec<u8>),
 }
 
@@ -145,9 +146,8 @@ fn said(message: &[u8]) -> Option<Said> {
         return Some(Said::Channel(tag, envelope.source, envelope.destination, envelope.payload.to_vec()));
     }
     let peer = |record: PeerRecord| {
-        let links = record.connections.into_iter();
-        let links = links.map(|c| (c.name, c.remote_tcp_addr, c.outbound, c.established)).collect();
-        (record.name, (record.nickname, record.uid.0, record.version, links))
+        let links: BTreeSet<String> = record.connections.iter().map(|c| format!("{c:?}")).collect();
+        (record.name, format!("{:?}", (record.nickname, record.uid, record.version, record.short_id, links)))
     };
     let records = decode_update(envelope.payload).unwrap().records;
     Some(Said::Topology(tag, envelope.source, records.into_iter().map(peer).collect()))
