@@ -48,6 +48,9 @@ pub struct Mesh {
     outputs: VecDeque<Output>,
     peers_changed: bool,
     down: bool,
+    /// Instead of a fresh one: the key with which recorded bytes were made.
+    #[cfg(test)]
+    pub(crate) private_key: Option<[u8; 32]>,
 }
 
 /// Every clock of the mesh but those of the dialer.
@@ -106,6 +109,8 @@ impl Mesh {
             outputs: VecDeque::new(),
             peers_changed: false,
             down: false,
+            #[cfg(test)]
+            private_key: None,
             topology,
             config,
         };

@@ -17,7 +17,10 @@ fn wire_cuts_blocks_and_heals() {
     let Some(lab) = Lab::start("wire", &Topology::hosts(3)) else { return };
     let (h1, h2, h3) = (lab.host("h1"), lab.host("h2"), lab.host("h3"));
     assert!(pings(h1, &h2.ip().to_string()) && pings(h3, &h1.ip().to_string()));
-    assert_eq!(h1.sh("getent hosts h3; hostname").split_whitespace().collect::<Vec<_>>(), ["198.18.0.3", "h3", "h1"]);
+    assert_eq!(
+        h1.sh("getent hosts h3; hostname").split_whitespace().collect::<Vec<_>>(),
+        ["198.18.0.3", "h3", "h1"]
+    );
 
     lab.cut("h1", "h2");
     assert!(!pings(h1, "198.18.0.2") && !pings(h2, "198.18.0.1"));
@@ -34,8 +37,16 @@ fn wire_cuts_blocks_and_heals() {
     let _refused = h3.probe_background(&["tcp-serve", "--port", "7101"]);
     let send = |port: &str| {
         h1.command(&[
-            std::env!("CARGO_BIN_EXE_lab"), "probe", "tcp-send", "198.18.0.3", "--port", port, "--bytes", "1000",
-            "--connect-ms", "300",
+            std::env!("CARGO_BIN_EXE_lab"),
+            "probe",
+            "tcp-send",
+            "198.18.0.3",
+            "--port",
+            port,
+            "--bytes",
+            "1000",
+            "--connect-ms",
+            "300",
         ])
         .success()
     };

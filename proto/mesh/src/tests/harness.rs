@@ -79,6 +79,7 @@ pub(crate) struct Host {
     pub(crate) ceiling: u64,
     pub(crate) targets: Vec<String>,
     pub(crate) written: usize,
+    wake: Option<Instant>,
 }
 
 enum Delivery {
@@ -99,6 +100,7 @@ pub(crate) struct Net {
     pipes: BTreeMap<(usize, ConnectionId), (usize, ConnectionId)>,
     in_flight: BTreeMap<(Instant, u64), (usize, ConnectionId, Delivery)>,
     sequence: u64,
+    timers: BTreeSet<(Instant, usize)>,
 }
 
 pub(crate) const LATENCY: Duration = Duration::from_millis(5);
@@ -114,6 +116,7 @@ impl Net {
             pipes: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             sequence: 0,
+            timers: BTreeSet::new(),
         };
         for i in 0..n {
             let mut config = config(i);
@@ -141,6 +144,7 @@ impl Net {
             ceiling: 0,
             targets: Vec::new(),
             written: 0,
+            wake: None,
         });
         self.drain(i);
     }
@@ -167,6 +171,7 @@ impl Net {
     /// The machine dies: nobody is told.
     pub(crate) fn kill_silently(&mut self, i: usize) {
         self.hosts[i].up = false;
+        self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
         self.pipes.retain(|here, there| here.0 != i && there.0 != i);
         self.in_flight.retain(|_, (host, ..)| *host != i);
     }
@@ -174,6 +179,7 @@ impl Net {
     /// The process dies; all its connections break.
     pub(crate) fn kill(&mut self, i: usize) {
         self.hosts[i].up = false;
+        self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
         let ends: Vec<_> = self.pipes.iter().filter(|(at, _)| at.0 == i).map(|(a, b)| (*a, *b)).collect();
         for (here, there) in ends {
             self.pipes.remove(&here);
@@ -210,6 +216,13 @@ impl Net {
         let at = i.min(self.hosts.len() - 1);
         while let Some(output) = self.hosts[at].mesh.poll_output() {
             self.carry_out(at, output);
+        }
+        let host = &mut self.hosts[at];
+        let wake = host.mesh.poll_timeout().map(|(at, _)| at);
+        if host.wake != wake {
+            host.wake.map(|old| self.timers.remove(&(old, i)));
+            wake.map(|new| self.timers.insert((new, i)));
+            host.wake = wake;
         }
     }
 
@@ -272,8 +285,7 @@ impl Net {
     /// Advances to the next thing that happens, unless it lies beyond `end`.
     fn step(&mut self, end: Instant) -> bool {
         let delivery = self.in_flight.keys().next().map(|&(at, _)| at);
-        let timers = self.hosts.iter().enumerate().filter(|(_, h)| h.up);
-        let timer = timers.filter_map(|(i, h)| Some((h.mesh.poll_timeout()?.0, i))).min();
+        let timer = self.timers.first().copied();
         match (delivery, timer) {
             (Some(at), timer) if at <= end && timer.is_none_or(|(t, _)| at <= t) => {
                 self.now = self.now.max(at);

@@ -371,7 +371,7 @@ fn a_discovered_address_must_not_add_strangers() {
 fn silence_ends_a_connection_after_a_minute() {
     let mut net = line(2, plain);
     net.run_s(5);
-    net.hosts[1].up = false;
+    net.kill_silently(1);
     net.run_s(61);
     let text = "connection shutting down due to error: read tcp 10.0.0.1:6783->10.0.0.2:4";
     assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
@@ -497,4 +497,34 @@ fn shutdown_closes_everything() {
     assert!(net.hosts[0].setups.is_empty() && net.neighbours(0).is_empty());
     assert_eq!(net.hosts[0].mesh.poll_timeout(), None);
     assert!(net.neighbours(1).is_empty());
+}
+
+/// Not a benchmark: shows what a large mesh costs (`--ignored --nocapture`, release).
+#[test]
+#[ignore = "prints durations"]
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
+fn a_thousand_peers() {
+    use rand::RngExt;
+    let n: usize = std::env::var("PEERS").map_or(1000, |n| n.parse().unwrap());
+    let degree: usize = std::env::var("DEGREE").map_or(5, |n| n.parse().unwrap());
+    let mut net = Net::new(n, |_, config| config.discovery = false);
+    let mut rng = super::support::rng(1);
+    for i in 1..n {
+        let peers: BTreeSet<String> = (0..degree).map(|_| rng.random_range(0..i)).map(host_ip).collect();
+        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
+        net.connect(i, &peers);
+    }
+    let start = std::time::Instant::now();
+    let mut before = 0;
+    for second in 1..=100 {
+        net.run_s(1);
+        let written: usize = net.hosts.iter().map(|h| h.written).sum();
+        println!("{second:3} s: {:8.1?}, {} kB", start.elapsed(), (written - before) / 1024);
+        before = written;
+    }
+    net.assert_converged();
+}
+
+fn host_ip(i: usize) -> String {
+    format!("10.0.{}.{}", i / 250, i % 250 + 1)
 }

@@ -2,6 +2,7 @@
 
 mod harness;
 mod mesh;
+mod replay;
 mod routes;
 pub(crate) mod support;
 mod topology;

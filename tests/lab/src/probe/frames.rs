@@ -97,7 +97,12 @@ impl Tap {
     }
 
     /// The next frame, or nothing at the end of the wait.
-    fn next<'b>(&self, buffer: &'b mut [u8], watch: bool, until: Option<Instant>) -> Result<Option<&'b [u8]>> {
+    fn next<'b>(
+        &self,
+        buffer: &'b mut [u8],
+        watch: bool,
+        until: Option<Instant>,
+    ) -> Result<Option<&'b [u8]>> {
         match wait(Some(&self.socket), watch, until)? {
             Woken::Readable => {
                 let n = recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty())?;

@@ -63,7 +63,9 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
     let socket = socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.port)))?;
     if let Some(group) = &args.group {
         let device = socket2::InterfaceIndexOrAddress::Index(nix::net::if_::if_nametoindex("ethwe")?);
-        socket2::SockRef::from(&socket).join_multicast_v4_n(group, &device).context("cannot join the group")?;
+        socket2::SockRef::from(&socket)
+            .join_multicast_v4_n(group, &device)
+            .context("cannot join the group")?;
     }
     say_ready()?;
     let mut buffer = vec![0; 66_000];
@@ -115,7 +117,9 @@ pub(super) fn cast(args: &CastArgs) -> Result<Value> {
     let mut buffer = vec![0; 66_000];
     let end = Instant::now() + Duration::from_millis(args.wait_ms);
     while responders.len() < args.expect && Instant::now() < end {
-        socket.send_to(b"who is there?", (args.to, args.port)).with_context(|| format!("send to {}", args.to))?;
+        socket
+            .send_to(b"who is there?", (args.to, args.port))
+            .with_context(|| format!("send to {}", args.to))?;
         let until = end.min(Instant::now() + Duration::from_millis(300));
         while wait(Some(&socket), false, Some(until))? == Woken::Readable {
             if let Ok((_, from)) = socket.recv_from(&mut buffer) {
