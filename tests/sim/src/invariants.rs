@@ -13,6 +13,9 @@ use crate::world::World;
 /// reset by `connect`, its handshake runs into a stalled stream, and the other end must time out first.
 const CONVERGENCE: Duration = Duration::from_secs(300);
 
+/// The longest time-out of a connection, and a little.
+const TIME_OUTS: Duration = Duration::from_secs(65);
+
 /// Holds after every transition.
 ///
 /// # Panics
@@ -145,9 +148,14 @@ fn frames_arrive_once(world: &mut World) {
             let number = world.send_unicast(from, to).expect("both have containers");
             world.run_for(Duration::from_millis(100));
             let counts = deliveries(world, number);
-            assert_eq!(counts, BTreeMap::from([(to, 1)]), "unicast of {from:?} to {to:?}");
+            assert_eq!(counts, BTreeMap::from([(to, 1)]), "unicast of {from:?} to {to:?}: {}", drops(world));
         }
     }
+}
+
+fn drops(world: &World) -> String {
+    let stats = world.hosts().map(|(id, host)| format!("{id:?} {:?}", host.stats()));
+    stats.collect::<Vec<_>>().join("; ")
 }
 
 fn deliveries(world: &mut World, number: u64) -> BTreeMap<HostId, usize> {
