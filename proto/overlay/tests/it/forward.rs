@@ -1,12 +1,10 @@
 //! The data path: three peers in a line, wired to each other without a network.
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Line, Recorder, addr, array, bytes, name, vectors};
+use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
 use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Opener, Path, Sealer, Session, SessionConfig, Special};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
