@@ -215,7 +215,14 @@ impl Container {
     #[track_caller]
     pub fn pinging(&self, to: &str, interval_ms: u32) -> Pinger {
         Pinger(self.probe_background(&[
-            "ping", to, "--count", "0", "--wait-ms", "1000", "--interval-ms", &interval_ms.to_string(),
+            "ping",
+            to,
+            "--count",
+            "0",
+            "--wait-ms",
+            "1000",
+            "--interval-ms",
+            &interval_ms.to_string(),
         ]))
     }
 
@@ -309,9 +316,9 @@ impl Container {
         let found = within(&what, Duration::from_secs(10), || -> Result<String> {
             let ethwe = self.ethwe();
             let addresses = ethwe["addr_info"].as_array().context("no addresses")?;
-            let usable = addresses.iter().find(|a| {
-                a["family"] == "inet6" && a["scope"] == "link" && a.get("tentative").is_none()
-            });
+            let usable = addresses
+                .iter()
+                .find(|a| a["family"] == "inet6" && a["scope"] == "link" && a.get("tentative").is_none());
             let text = usable.and_then(|a| a["local"].as_str()).context("none that is usable")?;
             text.parse::<IpAddr>()?;
             Ok(text.to_owned())

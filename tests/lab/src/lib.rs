@@ -57,7 +57,10 @@ pub fn privileged() -> bool {
     } else {
         return true;
     };
-    assert!(std::env::var("WEAVE_LAB_REQUIRED").as_deref() != Ok("1"), "lab tests are required, but: {reason}");
+    assert!(
+        std::env::var("WEAVE_LAB_REQUIRED").as_deref() != Ok("1"),
+        "lab tests are required, but: {reason}"
+    );
     eprintln!("SKIPPED: lab test needs namespaces: {reason}");
     false
 }

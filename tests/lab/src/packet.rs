@@ -247,9 +247,8 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
 }
 
 /// A pcap file: little-endian, microseconds, Ethernet.
-pub(crate) const PCAP_HEADER: [u8; 24] = [
-    0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0,
-];
+pub(crate) const PCAP_HEADER: [u8; 24] =
+    [0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0];
 
 /// The frames of a pcap file written by `lab probe capture`.
 pub fn pcap_frames(file: &[u8]) -> Vec<&[u8]> {
