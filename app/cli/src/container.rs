@@ -21,13 +21,16 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
     let (addresses, container) = rest.split_at(addresses);
     let [container] = container else {
         return Err(match container.get(1) {
-            Some(extra) if looks_like_address(extra) => Failure::new(
-                1,
-                format_args!("addresses come before the container; {}", command.synopsis()),
-            ),
+            Some(extra) if looks_like_address(extra) => {
+                Failure::new(1, format_args!("addresses come before the container; {}", command.synopsis()))
+            }
             Some(extra) => Failure::new(
                 1,
-                format_args!("'{}' and '{extra}' cannot both be the container; {}", container[0], command.synopsis()),
+                format_args!(
+                    "'{}' and '{extra}' cannot both be the container; {}",
+                    container[0],
+                    command.synopsis()
+                ),
             ),
             None => Failure::new(1, command.synopsis()),
         });

@@ -27,12 +27,17 @@ use crate::{Failure, notice, print, require_root};
 
 /// After this long a person is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for a word of somebody who listens on the control address.
+const PROBE: Duration = Duration::from_secs(2);
 /// How often it is looked whether the daemon still lives.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Host name for the nickname.
 fn hostname() -> String {
-    nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|h| h.into_string().ok())
+        .unwrap_or_else(|| "localhost".to_owned())
 }
 
 /// `weave daemon`: a peer in the foreground. Log lines and errors go to stderr in the daemon's form.
@@ -87,15 +92,15 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     require_root()?;
     refuse_second(&config)?;
-    weave_daemon::preflight(&config)?;
-
     let supervise = !parsed.flag("no-restart");
     let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
     let started = start(&config, &mut parsed, &log_file, supervise)?;
     let name = wait(started, &config, &log_file)?;
     print(&format!("{name}\n"))?;
     if supervise && std::io::stderr().is_terminal() {
-        notice("A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.");
+        notice(
+            "A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.",
+        );
     }
     Ok(())
 }
@@ -109,9 +114,12 @@ fn refuse_second(config: &Config) -> Result<(), Failure> {
     // Somebody else's, in a container for instance.
     let Some(ListenAddr::Tcp { host, port }) = &config.http_addr else { return Ok(()) };
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
-    let client = Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
-    match client.get("/status") {
-        Ok(_) | Err(ClientError::Refused { status: 503, .. }) => Err(Failure::new(1, "Weave Net is already running")),
+    let client =
+        Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
+    match client.impatient(PROBE).get("/status") {
+        Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
+            Err(Failure::new(1, "Weave Net is already running"))
+        }
         _ => Ok(()),
     }
 }
@@ -133,7 +141,11 @@ fn start(config: &Config, parsed: &mut Parsed, log_file: &Path, supervise: bool)
         Failure::new(1, format_args!("cannot {what} {}: {e}", path.display()))
     };
     let run_dir = &config.run_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir).map_err(|e| step("create", run_dir, e))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|e| step("create", run_dir, e))?;
     let sentinel = run_dir.join("restart.sentinel");
     match fs::remove_file(&sentinel) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(step("remove", &sentinel, e)),
@@ -212,7 +224,10 @@ fn wait(mut started: Started, config: &Config, log_file: &Path) -> Result<String
             let log = log_file.display();
             return Err(match error {
                 Some(error) => Failure::new(1, error),
-                None => Failure::new(1, format_args!("the daemon ended before it was ready ({status}); see {log}")),
+                None => Failure::new(
+                    1,
+                    format_args!("the daemon ended before it was ready ({status}); see {log}"),
+                ),
             });
         }
         if terminal && begin.elapsed() > PATIENCE && doing != told {

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
     }
-    // Children start with an empty mask: std clears it.
+    // The daemon inherits the mask and clears it.
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let _lock = lock::PidFile::take(&run_dir.join("supervisor.pid"))?;

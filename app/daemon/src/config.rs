@@ -34,8 +34,10 @@ pub struct Config {
     pub resume: bool,
     /// Name of the bridge that containers are attached to.
     pub bridge: String,
-    /// MTU of the container network; `None`: by kind of bridge (spec cli 4.2).
+    /// MTU of the container network, whatever it was before; `None`: a bridge that exists keeps its own.
     pub mtu: Option<u32>,
+    /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (spec cli 4.2).
+    pub new_mtu: u32,
     /// Where the control API listens besides the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
     /// Where the read-only status pages listen.
@@ -65,6 +67,7 @@ impl Default for Config {
             resume: false,
             bridge: "weave".to_owned(),
             mtu: None,
+            new_mtu: 1376,
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
             state_dir: PathBuf::from(STATE_DIR),
@@ -212,19 +215,16 @@ pub enum ConfigError {
 /// It cannot.
 pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     let bad = || ConfigError::Peer(text.to_owned());
-    if text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok() {
+    let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    if text.parse::<SocketAddr>().is_ok() || unbracketed.parse::<IpAddr>().is_ok() {
         return Ok(());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    let hostlike = |c: char| c.is_alphanumeric() || ".-_:%".contains(c);
+    let hostlike = |c: char| c.is_alphanumeric() || ".-_".contains(c);
     if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
         return Err(bad());
     }
-    if host.parse::<IpAddr>().is_err() && host.contains(':') {
-        return Err(bad());
-    }
-    if !port.chars().all(char::is_alphanumeric) {
+    if host.contains(':') || !port.chars().all(char::is_alphanumeric) {
         return Err(bad());
     }
     if !port.is_empty() && port.parse::<u16>().is_err() {
@@ -239,7 +239,8 @@ mod tests {
 
     #[test]
     fn peers() {
-        for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"] {
+        for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"]
+        {
             assert_eq!(check_peer(good), Ok(()), "{good}");
         }
         for bad in ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2"] {

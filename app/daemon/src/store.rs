@@ -64,7 +64,9 @@ pub enum StoreError {
         what: String,
     },
     /// A later version's.
-    #[error("{path:?} was written by a later version (format {format}); use that version or move the file away")]
+    #[error(
+        "{path:?} was written by a later version (format {format}); use that version or move the file away"
+    )]
     Later {
         /// The file.
         path: PathBuf,
@@ -146,8 +148,8 @@ impl Store {
             let path = path.to_owned();
             move |source| StoreError::Io { step, path, source }
         };
-        let mut text = serde_json::to_vec(&self.state)
-            .map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
+        let mut text =
+            serde_json::to_vec(&self.state).map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
         text.push(b'\n');
         let mut file = OpenOptions::new()
             .create(true)

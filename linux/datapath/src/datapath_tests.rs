@@ -26,7 +26,7 @@ const MTU: u32 = 1376;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn noise(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * i >> 3) as u8).collect()
+    (0..len).map(|i| ((i * i) >> 3) as u8).collect()
 }
 
 /// A stream of bytes from one container to the other, and back.
@@ -100,7 +100,7 @@ fn captured(
         let mut finished = false;
         while !finished {
             finished = stopping.load(Ordering::Relaxed) && enough(&frames);
-            while let Ok(count) = socket.receive(&mut batch) {
+            while let Ok(count) = socket.receive(&mut batch, 8) {
                 for i in 0..count {
                     let Some(Ok((frame, offload))) = socket.frame(&mut batch, i) else { continue };
                     let mut segments = Segments::new(frame, offload).unwrap();
@@ -151,11 +151,14 @@ fn ones_sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
+type Fragment = (usize, bool, Vec<u8>);
+
 /// Checks the checksums of frames, reassembled where they are fragments, without any help from the code under test.
 /// Names what was seen.
 fn verify(frames: &[Vec<u8>]) -> BTreeSet<&'static str> {
     let mut seen = BTreeSet::new();
-    let mut fragments: BTreeMap<(bool, u32), Vec<(usize, bool, Vec<u8>)>> = BTreeMap::new();
+    // By family and number: offset, whether more follow, bytes.
+    let mut fragments = BTreeMap::<(bool, u32), Vec<Fragment>>::new();
     for frame in frames {
         let packet = &frame[14..];
         let (addresses, mut protocol, mut payload) = match frame[12..14] {

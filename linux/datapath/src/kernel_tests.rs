@@ -13,7 +13,7 @@ use crate::namespace::Namespace;
 use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
 use crate::sys::RecvBatch;
 use crate::transmit::{Outlet, Sent, TransmitQueue};
-use crate::udp::{UdpSockets, receive_batch, segment_size};
+use crate::udp::{self, UdpSockets, segment_size};
 
 const CONN: ConnectionId = ConnectionId(7);
 
@@ -25,11 +25,11 @@ fn readable(fds: &[BorrowedFd<'_>]) -> bool {
 
 /// Everything that arrives until `count` datagrams are there.
 fn receive_datagrams(sockets: &UdpSockets, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-    let mut batch = receive_batch(4);
+    let mut batch = RecvBatch::new(4, udp::MESSAGE);
     let mut got = Vec::new();
     while got.len() < count && readable(&sockets.both()) {
         for socket in sockets.both() {
-            while let Ok(messages) = batch.receive(socket) {
+            while let Ok(messages) = batch.receive(socket, 4) {
                 for i in 0..messages {
                     let message = batch.message(i);
                     let (from, size) = (message.from.unwrap(), segment_size(&message));
@@ -184,9 +184,9 @@ fn errors_of_the_network_drop_datagrams_and_nothing_else() {
         for _ in 0..3 {
             sockets.send(closed, true, b"anybody?").unwrap();
         }
-        let mut batch = receive_batch(1);
+        let mut batch = RecvBatch::new(1, udp::MESSAGE);
         for socket in sockets.both() {
-            assert_eq!(batch.receive(socket).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            assert_eq!(batch.receive(socket, 4).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         }
     });
 }
@@ -212,7 +212,7 @@ fn next_frame(
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Option<(Offload, Vec<u8>)> {
     while readable(&[socket.capture_fd()]) {
-        for i in 0..socket.receive(batch).ok()? {
+        for i in 0..socket.receive(batch, 4).ok()? {
             if let Some(Ok((frame, offload))) = socket.frame(batch, i)
                 && wanted(frame)
             {

@@ -111,9 +111,9 @@ impl PacketSocket {
         self.capture.as_fd()
     }
 
-    /// Takes captured frames without waiting.
-    pub(crate) fn receive(&self, batch: &mut RecvBatch) -> io::Result<usize> {
-        batch.receive(self.capture.as_fd())
+    /// Takes captured frames, up to `limit`, without waiting.
+    pub(crate) fn receive(&self, batch: &mut RecvBatch, limit: usize) -> io::Result<usize> {
+        batch.receive(self.capture.as_fd(), limit)
     }
 
     /// Frame `index` of what `receive` brought, and what is left to do with it; `None` if it is not one to forward.

@@ -188,7 +188,6 @@ impl Peer {
     }
 
     /// Whether the threads have told this.
-    #[allow(dead_code, reason = "the example does not ask")]
     pub(crate) fn told(&self, is_it: impl Fn(&Report) -> bool) -> bool {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_it)
     }

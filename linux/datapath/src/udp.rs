@@ -15,8 +15,10 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::packet::grow;
-use crate::sys::{self, Received, RecvBatch};
+use crate::sys::{self, Received};
 
+/// Room for one received message: datagrams that the kernel merged have at most 64 kB together.
+pub(crate) const MESSAGE: usize = 65_536;
 /// Bursts of a whole TCP window must fit while the thread is busy.
 const SOCKET_BUFFER: i32 = 16 << 20;
 /// How long a send may wait for the device before its datagrams are dropped.
@@ -161,9 +163,4 @@ pub(crate) fn segment_size(message: &Received<'_>) -> usize {
         .and_then(|size| usize::try_from(i32::from_ne_bytes(*size)).ok())
         .filter(|&size| size > 0)
         .unwrap_or(message.data.len().max(1))
-}
-
-/// Buffers for a batch of received datagrams.
-pub(crate) fn receive_batch(slots: usize) -> RecvBatch {
-    RecvBatch::new(slots, 65_536)
 }

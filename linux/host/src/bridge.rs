@@ -144,6 +144,13 @@ pub fn link_mac(name: &str) -> Result<Option<MacAddr>, Error> {
 /// Sees to it that the bridge exists with the address given, is up, and neither believes router advertisements nor old
 /// neighbours. A bridge made here goes again if a later step fails.
 pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
+    if config.mac.is_group() || config.mac == MacAddr::ZERO {
+        return Err(Error::Argument(format!(
+            "peer name {} cannot be the Ethernet address of bridge {}: choose one that is not zero and has an even first \
+             byte",
+            config.mac, config.name
+        )));
+    }
     let mut netlink = Netlink::open()?;
     let (link, created) = match netlink.link(&config.name)? {
         Some(link) if link.is("bridge") => (link, false),
@@ -257,6 +264,9 @@ fn set_up_uplink(
             netlink.set_up(end, true)?;
         }
     }
+    if bridge.up {
+        netlink.wait_until_passing(port)?;
+    }
     Ok(UplinkInfo {
         port_index: port.index,
         device_index: device.index,
@@ -350,6 +360,7 @@ mod tests {
             peer: None,
             peer_nsid: None,
             hairpin: None,
+            forwarding: None,
         }
     }
 

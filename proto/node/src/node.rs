@@ -100,7 +100,12 @@ impl Node {
     }
 
     /// Somebody has connected to our listener. `None`: too many strangers at once, close it.
-    pub fn handle_accepted(&mut self, local: SocketAddr, remote: SocketAddr, now: Now) -> Option<ConnectionId> {
+    pub fn handle_accepted(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Now,
+    ) -> Option<ConnectionId> {
         let conn = self.mesh.handle_accepted(local, remote, now);
         self.settle(now);
         conn
@@ -216,6 +221,26 @@ impl Node {
         Status::new(mesh, macs, &self.links)
     }
 
+    /// The version of our own topology record (spec mesh 8.4).
+    pub fn version(&self) -> u64 {
+        self.mesh.peer(self.mesh.name()).map_or(0, |own| own.version)
+    }
+
+    /// How many peers we know, ourself included.
+    pub fn peer_count(&self) -> usize {
+        self.mesh.peers().len()
+    }
+
+    /// How many connections the overlays are prepared for.
+    pub fn connection_count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// A hash of the topology as we see it: equal on peers that see the same.
+    pub fn topology_digest(&self) -> u64 {
+        self.mesh.topology_digest()
+    }
+
     fn handle_switch_fact(&mut self, fact: weave_switch::Fact, now: Now) {
         match fact {
             weave_switch::Fact::LocalMac(mac) => {
@@ -328,7 +353,9 @@ impl Node {
 
     fn link_effect(&mut self, conn: ConnectionId, effect: Effect, now: Now) {
         match effect {
-            Effect::Datagram { to, df, bytes } => self.outputs.push_back(Output::Datagram { conn, to, df, bytes }),
+            Effect::Datagram { to, df, bytes } => {
+                self.outputs.push_back(Output::Datagram { conn, to, df, bytes })
+            }
             Effect::Control { index, tag, body } => {
                 // The common list has at most 256 entries.
                 let index = u8::try_from(index).unwrap_or(u8::MAX);
@@ -337,7 +364,9 @@ impl Node {
             Effect::Established => self.mesh.handle_overlay_established(conn, now),
             Effect::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
             Effect::NeighbourChanged => self.stale = true,
-            Effect::Event { peer, text } => self.outputs.push_back(Output::Event(Event::Overlay { peer, text })),
+            Effect::Event { peer, text } => {
+                self.outputs.push_back(Output::Event(Event::Overlay { peer, text }))
+            }
         }
     }
 }

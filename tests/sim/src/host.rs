@@ -69,7 +69,7 @@ pub struct Host {
     pub(crate) next_wake: Option<Instant>,
     pub(crate) wake_reason: &'static str,
     options: HostOptions,
-    forwarder: Forwarder,
+    forwarder: Option<Forwarder>,
     io: SimIo,
     crash_after: Option<u16>,
     rng: ChaCha12Rng,
@@ -89,7 +89,7 @@ impl Host {
             next_wake: None,
             wake_reason: "",
             options,
-            forwarder: Forwarder::new(),
+            forwarder: None,
             io: SimIo::default(),
             crash_after: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
@@ -104,21 +104,17 @@ impl Host {
 
     pub(crate) fn start(&mut self, now: Now) {
         assert!(self.node.is_none(), "{:?} is running", self.id);
-        let mut mesh = weave_mesh::Config::new(
-            Host::name(self.id),
-            PeerUid(self.rng.random_range(1..=u64::MAX)),
-            ShortId::new(self.rng.random_range(0..ShortId::COUNT)).expect("below the count"),
-        );
-        mesh.nickname = format!("host{}", self.id.0);
+        let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
+        let mut mesh = weave_mesh::Config::new(Host::name(self.id), format!("host{}", self.id.0), uid);
         mesh.port = PORT;
         mesh.version = self.disk.version_ceiling;
-        mesh.password = self.options.password.as_deref().map(Into::into);
+        mesh.password = self.options.password.as_deref().and_then(weave_mesh::Secret::new);
         mesh.discovery = self.options.discovery;
         mesh.connection_limit = self.options.connection_limit;
-        if let Some(id) = self.disk.short_id {
-            mesh.short_id = Some(id);
-        }
-        self.node = Some(Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now));
+        mesh.short_id = self.disk.short_id;
+        let mut node = Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now);
+        self.forwarder = Some(Forwarder::new(node.tables()));
+        self.node = Some(node);
     }
 
     pub(crate) fn crash(&mut self) {
@@ -126,7 +122,7 @@ impl Host {
         self.incarnation += 1;
         self.next_wake = None;
         self.wake += 1;
-        self.forwarder = Forwarder::new();
+        self.forwarder = None;
         self.io = SimIo::default();
         self.crash_after = None;
     }
@@ -152,16 +148,16 @@ impl Host {
     }
 
     pub(crate) fn local_frame(&mut self, frame: &[u8], now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
+            forwarder.flush(&mut self.io);
         }
     }
 
     pub(crate) fn datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
+            forwarder.flush(&mut self.io);
         }
     }
 
@@ -178,6 +174,10 @@ impl Host {
         let node = self.node.as_mut()?;
         loop {
             if let Some((to, bytes)) = self.io.sent.pop_front() {
+                if refused(to.df, &bytes) {
+                    self.io.facts.push_back(Fact::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
+                    continue;
+                }
                 return Some(Sent::Datagram { to: to.to, df: to.df, bytes });
             }
             self.delivered.append(&mut self.io.injected);
@@ -187,10 +187,15 @@ impl Host {
             }
             match node.poll_output()? {
                 Output::Resolve { id, host } => {
-                    let answer = host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
+                    let answer =
+                        host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
                     node.handle_resolved(id, answer, now);
                 }
-                Output::TablesChanged => self.forwarder.set_tables(node.tables()),
+                Output::TablesChanged => {
+                    if let Some(forwarder) = &mut self.forwarder {
+                        forwarder.set_tables(node.tables(), &mut self.io);
+                    }
+                }
                 Output::Persist(persist) => {
                     match &persist {
                         Persist::Targets(targets) => self.disk.targets.clone_from(targets),
@@ -199,12 +204,23 @@ impl Host {
                     }
                     return Some(Sent::Node(Output::Persist(persist)));
                 }
+                Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
+                    node.handle_fact(Fact::PathMtu { conn, mtu: LOCAL_MTU }, now);
+                }
                 Output::Datagram { to, df, bytes, .. } => return Some(Sent::Datagram { to, df, bytes }),
                 Output::Event(_) => {}
                 other => return Some(Sent::Node(other)),
             }
         }
     }
+}
+
+/// MTU of each host's own interface: the kernel refuses what is longer. A smaller MTU on the way is a black hole.
+const LOCAL_MTU: u16 = 1500;
+
+fn refused(df: bool, payload: &[u8]) -> bool {
+    const IP_UDP_HEADERS: usize = 28;
+    df && payload.len() + IP_UDP_HEADERS > usize::from(LOCAL_MTU)
 }
 
 /// The forwarder's world: lists.

@@ -20,20 +20,20 @@ const CONVERGENCE: Duration = Duration::from_secs(300);
 pub fn always(world: &mut World) {
     let ids: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
     for id in ids {
-        let now = world.now();
         let host = world.host_mut(id);
         for frame in host.delivered.drain(..) {
-            let stamp = frames::read(&frame).unwrap_or_else(|| panic!("{id:?} was given a frame that nobody sent"));
+            let stamp =
+                frames::read(&frame).unwrap_or_else(|| panic!("{id:?} was given a frame that nobody sent"));
             assert_ne!(stamp.from, id, "{id:?} was given its own frame {}", stamp.number);
         }
-        check_version(host, now);
+        check_version(host);
     }
 }
 
 /// The own topology version never falls below what an earlier incarnation may have shown to others.
-fn check_version(host: &mut Host, now: weave_types::Now) {
+fn check_version(host: &mut Host) {
     let Some(node) = host.node.as_ref() else { return };
-    let version = node.status(now).mesh.own_version();
+    let version = node.version();
     assert!(
         version >= host.highest_version,
         "{:?} has version {version}, an earlier incarnation was at {}",
@@ -51,7 +51,11 @@ pub fn eventually(world: &mut World, plan: &Plan) {
     heal(world, plan);
     let complete = plan.discovery;
     let settled = world.run_until(CONVERGENCE, |world| disagreement(world, complete).is_none());
-    assert!(settled, "not settled after {CONVERGENCE:?}: {}", disagreement(world, complete).unwrap_or_default());
+    assert!(
+        settled,
+        "not settled after {CONVERGENCE:?}: {}",
+        disagreement(world, complete).unwrap_or_default()
+    );
     // Whoever heard a container last must have been silent for the hold-down before it may be heard elsewhere.
     world.run_for(Duration::from_secs(5));
     always(world);
@@ -87,16 +91,19 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
         let status = node.status(now);
         let mut view: Vec<String> = Vec::new();
         for peer in &status.mesh.peers {
-            let mut connections: Vec<String> =
-                peer.connections.iter().map(|c| format!("{}{}", c.name, if c.established { "" } else { "?" })).collect();
+            let mut connections: Vec<String> = peer
+                .connections
+                .iter()
+                .map(|c| format!("{}{}", c.label.name, if c.established { "" } else { "?" }))
+                .collect();
             connections.sort();
             if let Some(pending) = connections.iter().find(|c| c.ends_with('?')) {
-                return Some(format!("{id:?}: {} - {pending} is not established", peer.name));
+                return Some(format!("{id:?}: {} - {pending} is not established", peer.label.name));
             }
             if complete && connections.len() + 1 < all {
-                return Some(format!("{id:?}: {} has {} connections", peer.name, connections.len()));
+                return Some(format!("{id:?}: {} has {} connections", peer.label.name, connections.len()));
             }
-            view.push(format!("{} {} {} {connections:?}", peer.name, peer.uid.0, peer.version));
+            view.push(format!("{} {} {} {connections:?}", peer.label.name, peer.uid.0, peer.version));
         }
         view.sort();
         if view.len() < all {
@@ -115,7 +122,12 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
 
 /// On a settled mesh each frame reaches each of its destinations exactly once.
 fn frames_arrive_once(world: &mut World) {
-    let ids: Vec<HostId> = world.hosts().map(|(id, h)| (*id, h.containers.len())).filter(|(_, n)| *n > 0).map(|(id, _)| id).collect();
+    let ids: Vec<HostId> = world
+        .hosts()
+        .map(|(id, h)| (*id, h.containers.len()))
+        .filter(|(_, n)| *n > 0)
+        .map(|(id, _)| id)
+        .collect();
     let all: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
     for &from in &ids {
         let number = world.send_broadcast(from).expect("it has a container");
@@ -158,14 +170,16 @@ fn quiet(world: &mut World) {
     let (wakes, bytes) = (world.counters.wakes, world.counters.tcp_bytes);
     world.run_for(WINDOW);
     let hosts = world.hosts().count() as u64;
-    let connections: u64 = {
-        let now = world.now();
-        world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.status(now).connections.len() as u64).sum()
-    };
+    let connections: u64 =
+        world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count() as u64).sum();
     // Per connection: sleeve heartbeats each 10 s, TCP heartbeats each 30 s, tests every few minutes; per peer: gossip, MAC expiry, and slack.
     let wake_bound = connections * (6 + 2 + 8) + hosts * 20;
     let woken = world.counters.wakes - wakes;
-    assert!(woken <= wake_bound, "{woken} wake-ups in {WINDOW:?}, expected at most {wake_bound}: {}", wake_reasons(world));
+    assert!(
+        woken <= wake_bound,
+        "{woken} wake-ups in {WINDOW:?}, expected at most {wake_bound}: {}",
+        wake_reasons(world)
+    );
     let said = world.counters.tcp_bytes - bytes;
     // Complete state twice a minute to each neighbour at the worst.
     let state = 400 + hosts * (60 + hosts * 40);

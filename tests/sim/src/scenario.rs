@@ -62,7 +62,7 @@ pub struct Plan {
 /// The transitions that a seed stands for.
 pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    let mut host = |rng: &mut ChaCha12Rng| HostId(rng.random_range(0..plan.hosts));
+    let host = |rng: &mut ChaCha12Rng| HostId(rng.random_range(0..plan.hosts));
     (0..plan.length)
         .map(|_| {
             let (a, b) = (host(&mut rng), host(&mut rng));
@@ -123,8 +123,12 @@ fn apply(world: &mut World, transition: Transition) {
             node.connect(&[b.ip().to_string()], false, now);
         }),
         Transition::Forget(a, b) => world.with_node(a, |node, now| node.forget(&[b.ip().to_string()], now)),
-        Transition::Unicast(a, b) => world.send_unicast(a, b),
-        Transition::Broadcast(a) => world.send_broadcast(a),
+        Transition::Unicast(a, b) => {
+            world.send_unicast(a, b);
+        }
+        Transition::Broadcast(a) => {
+            world.send_broadcast(a);
+        }
         Transition::Move(a, b) => world.move_container(a, b),
         Transition::Loss(percent) => world.net.faults.loss = f64::from(percent) / 100.0,
         Transition::Mtu(mtu) => world.net.faults.mtu = mtu.into(),
@@ -136,7 +140,10 @@ fn apply(world: &mut World, transition: Transition) {
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
-#[expect(clippy::disallowed_methods, reason = "the share of real time that a suite gets is not simulated time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the share of real time that a suite gets is not simulated time"
+)]
 pub fn suite(name: &str, plan: &Plan) {
     let replay = std::env::var("SIM_SEED").ok().and_then(|s| s.parse().ok());
     let seconds = std::env::var("SIM_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
@@ -145,7 +152,8 @@ pub fn suite(name: &str, plan: &Plan) {
     let mut runs = 0u64;
     let mut events = 0;
     for seed in first.. {
-        if replay.is_some() && seed != first || runs > 0 && started.elapsed() >= Duration::from_secs(seconds) {
+        if replay.is_some() && seed != first || runs > 0 && started.elapsed() >= Duration::from_secs(seconds)
+        {
             break;
         }
         let transitions = generate(seed, plan);
@@ -166,7 +174,13 @@ fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, St
 }
 
 /// Leaves out transitions, ever smaller groups, as long as the rest still fails.
-fn describe(name: &str, seed: u64, plan: &Plan, mut transitions: Vec<Transition>, mut reason: String) -> String {
+fn describe(
+    name: &str,
+    seed: u64,
+    plan: &Plan,
+    mut transitions: Vec<Transition>,
+    mut reason: String,
+) -> String {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut group = transitions.len().div_ceil(2);
@@ -183,7 +197,8 @@ fn describe(name: &str, seed: u64, plan: &Plan, mut transitions: Vec<Transition>
         group /= 2;
     }
     std::panic::set_hook(hook);
-    let mut text = format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
+    let mut text =
+        format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
     for transition in &transitions {
         let _ = writeln!(text, "  {transition:?}");
     }

@@ -65,11 +65,18 @@ impl Tcp {
         self.next += 1;
         self.by_end.insert(dialler, id);
         self.by_end.insert(acceptor, id);
-        self.pipes.insert(id, Pipe { ends: [dialler, acceptor], streams: Default::default(), open: [true; 2] });
+        self.pipes
+            .insert(id, Pipe { ends: [dialler, acceptor], streams: Default::default(), open: [true; 2] });
     }
 
     /// Queues bytes; gives the pipe and the time at which it should be pumped.
-    pub(crate) fn write(&mut self, from: End, bytes: Vec<u8>, now: Instant, net: &mut Net) -> Option<(u64, Instant)> {
+    pub(crate) fn write(
+        &mut self,
+        from: End,
+        bytes: Vec<u8>,
+        now: Instant,
+        net: &mut Net,
+    ) -> Option<(u64, Instant)> {
         let id = *self.by_end.get(&from)?;
         let pipe = self.pipes.get_mut(&id)?;
         let side = pipe.side(from);
@@ -138,7 +145,9 @@ impl Tcp {
                 events.push(TcpEvent::Written(from, written - stream.reported));
                 stream.reported = written;
             }
-            if connected && stream.queue.is_empty() && pipe.open[1 - side]
+            if connected
+                && stream.queue.is_empty()
+                && pipe.open[1 - side]
                 && let Some(why) = stream.closing
             {
                 pipe.open[1 - side] = false;

@@ -267,7 +267,10 @@ impl World {
             let end = match &event {
                 TcpEvent::Bytes(end, _) | TcpEvent::Written(end, _) | TcpEvent::Closed(end, _) => *end,
             };
-            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation) else { continue };
+            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation)
+            else {
+                continue;
+            };
             let Some(node) = host.node.as_mut() else { continue };
             match event {
                 TcpEvent::Bytes(_, bytes) => node.handle_stream(end.conn, &bytes, now),

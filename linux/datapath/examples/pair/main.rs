@@ -49,20 +49,21 @@ fn throughput([a, b]: &[Site; 2], seconds: u32) -> f64 {
             .expect("iperf3")
     });
     let deadline = Instant::now() + Duration::from_secs(5);
-    let output = loop {
+    let (speed, output) = loop {
         let output = a.container.run(|| {
             let time = seconds.to_string();
             Command::new("iperf3").args(["-J", "-c", "10.32.0.2", "-t", &time]).output().expect("iperf3")
         });
-        if output.status.success() || Instant::now() > deadline {
-            break output;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let speed = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        // The server may not listen yet.
+        if speed.is_some() || Instant::now() > deadline {
+            break (speed, output);
         }
     };
     let _ = server.kill();
     let _ = server.wait();
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let bits = &report["end"]["sum_received"]["bits_per_second"];
-    bits.as_f64().unwrap_or_else(|| panic!("iperf3: {}", String::from_utf8_lossy(&output.stdout))) / 1e9
+    speed.unwrap_or_else(|| panic!("iperf3: {}", String::from_utf8_lossy(&output.stdout))) / 1e9
 }
 
 /// One byte there and one back over TCP, as often as possible.
