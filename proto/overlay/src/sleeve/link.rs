@@ -383,7 +383,7 @@ impl Link {
             self.sent = true;
             let uid = self.session().uid().0.to_be_bytes();
             self.send(HEARTBEAT_FRAME, true, |frame| {
-                frame[HEARTBEAT_FRAME - uid.len()..].copy_from_slice(&uid)
+                frame[HEARTBEAT_FRAME - uid.len()..HEARTBEAT_FRAME].copy_from_slice(&uid);
             });
         }
     }

@@ -1,5 +1,4 @@
 //! What the tests of this crate share.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses another part")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,45 +9,45 @@ use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
 use weave_types::PeerName;
 
-pub fn vectors(name: &str) -> Value {
+pub(crate) fn vectors(name: &str) -> Value {
     let path = format!("{}/../../tests/vectors/data-plane/{name}.json", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(&path).expect(&path)).unwrap()
 }
 
-pub fn bytes(value: &Value) -> Vec<u8> {
+pub(crate) fn bytes(value: &Value) -> Vec<u8> {
     hex::decode(value.as_str().unwrap()).unwrap()
 }
 
-pub fn array(value: &Value) -> &[Value] {
+pub(crate) fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// From twelve hex digits.
-pub fn peer(value: &Value) -> PeerName {
+pub(crate) fn peer(value: &Value) -> PeerName {
     PeerName::from_bytes(bytes(value).try_into().unwrap())
 }
 
 /// `7a:00:00:00:00:<n>`, as in the vectors.
-pub fn name(n: u8) -> PeerName {
+pub(crate) fn name(n: u8) -> PeerName {
     PeerName::from_bytes([0x7a, 0, 0, 0, 0, n])
 }
 
-pub fn addr(n: u8) -> SocketAddr {
+pub(crate) fn addr(n: u8) -> SocketAddr {
     SocketAddr::from(([172, 30, 1, n], 6783))
 }
 
 /// An [`Io`] that keeps everything, and its promises' keeper.
 #[derive(Default)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     slots: BTreeMap<u32, (Destination, Vec<u8>)>,
     next: u32,
-    pub sent: Vec<(Destination, Vec<u8>)>,
-    pub injected: Vec<Vec<u8>>,
-    pub facts: Vec<Fact>,
+    pub(crate) sent: Vec<(Destination, Vec<u8>)>,
+    pub(crate) injected: Vec<Vec<u8>>,
+    pub(crate) facts: Vec<Fact>,
 }
 
 impl Recorder {
-    pub fn take(&mut self) -> Recorder {
+    pub(crate) fn take(&mut self) -> Recorder {
         assert!(self.slots.is_empty(), "slots are open between batches");
         std::mem::take(self)
     }
@@ -88,9 +87,9 @@ impl Io for Recorder {
 
 /// Routes of peer `own` where peers 1 to `peers`, at most four, are connected in a line.
 #[derive(Debug)]
-pub struct Line {
-    pub own: u8,
-    pub peers: u8,
+pub(crate) struct Line {
+    pub(crate) own: u8,
+    pub(crate) peers: u8,
 }
 
 impl Routes for Line {
