@@ -54,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root().map_err(|e| fatal(&e.message))?;
     log::init(config.log_level);
     log::options_line(&shown(parsed));
-    parsed.notices(options::DAEMON_TABLE).iter().for_each(|line| log::info(line));
+    parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
