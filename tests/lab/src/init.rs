@@ -181,8 +181,6 @@ fn become_router() -> Result<()> {
         ("ipv4/conf/all/proxy_arp", "1"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        // Answer at once; the default waits up to 0.8 s.
-        ("ipv4/neigh/default/proxy_delay", "0"),
         // Every "fragmentation needed" counts in a test of path MTU discovery.
         ("ipv4/icmp_ratelimit", "0"),
         ("ipv4/icmp_msgs_per_sec", "100000"),

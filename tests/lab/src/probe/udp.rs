@@ -41,7 +41,7 @@ pub struct CastArgs {
     to: Ipv4Addr,
     #[arg(long)]
     port: u16,
-    /// Ends early when so many have answered.
+    /// Ends early when so many have answered; with 0 it listens for a second.
     #[arg(long)]
     expect: usize,
     #[arg(long, default_value_t = 5000)]
@@ -115,8 +115,9 @@ pub(super) fn cast(args: &CastArgs) -> Result<Value> {
     socket.set_multicast_loop_v4(false)?;
     let mut responders = BTreeSet::new();
     let mut buffer = vec![0; 66_000];
-    let end = Instant::now() + Duration::from_millis(args.wait_ms);
-    while responders.len() < args.expect && Instant::now() < end {
+    let wait_ms = if args.expect == 0 { 1000 } else { args.wait_ms };
+    let end = Instant::now() + Duration::from_millis(wait_ms);
+    while (args.expect == 0 || responders.len() < args.expect) && Instant::now() < end {
         socket
             .send_to(b"who is there?", (args.to, args.port))
             .with_context(|| format!("send to {}", args.to))?;
