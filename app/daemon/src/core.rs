@@ -138,7 +138,7 @@ impl Core {
                     if let weave_node::Event::Mesh(event) = &event {
                         self.refusals.note(event, self.clock.now().mono);
                     }
-                    tracing::info!("{event}");
+                    tracing::info!("{}", report::explained(&event.to_string()));
                 }
             }
         }

@@ -9,6 +9,8 @@ use weave_mesh::handshake::HandshakeError;
 use weave_mesh::{ConnectionError, ConnectionEvent, Event};
 use weave_types::Instant;
 
+use crate::report;
+
 /// How long a refusal is shown: a peer that keeps trying does so more often at first, and for the rest there is the log.
 const SHOWN: Duration = Duration::from_secs(120);
 /// Most refusals remembered; beyond that the oldest goes.
@@ -35,7 +37,7 @@ impl Refusals {
                 if tells(error) =>
             {
                 self.forget(from.ip());
-                self.0.push(Refusal { from: *from, why: error.to_string(), at: now });
+                self.0.push(Refusal { from: *from, why: report::explained(&error.to_string()), at: now });
                 if self.0.len() > MOST {
                     self.0.remove(0);
                 }
