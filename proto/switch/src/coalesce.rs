@@ -42,7 +42,6 @@ struct Flow {
     mss: usize,
     segments: u16,
     next_seq: u32,
-    psh: bool,
     /// When the last segment came.
     touched: u64,
 }
@@ -203,7 +202,6 @@ impl Flow {
             mss: 0,
             segments: 0,
             next_seq: 0,
-            psh: false,
             touched: 0,
         }
     }
@@ -251,7 +249,6 @@ impl Flow {
         self.mss = segment.tcp.payload().len();
         self.segments = 1;
         self.next_seq = segment.tcp.seq().wrapping_add(self.mss as u32);
-        self.psh = false;
     }
 
     /// Adds an accepted segment and says whether nothing more can follow.
@@ -261,9 +258,11 @@ impl Flow {
         self.len += payload.len();
         self.segments += 1;
         self.next_seq = self.next_seq.wrapping_add(payload.len() as u32);
-        self.psh = segment.psh();
         self.touched = clock;
-        self.psh || payload.len() < self.mss || self.len + self.mss > self.buf.len()
+        if segment.psh() {
+            self.buf[self.l4 + 13] |= Tcp::PSH;
+        }
+        segment.psh() || payload.len() < self.mss || self.len + self.mss > self.buf.len()
     }
 
     fn emit(&mut self, inject: &mut impl FnMut(&[u8], Offload)) {
@@ -288,9 +287,6 @@ impl Flow {
         };
         let tcp = &mut frame[self.l4..self.payload];
         tcp[Tcp::CHECKSUM..Tcp::CHECKSUM + 2].copy_from_slice(&pseudo.folded().to_be_bytes());
-        if self.psh {
-            tcp[13] |= Tcp::PSH;
-        }
         let gso = Gso {
             kind: if self.v4 { GsoKind::TcpV4 } else { GsoKind::TcpV6 },
             size: self.mss as u16,

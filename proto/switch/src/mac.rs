@@ -14,8 +14,8 @@ pub struct MacConfig {
     pub own: PeerName,
     /// Entries silent for this long are dropped by [`MacTable::expire`]. 10 min, as in 2.8.1.
     pub max_age: Duration,
-    /// How long a remote MAC must have been silent before a local capture takes it over. 2 s; 2.8.1 never does
-    /// (spec data-plane 2.5).
+    /// How long a remote MAC must have been silent before a local capture takes it over. 2 s, up to 100 ms less
+    /// because marks are written no more often; 2.8.1 never takes over (spec data-plane 2.5).
     pub hold_down: Duration,
     /// Bound on memory: MACs seen when this many are known are not learnt, so frames to them are flooded.
     /// 65536; 2.8.1 has no bound, and a single container can invent 2^46 addresses.

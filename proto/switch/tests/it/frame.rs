@@ -29,6 +29,7 @@ fn ethernet() {
     let untagged = tcp().build();
     assert_eq!(Ethernet::parse(&untagged).unwrap().vlan(), None);
     assert_eq!(Ethernet::parse(&frame[..17]).unwrap().vlan(), None);
+    assert_eq!(Ethernet::parse(&frame[..18]).unwrap().vlan(), Some(0x123));
 
     for (length, is_802_3) in [(0u16, true), (38, true), (0x5ff, true), (0x600, false)] {
         let frame = [&[2; 12], &length.to_be_bytes()[..]].concat();
@@ -75,6 +76,7 @@ fn ipv6() {
     assert_eq!(ip.payload(), Some(&bytes[40..172]));
     assert!(Ipv6::parse(&bytes[..171]).unwrap().payload().is_none());
     assert!(Ipv6::parse(&bytes[..39]).is_none());
+    assert_eq!(Ipv6::parse(&bytes[..40]).unwrap().payload(), None);
     assert!(Ipv6::parse(&tcp().build()[14..]).is_none(), "version 4");
 }
 
