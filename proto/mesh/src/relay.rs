@@ -138,6 +138,11 @@ impl Mesh {
             let Some(item) = running.queue.pop() else { return };
             let (route, channel, payload): (Route, Arc<str>, Vec<u8>) = match item {
                 Item::Channel(route, channel, payload) => (route, channel, payload),
+                Item::Ages(names) => {
+                    let message = self.ages_of(&names).encode();
+                    self.send(conn, &message, now);
+                    continue;
+                }
                 Item::Topology(route, names) => {
                     let (payload, rest) = self.topology_update(names);
                     if let Some(rest) = rest {
@@ -242,7 +247,14 @@ impl Mesh {
         }
     }
 
-    fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
+    /// Somebody need not be told what we are about to pass on.
+    pub(crate) fn knows_too(&mut self, name: PeerName, peer: PeerName) {
+        if let Some(told_by) = self.news.get_mut(&name) {
+            told_by.push(peer);
+        }
+    }
+
+    pub(crate) fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
         if let Some(&conn) = self.by_peer.get(&hop) {
             self.with_running(conn, |running| running.queue.push_topology(route, names));
             self.pump(conn, now);
@@ -260,7 +272,7 @@ impl Mesh {
         let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
             let names = news.iter().filter(|(_, told_by)| !told_by.contains(&hop)).map(|(name, _)| *name);
-            self.push_topology(hop, Route::Gossip, Names::Some(names.collect()), now);
+            self.push_news(hop, names.collect(), now);
         }
     }
 
@@ -277,14 +289,18 @@ impl Mesh {
 
     /// The periodic round (spec mesh 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
-        for hop in self.gossip_hops(None) {
-            if let Some(&conn) = self.by_peer.get(&hop) {
-                self.offer_topology(conn, now);
-            }
-        }
+        self.offer_topology_to_some(now);
         for name in channels.names().to_vec() {
             if let Some(state) = channels.state(name, now) {
                 self.gossip_to_some(None, &name.into(), &state, channels, now);
+            }
+        }
+    }
+
+    pub(crate) fn offer_topology_to_some(&mut self, now: Now) {
+        for hop in self.gossip_hops(None) {
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.offer_topology(conn, now);
             }
         }
     }
@@ -435,9 +451,7 @@ impl Mesh {
         if channel == TOPOLOGY {
             let merged = self.merge(envelope.payload, now)?;
             for name in &merged.same {
-                if let Some(told_by) = self.news.get_mut(name) {
-                    told_by.push(source);
-                }
+                self.knows_too(*name, source);
             }
             if !merged.new.is_empty() {
                 self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
