@@ -1,0 +1,420 @@
+use std::borrow::Cow;
+
+use crate::types::{Kind, TypeId};
+use crate::value::{Struct, Value};
+
+/// Appends an unsigned integer (spec mesh 3.1).
+pub fn put_uint(out: &mut Vec<u8>, value: u64) {
+    if value < 0x80 {
+        out.push(value as u8);
+        return;
+    }
+    let bytes = value.to_be_bytes();
+    let skipped = value.leading_zeros() as usize / 8;
+    // The number of bytes, negated.
+    out.push((skipped as u8).wrapping_sub(8));
+    out.extend_from_slice(&bytes[skipped..]);
+}
+
+/// Appends a signed integer (spec mesh 3.1).
+pub fn put_int(out: &mut Vec<u8>, value: i64) {
+    put_uint(out, ((value << 1) ^ (value >> 63)) as u64);
+}
+
+/// Appends bytes or a string with their length (spec mesh 3.1).
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_uint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// A type to be written. Names of types are informative only and may be empty; names of fields matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Bool.
+    Bool,
+    /// Any signed integer.
+    Int,
+    /// Any unsigned integer.
+    Uint,
+    /// Any floating-point number.
+    Float,
+    /// `[]byte`.
+    Bytes,
+    /// String.
+    String,
+    /// Any complex number.
+    Complex,
+    /// Slice.
+    Slice {
+        /// Name of the type.
+        name: Cow<'static, str>,
+        /// Type of the elements.
+        elem: Box<Type>,
+    },
+    /// Array.
+    Array {
+        /// Name of the type.
+        name: Cow<'static, str>,
+        /// Type of the elements.
+        elem: Box<Type>,
+        /// Number of elements.
+        len: usize,
+    },
+    /// Map.
+    Map {
+        /// Name of the type.
+        name: Cow<'static, str>,
+        /// Type of the keys.
+        key: Box<Type>,
+        /// Type of the values.
+        elem: Box<Type>,
+    },
+    /// Struct.
+    Struct {
+        /// Name of the type.
+        name: Cow<'static, str>,
+        /// Fields in the order of their numbers.
+        fields: Vec<Field>,
+    },
+}
+
+/// A field of a struct type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Name, case-sensitive.
+    pub name: Cow<'static, str>,
+    /// Type.
+    pub ty: Type,
+}
+
+impl Type {
+    /// A slice without a name.
+    pub fn slice(elem: Type) -> Type {
+        Type::Slice { name: "".into(), elem: Box::new(elem) }
+    }
+
+    /// A map without a name.
+    pub fn map(key: Type, elem: Type) -> Type {
+        Type::Map { name: "".into(), key: Box::new(key), elem: Box::new(elem) }
+    }
+
+    /// A struct.
+    pub fn structure(name: &'static str, fields: impl IntoIterator<Item = (&'static str, Type)>) -> Type {
+        let fields = fields.into_iter().map(|(name, ty)| Field { name: name.into(), ty }).collect();
+        Type::Struct { name: name.into(), fields }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Type::Bool => Kind::Bool,
+            Type::Int => Kind::Int,
+            Type::Uint => Kind::Uint,
+            Type::Float => Kind::Float,
+            Type::Bytes => Kind::Bytes,
+            Type::String => Kind::String,
+            Type::Complex => Kind::Complex,
+            Type::Slice { .. } | Type::Array { .. } => Kind::List,
+            Type::Map { .. } => Kind::Map,
+            Type::Struct { .. } => Kind::Struct,
+        }
+    }
+
+    fn builtin(&self) -> Option<TypeId> {
+        Some(match self {
+            Type::Bool => TypeId::BOOL,
+            Type::Int => TypeId::INT,
+            Type::Uint => TypeId::UINT,
+            Type::Float => TypeId::FLOAT,
+            Type::Bytes => TypeId::BYTES,
+            Type::String => TypeId::STRING,
+            Type::Complex => TypeId::COMPLEX,
+            _ => return None,
+        })
+    }
+
+    /// What is sent for a value that is missing where one must be sent, such as a list element.
+    fn zero(&self) -> Value {
+        match self {
+            Type::Bool => Value::Bool(false),
+            Type::Int => Value::Int(0),
+            Type::Uint => Value::Uint(0),
+            Type::Float => Value::Float(0.0),
+            Type::Bytes => Value::Bytes(Vec::new()),
+            Type::String => Value::String(String::new()),
+            Type::Complex => Value::Complex(0.0, 0.0),
+            Type::Slice { .. } => Value::List(Vec::new()),
+            Type::Array { elem, len, .. } => Value::List(vec![elem.zero(); *len]),
+            Type::Map { .. } => Value::Map(Vec::new()),
+            Type::Struct { .. } => Value::Struct(Struct::new::<String>([])),
+        }
+    }
+}
+
+/// Writes one stream. Type ids start at 65 and are given, and definitions sent, in the order in which a fresh Go
+/// process does it, so that the output is that of Go.
+///
+/// A value that does not fit its type is a bug of the caller: debug builds panic, others send a zero in its place.
+#[derive(Clone, Debug, Default)]
+pub struct Encoder {
+    out: Vec<u8>,
+    /// Composite types of this stream with the id less 65 as index.
+    types: Vec<Type>,
+    /// Per type: its definition has been sent.
+    sent: Vec<bool>,
+}
+
+/// Id of the first type that a Go process defines itself.
+const FIRST_ID: i64 = 65;
+
+impl Encoder {
+    /// An empty stream.
+    pub fn new() -> Encoder {
+        Encoder::default()
+    }
+
+    /// Writes a top-level bool.
+    pub fn bool(&mut self, value: bool) {
+        self.value(&Type::Bool, &Value::Bool(value));
+    }
+
+    /// Writes a top-level uint.
+    pub fn uint(&mut self, value: u64) {
+        self.value(&Type::Uint, &Value::Uint(value));
+    }
+
+    /// Writes a top-level int.
+    pub fn int(&mut self, value: i64) {
+        self.value(&Type::Int, &Value::Int(value));
+    }
+
+    /// Writes a top-level string.
+    pub fn string(&mut self, value: &str) {
+        self.singleton(TypeId::STRING, value.as_bytes());
+    }
+
+    /// Writes a top-level `[]byte`.
+    pub fn bytes(&mut self, value: &[u8]) {
+        self.singleton(TypeId::BYTES, value);
+    }
+
+    fn singleton(&mut self, id: TypeId, bytes: &[u8]) {
+        let mut head = Vec::with_capacity(16);
+        put_int(&mut head, id.0);
+        head.push(0);
+        put_uint(&mut head, bytes.len() as u64);
+        put_uint(&mut self.out, (head.len() + bytes.len()) as u64);
+        self.out.extend_from_slice(&head);
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Writes a top-level value, preceded by the definitions that the stream does not have yet.
+    pub fn value(&mut self, ty: &Type, value: &Value) {
+        let id = self.id(ty);
+        self.send(ty);
+        let mut body = Vec::new();
+        put_int(&mut body, id);
+        if ty.kind() != Kind::Struct {
+            body.push(0);
+        }
+        put_value(&mut body, ty, value);
+        put_bytes(&mut self.out, &body);
+    }
+
+    /// The stream.
+    pub fn finish(self) -> Vec<u8> {
+        self.out
+    }
+
+    /// What has been written since the last call; the stream goes on.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    fn known(&self, ty: &Type) -> Option<usize> {
+        self.types.iter().position(|known| known == ty)
+    }
+
+    /// Go numbers a struct before its fields, but lists and maps after their elements.
+    fn id(&mut self, ty: &Type) -> i64 {
+        if let Some(id) = ty.builtin() {
+            return id.0;
+        }
+        if let Some(index) = self.known(ty) {
+            return FIRST_ID + index as i64;
+        }
+        match ty {
+            Type::Slice { elem, .. } | Type::Array { elem, .. } => {
+                self.id(elem);
+            }
+            Type::Map { key, elem, .. } => {
+                self.id(key);
+                self.id(elem);
+            }
+            _ => {}
+        }
+        let index = self.types.len();
+        self.types.push(ty.clone());
+        self.sent.push(false);
+        if let Type::Struct { fields, .. } = ty {
+            for field in fields {
+                self.id(&field.ty);
+            }
+        }
+        FIRST_ID + index as i64
+    }
+
+    /// Sends the definition of `ty` and then those of the types in it, each once.
+    fn send(&mut self, ty: &Type) {
+        let Some(index) = self.known(ty) else { return };
+        if std::mem::replace(&mut self.sent[index], true) {
+            return;
+        }
+        let mut body = Vec::new();
+        let id = FIRST_ID + index as i64;
+        put_int(&mut body, -id);
+        match ty {
+            Type::Array { name, elem, len } => {
+                body.push(1);
+                put_common(&mut body, name, id);
+                put_int_field(&mut body, self.id(elem));
+                put_int_field(&mut body, *len as i64);
+            }
+            Type::Slice { name, elem } => {
+                body.push(2);
+                put_common(&mut body, name, id);
+                put_int_field(&mut body, self.id(elem));
+            }
+            Type::Struct { name, fields } => {
+                body.push(3);
+                put_common(&mut body, name, id);
+                if !fields.is_empty() {
+                    body.push(1);
+                    put_uint(&mut body, fields.len() as u64);
+                    for field in fields {
+                        let id = self.id(&field.ty);
+                        put_name_and_id(&mut body, &field.name, id);
+                    }
+                }
+            }
+            Type::Map { name, key, elem } => {
+                body.push(4);
+                put_common(&mut body, name, id);
+                put_int_field(&mut body, self.id(key));
+                put_int_field(&mut body, self.id(elem));
+            }
+            _ => {}
+        }
+        // Ends the definition and the wireType around it.
+        body.extend_from_slice(&[0, 0]);
+        put_bytes(&mut self.out, &body);
+        match ty {
+            Type::Slice { elem, .. } | Type::Array { elem, .. } => self.send(elem),
+            Type::Map { key, elem, .. } => {
+                self.send(key);
+                self.send(elem);
+            }
+            Type::Struct { fields, .. } => {
+                for field in fields {
+                    self.send(&field.ty);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The struct `Common`, as field 0 of a definition.
+fn put_common(out: &mut Vec<u8>, name: &str, id: i64) {
+    out.push(1);
+    put_name_and_id(out, name, id);
+}
+
+fn put_name_and_id(out: &mut Vec<u8>, name: &str, id: i64) {
+    if name.is_empty() {
+        out.push(2);
+    } else {
+        out.push(1);
+        put_bytes(out, name.as_bytes());
+        out.push(1);
+    }
+    put_int(out, id);
+    out.push(0);
+}
+
+/// An int field that follows the one before it.
+fn put_int_field(out: &mut Vec<u8>, value: i64) {
+    out.push(1);
+    put_int(out, value);
+}
+
+fn put_float(out: &mut Vec<u8>, value: f64) {
+    put_uint(out, value.to_bits().swap_bytes());
+}
+
+fn put_value(out: &mut Vec<u8>, ty: &Type, value: &Value) {
+    match (ty, value) {
+        (Type::Bool, Value::Bool(v)) => out.push(u8::from(*v)),
+        (Type::Int, Value::Int(v)) => put_int(out, *v),
+        (Type::Uint, Value::Uint(v)) => put_uint(out, *v),
+        (Type::Float, Value::Float(v)) => put_float(out, *v),
+        (Type::Bytes, Value::Bytes(v)) => put_bytes(out, v),
+        (Type::String, Value::String(v)) => put_bytes(out, v.as_bytes()),
+        (Type::Complex, Value::Complex(re, im)) => {
+            put_float(out, *re);
+            put_float(out, *im);
+        }
+        (Type::Slice { elem, .. }, Value::List(v)) => put_list(out, elem, v),
+        (Type::Array { elem, len, .. }, Value::List(v)) if v.len() == *len => put_list(out, elem, v),
+        (Type::Map { key, elem, .. }, Value::Map(v)) => {
+            put_uint(out, v.len() as u64);
+            for (k, v) in v {
+                put_value(out, key, k);
+                put_value(out, elem, v);
+            }
+        }
+        (Type::Struct { fields, .. }, Value::Struct(v)) => put_struct(out, fields, v),
+        _ => {
+            debug_assert!(false, "a value of kind {} does not fit its type {ty:?}", value.kind());
+            put_value(out, ty, &ty.zero());
+        }
+    }
+}
+
+fn put_list(out: &mut Vec<u8>, elem: &Type, elements: &[Value]) {
+    put_uint(out, elements.len() as u64);
+    for element in elements {
+        put_value(out, elem, element);
+    }
+}
+
+fn put_struct(out: &mut Vec<u8>, fields: &[Field], value: &Struct) {
+    debug_assert!(
+        value.iter().all(|(name, _)| fields.iter().any(|field| field.name == name)),
+        "a field of {value:?} is not in its type"
+    );
+    let mut delta = 0;
+    for field in fields {
+        delta += 1;
+        let Some(value) = value.get(&field.name).filter(|value| is_sent(&field.ty, value)) else { continue };
+        put_uint(out, delta);
+        delta = 0;
+        put_value(out, &field.ty, value);
+    }
+    out.push(0);
+}
+
+/// Whether a field is sent although, or because, it has this value (spec mesh 3.3).
+fn is_sent(ty: &Type, value: &Value) -> bool {
+    match (ty, value) {
+        (_, Value::Bool(v)) => *v,
+        (_, Value::Int(v)) => *v != 0,
+        (_, Value::Uint(v)) => *v != 0,
+        (_, Value::Float(v)) => *v != 0.0,
+        (_, Value::Complex(re, im)) => *re != 0.0 || *im != 0.0,
+        (_, Value::Bytes(v)) => !v.is_empty(),
+        (_, Value::String(v)) => !v.is_empty(),
+        (Type::Slice { .. }, Value::List(v)) => !v.is_empty(),
+        _ => true,
+    }
+}

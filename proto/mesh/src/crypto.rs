@@ -1,0 +1,202 @@
+//! Keys and boxes of a password-protected connection (spec mesh 4.5, 4.6).
+//!
+//! ```text
+//! shared  = HSalsa20(key = X25519(own private, remote public), input = 16 zero bytes)
+//! session = SHA-256(shared ++ password)
+//! message -> secretbox(session, nonce(direction, sequence), message) = tag[16] ++ ciphertext
+//! ```
+
+use std::fmt;
+
+use dryoc::classic::crypto_core::crypto_core_hsalsa20;
+use dryoc::classic::crypto_secretbox::{crypto_secretbox_detached, crypto_secretbox_open_detached};
+use sha2::{Digest, Sha256};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// A password. Never empty, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// `None` if it is empty, which counts as no password.
+    pub fn new(password: impl Into<String>) -> Option<Secret> {
+        let password = password.into();
+        (!password.is_empty()).then_some(Secret(password))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// Bytes that a box is longer than its message: the tag.
+pub const BOX_OVERHEAD: usize = 16;
+
+/// The remote's public key leads to a shared secret that everybody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeakKey;
+
+impl fmt::Display for WeakKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("remote sent a public key of low order")
+    }
+}
+
+impl std::error::Error for WeakKey {}
+
+/// The X25519 public key that belongs to a private one.
+pub fn public_key(private: &[u8; 32]) -> [u8; 32] {
+    PublicKey::from(&StaticSecret::from(*private)).to_bytes()
+}
+
+/// NaCl's "beforenm": what both sides know without the password.
+///
+/// # Errors
+/// [`WeakKey`] if the shared secret is all zero. The original does not look (spec mesh 15.5).
+pub fn shared_key(private: &[u8; 32], remote_public: &[u8; 32]) -> Result<[u8; 32], WeakKey> {
+    let secret = StaticSecret::from(*private).diffie_hellman(&PublicKey::from(*remote_public));
+    if !secret.was_contributory() {
+        return Err(WeakKey);
+    }
+    let mut shared = [0; 32];
+    crypto_core_hsalsa20(&mut shared, &[0; 16], secret.as_bytes(), None);
+    Ok(shared)
+}
+
+/// The key of a connection; both sides get the same.
+///
+/// # Errors
+/// As [`shared_key`].
+pub fn session_key(
+    private: &[u8; 32],
+    remote_public: &[u8; 32],
+    password: &Secret,
+) -> Result<[u8; 32], WeakKey> {
+    let shared = shared_key(private, remote_public)?;
+    Ok(Sha256::new().chain_update(shared).chain_update(password.0.as_bytes()).finalize().into())
+}
+
+/// Nonces of one direction. The first eight bytes tell the direction, the last eight count (spec mesh 4.6).
+#[derive(Clone, Copy, Debug)]
+struct Nonces {
+    flags: u8,
+    sequence: u64,
+}
+
+impl Nonces {
+    /// Bit 7: the sender made the connection. Bit 6: this is TCP; sleeve uses the same key without it.
+    fn new(sender_is_outbound: bool) -> Nonces {
+        Nonces { flags: 0x40 | u8::from(sender_is_outbound) << 7, sequence: 0 }
+    }
+
+    fn current(&self) -> [u8; 24] {
+        let mut nonce = [0; 24];
+        nonce[0] = self.flags;
+        nonce[16..].copy_from_slice(&self.sequence.to_be_bytes());
+        nonce
+    }
+
+    fn advance(&mut self) {
+        // 2^64 messages take longer than any connection lives.
+        self.sequence = self.sequence.wrapping_add(1);
+    }
+}
+
+/// Seals the messages of one direction in order.
+#[derive(Clone)]
+pub struct Sealer {
+    key: [u8; 32],
+    nonces: Nonces,
+}
+
+impl Sealer {
+    /// For the side that made the connection (`outbound`) or accepted it.
+    pub fn new(key: [u8; 32], outbound: bool) -> Sealer {
+        Sealer { key, nonces: Nonces::new(outbound) }
+    }
+
+    /// Appends the box of `message` to `out`: [`BOX_OVERHEAD`] bytes more than the message.
+    pub fn seal(&mut self, message: &[u8], out: &mut Vec<u8>) {
+        let start = out.len();
+        out.resize(start + BOX_OVERHEAD + message.len(), 0);
+        let (tag, ciphertext) = out[start..].split_at_mut(BOX_OVERHEAD);
+        let mut mac = [0; BOX_OVERHEAD];
+        crypto_secretbox_detached(ciphertext, &mut mac, message, &self.nonces.current(), &self.key)
+            .expect("the buffer was made for the message, and no memory holds one of 2^38 bytes");
+        tag.copy_from_slice(&mac);
+        self.nonces.advance();
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealer").field("nonces", &self.nonces).finish_non_exhaustive()
+    }
+}
+
+/// Opens the boxes of one direction in order.
+#[derive(Clone)]
+pub struct Opener {
+    key: [u8; 32],
+    nonces: Nonces,
+}
+
+/// A box that was not sealed with our key as the next one: wrong password, or somebody in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CannotOpen;
+
+impl Opener {
+    /// For the side that made the connection (`outbound`) or accepted it.
+    pub fn new(key: [u8; 32], outbound: bool) -> Opener {
+        Opener { key, nonces: Nonces::new(!outbound) }
+    }
+
+    /// The message in a box.
+    ///
+    /// # Errors
+    /// [`CannotOpen`]; the connection must end then.
+    pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, CannotOpen> {
+        let (tag, ciphertext) = sealed.split_first_chunk::<BOX_OVERHEAD>().ok_or(CannotOpen)?;
+        let mut message = vec![0; ciphertext.len()];
+        crypto_secretbox_open_detached(&mut message, ciphertext, tag, &self.nonces.current(), &self.key)
+            .map_err(|_| CannotOpen)?;
+        self.nonces.advance();
+        Ok(message)
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener").field("nonces", &self.nonces).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All recorded frames, those with sequence numbers out of reach of a test included.
+    #[test]
+    fn recorded_boxes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/mesh/encrypted_frames.json");
+        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let frames = json["frames"].as_array().unwrap();
+        assert!(frames.len() > 30);
+        for json in frames {
+            let bytes = |key: &str| hex::decode(json[key].as_str().unwrap()).unwrap();
+            let key: [u8; 32] = bytes("session_key").try_into().unwrap();
+            let outbound = json["sender_is_outbound"].as_bool().unwrap();
+            let sequence = json["seq_no"].as_str().unwrap().parse().unwrap();
+            let (mut sealer, mut opener) = (Sealer::new(key, outbound), Opener::new(key, !outbound));
+            sealer.nonces.sequence = sequence;
+            opener.nonces.sequence = sequence;
+            assert_eq!(sealer.nonces.current().to_vec(), bytes("nonce"));
+            let mut sealed = Vec::new();
+            sealer.seal(&bytes("plaintext"), &mut sealed);
+            assert_eq!(sealed, bytes("box"));
+            assert_eq!(opener.open(&sealed), Ok(bytes("plaintext")));
+        }
+    }
+}

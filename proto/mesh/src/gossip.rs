@@ -1,0 +1,297 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weave_types::{Instant, Now, PeerName};
+
+/// The services that gossip over the mesh (spec mesh 7.9). What arrives on a channel that is not listed is passed on
+/// for others (7.8).
+///
+/// An error of a receiver ends the connection over which the message came.
+pub trait Channels {
+    /// The channels that are served here.
+    fn names(&self) -> &[&'static str];
+
+    /// A message from `src` for us alone.
+    fn on_unicast(&mut self, channel: &str, src: PeerName, payload: &[u8], now: Now) -> Result<(), String>;
+
+    /// A message from `src` for everybody. Returns what to pass on.
+    fn on_broadcast(
+        &mut self,
+        channel: &str,
+        src: PeerName,
+        payload: &[u8],
+        now: Now,
+    ) -> Result<Option<Vec<u8>>, String>;
+
+    /// State that a neighbour knows. Returns what was news of it, for our other neighbours.
+    fn on_gossip(&mut self, channel: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String>;
+
+    /// All state that there is; `None` if there is none.
+    fn state(&mut self, channel: &str, now: Now) -> Option<Vec<u8>>;
+
+    /// Adds a later message to one that could not be sent yet.
+    fn merge(&mut self, channel: &str, queued: &mut Vec<u8>, more: &[u8]);
+}
+
+/// Serves no channel.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoChannels;
+
+impl Channels for NoChannels {
+    fn names(&self) -> &[&'static str] {
+        &[]
+    }
+
+    fn on_unicast(&mut self, _: &str, _: PeerName, _: &[u8], _: Now) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn on_broadcast(&mut self, _: &str, _: PeerName, _: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
+        Ok(None)
+    }
+
+    fn on_gossip(&mut self, _: &str, _: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
+        Ok(None)
+    }
+
+    fn state(&mut self, _: &str, _: Now) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn merge(&mut self, _: &str, queued: &mut Vec<u8>, more: &[u8]) {
+        *queued = more.to_vec();
+    }
+}
+
+/// What waits to be sent over one connection. News is merged into what waits already, so that a slow connection costs
+/// little memory and gets the latest state when it moves again (spec mesh 7.5).
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    topology: Slots<Names>,
+    channels: BTreeMap<Arc<str>, Slots<Waiting>>,
+    /// The channel that was served last: they take turns.
+    last: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Slots<T> {
+    gossip: Option<T>,
+    /// By source.
+    broadcasts: BTreeMap<PeerName, T>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Slots<T> {
+        Slots { gossip: None, broadcasts: BTreeMap::new() }
+    }
+}
+
+/// Peers whose records, as they are when they are sent, are to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    All,
+    Some(BTreeSet<PeerName>),
+}
+
+impl Names {
+    fn merge(&mut self, more: Names) {
+        match (&mut *self, more) {
+            (Names::All, _) => {}
+            (_, Names::All) => *self = Names::All,
+            (Names::Some(names), Names::Some(more)) => names.extend(more),
+        }
+    }
+}
+
+/// A message of a channel.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// Of a channel that is served here, and can be merged.
+    Merged(Vec<u8>),
+    /// Of a channel that is not.
+    Each(VecDeque<Vec<u8>>),
+}
+
+/// Bytes of messages that one connection and channel may hold up for others; the oldest are dropped. Whoever misses
+/// them gets them with the next complete state.
+const MAX_SURROGATE_BYTES: usize = 1 << 20;
+
+/// How a message travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// To this neighbour.
+    Gossip,
+    /// To everybody, from this peer.
+    Broadcast(PeerName),
+}
+
+/// The next thing to send.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Topology(Route, Names),
+    Channel(Route, Arc<str>, Vec<u8>),
+}
+
+impl<T> Slots<T> {
+    fn entry(&mut self, route: Route) -> Option<&mut T> {
+        match route {
+            Route::Gossip => self.gossip.as_mut(),
+            Route::Broadcast(src) => self.broadcasts.get_mut(&src),
+        }
+    }
+
+    fn insert(&mut self, route: Route, value: T) {
+        match route {
+            Route::Gossip => self.gossip = Some(value),
+            Route::Broadcast(src) => {
+                self.broadcasts.insert(src, value);
+            }
+        }
+    }
+
+    fn take(&mut self) -> Option<(Route, T)> {
+        if let Some(gossip) = self.gossip.take() {
+            return Some((Route::Gossip, gossip));
+        }
+        self.broadcasts.pop_first().map(|(src, value)| (Route::Broadcast(src), value))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.gossip.is_none() && self.broadcasts.is_empty()
+    }
+}
+
+impl Queue {
+    pub(crate) fn push_topology(&mut self, route: Route, names: Names) {
+        match self.topology.entry(route) {
+            Some(slot) => slot.merge(names),
+            None => self.topology.insert(route, names),
+        }
+    }
+
+    /// Queues a message of a channel that is served here.
+    pub(crate) fn push(
+        &mut self,
+        route: Route,
+        channel: &Arc<str>,
+        payload: &[u8],
+        channels: &mut dyn Channels,
+    ) {
+        let slots = self.channels.entry(channel.clone()).or_default();
+        match slots.entry(route) {
+            Some(Waiting::Merged(queued)) => channels.merge(channel, queued, payload),
+            _ => slots.insert(route, Waiting::Merged(payload.to_vec())),
+        }
+    }
+
+    /// Queues a message of a channel that is not.
+    pub(crate) fn push_surrogate(&mut self, route: Route, channel: &Arc<str>, payload: &[u8]) {
+        let slots = self.channels.entry(channel.clone()).or_default();
+        if !matches!(slots.entry(route), Some(Waiting::Each(_))) {
+            slots.insert(route, Waiting::Each(VecDeque::new()));
+        }
+        if let Some(Waiting::Each(list)) = slots.entry(route) {
+            list.push_back(payload.to_vec());
+            let mut total: usize = list.iter().map(Vec::len).sum();
+            while total > MAX_SURROGATE_BYTES && list.len() > 1 {
+                total -= list.pop_front().map_or(0, |m| m.len());
+            }
+        }
+    }
+
+    /// Takes the next item out: the topology first, then the channels in turn; each channel's gossip before its
+    /// broadcasts.
+    pub(crate) fn pop(&mut self) -> Option<Item> {
+        if let Some((route, names)) = self.topology.take() {
+            return Some(Item::Topology(route, names));
+        }
+        let after = self.last.take();
+        let next = after.and_then(|last| {
+            use std::ops::Bound::{Excluded, Unbounded};
+            self.channels
+                .range::<Arc<str>, _>((Excluded(last), Unbounded))
+                .next()
+                .map(|(name, _)| name.clone())
+        });
+        let channel = next.or_else(|| self.channels.keys().next().cloned())?;
+        let slots = self.channels.get_mut(&channel)?;
+        let (route, waiting) = slots.take()?;
+        let payload = match waiting {
+            Waiting::Merged(payload) => payload,
+            Waiting::Each(mut list) => {
+                let first = list.pop_front().unwrap_or_default();
+                if !list.is_empty() {
+                    slots.insert(route, Waiting::Each(list));
+                }
+                first
+            }
+        };
+        if slots.is_empty() {
+            self.channels.remove(&channel);
+        }
+        self.last = Some(channel.clone());
+        Some(Item::Channel(route, channel, payload))
+    }
+}
+
+/// Channels that somebody uses and nobody serves here (spec mesh 7.8): remembers what was passed on lately.
+#[derive(Debug, Default)]
+pub(crate) struct Surrogates {
+    channels: BTreeMap<Arc<str>, Recent>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    /// When each message came, oldest first.
+    seen: VecDeque<(Instant, u64, Vec<u8>)>,
+    bytes: usize,
+}
+
+/// A made-up channel name must cost nothing.
+const MAX_SURROGATES: usize = 64;
+/// What is remembered per channel: bytes and messages.
+const MAX_RECENT_BYTES: usize = 4 << 20;
+const MAX_RECENT: usize = 1024;
+
+impl Surrogates {
+    /// The channel, and whether it is new; `None` if there are too many.
+    pub(crate) fn open(&mut self, channel: &str) -> Option<(Arc<str>, bool)> {
+        if let Some((name, _)) = self.channels.get_key_value(channel) {
+            return Some((name.clone(), false));
+        }
+        if self.channels.len() >= MAX_SURROGATES {
+            return None;
+        }
+        let name: Arc<str> = channel.into();
+        self.channels.insert(name.clone(), Recent::default());
+        Some((name, true))
+    }
+
+    /// Whether neighbour gossip is news, that is: not the same bytes as lately.
+    pub(crate) fn is_news(&mut self, channel: &str, payload: &[u8], memory: Duration, now: Instant) -> bool {
+        let Some(recent) = self.channels.get_mut(channel) else { return false };
+        let hash = fnv1a(payload);
+        let known = recent
+            .seen
+            .iter()
+            .any(|(at, h, bytes)| now - *at <= memory && *h == hash && bytes.as_slice() == payload);
+        if known {
+            return false;
+        }
+        recent.seen.push_back((now, hash, payload.to_vec()));
+        recent.bytes += payload.len();
+        while let Some((at, _, first)) = recent.seen.front() {
+            if now - *at <= memory && recent.bytes <= MAX_RECENT_BYTES && recent.seen.len() <= MAX_RECENT {
+                break;
+            }
+            recent.bytes -= first.len();
+            recent.seen.pop_front();
+        }
+        true
+    }
+}
+
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,463 @@
+//! Messages that come, and gossip that goes (spec mesh 5 and 7).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use weave_types::{ConnectionId, Now, PeerName};
+
+use crate::connection::Connection;
+use crate::digest;
+use crate::envelope::Envelope;
+use crate::event::{ConnectionError, ConnectionEvent, Event};
+use crate::gossip::{Channels, Item, Names, Route};
+use crate::mesh::Mesh;
+use crate::output::{Output, OverlayControl};
+use crate::topology;
+use crate::update::{decode_update, encode_update};
+use crate::wire::Tag;
+
+pub(crate) const TOPOLOGY: &str = "topology";
+
+/// Gossip waits while the kernel has so many bytes of a connection to send: what waits can still be merged.
+const WINDOW: usize = 64 << 10;
+/// Beyond it, messages that cannot wait are dropped. The connection will end soon if nothing moves.
+const MAX_UNWRITTEN: usize = 16 << 20;
+/// A topology message is ended after so many connections in it, some 2 MB: frames have a limit.
+const MAX_LINKS: usize = 50_000;
+
+/// Why a unicast could not be sent. It may be lost without an error, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnicastError {
+    /// There is no way to the peer.
+    UnknownDestination(PeerName),
+    /// There was a way a moment ago.
+    NoConnection(PeerName),
+    /// The next hop does not keep up.
+    Congested(PeerName),
+}
+
+impl fmt::Display for UnicastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UnicastError::UnknownDestination(peer) => write!(f, "unknown relay destination: {peer}"),
+            UnicastError::NoConnection(hop) => write!(f, "unable to find connection to relay peer {hop}"),
+            UnicastError::Congested(hop) => write!(f, "connection to relay peer {hop} is congested"),
+        }
+    }
+}
+
+impl std::error::Error for UnicastError {}
+
+impl Mesh {
+    // ---- originating ------------------------------------------------------------------------------------------
+
+    /// Sends a message to one peer over whatever hops there are.
+    ///
+    /// # Errors
+    /// There is no way. Without an error it may be lost all the same.
+    pub fn unicast(
+        &mut self,
+        channel: &str,
+        dst: PeerName,
+        payload: &[u8],
+        now: Now,
+    ) -> Result<(), UnicastError> {
+        let (source, destination) = (self.config.name, Some(dst));
+        let body = Envelope { channel: channel.into(), source, destination, payload }.encode();
+        self.relay_unicast(dst, Tag::GossipUnicast, &body, now)
+    }
+
+    /// Sends a message to all peers.
+    pub fn broadcast(&mut self, channel: &str, payload: &[u8], channels: &mut dyn Channels, now: Now) {
+        self.relay_broadcast(self.config.name, &channel.into(), payload, channels, now);
+    }
+
+    /// Sends state to some neighbours, who pass on what is news to them.
+    pub fn gossip(&mut self, channel: &str, payload: &[u8], channels: &mut dyn Channels, now: Now) {
+        self.gossip_to_some(None, &channel.into(), payload, channels, now);
+    }
+
+    /// Says something to the overlay at the other end, in the form that it understands. `index`: which of the common
+    /// overlays.
+    pub fn send_overlay_control(&mut self, conn: ConnectionId, index: u8, tag: u8, body: &[u8], now: Now) {
+        let Some(running) = self.connections.get(&conn).and_then(Connection::running) else { return };
+        let message = if running.legacy_overlay {
+            [&[tag], body].concat()
+        } else {
+            [&[Tag::OverlayControl.byte(), index, tag], body].concat()
+        };
+        self.send(conn, &message, now);
+    }
+
+    // ---- sending ----------------------------------------------------------------------------------------------
+
+    /// Hands a message to the driver; false if there is too much before it.
+    fn send(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
+        let Some(connection) = self.connections.get_mut(&conn) else { return false };
+        if connection.unwritten > MAX_UNWRITTEN {
+            return false;
+        }
+        let Some(running) = connection.running_mut() else { return false };
+        match running.session.seal(message) {
+            Ok(bytes) => {
+                connection.wrote(bytes.len(), now.mono);
+                self.output(Output::Write { conn, bytes });
+                self.watch(conn);
+                true
+            }
+            Err(error) => {
+                self.terminate(conn, ConnectionError::Misbehaved(error.to_string()), now);
+                false
+            }
+        }
+    }
+
+    /// The same for what can be repeated as well later.
+    pub(crate) fn send_if_idle(&mut self, conn: ConnectionId, message: &[u8], now: Now) {
+        if self.connections.get(&conn).is_some_and(|c| c.unwritten < WINDOW) {
+            self.send(conn, message, now);
+        }
+    }
+
+    pub(crate) fn heartbeat(&mut self, conn: ConnectionId, now: Now) {
+        self.send(conn, &[Tag::Heartbeat.byte()], now);
+    }
+
+    /// Sends what waits, as long as the connection takes it.
+    pub(crate) fn pump(&mut self, conn: ConnectionId, now: Now) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&conn) else { return };
+            if connection.unwritten >= WINDOW {
+                return;
+            }
+            let Some(running) = connection.running_mut() else { return };
+            let Some(item) = running.queue.pop() else { return };
+            let (route, channel, payload): (Route, Arc<str>, Vec<u8>) = match item {
+                Item::Channel(route, channel, payload) => (route, channel, payload),
+                Item::Topology(route, names) => {
+                    let (payload, rest) = self.topology_update(names);
+                    if let Some(rest) = rest {
+                        self.with_running(conn, |running| running.queue.push_topology(route, rest));
+                    }
+                    let Some(payload) = payload else { continue };
+                    (route, TOPOLOGY.into(), payload)
+                }
+            };
+            let (tag, source) = match route {
+                Route::Gossip => (Tag::Gossip, self.config.name),
+                Route::Broadcast(source) => (Tag::GossipBroadcast, source),
+            };
+            let envelope =
+                Envelope { channel: (&*channel).into(), source, destination: None, payload: &payload };
+            self.send(conn, &tagged(tag, &envelope.encode()), now);
+        }
+    }
+
+    /// The records of these peers as they are, and those that are too many for one message.
+    fn topology_update(&self, names: Names) -> (Option<Vec<u8>>, Option<Names>) {
+        let mut records = Vec::new();
+        let mut links = 0;
+        let mut rest = BTreeSet::new();
+        let mut take = |name, peer: &crate::peers::Peer| {
+            if links > MAX_LINKS {
+                rest.insert(name);
+            } else {
+                links += peer.links.len() + 1;
+                records.push(topology::record(name, peer));
+            }
+        };
+        match names {
+            Names::All => self.topology.peers().for_each(|(name, peer)| take(name, peer)),
+            Names::Some(names) => {
+                for name in names {
+                    if let Some(peer) = self.topology.peer(name) {
+                        take(name, peer);
+                    }
+                }
+            }
+        }
+        let payload = (!records.is_empty()).then(|| encode_update(&records));
+        (payload, (!rest.is_empty()).then_some(Names::Some(rest)))
+    }
+
+    /// Lets a message of a channel wait for its turn on a connection.
+    pub(crate) fn queue(
+        &mut self,
+        conn: ConnectionId,
+        route: Route,
+        channel: &Arc<str>,
+        payload: &[u8],
+        channels: &mut dyn Channels,
+    ) {
+        let served = channels.names().contains(&&**channel);
+        self.with_running(conn, |running| {
+            if served {
+                running.queue.push(route, channel, payload, channels);
+            } else {
+                running.queue.push_surrogate(route, channel, payload);
+            }
+        });
+    }
+
+    fn queue_and_pump(
+        &mut self,
+        hop: PeerName,
+        route: Route,
+        channel: &Arc<str>,
+        payload: &[u8],
+        channels: &mut dyn Channels,
+        now: Now,
+    ) {
+        if let Some(&conn) = self.by_peer.get(&hop) {
+            self.queue(conn, route, channel, payload, channels);
+            self.pump(conn, now);
+        }
+    }
+
+    /// Some neighbours by chance, and all those to whom there are no routes yet: they would miss the news.
+    fn gossip_hops(&mut self, except: Option<PeerName>) -> Vec<PeerName> {
+        let mut hops = self.routes.random_neighbours(except, &mut self.rng);
+        if self.timers.routes.is_some() {
+            let new =
+                self.by_peer.keys().filter(|&&n| self.routes.unicast_all(n).is_none() && Some(n) != except);
+            hops.extend(new);
+        }
+        hops
+    }
+
+    fn gossip_to_some(
+        &mut self,
+        except: Option<PeerName>,
+        channel: &Arc<str>,
+        payload: &[u8],
+        channels: &mut dyn Channels,
+        now: Now,
+    ) {
+        for hop in self.gossip_hops(except) {
+            self.queue_and_pump(hop, Route::Gossip, channel, payload, channels, now);
+        }
+    }
+
+    fn gossip_topology(&mut self, except: Option<PeerName>, names: &Names, now: Now) {
+        for hop in self.gossip_hops(except) {
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.with_running(conn, |running| running.queue.push_topology(Route::Gossip, names.clone()));
+                self.pump(conn, now);
+            }
+        }
+    }
+
+    /// Our own record has changed, or we have new neighbours (spec mesh 8.5).
+    pub(crate) fn announce(&mut self, now: Now) {
+        let mut names = std::mem::take(&mut self.announced);
+        names.insert(self.config.name);
+        // Whoever is new must be among the neighbours.
+        self.refresh_routes();
+        self.gossip_topology(None, &Names::Some(names), now);
+    }
+
+    /// The periodic round (spec mesh 7.6).
+    pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
+        for hop in self.gossip_hops(None) {
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.offer_topology(conn, now);
+            }
+        }
+        for name in channels.names().to_vec() {
+            if let Some(state) = channels.state(name, now) {
+                self.gossip_to_some(None, &name.into(), &state, channels, now);
+            }
+        }
+    }
+
+    fn relay_unicast(&mut self, dst: PeerName, tag: Tag, body: &[u8], now: Now) -> Result<(), UnicastError> {
+        let mut hop = self.routes.unicast_all(dst);
+        if hop.is_none_or(|hop| !self.by_peer.contains_key(&hop)) {
+            self.refresh_routes();
+            hop = self.routes.unicast_all(dst);
+        }
+        let hop = hop.ok_or(UnicastError::UnknownDestination(dst))?;
+        let conn = *self.by_peer.get(&hop).ok_or(UnicastError::NoConnection(hop))?;
+        if self.send(conn, &tagged(tag, body), now) { Ok(()) } else { Err(UnicastError::Congested(hop)) }
+    }
+
+    fn relay_broadcast(
+        &mut self,
+        src: PeerName,
+        channel: &Arc<str>,
+        payload: &[u8],
+        channels: &mut dyn Channels,
+        now: Now,
+    ) {
+        // Everybody has to see the same tree.
+        self.refresh_routes();
+        for &hop in self.routes.clone().broadcast_all(src) {
+            self.queue_and_pump(hop, Route::Broadcast(src), channel, payload, channels, now);
+        }
+    }
+
+    // ---- receiving --------------------------------------------------------------------------------------------
+
+    /// Takes up all messages that are complete.
+    pub(crate) fn receive(&mut self, conn: ConnectionId, channels: &mut dyn Channels, now: Now) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&conn) else { return };
+            let Some(running) = connection.running_mut() else { return };
+            let result = match running.session.next() {
+                Ok(None) => return,
+                Ok(Some(message)) => {
+                    connection.heard(now.mono);
+                    self.handle_message(conn, &message, channels, now)
+                }
+                Err(error) => Err(ConnectionError::Misbehaved(error.to_string())),
+            };
+            if let Err(error) = result {
+                return self.terminate(conn, error, now);
+            }
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        conn: ConnectionId,
+        message: &[u8],
+        channels: &mut dyn Channels,
+        now: Now,
+    ) -> Result<(), ConnectionError> {
+        let Some((&tag, body)) = message.split_first() else {
+            self.log(conn, ConnectionEvent::BlankMessage);
+            return Ok(());
+        };
+        let Some(running) = self.connections.get(&conn).and_then(Connection::running) else { return Ok(()) };
+        match Tag::from_byte(tag) {
+            Some(Tag::Heartbeat) => {}
+            Some(Tag::ConnectionEstablished | Tag::FragmentationReceived | Tag::PmtuVerified) => {
+                let control = OverlayControl { index: None, tag, body: body.to_vec() };
+                self.output(Output::OverlayControl { conn, control });
+            }
+            Some(Tag::OverlayControl) => {
+                // 2.8.1 would crash here (spec mesh 15.1).
+                let [index, tag, body @ ..] = body else {
+                    return Err(ConnectionError::Misbehaved("overlay control message too short".to_owned()));
+                };
+                let control = OverlayControl { index: Some(*index), tag: *tag, body: body.to_vec() };
+                self.output(Output::OverlayControl { conn, control });
+            }
+            Some(Tag::Gossip) => self.handle_gossip(&envelope(body, false)?, channels, now)?,
+            Some(Tag::GossipUnicast) => self.handle_unicast(body, channels, now)?,
+            Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
+            None if tag == digest::TAG && running.digests => {
+                let peer = running.peer;
+                self.handle_digest(conn, peer, body, now)?;
+            }
+            None => self.log(conn, ConnectionEvent::UnknownTag(tag)),
+        }
+        Ok(())
+    }
+
+    fn handle_unicast(
+        &mut self,
+        body: &[u8],
+        channels: &mut dyn Channels,
+        now: Now,
+    ) -> Result<(), ConnectionError> {
+        let envelope = envelope(body, true)?;
+        let dst = envelope.destination.unwrap_or(PeerName::UNKNOWN);
+        if dst != self.config.name {
+            if let Err(error) = self.relay_unicast(dst, Tag::GossipUnicast, body, now) {
+                let event = Event::Gossip(envelope.channel.into_owned(), error.to_string());
+                self.output(Output::Event(event));
+            }
+            return Ok(());
+        }
+        let channel = &*envelope.channel;
+        if channel == TOPOLOGY {
+            let text = format!("unexpected topology gossip unicast: {:?}", envelope.payload);
+            return Err(ConnectionError::Receiver(text));
+        }
+        if channels.names().contains(&channel) {
+            let result = channels.on_unicast(channel, envelope.source, envelope.payload, now);
+            result.map_err(ConnectionError::Receiver)?;
+        }
+        Ok(())
+    }
+
+    fn handle_broadcast(
+        &mut self,
+        envelope: &Envelope<'_>,
+        channels: &mut dyn Channels,
+        now: Now,
+    ) -> Result<(), ConnectionError> {
+        let (channel, source) = (&*envelope.channel, envelope.source);
+        if channel == TOPOLOGY {
+            let named = self.merge(envelope.payload, now)?.named;
+            self.refresh_routes();
+            for &hop in self.routes.clone().broadcast_all(source) {
+                if let Some(&conn) = self.by_peer.get(&hop) {
+                    let names = Names::Some(named.clone());
+                    let route = Route::Broadcast(source);
+                    self.with_running(conn, |running| running.queue.push_topology(route, names));
+                    self.pump(conn, now);
+                }
+            }
+        } else if channels.names().contains(&channel) {
+            let onward = channels.on_broadcast(channel, source, envelope.payload, now);
+            if let Some(onward) = onward.map_err(ConnectionError::Receiver)? {
+                self.relay_broadcast(source, &channel.into(), &onward, channels, now);
+            }
+        } else if let Some(name) = self.surrogate(channel) {
+            self.relay_broadcast(source, &name, envelope.payload, channels, now);
+        }
+        Ok(())
+    }
+
+    fn handle_gossip(
+        &mut self,
+        envelope: &Envelope<'_>,
+        channels: &mut dyn Channels,
+        now: Now,
+    ) -> Result<(), ConnectionError> {
+        let (channel, source) = (&*envelope.channel, envelope.source);
+        if channel == TOPOLOGY {
+            let new = self.merge(envelope.payload, now)?.new;
+            if !new.is_empty() {
+                self.gossip_topology(Some(source), &Names::Some(new), now);
+            }
+        } else if channels.names().contains(&channel) {
+            let delta = channels.on_gossip(channel, envelope.payload, now);
+            if let Some(delta) = delta.map_err(ConnectionError::Receiver)? {
+                self.gossip_to_some(Some(source), &channel.into(), &delta, channels, now);
+            }
+        } else if let Some(name) = self.surrogate(channel)
+            && self.surrogates.is_news(channel, envelope.payload, self.config.gossip_interval, now.mono)
+        {
+            self.gossip_to_some(Some(source), &name, envelope.payload, channels, now);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, payload: &[u8], now: Now) -> Result<topology::Merged, ConnectionError> {
+        let update = decode_update(payload).map_err(|e| ConnectionError::Misbehaved(e.to_string()))?;
+        let merged = self.topology.merge(update.records, &mut self.rng);
+        self.schedule_collection(now);
+        self.absorb(now);
+        Ok(merged)
+    }
+
+    fn surrogate(&mut self, channel: &str) -> Option<Arc<str>> {
+        let (name, new) = self.surrogates.open(channel)?;
+        if new {
+            self.output(Output::Event(Event::SurrogateCreated(channel.to_owned())));
+        }
+        Some(name)
+    }
+}
+
+fn envelope(body: &[u8], unicast: bool) -> Result<Envelope<'_>, ConnectionError> {
+    Envelope::decode(body, unicast).map_err(|e| ConnectionError::Misbehaved(e.to_string()))
+}
+
+fn tagged(tag: Tag, body: &[u8]) -> Vec<u8> {
+    [&[tag.byte()], body].concat()
+}

@@ -1,0 +1,277 @@
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use rand::{Rng, RngExt};
+use weave_types::PeerName;
+
+use crate::topology::Topology;
+
+/// Whither data and gossip go, computed from one state of the topology (spec mesh 9). All peers must compute the same.
+///
+/// A snapshot: it does not change, and may be shared with the threads that move packets. Broadcast trees are computed
+/// when they are first asked for.
+///
+/// Two graphs: *all* has an edge P to Q if P reports a connection to Q; the *established* one only if both report it
+/// and both have verified the data path.
+#[derive(Debug)]
+pub struct Routes {
+    /// Ascending, so that an index orders like the name it stands for.
+    names: Box<[PeerName]>,
+    own: u32,
+    established: Table,
+    all: Table,
+    /// How many destinations each neighbour leads to, over all connections (spec mesh 7.7).
+    weights: Box<[(PeerName, u32)]>,
+}
+
+#[derive(Debug)]
+struct Table {
+    edges: Edges,
+    /// By destination: the neighbour to send to, [`HERE`] or [`NOWHERE`].
+    unicast: Box<[u32]>,
+    /// By source.
+    broadcast: Box<[OnceLock<Box<[PeerName]>>]>,
+}
+
+/// Adjacency lists end to end: the neighbours of `i` are `targets[starts[i]..starts[i + 1]]`, ascending.
+#[derive(Debug, PartialEq, Eq)]
+struct Edges {
+    starts: Box<[u32]>,
+    targets: Box<[u32]>,
+}
+
+/// Not reached.
+const NOWHERE: u32 = u32::MAX;
+/// The start of a search.
+const HERE: u32 = u32::MAX - 1;
+
+impl Routes {
+    pub(crate) fn compute(topology: &Topology) -> Routes {
+        Routes::from_graph(Graph::of(topology))
+    }
+
+    /// Like `compute`, but `None` if nothing that routes depend on has changed since `self`.
+    pub(crate) fn recompute(&self, topology: &Topology) -> Option<Routes> {
+        let graph = Graph::of(topology);
+        let same = graph.own == self.own
+            && graph.names == self.names
+            && graph.all == self.all.edges
+            && graph.established == self.established.edges;
+        if same { None } else { Some(Routes::from_graph(graph)) }
+    }
+
+    fn from_graph(graph: Graph) -> Routes {
+        let Graph { names, own, all, established } = graph;
+        let established = Table::new(established, own);
+        let all = Table::new(all, own);
+        let weights = weights(&all.unicast, &names);
+        Routes { names, own, established, all, weights }
+    }
+
+    /// Next hop for data to `dst`; `None` if there is no way, and for ourself.
+    pub fn unicast(&self, dst: PeerName) -> Option<PeerName> {
+        self.hop(&self.established, dst)
+    }
+
+    /// Next hop for gossip to `dst`; `None` if there is no way, and for ourself.
+    pub fn unicast_all(&self, dst: PeerName) -> Option<PeerName> {
+        self.hop(&self.all, dst)
+    }
+
+    /// The neighbours to which data goes on that `src` sent to everybody.
+    pub fn broadcast(&self, src: PeerName) -> &[PeerName] {
+        self.tree(&self.established, src)
+    }
+
+    /// The neighbours to which gossip goes on that `src` sent to everybody.
+    pub fn broadcast_all(&self, src: PeerName) -> &[PeerName] {
+        self.tree(&self.all, src)
+    }
+
+    /// Whether the topology has the peer, reachable or not.
+    pub fn knows(&self, peer: PeerName) -> bool {
+        self.index(peer).is_some()
+    }
+
+    /// Ourself.
+    pub fn own(&self) -> PeerName {
+        self.names[self.own as usize]
+    }
+
+    /// Every destination that data can reach with its next hop, ascending; our own has [`PeerName::UNKNOWN`].
+    pub fn unicast_table(&self) -> impl Iterator<Item = (PeerName, PeerName)> + '_ {
+        self.table(&self.established)
+    }
+
+    /// Every destination that gossip can reach with its next hop, ascending; our own has [`PeerName::UNKNOWN`].
+    pub fn unicast_all_table(&self) -> impl Iterator<Item = (PeerName, PeerName)> + '_ {
+        self.table(&self.all)
+    }
+
+    /// The data broadcast trees that were asked for so far, ascending by source.
+    pub fn broadcast_table(&self) -> impl Iterator<Item = (PeerName, &[PeerName])> + '_ {
+        let cached = self.names.iter().zip(&self.established.broadcast);
+        cached.filter_map(|(&name, tree)| Some((name, &**tree.get()?)))
+    }
+
+    /// For how many destinations each neighbour is the next hop of gossip, ascending by name. Destinations behind
+    /// `except` do not count.
+    pub fn neighbour_weights(&self, except: Option<PeerName>) -> impl Iterator<Item = (PeerName, u32)> + '_ {
+        self.weights.iter().copied().filter(move |(name, _)| Some(*name) != except)
+    }
+
+    /// How many neighbours a gossip goes to (spec mesh 7.7).
+    pub fn gossip_neighbours(&self, except: Option<PeerName>) -> usize {
+        let reached = self.all.unicast.iter().filter(|&&hop| hop != NOWHERE).count();
+        let logarithmic = (2.0 * (reached as f64).log2()) as usize;
+        logarithmic.min(self.neighbour_weights(except).count())
+    }
+
+    /// Draws that many distinct neighbours, each time with a chance proportional to its weight among the remaining.
+    pub(crate) fn random_neighbours(&self, except: Option<PeerName>, rng: &mut impl Rng) -> Vec<PeerName> {
+        let mut left: Vec<(PeerName, u32)> = self.neighbour_weights(except).collect();
+        let mut total: u32 = left.iter().map(|(_, w)| w).sum();
+        let count = self.gossip_neighbours(except);
+        let mut chosen = Vec::with_capacity(count);
+        while chosen.len() < count {
+            let mut ticket = rng.random_range(0..total);
+            let winner = left.iter().position(|&(_, weight)| {
+                let hit = ticket < weight;
+                ticket = ticket.saturating_sub(weight);
+                hit
+            });
+            let (name, weight) = left.remove(winner.expect("the ticket is below the sum of the weights"));
+            total -= weight;
+            chosen.push(name);
+        }
+        chosen
+    }
+
+    fn index(&self, peer: PeerName) -> Option<u32> {
+        self.names.binary_search(&peer).ok().map(|i| i as u32)
+    }
+
+    fn hop(&self, table: &Table, dst: PeerName) -> Option<PeerName> {
+        let hop = table.unicast[self.index(dst)? as usize];
+        self.names.get(hop as usize).copied()
+    }
+
+    fn table<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = (PeerName, PeerName)> + 'a {
+        let entries = self.names.iter().zip(&table.unicast).filter(|&(_, &hop)| hop != NOWHERE);
+        entries.map(|(&dst, &hop)| (dst, self.names.get(hop as usize).copied().unwrap_or(PeerName::UNKNOWN)))
+    }
+
+    fn tree<'a>(&'a self, table: &'a Table, src: PeerName) -> &'a [PeerName] {
+        let Some(index) = self.index(src) else { return &[] };
+        table.broadcast[index as usize].get_or_init(|| {
+            let (hit, found) = table.edges.search(index, self.own);
+            if !hit {
+                return Box::default();
+            }
+            let own = table.edges.of(self.own).iter();
+            own.filter(|&&n| found[n as usize] == NOWHERE).map(|&n| self.names[n as usize]).collect()
+        })
+    }
+}
+
+impl Table {
+    fn new(edges: Edges, own: u32) -> Table {
+        let (_, unicast) = edges.search(own, NOWHERE);
+        let broadcast = unicast.iter().map(|_| OnceLock::new()).collect();
+        Table { edges, unicast: unicast.into(), broadcast }
+    }
+}
+
+impl Edges {
+    fn of(&self, node: u32) -> &[u32] {
+        let node = node as usize;
+        &self.targets[self.starts[node] as usize..self.starts[node + 1] as usize]
+    }
+
+    /// Breadth first, each frontier in ascending order, until `stop` is taken up (spec mesh 9.1). Returns whether it
+    /// was, and for each node the first hop from `start`.
+    fn search(&self, start: u32, stop: u32) -> (bool, Vec<u32>) {
+        let mut found = vec![NOWHERE; self.starts.len() - 1];
+        found[start as usize] = HERE;
+        let mut frontier = vec![start];
+        let mut next = Vec::new();
+        while !frontier.is_empty() {
+            frontier.sort_unstable();
+            for &node in &frontier {
+                if node == stop {
+                    return (true, found);
+                }
+                for &to in self.of(node) {
+                    if found[to as usize] == NOWHERE {
+                        found[to as usize] = if node == start { to } else { found[node as usize] };
+                        next.push(to);
+                    }
+                }
+            }
+            frontier.clear();
+            std::mem::swap(&mut frontier, &mut next);
+        }
+        (false, found)
+    }
+}
+
+fn weights(unicast_all: &[u32], names: &[PeerName]) -> Box<[(PeerName, u32)]> {
+    let mut counts = vec![0u32; names.len()];
+    for &hop in unicast_all {
+        if let Some(count) = counts.get_mut(hop as usize) {
+            *count += 1;
+        }
+    }
+    names.iter().copied().zip(counts).filter(|&(_, count)| count > 0).collect()
+}
+
+struct Graph {
+    names: Box<[PeerName]>,
+    own: u32,
+    all: Edges,
+    established: Edges,
+}
+
+impl Graph {
+    fn of(topology: &Topology) -> Graph {
+        let names: Box<[PeerName]> = topology.peers().map(|(name, _)| name).collect();
+        let indices: HashMap<PeerName, u32> =
+            names.iter().enumerate().map(|(i, &name)| (name, i as u32)).collect();
+        let own = indices[&topology.own()];
+
+        // Links are ascending by name, hence the targets of each node by index.
+        let mut starts = Vec::with_capacity(names.len() + 1);
+        let mut targets: Vec<u32> = Vec::new();
+        let mut flags: Vec<bool> = Vec::new();
+        starts.push(0);
+        for (_, peer) in topology.peers() {
+            for link in &peer.links {
+                if let Some(&to) = indices.get(&link.peer) {
+                    targets.push(to);
+                    flags.push(link.established);
+                }
+            }
+            starts.push(targets.len() as u32);
+        }
+        let all = Edges { starts: starts.into(), targets: targets.into() };
+
+        let confirmed = |from: u32, to: u32| {
+            let Ok(at) = all.of(from).binary_search(&to) else { return false };
+            flags[all.starts[from as usize] as usize + at]
+        };
+        let mut starts = Vec::with_capacity(names.len() + 1);
+        let mut targets = Vec::new();
+        starts.push(0);
+        for from in 0..names.len() as u32 {
+            let own_flags = &flags[all.starts[from as usize] as usize..];
+            for (&to, &established) in all.of(from).iter().zip(own_flags) {
+                if established && confirmed(to, from) {
+                    targets.push(to);
+                }
+            }
+            starts.push(targets.len() as u32);
+        }
+        let established = Edges { starts: starts.into(), targets: targets.into() };
+        Graph { names, own, all, established }
+    }
+}

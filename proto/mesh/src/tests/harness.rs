@@ -1,0 +1,392 @@
+//! A few peers, a clock that jumps, and pipes instead of TCP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid, ShortId};
+
+use super::support::{peer, rng};
+use crate::{Channels, Config, Mesh, Output, OverlayControl, OverlaySetup, Persist};
+
+/// A channel whose state is a set of bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Sets {
+    pub(crate) names: Vec<&'static str>,
+    pub(crate) state: BTreeMap<String, BTreeSet<u8>>,
+    pub(crate) unicasts: Vec<(PeerName, Vec<u8>)>,
+    pub(crate) broadcasts: Vec<(PeerName, Vec<u8>)>,
+    pub(crate) refuse: Option<String>,
+    /// How often gossip came, news or not.
+    pub(crate) heard: usize,
+}
+
+impl Channels for Sets {
+    fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    fn on_unicast(&mut self, _: &str, src: PeerName, payload: &[u8], _: Now) -> Result<(), String> {
+        self.unicasts.push((src, payload.to_vec()));
+        Ok(())
+    }
+
+    fn on_broadcast(
+        &mut self,
+        _: &str,
+        src: PeerName,
+        payload: &[u8],
+        _: Now,
+    ) -> Result<Option<Vec<u8>>, String> {
+        self.broadcasts.push((src, payload.to_vec()));
+        Ok(Some(payload.to_vec()))
+    }
+
+    fn on_gossip(&mut self, channel: &str, payload: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
+        if let Some(error) = &self.refuse {
+            return Err(error.clone());
+        }
+        self.heard += 1;
+        let state = self.state.entry(channel.to_owned()).or_default();
+        let new: Vec<u8> = payload.iter().copied().filter(|b| state.insert(*b)).collect();
+        Ok((!new.is_empty()).then_some(new))
+    }
+
+    fn state(&mut self, channel: &str, _: Now) -> Option<Vec<u8>> {
+        self.state.get(channel).map(|set| set.iter().copied().collect())
+    }
+
+    fn merge(&mut self, _: &str, queued: &mut Vec<u8>, more: &[u8]) {
+        let all: BTreeSet<u8> = queued.iter().chain(more).copied().collect();
+        *queued = all.into_iter().collect();
+    }
+}
+
+pub(crate) struct Host {
+    pub(crate) ip: IpAddr,
+    pub(crate) mesh: Mesh,
+    pub(crate) channels: Sets,
+    pub(crate) up: bool,
+    /// Its data path never works.
+    pub(crate) mute_overlay: bool,
+    /// What is written to it stays in the writer's kernel, as far as the writer can see.
+    pub(crate) stuck: bool,
+    pub(crate) events: Vec<String>,
+    pub(crate) removed: Vec<PeerName>,
+    pub(crate) setups: BTreeMap<ConnectionId, OverlaySetup>,
+    pub(crate) controls: Vec<(ConnectionId, OverlayControl)>,
+    pub(crate) short_id: Option<ShortId>,
+    pub(crate) ceiling: u64,
+    pub(crate) targets: Vec<String>,
+    pub(crate) written: usize,
+    wake: Option<Instant>,
+}
+
+enum Delivery {
+    Bytes(Vec<u8>),
+    Closed,
+    Accept { from: usize, dialler: ConnectionId, to: SocketAddr },
+    Dialled { local: SocketAddr, remote: SocketAddr },
+    Refused(SocketAddr),
+    Established,
+}
+
+pub(crate) struct Net {
+    pub(crate) now: Instant,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
+    /// Pairs of hosts that cannot dial each other.
+    pub(crate) apart: BTreeSet<(usize, usize)>,
+    pipes: BTreeMap<(usize, ConnectionId), (usize, ConnectionId)>,
+    in_flight: BTreeMap<(Instant, u64), (usize, ConnectionId, Delivery)>,
+    sequence: u64,
+    timers: BTreeSet<(Instant, usize)>,
+}
+
+pub(crate) const LATENCY: Duration = Duration::from_millis(5);
+
+impl Net {
+    /// Peers `1..=n` at `10.0.0.1..=n`, told apart by `adjust`.
+    pub(crate) fn new(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
+        let mut net = Net {
+            now: Instant::ORIGIN,
+            hosts: Vec::new(),
+            names: BTreeMap::new(),
+            apart: BTreeSet::new(),
+            pipes: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            sequence: 0,
+            timers: BTreeSet::new(),
+        };
+        for i in 0..n {
+            let mut config = config(i);
+            adjust(i, &mut config);
+            net.add(i, config);
+        }
+        net
+    }
+
+    fn add(&mut self, i: usize, config: Config) {
+        let seed = config.uid.0;
+        let mesh = Mesh::new(config, rng(seed), self.time());
+        self.hosts.push(Host {
+            ip: IpAddr::from([10, 0, (i / 250) as u8, (i % 250 + 1) as u8]),
+            mesh,
+            channels: Sets { names: vec!["set"], ..Sets::default() },
+            up: true,
+            mute_overlay: false,
+            stuck: false,
+            events: Vec::new(),
+            removed: Vec::new(),
+            setups: BTreeMap::new(),
+            controls: Vec::new(),
+            short_id: None,
+            ceiling: 0,
+            targets: Vec::new(),
+            written: 0,
+            wake: None,
+        });
+        self.drain(i);
+    }
+
+    pub(crate) fn time(&self) -> Now {
+        Now { mono: self.now, wall: self.now.since_origin() }
+    }
+
+    /// Lets a host do something.
+    pub(crate) fn with<R>(&mut self, i: usize, act: impl FnOnce(&mut Mesh, &mut Sets, Now) -> R) -> R {
+        let now = self.time();
+        let host = &mut self.hosts[i];
+        let result = act(&mut host.mesh, &mut host.channels, now);
+        self.drain(i);
+        result
+    }
+
+    pub(crate) fn connect(&mut self, i: usize, peers: &[&str]) {
+        let peers: Vec<String> = peers.iter().map(|&p| p.to_owned()).collect();
+        let errors = self.with(i, |mesh, _, now| mesh.connect(&peers, false, now));
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    /// The machine dies: nobody is told.
+    pub(crate) fn kill_silently(&mut self, i: usize) {
+        self.hosts[i].up = false;
+        self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
+        self.pipes.retain(|here, there| here.0 != i && there.0 != i);
+        self.in_flight.retain(|_, (host, ..)| *host != i);
+    }
+
+    /// The process dies; all its connections break.
+    pub(crate) fn kill(&mut self, i: usize) {
+        self.hosts[i].up = false;
+        self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
+        let ends: Vec<_> = self.pipes.iter().filter(|(at, _)| at.0 == i).map(|(a, b)| (*a, *b)).collect();
+        for (here, there) in ends {
+            self.pipes.remove(&here);
+            self.pipes.remove(&there);
+            self.post(LATENCY, there.0, there.1, Delivery::Closed);
+        }
+        self.in_flight.retain(|_, (host, ..)| *host != i);
+    }
+
+    /// A new process on a dead host, with what the old one persisted.
+    pub(crate) fn revive(&mut self, i: usize, adjust: impl Fn(&mut Config)) {
+        let old = &self.hosts[i];
+        let mut config = config(i);
+        config.uid = PeerUid(config.uid.0 + 1000);
+        config.short_id = old.short_id;
+        config.version = old.ceiling;
+        adjust(&mut config);
+        let targets = old.targets.clone();
+        self.add(i, config);
+        let new = self.hosts.pop().unwrap();
+        self.hosts[i] = new;
+        let now = self.time();
+        self.hosts[i].mesh.connect(&targets, false, now);
+        self.drain(i);
+    }
+
+    fn post(&mut self, delay: Duration, host: usize, conn: ConnectionId, what: Delivery) {
+        self.sequence += 1;
+        self.in_flight.insert((self.now + delay, self.sequence), (host, conn, what));
+    }
+
+    fn drain(&mut self, i: usize) {
+        // `add` drains before the host is at its place.
+        let at = i.min(self.hosts.len() - 1);
+        while let Some(output) = self.hosts[at].mesh.poll_output() {
+            self.carry_out(at, output);
+        }
+        let host = &mut self.hosts[at];
+        let wake = host.mesh.poll_timeout().map(|(at, _)| at);
+        if host.wake != wake {
+            host.wake.map(|old| self.timers.remove(&(old, i)));
+            wake.map(|new| self.timers.insert((new, i)));
+            host.wake = wake;
+        }
+    }
+
+    fn carry_out(&mut self, i: usize, output: Output) {
+        let host = &mut self.hosts[i];
+        match output {
+            Output::Persist(Persist::ShortId(id)) => host.short_id = Some(id),
+            Output::Persist(Persist::VersionCeiling(ceiling)) => {
+                assert!(ceiling > host.ceiling, "it only rises");
+                host.ceiling = ceiling;
+            }
+            Output::Persist(Persist::Targets(targets)) => host.targets = targets,
+            Output::Write { conn, bytes } => {
+                let own = host.mesh.peer(host.mesh.name()).unwrap();
+                assert!(own.version < host.ceiling, "a version is reserved before it is told");
+                host.written += bytes.len();
+                if let Some(&(to, there)) = self.pipes.get(&(i, conn)) {
+                    self.post(LATENCY, to, there, Delivery::Bytes(bytes));
+                }
+            }
+            Output::Close { conn } => {
+                if let Some((to, there)) = self.pipes.remove(&(i, conn)) {
+                    self.pipes.remove(&(to, there));
+                    self.post(LATENCY, to, there, Delivery::Closed);
+                }
+            }
+            Output::Dial { conn, addr } => {
+                let found = self.hosts.iter().position(|h| h.up && h.ip == addr.ip() && addr.port() == 6783);
+                match found.filter(|&to| !self.apart.contains(&(i, to)) && !self.apart.contains(&(to, i))) {
+                    Some(to) => {
+                        let accept = Delivery::Accept { from: i, dialler: conn, to: addr };
+                        self.post(LATENCY, to, ConnectionId(0), accept);
+                    }
+                    None => self.post(LATENCY, i, conn, Delivery::Refused(addr)),
+                }
+            }
+            Output::Resolve { id, host: name } => {
+                let result =
+                    self.names.get(&name).cloned().ok_or_else(|| format!("lookup {name}: no such host"));
+                self.with(i, |mesh, _, now| mesh.handle_resolved(id, result, now));
+            }
+            Output::OverlayPrepare { conn, setup } => {
+                host.setups.insert(conn, *setup);
+            }
+            Output::OverlayConfirm { conn } => {
+                if !host.mute_overlay {
+                    self.post(LATENCY, i, conn, Delivery::Established);
+                }
+            }
+            Output::OverlayStop { conn } => {
+                host.setups.remove(&conn).expect("was prepared");
+            }
+            Output::OverlayControl { conn, control } => host.controls.push((conn, control)),
+            Output::PeerRemoved(peer) => host.removed.push(peer),
+            Output::Event(event) => host.events.push(event.to_string()),
+            Output::RoutesChanged | Output::PeersChanged | Output::ShortIdsInvalidated => {}
+        }
+    }
+
+    /// Advances to the next thing that happens, unless it lies beyond `end`.
+    fn step(&mut self, end: Instant) -> bool {
+        let delivery = self.in_flight.keys().next().map(|&(at, _)| at);
+        let timer = self.timers.first().copied();
+        match (delivery, timer) {
+            (Some(at), timer) if at <= end && timer.is_none_or(|(t, _)| at <= t) => {
+                self.now = self.now.max(at);
+                let ((_, _), (host, conn, what)) = self.in_flight.pop_first().unwrap();
+                if self.hosts[host].up {
+                    self.deliver(host, conn, what);
+                }
+                true
+            }
+            (_, Some((at, i))) if at <= end => {
+                self.now = self.now.max(at);
+                self.with(i, |mesh, channels, now| mesh.handle_timeout(channels, now));
+                let again = self.hosts[i].mesh.poll_timeout();
+                assert!(again.is_none_or(|(t, _)| t > self.now), "busy with {again:?}");
+                true
+            }
+            _ => {
+                self.now = end;
+                false
+            }
+        }
+    }
+
+    fn deliver(&mut self, i: usize, conn: ConnectionId, what: Delivery) {
+        match what {
+            Delivery::Bytes(bytes) => {
+                self.with(i, |mesh, channels, now| mesh.handle_stream(conn, &bytes, channels, now));
+                if let Some(&(from, there)) = self.pipes.get(&(i, conn)).filter(|_| !self.hosts[i].stuck) {
+                    self.with(from, |mesh, _, now| mesh.handle_written(there, bytes.len(), now));
+                }
+            }
+            Delivery::Closed => self.with(i, |mesh, _, now| mesh.handle_closed(conn, "EOF".to_owned(), now)),
+            Delivery::Accept { from, dialler, to } => {
+                let source = SocketAddr::new(self.hosts[from].ip, 40_000 + self.sequence as u16 % 20_000);
+                let now = self.time();
+                let accepted = self.hosts[i].mesh.handle_accepted(to, source, now);
+                let Some(accepted) = accepted else {
+                    return self.post(LATENCY, from, dialler, Delivery::Refused(to));
+                };
+                self.pipes.insert((i, accepted), (from, dialler));
+                self.pipes.insert((from, dialler), (i, accepted));
+                self.post(LATENCY, from, dialler, Delivery::Dialled { local: source, remote: to });
+                self.drain(i);
+            }
+            Delivery::Dialled { local, remote } => {
+                self.with(i, |mesh, _, now| mesh.handle_dialled(conn, local, remote, now));
+            }
+            Delivery::Refused(addr) => {
+                let error = format!("dial tcp {addr}: connect: connection refused");
+                self.with(i, |mesh, _, now| mesh.handle_dial_failed(conn, error, now));
+            }
+            Delivery::Established => {
+                self.with(i, |mesh, _, now| mesh.handle_overlay_established(conn, now));
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.step(end) {}
+    }
+
+    pub(crate) fn run_s(&mut self, seconds: u64) {
+        self.run(Duration::from_secs(seconds));
+    }
+
+    // ---- what came of it --------------------------------------------------------------------------------------
+
+    /// All see all, with the same records, and data finds its way everywhere.
+    pub(crate) fn assert_converged(&self) {
+        let up: Vec<&Host> = self.hosts.iter().filter(|h| h.up).collect();
+        let first = up[0];
+        for host in &up {
+            let theirs: Vec<_> = host.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.links)).collect();
+            let ours: Vec<_> = first.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.links)).collect();
+            assert_eq!(theirs, ours, "{} against {}", host.mesh.name(), first.mesh.name());
+            assert_eq!(theirs.len(), up.len());
+            let routes = host.mesh.routes();
+            for other in &up {
+                let to = other.mesh.name();
+                assert!(
+                    to == host.mesh.name() || routes.unicast(to).is_some(),
+                    "{} to {to}",
+                    host.mesh.name()
+                );
+            }
+        }
+    }
+
+    /// The peers to which a host has an established connection, as it sees it.
+    pub(crate) fn neighbours(&self, i: usize) -> Vec<PeerName> {
+        let mesh = &self.hosts[i].mesh;
+        mesh.peer(mesh.name()).unwrap().links.iter().filter(|l| l.established).map(|l| l.peer).collect()
+    }
+
+    pub(crate) fn logged(&self, i: usize, text: &str) -> usize {
+        self.hosts[i].events.iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+pub(crate) fn config(i: usize) -> Config {
+    let number = i as u64 + 1;
+    Config::new(peer(number), format!("h{number}"), PeerUid(number * 7 + 1))
+}

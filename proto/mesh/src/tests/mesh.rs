@@ -1,0 +1,530 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use weave_types::{Now, PeerUid, ShortId};
+
+use super::harness::Net;
+use super::support::peer;
+use crate::{Config, Secret, TargetState};
+
+fn plain(_: usize, _: &mut Config) {}
+
+fn ip(i: usize) -> String {
+    format!("10.0.0.{}", i + 1)
+}
+
+/// `n` peers in a row, without discovery.
+fn line(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
+    let mut net = Net::new(n, |i, config| {
+        config.discovery = false;
+        adjust(i, config);
+    });
+    for i in 1..n {
+        net.connect(i, &[&ip(i - 1)]);
+    }
+    net
+}
+
+#[test]
+fn one_address_is_enough_for_a_full_mesh() {
+    let mut net = Net::new(5, plain);
+    for i in 1..5 {
+        net.connect(i, &["10.0.0.1"]);
+    }
+    net.run_s(60);
+    net.assert_converged();
+    for i in 0..5 {
+        assert_eq!(net.neighbours(i).len(), 4, "{:#?}", net.hosts[i].events);
+    }
+    // Nothing more to dial, nothing in the log but life.
+    let quiet: Vec<usize> = net.hosts.iter().map(|h| h.events.len()).collect();
+    net.run_s(600);
+    assert_eq!(net.hosts.iter().map(|h| h.events.len()).collect::<Vec<_>>(), quiet);
+    net.assert_converged();
+}
+
+#[test]
+fn a_line_stays_a_line_and_carries_gossip() {
+    let mut net = line(5, plain);
+    net.run_s(20);
+    net.assert_converged();
+    for i in 0..5 {
+        assert_eq!(net.neighbours(i).len(), if i == 0 || i == 4 { 1 } else { 2 });
+    }
+    assert_eq!(net.hosts[0].mesh.routes().unicast(peer(5)), Some(peer(2)));
+
+    net.with(0, |mesh, _, now| mesh.unicast("set", peer(5), b"hello", now)).unwrap();
+    net.with(0, |mesh, channels, now| mesh.broadcast("set", b"all", channels, now));
+    net.with(4, |mesh, channels, now| {
+        channels.state.entry("set".into()).or_default().insert(9);
+        mesh.gossip("set", &[9], channels, now);
+    });
+    net.run_s(1);
+    assert_eq!(net.hosts[4].channels.unicasts, [(peer(1), b"hello".to_vec())]);
+    for i in 1..5 {
+        assert_eq!(net.hosts[i].channels.broadcasts, [(peer(1), b"all".to_vec())], "host {i}");
+    }
+    for host in &net.hosts {
+        assert_eq!(host.channels.state["set"], BTreeSet::from([9]));
+    }
+    let error = net.with(0, |mesh, _, now| mesh.unicast("set", peer(77), b"", now)).unwrap_err();
+    assert_eq!(error.to_string(), "unknown relay destination: 00:00:00:00:00:4d");
+}
+
+#[test]
+fn unserved_channels_are_passed_on() {
+    let mut net = line(3, plain);
+    net.hosts[1].channels.names.clear();
+    net.run_s(20);
+    net.with(0, |mesh, channels, now| mesh.broadcast("set", b"b", channels, now));
+    net.with(0, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
+    net.run_s(1);
+    assert_eq!(net.hosts[2].channels.broadcasts, [(peer(1), b"b".to_vec())]);
+    assert_eq!(net.hosts[2].channels.state["set"], BTreeSet::from([1]));
+    assert_eq!(net.logged(1, "[gossip set]: created surrogate channel"), 1);
+    let heard = net.hosts[2].channels.heard;
+    net.with(0, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
+    net.run_s(1);
+    assert_eq!(net.hosts[2].channels.heard, heard, "the same again within the interval goes no further");
+    net.run_s(31);
+    net.with(0, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
+    net.run_s(1);
+    assert!(net.hosts[2].channels.heard > heard);
+}
+
+#[test]
+fn a_newcomer_gets_all_state_at_once() {
+    let mut net = line(2, plain);
+    net.run_s(1);
+    let mut fresh = line(3, plain);
+    fresh.hosts[0].channels.state.entry("set".into()).or_default().extend([1, 2, 3]);
+    fresh.run_s(2);
+    // Over two hops within two seconds, long before the first periodic round.
+    assert_eq!(fresh.hosts[2].channels.state["set"], BTreeSet::from([1, 2, 3]));
+    net.hosts[0].channels.state.entry("set".into()).or_default().extend([4]);
+    net.run_s(31);
+    assert_eq!(net.hosts[1].channels.state["set"], BTreeSet::from([4]), "periodic round");
+}
+
+#[test]
+fn simultaneous_dials_end_in_one_connection() {
+    for seed in 0..20 {
+        let mut net = Net::new(2, |i, config| config.uid = PeerUid(seed * 10 + i as u64 + 1));
+        net.connect(0, &["10.0.0.2:6783"]);
+        net.connect(1, &["10.0.0.1:6783"]);
+        net.run_s(5);
+        net.assert_converged();
+        let ends: Vec<bool> = (0..2)
+            .map(|i| {
+                let own = net.hosts[i].mesh.peer(peer(i as u64 + 1)).unwrap();
+                assert_eq!(own.links.len(), 1);
+                assert!(own.links[0].established);
+                own.links[0].outbound
+            })
+            .collect();
+        assert_ne!(ends[0], ends[1], "both keep the same one");
+        // With explicit ports 2.8.1 would go on dialling in vain.
+        let events = net.hosts[0].events.len() + net.hosts[1].events.len();
+        net.run_s(3600);
+        assert_eq!(net.hosts[0].events.len() + net.hosts[1].events.len(), events);
+    }
+}
+
+#[test]
+fn one_peer_at_two_addresses() {
+    let mut net = Net::new(2, plain);
+    net.names.insert("host2".into(), vec![net.hosts[1].ip]);
+    net.connect(0, &["10.0.0.2", "host2:6783", "10.0.0.2:6783"]);
+    net.run_s(30);
+    net.assert_converged();
+    let events = net.hosts[0].events.len();
+    net.run_s(3600);
+    assert_eq!(net.hosts[0].events.len(), events, "{:#?}", net.hosts[0].events);
+}
+
+#[test]
+fn a_dead_peer_is_forgotten_and_one_that_comes_back_is_known_again() {
+    let mut net = line(3, plain);
+    net.run_s(10);
+    net.kill(2);
+    net.run_s(3);
+    assert_eq!(net.hosts[0].removed, [peer(3)]);
+    assert_eq!(net.logged(0, "Removed unreachable peer 00:00:00:00:00:03(h3)"), 1);
+    net.assert_converged();
+
+    let before = net.hosts[1].mesh.peer(peer(2)).unwrap().version;
+    net.revive(2, |config| config.discovery = false);
+    net.run_s(10);
+    net.assert_converged();
+    assert!(net.hosts[1].mesh.peer(peer(2)).unwrap().version > before);
+}
+
+#[test]
+fn a_restart_behind_a_live_link_is_noticed() {
+    let mut net = Net::new(3, plain);
+    for i in 1..3 {
+        net.connect(i, &["10.0.0.1"]);
+    }
+    net.run_s(10);
+    let short_id = net.hosts[2].short_id;
+    let old = net.hosts[2].mesh.peer(peer(3)).unwrap().version;
+    net.kill(2);
+    // Faster than anybody forgets; and, as 2.8.1 does, from version 0.
+    net.revive(2, |config| config.version = 0);
+    net.run_s(10);
+    net.assert_converged();
+    assert!(net.hosts[0].mesh.peer(peer(3)).unwrap().version > old || net.hosts[0].removed == [peer(3)]);
+    assert_eq!(net.hosts[2].short_id, short_id, "kept over the restart");
+    assert_eq!(net.hosts[0].mesh.peer(peer(3)).unwrap().short_id, short_id);
+}
+
+#[test]
+fn a_half_dead_connection_gives_way_to_the_next_incarnation() {
+    let mut net = line(2, plain);
+    net.run_s(5);
+    // The old process vanishes without a word.
+    net.hosts[0].events.clear();
+    net.kill_silently(1);
+    net.revive(1, |config| config.discovery = false);
+    net.run_s(3);
+    net.assert_converged();
+    assert_eq!(net.logged(0, "connection added (restarted peer)"), 1, "{:#?}", net.hosts[0].events);
+}
+
+#[test]
+fn passwords() {
+    let with = |password: &str| Secret::new(password);
+    for (ours, theirs, error_here, error_there) in [
+        ("secret", "secret", None, None),
+        ("secret", "Secret", Some("Unable to decrypt TCP msg"), Some("Unable to decrypt TCP msg")),
+        (
+            "secret",
+            "",
+            Some("password specified, but peer requested an unencrypted connection"),
+            Some("no password specificed, but peer requested an encrypted connection"),
+        ),
+        (
+            "",
+            "secret",
+            Some("no password specificed, but peer requested an encrypted connection"),
+            Some("password specified, but peer requested an unencrypted connection"),
+        ),
+    ] {
+        let mut net = Net::new(2, |i, config| config.password = with(if i == 0 { ours } else { theirs }));
+        net.connect(0, &["10.0.0.2"]);
+        net.run(Duration::from_millis(900));
+        let prefix = "connection shutting down due to error during handshake: ";
+        match (error_here, error_there) {
+            (Some(here), Some(there)) => {
+                assert_eq!(net.logged(0, &format!("{prefix}{here}")), 1, "{:#?}", net.hosts[0].events);
+                assert_eq!(net.logged(1, &format!("{prefix}{there}")), 1, "{:#?}", net.hosts[1].events);
+                let status = net.hosts[0].mesh.status(net.time());
+                let target = &status.targets[0];
+                assert_eq!(target.state, TargetState::Waiting);
+                assert_eq!(target.last_error.as_deref(), Some(here));
+            }
+            _ => {
+                net.run_s(3);
+                net.assert_converged();
+                let setup = |i: usize| net.hosts[i].setups.values().next().unwrap().clone();
+                assert!(setup(0).session_key.is_some());
+                assert_eq!(setup(0).session_key, setup(1).session_key);
+                assert_eq!(setup(0).uid, setup(1).uid);
+                assert!(setup(0).outbound && !setup(1).outbound);
+            }
+        }
+    }
+}
+
+#[test]
+fn trust_takes_both_sides() {
+    for (first, second, encrypted) in [
+        ("10.0.0.0/8", "10.0.0.0/24", false),
+        ("10.0.0.0/8", "192.168.0.0/16", true),
+        ("192.168.0.0/16", "10.0.0.0/8", true),
+    ] {
+        let mut net = Net::new(2, |i, config| {
+            config.password = Secret::new("p");
+            config.trusted_subnets = vec![if i == 0 { first } else { second }.parse().unwrap()];
+        });
+        net.connect(0, &["10.0.0.2"]);
+        net.run_s(1);
+        for host in &net.hosts {
+            let setup = host.setups.values().next().unwrap();
+            assert_eq!(setup.session_key.is_some(), encrypted);
+            assert_eq!(host.mesh.status(net.time()).connections[0].encrypted, encrypted);
+        }
+    }
+}
+
+#[test]
+fn overlays_must_have_something_in_common() {
+    let some = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+    let mut net = Net::new(2, |i, config| {
+        config.overlays = if i == 0 { some(&["fastdp", "sleeve"]) } else { some(&["awsvpc"]) };
+    });
+    net.connect(0, &["10.0.0.2"]);
+    net.run_s(1);
+    for i in 0..2 {
+        assert!(net.logged(i, "connection shutting down due to error: no overlays in common with peer") > 0);
+        assert!(net.hosts[i].setups.is_empty());
+    }
+
+    // A peer that names none means sleeve, and gets control messages in the old form.
+    let mut net = Net::new(2, |i, config| {
+        config.overlays = if i == 0 { some(&["fastdp", "sleeve"]) } else { some(&[]) };
+    });
+    net.connect(0, &["10.0.0.2"]);
+    net.run_s(3);
+    net.assert_converged();
+    let conn = *net.hosts[0].setups.keys().next().unwrap();
+    assert_eq!(net.hosts[0].setups[&conn].overlays, None);
+    net.with(0, |mesh, _, now| mesh.send_overlay_control(conn, 0, 3, b"x", now));
+    net.run_s(1);
+    let control = &net.hosts[1].controls[0].1;
+    assert_eq!((control.index, control.tag, &control.body[..]), (None, 3, &b"x"[..]));
+    let conn = *net.hosts[1].setups.keys().next().unwrap();
+    net.with(1, |mesh, _, now| mesh.send_overlay_control(conn, 1, 3, b"y", now));
+    net.run_s(1);
+    let control = &net.hosts[0].controls[0].1;
+    assert_eq!((control.index, control.tag, &control.body[..]), (Some(1), 3, &b"y"[..]));
+}
+
+#[test]
+fn ourself_is_never_dialled_again() {
+    let mut net = Net::new(2, plain);
+    net.connect(0, &["10.0.0.1", "10.0.0.2"]);
+    net.run_s(3600);
+    net.assert_converged();
+    assert_eq!(net.logged(0, "->[10.0.0.1:6783] attempting connection"), 1);
+    assert_eq!(net.logged(0, "cannot connect to ourself"), 2, "both ends of the loop");
+    let status = net.hosts[0].mesh.status(net.time());
+    assert_eq!(status.terminations, 0);
+    let own = status.targets.iter().find(|t| t.address == "10.0.0.1:6783").unwrap();
+    assert_eq!(own.retry, None);
+    assert_eq!(own.info(), "cannot connect to ourself, retry: never");
+}
+
+#[test]
+fn a_clone_of_ours_is_refused_by_name() {
+    let mut net = Net::new(2, |i, config| {
+        config.name = peer(1);
+        config.nickname = format!("clone{i}");
+    });
+    net.connect(0, &["10.0.0.2"]);
+    net.run_s(600);
+    let text =
+        "local \"00:00:00:00:00:01(clone0)\" and remote \"00:00:00:00:00:01(clone1)\" peer names collision";
+    assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
+    assert_eq!(net.hosts[0].mesh.status(net.time()).targets[0].info(), format!("{text}, retry: never"));
+}
+
+#[test]
+fn colliding_short_ids_converge() {
+    let mut net = Net::new(4, |_, config| config.short_id = ShortId::new(7));
+    for i in 1..4 {
+        net.connect(i, &["10.0.0.1"]);
+    }
+    net.run_s(40);
+    net.assert_converged();
+    let ids: Vec<_> = net.hosts.iter().map(|h| h.mesh.peer(h.mesh.name()).unwrap().short_id).collect();
+    assert_eq!(ids[0], ShortId::new(7), "the lowest name keeps it");
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 4, "{ids:?}");
+    for host in &net.hosts {
+        let seen: Vec<_> = host.mesh.peers().map(|(_, p)| p.short_id).collect();
+        assert_eq!(seen, ids);
+        assert_eq!(host.short_id, host.mesh.peer(host.mesh.name()).unwrap().short_id, "persisted");
+    }
+}
+
+#[test]
+fn the_connection_limit_holds() {
+    let mut net = Net::new(4, |i, config| config.connection_limit = if i == 0 { 2 } else { 0 });
+    for i in 1..4 {
+        net.connect(i, &["10.0.0.1", "10.0.0.2"]);
+    }
+    net.run_s(30);
+    net.assert_converged();
+    assert_eq!(net.neighbours(0).len(), 2);
+    assert!(net.logged(0, "Connection limit reached (2)") > 0);
+}
+
+#[test]
+fn a_discovered_address_must_not_add_strangers() {
+    // The first and the second cannot dial each other; the third tells each of the other. Meanwhile a fourth, of whom
+    // nobody has heard, lives where the second was.
+    let mut net = Net::new(4, |_, config| config.discovery = true);
+    net.apart.insert((0, 1));
+    net.connect(0, &["10.0.0.3"]);
+    net.connect(1, &["10.0.0.3"]);
+    net.run_s(5);
+    assert_eq!(net.neighbours(0), [peer(3)]);
+    let ip = std::mem::replace(&mut net.hosts[1].ip, "10.0.9.9".parse().unwrap());
+    net.hosts[3].ip = ip;
+    net.run_s(30);
+    let text = "handshake: Found unknown remote name: 00:00:00:00:00:04 at 10.0.0.2:6783";
+    assert!(net.logged(0, text) > 0, "{:#?}", net.hosts[0].events);
+    assert_eq!(net.hosts[0].mesh.peers().len(), 3);
+}
+
+#[test]
+fn silence_ends_a_connection_after_a_minute() {
+    let mut net = line(2, plain);
+    net.run_s(5);
+    net.kill_silently(1);
+    net.run_s(61);
+    let text = "connection shutting down due to error: read tcp 10.0.0.1:6783->10.0.0.2:4";
+    assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
+    assert_eq!(net.hosts[0].removed, [peer(2)]);
+}
+
+#[test]
+fn whoever_does_not_read_is_cut_off_and_costs_little() {
+    let mut net = line(3, plain);
+    net.run_s(5);
+    net.hosts[2].stuck = true;
+    let before = net.hosts[1].written;
+    for round in 0..50u8 {
+        net.with(0, |mesh, channels, now| mesh.broadcast("set", &vec![round; 100_000], channels, now));
+        net.run_s(1);
+    }
+    let written = net.hosts[1].written - before;
+    assert!((100_000..200_000).contains(&written), "merged while it waits: {written}");
+    net.run_s(11);
+    assert_eq!(net.logged(1, "error: write tcp 10.0.0.2:6783->10.0.0.3:4"), 1, "{:#?}", net.hosts[1].events);
+}
+
+#[test]
+fn strangers_in_the_handshake_are_bounded_in_number_and_time() {
+    let mut net = Net::new(2, plain);
+    let local = "10.0.0.1:6783".parse().unwrap();
+    let mut silent = Vec::new();
+    for n in 0..200u16 {
+        let remote = format!("10.9.0.1:{}", 1000 + n).parse().unwrap();
+        let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
+        silent.push(conn);
+    }
+    assert_eq!(net.logged(0, "too many connections in handshake"), 200 - 64);
+    assert_eq!(net.hosts[0].mesh.accept_delay(net.time()), Duration::from_millis(181 * 50));
+    // Some say hello and no more.
+    for conn in &silent[150..] {
+        net.with(0, |mesh, channels, now| mesh.handle_stream(*conn, b"weave\x01\x02", channels, now));
+    }
+    net.run_s(11);
+    assert_eq!(
+        net.logged(0, "failed to receive remote protocol header: read tcp 10.0.0.1:6783->10.9.0.1:"),
+        14
+    );
+    net.run_s(60);
+    assert_eq!(net.logged(0, "i/o timeout"), 64);
+    // An honest peer gets through all the same.
+    net.connect(1, &["10.0.0.1"]);
+    net.run_s(3);
+    net.assert_converged();
+}
+
+#[test]
+fn garbage_costs_its_connection_only() {
+    use rand::RngExt;
+    let mut net = line(2, plain);
+    net.run_s(3);
+    let mut rng = super::support::rng(5);
+    let local = "10.0.0.1:6783".parse().unwrap();
+    let features = crate::features::Features {
+        name: peer(99),
+        nickname: "x".into(),
+        uid: PeerUid(1),
+        connection_id: 5,
+        short_id: None,
+        trusted: false,
+        overlays: None,
+    };
+    for round in 0..500u32 {
+        let remote = format!("10.9.0.1:{}", 1000 + round).parse().unwrap();
+        let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
+        let mut bytes = b"weave\x01\x02\x00".to_vec();
+        let hello = crate::handshake::encode_features(&features.to_map());
+        bytes.extend((hello.len() as u32).to_be_bytes());
+        bytes.extend(hello);
+        for _ in 0..rng.random_range(0..4) {
+            let body: Vec<u8> = (0..rng.random_range(0..40)).map(|_| rng.random()).collect();
+            bytes.extend((body.len() as u32 + 1).to_be_bytes());
+            bytes.push(rng.random_range(0..9));
+            bytes.extend(body);
+        }
+        let cut = rng.random_range(0..=bytes.len());
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] = rng.random();
+        net.with(0, |mesh, channels, now| mesh.handle_stream(conn, &bytes[..cut], channels, now));
+        net.with(0, |mesh, channels, now| mesh.handle_stream(conn, &bytes[cut..], channels, now));
+        net.with(0, |mesh, _, now| mesh.handle_closed(conn, "EOF".into(), now));
+    }
+    net.run_s(5);
+    net.assert_converged();
+    assert_eq!(net.neighbours(0), [peer(2)]);
+}
+
+#[test]
+fn a_refusing_receiver_ends_the_connection_with_its_text() {
+    let mut net = line(2, plain);
+    net.run_s(3);
+    net.hosts[0].channels.refuse = Some("IP allocation was seeded by different peers".into());
+    net.with(1, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
+    net.run(Duration::from_millis(100));
+    let text = "connection shutting down due to error: IP allocation was seeded by different peers";
+    assert_eq!(net.logged(0, text), 1);
+}
+
+#[test]
+fn forget_and_connect_persist_the_list() {
+    let mut net = Net::new(1, plain);
+    net.connect(0, &["10.0.0.8", "10.0.0.9"]);
+    assert_eq!(net.hosts[0].targets, ["10.0.0.8", "10.0.0.9"]);
+    net.with(0, |mesh, _, now| mesh.forget(&["10.0.0.8".to_owned()], now));
+    assert_eq!(net.hosts[0].targets, ["10.0.0.9"]);
+    net.with(0, |mesh, _, now| {
+        assert_eq!(mesh.connect(&[":".to_owned()], true, now).len(), 1);
+    });
+    assert!(net.hosts[0].targets.is_empty(), "replaced, in spite of the error");
+}
+
+#[test]
+fn shutdown_closes_everything() {
+    let mut net = line(2, plain);
+    net.run_s(3);
+    net.with(0, |mesh, _, now: Now| mesh.shutdown(now));
+    net.run_s(1);
+    assert!(net.hosts[0].setups.is_empty() && net.neighbours(0).is_empty());
+    assert_eq!(net.hosts[0].mesh.poll_timeout(), None);
+    assert!(net.neighbours(1).is_empty());
+}
+
+/// Not a benchmark: shows what a large mesh costs (`--ignored --nocapture`, release).
+#[test]
+#[ignore = "prints durations"]
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
+fn a_thousand_peers() {
+    use rand::RngExt;
+    let n: usize = std::env::var("PEERS").map_or(1000, |n| n.parse().unwrap());
+    let degree: usize = std::env::var("DEGREE").map_or(5, |n| n.parse().unwrap());
+    let mut net = Net::new(n, |_, config| config.discovery = false);
+    let mut rng = super::support::rng(1);
+    for i in 1..n {
+        let peers: BTreeSet<String> = (0..degree).map(|_| rng.random_range(0..i)).map(host_ip).collect();
+        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
+        net.connect(i, &peers);
+    }
+    let start = std::time::Instant::now();
+    let mut before = 0;
+    for second in 1..=100 {
+        net.run_s(1);
+        let written: usize = net.hosts.iter().map(|h| h.written).sum();
+        println!("{second:3} s: {:8.1?}, {} kB", start.elapsed(), (written - before) / 1024);
+        before = written;
+    }
+    net.assert_converged();
+}
+
+fn host_ip(i: usize) -> String {
+    format!("10.0.{}.{}", i / 250, i % 250 + 1)
+}

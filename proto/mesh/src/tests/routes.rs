@@ -1,0 +1,163 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use weave_types::PeerName;
+
+use super::support::{array, connection, name, names, peer, record, rng, text, topology, vector};
+use crate::Routes;
+use crate::peers::{Address, Link};
+use crate::topology::Topology;
+use crate::update::ConnectionRecord;
+
+/// `own`'s view of a graph of (from, to, established).
+fn view(own: PeerName, peers: &[PeerName], edges: &[(PeerName, PeerName, bool)]) -> Topology {
+    let mut topology = topology(own);
+    let mut lists: BTreeMap<PeerName, Vec<ConnectionRecord>> =
+        peers.iter().map(|&p| (p, Vec::new())).collect();
+    for &(from, to, established) in edges {
+        lists.get_mut(&from).unwrap().push(connection(to, established));
+    }
+    for own in lists.remove(&own).unwrap() {
+        let (peer, established) = (own.name, own.established);
+        let address = Address::from_text("10.0.0.1:6783");
+        topology.connect(Link { peer, address, outbound: true, established });
+    }
+    topology.merge(lists.into_iter().map(|(name, list)| record(name, list)).collect(), &mut rng(1));
+    topology
+}
+
+fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
+    items.into_iter().collect()
+}
+
+#[test]
+fn vectors() {
+    let mut views = 0;
+    for case in array(&vector("routes.json")) {
+        let peers = names(&case["peers"]);
+        let edges: Vec<_> = array(&case["connections"])
+            .iter()
+            .map(|c| (name(&c["from"]), name(&c["to"]), c["established"].as_bool().unwrap()))
+            .collect();
+        for expected in array(&case["views"]) {
+            views += 1;
+            let own = name(&expected["self"]);
+            let about = format!("{} as {own}", text(&case["name"]));
+            let mut topology = view(own, &peers, &edges);
+            let routes = Routes::compute(&topology);
+
+            let hops = |key: &str| -> Vec<(PeerName, PeerName)> {
+                let table = expected[key].as_object().unwrap();
+                table.iter().map(|(dst, via)| (dst.parse().unwrap(), name(via))).collect()
+            };
+            assert_eq!(set(routes.unicast_table()), set(hops("unicast")), "{about}");
+            assert_eq!(set(routes.unicast_all_table()), set(hops("unicast_all")), "{about}");
+            for (dst, via) in hops("unicast") {
+                assert_eq!(routes.unicast(dst).unwrap_or(PeerName::UNKNOWN), via, "{about}");
+            }
+
+            let trees = |key: &str| -> Vec<(PeerName, BTreeSet<PeerName>)> {
+                let table = expected[key].as_object().unwrap();
+                table.iter().map(|(src, to)| (src.parse().unwrap(), set(names(to)))).collect()
+            };
+            for (src, to) in trees("broadcast") {
+                assert_eq!(set(routes.broadcast(src).iter().copied()), to, "{about}, from {src}");
+            }
+            for (src, to) in trees("broadcast_all") {
+                assert_eq!(set(routes.broadcast_all(src).iter().copied()), to, "{about}, from {src}");
+            }
+            assert_eq!(routes.broadcast_table().count(), peers.len(), "all were asked for");
+
+            let weights = expected["neighbour_weights"].as_object().unwrap();
+            let weights = set(weights
+                .iter()
+                .map(|(n, w)| (n.parse::<PeerName>().unwrap(), w.as_u64().unwrap() as u32)));
+            assert_eq!(set(routes.neighbour_weights(None)), weights, "{about}");
+            let count = |value: &serde_json::Value| value.as_u64().unwrap() as usize;
+            assert_eq!(routes.gossip_neighbours(None), count(&expected["gossip_neighbours"]), "{about}");
+            for (except, n) in expected["gossip_neighbours_except"].as_object().unwrap() {
+                let except = except.parse().unwrap();
+                assert_eq!(routes.gossip_neighbours(Some(except)), count(n), "{about} except {except}");
+                let chosen = routes.random_neighbours(Some(except), &mut rng(7));
+                assert_eq!(set(chosen.iter().copied()).len(), count(n), "distinct");
+                assert!(!chosen.contains(&except));
+            }
+
+            topology.collect(&mut rng(1));
+            let reachable = set(topology.peers().map(|(name, _)| name));
+            assert_eq!(reachable, set(names(&expected["reachable_for_gc"])), "{about}");
+        }
+    }
+    assert!(views > 80, "{views}");
+}
+
+/// Each peer hands a broadcast on to where it has not been yet: on a stable topology everybody gets it once.
+#[test]
+fn broadcasts_arrive_exactly_once() {
+    use rand::RngExt;
+    let mut rng = rng(3);
+    for _ in 0..30 {
+        let n = rng.random_range(2..15u64);
+        let peers: Vec<PeerName> = (1..=n).map(peer).collect();
+        let mut edges = set((1..n).map(|i| (peer(rng.random_range(1..=i)), peer(i + 1))));
+        for _ in 0..rng.random_range(0..2 * n) {
+            let (a, b) = (rng.random_range(1..=n), rng.random_range(1..=n));
+            if a < b {
+                edges.insert((peer(a), peer(b)));
+            }
+        }
+        let edges: Vec<_> = edges.iter().flat_map(|&(a, b)| [(a, b, true), (b, a, true)]).collect();
+        let routes: BTreeMap<PeerName, Routes> =
+            peers.iter().map(|&p| (p, Routes::compute(&view(p, &peers, &edges)))).collect();
+        for &source in &peers {
+            let mut received = vec![source];
+            let mut open = vec![source];
+            while let Some(at) = open.pop() {
+                for &to in routes[&at].broadcast(source) {
+                    received.push(to);
+                    open.push(to);
+                }
+            }
+            received.sort();
+            assert_eq!(received, peers, "from {source}, edges {edges:?}");
+        }
+    }
+}
+
+#[test]
+fn an_unchanged_graph_keeps_its_routes() {
+    let peers = [peer(1), peer(2), peer(3)];
+    let edges = [(peer(1), peer(2), true), (peer(2), peer(1), true), (peer(2), peer(3), false)];
+    let mut topology = view(peer(1), &peers, &edges);
+    let routes = Routes::compute(&topology);
+    assert!(routes.recompute(&topology).is_none());
+    topology.disconnect(peer(2));
+    let routes = routes.recompute(&topology).expect("changed");
+    assert_eq!(routes.unicast_all(peer(2)), None);
+    assert!(routes.knows(peer(2)) && !routes.knows(peer(9)));
+}
+
+/// Not a benchmark: shows what a recalculation costs in a large mesh (`--ignored --nocapture`, release).
+#[test]
+#[ignore = "prints a duration"]
+#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
+fn cost() {
+    use rand::RngExt;
+    let mut rng = rng(4);
+    let peers: Vec<PeerName> = (1..=1000).map(peer).collect();
+    let mut edges = BTreeSet::new();
+    while edges.len() < 50_000 {
+        let (a, b) = (rng.random_range(1..=1000), rng.random_range(1..=1000));
+        if a != b {
+            edges.insert((peer(a), peer(b), true));
+            edges.insert((peer(b), peer(a), true));
+        }
+    }
+    let edges: Vec<_> = edges.into_iter().collect();
+    let topology = view(peer(1), &peers, &edges);
+    let start = std::time::Instant::now();
+    let routes = Routes::compute(&topology);
+    println!("all: {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    routes.broadcast(peer(500));
+    println!("one tree: {:?}", start.elapsed());
+}

@@ -1,0 +1,372 @@
+//! Payload of the topology channel: for each peer a struct and the list of its connections (spec mesh 8.1, 8.2).
+//!
+//! Complete updates of large meshes run to megabytes, so both directions work on the bytes instead of a value tree:
+//! writing uses the type definitions that Go sends as constants; reading looks up, once per type that the sender
+//! defined, which of its fields are ours.
+
+use std::fmt;
+
+use weave_gob::{DecodeError, Decoder, FieldError, Kind, Reader, TypeId, put_bytes, put_uint};
+use weave_types::{PeerName, PeerUid, ShortId};
+
+/// What gossip says about one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// The peer.
+    pub name: PeerName,
+    /// Free text for people.
+    pub nickname: String,
+    /// Its incarnation; zero for a placeholder, of which nothing else is known.
+    pub uid: PeerUid,
+    /// Raised by the peer with each change of its record.
+    pub version: u64,
+    /// Its number in VXLAN headers, if it has one.
+    pub short_id: Option<ShortId>,
+    /// Its connections, in no particular order.
+    pub connections: Vec<ConnectionRecord>,
+}
+
+/// One connection as the peer at one of its ends sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionRecord {
+    /// The peer at the other end.
+    pub name: PeerName,
+    /// `ip:port` of the other end: the address dialled if `outbound`, else an ephemeral one.
+    pub remote_tcp_addr: String,
+    /// The peer that the record is about made the connection.
+    pub outbound: bool,
+    /// The data plane works, in that peer's view.
+    pub established: bool,
+}
+
+/// An update as read.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Update {
+    /// Records in the sender's order.
+    pub records: Vec<PeerRecord>,
+    /// Records left out because they are not credible (spec mesh 15.6): names that are not six bytes or zero, short
+    /// ids above 4095, and peers with content but without UID.
+    pub dropped: usize,
+}
+
+/// `peerSummary` as type 65, struct of NameByte, NickName, UID, Version, ShortID, HasShortID.
+const SUMMARY_TYPE: &[u8] = b"\x62\xff\x81\x03\x01\x01\x0bpeerSummary\x01\xff\x82\x00\x01\x06\x01\x08NameByte\x01\x0a\
+\x00\x01\x08NickName\x01\x0c\x00\x01\x03UID\x01\x06\x00\x01\x07Version\x01\x06\x00\x01\x07ShortID\x01\x06\x00\x01\
+\x0aHasShortID\x01\x02\x00\x00\x00";
+
+/// Slice of `connectionSummary` as type 67; that as type 66, struct of NameByte, RemoteTCPAddr, Outbound, Established.
+const CONNECTIONS_TYPE: &[u8] = b"\x0d\xff\x85\x02\x01\x02\xff\x86\x00\x01\xff\x84\x00\x00\x5b\xff\x83\x03\x01\x01\
+\x11connectionSummary\x01\xff\x84\x00\x01\x04\x01\x08NameByte\x01\x0a\x00\x01\x0dRemoteTCPAddr\x01\x0c\x00\x01\
+\x08Outbound\x01\x02\x00\x01\x0bEstablished\x01\x02\x00\x00\x00";
+
+/// Heads of the two kinds of values: type 65; type 67 and the zero before a value that is not a struct.
+const SUMMARY_HEAD: &[u8] = b"\xff\x82";
+const CONNECTIONS_HEAD: &[u8] = b"\xff\x86\x00";
+
+/// Writes an update as 2.8.1 does.
+pub fn encode_update<'r>(records: impl IntoIterator<Item = &'r PeerRecord>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut body = Vec::new();
+    for (index, record) in records.into_iter().enumerate() {
+        if index == 0 {
+            out.extend_from_slice(SUMMARY_TYPE);
+        }
+        body.clear();
+        put_summary(&mut body, record);
+        put_bytes(&mut out, &body);
+        if index == 0 {
+            out.extend_from_slice(CONNECTIONS_TYPE);
+        }
+        body.clear();
+        put_connections(&mut body, &record.connections);
+        put_bytes(&mut out, &body);
+    }
+    out
+}
+
+/// Writes the fields of a struct: each with its distance from the one before that was not zero.
+struct Fields<'o> {
+    out: &'o mut Vec<u8>,
+    delta: u8,
+}
+
+impl<'o> Fields<'o> {
+    fn of(out: &'o mut Vec<u8>) -> Fields<'o> {
+        Fields { out, delta: 0 }
+    }
+
+    fn head(&mut self, is_zero: bool) -> bool {
+        self.delta += 1;
+        if !is_zero {
+            self.out.push(self.delta);
+            self.delta = 0;
+        }
+        !is_zero
+    }
+
+    fn bytes(&mut self, value: &[u8]) {
+        if self.head(value.is_empty()) {
+            put_bytes(self.out, value);
+        }
+    }
+
+    fn uint(&mut self, value: u64) {
+        if self.head(value == 0) {
+            put_uint(self.out, value);
+        }
+    }
+
+    fn bool(&mut self, value: bool) {
+        self.uint(u64::from(value));
+    }
+
+    fn end(self) {
+        self.out.push(0);
+    }
+}
+
+fn put_summary(out: &mut Vec<u8>, record: &PeerRecord) {
+    out.extend_from_slice(SUMMARY_HEAD);
+    let mut fields = Fields::of(out);
+    fields.bytes(&record.name.to_bytes());
+    fields.bytes(record.nickname.as_bytes());
+    fields.uint(record.uid.0);
+    fields.uint(record.version);
+    fields.uint(record.short_id.map_or(0, |id| id.get().into()));
+    fields.bool(record.short_id.is_some());
+    fields.end();
+}
+
+fn put_connections(out: &mut Vec<u8>, connections: &[ConnectionRecord]) {
+    out.extend_from_slice(CONNECTIONS_HEAD);
+    put_uint(out, connections.len() as u64);
+    for connection in connections {
+        let mut fields = Fields::of(out);
+        fields.bytes(&connection.name.to_bytes());
+        fields.bytes(connection.remote_tcp_addr.as_bytes());
+        fields.bool(connection.outbound);
+        fields.bool(connection.established);
+        fields.end();
+    }
+}
+
+/// The remote sent an update that 2.8.1 would not take either: it ends the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpdateError {
+    /// Malformed gob.
+    Gob(DecodeError),
+    /// Well-formed, but not what an update consists of.
+    Value(FieldError),
+}
+
+impl fmt::Display for UpdateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UpdateError::Gob(error) => error.fmt(f),
+            UpdateError::Value(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for UpdateError {}
+
+impl From<DecodeError> for UpdateError {
+    fn from(error: DecodeError) -> UpdateError {
+        UpdateError::Gob(error)
+    }
+}
+
+impl From<FieldError> for UpdateError {
+    fn from(error: FieldError) -> UpdateError {
+        UpdateError::Value(error)
+    }
+}
+
+/// Reads an update. The end of data between a peer and its connections is taken as the normal end, and that peer is
+/// left out (spec mesh 8.2).
+///
+/// # Errors
+/// The payload is malformed.
+pub fn decode_update(payload: &[u8]) -> Result<Update, UpdateError> {
+    let mut decoder = Decoder::new(payload);
+    let mut update = Update::default();
+    let mut summaries = Plan::new(&SUMMARY_FIELDS);
+    let mut connections = Plan::new(&CONNECTION_FIELDS);
+    while let Some(mut reader) = decoder.next_reader()? {
+        let id = reader.id();
+        expect(&reader, id, Kind::Struct)?;
+        summaries.prepare(&reader, id)?;
+        if !summaries.matches_any() {
+            return Err(FieldError::NoFieldsMatched.into());
+        }
+        let record = read_summary(&mut reader, &summaries)?;
+        let Some(mut reader) = decoder.next_reader()? else { break };
+        let list = reader.id();
+        expect(&reader, list, Kind::List)?;
+        // A list is never without element type; anything else would be refused as a wrong kind here.
+        let element = reader.types().element(list).unwrap_or(list);
+        expect(&reader, element, Kind::Struct)?;
+        connections.prepare(&reader, element)?;
+        let connections = read_connections(&mut reader, &connections)?;
+        match (record, connections) {
+            (Some(record), Some(connections))
+                if record.uid.0 != 0 || is_placeholder(&record, &connections) =>
+            {
+                update.records.push(PeerRecord { connections, ..record });
+            }
+            _ => update.dropped += 1,
+        }
+    }
+    Ok(update)
+}
+
+/// A peer only heard of as somebody's neighbour has no UID; one that is known has.
+fn is_placeholder(record: &PeerRecord, connections: &[ConnectionRecord]) -> bool {
+    record.version == 0 && record.short_id.is_none() && connections.is_empty()
+}
+
+fn expect(reader: &Reader<'_, '_>, id: TypeId, wanted: Kind) -> Result<(), FieldError> {
+    match reader.types().kind(id) {
+        Some(found) if found != wanted => Err(FieldError::WrongKind { field: String::new(), wanted, found }),
+        _ => Ok(()),
+    }
+}
+
+const SUMMARY_FIELDS: [(&str, Kind); 6] = [
+    ("NameByte", Kind::Bytes),
+    ("NickName", Kind::String),
+    ("UID", Kind::Uint),
+    ("Version", Kind::Uint),
+    ("ShortID", Kind::Uint),
+    ("HasShortID", Kind::Bool),
+];
+
+const CONNECTION_FIELDS: [(&str, Kind); 4] = [
+    ("NameByte", Kind::Bytes),
+    ("RemoteTCPAddr", Kind::String),
+    ("Outbound", Kind::Bool),
+    ("Established", Kind::Bool),
+];
+
+/// How the fields of a sender's struct relate to ours.
+struct Plan {
+    wanted: &'static [(&'static str, Kind)],
+    /// The type that `fields` is about.
+    id: Option<TypeId>,
+    /// By the sender's field number: our field number, or the type to pass over.
+    fields: Vec<Result<usize, TypeId>>,
+}
+
+impl Plan {
+    fn new(wanted: &'static [(&'static str, Kind)]) -> Plan {
+        Plan { wanted, id: None, fields: Vec::new() }
+    }
+
+    fn prepare(&mut self, reader: &Reader<'_, '_>, id: TypeId) -> Result<(), FieldError> {
+        if self.id == Some(id) {
+            return Ok(());
+        }
+        self.id = Some(id);
+        self.fields.clear();
+        let Some(shape) = reader.types().shape(id) else { return Ok(()) };
+        for field in &shape.fields {
+            let ours = self.wanted.iter().position(|(name, _)| *name == field.name);
+            if let Some(ours) = ours
+                && self.wanted[ours].1 != field.kind
+            {
+                let (field, wanted, found) = (field.name.clone(), self.wanted[ours].1, field.kind);
+                return Err(FieldError::WrongKind { field, wanted, found });
+            }
+            self.fields.push(ours.ok_or(field.id));
+        }
+        Ok(())
+    }
+
+    /// As Go has it: a struct without any fields is fine.
+    fn matches_any(&self) -> bool {
+        self.fields.is_empty() || self.fields.iter().any(Result::is_ok)
+    }
+
+    /// The next field that is ours; others are passed over.
+    #[inline]
+    fn next(&self, reader: &mut Reader<'_, '_>, at: &mut usize) -> Result<Option<usize>, DecodeError> {
+        while let Some(number) = reader.field(at, self.fields.len())? {
+            match self.fields[number] {
+                Ok(ours) => return Ok(Some(ours)),
+                Err(id) => reader.skip(id)?,
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn read_name(reader: &mut Reader<'_, '_>) -> Result<Option<PeerName>, DecodeError> {
+    let name = reader.bytes()?.try_into().ok().map(PeerName::from_bytes);
+    Ok(name.filter(|name| *name != PeerName::UNKNOWN))
+}
+
+/// `None` for a record to be dropped.
+fn read_summary(reader: &mut Reader<'_, '_>, plan: &Plan) -> Result<Option<PeerRecord>, UpdateError> {
+    let mut name = None;
+    let mut nickname = String::new();
+    let (mut uid, mut version, mut short_id, mut has_short_id) = (0, 0, 0, false);
+    let mut at = 0;
+    while let Some(field) = plan.next(reader, &mut at)? {
+        match field {
+            0 => name = read_name(reader)?,
+            1 => nickname = reader.string()?.into_owned(),
+            2 => uid = reader.uint()?,
+            3 => version = reader.uint()?,
+            4 => {
+                short_id = u16::try_from(reader.uint()?)
+                    .map_err(|_| FieldError::OutOfRange { field: "ShortID".to_owned() })?;
+            }
+            _ => has_short_id = reader.uint()? != 0,
+        }
+    }
+    let short_id = match (has_short_id, ShortId::new(short_id)) {
+        (false, _) => None,
+        (true, Some(id)) => Some(id),
+        (true, None) => return Ok(None),
+    };
+    let uid = PeerUid(uid);
+    Ok(name.map(|name| PeerRecord { name, nickname, uid, version, short_id, connections: Vec::new() }))
+}
+
+/// Bytes of the shortest connection with a name on the wire.
+const SHORTEST_CONNECTION: usize = 9;
+
+/// `None` if one of them makes the record one to be dropped.
+fn read_connections(
+    reader: &mut Reader<'_, '_>,
+    plan: &Plan,
+) -> Result<Option<Vec<ConnectionRecord>>, UpdateError> {
+    let count = reader.count()?;
+    let mut connections = Vec::with_capacity(count.min(reader.remaining() / SHORTEST_CONNECTION));
+    let mut credible = true;
+    for _ in 0..count {
+        let mut name = None;
+        let mut remote_tcp_addr = std::borrow::Cow::Borrowed("");
+        let (mut outbound, mut established) = (false, false);
+        let mut at = 0;
+        while let Some(field) = plan.next(reader, &mut at)? {
+            match field {
+                0 => name = read_name(reader)?,
+                1 => remote_tcp_addr = reader.string()?,
+                2 => outbound = reader.uint()? != 0,
+                _ => established = reader.uint()? != 0,
+            }
+        }
+        match name {
+            None => credible = false,
+            Some(name) if credible => connections.push(ConnectionRecord {
+                name,
+                remote_tcp_addr: remote_tcp_addr.into_owned(),
+                outbound,
+                established,
+            }),
+            Some(_) => {}
+        }
+    }
+    Ok(credible.then_some(connections))
+}
