@@ -189,7 +189,11 @@ fn many_destinations_are_served_at_once() {
                 .enumerate()
                 .map(|(i, receiver)| {
                     let to = receiver.local_addr().unwrap();
-                    queue.reserve(Destination { conn: ConnectionId(i as u64), to, df: true }, 65_507, &mut outlet)
+                    queue.reserve(
+                        Destination { conn: ConnectionId(i as u64), to, df: true },
+                        65_507,
+                        &mut outlet,
+                    )
                 })
                 .collect();
             for (i, slot) in slots.iter().enumerate() {
