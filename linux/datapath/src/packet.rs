@@ -27,9 +27,9 @@ const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 const TP_STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
 const VLAN_TAG: usize = 4;
 const MACS: usize = 12;
-/// Receive buffer. A packet socket takes frames off a sender's account at once, so that only this limits how much a
-/// container may have under way: it should hold the windows of several TCP connections (6 MB each by default).
-const RECEIVE_BUFFER: i32 = 16 << 20;
+/// A packet socket takes frames off a sender's account at once, so that only this limits how much containers may have
+/// under way: it should hold the windows of a few TCP connections (4 MB each by default). More would only add delay.
+const RECEIVE_BUFFER: i32 = 8 << 20;
 const SEND_BUFFER: i32 = 8 << 20;
 /// Frames above this are handed to the kernel where they are; below, a copy costs less than a call for each.
 const COPY_LIMIT: usize = 8192;
