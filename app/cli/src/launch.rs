@@ -54,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root().map_err(|e| fatal(&e.message))?;
     log::init(config.log_level);
     log::options_line(&shown(parsed));
-    parsed.notices(options::DAEMON_TABLE).iter().for_each(|line| log::info(line));
+    parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
@@ -92,6 +92,19 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     require_root()?;
     refuse_second(&config)?;
+    let run_dir = &config.run_dir;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|e| Failure::new(1, format_args!("cannot create {}: {e}", run_dir.display())))?;
+    // Two at a time would write each other's files.
+    let _lock = lock::PidFile::take(&run_dir.join("launch.pid")).map_err(|e| match e {
+        lock::LockError::Held { pid, .. } => {
+            Failure::new(3, format_args!("another 'weave launch' is at work (pid {pid})"))
+        }
+        e => Failure::new(1, e),
+    })?;
     let supervise = !parsed.flag("no-restart");
     let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
     let started = start(&config, &mut parsed, &log_file, supervise)?;

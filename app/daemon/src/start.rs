@@ -30,6 +30,7 @@ use crate::http::{Access, Listener};
 use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
+use crate::refusals::Refusals;
 use crate::store::{Store, StoreError};
 use crate::{hostwork, identity, log};
 
@@ -173,7 +174,8 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (control, requests) = Control::new(REQUEST_QUEUE);
     let net = Net::new(events_tx, config.host);
-    let mut core = Core { device: names.device, datapath, clock, node, net, store, events, requests };
+    let (device, refusals) = (names.device, Refusals::default());
+    let mut core = Core { device, datapath, refusals, clock, node, net, store, events, requests };
     let what = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
