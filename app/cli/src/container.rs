@@ -1,11 +1,13 @@
 //! `weave attach` and `weave detach`.
 
+use weave_host::{AttachRequest, DetachRequest, Netlink};
+use weave_runtime::{Docker, Reference, Target};
 use weave_types::Cidr;
 
 use crate::args::Parsed;
 use crate::options::Env;
 use crate::usage::Command;
-use crate::{Failure, require_root};
+use crate::{Failure, notice, print, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -94,14 +96,53 @@ pub(crate) fn plain(cidrs: &[Cidr]) -> String {
     ips.join(" ") + "\n"
 }
 
-pub(crate) fn attach(command: &Command, parsed: &Parsed, _env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn attach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
-    Err(Failure::new(1, format_args!("{call:?} {}", plain(&call.cidrs))))
+    if parsed.flag("rewrite-hosts") {
+        notice("Notice: this version does not write /etc/hosts yet; no effect: --rewrite-hosts");
+    }
+    let bridge = parsed.text("weave-bridge").unwrap_or("weave");
+    overlaps(&call.cidrs, bridge)?.iter().for_each(notice);
+    let target = find(&call.container, env)?;
+    let attached = weave_host::attach(&AttachRequest {
+        bridge,
+        multicast_route: !parsed.flag("no-multicast-route"),
+        ..AttachRequest::new(&target.ns, &target.naming, &call.cidrs)
+    })?;
+    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    print(&plain(&call.cidrs))
 }
 
-pub(crate) fn detach(command: &Command, parsed: &Parsed, _env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
-    Err(Failure::new(1, format_args!("{call:?} {}", plain(&call.cidrs))))
+    let target = find(&call.container, env)?;
+    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &call.cidrs))?;
+    detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    print(&plain(&call.cidrs))
+}
+
+fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
+    let reference: Reference = container.parse()?;
+    let docker = Docker::at(env.var("DOCKER_HOST").as_deref())?;
+    Ok(weave_runtime::resolve(&reference, &docker)?)
+}
+
+/// Addresses that the host already routes elsewhere: the container could not be told from what is there (spec cli 2.1).
+fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
+    let mut netlink = Netlink::open()?;
+    let own = netlink.link(bridge)?.map(|link| link.index);
+    let routes: Vec<Cidr> = netlink
+        .routes()?
+        .iter()
+        .filter(|route| route.destination.prefix() > 0 && (own.is_none() || route.index != own))
+        .map(|route| route.destination)
+        .collect();
+    Ok(cidrs.iter().filter_map(|cidr| overlap(cidr, &routes)).collect())
+}
+
+fn overlap(cidr: &Cidr, routes: &[Cidr]) -> Option<String> {
+    let hit = |r: &&Cidr| r.contains(cidr.network().addr()) || cidr.contains(r.network().addr());
+    routes.iter().find(hit).map(|r| format!("Address {cidr} overlaps with existing route {r} on host"))
 }

@@ -112,6 +112,8 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// Bridge and devices; what could not be removed.
-fn remove_devices(_bridge: &str) -> Vec<String> {
-    Vec::new()
+fn remove_devices(bridge: &str) -> Vec<String> {
+    let names = weave_host::Names { bridge: bridge.to_owned(), ..weave_host::Names::default() };
+    let (_removed, errors) = weave_host::remove_all(&names);
+    errors.iter().map(ToString::to_string).collect()
 }

@@ -1,21 +1,29 @@
 //! The one task that owns the peer: it hands inputs to the node and does what the node says, in that order.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use weave_datapath::{Datapath, DeviceState, FactReceiver};
+use weave_mesh::{Persist, ResolveId};
+use weave_node::{Node, Output};
 use weave_types::{Instant, Now};
 
-use crate::config::Config;
 use crate::control::Request;
 use crate::net::{Event, Net};
 use crate::report;
-use crate::seam::{Node, Output, Persist, ResolveId};
 use crate::store::Store;
 
 /// Inputs that wait for the peer. Readers stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
+
+/// By then the uplink is there, or something is wrong.
+const SETTLED: Instant = Instant::from_origin(Duration::from_secs(2));
 
 /// Monotonic time since the daemon's start, and the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +34,11 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn start() -> Clock {
         Clock { origin: std::time::Instant::now() }
+    }
+
+    /// Where monotonic time begins.
+    pub(crate) fn origin(&self) -> std::time::Instant {
+        self.origin
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -40,8 +53,19 @@ impl Clock {
     }
 }
 
+/// What the data threads tell, as something to wait for.
+struct Facts(FactReceiver);
+
+impl AsRawFd for Facts {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
 pub(crate) struct Core {
-    pub(crate) config: Config,
+    /// Name of the uplink, for the report.
+    pub(crate) device: String,
+    pub(crate) datapath: Datapath,
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
@@ -52,9 +76,12 @@ pub(crate) struct Core {
 
 impl Core {
     /// Until a signal tells it to end.
-    pub(crate) async fn run(mut self, listener: TcpListener) -> std::io::Result<()> {
+    pub(crate) async fn run(mut self, listener: TcpListener, facts: FactReceiver) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        #[expect(deprecated, reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns")]
+        let facts = AsyncFd::with_interest(Facts(facts), Interest::READABLE)?;
+        let mut reports = Vec::new();
         self.net.accept(listener);
         loop {
             self.drain();
@@ -67,6 +94,12 @@ impl Core {
             };
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle(event),
+                Ok(mut ready) = facts.readable() => {
+                    // Before draining: what comes in meanwhile wakes us again.
+                    ready.clear_ready();
+                    facts.get_ref().0.drain(&mut reports);
+                    reports.drain(..).for_each(|report| self.handle_data(report));
+                }
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = wake => self.node.handle_timeout(self.clock.now()),
                 _ = terminate.recv() => break,
@@ -78,6 +111,7 @@ impl Core {
         self.node.shutdown(self.clock.now());
         self.drain();
         self.net.end(self.events).await;
+        self.datapath.stop();
         Ok(())
     }
 
@@ -92,6 +126,9 @@ impl Core {
                 Output::Close { conn } => {
                     self.net.close(conn);
                 }
+                Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
+                Output::TablesChanged => self.datapath.publish(self.node.tables()),
+                Output::Event(event @ weave_node::Event::MacConflict { .. }) => tracing::warn!("{event}"),
                 Output::Event(event) => tracing::info!("{event}"),
             }
         }
@@ -150,12 +187,31 @@ impl Core {
         }
     }
 
+    fn handle_data(&mut self, report: weave_datapath::Report) {
+        match report {
+            weave_datapath::Report::Fact(fact) => self.node.handle_fact(fact, self.clock.now()),
+            weave_datapath::Report::Device(DeviceState::Up) => {
+                tracing::info!("capturing on {}", self.device);
+            }
+            // The data path starts before its device is made.
+            weave_datapath::Report::Device(DeviceState::Lost(why)) if self.clock.now().mono < SETTLED => {
+                tracing::debug!("{} is not there yet: {why}", self.device);
+            }
+            weave_datapath::Report::Device(DeviceState::Lost(why)) => tracing::warn!(
+                "{} is lost, containers of this host are cut off until it is back: {why}",
+                self.device
+            ),
+            weave_datapath::Report::Device(DeviceState::None) => {}
+        }
+    }
+
     fn answer(&mut self, request: Request) {
         let now = self.clock.now();
         // Whoever asked may be gone; what was asked for is done all the same.
         match request {
             Request::Report(answer) => {
-                let _ = answer.send(report::report(&self.config, &self.node));
+                let _ =
+                    answer.send(report::report(self.node.status(now), &self.datapath.stats(), &self.device));
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);

@@ -13,6 +13,7 @@
 pub mod config;
 pub mod control;
 mod core;
+mod hostwork;
 pub mod http;
 pub mod identity;
 pub mod lock;
@@ -20,7 +21,6 @@ pub mod log;
 mod net;
 mod notify;
 mod report;
-mod seam;
 mod start;
 pub mod store;
 

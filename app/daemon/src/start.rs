@@ -13,21 +13,25 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use weave_datapath::{Datapath, DatapathConfig};
+use weave_mesh::Secret;
+use weave_node::Node;
+use weave_types::{PeerName, PeerUid};
 
 use crate::config::{Config, ListenAddr};
 use crate::control::Control;
 use crate::core::{Clock, Core, EVENT_QUEUE};
+use crate::hostwork::HostWork;
 use crate::http::{Access, Listener};
 use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
-use crate::seam::Node;
 use crate::store::{Store, StoreError};
-use crate::{identity, log};
+use crate::{hostwork, identity, log};
 
 /// HTTP questions that wait for the peer.
 const REQUEST_QUEUE: usize = 64;
@@ -44,6 +48,12 @@ pub enum StartError {
     /// The stored state.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The peer's name, or a device.
+    #[error(transparent)]
+    Host(#[from] weave_host::Error),
+    /// The UDP port, most often.
+    #[error("{0}{hint}", hint = udp_hint(.0))]
+    Datapath(#[from] weave_datapath::StartError),
     /// A port that cannot be had.
     #[error("cannot listen on {what} {addr}: {}{}", errno_text(source), hint(source, option))]
     Listen {
@@ -78,6 +88,13 @@ fn hint(e: &io::Error, option: &str) -> String {
     match e.kind() {
         io::ErrorKind::AddrInUse => format!("; another program uses it, choose another with {option}"),
         _ => String::new(),
+    }
+}
+
+fn udp_hint(e: &weave_datapath::StartError) -> &'static str {
+    match e {
+        weave_datapath::StartError::Udp(_) => "; choose another with --port or WEAVE_PORT if it is taken",
+        _ => "",
     }
 }
 
@@ -132,12 +149,31 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     let listener = listen_for_peers(&config)?;
     let listeners = listen_for_requests(&config).await?;
 
+    let mut rng = ChaCha12Rng::from_seed(entropy()?);
+    let uid = PeerUid(rng.random_range(1..=u64::MAX));
+    let mesh = mesh_config(&config, name, uid, &store);
+    let mut node = Node::new(weave_node::Config::new(mesh), rng, clock.now());
+    let names = hostwork::names(&config);
+    let data = DatapathConfig {
+        device: Some(names.device.clone()),
+        listen: config.host,
+        port: config.port,
+        origin: clock.origin(),
+    };
+    let (datapath, facts) = Datapath::start(&data, node.tables())?;
+
+    notifier.status("the bridge and its uplink");
+    let work = HostWork::ensure(&config, name)?;
+    let sentinel = config.run_dir.join("restart.sentinel");
+    if let Err(source) = std::fs::write(&sentinel, "") {
+        work.undo();
+        return Err(StartError::System { step: "write restart.sentinel", source });
+    }
+
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (control, requests) = Control::new(REQUEST_QUEUE);
-    let rng = ChaCha12Rng::from_seed(entropy()?);
-    let node = Node::new(name, config.nickname.clone(), rng, clock.now());
     let net = Net::new(events_tx, config.host);
-    let mut core = Core { config, clock, node, net, store, events, requests };
+    let mut core = Core { device: names.device, datapath, clock, node, net, store, events, requests };
     let what = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
@@ -152,12 +188,24 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
-    let sentinel = core.config.run_dir.join("restart.sentinel");
-    std::fs::write(&sentinel, "").map_err(system("write restart.sentinel"))?;
     notifier.ready(&name.to_string());
-    let result = core.run(listener).await.map_err(system("wait for signals"));
+    let result = core.run(listener, facts).await.map_err(system("wait for signals"));
     notifier.stopping();
     result
+}
+
+fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> weave_mesh::Config {
+    weave_mesh::Config {
+        short_id: store.short_id(),
+        version: store.version_ceiling(),
+        port: config.port,
+        password: config.password.as_ref().and_then(|p| Secret::new(p.reveal())),
+        trusted_subnets: config.trusted_subnets.clone(),
+        discovery: config.discovery,
+        connection_limit: config.connection_limit,
+        min_protocol: config.min_protocol,
+        ..weave_mesh::Config::new(name, config.nickname.clone(), uid)
+    }
 }
 
 /// What to connect to, and whether that is what was stored (spec cli 4.4).

@@ -12,6 +12,7 @@ use weave_types::ConnectionId;
 use crate::namespace::Namespace;
 use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
 use crate::sys::RecvBatch;
+use crate::testbed::Site;
 use crate::transmit::{Outlet, Sent, TransmitQueue};
 use crate::udp::{self, UdpSockets, segment_size};
 
@@ -191,19 +192,11 @@ fn errors_of_the_network_drop_datagrams_and_nothing_else() {
     });
 }
 
-/// A host with bridge and uplink, and a container behind it with 10.32.0.1/24.
+/// A host with bridge and uplink, and a container behind it.
 fn bridged(mtu: u32) -> Option<(Namespace, Namespace)> {
-    let (host, container) = (Namespace::new()?, Namespace::new()?);
-    host.sh(&format!(
-        "ip link add weave type bridge; ip link add vethwe-bridge mtu {mtu} type veth peer name vethwe-datapath mtu {mtu}
-         sysctl -qw net.ipv6.conf.all.disable_ipv6=1
-         ip link set vethwe-bridge master weave; ip link set vethwe-bridge up; ip link set vethwe-datapath up
-         ip link add vethwepl1 mtu {mtu} type veth peer name ethwe mtu {mtu} netns {}
-         ip link set vethwepl1 master weave up; ip link set weave up",
-        container.path()
-    ));
-    container.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip addr add 10.32.0.1/24 dev ethwe; ip link set ethwe up");
-    Some((host, container))
+    let site = Site::new(1, mtu)?;
+    site.plug(mtu);
+    Some((site.host, site.container))
 }
 
 fn next_frame(
@@ -239,7 +232,7 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
     let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [0x81, 0]).unwrap();
     // The checksum is unfinished, and starts behind the tag.
     assert_eq!((frame, got), (tagged, offload));
-    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:02 dev ethwe");
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
     container.run(|| UdpSocket::bind("10.32.0.1:0").unwrap().send_to(&[9; 100], "10.32.0.2:53").unwrap());
     let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [8, 0] && f[23] == 17).unwrap();
     assert_eq!((frame.len(), got.csum), (142, Some(Csum { start: 34, offset: 6 })));
@@ -248,18 +241,23 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
 #[test]
 fn super_frames_arrive_whole_and_drops_are_counted() {
     let Some((host, container)) = bridged(1376) else { return };
-    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:01 dev ethwe");
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
     let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
     // One send of 40 segments from the container is one frame here.
     let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
     send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
     let mut batch = RecvBatch::new(4, MAX_FRAME);
-    let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1000).unwrap();
+    let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1500).unwrap();
     assert_eq!(frame.len(), 42 + 40 * 1300);
     assert_eq!(offload.gso.map(|gso| (gso.kind, gso.size)), Some((GsoKind::Udp, 1300)));
+    assert_eq!(socket.statistics().unwrap().drops, 0);
+    // More than the buffer holds.
+    for _ in 0..1000 {
+        send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
+    }
     let statistics = socket.statistics().unwrap();
-    assert!(statistics.packets >= 1 && statistics.drops == 0, "{statistics:?}");
-    assert_eq!(socket.statistics().unwrap().packets, 0, "reading resets");
+    assert!((100..1000).contains(&statistics.drops) && statistics.packets >= 1000, "{statistics:?}");
+    assert_eq!(socket.statistics().unwrap().drops, 0, "reading resets");
 }
 
 #[test]

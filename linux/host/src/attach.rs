@@ -24,7 +24,7 @@ pub struct AttachRequest<'a> {
     /// What the host's end of the pair is named after: a decimal process id or a container id; cut to 7 characters.
     pub id: &'a str,
     /// Name of the interface in the container.
-    pub interface: &'a str,
+    pub ifname: &'a str,
     /// The bridge to plug it into.
     pub bridge: &'a str,
     /// Payload size; none takes the bridge's.
@@ -32,7 +32,7 @@ pub struct AttachRequest<'a> {
     /// Whether to add the route `224.0.0.0/4`, on which programs that wait for the network look.
     pub multicast_route: bool,
     /// Addresses that the interface is to have, next to those that it has.
-    pub addresses: &'a [Cidr],
+    pub cidrs: &'a [Cidr],
     /// Whether the container may leave checksums to the switch. Ours completes them; one that captures with libpcap
     /// (type `bridge` of 2.8.1) does not.
     pub keep_tx_on: bool,
@@ -43,15 +43,15 @@ pub struct AttachRequest<'a> {
 impl<'a> AttachRequest<'a> {
     /// A request with everything else as 2.8.1 has it by default on its fast path: interface `ethwe` on bridge `weave`,
     /// multicast route, offloads kept, hairpin on.
-    pub fn new(ns: &'a NetNs, id: &'a str, addresses: &'a [Cidr]) -> AttachRequest<'a> {
+    pub fn new(ns: &'a NetNs, id: &'a str, cidrs: &'a [Cidr]) -> AttachRequest<'a> {
         AttachRequest {
             ns,
             id,
-            interface: "ethwe",
+            ifname: "ethwe",
             bridge: "weave",
             mtu: None,
             multicast_route: true,
-            addresses,
+            cidrs,
             keep_tx_on: true,
             hairpin: true,
         }
@@ -75,15 +75,15 @@ pub struct DetachRequest<'a> {
     /// The container's namespace.
     pub ns: &'a NetNs,
     /// Name of the interface in the container.
-    pub interface: &'a str,
+    pub ifname: &'a str,
     /// Addresses that it is not to have any more.
-    pub addresses: &'a [Cidr],
+    pub cidrs: &'a [Cidr],
 }
 
 impl<'a> DetachRequest<'a> {
     /// For interface `ethwe`.
-    pub fn new(ns: &'a NetNs, addresses: &'a [Cidr]) -> DetachRequest<'a> {
-        DetachRequest { ns, interface: "ethwe", addresses }
+    pub fn new(ns: &'a NetNs, cidrs: &'a [Cidr]) -> DetachRequest<'a> {
+        DetachRequest { ns, ifname: "ethwe", cidrs }
     }
 }
 
@@ -109,7 +109,7 @@ pub fn attach_with(request: &AttachRequest<'_>, steps: &Steps) -> Result<Attache
         return Err(Error::Argument("the host's own network namespace cannot be attached".into()));
     }
     let _lock = request.ns.lock()?;
-    let mut work = Work::new(request.ns, request.interface, steps)?;
+    let mut work = Work::new(request.ns, request.ifname, steps)?;
     let mut attached = Attached::default();
     let result = work.attach(request, &mut attached);
     work.finish(result)?;
@@ -128,7 +128,7 @@ pub fn detach_with(request: &DetachRequest<'_>, steps: &Steps) -> Result<Detache
         return Err(Error::Argument("the host's own network namespace cannot be detached".into()));
     }
     let _lock = request.ns.lock()?;
-    let mut work = Work::new(request.ns, request.interface, steps)?;
+    let mut work = Work::new(request.ns, request.ifname, steps)?;
     let mut detached = Detached::default();
     let result = work.detach(request, &mut detached);
     work.finish(result)?;
@@ -176,7 +176,7 @@ impl<'a> Work<'a> {
                 (link, Some(port))
             }
         };
-        self.add_addresses(&link, request.addresses, &mut attached.added)?;
+        self.add_addresses(&link, request.cidrs, &mut attached.added)?;
         self.steps.begin("setting the interface up")?;
         if !link.up {
             self.inner.set_up(&link, true)?;
@@ -352,7 +352,7 @@ impl<'a> Work<'a> {
     fn detach(&mut self, request: &DetachRequest<'_>, detached: &mut Detached) -> Result<(), Error> {
         let link = self.inner.existing(self.interface)?;
         let present = self.inner.addresses_of(&link)?;
-        let going = |c: &Cidr| request.addresses.iter().any(|r| r.addr() == c.addr());
+        let going = |c: &Cidr| request.cidrs.iter().any(|r| r.addr() == c.addr());
         let (removed, staying): (Vec<Cidr>, Vec<Cidr>) = present.into_iter().partition(going);
         let last = !staying.iter().any(|c| c.addr().is_ipv4());
         if !last && !removed.is_empty() {

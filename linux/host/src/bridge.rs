@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use weave_types::MacAddr;
 
 use crate::tc::IngressDrop;
-use crate::{Error, Link, Netlink, sysctl};
+use crate::{Error, Link, Netlink, datapath, sysctl};
 
 /// Fits any underlay of 1460 bytes under VXLAN and ESP (spec data-plane 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
@@ -335,7 +335,8 @@ pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
                 continue;
             }
         }
-        match tolerate_gone(netlink.delete_link(link)) {
+        let deleted = if link.is("openvswitch") { datapath::delete(link) } else { netlink.delete_link(link) };
+        match tolerate_gone(deleted) {
             Ok(()) => removed.push(link.name.clone()),
             Err(e) => errors.push(e),
         }

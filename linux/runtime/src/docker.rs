@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::Error;
 use crate::http::{self, Endpoint};
-use crate::{Error, HttpError};
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const DEFAULT_PORT: u16 = 2375;
@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A Docker daemon, or anything that speaks its API (Podman does).
 #[derive(Clone, Debug)]
 pub struct Docker {
-    endpoint: Endpoint,
+    /// Or why there is none: of interest only to who asks.
+    endpoint: Result<Endpoint, String>,
     patience: Duration,
 }
 
@@ -45,23 +46,19 @@ impl ContainerInfo {
 
 impl Docker {
     /// From the value of `DOCKER_HOST`: `unix://<path>` or `tcp://<host>[:<port>]`; unset or empty means the usual
-    /// socket. No connection is made yet.
-    pub fn at(docker_host: Option<&str>) -> Result<Docker, Error> {
+    /// socket. No connection is made yet; a value that is not understood is an error of the first question, so that it
+    /// hinders nobody who does not need Docker.
+    pub fn at(docker_host: Option<&str>) -> Docker {
         let endpoint = match docker_host.map(str::trim).filter(|h| !h.is_empty()) {
-            None => Endpoint::Unix(DEFAULT_SOCKET.into()),
-            Some(host) => parse(host)?,
+            None => Ok(Endpoint::Unix(DEFAULT_SOCKET.into())),
+            Some(host) => parse(host),
         };
-        Ok(Docker { endpoint, patience: PATIENCE })
+        Docker { endpoint, patience: PATIENCE }
     }
 
     /// The same with another limit for each question.
     pub fn with_patience(self, patience: Duration) -> Docker {
         Docker { patience, ..self }
-    }
-
-    /// Where it is, as `DOCKER_HOST` would have it.
-    pub fn endpoint(&self) -> String {
-        self.endpoint.to_string()
     }
 
     /// Describes the container of that name or (beginning of an) id; none if there is no such container.
@@ -70,26 +67,25 @@ impl Docker {
         if name.is_empty() || name == "." || name == ".." {
             return Ok(None);
         }
+        let endpoint = self.endpoint.as_ref().map_err(|e| Error::Docker(e.clone()))?;
         let path = format!("/containers/{}/json", http::encode_segment(name));
-        let response = http::get(&self.endpoint, &path, self.patience)
-            .map_err(|source: HttpError| Error::Http { endpoint: self.endpoint(), source })?;
+        let response = http::get(endpoint, &path, self.patience)
+            .map_err(|source| Error::Http { endpoint: endpoint.to_string(), source })?;
         let said = || {
             let message: Option<Message> = serde_json::from_slice(&response.body).ok();
             message.map_or_else(|| format!("status {}", response.status), |m| m.message)
         };
         match response.status {
             200 => serde_json::from_slice::<Inspect>(&response.body).map(|i| Some(i.into())).map_err(|e| {
-                Error::Docker(format!("docker at {} describes {name} in an unknown way: {e}", self.endpoint))
+                Error::Docker(format!("docker at {endpoint} describes {name} in an unknown way: {e}"))
             }),
             404 => Ok(None),
-            _ => {
-                Err(Error::Docker(format!("docker at {} cannot describe {name}: {}", self.endpoint, said())))
-            }
+            _ => Err(Error::Docker(format!("docker at {endpoint} cannot describe {name}: {}", said()))),
         }
     }
 }
 
-fn parse(host: &str) -> Result<Endpoint, Error> {
+fn parse(host: &str) -> Result<Endpoint, String> {
     if let Some(path) = host.strip_prefix("unix://") {
         let path = if path.is_empty() { DEFAULT_SOCKET } else { path };
         return Ok(Endpoint::Unix(path.into()));
@@ -105,9 +101,9 @@ fn parse(host: &str) -> Result<Endpoint, Error> {
                 if has_port && !whole_v6 { address.to_owned() } else { format!("{address}:{DEFAULT_PORT}") };
             Ok(Endpoint::Tcp(plain))
         }
-        _ => Err(Error::Docker(format!(
+        _ => Err(format!(
             "DOCKER_HOST is {host:?}, of which only unix://<path> and tcp://<host>:<port> (without TLS) are understood"
-        ))),
+        )),
     }
 }
 
@@ -180,10 +176,10 @@ mod tests {
             (Some("tcp://[::1]:77"), "tcp://[::1]:77"),
             (Some("tcp://[::1]"), "tcp://[::1]:2375"),
         ] {
-            assert_eq!(Docker::at(value).unwrap().endpoint(), endpoint);
+            assert_eq!(Docker::at(value).endpoint.unwrap().to_string(), endpoint);
         }
         for value in ["ssh://host", "npipe:////./pipe/docker", "docker.sock", "tcp://", "tcp://host/path"] {
-            let error = Docker::at(Some(value)).unwrap_err().to_string();
+            let error = Docker::at(Some(value)).inspect("web").unwrap_err().to_string();
             assert!(error.starts_with("DOCKER_HOST is "), "{error}");
         }
     }

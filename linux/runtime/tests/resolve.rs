@@ -52,7 +52,7 @@ impl Drop for Sleeper {
 }
 
 fn nowhere() -> Docker {
-    Docker::at(Some("unix:///nonexistent/docker.sock")).unwrap()
+    Docker::at(Some("unix:///nonexistent/docker.sock"))
 }
 
 fn find(text: &str, docker: &Docker) -> Result<weave_runtime::Target, Error> {
@@ -88,7 +88,7 @@ impl FakeDocker {
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
-        let docker = Docker::at(Some(&format!("unix://{}", path.display()))).unwrap();
+        let docker = Docker::at(Some(&format!("unix://{}", path.display())));
         FakeDocker { _dir: dir, docker: docker.with_patience(Duration::from_secs(10)), asked }
     }
 }
@@ -283,7 +283,7 @@ fn a_real_container() {
     }
     let Some(container) = RealContainer::start() else { return };
     let host = std::env::var("DOCKER_HOST").ok();
-    let docker = Docker::at(host.as_deref()).unwrap();
+    let docker = Docker::at(host.as_deref());
     let target = find(&container.name, &docker).unwrap();
     let pid = target.pid.unwrap();
     assert!(target.id.len() == 64 && target.naming == pid.to_string());

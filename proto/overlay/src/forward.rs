@@ -58,7 +58,8 @@ pub enum Fact {
 pub struct Neighbour {
     /// Keys and counters. Its remote name is where frames for this neighbour go, and what its datagrams are named after.
     pub session: Arc<Session>,
-    /// Whether the mesh has accepted the connection; datagrams are dropped before.
+    /// Whether the mesh has accepted the connection. Before, nothing but heartbeats is taken: the neighbour may have accepted
+    /// it already, and its first heartbeat tells the link where it is (in the original it is lost, which costs 500 ms).
     pub confirmed: bool,
     /// How to reach it by sleeve.
     pub path: Path,
@@ -166,7 +167,7 @@ stats! {
     drop_short_datagram,
     /// Datagram dropped: named after nobody we are connected to.
     drop_unknown_sender,
-    /// Datagram dropped: the connection is not confirmed.
+    /// Dropped: a frame from a neighbour whose connection is not confirmed.
     drop_unconfirmed,
     /// Datagram dropped: it cannot be decrypted.
     drop_forged,
@@ -225,8 +226,8 @@ struct Parcel<'f> {
 }
 
 impl Forwarder {
-    /// Knows nobody until [`set_tables`](Forwarder::set_tables). Keep it as long as the process lives: it has the replay
-    /// windows.
+    /// Begins with `tables`. The one that takes datagrams has the replay windows: there must be one of them, and it must live
+    /// as long as the process.
     pub fn new(tables: Arc<Tables>) -> Forwarder {
         let all = tables.neighbours.iter().map(Lane::new).collect();
         let lanes = Lanes { all, open: Vec::new(), stats: Stats::default(), scratch: Vec::new() };
@@ -295,10 +296,7 @@ impl Forwarder {
             return;
         };
         let lane = &mut lanes.all[index];
-        if !lane.neighbour.confirmed {
-            lanes.stats.drop_unconfirmed += 1;
-            return;
-        }
+        let confirmed = lane.neighbour.confirmed;
         let records = match lane.opener.open(datagram) {
             Ok(records) => records,
             Err(error) => return lanes.count(error),
@@ -311,7 +309,12 @@ impl Forwarder {
             };
             lanes.stats.frames_in += 1;
             let frame = record.frame;
-            if let Some(special) = Special::parse(frame) {
+            let special = Special::parse(frame);
+            if !confirmed && !matches!(special, Some(Special::Heartbeat(_))) {
+                lanes.stats.drop_unconfirmed += 1;
+                continue;
+            }
+            if let Some(special) = special {
                 if record.src == name && record.dst == table.own {
                     lanes.special(index, special, from, now, io);
                 } else {
@@ -531,7 +534,7 @@ impl Lanes {
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
         io: &mut impl Io,
     ) -> bool {
-        let max_payload = self.all[index].neighbour.path.max_payload;
+        let max_payload = self.all[index].neighbour.path.max_payload.min(MAX_DATAGRAM);
         if let Some((_, draft)) = &self.all[index].open[usize::from(to.df)] {
             let lane = &self.all[index];
             if lane.sealer.sealed_len_with(draft, len) > max_payload || draft.records() >= MAX_RECORDS {
@@ -553,7 +556,7 @@ impl Lanes {
                 if !std::mem::replace(listed, true) {
                     dirty.push(index);
                 }
-                let slot = io.reserve(to, needed.max(max_payload).min(MAX_DATAGRAM));
+                let slot = io.reserve(to, needed.max(max_payload));
                 (slot, &mut none.insert((slot, draft)).1)
             }
         };

@@ -137,6 +137,15 @@ impl Host {
         self.crash_after = None;
     }
 
+    /// What happened to frames here, since the peer's start.
+    pub fn stats(&self) -> Vec<(String, u64)> {
+        let Some(forwarder) = &self.forwarder else { return Vec::new() };
+        let stats = forwarder.stats();
+        let drops =
+            weave_switch::DropReason::ALL.iter().zip(stats.switch_drops).map(|(r, n)| (format!("{r:?}"), n));
+        stats.named().map(|(name, n)| (name.to_owned(), n)).chain(drops).filter(|(_, n)| *n > 0).collect()
+    }
+
     /// What the peer last asked to be woken for.
     pub fn wake_reason(&self) -> &'static str {
         self.wake_reason

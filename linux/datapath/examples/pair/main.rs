@@ -10,7 +10,7 @@
 //! `pair [vxlan|plain|encrypted]... [--rounds N] [--seconds N] [--offload on|off|both] [--hold] [--verbose]`
 //!
 //! Prints Gbit/s and round trips per second as medians, and their ratios to kernel VXLAN. `--hold` sets up the last path
-//! and waits for a line on standard input, so that other tools can be tried: the namespaces are printed.
+//! and waits for a line on standard input, so that other tools can be tried: the namespaces are printed first, counters last.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,6 +25,7 @@ mod testbed;
 
 use paths::Path;
 use testbed::Site;
+use weave_datapath::DatapathStats;
 
 /// What containers get by default: it leaves room for every overlay.
 const MTU: u32 = 1376;
@@ -91,6 +92,12 @@ fn round_trips([a, b]: &[Site; 2], seconds: u32) -> f64 {
     })
 }
 
+fn print_all(stats: Vec<DatapathStats>) {
+    for stats in stats {
+        println!("    {stats:?}");
+    }
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -137,6 +144,8 @@ fn main() {
                         sites[1].container.path()
                     );
                     let _ = std::io::stdin().read_line(&mut String::new());
+                    print_all(running.stop());
+                    return;
                 } else {
                     speeds.push(throughput(&sites, seconds));
                     rates.push(round_trips(&sites, 1));
@@ -146,15 +155,11 @@ fn main() {
                         rates[rates.len() - 1]
                     );
                 }
-                for stats in running.stop() {
-                    if verbose {
-                        println!("    {:?} {:?}", stats.counts, stats.forwarder);
-                    }
+                let stats = running.stop();
+                if verbose {
+                    print_all(stats);
                 }
             }
-        }
-        if hold {
-            return;
         }
         let medians: Vec<(f64, f64)> =
             results.iter_mut().map(|(speeds, rates)| (median(speeds), median(rates))).collect();

@@ -76,7 +76,7 @@ fn options_of_attach() {
             keep_tx_on: false,
             hairpin: false,
             mtu: Some(1300),
-            interface: "eth7",
+            ifname: "eth7",
             ..AttachRequest::new(&ns, "7", &[])
         };
         assert!(attach(&request).unwrap().created);

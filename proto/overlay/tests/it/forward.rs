@@ -1,12 +1,10 @@
 //! The data path: three peers in a line, wired to each other without a network.
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Line, Recorder, addr, array, bytes, name, vectors};
+use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
 use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Opener, Path, Sealer, Session, SessionConfig, Special};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
@@ -530,10 +528,10 @@ fn checksums_are_completed() {
 fn what_strangers_send_is_dropped() {
     let key = Some([6; 32]);
     let mut net = Net::line(3, key);
-    let good = {
+    let [early, good] = [(); 2].map(|()| {
         net.node(1).local(&arp(MacAddr::BROADCAST, mac(1)), Offload::NONE);
         net.node(1).io.sent.pop().unwrap().1
-    };
+    });
     let node = net.node(2);
     let stats = |node: &Node| {
         let s = node.forwarder.stats();
@@ -544,7 +542,7 @@ fn what_strangers_send_is_dropped() {
     node.datagram(addr(9), &stranger);
     node.neighbours[0].confirmed = false;
     node.publish();
-    node.datagram(addr(1), &good);
+    node.datagram(addr(1), &early);
     node.neighbours[0].confirmed = true;
     node.publish();
     let mut forged = good.clone();
@@ -613,6 +611,22 @@ fn control_frames_become_facts() {
     );
     assert_eq!(net.node(2).forwarder.stats().drop_special, 3);
     assert!(net.node(2).io.injected.is_empty());
+}
+
+#[test]
+fn an_unconfirmed_neighbour_is_heard_but_not_listened_to() {
+    let mut net = Net::line(2, None);
+    let node = net.node(2);
+    node.neighbours[0].confirmed = false;
+    node.publish();
+    let heartbeat = [&[0; 14][..], &UID.0.to_be_bytes()].concat();
+    let (one, two) = (name(1), name(2));
+    let frames: &[(PeerName, PeerName, &[u8])] =
+        &[(one, two, &arp(MacAddr::BROADCAST, mac(1))), (one, two, &heartbeat), (one, two, &[0; 100])];
+    node.datagram(addr(9), &datagram(frames));
+    let special = Special::Heartbeat(UID);
+    assert_eq!(node.io.facts, [Fact::Special { conn: ConnectionId(1), special, from: addr(9) }]);
+    assert_eq!((node.io.injected.len(), node.forwarder.stats().drop_unconfirmed), (0, 2));
 }
 
 #[test]

@@ -1,13 +1,11 @@
 //! Two links joined by a simulated path: loss, delay, NAT, path MTU. Time is virtual.
 
-mod support;
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{addr, name};
+use crate::support::{addr, name};
 use weave_overlay::sleeve::{
     ControlError, Event, Link, LinkConfig, Opener, Output, Session, SessionConfig, Special,
 };
