@@ -48,7 +48,7 @@ fn both_halves_go_on_and_meet_again() {
 fn a_frozen_peer_is_noticed() {
     let Some(lab) = Lab::start("frozen", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &[]);
-    let views = || lab.hosts().iter().map(|h| peer_lines(h)).collect::<Vec<_>>();
+    let views = || lab.hosts().iter().map(peer_lines).collect::<Vec<_>>();
     weave_lab::eventually("equal views of the peers", SOON, || {
         let views = views();
         if views.windows(2).all(|w| w[0] == w[1]) { Ok(()) } else { Err(format!("{views:#?}")) }

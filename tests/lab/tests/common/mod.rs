@@ -113,7 +113,11 @@ pub fn casts(members: &[Member]) {
             let from = format!("raw frames, tags {tags:?}, from {}", m.ip);
             assert_eq!(m.container.raw("ff:ff:ff:ff:ff:ff", 1, tags, others.len()), others, "{from}");
             for other in &others {
-                assert_eq!(m.container.raw(other, 1300, tags, 1), [other.clone()], "{from} to {other}");
+                assert_eq!(
+                    m.container.raw(other, 1300, tags, 1),
+                    std::slice::from_ref(other),
+                    "{from} to {other}"
+                );
             }
         }
     }
