@@ -1,3 +1,16 @@
-//! Checks that cargo does not do.
+//! Checks that cargo does not do: `layout` (ARCHITECTURE.md against the real dependencies) and `claims`.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod claims;
+mod layout;
+
+use std::path::PathBuf;
+
+fn main() -> anyhow::Result<()> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    match std::env::args().nth(1).as_deref() {
+        Some("layout") => layout::check(&root),
+        Some("claims") => claims::report(&root),
+        _ => anyhow::bail!("usage: xtask layout | claims"),
+    }
+}

@@ -94,6 +94,9 @@ impl<'a> Decoder<'a> {
     }
 }
 
+/// Bytes of buffer that a stream keeps once they have been used.
+const KEPT: usize = 64 << 10;
+
 /// Reads a stream that arrives in pieces and may never end: one direction of a protocol 1 connection.
 ///
 /// It holds at most one incomplete message of [`Limits::max_message`] bytes plus the last piece pushed, provided that
@@ -136,6 +139,8 @@ impl StreamDecoder {
         if self.taken > 0 {
             self.buffer.drain(..self.taken);
             self.taken = 0;
+            // One large message must not hold its memory for the life of the connection.
+            self.buffer.shrink_to(KEPT.max(bytes.len()));
         }
         self.buffer.extend_from_slice(bytes);
     }

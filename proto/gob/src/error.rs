@@ -93,8 +93,8 @@ impl fmt::Display for FieldError {
             FieldError::WrongKind { field, wanted, found } => {
                 write!(f, "gob: wrong type ({wanted}) for received field {field} ({found})")
             }
-            FieldError::OutOfRange { field } if field.is_empty() => f.write_str("gob: value out of range"),
-            FieldError::OutOfRange { field } => write!(f, "gob: value for {field:?} out of range"),
+            FieldError::OutOfRange { field } if field.is_empty() => f.write_str("value out of range"),
+            FieldError::OutOfRange { field } => write!(f, "value for {field:?} out of range"),
             FieldError::NoFieldsMatched => f.write_str("gob: type mismatch: no fields matched"),
         }
     }

@@ -10,7 +10,7 @@ use crate::read::Cursor;
 pub struct Limits {
     /// Bytes of one message body. Default 10 MiB, the frame limit of protocol 2 (spec mesh 4.3).
     pub max_message: usize,
-    /// Nesting of composite values. Default 64; what Weave Net sends needs 6.
+    /// Nesting of composite values, which are read recursively. Default 64; what Weave Net sends needs 6.
     pub max_depth: u16,
     /// Type definitions in a stream. Default 256; what Weave Net sends needs 14.
     pub max_types: usize,
@@ -223,6 +223,9 @@ impl Types {
     /// Makes sure that `id` and all it refers to are defined, and completes the kinds in shapes. Types may refer to
     /// themselves.
     pub(crate) fn resolve(&mut self, id: TypeId) -> Result<(), DecodeError> {
+        if self.entries.get(&id).is_some_and(|entry| entry.resolved) {
+            return Ok(());
+        }
         let mut todo = vec![id];
         let mut done = Vec::new();
         while let Some(id) = todo.pop() {

@@ -186,7 +186,7 @@ fn kinds_and_ranges_are_checked_like_go_does() {
     assert_eq!(wide.uint::<u16>("N"), Err(FieldError::OutOfRange { field: "N".into() }));
     assert_eq!(wide.uint::<u32>("N"), Ok(65536));
     assert!(wide.int::<i8>("I").is_err());
-    assert_eq!(wide.uint::<u16>("N").unwrap_err().to_string(), "gob: value for \"N\" out of range");
+    assert_eq!(wide.uint::<u16>("N").unwrap_err().to_string(), "value for \"N\" out of range");
 }
 
 #[test]

@@ -145,6 +145,9 @@ impl FrameWriter {
     }
 }
 
+/// Bytes of buffer that a connection keeps once they have been used.
+const KEPT: usize = 64 << 10;
+
 /// Cuts the incoming direction of protocol 2 into frames. Holds one incomplete frame and the last piece pushed at
 /// most, provided that it is drained after each push.
 #[derive(Debug)]
@@ -167,6 +170,8 @@ impl Frames {
         if self.taken > 0 {
             self.buffer.drain(..self.taken);
             self.taken = 0;
+            // One large message must not hold its memory for the life of the connection.
+            self.buffer.shrink_to(KEPT.max(bytes.len()));
         }
         self.buffer.extend_from_slice(bytes);
     }

@@ -1,2 +1,63 @@
-//! Hosts made of namespaces: lab library, the lab binary, tests of real binaries on a real kernel.
+//! Hosts made of namespaces: real binaries on a real kernel, many "machines" on one.
+//!
+//! ```text
+//!        host h1                 wire (router)               host h2
+//!  +----------------+        +------------------+        +----------------+
+//!  | c1  c2         |        |  FORWARD: LAB    |        |         c3     |
+//!  |  |   |  eth0 --+--------+- h1  ...     h2 -+--------+-- eth0  |      |
+//!  |  bridge weave  | veth   |  cuts, blocks,   |  veth  |  bridge weave  |
+//!  +----------------+        |  loss, path MTU  |        +----------------+
+//!                            +------------------+
+//! ```
+//!
+//! A host is a network, mount, pid, uts and ipc namespace held by a small init (`lab init`). It has its own `/run`
+//! (empty at "boot"), its own disk (`/var/lib`, `/var/log`, `/etc`, `/opt`: private copies that live as long as the lab) and its own
+//! machine id. All hosts of a lab are neighbours in 198.18.0.0/24 and joined by a *router* that answers ARP for
+//! everybody. It is a router rather than a bridge because then one iptables chain makes every trouble that a network
+//! can make (cut, one-way block, loss, firewall, NAT), and a small path MTU behaves as on the Internet, with or without the
+//! ICMP messages. Nothing of it touches the hosts' own rules, so it cannot mix with what a daemon installs there.
+//!
+//! A container is a network namespace in a host with a process that holds it: `netns:<name>` and `pid:<pid>` name it.
+//!
+//! Commands run inside by `nsenter` (not `ip netns exec`, which mounts another `/sys`). Everything dies with the [`Lab`] value,
+//! also when the test is killed: the init of a host ends when its pipe to the test closes.
+//!
+//! Tests wait only by [`eventually`], which says what it waited for. A failing test prints logs and status of every host.
 #![forbid(unsafe_code)]
+
+mod claims;
+mod container;
+mod host;
+mod lab;
+mod run;
+mod state;
+mod wait;
+
+pub mod capture;
+pub mod demo;
+pub mod init;
+pub mod packet;
+pub mod probe;
+
+pub use claims::claims;
+pub use container::{Chat, Container, Pinger};
+pub use host::{Connection, Host, weave_binary};
+pub use lab::{Lab, Topology};
+pub use run::{Background, Outcome};
+pub use state::{LabState, labs_up};
+pub use wait::{Attempt, eventually, within};
+
+/// Whether this process may make namespaces. If not, says so loudly; with `WEAVE_LAB_REQUIRED=1` it panics instead, so
+/// that a test run that was meant to include the lab cannot pass without it.
+pub fn privileged() -> bool {
+    let reason = if !nix::unistd::geteuid().is_root() {
+        "not root"
+    } else if std::env::var_os("WEAVE_LAB_SKIP").is_some() {
+        "WEAVE_LAB_SKIP is set"
+    } else {
+        return true;
+    };
+    assert!(std::env::var("WEAVE_LAB_REQUIRED").as_deref() != Ok("1"), "lab tests are required, but: {reason}");
+    eprintln!("SKIPPED: lab test needs namespaces: {reason}");
+    false
+}

@@ -1,0 +1,70 @@
+# Everything a person does with this repository. `make help` lists it.
+CARGO ?= cargo
+PREFIX ?= /usr/local
+SIM_SECONDS ?= 90
+SOAK_SECONDS ?= 3600
+FUZZ_RUNS ?= 1000000
+STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help demo demo-down test lint unit sim lab-test docs claims soak scale fuzz bench build install static packages
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+packages:
+	@tests/tools/packages
+
+build: packages ## the binary, target/release/weave
+	$(CARGO) build --release -p weave-cli
+
+demo: packages ## three hosts made of namespaces, one container network; leaves it up to play with
+	$(CARGO) build --release -p weave-cli -p weave-lab
+	target/release/lab demo
+
+demo-down: ## removes everything that demo made
+	target/release/lab demo-down
+
+test: packages lint unit sim lab-test docs ## all that CI runs: format, clippy, unit, vectors, simulation, lab, docs
+
+lint: ## format, clippy with warnings denied, layout, licences and advisories
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) run --quiet -p weave-xtask -- layout
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	 else echo "NOTICE: cargo-deny is not installed; licences and advisories not checked"; fi
+
+unit: ## unit, property, vector and kernel tests, fuzz corpora
+	$(CARGO) test --workspace --locked --exclude weave-sim --exclude weave-lab
+
+sim: ## seeded simulation, SIM_SECONDS per suite
+	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test -p weave-sim --locked -- --nocapture
+
+lab-test: packages ## real binaries on hosts made of namespaces (needs root)
+	$(CARGO) build --locked -p weave-cli -p weave-lab
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture
+
+docs: ## API documentation; broken links are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+
+claims: packages ## runs the tests that show rows of docs/claims.md and prints every row's state
+	$(CARGO) build --locked -p weave-cli -p weave-lab
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
+
+soak: ## long simulation, SOAK_SECONDS per suite
+	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
+
+scale: ## meshes of 10, 100 and 1,000 simulated peers: time, messages and memory per peer
+	$(CARGO) run --release -p weave-sim --bin scale
+
+fuzz: ## every fuzz target FUZZ_RUNS times (needs nightly and cargo-fuzz)
+	tests/tools/fuzz $(FUZZ_RUNS)
+
+bench: packages ## ratios against kernel VXLAN, launch time, memory, size (needs root)
+	$(CARGO) build --release -p weave-cli -p weave-lab
+	target/release/lab bench
+
+install: build ## the binary into PREFIX/bin
+	install -D -m 0755 target/release/weave $(DESTDIR)$(PREFIX)/bin/weave
+
+static: packages ## a static binary, target/<target>/release/weave
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p weave-cli --target $(STATIC_TARGET)

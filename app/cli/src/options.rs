@@ -1,0 +1,420 @@
+//! Options of `weave launch` and `weave daemon`, and how they become a [`Config`] (spec cli 2.2, 3.2, 5).
+
+use std::path::PathBuf;
+
+use weave_daemon::config::{self, Config, ConfigError, ListenAddr, LogLevel, Password};
+use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
+
+use crate::args::{Effect, Kind, Old, Opt, Parsed, Table};
+
+const IPAM: &str = "IP address allocation";
+const DNS: &str = "DNS";
+const DOCKER: &str = "the Docker proxy and plugin";
+
+const fn opt(name: &'static str, kind: Kind, value: &'static str, group: &'static str, help: &'static str) -> Opt {
+    Opt { name, kind, value, help, group, effect: Effect::Works }
+}
+
+const fn later(name: &'static str, kind: Kind, value: &'static str, feature: &'static str, help: &'static str) -> Opt {
+    Opt { name, kind, value, help, group: feature_group(feature), effect: Effect::Awaits(feature) }
+}
+
+const fn gone(name: &'static str, kind: Kind) -> Opt {
+    Opt { name, kind, value: "", help: "", group: "Obsolete", effect: Effect::Gone }
+}
+
+const fn feature_group(feature: &'static str) -> &'static str {
+    match feature.as_bytes() {
+        b"IP address allocation" => "IP address allocation",
+        b"DNS" => "Names",
+        b"the Docker proxy and plugin" => "Docker proxy and plugin",
+        _ => "Other",
+    }
+}
+
+const PEER: &str = "Peer";
+const NETWORK: &str = "Container network";
+const CONTROL: &str = "Control, files, logs";
+
+use Kind::{Flag, List, Number, Text};
+
+/// Options that the daemon understands; `launch` passes them on.
+static DAEMON: &[Opt] = &[
+    opt("name", Text, "<peer name>", PEER, "name of this peer, like a MAC address, unique in the network (default: from the bridge or the machine's ids)"),
+    opt("nickname", Text, "<text>", PEER, "name shown to people (default: host name)"),
+    opt("port", Number, "<port>", PEER, "TCP and UDP port of the peer, all peers alike as a rule (default: $WEAVE_PORT or 6783)"),
+    opt("host", Text, "<address>", PEER, "listen on this address only (default: all)"),
+    opt("password", Text, "<text>", PEER, "network password, the same on all peers; switches encryption on (default: $WEAVE_PASSWORD)"),
+    opt("password-file", Text, "<path>", PEER, "read the network password from this file"),
+    opt("trusted-subnets", Text, "<cidr>,...", PEER, "do not encrypt between peers that both have an address in one of these"),
+    opt("no-discovery", Flag, "", PEER, "connect only to the peers named, not to those they know"),
+    opt("conn-limit", Number, "<n>", PEER, "most connections to other peers, 0 for no limit (default: 200)"),
+    opt("resume", Flag, "", PEER, "connect to the peers of the last run instead of naming them"),
+    opt("min-protocol-version", Number, "<n>", PEER, "refuse peers with an older protocol, 1 or 2 (default: 1)"),
+    opt("weave-bridge", Text, "<name>", NETWORK, "name of the bridge (default: weave)"),
+    opt("mtu", Number, "<bytes>", NETWORK, "MTU of the container network (default: $WEAVE_MTU or 1376; 65535 with --no-fastdp)"),
+    opt("no-fastdp", Flag, "", NETWORK, "do not use the fast datapath (default on if $WEAVE_NO_FASTDP is set)"),
+    opt("no-bridged-fastdp", Flag, "", NETWORK, "accepted; the fast datapath is always bridged"),
+    opt("docker-bridge", Text, "<name>", NETWORK, "Docker's bridge (default: docker0)"),
+    opt("http-addr", Text, "<host>:<port>", CONTROL, "control API besides the socket in the run directory; empty: off (default: $WEAVE_HTTP_ADDR or 127.0.0.1:6784)"),
+    opt("status-addr", Text, "<host>:<port>", CONTROL, "read-only status pages; empty: off (default: $WEAVE_STATUS_ADDR or 127.0.0.1:6782)"),
+    opt("log-level", Text, "<level>", CONTROL, "error, warning, info or debug (default: info)"),
+    opt("state-dir", Text, "<dir>", CONTROL, "what survives reboots (default: $WEAVE_STATE_DIR or /var/lib/weave)"),
+    opt("run-dir", Text, "<dir>", CONTROL, "pid file and control socket (default: $WEAVE_RUN_DIR or /run/weave)"),
+    opt("version", Flag, "", CONTROL, "print the version and exit"),
+    opt("print-peer-name", Flag, "", CONTROL, "print the name this peer would have and exit"),
+    later("metrics-addr", Text, "<host>:<port>", "metrics", "Prometheus metrics only"),
+    later("ipalloc-range", Text, "<cidr>", IPAM, "range that addresses are allocated from; empty: off"),
+    later("ipalloc-default-subnet", Text, "<cidr>", IPAM, "subnet used when none is named"),
+    later("ipalloc-init", Text, "consensus[=<n>]|seed=<name>,...|observer", IPAM, "how the first owners are found"),
+    opt("no-dns", Flag, "", feature_group(DNS), "serve no names"),
+    later("dns-domain", Text, "<name>", DNS, "domain of container names"),
+    later("dns-listen-address", Text, "<host>:<port>", DNS, "where names are served"),
+    later("dns-ttl", Number, "<seconds>", DNS, "how long answers may be kept"),
+    later("dns-fallback-timeout", Text, "<duration>", DNS, "how long another resolver is waited for"),
+    later("resolv-conf", Text, "<path>", DNS, "file that names the other resolvers"),
+    later("docker-api", Text, "<endpoint>", DOCKER, "where Docker listens"),
+    later("proxy", Flag, "", DOCKER, "run the Docker API proxy"),
+    later("H", List, "<endpoint>", DOCKER, "where the proxy listens"),
+    later("hostname-from-label", Text, "<label>", DOCKER, "take host names from this label"),
+    later("hostname-match", Text, "<regexp>", DOCKER, "part of the container name that makes the host name"),
+    later("hostname-replacement", Text, "<text>", DOCKER, "what it is replaced by"),
+    later("rewrite-inspect", Flag, "", DOCKER, "show the weave address in docker inspect"),
+    opt("no-default-ipalloc", Flag, "", feature_group(DOCKER), "attach containers only if WEAVE_CIDR is set"),
+    opt("no-rewrite-hosts", Flag, "", feature_group(DOCKER), "leave /etc/hosts in containers alone"),
+    opt("without-dns", Flag, "", feature_group(DOCKER), "give containers no name service"),
+    opt("no-multicast-route", Flag, "", feature_group(DOCKER), "give containers no multicast route"),
+    later("tls", Flag, "", DOCKER, "TLS towards the proxy"),
+    later("tlsverify", Flag, "", DOCKER, "TLS with client certificates"),
+    later("tlscacert", Text, "<file>", DOCKER, "CA certificate"),
+    later("tlscert", Text, "<file>", DOCKER, "certificate"),
+    later("tlskey", Text, "<file>", DOCKER, "key"),
+    opt("no-detect-tls", Flag, "", feature_group(DOCKER), "do not copy Docker's TLS settings"),
+    later("plugin", Flag, "", DOCKER, "run the Docker network plugin"),
+    later("plugin-v2", Flag, "", DOCKER, "run as managed plugin"),
+    later("plugin-v2-multicast", Flag, "", DOCKER, "multicast in the managed plugin"),
+    later("plugin-socket", Text, "<path>", DOCKER, "socket of the plugin"),
+    later("plugin-mesh-socket", Text, "<path>", DOCKER, "socket of the second driver"),
+    later("expect-npc", Flag, "", "network policies", "leave room for the network policy controller"),
+    later("no-masq-local", Flag, "", "address translation", "keep source addresses of local containers"),
+    later("awsvpc", Flag, "", "AWS routes", "let the cloud route"),
+    later("db-prefix", Text, "<path>", "import of a 2.8.1 database", "where its file is"),
+    gone("datapath", Text),
+    gone("bufsz", Number),
+    gone("pkt-debug", Flag),
+    gone("profile", Text),
+    gone("host-root", Text),
+    gone("proc-path", Text),
+    gone("iface", Text),
+    gone("wait", Number),
+    gone("dns-effective-listen-address", Text),
+    gone("create-datapath", Flag),
+    gone("delete-datapath", Flag),
+    gone("add-datapath-iface", Text),
+    gone("with-dns", Flag),
+    gone("with-ipam", Flag),
+    gone("peer-discovery-url", Text),
+    gone("token", Text),
+    gone("advertise-address", Text),
+];
+
+/// Options of `launch` alone.
+static LAUNCH: &[Opt] = &[
+    opt("no-restart", Flag, "", PEER, "do not start the daemon again when it crashes"),
+    opt("log-file", Text, "<path>", CONTROL, "where the daemon's log goes (default: /var/log/weave.log)"),
+];
+
+/// Spelling of earlier versions (spec cli 3.2).
+static OLD: &[Old] = &[
+    old("iprange", "ipalloc-range", "", Text),
+    old("ipsubnet", "ipalloc-default-subnet", "", Text),
+    old("initpeercount", "ipalloc-init", "consensus=", Number),
+    old("init-peer-count", "ipalloc-init", "consensus=", Number),
+    old("observer", "ipalloc-init", "observer", Flag),
+    old("ipam-seed", "ipalloc-init", "seed=", Text),
+    old("nodiscovery", "no-discovery", "", Flag),
+    old("connlimit", "conn-limit", "", Number),
+    old("pktdebug", "pkt-debug", "", Flag),
+    old("debug", "log-level", "debug", Flag),
+    old("httpaddr", "http-addr", "", Text),
+    old("api", "docker-api", "", Text),
+    old("D", "docker-api", "", Text),
+    old("domain", "dns-domain", "", Text),
+    old("no-default-ipam", "no-default-ipalloc", "", Flag),
+];
+
+const fn old(old: &'static str, name: &'static str, prefix: &'static str, kind: Kind) -> Old {
+    Old { old, name, prefix, kind }
+}
+
+/// What `weave daemon` takes.
+pub(crate) static DAEMON_TABLE: Table = Table { options: &[DAEMON], old: OLD };
+/// What `weave launch` takes.
+pub(crate) static LAUNCH_TABLE: Table = Table { options: &[LAUNCH, DAEMON], old: OLD };
+
+/// A value cannot be used. Texts of 2.8.1 where it has one (`daemon-flag-errors.txt`).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OptionError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    PeerName(#[from] ParsePeerNameError),
+    #[error("You must not specify an initial peer list in conjunction with --resume")]
+    ResumeWithPeers,
+    #[error("--min-protocol-version must be in range [1,2]")]
+    MinProtocol,
+    #[error("Unable to parse trusted subnets: {0}")]
+    TrustedSubnets(ParseCidrError),
+    #[error("--port must be in range [1,65534]")]
+    Port,
+    #[error("--host: {0:?} is not an IP address")]
+    Host(String),
+    #[error("--conn-limit must not be negative")]
+    ConnLimit,
+    #[error("--mtu must be in range [68,65535]")]
+    Mtu,
+    #[error("{0}: invalid number {1:?}")]
+    EnvNumber(&'static str, String),
+    #[error("--weave-bridge: {0:?} is not a device name of at most 15 characters")]
+    Bridge(String),
+    #[error("--password-file: cannot read {0:?}: {1}")]
+    PasswordFile(PathBuf, std::io::Error),
+    #[error("Unable to parse --ipalloc-init: {0}")]
+    IpamInit(String),
+    #[error("at most one of --ipalloc-init, --init-peer-count, --observer and --ipam-seed may be given")]
+    IpamInitTwice,
+    #[error("{0} specified without --ipalloc-range.")]
+    NoRange(&'static str),
+    #[error("invalid subnet - bits after network prefix are not all zero: {0}")]
+    HostBits(String),
+    #[error("invalid subnet - smaller than minimum size 4: {0}")]
+    TooSmall(String),
+    #[error(transparent)]
+    Cidr(#[from] ParseCidrError),
+    #[error("IP address allocation default subnet {0} does not overlap with allocation range {1}")]
+    NoOverlap(String, String),
+    #[error("--awsvpc mode is not compatible with the --password option")]
+    AwsPassword,
+    #[error("--awsvpc mode requires IPAM enabled")]
+    AwsIpam,
+    #[error("When launching the proxy, unix sockets must be specified as an absolute path.")]
+    ProxySocket,
+}
+
+/// The environment, as an argument.
+pub(crate) trait Env {
+    /// Value of a variable, if it is set and UTF-8.
+    fn var(&self, name: &str) -> Option<String>;
+}
+
+/// The process's own.
+pub(crate) struct ProcessEnv;
+
+impl Env for ProcessEnv {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// Directory of pid file and sockets.
+pub(crate) fn run_dir(parsed: &Parsed, env: &dyn Env) -> PathBuf {
+    directory(parsed, env, "run-dir", "WEAVE_RUN_DIR", config::RUN_DIR)
+}
+
+/// Directory of what survives.
+pub(crate) fn state_dir(parsed: &Parsed, env: &dyn Env) -> PathBuf {
+    directory(parsed, env, "state-dir", "WEAVE_STATE_DIR", config::STATE_DIR)
+}
+
+fn directory(parsed: &Parsed, env: &dyn Env, option: &str, variable: &str, default: &str) -> PathBuf {
+    let given = parsed.text(option).map(str::to_owned).or_else(|| env.var(variable));
+    given.filter(|d| !d.is_empty()).unwrap_or_else(|| default.to_owned()).into()
+}
+
+/// Makes a [`Config`] of options, environment and defaults, in that order of precedence. Reads the password file,
+/// touches nothing else.
+pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<Config, OptionError> {
+    let mut config = Config { peers: parsed.rest.clone(), ..Config::default() };
+    if let Some(level) = parsed.text("log-level") {
+        config.log_level = level.parse::<LogLevel>()?;
+    }
+    config.resume = parsed.flag("resume");
+    if config.resume && !config.peers.is_empty() {
+        return Err(OptionError::ResumeWithPeers);
+    }
+    if let Some(name) = parsed.text("name").filter(|n| !n.is_empty()) {
+        config.name = Some(name.parse::<PeerName>()?);
+    }
+    config.nickname = parsed.text("nickname").filter(|n| !n.is_empty()).unwrap_or(hostname).to_owned();
+    if let Some(version) = parsed.number("min-protocol-version") {
+        config.min_protocol =
+            u8::try_from(version).ok().filter(|v| (1..=2).contains(v)).ok_or(OptionError::MinProtocol)?;
+    }
+    // The port after it is the fast datapath's.
+    if let Some(port) = number(parsed, env, "port", "WEAVE_PORT")? {
+        config.port =
+            u16::try_from(port).ok().filter(|p| (1..=65534).contains(p)).ok_or(OptionError::Port)?;
+    }
+    if let Some(host) = parsed.text("host").filter(|h| !h.is_empty()) {
+        config.host = Some(host.parse().map_err(|_| OptionError::Host(host.to_owned()))?);
+    }
+    if let Some(limit) = parsed.number("conn-limit") {
+        config.connection_limit = usize::try_from(limit).map_err(|_| OptionError::ConnLimit)?;
+    }
+    config.discovery = !parsed.flag("no-discovery");
+    config.password = password(parsed, env)?;
+    if let Some(list) = parsed.text("trusted-subnets").filter(|l| !l.is_empty()) {
+        for text in list.split(',') {
+            let cidr: Cidr = text.trim().parse().map_err(OptionError::TrustedSubnets)?;
+            config.trusted_subnets.push(cidr.network());
+        }
+    }
+    if let Some(bridge) = parsed.text("weave-bridge").filter(|b| !b.is_empty()) {
+        let good = bridge.len() <= 15 && bridge.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+        if !good || bridge == "." || bridge == ".." {
+            return Err(OptionError::Bridge(bridge.to_owned()));
+        }
+        config.bridge = bridge.to_owned();
+    }
+    let no_fastdp = match parsed.text("no-fastdp") {
+        Some(text) => text == "true",
+        None => env.var("WEAVE_NO_FASTDP").is_some_and(|v| !v.is_empty()),
+    };
+    config.mtu = match number(parsed, env, "mtu", "WEAVE_MTU")?.unwrap_or(0) {
+        0 => no_fastdp.then_some(65535),
+        mtu => Some(u32::try_from(mtu).ok().filter(|m| (68..=65535).contains(m)).ok_or(OptionError::Mtu)?),
+    };
+    config.state_dir = state_dir(parsed, env);
+    config.run_dir = run_dir(parsed, env);
+    // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (spec cli 2.3).
+    if let Some(addr) = parsed.text("http-addr") {
+        config.http_addr = ListenAddr::parse("--http-addr", addr)?;
+    } else if let Some(addr) = env.var("WEAVE_HTTP_ADDR").filter(|a| !a.is_empty()) {
+        config.http_addr = Some(complete(&addr, 6784)?);
+    }
+    let status = parsed.text("status-addr").map(str::to_owned).or_else(|| env.var("WEAVE_STATUS_ADDR"));
+    if let Some(addr) = status {
+        config.status_addr = ListenAddr::parse("--status-addr", &addr)?;
+    }
+    check_later_features(parsed, &config)?;
+    config.peers.iter().try_for_each(|peer| config::check_peer(peer))?;
+    Ok(config)
+}
+
+/// `WEAVE_HTTP_ADDR` may lack host or port.
+fn complete(addr: &str, port: u16) -> Result<ListenAddr, ConfigError> {
+    let colon = addr.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
+    let text = if addr.starts_with('/') || colon { addr.to_owned() } else { format!("{addr}:{port}") };
+    let text = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text };
+    ListenAddr::parse("WEAVE_HTTP_ADDR", &text)?.ok_or(ConfigError::ListenAddr {
+        option: "WEAVE_HTTP_ADDR",
+        text: addr.to_owned(),
+    })
+}
+
+fn number(parsed: &Parsed, env: &dyn Env, option: &str, variable: &'static str) -> Result<Option<i64>, OptionError> {
+    if let Some(number) = parsed.number(option) {
+        return Ok(Some(number));
+    }
+    match env.var(variable).filter(|v| !v.is_empty()) {
+        None => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| OptionError::EnvNumber(variable, text)),
+    }
+}
+
+fn password(parsed: &Parsed, env: &dyn Env) -> Result<Option<Password>, OptionError> {
+    if let Some(text) = parsed.text("password").filter(|p| !p.is_empty()) {
+        return Ok(Password::new(text.to_owned()));
+    }
+    if let Some(path) = parsed.text("password-file").filter(|p| !p.is_empty()) {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| OptionError::PasswordFile(PathBuf::from(path), e))?;
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        return Ok(Password::new(line.strip_suffix('\r').unwrap_or(line).to_owned()));
+    }
+    Ok(env.var("WEAVE_PASSWORD").and_then(Password::new))
+}
+
+/// Options of features to come are checked like the others, so that a script's mistake shows today.
+fn check_later_features(parsed: &Parsed, config: &Config) -> Result<(), OptionError> {
+    let given = |name| parsed.text(name).filter(|v| !v.is_empty());
+    for endpoint in parsed.list("H") {
+        let path = endpoint.strip_prefix("unix://");
+        if path.is_some_and(|p| !p.starts_with('/')) {
+            return Err(OptionError::ProxySocket);
+        }
+    }
+    let range = given("ipalloc-range").map(subnet).transpose()?;
+    if parsed.flag("awsvpc") {
+        if config.password.is_some() {
+            return Err(OptionError::AwsPassword);
+        }
+        range.as_ref().ok_or(OptionError::AwsIpam)?;
+    }
+    let inits = parsed.list("ipalloc-init");
+    if inits.iter().any(|init| *init != inits[0]) {
+        return Err(OptionError::IpamInitTwice);
+    }
+    if let Some(default) = given("ipalloc-default-subnet") {
+        let range = require_range(parsed, &range, "--ipalloc-default-subnet")?;
+        let default = subnet(default)?;
+        if let Some(range) = range
+            && !range.contains(default.addr())
+            && !default.contains(range.addr())
+        {
+            return Err(OptionError::NoOverlap(default.to_string(), range.to_string()));
+        }
+    }
+    if let Some(init) = given("ipalloc-init") {
+        require_range(parsed, &range, "--ipalloc-init")?;
+        check_init(init).map_err(OptionError::IpamInit)?;
+    }
+    Ok(())
+}
+
+/// Without an option the range is the default one; an empty range means that allocation is off.
+fn require_range(
+    parsed: &Parsed,
+    range: &Option<Cidr>,
+    option: &'static str,
+) -> Result<Option<Cidr>, OptionError> {
+    match (parsed.text("ipalloc-range"), range) {
+        (Some(_), None) => Err(OptionError::NoRange(option)),
+        (_, range) => Ok(*range),
+    }
+}
+
+fn subnet(text: &str) -> Result<Cidr, OptionError> {
+    let cidr: Cidr = text.parse()?;
+    if cidr != cidr.network() {
+        return Err(OptionError::HostBits(text.to_owned()));
+    }
+    if cidr.prefix() > 30 {
+        return Err(OptionError::TooSmall(text.to_owned()));
+    }
+    Ok(cidr)
+}
+
+fn check_init(text: &str) -> Result<(), String> {
+    let (mode, parameter) = match text.split_once('=') {
+        Some((mode, parameter)) => (mode, Some(parameter)),
+        None => (text, None),
+    };
+    match (mode, parameter) {
+        ("consensus", None) | ("observer", None) => Ok(()),
+        ("consensus", Some(n)) => match n.parse::<u32>() {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                Err(format!("bad consensus parameter: strconv.Atoi: parsing {n:?}: invalid syntax"))
+            }
+        },
+        ("observer", Some(_)) => Err("observer mode takes no parameter".to_owned()),
+        ("seed", None) => Err("seed mode requires peer name list".to_owned()),
+        ("seed", Some(names)) => {
+            names.split(',').try_for_each(|n| n.parse::<PeerName>().map(|_| ())).map_err(|e| {
+                format!("bad seed parameter: error parsing peer names: {e}")
+            })
+        }
+        (mode, _) => Err(format!("unknown mode: {mode}")),
+    }
+}

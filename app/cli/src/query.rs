@@ -1,0 +1,112 @@
+//! Commands that only talk to the daemon.
+
+use weave_api::{Client, ClientError, report};
+
+use crate::args::Parsed;
+use crate::options::{self, Env};
+use crate::usage::Command;
+use crate::{Failure, print};
+
+/// The daemon of this host.
+pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
+    let socket = options::run_dir(parsed, env).join("weave.sock");
+    let addr = parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"));
+    Client::local(addr.as_deref(), &socket)
+}
+
+/// What a failed call means to the person who typed it.
+pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Failure {
+    match &error {
+        ClientError::Connect { endpoint, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Failure::new(1, format_args!("{endpoint}: permission denied; weave must be run as 'root'"))
+        }
+        ClientError::Connect { .. } => {
+            let run_dir = options::run_dir(parsed, env);
+            if weave_daemon::lock::holder(&run_dir.join("weave.pid")).is_some() {
+                // Code 7 is what curl gave to scripts.
+                Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
+            } else {
+                Failure::new(1, "weave is not running. Have you launched it? Try 'weave launch'.")
+            }
+        }
+        _ => Failure::new(error.exit_code(), &error),
+    }
+}
+
+pub(crate) fn connect(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let replace = parsed.flag("replace");
+    if parsed.rest.is_empty() && !replace {
+        return Err(Failure::new(1, command.synopsis()));
+    }
+    let mut form: Vec<_> = parsed.rest.iter().map(|peer| ("peer", peer.as_str())).collect();
+    if replace {
+        form.push(("replace", "true"));
+    }
+    let answer = client(parsed, env).post("/connect", &form);
+    print(&answer.map_err(|e| explain(e, parsed, env))?)
+}
+
+pub(crate) fn forget(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    if parsed.rest.is_empty() {
+        return Err(Failure::new(1, command.synopsis()));
+    }
+    let form: Vec<_> = parsed.rest.iter().map(|peer| ("peer", peer.as_str())).collect();
+    let answer = client(parsed, env).post("/forget", &form);
+    print(&answer.map_err(|e| explain(e, parsed, env))?)
+}
+
+pub(crate) fn status(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let invalid = || {
+        let args = parsed.rest.join(" ");
+        Failure::new(1, format_args!("Invalid 'weave status' sub-command: {args}\n{}", command.synopsis()))
+    };
+    let page = match parsed.rest.as_slice() {
+        [] => None,
+        [page] => Some(page.as_str()),
+        _ => return Err(invalid()),
+    };
+    if page.is_some_and(|p| !p.bytes().all(|b| b.is_ascii_lowercase())) {
+        return Err(invalid());
+    }
+    let client = client(parsed, env);
+    if parsed.flag("json") {
+        let report = client.report().map_err(|e| explain(e, parsed, env))?;
+        let json = match page {
+            None => report::to_go_json(&report, true),
+            Some("targets") => report::to_go_json(&report.router.targets, true),
+            Some("connections") => report::to_go_json(&report.router.connections, true),
+            Some("peers") => report::to_go_json(&report.router.peers, true),
+            Some("dns") => report::to_go_json(&report.dns, true),
+            Some("ipam") => report::to_go_json(&report.ipam, true),
+            Some(_) => return Err(invalid()),
+        };
+        return print(&(json + "\n"));
+    }
+    match page {
+        None => {
+            let text = client.get("/status").map_err(|e| explain(e, parsed, env))?;
+            print(&format!("\n{text}\n"))
+        }
+        Some(page) => match client.get(&format!("/status/{page}")) {
+            Err(ClientError::NotFound) => Err(invalid()),
+            answer => print(&answer.map_err(|e| explain(e, parsed, env))?),
+        },
+    }
+}
+
+pub(crate) fn report(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let client = client(parsed, env);
+    let answer = match parsed.text("f") {
+        Some(template) => client.report_format(template),
+        None => client.report_json(),
+    };
+    print(&answer.map_err(|e| explain(e, parsed, env))?)
+}
+
+pub(crate) fn version(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let version = match client(parsed, env).report() {
+        Ok(report) => report.version,
+        Err(_) => weave_daemon::VERSION.to_owned(),
+    };
+    print(&format!("weave {version}\n"))
+}

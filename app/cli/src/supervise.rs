@@ -1,0 +1,119 @@
+//! `weave supervise [--restart] <run dir> <arguments of weave daemon>`: what `weave launch` leaves running.
+//!
+//! It runs the daemon in a session of its own, starts it again when it crashes and passes signals on. What the daemon
+//! knew is on disk: once it has been ready there is `restart.sentinel` in the run directory, by which it takes the
+//! stored peers instead of the ones given.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use weave_daemon::{lock, log};
+
+use crate::Failure;
+
+/// Wait before the first new start; doubled with each, up to the limit.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait.
+const LAST_WAIT: Duration = Duration::from_secs(30);
+/// A daemon that ran this long is new trouble when it crashes.
+const STABLE: Duration = Duration::from_secs(60);
+
+pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
+    let (restart, args) = match args.split_first() {
+        Some((first, rest)) if first == "--restart" => (true, rest),
+        _ => (false, args),
+    };
+    let Some((run_dir, args)) = args.split_first() else {
+        return Err(Failure::new(1, "supervise is started by 'weave launch' only"));
+    };
+    let run_dir = PathBuf::from(run_dir);
+    // Only fails if we lead a group already, and then nobody's terminal is ours.
+    let _ = nix::unistd::setsid();
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    // Children start with an empty mask: std clears it.
+    signals.thread_block()?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let _lock = lock::PidFile::take(&run_dir.join("supervisor.pid"))?;
+
+    let sentinel = run_dir.join("restart.sentinel");
+    let mut delay = FIRST_WAIT;
+    loop {
+        let begin = Instant::now();
+        let mut child = Command::new(std::env::current_exe()?).arg("daemon").args(args).spawn()?;
+        let (status, told_to_end) = attend(&mut child, &signals)?;
+        if told_to_end || status.success() {
+            return Ok(());
+        }
+        if !restart || !sentinel.exists() {
+            // It never was ready: whoever launched it has the reason. Or nobody wants it back.
+            return Err(Failure::new(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1), ""));
+        }
+        if begin.elapsed() >= STABLE {
+            delay = FIRST_WAIT;
+        }
+        log::line("WARN", &format!("the daemon ended ({status}); starting it again in {delay:?}"));
+        if pause(&signals, delay)? {
+            return Ok(());
+        }
+        delay = (delay * 2).min(LAST_WAIT);
+    }
+}
+
+/// Waits for the child's end; whether we were told to end it.
+fn attend(child: &mut Child, signals: &SignalFd) -> Result<(std::process::ExitStatus, bool), Failure> {
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok((status, told));
+        }
+        if let Some(signal) = next(signals, None)? {
+            told = true;
+            let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
+            let _ = kill(pid, signal);
+        }
+    }
+}
+
+/// Sleeps; `true` if told to end meanwhile.
+fn pause(signals: &SignalFd, time: Duration) -> Result<bool, Failure> {
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        if next(signals, Some(left))?.is_some() {
+            return Ok(true);
+        }
+    }
+}
+
+/// The next signal that asks us to end; `None` at the timeout or when it may pay to look at the child.
+fn next(signals: &SignalFd, timeout: Option<Duration>) -> Result<Option<Signal>, Failure> {
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(t) => PollTimeout::try_from(t + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+    };
+    let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    while let Some(info) = signals.read_signal()? {
+        match Signal::try_from(i32::try_from(info.ssi_signo).unwrap_or(0)) {
+            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => return Ok(Some(signal)),
+            // A hang-up has no meaning without a terminal; a child's end is looked for by the caller.
+            _ => {}
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,271 @@
+//! What a peer is started with, in types. Whoever makes a [`Config`] (the command line) has parsed every value; nothing
+//! below reads options, environment or files.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use weave_types::{Cidr, PeerName};
+
+/// Everything a daemon needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Peer name; `None`: from the bridge or the system's identity (spec mesh 2.2).
+    pub name: Option<PeerName>,
+    /// Free text shown beside the name; usually the host name.
+    pub nickname: String,
+    /// Address to listen on and dial from; `None`: all.
+    pub host: Option<IpAddr>,
+    /// TCP and UDP port of the peer; 1 to 65535.
+    pub port: u16,
+    /// Lowest protocol version accepted; 1 or 2.
+    pub min_protocol: u8,
+    /// Network password.
+    pub password: Option<Password>,
+    /// Networks inside which traffic is not encrypted.
+    pub trusted_subnets: Vec<Cidr>,
+    /// Whether peers learnt by gossip are dialled.
+    pub discovery: bool,
+    /// Most connections, in and out; 0 = no limit.
+    pub connection_limit: usize,
+    /// Peers to connect to, as typed. They replace what is stored.
+    pub peers: Vec<String>,
+    /// Take the stored targets instead of `peers`, which is empty then.
+    pub resume: bool,
+    /// Name of the bridge that containers are attached to.
+    pub bridge: String,
+    /// MTU of the container network; `None`: by kind of bridge (spec cli 4.2).
+    pub mtu: Option<u32>,
+    /// Where the control API listens besides the unix socket in `run_dir`.
+    pub http_addr: Option<ListenAddr>,
+    /// Where the read-only status pages listen.
+    pub status_addr: Option<ListenAddr>,
+    /// State that survives reboots.
+    pub state_dir: PathBuf,
+    /// Sockets and pid file; gone after a reboot.
+    pub run_dir: PathBuf,
+    /// Least severity that is logged.
+    pub log_level: LogLevel,
+}
+
+/// Defaults of `weave launch` without options or environment (spec cli 5).
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            name: None,
+            nickname: String::new(),
+            host: None,
+            port: 6783,
+            min_protocol: 1,
+            password: None,
+            trusted_subnets: Vec::new(),
+            discovery: true,
+            connection_limit: 200,
+            peers: Vec::new(),
+            resume: false,
+            bridge: "weave".to_owned(),
+            mtu: None,
+            http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
+            status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
+            state_dir: PathBuf::from(STATE_DIR),
+            run_dir: PathBuf::from(RUN_DIR),
+            log_level: LogLevel::Info,
+        }
+    }
+}
+
+/// Usual place of state that survives reboots.
+pub const STATE_DIR: &str = "/var/lib/weave";
+/// Usual place of sockets and pid file.
+pub const RUN_DIR: &str = "/run/weave";
+
+impl Config {
+    /// The control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("weave.sock")
+    }
+
+    /// The file that holds the daemon's pid and that it keeps locked.
+    pub fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("weave.pid")
+    }
+}
+
+/// The network password. Not shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// `None` for the empty text, which means no password everywhere.
+    pub fn new(text: String) -> Option<Password> {
+        (!text.is_empty()).then_some(Password(text))
+    }
+
+    /// The secret.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// Least severity that is logged, in the words of `--log-level`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// What keeps somebody from working.
+    Error,
+    /// Odd but working.
+    Warning,
+    /// What an operator did or should know.
+    #[default]
+    Info,
+    /// State changes.
+    Debug,
+}
+
+impl std::str::FromStr for LogLevel {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<LogLevel, ConfigError> {
+        match text.to_ascii_lowercase().as_str() {
+            "error" | "fatal" | "panic" => Ok(LogLevel::Error),
+            "warning" | "warn" => Ok(LogLevel::Warning),
+            "info" => Ok(LogLevel::Info),
+            "debug" | "trace" => Ok(LogLevel::Debug),
+            _ => Err(ConfigError::LogLevel(text.to_owned())),
+        }
+    }
+}
+
+/// Where an HTTP listener is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port; an empty host means all addresses.
+    Tcp {
+        /// Address or name.
+        host: String,
+        /// Port.
+        port: u16,
+    },
+}
+
+impl ListenAddr {
+    /// `/path` or `[host]:port`; `None` for the empty text, which switches the listener off.
+    ///
+    /// # Errors
+    /// There is no port, or it is not a number up to 65535.
+    pub fn parse(option: &'static str, text: &str) -> Result<Option<ListenAddr>, ConfigError> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        if text.starts_with('/') {
+            return Ok(Some(ListenAddr::Unix(text.into())));
+        }
+        let bad = || ConfigError::ListenAddr { option, text: text.to_owned() };
+        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        Ok(Some(ListenAddr::Tcp { host: host.to_owned(), port: port.parse().map_err(|_| bad())? }))
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddr::Unix(path) => path.display().fmt(f),
+            ListenAddr::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            ListenAddr::Tcp { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+/// An option's value cannot be used. Texts of 2.8.1 where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// `--log-level`.
+    #[error("not a valid logrus Level: {0:?}")]
+    LogLevel(String),
+    /// An address to listen on.
+    #[error("{option}: {text:?} is not host:port, :port or the path of a unix socket")]
+    ListenAddr {
+        /// Which option.
+        option: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// A peer to connect to.
+    #[error("invalid peer name {0:?}, should be host[:port]")]
+    Peer(String),
+    /// Its port.
+    #[error("address {0}: invalid port")]
+    PeerPort(String),
+}
+
+/// Whether `text` can be a peer to connect to: `host` or `host:port` (spec mesh 10.1). Nothing is resolved.
+///
+/// # Errors
+/// It cannot.
+pub fn check_peer(text: &str) -> Result<(), ConfigError> {
+    let bad = || ConfigError::Peer(text.to_owned());
+    if text.parse::<SocketAddr>().is_ok() || text.parse::<IpAddr>().is_ok() {
+        return Ok(());
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let hostlike = |c: char| c.is_alphanumeric() || ".-_:%".contains(c);
+    if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
+        return Err(bad());
+    }
+    if host.parse::<IpAddr>().is_err() && host.contains(':') {
+        return Err(bad());
+    }
+    if !port.chars().all(char::is_alphanumeric) {
+        return Err(bad());
+    }
+    if !port.is_empty() && port.parse::<u16>().is_err() {
+        return Err(ConfigError::PeerPort(port.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers() {
+        for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"] {
+            assert_eq!(check_peer(good), Ok(()), "{good}");
+        }
+        for bad in ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2"] {
+            assert!(matches!(check_peer(bad), Err(ConfigError::Peer(_))), "{bad}");
+        }
+        assert_eq!(check_peer("h1:70000").unwrap_err().to_string(), "address 70000: invalid port");
+        assert_eq!(check_peer("h1:http").unwrap_err().to_string(), "address http: invalid port");
+    }
+
+    #[test]
+    fn listeners() {
+        let tcp = |host: &str, port| Some(ListenAddr::Tcp { host: host.into(), port });
+        assert_eq!(ListenAddr::parse("--http-addr", ""), Ok(None));
+        assert_eq!(ListenAddr::parse("--http-addr", ":6784"), Ok(tcp("", 6784)));
+        assert_eq!(ListenAddr::parse("--http-addr", "[::1]:6784"), Ok(tcp("::1", 6784)));
+        let unix = Some(ListenAddr::Unix("/run/x".into()));
+        assert_eq!(ListenAddr::parse("--http-addr", "/run/x"), Ok(unix));
+        for bad in ["127.0.0.1", "x:y", "1.2.3.4:70000"] {
+            assert!(ListenAddr::parse("--http-addr", bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let config = Config { password: Password::new("wEaVe".into()), ..Config::default() };
+        assert!(!format!("{config:?}").contains("wEaVe"));
+        assert_eq!(Password::new(String::new()), None);
+    }
+}

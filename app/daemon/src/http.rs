@@ -1,0 +1,415 @@
+//! The HTTP control API (spec cli 7): routes, texts and codes of 2.8.1, with bounds on what a client may cost.
+//!
+//! ```text
+//! unix socket, root only       all routes
+//! 127.0.0.1:6784 (control)     all routes; requests that a browser can be tricked into are refused
+//! 127.0.0.1:6782 (status)      GET /status..., /report
+//! ```
+
+use std::convert::Infallible;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use weave_api::{status, template};
+
+use crate::config::ListenAddr;
+use crate::control::Control;
+
+/// Largest request body; the longest list of peers is far below.
+const MAX_BODY: usize = 1 << 20;
+/// Time for a request's header and body to arrive.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// Connections at one time, per listener.
+const MAX_CONNECTIONS: usize = 256;
+/// Pause after a failed accept (no descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener lets its clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything; whoever gets here has the rights (a socket that only root can open).
+    Trusted,
+    /// Everything but what a browser could be tricked into.
+    Control,
+    /// Looking only.
+    Status,
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    access: Access,
+    /// The host that the listener was given, which requests may name.
+    host: String,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixListener, #[expect(dead_code, reason = "removes the file when dropped")] SocketFile),
+    Tcp(TcpListener),
+}
+
+/// The file of a unix socket goes with its listener.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Binds. A stale unix socket is replaced; a new one is for root only.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn bind(addr: &ListenAddr, access: Access) -> io::Result<Listener> {
+        match addr {
+            ListenAddr::Unix(path) => Listener::bind_unix(path, access),
+            ListenAddr::Tcp { host, port } => {
+                let name = if host.is_empty() { "0.0.0.0" } else { host };
+                let listener = TcpListener::bind((name, *port)).await?;
+                Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone() })
+            }
+        }
+    }
+
+    fn bind_unix(path: &Path, access: Access) -> io::Result<Listener> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // Made under another name and moved once its mode is right: nobody connects in between.
+        let hidden = path.with_extension("new");
+        let _ = std::fs::remove_file(&hidden);
+        let listener = UnixListener::bind(&hidden)?;
+        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&hidden, path)?;
+        let socket = Socket::Unix(listener, SocketFile(path.to_owned()));
+        Ok(Listener { socket, access, host: String::new() })
+    }
+
+    /// The TCP address it is bound to.
+    pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(..) => None,
+        }
+    }
+
+    /// Answers until the future is dropped.
+    pub async fn serve(self, control: Control) {
+        let site = Arc::new(Site { control, access: self.access, host: self.host });
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let site = site.clone();
+            match &self.socket {
+                Socket::Unix(listener, _) => match listener.accept().await {
+                    Ok((stream, _)) => {
+                        tokio::spawn(async move {
+                            connection(stream, site).await;
+                            drop(slot);
+                        });
+                    }
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                },
+                Socket::Tcp(listener) => match listener.accept().await {
+                    Ok((stream, _)) => {
+                        let _ = stream.set_nodelay(true);
+                        tokio::spawn(async move {
+                            connection(stream, site).await;
+                            drop(slot);
+                        });
+                    }
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                },
+            }
+        }
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, site: Arc<Site>) {
+    let service = service_fn(move |request| {
+        let site = site.clone();
+        async move { Ok::<_, Infallible>(site.answer(request).await) }
+    });
+    // A client that breaks off or stalls is its own problem.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIME)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+struct Site {
+    control: Control,
+    access: Access,
+    host: String,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Site {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        if self.access == Access::Control
+            && let Err(why) = self.check_browser(&head.headers)
+        {
+            return error(StatusCode::FORBIDDEN, &why);
+        }
+        let path = head.uri.path().to_owned();
+        let Some(route) = Route::find(&path, self.access) else {
+            return error(StatusCode::NOT_FOUND, "404 page not found");
+        };
+        if head.method != route.method() {
+            return respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
+        }
+        let mut form = parse_form(head.uri.query().unwrap_or_default());
+        if head.method == Method::POST {
+            let body = tokio::time::timeout(REQUEST_TIME, Limited::new(body, MAX_BODY).collect()).await;
+            match body {
+                Err(_) => return error(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),
+                Ok(Err(_)) => return error(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large"),
+                Ok(Ok(body)) => form.extend(parse_form(&String::from_utf8_lossy(&body.to_bytes()))),
+            }
+        }
+        let json = head.headers.get(header::ACCEPT).is_some_and(|a| a == "application/json");
+        self.act(route, json, &form)
+            .await
+            .unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"))
+    }
+
+    /// `None` once the peer has ended.
+    async fn act(&self, route: Route<'_>, json: bool, form: &[(String, String)]) -> Option<Answer> {
+        let peers = || form.iter().filter(|(k, _)| k == "peer").map(|(_, v)| v.clone()).collect::<Vec<_>>();
+        Some(match route {
+            Route::Status(page) => {
+                let report = self.control.report().await?;
+                let text = page(&report);
+                text_answer(if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+            }
+            Route::Report if json => {
+                let report = self.control.report().await?;
+                respond(StatusCode::OK, Some("application/json"), report.to_json())
+            }
+            Route::Report => {
+                let formats: Vec<_> = form.iter().filter(|(k, _)| k == "format").collect();
+                let [(_, format)] = formats.as_slice() else {
+                    return Some(error(StatusCode::BAD_REQUEST, "error: must supply one format parameter"));
+                };
+                match template::Template::parse(format) {
+                    Err(e) => error(StatusCode::BAD_REQUEST, &e.to_string()),
+                    Ok(template) => match template.render(&self.control.report().await?) {
+                        Ok(text) => text_answer(StatusCode::OK, text),
+                        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "error during template execution"),
+                    },
+                }
+            }
+            Route::Connect => {
+                let replace = form.iter().any(|(k, v)| k == "replace" && v == "true");
+                let errors = self.control.connect(peers(), replace).await?;
+                if errors.is_empty() {
+                    respond(StatusCode::OK, None, String::new())
+                } else {
+                    error(StatusCode::BAD_REQUEST, &errors.join("\n"))
+                }
+            }
+            Route::Forget => {
+                self.control.forget(peers()).await?;
+                respond(StatusCode::OK, None, String::new())
+            }
+            // There is no address space to hand over without allocation.
+            Route::LeaveAll => respond(StatusCode::NO_CONTENT, None, String::new()),
+            Route::TakeOver(_) => respond(StatusCode::OK, None, String::new()),
+        })
+    }
+
+    /// A page of a foreign site can make the browser of this machine send requests here. It cannot choose the `Host` of
+    /// a name that leads here (DNS rebinding), nor leave out `Origin` (spec cli 7, security posture). Addresses cannot
+    /// be rebound, so any of them will do.
+    fn check_browser(&self, headers: &header::HeaderMap) -> Result<(), String> {
+        let ours = |authority: &str| {
+            let host = host_of(authority);
+            host.eq_ignore_ascii_case("localhost")
+                || host.parse::<IpAddr>().is_ok()
+                || (!self.host.is_empty() && host.eq_ignore_ascii_case(&self.host))
+        };
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        if let Some(host) = headers.get(header::HOST).map(text)
+            && !ours(&host)
+        {
+            return Err(format!("host {host:?} is neither this machine nor configured"));
+        }
+        if let Some(origin) = headers.get(header::ORIGIN).map(text) {
+            let authority = origin.split_once("://").map(|(_, a)| a);
+            let local = authority.is_some_and(|a| {
+                let host = host_of(a);
+                host.eq_ignore_ascii_case("localhost")
+                    || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+                    || (!self.host.is_empty() && host.eq_ignore_ascii_case(&self.host))
+            });
+            if !local {
+                return Err(format!("origin {origin:?} is neither this machine nor configured"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The host of `host:port`, `[v6]:port`, `host`.
+fn host_of(authority: &str) -> &str {
+    if let Some(rest) = authority.strip_prefix('[') {
+        return rest.split(']').next().unwrap_or(rest);
+    }
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.contains(':') => host,
+        _ => authority,
+    }
+}
+
+enum Route<'a> {
+    Status(fn(&weave_api::Report) -> String),
+    Report,
+    Connect,
+    Forget,
+    LeaveAll,
+    TakeOver(#[expect(dead_code, reason = "needs address allocation")] &'a str),
+}
+
+impl<'a> Route<'a> {
+    fn find(path: &'a str, access: Access) -> Option<Route<'a>> {
+        Some(match path {
+            "/status" => Route::Status(status::summary),
+            "/status/targets" => Route::Status(status::targets),
+            "/status/connections" => Route::Status(status::connections),
+            "/status/peers" => Route::Status(status::peers),
+            // Empty while the service is off; 2.8.1 failed with 500.
+            "/status/dns" => Route::Status(status::dns),
+            "/status/ipam" => Route::Status(status::ipam),
+            "/report" => Route::Report,
+            _ if access == Access::Status => return None,
+            "/connect" => Route::Connect,
+            "/forget" => Route::Forget,
+            "/peer" => Route::LeaveAll,
+            _ => {
+                let id = path.strip_prefix("/peer/")?;
+                (!id.is_empty() && !id.contains('/')).then_some(Route::TakeOver(id))?
+            }
+        })
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Route::Status(_) | Route::Report => Method::GET,
+            Route::Connect | Route::Forget => Method::POST,
+            Route::LeaveAll | Route::TakeOver(_) => Method::DELETE,
+        }
+    }
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn respond(status: StatusCode, content_type: Option<&'static str>, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    if let Some(content_type) = content_type {
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    }
+    answer
+}
+
+/// Go names a content type only if there is content.
+fn text_answer(status: StatusCode, body: String) -> Answer {
+    let content_type = (!body.is_empty()).then_some(TEXT);
+    respond(status, content_type, body)
+}
+
+fn error(status: StatusCode, text: &str) -> Answer {
+    let mut answer = respond(status, Some(TEXT), format!("{text}\n"));
+    answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// `application/x-www-form-urlencoded`. Bytes that are no escape stand for themselves.
+fn parse_form(text: &str) -> Vec<(String, String)> {
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key), decode(value))
+        })
+        .collect()
+}
+
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&b) = bytes.get(at) {
+        let digits = bytes.get(at + 1..at + 3).filter(|d| d.iter().all(u8::is_ascii_hexdigit));
+        match (b, digits.and_then(|d| std::str::from_utf8(d).ok())) {
+            (b'+', _) => out.push(b' '),
+            (b'%', Some(digits)) => {
+                out.push(u8::from_str_radix(digits, 16).unwrap_or(b'%'));
+                at += 2;
+            }
+            _ => out.push(b),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        assert_eq!(
+            parse_form("peer=h1%3A6783&peer=h+2&replace=true&x&=&%zz=%4"),
+            [
+                pair("peer", "h1:6783"),
+                pair("peer", "h 2"),
+                pair("replace", "true"),
+                pair("x", ""),
+                pair("", ""),
+                pair("%zz", "%4")
+            ]
+        );
+        assert_eq!(parse_form(""), []);
+    }
+
+    #[test]
+    fn hosts() {
+        for (authority, host) in [
+            ("localhost:6784", "localhost"),
+            ("127.0.0.1", "127.0.0.1"),
+            ("[::1]:6784", "::1"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("evil.example:80", "evil.example"),
+            ("", ""),
+        ] {
+            assert_eq!(host_of(authority), host);
+        }
+    }
+}

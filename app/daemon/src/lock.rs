@@ -1,0 +1,112 @@
+//! Pid files that are locked while their process lives, so that a stale one is never believed.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// A pid file held by this process. The lock ends with the process, however it ends; the file stays.
+#[derive(Debug)]
+pub struct PidFile {
+    _lock: Flock<File>,
+}
+
+/// Why a pid file cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The other process lives.
+    #[error("already running (pid {pid}, {path:?})")]
+    Held {
+        /// Its pid; 0 if it has not written it yet.
+        pid: i32,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error("cannot write pid file {path:?}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+impl PidFile {
+    /// Locks `path` and writes our pid into it.
+    ///
+    /// # Errors
+    /// Another process holds it, or it cannot be written.
+    pub fn take(path: &Path) -> Result<PidFile, LockError> {
+        let io = |source| LockError::Io { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o644)
+            .open(path)
+            .map_err(io)?;
+        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                return Err(LockError::Held { pid: read_pid(&mut file), path: path.to_owned() });
+            }
+            Err((_, errno)) => return Err(io(errno.into())),
+        };
+        lock.set_len(0).map_err(io)?;
+        lock.rewind().map_err(io)?;
+        lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;
+        Ok(PidFile { _lock: lock })
+    }
+}
+
+/// The pid of the process that holds `path`; `None` if nobody does. A holder that has not written its pid yet is not
+/// seen.
+pub fn holder(path: &Path) -> Option<i32> {
+    let mut file = File::open(path).ok()?;
+    let pid = read_pid(&mut file);
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_free) => None,
+        Err((_, Errno::EWOULDBLOCK)) => (pid > 0).then_some(pid),
+        Err(_) => None,
+    }
+}
+
+fn read_pid(file: &mut File) -> i32 {
+    let mut text = String::new();
+    let _ = file.take(32).read_to_string(&mut text);
+    text.trim().parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.pid");
+        assert_eq!(holder(&path), None);
+        let me = i32::try_from(std::process::id()).unwrap();
+        let held = PidFile::take(&path).unwrap();
+        assert_eq!(holder(&path), Some(me));
+        assert!(matches!(PidFile::take(&path), Err(LockError::Held { pid, .. }) if pid == me));
+        drop(held);
+        assert_eq!(holder(&path), None, "a stale file is nobody's");
+        assert!(PidFile::take(&path).is_ok());
+        assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(LockError::Io { .. })));
+    }
+
+    #[test]
+    fn a_longer_stale_pid_leaves_no_digits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.pid");
+        std::fs::write(&path, "4194304999999\n").unwrap();
+        let _held = PidFile::take(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+    }
+}

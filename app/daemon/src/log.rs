@@ -1,0 +1,137 @@
+//! Log lines on stderr in the form of 2.8.1: `INFO: 2026/11/20 08:51:42.126037 message`, times in UTC.
+//!
+//! A `tracing` subscriber of its own: one line per event, no spans. What a general one costs in size and memory is
+//! worth more here than what it can do.
+
+use std::fmt::{Display, Write as _};
+use std::io::Write as _;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use weave_api::Timestamp;
+
+use crate::config::LogLevel;
+
+static LEVEL: OnceLock<LogLevel> = OnceLock::new();
+
+/// Sends everything of at least `level` to stderr from now on. Only the first call counts.
+pub fn init(level: LogLevel) {
+    if LEVEL.set(level).is_ok() {
+        let _ = tracing::subscriber::set_global_default(Lines { level });
+    }
+}
+
+/// An INFO line.
+pub fn info(message: impl Display) {
+    tracing::info!("{message}");
+}
+
+/// The first line: `Command line options: map[key:value ...]`.
+pub fn options_line(options: &[(String, String)]) {
+    let options: Vec<_> = options.iter().map(|(k, v)| format!("{k}:{v}")).collect();
+    info(format_args!("Command line options: map[{}]", options.join(" ")));
+}
+
+/// What a daemon that cannot go on says last.
+pub fn fatal_line(error: impl Display) -> String {
+    format_line("FATA", &error.to_string())
+}
+
+/// Writes a line, whatever the level.
+pub fn line(level: &str, message: &str) {
+    write_out(&(format_line(level, message) + "\n"));
+}
+
+fn format_line(level: &str, message: &str) -> String {
+    let now = Timestamp::from_unix(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    // A line stays a line, whatever a peer puts into its nickname.
+    let clean: String = message.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
+    format!("{level}: {}.{:06} {clean}", now.slashes(), now.subsec_nanos() / 1000)
+}
+
+/// In one write, so that lines of several processes do not mix. A full disk must not stop the network.
+fn write_out(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+struct Lines {
+    level: LogLevel,
+}
+
+fn word(level: Level) -> (LogLevel, &'static str) {
+    match level {
+        Level::ERROR => (LogLevel::Error, "ERRO"),
+        Level::WARN => (LogLevel::Warning, "WARN"),
+        Level::INFO => (LogLevel::Info, "INFO"),
+        _ => (LogLevel::Debug, "DEBU"),
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Per packet is TRACE, and nobody reads that here.
+        *metadata.level() <= Level::DEBUG
+            && metadata.target().starts_with("weave")
+            && word(*metadata.level()).0 <= self.level
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let message = text.message + &text.fields;
+        line(word(*event.metadata().level()).1, message.trim_start());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn form() {
+        let line = fatal_line("two\nlines");
+        let (level, rest) = line.split_once(": ").unwrap();
+        assert_eq!(level, "FATA");
+        assert!(rest.ends_with(" two lines"));
+        let shape: String =
+            rest.chars().take(26).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        assert_eq!(shape, "0000/00/00 00:00:00.000000");
+    }
+}

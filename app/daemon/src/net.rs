@@ -1,0 +1,307 @@
+//! TCP for the mesh: the listener, one reader and one writer per connection, dialling, names.
+//!
+//! Tasks turn what happens into [`Event`]s for the one task that owns the peer. Its queue is bounded: a peer that sends
+//! faster than we decide is read no further. What we write waits in the connection's own queue, and each part that has
+//! left is reported, so that the mesh can bound it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use weave_types::ConnectionId;
+
+/// Longest wait for a TCP connection.
+const DIAL_TIME: Duration = Duration::from_secs(20);
+/// Time for the last words to a peer that we leave.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Pause after a failed accept (no descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Most bytes taken from a connection at once.
+const READ_SIZE: usize = 16 << 10;
+
+/// What happened. `R` is the handle of a look-up.
+#[derive(Debug)]
+pub(crate) enum Event<R> {
+    /// Somebody connected. `next` takes the time to wait before the next is let in.
+    Accepted { stream: TcpStream, local: SocketAddr, remote: SocketAddr, next: oneshot::Sender<Duration> },
+    /// A connection that we asked for is there.
+    Dialled { conn: ConnectionId, stream: TcpStream, local: SocketAddr, remote: SocketAddr },
+    /// It could not be had; Go's wording.
+    DialFailed { conn: ConnectionId, error: String },
+    /// Bytes arrived.
+    Received { conn: ConnectionId, bytes: Vec<u8> },
+    /// So many bytes have left.
+    Written { conn: ConnectionId, bytes: usize },
+    /// The other side or the kernel ended it; Go's wording.
+    Closed { conn: ConnectionId, error: String },
+    /// A name was looked up.
+    Resolved { id: R, result: Result<Vec<IpAddr>, String> },
+}
+
+struct Conn {
+    /// Bytes to write; the writer ends when this is dropped and the rest is written.
+    writer: mpsc::UnboundedSender<Vec<u8>>,
+    reader: AbortHandle,
+}
+
+/// The open connections.
+pub(crate) struct Net<R> {
+    events: mpsc::Sender<Event<R>>,
+    /// Where we dial from.
+    host: Option<IpAddr>,
+    conns: BTreeMap<ConnectionId, Conn>,
+    dialling: BTreeMap<ConnectionId, AbortHandle>,
+}
+
+/// Binds the listener for peers: `host`, or all addresses of both families where the kernel has IPv6.
+pub(crate) fn listen(host: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+    let bind = |addr: SocketAddr| -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if host.is_none() && addr.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(128)?;
+        TcpListener::from_std(socket.into())
+    };
+    match host {
+        Some(host) => bind((host, port).into()),
+        None => match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Err(e) if e.kind() != io::ErrorKind::AddrInUse => bind((Ipv4Addr::UNSPECIFIED, port).into()),
+            result => result,
+        },
+    }
+}
+
+impl<R: Send + 'static> Net<R> {
+    pub(crate) fn new(events: mpsc::Sender<Event<R>>, host: Option<IpAddr>) -> Net<R> {
+        Net { events, host, conns: BTreeMap::new(), dialling: BTreeMap::new() }
+    }
+
+    /// Lets peers in, one at a time, at the pace that the answers give.
+    pub(crate) fn accept(&self, listener: TcpListener) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            loop {
+                let Ok((stream, remote)) = listener.accept().await else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                };
+                let Ok(local) = stream.local_addr() else { continue };
+                let (local, remote) = (canonical(local), canonical(remote));
+                let (next, delay) = oneshot::channel();
+                if events.send(Event::Accepted { stream, local, remote, next }).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(delay.await.unwrap_or(ACCEPT_PAUSE)).await;
+            }
+        });
+    }
+
+    /// Takes a connection into service.
+    pub(crate) fn adopt(&mut self, conn: ConnectionId, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
+        self.dialling.remove(&conn);
+        let _ = stream.set_nodelay(true);
+        let (from, to) = stream.into_split();
+        let (writer, queue) = mpsc::unbounded_channel();
+        let ends = Ends { conn, local, remote };
+        let reader = tokio::spawn(read(from, ends, self.events.clone())).abort_handle();
+        tokio::spawn(write(to, ends, queue, self.events.clone()));
+        self.conns.insert(conn, Conn { writer, reader });
+    }
+
+    pub(crate) fn write(&mut self, conn: ConnectionId, bytes: Vec<u8>) {
+        if let Some(c) = self.conns.get(&conn) {
+            // A writer that has failed reports so by itself.
+            let _ = c.writer.send(bytes);
+        }
+    }
+
+    /// Ends a connection or an attempt; what was written before still goes out. `false` if it was not there any more.
+    pub(crate) fn close(&mut self, conn: ConnectionId) -> bool {
+        if let Some(attempt) = self.dialling.remove(&conn) {
+            attempt.abort();
+            return true;
+        }
+        match self.conns.remove(&conn) {
+            Some(c) => {
+                c.reader.abort();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether the attempt is still wanted.
+    pub(crate) fn is_dialling(&self, conn: ConnectionId) -> bool {
+        self.dialling.contains_key(&conn)
+    }
+
+    /// The attempt has ended without a connection.
+    pub(crate) fn dial_failed(&mut self, conn: ConnectionId) -> bool {
+        self.dialling.remove(&conn).is_some()
+    }
+
+    pub(crate) fn dial(&mut self, conn: ConnectionId, addr: SocketAddr) {
+        let events = self.events.clone();
+        let host = self.host.filter(|h| h.is_ipv4() == addr.is_ipv4());
+        let task = tokio::spawn(async move {
+            let event = match connect(host, addr).await {
+                Ok((stream, local)) => Event::Dialled { conn, stream, local, remote: addr },
+                Err(e) => {
+                    let from = host.map(|h| h.to_string()).unwrap_or_default();
+                    Event::DialFailed { conn, error: format!("dial tcp {from}:0->{addr}: {}", e) }
+                }
+            };
+            let _ = events.send(event).await;
+        });
+        self.dialling.insert(conn, task.abort_handle());
+    }
+
+    pub(crate) fn resolve(&self, id: R, host: String) {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let result = match tokio::net::lookup_host((host.as_str(), 0)).await {
+                Ok(addrs) => {
+                    let mut ips: Vec<_> = addrs.map(|a| canonical(a).ip()).collect();
+                    ips.dedup();
+                    Ok(ips)
+                }
+                Err(e) => Err(format!("lookup {host}: {}", lookup_text(&e))),
+            };
+            let _ = events.send(Event::Resolved { id, result }).await;
+        });
+    }
+}
+
+async fn connect(host: Option<IpAddr>, addr: SocketAddr) -> Result<(TcpStream, SocketAddr), String> {
+    let attempt = async {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.map_err(|e| ("socket", e))?;
+        if let Some(host) = host {
+            socket.bind((host, 0).into()).map_err(|e| ("bind", e))?;
+        }
+        let stream = socket.connect(addr).await.map_err(|e| ("connect", e))?;
+        let local = stream.local_addr().map_err(|e| ("getsockname", e))?;
+        Ok((stream, canonical(local)))
+    };
+    match tokio::time::timeout(DIAL_TIME, attempt).await {
+        Ok(result) => result.map_err(|(step, e): (_, io::Error)| format!("{step}: {}", errno_text(&e))),
+        Err(_) => Err("i/o timeout".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Ends {
+    conn: ConnectionId,
+    local: SocketAddr,
+    remote: SocketAddr,
+}
+
+impl Ends {
+    fn error(&self, what: &str, e: &io::Error) -> String {
+        format!("{what} tcp {}->{}: {what}: {}", self.local, self.remote, errno_text(e))
+    }
+}
+
+async fn read<R>(from: OwnedReadHalf, ends: Ends, events: mpsc::Sender<Event<R>>) {
+    let conn = ends.conn;
+    let error = loop {
+        // No buffer is kept while nothing arrives.
+        if let Err(e) = from.readable().await {
+            break ends.error("read", &e);
+        }
+        let mut buffer = [0; READ_SIZE];
+        match from.try_read(&mut buffer) {
+            Ok(0) => break "EOF".to_owned(),
+            Ok(n) => {
+                let bytes = buffer[..n].to_vec();
+                if events.send(Event::Received { conn, bytes }).await.is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => break ends.error("read", &e),
+        }
+    };
+    let _ = events.send(Event::Closed { conn, error }).await;
+}
+
+async fn write<R>(
+    mut to: OwnedWriteHalf,
+    ends: Ends,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    events: mpsc::Sender<Event<R>>,
+) {
+    let conn = ends.conn;
+    while let Some(bytes) = queue.recv().await {
+        // The end of the queue means that we left the connection: then the rest has little time.
+        let result = if queue.is_closed() {
+            match tokio::time::timeout(LAST_WORDS, to.write_all(&bytes)).await {
+                Ok(result) => result,
+                Err(_) => return,
+            }
+        } else {
+            write_or_leave(&mut to, &bytes, &queue).await
+        };
+        let event = match result {
+            Ok(()) => Event::Written { conn, bytes: bytes.len() },
+            Err(e) => Event::Closed { conn, error: ends.error("write", &e) },
+        };
+        let failed = matches!(event, Event::Closed { .. });
+        if events.send(event).await.is_err() || failed {
+            return;
+        }
+    }
+    let _ = tokio::time::timeout(LAST_WORDS, to.shutdown()).await;
+}
+
+/// Writes everything. If the connection is left meanwhile, there is little time for the rest.
+async fn write_or_leave(
+    to: &mut OwnedWriteHalf,
+    bytes: &[u8],
+    queue: &mpsc::UnboundedReceiver<Vec<u8>>,
+) -> io::Result<()> {
+    let left = async {
+        while !queue.is_closed() {
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        biased;
+        result = to.write_all(bytes) => result,
+        () = left => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// IPv4 as IPv4, also from a socket of both families.
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// The kernel's error as Go words it: `connection refused`.
+pub(crate) fn errno_text(e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_ascii_lowercase(),
+        None => e.to_string(),
+    }
+}
+
+/// The resolver's error without what std puts around it.
+fn lookup_text(e: &io::Error) -> String {
+    let text = e.to_string();
+    if text.contains("Name or service not known") || text.contains("No address associated") {
+        return "no such host".to_owned();
+    }
+    text.rsplit_once(": ").map_or(text.clone(), |(_, tail)| tail.to_ascii_lowercase())
+}

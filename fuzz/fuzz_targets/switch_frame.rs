@@ -1,0 +1,8 @@
+//! Any bytes as a frame: verdicts, views, fragments, ICMP answers.
+#![no_main]
+
+#[path = "../../proto/switch/tests/it/exercise.rs"]
+#[allow(dead_code, reason = "the other target uses the rest")]
+mod exercise;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::frame(data));

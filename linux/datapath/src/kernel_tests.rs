@@ -1,0 +1,286 @@
+//! What the kernel really does with these sockets. Each test has namespaces of its own.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weave_overlay::Destination;
+use weave_switch::{Csum, GsoKind, Offload};
+use weave_types::ConnectionId;
+
+use crate::namespace::Namespace;
+use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
+use crate::sys::RecvBatch;
+use crate::transmit::{Outlet, Sent, TransmitQueue};
+use crate::udp::{UdpSockets, receive_batch, segment_size};
+
+const CONN: ConnectionId = ConnectionId(7);
+
+/// Waits until one of them can be read.
+fn readable(fds: &[BorrowedFd<'_>]) -> bool {
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    poll(&mut polled, PollTimeout::try_from(Duration::from_secs(2)).unwrap()).unwrap() > 0
+}
+
+/// Everything that arrives until `count` datagrams are there.
+fn receive_datagrams(sockets: &UdpSockets, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut batch = receive_batch(4);
+    let mut got = Vec::new();
+    while got.len() < count && readable(&sockets.both()) {
+        for socket in sockets.both() {
+            while let Ok(messages) = batch.receive(socket) {
+                for i in 0..messages {
+                    let message = batch.message(i);
+                    let (from, size) = (message.from.unwrap(), segment_size(&message));
+                    got.extend(message.data.chunks(size).map(|piece| (from, piece.to_vec())));
+                }
+            }
+        }
+    }
+    got
+}
+
+/// Two namespaces, 10.9.0.1 and 10.9.0.2, joined by a veth pair `wire` with this MTU.
+fn pair(mtu: u32) -> Option<(Namespace, Namespace)> {
+    let (a, b) = (Namespace::new()?, Namespace::new()?);
+    a.sh(&format!(
+        "ip link add wire mtu {mtu} type veth peer name wire mtu {mtu} netns {}; ip addr add 10.9.0.1/24 dev wire; ip link set wire up",
+        b.path()
+    ));
+    b.sh("ip addr add 10.9.0.2/24 dev wire; ip link set wire up");
+    Some((a, b))
+}
+
+const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 6783);
+
+/// Sends datagrams of these sizes, filled with their numbers, through one queue.
+pub(crate) fn send(
+    sockets: &UdpSockets,
+    to: SocketAddr,
+    datagrams: &[(usize, bool)],
+    mut too_big: impl FnMut(Destination),
+) -> Sent {
+    let mut sent = Sent::default();
+    let mut queue = TransmitQueue::new();
+    let mut outlet = Outlet { sockets, sent: &mut sent, too_big: &mut too_big };
+    for (i, &(len, df)) in datagrams.iter().enumerate() {
+        // More room than is used, as the forwarder asks for.
+        let slot = queue.reserve(Destination { conn: CONN, to, df }, (len + 500).min(65_507), &mut outlet);
+        queue.buffer(slot)[..len].fill(i as u8);
+        queue.commit(slot, len);
+    }
+    queue.flush(&mut outlet);
+    sent
+}
+
+#[test]
+fn a_datagram_arrives_whichever_socket_the_kernel_picks() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.run(|| {
+        let sockets = UdpSockets::open(None, 6783).unwrap();
+        // A connected socket is preferred for what its peer sends: each has its turn.
+        for (index, df) in [true, false].into_iter().enumerate() {
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket2::SockRef::from(&sockets.both()[index])
+                .connect(&sender.local_addr().unwrap().into())
+                .unwrap();
+            sender.send_to(&[u8::from(df)], "127.0.0.1:6783").unwrap();
+            assert!(readable(&sockets.both()[index..=index]), "the kernel picks this one");
+            let from = sender.local_addr().unwrap();
+            assert_eq!(receive_datagrams(&sockets, 1), [(from, vec![u8::from(df)])]);
+            // Both send from the one port.
+            sockets.send(from, df, &[8]).unwrap();
+            assert_eq!(sender.recv_from(&mut [0; 8]).unwrap().1.port(), 6783);
+        }
+    });
+}
+
+#[test]
+fn the_port_is_ours_alone() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.run(|| {
+        let first = UdpSockets::open(None, 6783).unwrap();
+        let error = UdpSockets::open(None, 6783).unwrap_err();
+        assert_eq!(error.error.kind(), std::io::ErrorKind::AddrInUse);
+        assert_eq!(error.to_string(), "bind for UDP 0.0.0.0:6783: Address already in use (os error 98)");
+        let intruder = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        intruder.set_reuse_address(true).unwrap();
+        intruder.set_reuse_port(true).unwrap();
+        assert!(intruder.bind(&first.local_addr().into()).is_err());
+        assert!(UdpSockets::open(Some("127.0.0.1".parse().unwrap()), 0).unwrap().local_addr().port() != 0);
+    });
+}
+
+#[test]
+fn equal_datagrams_leave_in_one_message_and_arrive_as_they_were() {
+    let Some((a, b)) = pair(1500) else { return };
+    for gso in ["on", "off"] {
+        let switch = format!("ethtool -K wire tx-udp-segmentation {gso} gso {gso} tso {gso} gro {gso}");
+        a.sh(&switch);
+        b.sh(&switch);
+        let sizes: Vec<(usize, bool)> =
+            [&[(1410, true); 45][..], &[(700, true), (1410, true), (60, false), (60, false), (1472, true)]]
+                .concat();
+        let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
+        let sent = a.run(|| {
+            let sockets = UdpSockets::open(None, 6783).unwrap();
+            send(&sockets, B, &sizes, |to| panic!("{to:?} too big"))
+        });
+        let bytes = sizes.iter().map(|s| s.0 as u64).sum();
+        // With DF 45 full ones that end with the shorter one, then 1410, then 1472; without two of 60.
+        assert_eq!(sent, Sent { datagrams: 50, bytes, messages: 4, ..Sent::default() });
+        let mut got: Vec<(usize, u8)> =
+            receive_datagrams(&receiver, 50).into_iter().map(|(_, d)| (d.len(), d[0])).collect();
+        got.sort_by_key(|d| d.1);
+        let expected: Vec<(usize, u8)> = sizes.iter().enumerate().map(|(i, s)| (s.0, i as u8)).collect();
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
+    let Some((a, b)) = pair(1500) else { return };
+    let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
+    a.run(|| {
+        let sockets = UdpSockets::open(None, 6783).unwrap();
+        assert_eq!(sockets.path_mtu(B).unwrap(), 1500);
+        let mut told = Vec::new();
+        let sizes =
+            [(1473, true), (1472, true), (60_000, true), (1473, false), (1473, false), (65_507, false)];
+        let sent = send(&sockets, B, &sizes, |to| told.push(to));
+        assert_eq!((sent.datagrams, sent.dropped_too_big, sent.dropped_error), (4, 2, 0));
+        let whom = Destination { conn: CONN, to: B, df: true };
+        assert_eq!(told, [whom; 2]);
+        told.clear();
+        // A whole run, at once.
+        let sent = send(&sockets, B, &[(1473, true); 20], |to| told.push(to));
+        assert_eq!((sent.datagrams, sent.dropped_too_big), (0, 20));
+        assert_eq!(told, [whom]);
+        assert_eq!(sockets.send(B, true, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+    });
+    let mut got: Vec<usize> = receive_datagrams(&receiver, 4).into_iter().map(|(_, d)| d.len()).collect();
+    got.sort_unstable();
+    assert_eq!(got, [1472, 1473, 1473, 65_507]);
+    // The route's MTU counts, as a learnt path MTU does.
+    a.sh("ip route add 10.9.0.2/32 dev wire mtu 1300");
+    a.run(|| {
+        let sockets = UdpSockets::open(None, 6784).unwrap();
+        assert_eq!(sockets.path_mtu(B).unwrap(), 1300);
+        let sent = send(&sockets, B, &[(1272, true), (1273, true)], |_| ());
+        assert_eq!((sent.datagrams, sent.dropped_too_big), (1, 1));
+    });
+}
+
+#[test]
+fn errors_of_the_network_drop_datagrams_and_nothing_else() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.run(|| {
+        let sockets = UdpSockets::open(None, 6783).unwrap();
+        let sent = send(&sockets, B, &[(100, true); 3], |_| ());
+        assert_eq!((sent.datagrams, sent.dropped_error), (0, 3), "no route");
+        // Nobody listens: the refusal that comes back must not end up in a later send.
+        let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        for _ in 0..3 {
+            sockets.send(closed, true, b"anybody?").unwrap();
+        }
+        let mut batch = receive_batch(1);
+        for socket in sockets.both() {
+            assert_eq!(batch.receive(socket).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        }
+    });
+}
+
+/// A host with bridge and uplink, and a container behind it with 10.32.0.1/24.
+fn bridged(mtu: u32) -> Option<(Namespace, Namespace)> {
+    let (host, container) = (Namespace::new()?, Namespace::new()?);
+    host.sh(&format!(
+        "ip link add weave type bridge; ip link add vethwe-bridge mtu {mtu} type veth peer name vethwe-datapath mtu {mtu}
+         sysctl -qw net.ipv6.conf.all.disable_ipv6=1
+         ip link set vethwe-bridge master weave; ip link set vethwe-bridge up; ip link set vethwe-datapath up
+         ip link add vethwepl1 mtu {mtu} type veth peer name ethwe mtu {mtu} netns {}
+         ip link set vethwepl1 master weave up; ip link set weave up",
+        container.path()
+    ));
+    container.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip addr add 10.32.0.1/24 dev ethwe; ip link set ethwe up");
+    Some((host, container))
+}
+
+fn next_frame(
+    socket: &PacketSocket,
+    batch: &mut RecvBatch,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Option<(Offload, Vec<u8>)> {
+    while readable(&[socket.capture_fd()]) {
+        for i in 0..socket.receive(batch).ok()? {
+            if let Some(Ok((frame, offload))) = socket.frame(batch, i)
+                && wanted(frame)
+            {
+                return Some((offload, frame.to_vec()));
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn tags_come_back_into_the_frame_and_its_header_follows() {
+    let Some((host, container)) = bridged(1500) else { return };
+    let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
+    let mut batch = RecvBatch::new(1, MAX_FRAME);
+    let inside = container.run(|| PacketSocket::open("ethwe").unwrap());
+    // The kernel takes a tag out of any frame that it receives.
+    let mut tagged = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 0x81, 0, 0x20, 5, 8, 0, 0x45]].concat();
+    tagged.resize(142, 7);
+    let offload = Offload { csum: Some(Csum { start: 38, offset: 6 }), gso: None };
+    let mut injector = Injector::new();
+    injector.push(&tagged, offload, Some(&inside));
+    assert_eq!(injector.flush(Some(&inside)).sent, 1);
+    let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [0x81, 0]).unwrap();
+    // The checksum is unfinished, and starts behind the tag.
+    assert_eq!((frame, got), (tagged, offload));
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:02 dev ethwe");
+    container.run(|| UdpSocket::bind("10.32.0.1:0").unwrap().send_to(&[9; 100], "10.32.0.2:53").unwrap());
+    let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [8, 0] && f[23] == 17).unwrap();
+    assert_eq!((frame.len(), got.csum), (142, Some(Csum { start: 34, offset: 6 })));
+}
+
+#[test]
+fn super_frames_arrive_whole_and_drops_are_counted() {
+    let Some((host, container)) = bridged(1376) else { return };
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:01 dev ethwe");
+    let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
+    // One send of 40 segments from the container is one frame here.
+    let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
+    send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
+    let mut batch = RecvBatch::new(4, MAX_FRAME);
+    let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1000).unwrap();
+    assert_eq!(frame.len(), 42 + 40 * 1300);
+    assert_eq!(offload.gso.map(|gso| (gso.kind, gso.size)), Some((GsoKind::Udp, 1300)));
+    let statistics = socket.statistics().unwrap();
+    assert!(statistics.packets >= 1 && statistics.drops == 0, "{statistics:?}");
+    assert_eq!(socket.statistics().unwrap().packets, 0, "reading resets");
+}
+
+#[test]
+fn a_device_that_is_not_there_or_down_says_so() {
+    let Some((host, _container)) = bridged(1500) else { return };
+    host.run(|| {
+        let missing = PacketSocket::open("vethwe-other").unwrap_err();
+        assert!(matches!(missing, OpenDeviceError::Missing(_)));
+        assert_eq!(missing.to_string(), "no device vethwe-other");
+    });
+    host.sh("ip link set vethwe-datapath down");
+    host.run(|| {
+        assert!(matches!(PacketSocket::open("vethwe-datapath").unwrap_err(), OpenDeviceError::Down(_)))
+    });
+    host.sh("ip link set vethwe-datapath up");
+    host.run(|| {
+        let socket = PacketSocket::open("vethwe-datapath").unwrap();
+        let mut injector = Injector::new();
+        injector.push(&[0xff; 60], Offload::NONE, Some(&socket));
+        assert_eq!(injector.flush(Some(&socket)).sent, 1);
+        injector.push(&[0xff; 60], Offload::NONE, None);
+        assert_eq!(injector.flush(None).dropped, 1);
+    });
+}

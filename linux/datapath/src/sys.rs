@@ -1,0 +1,410 @@
+//! System calls that neither std, nix nor socket2 offer in a form without allocation: batched send and receive,
+//! packet sockets, integer socket options. All `unsafe` of this crate is in this file.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use libc::{c_int, c_void, socklen_t};
+
+/// Bytes of the largest address the kernel hands over here (`sockaddr_in6`; `sockaddr_ll` has 20).
+const NAME_LEN: usize = 28;
+/// Room for the control messages of one datagram; what is asked for needs 24 (UDP_GRO) or 36 (PACKET_AUXDATA).
+const CONTROL_LEN: usize = 64;
+/// `cmsghdr`: length as the kernel's `size_t`, level, type; data follows.
+const CMSG_HEADER: usize = size_of::<usize>() + 8;
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A socket address in the kernel's layout.
+#[derive(Clone, Copy)]
+pub(crate) struct RawAddress {
+    bytes: [u8; NAME_LEN],
+    len: u8,
+}
+
+impl RawAddress {
+    pub(crate) const NONE: RawAddress = RawAddress { bytes: [0; NAME_LEN], len: 0 };
+}
+
+impl From<SocketAddr> for RawAddress {
+    fn from(address: SocketAddr) -> RawAddress {
+        let mut raw = RawAddress::NONE;
+        let b = &mut raw.bytes;
+        b[2..4].copy_from_slice(&address.port().to_be_bytes());
+        match address {
+            SocketAddr::V4(v4) => {
+                b[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                b[4..8].copy_from_slice(&v4.ip().octets());
+                raw.len = 16;
+            }
+            SocketAddr::V6(v6) => {
+                b[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+                b[4..8].copy_from_slice(&v6.flowinfo().to_ne_bytes());
+                b[8..24].copy_from_slice(&v6.ip().octets());
+                b[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+                raw.len = 28;
+            }
+        }
+        raw
+    }
+}
+
+fn parse_address(b: &[u8]) -> Option<SocketAddr> {
+    let family = c_int::from(u16::from_ne_bytes(b.get(..2)?.try_into().ok()?));
+    let port = u16::from_be_bytes(b.get(2..4)?.try_into().ok()?);
+    match family {
+        libc::AF_INET => {
+            let ip: [u8; 4] = b.get(4..8)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(ip)), port))
+        }
+        libc::AF_INET6 => {
+            let ip: [u8; 16] = b.get(8..24)?.try_into().ok()?;
+            let scope = u32::from_ne_bytes(b.get(24..28)?.try_into().ok()?);
+            Some(std::net::SocketAddrV6::new(Ipv6Addr::from(ip), port, 0, scope).into())
+        }
+        _ => None,
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_LEN]);
+
+/// What the kernel said about one received message.
+#[derive(Clone, Copy, Default)]
+struct Outcome {
+    len: usize,
+    flags: c_int,
+    name_len: usize,
+    control_len: usize,
+}
+
+/// Buffers for one `recvmmsg`, allocated once. It belongs to the thread that made it.
+pub(crate) struct RecvBatch {
+    slot_len: usize,
+    data: Box<[u8]>,
+    names: Box<[[u8; NAME_LEN]]>,
+    controls: Box<[Control]>,
+    outcomes: Box<[Outcome]>,
+    // Scratch: the pointers in it mean something only inside `receive`.
+    iovecs: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+}
+
+/// One received message.
+pub(crate) struct Received<'a> {
+    /// The bytes.
+    pub(crate) data: &'a mut [u8],
+    /// Longer than the slot; the rest is lost.
+    pub(crate) truncated: bool,
+    /// Sender, where the socket has internet addresses.
+    pub(crate) from: Option<SocketAddr>,
+    /// `sll_pkttype`, where it is a packet socket.
+    pub(crate) packet_type: Option<u8>,
+    control: &'a [u8],
+}
+
+impl Received<'_> {
+    /// The data of the control message of this kind, cut to what has arrived.
+    pub(crate) fn control(&self, level: c_int, kind: c_int) -> Option<&[u8]> {
+        let mut rest = self.control;
+        while rest.len() >= CMSG_HEADER {
+            let (size, at) =
+                (size_of::<usize>(), |i: usize| [rest[i], rest[i + 1], rest[i + 2], rest[i + 3]]);
+            let len = usize::from_ne_bytes(rest[..size].try_into().ok()?);
+            if len < CMSG_HEADER {
+                return None;
+            }
+            let end = len.min(rest.len());
+            if i32::from_ne_bytes(at(size)) == level && i32::from_ne_bytes(at(size + 4)) == kind {
+                return Some(&rest[CMSG_HEADER..end]);
+            }
+            rest = rest.get(len.next_multiple_of(size)..)?;
+        }
+        None
+    }
+}
+
+impl RecvBatch {
+    /// Room for `slots` messages of up to `slot_len` bytes each.
+    pub(crate) fn new(slots: usize, slot_len: usize) -> RecvBatch {
+        // SAFETY: both are plain C structs of integers and pointers, for which all-zero is a valid value.
+        let (iovec, header): (libc::iovec, libc::mmsghdr) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        RecvBatch {
+            slot_len,
+            data: vec![0; slots * slot_len].into(),
+            names: vec![[0; NAME_LEN]; slots].into(),
+            controls: vec![Control([0; CONTROL_LEN]); slots].into(),
+            outcomes: vec![Outcome::default(); slots].into(),
+            iovecs: vec![iovec; slots].into(),
+            headers: vec![header; slots].into(),
+        }
+    }
+
+    /// How many messages one call may bring.
+    pub(crate) fn slots(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    /// Takes what is there, without waiting. `WouldBlock` if that is nothing.
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let slots = self.data.chunks_exact_mut(self.slot_len).zip(&mut self.names).zip(&mut self.controls);
+        for (((data, name), control), (iovec, header)) in
+            slots.zip(self.iovecs.iter_mut().zip(&mut self.headers))
+        {
+            iovec.iov_base = data.as_mut_ptr().cast();
+            iovec.iov_len = data.len();
+            let h = &mut header.msg_hdr;
+            h.msg_name = name.as_mut_ptr().cast();
+            h.msg_namelen = NAME_LEN as socklen_t;
+            h.msg_iov = iovec;
+            h.msg_iovlen = 1;
+            h.msg_control = control.0.as_mut_ptr().cast();
+            h.msg_controllen = CONTROL_LEN as _;
+            h.msg_flags = 0;
+        }
+        let count = loop {
+            // SAFETY: the headers describe buffers that this value owns, that do not overlap and that nobody else
+            // touches during the call; the count is that of the headers.
+            let result = unsafe {
+                libc::recvmmsg(
+                    socket.as_raw_fd(),
+                    self.headers.as_mut_ptr(),
+                    self.headers.len() as _,
+                    libc::MSG_DONTWAIT as _,
+                    std::ptr::null_mut(),
+                )
+            };
+            match check(result) {
+                Ok(count) => break count as usize,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        for (outcome, header) in self.outcomes.iter_mut().zip(&self.headers).take(count) {
+            let h = &header.msg_hdr;
+            *outcome = Outcome {
+                len: header.msg_len as usize,
+                flags: h.msg_flags,
+                name_len: h.msg_namelen as usize,
+                control_len: h.msg_controllen,
+            };
+        }
+        Ok(count)
+    }
+
+    /// Message `index` of the last `receive`. Panics at or above [`slots`](Self::slots).
+    pub(crate) fn message(&mut self, index: usize) -> Received<'_> {
+        let outcome = self.outcomes[index];
+        let start = index * self.slot_len;
+        let name = &self.names[index][..outcome.name_len.min(NAME_LEN)];
+        let is_packet = name.len() >= 20 && name[..2] == (libc::AF_PACKET as u16).to_ne_bytes();
+        Received {
+            data: &mut self.data[start..start + outcome.len.min(self.slot_len)],
+            truncated: outcome.flags & libc::MSG_TRUNC != 0,
+            from: parse_address(name),
+            packet_type: is_packet.then(|| name[10]),
+            control: &self.controls[index].0[..outcome.control_len.min(CONTROL_LEN)],
+        }
+    }
+}
+
+/// One message to send.
+#[derive(Clone, Copy)]
+pub(crate) struct OutMessage<'a> {
+    /// What.
+    pub(crate) bytes: &'a [u8],
+    /// Whom to; [`RawAddress::NONE`] on a bound packet socket.
+    pub(crate) to: RawAddress,
+    /// Not 0: the kernel cuts the message in datagrams of that size (UDP_SEGMENT).
+    pub(crate) segment: u16,
+}
+
+/// Scratch for `sendmmsg`, allocated once.
+pub(crate) struct SendBatch {
+    names: Box<[RawAddress]>,
+    controls: Box<[Control]>,
+    iovecs: Box<[libc::iovec]>,
+    headers: Box<[libc::mmsghdr]>,
+}
+
+impl SendBatch {
+    /// For up to `slots` messages in one call.
+    pub(crate) fn new(slots: usize) -> SendBatch {
+        // SAFETY: both are plain C structs of integers and pointers, for which all-zero is a valid value.
+        let (iovec, header): (libc::iovec, libc::mmsghdr) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        SendBatch {
+            names: vec![RawAddress::NONE; slots].into(),
+            controls: vec![Control([0; CONTROL_LEN]); slots].into(),
+            iovecs: vec![iovec; slots].into(),
+            headers: vec![header; slots].into(),
+        }
+    }
+
+    /// Sends the first of `messages`, as many as fit and the kernel takes; an error is about the very first.
+    pub(crate) fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        messages: impl Iterator<Item = OutMessage<'a>>,
+    ) -> io::Result<usize> {
+        let mut count = 0;
+        let slots =
+            self.names.iter_mut().zip(&mut self.controls).zip(&mut self.iovecs).zip(&mut self.headers);
+        for (message, (((name, control), iovec), header)) in messages.zip(slots) {
+            // The kernel only reads through it; the type has no const form.
+            iovec.iov_base = message.bytes.as_ptr().cast_mut().cast();
+            iovec.iov_len = message.bytes.len();
+            *name = message.to;
+            let h = &mut header.msg_hdr;
+            h.msg_name = if name.len == 0 { std::ptr::null_mut() } else { name.bytes.as_mut_ptr().cast() };
+            h.msg_namelen = socklen_t::from(name.len);
+            h.msg_iov = iovec;
+            h.msg_iovlen = 1;
+            if message.segment == 0 {
+                h.msg_control = std::ptr::null_mut();
+                h.msg_controllen = 0;
+            } else {
+                let len = encode_control(&mut control.0, libc::SOL_UDP, libc::UDP_SEGMENT, message.segment);
+                h.msg_control = control.0.as_mut_ptr().cast();
+                h.msg_controllen = len as _;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        loop {
+            // SAFETY: the first `count` headers were filled above with buffers of `self` and with bytes that are
+            // borrowed for 'a, which outlasts this call.
+            let result = unsafe {
+                libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_NOSIGNAL as _)
+            };
+            match check(result) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map(|sent| sent as usize),
+            }
+        }
+    }
+}
+
+fn encode_control(buf: &mut [u8; CONTROL_LEN], level: c_int, kind: c_int, value: u16) -> usize {
+    let size = size_of::<usize>();
+    let len = CMSG_HEADER + 2;
+    buf[..size].copy_from_slice(&len.to_ne_bytes());
+    buf[size..size + 4].copy_from_slice(&level.to_ne_bytes());
+    buf[size + 4..size + 8].copy_from_slice(&kind.to_ne_bytes());
+    buf[CMSG_HEADER..len].copy_from_slice(&value.to_ne_bytes());
+    len.next_multiple_of(size)
+}
+
+/// Sets an integer option.
+pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    // SAFETY: the option value is a live integer and its size is passed.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast::<c_void>(),
+            size_of::<c_int>() as socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Reads an option that consists of up to `N` integers; those that the kernel does not give are 0.
+pub(crate) fn option_words<const N: usize>(
+    socket: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+) -> io::Result<[u32; N]> {
+    let mut value = [0u32; N];
+    let mut len = size_of_val(&value) as socklen_t;
+    // SAFETY: `value` has `len` bytes and outlives the call; any bytes make valid integers.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast::<c_void>(), &raw mut len)
+    };
+    check(result).map(|_| value)
+}
+
+/// A packet socket that is bound to nothing and receives nothing.
+pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Binds a packet socket to a device. `protocol` is an EtherType in host order; 0 receives nothing.
+pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: device as c_int,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: `address` is live and its size is passed.
+    let result = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast::<libc::sockaddr>(),
+            size_of::<libc::sockaddr_ll>() as socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Undoes a `connect`, of a datagram socket, with all that the kernel derived from it.
+pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: `address` is live and its size is passed.
+    let result = unsafe {
+        libc::connect(socket.as_raw_fd(), &raw const address, size_of::<libc::sockaddr>() as socklen_t)
+    };
+    check(result).map(drop)
+}
+
+/// A counter to wake a poll with.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_kernels_layout() {
+        for text in ["10.1.2.3:6783", "0.0.0.0:1", "[fd00::1]:6783", "[fe80::2%7]:65535"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let raw = RawAddress::from(address);
+            assert_eq!(parse_address(&raw.bytes[..usize::from(raw.len)]), Some(address));
+        }
+        assert_eq!(parse_address(&[]), None);
+        assert_eq!(parse_address(&[2, 0, 1, 1, 10]), None);
+    }
+
+    #[test]
+    fn control_messages_are_found_and_short_ones_end_the_search() {
+        let mut buf = [0; CONTROL_LEN];
+        let used = encode_control(&mut buf, libc::SOL_UDP, libc::UDP_SEGMENT, 1410);
+        let received =
+            |control| Received { data: &mut [], truncated: false, from: None, packet_type: None, control };
+        let message = received(&buf[..used]);
+        assert_eq!(message.control(libc::SOL_UDP, libc::UDP_SEGMENT).unwrap()[..2], 1410u16.to_ne_bytes());
+        assert!(message.control(libc::SOL_UDP, libc::UDP_GRO).is_none());
+        // A length below the header's own must not loop.
+        assert!(received(&[0; 32]).control(libc::SOL_UDP, libc::UDP_GRO).is_none());
+    }
+}

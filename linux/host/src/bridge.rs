@@ -1,0 +1,377 @@
+//! The host's own devices: bridge `weave` and the switch's uplink on it (spec data-plane 1).
+
+use nix::errno::Errno;
+use weave_types::MacAddr;
+
+use crate::tc::IngressDrop;
+use crate::{Error, Link, Netlink, sysctl};
+
+/// Fits any underlay of 1460 bytes under VXLAN and ESP (spec data-plane 1.3).
+pub(crate) const DEFAULT_MTU: u32 = 1376;
+/// `arp_ignore`: do not reply for any local address.
+const ARP_IGNORE_ALL: &str = "8";
+
+/// What the devices are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The bridge that containers are plugged into.
+    pub bridge: String,
+    /// The end of the uplink that is a port of the bridge.
+    pub port: String,
+    /// The end of the uplink at which the switch takes and gives frames.
+    pub device: String,
+    /// The Open vSwitch datapath of 2.8.1, if this host ever had one.
+    pub old_datapath: String,
+    /// What the names of all other devices begin with.
+    pub prefix: String,
+}
+
+impl Default for Names {
+    fn default() -> Names {
+        Names {
+            bridge: "weave".into(),
+            port: "vethwe-bridge".into(),
+            device: "vethwe-datapath".into(),
+            old_datapath: "datapath".into(),
+            prefix: "vethwe".into(),
+        }
+    }
+}
+
+/// The payload size of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// For a bridge that is created now; one that exists keeps its own.
+    Default(u32),
+    /// For any bridge (`WEAVE_MTU`).
+    Exactly(u32),
+}
+
+impl Default for Mtu {
+    fn default() -> Mtu {
+        Mtu::Default(DEFAULT_MTU)
+    }
+}
+
+/// What [`ensure_bridge`] is to bring about.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// Its name; `weave` unless several peers share a host.
+    pub name: String,
+    /// Its Ethernet address: the peer name.
+    pub mac: MacAddr,
+    /// Its payload size.
+    pub mtu: Mtu,
+}
+
+/// The bridge as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgeInfo {
+    /// Its number.
+    pub index: u32,
+    /// Payload size in effect; containers take it over.
+    pub mtu: u32,
+    /// Whether it did not exist before.
+    pub created: bool,
+    /// What this kernel could not be made to do; the network works nevertheless.
+    pub warnings: Vec<String>,
+}
+
+/// The uplink as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkInfo {
+    /// Number of the port of the bridge.
+    pub port_index: u32,
+    /// Number of the device at which the switch takes and gives frames.
+    pub device_index: u32,
+    /// Payload size of both ends.
+    pub mtu: u32,
+    /// Whether it did not exist before.
+    pub created: bool,
+    /// How the host's stack is kept from the switch's frames.
+    pub ingress_drop: IngressDrop,
+}
+
+/// Which of the set-ups of 2.8.1 the devices on a host amount to (spec data-plane 1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BridgeKind {
+    /// A Linux bridge.
+    Bridge,
+    /// An Open vSwitch datapath in place of the bridge.
+    Fastdp,
+    /// A Linux bridge joined to an Open vSwitch datapath.
+    BridgedFastdp,
+}
+
+impl BridgeKind {
+    /// As `weave bridge-type` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            BridgeKind::Bridge => "bridge",
+            BridgeKind::Fastdp => "fastdp",
+            BridgeKind::BridgedFastdp => "bridged_fastdp",
+        }
+    }
+}
+
+/// What is there; none if nothing is. A mixture that 2.8.1 never makes is an error with its advice.
+pub fn bridge_kind(names: &Names) -> Result<Option<BridgeKind>, Error> {
+    let mut netlink = Netlink::open()?;
+    let bridge = netlink.link(&names.bridge)?;
+    let datapath = netlink.link(&names.old_datapath)?;
+    classify(bridge.as_ref(), datapath.as_ref())
+}
+
+fn classify(bridge: Option<&Link>, datapath: Option<&Link>) -> Result<Option<BridgeKind>, Error> {
+    let is_bridge = |l: &Link| l.is("bridge");
+    let is_datapath = |l: &Link| l.kind.is_none() || l.is("openvswitch");
+    match (bridge, datapath) {
+        (None, None) => Ok(None),
+        (Some(b), None) if is_bridge(b) => Ok(Some(BridgeKind::Bridge)),
+        (Some(b), None) if is_datapath(b) => Ok(Some(BridgeKind::Fastdp)),
+        (Some(b), Some(d)) if is_bridge(b) && is_datapath(d) => Ok(Some(BridgeKind::BridgedFastdp)),
+        _ => Err(Error::State(
+            "Inconsistent bridge state detected. Please do 'weave reset' and try again".into(),
+        )),
+    }
+}
+
+/// The Ethernet address of an interface; none if there is no such interface.
+pub fn link_mac(name: &str) -> Result<Option<MacAddr>, Error> {
+    Ok(Netlink::open()?.link(name)?.and_then(|l| l.mac))
+}
+
+/// Sees to it that the bridge exists with the address given, is up, and neither believes router advertisements nor old
+/// neighbours. A bridge made here goes again if a later step fails.
+pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
+    let mut netlink = Netlink::open()?;
+    let (link, created) = match netlink.link(&config.name)? {
+        Some(link) if link.is("bridge") => (link, false),
+        Some(link) => {
+            return Err(Error::State(format!(
+                "interface {} exists and is not a Linux bridge but {}; run 'weave reset' or choose another name with \
+                 --weave-bridge",
+                link.name,
+                link.kind.as_deref().map_or("a device without a kind".into(), |k| format!("of kind {k}"))
+            )));
+        }
+        None => (netlink.create_bridge(&config.name)?, true),
+    };
+    match set_up_bridge(&mut netlink, &link, created, config) {
+        Ok((mtu, warnings)) => Ok(BridgeInfo { index: link.index, mtu, created, warnings }),
+        Err(cause) if created => Err(after_deleting(&mut netlink, &link, cause)),
+        Err(cause) => Err(cause),
+    }
+}
+
+fn set_up_bridge(
+    netlink: &mut Netlink,
+    link: &Link,
+    created: bool,
+    config: &BridgeConfig,
+) -> Result<(u32, Vec<String>), Error> {
+    // Set afterwards, not at creation: kernels before 3.14 lose the local entry of the forwarding table otherwise. Once
+    // set, the address stays when ports come and go.
+    if link.mac != Some(config.mac) || created {
+        netlink.set_mac(link, config.mac)?;
+    }
+    let wanted = match config.mtu {
+        Mtu::Exactly(mtu) => mtu,
+        Mtu::Default(mtu) if created => mtu,
+        Mtu::Default(_) => link.mtu,
+    };
+    if wanted != link.mtu || created {
+        netlink.set_mtu(link, wanted)?;
+    }
+    sysctl::ignore_router_advertisements(&link.name)?;
+    if !link.up {
+        netlink.set_up(link, true)?;
+    }
+    let warnings = sysctl::tune_neighbours(&link.name)?;
+    Ok((wanted, warnings))
+}
+
+/// Sees to it that the veth pair between bridge and switch exists, has the bridge's payload size, is up and silent.
+pub fn ensure_uplink(names: &Names) -> Result<UplinkInfo, Error> {
+    let mut netlink = Netlink::open()?;
+    let bridge = match netlink.link(&names.bridge)? {
+        Some(link) if link.is("bridge") => link,
+        _ => return Err(no_bridge(&names.bridge)),
+    };
+    if let Some((port, device)) = adoptable(&mut netlink, names)? {
+        return set_up_uplink(&mut netlink, &bridge, &port, &device, false);
+    }
+    let (port, device) = netlink.create_veth(&names.port, &names.device, Some(bridge.mtu))?;
+    set_up_uplink(&mut netlink, &bridge, &port, &device, true)
+        .map_err(|cause| after_deleting(&mut netlink, &port, cause))
+}
+
+/// The pair if it is there. Half of one, or a pair with another partner (`vethwe-pcap` of 2.8.1), is removed: nobody
+/// uses it any more.
+fn adoptable(netlink: &mut Netlink, names: &Names) -> Result<Option<(Link, Link)>, Error> {
+    let port = netlink.link(&names.port)?;
+    let device = netlink.link(&names.device)?;
+    if let (Some(port), Some(device)) = (&port, &device)
+        && port.peer == Some(device.index)
+        && port.peer_nsid.is_none()
+    {
+        return Ok(Some((port.clone(), device.clone())));
+    }
+    for link in [port, device].into_iter().flatten() {
+        if !link.is("veth") {
+            return Err(Error::State(format!(
+                "interface {} exists and is not a veth device; remove it and try again",
+                link.name
+            )));
+        }
+        tolerate_gone(netlink.delete_link(&link))?;
+    }
+    Ok(None)
+}
+
+fn set_up_uplink(
+    netlink: &mut Netlink,
+    bridge: &Link,
+    port: &Link,
+    device: &Link,
+    created: bool,
+) -> Result<UplinkInfo, Error> {
+    for end in [port, device] {
+        if end.mtu != bridge.mtu {
+            netlink.set_mtu(end, bridge.mtu)?;
+        }
+        // Both before they are up: afterwards the kernel greets its neighbours at once.
+        sysctl::disable_ipv6(&end.name)?;
+    }
+    sysctl::set("ipv4/conf", &device.name, "arp_ignore", ARP_IGNORE_ALL)?;
+    let ingress_drop = netlink.ensure_ingress_drop(device)?;
+    if port.master != Some(bridge.index) {
+        netlink.set_master(port, Some(bridge))?;
+    }
+    // A frame that the switch injects must never come back to it.
+    if port.hairpin != Some(false) {
+        netlink.set_hairpin(port, false)?;
+    }
+    for end in [device, port] {
+        if !end.up {
+            netlink.set_up(end, true)?;
+        }
+    }
+    Ok(UplinkInfo {
+        port_index: port.index,
+        device_index: device.index,
+        mtu: bridge.mtu,
+        created,
+        ingress_drop,
+    })
+}
+
+pub(crate) fn no_bridge(name: &str) -> Error {
+    Error::State(format!("bridge {name:?} not present; did you launch weave?"))
+}
+
+fn after_deleting(netlink: &mut Netlink, link: &Link, cause: Error) -> Error {
+    match tolerate_gone(netlink.delete_link(link)) {
+        Ok(()) => cause,
+        Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
+    }
+}
+
+pub(crate) fn tolerate_gone(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Leftovers of operations that were killed half-way, and of 2.8.1's: nothing refers to them any more.
+pub fn stale_links(names: &Names) -> Result<Vec<Link>, Error> {
+    let links = Netlink::open()?.links()?;
+    let container_end = format!("{}pg", names.prefix);
+    let is_stale = |link: &&Link| {
+        let half_uplink = (link.name == names.port || link.name == names.device)
+            && !links
+                .iter()
+                .any(|l| Some(l.index) == link.peer && (l.name == names.port || l.name == names.device));
+        // A container's end has left the host's namespace by the time anybody uses it.
+        let unfinished = link.is("veth") && link.name.starts_with(&container_end);
+        half_uplink || unfinished || link.name == format!("{}du", names.prefix)
+    };
+    Ok(links.iter().filter(is_stale).cloned().collect())
+}
+
+/// Removes all devices: the bridge, its uplink, every container's interface. Goes on after a failure, and gives what
+/// was removed together with all failures.
+pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    let links = Netlink::open().and_then(|mut n| n.links().map(|links| (n, links)));
+    let (mut netlink, links) = match links {
+        Ok(both) => both,
+        Err(e) => return (removed, vec![e]),
+    };
+    let ours = |l: &&Link| {
+        l.name == names.bridge || l.name == names.old_datapath || l.name.starts_with(&names.prefix)
+    };
+    for link in links.iter().filter(ours) {
+        // One end of a pair takes the other with it.
+        match netlink.link_by_index(link.index) {
+            Ok(Some(present)) if present.name == link.name => {}
+            Ok(_) => {
+                removed.push(link.name.clone());
+                continue;
+            }
+            Err(e) => {
+                errors.push(e);
+                continue;
+            }
+        }
+        match tolerate_gone(netlink.delete_link(link)) {
+            Ok(()) => removed.push(link.name.clone()),
+            Err(e) => errors.push(e),
+        }
+    }
+    (removed, errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(kind: Option<&str>) -> Link {
+        Link {
+            index: 1,
+            name: "x".into(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            running: true,
+            kind: kind.map(str::to_owned),
+            master: None,
+            peer: None,
+            peer_nsid: None,
+            hairpin: None,
+        }
+    }
+
+    #[test]
+    fn kinds() {
+        let (bridge, ovs, bare, veth) =
+            (link(Some("bridge")), link(Some("openvswitch")), link(None), link(Some("veth")));
+        assert_eq!(classify(None, None), Ok(None));
+        assert_eq!(classify(Some(&bridge), None), Ok(Some(BridgeKind::Bridge)));
+        assert_eq!(classify(Some(&ovs), None), Ok(Some(BridgeKind::Fastdp)));
+        assert_eq!(classify(Some(&bare), None), Ok(Some(BridgeKind::Fastdp)));
+        assert_eq!(classify(Some(&bridge), Some(&ovs)), Ok(Some(BridgeKind::BridgedFastdp)));
+        assert_eq!(classify(Some(&bridge), Some(&bare)), Ok(Some(BridgeKind::BridgedFastdp)));
+        for (b, d) in [
+            (None, Some(&ovs)),
+            (Some(&veth), None),
+            (Some(&ovs), Some(&ovs)),
+            (Some(&bridge), Some(&bridge)),
+            (Some(&bridge), Some(&veth)),
+        ] {
+            let text = "Inconsistent bridge state detected. Please do 'weave reset' and try again";
+            assert_eq!(classify(b, d), Err(Error::State(text.into())));
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Links: look up, create, change, move, delete.
+
+use std::os::fd::AsRawFd;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use nix::errno::Errno;
+use weave_types::MacAddr;
+
+use crate::netlink::{Netlink, Reply, Request, attributes, find, text, u32_at};
+use crate::{Error, NetNs};
+
+/// Longest name of a link, in bytes.
+pub(crate) const NAME_MAX: usize = 15;
+
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IF_OPER_UP: u8 = 6;
+const IFINFO: usize = 16;
+
+/// A network interface as the kernel described it at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Number in its namespace.
+    pub index: u32,
+    /// Name in its namespace.
+    pub name: String,
+    /// Ethernet address, if it is that kind of link.
+    pub mac: Option<MacAddr>,
+    /// Bytes of payload.
+    pub mtu: u32,
+    /// Whether it is set up (it may still lack a carrier).
+    pub up: bool,
+    /// Whether frames can pass: up, with carrier.
+    pub running: bool,
+    /// `bridge`, `veth`, `openvswitch`, ...; none for hardware.
+    pub kind: Option<String>,
+    /// Index of the bridge or the like that it is a port of.
+    pub master: Option<u32>,
+    /// Index of what it hangs on: for a veth the other end, in the namespace `peer_nsid`.
+    pub peer: Option<u32>,
+    /// The namespace of `peer` by the number that this namespace gave it; none if it is the same namespace.
+    pub peer_nsid: Option<i32>,
+    /// Whether frames may leave by the bridge port by which they came in; none if it is no bridge port.
+    pub hairpin: Option<bool>,
+}
+
+impl Link {
+    /// Whether it is of that kind.
+    pub fn is(&self, kind: &str) -> bool {
+        self.kind.as_deref() == Some(kind)
+    }
+
+    fn parse(body: &[u8]) -> Option<Link> {
+        let flags = u32_at(body, 8)?;
+        let mut link = Link {
+            index: u32_at(body, 4)?,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            up: flags & libc::IFF_UP as u32 != 0,
+            running: false,
+            kind: None,
+            master: None,
+            peer: None,
+            peer_nsid: None,
+            hairpin: None,
+        };
+        for (kind, value) in attributes(body.get(IFINFO..)?) {
+            let number = u32_at(value, 0);
+            match kind {
+                libc::IFLA_IFNAME => link.name = text(value),
+                libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(MacAddr),
+                libc::IFLA_MTU => link.mtu = number?,
+                libc::IFLA_MASTER => link.master = number,
+                libc::IFLA_LINK => link.peer = number.filter(|n| *n != 0),
+                libc::IFLA_LINK_NETNSID => link.peer_nsid = number.map(|n| n as i32),
+                libc::IFLA_OPERSTATE => link.running = link.up && value.first() == Some(&IF_OPER_UP),
+                libc::IFLA_LINKINFO => {
+                    link.kind = find(value, libc::IFLA_INFO_KIND).map(text);
+                    let port = find(value, libc::IFLA_INFO_SLAVE_KIND).map(text);
+                    if port.as_deref() == Some("bridge") {
+                        link.hairpin = find(value, libc::IFLA_INFO_SLAVE_DATA)
+                            .and_then(|data| find(data, IFLA_BRPORT_MODE))
+                            .and_then(|mode| mode.first())
+                            .map(|mode| *mode != 0);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+}
+
+/// `struct ifinfomsg`.
+fn header(family: libc::c_int, index: u32, flags: u32, change: u32) -> [u8; IFINFO] {
+    let mut h = [0; IFINFO];
+    h[0] = family as u8;
+    h[4..8].copy_from_slice(&index.to_ne_bytes());
+    h[8..12].copy_from_slice(&flags.to_ne_bytes());
+    h[12..16].copy_from_slice(&change.to_ne_bytes());
+    h
+}
+
+/// Refuses what the kernel would refuse, and what would lead a path under `/proc/sys` astray.
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    let fits = !name.is_empty() && name.len() <= NAME_MAX && name != "." && name != "..";
+    if fits && !name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace()) {
+        Ok(())
+    } else {
+        Err(Error::Argument(format!("{name:?} is not a valid interface name (1 to {NAME_MAX} bytes)")))
+    }
+}
+
+impl Netlink {
+    /// All links of the namespace, in the kernel's order.
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        let mut request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
+        request.number(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        let replies = self.dump(request, "listing links")?;
+        Ok(parse_links(&replies).collect())
+    }
+
+    /// The link of that name, if there is one.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        check_name(name)?;
+        let mut request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
+        request.string(libc::IFLA_IFNAME, name);
+        match self.ask(request, format_args!("looking up link {name}")) {
+            Ok(replies) => Ok(parse_links(&replies).next()),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The link with that number, if there is one.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, Error> {
+        let request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, index, 0, 0));
+        match self.ask(request, format_args!("looking up link number {index}")) {
+            Ok(replies) => Ok(parse_links(&replies).next()),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The link of that name, which must exist.
+    pub(crate) fn existing(&mut self, name: &str) -> Result<Link, Error> {
+        self.link(name)?.ok_or(Error::LinkNotFound)
+    }
+
+    /// Creates a Linux bridge. It is down and has a random address.
+    pub fn create_bridge(&mut self, name: &str) -> Result<Link, Error> {
+        check_name(name)?;
+        let mut request = create();
+        request.string(libc::IFLA_IFNAME, name).nested(libc::IFLA_LINKINFO, |r| {
+            r.string(libc::IFLA_INFO_KIND, "bridge");
+        });
+        let step = format!("creating bridge {name}");
+        self.execute(request, &step).map_err(|e| unknown_kind(e, &step, "Linux bridges (CONFIG_BRIDGE)"))?;
+        self.existing(name)
+    }
+
+    /// Creates a pair of connected links, both down. `mtu` none leaves the kernel's default (1500).
+    pub fn create_veth(&mut self, name: &str, peer: &str, mtu: Option<u32>) -> Result<(Link, Link), Error> {
+        self.create_veth_step(name, peer, mtu, &format!("creating veth pair {name}-{peer}"))
+    }
+
+    pub(crate) fn create_veth_step(
+        &mut self,
+        name: &str,
+        peer: &str,
+        mtu: Option<u32>,
+        step: &str,
+    ) -> Result<(Link, Link), Error> {
+        check_name(name)?;
+        check_name(peer)?;
+        let mut request = create();
+        let ends = |r: &mut Request, name: &str| {
+            r.string(libc::IFLA_IFNAME, name);
+            if let Some(mtu) = mtu {
+                r.number(libc::IFLA_MTU, mtu);
+            }
+        };
+        ends(&mut request, name);
+        request.nested(libc::IFLA_LINKINFO, |r| {
+            r.string(libc::IFLA_INFO_KIND, "veth").nested(libc::IFLA_INFO_DATA, |r| {
+                r.nested(VETH_INFO_PEER, |r| {
+                    r.raw(&header(libc::AF_UNSPEC, 0, 0, 0));
+                    ends(r, peer);
+                });
+            });
+        });
+        self.execute(request, step).map_err(|e| unknown_kind(e, step, "veth devices (CONFIG_VETH)"))?;
+        Ok((self.existing(name)?, self.existing(peer)?))
+    }
+
+    /// Deletes a link (and the other end of a veth pair with it).
+    pub fn delete_link(&mut self, link: &Link) -> Result<(), Error> {
+        let request = Request::new(libc::RTM_DELLINK, 0, &header(libc::AF_UNSPEC, link.index, 0, 0));
+        self.execute(request, format_args!("deleting link {}", link.name))
+    }
+
+    /// Sets a link up or down.
+    pub fn set_up(&mut self, link: &Link, up: bool) -> Result<(), Error> {
+        let flag = libc::IFF_UP as u32;
+        let flags = if up { flag } else { 0 };
+        let request = Request::new(libc::RTM_NEWLINK, 0, &header(libc::AF_UNSPEC, link.index, flags, flag));
+        self.execute(request, format_args!("setting {} {}", link.name, if up { "up" } else { "down" }))
+    }
+
+    /// Sets the payload size in bytes.
+    pub fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<(), Error> {
+        let step = format!("setting the MTU of {} to {mtu}", link.name);
+        self.change(link, step, |r| r.number(libc::IFLA_MTU, mtu))
+    }
+
+    /// Sets the Ethernet address.
+    pub fn set_mac(&mut self, link: &Link, mac: MacAddr) -> Result<(), Error> {
+        let step = format!("setting the address of {} to {mac}", link.name);
+        self.change(link, step, |r| r.attribute(libc::IFLA_ADDRESS, &mac.0))
+    }
+
+    /// Makes the link a port of `bridge`, or of nothing.
+    pub fn set_master(&mut self, link: &Link, bridge: Option<&Link>) -> Result<(), Error> {
+        let (step, index) = match bridge {
+            Some(b) => (format!("adding {} to bridge {}", link.name, b.name), b.index),
+            None => (format!("taking {} from its bridge", link.name), 0),
+        };
+        self.change(link, step, |r| r.number(libc::IFLA_MASTER, index))
+    }
+
+    /// Renames a link (older kernels want it down).
+    pub fn rename(&mut self, link: &Link, name: &str) -> Result<(), Error> {
+        check_name(name)?;
+        let step = format!("renaming {} to {name}", link.name);
+        self.change(link, step, |r| r.string(libc::IFLA_IFNAME, name))
+    }
+
+    /// Moves a link into another namespace. It keeps its name and address; its index may change.
+    pub fn move_to(&mut self, link: &Link, ns: &NetNs) -> Result<(), Error> {
+        let step = format!("moving {} into {ns}", link.name);
+        self.change(link, step, |r| r.number(libc::IFLA_NET_NS_FD, ns.as_raw_fd() as u32))
+    }
+
+    /// Whether frames may leave by the bridge port `link` if they came in by it.
+    pub fn set_hairpin(&mut self, link: &Link, on: bool) -> Result<(), Error> {
+        let mut request = Request::new(libc::RTM_SETLINK, 0, &header(libc::AF_BRIDGE, link.index, 0, 0));
+        request.nested(libc::IFLA_PROTINFO, |r| {
+            r.attribute(IFLA_BRPORT_MODE, &[u8::from(on)]);
+        });
+        let state = if on { "on" } else { "off" };
+        self.execute(request, format_args!("switching hairpin mode of {} {state}", link.name))
+    }
+
+    fn change(
+        &mut self,
+        link: &Link,
+        step: String,
+        fill: impl FnOnce(&mut Request) -> &mut Request,
+    ) -> Result<(), Error> {
+        let mut request = Request::new(libc::RTM_NEWLINK, 0, &header(libc::AF_UNSPEC, link.index, 0, 0));
+        fill(&mut request);
+        self.execute(request, step)
+    }
+}
+
+fn create() -> Request {
+    Request::new(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &header(libc::AF_UNSPEC, 0, 0, 0))
+}
+
+/// The kernel answers "not supported" to a kind of link that it does not have.
+fn unknown_kind(error: Error, step: &str, feature: &'static str) -> Error {
+    if error.errno() == Some(Errno::EOPNOTSUPP) {
+        Error::MissingFeature { step: step.into(), feature }
+    } else {
+        error
+    }
+}
+
+fn parse_links(replies: &[Reply]) -> impl Iterator<Item = Link> {
+    replies.iter().filter(|r| r.kind == libc::RTM_NEWLINK).filter_map(|r| Link::parse(&r.body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["weave", "vethwe-datapath", "eth0.5", "a"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "../x", "a b", "a:1", "sixteen-bytes-xx", "nul\0"] {
+            assert!(matches!(check_name(bad), Err(Error::Argument(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn damaged_messages_are_no_links() {
+        assert_eq!(Link::parse(&[]), None);
+        assert_eq!(Link::parse(&[0; 15]), None);
+        assert!(Link::parse(&[0; 16]).is_some_and(|l| l.name.is_empty() && !l.up));
+    }
+}

@@ -1,0 +1,224 @@
+//! Network namespaces: open, compare, enter.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sched::{CloneFlags, setns};
+
+use crate::netlink::{Request, find, u32_at};
+use crate::{Error, Netlink};
+
+/// Where `ip netns add` puts names.
+const NAMED: &str = "/var/run/netns";
+/// `NS_GET_NSTYPE`: which kind of namespace an open file stands for (Linux 4.11).
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+/// How long one waits for another process that works on the same namespace.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tells namespaces apart: two handles stand for the same namespace exactly if these are equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespaceId {
+    device: u64,
+    inode: u64,
+}
+
+impl NamespaceId {
+    /// The number that `ls -L -i` shows and `/proc/<pid>/ns/net` has in brackets.
+    pub fn inode(self) -> u64 {
+        self.inode
+    }
+}
+
+/// An open network namespace. It lives at least as long as the handle.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    id: NamespaceId,
+    label: String,
+}
+
+/// Held by the one process that changes a namespace; given back when dropped, or when the process ends.
+#[derive(Debug)]
+pub struct NamespaceLock {
+    _lock: Flock<File>,
+}
+
+impl NetNs {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<NetNs, Error> {
+        open(Path::new("/proc/thread-self/ns/net"), "the current network namespace".into())
+    }
+
+    /// The namespace that `ip netns` knows under `name`, or the one that the file `name` stands for if there is a
+    /// slash in it.
+    pub fn named(name: &str) -> Result<NetNs, Error> {
+        if name.contains('/') {
+            return NetNs::at(Path::new(name));
+        }
+        if name.is_empty() || name == "." || name == ".." || name.contains('\0') {
+            return Err(Error::Argument(format!("{name:?} is not the name of a network namespace")));
+        }
+        let path: PathBuf = [NAMED, name].iter().collect();
+        match open(&path, format!("network namespace {name}")) {
+            Err(Error::NamespaceGone(_)) => Err(Error::NamespaceGone(format!(
+                "network namespace {name} not found; `ip netns list` shows those that have a name, a path works as well"
+            ))),
+            other => other,
+        }
+    }
+
+    /// The namespace that a file stands for: a bind mount, or a link under `/proc/<pid>/ns`.
+    pub fn at(path: &Path) -> Result<NetNs, Error> {
+        open(path, format!("network namespace {}", path.display()))
+    }
+
+    /// The namespace of a process.
+    pub fn of_process(pid: u32) -> Result<NetNs, Error> {
+        match open(
+            &PathBuf::from(format!("/proc/{pid}/ns/net")),
+            format!("the network namespace of process {pid}"),
+        ) {
+            Err(Error::NamespaceGone(_)) => {
+                Err(Error::NamespaceGone(format!("process {pid} not found; it may have ended meanwhile")))
+            }
+            other => other,
+        }
+    }
+
+    /// Every network namespace that a visible process is in, with the lowest such process id, in order of those.
+    /// Processes that this one may not look at are left out.
+    pub fn all_of_processes() -> Result<Vec<(u32, NetNs)>, Error> {
+        let step = "listing processes";
+        let entries = std::fs::read_dir("/proc").map_err(|e| Error::io(step, &e))?;
+        let mut pids: Vec<u32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+        pids.sort_unstable();
+        let mut seen = std::collections::BTreeSet::new();
+        let mut found = Vec::new();
+        for pid in pids {
+            if let Ok(ns) = NetNs::of_process(pid)
+                && seen.insert(ns.id)
+            {
+                found.push((pid, ns));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Which namespace it is.
+    pub fn id(&self) -> NamespaceId {
+        self.id
+    }
+
+    /// Another handle for the same namespace.
+    pub fn try_clone(&self) -> Result<NetNs, Error> {
+        let file = self.file.try_clone().map_err(|e| Error::io(format!("duplicating {self}"), &e))?;
+        Ok(NetNs { file, id: self.id, label: self.label.clone() })
+    }
+
+    /// Runs `work` inside the namespace, on a thread of its own that ends with it. Processes that it starts are in the
+    /// namespace too. A panic goes on in the caller.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)
+                    .map_err(|e| Error::refused(format!("entering {self}"), e, ""))?;
+                Ok(work())
+            });
+            let thread = thread.map_err(|e| Error::io("starting a thread", &e))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A netlink socket that works in the namespace from wherever it is used.
+    pub fn netlink(&self) -> Result<Netlink, Error> {
+        self.run(Netlink::open)?
+    }
+
+    /// The number by which the namespace of `seen_from` refers to this one, if it has one.
+    pub fn number(&self, seen_from: &mut Netlink) -> Result<Option<i32>, Error> {
+        // struct rtgenmsg, padded.
+        let mut request = Request::new(libc::RTM_GETNSID, 0, &[0; 4]);
+        request.number(NETNSA_FD, self.as_raw_fd() as u32);
+        let replies = seen_from.ask(request, format_args!("looking up the number of {self}"))?;
+        let number = replies
+            .iter()
+            .filter(|r| r.kind == libc::RTM_NEWNSID)
+            .find_map(|r| u32_at(find(r.body.get(4..)?, NETNSA_NSID)?, 0))
+            .map(|n| n as i32);
+        Ok(number.filter(|n| *n >= 0))
+    }
+
+    /// Waits until no other process that uses this function works on the namespace.
+    pub fn lock(&self) -> Result<NamespaceLock, Error> {
+        // Locks belong to an open file, so a handle that is merely duplicated would not exclude its sisters.
+        let path = format!("/proc/self/fd/{}", self.as_raw_fd());
+        let step = || format!("locking {self}");
+        let mut file = File::open(path).map_err(|e| Error::io(step(), &e))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(NamespaceLock { _lock: lock }),
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
+                    file = back;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(Error::State(format!(
+                        "another process has been changing {self} for 10 seconds"
+                    )));
+                }
+                Err((_, e)) => return Err(Error::refused(step(), e, "")),
+            }
+        }
+    }
+}
+
+fn open(path: &Path, label: String) -> Result<NetNs, Error> {
+    let step = || format!("opening {label} ({})", path.display());
+    let file = File::open(path).map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+        // ESRCH: a process that has ended but is not reaped has no namespaces any more.
+        Some(Errno::ENOENT | Errno::ESRCH | Errno::ENOTDIR | Errno::ENXIO) => {
+            Error::NamespaceGone(format!("{label} not found ({} does not exist)", path.display()))
+        }
+        _ => Error::io(step(), &e),
+    })?;
+    // SAFETY: the request takes no argument and only returns a number about a file that is open.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    // ENOTTY is the answer of files of other kinds, and of namespaces on kernels before 4.11.
+    let on_old_kernel = kind < 0 && is_nsfs(&file);
+    if kind != libc::CLONE_NEWNET && !on_old_kernel {
+        return Err(Error::Argument(format!("{} is not a network namespace", path.display())));
+    }
+    let meta = file.metadata().map_err(|e| Error::io(step(), &e))?;
+    Ok(NetNs { id: NamespaceId { device: meta.dev(), inode: meta.ino() }, file, label })
+}
+
+fn is_nsfs(file: &File) -> bool {
+    nix::sys::statfs::fstatfs(file).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
+impl AsFd for NetNs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl AsRawFd for NetNs {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl fmt::Display for NetNs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}

@@ -1,0 +1,82 @@
+//! Which interfaces and addresses containers have on the weave network (spec containers D.4).
+
+use weave_types::{Cidr, MacAddr};
+
+use crate::bridge::no_bridge;
+use crate::{Error, Link, NamespaceId, NetNs, Netlink};
+
+/// The container interfaces on a bridge, as seen from the host. Take it once, then ask about many containers.
+#[derive(Debug)]
+pub struct Ports {
+    host: NamespaceId,
+    netlink: Netlink,
+    bridge: Link,
+    ports: Vec<Link>,
+}
+
+/// A container's interface on the weave network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerLink {
+    /// Its number in the container.
+    pub index: u32,
+    /// Its name in the container.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its addresses, without link-local ones.
+    pub addresses: Vec<Cidr>,
+}
+
+impl Ports {
+    /// Looks at the ports of `bridge` in the namespace of the calling thread.
+    pub fn scan(bridge: &str) -> Result<Ports, Error> {
+        let host = NetNs::current()?.id();
+        let mut netlink = Netlink::open()?;
+        let links = netlink.links()?;
+        let bridge = links.iter().find(|l| l.name == bridge).ok_or_else(|| no_bridge(bridge))?.clone();
+        let ports = links.into_iter().filter(|l| l.is("veth") && l.master == Some(bridge.index)).collect();
+        Ok(Ports { host, netlink, bridge, ports })
+    }
+
+    /// The bridge itself: what `weave ps` shows as `weave:expose`.
+    pub fn bridge(&mut self) -> Result<ContainerLink, Error> {
+        describe(&self.bridge, &mut self.netlink)
+    }
+
+    /// The interfaces in `ns` whose other end is on the bridge. The host's own namespace has none.
+    pub fn in_namespace(&mut self, ns: &NetNs) -> Result<Vec<ContainerLink>, Error> {
+        if ns.id() == self.host {
+            return Ok(Vec::new());
+        }
+        // Numbers of links repeat from namespace to namespace; the namespace itself has to match as well. Kernels that
+        // do not tell it (before 4.0) do not tell the peer's number either: it is the one before.
+        let number = ns.number(&mut self.netlink)?;
+        let mut candidates = Vec::new();
+        for port in &self.ports {
+            match (port.peer, port.peer_nsid) {
+                (Some(peer), Some(nsid)) if Some(nsid) == number => candidates.push(peer),
+                (None, None) => candidates.push(port.index - 1),
+                _ => {}
+            }
+        }
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut inner = ns.netlink()?;
+        let links = inner.links()?;
+        let ours = links.iter().filter(|l| l.is("veth") && candidates.contains(&l.index));
+        ours.map(|l| describe(l, &mut inner)).collect()
+    }
+}
+
+fn describe(link: &Link, netlink: &mut Netlink) -> Result<ContainerLink, Error> {
+    const LINK_LOCAL: u8 = 253;
+    let addresses = netlink.addresses()?;
+    let own = addresses.into_iter().filter(|a| a.index == link.index && a.scope != LINK_LOCAL);
+    Ok(ContainerLink {
+        index: link.index,
+        name: link.name.clone(),
+        mac: link.mac.unwrap_or(MacAddr::ZERO),
+        addresses: own.map(|a| a.cidr).collect(),
+    })
+}

@@ -1,0 +1,113 @@
+//! Routes of the main table.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use nix::errno::Errno;
+use weave_types::Cidr;
+
+use crate::addrs::{ip, octets};
+use crate::netlink::{Netlink, Reply, Request, attributes, u32_at};
+use crate::{Error, Link};
+
+const HEADER: usize = 12;
+
+/// An IPv4 route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads; `0.0.0.0/0` is the default route.
+    pub destination: Cidr,
+    /// The router on the way, if the destination is not on the link.
+    pub gateway: Option<IpAddr>,
+    /// Number of the link by which packets leave, if there is just one.
+    pub index: Option<u32>,
+    /// `RT_SCOPE_*`; 0 is global, 253 link.
+    pub scope: u8,
+}
+
+impl Netlink {
+    /// The IPv4 unicast routes of the main table.
+    pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
+        Ok(self.raw_routes()?.iter().filter_map(|r| parse(&r.body)).collect())
+    }
+
+    fn raw_routes(&mut self) -> Result<Vec<Reply>, Error> {
+        let mut header = [0; HEADER];
+        header[0] = libc::AF_INET as u8;
+        let mut replies = self.dump(Request::new(libc::RTM_GETROUTE, 0, &header), "listing routes")?;
+        replies.retain(|r| {
+            r.kind == libc::RTM_NEWROUTE
+                && r.body.get(4) == Some(&libc::RT_TABLE_MAIN)
+                && r.body.get(7) == Some(&1)
+        });
+        Ok(replies)
+    }
+
+    /// Adds `224.0.0.0/4 dev <link> scope link`. `false` if it was there.
+    pub fn add_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
+        let request = multicast_route(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, link);
+        match self.execute(request, format_args!("adding the multicast route of {}", link.name)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.errno() == Some(Errno::EEXIST) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes what [`Netlink::add_multicast_route`] added. `false` if it was not there.
+    pub fn remove_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
+        let request = multicast_route(libc::RTM_DELROUTE, 0, link);
+        match self.execute(request, format_args!("removing the multicast route of {}", link.name)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.errno() == Some(Errno::ESRCH) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The routes as messages that [`Netlink::restore_routes`] understands.
+    pub(crate) fn save_routes(&mut self) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.raw_routes()?.into_iter().map(|r| r.body).collect())
+    }
+
+    /// Adds those saved routes that have gone. Those over a gateway come last: they need the way to it.
+    pub(crate) fn restore_routes(&mut self, saved: &[Vec<u8>]) -> Result<(), Error> {
+        let present = self.save_routes()?;
+        let mut missing: Vec<_> = saved.iter().filter(|r| !present.contains(r)).collect();
+        missing.sort_by_key(|r| parse(r).is_some_and(|r| r.gateway.is_some()));
+        for body in missing {
+            let request = Request::new(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body);
+            match self.execute(request, "restoring a route") {
+                Err(e) if e.errno() != Some(Errno::EEXIST) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn multicast_route(kind: u16, flags: u16, link: &Link) -> Request {
+    let (protocol, scope, unicast) = (libc::RTPROT_BOOT, libc::RT_SCOPE_LINK, 1);
+    let (family, destination) = octets(Ipv4Addr::new(224, 0, 0, 0).into());
+    let header = [family, 4, 0, 0, libc::RT_TABLE_MAIN, protocol, scope, unicast, 0, 0, 0, 0];
+    let mut request = Request::new(kind, flags, &header);
+    request.attribute(libc::RTA_DST, &destination).number(libc::RTA_OIF, link.index);
+    request
+}
+
+fn parse(body: &[u8]) -> Option<Route> {
+    let (head, rest) = body.split_at_checked(HEADER)?;
+    let mut route = Route {
+        destination: Cidr::new(Ipv4Addr::UNSPECIFIED.into(), head[1])?,
+        gateway: None,
+        index: None,
+        scope: head[6],
+    };
+    for (kind, value) in attributes(rest) {
+        match kind {
+            libc::RTA_DST => route.destination = Cidr::new(ip(value)?, head[1])?,
+            libc::RTA_GATEWAY => route.gateway = ip(value),
+            libc::RTA_OIF => route.index = u32_at(value, 0),
+            _ => {}
+        }
+    }
+    Some(route)
+}

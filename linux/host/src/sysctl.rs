@@ -1,0 +1,70 @@
+//! Settings under `/proc/sys/net`, which show the network namespace of the calling thread.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::Error;
+use crate::links::check_name;
+
+/// Neighbour cache of interfaces on the weave network: addresses move between containers, so believe entries for
+/// seconds only, and probe them soon (spec data-plane 1.2).
+pub(crate) const NEIGHBOURS: [(&str, &str); 3] =
+    [("base_reachable_time", "5"), ("delay_first_probe_time", "2"), ("ucast_solicit", "1")];
+
+/// One setting of one interface, as in `ipv4/neigh/<interface>/ucast_solicit`.
+fn path(tree: &str, interface: &str, key: &str) -> Result<PathBuf, Error> {
+    check_name(interface)?;
+    Ok(["/proc/sys/net", tree, interface, key].iter().collect())
+}
+
+/// Writes `value` if it is not the present one. `false` if this kernel has no such setting.
+pub(crate) fn set(tree: &str, interface: &str, key: &str, value: &str) -> Result<bool, Error> {
+    let path = path(tree, interface, key)?;
+    match std::fs::read_to_string(&path) {
+        Ok(present) if present.trim_end() == value => return Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        _ => {}
+    }
+    std::fs::write(&path, value)
+        .map_err(|e| Error::io(format!("writing {value} to {}", path.display()), &e))?;
+    Ok(true)
+}
+
+/// The present value; none if this kernel has no such setting.
+pub(crate) fn read(tree: &str, interface: &str, key: &str) -> Result<Option<String>, Error> {
+    let path = path(tree, interface, key)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(format!("reading {}", path.display()), &e)),
+    }
+}
+
+/// No address, and no route, from router advertisements. Nothing to do on a kernel without IPv6.
+pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<(), Error> {
+    set("ipv6/conf", interface, "accept_ra", "0").map(|_| ())
+}
+
+/// No IPv6 on a link that only carries other people's frames.
+pub(crate) fn disable_ipv6(interface: &str) -> Result<(), Error> {
+    ignore_router_advertisements(interface)?;
+    set("ipv6/conf", interface, "disable_ipv6", "1").map(|_| ())
+}
+
+/// Applies [`NEIGHBOURS`]. A setting that is missing or read-only is worth a warning, not a failure.
+pub(crate) fn tune_neighbours(interface: &str) -> Result<Vec<String>, Error> {
+    let mut warnings = Vec::new();
+    for (key, value) in NEIGHBOURS {
+        match set("ipv4/neigh", interface, key, value) {
+            Ok(true) => {}
+            Ok(false) => {
+                warnings.push(format!("no setting {key} for {interface}: its ARP cache is not tuned"))
+            }
+            Err(e) if e.errno() == Some(Errno::EROFS) => warnings.push(e.to_string()),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(warnings)
+}

@@ -1,0 +1,348 @@
+use weave_host::{
+    AttachRequest, DetachRequest, Error, Firewall, NetNs, Netlink, Ports, Rule, Steps, attach, attach_with,
+    detach, detach_with,
+};
+use weave_types::MacAddr;
+
+use crate::support::*;
+
+fn rules(ns: &NetNs) -> Vec<String> {
+    let all = sh_in(ns, "iptables -S INPUT");
+    all.lines().filter(|l| l.contains("ethwe")).map(str::to_owned).collect()
+}
+
+fn ethwe(ns: &NetNs) -> weave_host::Link {
+    ns.netlink().unwrap().link("ethwe").unwrap().unwrap()
+}
+
+#[test]
+fn attach_does_what_2_8_1_does() {
+    host(|| {
+        launch();
+        let ns = container();
+        let sniffer = Tap::on("vethwe-datapath");
+        let wanted = cidrs("10.32.0.1/12 10.2.1.7/24");
+        let attached = attach(&AttachRequest::new(&ns, "1234567890", &wanted)).unwrap();
+        assert!(attached.created && attached.added == wanted && attached.warnings.is_empty(), "{attached:?}");
+
+        let mut netlink = Netlink::open().unwrap();
+        let port = netlink.link("vethwepl1234567").unwrap().unwrap();
+        let bridge = netlink.link("weave").unwrap().unwrap();
+        assert!(
+            port.up && port.master == Some(bridge.index) && port.hairpin == Some(true) && port.mtu == 1376
+        );
+        let end = ethwe(&ns);
+        assert!(end.up && end.mtu == 1376);
+        assert_eq!(ns.netlink().unwrap().addresses_of(&end).unwrap()[..2], wanted[..]);
+        assert_eq!(
+            rules(&ns),
+            [
+                "-A INPUT -s 10.2.1.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -d 224.0.0.0/4 -i ethwe -j DROP",
+            ]
+        );
+        assert!(sh_in(&ns, "ip route").contains("224.0.0.0/4 dev ethwe scope link"));
+        for (key, value) in
+            [("base_reachable_time", "5"), ("delay_first_probe_time", "2"), ("ucast_solicit", "1")]
+        {
+            assert_eq!(sh_in(&ns, &format!("cat /proc/sys/net/ipv4/neigh/ethwe/{key}")).trim(), value);
+        }
+        assert_eq!(sh_in(&ns, "cat /proc/sys/net/ipv6/conf/ethwe/accept_ra").trim(), "0");
+        assert_eq!(ns.run(|| weave_host::tx_checksum("ethwe")).unwrap(), Ok(true));
+        for target in [[10, 32, 0, 1], [10, 2, 1, 7]] {
+            let arp = sniffer.find(SOON, |f| is_arp_request_for(f, target)).expect("a gratuitous ARP");
+            assert_eq!((&arp[..6], &arp[6..12]), (&[0xff; 6][..], &end.mac.unwrap().0[..]));
+            assert_eq!(arp[28..32], target);
+        }
+
+        let before = (picture(), picture_of(&ns));
+        let again = attach(&AttachRequest::new(&ns, "1234567890", &wanted)).unwrap();
+        assert_eq!(again, weave_host::Attached::default());
+        // An address is the same whatever its prefix length is.
+        let longer = cidrs("10.32.0.1/16");
+        assert_eq!(attach(&AttachRequest::new(&ns, "1", &longer)).unwrap(), weave_host::Attached::default());
+        assert_eq!((picture(), picture_of(&ns)), before);
+    });
+}
+
+#[test]
+fn options_of_attach() {
+    host(|| {
+        launch();
+        let ns = container();
+        let request = AttachRequest {
+            multicast_route: false,
+            keep_tx_on: false,
+            hairpin: false,
+            mtu: Some(1300),
+            interface: "eth7",
+            ..AttachRequest::new(&ns, "7", &[])
+        };
+        assert!(attach(&request).unwrap().created);
+        assert!(!sh_in(&ns, "ip route").contains("224.0.0.0"));
+        assert_eq!(ns.run(|| weave_host::tx_checksum("eth7")).unwrap(), Ok(false));
+        let port = Netlink::open().unwrap().link("vethwepl7").unwrap().unwrap();
+        assert_eq!((port.hairpin, port.mtu), (Some(false), 1300));
+        assert_eq!(ns.netlink().unwrap().link("eth7").unwrap().unwrap().mtu, 1300);
+    });
+}
+
+#[test]
+fn containers_reach_each_other_and_detach_leaves_nothing() {
+    host(|| {
+        launch();
+        let (one, two) = (container(), container());
+        let before = (picture(), picture_of(&one));
+        let addresses = cidrs("10.32.0.1/12");
+        attach(&AttachRequest::new(&one, "1", &addresses)).unwrap();
+        attach(&AttachRequest::new(&two, "2", &cidrs("10.32.0.2/12"))).unwrap();
+        sh_in(&one, "ping -c 1 -W 5 10.32.0.2");
+        let detached = detach(&DetachRequest::new(&one, &addresses)).unwrap();
+        assert!(detached.interface_removed && detached.removed == addresses && detached.warnings.is_empty());
+        assert_eq!(detach(&DetachRequest::new(&one, &addresses)), Err(Error::LinkNotFound));
+        detach(&DetachRequest::new(&two, &cidrs("10.32.0.2/12"))).unwrap();
+        assert_eq!((picture(), picture_of(&one)), before);
+    });
+}
+
+#[test]
+fn detach_takes_only_what_it_is_told() {
+    host(|| {
+        launch();
+        let ns = container();
+        let all = cidrs("10.2.1.1/24 10.2.1.2/24 10.2.2.1/24 10.2.3.1/24");
+        attach(&AttachRequest::new(&ns, "1", &all)).unwrap();
+        let own = |ns: &NetNs| {
+            let cidrs = ns.netlink().unwrap().addresses_of(&ethwe(ns)).unwrap();
+            cidrs.iter().filter(|c| c.addr().is_ipv4()).map(ToString::to_string).collect::<Vec<_>>()
+        };
+        // The kernel would take 10.2.1.2 along: it is a secondary address of the same subnet.
+        let detached =
+            detach(&DetachRequest::new(&ns, &cidrs("10.2.1.1/24 10.2.2.1/24 10.9.9.9/24"))).unwrap();
+        assert_eq!(detached.removed, cidrs("10.2.1.1/24 10.2.2.1/24"));
+        assert!(!detached.interface_removed);
+        assert_eq!(own(&ns).len(), 2);
+        assert!(own(&ns).contains(&"10.2.1.2/24".to_owned()) && own(&ns).contains(&"10.2.3.1/24".to_owned()));
+        assert_eq!(sh_in(&ns, "cat /proc/sys/net/ipv4/conf/ethwe/promote_secondaries").trim(), "0");
+        assert_eq!(
+            rules(&ns),
+            [
+                "-A INPUT -s 10.2.3.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -s 10.2.1.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -d 224.0.0.0/4 -i ethwe -j DROP",
+            ]
+        );
+        assert!(sh_in(&ns, "ip route").contains("224.0.0.0/4"));
+        assert_eq!(
+            detach(&DetachRequest::new(&ns, &cidrs("10.9.9.9/24"))),
+            Ok(weave_host::Detached::default())
+        );
+        // A rule that 2.8.1 wrote, by hand.
+        sh_in(&ns, "iptables -I INPUT 1 -s 10.2.3.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT");
+        assert!(
+            detach(&DetachRequest::new(&ns, &cidrs("10.2.1.2/24 10.2.3.1/24"))).unwrap().interface_removed
+        );
+        assert_eq!(rules(&ns), [] as [&str; 0]);
+    });
+}
+
+#[test]
+fn an_attach_that_fails_anywhere_changes_nothing() {
+    host(|| {
+        launch();
+        // To a fresh container, and to one that has an interface which is down.
+        let (fresh, used) = (container(), container());
+        attach(&AttachRequest {
+            multicast_route: false,
+            ..AttachRequest::new(&used, "2", &cidrs("10.32.0.2/12"))
+        })
+        .unwrap();
+        sh_in(&used, "ip link set ethwe down");
+        let addresses = cidrs("10.32.0.1/12 10.2.1.1/24");
+        for (ns, id, fewest) in [(&fresh, "1", 15), (&used, "2", 7)] {
+            let request = AttachRequest { keep_tx_on: false, ..AttachRequest::new(ns, id, &addresses) };
+            let before = (picture(), picture_of(ns));
+            let mut n = 0;
+            loop {
+                let steps = Steps::fail_at(n);
+                let result = attach_with(&request, &steps);
+                if !steps.failed() {
+                    assert!(result.is_ok(), "{result:?}");
+                    break;
+                }
+                let error = result.unwrap_err();
+                assert!(error.to_string().contains("made to fail"), "{error}");
+                assert_eq!((picture(), picture_of(ns)), before, "after {error}");
+                n += 1;
+            }
+            assert!(n >= fewest, "only {n} operations for {id}");
+        }
+    });
+}
+
+#[test]
+fn a_detach_that_fails_anywhere_changes_nothing() {
+    host(|| {
+        launch();
+        let ns = container();
+        attach(&AttachRequest::new(&ns, "1", &cidrs("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24"))).unwrap();
+        sh_in(&ns, "ip route add 192.0.2.0/24 via 10.2.1.99; ip route add default via 10.32.0.99");
+        let before = (picture(), picture_of(&ns));
+        for (addresses, fewest) in
+            [("10.2.1.1/24 10.2.1.2/24", 3), ("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24", 4)]
+        {
+            let addresses = cidrs(addresses);
+            for n in 0..fewest {
+                let steps = Steps::fail_at(n);
+                let error = detach_with(&DetachRequest::new(&ns, &addresses), &steps).unwrap_err();
+                assert!(steps.failed() && !matches!(error, Error::Undo { .. }), "{error}");
+                let sorted = |p: (String, String)| {
+                    let mut lines: Vec<String> = (p.0 + &p.1).lines().map(str::to_owned).collect();
+                    lines.sort();
+                    lines
+                };
+                let same = sorted((picture(), picture_of(&ns))) == sorted(before.clone());
+                assert!(same, "after {error}:\n{}\nbefore:\n{}", picture_of(&ns), before.1);
+            }
+            let steps = Steps::fail_at(fewest);
+            let done = detach_with(&DetachRequest::new(&ns, &addresses), &steps).unwrap();
+            assert!(!steps.failed());
+            if !done.interface_removed {
+                attach(&AttachRequest::new(&ns, "1", &cidrs("10.2.1.1/24 10.2.1.2/24"))).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn errors_of_attach() {
+    host(|| {
+        let ns = container();
+        let before = (picture(), picture_of(&ns));
+        let addresses = cidrs("10.32.0.1/12");
+        let error = attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap_err();
+        assert_eq!(error.to_string(), "bridge \"weave\" not present; did you launch weave?");
+        let here = NetNs::current().unwrap();
+        assert!(matches!(attach(&AttachRequest::new(&here, "1", &addresses)), Err(Error::Argument(_))));
+        for id in ["", "a/b", "a b"] {
+            launch();
+            assert!(
+                matches!(attach(&AttachRequest::new(&ns, id, &addresses)), Err(Error::Argument(_))),
+                "{id:?}"
+            );
+            weave_host::remove_all(&weave_host::Names::default());
+        }
+        assert_eq!((picture(), picture_of(&ns)), before);
+
+        launch();
+        attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap();
+        let error = attach(&AttachRequest::new(&container(), "1", &addresses)).unwrap_err();
+        assert_eq!(error.to_string(), "could not create veth pair vethwepl1-vethwepg1: file exists");
+    });
+}
+
+#[test]
+fn what_a_killed_attach_left_is_cleared_away() {
+    host(|| {
+        launch();
+        let ns = container();
+        // Killed before the container's end was moved, and after.
+        sh("ip link add vethwepl1 type veth peer name vethwepg1");
+        assert_eq!(weave_host::stale_links(&weave_host::Names::default()).unwrap().len(), 1);
+        assert!(attach(&AttachRequest::new(&ns, "1", &[])).unwrap().created);
+        sh_in(&ns, "ip link set ethwe down; ip link set ethwe name vethwepg1");
+        assert!(attach(&AttachRequest::new(&ns, "1", &[])).unwrap().created);
+        // Killed before the host's end was set up.
+        sh("ip link set vethwepl1 down");
+        assert!(!attach(&AttachRequest::new(&ns, "1", &[])).unwrap().created);
+        assert!(Netlink::open().unwrap().link("vethwepl1").unwrap().unwrap().up);
+    });
+}
+
+#[test]
+fn many_at_once() {
+    host(|| {
+        launch();
+        let here = NetNs::current().unwrap();
+        let namespaces: Vec<NetNs> = (0..4).map(|_| container()).collect();
+        std::thread::scope(|scope| {
+            for (n, ns) in namespaces.iter().enumerate() {
+                // Each container twice, at the same time.
+                for _ in 0..2 {
+                    let (here, id, addresses) =
+                        (&here, n.to_string(), cidrs(&format!("10.32.0.{}/12", n + 1)));
+                    scope.spawn(move || {
+                        here.run(|| attach(&AttachRequest::new(ns, &id, &addresses)).unwrap()).unwrap()
+                    });
+                }
+            }
+        });
+        let mut ports = Ports::scan("weave").unwrap();
+        for (n, ns) in namespaces.iter().enumerate() {
+            let found = ports.in_namespace(ns).unwrap();
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].addresses, cidrs(&format!("10.32.0.{}/12", n + 1)));
+            assert_eq!(rules(ns).len(), 2);
+        }
+    });
+}
+
+#[test]
+fn addresses_of_containers_are_not_confused() {
+    host(|| {
+        launch();
+        sh("ip addr add 10.32.0.9/12 dev weave");
+        let (one, two) = (container(), container());
+        attach(&AttachRequest::new(&one, "1", &cidrs("10.32.0.1/12 10.2.1.1/24"))).unwrap();
+        let index = ethwe(&one).index;
+        // A veth of somebody else that has the same number in another container.
+        sh_in(&two, &format!("ip link add stranger index {index} type veth peer name foreign"));
+        let mut netlink = two.netlink().unwrap();
+        let foreign = netlink.link("foreign").unwrap().unwrap();
+        netlink.move_to(&foreign, &NetNs::current().unwrap()).unwrap();
+        assert_eq!(two.netlink().unwrap().link("stranger").unwrap().unwrap().index, index);
+
+        let mut ports = Ports::scan("weave").unwrap();
+        let found = ports.in_namespace(&one).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].index, found[0].name.as_str()), (index, "ethwe"));
+        assert_eq!(found[0].addresses, cidrs("10.32.0.1/12 10.2.1.1/24"));
+        assert_eq!(Some(found[0].mac), ethwe(&one).mac);
+        assert_eq!(ports.in_namespace(&two).unwrap(), []);
+        assert_eq!(ports.in_namespace(&NetNs::current().unwrap()).unwrap(), []);
+        let bridge = ports.bridge().unwrap();
+        assert_eq!((bridge.mac, bridge.addresses), (PEER, cidrs("10.32.0.9/12")));
+        assert_ne!(bridge.mac, MacAddr::ZERO);
+        assert!(Ports::scan("other").is_err());
+    });
+}
+
+#[test]
+fn rules_by_nft_are_rules_to_iptables() {
+    host(|| {
+        let Some(nft) = Firewall::nft() else {
+            eprintln!("SKIPPED: nft is not installed");
+            return;
+        };
+        if !sh("iptables --version").contains("nf_tables") {
+            eprintln!("SKIPPED: iptables is of the legacy variant");
+            return;
+        }
+        let accept = Rule::Accept("10.2.1.0/24".parse().unwrap());
+        assert_eq!(nft.rules("ethwe"), Ok(vec![]));
+        assert_eq!(nft.ensure("ethwe", Rule::Drop), Ok(true));
+        assert_eq!(nft.ensure("ethwe", accept), Ok(true));
+        assert_eq!(nft.ensure("ethwe", accept), Ok(false));
+        let iptables = Firewall::find().unwrap();
+        assert_eq!(iptables.rules("ethwe"), Ok(vec![accept, Rule::Drop]));
+        assert_eq!(iptables.remove("ethwe", accept), Ok(true));
+        assert_eq!(nft.rules("ethwe"), Ok(vec![Rule::Drop]));
+        assert_eq!(iptables.ensure("ethwe", accept), Ok(true));
+        assert_eq!(nft.rules("ethwe"), Ok(vec![accept, Rule::Drop]));
+        for rule in [accept, Rule::Drop] {
+            assert_eq!(nft.remove("ethwe", rule), Ok(true));
+            assert_eq!(nft.remove("ethwe", rule), Ok(false));
+        }
+    });
+}

@@ -1,0 +1,8 @@
+//! What the verbs really do to a kernel, each test in network namespaces of its own. Needs root; says so and passes
+//! without.
+#![expect(clippy::unwrap_used, reason = "the lint spares tests, but not what they share")]
+
+mod attach;
+mod bridge;
+mod netns;
+mod support;

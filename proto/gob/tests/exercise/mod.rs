@@ -1,0 +1,115 @@
+//! Any bytes as a gob stream. Shared by the fuzz target and the tests that replay its corpus.
+
+use weave_gob::{DecodeError, Decoder, Limits, StreamDecoder, Value};
+
+/// First byte: size of the pieces and choice of limits; the rest is the stream. Checks that a stream decodes to the
+/// same in one go and in pieces, and that passing over a value finds the same faults as building it.
+pub(crate) fn stream(data: &[u8]) {
+    let Some((&options, stream)) = data.split_first() else { return };
+    let limits = if options & 0x80 == 0 {
+        Limits::default()
+    } else {
+        Limits { max_message: 300, max_depth: 4, max_types: 6, max_definition_bytes: 400, max_memory: 4000 }
+    };
+    let (values, error) = whole(stream, limits);
+    for value in &values {
+        look(value);
+    }
+
+    let (seen, pieces_error) = in_pieces(stream, limits, usize::from(options & 0x1f) + 1);
+    assert_eq!(format!("{values:?}"), format!("{seen:?}"));
+    assert_eq!(error, pieces_error);
+
+    let (passed, pass_error) = pass(stream, limits);
+    if error == Some(DecodeError::TooMuchMemory) {
+        assert!(passed >= values.len());
+    } else {
+        assert_eq!((passed, pass_error), (values.len(), error));
+    }
+}
+
+fn whole(stream: &[u8], limits: Limits) -> (Vec<Value>, Option<DecodeError>) {
+    let mut decoder = Decoder::with_limits(stream, limits);
+    let mut values = Vec::new();
+    loop {
+        match decoder.next() {
+            Ok(Some(value)) => values.push(value),
+            Ok(None) => return (values, None),
+            Err(error) => return (values, Some(error)),
+        }
+    }
+}
+
+fn in_pieces(stream: &[u8], limits: Limits, size: usize) -> (Vec<Value>, Option<DecodeError>) {
+    let mut decoder = StreamDecoder::new(limits);
+    let mut values = Vec::new();
+    for piece in stream.chunks(size) {
+        decoder.push(piece);
+        loop {
+            match decoder.next() {
+                Ok(Some(value)) => values.push(value),
+                Ok(None) => break,
+                Err(error) => {
+                    assert_eq!(decoder.buffered(), 0);
+                    return (values, Some(error));
+                }
+            }
+        }
+        assert!(decoder.buffered() <= limits.max_message + 9);
+    }
+    (values, (!decoder.is_complete()).then_some(DecodeError::UnexpectedEof))
+}
+
+fn pass(stream: &[u8], limits: Limits) -> (usize, Option<DecodeError>) {
+    let mut decoder = Decoder::with_limits(stream, limits);
+    let mut passed = 0;
+    loop {
+        let result = match decoder.next_reader() {
+            Ok(Some(mut reader)) => reader.skip(reader.id()),
+            Ok(None) => return (passed, None),
+            Err(error) => return (passed, Some(error)),
+        };
+        match result {
+            Ok(()) => passed += 1,
+            Err(error) => return (passed, Some(error)),
+        }
+    }
+}
+
+/// Calls every accessor on every struct.
+fn look(value: &Value) {
+    match value {
+        Value::List(elements) => elements.iter().for_each(look),
+        Value::Map(pairs) => {
+            for (key, value) in pairs {
+                look(key);
+                look(value);
+            }
+        }
+        Value::Struct(fields) => {
+            let names: Vec<&str> = fields.shape().fields.iter().map(|field| field.name.as_str()).collect();
+            assert_eq!(fields.require_any(&names), Ok(()));
+            for name in names.into_iter().chain(["", "absent"]) {
+                let fits = [
+                    fields.bool(name).is_ok(),
+                    fields.uint::<u64>(name).is_ok(),
+                    fields.int::<i64>(name).is_ok(),
+                    fields.float(name).is_ok(),
+                    fields.bytes(name).is_ok(),
+                    fields.string(name).is_ok(),
+                    fields.list(name).is_ok(),
+                    fields.map(name).is_ok(),
+                    fields.nested(name).is_ok(),
+                ];
+                let known = fields.shape().position(name).is_some();
+                let count = fits.iter().filter(|fit| **fit).count();
+                // A field has one kind at most; one the sender does not know is zero of any kind.
+                assert!(if known { count <= 1 } else { count == fits.len() });
+                let _ = fields.uint::<u8>(name);
+                let _ = fields.int::<i8>(name);
+            }
+            fields.iter().for_each(|(_, value)| look(value));
+        }
+        _ => {}
+    }
+}

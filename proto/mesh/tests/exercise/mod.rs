@@ -1,0 +1,134 @@
+//! Any bytes from a remote. Shared by the fuzz targets and the tests that replay their corpora.
+
+use std::collections::BTreeMap;
+
+use weave_mesh::crypto::Secret;
+use weave_mesh::envelope::Envelope;
+use weave_mesh::features::Features;
+use weave_mesh::handshake::{Handshake, HandshakeConfig, Progress, Session, encode_features};
+use weave_mesh::update::{decode_update, encode_update};
+
+/// First byte: password, versions, who dialled, size of the pieces; the rest is what the remote sends. Checks that the
+/// pieces make no difference, neither before nor after the handshake.
+pub(crate) fn handshake(data: &[u8]) {
+    let Some((&options, stream)) = data.split_first() else { return };
+    let config = HandshakeConfig {
+        features: BTreeMap::from([("Name".to_owned(), "02:00:00:00:00:01".to_owned())]),
+        password: (options & 1 != 0).then(|| Secret::new("fuzz")).flatten(),
+        min_protocol: 1 + (options >> 1 & 1),
+        max_protocol: 2 - (options >> 2 & 1),
+        outbound: options & 8 != 0,
+    };
+    let run = |size: usize| {
+        let mut handshake = Handshake::new(config.clone(), [0x55; 32]);
+        let mut session: Option<Box<Session>> = None;
+        let (mut written, mut messages) = (Vec::new(), Vec::new());
+        for piece in stream.chunks(size) {
+            match &mut session {
+                Some(session) => session.push(piece),
+                None => match handshake.handle_bytes(piece) {
+                    Ok(Progress::Done(done)) => session = Some(done),
+                    Ok(_) => {}
+                    Err(error) => {
+                        written.extend(handshake.poll_write().unwrap_or_default());
+                        return (written, messages, error.to_string());
+                    }
+                },
+            }
+            written.extend(handshake.poll_write().unwrap_or_default());
+            if let Some(Err(error)) = session.as_mut().map(|session| drain(session, &mut messages)) {
+                return (written, messages, error);
+            }
+        }
+        let end = match session {
+            Some(session) => format!("{session:?}"),
+            None => handshake.handle_eof().to_string(),
+        };
+        (written, messages, end)
+    };
+    assert_eq!(run(usize::from(options >> 4) + 1), run(stream.len().max(1)));
+}
+
+fn drain(session: &mut Session, messages: &mut Vec<Vec<u8>>) -> Result<(), String> {
+    while let Some(message) = session.next().map_err(|error| error.to_string())? {
+        messages.push(message);
+    }
+    Ok(())
+}
+
+/// A session without password whose remote has said nothing yet.
+fn session(version: u8) -> Session {
+    let config = HandshakeConfig { max_protocol: version, ..HandshakeConfig::default() };
+    let mut handshake = Handshake::new(config, [0; 32]);
+    let mut stream = vec![b'w', b'e', b'a', b'v', b'e', 1, version];
+    let features = encode_features(&BTreeMap::new());
+    if version == 2 {
+        stream.push(0);
+        stream.extend((features.len() as u32).to_be_bytes());
+    }
+    stream.extend(features);
+    match handshake.handle_bytes(&stream) {
+        Ok(Progress::Done(session)) => *session,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// First byte: version and size of the pieces; the rest is what the remote sends after the handshake. Checks that the
+/// pieces make no difference, and that what was received can be sent in the same way.
+pub(crate) fn session_frames(data: &[u8]) {
+    let Some((&options, stream)) = data.split_first() else { return };
+    let version = 1 + (options & 1);
+    let run = |size: usize| {
+        let mut session = session(version);
+        let mut messages = Vec::new();
+        for piece in stream.chunks(size) {
+            session.push(piece);
+            if let Err(error) = drain(&mut session, &mut messages) {
+                assert_eq!(drain(&mut session, &mut messages), Err(error.clone()));
+                return (messages, Some(error));
+            }
+        }
+        (messages, None)
+    };
+    let (messages, error) = run(usize::from(options >> 1) + 1);
+    assert_eq!((&messages, &error), (&run(stream.len().max(1)).0, &run(stream.len().max(1)).1));
+
+    let (mut sender, mut receiver) = (session(version), session(version));
+    for message in messages {
+        match sender.seal(&message) {
+            Ok(frame) => receiver.push(&frame),
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(receiver.next(), Ok(Some(message)));
+    }
+}
+
+/// A topology update. Checks that what was read is written and read again the same.
+pub(crate) fn topology_update(data: &[u8]) {
+    let Ok(update) = decode_update(data) else { return };
+    let again = encode_update(&update.records);
+    match decode_update(&again) {
+        Ok(second) => assert_eq!((second.records, second.dropped), (update.records, 0)),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A gossip envelope of either form. Checks that what was read is written and read again the same.
+pub(crate) fn envelope(data: &[u8]) {
+    for unicast in [false, true] {
+        let Ok(envelope) = Envelope::decode(data, unicast) else { continue };
+        let again = envelope.encode();
+        assert_eq!(Envelope::decode(&again, unicast), Ok(envelope));
+    }
+}
+
+/// A features message. Checks that what was read and accepted is written and read again the same.
+pub(crate) fn feature_map(data: &[u8]) {
+    let mut stream = b"weave\x01\x02\x00".to_vec();
+    stream.extend((data.len() as u32).to_be_bytes());
+    stream.extend(data);
+    let mut handshake = Handshake::new(HandshakeConfig::default(), [0; 32]);
+    let Ok(Progress::Done(session)) = handshake.handle_bytes(&stream) else { return };
+    let Ok(features) = Features::from_map(&session.remote_features) else { return };
+    assert_eq!(Features::from_map(&features.to_map()), Ok(features));
+}

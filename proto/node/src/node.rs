@@ -1,0 +1,360 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_chacha::ChaCha12Rng;
+use weave_mesh::{Mesh, NoChannels, ResolveId};
+use weave_overlay::forward::{Fact, Tables};
+use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
+use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
+
+use crate::link::{Effect, Links};
+use crate::output::{Event, Output};
+use crate::status::{MacReport, Status};
+
+/// The overlays of this version, in the order in which they are announced.
+pub(crate) fn overlays() -> Vec<String> {
+    vec![weave_overlay::select::SLEEVE.to_owned()]
+}
+
+/// A local MAC conflict is logged at most this often for one MAC.
+const CONFLICT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What a [`Node`] is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Of the mesh: identity, password, targets' policy. `overlays` is filled in here.
+    pub mesh: weave_mesh::Config,
+}
+
+impl Config {
+    /// All defaults but the mesh's.
+    pub fn new(mesh: weave_mesh::Config) -> Config {
+        Config { mesh }
+    }
+}
+
+/// One whole peer. See the crate's page.
+pub struct Node {
+    pub(crate) mesh: Mesh,
+    pub(crate) macs: MacTable,
+    pub(crate) links: Links,
+    outputs: VecDeque<Output>,
+    tables: Option<Arc<Tables>>,
+    /// `tables` is out of date.
+    stale: bool,
+    /// The driver has been told so, and has not fetched them since.
+    announced: bool,
+    generation: u64,
+    next_expiry: Instant,
+    conflicts: BTreeMap<MacAddr, Instant>,
+}
+
+impl Node {
+    /// A peer that knows nobody. Randomness, keys included, is drawn from `rng`: seed it with entropy of the OS.
+    pub fn new(mut config: Config, mut rng: ChaCha12Rng, now: Now) -> Node {
+        config.mesh.overlays = overlays();
+        let mut macs = MacConfig::new(config.mesh.name);
+        macs.hash_seed = rng.random();
+        let mut node = Node {
+            mesh: Mesh::new(config.mesh, rng, now),
+            macs: MacTable::new(macs),
+            links: Links::default(),
+            outputs: VecDeque::new(),
+            tables: None,
+            stale: true,
+            announced: false,
+            generation: 0,
+            next_expiry: now.mono + MacTable::EXPIRY_INTERVAL,
+            conflicts: BTreeMap::new(),
+        };
+        node.settle(now);
+        node
+    }
+
+    /// Our name.
+    pub fn name(&self) -> PeerName {
+        self.mesh.name()
+    }
+
+    /// Adds direct peers, or with `replace` makes these the only ones; gives the error texts of those that were refused
+    /// (spec mesh 10.1). The others are added.
+    pub fn connect(&mut self, peers: &[String], replace: bool, now: Now) -> Vec<String> {
+        let refused = self.mesh.connect(peers, replace, now);
+        self.settle(now);
+        refused
+    }
+
+    /// Takes direct peers off the list. Connections stay.
+    pub fn forget(&mut self, peers: &[String], now: Now) {
+        self.mesh.forget(peers, now);
+        self.settle(now);
+    }
+
+    /// The answer to [`Output::Resolve`].
+    pub fn handle_resolved(&mut self, id: ResolveId, answer: Result<Vec<IpAddr>, String>, now: Now) {
+        self.mesh.handle_resolved(id, answer, now);
+        self.settle(now);
+    }
+
+    /// Somebody has connected to our listener. `None`: too many strangers at once, close it.
+    pub fn handle_accepted(&mut self, local: SocketAddr, remote: SocketAddr, now: Now) -> Option<ConnectionId> {
+        let conn = self.mesh.handle_accepted(local, remote, now);
+        self.settle(now);
+        conn
+    }
+
+    /// How long the listener waits before it accepts again (spec mesh 11.1).
+    pub fn accept_delay(&self, now: Now) -> Duration {
+        self.mesh.accept_delay(now)
+    }
+
+    /// A dial has led to a TCP connection.
+    pub fn handle_dialled(&mut self, conn: ConnectionId, local: SocketAddr, remote: SocketAddr, now: Now) {
+        self.mesh.handle_dialled(conn, local, remote, now);
+        self.settle(now);
+    }
+
+    /// A dial has failed; the text is shown in status.
+    pub fn handle_dial_failed(&mut self, conn: ConnectionId, error: String, now: Now) {
+        self.mesh.handle_dial_failed(conn, error, now);
+        self.settle(now);
+    }
+
+    /// Bytes have arrived on a TCP connection.
+    pub fn handle_stream(&mut self, conn: ConnectionId, bytes: &[u8], now: Now) {
+        self.mesh.handle_stream(conn, bytes, &mut NoChannels, now);
+        self.settle(now);
+    }
+
+    /// The kernel has taken so many more of the bytes to be written.
+    pub fn handle_written(&mut self, conn: ConnectionId, bytes: usize, now: Now) {
+        self.mesh.handle_written(conn, bytes, now);
+        self.settle(now);
+    }
+
+    /// The peer or the kernel has ended a TCP connection; the text is shown in status.
+    pub fn handle_closed(&mut self, conn: ConnectionId, error: String, now: Now) {
+        self.mesh.handle_closed(conn, error, now);
+        self.settle(now);
+    }
+
+    /// A data thread has something to tell.
+    pub fn handle_fact(&mut self, fact: Fact, now: Now) {
+        match fact {
+            Fact::Switch(fact) => self.handle_switch_fact(fact, now),
+            Fact::Special { conn, special, from } => self.links.handle_special(conn, special, from, now),
+            Fact::PathMtu { conn, mtu } => self.links.handle_path_mtu(conn, mtu, now),
+        }
+        self.settle(now);
+    }
+
+    /// Time has passed. Late or too often is harmless.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.mesh.handle_timeout(&mut NoChannels, now);
+        self.links.handle_timeout(now);
+        if now.mono >= self.next_expiry {
+            self.next_expiry = now.mono + MacTable::EXPIRY_INTERVAL;
+            self.conflicts.retain(|_, last| now.mono - *last < CONFLICT_LOG_INTERVAL);
+            for (mac, peer) in self.macs.expire(now.mono) {
+                self.stale = true;
+                let peer = self.label(peer);
+                self.outputs.push_back(Output::Event(Event::MacExpired { mac, peer }));
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Closes every connection. The driver drains the outputs and lets go.
+    pub fn shutdown(&mut self, now: Now) {
+        self.mesh.shutdown(now);
+        self.settle(now);
+    }
+
+    /// When to call [`handle_timeout`](Node::handle_timeout), and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        [self.mesh.poll_timeout(), self.links.poll_timeout(), Some((self.next_expiry, "MAC expiry"))]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at)
+    }
+
+    /// The next thing to do; drain until `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What the data threads have to know now.
+    pub fn tables(&mut self) -> Arc<Tables> {
+        self.announced = false;
+        if let Some(tables) = &self.tables {
+            return tables.clone();
+        }
+        self.generation += 1;
+        let forwarding = ForwardingTable {
+            own: self.mesh.name(),
+            macs: self.macs.snapshot(),
+            routes: Arc::new(Routes(self.mesh.routes())),
+        };
+        let tables = Arc::new(Tables::new(self.generation, forwarding, self.links.neighbours()));
+        self.tables = Some(tables.clone());
+        tables
+    }
+
+    /// All that status pages show.
+    pub fn status(&self, now: Now) -> Status {
+        let mesh = self.mesh.status(now);
+        let macs = self.macs.entries().map(|entry| MacReport {
+            mac: entry.mac,
+            peer: entry.peer,
+            nickname: self.mesh.peer(entry.peer).map(|p| p.nickname.to_string()).unwrap_or_default(),
+            last_seen: now.wall_at(entry.last_seen),
+        });
+        let macs = macs.collect();
+        Status::new(mesh, macs, &self.links)
+    }
+
+    fn handle_switch_fact(&mut self, fact: weave_switch::Fact, now: Now) {
+        match fact {
+            weave_switch::Fact::LocalMac(mac) => {
+                let learned = self.macs.learn_local(mac, now.mono);
+                self.learned(mac, self.mesh.name(), learned, now);
+            }
+            weave_switch::Fact::RemoteMac { mac, peer } => {
+                let learned = self.macs.learn_remote(mac, peer, now.mono);
+                self.learned(mac, peer, learned, now);
+            }
+            weave_switch::Fact::LocalConflict { mac, peer, .. } => self.conflict(mac, peer, now),
+            weave_switch::Fact::OwnPacket { mac, peer, dst } => {
+                self.outputs.push_back(Output::Event(Event::OwnPacket { peer, mac, dst }));
+            }
+        }
+    }
+
+    fn learned(&mut self, mac: MacAddr, at: PeerName, learned: Learned, now: Now) {
+        let own = self.mesh.name();
+        match learned {
+            Learned::Known => return,
+            Learned::Refused { by } => return self.conflict(mac, by, now),
+            Learned::New if at == own => self.outputs.push_back(Output::Event(Event::LocalMac(mac))),
+            Learned::New => {
+                let event = Event::RemoteMac { mac, peer: self.label(at), was: None };
+                self.outputs.push_back(Output::Event(event));
+            }
+            Learned::Moved { from } => {
+                let event = Event::RemoteMac { mac, peer: self.label(at), was: Some(from) };
+                self.outputs.push_back(Output::Event(event));
+            }
+            Learned::Ignored => return,
+        }
+        self.stale = true;
+    }
+
+    fn conflict(&mut self, mac: MacAddr, peer: PeerName, now: Now) {
+        let due = self.conflicts.get(&mac).is_none_or(|last| now.mono - *last >= CONFLICT_LOG_INTERVAL);
+        if due {
+            self.conflicts.insert(mac, now.mono);
+            let peer = self.label(peer);
+            self.outputs.push_back(Output::Event(Event::MacConflict { mac, peer }));
+        }
+    }
+
+    /// `NAME(NICK)`.
+    fn label(&self, name: PeerName) -> String {
+        match self.mesh.peer(name) {
+            Some(peer) => format!("{name}({})", peer.nickname),
+            None => name.to_string(),
+        }
+    }
+
+    /// Routes outputs of one machine to inputs of another until none is left.
+    fn settle(&mut self, now: Now) {
+        loop {
+            if let Some(output) = self.mesh.poll_output() {
+                self.mesh_output(output, now);
+            } else if let Some((conn, effect)) = self.links.poll_effect() {
+                self.link_effect(conn, effect, now);
+            } else {
+                break;
+            }
+        }
+        if self.stale {
+            self.stale = false;
+            self.tables = None;
+            if !self.announced {
+                self.announced = true;
+                self.outputs.push_back(Output::TablesChanged);
+            }
+        }
+    }
+
+    fn mesh_output(&mut self, output: weave_mesh::Output, now: Now) {
+        use weave_mesh::Output as Mesh;
+        let passed_on = match output {
+            Mesh::Persist(persist) => Output::Persist(persist),
+            Mesh::Resolve { id, host } => Output::Resolve { id, host },
+            Mesh::Dial { conn, addr } => Output::Dial { conn, addr },
+            Mesh::Write { conn, bytes } => Output::Write { conn, bytes },
+            Mesh::Close { conn } => Output::Close { conn },
+            Mesh::Event(event) => Output::Event(Event::Mesh(event)),
+            Mesh::OverlayPrepare { conn, setup } => {
+                if let Err(error) = self.links.prepare(conn, self.mesh.name(), *setup) {
+                    self.mesh.handle_overlay_failed(conn, error, now);
+                }
+                return;
+            }
+            Mesh::OverlayConfirm { conn } => return self.links.confirm(conn, now),
+            Mesh::OverlayStop { conn } => {
+                self.stale |= self.links.stop(conn);
+                return;
+            }
+            Mesh::OverlayControl { conn, control } => {
+                return self.links.handle_control(conn, control.index, control.tag, &control.body, now);
+            }
+            Mesh::RoutesChanged => {
+                self.stale = true;
+                return;
+            }
+            Mesh::PeerRemoved(peer) => {
+                self.stale |= !self.macs.forget_peer(peer).is_empty();
+                return;
+            }
+            Mesh::PeersChanged | Mesh::ShortIdsInvalidated => return,
+        };
+        self.outputs.push_back(passed_on);
+    }
+
+    fn link_effect(&mut self, conn: ConnectionId, effect: Effect, now: Now) {
+        match effect {
+            Effect::Datagram { to, df, bytes } => self.outputs.push_back(Output::Datagram { conn, to, df, bytes }),
+            Effect::Control { index, tag, body } => {
+                // The common list has at most 256 entries.
+                let index = u8::try_from(index).unwrap_or(u8::MAX);
+                self.mesh.send_overlay_control(conn, index, tag, &body, now);
+            }
+            Effect::Established => self.mesh.handle_overlay_established(conn, now),
+            Effect::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
+            Effect::NeighbourChanged => self.stale = true,
+            Effect::Event { peer, text } => self.outputs.push_back(Output::Event(Event::Overlay { peer, text })),
+        }
+    }
+}
+
+/// The mesh's routes, as the switch wants them.
+struct Routes(Arc<weave_mesh::Routes>);
+
+impl weave_switch::Routes for Routes {
+    fn unicast(&self, dst: PeerName) -> Option<PeerName> {
+        self.0.unicast(dst)
+    }
+
+    fn broadcast(&self, src: PeerName) -> &[PeerName] {
+        self.0.broadcast(src)
+    }
+
+    fn knows(&self, peer: PeerName) -> bool {
+        self.0.knows(peer)
+    }
+}

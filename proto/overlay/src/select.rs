@@ -1,0 +1,410 @@
+//! Which overlays a connection has, and which one it uses (spec data-plane 3, mesh 6).
+//!
+//! Two orders must not be mixed up. The *index* of an overlay is its position in the list of those that both sides have, in
+//! the order in which they are advertised: control messages carry it, so both sides must agree on it. The *preference* is
+//! each side's own business: [`preference`].
+
+use std::collections::VecDeque;
+use std::fmt;
+
+/// The original's UDP encapsulation.
+pub const SLEEVE: &str = "sleeve";
+/// VXLAN by the kernel.
+pub const FASTDP: &str = "fastdp";
+/// Batches of frames, always encrypted.
+pub const WARP: &str = "warp";
+
+/// Control messages have one byte for the index.
+const MAX_COMMON: usize = 256;
+
+/// How much an overlay is liked, least number first. Overlays that this version does not know come last, in their order.
+///
+/// On a link that must be encrypted `fastdp` is the last resort: without ESP it is never established there.
+pub fn preference(overlay: &str, encrypted: bool) -> u8 {
+    match (overlay, encrypted) {
+        (FASTDP, false) | (WARP, true) => 0,
+        (WARP, false) | (SLEEVE, true) => 1,
+        (SLEEVE, false) | (FASTDP, true) => 2,
+        _ => 3,
+    }
+}
+
+/// The two sides share no overlay: the connection fails and is retried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoCommonOverlay;
+
+impl fmt::Display for NoCommonOverlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no overlays in common with peer")
+    }
+}
+
+impl std::error::Error for NoCommonOverlay {}
+
+/// A control message from the neighbour cannot be passed on. It is to be logged and otherwise ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// No room for index and tag.
+    TooShort {
+        /// Bytes after the mesh's tag.
+        len: usize,
+    },
+    /// The connection has not so many overlays.
+    IndexOutOfRange {
+        /// What it said.
+        index: u8,
+        /// How many there are.
+        overlays: usize,
+    },
+    /// With an index from a peer that advertised no overlays, or without from one that did.
+    WrongForm,
+    /// The overlay has failed or could not be prepared.
+    Dead {
+        /// Its index.
+        index: u8,
+    },
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ControlError::TooShort { len } => write!(f, "overlay control message of {len} bytes"),
+            ControlError::IndexOutOfRange { index, overlays } => {
+                write!(f, "overlay control message for overlay {index} of {overlays}")
+            }
+            ControlError::WrongForm => f.write_str("overlay control message in the wrong form"),
+            ControlError::Dead { index } => {
+                write!(f, "overlay control message for dead overlay {index}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for ControlError {}
+
+/// The payload of mesh message 7.
+pub fn control_payload(index: u8, tag: u8, body: &[u8]) -> Vec<u8> {
+    [&[index, tag], body].concat()
+}
+
+/// Takes the payload of mesh message 7 apart: index, tag, body.
+pub fn parse_control(payload: &[u8]) -> Result<(u8, u8, &[u8]), ControlError> {
+    match payload {
+        [index, tag, body @ ..] => Ok((*index, *tag, body)),
+        _ => Err(ControlError::TooShort { len: payload.len() }),
+    }
+}
+
+/// What the owner is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// The first overlay is established, and with it the connection. Once.
+    Established,
+    /// Frames go by another overlay. 2.8.1 logs `overlay_switch ->[<peer>] using <name>`.
+    BestChanged {
+        /// Its position in the common list.
+        index: usize,
+        /// Its name.
+        name: String,
+    },
+    /// Nothing is left to send with: the connection must end. Nothing comes after it.
+    Failed(String),
+}
+
+/// The overlays of one connection.
+#[derive(Debug)]
+pub struct OverlaySwitch {
+    peer: String,
+    encrypted: bool,
+    /// Whether the peer advertised overlays; otherwise control messages carry no index.
+    indexed: bool,
+    slots: Vec<Slot>,
+    /// Overlays that only one side has, for [`reason`](OverlaySwitch::reason), with whether it is ours.
+    missing: Vec<(String, bool)>,
+    best: Option<usize>,
+    established: bool,
+    failed: bool,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    /// Why it is dead.
+    error: Option<String>,
+    established: bool,
+    on_hold: bool,
+}
+
+impl OverlaySwitch {
+    /// For the connection to `peer` (as logs name it). `own` is our list as advertised; `remote` is the peer's, `None` if it
+    /// advertised none: then only sleeve will do. `encrypted` is whether frames must not travel in clear.
+    pub fn new(
+        peer: &str,
+        own: &[String],
+        remote: Option<&[String]>,
+        encrypted: bool,
+    ) -> Result<OverlaySwitch, NoCommonOverlay> {
+        let has = |name: &String| match remote {
+            Some(remote) => remote.contains(name),
+            None => name == SLEEVE,
+        };
+        let slot =
+            |name: &String| Slot { name: name.clone(), error: None, established: false, on_hold: false };
+        let slots: Vec<Slot> = own.iter().filter(|name| has(name)).map(slot).take(MAX_COMMON).collect();
+        if slots.is_empty() {
+            return Err(NoCommonOverlay);
+        }
+        let ours = own.iter().filter(|name| !has(name)).map(|name| (name.clone(), true));
+        // Of the peer's names only those that mean something here: the rest is its own wording.
+        let theirs = remote
+            .unwrap_or_default()
+            .iter()
+            .filter(|name| !own.contains(name) && [SLEEVE, FASTDP, WARP].contains(&name.as_str()));
+        let missing = ours.chain(theirs.map(|name| (name.clone(), false))).collect();
+        let mut switch = OverlaySwitch {
+            peer: peer.to_owned(),
+            encrypted,
+            indexed: remote.is_some(),
+            slots,
+            missing,
+            best: None,
+            established: false,
+            failed: false,
+            outputs: VecDeque::new(),
+        };
+        switch.best = switch.choose();
+        Ok(switch)
+    }
+
+    /// The overlays that both sides have. Position is the index in control messages. All are to be prepared; one that cannot
+    /// be is reported by [`handle_error`](OverlaySwitch::handle_error).
+    pub fn common(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().map(|slot| slot.name.as_str())
+    }
+
+    /// What to put before a control message of the overlay at `index`: its index, or nothing for a peer that advertised no
+    /// overlays.
+    pub fn control_index(&self, index: usize) -> Option<u8> {
+        if self.indexed { u8::try_from(index).ok() } else { None }
+    }
+
+    /// Which overlay a control message with this index (`None`: without one) is for.
+    pub fn control_target(&self, index: Option<u8>) -> Result<usize, ControlError> {
+        let index = match index {
+            Some(index) if self.indexed => index,
+            None if !self.indexed => 0,
+            _ => return Err(ControlError::WrongForm),
+        };
+        match self.slots.get(usize::from(index)) {
+            None => Err(ControlError::IndexOutOfRange { index, overlays: self.slots.len() }),
+            Some(Slot { error: Some(_), .. }) => Err(ControlError::Dead { index }),
+            Some(_) => Ok(usize::from(index)),
+        }
+    }
+
+    /// The overlay's datagrams reach the neighbour.
+    ///
+    /// # Panics
+    /// Here and below: if `index` is not in the common list.
+    pub fn handle_established(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        slot.established = slot.error.is_none();
+        if slot.established && !self.established && !self.failed {
+            self.established = true;
+            self.outputs.push_back(Output::Established);
+        }
+        self.update();
+    }
+
+    /// The overlay could not be prepared, or has failed: it is dead as long as the connection lives. 2.8.1 logs
+    /// `overlay_switch ->[<peer>] <name> <error>`.
+    pub fn handle_error(&mut self, index: usize, error: &str) {
+        self.slots[index].error.get_or_insert_with(|| error.to_owned());
+        self.update();
+    }
+
+    /// The overlay's path works or not; it may come back.
+    pub fn handle_health(&mut self, index: usize, healthy: bool) {
+        self.slots[index].on_hold = !healthy;
+        self.update();
+    }
+
+    /// What frames are sent with: index and name.
+    pub fn best(&self) -> Option<(usize, &str)> {
+        self.best.map(|index| (index, self.slots[index].name.as_str()))
+    }
+
+    /// Whether an overlay is established: the neighbour confirmed that frames reach it.
+    pub fn is_established(&self) -> bool {
+        self.established
+    }
+
+    /// What to do next; `None` when that is all.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Which overlay is used, and why not those that would be better, for people: `sleeve: fastdp not offered by peer`.
+    pub fn reason(&self) -> String {
+        let rank = |name: &str| preference(name, self.encrypted);
+        let best = self.best().map(|(index, name)| (rank(name), index));
+        let mut better: Vec<((u8, usize), String)> = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Slot { name, error, established, on_hold } = slot;
+            let why = match error {
+                Some(error) => format!("{name} failed: {error}"),
+                None if *on_hold => format!("{name} is unhealthy"),
+                None if !established => format!("{name} not established"),
+                None => continue,
+            };
+            better.push(((rank(name), index), why));
+        }
+        for (name, ours) in &self.missing {
+            let why = if *ours { "not offered by peer" } else { "not enabled here" };
+            better.push(((rank(name), usize::MAX), format!("{name} {why}")));
+        }
+        better.retain(|(order, _)| best.is_none_or(|best| *order <= best));
+        better.sort();
+        let reasons = better.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join(", ");
+        let name = self.best().map_or("none", |(_, name)| name);
+        if reasons.is_empty() { name.to_owned() } else { format!("{name}: {reasons}") }
+    }
+
+    fn choose(&self) -> Option<usize> {
+        let usable = |slot: &Slot| slot.error.is_none() && !slot.on_hold;
+        (0..self.slots.len()).filter(|index| usable(&self.slots[*index])).min_by_key(|index| {
+            let slot = &self.slots[*index];
+            (!slot.established, preference(&slot.name, self.encrypted), *index)
+        })
+    }
+
+    fn update(&mut self) {
+        if self.failed {
+            return;
+        }
+        let best = self.choose();
+        if best == self.best {
+            return;
+        }
+        self.best = best;
+        match best {
+            Some(index) => {
+                let name = self.slots[index].name.clone();
+                self.outputs.push_back(Output::BestChanged { index, name });
+            }
+            None => {
+                self.failed = true;
+                self.outputs.push_back(Output::Failed(format!("no working forwarders to {}", self.peer)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &str) -> Vec<String> {
+        list.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn switch(own: &str, remote: &str, encrypted: bool) -> OverlaySwitch {
+        OverlaySwitch::new("7e:00:00:00:00:03(host3)", &names(own), Some(&names(remote)), encrypted).unwrap()
+    }
+
+    fn outputs(switch: &mut OverlaySwitch) -> Vec<String> {
+        std::iter::from_fn(|| switch.poll_output())
+            .map(|output| match output {
+                Output::Established => "established".to_owned(),
+                Output::BestChanged { index, name } => format!("{index} {name}"),
+                Output::Failed(error) => error,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn climbs_falls_back_and_dies() {
+        let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
+        assert_eq!(s.best(), Some((0, "fastdp")));
+        assert_eq!(s.reason(), "fastdp: fastdp not established");
+        s.handle_established(1);
+        assert_eq!(outputs(&mut s), ["established", "1 sleeve"]);
+        assert_eq!(s.reason(), "sleeve: fastdp not established");
+        s.handle_established(0);
+        assert_eq!(outputs(&mut s), ["0 fastdp"]);
+        assert_eq!(s.reason(), "fastdp");
+        s.handle_health(0, false);
+        assert_eq!(outputs(&mut s), ["1 sleeve"]);
+        assert_eq!(s.reason(), "sleeve: fastdp is unhealthy");
+        s.handle_health(0, true);
+        assert_eq!(outputs(&mut s), ["0 fastdp"]);
+        s.handle_error(1, "timed out waiting for UDP heartbeat");
+        assert_eq!(outputs(&mut s), [""; 0]);
+        s.handle_established(1);
+        assert_eq!(s.best(), Some((0, "fastdp")), "the dead do not come back");
+        s.handle_health(0, false);
+        assert_eq!(outputs(&mut s), ["no working forwarders to 7e:00:00:00:00:03(host3)"]);
+        assert_eq!(
+            s.reason(),
+            "none: fastdp is unhealthy, sleeve failed: timed out waiting for UDP heartbeat"
+        );
+        s.handle_health(0, true);
+        assert_eq!(outputs(&mut s), [""; 0], "nothing after the end");
+    }
+
+    #[test]
+    fn preference_is_not_the_index() {
+        let mut s = switch("warp fastdp sleeve", "sleeve fastdp warp", false);
+        assert_eq!(s.common().collect::<Vec<_>>(), ["warp", "fastdp", "sleeve"]);
+        for (index, best) in [(2, "sleeve"), (0, "warp"), (1, "fastdp")] {
+            s.handle_established(index);
+            assert_eq!(s.best(), Some((index, best)));
+        }
+        let mut s = switch("warp fastdp sleeve", "warp fastdp sleeve", true);
+        for (index, best) in [(1, "fastdp"), (2, "sleeve"), (0, "warp")] {
+            s.handle_established(index);
+            assert_eq!(s.best(), Some((index, best)));
+        }
+    }
+
+    #[test]
+    fn says_what_either_side_lacks() {
+        let mut s = switch("warp fastdp sleeve", "sleeve newthing", false);
+        s.handle_established(0);
+        assert_eq!(s.reason(), "sleeve: fastdp not offered by peer, warp not offered by peer");
+        let mut s = switch("sleeve", "fastdp sleeve", false);
+        s.handle_established(0);
+        assert_eq!(s.reason(), "sleeve: fastdp not enabled here");
+    }
+
+    #[test]
+    fn control_messages_are_checked() {
+        let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
+        assert_eq!(s.control_index(1), Some(1));
+        assert_eq!(s.control_target(Some(1)), Ok(1));
+        assert_eq!(s.control_target(Some(2)), Err(ControlError::IndexOutOfRange { index: 2, overlays: 2 }));
+        assert_eq!(s.control_target(None), Err(ControlError::WrongForm));
+        s.handle_error(0, "no vxlan");
+        assert_eq!(s.control_target(Some(0)), Err(ControlError::Dead { index: 0 }));
+        assert_eq!(parse_control(&[]), Err(ControlError::TooShort { len: 0 }));
+        assert_eq!(parse_control(&[1]), Err(ControlError::TooShort { len: 1 }));
+    }
+
+    #[test]
+    fn a_very_old_peer_has_sleeve_without_an_index() {
+        let s = OverlaySwitch::new("x", &names("warp fastdp sleeve"), None, false).unwrap();
+        assert_eq!(s.common().collect::<Vec<_>>(), ["sleeve"]);
+        assert_eq!((s.control_index(0), s.control_target(None)), (None, Ok(0)));
+        assert_eq!(s.control_target(Some(0)), Err(ControlError::WrongForm));
+        assert_eq!(OverlaySwitch::new("x", &names("awsvpc"), None, false).err(), Some(NoCommonOverlay));
+    }
+
+    #[test]
+    fn not_more_than_an_index_can_name() {
+        let many: Vec<String> = (0..300).map(|i| format!("o{i}")).collect();
+        let s = OverlaySwitch::new("x", &many, Some(&many), false).unwrap();
+        assert_eq!(s.common().count(), 256);
+        assert_eq!(s.control_index(255), Some(255));
+    }
+}

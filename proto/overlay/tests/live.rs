@@ -1,0 +1,301 @@
+//! Captures of the original, with one side played by our link (live_sleeve_*.json): what it sends must be what the original
+//! sent, byte for byte and in the same order.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{array, bytes, name, vectors};
+use weave_overlay::sleeve::{
+    Link, LinkConfig, Opener, Output, Path, Sealer, Session, SessionConfig, Special, sender,
+};
+use weave_types::{ConnectionId, ConnectionUid, Instant};
+
+/// What one side does to the other, at a time.
+#[derive(Clone, Debug, PartialEq)]
+enum Message {
+    /// A datagram; cut ones are made whole by sealing what they must contain.
+    Datagram {
+        bytes: Vec<u8>,
+        df: bool,
+    },
+    Control(Vec<u8>),
+}
+
+struct Side {
+    name: u8,
+    addr: SocketAddr,
+    uid: u64,
+    key: Option<[u8; 32]>,
+    outbound: bool,
+}
+
+impl Side {
+    fn new(connection: &Value, name: u8, addr: &str) -> Side {
+        let text = |field: &str| connection[field].as_str();
+        Side {
+            name,
+            addr: addr.parse().unwrap(),
+            uid: u64::from_str_radix(text("conn_uid").unwrap(), 16).unwrap(),
+            key: text("session_key").map(|key| hex::decode(key).unwrap().try_into().unwrap()),
+            outbound: connection["outbound"].as_bool().unwrap(),
+        }
+    }
+
+    fn session(&self, remote: u8) -> Arc<Session> {
+        Session::new(SessionConfig {
+            own: name(self.name),
+            remote: name(remote),
+            conn: ConnectionId(1),
+            uid: ConnectionUid(self.uid),
+            outbound: self.outbound,
+            key: self.key,
+        })
+    }
+}
+
+fn at(value: &Value) -> Instant {
+    Instant::from_origin(Duration::from_secs_f64(value["t_ms"].as_f64().unwrap() / 1000.0))
+}
+
+/// The fragmentation test as `side` seals it, the first of its non-DF datagrams.
+fn fragmentation_test(side: &Side, remote: u8) -> Vec<u8> {
+    let sealer = Sealer::new(side.session(remote));
+    let mut buf = vec![0; 70000];
+    let mut draft = sealer.begin();
+    assert!(sealer.push(&mut draft, &mut buf, name(side.name), name(remote), &[0; 60001]));
+    let len = sealer.finish(draft, &mut buf, false).unwrap();
+    buf.truncate(len);
+    buf
+}
+
+/// All that `side` sent to `remote` up to the first data frame, with the time.
+fn recorded(link: &Value, side: &Side, remote: u8) -> Vec<(Instant, Message)> {
+    let mut messages = Vec::new();
+    let from_here = |m: &&Value| m["from"].as_str().unwrap().starts_with(&side.addr.ip().to_string());
+    for datagram in array(&link["udp"]).iter().filter(from_here) {
+        let df = datagram["ip_df"].as_bool().unwrap();
+        let bytes = if datagram["payload"].is_string() {
+            bytes(&datagram["payload"])
+        } else {
+            let whole = fragmentation_test(side, remote);
+            assert_eq!(datagram["len"].as_u64().unwrap() as usize, whole.len());
+            // In encrypted form the prefix has the tag over the whole.
+            let prefix = datagram["payload_prefix"].as_str().unwrap();
+            assert!(hex::encode(&whole).starts_with(prefix), "the original's own test differs");
+            whole
+        };
+        messages.push((at(datagram), Message::Datagram { bytes, df }));
+    }
+    for control in array(&link["overlay_control_over_tcp"]).iter().filter(from_here) {
+        let message = support::bytes(&control["tcp_message_plain"]);
+        assert_eq!(message[..2], [7, 0], "overlay control for overlay 0");
+        messages.push((at(control), Message::Control(message[2..].to_vec())));
+    }
+    messages.sort_by_key(|(at, _)| *at);
+    messages
+}
+
+/// Plays `own` with our link against the recorded `other` until `end`; returns what it sent.
+fn play(
+    own: &Side,
+    other: &Side,
+    start: Instant,
+    end: Instant,
+    inputs: &[(Instant, Message)],
+) -> (Link, Vec<Message>) {
+    let mut opener = Opener::new(own.session(other.name));
+    let session = own.session(other.name);
+    let mut link = Link::new(LinkConfig { session, remote: own.outbound.then_some(other.addr) });
+    let mut sent = Vec::new();
+    let mut paths: Vec<Path> = Vec::new();
+    link.confirm(start);
+    let mut inputs = inputs.iter().filter(|(at, _)| *at < end).peekable();
+    let mut now = start;
+    loop {
+        while let Some(output) = link.poll_output() {
+            match output {
+                Output::Datagram { to, df, bytes } => {
+                    assert_eq!(to, other.addr);
+                    // Underlay MTU 1500: the kernel refuses what is longer, with the don't-fragment bit.
+                    if df && bytes.len() + 28 > 1500 {
+                        link.handle_path_mtu(1500, now);
+                    } else {
+                        sent.push(Message::Datagram { bytes, df });
+                    }
+                }
+                Output::Control { tag, body } => sent.push(Message::Control([&[tag], &body[..]].concat())),
+                Output::PathChanged => paths.push(link.path()),
+                Output::Failed(error) => panic!("{error}"),
+                Output::Established | Output::Event(_) => {}
+            }
+        }
+        let timer = link.poll_timeout().map_or(end, |(at, _)| at);
+        match inputs.peek() {
+            Some((at, message)) if *at <= timer => {
+                now = *at;
+                match message {
+                    Message::Control(message) => link.handle_control(message[0], &message[1..], now).unwrap(),
+                    Message::Datagram { bytes, .. } => {
+                        let mut bytes = bytes.clone();
+                        assert_eq!(sender(&bytes), Some(name(other.name)));
+                        for record in opener.open(&mut bytes).unwrap() {
+                            let record = record.unwrap();
+                            if let Some(special) = Special::parse(record.frame) {
+                                assert_eq!((record.src, record.dst), (name(other.name), name(own.name)));
+                                link.handle_special(special, other.addr, now);
+                            }
+                        }
+                    }
+                }
+                inputs.next();
+            }
+            _ if timer < end => {
+                now = timer.max(now);
+                link.handle_timeout(now);
+            }
+            _ => break,
+        }
+    }
+    let path = link.path();
+    let mtu = if own.key.is_some() { 1414 } else { 1438 };
+    let remote = Some(other.addr);
+    assert_eq!(path, Path { remote, mtu, max_payload: 1472, stack_fragments: true });
+    assert_eq!(paths.last(), Some(&path), "every change is announced");
+    (link, sent)
+}
+
+fn datagrams(messages: &[Message]) -> Vec<&Message> {
+    messages.iter().filter(|m| matches!(m, Message::Datagram { .. })).collect()
+}
+
+fn controls(messages: &[Message]) -> Vec<&Message> {
+    messages.iter().filter(|m| matches!(m, Message::Control(_))).collect()
+}
+
+#[test]
+fn both_ends_of_both_links_do_as_the_original() {
+    let sides = [
+        ("ab", ("A", 1, "172.30.1.1:6783"), ("B", 2, "172.30.1.2:6783")),
+        ("bc", ("B", 2, "172.30.2.2:6783"), ("C", 3, "172.30.2.3:6783")),
+    ];
+    for (file, encrypted) in [("live_sleeve_plain", false), ("live_sleeve_encrypted", true)] {
+        let file = vectors(file);
+        for (link, one, other) in sides {
+            let connection = |side: (&str, u8, &str), remote: u8| {
+                let remote = name(remote).to_string();
+                let all = array(&file["connections_as_seen_by"][side.0]);
+                Side::new(all.iter().find(|c| c["peer"] == remote.as_str()).unwrap(), side.1, side.2)
+            };
+            let (one, other) = (connection(one, other.1), connection(other, one.1));
+            assert_eq!((one.outbound, one.key.is_some()), (true, encrypted));
+            let link = &file["links"][link];
+            for (own, other) in [(&one, &other), (&other, &one)] {
+                let expected = recorded(link, own, other.name);
+                let inputs = recorded(link, other, own.name);
+                // Up to the first data frame. The acceptor confirms when its first heartbeat came to something.
+                let end = Instant::from_origin(Duration::from_millis(8000));
+                let first = expected.first().unwrap().0;
+                let inputs: Vec<_> =
+                    inputs.into_iter().filter(|(at, _)| *at + Duration::from_millis(1) >= first).collect();
+                let expected: Vec<_> =
+                    expected.into_iter().filter(|(at, _)| *at < end).map(|(_, message)| message).collect();
+                // The capture of the encrypted run has no control messages: what the other side acknowledged is made up.
+                let (inputs, check_controls) = if array(&link["overlay_control_over_tcp"]).is_empty() {
+                    (with_controls(inputs, other, own), false)
+                } else {
+                    (inputs, true)
+                };
+                let (_, sent) = play(own, other, first, end, &inputs);
+                assert_eq!(datagrams(&sent), datagrams(&expected), "{} to {}", own.name, other.name);
+                if check_controls {
+                    assert_eq!(controls(&sent), controls(&expected), "{} to {}", own.name, other.name);
+                }
+                assert_eq!(controls(&sent).len(), 3);
+            }
+        }
+    }
+}
+
+/// Control messages as the original sends them, 100 ms after what they acknowledge.
+fn with_controls(mut inputs: Vec<(Instant, Message)>, other: &Side, own: &Side) -> Vec<(Instant, Message)> {
+    let first = inputs.first().unwrap().0;
+    let later = |ms| first + Duration::from_millis(ms);
+    let overhead = other.session(own.name).overhead() as u16;
+    inputs.push((later(100), Message::Control(vec![1])));
+    inputs.push((later(110), Message::Control(vec![2])));
+    inputs.push((later(120), Message::Control([&[3], &(1500 - overhead).to_be_bytes()[..]].concat())));
+    inputs.sort_by_key(|(at, _)| *at);
+    inputs
+}
+
+/// The original as the prober: each probe of its search is answered by control message 3 with its size.
+#[test]
+fn answers_the_search_of_the_original() {
+    let file = vectors("live_sleeve_pmtu_search");
+    let side = Side { name: 2, addr: support::addr(2), uid: 5, key: None, outbound: false };
+    let from = support::addr(1);
+    let mut link = Link::new(LinkConfig { session: side.session(1), remote: None });
+    link.confirm(Instant::ORIGIN);
+    link.handle_special(Special::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
+    while link.poll_output().is_some() {}
+    let mut answered = Vec::new();
+    for event in array(&file["events"]).iter().filter(|event| event["event"] == "probe") {
+        let candidate = event["candidate"].as_u64().unwrap() as usize;
+        // The black hole: packets of more than 700 bytes do not arrive.
+        if candidate + 62 > 700 {
+            continue;
+        }
+        link.handle_special(Special::parse(&vec![0; candidate + 14]).unwrap(), from, at(event));
+        while let Some(output) = link.poll_output() {
+            let Output::Control { tag: 3, body } = output else { panic!("{output:?}") };
+            answered.push(u64::from(u16::from_be_bytes(body.try_into().unwrap())));
+        }
+    }
+    let acks = array(&file["events"]).iter().filter(|event| event["event"] == "probe_ack");
+    assert_eq!(answered, acks.map(|event| event["candidate"].as_u64().unwrap()).collect::<Vec<_>>());
+}
+
+/// Our search in the same black hole: the same result, in less time, and the first probe is the same.
+#[test]
+fn searches_as_well_as_the_original() {
+    let file = vectors("live_sleeve_pmtu_search");
+    let events = array(&file["events"]);
+    let verified = events.iter().find(|event| event["event"] == "verified").unwrap();
+    let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
+
+    let side = Side { name: 1, addr: support::addr(1), uid: 5, key: None, outbound: true };
+    let mut link = Link::new(LinkConfig { session: side.session(2), remote: Some(support::addr(2)) });
+    link.confirm(Instant::ORIGIN);
+    let mut now = Instant::ORIGIN;
+    link.handle_control(1, &[], now).unwrap();
+    let mut probes = Vec::new();
+    let done = 'done: loop {
+        while let Some(output) = link.poll_output() {
+            match output {
+                Output::Datagram { df: true, bytes, .. } if bytes.len() + 28 > 1500 => {
+                    link.handle_path_mtu(1500, now);
+                }
+                Output::Datagram { df: true, bytes, .. } if bytes.len() > 42 => {
+                    // Control 3 says the length of the frame without its Ethernet header.
+                    let size = (bytes.len() - 6 - 14 - 14) as u16;
+                    probes.push(u64::from(size));
+                    if bytes.len() + 28 <= 700 {
+                        link.handle_control(3, &size.to_be_bytes(), now).unwrap();
+                    }
+                }
+                Output::Event(event) => break 'done event,
+                _ => {}
+            }
+        }
+        now = link.poll_timeout().unwrap().0;
+        link.handle_timeout(now);
+    };
+    assert_eq!(done.to_string(), format!("Effective MTU verified at {}", verified["mtu"]));
+    assert_eq!(probes[0], first_probe["candidate"].as_u64().unwrap());
+    let took = now.since_origin().as_secs_f64() * 1000.0;
+    assert!(took < verified["t_ms"].as_f64().unwrap() / 5.0, "{took} ms");
+}

@@ -1,0 +1,37 @@
+use std::fmt;
+use std::sync::Arc;
+
+use weave_types::PeerName;
+
+use crate::MacMap;
+
+/// Where peers are, computed by the mesh from the topology (spec mesh: routes).
+pub trait Routes: Send + Sync {
+    /// The neighbour through which `dst` is reached; `None` if there is no way.
+    fn unicast(&self, dst: PeerName) -> Option<PeerName>;
+    /// The neighbours to which a broadcast that started at `src` is passed on from here.
+    fn broadcast(&self, src: PeerName) -> &[PeerName];
+    /// Whether the peer is part of the topology.
+    fn knows(&self, peer: PeerName) -> bool;
+}
+
+/// All that the switch must know to judge a frame. An immutable snapshot, published by its owner and read by the data
+/// threads; only the last-seen marks inside [`MacMap`] are written through it.
+#[derive(Clone)]
+pub struct ForwardingTable {
+    /// This peer.
+    pub own: PeerName,
+    /// Which peer each MAC is behind.
+    pub macs: Arc<MacMap>,
+    /// Which neighbour each peer is behind.
+    pub routes: Arc<dyn Routes>,
+}
+
+impl fmt::Debug for ForwardingTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardingTable")
+            .field("own", &self.own)
+            .field("macs", &self.macs.len())
+            .finish_non_exhaustive()
+    }
+}

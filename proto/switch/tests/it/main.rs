@@ -1,0 +1,14 @@
+//! Tests of the public surface, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod checksum;
+mod coalesce;
+mod exercise;
+mod fragment;
+mod frame;
+mod mac;
+mod offload;
+mod packet;
+mod segment;
+mod vectors;
+mod verdict;

@@ -1,0 +1,218 @@
+use std::sync::Arc;
+
+use weave_switch::{
+    DropReason, Fact, FactLimiter, ForwardingTable, LocalVerdict, MacConfig, MacTable, PeerVerdict, Routes,
+    local_frame, peer_frame,
+};
+use weave_types::{MacAddr, PeerName};
+
+use crate::mac::{X, Y, at};
+
+pub(crate) const OWN: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 1]);
+pub(crate) const B: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 2]);
+pub(crate) const C: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 3]);
+/// Part of the topology, but not reachable.
+pub(crate) const ISLAND: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 4]);
+pub(crate) const STRANGER: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 5]);
+
+/// A line C - B - own - (nobody); what B broadcasts goes on to nobody, what C broadcasts to B again, so that
+/// the lists can be told apart.
+pub(crate) struct TestRoutes;
+
+impl Routes for TestRoutes {
+    fn unicast(&self, dst: PeerName) -> Option<PeerName> {
+        (dst == B || dst == C).then_some(B)
+    }
+
+    fn broadcast(&self, src: PeerName) -> &[PeerName] {
+        match src {
+            OWN => &[B, C],
+            B => &[C],
+            C => &[B],
+            _ => &[],
+        }
+    }
+
+    fn knows(&self, peer: PeerName) -> bool {
+        [OWN, B, C, ISLAND].contains(&peer)
+    }
+}
+
+pub(crate) fn table(macs: &MacTable) -> ForwardingTable {
+    ForwardingTable { own: OWN, macs: macs.snapshot(), routes: Arc::new(TestRoutes) }
+}
+
+pub(crate) fn frame(src: MacAddr, dst: MacAddr) -> Vec<u8> {
+    [&dst.0[..], &src.0, &[8, 6], &[0; 30]].concat()
+}
+
+fn macs(known: &[(MacAddr, PeerName)]) -> MacTable {
+    let mut macs = MacTable::new(MacConfig::new(OWN));
+    for (mac, peer) in known {
+        macs.learn_remote(*mac, *peer, at(0));
+    }
+    macs
+}
+
+const MULTICAST: MacAddr = MacAddr([1, 0, 0x5e, 0, 0, 1]);
+const LLDP: MacAddr = MacAddr([1, 0x80, 0xc2, 0, 0, 0x0e]);
+const OTHER: MacAddr = MacAddr([6, 0, 0, 0, 0, 9]);
+
+#[test]
+fn local_frames() {
+    use DropReason::{DestinationLocal, InvalidSource, LocalConflict, NoRoute, SpanningTree};
+    use LocalVerdict::{Drop, Flood, Unicast};
+    let all = Flood(&[B, C]);
+    let learn = Some(Fact::LocalMac(X));
+    let conflict = |dst| Some(Fact::LocalConflict { mac: X, dst, peer: B });
+    let here = [(X, OWN)];
+    // Known before, source, destination, time in ms, verdict, fact.
+    type Case<'a> = (&'a [(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'a>, Option<Fact>);
+    let cases: &[Case<'_>] = &[
+        (&[], X, Y, 0, all, learn),
+        (&here, X, Y, 0, all, None),
+        (&here, X, MacAddr::BROADCAST, 0, all, None),
+        (&here, X, MULTICAST, 0, all, None),
+        (&here, X, LLDP, 0, all, None),
+        (&here, X, MacAddr::ZERO, 0, all, None),
+        (&here, X, MacAddr::SPANNING_TREE, 0, Drop(SpanningTree), None),
+        (&[], X, MacAddr::SPANNING_TREE, 0, Drop(SpanningTree), learn),
+        (&[(X, OWN), (Y, OWN)], X, Y, 0, Drop(DestinationLocal), None),
+        (&[], X, X, 0, Drop(DestinationLocal), learn),
+        (&[(X, B)], X, X, 2000, Drop(DestinationLocal), learn),
+        (&[(X, OWN), (Y, B)], X, Y, 0, Unicast { dst: B, via: B }, None),
+        (&[(X, OWN), (Y, C)], X, Y, 0, Unicast { dst: C, via: B }, None),
+        (&[(X, OWN), (Y, ISLAND)], X, Y, 0, Drop(NoRoute), None),
+        (&[(Y, ISLAND)], X, Y, 0, Drop(NoRoute), learn),
+        (&[(X, B)], X, Y, 0, Drop(LocalConflict), conflict(Y)),
+        (&[(X, B)], X, Y, 1999, Drop(LocalConflict), conflict(Y)),
+        (&[(X, B)], X, MacAddr::SPANNING_TREE, 0, Drop(LocalConflict), conflict(MacAddr::SPANNING_TREE)),
+        (&[(X, B)], X, Y, 2000, all, learn),
+        (&[(X, B), (Y, C)], X, Y, 2000, Unicast { dst: C, via: B }, learn),
+        (&[], MULTICAST, Y, 0, Drop(InvalidSource), None),
+        (&[], MacAddr::ZERO, Y, 0, Drop(InvalidSource), None),
+    ];
+    for (i, (known, src, dst, ms, verdict, fact)) in cases.iter().enumerate() {
+        let table = table(&macs(known));
+        assert_eq!(local_frame(&table, &frame(*src, *dst), at(*ms)), (*verdict, *fact), "case {i}");
+    }
+}
+
+/// As long as the remote peer goes on sending, a local capture waits; two seconds after its last frame it may.
+#[test]
+fn takeover_waits_for_silence() {
+    let mut macs = macs(&[(X, B)]);
+    let fwd = table(&macs);
+    for ms in (0..10_000).step_by(500) {
+        assert_eq!(peer_frame(&fwd, B, OWN, &frame(X, Y), at(ms)).1, None);
+        let (verdict, fact) = local_frame(&fwd, &frame(X, Y), at(ms + 499));
+        assert_eq!(verdict, LocalVerdict::Drop(DropReason::LocalConflict));
+        assert_eq!(fact, Some(Fact::LocalConflict { mac: X, dst: Y, peer: B }));
+    }
+    assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_499)).0, LocalVerdict::Drop(DropReason::LocalConflict));
+    assert_eq!(
+        local_frame(&fwd, &frame(X, Y), at(11_500)),
+        (LocalVerdict::Flood(&[B, C]), Some(Fact::LocalMac(X)))
+    );
+    macs.learn_local(X, at(11_500));
+    let fwd = table(&macs);
+    assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_501)), (LocalVerdict::Flood(&[B, C]), None));
+    // And back at once when the other peer sends again.
+    let (verdict, fact) = peer_frame(&fwd, B, OWN, &frame(X, Y), at(11_502));
+    assert_eq!(
+        (verdict, fact),
+        (PeerVerdict::Deliver { flood: &[C] }, Some(Fact::RemoteMac { mac: X, peer: B }))
+    );
+}
+
+#[test]
+fn peer_frames() {
+    use DropReason::{InvalidSource, NoRoute, OwnPacket, UnknownPeer};
+    use PeerVerdict::{Deliver, Drop, Relay};
+    let seen = Some(Fact::RemoteMac { mac: X, peer: B });
+    let own = |peer| Some(Fact::OwnPacket { peer, mac: X, dst: Y });
+    // Known before, source peer, destination peer, source, destination, verdict, fact.
+    type Case<'a> =
+        (&'a [(MacAddr, PeerName)], PeerName, PeerName, MacAddr, MacAddr, PeerVerdict<'a>, Option<Fact>);
+    let cases: &[Case<'_>] = &[
+        (&[], B, OWN, X, Y, Deliver { flood: &[C] }, seen),
+        (&[(X, B)], B, OWN, X, Y, Deliver { flood: &[C] }, None),
+        (&[(X, B), (Y, OWN)], B, OWN, X, Y, Deliver { flood: &[] }, None),
+        (&[(Y, OWN)], B, OWN, X, Y, Deliver { flood: &[] }, seen),
+        (&[(X, B), (Y, C)], B, OWN, X, Y, Deliver { flood: &[C] }, None),
+        (&[(X, C), (Y, OWN)], B, OWN, X, Y, Deliver { flood: &[] }, seen),
+        (&[(X, OWN), (Y, OWN)], B, OWN, X, Y, Deliver { flood: &[] }, seen),
+        (&[(X, OWN)], B, OWN, X, X, Deliver { flood: &[C] }, seen),
+        (&[(X, B)], B, OWN, X, MacAddr::BROADCAST, Deliver { flood: &[C] }, None),
+        (&[(X, B)], B, OWN, X, MacAddr::SPANNING_TREE, Deliver { flood: &[C] }, None),
+        (&[(X, C)], C, OWN, X, MULTICAST, Deliver { flood: &[B] }, None),
+        (
+            &[],
+            ISLAND,
+            OWN,
+            OTHER,
+            MULTICAST,
+            Deliver { flood: &[] },
+            Some(Fact::RemoteMac { mac: OTHER, peer: ISLAND }),
+        ),
+        // Relays know nothing of MACs.
+        (&[], B, C, X, Y, Relay { via: B }, None),
+        (&[(X, OWN)], C, B, X, Y, Relay { via: B }, None),
+        (&[], B, C, MULTICAST, Y, Relay { via: B }, None),
+        (&[], B, C, MacAddr::ZERO, MacAddr::ZERO, Relay { via: B }, None),
+        (&[], B, ISLAND, X, Y, Drop(NoRoute), None),
+        (&[], STRANGER, OWN, X, Y, Drop(UnknownPeer), None),
+        (&[], STRANGER, B, X, Y, Drop(UnknownPeer), None),
+        (&[], B, STRANGER, X, Y, Drop(UnknownPeer), None),
+        (&[], OWN, OWN, X, Y, Drop(OwnPacket), own(OWN)),
+        (&[], OWN, B, X, Y, Drop(OwnPacket), own(B)),
+        (&[], OWN, STRANGER, X, Y, Drop(OwnPacket), own(STRANGER)),
+        (&[], B, OWN, MULTICAST, Y, Drop(InvalidSource), None),
+        (&[], B, OWN, MacAddr::ZERO, Y, Drop(InvalidSource), None),
+    ];
+    for (i, (known, src, dst, mac, to, verdict, fact)) in cases.iter().enumerate() {
+        let table = table(&macs(known));
+        assert_eq!(peer_frame(&table, *src, *dst, &frame(*mac, *to), at(0)), (*verdict, *fact), "case {i}");
+    }
+}
+
+#[test]
+fn short_frames() {
+    let table = table(&macs(&[]));
+    for len in 0..14 {
+        let frame = &frame(X, Y)[..len];
+        assert_eq!(local_frame(&table, frame, at(0)), (LocalVerdict::Drop(DropReason::TooShort), None));
+        assert_eq!(peer_frame(&table, B, OWN, frame, at(0)), (PeerVerdict::Drop(DropReason::TooShort), None));
+    }
+    assert_eq!(local_frame(&table, &frame(X, Y)[..14], at(0)).0, LocalVerdict::Flood(&[B, C]));
+}
+
+#[test]
+fn reasons_are_numbered() {
+    for (i, reason) in DropReason::ALL.into_iter().enumerate() {
+        assert_eq!(reason as usize, i);
+        assert!(reason.to_string().chars().next().is_some_and(char::is_lowercase));
+    }
+}
+
+#[test]
+fn limiter() {
+    let mut limiter = FactLimiter::new();
+    let facts = [
+        Fact::LocalMac(X),
+        Fact::RemoteMac { mac: X, peer: B },
+        Fact::LocalConflict { mac: X, dst: Y, peer: B },
+        Fact::OwnPacket { peer: B, mac: X, dst: Y },
+        Fact::LocalMac(Y),
+    ];
+    for fact in &facts {
+        assert!(limiter.admit(fact, at(0)), "{fact:?}");
+    }
+    for fact in &facts {
+        assert!(!limiter.admit(fact, at(99)), "{fact:?}");
+        assert!(limiter.admit(fact, at(100)), "{fact:?}");
+        assert!(!limiter.admit(fact, at(199)), "{fact:?}");
+    }
+    assert!(limiter.admit(&Fact::RemoteMac { mac: X, peer: C }, at(100)), "a move is another fact");
+    assert!(limiter.admit(&Fact::RemoteMac { mac: X, peer: B }, at(100)), "and back");
+}

@@ -1,0 +1,349 @@
+//! A container and what it can do on the network.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::capture::Capture;
+use crate::host::{Host, probe, probe_argv};
+use crate::run::{Background, Outcome, PATIENCE, run};
+use crate::wait::within;
+
+/// A process with a network of its own in a host. Ends with the host, or by [`Container::end`].
+#[derive(Clone, Debug)]
+pub struct Container {
+    host: Host,
+    name: String,
+    pid: i32,
+}
+
+/// What a row of pings came to.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Pings {
+    /// Requests sent.
+    pub sent: u64,
+    /// Different requests that were answered.
+    pub received: u64,
+    /// Answers beyond the first.
+    pub duplicates: u64,
+    /// TTL of the last answer.
+    pub ttl: Option<u8>,
+    /// Longest time without an answered request, in milliseconds.
+    pub longest_gap_ms: f64,
+    /// Median round trip in milliseconds.
+    pub median_ms: f64,
+}
+
+/// Pings that go on beside the test.
+#[derive(Debug)]
+pub struct Pinger(Background);
+
+impl Pinger {
+    /// Ends the row and gives the result.
+    #[track_caller]
+    pub fn finish(self) -> Pings {
+        let text = self.0.finish().unwrap_or_else(|e| panic!("{e:#}"));
+        parse(&text)
+    }
+}
+
+/// A TCP connection that is used all the time beside the test: numbered messages, each echoed.
+#[derive(Debug)]
+pub struct Chat {
+    client: Background,
+    _server: Background,
+}
+
+/// What a [`Chat`] came to.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Chatter {
+    /// Messages echoed.
+    pub messages: u64,
+    /// Longest time between two echoes in milliseconds.
+    pub longest_gap_ms: f64,
+    /// Why the connection broke, if it did.
+    pub broken: Option<String>,
+}
+
+impl Chat {
+    /// Ends the conversation and gives the result.
+    #[track_caller]
+    pub fn finish(self) -> Chatter {
+        let text = self.client.finish().unwrap_or_else(|e| panic!("{e:#}"));
+        parse(&text)
+    }
+}
+
+#[track_caller]
+fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> T {
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|e| panic!("probe said no JSON ({e}): {text}"))
+}
+
+impl Container {
+    #[track_caller]
+    pub(crate) fn start(host: &Host, name: &str) -> Container {
+        let binary = probe_argv(&[])[0];
+        let pid = host.command_ok(&[binary, "container", name]);
+        let pid = pid.trim().parse().unwrap_or_else(|e| panic!("container {name}: {e}: {pid}"));
+        Container { host: host.clone(), name: name.to_owned(), pid }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The host it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Its process id inside the host.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// As the `weave` command names it by its network namespace.
+    pub fn netns(&self) -> String {
+        format!("netns:{}", self.name)
+    }
+
+    /// As the `weave` command names it by its process.
+    pub fn by_pid(&self) -> String {
+        format!("pid:{}", self.pid)
+    }
+
+    /// `weave attach <cidrs> <this>`: gives what was printed.
+    #[track_caller]
+    pub fn attach(&self, cidrs: &[&str]) -> String {
+        let netns = self.netns();
+        let mut args = vec!["attach"];
+        args.extend(cidrs);
+        args.push(&netns);
+        self.host.weave_ok(&args).trim_end().to_owned()
+    }
+
+    /// `weave detach <cidrs> <this>`: gives what was printed.
+    #[track_caller]
+    pub fn detach(&self, cidrs: &[&str]) -> String {
+        let netns = self.netns();
+        let mut args = vec!["detach"];
+        args.extend(cidrs);
+        args.push(&netns);
+        self.host.weave_ok(&args).trim_end().to_owned()
+    }
+
+    /// Joins it to a bridge by hand, as the original does: for the lab's own tests and for hosts that run another program.
+    #[track_caller]
+    pub fn plug(&self, bridge: &str, cidr: &str) {
+        let (pid, name) = (self.pid, &self.name);
+        self.host.sh(&format!(
+            "mtu=$(ip -o link show dev {bridge} | sed 's/.* mtu \\([0-9]*\\).*/\\1/'); \
+             ip link add v{pid} mtu $mtu type veth peer name ethwe mtu $mtu netns {pid}; \
+             ip link set v{pid} master {bridge} up; \
+             in=\"nsenter --net=/run/netns/{name}\"; \
+             $in ethtool -K ethwe tx off >/dev/null; \
+             $in ip addr add {cidr} brd + dev ethwe; \
+             $in ip link set ethwe up; \
+             $in ip route add 224.0.0.0/4 dev ethwe"
+        ));
+    }
+
+    /// Runs a command in its network.
+    #[track_caller]
+    pub fn command(&self, argv: &[&str]) -> Outcome {
+        run(self.enter(argv), None, PATIENCE).unwrap_or_else(|e| panic!("{}: {e:#}", self.label()))
+    }
+
+    /// Runs a command in its network that has to succeed; gives its standard output.
+    #[track_caller]
+    pub fn command_ok(&self, argv: &[&str]) -> String {
+        self.command(argv).expect_ok()
+    }
+
+    /// Runs one of the lab's probes in its network.
+    #[track_caller]
+    pub fn probe(&self, args: &[&str]) -> Value {
+        probe(self.enter(&probe_argv(args)))
+    }
+
+    /// Starts a probe in its network beside the test.
+    #[track_caller]
+    pub fn probe_background(&self, args: &[&str]) -> Background {
+        Background::start(self.enter(&probe_argv(args)), true)
+            .unwrap_or_else(|e| panic!("{}: {e:#}", self.label()))
+    }
+
+    /// A capture on its interface `ethwe`.
+    #[track_caller]
+    pub fn capture(&self) -> Capture {
+        Capture::start(&self.host, Some(&self.name), "ethwe")
+    }
+
+    /// Sends `count` pings (ten per second) and counts the answers.
+    #[track_caller]
+    pub fn ping(&self, to: &str, count: u32) -> Pings {
+        let value = self.probe(&["ping", to, "--count", &count.to_string(), "--interval-ms", "100"]);
+        serde_json::from_value(value).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Waits until a ping is answered.
+    #[track_caller]
+    pub fn reaches(&self, to: &str, deadline: Duration) {
+        let what = format!("{} to reach {to}", self.label());
+        let answer = within(&what, deadline, || {
+            let value = self.probe(&["ping", to, "--count", "1", "--wait-ms", "300"]);
+            if value["received"] == 1 { Ok(()) } else { Err("no answer") }
+        });
+        if let Err(text) = answer {
+            panic!("{text}");
+        }
+    }
+
+    /// Sends ten pings within a second, none of which may be answered.
+    #[track_caller]
+    pub fn never_reaches(&self, to: &str) {
+        let pings = self.ping(to, 10);
+        assert_eq!(pings.received, 0, "{} must not reach {to}: {pings:?}", self.label());
+    }
+
+    /// Pings `interval_ms` apart until [`Pinger::finish`].
+    #[track_caller]
+    pub fn pinging(&self, to: &str, interval_ms: u32) -> Pinger {
+        Pinger(self.probe_background(&[
+            "ping", to, "--count", "0", "--wait-ms", "1000", "--interval-ms", &interval_ms.to_string(),
+        ]))
+    }
+
+    /// Sends `bytes` to a server in `to` and back again, every byte checked on both sides.
+    #[track_caller]
+    pub fn tcp(&self, to: &Container, ip: &str, bytes: u64) {
+        let _server = to.probe_background(&["tcp-serve", "--port", "7001"]);
+        let result = self.probe(&["tcp-send", ip, "--port", "7001", "--bytes", &bytes.to_string()]);
+        assert_eq!(result["ok"], true, "TCP {} -> {}: {result}", self.label(), to.label());
+    }
+
+    /// A TCP connection to `to` that carries a message every `interval_ms` until [`Chat::finish`].
+    #[track_caller]
+    pub fn chat(&self, to: &Container, ip: &str, interval_ms: u32) -> Chat {
+        let server = to.probe_background(&["tcp-serve", "--port", "7002"]);
+        let interval = interval_ms.to_string();
+        let client = self.probe_background(&["tcp-chat", ip, "--port", "7002", "--interval-ms", &interval]);
+        Chat { client, _server: server }
+    }
+
+    /// Sends UDP datagrams of these payload sizes to an echo server in `to`; each has to come back unharmed.
+    #[track_caller]
+    pub fn udp(&self, to: &Container, ip: &str, sizes: &[usize]) {
+        let _server = to.probe_background(&["udp-serve", "--port", "7003"]);
+        let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+        let result = self.probe(&["udp-send", ip, "--port", "7003", "--sizes", &sizes.join(",")]);
+        assert_eq!(result["ok"], true, "UDP {} -> {}: {result}", self.label(), to.label());
+    }
+
+    /// Which containers answer a datagram to a multicast or broadcast address: their addresses, sorted.
+    #[track_caller]
+    pub fn cast(&self, to: &str, expect: usize) -> Vec<String> {
+        let value = self.probe(&["udp-cast", to, "--port", "7004", "--expect", &expect.to_string()]);
+        serde_json::from_value(value["responders"].clone()).unwrap_or_else(|e| panic!("{e}: {value}"))
+    }
+
+    /// Answers what [`Container::cast`] sends, as a member of `group` if one is given.
+    #[track_caller]
+    pub fn listen_cast(&self, group: Option<&str>) -> Background {
+        let mut args = vec!["udp-serve", "--port", "7004"];
+        args.extend(group.iter().flat_map(|g| ["--group", g]));
+        self.probe_background(&args)
+    }
+
+    /// Sends raw frames of the private EtherType 0x88b5 with `size` bytes of payload to everybody; gives the MACs of those who
+    /// echoed it unharmed (see [`Container::listen_raw`]). `tags`: 802.1Q tags, outermost first.
+    #[track_caller]
+    pub fn raw(&self, to_mac: &str, size: usize, tags: &[u16], expect: usize) -> Vec<String> {
+        let (size, expect) = (size.to_string(), expect.to_string());
+        let tags: Vec<String> = tags.iter().map(ToString::to_string).collect();
+        let tags = tags.join(",");
+        let mut args = vec!["raw-send", "ethwe", to_mac, "--size", &size, "--expect", &expect];
+        if !tags.is_empty() {
+            args.extend(["--tags", &tags]);
+        }
+        let value = self.probe(&args);
+        serde_json::from_value(value["responders"].clone()).unwrap_or_else(|e| panic!("{e}: {value}"))
+    }
+
+    /// Echoes raw frames (see [`Container::raw`]).
+    #[track_caller]
+    pub fn listen_raw(&self, tagged: bool) -> Background {
+        let mut args = vec!["raw-echo", "ethwe"];
+        args.extend(tagged.then_some("--tagged"));
+        self.probe_background(&args)
+    }
+
+    /// Asks the network by ARP who has an address: the MACs that answer within a second.
+    #[track_caller]
+    pub fn arp(&self, ip: &str) -> Vec<String> {
+        let value = self.probe(&["arp", "ethwe", ip]);
+        serde_json::from_value(value["macs"].clone()).unwrap_or_else(|e| panic!("{e}: {value}"))
+    }
+
+    /// MAC address of `ethwe`.
+    #[track_caller]
+    pub fn mac(&self) -> String {
+        self.ethwe()["address"].as_str().unwrap_or_else(|| panic!("{}: no MAC", self.label())).to_owned()
+    }
+
+    /// MTU of `ethwe`.
+    #[track_caller]
+    pub fn mtu(&self) -> u64 {
+        self.ethwe()["mtu"].as_u64().unwrap_or_else(|| panic!("{}: no MTU", self.label()))
+    }
+
+    /// Waits for the IPv6 link-local address of `ethwe` (duplicate detection takes a second or two).
+    #[track_caller]
+    pub fn link_local(&self) -> String {
+        let what = format!("the link-local address of {}", self.label());
+        let found = within(&what, Duration::from_secs(10), || -> Result<String> {
+            let ethwe = self.ethwe();
+            let addresses = ethwe["addr_info"].as_array().context("no addresses")?;
+            let usable = addresses.iter().find(|a| {
+                a["family"] == "inet6" && a["scope"] == "link" && a.get("tentative").is_none()
+            });
+            let text = usable.and_then(|a| a["local"].as_str()).context("none that is usable")?;
+            text.parse::<IpAddr>()?;
+            Ok(text.to_owned())
+        });
+        found.unwrap_or_else(|text| panic!("{text}"))
+    }
+
+    /// Addresses of `ethwe` as `ip -j addr` tells them.
+    #[track_caller]
+    fn ethwe(&self) -> Value {
+        let text = self.command_ok(&["ip", "-j", "addr", "show", "dev", "ethwe"]);
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        value[0].clone()
+    }
+
+    /// Whether it has an interface `ethwe`.
+    pub fn has_interface(&self) -> bool {
+        self.command(&["ip", "link", "show", "dev", "ethwe"]).success()
+    }
+
+    /// Ends it: process, namespace and name.
+    #[track_caller]
+    pub fn end(self) {
+        let (pid, name) = (self.pid, &self.name);
+        self.host.sh(&format!("kill -9 {pid}; umount /run/netns/{name}; rm /run/netns/{name}"));
+    }
+
+    fn enter(&self, argv: &[&str]) -> std::process::Command {
+        self.host.enter_net(Some(&format!("/run/netns/{}", self.name)), argv)
+    }
+
+    fn label(&self) -> String {
+        format!("{}@{}", self.name, self.host.name())
+    }
+}

@@ -1,0 +1,160 @@
+//! `lab probe ...`: small network tools that run inside hosts and containers. Each prints one line of JSON at its end; those that run
+//! beside a test first print `ready`, and end when their standard input closes.
+
+mod frames;
+mod ping;
+mod streams;
+mod stress;
+mod udp;
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// The tools.
+#[derive(Subcommand, Debug)]
+pub enum Probe {
+    /// ICMP echo requests (IPv4 or IPv6; `fe80::1%ethwe` for link-local).
+    Ping(ping::PingArgs),
+    /// TCP server that checks and returns what `tcp-send` sends and echoes for `tcp-chat`.
+    TcpServe(streams::ServeArgs),
+    /// Sends a checked stream and gets it back.
+    TcpSend(streams::SendArgs),
+    /// Keeps one connection busy with numbered messages until the standard input closes.
+    TcpChat(streams::ChatArgs),
+    /// UDP echo server, as a member of a multicast group if wished.
+    UdpServe(udp::ServeArgs),
+    /// Sends datagrams of given sizes and compares what comes back.
+    UdpSend(udp::SendArgs),
+    /// Sends to a broadcast or multicast address and lists who answers.
+    UdpCast(udp::CastArgs),
+    /// Echoes raw frames of a private EtherType.
+    RawEcho(frames::EchoArgs),
+    /// Sends raw frames of a private EtherType and lists who echoes them.
+    RawSend(frames::SendArgs),
+    /// Asks who has an IPv4 address and lists the MACs that answer.
+    Arp(frames::ArpArgs),
+    /// Writes every frame of a device into a pcap file until the standard input closes.
+    Capture(frames::CaptureArgs),
+    /// Sends seeded garbage to a TCP or UDP port.
+    Garbage(stress::GarbageArgs),
+    /// Opens many TCP connections and leaves them silent (or nearly) until the standard input closes.
+    Hold(stress::HoldArgs),
+}
+
+/// Runs a tool.
+pub fn main(probe: &Probe) -> Result<()> {
+    let result = match probe {
+        Probe::Ping(args) => ping::ping(args)?,
+        Probe::TcpServe(args) => streams::serve(args)?,
+        Probe::TcpSend(args) => streams::send(args)?,
+        Probe::TcpChat(args) => streams::chat(args)?,
+        Probe::UdpServe(args) => udp::serve(args)?,
+        Probe::UdpSend(args) => udp::send(args)?,
+        Probe::UdpCast(args) => udp::cast(args)?,
+        Probe::RawEcho(args) => frames::echo(args)?,
+        Probe::RawSend(args) => frames::send(args)?,
+        Probe::Arp(args) => frames::arp(args)?,
+        Probe::Capture(args) => frames::capture(args)?,
+        Probe::Garbage(args) => stress::garbage(args)?,
+        Probe::Hold(args) => stress::hold(args)?,
+    };
+    println!("{result}");
+    Ok(())
+}
+
+/// Tells the test that the tool works now.
+fn say_ready() -> Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(b"ready\n")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// The socket can be read.
+    Readable,
+    /// The test closed our standard input.
+    Ended,
+    /// The time came.
+    Late,
+}
+
+/// Waits for a socket, for the end of the standard input (if `watch`), or for a moment.
+fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Result<Woken> {
+    let stdin = std::io::stdin();
+    loop {
+        let mut fds = Vec::new();
+        if let Some(socket) = socket {
+            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        }
+        if watch {
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = match until {
+            None => PollTimeout::NONE,
+            // Rounded up, so that the moment has come when the poll ends.
+            Some(t) => {
+                let left = t.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left.as_millis() as i64 + i64::from(!left.is_zero())).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        match poll(&mut fds, timeout) {
+            Ok(0) => return Ok(Woken::Late),
+            Ok(_) => {
+                let first = fds.first().and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
+                return Ok(if socket.is_some() && first { Woken::Readable } else { Woken::Ended });
+            }
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// An address with an optional `%interface`.
+fn parse_ip(text: &str, port: u16) -> Result<SocketAddr> {
+    let (ip, scope) = match text.split_once('%') {
+        Some((ip, device)) => (ip, nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?),
+        None => (text, 0),
+    };
+    Ok(match ip.parse::<IpAddr>().with_context(|| format!("address `{text}`"))? {
+        IpAddr::V4(ip) => SocketAddr::from((ip, port)),
+        IpAddr::V6(ip) => SocketAddr::V6(std::net::SocketAddrV6::new(ip, port, 0, scope)),
+    })
+}
+
+fn millis(d: Duration) -> f64 {
+    d.as_secs_f64() * 1000.0
+}
+
+/// Bytes that depend on a seed only: both ends of a transfer make them and compare.
+struct Pattern(u64);
+
+impl Pattern {
+    fn new(seed: u64) -> Pattern {
+        Pattern(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next 8 bytes (xorshift64*).
+    fn word(&mut self) -> [u8; 8] {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
+    }
+
+    /// Fills a buffer; only the last one of a stream may have a length that 8 does not divide.
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            let word = self.word();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}

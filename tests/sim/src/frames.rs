@@ -1,0 +1,41 @@
+//! Frames that containers of the simulation send: a private EtherType, then who sent which one.
+
+use weave_types::MacAddr;
+
+use crate::net::HostId;
+
+/// IEEE's EtherType for experiments.
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// Addresses, type, host, number.
+const LENGTH: usize = 14 + 2 + 8;
+
+/// A frame of a container, as its receiver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp {
+    /// The host whose container sent it.
+    pub from: HostId,
+    /// Its number, unique in the simulation.
+    pub number: u64,
+}
+
+pub(crate) fn build(src: MacAddr, dst: MacAddr, stamp: Stamp) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(60);
+    frame.extend_from_slice(&dst.0);
+    frame.extend_from_slice(&src.0);
+    frame.extend_from_slice(&ETHERTYPE);
+    frame.extend_from_slice(&stamp.from.0.to_be_bytes());
+    frame.extend_from_slice(&stamp.number.to_be_bytes());
+    frame.resize(60, 0);
+    frame
+}
+
+/// `None` for a frame that no container of the simulation sent.
+pub fn read(frame: &[u8]) -> Option<Stamp> {
+    if frame.len() < LENGTH || frame[12..14] != ETHERTYPE {
+        return None;
+    }
+    Some(Stamp {
+        from: HostId(u16::from_be_bytes(frame[14..16].try_into().ok()?)),
+        number: u64::from_be_bytes(frame[16..24].try_into().ok()?),
+    })
+}

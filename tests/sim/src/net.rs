@@ -1,0 +1,110 @@
+//! The simulated network: who can reach whom, and what happens to bytes on the way. Everything is drawn from one seed.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_chacha::ChaCha12Rng;
+
+/// A simulated host's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostId(pub u16);
+
+impl HostId {
+    /// The host's address on the underlay.
+    pub fn ip(self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 1, (self.0 / 250) as u8, (self.0 % 250) as u8 + 1))
+    }
+
+    /// The host with this address, if it is one of the simulation's.
+    pub fn from_ip(ip: IpAddr) -> Option<HostId> {
+        match ip {
+            IpAddr::V4(a) if a.octets()[..2] == [10, 1] => {
+                let [_, _, high, low] = a.octets();
+                Some(HostId(u16::from(high) * 250 + u16::from(low.checked_sub(1)?)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How bad the network is.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    /// Chance that a datagram is lost, 0 to 1.
+    pub loss: f64,
+    /// Chance that a datagram arrives twice.
+    pub duplication: f64,
+    /// Shortest one-way delay.
+    pub latency: Duration,
+    /// Up to so much is added to it, independently for each datagram (so datagrams overtake each other).
+    pub jitter: Duration,
+    /// Largest IP packet that passes with DF set, bytes; larger ones vanish (a black hole).
+    pub mtu: usize,
+}
+
+impl Default for Faults {
+    fn default() -> Faults {
+        Faults {
+            loss: 0.0,
+            duplication: 0.0,
+            latency: Duration::from_micros(300),
+            jitter: Duration::from_micros(200),
+            mtu: 1500,
+        }
+    }
+}
+
+/// The state of the underlay.
+pub struct Net {
+    /// Present faults.
+    pub faults: Faults,
+    cut: BTreeSet<(HostId, HostId)>,
+    rng: ChaCha12Rng,
+}
+
+impl Net {
+    /// A network without cuts.
+    pub fn new(faults: Faults, rng: ChaCha12Rng) -> Net {
+        Net { faults, cut: BTreeSet::new(), rng }
+    }
+
+    /// Cuts or heals the link between two hosts, both directions.
+    pub fn set_cut(&mut self, a: HostId, b: HostId, cut: bool) {
+        let key = (a.min(b), a.max(b));
+        if cut {
+            self.cut.insert(key);
+        } else {
+            self.cut.remove(&key);
+        }
+    }
+
+    /// Heals every link.
+    pub fn heal_all(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Whether packets pass between the two.
+    pub fn connected(&self, a: HostId, b: HostId) -> bool {
+        !self.cut.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// A one-way delay.
+    pub fn delay(&mut self) -> Duration {
+        let jitter = self.faults.jitter.as_nanos() as u64;
+        let extra = if jitter == 0 { 0 } else { self.rng.random_range(0..jitter) };
+        self.faults.latency + Duration::from_nanos(extra)
+    }
+
+    /// When the copies of one datagram arrive, counted from now: none, one or two.
+    pub fn datagram(&mut self, a: HostId, b: HostId, payload: usize, df: bool) -> Vec<Duration> {
+        const IP_UDP_HEADERS: usize = 28;
+        let too_big = df && payload + IP_UDP_HEADERS > self.faults.mtu;
+        if too_big || !self.connected(a, b) || self.rng.random_bool(self.faults.loss) {
+            return Vec::new();
+        }
+        let copies = if self.rng.random_bool(self.faults.duplication) { 2 } else { 1 };
+        (0..copies).map(|_| self.delay()).collect()
+    }
+}

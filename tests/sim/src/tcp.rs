@@ -1,0 +1,166 @@
+//! Simulated TCP connections: two ordered byte streams that survive loss, stall while the link is cut, and end when an end
+//! closes or its host dies.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use weave_types::{ConnectionId, Instant};
+
+use crate::net::{HostId, Net};
+
+/// Bytes that a sender's kernel takes without the receiver having read any.
+const SOCKET_BUFFER: usize = 256 * 1024;
+/// A stalled stream tries again after this time.
+const RETRANSMIT: Duration = Duration::from_millis(250);
+/// A dial that gets no answer is given up after this time.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// One end of a connection: the host, its incarnation (crashes count it up) and the peer's own handle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct End {
+    pub(crate) host: HostId,
+    pub(crate) incarnation: u32,
+    pub(crate) conn: ConnectionId,
+}
+
+#[derive(Default)]
+struct Stream {
+    queue: VecDeque<(Instant, Vec<u8>)>,
+    queued: usize,
+    /// Bytes that the sender has been told are written.
+    reported: usize,
+    /// Bytes handed over so far, plus those queued.
+    total: usize,
+    /// The sender has closed; the receiver learns it after the last byte.
+    closing: Option<&'static str>,
+}
+
+struct Pipe {
+    ends: [End; 2],
+    /// `streams[i]` flows from `ends[i]` to the other end.
+    streams: [Stream; 2],
+    /// Whether the end still wants to hear of it.
+    open: [bool; 2],
+}
+
+/// What the world has to tell a node.
+pub(crate) enum TcpEvent {
+    Bytes(End, Vec<u8>),
+    Written(End, usize),
+    Closed(End, &'static str),
+}
+
+/// All connections of the simulation.
+#[derive(Default)]
+pub(crate) struct Tcp {
+    pipes: BTreeMap<u64, Pipe>,
+    by_end: BTreeMap<End, u64>,
+    next: u64,
+}
+
+impl Tcp {
+    pub(crate) fn open(&mut self, dialler: End, acceptor: End) {
+        let id = self.next;
+        self.next += 1;
+        self.by_end.insert(dialler, id);
+        self.by_end.insert(acceptor, id);
+        self.pipes.insert(id, Pipe { ends: [dialler, acceptor], streams: Default::default(), open: [true; 2] });
+    }
+
+    /// Queues bytes; gives the pipe and the time at which it should be pumped.
+    pub(crate) fn write(&mut self, from: End, bytes: Vec<u8>, now: Instant, net: &mut Net) -> Option<(u64, Instant)> {
+        let id = *self.by_end.get(&from)?;
+        let pipe = self.pipes.get_mut(&id)?;
+        let side = pipe.side(from);
+        let stream = &mut pipe.streams[side];
+        let earliest = stream.queue.back().map_or(now, |(at, _)| *at);
+        let at = earliest.max(now + net.delay());
+        stream.queued += bytes.len();
+        stream.total += bytes.len();
+        stream.queue.push_back((at, bytes));
+        Some((id, at))
+    }
+
+    /// One end closes (or its host died): the other learns it after what was sent before.
+    pub(crate) fn close(&mut self, end: End, why: &'static str, now: Instant) -> Option<(u64, Instant)> {
+        let id = self.by_end.remove(&end)?;
+        let pipe = self.pipes.get_mut(&id)?;
+        let side = pipe.side(end);
+        pipe.open[side] = false;
+        let stream = &mut pipe.streams[side];
+        stream.closing = Some(why);
+        // A close is a reset: what this end has not read is gone.
+        pipe.streams[1 - side].queue.clear();
+        if pipe.open == [false; 2] {
+            self.pipes.remove(&id);
+            return None;
+        }
+        let at = pipe.streams[side].queue.back().map_or(now, |(at, _)| *at);
+        Some((id, at.max(now)))
+    }
+
+    /// Every connection of a host that died.
+    pub(crate) fn ends_of(&self, host: HostId) -> Vec<End> {
+        self.by_end.keys().filter(|end| end.host == host).copied().collect()
+    }
+
+    /// Delivers what is due on one connection. The second value says when to come again.
+    pub(crate) fn pump(&mut self, id: u64, now: Instant, net: &Net) -> (Vec<TcpEvent>, Option<Instant>) {
+        let mut events = Vec::new();
+        let Some(pipe) = self.pipes.get_mut(&id) else { return (events, None) };
+        let connected = net.connected(pipe.ends[0].host, pipe.ends[1].host);
+        let mut again: Option<Instant> = None;
+        for side in 0..2 {
+            let (from, to) = (pipe.ends[side], pipe.ends[1 - side]);
+            let stream = &mut pipe.streams[side];
+            if !connected {
+                if !stream.queue.is_empty() || stream.closing.is_some() {
+                    again = Some(now + RETRANSMIT);
+                }
+            } else {
+                let mut received = Vec::new();
+                while stream.queue.front().is_some_and(|(at, _)| *at <= now) {
+                    let (_, bytes) = stream.queue.pop_front().expect("front was there");
+                    stream.queued -= bytes.len();
+                    received.extend_from_slice(&bytes);
+                }
+                if !received.is_empty() && pipe.open[1 - side] {
+                    events.push(TcpEvent::Bytes(to, received));
+                }
+                if let Some((at, _)) = stream.queue.front() {
+                    again = Some(again.map_or(*at, |t| t.min(*at)));
+                }
+            }
+            // Written = taken by the kernel: all but what exceeds its buffer.
+            let written = stream.total - stream.queued.saturating_sub(SOCKET_BUFFER);
+            if written > stream.reported && pipe.open[side] {
+                events.push(TcpEvent::Written(from, written - stream.reported));
+                stream.reported = written;
+            }
+            if connected && stream.queue.is_empty() && pipe.open[1 - side]
+                && let Some(why) = stream.closing
+            {
+                pipe.open[1 - side] = false;
+                self.by_end.remove(&to);
+                events.push(TcpEvent::Closed(to, why));
+            }
+        }
+        if pipe.open == [false; 2] {
+            self.pipes.remove(&id);
+            return (events, None);
+        }
+        (events, again)
+    }
+}
+
+impl Pipe {
+    fn side(&self, end: End) -> usize {
+        usize::from(self.ends[1] == end)
+    }
+}
+
+/// The address of the listener of a host.
+pub(crate) fn listener(host: HostId, port: u16) -> SocketAddr {
+    SocketAddr::new(host.ip(), port)
+}

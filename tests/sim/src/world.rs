@@ -1,0 +1,401 @@
+//! The simulation: hosts, each with a real `Node` and a real `Forwarder`; a virtual clock; one ordered queue of events.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use weave_node::Output;
+use weave_types::{ConnectionId, Instant, MacAddr, Now};
+
+use crate::frames;
+use crate::host::{Host, HostOptions, Sent};
+use crate::net::{Faults, HostId, Net};
+use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
+
+/// The one port of the simulation.
+pub const PORT: u16 = 6783;
+
+enum Event {
+    Wake(HostId, u32),
+    Pump(u64),
+    Dial { from: End, to: SocketAddr },
+    DialTimeout { from: End, to: SocketAddr },
+    Datagram { to: HostId, from: SocketAddr, bytes: Vec<u8> },
+}
+
+/// Counters of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Events handled.
+    pub events: u64,
+    /// TCP bytes written by all nodes.
+    pub tcp_bytes: u64,
+    /// Writes by all nodes; about one per protocol message.
+    pub tcp_writes: u64,
+    /// Datagrams sent.
+    pub datagrams: u64,
+    /// Times that a node was woken by its timer.
+    pub wakes: u64,
+}
+
+/// Many peers on one simulated network.
+pub struct World {
+    /// The underlay.
+    pub net: Net,
+    /// What happened so far.
+    pub counters: Counters,
+    hosts: BTreeMap<HostId, Host>,
+    tcp: Tcp,
+    queue: BinaryHeap<Reverse<(Instant, u64, EventBox)>>,
+    sequence: u64,
+    frames: u64,
+    clock: Instant,
+    rng: ChaCha12Rng,
+}
+
+/// Carries an event through the heap; its order is decided before it by time and sequence.
+struct EventBox(Event);
+
+impl PartialEq for EventBox {
+    fn eq(&self, _: &EventBox) -> bool {
+        true
+    }
+}
+
+impl Eq for EventBox {}
+
+impl PartialOrd for EventBox {
+    fn partial_cmp(&self, other: &EventBox) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for EventBox {
+    fn cmp(&self, _: &EventBox) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+impl World {
+    /// An empty world; everything random in it follows from the seed.
+    pub fn new(seed: u64, faults: Faults) -> World {
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let net = Net::new(faults, ChaCha12Rng::seed_from_u64(rng.random()));
+        World {
+            net,
+            counters: Counters::default(),
+            hosts: BTreeMap::new(),
+            tcp: Tcp::default(),
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            frames: 0,
+            clock: Instant::ORIGIN,
+            rng,
+        }
+    }
+
+    /// The virtual time.
+    pub fn now(&self) -> Now {
+        /// The wall clock at the start: 2026-01-01.
+        const START: Duration = Duration::from_secs(1_767_225_600);
+        Now { mono: self.clock, wall: START + self.clock.since_origin() }
+    }
+
+    /// All hosts, running or not.
+    pub fn hosts(&self) -> impl Iterator<Item = (&HostId, &Host)> {
+        self.hosts.iter()
+    }
+
+    /// One host.
+    ///
+    /// # Panics
+    /// If it was never added.
+    pub fn host(&self, id: HostId) -> &Host {
+        &self.hosts[&id]
+    }
+
+    /// One host, to look into its mailboxes.
+    ///
+    /// # Panics
+    /// If it was never added.
+    pub fn host_mut(&mut self, id: HostId) -> &mut Host {
+        self.hosts.get_mut(&id).expect("host was added")
+    }
+
+    /// Adds a host and starts its peer with these targets.
+    pub fn add(&mut self, id: HostId, options: HostOptions, targets: &[HostId]) {
+        let seed = self.rng.random();
+        let mut host = Host::new(id, options, seed);
+        host.containers.insert(container_mac(id, 0));
+        self.hosts.insert(id, host);
+        self.start(id, targets);
+    }
+
+    /// Starts the peer of a host that is down. What it persisted is still there; targets are those given, or else the
+    /// persisted ones.
+    pub fn start(&mut self, id: HostId, targets: &[HostId]) {
+        let now = self.now();
+        let host = self.hosts.get_mut(&id).expect("host was added");
+        host.start(now);
+        let targets = if targets.is_empty() { host.disk.targets.clone() } else { names(targets) };
+        if let Some(node) = host.node.as_mut() {
+            let refused = node.connect(&targets, true, now);
+            assert!(refused.is_empty(), "targets refused: {refused:?}");
+        }
+        self.settle(id);
+    }
+
+    /// Ends a peer as SIGKILL does: connections are reset, memory is gone, the disk stays.
+    pub fn crash(&mut self, id: HostId) {
+        let host = self.hosts.get_mut(&id).expect("host was added");
+        host.crash();
+        for end in self.tcp.ends_of(id) {
+            let pump = self.tcp.close(end, "read: connection reset by peer", self.clock);
+            self.schedule_pump(pump);
+        }
+    }
+
+    /// Runs an input on a running node and carries out what it says.
+    pub fn with_node(&mut self, id: HostId, input: impl FnOnce(&mut weave_node::Node, Now)) {
+        let now = self.now();
+        if let Some(node) = self.hosts.get_mut(&id).and_then(|h| h.node.as_mut()) {
+            input(node, now);
+            self.settle(id);
+        }
+    }
+
+    /// A container on `from` sends a frame.
+    pub fn send_frame(&mut self, from: HostId, frame: &[u8]) {
+        let now = self.clock;
+        if let Some(host) = self.hosts.get_mut(&from) {
+            host.local_frame(frame, now);
+            self.settle(from);
+        }
+    }
+
+    /// A container of `from` sends a frame to one of `to`; gives the frame's number if both have one.
+    pub fn send_unicast(&mut self, from: HostId, to: HostId) -> Option<u64> {
+        let dst = *self.host(to).containers.first()?;
+        self.send(from, dst)
+    }
+
+    /// A container of `from` sends a broadcast; gives the frame's number if there is one.
+    pub fn send_broadcast(&mut self, from: HostId) -> Option<u64> {
+        self.send(from, MacAddr::BROADCAST)
+    }
+
+    fn send(&mut self, from: HostId, dst: MacAddr) -> Option<u64> {
+        let src = *self.host(from).containers.first()?;
+        self.frames += 1;
+        let number = self.frames;
+        self.send_frame(from, &frames::build(src, dst, frames::Stamp { from, number }));
+        Some(number)
+    }
+
+    /// A container moves with its MAC.
+    pub fn move_container(&mut self, from: HostId, to: HostId) {
+        if let Some(mac) = self.host_mut(from).containers.pop_first() {
+            self.host_mut(to).containers.insert(mac);
+        }
+    }
+
+    /// Runs for so long.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.clock + time;
+        while self.queue.peek().is_some_and(|Reverse((at, _, _))| *at <= end) {
+            self.step();
+        }
+        self.clock = end;
+    }
+
+    /// Runs until a condition holds, looking every 50 ms of virtual time; false if it does not within `limit`.
+    pub fn run_until(&mut self, limit: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
+        let end = self.clock + limit;
+        loop {
+            if holds(self) {
+                return true;
+            }
+            if self.clock >= end {
+                return false;
+            }
+            self.run_for(Duration::from_millis(50));
+        }
+    }
+
+    fn step(&mut self) {
+        let Some(Reverse((at, _, EventBox(event)))) = self.queue.pop() else { return };
+        self.clock = self.clock.max(at);
+        self.counters.events += 1;
+        let now = self.now();
+        match event {
+            Event::Wake(id, wake) => {
+                let Some(host) = self.hosts.get_mut(&id) else { return };
+                if host.wake != wake {
+                    return;
+                }
+                if let Some(node) = host.node.as_mut() {
+                    self.counters.wakes += 1;
+                    node.handle_timeout(now);
+                    self.settle(id);
+                }
+            }
+            Event::Pump(id) => self.pump(id),
+            Event::Dial { from, to } => self.dial(from, to),
+            Event::DialTimeout { from, to } => {
+                let text = format!("dial tcp :0->{to}: connect: connection timed out");
+                self.dial_failed(from, text);
+            }
+            Event::Datagram { to, from, bytes } => {
+                if let Some(host) = self.hosts.get_mut(&to) {
+                    host.datagram(from, bytes, now.mono);
+                    self.settle(to);
+                }
+            }
+        }
+    }
+
+    fn pump(&mut self, id: u64) {
+        let (events, again) = self.tcp.pump(id, self.clock, &self.net);
+        if let Some(at) = again {
+            self.push(at, Event::Pump(id));
+        }
+        let now = self.now();
+        for event in events {
+            let end = match &event {
+                TcpEvent::Bytes(end, _) | TcpEvent::Written(end, _) | TcpEvent::Closed(end, _) => *end,
+            };
+            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation) else { continue };
+            let Some(node) = host.node.as_mut() else { continue };
+            match event {
+                TcpEvent::Bytes(_, bytes) => node.handle_stream(end.conn, &bytes, now),
+                TcpEvent::Written(_, bytes) => node.handle_written(end.conn, bytes, now),
+                TcpEvent::Closed(_, why) => node.handle_closed(end.conn, why.to_owned(), now),
+            }
+            self.settle(end.host);
+        }
+    }
+
+    fn dial(&mut self, from: End, to: SocketAddr) {
+        let target = HostId::from_ip(to.ip());
+        let reachable = target.is_some_and(|t| t == from.host || self.net.connected(from.host, t));
+        if !reachable {
+            self.push(self.clock + DIAL_TIMEOUT, Event::DialTimeout { from, to });
+            return;
+        }
+        let target = target.expect("reachable implies a target");
+        let now = self.now();
+        let local = SocketAddr::new(from.host.ip(), self.rng.random_range(32768..61000));
+        let accepted = match self.hosts.get_mut(&target) {
+            Some(host) if to.port() == PORT => {
+                let incarnation = host.incarnation;
+                host.node
+                    .as_mut()
+                    .and_then(|node| node.handle_accepted(listener(target, PORT), local, now))
+                    .map(|conn| End { host: target, incarnation, conn })
+            }
+            _ => None,
+        };
+        let Some(acceptor) = accepted else {
+            self.dial_failed(from, format!("dial tcp :0->{to}: connect: connection refused"));
+            return;
+        };
+        self.tcp.open(from, acceptor);
+        self.settle(target);
+        if self.is_current(from) {
+            self.with_node(from.host, |node, now| node.handle_dialled(from.conn, local, to, now));
+        } else {
+            let pump = self.tcp.close(from, "read: connection reset by peer", self.clock);
+            self.schedule_pump(pump);
+        }
+    }
+
+    fn dial_failed(&mut self, from: End, error: String) {
+        if self.is_current(from) {
+            self.with_node(from.host, |node, now| node.handle_dial_failed(from.conn, error, now));
+        }
+    }
+
+    fn is_current(&self, end: End) -> bool {
+        self.hosts.get(&end.host).is_some_and(|h| h.incarnation == end.incarnation && h.node.is_some())
+    }
+
+    /// Carries out everything that a host's node and forwarder have put out, and sets its next wake-up.
+    fn settle(&mut self, id: HostId) {
+        loop {
+            let now = self.now();
+            let Some(host) = self.hosts.get_mut(&id) else { return };
+            let incarnation = host.incarnation;
+            let output = host.next_output(now);
+            if host.crash_due() {
+                self.crash(id);
+                return;
+            }
+            let end = |conn: ConnectionId| End { host: id, incarnation, conn };
+            match output {
+                Some(Sent::Node(Output::Dial { conn, addr })) => {
+                    let at = self.clock + self.net.delay();
+                    self.push(at, Event::Dial { from: end(conn), to: addr });
+                }
+                Some(Sent::Node(Output::Write { conn, bytes })) => {
+                    self.counters.tcp_bytes += bytes.len() as u64;
+                    self.counters.tcp_writes += 1;
+                    let pump = self.tcp.write(end(conn), bytes, self.clock, &mut self.net);
+                    self.schedule_pump(pump);
+                }
+                Some(Sent::Node(Output::Close { conn })) => {
+                    let pump = self.tcp.close(end(conn), "read: connection reset by peer", self.clock);
+                    self.schedule_pump(pump);
+                }
+                Some(Sent::Datagram { to, df, bytes }) => self.send_datagram(id, to, df, bytes),
+                Some(Sent::Node(_)) => {}
+                None => break,
+            }
+        }
+        let now = self.now();
+        let host = self.hosts.get_mut(&id).expect("it was there above");
+        if let Some((at, reason)) = host.node.as_ref().and_then(|node| node.poll_timeout()) {
+            let at = at.max(now.mono);
+            if host.next_wake != Some(at) {
+                host.next_wake = Some(at);
+                host.wake_reason = reason;
+                host.wake += 1;
+                let wake = host.wake;
+                self.push(at, Event::Wake(id, wake));
+            }
+        }
+    }
+
+    fn send_datagram(&mut self, from: HostId, to: SocketAddr, df: bool, bytes: Vec<u8>) {
+        self.counters.datagrams += 1;
+        let Some(target) = HostId::from_ip(to.ip()).filter(|_| to.port() == PORT) else { return };
+        for delay in self.net.datagram(from, target, bytes.len(), df) {
+            let event = Event::Datagram { to: target, from: listener(from, PORT), bytes: bytes.clone() };
+            self.push(self.clock + delay, event);
+        }
+    }
+
+    fn schedule_pump(&mut self, pump: Option<(u64, Instant)>) {
+        if let Some((id, at)) = pump {
+            self.push(at, Event::Pump(id));
+        }
+    }
+
+    fn push(&mut self, at: Instant, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse((at, self.sequence, EventBox(event))));
+    }
+}
+
+/// Targets as a user would type them.
+pub fn names(hosts: &[HostId]) -> Vec<String> {
+    hosts.iter().map(|h| h.ip().to_string()).collect()
+}
+
+/// The MAC of the `n`th container of a host.
+pub fn container_mac(host: HostId, n: u8) -> MacAddr {
+    let [high, low] = host.0.to_be_bytes();
+    MacAddr([0x02, 0xc0, high, low, 0, n])
+}
