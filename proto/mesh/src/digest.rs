@@ -241,6 +241,21 @@ impl Mesh {
         }
     }
 
+    /// A neighbour has told of links to peers that we know nothing of. It usually knows more.
+    pub(crate) fn ask_for_mentioned(&mut self, neighbour: PeerName, names: &BTreeSet<PeerName>, now: Now) {
+        let Some(&conn) = self.by_peer.get(&neighbour) else { return };
+        let asks = self.connections.get(&conn).and_then(|c| c.running()).is_some_and(|r| r.digests);
+        if names.is_empty() || !asks || self.wanted.len() + names.len() > MAX_WANTED {
+            return;
+        }
+        // Anything is newer than a placeholder.
+        for name in names {
+            self.wanted.entry(*name).or_insert((0, PeerUid(1)));
+        }
+        self.send_if_idle(conn, &Message::Request(names.clone()).encode(), now);
+        self.timers.wanted.get_or_insert(now.mono + ANSWER);
+    }
+
     /// What we have asked for has had time to come. If it has not, somebody else may have it.
     pub(crate) fn ask_again(&mut self, now: Now) {
         let wanted = std::mem::take(&mut self.wanted);

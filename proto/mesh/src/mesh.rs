@@ -168,7 +168,8 @@ impl Mesh {
     /// A host name was looked up.
     pub fn handle_resolved(&mut self, id: ResolveId, result: Result<Vec<IpAddr>, String>, now: Now) {
         let connected = self.connected();
-        if let Some(attempt) = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono) {
+        let attempt = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono);
+        if let Some(attempt) = attempt.filter(|_| !self.down) {
             self.begin(attempt);
         }
         self.targets_stale = true;

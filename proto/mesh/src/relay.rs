@@ -264,7 +264,12 @@ impl Mesh {
     /// Passes news about peers on, but not to those who know it already. The first news goes at once; what comes in the next
     /// moments, when there usually is more about the same peers, goes together.
     pub(crate) fn relay_news(&mut self, now: Now) {
-        let news = std::mem::take(&mut self.news);
+        let mut news = std::mem::take(&mut self.news);
+        if self.timers.announce.is_some() {
+            // The news may be about a new neighbour: who hears of it must hear of the link to it as well, or takes it for
+            // unreachable.
+            news.entry(self.config.name).or_default();
+        }
         self.timers.relay = None;
         self.timers.relay_free = now.mono + RELAY_PAUSE;
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
@@ -378,7 +383,11 @@ impl Mesh {
                 let control = OverlayControl { index: Some(*index), tag: *tag, body: body.to_vec() };
                 self.output(Output::OverlayControl { conn, control });
             }
-            Some(Tag::Gossip) => self.handle_gossip(&envelope(body, false)?, channels, now)?,
+            Some(Tag::Gossip) => {
+                // The envelope names the neighbour as well; this is where it really came from.
+                let from = running.peer;
+                self.handle_gossip(from, &envelope(body, false)?, channels, now)?;
+            }
             Some(Tag::GossipUnicast) => self.handle_unicast(body, channels, now)?,
             Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
             None if tag == digest::TAG && running.digests => {
@@ -443,16 +452,18 @@ impl Mesh {
 
     fn handle_gossip(
         &mut self,
+        source: PeerName,
         envelope: &Envelope<'_>,
         channels: &mut dyn Channels,
         now: Now,
     ) -> Result<(), ConnectionError> {
-        let (channel, source) = (&*envelope.channel, envelope.source);
+        let channel = &*envelope.channel;
         if channel == TOPOLOGY {
             let merged = self.merge(envelope.payload, now)?;
             for name in &merged.same {
                 self.knows_too(*name, source);
             }
+            self.ask_for_mentioned(source, &merged.mentioned, now);
             if !merged.new.is_empty() {
                 self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
                 if self.timers.relay_free <= now.mono {
