@@ -10,8 +10,8 @@ pub(crate) fn names(config: &Config) -> Names {
     Names { bridge: config.bridge.clone(), ..Names::default() }
 }
 
-/// Bridge and uplink. What is there is adopted; if the second fails, the first is taken back if it was made here.
-pub(crate) fn ensure(config: &Config, name: PeerName) -> Result<(), Error> {
+/// Bridge and uplink; gives the MTU that both have. What is there is adopted; if the second fails, the first is taken back if it was made here.
+pub(crate) fn ensure(config: &Config, name: PeerName) -> Result<u32, Error> {
     let names = names(config);
     let mtu = match config.mtu {
         Some(mtu) => Mtu::Exactly(mtu),
@@ -21,9 +21,9 @@ pub(crate) fn ensure(config: &Config, name: PeerName) -> Result<(), Error> {
     let bridge = weave_host::ensure_bridge(&wanted)?;
     bridge.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     match weave_host::ensure_uplink(&names) {
-        Ok(_) => {
+        Ok(uplink) => {
             tracing::info!("bridge {} with MTU {}, uplink {}", names.bridge, bridge.mtu, names.device);
-            Ok(())
+            Ok(uplink.mtu)
         }
         Err(cause) if bridge.created => match remove(&names.bridge) {
             Ok(()) => Err(cause),

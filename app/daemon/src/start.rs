@@ -227,7 +227,8 @@ async fn prepare(
     };
     let (datapath, facts) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge and its uplink");
-    hostwork::ensure(config, name)?;
+    let mtu = hostwork::ensure(config, name)?;
+    node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     Ok(Prepared { listener, listeners, node, datapath, facts, device })
 }
 

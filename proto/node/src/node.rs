@@ -48,6 +48,7 @@ pub struct Node {
     /// The driver has been told so, and has not fetched them since.
     announced: bool,
     generation: u64,
+    local_mtu: usize,
     next_expiry: Instant,
     conflicts: BTreeMap<MacAddr, Instant>,
 }
@@ -67,6 +68,7 @@ impl Node {
             stale: true,
             announced: false,
             generation: 0,
+            local_mtu: usize::MAX,
             next_expiry: now.mono + MacTable::EXPIRY_INTERVAL,
             conflicts: BTreeMap::new(),
         };
@@ -156,6 +158,13 @@ impl Node {
         self.settle(now);
     }
 
+    /// The local bridge takes IP packets of `mtu` bytes. Until this is said, it takes everything.
+    pub fn set_local_mtu(&mut self, mtu: usize, now: Now) {
+        self.stale |= self.local_mtu != mtu;
+        self.local_mtu = mtu;
+        self.settle(now);
+    }
+
     /// Time has passed. Late or too often is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
         self.mesh.handle_timeout(&mut NoChannels, now);
@@ -203,7 +212,8 @@ impl Node {
             macs: self.macs.snapshot(),
             routes: Arc::new(Routes(self.mesh.routes())),
         };
-        let tables = Arc::new(Tables::new(self.generation, forwarding, self.links.neighbours()));
+        let tables = Tables::new(self.generation, forwarding, self.links.neighbours());
+        let tables = Arc::new(tables.with_local_mtu(self.local_mtu));
         self.tables = Some(tables.clone());
         tables
     }

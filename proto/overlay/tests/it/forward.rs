@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
+use weave_overlay::Destination;
 use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Opener, Path, Sealer, Session, SessionConfig, Special};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
@@ -414,6 +415,50 @@ fn ipv6_sources_are_told_too() {
     net.node(1).publish();
     net.node(1).local(&packet(1000), Offload::NONE);
     assert!(!net.node(1).io.sent.pop().unwrap().0.df);
+}
+
+/// Hosts with different MTUs on one network: what is too long for the receiving bridge is cut or answered there.
+#[test]
+fn frames_longer_than_the_local_bridge_takes() {
+    let mut net = Net::line(2, None);
+    for n in [1, 2] {
+        net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
+        net.settle();
+    }
+    net.injected();
+    let node = net.node(2);
+    let tables = Tables::clone(node.forwarder.tables()).with_local_mtu(576);
+    node.forwarder.set_tables(Arc::new(tables), &mut node.io);
+    /// Sends from 1 to 2; gives what 2 injected and what it sent.
+    fn deliver(net: &mut Net, frame: &[u8]) -> (Vec<Vec<u8>>, Vec<(Destination, Vec<u8>)>) {
+        net.node(1).local(frame, Offload::NONE);
+        for (_, datagram) in std::mem::take(&mut net.node(1).io.sent) {
+            net.node(2).datagram(addr(1), &datagram);
+        }
+        let io = net.node(2).io.take();
+        (io.injected, io.sent)
+    }
+    let payload = |len: usize| vec![7; len];
+
+    let fits = ipv4(mac(2), mac(1), true, 17, &payload(576 - 20));
+    assert_eq!(deliver(&mut net, &fits).0, [fits], "as long as the bridge takes");
+
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), false, 17, &payload(1000)));
+    assert!(sent.is_empty());
+    assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [14 + 20 + 552, 14 + 20 + 448]);
+
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), true, 17, &payload(1000)));
+    assert!(pieces.is_empty());
+    assert_eq!(sent.len(), 1, "its source is told");
+    net.node(1).datagram(addr(2), &sent[0].1);
+    let answer = net.node(1).io.injected.pop().unwrap();
+    assert_eq!((&answer[..6], &answer[34..36]), (&mac(1).0[..], &[3, 4][..]));
+    assert_eq!(answer[40..42], 576u16.to_be_bytes());
+
+    // Not ours: it was flooded, and whoever has it answers.
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(9), mac(1), true, 17, &payload(1000)));
+    assert!(pieces.is_empty() && sent.is_empty());
+    assert_eq!(net.node(2).forwarder.stats().drop_too_big, 1);
 }
 
 #[test]
