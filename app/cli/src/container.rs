@@ -21,6 +21,14 @@ pub(crate) struct Call {
 pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> {
     let addresses = rest.iter().take_while(|a| looks_like_address(a)).count();
     let (addresses, container) = rest.split_at(addresses);
+    if let Some(first) = container.first() {
+        // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
+        let path_only = first.contains('/') && !first.contains(':');
+        if first.parse::<std::net::IpAddr>().is_ok() || path_only {
+            let what = "is no container; an address is <ip>/<bits>, as 10.2.1.1/24";
+            return Err(Failure::new(1, format_args!("'{first}' {what}")));
+        }
+    }
     let [container] = container else {
         return Err(match container.get(1) {
             Some(extra) if looks_like_address(extra) => {
@@ -48,14 +56,6 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
         if !cidrs.contains(&cidr) {
             cidrs.push(cidr);
         }
-    }
-    // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
-    let path_only = container.contains('/') && !container.contains(':');
-    if container.parse::<std::net::IpAddr>().is_ok() || path_only {
-        return Err(Failure::new(
-            1,
-            format_args!("'{container}' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
-        ));
     }
     if cidrs.is_empty() {
         return Err(no_allocation());
@@ -125,7 +125,7 @@ pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
 
 fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     let reference: Reference = container.parse()?;
-    let docker = Docker::at(env.var("DOCKER_HOST").as_deref())?;
+    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
     Ok(weave_runtime::resolve(&reference, &docker)?)
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root().map_err(|e| fatal(&e.message))?;
     log::init(config.log_level);
     log::options_line(&shown(parsed));
-    parsed.notices(options::DAEMON_TABLE).iter().for_each(|line| log::info(line));
+    parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
@@ -92,17 +92,41 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     require_root()?;
     refuse_second(&config)?;
-    let supervise = !parsed.flag("no-restart");
-    let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
-    let started = start(&config, &mut parsed, &log_file, supervise)?;
-    let name = wait(started, &config, &log_file)?;
-    print(&format!("{name}\n"))?;
-    if supervise && std::io::stderr().is_terminal() {
+    let created = !config.run_dir.exists();
+    let result = locked(&parsed, &config);
+    if created && result.is_err() {
+        // Only an empty one goes.
+        let _ = fs::remove_dir(&config.run_dir);
+    }
+    print(&format!("{}\n", result?))?;
+    if !parsed.flag("no-restart") && std::io::stderr().is_terminal() {
         notice(
             "A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.",
         );
     }
     Ok(())
+}
+
+/// Starts the daemon and waits for it; its peer name. Two at a time would write each other's files.
+fn locked(parsed: &Parsed, config: &Config) -> Result<String, Failure> {
+    let run_dir = &config.run_dir;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|e| Failure::new(1, format_args!("cannot create {}: {e}", run_dir.display())))?;
+    let _lock = lock::PidFile::take(&run_dir.join("launch.pid")).map_err(|e| match e {
+        lock::LockError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
+        e => Failure::new(1, e),
+    })?;
+    let supervise = !parsed.flag("no-restart");
+    let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
+    let started = start(config, parsed, &log_file, supervise);
+    let result = started.and_then(|started| wait(started, config, &log_file));
+    if result.is_err() {
+        let _ = fs::remove_file(run_dir.join("password"));
+    }
+    result
 }
 
 /// A second daemon would take the first one's devices.
@@ -136,7 +160,8 @@ impl Drop for Started {
     }
 }
 
-fn start(config: &Config, parsed: &mut Parsed, log_file: &Path, supervise: bool) -> Result<Started, Failure> {
+fn start(config: &Config, parsed: &Parsed, log_file: &Path, supervise: bool) -> Result<Started, Failure> {
+    let mut parsed = parsed.clone();
     let step = |what: &str, path: &Path, e: std::io::Error| {
         Failure::new(1, format_args!("cannot {what} {}: {e}", path.display()))
     };
@@ -220,7 +245,6 @@ fn wait(mut started: Started, config: &Config, log_file: &Path) -> Result<String
             }
         }
         if let Some(status) = ended {
-            let _ = fs::remove_file(config.run_dir.join("password"));
             let log = log_file.display();
             return Err(match error {
                 Some(error) => Failure::new(1, error),

@@ -101,7 +101,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         failures.extend(remove_file(&file).err().map(|f| f.message));
     }
     for dir in [&state_dir, &run_dir] {
-        for name in ["supervisor.pid", "weave.pid"] {
+        for name in ["supervisor.pid", "weave.pid", "launch.pid"] {
             failures.extend(remove_file(&dir.join(name)).err().map(|f| f.message));
         }
         // Only if nothing else lives there.

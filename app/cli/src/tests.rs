@@ -248,7 +248,7 @@ fn values_refused() {
             "--weave-bridge: \"abcdefghijklmnop\" is not a device name of at most 15 characters",
         ),
         ("a:b:c", &[], "invalid peer name \"a:b:c\", should be host[:port]"),
-        ("h1:70000", &[], "address 70000: invalid port"),
+        ("h1:70000", &[], "invalid peer name \"h1:70000\", should be host[:port]"),
         ("--resume h1", &[], "You must not specify an initial peer list in conjunction with --resume"),
         (
             "--observer --init-peer-count 3",
@@ -320,6 +320,7 @@ fn addresses_and_containers() {
         ),
         ("10.2.1.1/33 c1", "invalid CIDR address: 10.2.1.1/33"),
         ("10.2.1.999/24 c1", "invalid CIDR address: 10.2.1.999/24"),
+        ("10.2.1.1 c1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1.1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1/24", "'10.2.1/24' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         (

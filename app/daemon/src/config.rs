@@ -204,9 +204,6 @@ pub enum ConfigError {
     /// A peer to connect to.
     #[error("invalid peer name {0:?}, should be host[:port]")]
     Peer(String),
-    /// Its port.
-    #[error("address {0}: invalid port")]
-    PeerPort(String),
 }
 
 /// Whether `text` can be a peer to connect to: `host` or `host:port` (spec mesh 10.1). Nothing is resolved.
@@ -216,7 +213,7 @@ pub enum ConfigError {
 pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     let bad = || ConfigError::Peer(text.to_owned());
     let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    if text.parse::<SocketAddr>().is_ok() || unbracketed.parse::<IpAddr>().is_ok() {
+    if text.parse::<SocketAddr>().is_ok_and(|a| a.port() > 0) || unbracketed.parse::<IpAddr>().is_ok() {
         return Ok(());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
@@ -224,11 +221,9 @@ pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
         return Err(bad());
     }
-    if host.contains(':') || !port.chars().all(char::is_alphanumeric) {
+    let port = if port.is_empty() { Ok(1) } else { port.parse::<u16>() };
+    if host.contains(':') || !matches!(port, Ok(1..)) {
         return Err(bad());
-    }
-    if !port.is_empty() && port.parse::<u16>().is_err() {
-        return Err(ConfigError::PeerPort(port.to_owned()));
     }
     Ok(())
 }
@@ -243,11 +238,13 @@ mod tests {
         {
             assert_eq!(check_peer(good), Ok(()), "{good}");
         }
-        for bad in ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2"] {
+        for bad in
+            ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2", "h:0", "h:70000", "h:http"]
+        {
             assert!(matches!(check_peer(bad), Err(ConfigError::Peer(_))), "{bad}");
         }
-        assert_eq!(check_peer("h1:70000").unwrap_err().to_string(), "address 70000: invalid port");
-        assert_eq!(check_peer("h1:http").unwrap_err().to_string(), "address http: invalid port");
+        let text = "invalid peer name \"h1:70000\", should be host[:port]";
+        assert_eq!(check_peer("h1:70000").unwrap_err().to_string(), text);
     }
 
     #[test]

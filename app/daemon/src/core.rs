@@ -16,6 +16,7 @@ use weave_types::{Instant, Now};
 
 use crate::control::Request;
 use crate::net::{Event, Net};
+use crate::refusals::Refusals;
 use crate::report;
 use crate::store::Store;
 
@@ -66,6 +67,7 @@ pub(crate) struct Core {
     /// Name of the uplink, for the report.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
+    pub(crate) refusals: Refusals,
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
@@ -79,7 +81,10 @@ impl Core {
     pub(crate) async fn run(mut self, listener: TcpListener, facts: FactReceiver) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        #[expect(deprecated, reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns"
+        )]
         let facts = AsyncFd::with_interest(Facts(facts), Interest::READABLE)?;
         let mut reports = Vec::new();
         self.net.accept(listener);
@@ -129,7 +134,12 @@ impl Core {
                 Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
                 Output::Event(event @ weave_node::Event::MacConflict { .. }) => tracing::warn!("{event}"),
-                Output::Event(event) => tracing::info!("{event}"),
+                Output::Event(event) => {
+                    if let weave_node::Event::Mesh(event) = &event {
+                        self.refusals.note(event, self.clock.now().mono);
+                    }
+                    tracing::info!("{}", report::explained(&event.to_string()));
+                }
             }
         }
     }
@@ -210,8 +220,11 @@ impl Core {
         // Whoever asked may be gone; what was asked for is done all the same.
         match request {
             Request::Report(answer) => {
-                let _ =
-                    answer.send(report::report(self.node.status(now), &self.datapath.stats(), &self.device));
+                let status = self.node.status(now);
+                let targets: Vec<_> = status.mesh.targets.iter().map(|t| t.address.clone()).collect();
+                let mut report = report::report(status, &self.datapath.stats(), &self.device);
+                report.router.connections.extend(self.refusals.connections(now.mono, &targets));
+                let _ = answer.send(report);
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);

@@ -20,6 +20,7 @@ pub mod lock;
 pub mod log;
 mod net;
 mod notify;
+mod refusals;
 mod report;
 mod start;
 pub mod store;

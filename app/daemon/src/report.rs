@@ -27,7 +27,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
             address: t.address.clone(),
             outbound: true,
             state: t.shown_state()?.to_owned(),
-            info: t.info(),
+            info: explained(&t.info()),
             attrs: None,
             overlay_reason: None,
         })
@@ -137,6 +137,12 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
         (true, false) => format!("{:<ENCRYPTION_WIDTH$} ", "unencrypted"),
     };
     format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
+}
+
+/// An error of the mesh, with what it most probably means where 2.8.1's words do not say it.
+pub(crate) fn explained(text: &str) -> String {
+    const UNREADABLE: &str = "Unable to decrypt TCP msg";
+    text.replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
 }
 
 /// Frames and datagrams that did not arrive, by reason, as far as there were any.

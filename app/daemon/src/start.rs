@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use weave_datapath::{Datapath, DatapathConfig};
+use weave_datapath::{Datapath, DatapathConfig, FactReceiver};
 use weave_mesh::Secret;
 use weave_node::Node;
 use weave_types::{PeerName, PeerUid};
@@ -25,11 +25,11 @@ use weave_types::{PeerName, PeerUid};
 use crate::config::{Config, ListenAddr};
 use crate::control::Control;
 use crate::core::{Clock, Core, EVENT_QUEUE};
-use crate::hostwork::HostWork;
 use crate::http::{Access, Listener};
 use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
+use crate::refusals::Refusals;
 use crate::store::{Store, StoreError};
 use crate::{hostwork, identity, log};
 
@@ -133,9 +133,20 @@ pub fn run(config: Config) -> Result<(), StartError> {
 async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     let clock = Clock::start();
     notifier.status("the daemon to look at its files");
-    let run_dir = &config.run_dir;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir);
+    let run_dir = config.run_dir.clone();
+    let created = !run_dir.exists();
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir);
     made.map_err(|source| StartError::Directory { path: run_dir.clone(), source })?;
+    let result = hold(config, clock, notifier).await;
+    if created && result.is_err() {
+        // Only an empty one goes.
+        let _ = std::fs::remove_dir(&run_dir);
+    }
+    result
+}
+
+/// With the pid file held.
+async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), StartError> {
     let _pid_file = PidFile::take(&config.pid_file()).map_err(|e| match e {
         LockError::Held { .. } => StartError::Running,
         other => StartError::Lock(other),
@@ -144,36 +155,25 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     log::info(format_args!("weave {}", crate::VERSION));
     log::info(format_args!("Our name is {name}({})", config.nickname));
     let store = Store::open(&config.state_dir, name)?;
-    let (peers, resumed) = initial_peers(&config, &store);
-
-    let listener = listen_for_peers(&config)?;
-    let listeners = listen_for_requests(&config).await?;
-
-    let mut rng = ChaCha12Rng::from_seed(entropy()?);
-    let uid = PeerUid(rng.random_range(1..=u64::MAX));
-    let mesh = mesh_config(&config, name, uid, &store);
-    let mut node = Node::new(weave_node::Config::new(mesh), rng, clock.now());
-    let names = hostwork::names(&config);
-    let data = DatapathConfig {
-        device: Some(names.device.clone()),
-        listen: config.host,
-        port: config.port,
-        origin: clock.origin(),
+    let prepared = match prepare(&config, name, &store, clock, notifier).await {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            store.abandon();
+            return Err(e);
+        }
     };
-    let (datapath, facts) = Datapath::start(&data, node.tables())?;
-
-    notifier.status("the bridge and its uplink");
-    let work = HostWork::ensure(&config, name)?;
-    let sentinel = config.run_dir.join("restart.sentinel");
-    if let Err(source) = std::fs::write(&sentinel, "") {
-        work.undo();
-        return Err(StartError::System { step: "write restart.sentinel", source });
+    let (peers, resumed) = initial_peers(&config, &store);
+    let Prepared { listener, listeners, node, datapath, facts, device } = prepared;
+    if let Err(source) = std::fs::write(sentinel(&config), "") {
+        tracing::warn!(
+            "a restart will forget the peers named by 'weave connect': restart.sentinel: {source}"
+        );
     }
-
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (control, requests) = Control::new(REQUEST_QUEUE);
     let net = Net::new(events_tx, config.host);
-    let mut core = Core { device: names.device, datapath, clock, node, net, store, events, requests };
+    let refusals = Refusals::default();
+    let mut core = Core { device, datapath, refusals, clock, node, net, store, events, requests };
     let what = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
@@ -194,6 +194,47 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     result
 }
 
+/// What runs before anybody is told that it does.
+struct Prepared {
+    listener: TcpListener,
+    listeners: Vec<Listener>,
+    node: Node,
+    datapath: Datapath,
+    facts: FactReceiver,
+    device: String,
+}
+
+/// Sockets first, the host's devices last.
+async fn prepare(
+    config: &Config,
+    name: PeerName,
+    store: &Store,
+    clock: Clock,
+    notifier: &Notifier,
+) -> Result<Prepared, StartError> {
+    let listener = listen_for_peers(config)?;
+    let listeners = listen_for_requests(config).await?;
+    let mut rng = ChaCha12Rng::from_seed(entropy()?);
+    let uid = PeerUid(rng.random_range(1..=u64::MAX));
+    let mesh = mesh_config(config, name, uid, store);
+    let mut node = Node::new(weave_node::Config::new(mesh), rng, clock.now());
+    let device = hostwork::names(config).device;
+    let data = DatapathConfig {
+        device: Some(device.clone()),
+        listen: config.host,
+        port: config.port,
+        origin: clock.origin(),
+    };
+    let (datapath, facts) = Datapath::start(&data, node.tables())?;
+    notifier.status("the bridge and its uplink");
+    hostwork::ensure(config, name)?;
+    Ok(Prepared { listener, listeners, node, datapath, facts, device })
+}
+
+fn sentinel(config: &Config) -> PathBuf {
+    config.run_dir.join("restart.sentinel")
+}
+
 fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> weave_mesh::Config {
     weave_mesh::Config {
         short_id: store.short_id(),
@@ -210,8 +251,11 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> 
 
 /// What to connect to, and whether that is what was stored (spec cli 4.4).
 fn initial_peers(config: &Config, store: &Store) -> (Vec<String>, bool) {
-    let restarted = config.run_dir.join("restart.sentinel").exists();
-    if config.resume || restarted { (store.targets().to_vec(), true) } else { (config.peers.clone(), false) }
+    if config.resume || sentinel(config).exists() {
+        (store.targets().to_vec(), true)
+    } else {
+        (config.peers.clone(), false)
+    }
 }
 
 fn listen_for_peers(config: &Config) -> Result<TcpListener, StartError> {

@@ -239,6 +239,9 @@ fn what_leaves_by_sleeve_has_complete_checksums() {
                 site.plug(MTU);
                 if !container_offloads {
                     site.container.sh("ethtool -K ethwe tx off tso off gso off gro off rx off");
+                    for device in ["vethwe-datapath", "vethwe-bridge", "vethwepl1", "wire"] {
+                        site.host.sh(&format!("ethtool -K {device} tx off tso off gso off gro off rx off"));
+                    }
                 }
             }
             let running = peers(&sites, key, 1500);

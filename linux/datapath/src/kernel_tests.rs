@@ -174,6 +174,46 @@ fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
 }
 
 #[test]
+fn many_destinations_are_served_at_once() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.run(|| {
+        let sockets = UdpSockets::open(None, 6783).unwrap();
+        let receivers: Vec<UdpSocket> = (0..100).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+        let mut sent = Sent::default();
+        let mut queue = TransmitQueue::new();
+        let mut outlet = Outlet { sockets: &sockets, sent: &mut sent, too_big: &mut |to| panic!("{to:?}") };
+        for round in 0..3 {
+            // All are open at the same time, and two of three turns are committed with what was written.
+            let slots: Vec<_> = receivers
+                .iter()
+                .enumerate()
+                .map(|(i, receiver)| {
+                    let to = receiver.local_addr().unwrap();
+                    queue.reserve(
+                        Destination { conn: ConnectionId(i as u64), to, df: true },
+                        65_507,
+                        &mut outlet,
+                    )
+                })
+                .collect();
+            for (i, slot) in slots.iter().enumerate() {
+                queue.buffer(*slot)[..2].copy_from_slice(&[i as u8, round]);
+            }
+            slots.iter().for_each(|slot| queue.commit(*slot, if round == 1 { 0 } else { 2 }));
+        }
+        queue.flush(&mut outlet);
+        assert_eq!((sent.datagrams, sent.messages), (200, 100));
+        for (i, receiver) in receivers.iter().enumerate() {
+            for round in [0, 2] {
+                let mut buf = [0; 9];
+                assert_eq!(receiver.recv(&mut buf).unwrap(), 2);
+                assert_eq!(buf[..2], [i as u8, round]);
+            }
+        }
+    });
+}
+
+#[test]
 fn errors_of_the_network_drop_datagrams_and_nothing_else() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {

@@ -11,6 +11,7 @@ use crate::admission::Bucket;
 use crate::config::Config;
 use crate::connection::{Connection, Due, State};
 use crate::dialer::{Attempt, Connected, Dialer, ResolveId};
+use crate::digest::Age;
 use crate::event::{ConnectionError, Event};
 use crate::gossip::{Channels, Surrogates};
 use crate::output::{Output, Persist};
@@ -40,6 +41,10 @@ pub struct Mesh {
     pub(crate) timers: Timers,
     /// Whose records the next announcement contains, besides our own.
     pub(crate) announced: BTreeSet<PeerName>,
+    /// Records that we have asked for, and how new they are said to be.
+    pub(crate) wanted: BTreeMap<PeerName, Age>,
+    /// News to pass on, and who has told us.
+    pub(crate) news: BTreeMap<PeerName, Vec<PeerName>>,
     /// Something that targets depend on has changed.
     pub(crate) targets_stale: bool,
     pub(crate) terminations: u64,
@@ -62,6 +67,12 @@ pub(crate) struct Timers {
     pub(crate) routes: Option<Instant>,
     /// Our record, and those of new neighbours, are to be gossiped.
     pub(crate) announce: Option<Instant>,
+    /// News is to be passed on.
+    pub(crate) relay: Option<Instant>,
+    /// When that may happen again at the earliest.
+    pub(crate) relay_free: Instant,
+    /// Records that we have asked for should have come.
+    pub(crate) wanted: Option<Instant>,
     /// Unreachable peers are to be forgotten.
     pub(crate) garbage: Option<Instant>,
     /// The next round of complete state.
@@ -89,6 +100,9 @@ impl Mesh {
             connections: BTreeSet::new(),
             routes: None,
             announce: None,
+            relay: None,
+            relay_free: now.mono,
+            wanted: None,
             garbage: None,
             gossip: now.mono + config.gossip_interval,
         };
@@ -102,6 +116,8 @@ impl Mesh {
             rng,
             timers,
             announced: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            news: BTreeMap::new(),
             targets_stale: false,
             terminations: 0,
             bucket: Bucket::new(now.mono),
@@ -152,7 +168,8 @@ impl Mesh {
     /// A host name was looked up.
     pub fn handle_resolved(&mut self, id: ResolveId, result: Result<Vec<IpAddr>, String>, now: Now) {
         let connected = self.connected();
-        if let Some(attempt) = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono) {
+        let attempt = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono);
+        if let Some(attempt) = attempt.filter(|_| !self.down) {
             self.begin(attempt);
         }
         self.targets_stale = true;
@@ -257,6 +274,8 @@ impl Mesh {
             timers.connections.first().map(|&(at, _)| (at, "connection")),
             timers.routes.map(|at| (at, "routes")),
             timers.announce.map(|at| (at, "announce")),
+            timers.relay.map(|at| (at, "relay")),
+            timers.wanted.map(|at| (at, "wanted")),
             timers.garbage.map(|at| (at, "garbage")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
@@ -292,6 +311,12 @@ impl Mesh {
         if self.timers.routes.is_some_and(|at| at <= now.mono) {
             self.refresh_routes();
             self.targets_stale = true;
+        }
+        if due(&mut self.timers.relay, now) {
+            self.relay_news(now);
+        }
+        if due(&mut self.timers.wanted, now) {
+            self.ask_again(now);
         }
         if due(&mut self.timers.announce, now) {
             self.announce(now);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weave_types::{ConnectionId, Now, PeerName};
 
@@ -23,6 +24,8 @@ pub(crate) const TOPOLOGY: &str = "topology";
 const WINDOW: usize = 64 << 10;
 /// Beyond it, messages that cannot wait are dropped. The connection will end soon if nothing moves.
 const MAX_UNWRITTEN: usize = 16 << 20;
+/// Pause between two rounds of passing on what was news about peers.
+const RELAY_PAUSE: Duration = Duration::from_millis(100);
 /// A topology message is ended after so many connections in it, some 2 MB: frames have a limit.
 const MAX_LINKS: usize = 50_000;
 
@@ -135,6 +138,11 @@ impl Mesh {
             let Some(item) = running.queue.pop() else { return };
             let (route, channel, payload): (Route, Arc<str>, Vec<u8>) = match item {
                 Item::Channel(route, channel, payload) => (route, channel, payload),
+                Item::Ages(names) => {
+                    let message = self.ages_of(&names).encode();
+                    self.send(conn, &message, now);
+                    continue;
+                }
                 Item::Topology(route, names) => {
                     let (payload, rest) = self.topology_update(names);
                     if let Some(rest) = rest {
@@ -239,12 +247,37 @@ impl Mesh {
         }
     }
 
-    fn gossip_topology(&mut self, except: Option<PeerName>, names: &Names, now: Now) {
+    /// Somebody need not be told what we are about to pass on.
+    pub(crate) fn knows_too(&mut self, name: PeerName, peer: PeerName) {
+        if let Some(told_by) = self.news.get_mut(&name) {
+            told_by.push(peer);
+        }
+    }
+
+    pub(crate) fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
+        if let Some(&conn) = self.by_peer.get(&hop) {
+            self.with_running(conn, |running| running.queue.push_topology(route, names));
+            self.pump(conn, now);
+        }
+    }
+
+    /// Passes news about peers on, but not to those who know it already. The first news goes at once; what comes in the next
+    /// moments, when there usually is more about the same peers, goes together.
+    pub(crate) fn relay_news(&mut self, now: Now) {
+        let mut news = std::mem::take(&mut self.news);
+        if self.timers.announce.is_some() {
+            // The news may be about a new neighbour: who hears of it must hear of the link to it as well, or takes it for
+            // unreachable.
+            news.entry(self.config.name).or_default();
+        }
+        self.timers.relay = None;
+        self.timers.relay_free = now.mono + RELAY_PAUSE;
+        let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
+        // As in the original, the only source of all news does not count among the neighbours.
+        let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
-            if let Some(&conn) = self.by_peer.get(&hop) {
-                self.with_running(conn, |running| running.queue.push_topology(Route::Gossip, names.clone()));
-                self.pump(conn, now);
-            }
+            let names = news.iter().filter(|(_, told_by)| !told_by.contains(&hop)).map(|(name, _)| *name);
+            self.push_news(hop, names.collect(), now);
         }
     }
 
@@ -254,19 +287,25 @@ impl Mesh {
         names.insert(self.config.name);
         // Whoever is new must be among the neighbours.
         self.refresh_routes();
-        self.gossip_topology(None, &Names::Some(names), now);
+        for hop in self.gossip_hops(None) {
+            self.push_topology(hop, Route::Gossip, Names::Some(names.clone()), now);
+        }
     }
 
     /// The periodic round (spec mesh 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
-        for hop in self.gossip_hops(None) {
-            if let Some(&conn) = self.by_peer.get(&hop) {
-                self.offer_topology(conn, now);
-            }
-        }
+        self.offer_topology_to_some(now);
         for name in channels.names().to_vec() {
             if let Some(state) = channels.state(name, now) {
                 self.gossip_to_some(None, &name.into(), &state, channels, now);
+            }
+        }
+    }
+
+    pub(crate) fn offer_topology_to_some(&mut self, now: Now) {
+        for hop in self.gossip_hops(None) {
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.offer_topology(conn, now);
             }
         }
     }
@@ -344,7 +383,11 @@ impl Mesh {
                 let control = OverlayControl { index: Some(*index), tag: *tag, body: body.to_vec() };
                 self.output(Output::OverlayControl { conn, control });
             }
-            Some(Tag::Gossip) => self.handle_gossip(&envelope(body, false)?, channels, now)?,
+            Some(Tag::Gossip) => {
+                // The envelope names the neighbour as well; this is where it really came from.
+                let from = running.peer;
+                self.handle_gossip(from, &envelope(body, false)?, channels, now)?;
+            }
             Some(Tag::GossipUnicast) => self.handle_unicast(body, channels, now)?,
             Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
             None if tag == digest::TAG && running.digests => {
@@ -394,12 +437,7 @@ impl Mesh {
             let named = self.merge(envelope.payload, now)?.named;
             self.refresh_routes();
             for &hop in self.routes.clone().broadcast_all(source) {
-                if let Some(&conn) = self.by_peer.get(&hop) {
-                    let names = Names::Some(named.clone());
-                    let route = Route::Broadcast(source);
-                    self.with_running(conn, |running| running.queue.push_topology(route, names));
-                    self.pump(conn, now);
-                }
+                self.push_topology(hop, Route::Broadcast(source), Names::Some(named.clone()), now);
             }
         } else if channels.names().contains(&channel) {
             let onward = channels.on_broadcast(channel, source, envelope.payload, now);
@@ -414,15 +452,25 @@ impl Mesh {
 
     fn handle_gossip(
         &mut self,
+        source: PeerName,
         envelope: &Envelope<'_>,
         channels: &mut dyn Channels,
         now: Now,
     ) -> Result<(), ConnectionError> {
-        let (channel, source) = (&*envelope.channel, envelope.source);
+        let channel = &*envelope.channel;
         if channel == TOPOLOGY {
-            let new = self.merge(envelope.payload, now)?.new;
-            if !new.is_empty() {
-                self.gossip_topology(Some(source), &Names::Some(new), now);
+            let merged = self.merge(envelope.payload, now)?;
+            for name in &merged.same {
+                self.knows_too(*name, source);
+            }
+            self.ask_for_mentioned(source, &merged.mentioned, now);
+            if !merged.new.is_empty() {
+                self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
+                if self.timers.relay_free <= now.mono {
+                    self.relay_news(now);
+                } else {
+                    self.timers.relay = Some(self.timers.relay_free);
+                }
             }
         } else if channels.names().contains(&channel) {
             let delta = channels.on_gossip(channel, envelope.payload, now);

@@ -325,8 +325,10 @@ impl Node {
             Mesh::Close { conn } => Output::Close { conn },
             Mesh::Event(event) => Output::Event(Event::Mesh(event)),
             Mesh::OverlayPrepare { conn, setup } => {
-                if let Err(error) = self.links.prepare(conn, self.mesh.name(), *setup) {
-                    self.mesh.handle_overlay_failed(conn, error, now);
+                match self.links.prepare(conn, self.mesh.name(), *setup) {
+                    // The peer may have confirmed already: its first heartbeat must find its session.
+                    Ok(()) => self.stale = true,
+                    Err(error) => self.mesh.handle_overlay_failed(conn, error, now),
                 }
                 return;
             }

@@ -363,6 +363,17 @@ fn a_relay_answers_the_source_of_what_is_too_big() {
 }
 
 #[test]
+fn floods_are_not_answered_on_their_way_either() {
+    let mut net = Net::line(3, None);
+    net.node(2).neighbours[1].path.mtu = 1000;
+    net.node(2).publish();
+    net.node(1).local(&ipv4(mac(3), mac(1), true, 17, &[5; 1100]), Offload::NONE);
+    net.settle();
+    assert_eq!(net.injected().iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0]);
+    assert_eq!(net.node(2).forwarder.stats().drop_too_big_flood, 1);
+}
+
+#[test]
 fn too_big_without_an_answer() {
     let mut net = Net::line(2, None);
     // Destination unknown: the frame is flooded, nobody is told.
@@ -493,6 +504,22 @@ fn super_frames_are_cut_into_equal_datagrams() {
         }
         assert_eq!(payload, frame[54..]);
     }
+}
+
+#[test]
+fn small_segments_have_datagrams_of_their_own_too() {
+    let mut net = Net::line(2, None);
+    net.node(1).macs.learn_remote(mac(2), name(2), NOW);
+    net.node(1).publish();
+    let node = net.node(1);
+    let small = ipv4(mac(2), mac(1), true, 17, &[1; 20]);
+    let (frame, offload) = tcp_super_frame(mac(2), mac(1), 2000, 500);
+    for (frame, offload) in [(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)] {
+        node.forwarder.handle_local(frame, offload, NOW, &mut node.io);
+    }
+    node.forwarder.flush(&mut node.io);
+    let lengths: Vec<_> = node.io.take().sent.iter().map(|(_, d)| d.len() - 20).collect();
+    assert_eq!(lengths, [54, 554, 554, 554, 554, 54]);
 }
 
 #[test]
@@ -654,6 +681,11 @@ fn nothing_goes_back_where_it_came_from() {
     // Peer 1 takes 2 for the way to 1: its routes are behind.
     net.node(2).datagram(addr(1), &datagram(&[(name(3), name(1), &arp(mac(1), mac(3)))]));
     assert_eq!(net.node(2).forwarder.stats().drop_hairpin, 1);
+    assert!(net.node(2).io.sent.is_empty());
+    // Nor does a broadcast, though in the tree of 3 peer 1 is below.
+    let frame = arp(MacAddr::BROADCAST, mac(3));
+    net.node(2).datagram(addr(1), &datagram(&[(name(3), name(2), &frame)]));
+    assert_eq!(net.node(2).io.injected, [frame]);
     assert!(net.node(2).io.sent.is_empty());
 }
 
