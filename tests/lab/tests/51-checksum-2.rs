@@ -23,6 +23,7 @@ fn checksums_are_complete_on_the_wire() {
     a.container.reaches(&b.ip, SOON);
     let v6 = format!("{}%ethwe", b.container.link_local());
     let capture = lab.wire().capture("h2");
+    assert_eq!(a.container.ping(&b.ip, 3).received, 3);
     a.container.tcp(&b.container, &b.ip, 2_000_000);
     a.container.udp(&b.container, &b.ip, &[0, 1, 700, 1348, 1349, 5000, 30_000]);
     a.container.tcp(&b.container, &v6, 300_000);

@@ -1,7 +1,7 @@
 //! UDP: echo with comparison, up to the largest datagrams, and broadcast and multicast.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -112,6 +112,9 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
 pub(super) fn cast(args: &CastArgs) -> Result<Value> {
     let socket = socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
     socket.set_broadcast(true)?;
+    // The kernel hands a broadcast to listeners beside the sender as well.
+    let own: BTreeSet<IpAddr> =
+        nix::ifaddrs::getifaddrs()?.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip().into())).collect();
     socket.set_multicast_loop_v4(false)?;
     let mut responders = BTreeSet::new();
     let mut buffer = vec![0; 66_000];
@@ -124,7 +127,9 @@ pub(super) fn cast(args: &CastArgs) -> Result<Value> {
         let until = end.min(Instant::now() + Duration::from_millis(300));
         while wait(Some(&socket), false, Some(until))? == Woken::Readable {
             if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                responders.insert(from.ip().to_string());
+                if !own.contains(&from.ip()) {
+                    responders.insert(from.ip().to_string());
+                }
             }
         }
     }
