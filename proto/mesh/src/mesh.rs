@@ -40,6 +40,8 @@ pub struct Mesh {
     pub(crate) timers: Timers,
     /// Whose records the next announcement contains, besides our own.
     pub(crate) announced: BTreeSet<PeerName>,
+    /// News to pass on, and who has told us.
+    pub(crate) news: BTreeMap<PeerName, Vec<PeerName>>,
     /// Something that targets depend on has changed.
     pub(crate) targets_stale: bool,
     pub(crate) terminations: u64,
@@ -62,6 +64,10 @@ pub(crate) struct Timers {
     pub(crate) routes: Option<Instant>,
     /// Our record, and those of new neighbours, are to be gossiped.
     pub(crate) announce: Option<Instant>,
+    /// News is to be passed on.
+    pub(crate) relay: Option<Instant>,
+    /// When that may happen again at the earliest.
+    pub(crate) relay_free: Instant,
     /// Unreachable peers are to be forgotten.
     pub(crate) garbage: Option<Instant>,
     /// The next round of complete state.
@@ -89,6 +95,8 @@ impl Mesh {
             connections: BTreeSet::new(),
             routes: None,
             announce: None,
+            relay: None,
+            relay_free: now.mono,
             garbage: None,
             gossip: now.mono + config.gossip_interval,
         };
@@ -102,6 +110,7 @@ impl Mesh {
             rng,
             timers,
             announced: BTreeSet::new(),
+            news: BTreeMap::new(),
             targets_stale: false,
             terminations: 0,
             bucket: Bucket::new(now.mono),
@@ -257,6 +266,7 @@ impl Mesh {
             timers.connections.first().map(|&(at, _)| (at, "connection")),
             timers.routes.map(|at| (at, "routes")),
             timers.announce.map(|at| (at, "announce")),
+            timers.relay.map(|at| (at, "relay")),
             timers.garbage.map(|at| (at, "garbage")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
@@ -292,6 +302,9 @@ impl Mesh {
         if self.timers.routes.is_some_and(|at| at <= now.mono) {
             self.refresh_routes();
             self.targets_stale = true;
+        }
+        if due(&mut self.timers.relay, now) {
+            self.relay_news(now);
         }
         if due(&mut self.timers.announce, now) {
             self.announce(now);

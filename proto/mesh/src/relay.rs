@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weave_types::{ConnectionId, Now, PeerName};
 
@@ -23,6 +24,8 @@ pub(crate) const TOPOLOGY: &str = "topology";
 const WINDOW: usize = 64 << 10;
 /// Beyond it, messages that cannot wait are dropped. The connection will end soon if nothing moves.
 const MAX_UNWRITTEN: usize = 16 << 20;
+/// Pause between two rounds of passing on what was news about peers.
+const RELAY_PAUSE: Duration = Duration::from_millis(100);
 /// A topology message is ended after so many connections in it, some 2 MB: frames have a limit.
 const MAX_LINKS: usize = 50_000;
 
@@ -239,12 +242,25 @@ impl Mesh {
         }
     }
 
-    fn gossip_topology(&mut self, except: Option<PeerName>, names: &Names, now: Now) {
+    fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
+        if let Some(&conn) = self.by_peer.get(&hop) {
+            self.with_running(conn, |running| running.queue.push_topology(route, names));
+            self.pump(conn, now);
+        }
+    }
+
+    /// Passes news about peers on, but not to those who know it already. The first news goes at once; what comes in the next
+    /// moments, when there usually is more about the same peers, goes together.
+    pub(crate) fn relay_news(&mut self, now: Now) {
+        let news = std::mem::take(&mut self.news);
+        self.timers.relay = None;
+        self.timers.relay_free = now.mono + RELAY_PAUSE;
+        let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
+        // As in the original, the only source of all news does not count among the neighbours.
+        let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
-            if let Some(&conn) = self.by_peer.get(&hop) {
-                self.with_running(conn, |running| running.queue.push_topology(Route::Gossip, names.clone()));
-                self.pump(conn, now);
-            }
+            let names = news.iter().filter(|(_, told_by)| !told_by.contains(&hop)).map(|(name, _)| *name);
+            self.push_topology(hop, Route::Gossip, Names::Some(names.collect()), now);
         }
     }
 
@@ -254,7 +270,9 @@ impl Mesh {
         names.insert(self.config.name);
         // Whoever is new must be among the neighbours.
         self.refresh_routes();
-        self.gossip_topology(None, &Names::Some(names), now);
+        for hop in self.gossip_hops(None) {
+            self.push_topology(hop, Route::Gossip, Names::Some(names.clone()), now);
+        }
     }
 
     /// The periodic round (spec mesh 7.6).
@@ -394,12 +412,7 @@ impl Mesh {
             let named = self.merge(envelope.payload, now)?.named;
             self.refresh_routes();
             for &hop in self.routes.clone().broadcast_all(source) {
-                if let Some(&conn) = self.by_peer.get(&hop) {
-                    let names = Names::Some(named.clone());
-                    let route = Route::Broadcast(source);
-                    self.with_running(conn, |running| running.queue.push_topology(route, names));
-                    self.pump(conn, now);
-                }
+                self.push_topology(hop, Route::Broadcast(source), Names::Some(named.clone()), now);
             }
         } else if channels.names().contains(&channel) {
             let onward = channels.on_broadcast(channel, source, envelope.payload, now);
@@ -420,9 +433,19 @@ impl Mesh {
     ) -> Result<(), ConnectionError> {
         let (channel, source) = (&*envelope.channel, envelope.source);
         if channel == TOPOLOGY {
-            let new = self.merge(envelope.payload, now)?.new;
-            if !new.is_empty() {
-                self.gossip_topology(Some(source), &Names::Some(new), now);
+            let merged = self.merge(envelope.payload, now)?;
+            for name in &merged.same {
+                if let Some(told_by) = self.news.get_mut(name) {
+                    told_by.push(source);
+                }
+            }
+            if !merged.new.is_empty() {
+                self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
+                if self.timers.relay_free <= now.mono {
+                    self.relay_news(now);
+                } else {
+                    self.timers.relay = Some(self.timers.relay_free);
+                }
             }
         } else if channels.names().contains(&channel) {
             let delta = channels.on_gossip(channel, envelope.payload, now);

@@ -46,6 +46,8 @@ pub(crate) struct Effects {
 pub(crate) struct Merged {
     /// Those about whom there was news: the delta to pass on from neighbour gossip.
     pub(crate) new: BTreeSet<PeerName>,
+    /// Those about whom the sender knows just as much as we do.
+    pub(crate) same: BTreeSet<PeerName>,
     /// All that were mentioned: what to pass on from a broadcast.
     pub(crate) named: BTreeSet<PeerName>,
 }
@@ -222,10 +224,14 @@ impl Topology {
                 self.merge_own(&record);
             } else if merged.new.contains(&record.name) && linked.insert(record.name) {
                 self.take_links(record.name, record.connections);
-            } else if self.peers.get(&record.name).is_some_and(|known| improves(&record, known)) {
-                merged.new.insert(record.name);
-                linked.insert(record.name);
-                self.take_record(record);
+            } else if let Some(known) = self.peers.get(&record.name) {
+                if improves(&record, known) {
+                    merged.new.insert(record.name);
+                    linked.insert(record.name);
+                    self.take_record(record);
+                } else if (record.version, record.uid) == (known.version, known.uid) {
+                    merged.same.insert(record.name);
+                }
             }
         }
         if !merged.new.is_empty() {
