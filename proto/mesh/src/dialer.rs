@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -251,7 +251,7 @@ impl Dialer {
             }
         }
         if self.discovery {
-            let mut seen = BTreeSet::new();
+            let mut seen = HashSet::new();
             for (_, peer) in topology.peers().filter(|&(name, _)| name != topology.own()) {
                 for link in &peer.links {
                     if link.peer == topology.own() || connected.peers.contains_key(&link.peer) {

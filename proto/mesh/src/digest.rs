@@ -11,6 +11,15 @@
 //!  -- names of those newer at B ----->
 //!  <-- these records ----------------- (as ordinary gossip)
 //! ```
+//! The same goes for news about many peers at once: it reaches everybody over several neighbours, so they tell the ages
+//! first, and whoever lacks something asks one of them. (A few records are sent as they are.)
+//!
+//! ```text
+//! A                                  B
+//!  -- age of each new record --------> all known, or asked for already: nothing to do
+//!  <-- else: names of those lacking --
+//!  -- these records -----------------> (as ordinary gossip)
+//! ```
 //! One message: tag 64, a byte for the kind, then
 //!
 //! | kind | content |
@@ -18,6 +27,7 @@
 //! | 0, digest | 8 bytes |
 //! | 1, ages | for each peer: name (6 bytes), version (8), UID (8) |
 //! | 2, request | for each peer: name (6) |
+//! | 3, news | as ages, of some peers |
 //!
 //! All numbers are big-endian. Placeholders are left out. If both ends send a digest at the same time, only the one with
 //! the lower name answers.
@@ -40,7 +50,14 @@ pub(crate) const TAG: u8 = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Version and incarnation decide which of two records is newer.
-type Age = (u64, PeerUid);
+pub(crate) type Age = (u64, PeerUid);
+
+/// News about more peers than this is told by age.
+const FEW: usize = 4;
+/// An answer takes a round trip. After this time whatever is still missing is looked for elsewhere.
+const ANSWER: Duration = Duration::from_secs(2);
+/// What is not there is not waited for without bounds.
+const MAX_WANTED: usize = 65_536;
 
 /// A message of the extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +65,7 @@ pub(crate) enum Message {
     Digest(u64),
     Ages(BTreeMap<PeerName, Age>),
     Request(BTreeSet<PeerName>),
+    News(BTreeMap<PeerName, Age>),
 }
 
 impl Message {
@@ -59,8 +77,8 @@ impl Message {
                 out.push(0);
                 out.extend(digest.to_be_bytes());
             }
-            Message::Ages(ages) => {
-                out.push(1);
+            Message::Ages(ages) | Message::News(ages) => {
+                out.push(if matches!(self, Message::Ages(_)) { 1 } else { 3 });
                 for (name, (version, uid)) in ages {
                     out.extend(name.to_bytes());
                     out.extend(version.to_be_bytes());
@@ -80,7 +98,7 @@ impl Message {
         let (kind, body) = body.split_first()?;
         match kind {
             0 => Some(Message::Digest(u64::from_be_bytes(body.try_into().ok()?))),
-            1 => {
+            1 | 3 => {
                 let (entries, []) = body.as_chunks::<22>() else { return None };
                 let entry = |e: &[u8; 22]| {
                     let (name, rest) = e.split_first_chunk::<6>()?;
@@ -88,7 +106,8 @@ impl Message {
                     let uid = PeerUid(u64::from_be_bytes(uid.try_into().ok()?));
                     Some((PeerName::from_bytes(*name), (u64::from_be_bytes(*version), uid)))
                 };
-                Some(Message::Ages(entries.iter().map(entry).collect::<Option<_>>()?))
+                let ages = entries.iter().map(entry).collect::<Option<_>>()?;
+                Some(if *kind == 1 { Message::Ages(ages) } else { Message::News(ages) })
             }
             2 => {
                 let (names, []) = body.as_chunks::<6>() else { return None };
@@ -163,7 +182,7 @@ impl Mesh {
         let mut asked = false;
         self.with_running(conn, |running| {
             asked = running.digest_sent.is_some_and(|at| now.mono - at <= PATIENCE);
-            if !matches!(message, Message::Digest(_)) {
+            if matches!(message, Message::Ages(_)) {
                 running.digest_sent = None;
             }
         });
@@ -191,8 +210,79 @@ impl Mesh {
                 }
             }
             Message::Request(names) => self.send_records(conn, names, now),
+            Message::News(theirs) => self.handle_news(conn, peer, &theirs, now),
         }
         Ok(())
+    }
+
+    fn handle_news(
+        &mut self,
+        conn: ConnectionId,
+        peer: PeerName,
+        theirs: &BTreeMap<PeerName, Age>,
+        now: Now,
+    ) {
+        let mut lacking = BTreeSet::new();
+        for (&name, theirs) in theirs {
+            let known = self.topology.peer(name).map(age);
+            if known.as_ref() == Some(theirs) {
+                self.knows_too(name, peer);
+            } else if known.as_ref() < Some(theirs)
+                && self.wanted.get(&name).is_none_or(|asked| asked < theirs)
+                && self.wanted.len() < MAX_WANTED
+            {
+                self.wanted.insert(name, *theirs);
+                lacking.insert(name);
+            }
+        }
+        if !lacking.is_empty() {
+            self.send_if_idle(conn, &Message::Request(lacking).encode(), now);
+            self.timers.wanted.get_or_insert(now.mono + ANSWER);
+        }
+    }
+
+    /// A neighbour has told of links to peers that we know nothing of. It usually knows more.
+    pub(crate) fn ask_for_mentioned(&mut self, neighbour: PeerName, names: &BTreeSet<PeerName>, now: Now) {
+        let Some(&conn) = self.by_peer.get(&neighbour) else { return };
+        let asks = self.connections.get(&conn).and_then(|c| c.running()).is_some_and(|r| r.digests);
+        if names.is_empty() || !asks || self.wanted.len() + names.len() > MAX_WANTED {
+            return;
+        }
+        // Anything is newer than a placeholder.
+        for name in names {
+            self.wanted.entry(*name).or_insert((0, PeerUid(1)));
+        }
+        self.send_if_idle(conn, &Message::Request(names.clone()).encode(), now);
+        self.timers.wanted.get_or_insert(now.mono + ANSWER);
+    }
+
+    /// What we have asked for has had time to come. If it has not, somebody else may have it.
+    pub(crate) fn ask_again(&mut self, now: Now) {
+        let wanted = std::mem::take(&mut self.wanted);
+        let lacks =
+            |(name, age): (&PeerName, &Age)| self.topology.peer(*name).map(self::age).as_ref() < Some(age);
+        if wanted.iter().any(lacks) {
+            self.offer_topology_to_some(now);
+        }
+    }
+
+    /// Tells a neighbour what is new.
+    pub(crate) fn push_news(&mut self, hop: PeerName, names: BTreeSet<PeerName>, now: Now) {
+        let Some(&conn) = self.by_peer.get(&hop) else { return };
+        let mut by_age = false;
+        self.with_running(conn, |running| by_age = running.digests && names.len() > FEW);
+        if by_age {
+            self.with_running(conn, |running| running.queue.push_ages(names));
+            self.pump(conn, now);
+        } else {
+            self.push_topology(hop, Route::Gossip, Names::Some(names), now);
+        }
+    }
+
+    /// The ages of what we know of these.
+    pub(crate) fn ages_of(&self, names: &BTreeSet<PeerName>) -> Message {
+        let known = names.iter().filter_map(|name| Some((*name, age(self.topology.peer(*name)?))));
+        Message::News(known.filter(|(_, (_, uid))| *uid != PeerUid(0)).collect())
     }
 
     fn send_records(&mut self, conn: ConnectionId, names: BTreeSet<PeerName>, now: Now) {
@@ -220,7 +310,7 @@ mod tests {
         let bytes = Message::Ages(BTreeMap::from([(name, (7, PeerUid(9)))])).encode();
         assert_eq!(bytes, [64, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 9]);
         assert_eq!(Message::Request(BTreeSet::from([name])).encode(), [64, 2, 2, 0, 0, 0, 0, 1]);
-        for bad in [&[][..], &[3], &[0, 1], &[1, 1], &[2, 1, 2, 3, 4, 5]] {
+        for bad in [&[][..], &[4], &[0, 1], &[1, 1], &[3, 1], &[2, 1, 2, 3, 4, 5]] {
             assert_eq!(Message::decode(bad), None, "{bad:?}");
         }
     }
@@ -249,7 +339,8 @@ mod tests {
         ) {
             let ages: BTreeMap<_, _> = ages.into_iter().map(|(n, (v, u))| (peer(n), (v, PeerUid(u)))).collect();
             let names = ages.keys().copied().collect();
-            for message in [Message::Digest(number), Message::Ages(ages), Message::Request(names)] {
+            let news = Message::News(ages.clone());
+            for message in [Message::Digest(number), Message::Ages(ages), Message::Request(names), news] {
                 prop_assert_eq!(Message::decode(&message.encode()[1..]), Some(message));
             }
         }

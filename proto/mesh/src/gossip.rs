@@ -69,6 +69,8 @@ impl Channels for NoChannels {
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     topology: Slots<Names>,
+    /// Peers of whose records only the age is to be told (module `digest`).
+    ages: BTreeSet<PeerName>,
     channels: BTreeMap<Arc<str>, Slots<Waiting>>,
     /// The channel that was served last: they take turns.
     last: Option<Arc<str>>,
@@ -130,6 +132,7 @@ pub(crate) enum Route {
 #[derive(Debug)]
 pub(crate) enum Item {
     Topology(Route, Names),
+    Ages(BTreeSet<PeerName>),
     Channel(Route, Arc<str>, Vec<u8>),
 }
 
@@ -170,6 +173,10 @@ impl Queue {
         }
     }
 
+    pub(crate) fn push_ages(&mut self, names: BTreeSet<PeerName>) {
+        self.ages.extend(names);
+    }
+
     /// Queues a message of a channel that is served here.
     pub(crate) fn push(
         &mut self,
@@ -205,6 +212,9 @@ impl Queue {
     pub(crate) fn pop(&mut self) -> Option<Item> {
         if let Some((route, names)) = self.topology.take() {
             return Some(Item::Topology(route, names));
+        }
+        if !self.ages.is_empty() {
+            return Some(Item::Ages(std::mem::take(&mut self.ages)));
         }
         let after = self.last.take();
         let next = after.and_then(|last| {

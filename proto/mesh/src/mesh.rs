@@ -11,6 +11,7 @@ use crate::admission::Bucket;
 use crate::config::Config;
 use crate::connection::{Connection, Due, State};
 use crate::dialer::{Attempt, Connected, Dialer, ResolveId};
+use crate::digest::Age;
 use crate::event::{ConnectionError, Event};
 use crate::gossip::{Channels, Surrogates};
 use crate::output::{Output, Persist};
@@ -40,6 +41,8 @@ pub struct Mesh {
     pub(crate) timers: Timers,
     /// Whose records the next announcement contains, besides our own.
     pub(crate) announced: BTreeSet<PeerName>,
+    /// Records that we have asked for, and how new they are said to be.
+    pub(crate) wanted: BTreeMap<PeerName, Age>,
     /// News to pass on, and who has told us.
     pub(crate) news: BTreeMap<PeerName, Vec<PeerName>>,
     /// Something that targets depend on has changed.
@@ -68,6 +71,8 @@ pub(crate) struct Timers {
     pub(crate) relay: Option<Instant>,
     /// When that may happen again at the earliest.
     pub(crate) relay_free: Instant,
+    /// Records that we have asked for should have come.
+    pub(crate) wanted: Option<Instant>,
     /// Unreachable peers are to be forgotten.
     pub(crate) garbage: Option<Instant>,
     /// The next round of complete state.
@@ -97,6 +102,7 @@ impl Mesh {
             announce: None,
             relay: None,
             relay_free: now.mono,
+            wanted: None,
             garbage: None,
             gossip: now.mono + config.gossip_interval,
         };
@@ -110,6 +116,7 @@ impl Mesh {
             rng,
             timers,
             announced: BTreeSet::new(),
+            wanted: BTreeMap::new(),
             news: BTreeMap::new(),
             targets_stale: false,
             terminations: 0,
@@ -161,7 +168,8 @@ impl Mesh {
     /// A host name was looked up.
     pub fn handle_resolved(&mut self, id: ResolveId, result: Result<Vec<IpAddr>, String>, now: Now) {
         let connected = self.connected();
-        if let Some(attempt) = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono) {
+        let attempt = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono);
+        if let Some(attempt) = attempt.filter(|_| !self.down) {
             self.begin(attempt);
         }
         self.targets_stale = true;
@@ -267,6 +275,7 @@ impl Mesh {
             timers.routes.map(|at| (at, "routes")),
             timers.announce.map(|at| (at, "announce")),
             timers.relay.map(|at| (at, "relay")),
+            timers.wanted.map(|at| (at, "wanted")),
             timers.garbage.map(|at| (at, "garbage")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
@@ -305,6 +314,9 @@ impl Mesh {
         }
         if due(&mut self.timers.relay, now) {
             self.relay_news(now);
+        }
+        if due(&mut self.timers.wanted, now) {
+            self.ask_again(now);
         }
         if due(&mut self.timers.announce, now) {
             self.announce(now);

@@ -138,6 +138,11 @@ impl Mesh {
             let Some(item) = running.queue.pop() else { return };
             let (route, channel, payload): (Route, Arc<str>, Vec<u8>) = match item {
                 Item::Channel(route, channel, payload) => (route, channel, payload),
+                Item::Ages(names) => {
+                    let message = self.ages_of(&names).encode();
+                    self.send(conn, &message, now);
+                    continue;
+                }
                 Item::Topology(route, names) => {
                     let (payload, rest) = self.topology_update(names);
                     if let Some(rest) = rest {
@@ -242,7 +247,14 @@ impl Mesh {
         }
     }
 
-    fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
+    /// Somebody need not be told what we are about to pass on.
+    pub(crate) fn knows_too(&mut self, name: PeerName, peer: PeerName) {
+        if let Some(told_by) = self.news.get_mut(&name) {
+            told_by.push(peer);
+        }
+    }
+
+    pub(crate) fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
         if let Some(&conn) = self.by_peer.get(&hop) {
             self.with_running(conn, |running| running.queue.push_topology(route, names));
             self.pump(conn, now);
@@ -252,7 +264,12 @@ impl Mesh {
     /// Passes news about peers on, but not to those who know it already. The first news goes at once; what comes in the next
     /// moments, when there usually is more about the same peers, goes together.
     pub(crate) fn relay_news(&mut self, now: Now) {
-        let news = std::mem::take(&mut self.news);
+        let mut news = std::mem::take(&mut self.news);
+        if self.timers.announce.is_some() {
+            // The news may be about a new neighbour: who hears of it must hear of the link to it as well, or takes it for
+            // unreachable.
+            news.entry(self.config.name).or_default();
+        }
         self.timers.relay = None;
         self.timers.relay_free = now.mono + RELAY_PAUSE;
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
@@ -260,7 +277,7 @@ impl Mesh {
         let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
             let names = news.iter().filter(|(_, told_by)| !told_by.contains(&hop)).map(|(name, _)| *name);
-            self.push_topology(hop, Route::Gossip, Names::Some(names.collect()), now);
+            self.push_news(hop, names.collect(), now);
         }
     }
 
@@ -277,14 +294,18 @@ impl Mesh {
 
     /// The periodic round (spec mesh 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
-        for hop in self.gossip_hops(None) {
-            if let Some(&conn) = self.by_peer.get(&hop) {
-                self.offer_topology(conn, now);
-            }
-        }
+        self.offer_topology_to_some(now);
         for name in channels.names().to_vec() {
             if let Some(state) = channels.state(name, now) {
                 self.gossip_to_some(None, &name.into(), &state, channels, now);
+            }
+        }
+    }
+
+    pub(crate) fn offer_topology_to_some(&mut self, now: Now) {
+        for hop in self.gossip_hops(None) {
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.offer_topology(conn, now);
             }
         }
     }
@@ -362,7 +383,11 @@ impl Mesh {
                 let control = OverlayControl { index: Some(*index), tag: *tag, body: body.to_vec() };
                 self.output(Output::OverlayControl { conn, control });
             }
-            Some(Tag::Gossip) => self.handle_gossip(&envelope(body, false)?, channels, now)?,
+            Some(Tag::Gossip) => {
+                // The envelope names the neighbour as well; this is where it really came from.
+                let from = running.peer;
+                self.handle_gossip(from, &envelope(body, false)?, channels, now)?;
+            }
             Some(Tag::GossipUnicast) => self.handle_unicast(body, channels, now)?,
             Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
             None if tag == digest::TAG && running.digests => {
@@ -427,18 +452,18 @@ impl Mesh {
 
     fn handle_gossip(
         &mut self,
+        source: PeerName,
         envelope: &Envelope<'_>,
         channels: &mut dyn Channels,
         now: Now,
     ) -> Result<(), ConnectionError> {
-        let (channel, source) = (&*envelope.channel, envelope.source);
+        let channel = &*envelope.channel;
         if channel == TOPOLOGY {
             let merged = self.merge(envelope.payload, now)?;
             for name in &merged.same {
-                if let Some(told_by) = self.news.get_mut(name) {
-                    told_by.push(source);
-                }
+                self.knows_too(*name, source);
             }
+            self.ask_for_mentioned(source, &merged.mentioned, now);
             if !merged.new.is_empty() {
                 self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
                 if self.timers.relay_free <= now.mono {

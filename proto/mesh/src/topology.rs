@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use rand::Rng;
@@ -48,7 +48,9 @@ pub(crate) struct Merged {
     pub(crate) new: BTreeSet<PeerName>,
     /// Those about whom the sender knows just as much as we do.
     pub(crate) same: BTreeSet<PeerName>,
-    /// All that were mentioned: what to pass on from a broadcast.
+    /// Those who are known as somebody's neighbours only.
+    pub(crate) mentioned: BTreeSet<PeerName>,
+    /// All whose records came: what to pass on from a broadcast.
     pub(crate) named: BTreeSet<PeerName>,
 }
 
@@ -223,12 +225,12 @@ impl Topology {
             if record.name == self.own {
                 self.merge_own(&record);
             } else if merged.new.contains(&record.name) && linked.insert(record.name) {
-                self.take_links(record.name, record.connections);
+                self.take_links(record.name, record.connections, &mut merged);
             } else if let Some(known) = self.peers.get(&record.name) {
                 if improves(&record, known) {
                     merged.new.insert(record.name);
                     linked.insert(record.name);
-                    self.take_record(record);
+                    self.take_record(record, &mut merged);
                 } else if (record.version, record.uid) == (known.version, known.uid) {
                     merged.same.insert(record.name);
                 }
@@ -261,7 +263,7 @@ impl Topology {
         self.effects.changed = true;
     }
 
-    fn take_record(&mut self, record: PeerRecord) {
+    fn take_record(&mut self, record: PeerRecord, merged: &mut Merged) {
         let Some(peer) = self.peers.get_mut(&record.name) else { return };
         peer.uid = record.uid;
         peer.version = record.version;
@@ -277,16 +279,18 @@ impl Topology {
                 self.short_ids.claim(id, record.name);
             }
         }
-        self.take_links(record.name, record.connections);
+        self.take_links(record.name, record.connections, merged);
     }
 
-    fn take_links(&mut self, name: PeerName, connections: Vec<ConnectionRecord>) {
+    fn take_links(&mut self, name: PeerName, connections: Vec<ConnectionRecord>, merged: &mut Merged) {
         let mut links: Vec<Link> = connections.into_iter().map(link).collect();
         links.sort_by_key(|l| l.peer);
         links.dedup_by_key(|l| l.peer);
+        links.shrink_to_fit();
         for to in links.iter().map(|l| l.peer) {
             if !self.peers.contains_key(&to) && self.peers.len() < MAX_PEERS {
                 self.insert(to, Peer::placeholder());
+                merged.mentioned.insert(to);
             }
         }
         if let Some(peer) = self.peers.get_mut(&name) {
@@ -340,13 +344,18 @@ impl Topology {
         }
     }
 
-    fn reachable(&self) -> BTreeSet<PeerName> {
-        let mut reached = BTreeSet::from([self.own]);
+    fn reachable(&self) -> HashSet<PeerName> {
+        let mut reached = HashSet::from([self.own]);
         let mut open = vec![self.own];
         while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
-            for link in &peer.links {
-                if self.peers.contains_key(&link.peer) && reached.insert(link.peer) {
-                    open.push(link.peer);
+            // A well-connected mesh has seen everybody after a few peers.
+            if reached.len() == self.peers.len() {
+                break;
+            }
+            for to in peer.links.iter().map(|l| l.peer) {
+                if !reached.contains(&to) && self.peers.contains_key(&to) {
+                    reached.insert(to);
+                    open.push(to);
                 }
             }
         }

@@ -189,6 +189,20 @@ impl Net {
         self.in_flight.retain(|_, (host, ..)| *host != i);
     }
 
+    /// No packets between two hosts; `told`: the connections break at once.
+    pub(crate) fn cut(&mut self, a: usize, b: usize, told: bool) {
+        self.apart.insert((a, b));
+        let between = |here: usize, there: usize| (here, there) == (a, b) || (here, there) == (b, a);
+        let ends: Vec<_> =
+            self.pipes.iter().filter(|(x, y)| between(x.0, y.0)).map(|(x, y)| (*x, *y)).collect();
+        for (here, there) in ends {
+            self.pipes.remove(&here);
+            if told {
+                self.post(LATENCY, there.0, there.1, Delivery::Closed);
+            }
+        }
+    }
+
     /// A new process on a dead host, with what the old one persisted.
     pub(crate) fn revive(&mut self, i: usize, adjust: impl Fn(&mut Config)) {
         let old = &self.hosts[i];

@@ -499,6 +499,170 @@ fn shutdown_closes_everything() {
     assert!(net.neighbours(1).is_empty());
 }
 
+/// Bytes per host and minute in a settled full mesh.
+fn idle_cost(n: usize, digest: bool) -> usize {
+    let mut net = Net::new(n, |_, config| config.topology_digest = digest);
+    for i in 1..n {
+        net.connect(i, &["10.0.0.1"]);
+    }
+    net.run_s(100);
+    net.assert_converged();
+    let before: usize = net.hosts.iter().map(|h| h.written).sum();
+    net.run_s(60);
+    let after: usize = net.hosts.iter().map(|h| h.written).sum();
+    (after - before) / n
+}
+
+#[test]
+fn an_idle_mesh_costs_little() {
+    let (with, without) = (idle_cost(20, true), idle_cost(20, false));
+    // Heartbeats and digests against twice the complete topology to eight neighbours.
+    assert!(with < 500, "{with}");
+    assert!(without > 100 * with, "{without}");
+}
+
+#[test]
+fn old_and_new_peers_mix() {
+    for pattern in [0b01010, 0b11011, 0b00100u32] {
+        let has = |i: usize| pattern >> i & 1 == 1;
+        let mut net = line(5, |i, config| config.topology_digest = has(i));
+        net.run_s(20);
+        net.assert_converged();
+        for i in 0..5 {
+            assert_eq!(net.logged(i, "unknown protocol tag"), 0);
+        }
+        net.kill(4);
+        net.run_s(5);
+        net.revive(4, |config| {
+            config.discovery = false;
+            config.topology_digest = !has(4);
+            config.version = 0;
+        });
+        net.run_s(10);
+        net.assert_converged();
+    }
+}
+
+#[test]
+fn halves_that_meet_tell_each_other_everything() {
+    let mut net = Net::new(16, |_, config| config.discovery = false);
+    for i in (1..16).filter(|&i| i != 8) {
+        net.connect(i, &[&ip(i - 1)]);
+        net.connect(i, &[&ip(if i < 8 { 0 } else { 8 })]);
+    }
+    net.run_s(30);
+    assert_eq!(net.hosts[0].mesh.peers().len(), 8);
+    net.connect(8, &[&ip(0)]);
+    net.run_s(3);
+    net.assert_converged();
+    net.hosts.iter().for_each(|host| assert_eq!(host.removed, []));
+}
+
+#[test]
+fn what_nobody_delivers_is_looked_for() {
+    use crate::digest::Message;
+    use std::collections::BTreeMap;
+    let mut net = line(2, plain);
+    net.run_s(5);
+    let conn = *net.hosts[0].setups.keys().next().unwrap();
+    let news = Message::News(BTreeMap::from([(peer(9), (1, PeerUid(1)))])).encode();
+    let hear = |net: &mut Net| {
+        let before = net.hosts[0].written;
+        net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &news[1..], now)).unwrap();
+        net.hosts[0].written - before
+    };
+    assert_eq!(hear(&mut net), 4 + 2 + 6, "asked for");
+    assert_eq!(hear(&mut net), 0, "once");
+    let before = net.hosts[0].written;
+    net.run_s(3);
+    assert_eq!(net.hosts[0].written - before, 4 + 2 + 8, "then digests are compared");
+    assert_eq!(hear(&mut net), 4 + 2 + 6, "asked for again");
+}
+
+#[test]
+fn nobody_can_speak_for_another_neighbour() {
+    // The second host says that the third, on the far side of the first, has told it: the news must reach the third.
+    let mut net = Net::new(3, |_, config| config.discovery = false);
+    net.connect(1, &[&ip(0)]);
+    net.connect(2, &[&ip(0)]);
+    net.run_s(10);
+    let liar = crate::update::PeerRecord {
+        version: 1 << 30,
+        nickname: "changed".into(),
+        uid: net.hosts[0].mesh.peer(peer(2)).unwrap().uid,
+        ..super::support::record(peer(2), vec![super::support::connection(peer(1), true)])
+    };
+    let payload = crate::update::encode_update([&liar]);
+    let (source, destination) = (peer(3), None);
+    let envelope =
+        crate::envelope::Envelope { channel: "topology".into(), source, destination, payload: &payload };
+    let message = [&[4][..], &envelope.encode()].concat();
+    let framed = [&(message.len() as u32).to_be_bytes()[..], &message].concat();
+    let to_second = |host: &super::harness::Host| {
+        let mut setups = host.setups.iter();
+        *setups.find(|(_, setup)| setup.remote == peer(2)).unwrap().0
+    };
+    let conn = to_second(&net.hosts[0]);
+    net.with(0, |mesh, channels, now| mesh.handle_stream(conn, &framed, channels, now));
+    net.run(Duration::from_millis(500));
+    assert_eq!(&*net.hosts[2].mesh.peer(peer(2)).unwrap().nickname, "changed");
+}
+
+/// Hosts die, come back, and lose sight of each other, in any order. Afterwards all is as if nothing had been.
+#[test]
+fn chaos_passes() {
+    use rand::RngExt;
+    for seed in 0..12 {
+        let mut rng = super::support::rng(seed);
+        let n = rng.random_range(3..9usize);
+        let (discovery, mask) = (rng.random(), rng.random::<u32>());
+        let same_ids: bool = rng.random();
+        let adjust = move |i: usize, config: &mut Config| {
+            config.discovery = discovery;
+            config.topology_digest = mask >> i & 1 == 1;
+            config.password = Secret::new(if seed % 2 == 0 { "p" } else { "" });
+        };
+        let mut net = Net::new(n, |i, config| {
+            adjust(i, config);
+            config.short_id = if same_ids { ShortId::new(7) } else { None };
+        });
+        for i in 1..n {
+            let to = rng.random_range(0..i);
+            net.connect(i, &[&ip(to), &ip(rng.random_range(0..n))]);
+        }
+        let mut down = BTreeSet::new();
+        for _ in 0..30 {
+            net.run(Duration::from_millis(rng.random_range(1..4000)));
+            let (a, b) = (rng.random_range(0..n), rng.random_range(0..n));
+            match rng.random_range(0..5) {
+                0 if down.insert(a) => net.kill(a),
+                1 if down.insert(a) => net.kill_silently(a),
+                2 if down.remove(&a) => {
+                    let persisted: bool = rng.random();
+                    net.revive(a, |config| {
+                        adjust(a, config);
+                        config.version = if persisted { config.version } else { 0 };
+                    });
+                }
+                3 if a != b => net.cut(a, b, rng.random()),
+                4 => {
+                    net.apart.pop_first();
+                }
+                _ => {}
+            }
+        }
+        net.apart.clear();
+        for a in down {
+            net.revive(a, |config| adjust(a, config));
+        }
+        // Attempts may be six minutes apart by now.
+        net.run_s(1200);
+        net.assert_converged();
+        let ids: BTreeSet<_> = net.hosts.iter().map(|h| h.short_id).collect();
+        assert_eq!(ids.len(), n, "seed {seed}");
+    }
+}
+
 /// Not a benchmark: shows what a large mesh costs (`--ignored --nocapture`, release).
 #[test]
 #[ignore = "prints durations"]
