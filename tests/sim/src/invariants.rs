@@ -196,7 +196,10 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
             if complete && connections.len() + 1 < all {
                 return Some(format!("{id:?}: {} has {} connections", peer.label.name, connections.len()));
             }
-            view.push(format!("{} {} {} {:?} {connections:?}", peer.label.name, peer.uid.0, peer.version, peer.short_id));
+            view.push(format!(
+                "{} {} {} {:?} {connections:?}",
+                peer.label.name, peer.uid.0, peer.version, peer.short_id
+            ));
         }
         view.sort();
         if view.len() < all {
@@ -223,10 +226,8 @@ fn check_tables(world: &World) {
     let short_ids: BTreeSet<_> = peers.iter().filter_map(|p| p.short_id).collect();
     assert_eq!(short_ids.len(), peers.len(), "short ids are not unique: {short_ids:?}");
 
-    let graph: BTreeMap<PeerName, BTreeSet<PeerName>> = peers
-        .iter()
-        .map(|p| (p.label.name, p.connections.iter().map(|c| c.label.name).collect()))
-        .collect();
+    let graph: BTreeMap<PeerName, BTreeSet<PeerName>> =
+        peers.iter().map(|p| (p.label.name, p.connections.iter().map(|c| c.label.name).collect())).collect();
     let tables = |name: PeerName| {
         let host = world.host(ids[&name]);
         &**host.tables().expect("all hosts are up")
@@ -235,7 +236,8 @@ fn check_tables(world: &World) {
         for to in links {
             assert!(graph[to].contains(&from), "{from} is connected to {to}, but not the other way round");
         }
-        let known: BTreeSet<PeerName> = tables(from).neighbours().iter().map(|n| n.session.remote()).collect();
+        let known: BTreeSet<PeerName> =
+            tables(from).neighbours().iter().map(|n| n.session.remote()).collect();
         assert_eq!(known, *links, "neighbours of the data path of {from}");
         assert!(tables(from).neighbours().iter().all(|n| n.confirmed), "{from} has unconfirmed neighbours");
         for (&to, &distance) in &distances(&graph, from) {
@@ -250,7 +252,10 @@ fn check_tables(world: &World) {
         let mut open = VecDeque::from([from]);
         while let Some(at) = open.pop_front() {
             for &next in tables(at).forwarding.routes.broadcast(from) {
-                assert!(graph[&at].contains(&next), "broadcast of {from}: {at} sends to {next}, no neighbour");
+                assert!(
+                    graph[&at].contains(&next),
+                    "broadcast of {from}: {at} sends to {next}, no neighbour"
+                );
                 assert!(reached.insert(next), "broadcast of {from} reaches {next} twice, now by {at}");
                 open.push_back(next);
             }

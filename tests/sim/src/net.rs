@@ -157,7 +157,14 @@ impl Net {
     }
 
     /// When the copies of one datagram arrive, counted from now: none, one or two.
-    pub fn datagram(&mut self, a: HostId, b: HostId, payload: usize, df: bool, now: Instant) -> Vec<Duration> {
+    pub fn datagram(
+        &mut self,
+        a: HostId,
+        b: HostId,
+        payload: usize,
+        df: bool,
+        now: Instant,
+    ) -> Vec<Duration> {
         /// How long a firewall lets answers pass.
         const STATE: Duration = Duration::from_secs(60);
         const IP_UDP_HEADERS: usize = 28;

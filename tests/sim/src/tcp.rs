@@ -69,13 +69,16 @@ impl Tcp {
         self.next += 1;
         self.by_end.insert(dialler, id);
         self.by_end.insert(acceptor, id);
-        self.pipes.insert(id, Pipe {
-            ends: [dialler, acceptor],
-            streams: Default::default(),
-            open: [true; 2],
-            lost: [false; 2],
-            pump_at: None,
-        });
+        self.pipes.insert(
+            id,
+            Pipe {
+                ends: [dialler, acceptor],
+                streams: Default::default(),
+                open: [true; 2],
+                lost: [false; 2],
+                pump_at: None,
+            },
+        );
     }
 
     /// Queues bytes; gives the pipe and the time at which it should be pumped.

@@ -311,7 +311,9 @@ impl World {
             else {
                 continue;
             };
-            if host.options.sabotage == Some(Sabotage::SilentWritten) && matches!(event, TcpEvent::Written(..)) {
+            if host.options.sabotage == Some(Sabotage::SilentWritten)
+                && matches!(event, TcpEvent::Written(..))
+            {
                 continue;
             }
             let Some(node) = host.node.as_mut() else { continue };
@@ -382,7 +384,9 @@ impl World {
             }
             let output = match output {
                 Some(Sent::Node(Output::Write { .. })) if host.fumbles(Sabotage::LoseWrites, 50) => continue,
-                Some(Sent::Node(Output::Write { conn, mut bytes })) if host.fumbles(Sabotage::RepeatWrites, 50) => {
+                Some(Sent::Node(Output::Write { conn, mut bytes }))
+                    if host.fumbles(Sabotage::RepeatWrites, 50) =>
+                {
                     bytes.extend_from_within(..);
                     Some(Sent::Node(Output::Write { conn, bytes }))
                 }

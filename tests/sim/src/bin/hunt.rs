@@ -30,6 +30,10 @@ fn main() {
             }
         }
     }
-    println!("{found} of {} suites failed, {runs} runs each, {} s", suites.len(), started.elapsed().as_secs());
+    println!(
+        "{found} of {} suites failed, {runs} runs each, {} s",
+        suites.len(),
+        started.elapsed().as_secs()
+    );
     std::process::exit(i32::from(found > 0));
 }
