@@ -221,10 +221,6 @@ fn apply(world: &mut World, transition: Transition) {
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the share of real time that a suite gets is not simulated time"
-)]
 pub fn suite(name: &str, plan: &Plan) {
     let replay = std::env::var("SIM_SEED").ok().and_then(|s| s.parse().ok());
     let seconds = std::env::var("SIM_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);

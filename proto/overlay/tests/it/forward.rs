@@ -429,8 +429,9 @@ fn frames_longer_than_the_local_bridge_takes() {
     let node = net.node(2);
     let tables = Tables::clone(node.forwarder.tables()).with_local_mtu(576);
     node.forwarder.set_tables(Arc::new(tables), &mut node.io);
+    type Datagrams = Vec<(Destination, Vec<u8>)>;
     /// Sends from 1 to 2; gives what 2 injected and what it sent.
-    fn deliver(net: &mut Net, frame: &[u8]) -> (Vec<Vec<u8>>, Vec<(Destination, Vec<u8>)>) {
+    fn deliver(net: &mut Net, frame: &[u8]) -> (Vec<Vec<u8>>, Datagrams) {
         net.node(1).local(frame, Offload::NONE);
         for (_, datagram) in std::mem::take(&mut net.node(1).io.sent) {
             net.node(2).datagram(addr(1), &datagram);

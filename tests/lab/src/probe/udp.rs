@@ -126,10 +126,10 @@ pub(super) fn cast(args: &CastArgs) -> Result<Value> {
             .with_context(|| format!("send to {}", args.to))?;
         let until = end.min(Instant::now() + Duration::from_millis(300));
         while wait(Some(&socket), false, Some(until))? == Woken::Readable {
-            if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                if !own.contains(&from.ip()) {
-                    responders.insert(from.ip().to_string());
-                }
+            if let Ok((_, from)) = socket.recv_from(&mut buffer)
+                && !own.contains(&from.ip())
+            {
+                responders.insert(from.ip().to_string());
             }
         }
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use weave_sim::scenario::{attempt, generate};
 use weave_sim::suites;
 
-#[expect(clippy::disallowed_methods, reason = "how long to hunt is real time")]
 fn main() {
     let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(20);
     panic::set_hook(Box::new(|_| {}));

@@ -23,7 +23,6 @@ fn main() {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "how long the simulation itself takes")]
 fn run(peers: u16) {
     let started = std::time::Instant::now();
     let before = resident();
