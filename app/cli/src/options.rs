@@ -249,14 +249,14 @@ pub(crate) enum OptionError {
     MinProtocol,
     #[error("Unable to parse trusted subnets: {0}")]
     TrustedSubnets(ParseCidrError),
-    #[error("--port must be in range [1,65534]")]
-    Port,
+    #[error("--port {0}: must be in range [1,65534]")]
+    Port(i64),
     #[error("--host: {0:?} is not an IP address")]
     Host(String),
-    #[error("--conn-limit must not be negative")]
-    ConnLimit,
-    #[error("--mtu must be in range [68,65535]")]
-    Mtu,
+    #[error("--conn-limit {0}: must not be negative")]
+    ConnLimit(i64),
+    #[error("--mtu {0}: must be in range [68,65535]")]
+    Mtu(i64),
     #[error("{0}: invalid number {1:?}")]
     EnvNumber(&'static str, String),
     #[error("--weave-bridge: {0:?} is not a device name of at most 15 characters")]
@@ -337,13 +337,13 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     // The port after it is the fast datapath's.
     if let Some(port) = number(parsed, env, "port", "WEAVE_PORT")? {
         config.port =
-            u16::try_from(port).ok().filter(|p| (1..=65534).contains(p)).ok_or(OptionError::Port)?;
+            u16::try_from(port).ok().filter(|p| (1..=65534).contains(p)).ok_or(OptionError::Port(port))?;
     }
     if let Some(host) = parsed.text("host").filter(|h| !h.is_empty()) {
         config.host = Some(host.parse().map_err(|_| OptionError::Host(host.to_owned()))?);
     }
     if let Some(limit) = parsed.number("conn-limit") {
-        config.connection_limit = usize::try_from(limit).map_err(|_| OptionError::ConnLimit)?;
+        config.connection_limit = usize::try_from(limit).map_err(|_| OptionError::ConnLimit(limit))?;
     }
     config.discovery = !parsed.flag("no-discovery");
     config.password = password(parsed, env)?;
@@ -366,7 +366,9 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     };
     config.mtu = match number(parsed, env, "mtu", "WEAVE_MTU")?.unwrap_or(0) {
         0 => None,
-        mtu => Some(u32::try_from(mtu).ok().filter(|m| (68..=65535).contains(m)).ok_or(OptionError::Mtu)?),
+        mtu => {
+            Some(u32::try_from(mtu).ok().filter(|m| (68..=65535).contains(m)).ok_or(OptionError::Mtu(mtu))?)
+        }
     };
     if no_fastdp {
         config.new_mtu = 65535;

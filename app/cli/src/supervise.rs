@@ -1,10 +1,12 @@
 //! `weave supervise [--restart] <run dir> <arguments of weave daemon>`: what `weave launch` leaves running.
 //!
-//! It runs the daemon in a session of its own, starts it again when it crashes and passes signals on. What the daemon
+//! A session of its own, and in it the daemon. With `--restart` this process stays: it starts the daemon again when it
+//! crashes, and passes signals on. What the daemon
 //! knew is on disk: once it has been ready there is `restart.sentinel` in the run directory, by which it takes the
 //! stored peers instead of the ones given.
 
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -35,6 +37,10 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     let run_dir = PathBuf::from(run_dir);
     // Only fails if we lead a group already, and then nobody's terminal is ours.
     let _ = nix::unistd::setsid();
+    if !restart {
+        // Nothing to supervise: become the daemon.
+        return Err(Command::new(std::env::current_exe()?).arg("daemon").args(args).exec().into());
+    }
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
@@ -53,8 +59,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
         if told_to_end || status.success() {
             return Ok(());
         }
-        if !restart || !sentinel.exists() {
-            // It never was ready: whoever launched it has the reason. Or nobody wants it back.
+        if !sentinel.exists() {
+            // It never was ready: whoever launched it has the reason.
             return Err(Failure::new(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1), ""));
         }
         if begin.elapsed() >= STABLE {

@@ -236,12 +236,12 @@ fn a_password_file_is_read_without_its_newline() {
 #[test]
 fn values_refused() {
     for (line, env, error) in [
-        ("--port 0", &[][..], "--port must be in range [1,65534]"),
-        ("--port 65535", &[], "--port must be in range [1,65534]"),
+        ("--port 0", &[][..], "--port 0: must be in range [1,65534]"),
+        ("--port 65535", &[], "--port 65535: must be in range [1,65534]"),
         ("", &[("WEAVE_PORT", "x")], "WEAVE_PORT: invalid number \"x\""),
-        ("--mtu 10", &[], "--mtu must be in range [68,65535]"),
+        ("--mtu 10", &[], "--mtu 10: must be in range [68,65535]"),
         ("--host h1", &[], "--host: \"h1\" is not an IP address"),
-        ("--conn-limit -1", &[], "--conn-limit must not be negative"),
+        ("--conn-limit -1", &[], "--conn-limit -1: must not be negative"),
         (
             "--weave-bridge abcdefghijklmnop",
             &[],
@@ -353,7 +353,7 @@ fn command_lines() {
         ("--local connect h1", 1, "weave is not running. Have you launched it?"),
         ("daemon --bogus", 125, "flag provided but not defined: --bogus\nSee 'weave daemon --help'."),
         ("launch --bogus", 1, "flag provided but not defined: --bogus\n"),
-        ("launch --port 0", 1, "--port must be in range"),
+        ("launch --port 0", 1, "--port 0: must be in range"),
         ("expose 10.2.1.1/24", 1, "weave expose is not in this version yet"),
         ("expose --help", 0, "weave expose is not in this version yet"),
         ("help nosuch", 1, "Unknown weave command 'nosuch'"),
