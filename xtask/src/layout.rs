@@ -66,7 +66,10 @@ fn dependencies(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
     let folder = |path: &str| {
-        Path::new(path).strip_prefix(root).ok().map(|p| p.to_string_lossy().trim_end_matches("/Cargo.toml").to_owned())
+        Path::new(path)
+            .strip_prefix(root)
+            .ok()
+            .map(|p| p.to_string_lossy().trim_end_matches("/Cargo.toml").to_owned())
     };
     let packages = metadata["packages"].as_array().context("cargo metadata without packages")?;
     Ok(packages
@@ -90,7 +93,9 @@ mod tests {
 
     #[test]
     fn rows() {
-        let table = parse_table("| Crate | x |\n| --- | --- |\n| `proto/gob` | words | `proto/types`, `proto/x` | pure |\n");
+        let table = parse_table(
+            "| Crate | x |\n| --- | --- |\n| `proto/gob` | words | `proto/types`, `proto/x` | pure |\n",
+        );
         assert_eq!(table["proto/gob"], BTreeSet::from(["proto/types".to_owned(), "proto/x".to_owned()]));
         assert_eq!(table.len(), 1);
     }

@@ -126,12 +126,18 @@ pub struct Response {
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoints: Vec<Endpoint>,
+    patience: Option<Duration>,
 }
 
 impl Client {
     /// Tries `endpoints` in order until one accepts the connection.
     pub fn new(endpoints: Vec<Endpoint>) -> Client {
-        Client { endpoints }
+        Client { endpoints, patience: None }
+    }
+
+    /// Waits no longer than this for each part of an answer, for calls that have no reason to wait.
+    pub fn impatient(self, patience: Duration) -> Client {
+        Client { patience: Some(patience), ..self }
     }
 
     /// Where this host's daemon is: the address that the user gave, else the unix socket, else the usual TCP address.
@@ -199,7 +205,7 @@ impl Client {
             form.iter().map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect::<Vec<_>>().join("&");
         let mut failure = None;
         for endpoint in &self.endpoints {
-            let stream = match connect(endpoint) {
+            let stream = match connect(endpoint, self.patience) {
                 Ok(stream) => stream,
                 Err(source) => {
                     // Lack of rights says more than the absence of a second way.
@@ -247,14 +253,21 @@ fn accept(response: Response) -> Result<String, ClientError> {
 trait Stream: Read + Write {}
 impl<S: Read + Write> Stream for S {}
 
-fn connect(endpoint: &Endpoint) -> io::Result<Box<dyn Stream>> {
+fn connect(endpoint: &Endpoint, patience: Option<Duration>) -> io::Result<Box<dyn Stream>> {
     match endpoint {
-        Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
+        Endpoint::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(patience)?;
+            Ok(Box::new(stream))
+        }
         Endpoint::Tcp(addr) => {
             let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
             for addr in addr.to_socket_addrs()? {
                 match TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT) {
-                    Ok(stream) => return Ok(Box::new(stream)),
+                    Ok(stream) => {
+                        stream.set_read_timeout(patience)?;
+                        return Ok(Box::new(stream));
+                    }
                     Err(e) => failure = e,
                 }
             }

@@ -80,7 +80,9 @@ pub(crate) enum ArgsError {
     Unknown(String),
     #[error("flag needs an argument: {0}")]
     NoValue(String),
-    #[error("invalid boolean value {value:?} for flag {flag}: strconv.ParseBool: parsing {value:?}: invalid syntax")]
+    #[error(
+        "invalid boolean value {value:?} for flag {flag}: strconv.ParseBool: parsing {value:?}: invalid syntax"
+    )]
     NotBool { flag: String, value: String },
     #[error("invalid value {value:?} for flag {flag}: strconv.ParseInt: parsing {value:?}: {why}")]
     NotNumber { flag: String, value: String, why: &'static str },
@@ -233,11 +235,7 @@ pub(crate) fn parse(table: Table, args: &[String]) -> Result<Parsed, ArgsError> 
         };
         let modern = dashed(opt.name);
         if old.is_some() && opt.name != name {
-            let new = match (kind, prefix) {
-                (_, "") => modern,
-                (Kind::Flag, prefix) => format!("{modern}={prefix}"),
-                (_, prefix) => format!("{modern} {prefix}<{}>", opt.value),
-            };
+            let new = if prefix.is_empty() { modern } else { format!("{modern} {value}") };
             parsed.warnings.push(Deprecated { old: &flag, new: &new }.to_string());
         } else if flag != modern && opt.effect != Effect::Gone {
             parsed.warnings.push(Deprecated { old: &flag, new: &modern }.to_string());

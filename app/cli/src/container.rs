@@ -1,11 +1,13 @@
 //! `weave attach` and `weave detach`.
 
+use weave_host::{AttachRequest, DetachRequest, Netlink};
+use weave_runtime::{Docker, Reference, Target};
 use weave_types::Cidr;
 
 use crate::args::Parsed;
 use crate::options::Env;
 use crate::usage::Command;
-use crate::{Failure, require_root};
+use crate::{Failure, notice, print, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,15 +21,26 @@ pub(crate) struct Call {
 pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> {
     let addresses = rest.iter().take_while(|a| looks_like_address(a)).count();
     let (addresses, container) = rest.split_at(addresses);
+    if let Some(first) = container.first() {
+        // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
+        let path_only = first.contains('/') && !first.contains(':');
+        if first.parse::<std::net::IpAddr>().is_ok() || path_only {
+            let what = "is no container; an address is <ip>/<bits>, as 10.2.1.1/24";
+            return Err(Failure::new(1, format_args!("'{first}' {what}")));
+        }
+    }
     let [container] = container else {
         return Err(match container.get(1) {
-            Some(extra) if looks_like_address(extra) => Failure::new(
-                1,
-                format_args!("addresses come before the container; {}", command.synopsis()),
-            ),
+            Some(extra) if looks_like_address(extra) => {
+                Failure::new(1, format_args!("addresses come before the container; {}", command.synopsis()))
+            }
             Some(extra) => Failure::new(
                 1,
-                format_args!("'{}' and '{extra}' cannot both be the container; {}", container[0], command.synopsis()),
+                format_args!(
+                    "'{}' and '{extra}' cannot both be the container; {}",
+                    container[0],
+                    command.synopsis()
+                ),
             ),
             None => Failure::new(1, command.synopsis()),
         });
@@ -43,14 +56,6 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
         if !cidrs.contains(&cidr) {
             cidrs.push(cidr);
         }
-    }
-    // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
-    let path_only = container.contains('/') && !container.contains(':');
-    if container.parse::<std::net::IpAddr>().is_ok() || path_only {
-        return Err(Failure::new(
-            1,
-            format_args!("'{container}' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
-        ));
     }
     if cidrs.is_empty() {
         return Err(no_allocation());
@@ -91,14 +96,53 @@ pub(crate) fn plain(cidrs: &[Cidr]) -> String {
     ips.join(" ") + "\n"
 }
 
-pub(crate) fn attach(command: &Command, parsed: &Parsed, _env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn attach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
-    Err(Failure::new(1, format_args!("{call:?} {}", plain(&call.cidrs))))
+    if parsed.flag("rewrite-hosts") {
+        notice("Notice: this version does not write /etc/hosts yet; no effect: --rewrite-hosts");
+    }
+    let bridge = parsed.text("weave-bridge").unwrap_or("weave");
+    overlaps(&call.cidrs, bridge)?.iter().for_each(notice);
+    let target = find(&call.container, env)?;
+    let attached = weave_host::attach(&AttachRequest {
+        bridge,
+        multicast_route: !parsed.flag("no-multicast-route"),
+        ..AttachRequest::new(&target.ns, &target.naming, &call.cidrs)
+    })?;
+    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    print(&plain(&call.cidrs))
 }
 
-pub(crate) fn detach(command: &Command, parsed: &Parsed, _env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
-    Err(Failure::new(1, format_args!("{call:?} {}", plain(&call.cidrs))))
+    let target = find(&call.container, env)?;
+    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &call.cidrs))?;
+    detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    print(&plain(&call.cidrs))
+}
+
+fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
+    let reference: Reference = container.parse()?;
+    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
+    Ok(weave_runtime::resolve(&reference, &docker)?)
+}
+
+/// Addresses that the host already routes elsewhere: the container could not be told from what is there (spec cli 2.1).
+fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
+    let mut netlink = Netlink::open()?;
+    let own = netlink.link(bridge)?.map(|link| link.index);
+    let routes: Vec<Cidr> = netlink
+        .routes()?
+        .iter()
+        .filter(|route| route.destination.prefix() > 0 && (own.is_none() || route.index != own))
+        .map(|route| route.destination)
+        .collect();
+    Ok(cidrs.iter().filter_map(|cidr| overlap(cidr, &routes)).collect())
+}
+
+fn overlap(cidr: &Cidr, routes: &[Cidr]) -> Option<String> {
+    let hit = |r: &&Cidr| r.contains(cidr.network().addr()) || cidr.contains(r.network().addr());
+    routes.iter().find(hit).map(|r| format!("Address {cidr} overlaps with existing route {r} on host"))
 }

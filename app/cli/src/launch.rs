@@ -27,12 +27,17 @@ use crate::{Failure, notice, print, require_root};
 
 /// After this long a person is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Longest wait for a word of somebody who listens on the control address.
+const PROBE: Duration = Duration::from_secs(2);
 /// How often it is looked whether the daemon still lives.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Host name for the nickname.
 fn hostname() -> String {
-    nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|h| h.into_string().ok())
+        .unwrap_or_else(|| "localhost".to_owned())
 }
 
 /// `weave daemon`: a peer in the foreground. Log lines and errors go to stderr in the daemon's form.
@@ -49,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root().map_err(|e| fatal(&e.message))?;
     log::init(config.log_level);
     log::options_line(&shown(parsed));
-    parsed.notices(options::DAEMON_TABLE).iter().for_each(|line| log::info(line));
+    parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
@@ -87,17 +92,41 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     require_root()?;
     refuse_second(&config)?;
-    weave_daemon::preflight(&config)?;
-
-    let supervise = !parsed.flag("no-restart");
-    let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
-    let started = start(&config, &mut parsed, &log_file, supervise)?;
-    let name = wait(started, &config, &log_file)?;
-    print(&format!("{name}\n"))?;
-    if supervise && std::io::stderr().is_terminal() {
-        notice("A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.");
+    let created = !config.run_dir.exists();
+    let result = locked(&parsed, &config);
+    if created && result.is_err() {
+        // Only an empty one goes.
+        let _ = fs::remove_dir(&config.run_dir);
+    }
+    print(&format!("{}\n", result?))?;
+    if !parsed.flag("no-restart") && std::io::stderr().is_terminal() {
+        notice(
+            "A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.",
+        );
     }
     Ok(())
+}
+
+/// Starts the daemon and waits for it; its peer name. Two at a time would write each other's files.
+fn locked(parsed: &Parsed, config: &Config) -> Result<String, Failure> {
+    let run_dir = &config.run_dir;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|e| Failure::new(1, format_args!("cannot create {}: {e}", run_dir.display())))?;
+    let _lock = lock::PidFile::take(&run_dir.join("launch.pid")).map_err(|e| match e {
+        lock::LockError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
+        e => Failure::new(1, e),
+    })?;
+    let supervise = !parsed.flag("no-restart");
+    let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
+    let started = start(config, parsed, &log_file, supervise);
+    let result = started.and_then(|started| wait(started, config, &log_file));
+    if result.is_err() {
+        let _ = fs::remove_file(run_dir.join("password"));
+    }
+    result
 }
 
 /// A second daemon would take the first one's devices.
@@ -109,9 +138,12 @@ fn refuse_second(config: &Config) -> Result<(), Failure> {
     // Somebody else's, in a container for instance.
     let Some(ListenAddr::Tcp { host, port }) = &config.http_addr else { return Ok(()) };
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
-    let client = Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
-    match client.get("/status") {
-        Ok(_) | Err(ClientError::Refused { status: 503, .. }) => Err(Failure::new(1, "Weave Net is already running")),
+    let client =
+        Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
+    match client.impatient(PROBE).get("/status") {
+        Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
+            Err(Failure::new(1, "Weave Net is already running"))
+        }
         _ => Ok(()),
     }
 }
@@ -128,12 +160,17 @@ impl Drop for Started {
     }
 }
 
-fn start(config: &Config, parsed: &mut Parsed, log_file: &Path, supervise: bool) -> Result<Started, Failure> {
+fn start(config: &Config, parsed: &Parsed, log_file: &Path, supervise: bool) -> Result<Started, Failure> {
+    let mut parsed = parsed.clone();
     let step = |what: &str, path: &Path, e: std::io::Error| {
         Failure::new(1, format_args!("cannot {what} {}: {e}", path.display()))
     };
     let run_dir = &config.run_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir).map_err(|e| step("create", run_dir, e))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|e| step("create", run_dir, e))?;
     let sentinel = run_dir.join("restart.sentinel");
     match fs::remove_file(&sentinel) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(step("remove", &sentinel, e)),
@@ -208,11 +245,13 @@ fn wait(mut started: Started, config: &Config, log_file: &Path) -> Result<String
             }
         }
         if let Some(status) = ended {
-            let _ = fs::remove_file(config.run_dir.join("password"));
             let log = log_file.display();
             return Err(match error {
                 Some(error) => Failure::new(1, error),
-                None => Failure::new(1, format_args!("the daemon ended before it was ready ({status}); see {log}")),
+                None => Failure::new(
+                    1,
+                    format_args!("the daemon ended before it was ready ({status}); see {log}"),
+                ),
             });
         }
         if terminal && begin.elapsed() > PATIENCE && doing != told {

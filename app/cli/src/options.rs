@@ -11,11 +11,23 @@ const IPAM: &str = "IP address allocation";
 const DNS: &str = "DNS";
 const DOCKER: &str = "the Docker proxy and plugin";
 
-const fn opt(name: &'static str, kind: Kind, value: &'static str, group: &'static str, help: &'static str) -> Opt {
+const fn opt(
+    name: &'static str,
+    kind: Kind,
+    value: &'static str,
+    group: &'static str,
+    help: &'static str,
+) -> Opt {
     Opt { name, kind, value, help, group, effect: Effect::Works }
 }
 
-const fn later(name: &'static str, kind: Kind, value: &'static str, feature: &'static str, help: &'static str) -> Opt {
+const fn later(
+    name: &'static str,
+    kind: Kind,
+    value: &'static str,
+    feature: &'static str,
+    help: &'static str,
+) -> Opt {
     Opt { name, kind, value, help, group: feature_group(feature), effect: Effect::Awaits(feature) }
 }
 
@@ -40,33 +52,105 @@ use Kind::{Flag, List, Number, Text};
 
 /// Options that the daemon understands; `launch` passes them on.
 static DAEMON: &[Opt] = &[
-    opt("name", Text, "<peer name>", PEER, "name of this peer, like a MAC address, unique in the network (default: from the bridge or the machine's ids)"),
+    opt(
+        "name",
+        Text,
+        "<peer name>",
+        PEER,
+        "name of this peer, like a MAC address, unique in the network (default: from the bridge or the machine's ids)",
+    ),
     opt("nickname", Text, "<text>", PEER, "name shown to people (default: host name)"),
-    opt("port", Number, "<port>", PEER, "TCP and UDP port of the peer, all peers alike as a rule (default: $WEAVE_PORT or 6783)"),
+    opt(
+        "port",
+        Number,
+        "<port>",
+        PEER,
+        "TCP and UDP port of the peer, all peers alike as a rule (default: $WEAVE_PORT or 6783)",
+    ),
     opt("host", Text, "<address>", PEER, "listen on this address only (default: all)"),
-    opt("password", Text, "<text>", PEER, "network password, the same on all peers; switches encryption on (default: $WEAVE_PASSWORD)"),
+    opt(
+        "password",
+        Text,
+        "<text>",
+        PEER,
+        "network password, the same on all peers; switches encryption on (default: $WEAVE_PASSWORD)",
+    ),
     opt("password-file", Text, "<path>", PEER, "read the network password from this file"),
-    opt("trusted-subnets", Text, "<cidr>,...", PEER, "do not encrypt between peers that both have an address in one of these"),
+    opt(
+        "trusted-subnets",
+        Text,
+        "<cidr>,...",
+        PEER,
+        "do not encrypt between peers that both have an address in one of these",
+    ),
     opt("no-discovery", Flag, "", PEER, "connect only to the peers named, not to those they know"),
     opt("conn-limit", Number, "<n>", PEER, "most connections to other peers, 0 for no limit (default: 200)"),
     opt("resume", Flag, "", PEER, "connect to the peers of the last run instead of naming them"),
-    opt("min-protocol-version", Number, "<n>", PEER, "refuse peers with an older protocol, 1 or 2 (default: 1)"),
+    opt(
+        "min-protocol-version",
+        Number,
+        "<n>",
+        PEER,
+        "refuse peers with an older protocol, 1 or 2 (default: 1)",
+    ),
     opt("weave-bridge", Text, "<name>", NETWORK, "name of the bridge (default: weave)"),
-    opt("mtu", Number, "<bytes>", NETWORK, "MTU of the container network (default: $WEAVE_MTU or 1376; 65535 with --no-fastdp)"),
-    opt("no-fastdp", Flag, "", NETWORK, "do not use the fast datapath (default on if $WEAVE_NO_FASTDP is set)"),
+    opt(
+        "mtu",
+        Number,
+        "<bytes>",
+        NETWORK,
+        "MTU of the container network (default: $WEAVE_MTU or 1376; 65535 with --no-fastdp)",
+    ),
+    opt(
+        "no-fastdp",
+        Flag,
+        "",
+        NETWORK,
+        "do not use the fast datapath (default on if $WEAVE_NO_FASTDP is set)",
+    ),
     opt("no-bridged-fastdp", Flag, "", NETWORK, "accepted; the fast datapath is always bridged"),
     opt("docker-bridge", Text, "<name>", NETWORK, "Docker's bridge (default: docker0)"),
-    opt("http-addr", Text, "<host>:<port>", CONTROL, "control API besides the socket in the run directory; empty: off (default: $WEAVE_HTTP_ADDR or 127.0.0.1:6784)"),
-    opt("status-addr", Text, "<host>:<port>", CONTROL, "read-only status pages; empty: off (default: $WEAVE_STATUS_ADDR or 127.0.0.1:6782)"),
+    opt(
+        "http-addr",
+        Text,
+        "<host>:<port>",
+        CONTROL,
+        "control API besides the socket in the run directory; empty: off (default: $WEAVE_HTTP_ADDR or 127.0.0.1:6784)",
+    ),
+    opt(
+        "status-addr",
+        Text,
+        "<host>:<port>",
+        CONTROL,
+        "read-only status pages; empty: off (default: $WEAVE_STATUS_ADDR or 127.0.0.1:6782)",
+    ),
     opt("log-level", Text, "<level>", CONTROL, "error, warning, info or debug (default: info)"),
-    opt("state-dir", Text, "<dir>", CONTROL, "what survives reboots (default: $WEAVE_STATE_DIR or /var/lib/weave)"),
-    opt("run-dir", Text, "<dir>", CONTROL, "pid file and control socket (default: $WEAVE_RUN_DIR or /run/weave)"),
+    opt(
+        "state-dir",
+        Text,
+        "<dir>",
+        CONTROL,
+        "what survives reboots (default: $WEAVE_STATE_DIR or /var/lib/weave)",
+    ),
+    opt(
+        "run-dir",
+        Text,
+        "<dir>",
+        CONTROL,
+        "pid file and control socket (default: $WEAVE_RUN_DIR or /run/weave)",
+    ),
     opt("version", Flag, "", CONTROL, "print the version and exit"),
     opt("print-peer-name", Flag, "", CONTROL, "print the name this peer would have and exit"),
     later("metrics-addr", Text, "<host>:<port>", "metrics", "Prometheus metrics only"),
     later("ipalloc-range", Text, "<cidr>", IPAM, "range that addresses are allocated from; empty: off"),
     later("ipalloc-default-subnet", Text, "<cidr>", IPAM, "subnet used when none is named"),
-    later("ipalloc-init", Text, "consensus[=<n>]|seed=<name>,...|observer", IPAM, "how the first owners are found"),
+    later(
+        "ipalloc-init",
+        Text,
+        "consensus[=<n>]|seed=<name>,...|observer",
+        IPAM,
+        "how the first owners are found",
+    ),
     opt("no-dns", Flag, "", feature_group(DNS), "serve no names"),
     later("dns-domain", Text, "<name>", DNS, "domain of container names"),
     later("dns-listen-address", Text, "<host>:<port>", DNS, "where names are served"),
@@ -281,9 +365,12 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
         None => env.var("WEAVE_NO_FASTDP").is_some_and(|v| !v.is_empty()),
     };
     config.mtu = match number(parsed, env, "mtu", "WEAVE_MTU")?.unwrap_or(0) {
-        0 => no_fastdp.then_some(65535),
+        0 => None,
         mtu => Some(u32::try_from(mtu).ok().filter(|m| (68..=65535).contains(m)).ok_or(OptionError::Mtu)?),
     };
+    if no_fastdp {
+        config.new_mtu = 65535;
+    }
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (spec cli 2.3).
@@ -306,13 +393,16 @@ fn complete(addr: &str, port: u16) -> Result<ListenAddr, ConfigError> {
     let colon = addr.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':') || host.ends_with(']'));
     let text = if addr.starts_with('/') || colon { addr.to_owned() } else { format!("{addr}:{port}") };
     let text = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text };
-    ListenAddr::parse("WEAVE_HTTP_ADDR", &text)?.ok_or(ConfigError::ListenAddr {
-        option: "WEAVE_HTTP_ADDR",
-        text: addr.to_owned(),
-    })
+    ListenAddr::parse("WEAVE_HTTP_ADDR", &text)?
+        .ok_or(ConfigError::ListenAddr { option: "WEAVE_HTTP_ADDR", text: addr.to_owned() })
 }
 
-fn number(parsed: &Parsed, env: &dyn Env, option: &str, variable: &'static str) -> Result<Option<i64>, OptionError> {
+fn number(
+    parsed: &Parsed,
+    env: &dyn Env,
+    option: &str,
+    variable: &'static str,
+) -> Result<Option<i64>, OptionError> {
     if let Some(number) = parsed.number(option) {
         return Ok(Some(number));
     }
@@ -327,8 +417,8 @@ fn password(parsed: &Parsed, env: &dyn Env) -> Result<Option<Password>, OptionEr
         return Ok(Password::new(text.to_owned()));
     }
     if let Some(path) = parsed.text("password-file").filter(|p| !p.is_empty()) {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| OptionError::PasswordFile(PathBuf::from(path), e))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| OptionError::PasswordFile(PathBuf::from(path), e))?;
         let line = text.strip_suffix('\n').unwrap_or(&text);
         return Ok(Password::new(line.strip_suffix('\r').unwrap_or(line).to_owned()));
     }
@@ -404,17 +494,14 @@ fn check_init(text: &str) -> Result<(), String> {
         ("consensus", None) | ("observer", None) => Ok(()),
         ("consensus", Some(n)) => match n.parse::<u32>() {
             Ok(_) => Ok(()),
-            Err(_) => {
-                Err(format!("bad consensus parameter: strconv.Atoi: parsing {n:?}: invalid syntax"))
-            }
+            Err(_) => Err(format!("bad consensus parameter: strconv.Atoi: parsing {n:?}: invalid syntax")),
         },
         ("observer", Some(_)) => Err("observer mode takes no parameter".to_owned()),
         ("seed", None) => Err("seed mode requires peer name list".to_owned()),
-        ("seed", Some(names)) => {
-            names.split(',').try_for_each(|n| n.parse::<PeerName>().map(|_| ())).map_err(|e| {
-                format!("bad seed parameter: error parsing peer names: {e}")
-            })
-        }
+        ("seed", Some(names)) => names
+            .split(',')
+            .try_for_each(|n| n.parse::<PeerName>().map(|_| ()))
+            .map_err(|e| format!("bad seed parameter: error parsing peer names: {e}")),
         (mode, _) => Err(format!("unknown mode: {mode}")),
     }
 }

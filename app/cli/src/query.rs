@@ -17,7 +17,9 @@ pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
 /// What a failed call means to the person who typed it.
 pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Failure {
     match &error {
-        ClientError::Connect { endpoint, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+        ClientError::Connect { endpoint, source }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
             Failure::new(1, format_args!("{endpoint}: permission denied; weave must be run as 'root'"))
         }
         ClientError::Connect { .. } => {

@@ -101,7 +101,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         failures.extend(remove_file(&file).err().map(|f| f.message));
     }
     for dir in [&state_dir, &run_dir] {
-        for name in ["supervisor.pid", "weave.pid"] {
+        for name in ["supervisor.pid", "weave.pid", "launch.pid"] {
             failures.extend(remove_file(&dir.join(name)).err().map(|f| f.message));
         }
         // Only if nothing else lives there.
@@ -112,6 +112,8 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// Bridge and devices; what could not be removed.
-fn remove_devices(_bridge: &str) -> Vec<String> {
-    Vec::new()
+fn remove_devices(bridge: &str) -> Vec<String> {
+    let names = weave_host::Names { bridge: bridge.to_owned(), ..weave_host::Names::default() };
+    let (_removed, errors) = weave_host::remove_all(&names);
+    errors.iter().map(ToString::to_string).collect()
 }

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
     }
-    // Children start with an empty mask: std clears it.
+    // The daemon inherits the mask and clears it.
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let _lock = lock::PidFile::take(&run_dir.join("supervisor.pid"))?;
@@ -109,10 +109,10 @@ fn next(signals: &SignalFd, timeout: Option<Duration>) -> Result<Option<Signal>,
         Err(e) => return Err(e.into()),
     }
     while let Some(info) = signals.read_signal()? {
-        match Signal::try_from(i32::try_from(info.ssi_signo).unwrap_or(0)) {
-            Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) => return Ok(Some(signal)),
-            // A hang-up has no meaning without a terminal; a child's end is looked for by the caller.
-            _ => {}
+        // A hang-up has no meaning without a terminal; a child's end is looked for by the caller.
+        let signal = Signal::try_from(i32::try_from(info.ssi_signo).unwrap_or(0));
+        if let Ok(signal @ (Signal::SIGTERM | Signal::SIGINT)) = signal {
+            return Ok(Some(signal));
         }
     }
     Ok(None)

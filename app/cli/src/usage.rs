@@ -26,19 +26,24 @@ impl Command {
 
 use args::Kind::{Flag, List, Text};
 
-const fn opt(
-    name: &'static str,
-    kind: args::Kind,
-    value: &'static str,
-    help: &'static str,
-) -> args::Opt {
+const fn opt(name: &'static str, kind: args::Kind, value: &'static str, help: &'static str) -> args::Opt {
     args::Opt { name, kind, value, help, group: "Options", effect: args::Effect::Works }
 }
 
 /// Where a command finds the daemon; every command takes them.
 static COMMON: &[args::Opt] = &[
-    opt("run-dir", Text, "<dir>", "where the daemon's socket and pid file are (default: $WEAVE_RUN_DIR or /run/weave)"),
-    opt("http-addr", Text, "<host>:<port>", "ask the daemon there (default: its socket, or $WEAVE_HTTP_ADDR)"),
+    opt(
+        "run-dir",
+        Text,
+        "<dir>",
+        "where the daemon's socket and pid file are (default: $WEAVE_RUN_DIR or /run/weave)",
+    ),
+    opt(
+        "http-addr",
+        Text,
+        "<host>:<port>",
+        "ask the daemon there (default: its socket, or $WEAVE_HTTP_ADDR)",
+    ),
 ];
 
 static CONNECT: &[args::Opt] =
@@ -53,7 +58,8 @@ static ATTACH: &[args::Opt] = &[
 ];
 static DETACH: &[args::Opt] = &[opt("weave-bridge", Text, "<name>", "name of the bridge (default: weave)")];
 static STATUS: &[args::Opt] = &[opt("json", Flag, "", "the same facts as JSON")];
-static REPORT: &[args::Opt] = &[opt("f", Text, "<template>", "print through a Go template, as '{{.Router.Name}}'")];
+static REPORT: &[args::Opt] =
+    &[opt("f", Text, "<template>", "print through a Go template, as '{{.Router.Name}}'")];
 static RESET: &[args::Opt] = &[
     opt("force", Flag, "", "also if the daemon cannot be asked to leave the network in order"),
     opt("dry-run", Flag, "", "only say what would be removed"),
@@ -197,10 +203,38 @@ pub(crate) static COMMANDS: &[Command] = &[
 
 /// Commands of 2.8.1 and before that wait for features of their own.
 pub(crate) static NOT_YET: &[&str] = &[
-    "setup", "setup-cni", "prime", "consense", "env", "config", "proxy-env", "proxy-config", "dns-args", "dns-add",
-    "dns-remove", "dns-lookup", "expose", "hide", "ps", "rmpeer", "attach-bridge", "bridge-type", "docker-bridge-ip",
-    "run", "start", "restart", "launch-router", "launch-proxy", "launch-plugin", "launch-dns", "stop-router",
-    "stop-proxy", "stop-plugin", "stop-dns", "create-bridge", "attach-router",
+    "setup",
+    "setup-cni",
+    "prime",
+    "consense",
+    "env",
+    "config",
+    "proxy-env",
+    "proxy-config",
+    "dns-args",
+    "dns-add",
+    "dns-remove",
+    "dns-lookup",
+    "expose",
+    "hide",
+    "ps",
+    "rmpeer",
+    "attach-bridge",
+    "bridge-type",
+    "docker-bridge-ip",
+    "run",
+    "start",
+    "restart",
+    "launch-router",
+    "launch-proxy",
+    "launch-plugin",
+    "launch-dns",
+    "stop-router",
+    "stop-proxy",
+    "stop-plugin",
+    "stop-dns",
+    "create-bridge",
+    "attach-router",
 ];
 
 /// The command of that name.

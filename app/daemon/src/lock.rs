@@ -2,23 +2,24 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// A pid file held by this process. The lock ends with the process, however it ends; the file stays.
+/// A pid file held by this process. The lock ends with the process, however it ends; the file goes when this is dropped.
 #[derive(Debug)]
 pub struct PidFile {
-    _lock: Flock<File>,
+    lock: Flock<File>,
+    path: PathBuf,
 }
 
 /// Why a pid file cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// The other process lives.
-    #[error("already running (pid {pid}, {path:?})")]
+    #[error("{path:?} is held by process {pid}")]
     Held {
         /// Its pid; 0 if it has not written it yet.
         pid: i32,
@@ -42,25 +43,48 @@ impl PidFile {
     /// Another process holds it, or it cannot be written.
     pub fn take(path: &Path) -> Result<PidFile, LockError> {
         let io = |source| LockError::Io { path: path.to_owned(), source };
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o644)
-            .open(path)
-            .map_err(io)?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                return Err(LockError::Held { pid: read_pid(&mut file), path: path.to_owned() });
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .mode(0o644)
+                .open(path)
+                .map_err(io)?;
+            let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    return Err(LockError::Held { pid: read_pid(&mut file), path: path.to_owned() });
+                }
+                Err((_, errno)) => return Err(io(errno.into())),
+            };
+            // Its holder may have removed it between our opening and our locking it.
+            if !is_at(&lock, path) {
+                continue;
             }
-            Err((_, errno)) => return Err(io(errno.into())),
-        };
-        lock.set_len(0).map_err(io)?;
-        lock.rewind().map_err(io)?;
-        lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;
-        Ok(PidFile { _lock: lock })
+            lock.set_len(0).map_err(io)?;
+            lock.rewind().map_err(io)?;
+            lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;
+            return Ok(PidFile { lock, path: path.to_owned() });
+        }
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // While it is still locked: the next one makes its own.
+        if is_at(&self.lock, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether `path` leads to this very file.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 
@@ -96,9 +120,25 @@ mod tests {
         assert_eq!(holder(&path), Some(me));
         assert!(matches!(PidFile::take(&path), Err(LockError::Held { pid, .. }) if pid == me));
         drop(held);
+        assert!(!path.exists(), "it goes with its holder");
+        std::fs::write(&path, "1\n").unwrap();
         assert_eq!(holder(&path), None, "a stale file is nobody's");
         assert!(PidFile::take(&path).is_ok());
         assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(LockError::Io { .. })));
+    }
+
+    #[test]
+    fn a_file_that_another_has_put_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.pid");
+        let first = PidFile::take(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = PidFile::take(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        assert!(holder(&path).is_some());
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -130,8 +130,7 @@ mod tests {
         let (level, rest) = line.split_once(": ").unwrap();
         assert_eq!(level, "FATA");
         assert!(rest.ends_with(" two lines"));
-        let shape: String =
-            rest.chars().take(26).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        let shape: String = rest.chars().take(26).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         assert_eq!(shape, "0000/00/00 00:00:00.000000");
     }
 }

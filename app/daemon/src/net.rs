@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use weave_types::ConnectionId;
 
 /// Longest wait for a TCP connection.
@@ -58,33 +57,21 @@ pub(crate) struct Net<R> {
     host: Option<IpAddr>,
     conns: BTreeMap<ConnectionId, Conn>,
     dialling: BTreeMap<ConnectionId, AbortHandle>,
+    writers: JoinSet<()>,
 }
 
-/// Binds the listener for peers: `host`, or all addresses of both families where the kernel has IPv6.
+/// Binds the listener for peers: `host`, or all addresses of IPv4, like the UDP sockets of the data path.
 pub(crate) fn listen(host: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
-    let bind = |addr: SocketAddr| -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        if host.is_none() && addr.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&addr.into())?;
-        socket.listen(128)?;
-        TcpListener::from_std(socket.into())
-    };
-    match host {
-        Some(host) => bind((host, port).into()),
-        None => match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(e) if e.kind() != io::ErrorKind::AddrInUse => bind((Ipv4Addr::UNSPECIFIED, port).into()),
-            result => result,
-        },
-    }
+    let addr = SocketAddr::new(host.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port);
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(128)
 }
 
 impl<R: Send + 'static> Net<R> {
     pub(crate) fn new(events: mpsc::Sender<Event<R>>, host: Option<IpAddr>) -> Net<R> {
-        Net { events, host, conns: BTreeMap::new(), dialling: BTreeMap::new() }
+        Net { events, host, conns: BTreeMap::new(), dialling: BTreeMap::new(), writers: JoinSet::new() }
     }
 
     /// Lets peers in, one at a time, at the pace that the answers give.
@@ -108,14 +95,21 @@ impl<R: Send + 'static> Net<R> {
     }
 
     /// Takes a connection into service.
-    pub(crate) fn adopt(&mut self, conn: ConnectionId, stream: TcpStream, local: SocketAddr, remote: SocketAddr) {
+    pub(crate) fn adopt(
+        &mut self,
+        conn: ConnectionId,
+        stream: TcpStream,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) {
         self.dialling.remove(&conn);
         let _ = stream.set_nodelay(true);
         let (from, to) = stream.into_split();
         let (writer, queue) = mpsc::unbounded_channel();
         let ends = Ends { conn, local, remote };
         let reader = tokio::spawn(read(from, ends, self.events.clone())).abort_handle();
-        tokio::spawn(write(to, ends, queue, self.events.clone()));
+        while self.writers.try_join_next().is_some() {}
+        self.writers.spawn(write(to, ends, queue, self.events.clone()));
         self.conns.insert(conn, Conn { writer, reader });
     }
 
@@ -139,6 +133,29 @@ impl<R: Send + 'static> Net<R> {
             }
             None => false,
         }
+    }
+
+    /// Closes everything and gives the last words their time.
+    pub(crate) async fn end(mut self, mut events: mpsc::Receiver<Event<R>>) {
+        let conns: Vec<_> = self.conns.keys().copied().collect();
+        for conn in conns {
+            self.close(conn);
+        }
+        // Writers report what they wrote; nobody needs it, but the queue must not fill.
+        let drained = async {
+            loop {
+                tokio::select! {
+                    joined = self.writers.join_next() => if joined.is_none() { break },
+                    Some(_) = events.recv() => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+    }
+
+    /// Whether the connection is in service.
+    pub(crate) fn is_open(&self, conn: ConnectionId) -> bool {
+        self.conns.contains_key(&conn)
     }
 
     /// Whether the attempt is still wanted.
@@ -216,15 +233,12 @@ impl Ends {
 async fn read<R>(from: OwnedReadHalf, ends: Ends, events: mpsc::Sender<Event<R>>) {
     let conn = ends.conn;
     let error = loop {
-        // No buffer is kept while nothing arrives.
         if let Err(e) = from.readable().await {
             break ends.error("read", &e);
         }
-        let mut buffer = [0; READ_SIZE];
-        match from.try_read(&mut buffer) {
-            Ok(0) => break "EOF".to_owned(),
-            Ok(n) => {
-                let bytes = buffer[..n].to_vec();
+        match read_some(&from) {
+            Ok(bytes) if bytes.is_empty() => break "EOF".to_owned(),
+            Ok(bytes) => {
                 if events.send(Event::Received { conn, bytes }).await.is_err() {
                     return;
                 }
@@ -234,6 +248,12 @@ async fn read<R>(from: OwnedReadHalf, ends: Ends, events: mpsc::Sender<Event<R>>
         }
     };
     let _ = events.send(Event::Closed { conn, error }).await;
+}
+
+/// No buffer is kept while nothing arrives.
+fn read_some(from: &OwnedReadHalf) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; READ_SIZE];
+    from.try_read(&mut buffer).map(|n| buffer[..n].to_vec())
 }
 
 async fn write<R>(

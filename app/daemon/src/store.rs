@@ -40,6 +40,8 @@ struct State {
 pub struct Store {
     dir: PathBuf,
     state: State,
+    /// The directory was not there before.
+    created: bool,
 }
 
 /// Why the state cannot be read or written. The text says what to do.
@@ -64,7 +66,9 @@ pub enum StoreError {
         what: String,
     },
     /// A later version's.
-    #[error("{path:?} was written by a later version (format {format}); use that version or move the file away")]
+    #[error(
+        "{path:?} was written by a later version (format {format}); use that version or move the file away"
+    )]
     Later {
         /// The file.
         path: PathBuf,
@@ -74,12 +78,13 @@ pub enum StoreError {
 }
 
 impl Store {
-    /// Opens the state in `dir` for the peer `name`; makes the directory. Writes once, so that a read-only or full disk
-    /// is found out before anything depends on it.
+    /// Opens the state in `dir` for the peer `name`; makes the directory. Tries to write, so that a read-only or full
+    /// disk is found out before anything depends on it, but changes nothing yet.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub fn open(dir: &Path, name: PeerName) -> Result<Store, StoreError> {
+        let created = !dir.exists();
         let step = |step, path: &Path, source| StoreError::Io { step, path: path.to_owned(), source };
         fs::DirBuilder::new()
             .recursive(true)
@@ -92,9 +97,18 @@ impl Store {
         }
         state.name = Some(name.to_string());
         state.format = FORMAT;
-        let store = Store { dir: dir.to_owned(), state };
-        store.write()?;
+        let store = Store { dir: dir.to_owned(), state, created };
+        let temporary = store.write_temporary()?;
+        fs::remove_file(&temporary).map_err(|e| step("remove", &temporary, e))?;
         Ok(store)
+    }
+
+    /// Takes the directory back if it was made here and nothing was stored.
+    pub fn abandon(self) {
+        if self.created {
+            // Only an empty one goes.
+            let _ = fs::remove_dir(&self.dir);
+        }
     }
 
     /// Peers to connect to, as typed.
@@ -140,14 +154,17 @@ impl Store {
     }
 
     fn write(&self) -> Result<(), StoreError> {
+        let temporary = self.write_temporary()?;
         let path = self.dir.join(FILE_NAME);
+        fs::rename(&temporary, &path).map_err(failed("replace", &path))?;
+        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
+    }
+
+    /// The state in a file beside the real one, synced.
+    fn write_temporary(&self) -> Result<PathBuf, StoreError> {
         let temporary = self.dir.join(".peer.json.new");
-        let failed = |step, path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Io { step, path, source }
-        };
-        let mut text = serde_json::to_vec(&self.state)
-            .map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
+        let mut text =
+            serde_json::to_vec(&self.state).map_err(|e| failed("encode", &temporary)(io::Error::other(e)))?;
         text.push(b'\n');
         let mut file = OpenOptions::new()
             .create(true)
@@ -158,9 +175,13 @@ impl Store {
             .map_err(failed("write", &temporary))?;
         file.write_all(&text).map_err(failed("write", &temporary))?;
         file.sync_all().map_err(failed("sync", &temporary))?;
-        fs::rename(&temporary, &path).map_err(failed("replace", &path))?;
-        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
+        Ok(temporary)
     }
+}
+
+fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { step, path, source }
 }
 
 fn read(path: &Path) -> Result<Option<State>, StoreError> {
@@ -196,12 +217,16 @@ mod tests {
     fn comes_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made");
-        let mut store = Store::open(&path, name(1)).unwrap();
+        let store = Store::open(&path, name(1)).unwrap();
         assert_eq!((store.targets(), store.short_id(), store.version_ceiling()), (&[][..], None, 0));
+        store.abandon();
+        assert!(!path.exists(), "nothing was stored");
+        let mut store = Store::open(&path, name(1)).unwrap();
         store.set_targets(vec!["h2".into(), "h3:7000".into()]).unwrap();
         store.set_short_id(ShortId::new(0).unwrap()).unwrap();
         store.set_version_ceiling(4096).unwrap();
         store.set_version_ceiling(7).unwrap();
+        store.abandon();
         let store = Store::open(&path, name(1)).unwrap();
         assert_eq!(store.targets(), ["h2", "h3:7000"]);
         assert_eq!((store.short_id(), store.version_ceiling()), (ShortId::new(0), 4096));

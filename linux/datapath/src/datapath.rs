@@ -133,8 +133,8 @@ impl Datapath {
         self.shared.tables.store(tables);
     }
 
-    /// Sends a control datagram at once, from any thread, without waiting. It may be lost, as on any network; one that is
-    /// larger than the path takes is answered by a `Fact::PathMtu`.
+    /// Sends a control datagram at once, from any thread; only a congested device can make it wait, for up to 20 ms. It may
+    /// be lost, as on any network; one that is larger than the path takes is answered by a `Fact::PathMtu`.
     pub fn transmit(&self, to: SocketAddr, df: bool, datagram: &[u8], conn: ConnectionId) {
         let Shared { sockets, facts, counters, .. } = &*self.shared;
         let count = match sockets.send(to, df, datagram) {

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weave_overlay::forward::Fact;
 use weave_overlay::sleeve::Opener;
@@ -26,13 +27,14 @@ const MTU: u32 = 1376;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn noise(len: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * i >> 3) as u8).collect()
+    (0..len).map(|i| ((i * i) >> 3) as u8).collect()
 }
 
 /// A stream of bytes from one container to the other, and back.
 fn tcp(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
     let data = noise(bytes);
-    let listener = to.run(|| TcpListener::bind((address, 7000))).unwrap();
+    let listener = to.run(|| TcpListener::bind((address, 0))).unwrap();
+    let target = listener.local_addr().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
@@ -42,7 +44,6 @@ fn tcp(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
             assert!(got == data, "what arrives is what was sent");
             stream.write_all(b"ok").unwrap();
         });
-        let target = SocketAddr::new(address.parse().unwrap(), 7000);
         let mut stream = from.run(|| TcpStream::connect_timeout(&target, PATIENCE)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&data).unwrap();
@@ -52,10 +53,11 @@ fn tcp(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
 
 fn udp(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
     let data = noise(bytes);
-    let receiver = to.run(|| UdpSocket::bind((address, 7001))).unwrap();
+    let receiver = to.run(|| UdpSocket::bind((address, 0))).unwrap();
+    let target = receiver.local_addr().unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let any = if receiver.local_addr().unwrap().is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
-    from.run(|| UdpSocket::bind(any).unwrap().send_to(&data, (address, 7001))).unwrap();
+    from.run(|| UdpSocket::bind(any).unwrap().send_to(&data, target)).unwrap();
     let mut got = [0; 65_536];
     let len = receiver.recv(&mut got).unwrap_or_else(|error| panic!("{bytes} bytes to {address}: {error}"));
     assert!(got[..len] == data, "what arrives is what was sent");
@@ -72,7 +74,7 @@ fn traffic([a, b]: &[Site; 2]) {
     }
     // A super-frame of UDP.
     let sender = a.container.run(|| UdpSockets::open(Some(IpAddr::from([10, 32, 0, 1])), 0)).unwrap();
-    let receiver = b.container.run(|| UdpSocket::bind("10.32.0.2:7001")).unwrap();
+    let receiver = b.container.run(|| UdpSocket::bind("10.32.0.2:0")).unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let to = receiver.local_addr().unwrap();
     let sent = crate::kernel_tests::send(&sender, to, &[(1001, true); 20], |_| ());
@@ -98,9 +100,13 @@ fn captured(
         let mut batch = RecvBatch::new(8, MAX_FRAME);
         let mut frames = Vec::new();
         let mut finished = false;
+        let mut deadline = None;
         while !finished {
-            finished = stopping.load(Ordering::Relaxed) && enough(&frames);
-            while let Ok(count) = socket.receive(&mut batch) {
+            if stopping.load(Ordering::Relaxed) {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+                finished = enough(&frames) || Instant::now() > deadline;
+            }
+            while let Ok(count) = socket.receive(&mut batch, 8) {
                 for i in 0..count {
                     let Some(Ok((frame, offload))) = socket.frame(&mut batch, i) else { continue };
                     let mut segments = Segments::new(frame, offload).unwrap();
@@ -118,9 +124,10 @@ fn captured(
     };
     std::thread::scope(|scope| {
         let reader = scope.spawn(read);
-        work();
+        let outcome = catch_unwind(AssertUnwindSafe(work));
         stopping.store(true, Ordering::Relaxed);
-        reader.join().unwrap()
+        let frames = reader.join().unwrap();
+        outcome.map_or_else(|panic| resume_unwind(panic), |()| frames)
     })
 }
 
@@ -151,11 +158,14 @@ fn ones_sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
+type Fragment = (usize, bool, Vec<u8>);
+
 /// Checks the checksums of frames, reassembled where they are fragments, without any help from the code under test.
 /// Names what was seen.
 fn verify(frames: &[Vec<u8>]) -> BTreeSet<&'static str> {
     let mut seen = BTreeSet::new();
-    let mut fragments: BTreeMap<(bool, u32), Vec<(usize, bool, Vec<u8>)>> = BTreeMap::new();
+    // By family and number: offset, whether more follow, bytes.
+    let mut fragments = BTreeMap::<(bool, u32), Vec<Fragment>>::new();
     for frame in frames {
         let packet = &frame[14..];
         let (addresses, mut protocol, mut payload) = match frame[12..14] {
@@ -229,6 +239,9 @@ fn what_leaves_by_sleeve_has_complete_checksums() {
                 site.plug(MTU);
                 if !container_offloads {
                     site.container.sh("ethtool -K ethwe tx off tso off gso off gro off rx off");
+                    for device in ["vethwe-datapath", "vethwe-bridge", "vethwepl1", "wire"] {
+                        site.host.sh(&format!("ethtool -K {device} tx off tso off gso off gro off rx off"));
+                    }
                 }
             }
             let running = peers(&sites, key, 1500);
@@ -353,7 +366,8 @@ fn an_uplink_that_comes_late_is_waited_for() {
     eventually("it is opened", || facts.recv_timeout(PATIENCE).contains(&Report::Device(DeviceState::Up)));
     // Both threads are idle and wait without end; stopping wakes them.
     datapath.stop();
-    site.host.run(|| UdpSockets::open(None, 6783)).expect("the port is free again");
+    // Other tests fork meanwhile, and their children hold all descriptors for a moment.
+    eventually("the port is free again", || site.host.run(|| UdpSockets::open(None, 6783)).is_ok());
 }
 
 #[test]

@@ -61,6 +61,8 @@ impl KernelIo {
         coalescer.flush(&mut |frame, offload| *injected += injector.push(frame, offload, device));
         *injected += injector.flush(device);
         self.with_queue(|queue, outlet| queue.flush(outlet));
+        // A device that is lost meanwhile is closed, even if no other batch comes.
+        self.device = None;
         counters.on_injected(std::mem::take(&mut self.injected));
         counters.on_sent(std::mem::take(&mut self.sent));
     }

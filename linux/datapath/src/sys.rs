@@ -150,8 +150,9 @@ impl RecvBatch {
         self.outcomes.len()
     }
 
-    /// Takes what is there, without waiting. `WouldBlock` if that is nothing.
-    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Takes what is there, up to `limit` messages, without waiting. `WouldBlock` if that is nothing.
+    pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        let limit = limit.min(self.slots());
         let slots = self.data.chunks_exact_mut(self.slot_len).zip(&mut self.names).zip(&mut self.controls);
         for (((data, name), control), (iovec, header)) in
             slots.zip(self.iovecs.iter_mut().zip(&mut self.headers))
@@ -174,7 +175,7 @@ impl RecvBatch {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
                     self.headers.as_mut_ptr(),
-                    self.headers.len() as _,
+                    limit as _,
                     libc::MSG_DONTWAIT as _,
                     std::ptr::null_mut(),
                 )

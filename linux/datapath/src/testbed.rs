@@ -43,7 +43,15 @@ impl Site {
         site.container.sh(&format!(
             "ip addr add 10.32.0.{n}/12 dev ethwe; ip addr add fd32::{n}/64 dev ethwe nodad; ip link set ethwe up"
         ));
+        site.wait_for_ports(1);
         Some(site)
+    }
+
+    /// A port forwards only once the kernel has noticed its carrier, which may take a second.
+    fn wait_for_ports(&self, count: usize) {
+        eventually("all ports of the bridge forward", || {
+            self.host.sh("bridge link").matches("state forwarding").count() == count
+        });
     }
 
     /// Sites 1 and 2, their hosts joined by `wire`, of MTU 1500.
@@ -63,6 +71,7 @@ impl Site {
             "ip link add vethwe-bridge mtu {mtu} type veth peer name vethwe-datapath mtu {mtu}
              ip link set vethwe-bridge master weave up; ip link set vethwe-datapath up"
         ));
+        self.wait_for_ports(2);
     }
 }
 
@@ -188,7 +197,6 @@ impl Peer {
     }
 
     /// Whether the threads have told this.
-    #[allow(dead_code, reason = "the example does not ask")]
     pub(crate) fn told(&self, is_it: impl Fn(&Report) -> bool) -> bool {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_it)
     }

@@ -27,14 +27,44 @@ use crate::stats::Counters;
 use crate::sys::RecvBatch;
 use crate::udp::{self, UdpSockets};
 
-/// Messages per call. A message may be a super-frame: more of them would fall out of the second-level cache between the
-/// kernel's copy and ours.
-const CAPTURE_SLOTS: usize = 8;
-const DATAGRAM_SLOTS: usize = 8;
+/// Messages per call, at most: as many segments as make a super-frame, so that those that arrive one by one can be merged.
+const SLOTS: usize = 64;
+/// Messages per call when there is little to do.
+const FEW_SLOTS: usize = 8;
+/// Bytes per call that still lie in the second-level cache between the kernel's copy and ours. Super-frames exceed it.
+const BATCH_BYTES: u64 = 256 << 10;
 /// Batches from one socket before the others are looked at.
 const TURN: usize = 8;
 /// A lost device is looked for when links change, and this often, in milliseconds.
 const REOPEN_INTERVAL_MS: u16 = 1000;
+
+/// How many messages the next call asks for.
+struct Pace(usize);
+
+impl Pace {
+    /// After a call that brought so much. Whether there may be more.
+    fn next(&mut self, count: usize, bytes: u64) -> bool {
+        let full = count == self.0;
+        if bytes > BATCH_BYTES || count * 4 < self.0 {
+            self.0 = (self.0 / 2).max(FEW_SLOTS);
+        } else if full {
+            self.0 = (self.0 * 2).min(SLOTS);
+        }
+        full
+    }
+}
+
+/// A receiving socket's buffers.
+struct Inbox {
+    batch: RecvBatch,
+    pace: Pace,
+}
+
+impl Inbox {
+    fn new(message: usize) -> Inbox {
+        Inbox { batch: RecvBatch::new(SLOTS, message), pace: Pace(FEW_SLOTS) }
+    }
+}
 
 /// What the threads and the handle share.
 pub(crate) struct Shared {
@@ -104,8 +134,9 @@ impl Worker {
     }
 
     /// One batch of frames. Whether there may be more, or an error that says that the device is gone.
-    fn capture(&mut self, device: &PacketSocket, batch: &mut RecvBatch) -> io::Result<bool> {
-        let count = match device.receive(batch) {
+    fn capture(&mut self, device: &PacketSocket, inbox: &mut Inbox) -> io::Result<bool> {
+        let Inbox { batch, pace } = inbox;
+        let count = match device.receive(batch, pace.0) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
@@ -124,13 +155,14 @@ impl Worker {
         }
         self.finish();
         self.shared.counters.on_captured(count as u64, bytes, refused);
-        Ok(count == batch.slots())
+        Ok(pace.next(count, bytes))
     }
 
     /// One batch of datagrams. Whether there may be more.
-    fn receive(&mut self, socket: BorrowedFd<'_>, batch: &mut RecvBatch) -> bool {
+    fn receive(&mut self, socket: BorrowedFd<'_>, inbox: &mut Inbox) -> bool {
         // An error is somebody's ICMP message, or a passing shortage: the next poll tells.
-        let Ok(count) = batch.receive(socket) else { return false };
+        let Inbox { batch, pace } = inbox;
+        let Ok(count) = batch.receive(socket, pace.0) else { return false };
         let now = self.begin();
         let (mut bytes, mut datagrams) = (0, 0);
         for index in 0..count {
@@ -145,14 +177,14 @@ impl Worker {
         }
         self.finish();
         self.shared.counters.on_received(count as u64, datagrams, bytes);
-        count == batch.slots()
+        pace.next(count, bytes)
     }
 }
 
 /// Runs until stopped: frames from the bridge.
 pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
     let mut worker = Worker::new(Arc::clone(shared), 0);
-    let mut batch = RecvBatch::new(CAPTURE_SLOTS, MAX_FRAME);
+    let mut inbox = Inbox::new(MAX_FRAME);
     let links = link_monitor().ok();
     while !shared.stopping() {
         match PacketSocket::open(name) {
@@ -160,7 +192,7 @@ pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
                 let device = Arc::new(device);
                 shared.device.store(Some(Arc::clone(&device)));
                 shared.set_device_state(DeviceState::Up);
-                let reason = capture_until_lost(shared, &mut worker, &device, &mut batch);
+                let reason = capture_until_lost(shared, &mut worker, &device, &mut inbox);
                 shared.device.store(None);
                 if let Some(error) = reason {
                     shared.set_device_state(DeviceState::Lost(format!("device {name}: {error}")));
@@ -179,7 +211,7 @@ fn capture_until_lost(
     shared: &Shared,
     worker: &mut Worker,
     device: &PacketSocket,
-    batch: &mut RecvBatch,
+    inbox: &mut Inbox,
 ) -> Option<io::Error> {
     while !shared.stopping() {
         let mut polled =
@@ -187,7 +219,7 @@ fn capture_until_lost(
         // Interrupted or not: the sockets are asked.
         let _ = poll(&mut polled, PollTimeout::NONE);
         loop {
-            match worker.capture(device, batch) {
+            match worker.capture(device, inbox) {
                 Ok(true) if !shared.stopping() => {}
                 Ok(_) => break,
                 Err(error) => return Some(error),
@@ -220,7 +252,7 @@ fn wait_for_links(shared: &Shared, links: Option<&OwnedFd>) {
 /// Runs until stopped: datagrams from neighbours.
 pub(crate) fn run_udp(shared: &Arc<Shared>) {
     let mut worker = Worker::new(Arc::clone(shared), 1);
-    let mut batch = udp::receive_batch(DATAGRAM_SLOTS);
+    let mut inbox = Inbox::new(udp::MESSAGE);
     let sockets = Arc::clone(&shared.sockets);
     let [first, second] = sockets.both();
     while !shared.stopping() {
@@ -229,7 +261,7 @@ pub(crate) fn run_udp(shared: &Arc<Shared>) {
         let ready = [polled[0].any(), polled[1].any()].map(|any| any.unwrap_or(true));
         for (socket, ready) in [first, second].into_iter().zip(ready) {
             let mut turns = if ready { TURN } else { 0 };
-            while turns > 0 && worker.receive(socket, &mut batch) {
+            while turns > 0 && worker.receive(socket, &mut inbox) {
                 turns -= 1;
             }
         }

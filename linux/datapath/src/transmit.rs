@@ -18,9 +18,12 @@ const MAX_SEGMENTS: usize = 64;
 const OVERHEAD_V4: usize = 28;
 /// IPv6 and UDP header.
 const OVERHEAD_V6: usize = 48;
-/// Bytes a lane holds before they have to be sent. More would only wash them out of the processor's cache. Pages that
-/// are never written cost nothing, so that a flood to many neighbours takes one page of each lane.
+/// Bytes a lane holds before they have to be sent. More would only wash them out of the processor's cache.
 const LANE: usize = 256 << 10;
+/// Lanes of that size. The further ones that a flood to many neighbours takes are just large enough for any datagram;
+/// pages that are never written cost nothing.
+const LARGE_LANES: usize = 8;
+const SMALL_LANE: usize = 68 << 10;
 const SEND_SLOTS: usize = 256;
 
 /// Datagrams that follow each other in a lane and leave in one message.
@@ -155,7 +158,8 @@ impl TransmitQueue {
         match self.lanes.get_mut(self.active) {
             Some(lane) => (lane.to, lane.address) = (to, address),
             None => {
-                let buffer = vec![0; LANE].into();
+                let len = if self.active < LARGE_LANES { LANE } else { SMALL_LANE };
+                let buffer = vec![0; len].into();
                 self.lanes.push(Lane { to, address, buffer, used: 0, open: 0, runs: Vec::new() });
             }
         }

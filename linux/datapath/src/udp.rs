@@ -15,10 +15,15 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::packet::grow;
-use crate::sys::{self, Received, RecvBatch};
+use crate::sys::{self, Received};
 
-/// Bursts of a whole TCP window must fit while the thread is busy.
-const SOCKET_BUFFER: i32 = 16 << 20;
+/// Room for one received message: datagrams that the kernel merged have at most 64 kB together.
+pub(crate) const MESSAGE: usize = 65_536;
+/// Bursts of whole TCP windows must fit while the thread is busy.
+const RECEIVE_BUFFER: i32 = 16 << 20;
+/// What may wait in the queue of a slow device: 30 ms at 1 Gbit/s. More would only add delay, as the senders in containers
+/// learn of a bottleneck by losses.
+const SEND_BUFFER: i32 = 4 << 20;
 /// How long a send may wait for the device before its datagrams are dropped.
 const SEND_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -59,8 +64,8 @@ impl UdpSockets {
         set_discovery(&plain, address, false).map_err(failed("IP_MTU_DISCOVER"))?;
         set_discovery(&df, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
         for socket in [&plain, &df] {
-            grow(socket.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
-            grow(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SOCKET_BUFFER);
+            grow(socket.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER);
+            grow(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER);
             socket.set_write_timeout(Some(SEND_PATIENCE)).map_err(failed("SO_SNDTIMEO"))?;
             // Since Linux 5.0; without it datagrams come one by one.
             let _ = sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
@@ -112,11 +117,10 @@ impl UdpSockets {
         }
     }
 
-    /// Sends one datagram, without waiting: control traffic from any thread.
+    /// Sends one datagram: control traffic from any thread. Behind a full queue it waits for up to 20 ms, since losing
+    /// heartbeats to the data that they vouch for would end a connection that is only busy.
     pub(crate) fn send(&self, to: SocketAddr, df: bool, datagram: &[u8]) -> io::Result<()> {
-        self.socket(df)
-            .send_to_with_flags(datagram, &to.into(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-            .map(drop)
+        self.socket(df).send_to_with_flags(datagram, &to.into(), libc::MSG_NOSIGNAL).map(drop)
     }
 
     /// Datagrams that the kernel dropped for want of room, since the sockets were made.
@@ -161,9 +165,4 @@ pub(crate) fn segment_size(message: &Received<'_>) -> usize {
         .and_then(|size| usize::try_from(i32::from_ne_bytes(*size)).ok())
         .filter(|&size| size > 0)
         .unwrap_or(message.data.len().max(1))
-}
-
-/// Buffers for a batch of received datagrams.
-pub(crate) fn receive_batch(slots: usize) -> RecvBatch {
-    RecvBatch::new(slots, 65_536)
 }

@@ -13,9 +13,6 @@ use crate::multicast_rules::{Firewall, FirewallError, Rule};
 use crate::steps::Steps;
 use crate::{Error, Link, NetNs, Netlink, arp, ethtool, sysctl};
 
-/// How long one waits for the carrier of an interface that was just set up, in units of [`arp::SETTLE`]. It comes within
-/// microseconds, from a kernel worker that a busy machine may delay.
-const CARRIER_POLLS: usize = 100;
 /// How much of an id goes into the names of a veth pair: 15 bytes less `vethwepl`.
 const ID_LENGTH: usize = 7;
 
@@ -27,7 +24,7 @@ pub struct AttachRequest<'a> {
     /// What the host's end of the pair is named after: a decimal process id or a container id; cut to 7 characters.
     pub id: &'a str,
     /// Name of the interface in the container.
-    pub interface: &'a str,
+    pub ifname: &'a str,
     /// The bridge to plug it into.
     pub bridge: &'a str,
     /// Payload size; none takes the bridge's.
@@ -35,7 +32,7 @@ pub struct AttachRequest<'a> {
     /// Whether to add the route `224.0.0.0/4`, on which programs that wait for the network look.
     pub multicast_route: bool,
     /// Addresses that the interface is to have, next to those that it has.
-    pub addresses: &'a [Cidr],
+    pub cidrs: &'a [Cidr],
     /// Whether the container may leave checksums to the switch. Ours completes them; one that captures with libpcap
     /// (type `bridge` of 2.8.1) does not.
     pub keep_tx_on: bool,
@@ -46,15 +43,15 @@ pub struct AttachRequest<'a> {
 impl<'a> AttachRequest<'a> {
     /// A request with everything else as 2.8.1 has it by default on its fast path: interface `ethwe` on bridge `weave`,
     /// multicast route, offloads kept, hairpin on.
-    pub fn new(ns: &'a NetNs, id: &'a str, addresses: &'a [Cidr]) -> AttachRequest<'a> {
+    pub fn new(ns: &'a NetNs, id: &'a str, cidrs: &'a [Cidr]) -> AttachRequest<'a> {
         AttachRequest {
             ns,
             id,
-            interface: "ethwe",
+            ifname: "ethwe",
             bridge: "weave",
             mtu: None,
             multicast_route: true,
-            addresses,
+            cidrs,
             keep_tx_on: true,
             hairpin: true,
         }
@@ -78,15 +75,15 @@ pub struct DetachRequest<'a> {
     /// The container's namespace.
     pub ns: &'a NetNs,
     /// Name of the interface in the container.
-    pub interface: &'a str,
+    pub ifname: &'a str,
     /// Addresses that it is not to have any more.
-    pub addresses: &'a [Cidr],
+    pub cidrs: &'a [Cidr],
 }
 
 impl<'a> DetachRequest<'a> {
     /// For interface `ethwe`.
-    pub fn new(ns: &'a NetNs, addresses: &'a [Cidr]) -> DetachRequest<'a> {
-        DetachRequest { ns, interface: "ethwe", addresses }
+    pub fn new(ns: &'a NetNs, cidrs: &'a [Cidr]) -> DetachRequest<'a> {
+        DetachRequest { ns, ifname: "ethwe", cidrs }
     }
 }
 
@@ -112,7 +109,7 @@ pub fn attach_with(request: &AttachRequest<'_>, steps: &Steps) -> Result<Attache
         return Err(Error::Argument("the host's own network namespace cannot be attached".into()));
     }
     let _lock = request.ns.lock()?;
-    let mut work = Work::new(request.ns, request.interface, steps)?;
+    let mut work = Work::new(request.ns, request.ifname, steps)?;
     let mut attached = Attached::default();
     let result = work.attach(request, &mut attached);
     work.finish(result)?;
@@ -131,7 +128,7 @@ pub fn detach_with(request: &DetachRequest<'_>, steps: &Steps) -> Result<Detache
         return Err(Error::Argument("the host's own network namespace cannot be detached".into()));
     }
     let _lock = request.ns.lock()?;
-    let mut work = Work::new(request.ns, request.interface, steps)?;
+    let mut work = Work::new(request.ns, request.ifname, steps)?;
     let mut detached = Detached::default();
     let result = work.detach(request, &mut detached);
     work.finish(result)?;
@@ -168,23 +165,24 @@ impl<'a> Work<'a> {
     }
 
     fn attach(&mut self, request: &AttachRequest<'_>, attached: &mut Attached) -> Result<(), Error> {
-        let link = match self.inner.link(self.interface)? {
+        let (link, port) = match self.inner.link(self.interface)? {
             Some(link) => {
-                self.wake_host_end(&link)?;
-                link
+                let port = self.wake_host_end(&link)?;
+                (link, port)
             }
             None => {
                 attached.created = true;
-                self.plug(request)?
+                let (link, port) = self.plug(request)?;
+                (link, Some(port))
             }
         };
-        self.add_addresses(&link, request.addresses, &mut attached.added)?;
+        self.add_addresses(&link, request.cidrs, &mut attached.added)?;
         self.steps.begin("setting the interface up")?;
         if !link.up {
             self.inner.set_up(&link, true)?;
             self.changes.push(Change::SetUp(link.clone()));
         }
-        self.announce(&link, &attached.added)?;
+        self.announce(&link, port.as_ref(), &attached.added)?;
         if request.multicast_route {
             self.steps.begin("adding the multicast route")?;
             if self.inner.add_multicast_route(&link)? {
@@ -194,8 +192,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Steps 1 to 7: creates the pair and prepares both ends.
-    fn plug(&mut self, request: &AttachRequest<'_>) -> Result<Link, Error> {
+    /// Steps 1 to 7: creates the pair and prepares both ends. Gives the container's end and the host's.
+    fn plug(&mut self, request: &AttachRequest<'_>) -> Result<(Link, Link), Error> {
         let id: String = request.id.chars().take(ID_LENGTH).collect();
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
             return Err(Error::Argument(format!("{:?} cannot name an interface", request.id)));
@@ -247,7 +245,7 @@ impl<'a> Work<'a> {
         self.host.set_up(&port, true)?;
         self.steps.begin("setting hairpin mode")?;
         self.host.set_hairpin(&port, request.hairpin)?;
-        Ok(end)
+        Ok((end, Link { master: Some(bridge.index), ..port }))
     }
 
     /// Clears away what an attach of the same name left that was killed between its steps: the locks held here mean that
@@ -265,15 +263,18 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// An attach that was killed before step 7 left the host's end down.
-    fn wake_host_end(&mut self, link: &Link) -> Result<(), Error> {
-        let (Some(peer), Some(_)) = (link.peer, link.peer_nsid) else { return Ok(()) };
+    /// The host's end of an interface that exists. An attach that was killed before step 7 left it down.
+    fn wake_host_end(&mut self, link: &Link) -> Result<Option<Link>, Error> {
+        let (Some(peer), Some(_)) = (link.peer, link.peer_nsid) else { return Ok(None) };
         let number = self.ns.number(&mut self.host)?;
         match self.host.link_by_index(peer)? {
-            Some(port) if port.peer == Some(link.index) && port.peer_nsid == number && !port.up => {
-                self.host.set_up(&port, true)
+            Some(port) if port.peer == Some(link.index) && port.peer_nsid == number => {
+                if !port.up {
+                    self.host.set_up(&port, true)?;
+                }
+                Ok(Some(port))
             }
-            _ => Ok(()),
+            _ => Ok(None),
         }
     }
 
@@ -296,18 +297,25 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Once is enough.
+    fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
     fn add_rule(&mut self, rule: Rule) -> Result<(), Error> {
         let interface = self.interface;
         let result = self.ns.run(|| ensure_rule(interface, rule))?;
         match result {
             Ok(Some(firewall)) => self.changes.push(Change::RuleAdded(firewall, rule)),
             Ok(None) => {}
-            Err(e) => self.warnings.push(format!("multicast from other subnets is not filtered: {e}")),
+            Err(e) => self.warn(format!("multicast from other subnets is not filtered: {e}")),
         }
         Ok(())
     }
 
-    fn announce(&mut self, link: &Link, added: &[Cidr]) -> Result<(), Error> {
+    fn announce(&mut self, link: &Link, port: Option<&Link>, added: &[Cidr]) -> Result<(), Error> {
         let new: Vec<_> = added
             .iter()
             .filter_map(|c| match c.addr() {
@@ -318,12 +326,7 @@ impl<'a> Work<'a> {
         if new.is_empty() {
             return Ok(());
         }
-        for _ in 0..CARRIER_POLLS {
-            if self.inner.link_by_index(link.index)?.is_none_or(|l| l.running) {
-                break;
-            }
-            pause();
-        }
+        self.wait_until_passing(link, port)?;
         for addr in new {
             self.steps.begin("announcing an address")?;
             pause();
@@ -332,10 +335,24 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    fn wait_until_passing(&mut self, link: &Link, port: Option<&Link>) -> Result<(), Error> {
+        let mut passing = self.inner.wait_until_passing(link)?;
+        if let Some(port) = port {
+            let bridge = port.master.map(|index| self.host.link_by_index(index)).transpose()?.flatten();
+            if bridge.is_some_and(|b| b.up) {
+                passing &= self.host.wait_until_passing(port)?;
+            }
+        }
+        if !passing {
+            tracing::debug!(link = %link.name, "announcing addresses over a link that does not pass frames yet");
+        }
+        Ok(())
+    }
+
     fn detach(&mut self, request: &DetachRequest<'_>, detached: &mut Detached) -> Result<(), Error> {
         let link = self.inner.existing(self.interface)?;
         let present = self.inner.addresses_of(&link)?;
-        let going = |c: &Cidr| request.addresses.iter().any(|r| r.addr() == c.addr());
+        let going = |c: &Cidr| request.cidrs.iter().any(|r| r.addr() == c.addr());
         let (removed, staying): (Vec<Cidr>, Vec<Cidr>) = present.into_iter().partition(going);
         let last = !staying.iter().any(|c| c.addr().is_ipv4());
         if !last && !removed.is_empty() {

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use weave_types::MacAddr;
 
 use crate::tc::IngressDrop;
-use crate::{Error, Link, Netlink, sysctl};
+use crate::{Error, Link, Netlink, datapath, sysctl};
 
 /// Fits any underlay of 1460 bytes under VXLAN and ESP (spec data-plane 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
@@ -144,6 +144,13 @@ pub fn link_mac(name: &str) -> Result<Option<MacAddr>, Error> {
 /// Sees to it that the bridge exists with the address given, is up, and neither believes router advertisements nor old
 /// neighbours. A bridge made here goes again if a later step fails.
 pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
+    if config.mac.is_group() || config.mac == MacAddr::ZERO {
+        return Err(Error::Argument(format!(
+            "peer name {} cannot be the Ethernet address of bridge {}: choose one that is not zero and has an even first \
+             byte",
+            config.mac, config.name
+        )));
+    }
     let mut netlink = Netlink::open()?;
     let (link, created) = match netlink.link(&config.name)? {
         Some(link) if link.is("bridge") => (link, false),
@@ -257,6 +264,9 @@ fn set_up_uplink(
             netlink.set_up(end, true)?;
         }
     }
+    if bridge.up {
+        netlink.wait_until_passing(port)?;
+    }
     Ok(UplinkInfo {
         port_index: port.index,
         device_index: device.index,
@@ -325,7 +335,8 @@ pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
                 continue;
             }
         }
-        match tolerate_gone(netlink.delete_link(link)) {
+        let deleted = if link.is("openvswitch") { datapath::delete(link) } else { netlink.delete_link(link) };
+        match tolerate_gone(deleted) {
             Ok(()) => removed.push(link.name.clone()),
             Err(e) => errors.push(e),
         }
@@ -350,6 +361,7 @@ mod tests {
             peer: None,
             peer_nsid: None,
             hairpin: None,
+            forwarding: None,
         }
     }
 

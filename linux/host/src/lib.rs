@@ -27,6 +27,7 @@ mod arp;
 mod attach;
 mod bpf;
 mod bridge;
+mod datapath;
 mod error;
 mod ethtool;
 pub mod identity;

@@ -1,6 +1,7 @@
 //! Links: look up, create, change, move, delete.
 
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
@@ -14,8 +15,14 @@ pub(crate) const NAME_MAX: usize = 15;
 
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_BRPORT_STATE: u16 = 1;
+const BR_STATE_FORWARDING: u8 = 3;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IF_OPER_UP: u8 = 6;
+/// Usually microseconds; a busy machine may take longer. On a bridge with spanning tree it is half a minute, which
+/// nobody waits for.
+const WORKER_PATIENCE: Duration = Duration::from_secs(1);
+const WORKER_POLL: Duration = Duration::from_millis(1);
 const IFINFO: usize = 16;
 
 /// A network interface as the kernel described it at some moment.
@@ -43,6 +50,8 @@ pub struct Link {
     pub peer_nsid: Option<i32>,
     /// Whether frames may leave by the bridge port by which they came in; none if it is no bridge port.
     pub hairpin: Option<bool>,
+    /// Whether the bridge passes frames from and to this port of it; none if it is no bridge port.
+    pub forwarding: Option<bool>,
 }
 
 impl Link {
@@ -65,6 +74,7 @@ impl Link {
             peer: None,
             peer_nsid: None,
             hairpin: None,
+            forwarding: None,
         };
         for (kind, value) in attributes(body.get(IFINFO..)?) {
             let number = u32_at(value, 0);
@@ -80,10 +90,10 @@ impl Link {
                     link.kind = find(value, libc::IFLA_INFO_KIND).map(text);
                     let port = find(value, libc::IFLA_INFO_SLAVE_KIND).map(text);
                     if port.as_deref() == Some("bridge") {
-                        link.hairpin = find(value, libc::IFLA_INFO_SLAVE_DATA)
-                            .and_then(|data| find(data, IFLA_BRPORT_MODE))
-                            .and_then(|mode| mode.first())
-                            .map(|mode| *mode != 0);
+                        let data = find(value, libc::IFLA_INFO_SLAVE_DATA).unwrap_or(&[]);
+                        let byte = |kind| find(data, kind).and_then(|v| v.first()).copied();
+                        link.hairpin = byte(IFLA_BRPORT_MODE).map(|mode| mode != 0);
+                        link.forwarding = byte(IFLA_BRPORT_STATE).map(|state| state == BR_STATE_FORWARDING);
                     }
                 }
                 _ => {}
@@ -253,6 +263,23 @@ impl Netlink {
         self.execute(request, format_args!("switching hairpin mode of {} {state}", link.name))
     }
 
+    /// Waits until frames pass through `link`: it has a carrier, and if it is a bridge port, the bridge forwards. Both
+    /// come from a kernel worker some time after the links were set up, and until then frames are lost silently. `false`
+    /// if that takes uncommonly long.
+    pub(crate) fn wait_until_passing(&mut self, link: &Link) -> Result<bool, Error> {
+        let deadline = Instant::now() + WORKER_PATIENCE;
+        loop {
+            match self.link_by_index(link.index)? {
+                Some(l) if !l.running || l.forwarding == Some(false) => {}
+                _ => return Ok(true),
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(WORKER_POLL);
+        }
+    }
+
     fn change(
         &mut self,
         link: &Link,
@@ -294,6 +321,15 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "../x", "a b", "a:1", "sixteen-bytes-xx", "nul\0"] {
             assert!(matches!(check_name(bad), Err(Error::Argument(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_kind_that_the_kernel_lacks() {
+        let refused = |errno| Error::refused("creating veth pair a-b", errno, "Unknown device type");
+        let error =
+            unknown_kind(refused(Errno::EOPNOTSUPP), "creating veth pair a-b", "veth devices (CONFIG_VETH)");
+        assert_eq!(error.to_string(), "creating veth pair a-b: this kernel lacks veth devices (CONFIG_VETH)");
+        assert_eq!(unknown_kind(refused(Errno::EEXIST), "x", "y"), refused(Errno::EEXIST));
     }
 
     #[test]

@@ -48,9 +48,13 @@ struct Refusal {
 impl Netlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub fn open() -> Result<Netlink, Error> {
+        Netlink::open_protocol(NETLINK_ROUTE)
+    }
+
+    pub(crate) fn open_protocol(protocol: isize) -> Result<Netlink, Error> {
         let step = "opening a netlink socket";
         let io = |e: std::io::Error| Error::io(step, &e);
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(io)?;
+        let mut socket = Socket::new(protocol).map_err(io)?;
         let port = socket.bind_auto().map_err(io)?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(io)?;
         // Explanations in acknowledgements; kernels before 4.12 have none.

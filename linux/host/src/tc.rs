@@ -56,6 +56,8 @@ impl Netlink {
         }
         match self.add_bpf_drop(link) {
             Ok(()) => Ok(IngressDrop::Bpf),
+            // A kernel that did not list it above.
+            Err(e) if e.errno() == Some(Errno::EEXIST) => Ok(IngressDrop::Bpf),
             Err(e @ Error::Permission { .. }) => Err(e),
             Err(e) => Ok(IngressDrop::Missing(format!(
                 "{e}; to drop frames at ingress this kernel needs CONFIG_NET_CLS_BPF with CONFIG_BPF_SYSCALL, or \

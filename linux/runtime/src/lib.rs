@@ -1,2 +1,23 @@
-//! Containers: who they are and where their namespaces are; attach and detach.
+//! Containers: who they are and where their network namespaces are.
+//!
+//! A person names a container in one of three ways ([`Reference`]):
+//!
+//! | written | means |
+//! | --- | --- |
+//! | `netns:<name>` or `netns:<path>` | a namespace, as `ip netns` names it or by the file that stands for it |
+//! | `pid:<number>` | the namespace of a process |
+//! | anything else | the name or id of a Docker container |
+//!
+//! [`resolve`] finds out which namespace that is, refuses the host's own, and gives a [`Target`]: what `weave-host` needs
+//! to attach, and the id under which addresses and names are kept. Only the third way needs Docker, over [`Docker`].
 #![warn(clippy::undocumented_unsafe_blocks)]
+
+mod docker;
+mod error;
+mod http;
+mod reference;
+
+pub use docker::{ContainerInfo, Docker};
+pub use error::Error;
+pub use http::HttpError;
+pub use reference::{Kind, Reference, Target, resolve};

@@ -144,6 +144,11 @@ fn mix(n: u64) -> u64 {
 }
 
 impl Mesh {
+    /// A hash of all records: equal on peers that see the same topology.
+    pub fn topology_digest(&self) -> u64 {
+        digest(&self.topology)
+    }
+
     /// Makes sure that the neighbour learns what we know: by asking first, if it can be asked.
     pub(crate) fn offer_topology(&mut self, conn: ConnectionId, now: Now) {
         let digest = Message::Digest(digest(&self.topology));

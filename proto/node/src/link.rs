@@ -87,7 +87,13 @@ impl Links {
         self.connections.remove(&conn).is_some()
     }
 
-    pub(crate) fn handle_special(&mut self, conn: ConnectionId, special: Special, from: SocketAddr, now: Now) {
+    pub(crate) fn handle_special(
+        &mut self,
+        conn: ConnectionId,
+        special: Special,
+        from: SocketAddr,
+        now: Now,
+    ) {
         self.with(conn, |connection| connection.sleeve.handle_special(special, from, now.mono));
     }
 
@@ -96,7 +102,14 @@ impl Links {
     }
 
     /// A control message of the peer; what makes no sense is logged and ignored (spec mesh 6.3).
-    pub(crate) fn handle_control(&mut self, conn: ConnectionId, index: Option<u8>, tag: u8, body: &[u8], now: Now) {
+    pub(crate) fn handle_control(
+        &mut self,
+        conn: ConnectionId,
+        index: Option<u8>,
+        tag: u8,
+        body: &[u8],
+        now: Now,
+    ) {
         let mut complaint = None;
         self.with(conn, |connection| {
             complaint = match connection.switch.control_target(index) {
@@ -131,6 +144,10 @@ impl Links {
 
     pub(crate) fn poll_effect(&mut self) -> Option<(ConnectionId, Effect)> {
         self.effects.pop_front()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
     }
 
     pub(crate) fn reports(&self) -> impl Iterator<Item = (ConnectionId, ConnectionReport)> {

@@ -48,6 +48,7 @@ pub struct Node {
     /// The driver has been told so, and has not fetched them since.
     announced: bool,
     generation: u64,
+    local_mtu: usize,
     next_expiry: Instant,
     conflicts: BTreeMap<MacAddr, Instant>,
 }
@@ -67,6 +68,7 @@ impl Node {
             stale: true,
             announced: false,
             generation: 0,
+            local_mtu: usize::MAX,
             next_expiry: now.mono + MacTable::EXPIRY_INTERVAL,
             conflicts: BTreeMap::new(),
         };
@@ -100,7 +102,12 @@ impl Node {
     }
 
     /// Somebody has connected to our listener. `None`: too many strangers at once, close it.
-    pub fn handle_accepted(&mut self, local: SocketAddr, remote: SocketAddr, now: Now) -> Option<ConnectionId> {
+    pub fn handle_accepted(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Now,
+    ) -> Option<ConnectionId> {
         let conn = self.mesh.handle_accepted(local, remote, now);
         self.settle(now);
         conn
@@ -151,6 +158,13 @@ impl Node {
         self.settle(now);
     }
 
+    /// The local bridge takes IP packets of `mtu` bytes. Until this is said, it takes everything.
+    pub fn set_local_mtu(&mut self, mtu: usize, now: Now) {
+        self.stale |= self.local_mtu != mtu;
+        self.local_mtu = mtu;
+        self.settle(now);
+    }
+
     /// Time has passed. Late or too often is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
         self.mesh.handle_timeout(&mut NoChannels, now);
@@ -198,7 +212,8 @@ impl Node {
             macs: self.macs.snapshot(),
             routes: Arc::new(Routes(self.mesh.routes())),
         };
-        let tables = Arc::new(Tables::new(self.generation, forwarding, self.links.neighbours()));
+        let tables = Tables::new(self.generation, forwarding, self.links.neighbours());
+        let tables = Arc::new(tables.with_local_mtu(self.local_mtu));
         self.tables = Some(tables.clone());
         tables
     }
@@ -214,6 +229,26 @@ impl Node {
         });
         let macs = macs.collect();
         Status::new(mesh, macs, &self.links)
+    }
+
+    /// The version of our own topology record (spec mesh 8.4).
+    pub fn version(&self) -> u64 {
+        self.mesh.peer(self.mesh.name()).map_or(0, |own| own.version)
+    }
+
+    /// How many peers we know, ourself included.
+    pub fn peer_count(&self) -> usize {
+        self.mesh.peers().len()
+    }
+
+    /// How many connections the overlays are prepared for.
+    pub fn connection_count(&self) -> usize {
+        self.links.len()
+    }
+
+    /// A hash of the topology as we see it: equal on peers that see the same.
+    pub fn topology_digest(&self) -> u64 {
+        self.mesh.topology_digest()
     }
 
     fn handle_switch_fact(&mut self, fact: weave_switch::Fact, now: Now) {
@@ -300,8 +335,10 @@ impl Node {
             Mesh::Close { conn } => Output::Close { conn },
             Mesh::Event(event) => Output::Event(Event::Mesh(event)),
             Mesh::OverlayPrepare { conn, setup } => {
-                if let Err(error) = self.links.prepare(conn, self.mesh.name(), *setup) {
-                    self.mesh.handle_overlay_failed(conn, error, now);
+                match self.links.prepare(conn, self.mesh.name(), *setup) {
+                    // The peer may have confirmed already: its first heartbeat must find its session.
+                    Ok(()) => self.stale = true,
+                    Err(error) => self.mesh.handle_overlay_failed(conn, error, now),
                 }
                 return;
             }
@@ -328,7 +365,9 @@ impl Node {
 
     fn link_effect(&mut self, conn: ConnectionId, effect: Effect, now: Now) {
         match effect {
-            Effect::Datagram { to, df, bytes } => self.outputs.push_back(Output::Datagram { conn, to, df, bytes }),
+            Effect::Datagram { to, df, bytes } => {
+                self.outputs.push_back(Output::Datagram { conn, to, df, bytes })
+            }
             Effect::Control { index, tag, body } => {
                 // The common list has at most 256 entries.
                 let index = u8::try_from(index).unwrap_or(u8::MAX);
@@ -337,7 +376,9 @@ impl Node {
             Effect::Established => self.mesh.handle_overlay_established(conn, now),
             Effect::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
             Effect::NeighbourChanged => self.stale = true,
-            Effect::Event { peer, text } => self.outputs.push_back(Output::Event(Event::Overlay { peer, text })),
+            Effect::Event { peer, text } => {
+                self.outputs.push_back(Output::Event(Event::Overlay { peer, text }))
+            }
         }
     }
 }

@@ -111,7 +111,10 @@ impl fmt::Display for Event {
                 write!(f, "Discovered remote MAC {mac} at {peer} (was at {old})")
             }
             Event::MacConflict { mac, peer } => {
-                write!(f, "Captured frame from MAC ({mac}) associated with another peer {peer}, which is still sending")
+                write!(
+                    f,
+                    "Captured frame from MAC ({mac}) associated with another peer {peer}, which is still sending"
+                )
             }
             Event::OwnPacket { peer, mac, dst } => {
                 write!(f, "Received own packet to peer {peer} from MAC ({mac}) to ({dst})")

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weave_switch::fragment::{self, Fragments, MAX_ICMP_FRAME};
-use weave_switch::frame::{Class, classify};
+use weave_switch::frame::{Class, ETHERTYPE_VLAN, Ethernet, classify};
 use weave_switch::{
     DropReason, FactLimiter, ForwardingTable, LocalVerdict, Offload, PeerVerdict, Segments, local_frame,
     peer_frame,
@@ -58,7 +58,8 @@ pub enum Fact {
 pub struct Neighbour {
     /// Keys and counters. Its remote name is where frames for this neighbour go, and what its datagrams are named after.
     pub session: Arc<Session>,
-    /// Whether the mesh has accepted the connection; datagrams are dropped before.
+    /// Whether the mesh has accepted the connection. Before, nothing but heartbeats is taken: the neighbour may have accepted
+    /// it already, and its first heartbeat tells the link where it is (in the original it is lost, which costs 500 ms).
     pub confirmed: bool,
     /// How to reach it by sleeve.
     pub path: Path,
@@ -81,16 +82,23 @@ pub struct Tables {
     pub generation: u64,
     /// What the switch knows.
     pub forwarding: ForwardingTable,
+    /// The longest IP packet that the local bridge takes.
+    pub local_mtu: usize,
     neighbours: Vec<Arc<Neighbour>>,
 }
 
 impl Tables {
-    /// Of several neighbours of one name the last stays.
+    /// Of several neighbours of one name the last stays. The local bridge takes everything.
     pub fn new(generation: u64, forwarding: ForwardingTable, mut neighbours: Vec<Arc<Neighbour>>) -> Tables {
         neighbours.reverse();
         neighbours.sort_by_key(|n| n.session.remote());
         neighbours.dedup_by_key(|n| n.session.remote());
-        Tables { generation, forwarding, neighbours }
+        Tables { generation, forwarding, local_mtu: usize::MAX, neighbours }
+    }
+
+    /// The same for a local bridge of this MTU.
+    pub fn with_local_mtu(self, local_mtu: usize) -> Tables {
+        Tables { local_mtu, ..self }
     }
 
     /// Ordered by name.
@@ -166,7 +174,7 @@ stats! {
     drop_short_datagram,
     /// Datagram dropped: named after nobody we are connected to.
     drop_unknown_sender,
-    /// Datagram dropped: the connection is not confirmed.
+    /// Dropped: a frame from a neighbour whose connection is not confirmed.
     drop_unconfirmed,
     /// Datagram dropped: it cannot be decrypted.
     drop_forged,
@@ -225,8 +233,8 @@ struct Parcel<'f> {
 }
 
 impl Forwarder {
-    /// Knows nobody until [`set_tables`](Forwarder::set_tables). Keep it as long as the process lives: it has the replay
-    /// windows.
+    /// Begins with `tables`. The one that takes datagrams has the replay windows: there must be one of them, and it must live
+    /// as long as the process.
     pub fn new(tables: Arc<Tables>) -> Forwarder {
         let all = tables.neighbours.iter().map(Lane::new).collect();
         let lanes = Lanes { all, open: Vec::new(), stats: Stats::default(), scratch: Vec::new() };
@@ -295,10 +303,7 @@ impl Forwarder {
             return;
         };
         let lane = &mut lanes.all[index];
-        if !lane.neighbour.confirmed {
-            lanes.stats.drop_unconfirmed += 1;
-            return;
-        }
+        let confirmed = lane.neighbour.confirmed;
         let records = match lane.opener.open(datagram) {
             Ok(records) => records,
             Err(error) => return lanes.count(error),
@@ -311,7 +316,12 @@ impl Forwarder {
             };
             lanes.stats.frames_in += 1;
             let frame = record.frame;
-            if let Some(special) = Special::parse(frame) {
+            let special = Special::parse(frame);
+            if !confirmed && !matches!(special, Some(Special::Heartbeat(_))) {
+                lanes.stats.drop_unconfirmed += 1;
+                continue;
+            }
+            if let Some(special) = special {
                 if record.src == name && record.dst == table.own {
                     lanes.special(index, special, from, now, io);
                 } else {
@@ -333,8 +343,7 @@ impl Forwarder {
                 PeerVerdict::Relay { via } if via == name => lanes.stats.drop_hairpin += 1,
                 PeerVerdict::Relay { via } => lanes.send(via, parcel, table, now, io),
                 PeerVerdict::Deliver { flood } => {
-                    lanes.stats.injected += 1;
-                    io.inject(frame);
+                    lanes.deliver(parcel, tables, now, io);
                     for &via in flood.iter().filter(|via| **via != name) {
                         lanes.send(via, Parcel { dst: via, flood: true, ..parcel }, table, now, io);
                     }
@@ -430,6 +439,56 @@ impl Lanes {
             Class::TooShort => return self.stats.drop_short_frame += 1,
         };
         self.send_segments(index, Destination { conn: self.all[index].conn(), to, df }, segments, parcel, io);
+    }
+
+    /// Gives a frame to the local bridge. Where hosts have different MTUs it may be longer than the bridge takes: then it is
+    /// cut, or its source is told, as on a path that is too narrow. (2.8.1 lets the kernel drop it.)
+    fn deliver(&mut self, parcel: Parcel, tables: &Tables, now: Instant, io: &mut impl Io) {
+        let (frame, mtu, table) = (parcel.frame, tables.local_mtu, &tables.forwarding);
+        let Some(ethernet) = Ethernet::parse(frame) else { return self.stats.drop_short_frame += 1 };
+        let tag = if ethernet.type_or_length() == ETHERTYPE_VLAN { VLAN_TAG } else { 0 };
+        if !fragment::too_big(frame.len().saturating_sub(tag), mtu) {
+            self.stats.injected += 1;
+            return io.inject(frame);
+        }
+        // Only the peer that has the destination answers a frame that was flooded to all.
+        let is_ours = table.macs.lookup(ethernet.dst()) == Some(table.own);
+        let make = match classify(frame) {
+            Class::Ipv4 { df: false } => return self.deliver_fragments(frame, mtu, io),
+            Class::Ipv4 { df: true } if is_ours => fragment::frag_needed,
+            Class::Ipv6 if is_ours && mtu >= IPV6_MIN_MTU => fragment::packet_too_big,
+            _ => return self.stats.drop_too_big += 1,
+        };
+        let mut answer = [0; MAX_ICMP_FRAME];
+        let limit = u16::try_from(mtu).unwrap_or(u16::MAX);
+        let Some(answer) = make(frame, limit, &mut answer).and_then(|len| answer.get(..len)) else {
+            return self.stats.drop_too_big += 1;
+        };
+        let Some(via) = table.routes.unicast(parcel.src) else {
+            return self.stats.switch_drops[DropReason::NoRoute as usize] += 1;
+        };
+        self.stats.too_big_answers += 1;
+        // As a flood, so that an answer is never answered, whatever the path carries.
+        let parcel =
+            Parcel { src: table.own, dst: parcel.src, frame: answer, offload: Offload::NONE, flood: true };
+        self.send(via, parcel, table, now, io);
+    }
+
+    fn deliver_fragments(&mut self, frame: &[u8], mtu: usize, io: &mut impl Io) {
+        let Ok(mut fragments) = Fragments::new(frame, mtu) else {
+            return self.stats.drop_unfragmentable += 1;
+        };
+        self.stats.fragmented += 1;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while let Some(len) = fragments.next_len() {
+            scratch.resize(scratch.len().max(len), 0);
+            if fragments.next_into(&mut scratch).is_none() {
+                break;
+            }
+            self.stats.injected += 1;
+            io.inject(&scratch[..len]);
+        }
+        self.scratch = scratch;
     }
 
     /// Tells the source of a frame what the path carries, by a frame that is treated as if the destination had sent it.
@@ -531,7 +590,7 @@ impl Lanes {
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
         io: &mut impl Io,
     ) -> bool {
-        let max_payload = self.all[index].neighbour.path.max_payload;
+        let max_payload = self.all[index].neighbour.path.max_payload.min(MAX_DATAGRAM);
         if let Some((_, draft)) = &self.all[index].open[usize::from(to.df)] {
             let lane = &self.all[index];
             if lane.sealer.sealed_len_with(draft, len) > max_payload || draft.records() >= MAX_RECORDS {
@@ -553,7 +612,7 @@ impl Lanes {
                 if !std::mem::replace(listed, true) {
                     dirty.push(index);
                 }
-                let slot = io.reserve(to, needed.max(max_payload).min(MAX_DATAGRAM));
+                let slot = io.reserve(to, needed.max(max_payload));
                 (slot, &mut none.insert((slot, draft)).1)
             }
         };
@@ -642,6 +701,9 @@ impl Bucket {
 
 /// Frames in one datagram at most (spec data-plane 4.8).
 const MAX_RECORDS: usize = 100;
+
+/// Bytes that an 802.1Q tag adds to a frame; a bridge's MTU does not count them.
+const VLAN_TAG: usize = 4;
 
 /// Bytes; RFC 8200 section 5.
 const IPV6_MIN_MTU: usize = 1280;

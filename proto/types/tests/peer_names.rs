@@ -1,4 +1,6 @@
 //! `tests/vectors/mesh/peer_names.json`: what the original accepts and refuses.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use serde_json::Value;
 use weave_types::PeerName;
 

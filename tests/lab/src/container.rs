@@ -1,6 +1,7 @@
 //! A container and what it can do on the network.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -81,6 +82,12 @@ impl Chat {
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> T {
     let last = text.lines().last().unwrap_or_default();
     serde_json::from_str(last).unwrap_or_else(|e| panic!("probe said no JSON ({e}): {text}"))
+}
+
+/// A server port that no other transfer of this test uses.
+fn next_port() -> String {
+    static PORT: AtomicU16 = AtomicU16::new(20_000);
+    PORT.fetch_add(1, Ordering::Relaxed).to_string()
 }
 
 impl Container {
@@ -215,33 +222,42 @@ impl Container {
     #[track_caller]
     pub fn pinging(&self, to: &str, interval_ms: u32) -> Pinger {
         Pinger(self.probe_background(&[
-            "ping", to, "--count", "0", "--wait-ms", "1000", "--interval-ms", &interval_ms.to_string(),
+            "ping",
+            to,
+            "--count",
+            "0",
+            "--wait-ms",
+            "1000",
+            "--interval-ms",
+            &interval_ms.to_string(),
         ]))
     }
 
     /// Sends `bytes` to a server in `to` and back again, every byte checked on both sides.
     #[track_caller]
     pub fn tcp(&self, to: &Container, ip: &str, bytes: u64) {
-        let _server = to.probe_background(&["tcp-serve", "--port", "7001"]);
-        let result = self.probe(&["tcp-send", ip, "--port", "7001", "--bytes", &bytes.to_string()]);
+        let port = next_port();
+        let _server = to.probe_background(&["tcp-serve", "--port", &port]);
+        let result = self.probe(&["tcp-send", ip, "--port", &port, "--bytes", &bytes.to_string()]);
         assert_eq!(result["ok"], true, "TCP {} -> {}: {result}", self.label(), to.label());
     }
 
     /// A TCP connection to `to` that carries a message every `interval_ms` until [`Chat::finish`].
     #[track_caller]
     pub fn chat(&self, to: &Container, ip: &str, interval_ms: u32) -> Chat {
-        let server = to.probe_background(&["tcp-serve", "--port", "7002"]);
-        let interval = interval_ms.to_string();
-        let client = self.probe_background(&["tcp-chat", ip, "--port", "7002", "--interval-ms", &interval]);
+        let (port, interval) = (next_port(), interval_ms.to_string());
+        let server = to.probe_background(&["tcp-serve", "--port", &port]);
+        let client = self.probe_background(&["tcp-chat", ip, "--port", &port, "--interval-ms", &interval]);
         Chat { client, _server: server }
     }
 
     /// Sends UDP datagrams of these payload sizes to an echo server in `to`; each has to come back unharmed.
     #[track_caller]
     pub fn udp(&self, to: &Container, ip: &str, sizes: &[usize]) {
-        let _server = to.probe_background(&["udp-serve", "--port", "7003"]);
+        let port = next_port();
+        let _server = to.probe_background(&["udp-serve", "--port", &port]);
         let sizes: Vec<String> = sizes.iter().map(ToString::to_string).collect();
-        let result = self.probe(&["udp-send", ip, "--port", "7003", "--sizes", &sizes.join(",")]);
+        let result = self.probe(&["udp-send", ip, "--port", &port, "--sizes", &sizes.join(",")]);
         assert_eq!(result["ok"], true, "UDP {} -> {}: {result}", self.label(), to.label());
     }
 
@@ -309,9 +325,9 @@ impl Container {
         let found = within(&what, Duration::from_secs(10), || -> Result<String> {
             let ethwe = self.ethwe();
             let addresses = ethwe["addr_info"].as_array().context("no addresses")?;
-            let usable = addresses.iter().find(|a| {
-                a["family"] == "inet6" && a["scope"] == "link" && a.get("tentative").is_none()
-            });
+            let usable = addresses
+                .iter()
+                .find(|a| a["family"] == "inet6" && a["scope"] == "link" && a.get("tentative").is_none());
             let text = usable.and_then(|a| a["local"].as_str()).context("none that is usable")?;
             text.parse::<IpAddr>()?;
             Ok(text.to_owned())

@@ -80,7 +80,8 @@ impl Host {
         for (key, _) in std::env::vars_os() {
             let text = key.to_string_lossy();
             let tool = ["WEAVE_BIN", "WEAVE_LAB_REQUIRED", "WEAVE_LAB_SKIP"].contains(&&*text);
-            if tool || text.starts_with("WEAVE_") || text.starts_with("DOCKER_") || text.starts_with("CARGO") {
+            if tool || text.starts_with("WEAVE_") || text.starts_with("DOCKER_") || text.starts_with("CARGO")
+            {
                 command.env_remove(&key);
             }
         }

@@ -113,7 +113,8 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     mask.thread_block()?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("cannot make mounts private")?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+        .context("cannot make mounts private")?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).context("cannot mount /proc")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
         .context("cannot mount /run")?;
@@ -160,7 +161,9 @@ fn bind(from: &Path, to: &str) -> Result<()> {
 /// Replaces a folder by a private one in which what it held can still be reached.
 fn bind_children(folder: &str, private: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && e.file_name() != "cni") {
+    for entry in
+        entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && e.file_name() != "cni")
+    {
         let place = private.join(entry.file_name());
         fs::create_dir_all(&place)?;
         bind(&entry.path(), &place.to_string_lossy())?;
@@ -178,8 +181,6 @@ fn become_router() -> Result<()> {
         ("ipv4/conf/all/proxy_arp", "1"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        // Answer at once; the default waits up to 0.8 s.
-        ("ipv4/neigh/default/proxy_delay", "0"),
         // Every "fragmentation needed" counts in a test of path MTU discovery.
         ("ipv4/icmp_ratelimit", "0"),
         ("ipv4/icmp_msgs_per_sec", "100000"),
@@ -228,7 +229,11 @@ pub fn container_hold(name: &str) -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;
     let place = Path::new("/run/netns").join(name);
     fs::create_dir_all("/run/netns")?;
-    fs::OpenOptions::new().create_new(true).write(true).open(&place).with_context(|| format!("container {name}"))?;
+    fs::OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .open(&place)
+        .with_context(|| format!("container {name}"))?;
     fs::set_permissions(&place, fs::Permissions::from_mode(0o444))?;
     mount(Some("/proc/self/ns/net"), &place, NONE, MsFlags::MS_BIND, NONE)
         .with_context(|| format!("cannot keep the namespace as {}", place.display()))?;

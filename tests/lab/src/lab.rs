@@ -103,7 +103,10 @@ impl Lab {
     /// The host of this name.
     #[track_caller]
     pub fn host(&self, name: &str) -> &Host {
-        self.hosts.iter().find(|h| h.name() == name).unwrap_or_else(|| panic!("no host {name} in lab {}", self.id()))
+        self.hosts
+            .iter()
+            .find(|h| h.name() == name)
+            .unwrap_or_else(|| panic!("no host {name} in lab {}", self.id()))
     }
 
     /// The router between the hosts; its interfaces carry the hosts' names. For captures.
@@ -133,7 +136,8 @@ impl Lab {
     /// A firewall in front of `host` that lets in only answers and what matches `allowed`: `tcp:6783`, `udp:6783`, ...
     pub fn firewall(&self, host: &str, allowed: &[&str]) {
         for rule in allowed {
-            let (protocol, port) = rule.split_once(':').unwrap_or_else(|| panic!("rule `{rule}`: protocol:port"));
+            let (protocol, port) =
+                rule.split_once(':').unwrap_or_else(|| panic!("rule `{rule}`: protocol:port"));
             self.rule_on(&["-o", host, "-p", protocol, "--dport", port, "-j", "RETURN"]);
         }
         self.rule_on(&["-o", host, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
@@ -142,7 +146,18 @@ impl Lab {
     /// Loses this share (0 to 1) of what is sent to `host`.
     pub fn loss(&self, host: &str, share: f64) {
         let share = format!("{share:.4}");
-        self.rule_on(&["-o", host, "-m", "statistic", "--mode", "random", "--probability", &share, "-j", "DROP"]);
+        self.rule_on(&[
+            "-o",
+            host,
+            "-m",
+            "statistic",
+            "--mode",
+            "random",
+            "--probability",
+            &share,
+            "-j",
+            "DROP",
+        ]);
     }
 
     /// Takes away every cut, block, firewall and loss.
@@ -157,13 +172,31 @@ impl Lab {
         let mtu = mtu.to_string();
         let ip = self.host(host).ip().to_string();
         self.wire.command_ok(&[
-            "ip", "route", "replace", &format!("{ip}/32"), "dev", host, "mtu", "lock", &mtu,
+            "ip",
+            "route",
+            "replace",
+            &format!("{ip}/32"),
+            "dev",
+            host,
+            "mtu",
+            "lock",
+            &mtu,
         ]);
         let table = (1000 + u32::from(self.host(host).ip().octets()[3])).to_string();
         for other in self.hosts.iter().filter(|h| h.name() != host) {
             let to = format!("{}/32", other.ip());
             self.wire.command_ok(&[
-                "ip", "route", "replace", &to, "dev", other.name(), "table", &table, "mtu", "lock", &mtu,
+                "ip",
+                "route",
+                "replace",
+                &to,
+                "dev",
+                other.name(),
+                "table",
+                &table,
+                "mtu",
+                "lock",
+                &mtu,
             ]);
         }
         self.wire.command(&["ip", "rule", "del", "iif", host, "lookup", &table]);
@@ -185,10 +218,8 @@ impl Lab {
     pub fn wire_offloads(&self, on: bool) {
         let value = if on { "on" } else { "off" };
         for host in &self.hosts {
-            let features: Vec<&str> = ["tso", "gso", "gro", "tx-udp-segmentation", "tx"]
-                .iter()
-                .flat_map(|f| [*f, value])
-                .collect();
+            let features: Vec<&str> =
+                ["tso", "gso", "gro", "tx-udp-segmentation", "tx"].iter().flat_map(|f| [*f, value]).collect();
             let mut args = vec!["ethtool", "-K", "eth0"];
             args.extend(&features);
             host.command_ok(&args);
@@ -304,6 +335,9 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
         ));
     }
     batch(&wire, &links)?;
+    // Answers ARP for the others at once; the default waits up to 0.8 s.
+    let prompt = "for d in /proc/sys/net/ipv4/neigh/*/proxy_delay; do echo 0 > $d || true; done";
+    must(wire.enter(&["sh", "-c", prompt]), None)?;
     for rule in ["-N LAB", "-A FORWARD -j LAB"] {
         let args: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
         must(wire.enter(&args), None)?;
@@ -313,7 +347,8 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
         .collect();
     let mut hosts = Vec::new();
     for m in &state.members {
-        let on_wire = format!("addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n", m.ip);
+        let on_wire =
+            format!("addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n", m.ip);
         let host = Host::new(&state.id, m);
         if let Some(nat) = m.nat {
             let router = Host::bare(&format!("nat-{}", m.name), nat);
@@ -324,8 +359,25 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
                     m.holder.pid
                 ),
             )?;
-            must(router.enter(&["iptables", "-w", "-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE"]), None)?;
-            batch(&host, "addr add 192.168.66.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.66.1\n")?;
+            must(
+                router.enter(&[
+                    "iptables",
+                    "-w",
+                    "-t",
+                    "nat",
+                    "-A",
+                    "POSTROUTING",
+                    "-o",
+                    "eth0",
+                    "-j",
+                    "MASQUERADE",
+                ]),
+                None,
+            )?;
+            batch(
+                &host,
+                "addr add 192.168.66.2/24 dev eth0\nlink set eth0 up\nroute add default via 192.168.66.1\n",
+            )?;
         } else {
             batch(&host, &on_wire)?;
         }

@@ -45,7 +45,7 @@ pub use host::{Connection, Host, weave_binary};
 pub use lab::{Lab, Topology};
 pub use run::{Background, Outcome};
 pub use state::{LabState, labs_up};
-pub use wait::{Attempt, eventually, within};
+pub use wait::{Attempt, eventually, throughout, within};
 
 /// Whether this process may make namespaces. If not, says so loudly; with `WEAVE_LAB_REQUIRED=1` it panics instead, so
 /// that a test run that was meant to include the lab cannot pass without it.
@@ -57,7 +57,10 @@ pub fn privileged() -> bool {
     } else {
         return true;
     };
-    assert!(std::env::var("WEAVE_LAB_REQUIRED").as_deref() != Ok("1"), "lab tests are required, but: {reason}");
+    assert!(
+        std::env::var("WEAVE_LAB_REQUIRED").as_deref() != Ok("1"),
+        "lab tests are required, but: {reason}"
+    );
     eprintln!("SKIPPED: lab test needs namespaces: {reason}");
     false
 }

@@ -10,13 +10,16 @@ use weave_lab::{Lab, LabState, Topology, demo, labs_up};
 
 /// Hosts made of network namespaces, to try weave on one machine.
 #[derive(Parser, Debug)]
-#[command(name = "lab", after_help = "\
+#[command(
+    name = "lab",
+    after_help = "\
 Example:
   lab up 3                 three hosts h1 h2 h3 on one wire
   lab shell h1             a shell on h1 (`weave` is on the PATH there)
   lab cut h1 h2            nothing passes between h1 and h2 any more
   lab heal h1 h2           ... and again
-  lab down                 everything is gone")]
+  lab down                 everything is gone"
+)]
 struct Cli {
     /// Which lab; needed only if several are up.
     #[arg(long, global = true, env = "WEAVE_LAB")]

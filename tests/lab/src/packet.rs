@@ -1,5 +1,6 @@
 //! Reading captured bytes: pcap files, Ethernet, IP, and whether checksums are complete.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// An 802.1Q tag.
@@ -199,8 +200,14 @@ fn layer4(from: &[u8], to: &[u8], protocol: u8, payload: &[u8]) -> Checksum {
 /// Puts IPv4 fragments together again, to check the datagram as a whole.
 #[derive(Debug, Default)]
 pub struct Reassembly {
-    parts: std::collections::BTreeMap<([u8; 4], [u8; 4], u16), Vec<(usize, bool, Vec<u8>)>>,
+    parts: BTreeMap<DatagramId, Vec<Fragment>>,
 }
+
+/// Source, destination and identification.
+type DatagramId = ([u8; 4], [u8; 4], u16);
+
+/// Offset, whether it is the last one, content.
+type Fragment = (usize, bool, Vec<u8>);
 
 impl Reassembly {
     /// Adds a frame; when it completes a datagram, gives the verdict about its checksum.
@@ -247,9 +254,8 @@ pub fn sum(parts: &[&[u8]]) -> u16 {
 }
 
 /// A pcap file: little-endian, microseconds, Ethernet.
-pub(crate) const PCAP_HEADER: [u8; 24] = [
-    0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0,
-];
+pub(crate) const PCAP_HEADER: [u8; 24] =
+    [0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0];
 
 /// The frames of a pcap file written by `lab probe capture`.
 pub fn pcap_frames(file: &[u8]) -> Vec<&[u8]> {

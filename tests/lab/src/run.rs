@@ -131,7 +131,9 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
 fn drained(rx: &mpsc::Receiver<String>, what: &str, so_far: &Outcome) -> Result<String> {
     match rx.recv_timeout(DRAIN) {
         Ok(text) => Ok(text),
-        Err(_) => bail!("{what} stays open after the end of the command: something it started holds it\n{so_far}"),
+        Err(_) => {
+            bail!("{what} stays open after the end of the command: something it started holds it\n{so_far}")
+        }
     }
 }
 

@@ -37,8 +37,7 @@ impl Holder {
     fn end(&self) {
         if self.alive() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-            let _ =
-                within("the end of a namespace", std::time::Duration::from_secs(10), || !self.alive());
+            let _ = within("the end of a namespace", std::time::Duration::from_secs(10), || !self.alive());
         }
     }
 }
@@ -142,10 +141,8 @@ impl LabState {
 /// Every lab that is written down.
 pub fn labs_up() -> Vec<LabState> {
     let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
-    let mut labs: Vec<LabState> = entries
-        .flatten()
-        .filter_map(|e| LabState::load(&e.file_name().to_string_lossy()).ok())
-        .collect();
+    let mut labs: Vec<LabState> =
+        entries.flatten().filter_map(|e| LabState::load(&e.file_name().to_string_lossy()).ok()).collect();
     labs.sort_by(|a, b| a.id.cmp(&b.id));
     labs
 }

@@ -60,3 +60,15 @@ pub fn eventually<A: Attempt>(what: &str, deadline: Duration, condition: impl Fn
         Err(text) => panic!("{text}"),
     }
 }
+
+/// Watches for a while that something stays so; for what must *not* happen.
+#[track_caller]
+pub fn throughout<A: Attempt>(what: &str, time: Duration, mut condition: impl FnMut() -> A) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        if let Err(reason) = condition().attempt() {
+            panic!("{what} held for {:?} only: {reason}", start.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}

@@ -18,14 +18,17 @@ pub struct Stamp {
     pub number: u64,
 }
 
-pub(crate) fn build(src: MacAddr, dst: MacAddr, stamp: Stamp) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(60);
+/// The shortest frame of an Ethernet.
+pub(crate) const SHORTEST: usize = 60;
+
+pub(crate) fn build(src: MacAddr, dst: MacAddr, stamp: Stamp, len: usize) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(len);
     frame.extend_from_slice(&dst.0);
     frame.extend_from_slice(&src.0);
     frame.extend_from_slice(&ETHERTYPE);
     frame.extend_from_slice(&stamp.from.0.to_be_bytes());
     frame.extend_from_slice(&stamp.number.to_be_bytes());
-    frame.resize(60, 0);
+    frame.resize(len.max(SHORTEST), 0);
     frame
 }
 

@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_mesh::Persist;
 use weave_node::{Config, Node, Output};
-use weave_overlay::forward::{Fact, Forwarder};
+use weave_overlay::forward::{Fact, Forwarder, Tables};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Offload;
 use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 
 use crate::net::HostId;
+use crate::sabotage::Sabotage;
 use crate::world::PORT;
 
 /// How a host's peer is configured.
@@ -24,16 +26,29 @@ pub struct HostOptions {
     pub discovery: bool,
     /// Most connections; 0 for no limit.
     pub connection_limit: usize,
+    /// The short id of its first start; `None`: any.
+    pub short_id: Option<ShortId>,
+    /// A mistake of its driver.
+    pub sabotage: Option<Sabotage>,
 }
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { password: None, discovery: true, connection_limit: 200 }
+        HostOptions { password: None, discovery: true, connection_limit: 200, short_id: None, sabotage: None }
     }
 }
 
+/// How a peer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// SIGKILL: the kernel resets its connections.
+    Killed,
+    /// The whole host is gone without a word.
+    PowerLost,
+}
+
 /// What survives a crash.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Persisted targets.
     pub targets: Vec<String>,
@@ -57,6 +72,8 @@ pub struct Host {
     pub node: Option<Node>,
     /// What the peer has persisted.
     pub disk: Disk,
+    /// What the peer has been told is persisted. The same, unless the driver is sabotaged.
+    pub promised: Disk,
     /// Frames that reached the local bridge from elsewhere, in order.
     pub delivered: Vec<Vec<u8>>,
     /// MACs of the containers on the bridge.
@@ -65,13 +82,20 @@ pub struct Host {
     pub incarnation: u32,
     /// Versions that earlier incarnations have shown to others.
     pub highest_version: u64,
+    /// Times that the peer was woken by its timer.
+    pub wakes: u64,
     pub(crate) wake: u32,
     pub(crate) next_wake: Option<Instant>,
     pub(crate) wake_reason: &'static str,
-    options: HostOptions,
-    forwarder: Forwarder,
+    /// How the peer is configured.
+    pub options: HostOptions,
+    /// The tables that [`Sabotage::LateTables`] holds back.
+    late_tables: Option<Arc<Tables>>,
+    /// What [`Sabotage::LatePersist`] holds back.
+    late_persist: Option<Persist>,
+    forwarder: Option<Forwarder>,
     io: SimIo,
-    crash_after: Option<u16>,
+    death: Option<(u16, Death)>,
     rng: ChaCha12Rng,
 }
 
@@ -80,18 +104,22 @@ impl Host {
         Host {
             id,
             node: None,
-            disk: Disk::default(),
+            disk: Disk { short_id: options.short_id, ..Disk::default() },
+            promised: Disk { short_id: options.short_id, ..Disk::default() },
             delivered: Vec::new(),
             containers: BTreeSet::new(),
             incarnation: 0,
             highest_version: 0,
+            wakes: 0,
             wake: 0,
             next_wake: None,
             wake_reason: "",
             options,
-            forwarder: Forwarder::new(),
+            late_tables: None,
+            late_persist: None,
+            forwarder: None,
             io: SimIo::default(),
-            crash_after: None,
+            death: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
         }
     }
@@ -104,21 +132,34 @@ impl Host {
 
     pub(crate) fn start(&mut self, now: Now) {
         assert!(self.node.is_none(), "{:?} is running", self.id);
-        let mut mesh = weave_mesh::Config::new(
-            Host::name(self.id),
-            PeerUid(self.rng.random_range(1..=u64::MAX)),
-            ShortId::new(self.rng.random_range(0..ShortId::COUNT)).expect("below the count"),
-        );
-        mesh.nickname = format!("host{}", self.id.0);
+        let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
+        let mut mesh = weave_mesh::Config::new(Host::name(self.id), format!("host{}", self.id.0), uid);
         mesh.port = PORT;
         mesh.version = self.disk.version_ceiling;
-        mesh.password = self.options.password.as_deref().map(Into::into);
+        mesh.password = self.options.password.as_deref().and_then(weave_mesh::Secret::new);
         mesh.discovery = self.options.discovery;
         mesh.connection_limit = self.options.connection_limit;
-        if let Some(id) = self.disk.short_id {
-            mesh.short_id = Some(id);
+        mesh.short_id = self.disk.short_id;
+        let mut node = Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now);
+        self.forwarder = Some(Forwarder::new(node.tables()));
+        let own = own_record(&node, now);
+        let promised = &self.promised;
+        assert!(
+            own.version >= promised.version_ceiling,
+            "{:?} begins at version {}, it may have shown all below {}",
+            self.id,
+            own.version,
+            promised.version_ceiling
+        );
+        if promised.short_id.is_some() {
+            assert_eq!(own.short_id, promised.short_id, "short id of {:?} after a restart", self.id);
         }
-        self.node = Some(Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now));
+        self.node = Some(node);
+    }
+
+    /// What the data path of a running peer knows.
+    pub fn tables(&self) -> Option<&Arc<Tables>> {
+        self.forwarder.as_ref().map(Forwarder::tables)
     }
 
     pub(crate) fn crash(&mut self) {
@@ -126,19 +167,36 @@ impl Host {
         self.incarnation += 1;
         self.next_wake = None;
         self.wake += 1;
-        self.forwarder = Forwarder::new();
+        self.forwarder = None;
         self.io = SimIo::default();
-        self.crash_after = None;
+        self.late_tables = None;
+        self.late_persist = None;
+        self.death = None;
     }
 
-    pub(crate) fn crash_after(&mut self, outputs: u16) {
+    /// The peer is to die at its so many-th output from now, before it is carried out.
+    pub(crate) fn die_after(&mut self, outputs: u16, how: Death) {
         if self.node.is_some() {
-            self.crash_after = Some(outputs);
+            self.death = Some((outputs, how));
         }
     }
 
-    pub(crate) fn cancel_crash(&mut self) {
-        self.crash_after = None;
+    pub(crate) fn survive(&mut self) {
+        self.death = None;
+    }
+
+    /// With a chance of one in `n`: whether the driver makes this mistake now.
+    pub(crate) fn fumbles(&mut self, sabotage: Sabotage, n: u32) -> bool {
+        self.options.sabotage == Some(sabotage) && self.rng.random_ratio(1, n)
+    }
+
+    /// What happened to frames here, since the peer's start.
+    pub fn stats(&self) -> Vec<(String, u64)> {
+        let Some(forwarder) = &self.forwarder else { return Vec::new() };
+        let stats = forwarder.stats();
+        let drops =
+            weave_switch::DropReason::ALL.iter().zip(stats.switch_drops).map(|(r, n)| (format!("{r:?}"), n));
+        stats.named().map(|(name, n)| (name.to_owned(), n)).chain(drops).filter(|(_, n)| *n > 0).collect()
     }
 
     /// What the peer last asked to be woken for.
@@ -146,58 +204,107 @@ impl Host {
         self.wake_reason
     }
 
-    /// Whether the crash that was asked for has come.
-    pub(crate) fn crash_due(&self) -> bool {
-        self.crash_after == Some(0)
+    /// Whether the death that was asked for has come.
+    pub(crate) fn death_due(&self) -> Option<Death> {
+        self.death.filter(|(left, _)| *left == 0).map(|(_, how)| how)
+    }
+
+    fn persist(&mut self, persist: &Persist) {
+        self.promised.store(persist);
+        match self.options.sabotage {
+            Some(Sabotage::LosePersist) => {}
+            Some(Sabotage::LatePersist) => {
+                if let Some(late) = self.late_persist.replace(persist.clone()) {
+                    self.disk.store(&late);
+                }
+            }
+            _ => self.disk.store(persist),
+        }
+    }
+
+    fn publish(&mut self, tables: Arc<Tables>) {
+        let Some(forwarder) = &mut self.forwarder else { return };
+        match self.options.sabotage {
+            Some(Sabotage::LoseTables) if self.rng.random_ratio(1, 4) => {}
+            Some(Sabotage::LateTables) => {
+                if let Some(late) = self.late_tables.replace(tables) {
+                    forwarder.set_tables(late, &mut self.io);
+                }
+            }
+            _ => forwarder.set_tables(tables, &mut self.io),
+        }
     }
 
     pub(crate) fn local_frame(&mut self, frame: &[u8], now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
+            forwarder.flush(&mut self.io);
+        }
+        if self.fumbles(Sabotage::Echo, 10) {
+            self.delivered.push(frame.to_vec());
         }
     }
 
     pub(crate) fn datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
-        if self.node.is_some() {
-            self.forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
-            self.forwarder.flush(&mut self.io);
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
+            forwarder.flush(&mut self.io);
         }
     }
 
     /// The next thing that leaves the host. Facts are given to the node, tables to the forwarder, on the way.
     pub(crate) fn next_output(&mut self, now: Now) -> Option<Sent> {
         let sent = self.take_output(now);
-        if let (Some(_), Some(left)) = (&sent, &mut self.crash_after) {
+        if let (Some(_), Some((left, _))) = (&sent, &mut self.death) {
             *left = left.saturating_sub(1);
         }
         sent
     }
 
     fn take_output(&mut self, now: Now) -> Option<Sent> {
-        let node = self.node.as_mut()?;
         loop {
+            let node = self.node.as_mut()?;
             if let Some((to, bytes)) = self.io.sent.pop_front() {
+                if refused(to.df, &bytes) {
+                    self.io.facts.push_back(Fact::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
+                    continue;
+                }
                 return Some(Sent::Datagram { to: to.to, df: to.df, bytes });
             }
-            self.delivered.append(&mut self.io.injected);
+            if let Some(frame) = self.io.injected.pop_front() {
+                if self.fumbles(Sabotage::InjectTwice, 10) {
+                    self.delivered.push(frame.clone());
+                }
+                self.delivered.push(frame);
+                continue;
+            }
             if let Some(fact) = self.io.facts.pop_front() {
-                node.handle_fact(fact, now);
+                match (fact, self.options.sabotage) {
+                    (Fact::Special { .. }, Some(Sabotage::LoseSpecials)) => {}
+                    (Fact::Switch(_), Some(Sabotage::LoseMacs)) => {}
+                    _ => node.handle_fact(fact, now),
+                }
                 continue;
             }
             match node.poll_output()? {
                 Output::Resolve { id, host } => {
-                    let answer = host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
+                    let answer =
+                        host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
                     node.handle_resolved(id, answer, now);
                 }
-                Output::TablesChanged => self.forwarder.set_tables(node.tables()),
+                Output::TablesChanged => {
+                    let tables = node.tables();
+                    self.publish(tables);
+                }
                 Output::Persist(persist) => {
-                    match &persist {
-                        Persist::Targets(targets) => self.disk.targets.clone_from(targets),
-                        Persist::ShortId(id) => self.disk.short_id = Some(*id),
-                        Persist::VersionCeiling(version) => self.disk.version_ceiling = *version,
+                    let dying = matches!(self.death, Some((0..=1, _)));
+                    if !dying || self.rng.random_bool(0.5) {
+                        self.persist(&persist);
                     }
                     return Some(Sent::Node(Output::Persist(persist)));
+                }
+                Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
+                    node.handle_fact(Fact::PathMtu { conn, mtu: LOCAL_MTU }, now);
                 }
                 Output::Datagram { to, df, bytes, .. } => return Some(Sent::Datagram { to, df, bytes }),
                 Output::Event(_) => {}
@@ -207,13 +314,38 @@ impl Host {
     }
 }
 
+impl Disk {
+    fn store(&mut self, persist: &Persist) {
+        match persist {
+            Persist::Targets(targets) => self.targets.clone_from(targets),
+            Persist::ShortId(id) => self.short_id = Some(*id),
+            Persist::VersionCeiling(version) => self.version_ceiling = *version,
+        }
+    }
+}
+
+/// A peer's record of itself.
+pub(crate) fn own_record(node: &Node, now: Now) -> weave_mesh::PeerStatus {
+    let own = node.name();
+    let peers = node.status(now).mesh.peers;
+    peers.into_iter().find(|p| p.label.name == own).expect("a peer knows itself")
+}
+
+/// MTU of each host's own interface: the kernel refuses what is longer. A smaller MTU on the way is a black hole.
+const LOCAL_MTU: u16 = 1500;
+
+fn refused(df: bool, payload: &[u8]) -> bool {
+    const IP_UDP_HEADERS: usize = 28;
+    df && payload.len() + IP_UDP_HEADERS > usize::from(LOCAL_MTU)
+}
+
 /// The forwarder's world: lists.
 #[derive(Default)]
 struct SimIo {
     open: BTreeMap<u32, (Destination, Vec<u8>)>,
     next: u32,
     sent: VecDeque<(Destination, Vec<u8>)>,
-    injected: Vec<Vec<u8>>,
+    injected: VecDeque<Vec<u8>>,
     facts: VecDeque<Fact>,
 }
 
@@ -238,7 +370,7 @@ impl Io for SimIo {
     }
 
     fn inject(&mut self, frame: &[u8]) {
-        self.injected.push(frame.to_vec());
+        self.injected.push_back(frame.to_vec());
     }
 
     fn fact(&mut self, fact: Fact) {

@@ -1,11 +1,12 @@
 //! The simulated network: who can reach whom, and what happens to bytes on the way. Everything is drawn from one seed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
+use weave_types::Instant;
 
 /// A simulated host's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +43,8 @@ pub struct Faults {
     pub jitter: Duration,
     /// Largest IP packet that passes with DF set, bytes; larger ones vanish (a black hole).
     pub mtu: usize,
+    /// Whether TCP streams are cut up and put together again at random places.
+    pub rechunk: bool,
 }
 
 impl Default for Faults {
@@ -52,6 +55,7 @@ impl Default for Faults {
             latency: Duration::from_micros(300),
             jitter: Duration::from_micros(200),
             mtu: 1500,
+            rechunk: false,
         }
     }
 }
@@ -61,13 +65,26 @@ pub struct Net {
     /// Present faults.
     pub faults: Faults,
     cut: BTreeSet<(HostId, HostId)>,
+    /// Pairs of which the first cannot begin anything with the second.
+    blocked: BTreeSet<(HostId, HostId)>,
+    /// When a datagram last passed from the first to the second: answers pass for a while, whatever is blocked.
+    passed: BTreeMap<(HostId, HostId), Instant>,
+    /// Hosts without power.
+    off: BTreeSet<HostId>,
     rng: ChaCha12Rng,
 }
 
 impl Net {
     /// A network without cuts.
     pub fn new(faults: Faults, rng: ChaCha12Rng) -> Net {
-        Net { faults, cut: BTreeSet::new(), rng }
+        Net {
+            faults,
+            cut: BTreeSet::new(),
+            blocked: BTreeSet::new(),
+            passed: BTreeMap::new(),
+            off: BTreeSet::new(),
+            rng,
+        }
     }
 
     /// Cuts or heals the link between two hosts, both directions.
@@ -80,14 +97,56 @@ impl Net {
         }
     }
 
-    /// Heals every link.
+    /// Heals every link. What is blocked stays so.
     pub fn heal_all(&mut self) {
         self.cut.clear();
     }
 
+    /// Keeps `a` from beginning anything with `b`, as a firewall or NAT in front of `b` does: connections, and datagrams that
+    /// are no answers. The other direction is open.
+    pub fn block(&mut self, a: HostId, b: HostId) {
+        if a != b {
+            self.blocked.insert((a, b));
+            self.blocked.remove(&(b, a));
+        }
+    }
+
+    /// Opens both directions.
+    pub fn unblock(&mut self, a: HostId, b: HostId) {
+        self.blocked.remove(&(a, b));
+        self.blocked.remove(&(b, a));
+    }
+
+    /// Whether anything is blocked.
+    pub fn is_blocking(&self) -> bool {
+        !self.blocked.is_empty()
+    }
+
+    pub(crate) fn set_power(&mut self, host: HostId, on: bool) {
+        if on {
+            self.off.remove(&host);
+        } else {
+            self.off.insert(host);
+        }
+    }
+
     /// Whether packets pass between the two.
     pub fn connected(&self, a: HostId, b: HostId) -> bool {
-        !self.cut.contains(&(a.min(b), a.max(b)))
+        !self.cut.contains(&(a.min(b), a.max(b))) && !self.off.contains(&a) && !self.off.contains(&b)
+    }
+
+    /// Whether `a` can open a connection to `b`.
+    pub fn dialable(&self, a: HostId, b: HostId) -> bool {
+        self.connected(a, b) && !self.blocked.contains(&(a, b))
+    }
+
+    /// Where to cut `len` bytes that have arrived, if at all: the first part is handed over at once.
+    pub(crate) fn cut_stream(&mut self, len: usize) -> usize {
+        match self.rng.random_range(0..6) {
+            0 => len.min(1),
+            1..3 => self.rng.random_range(1..=len),
+            _ => len,
+        }
     }
 
     /// A one-way delay.
@@ -98,11 +157,27 @@ impl Net {
     }
 
     /// When the copies of one datagram arrive, counted from now: none, one or two.
-    pub fn datagram(&mut self, a: HostId, b: HostId, payload: usize, df: bool) -> Vec<Duration> {
+    pub fn datagram(
+        &mut self,
+        a: HostId,
+        b: HostId,
+        payload: usize,
+        df: bool,
+        now: Instant,
+    ) -> Vec<Duration> {
+        /// How long a firewall lets answers pass.
+        const STATE: Duration = Duration::from_secs(60);
         const IP_UDP_HEADERS: usize = 28;
         let too_big = df && payload + IP_UDP_HEADERS > self.faults.mtu;
         if too_big || !self.connected(a, b) || self.rng.random_bool(self.faults.loss) {
             return Vec::new();
+        }
+        if !self.blocked.is_empty() {
+            let answer = self.passed.get(&(b, a)).is_some_and(|at| now - *at <= STATE);
+            if self.blocked.contains(&(a, b)) && !answer {
+                return Vec::new();
+            }
+            self.passed.insert((a, b), now);
         }
         let copies = if self.rng.random_bool(self.faults.duplication) { 2 } else { 1 };
         (0..copies).map(|_| self.delay()).collect()

@@ -8,9 +8,12 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
-use crate::host::HostOptions;
+use weave_types::ShortId;
+
+use crate::host::{Death, HostOptions};
 use crate::invariants;
 use crate::net::{Faults, HostId};
+use crate::sabotage::Sabotage;
 use crate::world::World;
 
 /// Everything that can happen to the mesh.
@@ -26,6 +29,10 @@ pub enum Transition {
     Crash(HostId),
     /// A peer is killed between two of its outputs, after so many more.
     CrashAfter(HostId, u16),
+    /// A host loses its power.
+    PowerLoss(HostId),
+    /// A host loses its power between two outputs of its peer.
+    PowerLossAfter(HostId, u16),
     /// A dead peer is started with its persisted targets.
     Start(HostId),
     /// `weave connect B` on A.
@@ -34,6 +41,8 @@ pub enum Transition {
     Forget(HostId, HostId),
     /// A container of the first sends a frame to one of the second.
     Unicast(HostId, HostId),
+    /// A container of the first sends a frame of so many bytes to one of the second.
+    Long(HostId, HostId, u16),
     /// A container sends a broadcast.
     Broadcast(HostId),
     /// A container moves with its MAC from one host to another.
@@ -42,6 +51,19 @@ pub enum Transition {
     Loss(u8),
     /// The largest packet that passes.
     Mtu(u16),
+    /// Somebody sets the wall clocks, seconds.
+    WallClock(i32),
+    /// A firewall keeps the first from beginning anything with the second.
+    Block(HostId, HostId),
+}
+
+/// Who is told of whom at the start. Always connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Graph {
+    /// Each of the one before it.
+    Line,
+    /// Each of the one before it, and some of one more: trees differ from source to source.
+    Chords,
 }
 
 /// What a suite varies.
@@ -57,30 +79,76 @@ pub struct Plan {
     pub discovery: bool,
     /// Faults of the network from the start.
     pub faults: Faults,
+    /// Targets at the start.
+    pub graph: Graph,
+    /// All peers start with this short id.
+    pub short_id: Option<ShortId>,
+    /// Most connections of a peer, 0 for any number.
+    pub connection_limit: usize,
+    /// Whether there are firewalls.
+    pub firewalls: bool,
+    /// A mistake planted in every driver.
+    pub sabotage: Option<Sabotage>,
+}
+
+impl Plan {
+    /// A plain mesh of so many peers on a good network.
+    pub fn new(hosts: u16, length: usize) -> Plan {
+        Plan {
+            hosts,
+            length,
+            password: None,
+            discovery: true,
+            faults: Faults { rechunk: true, ..Faults::default() },
+            graph: Graph::Line,
+            short_id: None,
+            connection_limit: 200,
+            firewalls: false,
+            sabotage: None,
+        }
+    }
+
+    /// Whether every peer ends up connected to every other.
+    pub fn is_complete(&self) -> bool {
+        self.discovery && !self.is_limited()
+    }
+
+    /// Whether some peers may not have as many connections as they want.
+    pub fn is_limited(&self) -> bool {
+        self.connection_limit > 0 && self.connection_limit + 1 < usize::from(self.hosts)
+    }
 }
 
 /// The transitions that a seed stands for.
 pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
-    let mut host = |rng: &mut ChaCha12Rng| HostId(rng.random_range(0..plan.hosts));
+    let host = |rng: &mut ChaCha12Rng| HostId(rng.random_range(0..plan.hosts));
     (0..plan.length)
         .map(|_| {
             let (a, b) = (host(&mut rng), host(&mut rng));
             match rng.random_range(0..100) {
                 0..25 => Transition::Wait(rng.random_range(1..4000)),
                 25..28 => Transition::Wait(rng.random_range(30_000..90_000)),
-                28..38 => Transition::Cut(a, b),
-                38..48 => Transition::Heal(a, b),
-                48..52 => Transition::Crash(a),
-                52..57 => Transition::CrashAfter(a, rng.random_range(0..40)),
-                57..65 => Transition::Start(a),
-                65..70 => Transition::Connect(a, b),
-                70..73 => Transition::Forget(a, b),
-                73..85 => Transition::Unicast(a, b),
-                85..92 => Transition::Broadcast(a),
-                92..94 => Transition::Move(a, b),
-                94..98 => Transition::Loss(rng.random_range(0..30)),
-                _ => Transition::Mtu(if rng.random_bool(0.5) { 1500 } else { rng.random_range(620..1500) }),
+                28..37 => Transition::Cut(a, b),
+                37..46 => Transition::Heal(a, b),
+                46..49 => Transition::Crash(a),
+                49..54 => Transition::CrashAfter(a, rng.random_range(0..40)),
+                54..55 => Transition::PowerLoss(a),
+                55..57 => Transition::PowerLossAfter(a, rng.random_range(0..40)),
+                57..66 => Transition::Start(a),
+                66..70 => Transition::Connect(a, b),
+                70..72 => Transition::Forget(a, b),
+                72..80 => Transition::Unicast(a, b),
+                80..84 => Transition::Long(a, b, rng.random_range(500..1500)),
+                84..90 => Transition::Broadcast(a),
+                90..92 => Transition::Move(a, b),
+                92..94 => Transition::Loss(rng.random_range(0..30)),
+                94..97 => {
+                    Transition::Mtu(if rng.random_bool(0.5) { 1500 } else { rng.random_range(620..1500) })
+                }
+                97..98 => Transition::WallClock(rng.random_range(-100_000..100_000)),
+                _ if plan.firewalls => Transition::Block(a, b),
+                _ => Transition::Start(b),
             }
         })
         .collect()
@@ -92,11 +160,17 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
     let options = HostOptions {
         password: plan.password.map(str::to_owned),
         discovery: plan.discovery,
-        ..HostOptions::default()
+        connection_limit: plan.connection_limit,
+        short_id: plan.short_id,
+        sabotage: plan.sabotage,
     };
+    let mut rng = ChaCha12Rng::seed_from_u64(seed);
     for n in 0..plan.hosts {
         // Each host is told of the one before it: a chain that is connected, but no more.
-        let targets: Vec<HostId> = n.checked_sub(1).map(HostId).into_iter().collect();
+        let mut targets: Vec<HostId> = n.checked_sub(1).map(HostId).into_iter().collect();
+        if plan.graph == Graph::Chords && n > 1 && rng.random_bool(0.6) {
+            targets.push(HostId(rng.random_range(0..n - 1)));
+        }
         world.add(HostId(n), options.clone(), &targets);
     }
     for transition in transitions {
@@ -113,7 +187,9 @@ fn apply(world: &mut World, transition: Transition) {
         Transition::Cut(a, b) => world.net.set_cut(a, b, true),
         Transition::Heal(a, b) => world.net.set_cut(a, b, false),
         Transition::Crash(a) => world.crash(a),
-        Transition::CrashAfter(a, outputs) => world.host_mut(a).crash_after(outputs),
+        Transition::CrashAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::Killed),
+        Transition::PowerLoss(a) => world.lose_power(a),
+        Transition::PowerLossAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::PowerLost),
         Transition::Start(a) => {
             if world.host(a).node.is_none() {
                 world.start(a, &[]);
@@ -123,11 +199,20 @@ fn apply(world: &mut World, transition: Transition) {
             node.connect(&[b.ip().to_string()], false, now);
         }),
         Transition::Forget(a, b) => world.with_node(a, |node, now| node.forget(&[b.ip().to_string()], now)),
-        Transition::Unicast(a, b) => world.send_unicast(a, b),
-        Transition::Broadcast(a) => world.send_broadcast(a),
+        Transition::Unicast(a, b) => {
+            world.send_unicast(a, b);
+        }
+        Transition::Long(a, b, len) => {
+            world.send_long(a, b, len.into());
+        }
+        Transition::Broadcast(a) => {
+            world.send_broadcast(a);
+        }
         Transition::Move(a, b) => world.move_container(a, b),
         Transition::Loss(percent) => world.net.faults.loss = f64::from(percent) / 100.0,
         Transition::Mtu(mtu) => world.net.faults.mtu = mtu.into(),
+        Transition::WallClock(seconds) => world.jump_wall_clock(seconds.into()),
+        Transition::Block(a, b) => world.net.block(a, b),
     }
 }
 
@@ -136,7 +221,10 @@ fn apply(world: &mut World, transition: Transition) {
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
-#[expect(clippy::disallowed_methods, reason = "the share of real time that a suite gets is not simulated time")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the share of real time that a suite gets is not simulated time"
+)]
 pub fn suite(name: &str, plan: &Plan) {
     let replay = std::env::var("SIM_SEED").ok().and_then(|s| s.parse().ok());
     let seconds = std::env::var("SIM_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
@@ -145,7 +233,8 @@ pub fn suite(name: &str, plan: &Plan) {
     let mut runs = 0u64;
     let mut events = 0;
     for seed in first.. {
-        if replay.is_some() && seed != first || runs > 0 && started.elapsed() >= Duration::from_secs(seconds) {
+        if replay.is_some() && seed != first || runs > 0 && started.elapsed() >= Duration::from_secs(seconds)
+        {
             break;
         }
         let transitions = generate(seed, plan);
@@ -158,7 +247,8 @@ pub fn suite(name: &str, plan: &Plan) {
     println!("{name}: {runs} runs, {events} events, {} s", started.elapsed().as_secs());
 }
 
-fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
+/// Runs a list of transitions; the number of events, or what failed.
+pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
     catch_unwind(AssertUnwindSafe(|| run(seed, plan, transitions).counters.events)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
@@ -166,11 +256,17 @@ fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, St
 }
 
 /// Leaves out transitions, ever smaller groups, as long as the rest still fails.
-fn describe(name: &str, seed: u64, plan: &Plan, mut transitions: Vec<Transition>, mut reason: String) -> String {
+fn describe(
+    name: &str,
+    seed: u64,
+    plan: &Plan,
+    mut transitions: Vec<Transition>,
+    mut reason: String,
+) -> String {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut group = transitions.len().div_ceil(2);
-    while group > 0 {
+    while group > 0 && std::env::var_os("SIM_NO_SHORTEN").is_none() {
         let mut start = 0;
         while start < transitions.len() {
             let mut shorter = transitions.clone();
@@ -183,7 +279,8 @@ fn describe(name: &str, seed: u64, plan: &Plan, mut transitions: Vec<Transition>
         group /= 2;
     }
     std::panic::set_hook(hook);
-    let mut text = format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
+    let mut text =
+        format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
     for transition in &transitions {
         let _ = writeln!(text, "  {transition:?}");
     }

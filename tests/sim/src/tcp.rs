@@ -42,6 +42,10 @@ struct Pipe {
     streams: [Stream; 2],
     /// Whether the end still wants to hear of it.
     open: [bool; 2],
+    /// The end has lost its power, and with it all memory of the connection.
+    lost: [bool; 2],
+    /// When the pipe is pumped next.
+    pump_at: Option<Instant>,
 }
 
 /// What the world has to tell a node.
@@ -65,11 +69,26 @@ impl Tcp {
         self.next += 1;
         self.by_end.insert(dialler, id);
         self.by_end.insert(acceptor, id);
-        self.pipes.insert(id, Pipe { ends: [dialler, acceptor], streams: Default::default(), open: [true; 2] });
+        self.pipes.insert(
+            id,
+            Pipe {
+                ends: [dialler, acceptor],
+                streams: Default::default(),
+                open: [true; 2],
+                lost: [false; 2],
+                pump_at: None,
+            },
+        );
     }
 
     /// Queues bytes; gives the pipe and the time at which it should be pumped.
-    pub(crate) fn write(&mut self, from: End, bytes: Vec<u8>, now: Instant, net: &mut Net) -> Option<(u64, Instant)> {
+    pub(crate) fn write(
+        &mut self,
+        from: End,
+        bytes: Vec<u8>,
+        now: Instant,
+        net: &mut Net,
+    ) -> Option<(u64, Instant)> {
         let id = *self.by_end.get(&from)?;
         let pipe = self.pipes.get_mut(&id)?;
         let side = pipe.side(from);
@@ -79,7 +98,7 @@ impl Tcp {
         stream.queued += bytes.len();
         stream.total += bytes.len();
         stream.queue.push_back((at, bytes));
-        Some((id, at))
+        Some((id, pipe.schedule(at)?))
     }
 
     /// One end closes (or its host died): the other learns it after what was sent before.
@@ -97,7 +116,20 @@ impl Tcp {
             return None;
         }
         let at = pipe.streams[side].queue.back().map_or(now, |(at, _)| *at);
-        Some((id, at.max(now)))
+        Some((id, pipe.schedule(at.max(now))?))
+    }
+
+    /// One end has lost its power: the other learns it when it sends something and the host is back.
+    pub(crate) fn lose(&mut self, end: End) {
+        let Some(id) = self.by_end.remove(&end) else { return };
+        let Some(pipe) = self.pipes.get_mut(&id) else { return };
+        let side = pipe.side(end);
+        pipe.open[side] = false;
+        pipe.lost[side] = true;
+        pipe.streams[side].queue.clear();
+        if pipe.open == [false; 2] {
+            self.pipes.remove(&id);
+        }
     }
 
     /// Every connection of a host that died.
@@ -106,9 +138,12 @@ impl Tcp {
     }
 
     /// Delivers what is due on one connection. The second value says when to come again.
-    pub(crate) fn pump(&mut self, id: u64, now: Instant, net: &Net) -> (Vec<TcpEvent>, Option<Instant>) {
+    pub(crate) fn pump(&mut self, id: u64, now: Instant, net: &mut Net) -> (Vec<TcpEvent>, Option<Instant>) {
         let mut events = Vec::new();
         let Some(pipe) = self.pipes.get_mut(&id) else { return (events, None) };
+        if pipe.pump_at.take_if(|at| *at <= now).is_none() {
+            return (events, None);
+        }
         let connected = net.connected(pipe.ends[0].host, pipe.ends[1].host);
         let mut again: Option<Instant> = None;
         for side in 0..2 {
@@ -118,12 +153,27 @@ impl Tcp {
                 if !stream.queue.is_empty() || stream.closing.is_some() {
                     again = Some(now + RETRANSMIT);
                 }
+            } else if pipe.lost[1 - side] {
+                if !stream.queue.is_empty() && pipe.open[side] {
+                    pipe.open[side] = false;
+                    self.by_end.remove(&from);
+                    events.push(TcpEvent::Closed(from, "read: connection reset by peer"));
+                }
+                stream.queue.clear();
+                continue;
             } else {
                 let mut received = Vec::new();
                 while stream.queue.front().is_some_and(|(at, _)| *at <= now) {
                     let (_, bytes) = stream.queue.pop_front().expect("front was there");
                     stream.queued -= bytes.len();
                     received.extend_from_slice(&bytes);
+                }
+                if net.faults.rechunk && !received.is_empty() {
+                    let rest = received.split_off(net.cut_stream(received.len()));
+                    if !rest.is_empty() {
+                        stream.queued += rest.len();
+                        stream.queue.push_front((now + net.delay(), rest));
+                    }
                 }
                 if !received.is_empty() && pipe.open[1 - side] {
                     events.push(TcpEvent::Bytes(to, received));
@@ -138,7 +188,9 @@ impl Tcp {
                 events.push(TcpEvent::Written(from, written - stream.reported));
                 stream.reported = written;
             }
-            if connected && stream.queue.is_empty() && pipe.open[1 - side]
+            if connected
+                && stream.queue.is_empty()
+                && pipe.open[1 - side]
                 && let Some(why) = stream.closing
             {
                 pipe.open[1 - side] = false;
@@ -150,11 +202,21 @@ impl Tcp {
             self.pipes.remove(&id);
             return (events, None);
         }
+        let again = again.and_then(|at| pipe.schedule(at));
         (events, again)
     }
 }
 
 impl Pipe {
+    /// `None` if it is pumped before anyway.
+    fn schedule(&mut self, at: Instant) -> Option<Instant> {
+        if self.pump_at.is_some_and(|planned| planned <= at) {
+            return None;
+        }
+        self.pump_at = Some(at);
+        Some(at)
+    }
+
     fn side(&self, end: End) -> usize {
         usize::from(self.ends[1] == end)
     }

@@ -11,8 +11,9 @@ use weave_node::Output;
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
 use crate::frames;
-use crate::host::{Host, HostOptions, Sent};
+use crate::host::{Death, Host, HostOptions, Sent};
 use crate::net::{Faults, HostId, Net};
+use crate::sabotage::Sabotage;
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
 
 /// The one port of the simulation.
@@ -53,6 +54,8 @@ pub struct World {
     sequence: u64,
     frames: u64,
     clock: Instant,
+    /// The wall clock is this wrong, seconds.
+    wall_error: i64,
     rng: ChaCha12Rng,
 }
 
@@ -93,6 +96,7 @@ impl World {
             sequence: 0,
             frames: 0,
             clock: Instant::ORIGIN,
+            wall_error: 0,
             rng,
         }
     }
@@ -101,7 +105,15 @@ impl World {
     pub fn now(&self) -> Now {
         /// The wall clock at the start: 2026-01-01.
         const START: Duration = Duration::from_secs(1_767_225_600);
-        Now { mono: self.clock, wall: START + self.clock.since_origin() }
+        let right = START + self.clock.since_origin();
+        let error = Duration::from_secs(self.wall_error.unsigned_abs());
+        let wall = if self.wall_error < 0 { right.saturating_sub(error) } else { right + error };
+        Now { mono: self.clock, wall }
+    }
+
+    /// Somebody sets the wall clocks.
+    pub fn jump_wall_clock(&mut self, seconds: i64) {
+        self.wall_error += seconds;
     }
 
     /// All hosts, running or not.
@@ -138,6 +150,7 @@ impl World {
     /// persisted ones.
     pub fn start(&mut self, id: HostId, targets: &[HostId]) {
         let now = self.now();
+        self.net.set_power(id, true);
         let host = self.hosts.get_mut(&id).expect("host was added");
         host.start(now);
         let targets = if targets.is_empty() { host.disk.targets.clone() } else { names(targets) };
@@ -146,6 +159,18 @@ impl World {
             assert!(refused.is_empty(), "targets refused: {refused:?}");
         }
         self.settle(id);
+    }
+
+    /// Takes the power from a host: nobody is told, and nothing answers until it is started again.
+    pub fn lose_power(&mut self, id: HostId) {
+        let host = self.hosts.get_mut(&id).expect("host was added");
+        if host.node.is_some() {
+            host.crash();
+            self.net.set_power(id, false);
+            for end in self.tcp.ends_of(id) {
+                self.tcp.lose(end);
+            }
+        }
     }
 
     /// Ends a peer as SIGKILL does: connections are reset, memory is gone, the disk stays.
@@ -189,10 +214,21 @@ impl World {
 
     fn send(&mut self, from: HostId, dst: MacAddr) -> Option<u64> {
         let src = *self.host(from).containers.first()?;
+        Some(self.send_sized(from, src, dst, frames::SHORTEST))
+    }
+
+    /// A container of `from` sends a frame of `len` bytes to one of `to`.
+    pub fn send_long(&mut self, from: HostId, to: HostId, len: usize) -> Option<u64> {
+        let src = *self.host(from).containers.first()?;
+        let dst = *self.host(to).containers.first()?;
+        Some(self.send_sized(from, src, dst, len))
+    }
+
+    fn send_sized(&mut self, from: HostId, src: MacAddr, dst: MacAddr, len: usize) -> u64 {
         self.frames += 1;
         let number = self.frames;
-        self.send_frame(from, &frames::build(src, dst, frames::Stamp { from, number }));
-        Some(number)
+        self.send_frame(from, &frames::build(src, dst, frames::Stamp { from, number }, len));
+        number
     }
 
     /// A container moves with its MAC.
@@ -236,8 +272,12 @@ impl World {
                 if host.wake != wake {
                     return;
                 }
+                if host.fumbles(Sabotage::LoseTimers, 3) {
+                    return;
+                }
                 if let Some(node) = host.node.as_mut() {
                     self.counters.wakes += 1;
+                    host.wakes += 1;
                     node.handle_timeout(now);
                     self.settle(id);
                 }
@@ -258,7 +298,7 @@ impl World {
     }
 
     fn pump(&mut self, id: u64) {
-        let (events, again) = self.tcp.pump(id, self.clock, &self.net);
+        let (events, again) = self.tcp.pump(id, self.clock, &mut self.net);
         if let Some(at) = again {
             self.push(at, Event::Pump(id));
         }
@@ -267,7 +307,15 @@ impl World {
             let end = match &event {
                 TcpEvent::Bytes(end, _) | TcpEvent::Written(end, _) | TcpEvent::Closed(end, _) => *end,
             };
-            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation) else { continue };
+            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation)
+            else {
+                continue;
+            };
+            if host.options.sabotage == Some(Sabotage::SilentWritten)
+                && matches!(event, TcpEvent::Written(..))
+            {
+                continue;
+            }
             let Some(node) = host.node.as_mut() else { continue };
             match event {
                 TcpEvent::Bytes(_, bytes) => node.handle_stream(end.conn, &bytes, now),
@@ -280,7 +328,7 @@ impl World {
 
     fn dial(&mut self, from: End, to: SocketAddr) {
         let target = HostId::from_ip(to.ip());
-        let reachable = target.is_some_and(|t| t == from.host || self.net.connected(from.host, t));
+        let reachable = target.is_some_and(|t| t == from.host || self.net.dialable(from.host, t));
         if !reachable {
             self.push(self.clock + DIAL_TIMEOUT, Event::DialTimeout { from, to });
             return;
@@ -329,10 +377,22 @@ impl World {
             let Some(host) = self.hosts.get_mut(&id) else { return };
             let incarnation = host.incarnation;
             let output = host.next_output(now);
-            if host.crash_due() {
-                self.crash(id);
-                return;
+            match host.death_due() {
+                Some(Death::Killed) => return self.crash(id),
+                Some(Death::PowerLost) => return self.lose_power(id),
+                None => {}
             }
+            let output = match output {
+                Some(Sent::Node(Output::Write { .. })) if host.fumbles(Sabotage::LoseWrites, 50) => continue,
+                Some(Sent::Node(Output::Write { conn, mut bytes }))
+                    if host.fumbles(Sabotage::RepeatWrites, 50) =>
+                {
+                    bytes.extend_from_within(..);
+                    Some(Sent::Node(Output::Write { conn, bytes }))
+                }
+                Some(Sent::Node(Output::Close { .. })) if host.fumbles(Sabotage::KeepClosed, 1) => continue,
+                output => output,
+            };
             let end = |conn: ConnectionId| End { host: id, incarnation, conn };
             match output {
                 Some(Sent::Node(Output::Dial { conn, addr })) => {
@@ -357,7 +417,10 @@ impl World {
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("it was there above");
         if let Some((at, reason)) = host.node.as_ref().and_then(|node| node.poll_timeout()) {
-            let at = at.max(now.mono);
+            let mut at = at.max(now.mono);
+            if host.options.sabotage == Some(Sabotage::Insomnia) {
+                at = at.min(now.mono + Duration::from_millis(100));
+            }
             if host.next_wake != Some(at) {
                 host.next_wake = Some(at);
                 host.wake_reason = reason;
@@ -371,7 +434,7 @@ impl World {
     fn send_datagram(&mut self, from: HostId, to: SocketAddr, df: bool, bytes: Vec<u8>) {
         self.counters.datagrams += 1;
         let Some(target) = HostId::from_ip(to.ip()).filter(|_| to.port() == PORT) else { return };
-        for delay in self.net.datagram(from, target, bytes.len(), df) {
+        for delay in self.net.datagram(from, target, bytes.len(), df, self.clock) {
             let event = Event::Datagram { to: target, from: listener(from, PORT), bytes: bytes.clone() };
             self.push(self.clock + delay, event);
         }

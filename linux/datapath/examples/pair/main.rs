@@ -10,7 +10,7 @@
 //! `pair [vxlan|plain|encrypted]... [--rounds N] [--seconds N] [--offload on|off|both] [--hold] [--verbose]`
 //!
 //! Prints Gbit/s and round trips per second as medians, and their ratios to kernel VXLAN. `--hold` sets up the last path
-//! and waits for a line on standard input, so that other tools can be tried: the namespaces are printed.
+//! and waits for a line on standard input, so that other tools can be tried: the namespaces are printed first, counters last.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,6 +25,7 @@ mod testbed;
 
 use paths::Path;
 use testbed::Site;
+use weave_datapath::DatapathStats;
 
 /// What containers get by default: it leaves room for every overlay.
 const MTU: u32 = 1376;
@@ -49,20 +50,21 @@ fn throughput([a, b]: &[Site; 2], seconds: u32) -> f64 {
             .expect("iperf3")
     });
     let deadline = Instant::now() + Duration::from_secs(5);
-    let output = loop {
+    let (speed, output) = loop {
         let output = a.container.run(|| {
             let time = seconds.to_string();
             Command::new("iperf3").args(["-J", "-c", "10.32.0.2", "-t", &time]).output().expect("iperf3")
         });
-        if output.status.success() || Instant::now() > deadline {
-            break output;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let speed = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        // The server may not listen yet.
+        if speed.is_some() || Instant::now() > deadline {
+            break (speed, output);
         }
     };
     let _ = server.kill();
     let _ = server.wait();
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let bits = &report["end"]["sum_received"]["bits_per_second"];
-    bits.as_f64().unwrap_or_else(|| panic!("iperf3: {}", String::from_utf8_lossy(&output.stdout))) / 1e9
+    speed.unwrap_or_else(|| panic!("iperf3: {}", String::from_utf8_lossy(&output.stdout))) / 1e9
 }
 
 /// One byte there and one back over TCP, as often as possible.
@@ -88,6 +90,25 @@ fn round_trips([a, b]: &[Site; 2], seconds: u32) -> f64 {
         }
         f64::from(count) / begin.elapsed().as_secs_f64()
     })
+}
+
+/// What each data thread took of a processor, in all and for each gigabit: less noisy than speeds.
+fn print_processor_time(gigabits: f64) {
+    for task in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (name, times) = (read("comm"), read("schedstat"));
+        let nanoseconds: f64 = times.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or_default();
+        if name.starts_with("weave-") {
+            let seconds = nanoseconds / 1e9;
+            println!("    {:>12}: {seconds:.2} s, {:.1} ms/Gbit", name.trim(), seconds * 1e3 / gigabits);
+        }
+    }
+}
+
+fn print_all(stats: Vec<DatapathStats>) {
+    for stats in stats {
+        println!("    {stats:?}");
+    }
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -136,6 +157,8 @@ fn main() {
                         sites[1].container.path()
                     );
                     let _ = std::io::stdin().read_line(&mut String::new());
+                    print_all(running.stop());
+                    return;
                 } else {
                     speeds.push(throughput(&sites, seconds));
                     rates.push(round_trips(&sites, 1));
@@ -145,15 +168,14 @@ fn main() {
                         rates[rates.len() - 1]
                     );
                 }
-                for stats in running.stop() {
-                    if verbose {
-                        println!("    {:?} {:?}", stats.counts, stats.forwarder);
-                    }
+                if verbose {
+                    print_processor_time(speeds[speeds.len() - 1] * f64::from(seconds));
+                }
+                let stats = running.stop();
+                if verbose {
+                    print_all(stats);
                 }
             }
-        }
-        if hold {
-            return;
         }
         let medians: Vec<(f64, f64)> =
             results.iter_mut().map(|(speeds, rates)| (median(speeds), median(rates))).collect();

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use weave_datapath::DatapathStats;
+use weave_datapath::{DatapathStats, Report};
+use weave_overlay::forward::Fact;
 
 use crate::MTU;
 use crate::testbed::{Peer, Site, peers};
@@ -54,6 +55,10 @@ impl Running {
     pub(crate) fn stop(self) -> Vec<DatapathStats> {
         let stop = |peer: Peer| {
             let stats = peer.datapath.stats();
+            let path_mtu = |report: &Report| matches!(report, Report::Fact(Fact::PathMtu { .. }));
+            if peer.told(path_mtu) {
+                println!("the underlay takes less than the tables say");
+            }
             peer.stop();
             stats
         };

@@ -76,7 +76,7 @@ fn options_of_attach() {
             keep_tx_on: false,
             hairpin: false,
             mtu: Some(1300),
-            interface: "eth7",
+            ifname: "eth7",
             ..AttachRequest::new(&ns, "7", &[])
         };
         assert!(attach(&request).unwrap().created);
@@ -344,5 +344,92 @@ fn rules_by_nft_are_rules_to_iptables() {
             assert_eq!(nft.remove("ethwe", rule), Ok(true));
             assert_eq!(nft.remove("ethwe", rule), Ok(false));
         }
+    });
+}
+
+/// Hides programs from this test, and from nobody else.
+fn hide(programs: &[&str]) {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    sh("mount --make-rprivate /");
+    for program in programs {
+        // Through symbolic links: that is all variants of a program at once.
+        sh(&format!("for f in $(command -v {program}); do mount --bind /dev/null $(readlink -f $f); done"));
+    }
+}
+
+#[test]
+fn without_iptables_nft_makes_the_rules() {
+    host(|| {
+        if Firewall::nft().is_none() {
+            eprintln!("SKIPPED: nft is not installed");
+            return;
+        }
+        launch();
+        let ns = container();
+        hide(&["iptables", "iptables-legacy"]);
+        let addresses = cidrs("10.2.1.1/24");
+        let attached = attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap();
+        assert_eq!(attached.warnings, [] as [&str; 0]);
+        let listing = sh_in(&ns, "nft list chain ip filter INPUT");
+        let accept = listing.find("iifname \"ethwe\" ip saddr 10.2.1.0/24 ip daddr 224.0.0.0/4");
+        let drop = listing.find("iifname \"ethwe\" ip daddr 224.0.0.0/4");
+        assert!(accept.is_some() && accept < drop, "{listing}");
+        let detached = detach(&DetachRequest::new(&ns, &addresses)).unwrap();
+        assert!(detached.interface_removed && detached.warnings.is_empty());
+        assert!(!sh_in(&ns, "nft list chain ip filter INPUT").contains("ethwe"));
+    });
+}
+
+#[test]
+fn without_any_firewall_program_attach_works_and_says_so() {
+    host(|| {
+        launch();
+        let ns = container();
+        hide(&["iptables", "iptables-legacy", "nft"]);
+        let addresses = cidrs("10.2.1.1/24");
+        let attached = attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap();
+        assert!(attached.created && attached.added == addresses);
+        let warning = "multicast from other subnets is not filtered: neither iptables nor nft is installed";
+        assert_eq!(attached.warnings, [warning]);
+        assert!(detach(&DetachRequest::new(&ns, &addresses)).unwrap().interface_removed);
+    });
+}
+
+#[test]
+fn rules_of_the_legacy_variant_are_found() {
+    host(|| {
+        launch();
+        let ns = container();
+        let addresses = cidrs("10.2.1.1/24");
+        attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap();
+        let add = "iptables-legacy -w -A INPUT -i ethwe -d 224.0.0.0/4 -j DROP && \
+                   iptables-legacy -w -I INPUT 1 -i ethwe -s 10.2.1.0/24 -d 224.0.0.0/4 -j ACCEPT";
+        if sh_in(&ns, &format!("({add}) 2>&1 || echo failed")).contains("failed") {
+            eprintln!("SKIPPED: there is no iptables-legacy, or the kernel lacks it");
+            return;
+        }
+        let detached = detach(&DetachRequest::new(&ns, &addresses)).unwrap();
+        assert!(detached.interface_removed && detached.warnings.is_empty());
+        assert_eq!(rules(&ns), [] as [&str; 0]);
+        assert!(!sh_in(&ns, "iptables-legacy -S INPUT").contains("ethwe"));
+    });
+}
+
+#[test]
+fn ipv6_addresses_go_along() {
+    host(|| {
+        launch();
+        let ns = container();
+        let both = cidrs("10.2.1.1/24 fd00:1::1/64");
+        let attached = attach(&AttachRequest::new(&ns, "1", &both)).unwrap();
+        assert_eq!(attached.added, both);
+        assert!(sh_in(&ns, "ip -6 addr show dev ethwe").contains("inet6 fd00:1::1/64"));
+        assert_eq!(rules(&ns).len(), 2);
+        let detached = detach(&DetachRequest::new(&ns, &both[1..])).unwrap();
+        assert_eq!((&detached.removed[..], detached.interface_removed), (&both[1..], false));
+        assert!(!sh_in(&ns, "ip -6 addr show dev ethwe").contains("fd00:1::1"));
+        // The interface goes with the last IPv4 address, whatever else it has.
+        attach(&AttachRequest::new(&ns, "1", &both)).unwrap();
+        assert!(detach(&DetachRequest::new(&ns, &both[..1])).unwrap().interface_removed);
     });
 }

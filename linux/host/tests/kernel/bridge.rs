@@ -84,6 +84,14 @@ fn a_failed_launch_leaves_nothing() {
         let error = ensure_bridge(&config).unwrap_err().to_string();
         assert!(error.starts_with("setting the MTU of weave to 70000: "), "{error}");
         assert_eq!(picture(), before);
+        for mac in [MacAddr([1, 2, 3, 4, 5, 6]), MacAddr::ZERO] {
+            let error = ensure_bridge(&BridgeConfig { mac, ..bridge_config() }).unwrap_err();
+            assert!(
+                matches!(&error, Error::Argument(t) if t.contains("cannot be the Ethernet address")),
+                "{error}"
+            );
+        }
+        assert_eq!(picture(), before);
         let none = Error::State("bridge \"weave\" not present; did you launch weave?".into());
         assert_eq!(ensure_uplink(&Names::default()), Err(none));
 

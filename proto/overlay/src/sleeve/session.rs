@@ -238,6 +238,9 @@ impl Sealer {
 
     /// Seals the datagram in place and returns its length. `df` says which of the two sequences it takes its number
     /// from, and must be how the datagram is sent.
+    ///
+    /// # Panics
+    /// If `buf` is shorter than [`sealed_len`](Sealer::sealed_len): it is not the buffer that the draft was filled in.
     pub fn finish(&self, draft: Draft, buf: &mut [u8], df: bool) -> Result<usize, SequenceExhausted> {
         let config = &self.session.config;
         let len = self.sealed_len(&draft);

@@ -21,6 +21,10 @@ fn carries_everywhere() {
     for len in 0..300 {
         assert_eq!(Sum::ZERO.bytes(&vec![0xff; len]).folded(), naive_sum(&vec![0xff; len]), "{len}");
     }
+    // Folding 32 bits carries once more.
+    for word in [0x0001, 0x0100] {
+        assert_eq!(Sum::ZERO.bytes(&[0xff; 4]).bytes(&[0xff; 4]).word(word).folded(), word);
+    }
     // As many bytes as a datagram can have, many times over.
     let mut sum = Sum::ZERO;
     for _ in 0..5000 {

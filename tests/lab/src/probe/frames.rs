@@ -44,7 +44,7 @@ pub struct SendArgs {
     /// but its absence would show, since then the inner one is taken off.
     #[arg(long, value_delimiter = ',')]
     tags: Vec<u16>,
-    /// Ends early when so many have answered.
+    /// Ends early when so many have answered; with 0 it listens for a second.
     #[arg(long)]
     expect: usize,
     #[arg(long, default_value_t = 4000)]
@@ -97,7 +97,12 @@ impl Tap {
     }
 
     /// The next frame, or nothing at the end of the wait.
-    fn next<'b>(&self, buffer: &'b mut [u8], watch: bool, until: Option<Instant>) -> Result<Option<&'b [u8]>> {
+    fn next<'b>(
+        &self,
+        buffer: &'b mut [u8],
+        watch: bool,
+        until: Option<Instant>,
+    ) -> Result<Option<&'b [u8]>> {
         match wait(Some(&self.socket), watch, until)? {
             Woken::Readable => {
                 let n = recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty())?;
@@ -160,8 +165,9 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
 
     let mut responders = BTreeSet::new();
     let mut buffer = vec![0; 70_000];
-    let end = Instant::now() + Duration::from_millis(args.wait_ms);
-    while responders.len() < args.expect && Instant::now() < end {
+    let wait_ms = if args.expect == 0 { 1000 } else { args.wait_ms };
+    let end = Instant::now() + Duration::from_millis(wait_ms);
+    while (args.expect == 0 || responders.len() < args.expect) && Instant::now() < end {
         tap.send(&frame)?;
         let until = end.min(Instant::now() + Duration::from_millis(300));
         while let Some(answer) = tap.next(&mut buffer, false, Some(until))? {

@@ -103,7 +103,8 @@ fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Resul
             // Rounded up, so that the moment has come when the poll ends.
             Some(t) => {
                 let left = t.saturating_duration_since(Instant::now());
-                PollTimeout::try_from(left.as_millis() as i64 + i64::from(!left.is_zero())).unwrap_or(PollTimeout::MAX)
+                PollTimeout::try_from(left.as_millis() as i64 + i64::from(!left.is_zero()))
+                    .unwrap_or(PollTimeout::MAX)
             }
         };
         match poll(&mut fds, timeout) {
@@ -121,7 +122,9 @@ fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Resul
 /// An address with an optional `%interface`.
 fn parse_ip(text: &str, port: u16) -> Result<SocketAddr> {
     let (ip, scope) = match text.split_once('%') {
-        Some((ip, device)) => (ip, nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?),
+        Some((ip, device)) => {
+            (ip, nix::net::if_::if_nametoindex(device).with_context(|| format!("device {device}"))?)
+        }
         None => (text, 0),
     };
     Ok(match ip.parse::<IpAddr>().with_context(|| format!("address `{text}`"))? {

@@ -117,7 +117,8 @@ fn produce(stream: &mut TcpStream, seed: u64, length: u64) -> Result<()> {
 
 fn connect(to: &str, port: u16, patience: Duration) -> Result<TcpStream> {
     let address = parse_ip(to, port)?;
-    let stream = TcpStream::connect_timeout(&address, patience).with_context(|| format!("connect to {address}"))?;
+    let stream =
+        TcpStream::connect_timeout(&address, patience).with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -1,7 +1,7 @@
 //! UDP: echo with comparison, up to the largest datagrams, and broadcast and multicast.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -41,7 +41,7 @@ pub struct CastArgs {
     to: Ipv4Addr,
     #[arg(long)]
     port: u16,
-    /// Ends early when so many have answered.
+    /// Ends early when so many have answered; with 0 it listens for a second.
     #[arg(long)]
     expect: usize,
     #[arg(long, default_value_t = 5000)]
@@ -63,7 +63,9 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
     let socket = socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.port)))?;
     if let Some(group) = &args.group {
         let device = socket2::InterfaceIndexOrAddress::Index(nix::net::if_::if_nametoindex("ethwe")?);
-        socket2::SockRef::from(&socket).join_multicast_v4_n(group, &device).context("cannot join the group")?;
+        socket2::SockRef::from(&socket)
+            .join_multicast_v4_n(group, &device)
+            .context("cannot join the group")?;
     }
     say_ready()?;
     let mut buffer = vec![0; 66_000];
@@ -110,16 +112,24 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
 pub(super) fn cast(args: &CastArgs) -> Result<Value> {
     let socket = socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
     socket.set_broadcast(true)?;
+    // The kernel hands a broadcast to listeners beside the sender as well.
+    let own: BTreeSet<IpAddr> =
+        nix::ifaddrs::getifaddrs()?.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip().into())).collect();
     socket.set_multicast_loop_v4(false)?;
     let mut responders = BTreeSet::new();
     let mut buffer = vec![0; 66_000];
-    let end = Instant::now() + Duration::from_millis(args.wait_ms);
-    while responders.len() < args.expect && Instant::now() < end {
-        socket.send_to(b"who is there?", (args.to, args.port)).with_context(|| format!("send to {}", args.to))?;
+    let wait_ms = if args.expect == 0 { 1000 } else { args.wait_ms };
+    let end = Instant::now() + Duration::from_millis(wait_ms);
+    while (args.expect == 0 || responders.len() < args.expect) && Instant::now() < end {
+        socket
+            .send_to(b"who is there?", (args.to, args.port))
+            .with_context(|| format!("send to {}", args.to))?;
         let until = end.min(Instant::now() + Duration::from_millis(300));
         while wait(Some(&socket), false, Some(until))? == Woken::Readable {
             if let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                responders.insert(from.ip().to_string());
+                if !own.contains(&from.ip()) {
+                    responders.insert(from.ip().to_string());
+                }
             }
         }
     }

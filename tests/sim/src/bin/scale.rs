@@ -14,7 +14,9 @@ const DEGREE: usize = 50;
 fn main() {
     let sizes: Vec<u16> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![10, 100, 1000] } else { sizes };
-    println!("| peers | connections each | converged after, virtual s | messages per peer | MB sent per peer | MB sent per peer and quiet minute | MB memory per peer | real s |");
+    println!(
+        "| peers | connections each | converged after, virtual s | messages per peer | MB sent per peer | MB sent per peer and quiet minute | MB memory per peer | real s |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for size in sizes {
         run(size);
@@ -55,7 +57,8 @@ fn run(peers: u16) {
     world.run_for(Duration::from_secs(60));
     let quiet = world.counters.tcp_bytes - counters.tcp_bytes;
     let per = f64::from(peers);
-    let connections: usize = world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count()).sum();
+    let connections: usize =
+        world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count()).sum();
     println!(
         "| {peers} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {} |",
         connections as f64 / per,
@@ -73,7 +76,8 @@ fn agreed(world: &World) -> bool {
     let mut digests = world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.topology_digest());
     let count = world.hosts().count();
     let Some(first) = digests.next() else { return true };
-    digests.all(|d| d == first) && world.hosts().filter_map(|(_, h)| h.node.as_ref()).all(|n| n.peer_count() == count)
+    digests.all(|d| d == first)
+        && world.hosts().filter_map(|(_, h)| h.node.as_ref()).all(|n| n.peer_count() == count)
 }
 
 /// Resident memory of this process, bytes.

@@ -1,14 +1,12 @@
 //! Captures of the original, with one side played by our link (live_sleeve_*.json): what it sends must be what the original
 //! sent, byte for byte and in the same order.
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{array, bytes, name, vectors};
 use serde_json::Value;
-use support::{array, bytes, name, vectors};
 use weave_overlay::sleeve::{
     Link, LinkConfig, Opener, Output, Path, Sealer, Session, SessionConfig, Special, sender,
 };
@@ -91,7 +89,7 @@ fn recorded(link: &Value, side: &Side, remote: u8) -> Vec<(Instant, Message)> {
         messages.push((at(datagram), Message::Datagram { bytes, df }));
     }
     for control in array(&link["overlay_control_over_tcp"]).iter().filter(from_here) {
-        let message = support::bytes(&control["tcp_message_plain"]);
+        let message = crate::support::bytes(&control["tcp_message_plain"]);
         assert_eq!(message[..2], [7, 0], "overlay control for overlay 0");
         messages.push((at(control), Message::Control(message[2..].to_vec())));
     }
@@ -236,8 +234,8 @@ fn with_controls(mut inputs: Vec<(Instant, Message)>, other: &Side, own: &Side) 
 #[test]
 fn answers_the_search_of_the_original() {
     let file = vectors("live_sleeve_pmtu_search");
-    let side = Side { name: 2, addr: support::addr(2), uid: 5, key: None, outbound: false };
-    let from = support::addr(1);
+    let side = Side { name: 2, addr: crate::support::addr(2), uid: 5, key: None, outbound: false };
+    let from = crate::support::addr(1);
     let mut link = Link::new(LinkConfig { session: side.session(1), remote: None });
     link.confirm(Instant::ORIGIN);
     link.handle_special(Special::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
@@ -267,8 +265,8 @@ fn searches_as_well_as_the_original() {
     let verified = events.iter().find(|event| event["event"] == "verified").unwrap();
     let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
 
-    let side = Side { name: 1, addr: support::addr(1), uid: 5, key: None, outbound: true };
-    let mut link = Link::new(LinkConfig { session: side.session(2), remote: Some(support::addr(2)) });
+    let side = Side { name: 1, addr: crate::support::addr(1), uid: 5, key: None, outbound: true };
+    let mut link = Link::new(LinkConfig { session: side.session(2), remote: Some(crate::support::addr(2)) });
     link.confirm(Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
     link.handle_control(1, &[], now).unwrap();

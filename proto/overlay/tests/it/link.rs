@@ -1,13 +1,11 @@
 //! Two links joined by a simulated path: loss, delay, NAT, path MTU. Time is virtual.
 
-mod support;
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{addr, name};
+use crate::support::{addr, name};
 use weave_overlay::sleeve::{
     ControlError, Event, Link, LinkConfig, Opener, Output, Session, SessionConfig, Special,
 };
@@ -43,6 +41,7 @@ struct End {
     established: u32,
     failed: Option<String>,
     events: Vec<Event>,
+    heartbeats: u32,
 }
 
 /// A path with a kernel at each end.
@@ -74,6 +73,7 @@ impl Pair {
                 established: 0,
                 failed: None,
                 events: Vec::new(),
+                heartbeats: 0,
             }
         };
         Pair {
@@ -158,6 +158,7 @@ impl Pair {
                 for record in end.opener.open(&mut bytes).unwrap() {
                     let special = Special::parse(record.unwrap().frame).unwrap();
                     assert_eq!(df, special != Special::FragmentationTest);
+                    end.heartbeats += u32::from(matches!(special, Special::Heartbeat(_)));
                     end.link.handle_special(special, from, self.now);
                 }
             }
@@ -203,6 +204,14 @@ fn establishes_on_a_clean_path_in_a_few_round_trips() {
             assert_eq!(end.link.attrs(), [("mtu", mtu)]);
         }
     }
+}
+
+#[test]
+fn heartbeats_slow_down() {
+    let mut pair = Pair::established(None);
+    pair.ends.iter_mut().for_each(|end| end.heartbeats = 0);
+    pair.run(secs(100));
+    assert_eq!(pair.ends.each_ref().map(|end| end.heartbeats), [10, 10]);
 }
 
 #[test]

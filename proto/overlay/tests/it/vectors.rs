@@ -1,9 +1,7 @@
 //! The wire format, byte for byte as the original's (sleeve_*.json, overlay_negotiation.json).
 
-mod support;
-
+use crate::support::{array, bytes, name, peer, vectors};
 use serde_json::Value;
-use support::{array, bytes, name, peer, vectors};
 use weave_overlay::select::{OverlaySwitch, control_payload, parse_control};
 use weave_overlay::sleeve::{OpenError, Opener, ReplayWindow, Sealer, Session, SessionConfig, sender};
 use weave_types::{ConnectionId, ConnectionUid};

@@ -1,12 +1,11 @@
 //! The data path: three peers in a line, wired to each other without a network.
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Line, Recorder, addr, array, bytes, name, vectors};
+use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
+use weave_overlay::Destination;
 use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Opener, Path, Sealer, Session, SessionConfig, Special};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
@@ -365,6 +364,17 @@ fn a_relay_answers_the_source_of_what_is_too_big() {
 }
 
 #[test]
+fn floods_are_not_answered_on_their_way_either() {
+    let mut net = Net::line(3, None);
+    net.node(2).neighbours[1].path.mtu = 1000;
+    net.node(2).publish();
+    net.node(1).local(&ipv4(mac(3), mac(1), true, 17, &[5; 1100]), Offload::NONE);
+    net.settle();
+    assert_eq!(net.injected().iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0]);
+    assert_eq!(net.node(2).forwarder.stats().drop_too_big_flood, 1);
+}
+
+#[test]
 fn too_big_without_an_answer() {
     let mut net = Net::line(2, None);
     // Destination unknown: the frame is flooded, nobody is told.
@@ -405,6 +415,50 @@ fn ipv6_sources_are_told_too() {
     net.node(1).publish();
     net.node(1).local(&packet(1000), Offload::NONE);
     assert!(!net.node(1).io.sent.pop().unwrap().0.df);
+}
+
+/// Hosts with different MTUs on one network: what is too long for the receiving bridge is cut or answered there.
+#[test]
+fn frames_longer_than_the_local_bridge_takes() {
+    let mut net = Net::line(2, None);
+    for n in [1, 2] {
+        net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
+        net.settle();
+    }
+    net.injected();
+    let node = net.node(2);
+    let tables = Tables::clone(node.forwarder.tables()).with_local_mtu(576);
+    node.forwarder.set_tables(Arc::new(tables), &mut node.io);
+    /// Sends from 1 to 2; gives what 2 injected and what it sent.
+    fn deliver(net: &mut Net, frame: &[u8]) -> (Vec<Vec<u8>>, Vec<(Destination, Vec<u8>)>) {
+        net.node(1).local(frame, Offload::NONE);
+        for (_, datagram) in std::mem::take(&mut net.node(1).io.sent) {
+            net.node(2).datagram(addr(1), &datagram);
+        }
+        let io = net.node(2).io.take();
+        (io.injected, io.sent)
+    }
+    let payload = |len: usize| vec![7; len];
+
+    let fits = ipv4(mac(2), mac(1), true, 17, &payload(576 - 20));
+    assert_eq!(deliver(&mut net, &fits).0, [fits], "as long as the bridge takes");
+
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), false, 17, &payload(1000)));
+    assert!(sent.is_empty());
+    assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [14 + 20 + 552, 14 + 20 + 448]);
+
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), true, 17, &payload(1000)));
+    assert!(pieces.is_empty());
+    assert_eq!(sent.len(), 1, "its source is told");
+    net.node(1).datagram(addr(2), &sent[0].1);
+    let answer = net.node(1).io.injected.pop().unwrap();
+    assert_eq!((&answer[..6], &answer[34..36]), (&mac(1).0[..], &[3, 4][..]));
+    assert_eq!(answer[40..42], 576u16.to_be_bytes());
+
+    // Not ours: it was flooded, and whoever has it answers.
+    let (pieces, sent) = deliver(&mut net, &ipv4(mac(9), mac(1), true, 17, &payload(1000)));
+    assert!(pieces.is_empty() && sent.is_empty());
+    assert_eq!(net.node(2).forwarder.stats().drop_too_big, 1);
 }
 
 #[test]
@@ -498,6 +552,22 @@ fn super_frames_are_cut_into_equal_datagrams() {
 }
 
 #[test]
+fn small_segments_have_datagrams_of_their_own_too() {
+    let mut net = Net::line(2, None);
+    net.node(1).macs.learn_remote(mac(2), name(2), NOW);
+    net.node(1).publish();
+    let node = net.node(1);
+    let small = ipv4(mac(2), mac(1), true, 17, &[1; 20]);
+    let (frame, offload) = tcp_super_frame(mac(2), mac(1), 2000, 500);
+    for (frame, offload) in [(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)] {
+        node.forwarder.handle_local(frame, offload, NOW, &mut node.io);
+    }
+    node.forwarder.flush(&mut node.io);
+    let lengths: Vec<_> = node.io.take().sent.iter().map(|(_, d)| d.len() - 20).collect();
+    assert_eq!(lengths, [54, 554, 554, 554, 554, 54]);
+}
+
+#[test]
 fn super_frames_too_big_for_the_path_are_answered_once() {
     let mut net = Net::line(2, None);
     net.node(1).macs.learn_remote(mac(2), name(2), NOW);
@@ -530,10 +600,10 @@ fn checksums_are_completed() {
 fn what_strangers_send_is_dropped() {
     let key = Some([6; 32]);
     let mut net = Net::line(3, key);
-    let good = {
+    let [early, good] = [(); 2].map(|()| {
         net.node(1).local(&arp(MacAddr::BROADCAST, mac(1)), Offload::NONE);
         net.node(1).io.sent.pop().unwrap().1
-    };
+    });
     let node = net.node(2);
     let stats = |node: &Node| {
         let s = node.forwarder.stats();
@@ -544,7 +614,7 @@ fn what_strangers_send_is_dropped() {
     node.datagram(addr(9), &stranger);
     node.neighbours[0].confirmed = false;
     node.publish();
-    node.datagram(addr(1), &good);
+    node.datagram(addr(1), &early);
     node.neighbours[0].confirmed = true;
     node.publish();
     let mut forged = good.clone();
@@ -616,6 +686,22 @@ fn control_frames_become_facts() {
 }
 
 #[test]
+fn an_unconfirmed_neighbour_is_heard_but_not_listened_to() {
+    let mut net = Net::line(2, None);
+    let node = net.node(2);
+    node.neighbours[0].confirmed = false;
+    node.publish();
+    let heartbeat = [&[0; 14][..], &UID.0.to_be_bytes()].concat();
+    let (one, two) = (name(1), name(2));
+    let frames: &[(PeerName, PeerName, &[u8])] =
+        &[(one, two, &arp(MacAddr::BROADCAST, mac(1))), (one, two, &heartbeat), (one, two, &[0; 100])];
+    node.datagram(addr(9), &datagram(frames));
+    let special = Special::Heartbeat(UID);
+    assert_eq!(node.io.facts, [Fact::Special { conn: ConnectionId(1), special, from: addr(9) }]);
+    assert_eq!((node.io.injected.len(), node.forwarder.stats().drop_unconfirmed), (0, 2));
+}
+
+#[test]
 fn control_frames_are_bounded_and_probes_do_not_starve_heartbeats() {
     let mut net = Net::line(2, None);
     let probe = datagram(&[(name(1), name(2), &[0; 100])]);
@@ -640,6 +726,11 @@ fn nothing_goes_back_where_it_came_from() {
     // Peer 1 takes 2 for the way to 1: its routes are behind.
     net.node(2).datagram(addr(1), &datagram(&[(name(3), name(1), &arp(mac(1), mac(3)))]));
     assert_eq!(net.node(2).forwarder.stats().drop_hairpin, 1);
+    assert!(net.node(2).io.sent.is_empty());
+    // Nor does a broadcast, though in the tree of 3 peer 1 is below.
+    let frame = arp(MacAddr::BROADCAST, mac(3));
+    net.node(2).datagram(addr(1), &datagram(&[(name(3), name(2), &frame)]));
+    assert_eq!(net.node(2).io.injected, [frame]);
     assert!(net.node(2).io.sent.is_empty());
 }
 

@@ -1,5 +1,4 @@
 //! What the tests of this crate share.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test binary uses another part")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

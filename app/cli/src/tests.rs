@@ -1,0 +1,391 @@
+//! Spellings, errors and texts, table by table.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::args::{self, Effect, Kind};
+use crate::options::{self, DAEMON_TABLE, Env, LAUNCH_TABLE};
+use crate::{Failure, container, usage};
+
+impl Env for BTreeMap<&str, &str> {
+    fn var(&self, name: &str) -> Option<String> {
+        self.get(name).map(|v| (*v).to_owned())
+    }
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(|w| if w == "''" { String::new() } else { w.to_owned() }).collect()
+}
+
+fn launch(line: &str) -> args::Parsed {
+    args::parse(LAUNCH_TABLE, &words(line)).unwrap_or_else(|e| panic!("{line}: {e}"))
+}
+
+fn config(line: &str, env: &[(&'static str, &'static str)]) -> Result<weave_daemon::config::Config, String> {
+    let env: BTreeMap<&str, &str> = env.iter().copied().collect();
+    options::config(&launch(line), &env, "host1").map_err(|e| e.to_string())
+}
+
+/// Every spelling of one thing gives the same canonical arguments; the second column is what stderr says.
+#[test]
+fn spellings() {
+    let deprecated = |old: &str, new: &str| format!("Warning: {old} is deprecated; please use {new}");
+    for (line, canonical, warning) in [
+        ("--port 7000", "--port=7000", None),
+        ("--port=7000", "--port=7000", None),
+        ("-port 7000", "--port=7000", Some(("-port", "--port"))),
+        ("-port=7000", "--port=7000", Some(("-port", "--port"))),
+        ("--password wEaVe", "--password=wEaVe", None),
+        ("-password wEaVe", "--password=wEaVe", Some(("-password", "--password"))),
+        ("-nickname=n", "--nickname=n", Some(("-nickname", "--nickname"))),
+        ("-name ::1", "--name=::1", Some(("-name", "--name"))),
+        ("--iprange 10.2.3.0/24", "--ipalloc-range=10.2.3.0/24", Some(("--iprange", "--ipalloc-range"))),
+        ("-iprange 10.2.3.0/24", "--ipalloc-range=10.2.3.0/24", Some(("-iprange", "--ipalloc-range"))),
+        ("-iprange=10.2.3.0/24", "--ipalloc-range=10.2.3.0/24", Some(("-iprange", "--ipalloc-range"))),
+        (
+            "-ipsubnet 10.2.0.0/16",
+            "--ipalloc-default-subnet=10.2.0.0/16",
+            Some(("-ipsubnet", "--ipalloc-default-subnet")),
+        ),
+        (
+            "-initpeercount 3",
+            "--ipalloc-init=consensus=3",
+            Some(("-initpeercount", "--ipalloc-init consensus=3")),
+        ),
+        (
+            "--initpeercount=3",
+            "--ipalloc-init=consensus=3",
+            Some(("--initpeercount", "--ipalloc-init consensus=3")),
+        ),
+        (
+            "--init-peer-count 3",
+            "--ipalloc-init=consensus=3",
+            Some(("--init-peer-count", "--ipalloc-init consensus=3")),
+        ),
+        (
+            "--init-peer-count=3",
+            "--ipalloc-init=consensus=3",
+            Some(("--init-peer-count", "--ipalloc-init consensus=3")),
+        ),
+        ("--observer", "--ipalloc-init=observer", Some(("--observer", "--ipalloc-init observer"))),
+        ("--observer=false", "", None),
+        (
+            "--ipam-seed ::1,::2",
+            "--ipalloc-init=seed=::1,::2",
+            Some(("--ipam-seed", "--ipalloc-init seed=::1,::2")),
+        ),
+        ("--ipalloc-init=observer", "--ipalloc-init=observer", None),
+        ("--ipalloc-init consensus", "--ipalloc-init=consensus", None),
+        ("-nodiscovery", "--no-discovery=true", Some(("-nodiscovery", "--no-discovery"))),
+        ("--nodiscovery", "--no-discovery=true", Some(("--nodiscovery", "--no-discovery"))),
+        ("--no-discovery=false", "--no-discovery=false", None),
+        ("-connlimit 5", "--conn-limit=5", Some(("-connlimit", "--conn-limit"))),
+        ("-debug", "--log-level=debug", Some(("-debug", "--log-level debug"))),
+        ("-httpaddr :7", "--http-addr=:7", Some(("-httpaddr", "--http-addr"))),
+        ("--api unix:///x", "--docker-api=unix:///x", Some(("--api", "--docker-api"))),
+        ("-D tcp://x:1", "--docker-api=tcp://x:1", Some(("-D", "--docker-api"))),
+        ("-H tcp://0.0.0.0:9", "-H=tcp://0.0.0.0:9", None),
+        ("-H=unix:///x", "-H=unix:///x", None),
+        ("--plugin=false --proxy=false", "--plugin=false --proxy=false", None),
+        (
+            "--no-default-ipam",
+            "--no-default-ipalloc=true",
+            Some(("--no-default-ipam", "--no-default-ipalloc")),
+        ),
+        ("--domain weave.", "--dns-domain=weave.", Some(("--domain", "--dns-domain"))),
+        ("-iface eth0 -wait 5 --with-dns", "--iface=eth0 --wait=5 --with-dns=true", None),
+    ] {
+        // Before, between and after the peers.
+        for line in [format!("{line} h1 h2:7"), format!("h1 {line} h2:7"), format!("h1 h2:7 {line}")] {
+            let parsed = launch(&line);
+            assert_eq!(parsed.canonical().join(" "), canonical, "{line}");
+            assert_eq!(parsed.rest, ["h1", "h2:7"], "{line}");
+            let expected: Vec<_> = warning.iter().map(|(old, new)| deprecated(old, new)).collect();
+            assert_eq!(parsed.warnings, expected, "{line}");
+            // What launch hands to the daemon means the same to it.
+            let again = args::parse(DAEMON_TABLE, &parsed.canonical()).expect(&line);
+            assert_eq!(again.canonical(), parsed.canonical());
+            assert!(again.warnings.is_empty());
+        }
+    }
+    let parsed = launch("h1 --no-restart -- --port -x");
+    assert_eq!(parsed.rest, ["h1", "--port", "-x"]);
+    assert!(parsed.flag("no-restart"));
+    assert_eq!(launch("--port 1 --port=2").number("port"), Some(2), "the last one counts");
+}
+
+#[test]
+fn wrong_spellings() {
+    for (line, error) in [
+        ("--bogus", "flag provided but not defined: --bogus"),
+        ("-bogus=3", "flag provided but not defined: -bogus"),
+        ("h1 --port", "flag needs an argument: --port"),
+        (
+            "--port=abc",
+            "invalid value \"abc\" for flag --port: strconv.ParseInt: parsing \"abc\": invalid syntax",
+        ),
+        (
+            "--port 99999999999999999999",
+            "invalid value \"99999999999999999999\" for flag --port: strconv.ParseInt: parsing \"99999999999999999999\": value out of range",
+        ),
+        (
+            "--resume=maybe",
+            "invalid boolean value \"maybe\" for --resume: strconv.ParseBool: parsing \"maybe\": invalid syntax",
+        ),
+    ] {
+        let got = args::parse(LAUNCH_TABLE, &words(line)).expect_err(line).to_string();
+        assert_eq!(got.replace("for flag --resume", "for --resume"), error, "{line}");
+    }
+}
+
+/// The recorded errors of 2.8.1's daemon, all but those that are refused for a reason that we do not have.
+#[test]
+fn daemon_flag_errors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors/cli/daemon-flag-errors.txt");
+    let text = std::fs::read_to_string(path).expect("vector");
+    let mut checked = 0;
+    for case in text.split("$ weaver ").skip(1) {
+        let mut lines = case.lines();
+        let line = lines.next().expect("command");
+        let mut answer: Vec<&str> = lines.collect();
+        let code: u8 = answer.pop().and_then(|l| l.strip_prefix("rc=")?.parse().ok()).expect("code");
+        let different = [
+            // Old spellings are taken with a warning.
+            "-iprange 10.2.0.0/16",
+            // Prints instead; see below.
+            "--version",
+            "--print-peer-name --name ::1",
+            "--print-peer-name --name 01:02:03:04:05:06",
+            // The default range of launch is the daemon's default, too.
+            "--docker-api '' --no-fastdp --ipalloc-init observer",
+            "--docker-api '' --no-fastdp --ipalloc-default-subnet 10.2.0.0/24",
+            // A name that does not resolve is tried again; it stops no launch.
+            "--docker-api '' --no-fastdp --ipalloc-range 10.2.0.0/16 --no-dns host.invalid",
+            // Rules for Docker's bridge come with the firewall.
+            "--docker-api '' --no-fastdp --weave-bridge weave2 --docker-bridge nosuch",
+        ];
+        if different.contains(&line) {
+            continue;
+        }
+        checked += 1;
+        let error = match args::parse(DAEMON_TABLE, &words(line)) {
+            Err(e) => {
+                assert_eq!(code, 125, "{line}");
+                e.to_string()
+            }
+            Ok(parsed) => {
+                assert_eq!(code, 1, "{line}");
+                let env = BTreeMap::new();
+                options::config(&parsed, &env, "host1").expect_err(line).to_string()
+            }
+        };
+        let expected = answer.iter().find(|l| !l.starts_with("INFO")).expect("text");
+        assert_eq!(error, expected.trim_start_matches("FATA: <time> "), "{line}");
+    }
+    assert_eq!(checked, 19);
+}
+
+#[test]
+fn values_from_options_and_environment() {
+    let c = config("--name ::1 -password x --port 7000 --trusted-subnets 10.0.0.1/8,192.168.1.0/24 h1 h2:7 --conn-limit 0 --no-discovery", &[]).expect("good");
+    assert_eq!(c.name.map(|n| n.to_string()).as_deref(), Some("00:00:00:00:00:01"));
+    assert_eq!((c.port, c.connection_limit, c.discovery), (7000, 0, false));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("x"));
+    let trusted: Vec<_> = c.trusted_subnets.iter().map(ToString::to_string).collect();
+    assert_eq!(trusted, ["10.0.0.0/8", "192.168.1.0/24"]);
+    assert_eq!(c.peers, ["h1", "h2:7"]);
+    assert_eq!(c.nickname, "host1");
+
+    let env =
+        [("WEAVE_PORT", "7001"), ("WEAVE_PASSWORD", "env"), ("WEAVE_MTU", "1400"), ("WEAVE_NO_FASTDP", "1")];
+    let c = config("", &env).expect("good");
+    assert_eq!((c.port, c.mtu, c.new_mtu), (7001, Some(1400), 65535));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("env"));
+    let c = config("--port 7 --password opt --mtu 9000 --no-fastdp=false", &env).expect("good");
+    assert_eq!((c.port, c.mtu, c.new_mtu), (7, Some(9000), 1376), "options beat the environment");
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("opt"));
+
+    for (line, env, http, status) in [
+        ("", &[][..], Some("127.0.0.1:6784"), Some("127.0.0.1:6782")),
+        ("", &[("WEAVE_HTTP_ADDR", ":7000"), ("WEAVE_STATUS_ADDR", "")], Some("127.0.0.1:7000"), None),
+        ("", &[("WEAVE_HTTP_ADDR", ""), ("WEAVE_STATUS_ADDR", ":9")], Some("127.0.0.1:6784"), Some(":9")),
+        ("", &[("WEAVE_HTTP_ADDR", "10.0.0.1")], Some("10.0.0.1:6784"), Some("127.0.0.1:6782")),
+        ("--http-addr '' --status-addr=", &[("WEAVE_HTTP_ADDR", ":7000")], None, None),
+        ("--http-addr /run/x.sock", &[], Some("/run/x.sock"), Some("127.0.0.1:6782")),
+    ] {
+        let c = config(line, env).expect(line);
+        assert_eq!(c.http_addr.map(|a| a.to_string()).as_deref(), http, "{line} {env:?}");
+        assert_eq!(c.status_addr.map(|a| a.to_string()).as_deref(), status, "{line} {env:?}");
+    }
+    let c = config("--run-dir /r", &[("WEAVE_RUN_DIR", "/e"), ("WEAVE_STATE_DIR", "/s")]).expect("good");
+    assert_eq!((c.run_dir.as_path(), c.state_dir.as_path()), (Path::new("/r"), Path::new("/s")));
+    assert_eq!(c.pid_file(), Path::new("/r/weave.pid"));
+}
+
+#[test]
+fn a_password_file_is_read_without_its_newline() {
+    let path = std::env::temp_dir().join(format!("weave-cli-test-{}", std::process::id()));
+    std::fs::write(&path, " wEaVe \n").expect("temporary file");
+    let c = config(&format!("--password-file {}", path.display()), &[]).expect("good");
+    std::fs::remove_file(&path).expect("it is there");
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(" wEaVe "));
+    let error = config("--password-file /no/such/file", &[]).expect_err("missing");
+    assert!(error.starts_with("--password-file: cannot read \"/no/such/file\""), "{error}");
+}
+
+#[test]
+fn values_refused() {
+    for (line, env, error) in [
+        ("--port 0", &[][..], "--port must be in range [1,65534]"),
+        ("--port 65535", &[], "--port must be in range [1,65534]"),
+        ("", &[("WEAVE_PORT", "x")], "WEAVE_PORT: invalid number \"x\""),
+        ("--mtu 10", &[], "--mtu must be in range [68,65535]"),
+        ("--host h1", &[], "--host: \"h1\" is not an IP address"),
+        ("--conn-limit -1", &[], "--conn-limit must not be negative"),
+        (
+            "--weave-bridge abcdefghijklmnop",
+            &[],
+            "--weave-bridge: \"abcdefghijklmnop\" is not a device name of at most 15 characters",
+        ),
+        ("a:b:c", &[], "invalid peer name \"a:b:c\", should be host[:port]"),
+        ("h1:70000", &[], "invalid peer name \"h1:70000\", should be host[:port]"),
+        ("--resume h1", &[], "You must not specify an initial peer list in conjunction with --resume"),
+        (
+            "--observer --init-peer-count 3",
+            &[],
+            "at most one of --ipalloc-init, --init-peer-count, --observer and --ipam-seed may be given",
+        ),
+        (
+            "--ipalloc-init observer --ipam-seed ::1",
+            &[],
+            "at most one of --ipalloc-init, --init-peer-count, --observer and --ipam-seed may be given",
+        ),
+        ("--ipalloc-range '' --observer", &[], "--ipalloc-init specified without --ipalloc-range."),
+        (
+            "-H unix://x.sock",
+            &[],
+            "When launching the proxy, unix sockets must be specified as an absolute path.",
+        ),
+        (
+            "--http-addr 127.0.0.1",
+            &[],
+            "--http-addr: \"127.0.0.1\" is not host:port, :port or the path of a unix socket",
+        ),
+    ] {
+        assert_eq!(config(line, env).expect_err(line), error, "{line}");
+    }
+}
+
+#[test]
+fn notices_only_for_what_is_asked_and_not_there() {
+    let notices = |line: &str| launch(line).notices(LAUNCH_TABLE);
+    let silent = "--no-dns --plugin=false --proxy=false --ipalloc-range '' --no-fastdp --no-restart --password x --docker-api '' h1";
+    assert_eq!(notices(silent), [""; 0]);
+    assert_eq!(
+        notices("--ipalloc-range 10.2.0.0/16 --ipalloc-init observer --dns-domain x. -H tcp://:1 --bufsz 16"),
+        [
+            "Notice: this version does not do IP address allocation yet; no effect: --ipalloc-range --ipalloc-init",
+            "Notice: this version does not do DNS yet; no effect: --dns-domain",
+            "Notice: this version does not do the Docker proxy and plugin yet; no effect: -H",
+            "Notice: obsolete, no effect: --bufsz",
+        ]
+    );
+}
+
+#[test]
+fn addresses_and_containers() {
+    let attach = usage::find("attach").expect("a command");
+    let call = |line: &str| container::call(attach, &words(line));
+    let good = call("10.2.1.1/24 ip:10.2.2.1/24 10.2.1.1/24 c1").expect("good");
+    assert_eq!(
+        (container::plain(&good.cidrs).as_str(), good.container.as_str()),
+        ("10.2.1.1 10.2.2.1\n", "c1")
+    );
+    assert_eq!(call("10.2.1.1/24 netns:/run/netns/blue").expect("good").container, "netns:/run/netns/blue");
+    let no_ipam = "IP address allocation must be enabled to use 'net:'";
+    for (line, error) in [
+        ("c1", no_ipam),
+        ("net:default c1", no_ipam),
+        ("net:10.2.1.0/24 c1", no_ipam),
+        ("10.2.1.1/24 net:10.2.1.0/24 c1", no_ipam),
+        ("", "usage: weave attach <addr> ... [options] <container>"),
+        ("10.2.1.1/24", "usage: weave attach <addr> ... [options] <container>"),
+        (
+            "c1 10.2.1.1/24",
+            "addresses come before the container; usage: weave attach <addr> ... [options] <container>",
+        ),
+        (
+            "10.2.1.1/24 c1 c2",
+            "'c1' and 'c2' cannot both be the container; usage: weave attach <addr> ... [options] <container>",
+        ),
+        ("10.2.1.1/33 c1", "invalid CIDR address: 10.2.1.1/33"),
+        ("10.2.1.999/24 c1", "invalid CIDR address: 10.2.1.999/24"),
+        ("10.2.1.1 c1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
+        ("10.2.1.1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
+        ("10.2.1/24", "'10.2.1/24' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
+        (
+            "10.2.1.0/24 c1",
+            "10.2.1.0/24 is the address of the network itself; give the container one inside it",
+        ),
+        ("10.2.1.255/24 c1", "10.2.1.255/24 is the network's broadcast address; give the container another"),
+    ] {
+        assert_eq!(call(line), Err(Failure::new(1, error)), "{line}");
+    }
+}
+
+/// Texts and codes of the recorded command line that need no daemon.
+#[test]
+fn command_lines() {
+    let env: BTreeMap<&str, &str> = [("WEAVE_RUN_DIR", "/nonexistent/weave")].into_iter().collect();
+    let fails = |line: &str| crate::run(&words(line), &env).expect_err(line);
+    for (line, code, start) in [
+        ("", 1, "weave connects containers"),
+        ("nosuchcmd", 1, "Unknown weave command 'nosuchcmd'\n"),
+        ("connect", 1, "usage: weave connect [--replace] <peer> ..."),
+        ("forget", 1, "usage: weave forget <peer> ..."),
+        ("attach", 1, "usage: weave attach "),
+        ("report -x foo", 1, "flag provided but not defined: -x\nSee 'weave report --help'."),
+        ("report extra", 1, "unexpected argument 'extra'; usage: weave report"),
+        ("stop now", 1, "unexpected argument 'now'; usage: weave stop"),
+        ("status a b", 1, "Invalid 'weave status' sub-command: a b\nusage: weave status"),
+        ("status", 1, "weave is not running. Have you launched it?"),
+        ("connect h1", 1, "weave is not running. Have you launched it?"),
+        ("--local connect h1", 1, "weave is not running. Have you launched it?"),
+        ("daemon --bogus", 125, "flag provided but not defined: --bogus\nSee 'weave daemon --help'."),
+        ("launch --bogus", 1, "flag provided but not defined: --bogus\n"),
+        ("launch --port 0", 1, "--port must be in range"),
+        ("expose 10.2.1.1/24", 1, "weave expose is not in this version yet"),
+        ("expose --help", 0, "weave expose is not in this version yet"),
+        ("help nosuch", 1, "Unknown weave command 'nosuch'"),
+    ] {
+        // Somebody's daemon on the usual address would answer.
+        if start.starts_with("weave is not running") && std::net::TcpStream::connect("127.0.0.1:6784").is_ok()
+        {
+            continue;
+        }
+        let failure = fails(line);
+        assert_eq!(failure.code, code, "{line}: {failure:?}");
+        assert!(failure.message.starts_with(start), "{line}: {failure:?}");
+    }
+    for line in ["help", "--help", "launch --help", "help attach", "status --help", "status -h"] {
+        assert_eq!(crate::run(&words(line), &env), Ok(()), "{line}");
+    }
+    let fatal = fails("daemon --name zz");
+    assert!(
+        fatal.message.starts_with("FATA: ") && fatal.message.ends_with(" invalid peer name format: \"zz\"")
+    );
+}
+
+#[test]
+fn every_option_is_explained() {
+    for command in usage::COMMANDS {
+        let text = usage::command(command, 100);
+        assert!(text.lines().all(|l| l.chars().count() <= 130), "{text}");
+        for opt in command.table().all().filter(|o| o.effect != Effect::Gone) {
+            assert!(text.contains(&args::dashed(opt.name)), "{}: {}", command.name, opt.name);
+            assert!(!opt.help.is_empty(), "{}", opt.name);
+            assert_eq!(opt.kind == Kind::Flag, opt.value.is_empty(), "{}", opt.name);
+        }
+        assert!(usage::overview(100).contains(command.name));
+    }
+}

@@ -1,0 +1,241 @@
+//! The one task that owns the peer: it hands inputs to the node and does what the node says, in that order.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use weave_datapath::{Datapath, DeviceState, FactReceiver};
+use weave_mesh::{Persist, ResolveId};
+use weave_node::{Node, Output};
+use weave_types::{Instant, Now};
+
+use crate::control::Request;
+use crate::net::{Event, Net};
+use crate::refusals::Refusals;
+use crate::report;
+use crate::store::Store;
+
+/// Inputs that wait for the peer. Readers stop while it is full.
+pub(crate) const EVENT_QUEUE: usize = 256;
+
+/// By then the uplink is there, or something is wrong.
+const SETTLED: Instant = Instant::from_origin(Duration::from_secs(2));
+
+/// Monotonic time since the daemon's start, and the wall clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    origin: std::time::Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Clock {
+        Clock { origin: std::time::Instant::now() }
+    }
+
+    /// Where monotonic time begins.
+    pub(crate) fn origin(&self) -> std::time::Instant {
+        self.origin
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now {
+            mono: Instant::from_origin(self.origin.elapsed()),
+            wall: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        }
+    }
+
+    fn deadline(&self, at: Instant) -> tokio::time::Instant {
+        (self.origin + at.since_origin()).into()
+    }
+}
+
+/// What the data threads tell, as something to wait for.
+struct Facts(FactReceiver);
+
+impl AsRawFd for Facts {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+pub(crate) struct Core {
+    /// Name of the uplink, for the report.
+    pub(crate) device: String,
+    pub(crate) datapath: Datapath,
+    pub(crate) refusals: Refusals,
+    pub(crate) clock: Clock,
+    pub(crate) node: Node,
+    pub(crate) net: Net<ResolveId>,
+    pub(crate) store: Store,
+    pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+}
+
+impl Core {
+    /// Until a signal tells it to end.
+    pub(crate) async fn run(mut self, listener: TcpListener, facts: FactReceiver) -> std::io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns"
+        )]
+        let facts = AsyncFd::with_interest(Facts(facts), Interest::READABLE)?;
+        let mut reports = Vec::new();
+        self.net.accept(listener);
+        loop {
+            self.drain();
+            let timeout = self.node.poll_timeout();
+            let wake = async {
+                match timeout {
+                    Some((at, _)) => tokio::time::sleep_until(self.clock.deadline(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(event) = self.events.recv() => self.handle(event),
+                Ok(mut ready) = facts.readable() => {
+                    // Before draining: what comes in meanwhile wakes us again.
+                    ready.clear_ready();
+                    facts.get_ref().0.drain(&mut reports);
+                    reports.drain(..).for_each(|report| self.handle_data(report));
+                }
+                Some(request) = self.requests.recv() => self.answer(request),
+                () = wake => self.node.handle_timeout(self.clock.now()),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        tracing::info!("=== received SIGINT/SIGTERM ===");
+        tracing::info!("*** exiting");
+        self.node.shutdown(self.clock.now());
+        self.drain();
+        self.net.end(self.events).await;
+        self.datapath.stop();
+        Ok(())
+    }
+
+    /// Does everything that the node wants done.
+    pub(crate) fn drain(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            match output {
+                Output::Persist(persist) => self.persist(persist),
+                Output::Resolve { id, host } => self.net.resolve(id, host),
+                Output::Dial { conn, addr } => self.net.dial(conn, addr),
+                Output::Write { conn, bytes } => self.net.write(conn, bytes),
+                Output::Close { conn } => {
+                    self.net.close(conn);
+                }
+                Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
+                Output::TablesChanged => self.datapath.publish(self.node.tables()),
+                Output::Event(event @ weave_node::Event::MacConflict { .. }) => tracing::warn!("{event}"),
+                Output::Event(event) => {
+                    if let weave_node::Event::Mesh(event) = &event {
+                        self.refusals.note(event, self.clock.now().mono);
+                    }
+                    tracing::info!("{}", report::explained(&event.to_string()));
+                }
+            }
+        }
+    }
+
+    /// The disk is waited for: what follows depends on it. A disk that fails must not take the network with it; the
+    /// state goes out with the next change.
+    fn persist(&mut self, persist: Persist) {
+        let result = match persist {
+            Persist::Targets(targets) => self.store.set_targets(targets),
+            Persist::ShortId(id) => self.store.set_short_id(id),
+            Persist::VersionCeiling(ceiling) => self.store.set_version_ceiling(ceiling),
+        };
+        if let Err(e) = result {
+            tracing::error!("state is not saved, a restart may be noticed: {e}");
+        }
+    }
+
+    fn handle(&mut self, event: Event<ResolveId>) {
+        let now = self.clock.now();
+        match event {
+            Event::Accepted { stream, local, remote, next } => {
+                if let Some(conn) = self.node.handle_accepted(local, remote, now) {
+                    self.net.adopt(conn, stream, local, remote);
+                }
+                let _ = next.send(self.node.accept_delay(now));
+            }
+            Event::Dialled { conn, stream, local, remote } => {
+                // Not if the node has given it up meanwhile.
+                if self.net.is_dialling(conn) {
+                    self.net.adopt(conn, stream, local, remote);
+                    self.node.handle_dialled(conn, local, remote, now);
+                }
+            }
+            Event::DialFailed { conn, error } => {
+                if self.net.dial_failed(conn) {
+                    self.node.handle_dial_failed(conn, error, now);
+                }
+            }
+            Event::Received { conn, bytes } => {
+                if self.net.is_open(conn) {
+                    self.node.handle_stream(conn, &bytes, now);
+                }
+            }
+            Event::Written { conn, bytes } => {
+                if self.net.is_open(conn) {
+                    self.node.handle_written(conn, bytes, now);
+                }
+            }
+            Event::Closed { conn, error } => {
+                if self.net.close(conn) {
+                    self.node.handle_closed(conn, error, now);
+                }
+            }
+            Event::Resolved { id, result } => self.node.handle_resolved(id, result, now),
+        }
+    }
+
+    fn handle_data(&mut self, report: weave_datapath::Report) {
+        match report {
+            weave_datapath::Report::Fact(fact) => self.node.handle_fact(fact, self.clock.now()),
+            weave_datapath::Report::Device(DeviceState::Up) => {
+                tracing::info!("capturing on {}", self.device);
+            }
+            // The data path starts before its device is made.
+            weave_datapath::Report::Device(DeviceState::Lost(why)) if self.clock.now().mono < SETTLED => {
+                tracing::debug!("{} is not there yet: {why}", self.device);
+            }
+            weave_datapath::Report::Device(DeviceState::Lost(why)) => tracing::warn!(
+                "{} is lost, containers of this host are cut off until it is back: {why}",
+                self.device
+            ),
+            weave_datapath::Report::Device(DeviceState::None) => {}
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        let now = self.clock.now();
+        // Whoever asked may be gone; what was asked for is done all the same.
+        match request {
+            Request::Report(answer) => {
+                let status = self.node.status(now);
+                let targets: Vec<_> = status.mesh.targets.iter().map(|t| t.address.clone()).collect();
+                let mut report = report::report(status, &self.datapath.stats(), &self.device);
+                report.router.connections.extend(self.refusals.connections(now.mono, &targets));
+                let _ = answer.send(report);
+            }
+            Request::Connect { peers, replace, answer } => {
+                let errors = self.node.connect(&peers, replace, now);
+                self.drain();
+                let _ = answer.send(errors);
+            }
+            Request::Forget { peers, answer } => {
+                self.node.forget(&peers, now);
+                self.drain();
+                let _ = answer.send(());
+            }
+        }
+    }
+}

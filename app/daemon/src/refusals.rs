@@ -1,0 +1,127 @@
+//! Who tried to connect to us lately and was refused: the accepting side of a wrong password would show nothing
+//! otherwise. (2.8.1 showed such attempts only where they were made.)
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use weave_api::report::Connection;
+use weave_mesh::handshake::HandshakeError;
+use weave_mesh::{ConnectionError, ConnectionEvent, Event};
+use weave_types::Instant;
+
+use crate::report;
+
+/// How long a refusal is shown: a peer that keeps trying does so more often at first, and for the rest there is the log.
+const SHOWN: Duration = Duration::from_secs(120);
+/// Most refusals remembered; beyond that the oldest goes.
+const MOST: usize = 32;
+
+/// One host's last attempt.
+#[derive(Debug)]
+struct Refusal {
+    from: SocketAddr,
+    why: String,
+    at: Instant,
+}
+
+/// The last attempt of each host, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Vec<Refusal>);
+
+impl Refusals {
+    /// Takes note of what the mesh says.
+    pub(crate) fn note(&mut self, event: &Event, now: Instant) {
+        match event {
+            Event::HandshakeFailed(from, error)
+            | Event::Connection(from, _, ConnectionEvent::Ended(error))
+                if tells(error) =>
+            {
+                self.forget(from.ip());
+                self.0.push(Refusal { from: *from, why: report::explained(&error.to_string()), at: now });
+                if self.0.len() > MOST {
+                    self.0.remove(0);
+                }
+            }
+            Event::Connection(from, _, ConnectionEvent::Established) => self.forget(from.ip()),
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, ip: IpAddr) {
+        self.0.retain(|r| r.from.ip() != ip);
+    }
+
+    /// As entries of the report. Attempts of our own are not among them: those stand with their target.
+    pub(crate) fn connections(&self, now: Instant, targets: &[String]) -> Vec<Connection> {
+        let shown = self.0.iter().filter(|r| now - r.at < SHOWN && !targets.contains(&r.from.to_string()));
+        shown
+            .map(|r| Connection {
+                address: r.from.to_string(),
+                outbound: false,
+                state: "failed".to_owned(),
+                info: r.why.clone(),
+                ..Connection::default()
+            })
+            .collect()
+    }
+}
+
+/// Whether the reason is one that an operator can do something about; strangers and broken lines are not.
+fn tells(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::Handshake(error) => matches!(
+            error,
+            HandshakeError::RemoteHasNoPassword
+                | HandshakeError::RemoteHasPassword
+                | HandshakeError::NoCommonVersion { .. }
+                | HandshakeError::Session(_)
+        ),
+        ConnectionError::Features(_)
+        | ConnectionError::NameCollision(..)
+        | ConnectionError::LimitReached(_)
+        | ConnectionError::NoCommonOverlay
+        | ConnectionError::Receiver(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(from: &str, error: HandshakeError) -> Event {
+        Event::HandshakeFailed(from.parse().expect("an address"), ConnectionError::Handshake(error))
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_origin(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_last_attempt_of_a_host_is_shown_for_a_while() {
+        let mut refusals = Refusals::default();
+        refusals.note(&failed("10.0.0.2:40000", HandshakeError::RemoteHasNoPassword), at(0));
+        refusals.note(&failed("10.0.0.2:40001", HandshakeError::RemoteHasNoPassword), at(10));
+        refusals.note(&failed("10.0.0.3:6783", HandshakeError::RemoteHasPassword), at(10));
+        refusals.note(&failed("10.0.0.4:1", HandshakeError::NotWeave(b"GET / HTTP".to_vec())), at(10));
+        let shown = refusals.connections(at(11), &["10.0.0.3:6783".to_owned()]);
+        let [one] = shown.as_slice() else { panic!("{shown:?}") };
+        assert_eq!(
+            (one.address.as_str(), one.outbound, one.state.as_str()),
+            ("10.0.0.2:40001", false, "failed")
+        );
+        assert_eq!(one.info, "password specified, but peer requested an unencrypted connection");
+        assert!(refusals.connections(at(130), &["10.0.0.3:6783".to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn a_flood_is_bounded() {
+        let mut refusals = Refusals::default();
+        for n in 0..=255u8 {
+            refusals.note(&failed(&format!("10.0.0.{n}:1"), HandshakeError::RemoteHasPassword), at(1));
+        }
+        let shown = refusals.connections(at(1), &[]);
+        assert_eq!(shown.len(), MOST);
+        assert_eq!(shown.last().expect("many").address, "10.0.0.255:1");
+    }
+}

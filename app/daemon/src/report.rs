@@ -1,0 +1,184 @@
+//! What the node knows, as the report that people and scripts read (spec mesh 13, cli 9).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use weave_api::report::{BroadcastRoute, Connection, Mac, Peer, PeerConnection, Router, UnicastRoute};
+use weave_api::{Report, Timestamp};
+use weave_datapath::{DatapathStats, DeviceState};
+use weave_mesh::PeerLabel;
+use weave_node::{ConnectionReport, Status};
+use weave_switch::DropReason;
+
+/// Width of the word about encryption, and of the overlay's name, in a connection's line.
+const ENCRYPTION_WIDTH: usize = 11;
+const OVERLAY_WIDTH: usize = 6;
+
+/// Everything as of now. `device` is the uplink's name.
+pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Report {
+    let Status { mesh, connections: overlays, macs } = status;
+    let own = mesh.own.name;
+    let mut peers: Vec<_> = mesh.peers.iter().map(peer).collect();
+    // Ourself first; the others by name.
+    peers.sort_by_key(|p| p.name != own.to_string());
+    let live = mesh.connections.iter().map(|c| live_connection(c, overlays.get(&c.conn), mesh.encryption));
+    let targets = mesh.targets.iter().filter_map(|t| {
+        Some(Connection {
+            address: t.address.clone(),
+            outbound: true,
+            state: t.shown_state()?.to_owned(),
+            info: explained(&t.info()),
+            attrs: None,
+            overlay_reason: None,
+        })
+    });
+    let router = Router {
+        protocol: "weave".to_owned(),
+        protocol_min_version: mesh.protocol_min,
+        protocol_max_version: mesh.protocol_max,
+        encryption: mesh.encryption,
+        peer_discovery: mesh.discovery,
+        name: own.to_string(),
+        nick_name: mesh.own.nickname.to_string(),
+        port: mesh.port,
+        peers,
+        unicast_routes: mesh
+            .unicast_routes
+            .iter()
+            .map(|(dest, via)| UnicastRoute { dest: dest.to_string(), via: via.to_string() })
+            .collect(),
+        broadcast_routes: mesh
+            .broadcast_routes
+            .iter()
+            .map(|(source, via)| BroadcastRoute {
+                source: source.to_string(),
+                via: via.iter().map(ToString::to_string).collect(),
+            })
+            .collect(),
+        connections: live.chain(targets).collect(),
+        termination_count: mesh.terminations,
+        targets: mesh.direct_peers,
+        overlay_diagnostics: BTreeMap::from([("sleeve".to_owned(), Value::Null)]),
+        trusted_subnets: mesh.trusted_subnets.iter().map(ToString::to_string).collect(),
+        interface: match &data.device {
+            DeviceState::None => "no overlay bridge".to_owned(),
+            DeviceState::Up => format!("{device} (via AF_PACKET)"),
+            DeviceState::Lost(why) => format!("{device} (lost: {why})"),
+        },
+        capture_stats: Some(BTreeMap::from([
+            ("PacketsReceived".to_owned(), data.counts.captured),
+            ("PacketsDropped".to_owned(), data.counts.capture_dropped),
+            ("PacketsIfDropped".to_owned(), 0),
+        ])),
+        macs: macs
+            .iter()
+            .map(|m| Mac {
+                mac: m.mac.to_string(),
+                name: m.peer.to_string(),
+                nick_name: m.nickname.clone(),
+                last_seen: Timestamp::from_unix(m.last_seen),
+            })
+            .collect(),
+        drops: drops(data),
+    };
+    Report { ready: true, version: crate::VERSION.to_owned(), router, ..Report::default() }
+}
+
+fn peer(peer: &weave_mesh::PeerStatus) -> Peer {
+    Peer {
+        name: peer.label.name.to_string(),
+        nick_name: peer.label.nickname.to_string(),
+        uid: peer.uid.0,
+        short_id: peer.short_id.map_or(0, |id| id.get()),
+        version: peer.version,
+        connections: peer
+            .connections
+            .iter()
+            .map(|c| PeerConnection {
+                name: c.label.name.to_string(),
+                nick_name: c.label.nickname.to_string(),
+                address: c.address.clone(),
+                outbound: c.outbound,
+                established: c.established,
+            })
+            .collect(),
+    }
+}
+
+fn live_connection(
+    c: &weave_mesh::ConnectionStatus,
+    overlay: Option<&ConnectionReport>,
+    password: bool,
+) -> Connection {
+    let name = overlay.and_then(|o| o.overlay.as_deref());
+    let attrs = overlay.zip(name).map(|(o, name)| {
+        let mut attrs =
+            BTreeMap::from([("name".to_owned(), Value::from(name)), ("mtu".to_owned(), Value::from(o.mtu))]);
+        if o.encrypted {
+            attrs.insert("encrypted".to_owned(), Value::from(true));
+        }
+        attrs
+    });
+    Connection {
+        address: c.address.to_string(),
+        outbound: c.outbound,
+        state: if c.established { "established" } else { "pending" }.to_owned(),
+        info: info(name, c.encrypted, password, &c.peer),
+        attrs,
+        // The name alone means that there is nothing to explain.
+        overlay_reason: overlay.map(|o| o.reason.clone()).filter(|r| r.contains(": ")),
+    }
+}
+
+fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel) -> String {
+    let encryption = match (password, encrypted) {
+        (false, _) => String::new(),
+        (true, true) => format!("{:<ENCRYPTION_WIDTH$} ", "encrypted"),
+        (true, false) => format!("{:<ENCRYPTION_WIDTH$} ", "unencrypted"),
+    };
+    format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
+}
+
+/// An error of the mesh, with what it most probably means where 2.8.1's words do not say it.
+pub(crate) fn explained(text: &str) -> String {
+    const UNREADABLE: &str = "Unable to decrypt TCP msg";
+    text.replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
+}
+
+/// Frames and datagrams that did not arrive, by reason, as far as there were any.
+fn drops(data: &DatapathStats) -> BTreeMap<String, u64> {
+    let counts = &data.counts;
+    let forwarder = data.forwarder.named().filter_map(|(name, n)| Some((name.strip_prefix("drop_")?, n)));
+    let named = forwarder
+        .chain([
+            ("capture_refused", counts.capture_refused),
+            ("capture_overrun", counts.capture_dropped),
+            ("inject_failed", counts.inject_dropped),
+            ("send_busy", counts.send_dropped_busy),
+            ("send_too_big", counts.send_dropped_too_big),
+            ("send_error", counts.send_dropped_error),
+            ("receive_overrun", data.receive_dropped),
+        ])
+        .map(|(name, n)| (name.replace('_', " "), n));
+    let switch = DropReason::ALL.iter().zip(data.forwarder.switch_drops);
+    named.chain(switch.map(|(reason, n)| (reason.to_string(), n))).filter(|(_, n)| *n > 0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines of `encrypted-awaiting-consensus-host1` and `three-peers-host3`.
+    #[test]
+    fn lines_of_connections() {
+        let peer = PeerLabel { name: "8a:3e:3e:3e:3e:02".parse().expect("a name"), nickname: "host2".into() };
+        for (overlay, encrypted, password, line) in [
+            (Some("sleeve"), true, true, "encrypted   sleeve 8a:3e:3e:3e:3e:02(host2)"),
+            (Some("sleeve"), false, true, "unencrypted sleeve 8a:3e:3e:3e:3e:02(host2)"),
+            (Some("sleeve"), false, false, "sleeve 8a:3e:3e:3e:3e:02(host2)"),
+            (None, false, false, "none   8a:3e:3e:3e:3e:02(host2)"),
+        ] {
+            assert_eq!(info(overlay, encrypted, password, &peer), line);
+        }
+    }
+}

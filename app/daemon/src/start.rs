@@ -1,0 +1,300 @@
+//! From a [`Config`] to a running peer, in an order in which everything that can fail for somebody else's reason fails
+//! before the host is changed.
+//!
+//! ```text
+//! 1 run directory, pid file     is another one running?
+//! 2 name, stored state          readable, writable?
+//! 3 sockets: TCP, HTTP, UDP     are the ports free?
+//! 4 bridge, uplink              undone if a later step fails
+//! 5 peer, HTTP, ready
+//! ```
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha12Rng;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use weave_datapath::{Datapath, DatapathConfig, FactReceiver};
+use weave_mesh::Secret;
+use weave_node::Node;
+use weave_types::{PeerName, PeerUid};
+
+use crate::config::{Config, ListenAddr};
+use crate::control::Control;
+use crate::core::{Clock, Core, EVENT_QUEUE};
+use crate::http::{Access, Listener};
+use crate::lock::{LockError, PidFile};
+use crate::net::{self, Net, errno_text};
+use crate::notify::Notifier;
+use crate::refusals::Refusals;
+use crate::store::{Store, StoreError};
+use crate::{hostwork, identity, log};
+
+/// HTTP questions that wait for the peer.
+const REQUEST_QUEUE: usize = 64;
+
+/// Why a daemon did not start. The text is for the person who launched it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another one is there.
+    #[error("weave is already running; you can stop it with 'weave stop'.")]
+    Running,
+    /// The pid file.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The stored state.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The peer's name, or a device.
+    #[error(transparent)]
+    Host(#[from] weave_host::Error),
+    /// The UDP port, most often.
+    #[error("{0}{hint}", hint = udp_hint(.0))]
+    Datapath(#[from] weave_datapath::StartError),
+    /// A port that cannot be had.
+    #[error("cannot listen on {what} {addr}: {}{}", errno_text(source), hint(source, option))]
+    Listen {
+        /// Protocol and purpose.
+        what: &'static str,
+        /// Address.
+        addr: String,
+        /// The option that chooses another.
+        option: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A directory that cannot be made.
+    #[error("cannot create {path:?}: {source}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The machine does not give what every program needs.
+    #[error("cannot {step}: {source}")]
+    System {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn hint(e: &io::Error, option: &str) -> String {
+    match e.kind() {
+        io::ErrorKind::AddrInUse => format!("; another program uses it, choose another with {option}"),
+        _ => String::new(),
+    }
+}
+
+fn udp_hint(e: &weave_datapath::StartError) -> &'static str {
+    match e {
+        weave_datapath::StartError::Udp(_) => "; choose another with --port or WEAVE_PORT if it is taken",
+        _ => "",
+    }
+}
+
+fn system(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { step, source }
+}
+
+/// Runs a peer until SIGTERM or SIGINT. The reason of a failure has been logged, and told to whoever waits for
+/// readiness.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn run(config: Config) -> Result<(), StartError> {
+    let notifier = Notifier::from_env();
+    // Whoever started us may wait for signals himself, and a mask is inherited.
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .thread_keep_alive(std::time::Duration::from_secs(1))
+        .build()
+        .map_err(system("start the runtime"))
+        .and_then(|runtime| {
+            let result = runtime.block_on(serve(config, &notifier));
+            // A name look-up may hang for long; nobody waits for it any more.
+            runtime.shutdown_background();
+            result
+        });
+    if let Err(e) = &result {
+        log::line("FATA", &e.to_string());
+        notifier.failed(&e.to_string());
+    }
+    result
+}
+
+async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
+    let clock = Clock::start();
+    notifier.status("the daemon to look at its files");
+    let run_dir = config.run_dir.clone();
+    let created = !run_dir.exists();
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir);
+    made.map_err(|source| StartError::Directory { path: run_dir.clone(), source })?;
+    let result = hold(config, clock, notifier).await;
+    if created && result.is_err() {
+        // Only an empty one goes.
+        let _ = std::fs::remove_dir(&run_dir);
+    }
+    result
+}
+
+/// With the pid file held.
+async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), StartError> {
+    let _pid_file = PidFile::take(&config.pid_file()).map_err(|e| match e {
+        LockError::Held { .. } => StartError::Running,
+        other => StartError::Lock(other),
+    })?;
+    let name = identity::peer_name(&config)?;
+    log::info(format_args!("weave {}", crate::VERSION));
+    log::info(format_args!("Our name is {name}({})", config.nickname));
+    let store = Store::open(&config.state_dir, name)?;
+    let prepared = match prepare(&config, name, &store, clock, notifier).await {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            store.abandon();
+            return Err(e);
+        }
+    };
+    let (peers, resumed) = initial_peers(&config, &store);
+    let Prepared { listener, listeners, node, datapath, facts, device } = prepared;
+    if let Err(source) = std::fs::write(sentinel(&config), "") {
+        tracing::warn!(
+            "a restart will forget the peers named by 'weave connect': restart.sentinel: {source}"
+        );
+    }
+    let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
+    let (control, requests) = Control::new(REQUEST_QUEUE);
+    let net = Net::new(events_tx, config.host);
+    let refusals = Refusals::default();
+    let mut core = Core { device, datapath, refusals, clock, node, net, store, events, requests };
+    let what = if resumed {
+        "Restart/resume detected - using persisted peer list"
+    } else {
+        "Launch detected - using supplied peer list"
+    };
+    log::info(format_args!("{what}: [{}]", peers.join(" ")));
+    // Targets that are down or do not resolve are tried again; they never stop a launch.
+    for error in core.node.connect(&peers, true, clock.now()) {
+        tracing::warn!("{error}");
+    }
+    core.drain();
+    for listener in listeners {
+        tokio::spawn(listener.serve(control.clone()));
+    }
+    notifier.ready(&name.to_string());
+    let result = core.run(listener, facts).await.map_err(system("wait for signals"));
+    notifier.stopping();
+    result
+}
+
+/// What runs before anybody is told that it does.
+struct Prepared {
+    listener: TcpListener,
+    listeners: Vec<Listener>,
+    node: Node,
+    datapath: Datapath,
+    facts: FactReceiver,
+    device: String,
+}
+
+/// Sockets first, the host's devices last.
+async fn prepare(
+    config: &Config,
+    name: PeerName,
+    store: &Store,
+    clock: Clock,
+    notifier: &Notifier,
+) -> Result<Prepared, StartError> {
+    let listener = listen_for_peers(config)?;
+    let listeners = listen_for_requests(config).await?;
+    let mut rng = ChaCha12Rng::from_seed(entropy()?);
+    let uid = PeerUid(rng.random_range(1..=u64::MAX));
+    let mesh = mesh_config(config, name, uid, store);
+    let mut node = Node::new(weave_node::Config::new(mesh), rng, clock.now());
+    let device = hostwork::names(config).device;
+    let data = DatapathConfig {
+        device: Some(device.clone()),
+        listen: config.host,
+        port: config.port,
+        origin: clock.origin(),
+    };
+    let (datapath, facts) = Datapath::start(&data, node.tables())?;
+    notifier.status("the bridge and its uplink");
+    let mtu = hostwork::ensure(config, name)?;
+    node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
+    Ok(Prepared { listener, listeners, node, datapath, facts, device })
+}
+
+fn sentinel(config: &Config) -> PathBuf {
+    config.run_dir.join("restart.sentinel")
+}
+
+fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> weave_mesh::Config {
+    weave_mesh::Config {
+        short_id: store.short_id(),
+        version: store.version_ceiling(),
+        port: config.port,
+        password: config.password.as_ref().and_then(|p| Secret::new(p.reveal())),
+        trusted_subnets: config.trusted_subnets.clone(),
+        discovery: config.discovery,
+        connection_limit: config.connection_limit,
+        min_protocol: config.min_protocol,
+        ..weave_mesh::Config::new(name, config.nickname.clone(), uid)
+    }
+}
+
+/// What to connect to, and whether that is what was stored (spec cli 4.4).
+fn initial_peers(config: &Config, store: &Store) -> (Vec<String>, bool) {
+    if config.resume || sentinel(config).exists() {
+        (store.targets().to_vec(), true)
+    } else {
+        (config.peers.clone(), false)
+    }
+}
+
+fn listen_for_peers(config: &Config) -> Result<TcpListener, StartError> {
+    net::listen(config.host, config.port).map_err(|source| StartError::Listen {
+        what: "TCP",
+        addr: match config.host {
+            Some(host) => format!("{host} port {}", config.port),
+            None => format!("port {}", config.port),
+        },
+        option: "--port or WEAVE_PORT",
+        source,
+    })
+}
+
+async fn listen_for_requests(config: &Config) -> Result<Vec<Listener>, StartError> {
+    let socket = Some(ListenAddr::Unix(config.socket()));
+    let wanted = [
+        (&socket, Access::Trusted, "--run-dir"),
+        (&config.http_addr, Access::Control, "--http-addr or WEAVE_HTTP_ADDR"),
+        (&config.status_addr, Access::Status, "--status-addr or WEAVE_STATUS_ADDR"),
+    ];
+    let mut listeners = Vec::new();
+    for (addr, access, option) in wanted {
+        let Some(addr) = addr else { continue };
+        let listener = Listener::bind(addr, access).await.map_err(|source| StartError::Listen {
+            what: "HTTP",
+            addr: addr.to_string(),
+            option,
+            source,
+        })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// A seed from the kernel.
+fn entropy() -> Result<[u8; 32], StartError> {
+    let mut seed = [0; 32];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| io::Read::read_exact(&mut f, &mut seed));
+    read.map(|()| seed).map_err(system("read /dev/urandom"))
+}

@@ -1,0 +1,8 @@
+//! Any sequence of control messages, control frames, kernel answers and timers on one connection.
+#![no_main]
+
+#[path = "../../proto/overlay/tests/it/exercise.rs"]
+#[allow(dead_code, reason = "the other target uses the rest")]
+mod exercise;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::control(data));

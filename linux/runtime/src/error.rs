@@ -1,0 +1,43 @@
+use crate::HttpError;
+
+/// Why a container could not be found or may not be attached. The texts are 2.8.1's where it has one.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The container exists (or existed) but has no processes.
+    #[error("container {0} not running")]
+    NotRunning(String),
+    /// Docker does not know it.
+    #[error("No such container: {0}")]
+    Unknown(String),
+    /// The container shares the network of the host.
+    #[error(
+        "Container is running in the host network namespace, and therefore cannot be\nconnected to weave - perhaps the \
+         container was started with --net=host"
+    )]
+    HostNetwork,
+    /// A process or a namespace that was named directly is the host's.
+    #[error("{0} is the host's own network namespace, and therefore cannot be connected to weave")]
+    HostNamespace(String),
+    /// It ended while it was looked at.
+    #[error("Container {0} died")]
+    Died(String),
+    /// What was written is no reference to a container.
+    #[error("{0}")]
+    Reference(String),
+    /// Docker did not answer, or not sensibly.
+    #[error("{0}")]
+    Docker(String),
+    /// The conversation with Docker failed.
+    #[error(
+        "docker at {endpoint}: {source}; without docker, name a container by netns:<name> or pid:<number>"
+    )]
+    Http {
+        /// Where Docker was looked for.
+        endpoint: String,
+        /// What went wrong.
+        source: HttpError,
+    },
+    /// The namespace is gone or cannot be opened.
+    #[error(transparent)]
+    Host(#[from] weave_host::Error),
+}

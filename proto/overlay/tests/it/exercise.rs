@@ -1,0 +1,166 @@
+//! Everything that takes bytes from peers, run on any bytes: by the fuzzer (`fuzz/fuzz_targets/sleeve_datagram.rs` and
+//! `overlay_control.rs`), and here on its corpus.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
+use weave_overlay::select::{self, OverlaySwitch, parse_control};
+use weave_overlay::sleeve::{Link, LinkConfig, Output, Path, Sealer, Session, SessionConfig, Special};
+use weave_overlay::{Destination, Io, Slot};
+use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
+use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName};
+
+const OWN: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 1]);
+const REMOTE: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 2]);
+const OTHER: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 3]);
+
+struct Everywhere;
+
+impl Routes for Everywhere {
+    fn unicast(&self, dst: PeerName) -> Option<PeerName> {
+        Some(dst)
+    }
+
+    fn broadcast(&self, _: PeerName) -> &[PeerName] {
+        &[OTHER]
+    }
+
+    fn knows(&self, _: PeerName) -> bool {
+        true
+    }
+}
+
+/// Checks lengths, keeps nothing. There are two neighbours, each with and without the don't-fragment bit.
+#[derive(Default)]
+struct Sink {
+    open: [Option<Vec<u8>>; 4],
+}
+
+impl Io for Sink {
+    fn reserve(&mut self, to: Destination, room: usize) -> Slot {
+        let slot = Slot(u32::from(to.df) + 2 * u32::from(to.to == address(OTHER)));
+        let open = self.open[slot.0 as usize].replace(vec![0; room]);
+        assert!(open.is_none(), "two open slots for one destination");
+        slot
+    }
+
+    fn buffer(&mut self, slot: Slot) -> &mut [u8] {
+        self.open[slot.0 as usize].as_mut().expect("open")
+    }
+
+    fn commit(&mut self, slot: Slot, len: usize) {
+        let buf = self.open[slot.0 as usize].take().expect("open");
+        assert!(len <= if slot.0 % 2 == 1 { 1472 } else { buf.len() });
+    }
+
+    fn inject(&mut self, frame: &[u8]) {
+        assert!(frame.len() >= 14);
+    }
+
+    fn fact(&mut self, fact: Fact) {
+        if let Fact::Special { special, .. } = fact {
+            assert_ne!(special, Special::Damaged);
+        }
+    }
+}
+
+fn address(peer: PeerName) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, peer.to_bytes()[5]], 6783))
+}
+
+fn session(own: PeerName, remote: PeerName, key: Option<[u8; 32]>) -> Arc<Session> {
+    let (conn, uid) = (ConnectionId(1), ConnectionUid(0x0102_0304_0506_0708));
+    Session::new(SessionConfig { own, remote, conn, uid, outbound: own < remote, key })
+}
+
+/// A datagram. The first byte says whether the session has a key (1), whether the rest is sealed with it or taken as it is
+/// (2), and what the neighbour that frames are passed on to can take (4: fragments).
+pub(crate) fn datagram(data: &[u8]) {
+    let Some((&flags, data)) = data.split_first() else { return };
+    let key = (flags & 1 != 0).then_some([7; 32]);
+    let mut bytes = [&REMOTE.to_bytes(), data].concat();
+    if flags & 2 != 0 && bytes.len() < 60000 {
+        // As one record: the records in it then start at an odd place, as good as any.
+        let sealer = Sealer::new(session(REMOTE, OWN, key));
+        let mut draft = sealer.begin();
+        bytes = vec![0; sealer.sealed_len_with(&draft, data.len().saturating_sub(14))];
+        let (header, frame) = data.split_at(data.len().min(14));
+        let name = |at: usize| -> PeerName {
+            header
+                .get(at..at + 6)
+                .map_or(OWN, |name| PeerName::from_bytes(name.try_into().expect("six bytes")))
+        };
+        assert!(sealer.push(&mut draft, &mut bytes, name(0), name(6), frame));
+        sealer.finish(draft, &mut bytes, flags & 8 != 0).expect("numbers left");
+    }
+    let macs = MacTable::new(MacConfig::new(OWN)).snapshot();
+    let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(Everywhere) };
+    let neighbours = [REMOTE, OTHER].map(|remote| {
+        let session = session(OWN, remote, key);
+        let mtu = 1500 - session.overhead();
+        let path =
+            Path { remote: Some(address(remote)), mtu, max_payload: 1472, stack_fragments: flags & 4 == 0 };
+        Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
+    });
+    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())));
+    let mut io = Sink::default();
+    for _ in 0..2 {
+        forwarder.handle_datagram(address(REMOTE), &mut bytes.clone(), Instant::ORIGIN, &mut io);
+        forwarder.flush(&mut io);
+    }
+    let stats = forwarder.stats();
+    assert!(key.is_none() || stats.drop_replayed + stats.drop_forged + stats.drop_malformed > 0);
+}
+
+/// A sequence of things that happen to a connection, each an operation and a length, and that many bytes.
+pub(crate) fn control(mut data: &[u8]) {
+    let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
+    let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };
+    let mut link = Link::new(LinkConfig { session: session(OWN, REMOTE, None), remote: None });
+    let uid = link.session().uid();
+    let mut now = Instant::ORIGIN;
+    while let [operation, len, rest @ ..] = data {
+        let (body, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        data = rest;
+        let from = SocketAddr::from(([10, 0, 0, *len], 6783));
+        let number = body.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+        match operation % 8 {
+            0 => link.confirm(now),
+            1 => link.handle_special(Special::Heartbeat(uid), from, now),
+            2 => {
+                if let Some(special) = Special::parse(body) {
+                    link.handle_special(special, from, now);
+                }
+            }
+            3 | 4 => {
+                if let Ok((index, tag, body)) = parse_control(body)
+                    && switch.control_target(Some(index)) == Ok(1)
+                {
+                    _ = link.handle_control(tag, body, now);
+                }
+            }
+            5 => link.handle_path_mtu(number, now),
+            6 => switch.handle_health(usize::from(len % 2), len & 2 != 0),
+            _ => {
+                now = link.poll_timeout().map_or(now, |(at, _)| at.max(now));
+                link.handle_timeout(now);
+            }
+        }
+        let mut outputs = 0;
+        while let Some(output) = link.poll_output() {
+            outputs += 1;
+            assert!(outputs < 100, "a flood of outputs");
+            match output {
+                Output::Established => switch.handle_established(1),
+                Output::Failed(error) => switch.handle_error(1, &error),
+                Output::Datagram { bytes, .. } => assert!(bytes.len() <= 65507),
+                _ => {}
+            }
+        }
+        while switch.poll_output().is_some() {}
+        assert_eq!(switch.best().is_none(), switch.reason().starts_with("none"));
+        let path = link.path();
+        assert!((6..=65535).contains(&path.mtu) && path.max_payload <= 65507);
+    }
+}

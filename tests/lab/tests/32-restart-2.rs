@@ -1,0 +1,84 @@
+//! Daemons end and come back while containers run.
+
+use weave_lab::{Lab, Topology, claims};
+
+use crate::common::*;
+
+weave_lab::claims!("S-1", "S-16", "F-53");
+
+#[test]
+fn killed_and_relaunched_under_containers() {
+    let Some(lab) = Lab::start("killed", &Topology::hosts(2)) else { return };
+    launch_mesh(&lab, &[]);
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    let members = attach_each(&[h1, h2]);
+    let local = h2.container("local");
+    local.attach(&["10.2.1.22/24"]);
+    let [a, b] = &members[..] else { unreachable!() };
+    a.container.reaches(&b.ip, SOON);
+    local.reaches(&b.ip, SOON);
+    let name = h2.report().unwrap()["Router"]["Name"].clone();
+    let (chat, inside) = (a.container.chat(&b.container, &b.ip, 50), local.pinging(&b.ip, 50));
+
+    for round in 0..2 {
+        if round == 0 {
+            h2.signal_daemon("KILL");
+            h2.wait("the death of the daemon", SOON, || h2.daemon_pid().is_none());
+        } else {
+            h2.weave_ok(&["stop"]);
+            assert!(h2.daemon_pid().is_none());
+        }
+        launch(h2, &[], &["h1"]);
+        assert_eq!(h2.report().unwrap()["Router"]["Name"], name, "the same peer");
+        h2.wait_established(1, PATIENCE);
+        a.container.reaches(&b.ip, SOON);
+    }
+    let (chatter, pings) = (chat.finish(), inside.finish());
+    assert!(chatter.broken.is_none(), "the connection of the containers goes on: {chatter:?}");
+    println!("longest interruption: {:.1} s", chatter.longest_gap_ms / 1e3);
+    assert!(pings.longest_gap_ms < 1500.0, "containers on one host never notice: {pings:?}");
+    let [peers_1, peers_2] =
+        [h1, h2].map(|h| h.report().unwrap()["Router"]["Peers"].as_array().unwrap().len());
+    assert_eq!((peers_1, peers_2), (2, 2));
+    claims(&["F-53", "S-16"]);
+}
+
+#[test]
+fn launch_stop_reset() {
+    let Some(lab) = Lab::start("cycle", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let fresh = h1.command_ok(&["ip", "-o", "link"]);
+    launch(h1, &[], &[]);
+    let status = h1.weave_ok(&["status"]);
+    assert!(status.contains("Targets: 0") && status.contains("Name: "), "{status}");
+    let sockets = h1.command_ok(&["ss", "-Hlntu"]);
+    for protocol in ["tcp", "udp"] {
+        assert!(
+            sockets.lines().any(|l| l.starts_with(protocol) && l.contains(":6783 ")),
+            "{protocol} in {sockets}"
+        );
+    }
+    let c = h1.container("c");
+    c.attach(&["10.2.1.1/24"]);
+    let name = h1.report().unwrap()["Router"]["Name"].clone();
+
+    h1.weave_ok(&["stop"]);
+    assert!(h1.daemon_pid().is_none());
+    assert!(c.has_interface(), "containers keep their interface");
+    let status = h1.weave(&["status"]);
+    assert!(!status.success(), "{status}");
+    let twice = h1.weave(&["stop"]);
+    assert!(twice.code.is_some(), "{twice}");
+    launch(h1, &[], &[]);
+    assert_eq!(h1.report().unwrap()["Router"]["Name"], name);
+
+    h1.weave_ok(&["reset"]);
+    assert!(!c.has_interface(), "reset takes everything away");
+    let links =
+        |text: String| text.lines().map(|l| l.split(' ').nth(1).unwrap_or("").to_owned()).collect::<Vec<_>>();
+    assert_eq!(links(h1.command_ok(&["ip", "-o", "link"])), links(fresh));
+    let rules = h1.sh("for t in filter nat mangle raw; do iptables -w -t $t -S; done");
+    assert!(!rules.to_lowercase().contains("weave"), "{rules}");
+    h1.weave_ok(&["reset"]);
+    claims(&["S-1"]);
+}

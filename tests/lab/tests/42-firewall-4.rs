@@ -1,0 +1,53 @@
+//! Firewalls: what has to be open, and a host that cannot dial.
+
+use weave_lab::{Lab, Topology, claims};
+
+use crate::common::*;
+
+weave_lab::claims!("F-36", "F-43", "F-44");
+
+#[test]
+fn one_port_is_enough() {
+    let Some(lab) = Lab::start("wall", &Topology::hosts(3)) else { return };
+    for host in lab.hosts() {
+        lab.firewall(host.name(), &["tcp:6783", "udp:6783"]);
+    }
+    launch_mesh(&lab, &[]);
+    for host in lab.hosts() {
+        assert!(
+            host.connections().iter().all(|c| c.info.contains("sleeve") || c.info.contains("warp")),
+            "the mode is told"
+        );
+    }
+    let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
+    exercise(&members);
+    claims(&["F-36"]);
+}
+
+#[test]
+fn a_host_that_cannot_dial_is_fetched() {
+    let Some(lab) = Lab::start("fetched", &Topology::hosts(4)) else { return };
+    let [h1, h2, h3, h4] = ["h1", "h2", "h3", "h4"].map(|h| lab.host(h));
+    for other in ["h1", "h2", "h3"] {
+        lab.block("h4", other);
+    }
+    launch(h1, &[], &[]);
+    launch(h2, &[], &["h1"]);
+    launch(h3, &[], &["h1"]);
+    launch(h4, &[], &[]);
+    h1.weave_ok(&["connect", "h4"]);
+    h1.wait("h4 to be connected", PATIENCE, || {
+        h1.connections()
+            .iter()
+            .any(|c| c.outbound && c.remote == "198.18.0.4:6783" && c.state == "established")
+    });
+    claims(&["F-43"]);
+    // The others try by themselves.
+    for host in lab.hosts() {
+        host.wait_established(3, PATIENCE);
+    }
+    assert!(h4.connections().iter().filter(|c| c.state == "established").all(|c| !c.outbound));
+    let members = attach_each(&[h2, h4]);
+    exercise(&members);
+    claims(&["F-44"]);
+}

@@ -1,0 +1,46 @@
+//! A path that carries less than its ends think.
+
+use weave_lab::{Lab, Topology, claims};
+
+use crate::common::*;
+
+weave_lab::claims!("F-4", "F-5");
+
+fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
+    let Some(lab) = Lab::start(name, &Topology::hosts(2)) else { return };
+    lab.path_mtu("h2", mtu, icmp);
+    launch_mesh(&lab, options);
+    let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
+    exercise(&members);
+    // Smaller while in use.
+    lab.path_mtu("h2", mtu - 200, icmp);
+    let [a, b] = &members[..] else { unreachable!() };
+    for (from, to) in [(a, b), (b, a)] {
+        from.container.udp(&to.container, &to.ip, &[100]);
+        weave_lab::eventually("large datagrams over the smaller path", PATIENCE, || {
+            let _server = to.container.probe_background(&["udp-serve", "--port", "7003"]);
+            let sizes = "1300,9000,65000";
+            let result = from
+                .container
+                .probe(&["udp-send", &to.ip, "--port", "7003", "--sizes", sizes, "--tries", "2"]);
+            if result["ok"] == true { Ok(()) } else { Err(result.to_string()) }
+        });
+        from.container.tcp(&to.container, &to.ip, 500_000);
+    }
+    claims(&["F-4", "F-5"]);
+}
+
+#[test]
+fn a_path_that_tells() {
+    small_path("told", 1300, true, &[]);
+}
+
+#[test]
+fn a_black_hole() {
+    small_path("hole", 1300, false, &[]);
+}
+
+#[test]
+fn a_black_hole_encrypted() {
+    small_path("chole", 1280, false, &["--password", "wEaVe"]);
+}
