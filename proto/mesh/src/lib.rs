@@ -1,4 +1,25 @@
 //! One peer's view of the mesh: framing, handshake, session crypto, topology, routes, gossip, whom to dial.
+//!
+//! [`Mesh`] is the machine: bytes, time and the user's wishes go in, [`Output`]s come out. It decides whom to connect to,
+//! brings connections up and takes them down, keeps the table of all peers, computes [`Routes`], and passes gossip on
+//! for itself and for the services behind [`Channels`].
+//!
+//! ```text
+//!   user: connect, forget      sockets: accepted, dialled, stream, written, closed      overlays: established, failed
+//!          |                              |                                                  |
+//!       dialer ----- Dial ------>  connection, life  ----- OverlayPrepare, Confirm, Stop ----+
+//!          ^                              | messages
+//!          | links of others              v
+//!       topology <--- records ---  relay, gossip, digest  ---> Channels (ipam, dns)
+//!          |
+//!          +--> routes (snapshot for gossip and for the threads that move frames)
+//! ```
+//!
+//! It does not know what carries frames (overlays, the node's business), what services gossip about, or how anything is
+//! stored: it says in [`Persist`] what has to be on disk before the messages that follow.
+//!
+//! The parts that are useful alone are public modules: [`handshake`] and [`wire`] (one connection's bytes),
+//! [`envelope`] and [`update`] (gossip's bytes), [`crypto`], [`features`].
 #![forbid(unsafe_code)]
 
 mod admission;

@@ -207,7 +207,7 @@ impl Net {
     pub(crate) fn revive(&mut self, i: usize, adjust: impl Fn(&mut Config)) {
         let old = &self.hosts[i];
         let mut config = config(i);
-        config.uid = PeerUid(config.uid.0 + 1000);
+        config.uid = PeerUid(old.mesh.config.uid.0 + 1000);
         config.short_id = old.short_id;
         config.version = old.ceiling;
         adjust(&mut config);
