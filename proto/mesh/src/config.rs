@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub gossip_interval: Duration,
     /// Whether to compare digests with peers that can, before the complete topology is sent. Default `true`.
     pub topology_digest: bool,
+    /// Handshake features beyond the mesh's own, for the overlays. 2.8.1 ignores what it does not know. Default empty.
+    pub features: BTreeMap<String, String>,
 }
 
 impl Config {
@@ -57,6 +60,7 @@ impl Config {
             overlays: Vec::new(),
             gossip_interval: Duration::from_secs(30),
             topology_digest: true,
+            features: BTreeMap::new(),
         }
     }
 

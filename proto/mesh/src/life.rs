@@ -39,7 +39,8 @@ impl Mesh {
             trusted,
             overlays: (!overlays.is_empty()).then(|| overlays.clone()),
         };
-        let mut features = ours.to_map();
+        let mut features = self.config.features.clone();
+        features.extend(ours.to_map());
         if self.config.topology_digest {
             features.insert(DIGEST_FEATURE.to_owned(), "1".to_owned());
         }

@@ -11,6 +11,9 @@ use weave_types::{ConnectionId, Instant, Now, PeerName};
 use crate::node::overlays;
 use crate::status::ConnectionReport;
 
+/// Extension: the peer sends sleeve heartbeats each 2 s, and expects them (see [`Link::lively`]).
+pub(crate) const LIVELY_FEATURE: &str = "SleeveHeartbeat2s";
+
 /// What the overlays of one connection want.
 pub(crate) enum Effect {
     Datagram { to: SocketAddr, df: bool, bytes: Vec<u8> },
@@ -62,14 +65,12 @@ impl Links {
         });
         // An acceptor only knows the TCP source port, which is nobody's UDP port: it waits for a datagram.
         let remote = setup.outbound.then_some(setup.remote_addr);
-        let connection = Connection {
-            remote: setup.remote,
-            switch,
-            sleeve: Link::new(LinkConfig { session, remote }),
-            sleeve_index,
-            confirmed: false,
-            label,
-        };
+        let mut sleeve = Link::new(LinkConfig { session, remote });
+        if setup.remote_features.contains_key(LIVELY_FEATURE) {
+            sleeve = sleeve.lively();
+        }
+        let connection =
+            Connection { remote: setup.remote, switch, sleeve, sleeve_index, confirmed: false, label };
         self.connections.insert(conn, connection);
         Ok(())
     }

@@ -10,7 +10,7 @@ use weave_overlay::forward::{Fact, Tables};
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
-use crate::link::{Effect, Links};
+use crate::link::{Effect, LIVELY_FEATURE, Links};
 use crate::output::{Event, Output};
 use crate::status::{MacReport, Status};
 
@@ -57,6 +57,7 @@ impl Node {
     /// A peer that knows nobody. Randomness, keys included, is drawn from `rng`: seed it with entropy of the OS.
     pub fn new(mut config: Config, mut rng: ChaCha12Rng, now: Now) -> Node {
         config.mesh.overlays = overlays();
+        config.mesh.features.insert(LIVELY_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
         let mut node = Node {

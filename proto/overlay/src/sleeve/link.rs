@@ -28,8 +28,12 @@ use super::special::{FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, KICK_OFF_FRAME, 
 const FAST_HEARTBEAT: Duration = Duration::from_millis(500);
 /// From then on.
 const SLOW_HEARTBEAT: Duration = Duration::from_secs(10);
-/// Six slow heartbeats.
+/// Six slow heartbeats; also for the first heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between neighbours that both say so in the handshake, instead of [`SLOW_HEARTBEAT`]: traffic finds another way sooner.
+const LIVELY_HEARTBEAT: Duration = Duration::from_secs(2);
+/// Six of them.
+const LIVELY_TIMEOUT: Duration = Duration::from_secs(12);
 const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
 /// A test of 41 fragments is easily lost: it is repeated before it counts as failed.
 const FRAGMENTATION_TEST_WAIT: Duration = Duration::from_secs(1);
@@ -141,6 +145,8 @@ pub struct Link {
     remote: Option<SocketAddr>,
     pmtu: Pmtu,
     state: State,
+    /// Both ends send heartbeats each 2 s.
+    lively: bool,
     /// Whether a heartbeat has come.
     heard: bool,
     /// Whether a heartbeat has gone, so that one can be acknowledged.
@@ -181,6 +187,7 @@ impl Link {
             remote,
             pmtu,
             state: State::Prepared,
+            lively: false,
             heard: false,
             sent: false,
             fragments: Fragments::default(),
@@ -189,6 +196,12 @@ impl Link {
             announced,
             outputs: VecDeque::new(),
         }
+    }
+
+    /// The same, for a neighbour that sends heartbeats each 2 s once it is established, and expects as much: silence is noticed
+    /// after 12 s instead of 60.
+    pub fn lively(self) -> Link {
+        Link { lively: true, ..self }
     }
 
     /// The session it works for.
@@ -257,7 +270,7 @@ impl Link {
             }
         }
         if confirmed {
-            self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
+            self.timeout_at = Some(now + if self.lively { LIVELY_TIMEOUT } else { HEARTBEAT_TIMEOUT });
             if !self.heard {
                 self.control(ESTABLISHED, Vec::new());
             }
@@ -300,7 +313,7 @@ impl Link {
             State::Prepared | State::Confirmed => {}
         }
         self.state = State::Established;
-        self.heartbeat_at = Some(now + SLOW_HEARTBEAT);
+        self.heartbeat_at = Some(now + self.heartbeat_interval());
         self.push(Output::Established);
         self.test_fragments(now);
         self.pmtu.start(now);
@@ -377,14 +390,21 @@ impl Link {
     }
 
     fn send_heartbeat(&mut self, now: Instant) {
-        let interval = if self.state == State::Established { SLOW_HEARTBEAT } else { FAST_HEARTBEAT };
-        self.heartbeat_at = Some(now + interval);
+        self.heartbeat_at = Some(now + self.heartbeat_interval());
         if self.remote.is_some() {
             self.sent = true;
             let uid = self.session().uid().0.to_be_bytes();
             self.send(HEARTBEAT_FRAME, true, |frame| {
                 frame[HEARTBEAT_FRAME - uid.len()..HEARTBEAT_FRAME].copy_from_slice(&uid);
             });
+        }
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        match self.state {
+            State::Established if self.lively => LIVELY_HEARTBEAT,
+            State::Established => SLOW_HEARTBEAT,
+            _ => FAST_HEARTBEAT,
         }
     }
 

@@ -7,7 +7,7 @@
 //!     +-- nothing, 3 times ----------------------------------------------> Searching up to the longest packet
 //!
 //!   Searching -- rounds of probes, each size acknowledged by its length or taken as failed --> Settled
-//!   Settled ---- every 30 s: does the size still pass? no -------------------------------> Searching
+//!   Settled ---- every 10 s: does the size still pass? no -------------------------------> Searching
 //!           ---- every 2 min: kick-off again; the kernel's P has grown, or has always been
 //!                more than what passed -----------------------------------------------> Searching upwards
 //! ```
@@ -29,7 +29,7 @@ pub const UNLIMITED: usize = 65535;
 /// Taken to pass without a test.
 pub const FLOOR: usize = 552;
 /// How often a settled size is tested again.
-pub const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
+pub const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often more is asked for.
 pub const CLIMB_INTERVAL: Duration = Duration::from_secs(120);
 

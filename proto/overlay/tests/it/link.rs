@@ -249,6 +249,28 @@ fn establishes_and_stays_established_under_loss() {
 }
 
 #[test]
+fn silence_ends_a_lively_link_after_12_s() {
+    let mut pair = Pair::new(None);
+    for end in &mut pair.ends {
+        let other = Link::new(LinkConfig { session: end.link.session().clone(), remote: None });
+        end.link = std::mem::replace(&mut end.link, other).lively();
+    }
+    pair.confirm();
+    pair.run(secs(65));
+    assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
+    let before = pair.ends[0].heartbeats;
+    pair.run(secs(20));
+    assert_eq!(pair.ends[0].heartbeats - before, 10);
+    pair.loss = 100;
+    pair.run(secs(9));
+    assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
+    pair.run(secs(4));
+    for end in &pair.ends {
+        assert_eq!(end.failed.as_deref(), Some("timed out waiting for UDP heartbeat"));
+    }
+}
+
+#[test]
 fn silence_ends_the_link_after_60_s() {
     let mut pair = Pair::established(None);
     pair.loss = 100;
