@@ -153,6 +153,19 @@ fn bad_templates() {
     assert!(Template::parse(&deep).is_err());
 }
 
+/// What a template may cost is bounded, even if it prints nothing: whoever may look at the status could stop the peer.
+#[test]
+fn expensive_templates_are_given_up() {
+    let nested = "{{range $.Router.Peers}}".repeat(40) + &"{{end}}".repeat(40);
+    assert_eq!(render("three-peers-host3", &nested), Err(500));
+    let doubled = "{{$x := `0123456789`}}".to_owned() + &"{{$x := printf `%s%s` $x $x}}".repeat(45);
+    assert_eq!(render("one-peer-idle", &doubled), Err(500));
+    let copied = "{{$x := json .}}".to_owned()
+        + &"{{$x := (printf `%s%s` $x $x)}}".repeat(12)
+        + &"{{$y := $x}}".repeat(900);
+    assert_eq!(render("one-peer-idle", &copied), Err(500));
+}
+
 /// No template makes us panic: all prefixes of a rich one, and each with a character taken out.
 #[test]
 fn cut_templates_are_answered() {

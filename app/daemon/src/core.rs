@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DeviceState, FactReceiver};
 use weave_mesh::{Persist, ResolveId};
@@ -15,6 +15,7 @@ use weave_node::{Node, Output};
 use weave_types::{Instant, Now};
 
 use crate::control::Request;
+use crate::log::Limiter;
 use crate::net::{Event, Net};
 use crate::refusals::Refusals;
 use crate::report;
@@ -63,11 +64,35 @@ impl AsRawFd for Facts {
     }
 }
 
+/// What tells the daemon to end.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they do not end the process by themselves.
+    pub(crate) fn new() -> std::io::Result<Signals> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Until one has come.
+    pub(crate) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 pub(crate) struct Core {
     /// Name of the uplink, for the report.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
     pub(crate) refusals: Refusals,
+    /// For the log lines about connections, and for the others.
+    pub(crate) limits: [Limiter; 2],
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
@@ -78,9 +103,12 @@ pub(crate) struct Core {
 
 impl Core {
     /// Until a signal tells it to end.
-    pub(crate) async fn run(mut self, listener: TcpListener, facts: FactReceiver) -> std::io::Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+    pub(crate) async fn run(
+        mut self,
+        listener: TcpListener,
+        facts: FactReceiver,
+        mut signals: Signals,
+    ) -> std::io::Result<()> {
         #[expect(
             deprecated,
             reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns"
@@ -107,8 +135,7 @@ impl Core {
                 }
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = wake => self.node.handle_timeout(self.clock.now()),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = signals.recv() => break,
             }
         }
         tracing::info!("=== received SIGINT/SIGTERM ===");
@@ -133,14 +160,30 @@ impl Core {
                 }
                 Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
-                Output::Event(event @ weave_node::Event::MacConflict { .. }) => tracing::warn!("{event}"),
-                Output::Event(event) => {
-                    if let weave_node::Event::Mesh(event) = &event {
-                        self.refusals.note(event, self.clock.now().mono);
-                    }
-                    tracing::info!("{}", report::explained(&event.to_string()));
-                }
+                Output::Event(event) => self.tell(&event),
             }
+        }
+    }
+
+    /// Logs an event. Peers, strangers and containers decide how many there are, so not all of them.
+    fn tell(&mut self, event: &weave_node::Event) {
+        let now = self.clock.now().mono;
+        let [connections, others] = &mut self.limits;
+        let limit = match event {
+            weave_node::Event::Mesh(event) => {
+                self.refusals.note(event, now);
+                connections
+            }
+            _ => others,
+        };
+        match limit.admit(now) {
+            None => return,
+            Some(0) => {}
+            Some(n) => tracing::warn!("{n} log lines left out, there were too many"),
+        }
+        match event {
+            weave_node::Event::MacConflict { .. } => tracing::warn!("{event}"),
+            _ => tracing::info!("{}", report::explained(&event.to_string())),
         }
     }
 

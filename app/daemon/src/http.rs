@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use weave_api::{status, template};
 
 use crate::config::ListenAddr;
@@ -63,14 +63,29 @@ enum Socket {
     Tcp(TcpListener),
 }
 
-/// The file of a unix socket goes with its listener.
+/// The file of a unix socket goes with its listener, unless another one has put its own there meanwhile.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    id: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> SocketFile {
+        SocketFile { path: path.to_owned(), id: file_id(path) }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        if self.id.is_some() && file_id(&self.path) == self.id {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 impl Listener {
@@ -100,7 +115,7 @@ impl Listener {
         let listener = UnixListener::bind(&hidden)?;
         std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&hidden, path)?;
-        let socket = Socket::Unix(listener, SocketFile(path.to_owned()));
+        let socket = Socket::Unix(listener, SocketFile::new(path));
         Ok(Listener { socket, access, host: String::new() })
     }
 
@@ -114,7 +129,8 @@ impl Listener {
 
     /// Answers until the future is dropped.
     pub async fn serve(self, control: Control) {
-        let site = Arc::new(Site { control, access: self.access, host: self.host });
+        let rendering = Arc::new(Semaphore::new(1));
+        let site = Arc::new(Site { control, access: self.access, host: self.host, rendering });
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -162,6 +178,8 @@ struct Site {
     control: Control,
     access: Access,
     host: String,
+    /// One template at a time: a report may be large.
+    rendering: Arc<Semaphore>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -216,10 +234,16 @@ impl Site {
                 };
                 match template::Template::parse(format) {
                     Err(e) => error(StatusCode::BAD_REQUEST, &e.to_string()),
-                    Ok(template) => match template.render(&self.control.report().await?) {
-                        Ok(text) => text_answer(StatusCode::OK, text),
-                        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "error during template execution"),
-                    },
+                    Ok(template) => {
+                        let report = self.control.report().await?;
+                        let turn = self.rendering.clone().acquire_owned().await.ok()?;
+                        match render(template, report, turn).await? {
+                            Ok(text) => text_answer(StatusCode::OK, text),
+                            Err(_) => {
+                                error(StatusCode::INTERNAL_SERVER_ERROR, "error during template execution")
+                            }
+                        }
+                    }
                 }
             }
             Route::Connect => {
@@ -271,6 +295,22 @@ impl Site {
         }
         Ok(())
     }
+}
+
+/// In a thread of its own: it may take a while, the peer lives in this one, and those of the runtime may all wait for a
+/// name server.
+async fn render(
+    template: template::Template,
+    report: weave_api::Report,
+    turn: OwnedSemaphorePermit,
+) -> Option<Result<String, template::RenderError>> {
+    let (answer, result) = oneshot::channel();
+    let work = move || {
+        let _ = answer.send(template.render(&report));
+        drop(turn);
+    };
+    std::thread::Builder::new().name("weave-report".to_owned()).spawn(work).ok()?;
+    result.await.ok()
 }
 
 /// The host of `host:port`, `[v6]:port`, `host`.

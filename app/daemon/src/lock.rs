@@ -4,9 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+/// A lock that is still held after this time is somebody's.
+const PATIENCE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A pid file held by this process. The lock ends with the process, however it ends; the file goes when this is dropped.
 #[derive(Debug)]
@@ -43,6 +48,7 @@ impl PidFile {
     /// Another process holds it, or it cannot be written.
     pub fn take(path: &Path) -> Result<PidFile, LockError> {
         let io = |source| LockError::Io { path: path.to_owned(), source };
+        let mut patience = PATIENCE;
         loop {
             let file = OpenOptions::new()
                 .create(true)
@@ -54,6 +60,12 @@ impl PidFile {
                 .map_err(io)?;
             let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => lock,
+                // Whoever asks for the holder holds it for a moment.
+                Err((_, Errno::EWOULDBLOCK)) if !patience.is_zero() => {
+                    std::thread::sleep(PAUSE);
+                    patience = patience.saturating_sub(PAUSE);
+                    continue;
+                }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     return Err(LockError::Held { pid: read_pid(&mut file), path: path.to_owned() });
                 }
@@ -125,6 +137,24 @@ mod tests {
         assert_eq!(holder(&path), None, "a stale file is nobody's");
         assert!(PidFile::take(&path).is_ok());
         assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(LockError::Io { .. })));
+    }
+
+    #[test]
+    fn whoever_looks_does_not_keep_others_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.pid");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::write(&path, "1\n").unwrap();
+                    holder(&path);
+                }
+            });
+            let refused = (0..500).filter_map(|_| PidFile::take(&path).err()).last();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(refused.is_none(), "{refused:?}");
+        });
     }
 
     #[test]

@@ -6,14 +6,18 @@
 use std::fmt::{Display, Write as _};
 use std::io::Write as _;
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use weave_api::Timestamp;
+use weave_types::Instant;
 
 use crate::config::LogLevel;
+
+/// Characters of a message that are shown.
+const MAX_LINE: usize = 4096;
 
 static LEVEL: OnceLock<LogLevel> = OnceLock::new();
 
@@ -48,8 +52,10 @@ pub fn line(level: &str, message: &str) {
 fn format_line(level: &str, message: &str) -> String {
     let now = Timestamp::from_unix(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     // A line stays a line, whatever a peer puts into its nickname.
-    let clean: String = message.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
-    format!("{level}: {}.{:06} {clean}", now.slashes(), now.subsec_nanos() / 1000)
+    let clean = message.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c });
+    let clean: String = clean.take(MAX_LINE).collect();
+    let more = if message.chars().nth(MAX_LINE).is_some() { " ..." } else { "" };
+    format!("{level}: {}.{:06} {clean}{more}", now.slashes(), now.subsec_nanos() / 1000)
 }
 
 /// In one write, so that lines of several processes do not mix. A full disk must not stop the network.
@@ -98,6 +104,29 @@ impl Subscriber for Lines {
     fn exit(&self, _: &Id) {}
 }
 
+/// Bounds the lines that others can cause: a burst, then a rate.
+#[derive(Debug, Default)]
+pub(crate) struct Limiter {
+    /// There would be room for a whole burst at this time if nothing came any more.
+    full_at: Instant,
+    left_out: u64,
+}
+
+impl Limiter {
+    const BURST: u32 = 1000;
+    const PER_LINE: Duration = Duration::from_millis(20);
+
+    /// Whether a line is to be written now, and how many were left out before it.
+    pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.full_at - now > Self::PER_LINE * (Self::BURST - 1) {
+            self.left_out += 1;
+            return None;
+        }
+        self.full_at = self.full_at.max(now) + Self::PER_LINE;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 #[derive(Default)]
 struct Text {
     message: String,
@@ -132,5 +161,20 @@ mod tests {
         assert!(rest.ends_with(" two lines"));
         let shape: String = rest.chars().take(26).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
         assert_eq!(shape, "0000/00/00 00:00:00.000000");
+        let long = fatal_line("ä".repeat(1 << 20));
+        assert!(long.chars().count() < MAX_LINE + 100 && long.ends_with("ä ..."));
+    }
+
+    #[test]
+    fn a_flood_of_lines_is_cut() {
+        let at = |ms| Instant::from_origin(Duration::from_millis(ms));
+        let mut limiter = Limiter::default();
+        let written = (0..5000).filter(|_| limiter.admit(at(0)).is_some()).count();
+        assert_eq!(written, Limiter::BURST as usize);
+        assert_eq!(limiter.admit(at(19)), None);
+        assert_eq!(limiter.admit(at(20)), Some(4001));
+        assert_eq!(limiter.admit(at(20)), None);
+        assert_eq!(limiter.admit(at(40)), Some(1));
+        assert_eq!(limiter.admit(at(60_000)), Some(0));
     }
 }

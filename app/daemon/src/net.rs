@@ -263,10 +263,12 @@ async fn write<R>(
     events: mpsc::Sender<Event<R>>,
 ) {
     let conn = ends.conn;
+    let mut last = None;
     while let Some(bytes) = queue.recv().await {
-        // The end of the queue means that we left the connection: then the rest has little time.
+        // The end of the queue means that we left the connection: then all that is left has little time.
         let result = if queue.is_closed() {
-            match tokio::time::timeout(LAST_WORDS, to.write_all(&bytes)).await {
+            let until = *last.get_or_insert_with(|| tokio::time::Instant::now() + LAST_WORDS);
+            match tokio::time::timeout_at(until, to.write_all(&bytes)).await {
                 Ok(result) => result,
                 Err(_) => return,
             }

@@ -24,7 +24,7 @@ use weave_types::{PeerName, PeerUid};
 
 use crate::config::{Config, ListenAddr};
 use crate::control::Control;
-use crate::core::{Clock, Core, EVENT_QUEUE};
+use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::http::{Access, Listener};
 use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
@@ -74,6 +74,9 @@ pub enum StartError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A signal came before the peer was ready.
+    #[error("told to end before the start was complete")]
+    Ended,
     /// The machine does not give what every program needs.
     #[error("cannot {step}: {source}")]
     System {
@@ -151,11 +154,17 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         LockError::Held { .. } => StartError::Running,
         other => StartError::Lock(other),
     })?;
+    // From here on there is something to tidy up.
+    let mut signals = Signals::new().map_err(system("wait for signals"))?;
     let name = identity::peer_name(&config)?;
     log::info(format_args!("weave {}", crate::VERSION));
     log::info(format_args!("Our name is {name}({})", config.nickname));
     let store = Store::open(&config.state_dir, name)?;
-    let prepared = match prepare(&config, name, &store, clock, notifier).await {
+    let prepared = tokio::select! {
+        prepared = prepare(&config, name, &store, clock, notifier) => prepared,
+        () = signals.recv() => Err(StartError::Ended),
+    };
+    let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
             store.abandon();
@@ -172,8 +181,8 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (control, requests) = Control::new(REQUEST_QUEUE);
     let net = Net::new(events_tx, config.host);
-    let refusals = Refusals::default();
-    let mut core = Core { device, datapath, refusals, clock, node, net, store, events, requests };
+    let (refusals, limits) = (Refusals::default(), Default::default());
+    let mut core = Core { device, datapath, refusals, limits, clock, node, net, store, events, requests };
     let what = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
@@ -189,7 +198,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         tokio::spawn(listener.serve(control.clone()));
     }
     notifier.ready(&name.to_string());
-    let result = core.run(listener, facts).await.map_err(system("wait for signals"));
+    let result = core.run(listener, facts, signals).await.map_err(system("wait for signals"));
     notifier.stopping();
     result
 }

@@ -271,6 +271,13 @@ async fn the_unix_socket_is_private_and_replaces_a_stale_one() {
     serving.abort();
     assert!(serving.await.unwrap_err().is_cancelled());
     assert!(!path.exists(), "the file goes with the listener");
+
+    let first = Listener::bind(&ListenAddr::Unix(path.clone()), Access::Trusted).await.unwrap();
+    let second = Listener::bind(&ListenAddr::Unix(path.clone()), Access::Trusted).await.unwrap();
+    drop(first);
+    assert!(path.exists(), "that of the next daemon stays");
+    drop(second);
+    assert!(!path.exists());
 }
 
 #[tokio::test]

@@ -136,6 +136,8 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_INTERVAL: Duration = Duration::from_secs(6 * 60);
 /// A connection that lasted so long is tried again at once.
 const LASTED: Duration = Duration::from_secs(60);
+/// More places than this are not learnt from the topology, whatever peers report.
+const MAX_DISCOVERED: usize = 8192;
 /// A resolver's answer is cut here.
 const MAX_RESOLVED: usize = 64;
 
@@ -261,7 +263,11 @@ impl Dialer {
                     if !link.outbound {
                         addr.set_port(self.port);
                     }
-                    if dialable(addr) && seen.insert(addr) && !connected.remotes.contains(&addr) {
+                    if seen.len() < MAX_DISCOVERED
+                        && dialable(addr)
+                        && seen.insert(addr)
+                        && !connected.remotes.contains(&addr)
+                    {
                         let place = Place { host: Host::Ip(addr.ip()), port: Some(addr.port()) };
                         if !self.targets.get(&place).is_some_and(|t| t.occupied(connected)) {
                             valid.insert(place);

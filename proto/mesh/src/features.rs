@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::update::MAX_NICKNAME;
 use weave_types::{ConnectionUid, ParsePeerNameError, PeerName, PeerUid, ShortId};
 
 /// The kind of names that this implementation uses; `hash` is the other one there ever was.
@@ -84,6 +85,9 @@ impl Features {
             .get("Overlays")
             .map(|list| list.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect());
         let nickname = field("NickName")?.to_owned();
+        if nickname.len() > MAX_NICKNAME {
+            return Err(FeatureError::LongNickname(nickname.len()));
+        }
         Ok(Features { name, nickname, uid, connection_id, short_id, trusted, overlays })
     }
 
@@ -93,7 +97,7 @@ impl Features {
     }
 }
 
-/// The remote's features are not acceptable. Texts as 2.8.1 has them, except the last.
+/// The remote's features are not acceptable. Texts as 2.8.1 has them, except the last two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeatureError {
     /// A required key is missing.
@@ -110,6 +114,8 @@ pub enum FeatureError {
     BoolSyntax(String),
     /// Name or UID is zero.
     Reserved,
+    /// The nickname has so many bytes; gossip about such a peer would be refused.
+    LongNickname(usize),
 }
 
 impl fmt::Display for FeatureError {
@@ -128,6 +134,9 @@ impl fmt::Display for FeatureError {
             }
             FeatureError::BoolSyntax(text) => {
                 write!(f, "strconv.ParseBool: parsing {text:?}: invalid syntax")
+            }
+            FeatureError::LongNickname(len) => {
+                write!(f, "nickname of {len} bytes, at most {MAX_NICKNAME} allowed")
             }
             FeatureError::Reserved => f.write_str("remote has no name or no UID"),
         }

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use weave_types::{Instant, Now, PeerName};
 
 /// The services that gossip over the mesh (spec mesh 7.9). What arrives on a channel that is not listed is passed on
@@ -74,6 +75,8 @@ pub(crate) struct Queue {
     channels: BTreeMap<Arc<str>, Slots<Waiting>>,
     /// The channel that was served last: they take turns.
     last: Option<Arc<str>>,
+    /// What all messages of [`Waiting::Each`] together count.
+    held: usize,
 }
 
 #[derive(Debug)]
@@ -111,13 +114,20 @@ impl Names {
 pub(crate) enum Waiting {
     /// Of a channel that is served here, and can be merged.
     Merged(Vec<u8>),
-    /// Of a channel that is not.
-    Each(VecDeque<Vec<u8>>),
+    /// Of a channel that is not, and what they count together.
+    Each(VecDeque<Vec<u8>>, usize),
 }
 
-/// Bytes of messages that one connection and channel may hold up for others; the oldest are dropped. Whoever misses
-/// them gets them with the next complete state.
+/// Bytes of messages that one connection, channel and source may hold up for others; the oldest are dropped. Whoever
+/// misses them gets them with the next complete state.
 const MAX_SURROGATE_BYTES: usize = 1 << 20;
+/// The same of all channels and sources; what comes beyond it is dropped.
+const MAX_HELD_BYTES: usize = 8 << 20;
+
+/// What a message counts: short ones take memory, too.
+fn weight(message: &[u8]) -> usize {
+    message.len() + 64
+}
 
 /// How a message travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,16 +204,21 @@ impl Queue {
 
     /// Queues a message of a channel that is not.
     pub(crate) fn push_surrogate(&mut self, route: Route, channel: &Arc<str>, payload: &[u8]) {
-        let slots = self.channels.entry(channel.clone()).or_default();
-        if !matches!(slots.entry(route), Some(Waiting::Each(_))) {
-            slots.insert(route, Waiting::Each(VecDeque::new()));
+        if self.held > MAX_HELD_BYTES {
+            return;
         }
-        if let Some(Waiting::Each(list)) = slots.entry(route) {
+        let slots = self.channels.entry(channel.clone()).or_default();
+        if !matches!(slots.entry(route), Some(Waiting::Each(..))) {
+            slots.insert(route, Waiting::Each(VecDeque::new(), 0));
+        }
+        if let Some(Waiting::Each(list, total)) = slots.entry(route) {
+            let before = *total;
             list.push_back(payload.to_vec());
-            let mut total: usize = list.iter().map(Vec::len).sum();
-            while total > MAX_SURROGATE_BYTES && list.len() > 1 {
-                total -= list.pop_front().map_or(0, |m| m.len());
+            *total += weight(payload);
+            while *total > MAX_SURROGATE_BYTES && list.len() > 1 {
+                *total -= list.pop_front().map_or(0, |m| weight(&m));
             }
+            self.held = self.held - before + *total;
         }
     }
 
@@ -229,10 +244,11 @@ impl Queue {
         let (route, waiting) = slots.take()?;
         let payload = match waiting {
             Waiting::Merged(payload) => payload,
-            Waiting::Each(mut list) => {
+            Waiting::Each(mut list, total) => {
                 let first = list.pop_front().unwrap_or_default();
+                self.held -= weight(&first);
                 if !list.is_empty() {
-                    slots.insert(route, Waiting::Each(list));
+                    slots.insert(route, Waiting::Each(list, total - weight(&first)));
                 }
                 first
             }
@@ -248,20 +264,15 @@ impl Queue {
 /// Channels that somebody uses and nobody serves here (spec mesh 7.8): remembers what was passed on lately.
 #[derive(Debug, Default)]
 pub(crate) struct Surrogates {
-    channels: BTreeMap<Arc<str>, Recent>,
-}
-
-#[derive(Debug, Default)]
-struct Recent {
-    /// When each message came, oldest first.
-    seen: VecDeque<(Instant, u64, Vec<u8>)>,
-    bytes: usize,
+    /// When each message came, oldest first, and its hash: messages may be long.
+    channels: BTreeMap<Arc<str>, VecDeque<(Instant, [u8; 32])>>,
 }
 
 /// A made-up channel name must cost nothing.
 const MAX_SURROGATES: usize = 64;
-/// What is remembered per channel: bytes and messages.
-const MAX_RECENT_BYTES: usize = 4 << 20;
+/// Nobody names channels like that.
+const MAX_NAME: usize = 256;
+/// Messages remembered per channel.
 const MAX_RECENT: usize = 1024;
 
 impl Surrogates {
@@ -270,38 +281,82 @@ impl Surrogates {
         if let Some((name, _)) = self.channels.get_key_value(channel) {
             return Some((name.clone(), false));
         }
-        if self.channels.len() >= MAX_SURROGATES {
+        if self.channels.len() >= MAX_SURROGATES || channel.len() > MAX_NAME {
             return None;
         }
         let name: Arc<str> = channel.into();
-        self.channels.insert(name.clone(), Recent::default());
+        self.channels.insert(name.clone(), VecDeque::new());
         Some((name, true))
     }
 
-    /// Whether neighbour gossip is news, that is: not the same bytes as lately.
+    /// Whether neighbour gossip is news, that is: not the same bytes as lately. Whatever is said to be news goes round
+    /// until everybody has remembered it, so nothing is too long for that.
     pub(crate) fn is_news(&mut self, channel: &str, payload: &[u8], memory: Duration, now: Instant) -> bool {
-        let Some(recent) = self.channels.get_mut(channel) else { return false };
-        let hash = fnv1a(payload);
-        let known = recent
-            .seen
-            .iter()
-            .any(|(at, h, bytes)| now - *at <= memory && *h == hash && bytes.as_slice() == payload);
-        if known {
+        let Some(seen) = self.channels.get_mut(channel) else { return false };
+        while seen.front().is_some_and(|(at, _)| now - *at > memory) {
+            seen.pop_front();
+        }
+        let hash: [u8; 32] = Sha256::digest(payload).into();
+        if seen.iter().any(|(_, known)| *known == hash) {
             return false;
         }
-        recent.seen.push_back((now, hash, payload.to_vec()));
-        recent.bytes += payload.len();
-        while let Some((at, _, first)) = recent.seen.front() {
-            if now - *at <= memory && recent.bytes <= MAX_RECENT_BYTES && recent.seen.len() <= MAX_RECENT {
-                break;
-            }
-            recent.bytes -= first.len();
-            recent.seen.pop_front();
+        if seen.len() >= MAX_RECENT {
+            seen.pop_front();
         }
+        seen.push_back((now, hash));
         true
     }
 }
 
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(n: u64) -> Route {
+        Route::Broadcast(PeerName::from_number(n).unwrap())
+    }
+
+    #[test]
+    fn gossip_for_others_is_news_once() {
+        let mut surrogates = Surrogates::default();
+        let (memory, at) = (Duration::from_secs(30), |s| Instant::from_origin(Duration::from_secs(s)));
+        surrogates.open("x").unwrap();
+        // Longer than any bound on memory would like: it must not go round for ever.
+        let long = vec![7; 6 << 20];
+        assert!(surrogates.is_news("x", &long, memory, at(0)));
+        assert!(!surrogates.is_news("x", &long, memory, at(1)));
+        assert!(surrogates.is_news("x", b"other", memory, at(1)));
+        assert!(surrogates.is_news("x", &long, memory, at(31)), "again, after a while");
+        assert!(!surrogates.is_news("never opened", b"", memory, at(31)));
+    }
+
+    #[test]
+    fn made_up_channels_cost_nothing() {
+        let mut surrogates = Surrogates::default();
+        assert_eq!(surrogates.open(&"x".repeat(1 << 20)), None);
+        let opened = (0..1000).filter(|n| surrogates.open(&n.to_string()).is_some()).count();
+        assert_eq!(opened, MAX_SURROGATES);
+    }
+
+    #[test]
+    fn what_waits_for_others_is_bounded_over_all_sources() {
+        let channel: Arc<str> = "x".into();
+        let mut queue = Queue::default();
+        for n in 1..=1000 {
+            queue.push_surrogate(peer(n), &channel, &[0; 100_000]);
+        }
+        assert!(queue.held < MAX_HELD_BYTES + 200_000, "{}", queue.held);
+        let mut sent = 0;
+        while let Some(Item::Channel(_, _, payload)) = queue.pop() {
+            assert_eq!(payload.len(), 100_000);
+            sent += 1;
+        }
+        assert_eq!((sent, queue.held), (MAX_HELD_BYTES / 100_064 + 1, 0));
+        // Empty ones take memory, too.
+        for _ in 0..100_000 {
+            queue.push_surrogate(Route::Gossip, &channel, &[]);
+        }
+        assert!(queue.held <= MAX_SURROGATE_BYTES);
+        assert_eq!(std::iter::from_fn(|| queue.pop()).count(), MAX_SURROGATE_BYTES / 64);
+    }
 }

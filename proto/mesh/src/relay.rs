@@ -26,8 +26,12 @@ const WINDOW: usize = 64 << 10;
 const MAX_UNWRITTEN: usize = 16 << 20;
 /// Pause between two rounds of passing on what was news about peers.
 const RELAY_PAUSE: Duration = Duration::from_millis(100);
-/// A topology message is ended after so many connections in it, some 2 MB: frames have a limit.
-const MAX_LINKS: usize = 50_000;
+/// A topology message is ended after about so many bytes: frames have a limit. The last record may go beyond it, and
+/// addresses may be longer than reckoned; see the limits of [`decode_update`].
+const MAX_UPDATE: usize = 2 << 20;
+/// What a record and a connection take.
+const RECORD: usize = 40;
+const LINK: usize = 36;
 
 /// Why a unicast could not be sent. It may be lost without an error, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,13 +169,13 @@ impl Mesh {
     /// The records of these peers as they are, and those that are too many for one message.
     fn topology_update(&self, names: Names) -> (Option<Vec<u8>>, Option<Names>) {
         let mut records = Vec::new();
-        let mut links = 0;
+        let mut bytes = 0;
         let mut rest = BTreeSet::new();
         let mut take = |name, peer: &crate::peers::Peer| {
-            if links > MAX_LINKS {
+            if bytes > MAX_UPDATE {
                 rest.insert(name);
             } else {
-                links += peer.links.len() + 1;
+                bytes += RECORD + peer.nickname.len() + LINK * peer.links.len();
                 records.push(topology::record(name, peer));
             }
         };
@@ -416,7 +420,8 @@ impl Mesh {
         }
         let channel = &*envelope.channel;
         if channel == TOPOLOGY {
-            let text = format!("unexpected topology gossip unicast: {:?}", envelope.payload);
+            let some = &envelope.payload[..envelope.payload.len().min(64)];
+            let text = format!("unexpected topology gossip unicast: {some:?}");
             return Err(ConnectionError::Receiver(text));
         }
         if channels.names().contains(&channel) {

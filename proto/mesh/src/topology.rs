@@ -17,6 +17,8 @@ pub(crate) struct Topology {
     own: PeerName,
     peers: BTreeMap<PeerName, Peer>,
     short_ids: ShortIds,
+    /// Links in the records of the others.
+    links: usize,
     /// All versions that we use are below it; a restart begins there.
     ceiling: u64,
     /// Links or references have changed since the last garbage collection.
@@ -59,6 +61,8 @@ const VERSION_BLOCK: u64 = 1024;
 
 /// More peers than this are not taken in: memory must not depend on what a peer makes up. The short ids end at 4096.
 const MAX_PEERS: usize = 65_536;
+/// Nor more links in all, those of a full mesh of 2,000 peers. What is beyond is left out, as if it were not there.
+pub(crate) const MAX_LINKS: usize = 4 << 20;
 
 /// What is known of ourself at the start.
 pub(crate) struct OwnPeer {
@@ -79,7 +83,7 @@ impl Topology {
         let effects = Effects { short_id: Some(short_id), ..Effects::default() };
         let peers = BTreeMap::from([(name, peer)]);
         let mut topology =
-            Topology { own: name, peers, short_ids, ceiling: version, garbage: false, effects };
+            Topology { own: name, peers, short_ids, links: 0, ceiling: version, garbage: false, effects };
         topology.reserve(version);
         topology
     }
@@ -286,6 +290,8 @@ impl Topology {
         let mut links: Vec<Link> = connections.into_iter().map(link).collect();
         links.sort_by_key(|l| l.peer);
         links.dedup_by_key(|l| l.peer);
+        let before = self.peers.get(&name).map_or(0, |peer| peer.links.len());
+        links.truncate(MAX_LINKS - (self.links - before));
         links.shrink_to_fit();
         for to in links.iter().map(|l| l.peer) {
             if !self.peers.contains_key(&to) && self.peers.len() < MAX_PEERS {
@@ -294,6 +300,7 @@ impl Topology {
             }
         }
         if let Some(peer) = self.peers.get_mut(&name) {
+            self.links = self.links - before + links.len();
             peer.links = links;
         }
     }
@@ -333,6 +340,7 @@ impl Topology {
         let mut any = false;
         for (name, peer) in gone {
             any = true;
+            self.links -= peer.links.len();
             if let Some(id) = peer.short_id {
                 self.short_ids.release(id, name);
             }

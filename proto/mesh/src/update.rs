@@ -45,7 +45,8 @@ pub struct Update {
     /// Records in the sender's order.
     pub records: Vec<PeerRecord>,
     /// Records left out because they are not credible (spec mesh 15.6): names that are not six bytes or zero, short
-    /// ids above 4095, and peers with content but without UID.
+    /// ids above 4095, peers with content but without UID, and what is larger than any real record: passed on, it would
+    /// fill everybody's memory and no frame would hold it.
     pub dropped: usize,
 }
 
@@ -324,6 +325,9 @@ fn read_summary(reader: &mut Reader<'_, '_>, plan: &Plan) -> Result<Option<PeerR
             _ => has_short_id = reader.uint()? != 0,
         }
     }
+    if nickname.len() > MAX_NICKNAME {
+        return Ok(None);
+    }
     let short_id = match (has_short_id, ShortId::new(short_id)) {
         (false, _) => None,
         (true, Some(id)) => Some(id),
@@ -335,6 +339,12 @@ fn read_summary(reader: &mut Reader<'_, '_>, plan: &Plan) -> Result<Option<PeerR
 
 /// Bytes of the shortest connection with a name on the wire.
 const SHORTEST_CONNECTION: usize = 9;
+/// Longer nicknames are not credible: a host's name has at most 64 bytes.
+pub(crate) const MAX_NICKNAME: usize = 1024;
+/// Nor are longer addresses: IPv6 with scope and port has some 70 bytes.
+const MAX_ADDRESS: usize = 100;
+/// Nor are more connections: short ids end at 4096.
+const MAX_CONNECTIONS: usize = 16_384;
 
 /// `None` if one of them makes the record one to be dropped.
 fn read_connections(
@@ -342,8 +352,9 @@ fn read_connections(
     plan: &Plan,
 ) -> Result<Option<Vec<ConnectionRecord>>, UpdateError> {
     let count = reader.count()?;
-    let mut connections = Vec::with_capacity(count.min(reader.remaining() / SHORTEST_CONNECTION));
-    let mut credible = true;
+    let likely = count.min(reader.remaining() / SHORTEST_CONNECTION).min(MAX_CONNECTIONS);
+    let mut connections = Vec::with_capacity(likely);
+    let mut credible = count <= MAX_CONNECTIONS;
     for _ in 0..count {
         let mut name = None;
         let mut remote_tcp_addr = std::borrow::Cow::Borrowed("");
@@ -359,6 +370,7 @@ fn read_connections(
         }
         match name {
             None => credible = false,
+            Some(_) if remote_tcp_addr.len() > MAX_ADDRESS => credible = false,
             Some(name) if credible => connections.push(ConnectionRecord {
                 name,
                 remote_tcp_addr: remote_tcp_addr.into_owned(),

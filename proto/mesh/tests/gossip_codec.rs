@@ -156,6 +156,18 @@ fn records_that_are_not_credible_are_dropped() {
     let update = decode_update(&encode_update(&[nobody.clone()])).unwrap();
     assert_eq!((update.records, update.dropped), (vec![nobody], 0));
 
+    // What no real peer has, and would not fit a frame with what others make up.
+    let long_nickname = PeerRecord { nickname: "x".repeat(1025), ..peer(2) };
+    let mut long_address = peer(2);
+    long_address.connections[0].remote_tcp_addr = "1".repeat(101);
+    let mut many_connections = peer(2);
+    let one = many_connections.connections[0].clone();
+    many_connections.connections.resize(16_385, one);
+    for record in [long_nickname, long_address, many_connections] {
+        let update = decode_update(&encode_update(&[record, peer(3)])).unwrap();
+        assert_eq!((update.records, update.dropped), (vec![peer(3)], 1));
+    }
+
     // Short ids: 4095 fits, 4096 is dropped, 65536 does not fit Go's type.
     let with = |id: &str| {
         let mut body = hex::decode(format!("ff82010600000000000a0207010101{id}010100")).unwrap();

@@ -7,8 +7,13 @@ use super::parse::{Command, Node, Operand, Pipeline};
 use super::print;
 use super::value::Value;
 
-/// Most that a template may print: nested ranges multiply.
+/// Most that a template may print.
 const MAX_OUTPUT: usize = 64 << 20;
+/// What evaluating may cost in all: nested ranges multiply, and so do variables that hold one another. About the bytes
+/// of the values that are copied or made.
+const MAX_COST: usize = 512 << 20;
+/// What a node or an operand costs at least.
+const STEP: usize = 64;
 
 type Result<T> = std::result::Result<T, RenderError>;
 
@@ -17,7 +22,8 @@ fn fail<T>(what: impl Into<String>) -> Result<T> {
 }
 
 pub(super) fn render(nodes: &[Node], root: &Value) -> Result<String> {
-    let mut state = State { out: String::new(), variables: vec![(String::new(), root.clone())] };
+    let variables = vec![(String::new(), root.clone())];
+    let mut state = State { out: String::new(), variables, cost: 0 };
     state.list(nodes, root)?;
     Ok(state.out)
 }
@@ -25,11 +31,24 @@ pub(super) fn render(nodes: &[Node], root: &Value) -> Result<String> {
 struct State {
     out: String,
     variables: Vec<(String, Value)>,
+    /// Spent so far.
+    cost: usize,
 }
 
 impl State {
+    fn spend(&mut self, cost: usize) -> Result<()> {
+        self.cost = self.cost.saturating_add(cost);
+        if self.cost > MAX_COST { fail("too much work") } else { Ok(()) }
+    }
+
+    /// A value that was made or is about to be copied.
+    fn charge(&mut self, value: &Value) -> Result<()> {
+        self.spend(size(value))
+    }
+
     fn list(&mut self, nodes: &[Node], dot: &Value) -> Result<()> {
         for node in nodes {
+            self.spend(STEP)?;
             match node {
                 Node::Text(text) => self.out.push_str(text),
                 Node::Print(pipeline) => {
@@ -77,6 +96,10 @@ impl State {
             self.list(otherwise, dot)?;
         }
         for (key, value) in items {
+            self.spend(STEP)?;
+            if !pipeline.variables.is_empty() {
+                self.charge(&value)?;
+            }
             match pipeline.variables.as_slice() {
                 [] => {}
                 [one] => self.bind(one, value.clone(), pipeline.assigns),
@@ -102,6 +125,7 @@ impl State {
     fn pipeline(&mut self, pipeline: &Pipeline, dot: &Value) -> Result<Value> {
         let value = self.commands(pipeline, dot)?;
         if let Some(name) = pipeline.variables.first() {
+            self.charge(&value)?;
             self.bind(name, value.clone(), pipeline.assigns);
         }
         Ok(value)
@@ -136,15 +160,25 @@ impl State {
             args.push(self.operand(operand, dot)?);
         }
         args.extend(piped);
-        call(name, &args)
+        let value = call(name, &args)?;
+        self.charge(&value)?;
+        Ok(value)
     }
 
     fn operand(&mut self, operand: &Operand, dot: &Value) -> Result<Value> {
         match operand {
-            Operand::Dot(path) => walk(dot, path),
+            Operand::Dot(path) => {
+                let value = walk(dot, path)?;
+                self.charge(value)?;
+                Ok(value.clone())
+            }
             Operand::Variable(name, path) => {
                 let value = self.variables.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v);
-                walk(value.unwrap_or(&Value::Missing), path)
+                let value = walk(value.unwrap_or(&Value::Missing), path)?;
+                let cost = size(value).saturating_add(self.variables.len());
+                let value = value.clone();
+                self.spend(cost)?;
+                Ok(value)
             }
             Operand::Function(name) => call(name, &[]),
             Operand::Text(text) => Ok(Value::Text(text.clone())),
@@ -154,13 +188,25 @@ impl State {
             Operand::Nil => Ok(Value::Nil),
             Operand::Group(pipeline, path) => {
                 let value = self.pipeline(pipeline, dot)?;
-                walk(&value, path)
+                if path.is_empty() { Ok(value) } else { walk(&value, path).cloned() }
             }
         }
     }
 }
 
-fn walk(value: &Value, path: &[String]) -> Result<Value> {
+/// About the bytes that a copy takes.
+fn size(value: &Value) -> usize {
+    let inner = match value {
+        Value::Text(s) | Value::Time(s) => s.len(),
+        Value::List(items, _) => items.iter().map(size).sum(),
+        Value::Map(map) => map.iter().map(|(k, v)| k.len() + size(v)).sum(),
+        Value::Struct(_, fields) => fields.iter().map(|(_, v)| size(v)).sum(),
+        _ => 0,
+    };
+    STEP + inner
+}
+
+fn walk<'v>(value: &'v Value, path: &[String]) -> Result<&'v Value> {
     let mut value = value;
     for name in path {
         value = match value {
@@ -170,14 +216,14 @@ fn walk(value: &Value, path: &[String]) -> Result<Value> {
             },
             Value::Map(map) => match map.get(name) {
                 Some(v) => v,
-                None => return Ok(Value::Missing),
+                None => return Ok(&Value::Missing),
             },
-            Value::Nil | Value::Missing => return Ok(Value::Missing),
+            Value::Nil | Value::Missing => return Ok(&Value::Missing),
             Value::Absent => return fail(format!("nil pointer evaluating field {name}")),
             other => return fail(format!("can't evaluate field {name} in {}", print::value(other))),
         };
     }
-    Ok(value.clone())
+    Ok(value)
 }
 
 fn truth(value: &Value) -> bool {

@@ -4,7 +4,9 @@ use std::time::Duration;
 use weave_types::{Now, PeerUid, ShortId};
 
 use super::harness::Net;
-use super::support::peer;
+use super::support::{connection, peer, record};
+use crate::gossip::{Names, Route};
+use crate::update::PeerRecord;
 use crate::{Config, Secret, TargetState};
 
 fn plain(_: usize, _: &mut Config) {}
@@ -461,6 +463,26 @@ fn garbage_costs_its_connection_only() {
     }
     net.run_s(5);
     net.assert_converged();
+    assert_eq!(net.neighbours(0), [peer(2)]);
+}
+
+/// However much somebody makes up: what we pass on of it fits frames, so that no other connection suffers.
+#[test]
+fn a_topology_of_any_size_is_passed_on_in_pieces() {
+    let mut net = line(2, plain);
+    net.run_s(5);
+    let uid = net.hosts[0].mesh.peer(peer(2)).unwrap().uid;
+    net.with(0, |mesh, _, now| {
+        let fakes = (1000..13_000).map(peer);
+        let links = fakes.clone().chain([peer(1)]).map(|name| connection(name, true)).collect();
+        let mut records = vec![PeerRecord { uid, version: 1 << 20, ..record(peer(2), links) }];
+        records.extend(fakes.map(|n| PeerRecord { nickname: "x".repeat(1000), ..record(n, Vec::new()) }));
+        mesh.topology.merge(records, &mut super::support::rng(1));
+        mesh.push_topology(peer(2), Route::Gossip, Names::All, now);
+    });
+    net.run_s(20);
+    assert_eq!(net.logged(0, "shutting down"), 0, "{:#?}", net.hosts[0].events);
+    assert!(net.hosts[0].written > 12_000_000, "{}", net.hosts[0].written);
     assert_eq!(net.neighbours(0), [peer(2)]);
 }
 

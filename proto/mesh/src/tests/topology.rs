@@ -6,7 +6,7 @@ use weave_types::{PeerName, PeerUid, ShortId};
 
 use super::support::{array, connection, name, names, peer, record, rng, text, topology, vector};
 use crate::peers::{Address, Link};
-use crate::topology::{OwnPeer, Topology};
+use crate::topology::{MAX_LINKS, OwnPeer, Topology};
 use crate::update::{PeerRecord, decode_update};
 
 fn number(value: &Value) -> u64 {
@@ -248,4 +248,23 @@ proptest! {
             prop_assert_eq!(topology.short_ids().owner(id), Some(peer(own)));
         }
     }
+}
+
+#[test]
+fn links_are_bounded_in_number() {
+    let mut topology = topology(peer(1));
+    let links = |n: u64| (0..10_000).map(|i| connection(peer(1000 + n * 7 + i), true)).collect::<Vec<_>>();
+    let count = |topology: &Topology| topology.peers().map(|(_, p)| p.links.len()).sum::<usize>();
+    for n in 0..450 {
+        topology.merge(vec![record(peer(100 + n), links(n))], &mut rng(1));
+    }
+    assert_eq!(count(&topology), MAX_LINKS);
+    // What goes makes room.
+    topology.merge(vec![PeerRecord { version: 2, ..record(peer(100), Vec::new()) }], &mut rng(1));
+    topology.merge(vec![PeerRecord { version: 2, ..record(peer(549), links(549)) }], &mut rng(1));
+    assert_eq!(count(&topology), MAX_LINKS);
+    topology.collect(&mut rng(1));
+    assert_eq!(topology.peers().len(), 1);
+    topology.merge(vec![record(peer(100), links(1))], &mut rng(1));
+    assert_eq!(count(&topology), 10_000);
 }
