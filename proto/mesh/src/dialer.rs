@@ -93,6 +93,8 @@ pub(crate) struct Connected {
     pub(crate) peers: BTreeMap<PeerName, PeerUid>,
     /// How many more there may be; `None`: any number.
     pub(crate) room: Option<usize>,
+    /// There is no room, but one of them could be given up for a peer that is out of reach.
+    pub(crate) spare: bool,
     /// The limit, for the text.
     pub(crate) limit: usize,
 }
@@ -233,7 +235,7 @@ impl Dialer {
             }
             target.state != State::Suspended || direct.contains(place)
         });
-        self.begin(connected, &direct, rng, now)
+        self.begin(connected, &direct, topology, rng, now)
     }
 
     fn valid(&self, connected: &Connected, topology: &Topology) -> BTreeSet<Place> {
@@ -283,6 +285,7 @@ impl Dialer {
         &mut self,
         connected: &Connected,
         direct: &BTreeSet<Place>,
+        topology: &Topology,
         rng: &mut impl Rng,
         now: Instant,
     ) -> Vec<Attempt> {
@@ -299,12 +302,15 @@ impl Dialer {
         let mut attempts = Vec::new();
         for place in due {
             let Some(target) = self.targets.get_mut(&place) else { continue };
-            if room == Some(0) {
+            // With all connections taken, a direct peer may still be what joins two parts of the mesh.
+            let known = target.occupant.is_some_and(|(peer, _)| topology.peer(peer).is_some());
+            let may_join = connected.spare && direct.contains(&place) && !known;
+            if room == Some(0) && !may_join {
                 target.fail(format!("Connection limit reached ({})", connected.limit));
                 target.retry_later(rng, now);
                 continue;
             }
-            room = room.map(|r| r - 1);
+            room = room.map(|r| r.saturating_sub(1));
             attempts.push(match &place.host {
                 Host::Ip(ip) => Attempt::Dial { addr: place.at(*ip), place },
                 Host::Name(host) => {

@@ -225,7 +225,7 @@ impl Mesh {
         }
         let limit = self.config.connection_limit;
         if limit > 0 && replaced.is_none() && self.by_peer.len() >= limit {
-            return Err(ConnectionError::LimitReached(limit));
+            self.make_room(peer, limit, now)?;
         }
 
         // The new link takes the old one's place at once: nobody behind it becomes unreachable in between.
@@ -255,6 +255,20 @@ impl Mesh {
             self.dialer.connected(&place, conn);
         }
         self.targets_stale = true;
+        Ok(())
+    }
+
+    /// All connections are taken. For a peer that we could not reach otherwise, one is given up whose peer we can: a
+    /// limit must not keep parts of the mesh from each other for good.
+    fn make_room(&mut self, newcomer: PeerName, limit: usize, now: Now) -> Result<(), ConnectionError> {
+        let reached = self.topology.is_reachable(newcomer);
+        let weight = |name: &PeerName| (self.topology.peer(*name).map_or(0, |p| p.links.len()), *name);
+        // Its peer should have others to turn to.
+        let victim = self.topology.redundant_neighbours().into_iter().max_by_key(weight);
+        let victim = victim.filter(|_| !reached).and_then(|name| self.by_peer.get(&name).copied());
+        let error = ConnectionError::LimitReached(limit);
+        let Some(victim) = victim else { return Err(error) };
+        self.terminate(victim, error, now);
         Ok(())
     }
 

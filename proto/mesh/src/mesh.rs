@@ -466,8 +466,10 @@ impl Mesh {
     /// Our connections, as the dialer looks at them.
     fn connected(&self) -> Connected {
         let limit = self.config.connection_limit;
+        let room = (limit > 0).then(|| limit.saturating_sub(self.by_peer.len()));
         let mut connected = Connected {
-            room: (limit > 0).then(|| limit.saturating_sub(self.by_peer.len())),
+            room,
+            spare: room == Some(0) && !self.topology.redundant_neighbours().is_empty(),
             limit,
             ..Connected::default()
         };

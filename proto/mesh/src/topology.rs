@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use rand::Rng;
@@ -350,6 +350,37 @@ impl Topology {
             self.effects.changed = true;
             self.keep_short_id(rng);
         }
+    }
+
+    /// Whether links lead from us to the peer.
+    pub(crate) fn is_reachable(&self, peer: PeerName) -> bool {
+        self.reachable().contains(&peer)
+    }
+
+    /// Those neighbours of ours that we would still reach without the link to them, by way of another neighbour.
+    pub(crate) fn redundant_neighbours(&self) -> Vec<PeerName> {
+        // Two neighbours can do for each other if they are in the same component of the graph without ourself.
+        let neighbours: Vec<PeerName> = self.own_peer().links.iter().map(|l| l.peer).collect();
+        let mut component: HashMap<PeerName, usize> = HashMap::new();
+        let mut sizes = vec![0; neighbours.len()];
+        for (number, &start) in neighbours.iter().enumerate() {
+            if let Some(&seen) = component.get(&start) {
+                sizes[seen] += 1;
+                continue;
+            }
+            sizes[number] = 1;
+            component.insert(start, number);
+            let mut open = vec![start];
+            while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
+                for to in peer.links.iter().map(|l| l.peer).filter(|&to| to != self.own) {
+                    if self.peers.contains_key(&to) && !component.contains_key(&to) {
+                        component.insert(to, number);
+                        open.push(to);
+                    }
+                }
+            }
+        }
+        neighbours.into_iter().filter(|n| sizes[component[n]] > 1).collect()
     }
 
     fn reachable(&self) -> HashSet<PeerName> {

@@ -630,6 +630,29 @@ fn nobody_can_speak_for_another_neighbour() {
     assert_eq!(&*net.hosts[2].mesh.peer(peer(2)).unwrap().nickname, "changed");
 }
 
+#[test]
+fn a_limit_does_not_keep_parts_of_the_mesh_apart() {
+    // Two triangles in which everybody has all the connections there may be.
+    let mut net = Net::new(6, |_, config| config.connection_limit = 2);
+    for i in [1, 2, 4, 5] {
+        net.connect(i, &[&ip(i / 3 * 3)]);
+    }
+    net.run_s(10);
+    assert_eq!(net.hosts[0].mesh.peers().len(), 3);
+    net.connect(3, &[&ip(0)]);
+    net.run_s(10);
+    net.assert_converged();
+    for i in 0..6 {
+        assert!(net.neighbours(i).len() <= 2, "{i}");
+    }
+    // And then it is quiet: nobody gives up a connection for somebody who is there already.
+    net.run_s(600);
+    let given_up: Vec<usize> = (0..6).map(|i| net.logged(i, "connection deleted")).collect();
+    net.run_s(3600);
+    assert_eq!((0..6).map(|i| net.logged(i, "connection deleted")).collect::<Vec<_>>(), given_up);
+    net.assert_converged();
+}
+
 /// Hosts die, come back, and lose sight of each other, in any order. Afterwards all is as if nothing had been.
 #[test]
 fn chaos_passes() {

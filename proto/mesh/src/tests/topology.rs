@@ -268,3 +268,21 @@ fn links_are_bounded_in_number() {
     topology.merge(vec![record(peer(100), links(1))], &mut rng(1));
     assert_eq!(count(&topology), 10_000);
 }
+
+#[test]
+fn a_neighbour_is_redundant_if_another_leads_to_it() {
+    // 2 and 3 are joined by way of 5; 4 hangs on us alone, as do all if we are not looked at.
+    let mut topology = topology(peer(1));
+    for n in [2, 3, 4] {
+        let address = Address::from_text("10.0.0.1:1");
+        topology.connect(Link { peer: peer(n), address, outbound: true, established: true });
+    }
+    let lists = [(2, vec![1, 5]), (5, vec![2, 3]), (3, vec![1, 5]), (4, vec![1])];
+    let records =
+        lists.map(|(n, to)| record(peer(n), to.iter().map(|&m| connection(peer(m), true)).collect()));
+    topology.merge(records.into(), &mut rng(1));
+    assert_eq!(topology.redundant_neighbours(), [peer(2), peer(3)]);
+    topology.disconnect(peer(3));
+    assert_eq!(topology.redundant_neighbours(), []);
+    assert!(topology.is_reachable(peer(3)) && !topology.is_reachable(peer(9)));
+}
