@@ -33,6 +33,7 @@ mod run;
 mod state;
 mod wait;
 
+pub mod bench;
 pub mod capture;
 pub mod demo;
 pub mod init;

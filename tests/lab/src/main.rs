@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::os::unix::process::CommandExt;
+use weave_lab::bench::{self, BenchArgs};
 use weave_lab::init::{self, InitArgs};
 use weave_lab::probe::{self, Probe};
 use weave_lab::{Lab, LabState, Topology, demo, labs_up};
@@ -114,6 +115,8 @@ enum Command {
     },
     /// Removes what `demo` left up.
     DemoDown,
+    /// Measures: ratios against kernel VXLAN, launch time, memory, size. Nothing fails for being slow.
+    Bench(BenchArgs),
     /// (internal) Makes the namespaces of a host.
     #[command(hide = true)]
     Init(InitArgs),
@@ -199,6 +202,7 @@ fn manage(id: Option<String>, command: Command) -> Result<()> {
         }
         Command::Demo { check } => demo::demo(check)?,
         Command::DemoDown => demo::down()?,
+        Command::Bench(args) => bench::bench(&args)?,
         _ => unreachable!("handled without rights"),
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 mod frames;
 mod ping;
+mod rr;
 mod streams;
 mod stress;
 mod udp;
@@ -27,6 +28,10 @@ pub enum Probe {
     TcpSend(streams::SendArgs),
     /// Keeps one connection busy with numbered messages until the standard input closes.
     TcpChat(streams::ChatArgs),
+    /// TCP server that returns each byte at once.
+    RrServe(rr::ServeArgs),
+    /// One byte there and one back, as often as possible.
+    Rr(rr::SendArgs),
     /// UDP echo server, as a member of a multicast group if wished.
     UdpServe(udp::ServeArgs),
     /// Sends datagrams of given sizes and compares what comes back.
@@ -54,6 +59,8 @@ pub fn main(probe: &Probe) -> Result<()> {
         Probe::TcpServe(args) => streams::serve(args)?,
         Probe::TcpSend(args) => streams::send(args)?,
         Probe::TcpChat(args) => streams::chat(args)?,
+        Probe::RrServe(args) => rr::serve(args)?,
+        Probe::Rr(args) => rr::send(args)?,
         Probe::UdpServe(args) => udp::serve(args)?,
         Probe::UdpSend(args) => udp::send(args)?,
         Probe::UdpCast(args) => udp::cast(args)?,

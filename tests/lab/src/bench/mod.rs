@@ -1,0 +1,221 @@
+//! `lab bench`: what the network costs, as ratios against kernel VXLAN between the same kind of hosts in the same run.
+//!
+//! Rounds are interleaved (VXLAN, plain, encrypted, and again), each round gives one ratio, and the median of the ratios is what
+//! is shown: machines are shared and noisy, and absolute figures mean nothing elsewhere. Nothing fails for being slow.
+
+mod cleanup;
+mod figures;
+mod paths;
+mod peer;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use figures::{Bar, Figure, Report, Unit};
+use paths::{Kind, Path};
+
+/// Options of `lab bench`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Interleaved rounds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Length of each TCP stream; request/response runs for a third of it.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+    /// Measure only this; may be repeated.
+    #[arg(long, value_enum)]
+    only: Vec<What>,
+    /// Write all figures, with the value of each round, into this file as well.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// One TCP stream.
+    Stream,
+    /// One byte there and one back.
+    Rr,
+    /// From `weave launch` to ready.
+    Launch,
+    /// Resident memory with three peers after traffic.
+    Memory,
+    /// Share of a processor that a daemon without traffic takes.
+    Idle,
+    /// Size of the binary.
+    Size,
+}
+
+impl BenchArgs {
+    fn wants(&self, what: What) -> bool {
+        self.only.is_empty() || self.only.contains(&what)
+    }
+}
+
+/// Bars of design section 7.
+const STREAM_BARS: [(Kind, f64); 2] = [(Kind::Plain, 0.15), (Kind::Encrypted, 0.10)];
+const LAUNCH_BAR: f64 = 0.3;
+const MEMORY_BAR: f64 = 20e6;
+/// Peers beside the one whose memory is taken.
+const MEMORY_PEERS: usize = 3;
+const IDLE_TIME: Duration = Duration::from_secs(10);
+
+/// Runs the benchmark and prints its table.
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    let weave = peer::program()?;
+    cleanup::install()?;
+    let mut report = Report::new(&weave, args.runs, args.seconds);
+    report.print_head()?;
+
+    let (streams, round_trips) = (args.wants(What::Stream), args.wants(What::Rr));
+    let one_peer = args.wants(What::Memory) || args.wants(What::Idle);
+    if streams || round_trips {
+        ensure!(
+            std::process::Command::new("iperf3").arg("--version").output().is_ok(),
+            "iperf3 is missing: apt-get install iperf3"
+        );
+        say("hosts with kernel VXLAN, plain and encrypted sleeve");
+        let kinds = [Kind::Vxlan, Kind::Plain, Kind::Encrypted];
+        let paths = kinds.map(|kind| Path::start(kind, 2, &weave)).into_iter().collect::<Result<Vec<_>>>()?;
+        for offloads in [true, false] {
+            paths.iter().for_each(|path| path.wire_offloads(offloads));
+            let mut rounds = Vec::new();
+            for round in 1..=args.runs {
+                let wire = if offloads { "on" } else { "off" };
+                say(&format!("wire offloads {wire}, round {round} of {}", args.runs));
+                rounds.push(one_round(args, &paths)?);
+            }
+            // What is known is shown at once: a person who is tired of waiting has something.
+            if streams {
+                report.print(against_vxlan(&rounds, |m| m.stream, true, offloads))?;
+            }
+            if round_trips {
+                report.print(against_vxlan(&rounds, |m| m.round_trips, false, offloads))?;
+            }
+        }
+    }
+    if args.wants(What::Launch) {
+        say("launches");
+        let figure = Figure::new("launch to ready", Unit::Seconds, peer::launches(args.runs, &weave)?);
+        report.print(vec![figure.bar(Bar::AtMost(LAUNCH_BAR))])?;
+    }
+    if one_peer {
+        say(&format!("a peer with {MEMORY_PEERS} peers"));
+        let path = Path::start(Kind::Plain, MEMORY_PEERS + 1, &weave)?;
+        say("traffic to each of them");
+        for other in 0..MEMORY_PEERS {
+            path.stream_to(other, 1)?;
+        }
+        let pid = peer::daemon_pid(path.host())?;
+        if args.wants(What::Memory) {
+            let memory = peer::memory(path.host(), pid)?;
+            let bar = Bar::AtMost(MEMORY_BAR);
+            report.print(vec![
+                Figure::new("daemon's memory with 3 peers, VmRSS", Unit::Bytes, vec![memory.resident])
+                    .bar(bar),
+                Figure::new(
+                    "  of it its own and its part of what is shared, PSS",
+                    Unit::Bytes,
+                    vec![memory.share],
+                ),
+                Figure::new("  of it its own, not backed by files", Unit::Bytes, vec![memory.anonymous]),
+            ])?;
+        }
+        if args.wants(What::Idle) {
+            say(&format!("a daemon without traffic, {} s", IDLE_TIME.as_secs()));
+            let share = peer::processor_share(path.host(), pid, IDLE_TIME)?;
+            report.print(vec![Figure::new(
+                "idle daemon's share of a processor",
+                Unit::Share,
+                vec![share],
+            )])?;
+        }
+    }
+    if args.wants(What::Size) {
+        let sizes = peer::sizes(&weave)?;
+        report.print(
+            sizes
+                .into_iter()
+                .map(|(name, bytes)| Figure::new(&name, Unit::Bytes, vec![bytes as f64]))
+                .collect(),
+        )?;
+    }
+    if let Some(file) = &args.json {
+        std::fs::write(file, report.json()?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// One path in one round.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    /// Gbit/s.
+    stream: f64,
+    /// Per second.
+    round_trips: f64,
+}
+
+fn one_round(args: &BenchArgs, paths: &[Path]) -> Result<Vec<(Kind, Measured)>> {
+    let mut round = Vec::new();
+    for path in paths {
+        let mut measured = Measured::default();
+        if args.wants(What::Stream) {
+            measured.stream = path.stream_to(0, args.seconds)?;
+        }
+        if args.wants(What::Rr) {
+            measured.round_trips = path.round_trips(f64::from(args.seconds) / 3.0)?;
+        }
+        round.push((path.kind(), measured));
+    }
+    Ok(round)
+}
+
+/// One figure for VXLAN and one with a ratio for each other path.
+fn against_vxlan(
+    rounds: &[Vec<(Kind, Measured)>],
+    value: impl Fn(&Measured) -> f64,
+    stream: bool,
+    offloads: bool,
+) -> Vec<Figure> {
+    let (what, unit) = if stream { ("TCP stream", Unit::Gigabits) } else { ("TCP_RR", Unit::PerSecond) };
+    let wire = if offloads { "wire offloads on" } else { "wire offloads off" };
+    let of = |kind: Kind| -> Vec<f64> {
+        rounds.iter().flatten().filter(|(k, _)| *k == kind).map(|(_, m)| value(m)).collect()
+    };
+    let base = of(Kind::Vxlan);
+    [Kind::Vxlan, Kind::Plain, Kind::Encrypted]
+        .into_iter()
+        .map(|kind| {
+            let values = of(kind);
+            let ratios = values.iter().zip(&base).map(|(value, base)| value / base).collect();
+            let figure = Figure::new(&format!("{what}, {wire}, {kind}"), unit, values);
+            if kind == Kind::Vxlan {
+                return figure;
+            }
+            let bar = STREAM_BARS.iter().find(|(k, _)| stream && *k == kind);
+            let figure = figure.ratios(ratios);
+            match bar {
+                Some((_, bar)) => figure.bar(Bar::AtLeast(*bar)),
+                None => figure,
+            }
+        })
+        .collect()
+}
+
+/// Progress, for a person who waits.
+fn say(text: &str) {
+    eprintln!("  ... {text}");
+}
+
+/// The answer of a command in a host that has to succeed; its failure is an error, not a panic.
+fn succeed(outcome: crate::Outcome) -> Result<String> {
+    if !outcome.success() {
+        bail!("{outcome}");
+    }
+    Ok(outcome.stdout)
+}

@@ -1,0 +1,166 @@
+//! Hosts with one container each, joined in one way or another.
+
+use std::fmt;
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{peer, succeed};
+use crate::run::run;
+use crate::{Background, Container, Host, Lab, Topology, within};
+
+/// What containers get by default from weave; the reference gets the same.
+const MTU: u32 = 1376;
+const RR_PORT: &str = "7005";
+/// For links, connections and first answers.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the hosts are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A bridge and a static VXLAN device of the kernel.
+    Vxlan,
+    /// Weave without a password.
+    Plain,
+    /// Weave with one.
+    Encrypted,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kind::Vxlan => "kernel VXLAN",
+            Kind::Plain => "sleeve plain",
+            Kind::Encrypted => "sleeve encrypted",
+        })
+    }
+}
+
+/// A lab whose first container can reach those of all other hosts.
+pub(super) struct Path {
+    kind: Kind,
+    containers: Vec<Container>,
+    // In this order: what runs in the hosts ends before the hosts do.
+    _servers: Vec<Background>,
+    lab: Lab,
+}
+
+impl Path {
+    pub(super) fn start(kind: Kind, hosts: usize, weave: &FilePath) -> Result<Path> {
+        let lab = Lab::start("bench", &Topology::hosts(hosts)).context("no rights to make namespaces")?;
+        let containers: Vec<Container> = lab.hosts().iter().map(|host| host.container("c")).collect();
+        match kind {
+            Kind::Vxlan => vxlan(&lab, &containers),
+            Kind::Plain => mesh(&lab, &containers, &[], weave)?,
+            Kind::Encrypted => mesh(&lab, &containers, &["--password", "bench-of-sleeve"], weave)?,
+        }
+        let mut servers = Vec::new();
+        for (i, container) in containers.iter().enumerate().skip(1) {
+            containers[0].reaches(&address(i), PATIENCE);
+            let server = ["sh", "-c", "exec iperf3 -s >/dev/null"];
+            servers.push(Background::start(inside(container, &server), false)?);
+            servers.push(container.probe_background(&["rr-serve", "--port", RR_PORT]));
+            let listening = within("iperf3 to listen", PATIENCE, || {
+                container.command(&["ss", "-Hltn", "sport = :5201"]).stdout.contains(":5201")
+            });
+            listening.map_err(anyhow::Error::msg)?;
+        }
+        Ok(Path { kind, containers, _servers: servers, lab })
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The host of the sending container.
+    pub(super) fn host(&self) -> &Host {
+        &self.lab.hosts()[0]
+    }
+
+    /// Segmentation offloads of the wire, both ends of each link. Checksums stay offloaded, as real cards do them.
+    pub(super) fn wire_offloads(&self, on: bool) {
+        let value = if on { "on" } else { "off" };
+        let set = |host: &Host, device: &str| {
+            let features = ["tso", "gso", "gro", "tx-udp-segmentation"];
+            let mut args = vec!["ethtool", "-K", device];
+            args.extend(features.iter().flat_map(|feature| [*feature, value]));
+            host.command_ok(&args);
+        };
+        for host in self.lab.hosts() {
+            set(host, "eth0");
+            set(self.lab.wire(), host.name());
+        }
+    }
+
+    /// One TCP stream from the first container to the `n`th other: Gbit/s as received.
+    pub(super) fn stream_to(&self, n: usize, seconds: u32) -> Result<f64> {
+        let (to, time) = (address(n + 1), seconds.to_string());
+        let command = inside(&self.containers[0], &["iperf3", "-J", "-c", &to, "-t", &time]);
+        let outcome = run(command, None, Duration::from_secs(u64::from(seconds) + 30))?;
+        let report: Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
+        let speed = report["end"]["sum_received"]["bits_per_second"].as_f64().filter(|speed| *speed > 0.0);
+        if speed.is_none() {
+            super::cleanup::unless_interrupted();
+        }
+        Ok(speed.with_context(|| format!("{}: iperf3 gave no result\n{outcome}", self.kind))? / 1e9)
+    }
+
+    /// One byte there and one back: transactions per second.
+    pub(super) fn round_trips(&self, seconds: f64) -> Result<f64> {
+        let (to, seconds) = (address(1), seconds.to_string());
+        let result = self.containers[0].probe(&["rr", &to, "--port", RR_PORT, "--seconds", &seconds]);
+        let rate = result["per_second"].as_f64().filter(|rate| *rate > 0.0);
+        rate.with_context(|| format!("{}: no round trips: {result}", self.kind))
+    }
+}
+
+fn address(i: usize) -> String {
+    format!("10.2.1.{}", i + 1)
+}
+
+fn inside(container: &Container, argv: &[&str]) -> std::process::Command {
+    container.host().enter_net(Some(&format!("/run/netns/{}", container.name())), argv)
+}
+
+/// A bridge with a VXLAN device towards the one other host; containers keep their offloads, as weave leaves them.
+fn vxlan(lab: &Lab, containers: &[Container]) {
+    for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
+        let (other, pid) = (lab.hosts()[1 - i].ip(), container.pid());
+        host.sh(&format!(
+            "ip link add weave type bridge; ip link set weave up
+             ip link add vxlan mtu {MTU} type vxlan id 7 dev eth0 remote {other} dstport 6784
+             ip link set vxlan master weave up
+             ip link add v{pid} mtu {MTU} type veth peer name ethwe mtu {MTU} netns {pid}
+             ip link set v{pid} master weave up"
+        ));
+        let cidr = format!("{}/24", address(i));
+        container.command_ok(&["ip", "addr", "add", &cidr, "dev", "ethwe"]);
+        container.command_ok(&["ip", "link", "set", "ethwe", "up"]);
+    }
+}
+
+fn mesh(lab: &Lab, containers: &[Container], options: &[&str], weave: &FilePath) -> Result<()> {
+    for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
+        let mut args = vec!["launch"];
+        args.extend(options);
+        args.extend((i > 0).then_some("h1"));
+        succeed(peer::weave(host, weave, &args))?;
+        let cidr = format!("{}/24", address(i));
+        succeed(peer::weave(host, weave, &["attach", &cidr, &container.netns()]))?;
+        let mtu = container.mtu();
+        ensure!(mtu == u64::from(MTU), "containers have an MTU of {mtu}, the reference has {MTU}");
+    }
+    let all = lab.hosts().len() - 1;
+    for host in lab.hosts() {
+        let what = format!("{} to have {all} connections", host.name());
+        let connected = within(&what, PATIENCE, || {
+            let text = peer::weave(host, weave, &["status", "connections"]).stdout;
+            let up = text.lines().filter(|line| line.contains(" established ")).count();
+            if up == all { Ok(()) } else { Err(text) }
+        });
+        connected.map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}
