@@ -387,10 +387,10 @@ fn quiet(world: &mut World, plan: &Plan) {
     for ((id, host), before) in world.hosts().zip(wakes) {
         let own = host.node.as_ref().map_or(0, |n| n.connection_count() as u64);
         connections += own;
-        // Per connection: sleeve heartbeats each 10 s, TCP heartbeats each 30 s, sometimes tests; per peer: gossip, MAC
+        // Per connection: sleeve heartbeats each 2 s, MTU tests each 10 s, TCP heartbeats each 30 s; per peer: gossip, MAC
         // expiry, dials that are refused.
         let refused = if plan.is_limited() { 40 } else { 0 };
-        let bound = own * (6 + 2 + 4) + 10 + refused;
+        let bound = own * (30 + 6 + 2 + 4) + 10 + refused;
         let woken = host.wakes - before;
         assert!(
             woken <= bound,
