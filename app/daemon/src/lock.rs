@@ -151,7 +151,7 @@ mod tests {
                     holder(&path);
                 }
             });
-            let refused = (0..500).filter_map(|_| PidFile::take(&path).err()).last();
+            let refused = (0..500).find_map(|_| PidFile::take(&path).err());
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(refused.is_none(), "{refused:?}");
         });

@@ -75,7 +75,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
             .map(|m| Mac {
                 mac: m.mac.to_string(),
                 name: m.peer.to_string(),
-                nick_name: m.nickname.clone(),
+                nick_name: printable(&m.nickname),
                 last_seen: Timestamp::from_unix(m.last_seen),
             })
             .collect(),
@@ -87,7 +87,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
 fn peer(peer: &weave_mesh::PeerStatus) -> Peer {
     Peer {
         name: peer.label.name.to_string(),
-        nick_name: peer.label.nickname.to_string(),
+        nick_name: printable(&peer.label.nickname),
         uid: peer.uid.0,
         short_id: peer.short_id.map_or(0, |id| id.get()),
         version: peer.version,
@@ -96,8 +96,8 @@ fn peer(peer: &weave_mesh::PeerStatus) -> Peer {
             .iter()
             .map(|c| PeerConnection {
                 name: c.label.name.to_string(),
-                nick_name: c.label.nickname.to_string(),
-                address: c.address.clone(),
+                nick_name: printable(&c.label.nickname),
+                address: printable(&c.address),
                 outbound: c.outbound,
                 established: c.established,
             })
@@ -136,13 +136,19 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
         (true, true) => format!("{:<ENCRYPTION_WIDTH$} ", "encrypted"),
         (true, false) => format!("{:<ENCRYPTION_WIDTH$} ", "unencrypted"),
     };
+    let peer = printable(&peer.to_string());
     format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
+}
+
+/// What other peers say of themselves, fit for a terminal and for a line: no control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// An error of the mesh, with what it most probably means where 2.8.1's words do not say it.
 pub(crate) fn explained(text: &str) -> String {
     const UNREADABLE: &str = "Unable to decrypt TCP msg";
-    text.replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
+    printable(text).replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
 }
 
 /// Frames and datagrams that did not arrive, by reason, as far as there were any.
@@ -180,5 +186,31 @@ mod tests {
         ] {
             assert_eq!(info(overlay, encrypted, password, &peer), line);
         }
+    }
+
+    #[test]
+    fn nicknames_cannot_draw_on_the_terminal() {
+        let name = "8a:3e:3e:3e:3e:02".parse().expect("a name");
+        let label = PeerLabel { name, nickname: "\x1b]0;x\x07\nh\u{9b}2J".into() };
+        assert_eq!(info(None, false, false, &label), "none   8a:3e:3e:3e:3e:02( ]0;x  h 2J)");
+        let status = weave_mesh::PeerStatus {
+            label: label.clone(),
+            uid: weave_types::PeerUid(1),
+            short_id: None,
+            version: 1,
+            connections: vec![weave_mesh::LinkStatus {
+                label,
+                address: "\x1b[1m:1".to_owned(),
+                outbound: true,
+                established: true,
+            }],
+        };
+        let peer = peer(&status);
+        assert_eq!(peer.nick_name, " ]0;x  h 2J");
+        assert_eq!(
+            (&*peer.connections[0].nick_name, &*peer.connections[0].address),
+            (" ]0;x  h 2J", " [1m:1")
+        );
+        assert_eq!(explained("refused by \x1b[5m"), "refused by  [5m");
     }
 }
