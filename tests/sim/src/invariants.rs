@@ -124,6 +124,7 @@ pub fn eventually(world: &mut World, plan: &Plan) {
     check_macs(world);
     quiet(world, plan);
     long_frames_arrive(world);
+    the_dead_are_forgotten(world, plan);
 }
 
 /// Waits until all peers agree and stay so.
@@ -261,6 +262,30 @@ fn check_tables(world: &World) {
             }
         }
         assert_eq!(reached.len(), graph.len(), "broadcast of {from} does not reach everybody");
+    }
+}
+
+/// A peer that does not come back is forgotten, with its MACs. It is the last one: the others are connected without it.
+fn the_dead_are_forgotten(world: &mut World, plan: &Plan) {
+    let dead = HostId(plan.hosts - 1);
+    let name = Host::name(dead);
+    world.lose_power(dead);
+    let remembers = |world: &World| {
+        let knows = |host: &Host| {
+            host.tables().is_some_and(|tables| {
+                tables.forwarding.routes.knows(name)
+                    || tables.neighbours().iter().any(|n| n.session.remote() == name)
+            })
+        };
+        world.hosts().find(|(_, host)| knows(host)).map(|(id, _)| *id)
+    };
+    let forgotten = world.run_until(TIME_OUTS * 2, |world| remembers(world).is_none());
+    assert!(forgotten, "{:?} does not forget {dead:?}, which is dead", remembers(world));
+    world.run_for(Duration::from_secs(2));
+    for (id, host) in world.hosts() {
+        let Some(node) = host.node.as_ref() else { continue };
+        let macs = node.status(world.now()).macs;
+        assert!(macs.iter().all(|m| m.peer != name), "{id:?} still has MACs of {dead:?}, which is dead");
     }
 }
 
