@@ -61,7 +61,7 @@ fn before_launch() {
             _ => h1.probe_background(&["udp-serve", "--port", "6783"]),
         };
         refused(h1, &["launch", "--no-restart"], &["6783"]);
-        holder.kill();
+        holder.finish().unwrap();
     }
 
     // Without rights.
