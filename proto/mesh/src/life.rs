@@ -1,6 +1,7 @@
 //! The life of a connection, in the order of spec mesh 4.8.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use weave_types::{ConnectionId, Now, PeerName};
 
@@ -17,6 +18,8 @@ use crate::peers::{Link, PeerLabel};
 
 /// The overlay that peers mean who name none.
 const LEGACY_OVERLAY: &str = "sleeve";
+/// A good neighbour gives way to a stranger at most so often, whoever knocks.
+const ROOM_INTERVAL: Duration = Duration::from_secs(10);
 /// Extension: the peer compares digests of the topology (module `digest`).
 pub(crate) const DIGEST_FEATURE: &str = "TopologyDigest";
 
@@ -267,7 +270,9 @@ impl Mesh {
         let victim = self.topology.redundant_neighbours().into_iter().max_by_key(weight);
         let victim = victim.filter(|_| !reached).and_then(|name| self.by_peer.get(&name).copied());
         let error = ConnectionError::LimitReached(limit);
-        let Some(victim) = victim else { return Err(error) };
+        let rested = self.made_room.is_none_or(|at| now.mono - at >= ROOM_INTERVAL);
+        let Some(victim) = victim.filter(|_| rested) else { return Err(error) };
+        self.made_room = Some(now.mono);
         self.terminate(victim, error, now);
         Ok(())
     }

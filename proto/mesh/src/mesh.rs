@@ -48,6 +48,8 @@ pub struct Mesh {
     /// Something that targets depend on has changed.
     pub(crate) targets_stale: bool,
     pub(crate) terminations: u64,
+    /// When a neighbour last gave way to a newcomer, the connection limit being reached.
+    pub(crate) made_room: Option<Instant>,
     bucket: Bucket,
     last_connection: u64,
     outputs: VecDeque<Output>,
@@ -121,6 +123,7 @@ impl Mesh {
             targets_stale: false,
             terminations: 0,
             bucket: Bucket::new(now.mono),
+            made_room: None,
             last_connection: 0,
             outputs: VecDeque::new(),
             peers_changed: false,
