@@ -11,7 +11,17 @@ use crate::run::Background;
 #[derive(Debug)]
 pub struct Capture {
     probe: Background,
-    file: PathBuf,
+    file: Temporary,
+}
+
+/// A file that is gone with the value.
+#[derive(Debug)]
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// What a capture saw.
@@ -31,7 +41,7 @@ impl Capture {
         let command = host.enter_net(net.as_deref(), &probe_argv(&["capture", device, &path]));
         let probe = Background::start(command, true)
             .unwrap_or_else(|e| panic!("capture on {device} of {}: {e:#}", host.name()));
-        Capture { probe, file }
+        Capture { probe, file: Temporary(file) }
     }
 
     /// Ends it and gives what it saw.
@@ -39,10 +49,9 @@ impl Capture {
     pub fn finish(self) -> Captured {
         let Capture { probe, file } = self;
         let outcome = probe.finish();
-        let bytes = std::fs::read(&file);
-        let _ = std::fs::remove_file(&file);
+        let bytes = std::fs::read(&file.0);
         outcome.unwrap_or_else(|e| panic!("{e:#}"));
-        Captured { bytes: bytes.unwrap_or_else(|e| panic!("{}: {e}", file.display())) }
+        Captured { bytes: bytes.unwrap_or_else(|e| panic!("{}: {e}", file.0.display())) }
     }
 }
 
