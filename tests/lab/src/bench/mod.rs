@@ -215,6 +215,7 @@ fn say(text: &str) {
 /// The answer of a command in a host that has to succeed; its failure is an error, not a panic.
 fn succeed(outcome: crate::Outcome) -> Result<String> {
     if !outcome.success() {
+        cleanup::unless_interrupted();
         bail!("{outcome}");
     }
     Ok(outcome.stdout)

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{peer, succeed};
+use super::{cleanup, peer, succeed};
 use crate::run::run;
-use crate::{Background, Container, Host, Lab, Topology, within};
+use crate::{Background, Container, Host, Lab, within};
 
 /// What containers get by default from weave; the reference gets the same.
 const MTU: u32 = 1376;
@@ -49,7 +49,7 @@ pub(super) struct Path {
 
 impl Path {
     pub(super) fn start(kind: Kind, hosts: usize, weave: &FilePath) -> Result<Path> {
-        let lab = Lab::start("bench", &Topology::hosts(hosts)).context("no rights to make namespaces")?;
+        let lab = cleanup::lab(hosts)?;
         let containers: Vec<Container> = lab.hosts().iter().map(|host| host.container("c")).collect();
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
@@ -102,7 +102,7 @@ impl Path {
         let report: Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
         let speed = report["end"]["sum_received"]["bits_per_second"].as_f64().filter(|speed| *speed > 0.0);
         if speed.is_none() {
-            super::cleanup::unless_interrupted();
+            cleanup::unless_interrupted();
         }
         Ok(speed.with_context(|| format!("{}: iperf3 gave no result\n{outcome}", self.kind))? / 1e9)
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::succeed;
+use super::{cleanup, succeed};
 use crate::lab::lab_binary;
-use crate::{Host, Lab, Outcome, Topology};
+use crate::{Host, Outcome};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,7 @@ pub(super) fn weave(host: &Host, program: &Path, args: &[&str]) -> Outcome {
 
 /// Seconds from fork to the end of `weave launch`, on a host that knows nothing of weave each time.
 pub(super) fn launches(runs: u32, program: &Path) -> Result<Vec<f64>> {
-    let lab = Lab::start("bench", &Topology::hosts(1)).context("no rights to make namespaces")?;
+    let lab = cleanup::lab(1)?;
     let host = lab.host("h1");
     let name = program.to_string_lossy();
     let mut times = Vec::new();
