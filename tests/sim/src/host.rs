@@ -174,6 +174,13 @@ impl Host {
         self.death = None;
     }
 
+    /// A new disk. The peer is down.
+    pub(crate) fn lose_disk(&mut self) {
+        self.disk = Disk { short_id: self.options.short_id, ..Disk::default() };
+        self.promised = self.disk.clone();
+        self.highest_version = 0;
+    }
+
     /// The peer is to die at its so many-th output from now, before it is carried out.
     pub(crate) fn die_after(&mut self, outputs: u16, how: Death) {
         if self.node.is_some() {

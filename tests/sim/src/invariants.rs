@@ -7,7 +7,7 @@ use weave_mesh::PeerStatus;
 use weave_types::PeerName;
 
 use crate::frames;
-use crate::host::Host;
+use crate::host::{Host, own_record};
 use crate::net::{Faults, HostId};
 use crate::scenario::Plan;
 use crate::world::World;
@@ -124,6 +124,9 @@ pub fn eventually(world: &mut World, plan: &Plan) {
     check_macs(world);
     quiet(world, plan);
     long_frames_arrive(world);
+    if plan.is_complete() && !plan.firewalls {
+        those_who_dial_are_connected(world);
+    }
     the_dead_are_forgotten(world, plan);
 }
 
@@ -219,7 +222,10 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
 
 /// The tables that the data paths of a settled mesh use: short ids are unique, unicast routes are the shortest, and a
 /// broadcast reaches everybody once.
-fn check_tables(world: &World) {
+///
+/// # Panics
+/// If they are not so.
+pub fn check_tables(world: &World) {
     let now = world.now();
     let ids: BTreeMap<PeerName, HostId> = world.hosts().map(|(id, _)| (Host::name(*id), *id)).collect();
     let any = world.hosts().next().and_then(|(_, host)| host.node.as_ref());
@@ -263,6 +269,39 @@ fn check_tables(world: &World) {
         }
         assert_eq!(reached.len(), graph.len(), "broadcast of {from} does not reach everybody");
     }
+}
+
+/// Of two connections that are made at the same time both ends keep the same one, and do not need another attempt. Nor does
+/// a peer that comes back while others believe that they are still connected to it.
+fn those_who_dial_are_connected(world: &mut World) {
+    /// No target is tried again earlier.
+    const FIRST_PAUSE: Duration = Duration::from_secs(1);
+    let pair = [HostId(0), HostId(1)];
+    let connected = |world: &World| {
+        pair.iter().all(|id| {
+            let node = world.host(*id).node.as_ref().expect("it was started");
+            let own = own_record(node, world.now());
+            own.connections
+                .iter()
+                .any(|c| c.established && pair.iter().any(|p| Host::name(*p) == c.label.name))
+        })
+    };
+    pair.iter().for_each(|id| world.crash(*id));
+    world.run_for(Duration::from_secs(5));
+    world.start(pair[0], &[pair[1]]);
+    world.start(pair[1], &[pair[0]]);
+    assert!(
+        world.run_until(FIRST_PAUSE, connected),
+        "two that dial each other at the same time are not connected"
+    );
+
+    world.run_for(Duration::from_secs(5));
+    world.lose_power(pair[0]);
+    world.run_for(Duration::from_secs(2));
+    world.start(pair[0], &[pair[1]]);
+    assert!(world.run_until(FIRST_PAUSE, connected), "a peer that comes back is not connected");
+    world.run_for(TIME_OUTS);
+    assert!(connected(world), "a peer that has come back is not connected any more");
 }
 
 /// A peer that does not come back is forgotten, with its MACs. It is the last one: the others are connected without it.

@@ -9,8 +9,6 @@ pub enum Sabotage {
     LoseTables,
     /// The tables that are published are the last but one.
     LateTables,
-    /// Connections are not closed.
-    KeepClosed,
     /// One in fifty writes is lost.
     LoseWrites,
     /// One in fifty writes is done twice.
@@ -33,12 +31,11 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// Every one.
-    pub const ALL: [Sabotage; 14] = [
+    pub const ALL: [Sabotage; 13] = [
         Sabotage::LosePersist,
         Sabotage::LatePersist,
         Sabotage::LoseTables,
         Sabotage::LateTables,
-        Sabotage::KeepClosed,
         Sabotage::LoseWrites,
         Sabotage::RepeatWrites,
         Sabotage::SilentWritten,

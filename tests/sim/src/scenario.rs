@@ -29,6 +29,8 @@ pub enum Transition {
     Crash(HostId),
     /// A peer is killed between two of its outputs, after so many more.
     CrashAfter(HostId, u16),
+    /// A peer is killed, and its disk is lost: a new installation under the old name.
+    LoseDisk(HostId),
     /// A host loses its power.
     PowerLoss(HostId),
     /// A host loses its power between two outputs of its peer.
@@ -131,7 +133,8 @@ pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
                 25..28 => Transition::Wait(rng.random_range(30_000..90_000)),
                 28..37 => Transition::Cut(a, b),
                 37..46 => Transition::Heal(a, b),
-                46..49 => Transition::Crash(a),
+                46..48 => Transition::Crash(a),
+                48..49 => Transition::LoseDisk(a),
                 49..54 => Transition::CrashAfter(a, rng.random_range(0..40)),
                 54..55 => Transition::PowerLoss(a),
                 55..57 => Transition::PowerLossAfter(a, rng.random_range(0..40)),
@@ -188,6 +191,10 @@ fn apply(world: &mut World, transition: Transition) {
         Transition::Heal(a, b) => world.net.set_cut(a, b, false),
         Transition::Crash(a) => world.crash(a),
         Transition::CrashAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::Killed),
+        Transition::LoseDisk(a) => {
+            world.crash(a);
+            world.host_mut(a).lose_disk();
+        }
         Transition::PowerLoss(a) => world.lose_power(a),
         Transition::PowerLossAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::PowerLost),
         Transition::Start(a) => {

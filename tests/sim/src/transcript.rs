@@ -1,1 +1,261 @@
-//! x
+//! Scenarios in a small language, written down with what they show.
+//!
+//! One command a line; hosts are letters, in the order in which they were added. Lines that begin with `>` are what the
+//! command before them shows; `#` begins a comment.
+//!
+//! ```text
+//! peers 3                       three hosts; options: password=P limit=N no-discovery told=line|first
+//! connect b a                   `weave connect` on b (also: forget b a)
+//! partition a b | c             cuts every link between the groups; heal
+//! block a b                     a cannot begin anything with b
+//! crash b                       also: power-loss b, start b
+//! wait 30                       seconds
+//! stabilize                     until nobody has learnt anything for five seconds
+//! show peers                    also: connections, routes, trees, targets
+//! ping a c                      a frame from a container to another: who gets it (also: broadcast a)
+//! note b                        then, later: compare b
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use weave_mesh::{PeerStatus, TargetState};
+use weave_types::PeerName;
+
+use crate::frames;
+use crate::host::{Host, HostOptions, own_record};
+use crate::net::{Faults, HostId};
+use crate::world::World;
+
+/// Longest wait of `stabilize`.
+const PATIENCE: Duration = Duration::from_secs(600);
+const CALM: Duration = Duration::from_secs(5);
+
+/// Runs a transcript; gives it back with what the commands show now.
+///
+/// # Panics
+/// If a command makes no sense.
+pub fn run(text: &str) -> String {
+    let mut session = Session { world: World::new(1, Faults::default()), noted: BTreeMap::new() };
+    let mut out = String::new();
+    for line in text.lines().filter(|line| !line.starts_with('>')) {
+        let _ = writeln!(out, "{line}");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.first().is_some_and(|word| !word.starts_with('#')) {
+            for shown in session.execute(&words) {
+                let _ = writeln!(out, "{}", format!("> {shown}").trim_end());
+            }
+        }
+    }
+    out
+}
+
+struct Session {
+    world: World,
+    noted: BTreeMap<HostId, PeerStatus>,
+}
+
+impl Session {
+    fn execute(&mut self, words: &[&str]) -> Vec<String> {
+        let world = &mut self.world;
+        match *words {
+            ["peers", count, ref options @ ..] => self.add(number(count), options),
+            ["connect", at, to] => world.with_node(host(at), |node, now| {
+                node.connect(&[host(to).ip().to_string()], false, now);
+            }),
+            ["forget", at, what] => {
+                world.with_node(host(at), |node, now| node.forget(&[host(what).ip().to_string()], now));
+            }
+            ["partition", ref groups @ ..] => self.partition(groups),
+            ["heal"] => world.net.heal_all(),
+            ["block", from, to] => world.net.block(host(from), host(to)),
+            ["crash", at] => world.crash(host(at)),
+            ["power-loss", at] => world.lose_power(host(at)),
+            ["start", at] => world.start(host(at), &[]),
+            ["wait", seconds] => world.run_for(Duration::from_secs(number(seconds).into())),
+            ["stabilize"] => self.stabilize(),
+            ["show", what] => return self.show(what),
+            ["ping", from, to] => {
+                let sent = world.send_unicast(host(from), host(to));
+                return vec![self.deliveries(sent)];
+            }
+            ["broadcast", from] => {
+                let sent = world.send_broadcast(host(from));
+                return vec![self.deliveries(sent)];
+            }
+            ["note", at] => {
+                self.noted.insert(host(at), self.record(host(at)));
+            }
+            ["compare", at] => return vec![self.compare(host(at))],
+            _ => panic!("no such command: {}", words.join(" ")),
+        }
+        Vec::new()
+    }
+
+    fn add(&mut self, count: u16, words: &[&str]) {
+        let mut options = HostOptions::default();
+        let mut told = None;
+        for word in words {
+            match word.split_once('=') {
+                Some(("password", password)) => options.password = Some(password.to_owned()),
+                Some(("limit", limit)) => options.connection_limit = number(limit).into(),
+                Some(("told", whom)) => told = Some(whom),
+                None if *word == "no-discovery" => options.discovery = false,
+                _ => panic!("no such option: {word}"),
+            }
+        }
+        let first = self.world.hosts().count() as u16;
+        for n in first..first + count {
+            let target = match told {
+                None => None,
+                Some("line") => n.checked_sub(1),
+                Some("first") => (n > 0).then_some(0),
+                Some(other) => panic!("told={other}"),
+            };
+            let targets: Vec<HostId> = target.map(HostId).into_iter().collect();
+            self.world.add(HostId(n), options.clone(), &targets);
+        }
+    }
+
+    fn partition(&mut self, words: &[&str]) {
+        let groups: Vec<Vec<HostId>> = words
+            .split(|word| *word == "|")
+            .map(|group| group.iter().map(|name| host(name)).collect())
+            .collect();
+        for (n, group) in groups.iter().enumerate() {
+            for a in group {
+                for b in groups[n + 1..].iter().flatten() {
+                    self.world.net.set_cut(*a, *b, true);
+                }
+            }
+        }
+    }
+
+    fn stabilize(&mut self) {
+        let digests = |world: &World| -> Vec<_> {
+            world.hosts().map(|(_, h)| h.node.as_ref().map(weave_node::Node::topology_digest)).collect()
+        };
+        let end = self.world.now().mono + PATIENCE;
+        loop {
+            let before = digests(&self.world);
+            let mut calm = true;
+            for _ in 0..CALM.as_secs() {
+                self.world.run_for(Duration::from_secs(1));
+                calm &= digests(&self.world) == before;
+            }
+            if calm {
+                return;
+            }
+            assert!(self.world.now().mono < end, "not stable after {PATIENCE:?}");
+        }
+    }
+
+    fn record(&self, id: HostId) -> PeerStatus {
+        own_record(self.world.host(id).node.as_ref().expect("it is up"), self.world.now())
+    }
+
+    fn compare(&self, id: HostId) -> String {
+        let (before, after) = (&self.noted[&id], self.record(id));
+        let word = |same| if same { "the same" } else { "another" };
+        let age = if after.version > before.version { "higher" } else { "no higher" };
+        let incarnation = word(before.uid == after.uid);
+        format!(
+            "{}: {incarnation} incarnation, {} short id, {age} version",
+            letter(id),
+            word(before.short_id == after.short_id)
+        )
+    }
+
+    fn deliveries(&mut self, sent: Option<u64>) -> String {
+        self.world.run_for(Duration::from_millis(500));
+        let ids: Vec<HostId> = self.world.hosts().map(|(id, _)| *id).collect();
+        let mut got = Vec::new();
+        for id in ids {
+            for frame in std::mem::take(&mut self.world.host_mut(id).delivered) {
+                if frames::read(&frame).map(|stamp| stamp.number) == sent {
+                    got.push(letter(id));
+                }
+            }
+        }
+        if got.is_empty() { "nobody".to_owned() } else { got.join(" ") }
+    }
+
+    fn show(&self, what: &str) -> Vec<String> {
+        let names: BTreeMap<PeerName, String> =
+            self.world.hosts().map(|(id, _)| (Host::name(*id), letter(*id))).collect();
+        let list = |mut names: Vec<String>| {
+            names.sort();
+            names.join(" ")
+        };
+        let mut lines = Vec::new();
+        for (id, host) in self.world.hosts() {
+            let name = letter(*id);
+            let (Some(node), Some(tables)) = (&host.node, host.tables()) else {
+                lines.push(format!("{name}: down"));
+                continue;
+            };
+            let mesh = node.status(self.world.now()).mesh;
+            let routes = &tables.forwarding.routes;
+            let text = match what {
+                "peers" => list(mesh.peers.iter().map(|p| names[&p.label.name].clone()).collect()),
+                "connections" => {
+                    let own = mesh.peers.iter().find(|p| p.label.name == Host::name(*id));
+                    let links = own.into_iter().flat_map(|own| &own.connections).map(|c| {
+                        let state = if c.established { "" } else { "?" };
+                        format!("{}{state}", names[&c.label.name])
+                    });
+                    list(links.collect())
+                }
+                "connection-count" => {
+                    let own = mesh.peers.iter().find(|p| p.label.name == Host::name(*id));
+                    own.map_or(0, |own| own.connections.len()).to_string()
+                }
+                "routes" => {
+                    let ways = names.iter().filter_map(|(to, text)| Some((text, routes.unicast(*to)?)));
+                    list(ways.map(|(to, via)| format!("{to}-via-{}", names[&via])).collect())
+                }
+                "trees" => {
+                    let trees = names.iter().map(|(from, text)| (text, routes.broadcast(*from)));
+                    let trees = trees.filter(|(_, next)| !next.is_empty());
+                    let hops = |next: &[PeerName]| list(next.iter().map(|n| names[n].clone()).collect());
+                    list(trees.map(|(from, next)| format!("{from}->({})", hops(next))).collect())
+                }
+                "targets" => {
+                    let targets = mesh.targets.iter().map(|target| {
+                        let state = match target.state {
+                            TargetState::Waiting => "waiting",
+                            TargetState::Attempting => "attempting",
+                            TargetState::Connected => "connected",
+                            TargetState::Suspended => "suspended",
+                        };
+                        let error =
+                            target.last_error.as_deref().filter(|_| target.state == TargetState::Waiting);
+                        format!("{} {state} {}", target.address, error.unwrap_or_default())
+                            .trim_end()
+                            .to_owned()
+                    });
+                    targets.collect::<Vec<_>>().join("; ")
+                }
+                _ => panic!("nothing to show: {what}"),
+            };
+            lines.push(format!("{name}: {text}"));
+        }
+        lines
+    }
+}
+
+fn letter(id: HostId) -> String {
+    char::from(b'a' + id.0 as u8).to_string()
+}
+
+fn host(name: &str) -> HostId {
+    match name.as_bytes() {
+        [letter @ b'a'..=b'z'] => HostId(u16::from(letter - b'a')),
+        _ => panic!("no host: {name}"),
+    }
+}
+
+fn number(text: &str) -> u16 {
+    text.parse().unwrap_or_else(|_| panic!("no number: {text}"))
+}

@@ -390,7 +390,6 @@ impl World {
                     bytes.extend_from_within(..);
                     Some(Sent::Node(Output::Write { conn, bytes }))
                 }
-                Some(Sent::Node(Output::Close { .. })) if host.fumbles(Sabotage::KeepClosed, 1) => continue,
                 output => output,
             };
             let end = |conn: ConnectionId| End { host: id, incarnation, conn };
