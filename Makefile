@@ -41,7 +41,7 @@ sim: ## seeded simulation, SIM_SECONDS per suite
 
 lab-test: packages ## real binaries on hosts made of namespaces (needs root)
 	$(CARGO) build --locked -p weave-cli -p weave-lab
-	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 4
 
 docs: ## API documentation; broken links are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items

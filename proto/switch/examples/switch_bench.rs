@@ -1,4 +1,4 @@
-//! What a frame costs: `cargo run --release -p weave-switch --example bench`.
+//! What a frame costs: `cargo run --release -p weave-switch --example switch_bench`.
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a bench measures real time")]
 
 use std::hint::black_box;

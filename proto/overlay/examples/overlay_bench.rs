@@ -1,4 +1,4 @@
-//! Nanoseconds per packet of sealing, opening and the whole data path. `cargo run --release -p weave-overlay --example bench`
+//! Nanoseconds per packet of sealing, opening and the whole data path. `cargo run --release -p weave-overlay --example overlay_bench`
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
