@@ -115,5 +115,6 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 fn remove_devices(bridge: &str) -> Vec<String> {
     let names = weave_host::Names { bridge: bridge.to_owned(), ..weave_host::Names::default() };
     let (_removed, errors) = weave_host::remove_all(&names);
-    errors.iter().map(ToString::to_string).collect()
+    let rule = weave_host::remove_forwarding(bridge).err();
+    errors.iter().map(ToString::to_string).chain(rule.map(|e| e.to_string())).collect()
 }

@@ -23,6 +23,11 @@ pub(crate) fn ensure(config: &Config, name: PeerName) -> Result<u32, Error> {
     match weave_host::ensure_uplink(&names) {
         Ok(uplink) => {
             tracing::info!("bridge {} with MTU {}, uplink {}", names.bridge, bridge.mtu, names.device);
+            if let Err(e) = weave_host::ensure_forwarding(&names.bridge) {
+                tracing::warn!(
+                    "containers of this host may not reach each other, the firewall is as it was: {e}"
+                );
+            }
             Ok(uplink.mtu)
         }
         Err(cause) if bridge.created => match remove(&names.bridge) {

@@ -30,6 +30,7 @@ mod bridge;
 mod datapath;
 mod error;
 mod ethtool;
+mod forwarding;
 pub mod identity;
 mod links;
 mod multicast_rules;
@@ -52,6 +53,7 @@ pub use bridge::{
 };
 pub use error::Error;
 pub use ethtool::{disable_tx_checksum, tx_checksum};
+pub use forwarding::{ensure_forwarding, remove_forwarding};
 pub use links::Link;
 pub use multicast_rules::{Firewall, FirewallError, Rule};
 pub use netlink::Netlink;

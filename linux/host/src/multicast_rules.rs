@@ -88,6 +88,11 @@ impl Firewall {
         all
     }
 
+    /// Whether this is `nft`, with a syntax of its own.
+    pub(crate) fn speaks_nft(&self) -> bool {
+        self.dialect == Dialect::Nft
+    }
+
     fn among(candidates: &[(&str, Dialect)]) -> Vec<Firewall> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders: Vec<PathBuf> = std::env::split_paths(&path)
@@ -175,7 +180,7 @@ impl Firewall {
         self.run_once(&["--version"]).map_or_else(|_| self.program.display().to_string(), |(_, text)| text)
     }
 
-    fn run(&self, arguments: &[&str]) -> Result<String, FirewallError> {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String, FirewallError> {
         let wait: &[&str] = if self.dialect == Dialect::Iptables { &["-w", LOCK_SECONDS] } else { &[] };
         let arguments = [wait, arguments].concat();
         for attempt in 1.. {
