@@ -13,13 +13,13 @@
 //! ```
 //!
 //! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the host's own devices (spec data-plane 1);
-//! * [`attach`], [`detach`]: a container's interface (spec containers D.2, D.3);
+//! * [`attach()`], [`detach()`]: a container's interface (spec containers D.2, D.3);
 //! * [`Ports`]: which addresses containers have (spec containers D.4);
 //! * [`NetNs`], [`Netlink`]: namespaces, and the verbs on links, addresses and routes in one of them;
 //! * [`identity`]: the peer name a host has without being told (spec mesh 2.2).
 //!
-//! What it does not do: decide when to do any of this, know what a container is (`weave-runtime`), or touch the host's
-//! own firewall.
+//! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`). Of the host's own
+//! firewall it only touches one rule ([`ensure_forwarding`]).
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod addrs;
