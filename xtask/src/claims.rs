@@ -75,7 +75,18 @@ fn named_in_tests(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
 
 fn run_tests(root: &Path) -> Result<BTreeSet<String>> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "-p", "weave-lab", "-p", "weave-sim", "--no-fail-fast", "--", "--nocapture", "--test-threads", "4"])
+        .args([
+            "test",
+            "-p",
+            "weave-lab",
+            "-p",
+            "weave-sim",
+            "--no-fail-fast",
+            "--",
+            "--nocapture",
+            "--test-threads",
+            "4",
+        ])
         .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()
