@@ -1,0 +1,131 @@
+//! Peers that come and go, and our own leave (spec ipam 8.13, 8.14).
+
+use std::collections::BTreeMap;
+
+use weave_types::{Now, PeerName};
+
+use super::{Allocator, Stale};
+use crate::mutation::Mutation;
+use crate::output::{Cancelled, HandOver, RemoveError, RequestError};
+use crate::ring::TAKEOVER_STEP;
+
+impl Allocator {
+    /// Which peers can be reached, directly or not; with their nicknames. Ourself may be among them. To be called whenever
+    /// that changes.
+    pub fn topology_changed(&mut self, reachable: &BTreeMap<PeerName, String>, now: Now) {
+        let mut found = false;
+        for (&name, nickname) in reachable {
+            if self.reachable.get(&name) != Some(nickname) {
+                found |= !self.reachable.contains_key(&name);
+                self.reachable.insert(name, nickname.clone());
+                self.lost_sight.remove(&name);
+                if name != self.me() && !nickname.is_empty() {
+                    self.nicknames.insert(name, nickname.clone());
+                }
+            }
+        }
+        if self.reachable.len() != reachable.len() {
+            let lost: Vec<PeerName> =
+                self.reachable.keys().copied().filter(|name| !reachable.contains_key(name)).collect();
+            for name in lost {
+                self.reachable.remove(&name);
+                self.lost_sight.insert(name, now.mono);
+                self.asks.lost(name);
+                found = true;
+            }
+        }
+        if found {
+            self.retry(now);
+        }
+        self.finish(now);
+    }
+
+    /// The mesh has forgotten a peer.
+    pub fn peer_gone(&mut self, peer: PeerName, now: Now) {
+        if !self.ring.owners().contains(&peer) {
+            self.nicknames.remove(&peer);
+            self.lost_sight.remove(&peer);
+        }
+        // What it disputed stays in doubt: it may be using it.
+        if self.conflicts.get(&peer).is_some_and(|doubt| doubt.ranges.is_empty()) {
+            self.conflicts.remove(&peer);
+        }
+        self.finish(now);
+    }
+
+    /// Takes over what a peer owns that is gone for good, by name or nickname. Returns by how many our free addresses have
+    /// become more; 0 if there is no such peer. `force`: even if it can be reached.
+    ///
+    /// # Errors
+    /// It can be reached.
+    pub fn remove_peer(&mut self, peer: &str, force: bool, now: Now) -> Result<u32, RemoveError> {
+        let Some(peer) = self.resolve(peer) else { return Ok(0) };
+        let owns = self.ring.entries().iter().any(|entry| entry.peer == peer);
+        if peer == self.me() || !owns || self.leaving {
+            return Ok(0);
+        }
+        if self.reachable.contains_key(&peer) && !force {
+            return Err(RemoveError::Reachable { peer, nickname: self.nickname(peer) });
+        }
+        let before = self.space.free().count();
+        let step = if self.mutant(Mutation::TakeoverByOne) { 1 } else { TAKEOVER_STEP };
+        self.ring.transfer(peer, self.me(), step);
+        self.conflicts.remove(&peer);
+        self.ring_updated(false, now);
+        let gained = self.space.free().count().saturating_sub(before);
+        self.broadcast(now);
+        self.finish(now);
+        Ok(gained)
+    }
+
+    fn resolve(&self, text: &str) -> Option<PeerName> {
+        let mut others = self.nicknames.iter().filter(|(name, _)| **name != self.me());
+        let by_nickname = others.find(|(_, nickname)| *nickname == text);
+        by_nickname.map(|(&name, _)| name).or_else(|| text.parse().ok())
+    }
+
+    /// We leave for good (`weave reset`): hands our ranges over and cancels all requests, later ones too. Whatever still
+    /// arrives for us is handed on.
+    pub fn shut_down(&mut self, now: Now) -> HandOver {
+        self.leaving = true;
+        for (request, _) in std::mem::take(&mut self.primes) {
+            self.done(request, Err(RequestError::Cancelled(Cancelled::Prime)));
+        }
+        self.cancel_claims(|_| true);
+        self.cancel_allocations(|_| true);
+        self.waiting = None;
+        let hand_over = self.bequeath(now);
+        self.finish(now);
+        hand_over
+    }
+
+    /// Gives to another peer what is ours, when we are leaving.
+    pub(super) fn hand_on(&mut self, now: Now) {
+        if self.leaving {
+            self.bequeath(now);
+        }
+    }
+
+    fn bequeath(&mut self, now: Now) -> HandOver {
+        let addresses = self.ring.ranges_owned_by(self.me()).into_iter().map(|range| range.size()).sum();
+        if addresses == 0 {
+            return HandOver::Nothing;
+        }
+        let Some(heir) = self.heir() else { return HandOver::Nobody { addresses } };
+        self.ring.transfer(self.me(), heir, TAKEOVER_STEP);
+        self.space.clear();
+        self.stale = Stale::Nothing;
+        self.ring_unsaved = true;
+        self.broadcast(now);
+        HandOver::To { peer: heir, nickname: self.nickname(heir), addresses }
+    }
+
+    /// Who is there to take over what is ours: rather one that owns something already. 2.8.1 also names one that it cannot
+    /// reach; nobody would hear of it.
+    fn heir(&self) -> Option<PeerName> {
+        let me = self.me();
+        let there = |name: &PeerName| *name != me && self.reachable.contains_key(name);
+        let owners = self.ring.entries().iter().map(|entry| entry.peer);
+        owners.chain(self.reachable.keys().copied()).find(there)
+    }
+}

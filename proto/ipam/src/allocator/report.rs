@@ -1,0 +1,194 @@
+//! What people and metrics are shown (spec ipam 12).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weave_types::{Now, PeerName};
+
+use super::Allocator;
+use super::claim::Claim;
+use crate::address::{AddrRange, Subnet, ipv4};
+use crate::gossip_error::Named;
+use crate::output::QuorumSource;
+use crate::status::{
+    ConflictStatus, ElectionStatus, EntryStatus, OwnerStatus, Pending, PendingStatus, State, Status, Why,
+};
+
+impl Allocator {
+    /// Everything that people and metrics are shown.
+    pub fn status(&self, now: Now) -> Status {
+        let conflicts = self.conflicts.iter().map(|(&peer, doubt)| ConflictStatus {
+            peer: self.named(peer),
+            conflict: doubt.conflict.clone(),
+            since: now.mono - doubt.since,
+            doubtful: doubt.ranges.clone(),
+        });
+        Status {
+            state: self.progress(),
+            range: self.config.range,
+            default_subnet: self.config.default_subnet,
+            active: self.space.used().count(),
+            free: self.space.free().count(),
+            election: self.election_status(now),
+            seeds: self.ring.seeds().iter().map(|&name| self.named(name)).collect(),
+            entries: self.entries(),
+            owners: self.owners(now),
+            pending: self.pending(now),
+            conflicts: conflicts.collect(),
+            shutting_down: self.leaving,
+        }
+    }
+
+    fn progress(&self) -> State {
+        if self.ring.is_empty() {
+            return match (self.waiting, &self.paxos) {
+                (None, _) => State::Idle,
+                (Some(_), Some(_)) => State::Electing,
+                (Some(_), None) => State::Priming,
+            };
+        }
+        if !self.ring.entries().iter().any(|entry| self.is_reachable(entry.peer)) {
+            State::AllUnreachable
+        } else if self.allocations.is_empty() {
+            State::Ready
+        } else {
+            State::WaitingForSpace
+        }
+    }
+
+    fn election_status(&self, now: Now) -> Option<ElectionStatus> {
+        let waited = now.mono - self.waiting.filter(|_| self.ring.is_empty())?;
+        let mut electors: Vec<PeerName> =
+            self.paxos.iter().flat_map(|paxos| paxos.knowledge().keys().map(|node| node.name)).collect();
+        electors.dedup();
+        let named = |names: &mut dyn Iterator<Item = PeerName>| -> Vec<Named> {
+            names.map(|name| self.named(name)).collect()
+        };
+        let present = named(&mut electors.iter().copied().filter(|&name| self.is_reachable(name)));
+        let absent = named(&mut electors.iter().copied().filter(|&name| !self.is_reachable(name)));
+        let others = self.reachable.keys().copied().filter(|name| *name != self.me());
+        let silent = named(&mut others.filter(|name| !electors.contains(name)));
+        let quorum = self.paxos.as_ref().map_or(0, |paxos| paxos.quorum());
+        let present_count = u32::try_from(present.len()).unwrap_or(u32::MAX);
+        Some(ElectionStatus {
+            elector: self.paxos.is_some(),
+            quorum,
+            known: self.paxos.as_ref().map_or(0, |paxos| paxos.knowledge().len() as u32),
+            missing: quorum.saturating_sub(present_count),
+            present,
+            absent,
+            silent,
+            source: if self.paxos.is_some() { self.source() } else { QuorumSource::Observer },
+            waited,
+        })
+    }
+
+    fn entries(&self) -> Vec<EntryStatus> {
+        let mut entries = Vec::new();
+        for (index, entry) in self.ring.entries().iter().enumerate() {
+            for range in self.ring.ranges_of(index) {
+                entries.push(EntryStatus {
+                    range,
+                    peer: entry.peer,
+                    nickname: self.nickname(entry.peer),
+                    known: self.is_reachable(entry.peer),
+                    version: entry.version,
+                    free: entry.free,
+                });
+            }
+        }
+        entries.sort_by_key(|entry| entry.range);
+        entries
+    }
+
+    fn owners(&self, now: Now) -> Vec<OwnerStatus> {
+        let mut sums: BTreeMap<PeerName, (u32, u32)> = BTreeMap::new();
+        for (index, entry) in self.ring.entries().iter().enumerate() {
+            let sum = sums.entry(entry.peer).or_default();
+            sum.0 = sum.0.saturating_add(self.ring.size_of(index));
+            sum.1 = sum.1.saturating_add(entry.free);
+        }
+        let mut owners: Vec<OwnerStatus> = sums
+            .into_iter()
+            .map(|(peer, (addresses, free))| OwnerStatus {
+                peer,
+                nickname: self.nickname(peer),
+                addresses,
+                free,
+                ours: peer == self.me(),
+                known: self.is_reachable(peer),
+                unreachable_for: self.unreachable_for(peer, now),
+            })
+            .collect();
+        owners.sort_by_key(|owner| !owner.ours);
+        owners
+    }
+
+    fn unreachable_for(&self, peer: PeerName, now: Now) -> Option<Duration> {
+        self.lost_sight.get(&peer).map(|&since| now.mono - since)
+    }
+
+    fn pending(&self, now: Now) -> Vec<PendingStatus> {
+        let primes = self.primes.iter().map(|&(request, since)| PendingStatus {
+            request: Some(request),
+            what: Pending::Prime,
+            waited: now.mono - since,
+            why: Why::NoRing,
+        });
+        let claims = self.claims.iter().map(|claim| PendingStatus {
+            request: claim.request,
+            what: Pending::Claim { container: claim.container.clone(), cidr: claim.cidr },
+            waited: now.mono - claim.since,
+            why: self.why_claim(claim, now),
+        });
+        // There may be thousands that wait for the same.
+        let mut reasons: BTreeMap<Subnet, Why> = BTreeMap::new();
+        let mut pending: Vec<PendingStatus> = primes.chain(claims).collect();
+        for allocation in &self.allocations {
+            let subnet = allocation.subnet;
+            let why = reasons.entry(subnet).or_insert_with(|| self.why_allocation(subnet, now)).clone();
+            pending.push(PendingStatus {
+                request: Some(allocation.request),
+                what: Pending::Allocate { container: allocation.container.clone(), subnet },
+                waited: now.mono - allocation.since,
+                why,
+            });
+        }
+        pending
+    }
+
+    fn why_claim(&self, claim: &Claim, now: Now) -> Why {
+        let owner = ipv4(claim.cidr).and_then(|addr| self.ring.owner_of(addr));
+        match owner {
+            None => Why::NoRing,
+            Some(owner) if owner == self.me() => Why::Doubtful,
+            Some(owner) => Why::Owner {
+                peer: self.named(owner),
+                reachable: self.is_reachable(owner),
+                unreachable_for: self.unreachable_for(owner, now),
+            },
+        }
+    }
+
+    fn why_allocation(&self, subnet: Subnet, now: Now) -> Why {
+        if self.ring.is_empty() {
+            return Why::NoRing;
+        }
+        let range: AddrRange = subnet.range();
+        let refused = self.asks.denied(range);
+        let (mut asked, mut unreachable, mut denied) = (Vec::new(), Vec::new(), Vec::new());
+        for &peer in self.ring.candidates(range).keys() {
+            let named = self.named(peer);
+            if !self.is_reachable(peer) {
+                unreachable.push((named, self.unreachable_for(peer, now)));
+            } else if refused.contains(&peer) {
+                denied.push(named);
+            } else {
+                asked.push(named);
+            }
+        }
+        let free = self.space.free();
+        let doubtful = self.doubtful.within(subnet.hosts()).map(|part| free.count_in(part)).sum();
+        Why::Space { asked, unreachable, denied, doubtful }
+    }
+}

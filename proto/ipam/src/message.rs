@@ -1,0 +1,381 @@
+//! The bytes of gossip (spec ipam 4), and of what is stored. All are gob streams of one value.
+
+use std::collections::BTreeMap;
+
+use weave_gob::{Decoder, Encoder, FieldError, Limits, Struct, Type, Value};
+use weave_types::{Cidr, PeerName, PeerUid};
+
+use crate::address::{AddrRange, cidr, ipv4};
+use crate::gossip_error::Malformed;
+use crate::output::Container;
+use crate::owned::Record;
+use crate::paxos::{AcceptedValue, Claims, Election, Knowledge, NodeId, ProposalId};
+use crate::ring::{Entry, Ring};
+
+/// What a peer says about itself: with gossip, to all, or as the answer to one.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct StateMessage {
+    /// The sender's clock, seconds since the epoch. Peers before 1.5 look at it.
+    pub now: i64,
+    /// Nicknames that the sender knows.
+    pub nicknames: BTreeMap<PeerName, String>,
+    /// What it knows of the election, maybe nothing; absent if it has a ring or does not vote.
+    pub paxos: Option<Knowledge>,
+    /// Its ring; absent if that has no tokens.
+    pub ring: Option<Ring>,
+}
+
+/// A message to one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unicast {
+    /// Please give me some of these addresses.
+    Request(AddrRange),
+    /// What I know.
+    State(StateMessage),
+    /// There are none.
+    Denied(AddrRange),
+}
+
+const REQUEST: u8 = 0;
+const STATE: u8 = 1;
+const DENIED: u8 = 2;
+
+impl StateMessage {
+    /// Writes it.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut types = vec![("Now", Type::Int), ("Nicknames", Type::map(Type::Uint, Type::String))];
+        let nicknames = self.nicknames.iter().map(|(name, nick)| (peer(*name), Value::String(nick.clone())));
+        let mut fields = vec![("Now", Value::Int(self.now)), ("Nicknames", Value::Map(nicknames.collect()))];
+        if let Some(paxos) = &self.paxos {
+            types.push(("Paxos", Type::map(node_type(), claims_type())));
+            let pairs = paxos.iter().map(|(node, claims)| (node_value(node), claims_value(claims)));
+            fields.push(("Paxos", Value::Map(pairs.collect())));
+        }
+        if let Some(ring) = &self.ring {
+            types.push(("Ring", ring_type()));
+            fields.push(("Ring", ring_value(ring)));
+        }
+        write(&Type::structure("gossipState", types), Struct::new(fields))
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// The sender made it up.
+    pub fn decode(bytes: &[u8]) -> Result<StateMessage, Malformed> {
+        let value = read(bytes)?;
+        let state = value.as_struct()?;
+        state.require_any(&["Now", "Nicknames", "Paxos", "Ring"])?;
+        let mut nicknames = BTreeMap::new();
+        for (name, nick) in state.map("Nicknames")?.unwrap_or_default() {
+            nicknames.insert(peer_of(name)?, nick.as_str()?.to_owned());
+        }
+        let paxos = match state.map("Paxos")? {
+            None => None,
+            Some(pairs) => {
+                let mut knowledge = Knowledge::new();
+                for (node, claims) in pairs {
+                    knowledge.insert(node_of(node.as_struct()?)?, claims_of(claims.as_struct()?)?);
+                }
+                Some(knowledge)
+            }
+        };
+        let ring = state.nested("Ring")?.map(ring_of).transpose()?;
+        Ok(StateMessage { now: state.int("Now")?, nicknames, paxos, ring })
+    }
+}
+
+impl Unicast {
+    /// Writes it.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, body) = match self {
+            Unicast::Request(range) => (REQUEST, encode_range(*range)),
+            Unicast::State(state) => (STATE, state.encode()),
+            Unicast::Denied(range) => (DENIED, encode_range(*range)),
+        };
+        let mut out = vec![kind];
+        out.extend(body);
+        out
+    }
+
+    /// Reads one; `None` if it is empty or of an unknown kind, which is to be ignored.
+    ///
+    /// # Errors
+    /// The sender made it up.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Unicast>, Malformed> {
+        Ok(match bytes.split_first() {
+            Some((&REQUEST, body)) => Some(Unicast::Request(decode_range(body)?)),
+            Some((&STATE, body)) => Some(Unicast::State(StateMessage::decode(body)?)),
+            Some((&DENIED, body)) => Some(Unicast::Denied(decode_range(body)?)),
+            _ => None,
+        })
+    }
+}
+
+impl Ring {
+    /// The stored form, which is also that of 2.8.1.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match ring_value(self) {
+            Value::Struct(fields) => write(&ring_type(), fields),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// It is damaged, or breaks the rules of rings.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Ring, Malformed> {
+        let ring = Ring::decode(bytes)?;
+        ring.check().map_err(Malformed::Ring)?;
+        Ok(ring)
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, Malformed> {
+        let value = read(bytes)?;
+        let ring = value.as_struct()?;
+        ring.require_any(&["Start", "End", "Peer", "Entries", "Seeds"])?;
+        ring_of(ring)
+    }
+}
+
+impl Election {
+    /// The stored form.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let ty = Type::structure("Election", [("Node", node_type()), ("Claims", claims_type())]);
+        write(&ty, Struct::new([("Node", node_value(&self.node)), ("Claims", claims_value(&self.claims))]))
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Election, Malformed> {
+        let value = read(bytes)?;
+        let election = value.as_struct()?;
+        election.require_any(&["Node", "Claims"])?;
+        Ok(Election {
+            node: nested(election, "Node", node_of)?,
+            claims: nested(election, "Claims", claims_of)?,
+        })
+    }
+}
+
+impl Record {
+    /// The stored form.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let element = Type::structure("CIDR", [("Addr", Type::Uint), ("PrefixLen", Type::Int)]);
+        let ty = Type::structure("Record", [("IsContainer", Type::Bool), ("Cidrs", Type::slice(element))]);
+        let cidrs = self.cidrs.iter().filter_map(|&cidr| {
+            let addr = Value::Uint(ipv4(cidr)?.into());
+            let len = Value::Int(cidr.prefix().into());
+            Some(Value::Struct(Struct::new([("Addr", addr), ("PrefixLen", len)])))
+        });
+        write(
+            &ty,
+            Struct::new([
+                ("IsContainer", Value::Bool(self.is_container)),
+                ("Cidrs", Value::List(cidrs.collect())),
+            ]),
+        )
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Record, Malformed> {
+        let value = read(bytes)?;
+        record_of(&value)
+    }
+}
+
+/// The whole of 2.8.1's records.
+pub(crate) fn decode_records(bytes: &[u8]) -> Result<BTreeMap<Container, Record>, Malformed> {
+    let value = read(bytes)?;
+    let pairs = value.as_map()?;
+    pairs.iter().map(|(id, record)| Ok((id.as_str()?.to_owned(), record_of(record)?))).collect()
+}
+
+/// The one value of a stream. What follows it is ignored, as Go does.
+pub(crate) fn read(bytes: &[u8]) -> Result<Value, Malformed> {
+    let limits = Limits::default();
+    // A value cannot take more than so much for each of its bytes; made-up ones could ask for the limit at no cost.
+    let max_memory = limits.max_memory.min(4096 + bytes.len().saturating_mul(256));
+    Decoder::with_limits(bytes, Limits { max_memory, ..limits }).next()?.ok_or(Malformed::Empty)
+}
+
+fn write(ty: &Type, fields: Struct) -> Vec<u8> {
+    let mut encoder = Encoder::new();
+    encoder.value(ty, &Value::Struct(fields));
+    encoder.finish()
+}
+
+// ---- pieces, each as type, value and back -----------------------------------------------------------------------
+
+fn encode_range(range: AddrRange) -> Vec<u8> {
+    let ty = Type::structure("Range", [("Start", Type::Uint), ("End", Type::Uint)]);
+    let fields = [("Start", uint(range.start())), ("End", uint(range.end()))];
+    write(&ty, Struct::new(fields))
+}
+
+fn decode_range(bytes: &[u8]) -> Result<AddrRange, Malformed> {
+    let value = read(bytes)?;
+    let range = value.as_struct()?;
+    range.require_any(&["Start", "End"])?;
+    Ok(AddrRange::new(range.uint("Start")?, range.uint("End")?))
+}
+
+fn uint(value: u32) -> Value {
+    Value::Uint(value.into())
+}
+
+fn peer(name: PeerName) -> Value {
+    Value::Uint(name.number())
+}
+
+fn name_of(number: u64) -> Result<PeerName, Malformed> {
+    PeerName::from_number(number).ok_or(Malformed::PeerName(number))
+}
+
+fn peer_of(value: &Value) -> Result<PeerName, Malformed> {
+    name_of(value.as_uint()?)
+}
+
+fn peers(names: &[PeerName]) -> Value {
+    Value::List(names.iter().map(|&name| peer(name)).collect())
+}
+
+fn peers_of(list: &[Value]) -> Result<Vec<PeerName>, Malformed> {
+    list.iter().map(peer_of).collect()
+}
+
+/// A struct field; its zero if absent.
+fn nested<T: Default>(
+    of: &Struct,
+    name: &str,
+    read: impl FnOnce(&Struct) -> Result<T, Malformed>,
+) -> Result<T, Malformed> {
+    Ok(of.nested(name)?.map(read).transpose()?.unwrap_or_default())
+}
+
+fn ring_type() -> Type {
+    let entry = Type::structure(
+        "entry",
+        [("Token", Type::Uint), ("Peer", Type::Uint), ("Version", Type::Uint), ("Free", Type::Uint)],
+    );
+    Type::structure(
+        "Ring",
+        [
+            ("Start", Type::Uint),
+            ("End", Type::Uint),
+            ("Peer", Type::Uint),
+            ("Entries", Type::slice(entry)),
+            ("Seeds", Type::slice(Type::Uint)),
+        ],
+    )
+}
+
+fn ring_value(ring: &Ring) -> Value {
+    let entries = ring.entries.iter().map(|e| {
+        Value::Struct(Struct::new([
+            ("Token", uint(e.token)),
+            ("Peer", peer(e.peer)),
+            ("Version", uint(e.version)),
+            ("Free", uint(e.free)),
+        ]))
+    });
+    Value::Struct(Struct::new([
+        ("Start", uint(ring.range.start())),
+        ("End", uint(ring.range.end())),
+        ("Peer", peer(ring.peer)),
+        ("Entries", Value::List(entries.collect())),
+        ("Seeds", peers(&ring.seeds)),
+    ]))
+}
+
+fn ring_of(ring: &Struct) -> Result<Ring, Malformed> {
+    let entries = ring.list("Entries")?.iter().map(|entry| {
+        let entry = entry.as_struct()?;
+        Ok(Entry {
+            token: entry.uint("Token")?,
+            peer: name_of(entry.uint("Peer")?)?,
+            version: entry.uint("Version")?,
+            free: entry.uint("Free")?,
+        })
+    });
+    Ok(Ring {
+        range: AddrRange::new(ring.uint("Start")?, ring.uint("End")?),
+        peer: name_of(ring.uint("Peer")?)?,
+        entries: entries.collect::<Result<_, Malformed>>()?,
+        seeds: peers_of(ring.list("Seeds")?)?,
+    })
+}
+
+fn node_type() -> Type {
+    Type::structure("NodeID", [("Name", Type::Uint), ("UID", Type::Uint)])
+}
+
+fn node_value(node: &NodeId) -> Value {
+    Value::Struct(Struct::new([("Name", peer(node.name)), ("UID", Value::Uint(node.uid.0))]))
+}
+
+fn node_of(node: &Struct) -> Result<NodeId, Malformed> {
+    Ok(NodeId { name: name_of(node.uint("Name")?)?, uid: PeerUid(node.uint("UID")?) })
+}
+
+fn proposal_type() -> Type {
+    Type::structure("ProposalID", [("Round", Type::Uint), ("Proposer", node_type())])
+}
+
+fn proposal_value(id: &ProposalId) -> Value {
+    Value::Struct(Struct::new([("Round", Value::Uint(id.round)), ("Proposer", node_value(&id.proposer))]))
+}
+
+fn proposal_of(id: &Struct) -> Result<ProposalId, Malformed> {
+    Ok(ProposalId { round: id.uint("Round")?, proposer: nested(id, "Proposer", node_of)? })
+}
+
+fn claims_type() -> Type {
+    let accepted =
+        Type::structure("AcceptedValue", [("Value", Type::slice(Type::Uint)), ("Origin", proposal_type())]);
+    Type::structure(
+        "NodeClaims",
+        [("Promise", proposal_type()), ("Accepted", proposal_type()), ("AcceptedVal", accepted)],
+    )
+}
+
+fn claims_value(claims: &Claims) -> Value {
+    let accepted = [("Value", peers(&claims.value.value)), ("Origin", proposal_value(&claims.value.origin))];
+    Value::Struct(Struct::new([
+        ("Promise", proposal_value(&claims.promise)),
+        ("Accepted", proposal_value(&claims.accepted)),
+        ("AcceptedVal", Value::Struct(Struct::new(accepted))),
+    ]))
+}
+
+fn claims_of(claims: &Struct) -> Result<Claims, Malformed> {
+    Ok(Claims {
+        promise: nested(claims, "Promise", proposal_of)?,
+        accepted: nested(claims, "Accepted", proposal_of)?,
+        value: nested(claims, "AcceptedVal", |accepted| {
+            Ok(AcceptedValue {
+                value: peers_of(accepted.list("Value")?)?,
+                origin: nested(accepted, "Origin", proposal_of)?,
+            })
+        })?,
+    })
+}
+
+fn record_of(value: &Value) -> Result<Record, Malformed> {
+    let record = value.as_struct()?;
+    let cidrs = record.list("Cidrs")?.iter().map(|element| -> Result<Cidr, Malformed> {
+        let element = element.as_struct()?;
+        let prefix: u8 = element.int("PrefixLen")?;
+        if prefix > 32 {
+            return Err(FieldError::OutOfRange { field: "PrefixLen".to_owned() }.into());
+        }
+        Ok(cidr(element.uint("Addr")?, prefix))
+    });
+    Ok(Record { is_container: record.bool("IsContainer")?, cidrs: cidrs.collect::<Result<_, _>>()? })
+}

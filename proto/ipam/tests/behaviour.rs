@@ -1,0 +1,510 @@
+//! Situations that need to be set up, and the planted bugs that only they show.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::net::Ipv4Addr;
+
+use support::peer::{Peer, Sent, subnet};
+use weave_ipam::message::{StateMessage, Unicast};
+use weave_ipam::{
+    AddrRange, Answer, Blame, Config, Entry, Event, Init, Loaded, Mutation, NO_ID, Pending, RequestError,
+    Ring, State, Why,
+};
+use weave_types::{PeerName, PeerUid};
+
+const NET: &str = "10.2.0.0/24";
+
+fn name(n: u64) -> PeerName {
+    PeerName::from_number(n).unwrap()
+}
+
+fn addr(last: u8) -> u32 {
+    Ipv4Addr::new(10, 2, 0, last).into()
+}
+
+fn config(n: u64, init: Init) -> Config {
+    Config { init, ..Config::new(name(n), PeerUid(n), format!("host{n}"), subnet(NET)) }
+}
+
+fn seeded(n: u64, of: u64, mutation: Option<Mutation>) -> Peer {
+    let mut config = config(n, Init::Seed((1..=of).map(name).collect()));
+    config.mutation = mutation;
+    let mut peer = Peer::new(config);
+    peer.reach(&(1..=of).map(name).collect::<Vec<_>>());
+    peer.take_sent();
+    peer
+}
+
+fn say(ring: Ring) -> Sent {
+    Sent::Broadcast(StateMessage { ring: Some(ring), ..StateMessage::default() }.encode())
+}
+
+fn with_entries(of: &Ring, holder: u64, change: impl FnOnce(&mut Vec<Entry>)) -> Ring {
+    let mut entries = of.entries().to_vec();
+    change(&mut entries);
+    Ring::from_parts(of.range(), name(holder), entries, of.seeds().to_vec())
+}
+
+fn requests(sent: &[Sent]) -> usize {
+    let is_request = |sent: &&Sent| {
+        let Sent::Unicast(_, bytes) = sent else { return false };
+        matches!(Unicast::decode(bytes), Ok(Some(Unicast::Request(_))))
+    };
+    sent.iter().filter(is_request).count()
+}
+
+// ---- askers and donors ------------------------------------------------------------------------------------------
+
+/// A donor that behaves like 2.8.1: it gives the useless end of the subnet, and then nothing, but says that it has some.
+fn asks_of_a_useless_donor(mutation: Option<Mutation>) -> usize {
+    let mut peer = seeded(1, 2, mutation);
+    for n in 0..127 {
+        peer.allocate(&format!("c{n}"), NET);
+    }
+    let ids: Vec<_> = (0..50).map(|n| peer.allocate(&format!("more{n}"), NET)).collect();
+    let mut asked = requests(&peer.take_sent());
+    let mut theirs = with_entries(peer.allocator.ring(), 2, |entries| {
+        let last = entries.last_mut().unwrap();
+        (last.version, last.free) = (1, 127);
+        entries.push(Entry { token: addr(255), peer: name(1), version: 0, free: 1 });
+    });
+    for _ in 0..20 {
+        let state = StateMessage { ring: Some(theirs.clone()), ..StateMessage::default() };
+        peer.receive(name(2), &Sent::Unicast(name(1), Unicast::State(state).encode())).unwrap();
+        theirs = with_entries(&theirs, 2, |entries| {
+            let entry = entries.iter_mut().find(|e| e.peer == name(2)).unwrap();
+            entry.version += 1;
+        });
+        asked += requests(&peer.take_sent());
+    }
+    assert!(ids.iter().all(|id| peer.result(*id) == "pending"));
+    asked
+}
+
+#[test]
+fn askers_are_limited() {
+    assert_eq!(asks_of_a_useless_donor(None), 1);
+    assert!(asks_of_a_useless_donor(Some(Mutation::AskWithoutLimit)) > 20);
+}
+
+#[test]
+fn a_denial_leads_to_the_next_donor_at_once() {
+    let mut peer = seeded(1, 3, None);
+    for n in 0..127 {
+        peer.allocate(&format!("c{n}"), NET);
+    }
+    peer.take_sent();
+    let id = peer.allocate("more", NET);
+    let first = peer.take_sent();
+    let Sent::Unicast(donor, _) = &first[0] else { panic!("{first:?}") };
+    let denied = Unicast::Denied(subnet(NET).range()).encode();
+    peer.receive(*donor, &Sent::Unicast(name(1), denied.clone())).unwrap();
+    let second = peer.take_sent();
+    assert_eq!(requests(&second), 1);
+    let Sent::Unicast(other, _) = &second[0] else { panic!("{second:?}") };
+    assert_ne!(donor, other);
+    peer.receive(*other, &Sent::Unicast(name(1), denied)).unwrap();
+    assert_eq!(requests(&peer.take_sent()), 0, "both have been asked in this tick");
+    let status = peer.allocator.status(peer.now());
+    assert_eq!(status.state, State::WaitingForSpace);
+    let Why::Space { asked, denied, .. } = &status.pending[0].why else { panic!("{status:?}") };
+    assert_eq!((asked.len(), denied.len()), (0, 2));
+    assert!(status.pending[0].why.explain().contains("nothing usable"));
+    peer.pass(5);
+    assert_eq!(requests(&peer.take_sent()), 1, "and again");
+    assert_eq!(peer.result(id), "pending");
+    peer.allocator.cancel(id, peer.now());
+    peer.drain();
+    assert!(peer.allocator.poll_timeout().is_none());
+}
+
+#[test]
+fn useless_ends_are_not_given() {
+    let mut donor = seeded(1, 1, None);
+    donor.reach(&[name(1), name(2)]);
+    for _ in 0..254 {
+        donor.allocate(NO_ID, NET);
+    }
+    donor.take_sent();
+    let ask = |donor: &mut Peer, range: AddrRange| {
+        donor.receive(name(2), &Sent::Unicast(name(1), Unicast::Request(range).encode())).unwrap();
+        let sent = donor.take_sent();
+        let Sent::Unicast(_, bytes) = &sent[0] else { return "given" };
+        if matches!(Unicast::decode(bytes), Ok(Some(Unicast::Denied(r))) if r == range) {
+            "denied"
+        } else {
+            "other"
+        }
+    };
+    assert_eq!(ask(&mut donor, subnet(NET).range()), "denied", "only the ends are free");
+    assert_eq!(ask(&mut donor, AddrRange::single(addr(255))), "given", "somebody wants exactly that");
+    donor.allocator.free("10.2.0.77", "10.2.0.77".parse().unwrap(), donor.now()).unwrap();
+    donor.drain();
+    assert_eq!(ask(&mut donor, subnet(NET).range()), "given");
+    assert_eq!(donor.allocator.ring().owner_of(addr(77)), Some(name(2)));
+}
+
+#[test]
+fn a_denial_answers_only_what_it_is_about() {
+    let run = |mutation| {
+        let mut peer = seeded(1, 2, mutation);
+        let id = peer.claim("c", "10.2.0.200/24", false);
+        let denied = Unicast::Denied(subnet(NET).range()).encode();
+        peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
+        let denied = Unicast::Denied(AddrRange::single(addr(200))).encode();
+        let before = peer.result(id);
+        peer.receive(name(3), &Sent::Unicast(name(1), denied.clone())).unwrap();
+        let by_another = peer.result(id);
+        peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
+        (before, by_another, peer.result(id))
+    };
+    let (before, by_another, after) = run(None);
+    assert_eq!((before.as_str(), by_another.as_str()), ("pending", "pending"));
+    assert_eq!(after, "error: address 10.2.0.200/24 is owned by other peer 00:00:00:00:00:02");
+    assert_ne!(run(Some(Mutation::DenialOfAnything)).0, "pending");
+}
+
+// ---- conflicts --------------------------------------------------------------------------------------------------
+
+/// Another peer took over our range while we were using it; what we can still give out of it, until that is resolved.
+fn in_doubt(mutation: Option<Mutation>) -> (Peer, String) {
+    let mut peer = seeded(1, 2, mutation);
+    peer.allocate("c1", NET);
+    let theirs = with_entries(peer.allocator.ring(), 2, |entries| {
+        (entries[0].peer, entries[0].version) = (name(2), 101);
+    });
+    let error = peer.receive(name(2), &say(theirs)).unwrap_err();
+    assert!(error.starts_with("Received update for IP range I own at 10.2.0.0"), "{error}");
+    let id = peer.allocate("c2", NET);
+    let result = peer.result(id);
+    (peer, result)
+}
+
+#[test]
+fn a_range_in_doubt_is_not_handed_out() {
+    let (mut peer, result) = in_doubt(None);
+    assert_eq!(result, "pending");
+    let status = peer.allocator.status(peer.now());
+    assert_eq!(status.conflicts.len(), 1);
+    assert_eq!(status.conflicts[0].doubtful, [AddrRange::new(addr(0), addr(128))]);
+    let Why::Space { doubtful, .. } = &status.pending[0].why else { panic!() };
+    assert_eq!(*doubtful, 126);
+    assert_eq!(peer.events.iter().filter(|e| matches!(e, Event::Conflict { .. })).count(), 1);
+    // Nor given to others.
+    peer.take_sent();
+    let request = Unicast::Request(subnet(NET).range()).encode();
+    peer.receive(name(3), &Sent::Unicast(name(1), request)).unwrap();
+    let sent = peer.take_sent();
+    let Sent::Unicast(_, bytes) = &sent[0] else { panic!("{sent:?}") };
+    assert!(matches!(Unicast::decode(bytes), Ok(Some(Unicast::Denied(_)))));
+    // A claim of what is in doubt waits.
+    let claim = peer.claim("c3", "10.2.0.50/24", false);
+    assert_eq!(peer.result(claim), "pending");
+    // The other peer gives in: everything goes on.
+    let agreed = with_entries(peer.allocator.ring(), 2, |_| {});
+    peer.receive(name(2), &say(agreed)).unwrap();
+    peer.pass(5);
+    assert_eq!(peer.result(claim), "ok");
+    assert!(peer.allocator.status(peer.now()).conflicts.is_empty());
+    assert!(peer.events.iter().any(|e| matches!(e, Event::ConflictOver { .. })));
+    assert_eq!(in_doubt(Some(Mutation::UseDoubtful)).1, "10.2.0.2", "the planted bug is seen");
+}
+
+#[test]
+fn unused_ranges_are_yielded() {
+    let mut peer = seeded(1, 2, None);
+    let theirs = with_entries(peer.allocator.ring(), 2, |entries| {
+        (entries[0].peer, entries[0].version) = (name(2), 101);
+    });
+    peer.receive(name(2), &say(theirs)).unwrap();
+    assert_eq!(peer.allocator.space().free().count(), 0);
+    assert!(peer.events.contains(&Event::Yielded { addresses: 128 }));
+    let id = peer.allocate("c", NET);
+    assert_eq!(peer.result(id), "pending");
+}
+
+/// Two take over the same peer at once, and neither has used anything of it: 2.8.1 leaves both the owner for ever. Found by
+/// the simulator (addresses, seed 228).
+#[test]
+fn two_that_take_over_at_once_do_not_both_hand_out() {
+    let mut peers: Vec<Peer> = (1..=2).map(|n| seeded(n, 3, None)).collect();
+    let all: Vec<PeerName> = (1..=2).map(name).collect();
+    for peer in &mut peers {
+        peer.reach(&all);
+        let now = peer.now();
+        peer.allocator.remove_peer(&name(3).to_string(), false, now).unwrap();
+        peer.drain();
+        peer.take_sent();
+    }
+    let views: Vec<Ring> = peers.iter().map(|peer| peer.allocator.ring().clone()).collect();
+    // Who has the higher name waits, and says why.
+    peers[1].receive(name(1), &say(views[0].clone())).unwrap();
+    let now = peers[1].now();
+    assert_eq!(peers[1].allocator.status(now).conflicts.len(), 1);
+    // Who has the lower one goes on, and tells the other, who yields.
+    peers[0].receive(name(2), &say(views[1].clone())).unwrap();
+    assert!(!peers[0].take_sent().is_empty());
+    let settled = peers[0].allocator.ring().clone();
+    peers[1].receive(name(1), &say(settled.clone())).unwrap();
+    assert!(peers[1].allocator.status(now).conflicts.is_empty());
+    assert_eq!(peers[1].allocator.ring().entries(), settled.entries());
+}
+
+#[test]
+fn other_seeds_are_contained() {
+    let run = |mutation| {
+        let mut peer = seeded(1, 2, mutation);
+        let mut other = Ring::new(subnet(NET).range(), name(3));
+        other.divide(&[name(3)]);
+        let other = with_entries(&other, 3, |entries| entries[0].free = 0);
+        let state = StateMessage { ring: Some(other), ..StateMessage::default() };
+        let result = peer.allocator.on_gossip(&state.encode(), peer.now()).map_err(|error| error.blame());
+        peer.drain();
+        result
+    };
+    assert_eq!(run(None), Err(Blame::Conflict));
+    assert_eq!(run(Some(Mutation::IgnoreSeeds)), Ok(None));
+}
+
+/// Holes that the rules for single entries leave.
+#[test]
+fn no_address_in_use_changes_hands() {
+    let run = |mutation| {
+        let mut peer = seeded(1, 1, mutation);
+        for _ in 0..150 {
+            peer.allocator.allocate(
+                weave_ipam::RequestId(7),
+                NO_ID.to_owned(),
+                subnet(NET),
+                true,
+                peer.now(),
+            );
+            while peer.allocator.poll_output().is_some() {}
+        }
+        let theirs = with_entries(peer.allocator.ring(), 2, |entries| {
+            entries[0].free = 0;
+            for (token, owner) in [(64, 1), (128, 3), (192, 1)] {
+                entries.push(Entry { token: addr(token), peer: name(owner), version: 0, free: 0 });
+            }
+        });
+        let state = StateMessage { ring: Some(theirs), ..StateMessage::default() };
+        peer.allocator.on_gossip(&state.encode(), peer.now()).map_err(|error| error.to_string())
+    };
+    assert_eq!(
+        run(None).unwrap_err(),
+        "Peer 00:00:00:00:00:03 says it owns the IP range from 10.2.0.128, which I think I own"
+    );
+    assert_eq!(run(Some(Mutation::SkipFinalCheck)), Ok(None));
+}
+
+/// The peer removed had changed its entries since the taker heard of it; third peers know that.
+#[test]
+fn a_takeover_beats_changes_unheard_of() {
+    let run = |mutation| {
+        let mut taker = seeded(1, 3, mutation);
+        let third = with_entries(taker.allocator.ring(), 3, |entries| {
+            entries.iter_mut().filter(|e| e.peer == name(2)).for_each(|e| (e.version, e.free) = (40, 24));
+        });
+        taker.reach(&[name(1)]);
+        assert_eq!(taker.allocator.remove_peer("host2", false, taker.now()), Ok(0), "nickname not known");
+        let gained = taker.allocator.remove_peer("::2", false, taker.now()).unwrap();
+        taker.drain();
+        assert_eq!(gained, 64);
+        taker.receive(name(3), &say(third)).unwrap();
+        taker.allocator.ring().ranges_owned_by(name(2)).is_empty()
+    };
+    assert!(run(None));
+    assert!(!run(Some(Mutation::TakeoverByOne)));
+}
+
+// ---- elections --------------------------------------------------------------------------------------------------
+
+#[test]
+fn our_own_address_does_not_count() {
+    let mut peer = Peer::new(config(1, Init::Consensus(None)));
+    peer.allocator.targets_changed(1, peer.now());
+    let id = peer.prime();
+    assert_eq!(peer.result(id), "pending");
+    let election = peer.allocator.status(peer.now()).election.unwrap();
+    assert_eq!((election.quorum, election.known, election.missing), (2, 1, 1));
+    // The connection attempt has shown that the address is our own.
+    peer.allocator.targets_changed(0, peer.now());
+    peer.drain();
+    assert_eq!(peer.result(id), "ok");
+}
+
+#[test]
+fn a_restarted_elector_keeps_its_word() {
+    let run = |mutation| {
+        let mut config = config(1, Init::Consensus(Some(3)));
+        config.mutation = mutation;
+        let mut peer = Peer::new(config.clone());
+        peer.prime();
+        let before = peer.allocator.paxos().unwrap().election().unwrap();
+        assert_eq!(peer.disk.election.as_ref(), Some(&before), "stored");
+        config.uid = PeerUid(999);
+        let disk = peer.disk.clone();
+        let peer = Peer::restored(config, disk);
+        peer.allocator.paxos().unwrap().election() == Some(before)
+    };
+    assert!(run(None));
+    assert!(!run(Some(Mutation::ForgetElection)));
+}
+
+#[test]
+fn status_says_what_an_election_waits_for() {
+    let mut peer = Peer::new(config(1, Init::Consensus(Some(10))));
+    peer.reach(&[name(1), name(2), name(3)]);
+    peer.prime();
+    let status = peer.allocator.status(peer.now());
+    assert_eq!(status.state.consensus(), "waiting");
+    let election = status.election.unwrap();
+    assert_eq!((election.quorum, election.missing, election.silent.len()), (6, 5, 2));
+    assert_eq!(election.source.to_string(), "the peer count given at launch, 10");
+    assert_eq!(status.pending[0].what, Pending::Prime);
+    assert!(status.pending[0].why.explain().contains("quorum"));
+}
+
+// ---- requests ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn cancelled_requests_leave_nothing() {
+    let mut peer = Peer::new(config(1, Init::Consensus(Some(2))));
+    let allocation = peer.allocate("c1", NET);
+    let claim = peer.claim("c2", "10.2.0.9/24", false);
+    let prime = peer.prime();
+    for id in [allocation, claim, prime] {
+        peer.allocator.cancel(id, peer.now());
+        peer.drain();
+        assert!(matches!(peer.done[&id], Err(RequestError::Cancelled(_))));
+    }
+    let mut ring = Ring::new(subnet(NET).range(), name(2));
+    ring.divide(&[name(1), name(2)]);
+    peer.receive(name(2), &say(ring)).unwrap();
+    assert!(peer.allocator.owned().is_empty());
+    assert_eq!(peer.allocator.space().used().count(), 0);
+}
+
+#[test]
+fn a_thousand_requests_at_once() {
+    let mut peer = Peer::new(config(1, Init::Consensus(Some(2))));
+    peer.config.range = subnet(NET);
+    let ids: Vec<_> = (0..1000).map(|n| peer.allocate(&format!("c{n}"), NET)).collect();
+    assert!(peer.done.is_empty());
+    let mut ring = Ring::new(subnet(NET).range(), name(2));
+    ring.divide(&[name(1)]);
+    peer.receive(name(2), &say(ring)).unwrap();
+    let answered: Vec<String> =
+        ids.iter().map(|id| peer.result(*id)).filter(|result| result != "pending").collect();
+    assert_eq!(answered.len(), 254);
+    let different: std::collections::BTreeSet<&String> = answered.iter().collect();
+    assert_eq!(different.len(), 254, "none twice");
+    // Whoever releases one serves the next in the queue.
+    peer.allocator.delete("c0", peer.now()).unwrap();
+    peer.drain();
+    assert_eq!(peer.done[&ids[254]], Ok(Answer::Allocated("10.2.0.1/24".parse().unwrap())));
+}
+
+#[test]
+fn containers_live_and_die() {
+    let mut peer = seeded(1, 1, None);
+    peer.allocate("c1", NET);
+    peer.allocator.container_died("c1", peer.now());
+    peer.pass(29);
+    assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1);
+    peer.allocator.container_started("c1", peer.now());
+    peer.pass(60);
+    assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1, "it came back");
+    peer.allocator.container_died("c1", peer.now());
+    assert_eq!(peer.allocator.poll_timeout().unwrap().1, "addresses of dead containers");
+    peer.pass(30);
+    assert!(peer.allocator.owned().is_empty());
+    assert!(peer.disk.owned.is_empty());
+    peer.allocate("c2", NET);
+    peer.allocator.container_destroyed("c2", peer.now());
+    peer.drain();
+    assert!(peer.allocator.owned().is_empty(), "at once");
+    // One that dies while it waits gets nothing.
+    let mut waits = Peer::new(config(1, Init::Consensus(Some(2))));
+    let id = waits.allocate("c3", NET);
+    waits.allocator.container_died("c3", waits.now());
+    waits.drain();
+    assert!(matches!(waits.done[&id], Err(RequestError::Cancelled(_))));
+    // What is no container is not touched.
+    let id = peer.request();
+    peer.allocator.allocate(id, "weave:expose".to_owned(), subnet(NET), false, peer.now());
+    peer.allocator.container_destroyed("weave:expose", peer.now());
+    peer.allocator.prune(&Default::default(), peer.now());
+    peer.drain();
+    assert_eq!(peer.allocator.owned().len(), 1);
+}
+
+#[test]
+fn what_was_in_use_is_claimed_before_anything_new() {
+    // The data is lost; the containers are not.
+    let mut peer = Peer::new(config(1, Init::Observer));
+    peer.allocator.preclaim("c1".to_owned(), &["10.2.0.1/24".parse().unwrap()], true, peer.now());
+    peer.allocator.preclaim(NO_ID.to_owned(), &["10.2.0.2/24".parse().unwrap()], false, peer.now());
+    peer.drain();
+    let id = peer.allocate("c3", NET);
+    let mut ring = Ring::new(subnet(NET).range(), name(2));
+    ring.divide(&[name(1)]);
+    peer.receive(name(2), &say(ring)).unwrap();
+    assert_eq!(peer.result(id), "10.2.0.3");
+    assert!(peer.allocator.owned()["c1"].is_container, "its death releases it");
+    peer.allocator.free("10.2.0.2", "10.2.0.2".parse().unwrap(), peer.now()).unwrap();
+}
+
+#[test]
+fn stored_addresses_that_are_anothers_now_are_asked_for() {
+    let mut first = seeded(1, 2, None);
+    first.allocate("c1", NET);
+    let mut disk: Loaded = first.disk.clone();
+    let record = weave_ipam::Record { is_container: true, cidrs: vec!["10.2.0.200/24".parse().unwrap()] };
+    disk.owned.insert("c9".to_owned(), record);
+    let mut peer = Peer::restored(first.config.clone(), disk);
+    assert!(!peer.allocator.owned().contains_key("c9"));
+    assert_eq!(peer.allocator.status(peer.now()).pending.len(), 1);
+    peer.reach(&[name(2)]);
+    assert_eq!(requests(&peer.take_sent()), 1);
+    let denied = Unicast::Denied(AddrRange::single(addr(200))).encode();
+    peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
+    assert!(peer.events.iter().any(|e| matches!(e, Event::PreclaimFailed { .. })));
+    assert!(!peer.disk.owned.contains_key("c9"));
+}
+
+#[test]
+fn nothing_is_said_to_who_would_choke_on_it() {
+    let mut peer = seeded(1, 2, None);
+    for bytes in [vec![], vec![3], vec![200, 1, 2]] {
+        peer.receive(name(2), &Sent::Unicast(name(1), bytes)).unwrap();
+    }
+    assert_eq!(peer.take_sent(), []);
+}
+
+#[test]
+fn bad_ranges_are_refused_with_a_reason() {
+    let error = |text: &str| text.parse::<weave_ipam::Subnet>().unwrap_err().to_string();
+    assert!(error("240.0.0.0/4").contains("ends at 255.255.255.255"));
+    assert!(error("128.0.0.0/1").contains("ends at 255.255.255.255"));
+    assert!(error("0.0.0.0/0").contains("smaller than minimum size 4"));
+    assert!(error("fe80::/64").contains("Non-IPv4"));
+    assert!("0.0.0.0/1".parse::<weave_ipam::Subnet>().is_ok());
+    let mut config = config(1, Init::Observer);
+    config.default_subnet = subnet("10.3.0.0/24");
+    assert_eq!(
+        config.validate().unwrap_err().to_string(),
+        "IP address allocation default subnet 10.3.0.0/24 does not overlap with allocation range 10.2.0.0/24"
+    );
+    for (text, expected) in [
+        ("banana", "unknown mode: banana"),
+        ("seed", "seed mode requires peer name list"),
+        ("seed=xx", "bad seed parameter: error parsing peer names: invalid peer name format: \"xx\""),
+        ("observer=1", "observer mode takes no parameter"),
+    ] {
+        assert_eq!(text.parse::<Init>().unwrap_err().to_string(), expected);
+    }
+    assert_eq!("seed=".parse(), Ok(Init::Consensus(None)));
+    assert_eq!("seed=::1,::2".parse(), Ok(Init::Seed(vec![name(1), name(2)])));
+}

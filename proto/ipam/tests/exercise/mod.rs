@@ -1,0 +1,131 @@
+//! Any bytes from a peer, or as a database. Shared by the fuzz targets and the tests that replay their corpora.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
+use weave_ipam::message::{StateMessage, Unicast};
+use weave_ipam::{Allocator, Config, Database, Init, Loaded, Output, RequestId, Subnet};
+use weave_types::{Instant, Now, PeerName, PeerUid};
+
+fn now() -> Now {
+    Now { mono: Instant::ORIGIN, wall: Duration::from_secs(1_700_000_000) }
+}
+
+/// The range of most vectors.
+fn range() -> Subnet {
+    let Ok(range) = "10.2.0.0/24".parse() else { panic!("it is a subnet") };
+    range
+}
+
+fn names() -> Vec<PeerName> {
+    [0x0100_0000_000a, 0x0200_0000_000b].into_iter().filter_map(PeerName::from_number).collect()
+}
+
+/// Peers in several states: one that votes and has been asked, an observer, one with a ring, one that is leaving.
+fn peers() -> Vec<Allocator> {
+    let inits = [Init::Consensus(Some(2)), Init::Observer, Init::Seed(names()), Init::Seed(names())];
+    let mut peers = Vec::new();
+    for (index, init) in inits.into_iter().enumerate() {
+        let mut config = Config::new(names()[0], PeerUid(1), "host-a", range());
+        config.init = init;
+        let mut peer = Allocator::new(config, ChaCha12Rng::seed_from_u64(1), Loaded::default(), now());
+        let reachable: BTreeMap<PeerName, String> = names().into_iter().map(|n| (n, String::new())).collect();
+        peer.topology_changed(&reachable, now());
+        peer.allocate(RequestId(1), "c1".to_owned(), range(), true, now());
+        let Ok(cidr) = "10.2.0.200/24".parse() else { panic!("it is a CIDR") };
+        peer.claim(RequestId(2), "c2".to_owned(), cidr, true, false, now());
+        if index == 3 {
+            peer.shut_down(now());
+        }
+        drain(&mut peer);
+        peers.push(peer);
+    }
+    peers
+}
+
+/// What an input leads to is bounded, and leaves the machine in order.
+fn drain(peer: &mut Allocator) {
+    let mut bytes = 0;
+    let mut outputs = 0;
+    while let Some(output) = peer.poll_output() {
+        outputs += 1;
+        if let Output::Broadcast(payload) | Output::Unicast { payload, .. } = output {
+            bytes += payload.len();
+        }
+    }
+    assert!(outputs < 100 && bytes < 32 << 20, "{outputs} outputs, {bytes} bytes");
+    if let Err(error) = peer.check_invariants() {
+        panic!("{error}");
+    }
+}
+
+/// A state message: with gossip, and for everybody. Checks that what was read is written and read again the same.
+pub(crate) fn ipam_state(data: &[u8]) {
+    let decoded = StateMessage::decode(data);
+    if let Ok(state) = &decoded {
+        assert_eq!(StateMessage::decode(&state.encode()).as_ref(), Ok(state));
+    }
+    for mut peer in peers() {
+        let was = peer.ring().clone();
+        let mut other = peer.clone();
+        let gossiped = peer.on_gossip(data, now());
+        assert!(decoded.is_ok() || gossiped.is_err());
+        if gossiped.is_err() {
+            assert_eq!(*peer.ring(), was, "on an error nothing changes");
+        }
+        drain(&mut peer);
+        let broadcast = other.on_broadcast(names()[1], data, now());
+        assert_eq!(broadcast.is_ok(), gossiped.is_ok());
+        drain(&mut other);
+        // Once more: nothing that was merged is merged again.
+        let ring = peer.ring().clone();
+        if gossiped.is_ok() && peer.on_gossip(data, now()).is_ok() {
+            assert_eq!(peer.ring().ranges_owned_by(names()[0]), ring.ranges_owned_by(names()[0]));
+        }
+        drain(&mut peer);
+    }
+}
+
+/// A message to one peer.
+pub(crate) fn ipam_unicast(data: &[u8]) {
+    if let Ok(Some(message)) = Unicast::decode(data) {
+        assert_eq!(Unicast::decode(&message.encode()), Ok(Some(message)));
+    }
+    for mut peer in peers() {
+        let _ = peer.on_unicast(names()[1], data, now());
+        drain(&mut peer);
+        peer.handle_timeout(Now { mono: Instant::ORIGIN + Duration::from_secs(6), ..now() });
+        drain(&mut peer);
+    }
+}
+
+/// A database file, as it is and with its checksums made right. What can be read can be started with.
+pub(crate) fn ipam_database(data: &[u8]) {
+    let mut repaired = data.to_vec();
+    for page in [0, 4096] {
+        repair(&mut repaired, page);
+    }
+    for file in [data, &repaired] {
+        let Ok(database) = Database::read(file) else { continue };
+        let name = database.peer_name.unwrap_or(names()[0]);
+        let config = Config::new(name, PeerUid(1), "host-a", range());
+        let rng = ChaCha12Rng::seed_from_u64(1);
+        let mut peer = Allocator::new(config, rng, database.loaded(), now());
+        while peer.poll_output().is_some() {}
+        if let Err(error) = peer.check_invariants() {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Makes the checksum of a meta page right.
+fn repair(file: &mut [u8], page: usize) {
+    let Some(meta) = file.get_mut(page + 16..page + 80) else { return };
+    let (content, sum) = meta.split_at_mut(56);
+    let hash = content.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    sum.copy_from_slice(&hash.to_le_bytes());
+}

@@ -1,0 +1,134 @@
+//! Bytes of gossip, against what 2.8.1 wrote.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use support::{claims, knowledge, list, name, number, range, state, text, vectors};
+use weave_ipam::Election;
+use weave_ipam::message::{StateMessage, Unicast};
+use weave_ipam::paxos::{NodeId, Paxos, Rules};
+use weave_types::PeerUid;
+
+fn both_ways(bytes: &[u8], expected: &StateMessage, what: &str) {
+    let mut read = StateMessage::decode(bytes).unwrap();
+    // The order of a value's peers has no meaning; the vectors list them sorted.
+    for claims in read.paxos.iter_mut().flat_map(|paxos| paxos.values_mut()) {
+        claims.value.value.sort();
+    }
+    assert_eq!(&read, expected, "{what}");
+    assert_eq!(&StateMessage::decode(&expected.encode()).unwrap(), expected, "{what}");
+}
+
+#[test]
+fn rings() {
+    for case in list(&vectors("ring_gossip.json")["cases"]) {
+        both_ways(&hex::decode(text(&case["hex"])).unwrap(), &state(&case["decoded"]), text(&case["name"]));
+    }
+}
+
+#[test]
+fn elections() {
+    for case in list(&vectors("paxos_gossip.json")["messages"]) {
+        both_ways(&hex::decode(text(&case["hex"])).unwrap(), &state(&case["decoded"]), text(&case["name"]));
+    }
+}
+
+#[test]
+fn foreign_encodings() {
+    for case in list(&vectors("minimal_encodings.json")["cases"]) {
+        let bytes = hex::decode(text(&case["hex"])).unwrap();
+        let decoded = &case["decoded"];
+        if decoded.get("now").is_some() {
+            both_ways(&bytes, &state(decoded), text(&case["name"]));
+        } else {
+            assert_eq!(Unicast::decode(&bytes), Ok(Some(Unicast::Request(range(decoded)))));
+        }
+    }
+}
+
+#[test]
+fn unicasts() {
+    for case in list(&vectors("unicast.json")["cases"]) {
+        let bytes = hex::decode(text(&case["hex"])).unwrap();
+        let expected = match number(&case["type"]) {
+            0 => Unicast::Request(range(case)),
+            1 => Unicast::State(state(&case["decoded"])),
+            2 => Unicast::Denied(range(case)),
+            other => panic!("{other}"),
+        };
+        assert_eq!(Unicast::decode(&bytes).unwrap().unwrap(), expected);
+        assert_eq!(Unicast::decode(&expected.encode()).unwrap().unwrap(), expected);
+        assert_eq!(expected.encode()[0], bytes[0]);
+    }
+    assert_eq!(Unicast::decode(&[]), Ok(None));
+    assert_eq!(Unicast::decode(&[3]), Ok(None));
+    assert_eq!(Unicast::decode(&[77, 1, 2, 3]), Ok(None));
+}
+
+/// The hand-driven run, step by step.
+#[test]
+fn election_steps() {
+    let rules = Rules::default();
+    let vectors = vectors("paxos_gossip.json");
+    let steps = list(&vectors["steps"]);
+    let a = NodeId { name: "01:00:00:00:00:0a".parse().unwrap(), uid: PeerUid(1_111_111_111_111_111_111) };
+    let b = NodeId { name: "02:00:00:00:00:0b".parse().unwrap(), uid: PeerUid(2) };
+    let c = NodeId { name: "03:00:00:00:00:0c".parse().unwrap(), uid: PeerUid(3) };
+    let mut nodes: std::collections::BTreeMap<&str, Paxos> =
+        [("A", a), ("B", b), ("C", c)].map(|(label, id)| (label, Paxos::new(id))).into();
+    nodes.values_mut().for_each(|node| node.set_quorum(2));
+    for step in &steps[..10] {
+        let label = text(&step["node"]);
+        let what = text(&step["what"]);
+        if what.contains("proposes") {
+            nodes.get_mut(label).unwrap().propose(2, rules);
+        } else {
+            let from = what.split("state of ").nth(1).unwrap().split(' ').next().unwrap();
+            let received = nodes[from].knowledge().clone();
+            let node = nodes.get_mut(label).unwrap();
+            let updated = node.update(&received);
+            assert_eq!(serde_json::json!(updated), step["update_changed"], "{what}");
+            let changed = updated && node.think(rules);
+            assert_eq!(serde_json::json!(changed), step["think_changed"], "{what}");
+        }
+        check(&nodes[label], step);
+    }
+    let mut alone = Paxos::new(NodeId { uid: PeerUid(5), ..a });
+    alone.propose(1, rules);
+    check(&alone, &steps[10]);
+
+    // A restarted peer without stored state is another acceptor.
+    let again = NodeId { uid: PeerUid(11), ..a };
+    let mut restarted = Paxos::new(again);
+    restarted.set_quorum(2);
+    let mut heard = knowledge(&steps[11]["state_after"]);
+    heard.remove(&again);
+    assert!(restarted.update(&heard) && restarted.think(rules));
+    check(&restarted, &steps[11]);
+    restarted.propose(2, rules);
+    let other = knowledge(&steps[12]["state_after"]).into_iter().filter(|(node, _)| node.name == b.name);
+    assert!(restarted.update(&other.collect()) && restarted.think(rules));
+    check(&restarted, &steps[12]);
+}
+
+fn check(node: &Paxos, step: &serde_json::Value) {
+    let mut knows = node.knowledge().clone();
+    knows.values_mut().for_each(|claims| claims.value.value.sort());
+    assert_eq!(knows, knowledge(&step["state_after"]), "{}", step["what"]);
+    let consensus = node.consensus(Rules::default());
+    assert_eq!(serde_json::json!(consensus.is_some()), step["consensus"], "{}", step["what"]);
+    let expected: Vec<_> = list(&step["consensus_value_sorted"]).iter().map(name).collect();
+    assert_eq!(consensus.unwrap_or_default(), expected);
+}
+
+#[test]
+fn stored_elections() {
+    let steps = vectors("paxos_gossip.json");
+    for step in list(&steps["steps"]) {
+        for value in list(&step["state_after"]) {
+            let (node, claims) = claims(value);
+            let election = Election { node, claims };
+            assert_eq!(Election::from_bytes(&election.to_bytes()), Ok(election));
+        }
+    }
+}
