@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use weave_types::{ConnectionUid, Instant};
@@ -7,6 +9,56 @@ use weave_types::{ConnectionUid, Instant};
 pub(crate) struct Bucket {
     /// The bucket would be full at this time if nothing were accepted any more.
     full_at: Instant,
+}
+
+/// Keeps one address from taking all of it: further connections from there are closed at once, and cost nobody else a
+/// place. 2.8.1 has nothing of the kind.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    all: Bucket,
+    /// Of those who have connected lately. The common bucket keeps it small.
+    sources: BTreeMap<IpAddr, Instant>,
+    refused: Option<Instant>,
+}
+
+/// One source may connect so often at once,
+const SOURCE_CAPACITY: u32 = 15;
+/// and then once in this time.
+const PER_SOURCE_TOKEN: Duration = Duration::from_millis(250);
+/// What a refused connection costs the one who keeps trying, and us.
+const REFUSAL: Duration = Duration::from_millis(1);
+
+impl Admission {
+    pub(crate) fn new(now: Instant) -> Admission {
+        Admission { all: Bucket::new(now), sources: BTreeMap::new(), refused: None }
+    }
+
+    /// A connection was accepted from there; whether it may stay.
+    pub(crate) fn admit(&mut self, from: IpAddr, now: Instant) -> bool {
+        self.sources.retain(|_, full_at| *full_at > now);
+        let full_at = self.sources.get(&source(from)).copied().unwrap_or(now);
+        if full_at - now > PER_SOURCE_TOKEN * (SOURCE_CAPACITY - 1) {
+            self.refused = Some(now);
+            return false;
+        }
+        self.sources.insert(source(from), full_at + PER_SOURCE_TOKEN);
+        self.all.take(now);
+        true
+    }
+
+    /// How long to wait before the next one is accepted.
+    pub(crate) fn delay(&self, now: Instant) -> Duration {
+        let refusal = if self.refused == Some(now) { REFUSAL } else { Duration::ZERO };
+        self.all.delay(now).max(refusal)
+    }
+}
+
+/// Whoever has an IPv6 address usually has 2^64 of them.
+fn source(from: IpAddr) -> IpAddr {
+    match from {
+        IpAddr::V4(_) => from,
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
+    }
 }
 
 const CAPACITY: u32 = 20;
@@ -71,6 +123,31 @@ mod tests {
             bucket.take(later);
         }
         assert!(bucket.delay(later) > Duration::ZERO);
+    }
+
+    #[test]
+    fn one_source_leaves_room_for_the_others() {
+        let mut admission = Admission::new(at(0));
+        let [flood, other]: [IpAddr; 2] = ["10.0.0.9".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+        let admitted = (0..100).filter(|_| admission.admit(flood, at(0))).count();
+        assert_eq!(admitted, 15);
+        assert_eq!(admission.delay(at(0)), Duration::from_millis(1), "refusals are cheap, not free");
+        assert_eq!(admission.delay(at(1)), Duration::ZERO);
+        assert!(admission.admit(other, at(1)));
+        // For ten seconds one keeps trying, as often as it can, and another now and then.
+        let mut got = [0; 2];
+        let mut now = 1;
+        while now < 10_000 {
+            let who = if now % 500 < 2 { other } else { flood };
+            got[usize::from(who == other)] += usize::from(admission.admit(who, at(now)));
+            now += (admission.delay(at(now)).as_millis() as u64).max(1);
+        }
+        assert!((38..=42).contains(&got[0]) && got[1] >= 19, "{got:?}");
+        assert!(admission.sources.len() <= 2);
+        let [a, b]: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::ffff:2".parse().unwrap()];
+        let late = at(100_000);
+        assert_eq!((0..100).filter(|n| admission.admit([a, b][n % 2], late)).count(), 15);
+        assert_eq!(admission.sources.len(), 1);
     }
 
     /// All ways in which up to three connections between two peers can be added at both ends: never do the ends keep

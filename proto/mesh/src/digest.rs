@@ -155,16 +155,15 @@ impl Mesh {
         let mut asks = false;
         self.with_running(conn, |running| {
             asks = running.digests;
-            if asks {
-                running.digest_sent = Some(now.mono);
-            } else {
+            if !asks {
                 running.queue.push_topology(Route::Gossip, Names::All);
             }
         });
-        if asks {
-            self.send_if_idle(conn, &digest.encode(), now);
-        } else {
+        if !asks {
             self.pump(conn, now);
+        } else if self.send_if_idle(conn, &digest.encode(), now) {
+            // Only what was sent can be answered: otherwise theirs would be taken as answered by them.
+            self.with_running(conn, |running| running.digest_sent = Some(now.mono));
         }
     }
 

@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
 use weave_types::{ConnectionId, Instant, Now, PeerName};
 
-use crate::admission::Bucket;
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::connection::{Connection, Due, State};
 use crate::dialer::{Attempt, Connected, Dialer, ResolveId};
@@ -50,7 +50,7 @@ pub struct Mesh {
     pub(crate) terminations: u64,
     /// When a neighbour last gave way to a newcomer, the connection limit being reached.
     pub(crate) made_room: Option<Instant>,
-    bucket: Bucket,
+    admission: Admission,
     last_connection: u64,
     outputs: VecDeque<Output>,
     peers_changed: bool,
@@ -122,7 +122,7 @@ impl Mesh {
             news: BTreeMap::new(),
             targets_stale: false,
             terminations: 0,
-            bucket: Bucket::new(now.mono),
+            admission: Admission::new(now.mono),
             made_room: None,
             last_connection: 0,
             outputs: VecDeque::new(),
@@ -179,7 +179,8 @@ impl Mesh {
         self.settle(now);
     }
 
-    /// Somebody dialled us. `None` when shutting down: close the socket. The listener waits for
+    /// Somebody dialled us. `None` when shutting down, or when the same address dials too often: close the socket. The
+    /// listener waits for
     /// [`Mesh::accept_delay`] before it accepts the next one.
     pub fn handle_accepted(
         &mut self,
@@ -190,8 +191,10 @@ impl Mesh {
         if self.down {
             return None;
         }
-        self.bucket.take(now.mono);
         let (local, remote) = (unmapped(local), unmapped(remote));
+        if !self.admission.admit(remote.ip(), now.mono) {
+            return None;
+        }
         while self.unauthenticated.len() >= MAX_UNAUTHENTICATED {
             let oldest = *self.unauthenticated.first()?;
             self.unauthenticated.remove(&oldest);
@@ -208,7 +211,7 @@ impl Mesh {
 
     /// How long the listener waits before it accepts again (spec mesh 11.1).
     pub fn accept_delay(&self, now: Now) -> Duration {
-        self.bucket.delay(now.mono)
+        self.admission.delay(now.mono)
     }
 
     /// An attempt succeeded.

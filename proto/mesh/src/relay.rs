@@ -121,10 +121,12 @@ impl Mesh {
     }
 
     /// The same for what can be repeated as well later.
-    pub(crate) fn send_if_idle(&mut self, conn: ConnectionId, message: &[u8], now: Now) {
-        if self.connections.get(&conn).is_some_and(|c| c.unwritten < WINDOW) {
+    pub(crate) fn send_if_idle(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
+        let idle = self.connections.get(&conn).is_some_and(|c| c.unwritten < WINDOW);
+        if idle {
             self.send(conn, message, now);
         }
+        idle
     }
 
     pub(crate) fn heartbeat(&mut self, conn: ConnectionId, now: Now) {

@@ -22,6 +22,8 @@ pub struct Routes {
     all: Table,
     /// How many destinations each neighbour leads to, over all connections (spec mesh 7.7).
     weights: Box<[(PeerName, u32)]>,
+    /// Neighbours to whom the data path works as we see it, ascending.
+    direct: Box<[u32]>,
 }
 
 #[derive(Debug)]
@@ -56,21 +58,31 @@ impl Routes {
         let same = graph.own == self.own
             && graph.names == self.names
             && graph.all == self.all.edges
-            && graph.established == self.established.edges;
+            && graph.established == self.established.edges
+            && graph.direct == self.direct;
         if same { None } else { Some(Routes::from_graph(graph)) }
     }
 
     fn from_graph(graph: Graph) -> Routes {
-        let Graph { names, own, all, established } = graph;
+        let Graph { names, own, all, established, direct } = graph;
         let established = Table::new(established, own);
         let all = Table::new(all, own);
         let weights = weights(&all.unicast, &names);
-        Routes { names, own, established, all, weights }
+        Routes { names, own, established, all, weights, direct }
     }
 
     /// Next hop for data to `dst`; `None` if there is no way, and for ourself.
     pub fn unicast(&self, dst: PeerName) -> Option<PeerName> {
         self.hop(&self.established, dst)
+    }
+
+    /// Like [`Routes::unicast`], but data for a neighbour goes straight to it from the moment at which our connection to it
+    /// is established. By the table it would wait for the neighbour's own word, which 2.8.1 gives a second later. What the
+    /// neighbour gets is at its destination, so that no loop can come of it; broadcasts, for which all peers have to agree,
+    /// do wait.
+    pub fn unicast_or_direct(&self, dst: PeerName) -> Option<PeerName> {
+        let direct = || self.direct.binary_search(&self.index(dst)?).ok().map(|_| dst);
+        self.unicast(dst).or_else(direct)
     }
 
     /// Next hop for gossip to `dst`; `None` if there is no way, and for ourself.
@@ -230,6 +242,7 @@ struct Graph {
     own: u32,
     all: Edges,
     established: Edges,
+    direct: Box<[u32]>,
 }
 
 impl Graph {
@@ -272,6 +285,9 @@ impl Graph {
             starts.push(targets.len() as u32);
         }
         let established = Edges { starts: starts.into(), targets: targets.into() };
-        Graph { names, own, all, established }
+        let own_flags = &flags[all.starts[own as usize] as usize..];
+        let direct = all.of(own).iter().zip(own_flags).filter(|(_, established)| **established);
+        let direct = direct.map(|(&to, _)| to).collect();
+        Graph { names, own, all, established, direct }
     }
 }

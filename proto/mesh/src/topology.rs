@@ -21,6 +21,8 @@ pub(crate) struct Topology {
     links: usize,
     /// All versions that we use are below it; a restart begins there.
     ceiling: u64,
+    /// How far beyond a version that others force upon us the next ceiling will be.
+    margin: u64,
     /// Links or references have changed since the last garbage collection.
     garbage: bool,
     effects: Effects,
@@ -58,6 +60,9 @@ pub(crate) struct Merged {
 
 /// Versions are reserved in blocks of this size, so that the disk is not asked at each of them.
 const VERSION_BLOCK: u64 = 1024;
+/// Somebody else's idea of our version is outbid below this only. Nobody counts that far, so more is a forgery, and outbidding
+/// that would leave no room to count on. Those who believe it forget it when they lose sight of us.
+const HIGHEST_OUTBID: u64 = 1 << 63;
 
 /// More peers than this are not taken in: memory must not depend on what a peer makes up. The short ids end at 4096.
 const MAX_PEERS: usize = 65_536;
@@ -82,8 +87,16 @@ impl Topology {
         short_ids.claim(short_id, name);
         let effects = Effects { short_id: Some(short_id), ..Effects::default() };
         let peers = BTreeMap::from([(name, peer)]);
-        let mut topology =
-            Topology { own: name, peers, short_ids, links: 0, ceiling: version, garbage: false, effects };
+        let mut topology = Topology {
+            own: name,
+            peers,
+            short_ids,
+            links: 0,
+            ceiling: version,
+            margin: VERSION_BLOCK,
+            garbage: false,
+            effects,
+        };
         topology.reserve(version);
         topology
     }
@@ -202,8 +215,12 @@ impl Topology {
     }
 
     fn reserve(&mut self, version: u64) {
+        self.reserve_beyond(version, VERSION_BLOCK);
+    }
+
+    fn reserve_beyond(&mut self, version: u64, margin: u64) {
         if version >= self.ceiling {
-            self.ceiling = version.saturating_add(VERSION_BLOCK);
+            self.ceiling = version.saturating_add(margin);
             self.effects.ceiling = Some(self.ceiling);
         }
     }
@@ -251,8 +268,14 @@ impl Topology {
     /// Somebody remembers an earlier incarnation of ours (or a host with our name): what we say must be newer.
     fn merge_own(&mut self, record: &PeerRecord) {
         let own = self.own_peer();
-        let beyond = record.version.saturating_add(1);
-        if record.uid != own.uid && record.version >= own.version && beyond > own.version {
+        if record.uid != own.uid && record.version >= own.version && record.version < HIGHEST_OUTBID {
+            let beyond = record.version + 1;
+            // The disk is written to each time that the ceiling is reached. With a margin that doubles then, whoever sends
+            // ever higher versions makes that happen a few dozen times, not once for each message.
+            if beyond >= self.ceiling {
+                self.margin = self.margin.saturating_mul(2);
+                self.reserve_beyond(beyond, self.margin);
+            }
             self.set_version(beyond);
             self.effects.announce = true;
         }

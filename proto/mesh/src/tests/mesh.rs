@@ -402,7 +402,7 @@ fn strangers_in_the_handshake_are_bounded_in_number_and_time() {
     let local = "10.0.0.1:6783".parse().unwrap();
     let mut silent = Vec::new();
     for n in 0..200u16 {
-        let remote = format!("10.9.0.1:{}", 1000 + n).parse().unwrap();
+        let remote = format!("10.9.{n}.1:1000").parse().unwrap();
         let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
         silent.push(conn);
     }
@@ -413,10 +413,7 @@ fn strangers_in_the_handshake_are_bounded_in_number_and_time() {
         net.with(0, |mesh, channels, now| mesh.handle_stream(*conn, b"weave\x01\x02", channels, now));
     }
     net.run_s(11);
-    assert_eq!(
-        net.logged(0, "failed to receive remote protocol header: read tcp 10.0.0.1:6783->10.9.0.1:"),
-        14
-    );
+    assert_eq!(net.logged(0, "failed to receive remote protocol header: read tcp 10.0.0.1:6783->10.9."), 14);
     net.run_s(60);
     assert_eq!(net.logged(0, "i/o timeout"), 64);
     // An honest peer gets through all the same.
@@ -442,7 +439,7 @@ fn garbage_costs_its_connection_only() {
         overlays: None,
     };
     for round in 0..500u32 {
-        let remote = format!("10.9.0.1:{}", 1000 + round).parse().unwrap();
+        let remote = format!("10.9.{}.{}:1000", round / 250, round % 250).parse().unwrap();
         let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
         let mut bytes = b"weave\x01\x02\x00".to_vec();
         let hello = crate::handshake::encode_features(&features.to_map());

@@ -164,3 +164,27 @@ fn cost() {
     routes.broadcast(peer(500));
     println!("one tree: {:?}", start.elapsed());
 }
+
+#[test]
+fn a_neighbour_need_not_say_so_itself_to_get_data() {
+    let [own, a, b, c] = [1, 2, 3, 4].map(|n| PeerName::from_number(n).unwrap());
+    let peers = [own, a, b, c];
+    // a has not told yet, b has not even verified it here, c is behind a.
+    let edges =
+        [(own, a, true), (a, own, false), (own, b, false), (b, own, true), (a, c, true), (c, a, true)];
+    let before = Routes::compute(&view(own, &peers, &edges));
+    assert_eq!([a, b, c].map(|p| before.unicast(p)), [None; 3]);
+    assert_eq!([own, a, b, c].map(|p| before.unicast_or_direct(p)), [None, Some(a), None, None]);
+    assert!(before.broadcast(own).is_empty(), "broadcasts wait for the other side's word");
+    // Only our own flag differs: that is a change, too.
+    let without = view(own, &peers, &[(own, a, false), (a, own, false), (own, b, false), (b, own, true)]);
+    let with = view(own, &peers, &[(own, a, true), (a, own, false), (own, b, false), (b, own, true)]);
+    let routes = Routes::compute(&without);
+    assert_eq!(routes.unicast_or_direct(a), None);
+    assert_eq!(routes.recompute(&with).unwrap().unicast_or_direct(a), Some(a));
+    // A way that all agree on comes first.
+    let detour =
+        [(own, a, true), (a, own, false), (own, b, true), (b, own, true), (b, a, true), (a, b, true)];
+    let routes = Routes::compute(&view(own, &peers, &detour));
+    assert_eq!(routes.unicast_or_direct(a), Some(b));
+}

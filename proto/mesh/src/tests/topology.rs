@@ -143,6 +143,32 @@ fn versions_are_reserved_before_they_are_used() {
     topology.take_effects();
     topology.merge(vec![edge], &mut rng(1));
     assert!(!topology.take_effects().announce);
+    assert_eq!(topology.own_peer().version, (1 << 40) + 1);
+}
+
+/// Each of them makes us outbid it, as far as the counter goes; few of them reach the disk, and there is room left to count.
+#[test]
+fn a_storm_of_forged_versions() {
+    let mut topology = topology(peer(1));
+    let mut ceiling = topology.take_effects().ceiling.expect("at the start");
+    let mut written = 0;
+    for n in 0..20_000u64 {
+        // One time as far as the ceiling, one time a step: the worst for either rule.
+        let forged = if n % 2 == 0 { ceiling } else { topology.own_peer().version };
+        let forged = PeerRecord { version: forged, uid: PeerUid(9), ..record(peer(1), Vec::new()) };
+        topology.merge(vec![forged], &mut rng(1));
+        if let Some(higher) = topology.take_effects().ceiling {
+            assert!(higher > ceiling);
+            (written, ceiling) = (written + 1, higher);
+        }
+        assert!(topology.own_peer().version < ceiling);
+    }
+    assert!((1..=64).contains(&written), "{written}");
+    let last = topology.own_peer().version;
+    assert!(last <= 1 << 63);
+    let address = Address::from_text("10.0.0.1:1");
+    topology.connect(Link { peer: peer(2), address, outbound: true, established: true });
+    assert_eq!(topology.own_peer().version, last + 1, "our own changes still count");
 }
 
 #[test]
