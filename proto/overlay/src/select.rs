@@ -235,11 +235,6 @@ impl OverlaySwitch {
         self.best.map(|index| (index, self.slots[index].name.as_str()))
     }
 
-    /// Whether an overlay is established: the neighbour confirmed that frames reach it.
-    pub fn is_established(&self) -> bool {
-        self.established
-    }
-
     /// What to do next; `None` when that is all.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()

@@ -7,5 +7,7 @@ mod forward;
 mod link;
 mod live;
 mod properties;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
 mod support;
 mod vectors;

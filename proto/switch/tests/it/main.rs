@@ -3,12 +3,15 @@
 
 mod checksum;
 mod coalesce;
+mod corpus;
 mod exercise;
 mod fragment;
 mod frame;
 mod mac;
 mod offload;
 mod packet;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
 mod segment;
 mod vectors;
 mod verdict;
