@@ -1,4 +1,4 @@
-//! One whole peer as one value: the mesh, the MAC table and, for each connection, the overlays that carry its frames.
+//! One whole peer as one value: the mesh, the MAC table and, for each connection, the overlays that carry its frames; and, if it is on, address allocation.
 //!
 //! [`Node`] owns those machines and routes the outputs of one to the inputs of another; it decides nothing itself. What is
 //! left over, the driver does: [`Output`]. A daemon drives it with sockets and clocks, the simulator with a virtual
@@ -7,6 +7,7 @@
 //! ```text
 //!   bytes, dials, time ──▶ mesh ──▶ overlay prepare/confirm/control ──▶ OverlaySwitch + sleeve::Link per connection
 //!                           ▲ ▲                                           │ established, failed, control
+//!                           └▶ IpamChannels ⇄ Allocator (channel IPallocation; requests by [`Node::allocator`])
 //!   facts of data threads ──┼─┴───────────────────────────────────────────┘
 //!                           └▶ MacTable ──▶ Tables (published to the data threads)
 //! ```
@@ -15,11 +16,13 @@
 //! depend on it.
 #![forbid(unsafe_code)]
 
+mod ipam;
 mod link;
 mod node;
 mod output;
 mod status;
 
+pub use ipam::IpamConfig;
 pub use node::{Config, Node};
 pub use output::{Event, Output};
 pub use status::{ConnectionReport, MacReport, Status};

@@ -3,13 +3,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use weave_mesh::{Mesh, NoChannels, ResolveId};
+use weave_ipam::Allocator;
+use weave_mesh::{Mesh, ResolveId};
 use weave_overlay::forward::{Fact, Tables};
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
+use crate::ipam::{Ipam, IpamChannels, IpamConfig};
 use crate::link::{Effect, LIVELY_FEATURE, Links};
 use crate::output::{Event, Output};
 use crate::status::{MacReport, Status};
@@ -27,12 +29,14 @@ const CONFLICT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Config {
     /// Of the mesh: identity, password, targets' policy. `overlays` is filled in here.
     pub mesh: weave_mesh::Config,
+    /// Of address allocation; `None`: it is off here, and its gossip is passed on for others.
+    pub ipam: Option<IpamConfig>,
 }
 
 impl Config {
     /// All defaults but the mesh's.
     pub fn new(mesh: weave_mesh::Config) -> Config {
-        Config { mesh }
+        Config { mesh, ipam: None }
     }
 }
 
@@ -41,6 +45,7 @@ pub struct Node {
     pub(crate) mesh: Mesh,
     pub(crate) macs: MacTable,
     pub(crate) links: Links,
+    pub(crate) ipam: Ipam,
     outputs: VecDeque<Output>,
     tables: Option<Arc<Tables>>,
     /// `tables` is out of date.
@@ -60,10 +65,15 @@ impl Node {
         config.mesh.features.insert(LIVELY_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
+        let allocator = config
+            .ipam
+            .map(|ipam| Allocator::new(ipam.config, ChaCha12Rng::from_seed(rng.random()), ipam.loaded, now));
+        let ipam = Ipam::new(allocator);
         let mut node = Node {
             mesh: Mesh::new(config.mesh, rng, now),
             macs: MacTable::new(macs),
             links: Links::default(),
+            ipam,
             outputs: VecDeque::new(),
             tables: None,
             stale: true,
@@ -133,7 +143,8 @@ impl Node {
 
     /// Bytes have arrived on a TCP connection.
     pub fn handle_stream(&mut self, conn: ConnectionId, bytes: &[u8], now: Now) {
-        self.mesh.handle_stream(conn, bytes, &mut NoChannels, now);
+        let mut channels = IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs };
+        self.mesh.handle_stream(conn, bytes, &mut channels, now);
         self.settle(now);
     }
 
@@ -168,7 +179,11 @@ impl Node {
 
     /// Time has passed. Late or too often is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.mesh.handle_timeout(&mut NoChannels, now);
+        let mut channels = IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs };
+        self.mesh.handle_timeout(&mut channels, now);
+        if let Some(allocator) = &mut self.ipam.allocator {
+            allocator.handle_timeout(now);
+        }
         self.links.handle_timeout(now);
         if now.mono >= self.next_expiry {
             self.next_expiry = now.mono + MacTable::EXPIRY_INTERVAL;
@@ -182,6 +197,13 @@ impl Node {
         self.settle(now);
     }
 
+    /// Gives the allocator an input and carries out what comes of it; `None` if address allocation is off.
+    pub fn allocator<R>(&mut self, now: Now, input: impl FnOnce(&mut Allocator) -> R) -> Option<R> {
+        let result = self.ipam.allocator.as_mut().map(input);
+        self.settle(now);
+        result
+    }
+
     /// Closes every connection. The driver drains the outputs and lets go.
     pub fn shutdown(&mut self, now: Now) {
         self.mesh.shutdown(now);
@@ -190,7 +212,9 @@ impl Node {
 
     /// When to call [`handle_timeout`](Node::handle_timeout), and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        [self.mesh.poll_timeout(), self.links.poll_timeout(), Some((self.next_expiry, "MAC expiry"))]
+        let ipam = self.ipam.allocator.as_ref().and_then(Allocator::poll_timeout);
+        let expiry = Some((self.next_expiry, "MAC expiry"));
+        [self.mesh.poll_timeout(), self.links.poll_timeout(), ipam, expiry]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -229,7 +253,8 @@ impl Node {
             last_seen: now.wall_at(entry.last_seen),
         });
         let macs = macs.collect();
-        Status::new(mesh, macs, &self.links)
+        let ipam = self.ipam.allocator.as_ref().map(|allocator| allocator.status(now));
+        Status::new(mesh, macs, &self.links, ipam)
     }
 
     /// The version of our own topology record (spec mesh 8.4).
@@ -310,6 +335,7 @@ impl Node {
         loop {
             if let Some(output) = self.mesh.poll_output() {
                 self.mesh_output(output, now);
+            } else if self.ipam.settle(&mut self.mesh, &mut self.outputs, now) {
             } else if let Some((conn, effect)) = self.links.poll_effect() {
                 self.link_effect(conn, effect, now);
             } else {
@@ -328,6 +354,8 @@ impl Node {
 
     fn mesh_output(&mut self, output: weave_mesh::Output, now: Now) {
         use weave_mesh::Output as Mesh;
+        // A connection that has ended may have been one to ourself.
+        self.ipam.targets_stale |= matches!(output, Mesh::Close { .. } | Mesh::Persist(_));
         let passed_on = match output {
             Mesh::Persist(persist) => Output::Persist(persist),
             Mesh::Resolve { id, host } => Output::Resolve { id, host },
@@ -353,13 +381,22 @@ impl Node {
             }
             Mesh::RoutesChanged => {
                 self.stale = true;
+                self.ipam.peers_stale = true;
                 return;
             }
             Mesh::PeerRemoved(peer) => {
                 self.stale |= !self.macs.forget_peer(peer).is_empty();
+                self.ipam.peers_stale = true;
+                if let Some(allocator) = &mut self.ipam.allocator {
+                    allocator.peer_gone(peer, now);
+                }
                 return;
             }
-            Mesh::PeersChanged | Mesh::ShortIdsInvalidated => return,
+            Mesh::PeersChanged => {
+                self.ipam.peers_stale = true;
+                return;
+            }
+            Mesh::ShortIdsInvalidated => return,
         };
         self.outputs.push_back(passed_on);
     }
@@ -389,7 +426,7 @@ struct Routes(Arc<weave_mesh::Routes>);
 
 impl weave_switch::Routes for Routes {
     fn unicast(&self, dst: PeerName) -> Option<PeerName> {
-        self.0.unicast(dst)
+        self.0.unicast_or_direct(dst)
     }
 
     fn broadcast(&self, src: PeerName) -> &[PeerName] {

@@ -9,6 +9,15 @@ use weave_types::{ConnectionId, MacAddr, PeerName};
 pub enum Output {
     /// Write this to stable storage; finish that before draining further: later outputs depend on it.
     Persist(Persist),
+    /// The same for address allocation; [`weave_ipam::Persist::class`] says how well.
+    PersistIpam(weave_ipam::Persist),
+    /// The answer to a request for an address or the like.
+    Done {
+        /// Which request.
+        request: weave_ipam::RequestId,
+        /// What it led to.
+        result: Result<weave_ipam::Answer, weave_ipam::RequestError>,
+    },
     /// Look up the host's addresses; answer with [`Node::handle_resolved`](crate::Node::handle_resolved).
     Resolve {
         /// Names the question in the answer.
@@ -57,6 +66,8 @@ pub enum Output {
 pub enum Event {
     /// Of the mesh.
     Mesh(weave_mesh::Event),
+    /// Of address allocation.
+    Ipam(weave_ipam::Event),
     /// Of one connection's overlays.
     Overlay {
         /// The peer at the other end, `NAME(NICK)`.
@@ -104,6 +115,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Event::Mesh(event) => event.fmt(f),
+            Event::Ipam(event) => crate::ipam::describe(event, f),
             Event::Overlay { peer, text } => write!(f, "overlay_switch ->[{peer}] {text}"),
             Event::LocalMac(mac) => write!(f, "Discovered local MAC {mac}"),
             Event::RemoteMac { mac, peer, was: None } => write!(f, "Discovered remote MAC {mac} at {peer}"),

@@ -14,6 +14,8 @@ pub struct Status {
     pub connections: BTreeMap<ConnectionId, ConnectionReport>,
     /// The MAC table, in order.
     pub macs: Vec<MacReport>,
+    /// Of address allocation; `None` if it is off.
+    pub ipam: Option<weave_ipam::Status>,
 }
 
 /// The overlay side of one connection.
@@ -43,8 +45,13 @@ pub struct MacReport {
 }
 
 impl Status {
-    pub(crate) fn new(mesh: weave_mesh::Status, macs: Vec<MacReport>, links: &Links) -> Status {
+    pub(crate) fn new(
+        mesh: weave_mesh::Status,
+        macs: Vec<MacReport>,
+        links: &Links,
+        ipam: Option<weave_ipam::Status>,
+    ) -> Status {
         let connections = links.reports().collect();
-        Status { mesh, connections, macs }
+        Status { mesh, connections, macs, ipam }
     }
 }
