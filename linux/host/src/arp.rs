@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use weave_types::MacAddr;
 
-use crate::{Error, Link};
+use crate::{Error, Link, faults};
 
 const ETH_P_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
@@ -21,9 +21,10 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(1);
 pub fn announce(link: &Link, addr: Ipv4Addr) -> Result<(), Error> {
     let step = || format!("announcing {addr} on {}", link.name);
     let mac = link.mac.ok_or_else(|| Error::Argument(format!("{} has no Ethernet address", link.name)))?;
+    faults::point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
     // Protocol 0: this socket never receives.
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(|e| Error::refused(step(), e, ""))?;
+        .map_err(|e| Error::socket(step(), e, "packet sockets (CONFIG_PACKET, module af_packet)"))?;
     let frame = request(mac, addr);
     // SAFETY: all-zero bytes are a valid `sockaddr_ll` (integers and a byte array).
     let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

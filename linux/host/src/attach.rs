@@ -146,6 +146,8 @@ enum Change {
     RuleAdded(Firewall, Rule),
     RuleRemoved(Firewall, Rule),
     AddressesRemoved(Link, Vec<Cidr>, Vec<Vec<u8>>),
+    /// `promote_secondaries` was this.
+    Promoted(String),
 }
 
 struct Work<'a> {
@@ -224,14 +226,15 @@ impl<'a> Work<'a> {
             self.steps.begin("switching TX checksum offload off")?;
             ethtool::disable_tx_checksum(&end.name)?;
         }
+        self.steps.begin("setting hairpin mode")?;
+        self.host.set_hairpin(&port, request.hairpin)?;
+        self.steps.begin("setting the host's end up")?;
+        self.host.set_up(&port, true)?;
         self.steps.begin("moving the container's end")?;
         self.host.move_to(&end, self.ns)?;
         drop(moving);
 
-        self.steps.begin("renaming the container's end")?;
         let end = self.inner.existing(&inside)?;
-        self.inner.rename(&end, self.interface)?;
-        let end = Link { name: self.interface.to_owned(), ..end };
         self.steps.begin("tuning the container's ARP cache")?;
         let warnings = self.ns.run(|| {
             // The move has set it back.
@@ -241,10 +244,10 @@ impl<'a> Work<'a> {
         self.warnings.extend(warnings);
         self.steps.begin("adding the multicast DROP rule")?;
         self.add_rule(Rule::Drop)?;
-        self.steps.begin("setting the host's end up")?;
-        self.host.set_up(&port, true)?;
-        self.steps.begin("setting hairpin mode")?;
-        self.host.set_hairpin(&port, request.hairpin)?;
+        // Until it has its name it is nobody's: an attach that is killed before this is begun anew by the next one.
+        self.steps.begin("renaming the container's end")?;
+        self.inner.rename(&end, self.interface)?;
+        let end = Link { name: self.interface.to_owned(), ..end };
         Ok((end, Link { master: Some(bridge.index), ..port }))
     }
 
@@ -284,15 +287,16 @@ impl<'a> Work<'a> {
             if present.contains(&cidr.addr()) {
                 continue;
             }
+            // The rule comes first: if this is interrupted, the address that is still missing brings both about next time.
+            if cidr.addr().is_ipv4() {
+                self.steps.begin("inserting a multicast ACCEPT rule")?;
+                self.add_rule(Rule::Accept(cidr.network()))?;
+            }
             self.steps.begin("adding an address")?;
             self.inner.add_address(link, *cidr)?;
             self.changes.push(Change::AddressAdded(link.clone(), *cidr));
             present.push(cidr.addr());
             added.push(*cidr);
-            if cidr.addr().is_ipv4() {
-                self.steps.begin("inserting a multicast ACCEPT rule")?;
-                self.add_rule(Rule::Accept(cidr.network()))?;
-            }
         }
         Ok(())
     }
@@ -358,8 +362,10 @@ impl<'a> Work<'a> {
         if !last && !removed.is_empty() {
             self.remove_addresses(&link, &removed, &staying)?;
         }
+        // Also those of addresses that a detach has removed which was killed then.
         let mut stale: Vec<Rule> = removed
             .iter()
+            .chain(request.cidrs)
             .filter(|c| c.addr().is_ipv4() && !staying.iter().any(|s| s.network() == c.network()))
             .map(|c| Rule::Accept(c.network()))
             .collect();
@@ -386,13 +392,16 @@ impl<'a> Work<'a> {
     fn remove_addresses(&mut self, link: &Link, removed: &[Cidr], staying: &[Cidr]) -> Result<(), Error> {
         let all: Vec<Cidr> = self.inner.addresses_of(link)?;
         let routes = self.inner.save_routes()?;
-        self.changes.push(Change::AddressesRemoved(link.clone(), all, routes));
+        self.changes.push(Change::AddressesRemoved(link.clone(), all, routes.clone()));
         let interface = self.interface;
         let promote = move |value: &str| sysctl::set("ipv4/conf", interface, "promote_secondaries", value);
         let before =
             self.ns.run(|| sysctl::read("ipv4/conf", interface, "promote_secondaries"))?.unwrap_or(None);
         // Without it the addresses are put back below, a moment later.
         let promoted = self.ns.run(|| promote("1"))?.unwrap_or(false);
+        if let (true, Some(before)) = (promoted, &before) {
+            self.changes.push(Change::Promoted(before.clone()));
+        }
         let result = removed.iter().try_for_each(|cidr| {
             self.steps.begin("removing an address")?;
             match self.inner.remove_address(link, *cidr) {
@@ -400,13 +409,15 @@ impl<'a> Work<'a> {
                 other => other,
             }
         });
-        if let (true, Some(before)) = (promoted, before)
-            && let Err(e) = self.ns.run(|| promote(&before))?
-        {
-            self.warnings.push(e.to_string());
-        }
         result?;
-        self.restore_addresses(link, staying)
+        if let (true, Some(before)) = (promoted, before) {
+            self.ns.run(|| promote(&before))??;
+        }
+        self.restore_addresses(link, staying)?;
+        if !promoted {
+            self.inner.restore_made_routes(&routes);
+        }
+        Ok(())
     }
 
     fn restore_addresses(&mut self, link: &Link, wanted: &[Cidr]) -> Result<(), Error> {
@@ -464,6 +475,10 @@ impl<'a> Work<'a> {
             Change::RouteAdded(link) => tolerate_gone(self.inner.remove_multicast_route(&link).map(|_| ())),
             Change::RuleAdded(f, rule) => firewall(self.ns.run(|| f.remove(interface, rule).map(|_| ()))?),
             Change::RuleRemoved(f, rule) => firewall(self.ns.run(|| f.ensure(interface, rule).map(|_| ()))?),
+            Change::Promoted(before) => {
+                let set = || sysctl::set("ipv4/conf", interface, "promote_secondaries", &before);
+                self.ns.run(set)?.map(|_| ())
+            }
             Change::AddressesRemoved(link, all, routes) => {
                 self.restore_order(&link, &all)?;
                 self.inner.restore_routes(&routes)

@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::Error;
+use crate::{Error, faults};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -42,6 +42,8 @@ pub(crate) fn load_drop() -> Result<OwnedFd, Error> {
         // BPF_JMP | BPF_EXIT
         Instruction { opcode: 0x95, registers: 0, offset: 0, immediate: 0 },
     ];
+    let step = "loading a BPF program that drops frames";
+    faults::point(&step).map_err(|e| Error::refused(step, e, ""))?;
     let license = c"Apache-2.0";
     let attributes = LoadAttributes {
         program_type: BPF_PROG_TYPE_SCHED_CLS,
@@ -56,7 +58,7 @@ pub(crate) fn load_drop() -> Result<OwnedFd, Error> {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attributes, size_of_val(&attributes))
     };
     if fd < 0 {
-        return Err(Error::refused("loading a BPF program that drops frames", Errno::last(), ""));
+        return Err(Error::refused(step, Errno::last(), ""));
     }
     // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })

@@ -8,6 +8,8 @@ use crate::{Error, Link, Netlink, datapath, sysctl};
 
 /// Fits any underlay of 1460 bytes under VXLAN and ESP (spec data-plane 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
+/// What a bridge is called until it is complete.
+const UNFINISHED: &str = "vethwe-newbr";
 /// `arp_ignore`: do not reply for any local address.
 const ARP_IGNORE_ALL: &str = "8";
 
@@ -24,6 +26,47 @@ pub struct Names {
     pub old_datapath: String,
     /// What the names of all other devices begin with.
     pub prefix: String,
+    /// Of the devices with the prefix only the ports of this bridge are ours: one peer of several on a machine.
+    pub only_ports: bool,
+}
+
+/// Bridges of instances (see [`Names::instance`]) begin with this.
+const INSTANCE_BRIDGE: &str = "weave-";
+
+impl Names {
+    /// The devices of a peer that has a name of its own because there are others on the machine. The name has at most 8
+    /// characters, so that it fits.
+    pub fn instance(name: &str) -> Names {
+        Names {
+            bridge: format!("{INSTANCE_BRIDGE}{name}"),
+            port: format!("vethwb-{name}"),
+            device: format!("vethwd-{name}"),
+            // No version that knew this device had instances.
+            old_datapath: String::new(),
+            only_ports: true,
+            ..Names::default()
+        }
+    }
+
+    /// Which of `links` belong to this peer.
+    fn owned<'a>(&self, links: &'a [Link]) -> Vec<&'a Link> {
+        let bridge = links.iter().find(|l| l.name == self.bridge).map(|l| l.index);
+        let others: Vec<u32> = links
+            .iter()
+            .filter(|l| l.name.starts_with(INSTANCE_BRIDGE) && Some(l.index) != bridge)
+            .map(|l| l.index)
+            .collect();
+        let ours = |l: &&Link| {
+            [&self.bridge, &self.port, &self.device, &self.old_datapath].contains(&&l.name)
+                || l.name.starts_with(&self.prefix)
+                    && match l.master {
+                        Some(master) if self.only_ports => Some(master) == bridge,
+                        Some(master) => !others.contains(&master),
+                        None => !self.only_ports,
+                    }
+        };
+        links.iter().filter(ours).collect()
+    }
 }
 
 impl Default for Names {
@@ -34,6 +77,7 @@ impl Default for Names {
             device: "vethwe-datapath".into(),
             old_datapath: "datapath".into(),
             prefix: "vethwe".into(),
+            only_ports: false,
         }
     }
 }
@@ -118,7 +162,11 @@ impl BridgeKind {
 pub fn bridge_kind(names: &Names) -> Result<Option<BridgeKind>, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = netlink.link(&names.bridge)?;
-    let datapath = netlink.link(&names.old_datapath)?;
+    // Only the first peer of a host can have had one.
+    let datapath = match names.old_datapath.as_str() {
+        "" => None,
+        name => netlink.link(name)?,
+    };
     classify(bridge.as_ref(), datapath.as_ref())
 }
 
@@ -162,32 +210,50 @@ pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
                 link.kind.as_deref().map_or("a device without a kind".into(), |k| format!("of kind {k}"))
             )));
         }
-        None => (netlink.create_bridge(&config.name)?, true),
+        None => (make_bridge(&mut netlink, config)?, true),
     };
-    match set_up_bridge(&mut netlink, &link, created, config) {
+    match set_up_bridge(&mut netlink, &link, config) {
         Ok((mtu, warnings)) => Ok(BridgeInfo { index: link.index, mtu, created, warnings }),
         Err(cause) if created => Err(after_deleting(&mut netlink, &link, cause)),
         Err(cause) => Err(cause),
     }
 }
 
+/// A new bridge with address and payload size, still down. It gets its name last: one that a killed launch left half made
+/// would pass for the bridge of a peer with another name.
+fn make_bridge(netlink: &mut Netlink, config: &BridgeConfig) -> Result<Link, Error> {
+    if let Some(left) = netlink.link(UNFINISHED)? {
+        tolerate_gone(netlink.delete_link(&left))?;
+    }
+    let link = netlink.create_bridge_step(UNFINISHED, &format!("creating bridge {}", config.name))?;
+    let (Mtu::Exactly(mtu) | Mtu::Default(mtu)) = config.mtu;
+    // Set afterwards, not at creation: kernels before 3.14 lose the local entry of the forwarding table otherwise. Once
+    // set, the address stays when ports come and go.
+    // What is told of a failure is about the bridge that was asked for.
+    let named = Link { name: config.name.clone(), ..link.clone() };
+    let made = netlink
+        .set_mac(&named, config.mac)
+        .and_then(|()| netlink.set_mtu(&named, mtu))
+        .and_then(|()| netlink.rename(&link, &config.name));
+    match made {
+        Ok(()) => Ok(Link { mac: Some(config.mac), mtu, ..named }),
+        Err(cause) => Err(after_deleting(netlink, &link, cause)),
+    }
+}
+
 fn set_up_bridge(
     netlink: &mut Netlink,
     link: &Link,
-    created: bool,
     config: &BridgeConfig,
 ) -> Result<(u32, Vec<String>), Error> {
-    // Set afterwards, not at creation: kernels before 3.14 lose the local entry of the forwarding table otherwise. Once
-    // set, the address stays when ports come and go.
-    if link.mac != Some(config.mac) || created {
+    if link.mac != Some(config.mac) {
         netlink.set_mac(link, config.mac)?;
     }
     let wanted = match config.mtu {
         Mtu::Exactly(mtu) => mtu,
-        Mtu::Default(mtu) if created => mtu,
         Mtu::Default(_) => link.mtu,
     };
-    if wanted != link.mtu || created {
+    if wanted != link.mtu {
         netlink.set_mtu(link, wanted)?;
     }
     sysctl::ignore_router_advertisements(&link.name)?;
@@ -305,9 +371,15 @@ pub fn stale_links(names: &Names) -> Result<Vec<Link>, Error> {
                 .any(|l| Some(l.index) == link.peer && (l.name == names.port || l.name == names.device));
         // A container's end has left the host's namespace by the time anybody uses it.
         let unfinished = link.is("veth") && link.name.starts_with(&container_end);
-        half_uplink || unfinished || link.name == format!("{}du", names.prefix)
+        half_uplink || unfinished || link.name == UNFINISHED || link.name == format!("{}du", names.prefix)
     };
     Ok(links.iter().filter(is_stale).cloned().collect())
+}
+
+/// Names of the devices that [`remove_all`] would remove.
+pub fn owned_devices(names: &Names) -> Result<Vec<String>, Error> {
+    let links = Netlink::open()?.links()?;
+    Ok(names.owned(&links).iter().map(|l| l.name.clone()).collect())
 }
 
 /// Removes all devices: the bridge, its uplink, every container's interface. Goes on after a failure, and gives what
@@ -319,10 +391,7 @@ pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
         Ok(both) => both,
         Err(e) => return (removed, vec![e]),
     };
-    let ours = |l: &&Link| {
-        l.name == names.bridge || l.name == names.old_datapath || l.name.starts_with(&names.prefix)
-    };
-    for link in links.iter().filter(ours) {
+    for link in names.owned(&links) {
         // One end of a pair takes the other with it.
         match netlink.link_by_index(link.index) {
             Ok(Some(present)) if present.name == link.name => {}
@@ -362,6 +431,32 @@ mod tests {
             peer_nsid: None,
             hairpin: None,
             forwarding: None,
+        }
+    }
+
+    #[test]
+    fn whose_devices() {
+        let named = |index, name: &str, master| Link { index, name: name.into(), master, ..link(None) };
+        let links = [
+            named(1, "weave", None),
+            named(2, "weave-b", None),
+            named(3, "vethwe-bridge", Some(1)),
+            named(4, "vethwepl7", Some(1)),
+            named(5, "vethwepl8", Some(2)),
+            named(6, "vethwb-b", Some(2)),
+            named(7, "vethwd-b", None),
+            named(8, "vethwebldocker0", Some(9)),
+            named(9, "docker0", None),
+            named(10, "vethwepg9", None),
+        ];
+        let owned =
+            |names: &Names| names.owned(&links).iter().map(|l| l.name.clone()).collect::<Vec<_>>().join(" ");
+        assert_eq!(owned(&Names::default()), "weave vethwe-bridge vethwepl7 vethwebldocker0 vethwepg9");
+        assert_eq!(owned(&Names::instance("b")), "weave-b vethwepl8 vethwb-b vethwd-b");
+        assert_eq!(owned(&Names::instance("c")), "");
+        let longest = Names::instance("12345678");
+        for name in [&longest.bridge, &longest.port, &longest.device] {
+            assert!(name.len() <= 15, "{name}");
         }
     }
 

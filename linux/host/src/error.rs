@@ -14,7 +14,7 @@ pub enum Error {
         detail: String,
     },
     /// The kernel was built without something that is needed.
-    #[error("{step}: this kernel lacks {feature}")]
+    #[error("{step}: this kernel lacks {feature}; load the module, or use a kernel that has it")]
     MissingFeature {
         /// What was tried on what.
         step: String,
@@ -65,6 +65,16 @@ impl Error {
         match errno {
             Errno::EPERM | Errno::EACCES => Error::Permission { step },
             _ => Error::Refused { step, errno, detail: detail.into() },
+        }
+    }
+
+    /// A socket of a family that the kernel may lack.
+    pub(crate) fn socket(step: impl ToString, errno: Errno, feature: &'static str) -> Error {
+        match errno {
+            Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT => {
+                Error::MissingFeature { step: step.to_string(), feature }
+            }
+            _ => Error::refused(step, errno, ""),
         }
     }
 

@@ -73,6 +73,20 @@ pub fn peer_name(bridge: &str, sources: &Sources, persisted: Option<PeerName>) -
     }
 }
 
+/// The same for one of several peers on a machine: their bridges and what identifies the machine together with the
+/// instance's name.
+pub fn instance_peer_name(bridge: &str, sources: &Sources, instance: &str) -> Result<PeerName, Error> {
+    if let Some(mac) = link_mac(bridge)? {
+        return Ok(PeerName::from_bytes(mac.0));
+    }
+    let mut ids = SystemIds::read(sources)?;
+    // A machine without ids is refused as ever.
+    if !(ids.machine_id.is_empty() && ids.system_uuid.is_empty()) {
+        ids.system_uuid.extend_from_slice(instance.as_bytes());
+    }
+    ids.peer_name(None)
+}
+
 /// A locally administered unicast address from the hash of `id`.
 pub fn derive(id: &[u8]) -> PeerName {
     let hash = Sha256::new().chain_update(SALT).chain_update(id).finalize();

@@ -1,5 +1,5 @@
-//! What a peer does to its Linux host: links, bridge, veth, namespaces, addresses, routes, sysctls, the few firewall
-//! rules of a container. Verbs are idempotent and undo what they did when a step fails.
+//! What a peer does to its Linux host: links, bridge, veth, namespaces, addresses, routes, sysctls, firewall rules of host and
+//! containers. Verbs are idempotent and undo what they did when a step fails.
 //!
 //! ```text
 //!   container namespace            host namespace
@@ -16,10 +16,14 @@
 //! * [`attach()`], [`detach()`]: a container's interface (spec containers D.2, D.3);
 //! * [`Ports`]: which addresses containers have (spec containers D.4);
 //! * [`NetNs`], [`Netlink`]: namespaces, and the verbs on links, addresses and routes in one of them;
+//! * [`original_kind`], [`remove_old_datapath`], [`hand_back`]: what 2.8.1 left, and what it needs to come back;
 //! * [`identity`]: the peer name a host has without being told (spec mesh 2.2).
 //!
-//! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`). Of the host's own
-//! firewall it only touches one rule ([`ensure_forwarding`]).
+//! * [`firewall`]: the host's packet filter rules (spec cli 4.3); [`add_bridge_address`] and its sisters: the host's own addresses
+//!   on the network (spec cli 6);
+//! * [`unmanaged`]: files that keep other programs from changing these devices.
+//!
+//! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`).
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod addrs;
@@ -30,17 +34,24 @@ mod bridge;
 mod datapath;
 mod error;
 mod ethtool;
-mod forwarding;
+mod expose;
+pub mod faults;
+pub mod firewall;
 pub mod identity;
+mod ipset;
+mod join;
 mod links;
+mod lookups;
 mod multicast_rules;
 mod netlink;
 mod netns;
+mod original;
 mod ports;
 mod routes;
 mod steps;
 mod sysctl;
 mod tc;
+pub mod unmanaged;
 
 pub use addrs::Address;
 pub use arp::announce;
@@ -49,15 +60,23 @@ pub use attach::{
 };
 pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, Mtu, Names, UplinkInfo, bridge_kind, ensure_bridge, ensure_uplink,
-    link_mac, remove_all, stale_links,
+    link_mac, owned_devices, remove_all, stale_links,
 };
 pub use error::Error;
 pub use ethtool::{disable_tx_checksum, tx_checksum};
-pub use forwarding::{ensure_forwarding, remove_forwarding};
+pub use expose::{
+    add_bridge_address, adopt_orphans, bridge_addresses, enable_forwarding, first_address,
+    remove_bridge_address,
+};
+pub use join::join_bridges;
 pub use links::Link;
+pub use lookups::use_built_in_lookups;
 pub use multicast_rules::{Firewall, FirewallError, Rule};
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceLock, NetNs};
+pub use original::{
+    Datapath, HandedBack, hand_back, original_kind, remove_old_datapath, restore_old_datapath,
+};
 pub use ports::{ContainerLink, Ports};
 pub use routes::Route;
 pub use steps::Steps;

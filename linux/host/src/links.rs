@@ -7,6 +7,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 use weave_types::MacAddr;
 
+use crate::bridge::tolerate_gone;
 use crate::netlink::{Netlink, Reply, Request, attributes, find, text, u32_at};
 use crate::{Error, NetNs};
 
@@ -161,14 +162,18 @@ impl Netlink {
 
     /// Creates a Linux bridge. It is down and has a random address.
     pub fn create_bridge(&mut self, name: &str) -> Result<Link, Error> {
+        self.create_bridge_step(name, &format!("creating bridge {name}"))
+    }
+
+    pub(crate) fn create_bridge_step(&mut self, name: &str, step: &str) -> Result<Link, Error> {
         check_name(name)?;
         let mut request = create();
         request.string(libc::IFLA_IFNAME, name).nested(libc::IFLA_LINKINFO, |r| {
             r.string(libc::IFLA_INFO_KIND, "bridge");
         });
-        let step = format!("creating bridge {name}");
-        self.execute(request, &step).map_err(|e| unknown_kind(e, &step, "Linux bridges (CONFIG_BRIDGE)"))?;
-        self.existing(name)
+        self.execute(request, step).map_err(|e| unknown_kind(e, step, "Linux bridges (CONFIG_BRIDGE)"))?;
+        let made = self.existing(name);
+        self.or_delete(name, made)
     }
 
     /// Creates a pair of connected links, both down. `mtu` none leaves the kernel's default (1500).
@@ -202,7 +207,20 @@ impl Netlink {
             });
         });
         self.execute(request, step).map_err(|e| unknown_kind(e, step, "veth devices (CONFIG_VETH)"))?;
-        Ok((self.existing(name)?, self.existing(peer)?))
+        let made = self.existing(name).and_then(|link| Ok((link, self.existing(peer)?)));
+        self.or_delete(name, made)
+    }
+
+    /// Takes back a link that was made just now if the next step failed.
+    fn or_delete<T>(&mut self, name: &str, next: Result<T, Error>) -> Result<T, Error> {
+        next.map_err(|cause| {
+            let mut request = Request::new(libc::RTM_DELLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
+            request.string(libc::IFLA_IFNAME, name);
+            match tolerate_gone(self.execute(request, format_args!("deleting link {name}"))) {
+                Ok(()) => cause,
+                Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
+            }
+        })
     }
 
     /// Deletes a link (and the other end of a veth pair with it).
@@ -328,7 +346,9 @@ mod tests {
         let refused = |errno| Error::refused("creating veth pair a-b", errno, "Unknown device type");
         let error =
             unknown_kind(refused(Errno::EOPNOTSUPP), "creating veth pair a-b", "veth devices (CONFIG_VETH)");
-        assert_eq!(error.to_string(), "creating veth pair a-b: this kernel lacks veth devices (CONFIG_VETH)");
+        let text = "creating veth pair a-b: this kernel lacks veth devices (CONFIG_VETH); load the module, or use a kernel that \
+                    has it";
+        assert_eq!(error.to_string(), text);
         assert_eq!(unknown_kind(refused(Errno::EEXIST), "x", "y"), refused(Errno::EEXIST));
     }
 

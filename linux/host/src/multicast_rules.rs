@@ -15,6 +15,8 @@ use std::process::{Command, Stdio};
 
 use weave_types::Cidr;
 
+use crate::faults;
+
 const MULTICAST: &str = "224.0.0.0/4";
 /// Seconds that `iptables` waits for another one.
 const LOCK_SECONDS: &str = "5";
@@ -46,7 +48,7 @@ pub struct Firewall {
 
 /// Why rules could not be read or changed. Never the reason for a failed attach.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FirewallError(String);
+pub struct FirewallError(pub(crate) String);
 
 impl fmt::Display for FirewallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,6 +199,7 @@ impl Firewall {
     }
 
     fn run_once(&self, arguments: &[&str]) -> Result<(Option<i32>, String), (Option<i32>, String)> {
+        faults::point(&arguments.join(" ")).map_err(|e| (None, e.desc().to_owned()))?;
         let output = Command::new(&self.program)
             .args(arguments)
             .env("LC_ALL", "C")

@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use crate::Error;
+use crate::{Error, faults};
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -53,8 +53,12 @@ impl Netlink {
 
     pub(crate) fn open_protocol(protocol: isize) -> Result<Netlink, Error> {
         let step = "opening a netlink socket";
+        faults::point(&step).map_err(|e| Error::refused(step, e, ""))?;
         let io = |e: std::io::Error| Error::io(step, &e);
-        let mut socket = Socket::new(protocol).map_err(io)?;
+        let mut socket = Socket::new(protocol).map_err(|e| {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            Error::socket(step, errno, "netlink sockets of this kind (CONFIG_NET)")
+        })?;
         let port = socket.bind_auto().map_err(io)?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(io)?;
         // Explanations in acknowledgements; kernels before 4.12 have none.
@@ -83,6 +87,7 @@ impl Netlink {
         flags: u16,
         step: &dyn Display,
     ) -> Result<Vec<Reply>, Error> {
+        faults::point(step).map_err(|e| Error::refused(step, e, ""))?;
         for _ in 0..DUMP_ATTEMPTS {
             self.sequence = self.sequence.wrapping_add(1);
             let bytes = request.finish(flags, self.sequence);
@@ -216,6 +221,11 @@ impl Request {
         debug_assert!(bytes.len().is_multiple_of(4));
         self.bytes.extend_from_slice(bytes);
         self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn encoded(&mut self) -> &[u8] {
+        self.finish(0, 0)
     }
 
     fn finish(&mut self, flags: u16, sequence: u32) -> &[u8] {

@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
 
 use crate::netlink::{Request, find, u32_at};
-use crate::{Error, Netlink};
+use crate::{Error, Netlink, faults};
 
 /// Where `ip netns add` puts names.
 const NAMED: &str = "/var/run/netns";
@@ -128,8 +128,19 @@ impl NetNs {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-                setns(&self.file, CloneFlags::CLONE_NEWNET)
-                    .map_err(|e| Error::refused(format!("entering {self}"), e, ""))?;
+                let enter = || {
+                    faults::point(&"entering a namespace")?;
+                    setns(&self.file, CloneFlags::CLONE_NEWNET)
+                };
+                enter().map_err(|e| {
+                    let step = format!("entering {self}");
+                    match e {
+                        Errno::ENOSYS => {
+                            Error::MissingFeature { step, feature: "network namespaces (CONFIG_NET_NS)" }
+                        }
+                        _ => Error::refused(step, e, ""),
+                    }
+                })?;
                 Ok(work())
             });
             let thread = thread.map_err(|e| Error::io("starting a thread", &e))?;

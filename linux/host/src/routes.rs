@@ -68,6 +68,15 @@ impl Netlink {
         Ok(self.raw_routes()?.into_iter().map(|r| r.body).collect())
     }
 
+    /// Adds those saved routes that somebody had made and that went along with an address, as far as they are still possible.
+    pub(crate) fn restore_made_routes(&mut self, saved: &[Vec<u8>]) {
+        let made = |body: &&Vec<u8>| body.get(5) != Some(&libc::RTPROT_KERNEL);
+        for body in saved.iter().filter(made) {
+            // One that led over what is removed is refused.
+            let _ = self.restore_routes(std::slice::from_ref(body));
+        }
+    }
+
     /// Adds those saved routes that have gone. Those over a gateway come last: they need the way to it.
     pub(crate) fn restore_routes(&mut self, saved: &[Vec<u8>]) -> Result<(), Error> {
         let present = self.save_routes()?;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::Error;
 use crate::links::check_name;
+use crate::{Error, faults};
 
 /// Neighbour cache of interfaces on the weave network: addresses move between containers, so believe entries for
 /// seconds only, and probe them soon (spec data-plane 1.2).
@@ -27,8 +27,19 @@ pub(crate) fn set(tree: &str, interface: &str, key: &str, value: &str) -> Result
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
         _ => {}
     }
-    std::fs::write(&path, value)
-        .map_err(|e| Error::io(format!("writing {value} to {}", path.display()), &e))?;
+    let write = || {
+        faults::io_point(&path.display())?;
+        std::fs::write(&path, value)
+    };
+    write().map_err(|e| {
+        let step = format!("writing {value} to {}", path.display());
+        match e.raw_os_error().map(Errno::from_raw) {
+            Some(errno @ Errno::EROFS) => {
+                Error::refused(step, errno, "/proc/sys has to be writable; in a container use --privileged")
+            }
+            _ => Error::io(step, &e),
+        }
+    })?;
     Ok(true)
 }
 

@@ -4,5 +4,7 @@
 
 mod attach;
 mod bridge;
+mod firewall;
 mod netns;
+mod original;
 mod support;

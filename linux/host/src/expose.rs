@@ -1,0 +1,149 @@
+//! Addresses of the host itself on the weave network (spec cli 6, containers D.5): on the bridge, told to everybody there.
+
+use std::net::IpAddr;
+use std::thread::sleep;
+
+use nix::errno::Errno;
+use weave_types::Cidr;
+
+use crate::arp::{SETTLE, announce};
+use crate::bridge::no_bridge;
+use crate::{Error, Link, Names, Netlink, sysctl};
+
+/// Gives the bridge an address and announces it. `true` if it did not have it.
+///
+/// # Errors
+/// There is no bridge, the address cannot be a host's, or the kernel refuses it.
+pub fn add_bridge_address(bridge: &str, cidr: Cidr) -> Result<bool, Error> {
+    check(cidr)?;
+    let mut netlink = Netlink::open()?;
+    let link = the_bridge(&mut netlink, bridge)?;
+    let added = match netlink.add_address(&link, cidr) {
+        Ok(()) => true,
+        Err(e) if e.errno() == Some(Errno::EEXIST) => false,
+        Err(e) => return Err(e),
+    };
+    if let IpAddr::V4(ip) = cidr.addr()
+        && link.up
+    {
+        sleep(SETTLE);
+        // Others find out by asking; it only takes longer.
+        let _ = announce(&link, ip);
+    }
+    Ok(added)
+}
+
+/// Takes an address from the bridge. `false` if it does not have exactly this one.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_bridge_address(bridge: &str, cidr: Cidr) -> Result<bool, Error> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(bridge)? else { return Ok(false) };
+    if !netlink.addresses_of(&link)?.contains(&cidr) {
+        return Ok(false);
+    }
+    // When the first address of a subnet goes, the kernel takes the others with it unless told otherwise.
+    let _ = sysctl::set("ipv4/conf", bridge, "promote_secondaries", "1");
+    let others: Vec<Cidr> = ipv4(&mut netlink, &link)?.into_iter().filter(|c| *c != cidr).collect();
+    match netlink.remove_address(&link, cidr) {
+        Ok(()) => {}
+        Err(e) if e.errno() == Some(Errno::EADDRNOTAVAIL) => return Ok(false),
+        Err(e) => return Err(e),
+    }
+    let left = ipv4(&mut netlink, &link)?;
+    for other in others.into_iter().filter(|c| !left.contains(c)) {
+        netlink.add_address(&link, other)?;
+    }
+    Ok(true)
+}
+
+/// The IPv4 addresses of the bridge in the kernel's order; none if there is no bridge.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn bridge_addresses(bridge: &str) -> Result<Vec<Cidr>, Error> {
+    let mut netlink = Netlink::open()?;
+    match netlink.link(bridge)? {
+        Some(link) => ipv4(&mut netlink, &link),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// The first IPv4 address of a link; none if there is no link or it has none.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn first_address(link: &str) -> Result<Option<std::net::Ipv4Addr>, Error> {
+    let addresses = bridge_addresses(link)?;
+    Ok(addresses.iter().find_map(|c| match c.addr() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    }))
+}
+
+/// Puts the interfaces of containers whose bridge was deleted onto the new one; their names.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn adopt_orphans(names: &Names) -> Result<Vec<String>, Error> {
+    let mut netlink = Netlink::open()?;
+    let link = the_bridge(&mut netlink, &names.bridge)?;
+    let start = format!("{}pl", names.prefix);
+    let mut adopted = Vec::new();
+    // Where several peers are, nobody knows whose they were.
+    if names.only_ports {
+        return Ok(adopted);
+    }
+    for orphan in
+        netlink.links()?.iter().filter(|l| l.is("veth") && l.master.is_none() && l.name.starts_with(&start))
+    {
+        match netlink.set_master(orphan, Some(&link)) {
+            Ok(()) => adopted.push(orphan.name.clone()),
+            Err(e) if e.errno() == Some(Errno::ENODEV) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(adopted)
+}
+
+/// Lets the host forward packets. `true` if it did not.
+///
+/// # Errors
+/// The setting cannot be read or written.
+pub fn enable_forwarding() -> Result<bool, Error> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
+    let step = |what: &str| format!("{what} {PATH}");
+    let present = std::fs::read_to_string(PATH).map_err(|e| Error::io(step("reading"), &e))?;
+    if present.trim() != "0" {
+        return Ok(false);
+    }
+    std::fs::write(PATH, "1").map_err(|e| Error::io(step("writing 1 to"), &e)).map(|()| true)
+}
+
+fn the_bridge(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
+    netlink.link(name)?.filter(|l| l.is("bridge")).ok_or_else(|| no_bridge(name))
+}
+
+fn ipv4(netlink: &mut Netlink, link: &Link) -> Result<Vec<Cidr>, Error> {
+    Ok(netlink.addresses_of(link)?.into_iter().filter(|c| c.addr().is_ipv4()).collect())
+}
+
+/// What a host cannot have as its address.
+fn check(cidr: Cidr) -> Result<(), Error> {
+    let IpAddr::V4(ip) = cidr.addr() else {
+        return Err(Error::Argument(format!("{cidr} is not an IPv4 address")));
+    };
+    let wrong = if cidr.prefix() < 31 && cidr == cidr.network() {
+        "is the address of the network itself"
+    } else if cidr.broadcast() == Some(ip) {
+        "is the network's broadcast address"
+    } else if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || ip.is_broadcast() {
+        "is not the address of a host"
+    } else if cidr.prefix() == 0 {
+        "covers the whole world"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Argument(format!("{cidr} {wrong}; choose another")))
+}

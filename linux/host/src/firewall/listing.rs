@@ -1,0 +1,220 @@
+//! What is there now: the output of `iptables-save`, with rules in a form that can be compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::rules::Table;
+
+/// All tables of one program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Listing {
+    tables: BTreeMap<Table, BTreeMap<String, Vec<Line>>>,
+}
+
+/// A rule as it is printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// Without `-A <chain>`; the same program takes it back in this form.
+    pub(crate) text: String,
+    pub(crate) parts: Parts,
+}
+
+/// A rule as a set of options with their values. The programs, and their versions, print options in different orders, with
+/// or without the module that they belong to, with or without the prefix length of a single address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Parts(BTreeSet<String>);
+
+impl Listing {
+    /// Reads `iptables-save`. Lines that are something else are left out.
+    pub(crate) fn parse(text: &str) -> Listing {
+        let mut listing = Listing::default();
+        let mut table = None;
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = Table::ALL.into_iter().find(|t| t.name() == name.trim());
+                table.map(|t| listing.tables.entry(t).or_default());
+                continue;
+            }
+            let Some(chains) = table.and_then(|t| listing.tables.get_mut(&t)) else { continue };
+            if let Some(chain) = line.strip_prefix(':') {
+                let name = chain.split(' ').next().unwrap_or_default();
+                chains.entry(name.to_owned()).or_default();
+                continue;
+            }
+            // Counters stand in front if somebody asked for them.
+            let rule = line.strip_prefix('[').and_then(|l| l.split_once("] ")).map_or(line, |(_, rule)| rule);
+            if let Some((chain, text)) =
+                rule.strip_prefix("-A ").map(|r| r.split_once(' ').unwrap_or((r, "")))
+            {
+                let line = Line { text: text.to_owned(), parts: Parts::of(text) };
+                chains.entry(chain.to_owned()).or_default().push(line);
+            }
+        }
+        listing
+    }
+
+    /// Rules of a chain in order; none if there is no such chain.
+    pub(crate) fn chain(&self, table: Table, chain: &str) -> Option<&[Line]> {
+        self.tables.get(&table)?.get(chain).map(Vec::as_slice)
+    }
+
+    /// All chains of a table.
+    pub(crate) fn chains(&self, table: Table) -> impl Iterator<Item = (&str, &[Line])> {
+        self.tables.get(&table).into_iter().flatten().map(|(name, lines)| (name.as_str(), lines.as_slice()))
+    }
+}
+
+impl Parts {
+    /// Takes a rule apart.
+    pub(crate) fn of(text: &str) -> Parts {
+        let mut parts = BTreeSet::new();
+        let mut words = words(text).into_iter().peekable();
+        let mut negated = false;
+        while let Some((word, _)) = words.next() {
+            if word == "!" {
+                negated = true;
+                continue;
+            }
+            let mut values = Vec::new();
+            while let Some((value, _)) =
+                words.next_if(|(w, quoted)| *quoted || !(w == "!" || w.starts_with('-')))
+            {
+                values.push(value);
+            }
+            // The module says nothing that its options do not say.
+            if word != "-m" {
+                let value = normal(&word, &values.join(" "));
+                parts.insert(format!("{}{word} {value}", if negated { "! " } else { "" }));
+            }
+            negated = false;
+        }
+        Parts(parts)
+    }
+
+    /// The chain it leads to, or its verdict.
+    pub(crate) fn target(&self) -> Option<&str> {
+        self.0.iter().find_map(|p| p.strip_prefix("-j ").or_else(|| p.strip_prefix("-g ")))
+    }
+
+    /// Whether it has this option with this value.
+    pub(crate) fn has(&self, option: &str, value: &str) -> bool {
+        self.0.contains(&format!("{option} {value}"))
+    }
+
+    /// The value of an option, if it is there and not negated.
+    pub(crate) fn value(&self, option: &str) -> Option<&str> {
+        self.0.iter().find_map(|p| p.strip_prefix(option)?.strip_prefix(' '))
+    }
+
+    /// The same without one option.
+    pub(crate) fn without(&self, option: &str) -> Parts {
+        let is_it = |p: &str| {
+            p.strip_prefix("! ").unwrap_or(p).strip_prefix(option).is_some_and(|r| r.starts_with(' '))
+        };
+        Parts(self.0.iter().filter(|p| !is_it(p)).cloned().collect())
+    }
+
+    /// How many options there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn normal(option: &str, value: &str) -> String {
+    match option {
+        "-s" | "-d" if !value.contains('/') => format!("{value}/32"),
+        "--ctstate" | "--state" => {
+            let states: BTreeSet<&str> = value.split(',').collect();
+            states.into_iter().collect::<Vec<_>>().join(",")
+        }
+        _ => value.to_owned(),
+    }
+}
+
+/// Words and whether they were quoted. In quotes a backslash takes the next character as it is.
+fn words(text: &str) -> Vec<(String, bool)> {
+    let mut words = Vec::new();
+    let mut chars = text.chars().peekable();
+    while let Some(&first) = chars.peek() {
+        if first == ' ' {
+            chars.next();
+            continue;
+        }
+        let (mut word, mut quoted, mut inside) = (String::new(), false, false);
+        while let Some(c) = chars.next_if(|c| inside || *c != ' ') {
+            match c {
+                '"' => (quoted, inside) = (true, !inside),
+                '\\' => word.extend(chars.next()),
+                _ => word.push(c),
+            }
+        }
+        words.push((word, quoted));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_of_one_rule() {
+        for (a, b) in [
+            ("-d 10.2.1.1/32 -i ethwe -j DROP", "-i ethwe -d 10.2.1.1 -j DROP"),
+            ("-p tcp -m tcp --dport 53 -j ACCEPT", "-p tcp --dport 53 -j ACCEPT"),
+            (
+                "-m conntrack --ctstate RELATED,ESTABLISHED -j X",
+                "-m conntrack --ctstate ESTABLISHED,RELATED -j X",
+            ),
+            (
+                "-m comment --comment \"a \\'b\\' \\\"c\\\"\" -j X",
+                "-m comment --comment \"a 'b' \\\"c\\\"\" -j X",
+            ),
+        ] {
+            assert_eq!(Parts::of(a), Parts::of(b));
+        }
+        for (a, b) in [
+            ("! -s 10.0.0.0/8 -j X", "-s 10.0.0.0/8 -j X"),
+            ("-s 10.0.0.0/8 ! -d 10.0.0.0/8 -j X", "! -s 10.0.0.0/8 -d 10.0.0.0/8 -j X"),
+            ("-m comment --comment \"-j Y\" -j X", "-j Y"),
+            ("-i a -j X", "-i a"),
+        ] {
+            assert_ne!(Parts::of(a), Parts::of(b));
+        }
+        let rule = Parts::of("-i a ! -o b -m comment --comment \"! -j Y\" -g X");
+        assert_eq!((rule.target(), rule.value("-i"), rule.value("-o")), (Some("X"), Some("a"), None));
+        assert!(rule.has("--comment", "! -j Y"));
+        assert_eq!(rule.without("-o").without("--comment"), Parts::of("-g X -i a"));
+    }
+
+    #[test]
+    fn listings() {
+        let text = "# Generated by iptables-save v1.8.9\n*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j X\nCOMMIT\n\
+                    *filter\n:INPUT DROP [3:4]\n:WEAVE - [0:0]\n[7:8] -A INPUT -i a -j WEAVE\n-A WEAVE\nCOMMIT\n\
+                    # Table `nat' is incompatible, use 'nft' tool.\n";
+        let listing = Listing::parse(text);
+        let chains: Vec<_> = listing.chains(Table::Filter).map(|(name, rules)| (name, rules.len())).collect();
+        assert_eq!(chains, [("INPUT", 1), ("WEAVE", 1)]);
+        assert_eq!(listing.chain(Table::Filter, "INPUT").unwrap()[0].text, "-i a -j WEAVE");
+        assert_eq!(listing.chain(Table::Nat, "POSTROUTING"), None);
+        assert_eq!(listing.chains(Table::Nat).count(), 0);
+    }
+
+    /// Whatever is printed is read without a panic, and in the same way twice.
+    #[test]
+    fn odd_texts() {
+        for text in [
+            "",
+            "!",
+            "-",
+            "-A",
+            "*filter\n-A",
+            "*filter\n-A X \"",
+            "*filter\n:\n-A X \\",
+            "! ! -s",
+            "\"\" \"-x\"",
+        ] {
+            assert_eq!(Listing::parse(text), Listing::parse(text));
+            assert_eq!(Parts::of(text), Parts::of(text));
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The packet filter rules of a host (spec cli 4.3, 6): described as values, compared with what is there, changed at once.
+//!
+//! ```text
+//! filter  INPUT ------- closed peer ports for Docker's containers, guarded control port
+//!         FORWARD ----- a block at the top: Docker's bridge -> weave: no; within weave: yes; to weave: WEAVE-EXPOSE; answers
+//!         WEAVE-EXPOSE  one ACCEPT per exposed subnet
+//! nat     POSTROUTING - WEAVE: per exposed subnet, multicast stays as it is, the rest is masqueraded
+//! all     WEAVE-CANARY  empty
+//! ```
+//!
+//! The rules lie where Docker's are: in the kernel's old packet filter (`iptables-legacy`), in the new one (`iptables-nft`), or, on
+//! a host without `iptables`, in a table of our own (`nft`). Other people's rules are never touched, and their order only
+//! changes relative to ours. [`Guard`] brings the rules about, and sees when somebody took them away.
+
+mod edits;
+mod generation;
+mod listing;
+mod native;
+mod programs;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use generation::Generation;
+use listing::Listing;
+pub use programs::Backend;
+use programs::{EditError, Programs};
+pub use rules::{DockerBridge, Exposed, Setup};
+
+use weave_types::Cidr;
+
+use crate::{FirewallError, ipset};
+
+/// A look that costs nothing much is taken at least so often where the kernel tells that nothing has changed.
+const FULL_LOOK: Duration = Duration::from_secs(60);
+/// And so often where it does not.
+const BLIND_LOOK: Duration = Duration::from_secs(4);
+
+/// Keeps the rules of one peer.
+#[derive(Debug)]
+pub struct Guard {
+    programs: Programs,
+    backend: Option<Backend>,
+    generation: Option<Generation>,
+    /// What the rules of earlier runs depended on.
+    former: Vec<Setup>,
+    /// Addresses behind this host (`--no-masq-local`).
+    local: Vec<Cidr>,
+    looked: Option<Looked>,
+    /// The programs do not give back what they were given, so that nothing can be compared.
+    unreadable: bool,
+}
+
+#[derive(Debug)]
+struct Looked {
+    at: Instant,
+    generation: Option<u32>,
+    /// Our part as `nft` showed it after we had made it.
+    native: String,
+}
+
+impl Guard {
+    /// Looks for the programs, and for the place of Docker's rules. `former`: what rules left by earlier runs depend on.
+    pub fn new(former: Vec<Setup>) -> Guard {
+        let programs = Programs::find();
+        let backend = programs.choose();
+        Guard::with(programs, backend, former)
+    }
+
+    /// With this backend, whatever else there is. `None` if its programs are not installed.
+    pub fn using(backend: Backend, former: Vec<Setup>) -> Option<Guard> {
+        let programs = Programs::find();
+        programs.has(backend).then(|| Guard::with(programs, Some(backend), former))
+    }
+
+    fn with(programs: Programs, backend: Option<Backend>, former: Vec<Setup>) -> Guard {
+        let generation = Generation::open().ok();
+        Guard { programs, backend, generation, former, local: Vec::new(), looked: None, unreadable: false }
+    }
+
+    /// Where the rules are; none if no program can make any.
+    pub fn backend(&self) -> Option<Backend> {
+        self.backend
+    }
+
+    /// What a person should know about the rules on this host, beyond that they are there.
+    pub fn notice(&self, setup: &Setup) -> Option<String> {
+        match self.backend {
+            None => Some(
+                "neither iptables nor nft is installed: there is no address translation for exposed networks, and the control \
+                 port is not guarded; install one of them and launch again"
+                    .into(),
+            ),
+            Some(Backend::Native) if setup.expect_npc => {
+                Some("network policies need iptables on this host; there is only nft, so nothing is filtered".into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Addresses that belong to containers of this host, for `--no-masq-local`. They count with the next [`Guard::ensure`].
+    pub fn set_local(&mut self, networks: Vec<Cidr>) {
+        self.local = networks;
+        self.looked = None;
+    }
+
+    /// What these rules depend on is over; they go with the next [`Guard::ensure`].
+    pub fn forget(&mut self, setup: Setup) {
+        // A bridge of Docker's that comes and goes is one and the same.
+        if !self.former.contains(&setup) {
+            self.former.push(setup);
+        }
+    }
+
+    /// Whether somebody may have changed rules since [`Guard::ensure`] last found all in order. Cheap.
+    pub fn may_have_changed(&mut self) -> bool {
+        let Some(backend) = self.backend.filter(|_| !self.unreadable) else { return false };
+        let now = self.generation();
+        match &self.looked {
+            None => true,
+            Some(l) if backend == Backend::Legacy || now.is_none() => l.at.elapsed() >= BLIND_LOOK,
+            Some(l) => l.generation != now || l.at.elapsed() >= FULL_LOOK,
+        }
+    }
+
+    /// Sees to it that exactly these rules of ours are there. `true` if something had to be done.
+    ///
+    /// # Errors
+    /// The program failed, more than once. What was there before is there still, or a part of the tables is done; asking again
+    /// is right.
+    pub fn ensure(&mut self, setup: &Setup, exposed: &[Exposed]) -> Result<bool, FirewallError> {
+        let Some(backend) = self.backend else { return Ok(false) };
+        // Read before looking, so that what changes afterwards is noticed.
+        let generation = self.generation();
+        let (changed, native) = if backend == Backend::Native {
+            self.ensure_native(setup, exposed)?
+        } else {
+            if setup.no_masq_local {
+                self.fill_set(setup)?;
+            }
+            let edits = |now: &Listing| edits::towards(now, setup, exposed, &self.former);
+            let changed = self.programs.edit(backend, edits).inspect_err(|e| {
+                self.unreadable |= matches!(e, EditError::Unreadable(_));
+            })?;
+            (changed, String::new())
+        };
+        self.looked = Some(Looked { at: Instant::now(), generation, native });
+        Ok(changed)
+    }
+
+    /// The set that a rule names has to be there before the rule.
+    fn fill_set(&self, setup: &Setup) -> Result<(), FirewallError> {
+        let name = setup.local_set();
+        if self.looked.is_some() && ipset::exists(&name) {
+            return Ok(());
+        }
+        ipset::replace(&name, &self.local).map_err(|e| FirewallError(e.to_string()))
+    }
+
+    fn ensure_native(&self, setup: &Setup, exposed: &[Exposed]) -> Result<(bool, String), FirewallError> {
+        let wanted = native::script(setup, exposed, &self.local, None);
+        let instance = setup.instance.as_deref();
+        let before = self.native_part(instance);
+        if let Some(l) = &self.looked
+            && l.native == format!("{wanted}{before}")
+        {
+            return Ok((false, l.native.clone()));
+        }
+        let script = native::script(setup, exposed, &self.local, self.guest_chain().as_deref());
+        self.programs.nft_script(&script)?;
+        Ok((true, format!("{wanted}{}", self.native_part(instance))))
+    }
+
+    /// Our table, and the chain in which we are guests.
+    fn native_part(&self, instance: Option<&str>) -> String {
+        let (table, mark) = (native::table(instance), native::mark(instance));
+        let table = self.programs.nft(&["-s", "list", "table", "ip", &table]).unwrap_or_default();
+        let guests = self.guest_chain().unwrap_or_default();
+        let ours = |l: &&str| l.contains(&mark) || l.contains("chain FORWARD");
+        table
+            + &guests.lines().filter(ours).map(|l| l.split("counter").next().unwrap_or(l)).collect::<String>()
+    }
+
+    fn guest_chain(&self) -> Option<String> {
+        self.programs.nft(&["-s", "-a", "list", "chain", "ip", "filter", "FORWARD"]).ok()
+    }
+
+    fn generation(&mut self) -> Option<u32> {
+        self.generation.as_mut().and_then(|g| g.read().ok())
+    }
+
+    /// Takes away our rules and chains where they are not now: in the backends that are not in use.
+    pub fn tidy(&mut self, setup: &Setup) -> Vec<FirewallError> {
+        let setups = self.setups(setup);
+        let others =
+            [Backend::Legacy, Backend::Nft, Backend::Native].into_iter().filter(|b| Some(*b) != self.backend);
+        others.filter_map(|backend| self.remove_from(backend, &setups).err()).collect()
+    }
+
+    /// Takes away everything of ours and of 2.8.1's, wherever it is. `true` if there was something.
+    ///
+    /// # Errors
+    /// All failures; the rest is gone.
+    pub fn remove(&mut self, setup: &Setup) -> Result<bool, Vec<FirewallError>> {
+        let setups = self.setups(setup);
+        self.looked = None;
+        let (mut removed, mut errors) = (false, Vec::new());
+        for backend in [Backend::Legacy, Backend::Nft, Backend::Native] {
+            match self.remove_from(backend, &setups) {
+                Ok(some) => removed |= some,
+                Err(e) => errors.push(e),
+            }
+        }
+        for setup in &setups {
+            match ipset::destroy(&setup.local_set()) {
+                Ok(some) => removed |= some,
+                Err(e) => errors.push(FirewallError(e.to_string())),
+            }
+        }
+        if errors.is_empty() { Ok(removed) } else { Err(errors) }
+    }
+
+    fn setups(&self, setup: &Setup) -> Vec<Setup> {
+        self.former.iter().chain([setup]).cloned().collect()
+    }
+
+    /// Whether there is something of this setup in the form for `nft`.
+    fn is_native(&self, setup: &Setup) -> bool {
+        let instance = setup.instance.as_deref();
+        let part = self.native_part(instance);
+        part.contains(&format!("table ip {} {{", native::table(instance)))
+            || part.contains(&native::mark(instance))
+    }
+
+    /// Where [`Guard::remove`] would find something, and where it cannot look.
+    pub fn present(&self, setup: &Setup) -> (Vec<Backend>, Vec<FirewallError>) {
+        let setups = self.setups(setup);
+        let (mut places, mut errors) = (Vec::new(), Vec::new());
+        for backend in [Backend::Legacy, Backend::Nft].into_iter().filter(|b| self.programs.has(*b)) {
+            match self.programs.list(backend) {
+                Ok(now) if edits::removal(&now, &setups).is_some() => places.push(backend),
+                Ok(_) => {}
+                Err(e) => errors.push(e),
+            }
+        }
+        if self.programs.has(Backend::Native) && setups.iter().any(|s| self.is_native(s)) {
+            places.push(Backend::Native);
+        }
+        (places, errors)
+    }
+
+    fn remove_from(&self, backend: Backend, setups: &[Setup]) -> Result<bool, FirewallError> {
+        if !self.programs.has(backend) {
+            return Ok(false);
+        }
+        if backend == Backend::Native {
+            let mut removed = false;
+            for setup in setups {
+                if self.is_native(setup) {
+                    let guest = self.guest_chain();
+                    let script = native::removal(setup.instance.as_deref(), guest.as_deref());
+                    self.programs.nft_script(&script)?;
+                    removed = true;
+                }
+            }
+            return Ok(removed);
+        }
+        Ok(self.programs.edit(backend, |now| edits::removal(now, setups))?)
+    }
+}

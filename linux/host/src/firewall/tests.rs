@@ -1,0 +1,324 @@
+//! The rules against what 2.8.1 made, and the way from any state to them.
+
+use std::collections::BTreeMap;
+
+use super::edits::{removal, towards};
+use super::listing::Listing;
+use super::rules::{DockerBridge, Exposed, Setup, Table};
+
+const AFTER_LAUNCH: &str = include_str!("../../../../tests/vectors/cli/iptables-after-launch.txt");
+const AFTER_EXPOSE: &str = include_str!("../../../../tests/vectors/cli/iptables-after-expose.txt");
+const NPC: &str = include_str!("../../../../tests/vectors/cli/iptables-expect-npc-no-masq-local.txt");
+
+/// That of the vectors.
+fn setup() -> Setup {
+    Setup {
+        instance: None,
+        bridge: "weave".into(),
+        port: 6783,
+        control_port: Some(6784),
+        docker: Some(DockerBridge { name: "docker0".into(), address: [172, 17, 0, 1].into() }),
+        expect_npc: false,
+        no_masq_local: false,
+    }
+}
+
+fn exposed(address: &str, masquerade: bool) -> Exposed {
+    Exposed { address: address.parse().unwrap(), masquerade }
+}
+
+/// What `iptables-restore --noflush` does, as far as scripts of ours ask for it. Rules are compared as texts, as it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kernel {
+    tables: BTreeMap<Table, BTreeMap<String, Vec<String>>>,
+}
+
+impl Kernel {
+    fn empty() -> Kernel {
+        let chains = |names: &[&str]| names.iter().map(|n| ((*n).to_owned(), Vec::new())).collect();
+        let tables = [
+            (Table::Filter, chains(&["INPUT", "FORWARD", "OUTPUT"])),
+            (Table::Nat, chains(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"])),
+            (Table::Mangle, chains(&["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"])),
+        ];
+        Kernel { tables: tables.into() }
+    }
+
+    /// From a vector: `iptables -S` of each table under its name. One of them leaves out the table in which there is nothing to see.
+    fn of(vector: &str) -> Kernel {
+        let mut kernel = Kernel::empty();
+        if !vector.contains("# table mangle") {
+            kernel.table(Table::Mangle).insert("WEAVE-CANARY".to_owned(), Vec::new());
+        }
+        let mut table = Table::Filter;
+        for line in vector.lines() {
+            if let Some(name) = line.strip_prefix("# table ") {
+                table = Table::ALL.into_iter().find(|t| t.name() == name).unwrap();
+            } else if let Some(chain) = line.strip_prefix("-N ") {
+                kernel.table(table).insert(chain.to_owned(), Vec::new());
+            } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|l| l.split_once(' ')) {
+                kernel.table(table).get_mut(chain).unwrap().push(rule.to_owned());
+            }
+        }
+        kernel
+    }
+
+    fn table(&mut self, table: Table) -> &mut BTreeMap<String, Vec<String>> {
+        self.tables.get_mut(&table).unwrap()
+    }
+
+    fn chain(&mut self, table: Table, chain: &str) -> &mut Vec<String> {
+        self.table(table).get_mut(chain).unwrap()
+    }
+
+    fn save(&self) -> String {
+        let mut text = String::new();
+        for (table, chains) in &self.tables {
+            text.push_str(&format!("*{}\n", table.name()));
+            chains.keys().for_each(|chain| text.push_str(&format!(":{chain} - [0:0]\n")));
+            for (chain, rules) in chains {
+                rules.iter().for_each(|rule| text.push_str(&format!("-A {chain} {rule}\n")));
+            }
+            text.push_str("COMMIT\n");
+        }
+        text
+    }
+
+    fn listing(&self) -> Listing {
+        Listing::parse(&self.save())
+    }
+
+    /// Panics where the program would refuse.
+    fn restore(&mut self, script: &str) {
+        let mut table = Table::Filter;
+        for line in script.lines() {
+            let mut words = line.splitn(3, ' ');
+            let (verb, chain, rest) =
+                (words.next().unwrap(), words.next().unwrap_or(""), words.next().unwrap_or(""));
+            if let Some(name) = verb.strip_prefix('*') {
+                table = Table::ALL.into_iter().find(|t| t.name() == name).unwrap();
+                continue;
+            }
+            match verb {
+                "COMMIT" => {}
+                "-N" => assert_eq!(self.table(table).insert(chain.to_owned(), Vec::new()), None, "{line}"),
+                "-F" => self.chain(table, chain).clear(),
+                "-X" => {
+                    let jump = format!("-j {chain}");
+                    let used = self
+                        .table(table)
+                        .values()
+                        .flatten()
+                        .any(|r| r.split_inclusive(&jump).count() > 1 || r.ends_with(&jump));
+                    assert!(!used, "{line}: in use");
+                    assert_eq!(self.table(table).remove(chain), Some(Vec::new()), "{line}");
+                }
+                "-A" => self.chain(table, chain).push(rest.to_owned()),
+                "-I" => {
+                    let (place, rule) = rest.split_once(' ').unwrap();
+                    self.chain(table, chain).insert(place.parse::<usize>().unwrap() - 1, rule.to_owned());
+                }
+                "-D" => {
+                    let rules = self.chain(table, chain);
+                    let at = rules.iter().position(|r| r == rest);
+                    rules.remove(at.unwrap_or_else(|| panic!("{line}: no such rule")));
+                }
+                _ => panic!("{line}"),
+            }
+        }
+    }
+
+    /// Does what is to be done; whether there was something.
+    fn bring(&mut self, setup: &Setup, exposed: &[Exposed], former: &[Setup]) -> bool {
+        let Some(script) = towards(&self.listing(), setup, exposed, former) else { return false };
+        self.restore(&script);
+        assert_eq!(towards(&self.listing(), setup, exposed, former), None, "once is enough:\n{script}");
+        true
+    }
+
+    fn remove(&mut self, setups: &[Setup]) {
+        if let Some(script) = removal(&self.listing(), setups) {
+            self.restore(&script);
+        }
+        assert_eq!(removal(&self.listing(), setups), None);
+    }
+}
+
+#[test]
+fn vectors_are_reached_from_nothing() {
+    let range = [exposed("10.32.0.1/12", true)];
+    let npc = Setup { expect_npc: true, no_masq_local: true, ..setup() };
+    let cases = [
+        (AFTER_LAUNCH, setup(), &[][..]),
+        (AFTER_EXPOSE, setup(), &range),
+        (NPC, npc, &[exposed("10.2.0.1/16", true)]),
+    ];
+    for (vector, setup, exposed) in cases {
+        let mut kernel = Kernel::empty();
+        kernel.bring(&setup, exposed, &[]);
+        assert_eq!(kernel, Kernel::of(vector));
+        // And 2.8.1's own are recognised.
+        assert!(!Kernel::of(vector).bring(&setup, exposed, &[]));
+        let mut kernel = Kernel::of(vector);
+        kernel.remove(&[setup]);
+        assert_eq!(kernel, Kernel::empty());
+    }
+}
+
+#[test]
+fn one_rule_per_subnet() {
+    let mut kernel = Kernel::empty();
+    let [a, b, other] = ["10.2.1.1/24", "10.2.1.2/24", "10.2.2.1/24"].map(|a| exposed(a, true));
+    kernel.bring(&setup(), &[a, b, other], &[]);
+    assert_eq!(
+        kernel.chain(Table::Filter, "WEAVE-EXPOSE"),
+        &["-d 10.2.1.0/24 -j ACCEPT", "-d 10.2.2.0/24 -j ACCEPT"]
+    );
+    assert_eq!(kernel.chain(Table::Nat, "WEAVE").len(), 6);
+    assert!(!kernel.bring(&setup(), &[b, a, other], &[]), "which address came first does not matter");
+    assert!(!kernel.bring(&setup(), &[b, other], &[]), "the second address needs the rules as well");
+    assert!(kernel.bring(&setup(), &[other], &[]));
+    assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE"), &["-d 10.2.2.0/24 -j ACCEPT"]);
+    assert_eq!(
+        kernel.chain(Table::Nat, "WEAVE"),
+        &[
+            "-s 10.2.2.0/24 -d 224.0.0.0/4 -j RETURN",
+            "! -s 10.2.2.0/24 -d 10.2.2.0/24 -j MASQUERADE",
+            "-s 10.2.2.0/24 ! -d 10.2.2.0/24 -j MASQUERADE"
+        ]
+    );
+    kernel.bring(&setup(), &[exposed("10.2.2.1/24", false)], &[]);
+    assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE").len(), 1);
+    assert!(kernel.chain(Table::Nat, "WEAVE").is_empty());
+    kernel.bring(&setup(), &[exposed("10.2.2.1/24", false), exposed("10.2.2.2/24", true)], &[]);
+    assert_eq!(kernel.chain(Table::Nat, "WEAVE").len(), 3, "one that wants it is enough");
+}
+
+#[test]
+fn other_peoples_rules_stay_where_they_are() {
+    let mut kernel = Kernel::empty();
+    let theirs = ["-i eth9 -j ACCEPT", "-o weave -s 10.9.9.9/32 -j ACCEPT", "-j DOCKER-USER"];
+    for (table, chain) in [(Table::Filter, "INPUT"), (Table::Filter, "FORWARD"), (Table::Nat, "POSTROUTING")]
+    {
+        kernel.chain(table, chain).extend(theirs.map(str::to_owned));
+    }
+    let before = kernel.clone();
+    let range = [exposed("10.32.0.1/12", true)];
+    kernel.bring(&setup(), &range, &[]);
+    assert_eq!(kernel.chain(Table::Filter, "FORWARD")[5..], theirs);
+    assert_eq!(kernel.chain(Table::Filter, "INPUT")[..3], theirs);
+    // Docker puts its rules before ours: they may stay there.
+    kernel.chain(Table::Filter, "FORWARD").insert(0, "-j DOCKER-FORWARD".to_owned());
+    assert!(!kernel.bring(&setup(), &range, &[]));
+    // If one is missing, the block is made anew, at the top.
+    kernel.chain(Table::Filter, "FORWARD").remove(3);
+    assert!(kernel.bring(&setup(), &range, &[]));
+    assert_eq!(kernel.chain(Table::Filter, "FORWARD")[5], "-j DOCKER-FORWARD");
+    // What an operator puts into our chains stays as well.
+    kernel.chain(Table::Filter, "WEAVE-EXPOSE").insert(0, "-s 192.0.2.0/24 -j DROP".to_owned());
+    kernel.chain(Table::Nat, "WEAVE").push("-s 10.32.0.7/32 -j RETURN".to_owned());
+    assert!(!kernel.bring(&setup(), &range, &[]));
+    kernel.bring(&setup(), &[], &[]);
+    assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE"), &["-s 192.0.2.0/24 -j DROP"]);
+    assert_eq!(kernel.chain(Table::Nat, "WEAVE"), &["-s 10.32.0.7/32 -j RETURN"]);
+    kernel.remove(&[setup()]);
+    kernel.chain(Table::Filter, "FORWARD").remove(0);
+    assert_eq!(kernel, before);
+}
+
+#[test]
+fn other_options_leave_nothing_behind() {
+    let npc = Setup { expect_npc: true, ..setup() };
+    let moved = Setup { port: 7000, control_port: Some(7001), docker: None, ..setup() };
+    let all = [setup(), npc, moved];
+    for a in &all {
+        for b in &all {
+            let mut kernel = Kernel::empty();
+            kernel.bring(a, &[], &[]);
+            kernel.bring(b, &[], std::slice::from_ref(a));
+            let mut fresh = Kernel::empty();
+            fresh.bring(b, &[], &[]);
+            // Chains that others may use stay until the end.
+            let rules = |k: &Kernel| {
+                k.save().lines().filter(|l| !l.starts_with(':')).map(str::to_owned).collect::<Vec<_>>()
+            };
+            let (mut one, mut other) = (rules(&kernel), rules(&fresh));
+            one.sort();
+            other.sort();
+            assert_eq!(one, other, "{a:?} then {b:?}");
+            kernel.remove(&[a.clone(), b.clone()]);
+            assert_eq!(kernel, Kernel::empty());
+        }
+    }
+}
+
+#[test]
+fn what_was_flushed_comes_back_and_nothing_else_moves() {
+    let exposes = [exposed("10.2.1.1/24", true), exposed("10.2.2.1/24", false)];
+    let mut whole = Kernel::empty();
+    whole.bring(&setup(), &exposes, &[]);
+    for (table, chains) in whole.tables.clone() {
+        for chain in chains.keys() {
+            let mut kernel = whole.clone();
+            kernel.chain(table, chain).clear();
+            let flushed = kernel != whole;
+            assert_eq!(kernel.bring(&setup(), &exposes, &[]), flushed, "{table:?} {chain}");
+            assert_eq!(kernel, whole, "{table:?} {chain}");
+        }
+        // `iptables -F; iptables -X` of one table.
+        let mut kernel = whole.clone();
+        *kernel.table(table) = Kernel::empty().table(table).clone();
+        assert!(kernel.bring(&setup(), &exposes, &[]));
+        assert_eq!(kernel, whole, "{table:?}");
+        // Each rule alone.
+        for (chain, rules) in &chains {
+            for i in 0..rules.len() {
+                let mut kernel = whole.clone();
+                kernel.chain(table, chain).remove(i);
+                assert!(kernel.bring(&setup(), &exposes, &[]), "{table:?} {chain} {i}");
+                let ordered = chain.as_str() != "INPUT";
+                let mut now = kernel.chain(table, chain).clone();
+                let mut rules = rules.clone();
+                if !ordered {
+                    now.sort();
+                    rules.sort();
+                }
+                assert_eq!(now, rules, "{table:?} {chain} {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn leftovers_of_the_original_go_with_a_reset() {
+    let mut kernel = Kernel::of(NPC);
+    let before = kernel.clone();
+    let filter = kernel.table(Table::Filter);
+    for chain in [
+        "WEAVE-NPC-DEFAULT",
+        "WEAVE-NPC-INGRESS",
+        "WEAVE-NPC-EGRESS-DEFAULT",
+        "WEAVE-NPC-EGRESS-CUSTOM",
+        "WEAVE-NPC-EGRESS-ACCEPT",
+        "WEAVE-IPSEC-IN",
+    ] {
+        filter.insert(chain.to_owned(), vec!["-j MARK --set-xmark 0x40000/0x40000".to_owned()]);
+    }
+    filter.get_mut("WEAVE-NPC").unwrap().push("-m state --state NEW -j WEAVE-NPC-DEFAULT".to_owned());
+    filter
+        .get_mut("WEAVE-NPC-EGRESS")
+        .unwrap()
+        .push("-m state --state NEW -j WEAVE-NPC-EGRESS-DEFAULT".to_owned());
+    filter.get_mut("INPUT").unwrap().extend([
+        "-j WEAVE-IPSEC-IN".to_owned(),
+        // Of 2.6.3, which forgot the port; of a Docker bridge that had another address.
+        "-d 127.0.0.1/32 -p tcp -m addrtype ! --src-type LOCAL -m conntrack ! --ctstate RELATED,ESTABLISHED -m comment \
+         --comment \"Block non-local access to Weave Net control port\" -j DROP"
+            .to_owned(),
+        "-d 172.18.0.1/32 -i docker0 -p tcp -m tcp --dport 6783 -j DROP".to_owned(),
+    ]);
+    kernel.chain(Table::Nat, "POSTROUTING").insert(0, "-o weave -j ACCEPT".to_owned());
+    assert_ne!(kernel, before);
+    kernel.remove(&[setup()]);
+    assert_eq!(kernel, Kernel::empty());
+}

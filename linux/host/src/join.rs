@@ -1,0 +1,113 @@
+//! Another bridge, Docker's most often, joined to the weave bridge by a pair of links (`weave attach-bridge`):
+//!
+//! ```text
+//! bridge weave -- vethwebl<other> == vethwebg<other> -- bridge <other>
+//! -t nat -I POSTROUTING -o weave -j ACCEPT         what is routed in keeps its source address; `reset` removes it
+//! ```
+
+use crate::bridge::tolerate_gone;
+use crate::multicast_rules::{Firewall, FirewallError};
+use crate::{Error, Link, Netlink, sysctl};
+
+/// Room for the other bridge's name in those of the pair.
+const NAME_LENGTH: usize = 7;
+
+/// Sees to it that `other` is joined to `bridge`; `true` if it was not before. A pair made here goes again if a later
+/// step fails.
+///
+/// # Errors
+/// One of the bridges is not there or is none, the kernel refuses, or the firewall does.
+pub fn join_bridges(bridge: &str, other: &str) -> Result<bool, Error> {
+    if bridge == other {
+        return Err(Error::Argument(format!("bridge {bridge} cannot be joined to itself")));
+    }
+    let mut netlink = Netlink::open()?;
+    let Some(weave) = netlink.link(bridge)?.filter(|l| l.is("bridge")) else {
+        return Err(Error::State(
+            "Weave bridge not found. Please run 'weave launch' and try again".to_owned(),
+        ));
+    };
+    let Some(second) = netlink.link(other)?.filter(|l| l.is("bridge")) else {
+        return Err(Error::State(format!("{other:?} is not a bridge of this host")));
+    };
+    let [local, guest] = pair_names(other);
+    if let Some(port) = netlink.link(&local)?.filter(|l| l.is("veth")) {
+        let far = netlink.link(&guest)?;
+        let joined = port.master == Some(weave.index)
+            && far.as_ref().is_some_and(|f| f.master == Some(second.index) && port.peer == Some(f.index));
+        if joined {
+            let far = far.as_ref();
+            [Some(&port), far].into_iter().flatten().try_for_each(|l| netlink.set_up(l, true))?;
+            accept(bridge).map_err(firewall)?;
+            return Ok(false);
+        }
+        // Half of a pair, or between other bridges: of no use to anybody.
+        tolerate_gone(netlink.delete_link(&port))?;
+    }
+    let (port, far) = netlink.create_veth(&local, &guest, Some(weave.mtu))?;
+    plug(&mut netlink, [(&port, &weave), (&far, &second)])
+        .and_then(|()| accept(bridge).map_err(firewall))
+        .map_err(|cause| match tolerate_gone(netlink.delete_link(&port)) {
+            Ok(()) => cause,
+            Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
+        })?;
+    Ok(true)
+}
+
+fn pair_names(other: &str) -> [String; 2] {
+    let other: String = other.chars().take(NAME_LENGTH).collect();
+    [format!("vethwebl{other}"), format!("vethwebg{other}")]
+}
+
+fn plug(netlink: &mut Netlink, ends: [(&Link, &Link); 2]) -> Result<(), Error> {
+    for (end, bridge) in ends {
+        sysctl::ignore_router_advertisements(&end.name)?;
+        netlink.set_master(end, Some(bridge))?;
+        netlink.set_up(end, true)?;
+    }
+    Ok(())
+}
+
+fn firewall(e: FirewallError) -> Error {
+    Error::State(format!("the rule that keeps source addresses cannot be made: {e}"))
+}
+
+/// Without a firewall program nobody translates addresses.
+fn accept(bridge: &str) -> Result<(), FirewallError> {
+    let Ok(firewall) = Firewall::find() else { return Ok(()) };
+    if firewall.speaks_nft() {
+        let Ok(rules) = firewall.run(&["list", "chain", "ip", "nat", "POSTROUTING"]) else { return Ok(()) };
+        if rules.lines().any(|line| is_nft_rule(line, bridge)) {
+            return Ok(());
+        }
+        let rule = format!("oifname \"{bridge}\" accept");
+        return firewall.run(&["insert", "rule", "ip", "nat", "POSTROUTING", &rule]).map(drop);
+    }
+    if firewall.run(&rule("-C", bridge)).is_ok() {
+        return Ok(());
+    }
+    firewall.run(&rule("-I", bridge)).map(drop)
+}
+
+fn rule<'a>(verb: &'a str, bridge: &'a str) -> [&'a str; 8] {
+    ["-t", "nat", verb, "POSTROUTING", "-o", bridge, "-j", "ACCEPT"]
+}
+
+/// `oifname "weave" [counter packets N bytes N] accept`.
+fn is_nft_rule(line: &str, bridge: &str) -> bool {
+    let rest = line.trim().strip_prefix(&format!("oifname \"{bridge}\" "));
+    rest.is_some_and(|rest| rest.contains("accept"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit() {
+        assert_eq!(pair_names("docker0"), ["vethwebldocker0", "vethwebgdocker0"]);
+        assert!(pair_names("br-0123456789").iter().all(|n| n.len() == 15));
+        assert!(is_nft_rule("\t\toifname \"weave\" counter packets 0 bytes 0 accept # handle 3", "weave"));
+        assert!(!is_nft_rule("oifname \"weave\" masquerade", "weave"));
+    }
+}

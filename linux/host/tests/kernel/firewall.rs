@@ -1,0 +1,349 @@
+//! Rules in each of the kernel's packet filters, made by each of the programs.
+
+use std::sync::Mutex;
+
+use weave_host::firewall::{Backend, DockerBridge, Exposed, Guard, Setup};
+use weave_host::{
+    AttachRequest, Names, add_bridge_address, adopt_orphans, attach, bridge_addresses, remove_bridge_address,
+};
+
+use crate::support::*;
+
+fn setup() -> Setup {
+    Setup {
+        instance: None,
+        bridge: "weave".into(),
+        port: 6783,
+        control_port: Some(6784),
+        docker: Some(DockerBridge { name: "docker0".into(), address: [172, 17, 0, 1].into() }),
+        expect_npc: false,
+        no_masq_local: false,
+    }
+}
+
+fn exposed(address: &str) -> Exposed {
+    Exposed { address: address.parse().unwrap(), masquerade: true }
+}
+
+/// Runs `test` with each backend that is installed, in a namespace of its own each time.
+fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
+    for backend in [Backend::Legacy, Backend::Nft, Backend::Native] {
+        if Guard::using(backend, vec![]).is_none() {
+            eprintln!("SKIPPED: {} is not installed", backend.name());
+            continue;
+        }
+        let test = test.clone();
+        host(move || test(backend));
+    }
+}
+
+/// All rules of this backend, without counters and volatile numbers.
+fn rules(backend: Backend) -> String {
+    match backend {
+        Backend::Legacy => sh("iptables-legacy-save | sed '/^#/d; s/ \\[.*//'"),
+        Backend::Nft => sh("iptables-nft-save | sed '/^#/d; s/ \\[.*//'"),
+        Backend::Native => sh("nft -s list ruleset"),
+    }
+}
+
+fn policy_drop(backend: Backend) {
+    match backend {
+        Backend::Legacy => sh("iptables-legacy -P FORWARD DROP"),
+        Backend::Nft => sh("iptables-nft -P FORWARD DROP"),
+        Backend::Native => sh("nft 'add table ip filter; add chain ip filter FORWARD \
+                               { type filter hook forward priority 0; policy drop; }'"),
+    };
+}
+
+#[test]
+fn made_once_kept_and_removed() {
+    with_each(|backend| {
+        let exposes = [exposed("10.2.1.1/24"), exposed("10.2.2.1/24")];
+        let mut guard = Guard::using(backend, vec![]).unwrap();
+        assert!(guard.may_have_changed());
+        assert_eq!(guard.ensure(&setup(), &exposes), Ok(true));
+        let made = rules(backend);
+        assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "{made}");
+        assert_eq!(
+            Guard::using(backend, vec![]).unwrap().ensure(&setup(), &exposes),
+            Ok(backend == Backend::Native)
+        );
+        assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "made again by another, but the same");
+        assert_eq!(rules(backend), made);
+        for word in ["WEAVE-EXPOSE", "WEAVE-CANARY", "6784", "10.2.1.0/24", "10.2.2.0/24"] {
+            assert!(made.contains(word), "{word} in {made}");
+        }
+        assert_eq!(guard.ensure(&setup(), &exposes[1..]), Ok(true));
+        assert!(!rules(backend).contains("10.2.1.0/24"));
+        assert_eq!(guard.remove(&setup()), Ok(true));
+        assert!(!rules(backend).to_lowercase().contains("weave"), "{}", rules(backend));
+        assert!(!rules(backend).contains("docker0"), "{}", rules(backend));
+        assert_eq!(guard.remove(&setup()), Ok(false));
+    });
+}
+
+#[test]
+fn a_flush_is_noticed_and_repaired() {
+    with_each(|backend| {
+        let exposes = [exposed("10.2.1.1/24")];
+        let mut guard = Guard::using(backend, vec![]).unwrap();
+        guard.ensure(&setup(), &exposes).unwrap();
+        guard.ensure(&setup(), &exposes).unwrap();
+        let made = rules(backend);
+        if backend != Backend::Legacy {
+            assert!(!guard.may_have_changed(), "nobody did anything");
+        }
+        let flushes: &[&str] = match backend {
+            Backend::Legacy => &[
+                "iptables-legacy -F",
+                "iptables-legacy -t nat -F",
+                "iptables-legacy -t mangle -X",
+                "iptables-legacy -t nat -F; iptables-legacy -t nat -X; iptables-legacy -F; iptables-legacy -X",
+                "iptables-legacy -t nat -X WEAVE-CANARY",
+                "iptables-legacy -F WEAVE-EXPOSE",
+            ],
+            Backend::Nft => &[
+                "iptables-nft -F",
+                "iptables-nft -t nat -F",
+                "iptables-nft -t mangle -X",
+                "iptables-nft -t nat -F; iptables-nft -t nat -X; iptables-nft -F; iptables-nft -X",
+                "iptables-nft -t nat -X WEAVE-CANARY",
+                "iptables-nft -F WEAVE-EXPOSE",
+                "nft flush ruleset",
+            ],
+            Backend::Native => &[
+                "nft flush ruleset",
+                "nft delete table ip weave",
+                "nft flush chain ip weave WEAVE",
+                "nft flush table ip weave",
+            ],
+        };
+        for flush in flushes {
+            sh(flush);
+            assert_ne!(rules(backend), made, "{flush}");
+            eventually("the change to be noticed", || guard.may_have_changed());
+            assert_eq!(guard.ensure(&setup(), &exposes), Ok(true), "{flush}");
+            let sorted = |text: String| {
+                let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+                lines.sort();
+                lines
+            };
+            assert_eq!(sorted(rules(backend)), sorted(made.clone()), "{flush}");
+            assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "{flush}");
+        }
+    });
+}
+
+/// Traffic to containers of this host keeps its source; everything else is masqueraded as before.
+#[test]
+fn local_containers_are_not_masqueraded() {
+    with_each(|backend| {
+        let setup = Setup { no_masq_local: true, ..setup() };
+        let exposes = [exposed("10.2.1.1/24")];
+        let mut guard = Guard::using(backend, vec![]).unwrap();
+        guard.set_local(cidrs("10.2.1.64/26 10.2.1.8/29"));
+        assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
+        assert_eq!(guard.ensure(&setup, &exposes), Ok(false));
+        let made = rules(backend);
+        let first =
+            made.lines().find(|l| l.contains("-A WEAVE ") || l.contains("@weaver-no-masq-local")).unwrap();
+        assert!(first.contains("weaver-no-masq-local"), "{made}");
+        // Which addresses it is: a rule of ours counts what matches.
+        if backend != Backend::Native {
+            let program = if backend == Backend::Legacy { "iptables-legacy" } else { "iptables-nft" };
+            let hit = |ip: &str| {
+                sh(&format!("{program} -Z; ip addr replace {ip}/32 dev lo; ping -c 1 -W 1 {ip} >/dev/null"));
+                sh(&format!("{program} -nvL OUTPUT")).lines().nth(2).unwrap().trim().starts_with("1 ")
+            };
+            sh(&format!(
+                "{program} -A OUTPUT -p icmp --icmp-type echo-request -m set --match-set weaver-no-masq-local dst"
+            ));
+            assert!(
+                hit("10.2.1.64")
+                    && hit("10.2.1.127")
+                    && hit("10.2.1.9")
+                    && !hit("10.2.1.63")
+                    && !hit("10.2.1.16")
+            );
+            guard.set_local(cidrs("10.2.1.0/26"));
+            guard.ensure(&setup, &exposes).unwrap();
+            assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
+            sh(&format!("{program} -F OUTPUT"));
+        }
+        assert_eq!(guard.remove(&setup), Ok(true));
+        assert!(!rules(backend).contains("no-masq-local"));
+        assert_eq!(guard.remove(&setup), Ok(false));
+    });
+}
+
+/// Others change rules all the time, also while ours are made.
+#[test]
+fn rules_of_others_survive_and_do_not_disturb() {
+    with_each(|backend| {
+        let program = match backend {
+            Backend::Legacy => "iptables-legacy",
+            Backend::Nft => "iptables-nft",
+            Backend::Native => return,
+        };
+        let namespace = weave_host::NetNs::current().unwrap();
+        let stop = Mutex::new(false);
+        std::thread::scope(|scope| {
+            let noise = scope.spawn(|| {
+                namespace
+                    .run(|| {
+                        for i in 0.. {
+                            sh(&format!("{program} -w -I FORWARD -s 192.0.2.{i} -j DROP && {program} -w -A INPUT -s 192.0.2.{i} -j DROP"));
+                            if *stop.lock().unwrap() {
+                                return i + 1;
+                            }
+                        }
+                        0
+                    })
+                    .unwrap()
+            });
+            let mut guard = Guard::using(backend, vec![]).unwrap();
+            for i in 1..20 {
+                let exposes: Vec<Exposed> = (1..=i % 4).map(|n| exposed(&format!("10.2.{n}.1/24"))).collect();
+                guard.ensure(&setup(), &exposes).unwrap();
+            }
+            *stop.lock().unwrap() = true;
+            let count: usize = noise.join().unwrap();
+            assert_eq!(rules(backend).lines().filter(|l| l.contains("192.0.2.")).count(), 2 * count);
+            assert_eq!(guard.remove(&setup()), Ok(true));
+            assert_eq!(rules(backend).lines().filter(|l| l.contains("192.0.2.")).count(), 2 * count);
+        });
+    });
+}
+
+/// Docker's policy for forwarded packets is DROP, and with br_netfilter frames within a bridge count as forwarded.
+#[test]
+fn containers_talk_where_the_policy_is_to_drop() {
+    with_each(|backend| {
+        launch();
+        policy_drop(backend);
+        let before = rules(backend);
+        let [a, b] = ["10.2.1.1/24", "10.2.1.2/24"].map(|address| {
+            let (ns, id) = (container(), address[7..8].repeat(5));
+            attach(&AttachRequest::new(&ns, &id, &cidrs(address))).unwrap();
+            ns
+        });
+        let reaches =
+            || sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo yes || echo no").trim() == "yes";
+        let filtered = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1").is_ok();
+        assert!(!filtered || !reaches(), "the policy was to drop");
+        let mut guard = Guard::using(backend, vec![]).unwrap();
+        assert_eq!(guard.ensure(&setup(), &[]), Ok(true));
+        assert_eq!(guard.ensure(&setup(), &[]), Ok(false));
+        eventually("the other container", reaches);
+        assert_eq!(guard.remove(&setup()), Ok(true));
+        let after = rules(backend);
+        assert!(before.lines().all(|line| after.contains(line)), "{before}\n{after}");
+        assert!(!after.contains("\"weave\"") && !after.contains("WEAVE"), "{after}");
+        drop(b);
+    });
+}
+
+/// What is behind the host reaches containers through an exposed subnet, and they it, with the host's address.
+#[test]
+fn an_exposed_subnet_is_translated_both_ways() {
+    with_each(|backend| {
+        launch();
+        policy_drop(backend);
+        weave_host::enable_forwarding().unwrap();
+        let (inside, outside) = (container(), container());
+        attach(&AttachRequest::new(&inside, "11111", &cidrs("10.2.1.7/24"))).unwrap();
+        sh_in(&inside, "ip route add default via 10.2.1.1");
+        sh(&format!(
+            "ip link add out type veth peer name eth0 netns /proc/{}/fd/{}; ip addr add 192.0.2.1/24 dev out; ip link set out up",
+            std::process::id(),
+            std::os::fd::AsRawFd::as_raw_fd(&outside)
+        ));
+        sh_in(
+            &outside,
+            "ip addr add 192.0.2.2/24 dev eth0; ip link set eth0 up; ip route add 10.2.1.0/24 via 192.0.2.1",
+        );
+        let cidr = "10.2.1.1/24".parse().unwrap();
+        assert_eq!(add_bridge_address("weave", cidr), Ok(true));
+        let mut guard = Guard::using(backend, vec![]).unwrap();
+        guard.ensure(&setup(), &[exposed("10.2.1.1/24")]).unwrap();
+        let ping = |ns, ip: &str| {
+            sh_in(ns, &format!("ping -c 1 -W 1 {ip} >/dev/null && echo yes || echo no")).trim() == "yes"
+        };
+        eventually("inside from outside", || ping(&outside, "10.2.1.7"));
+        assert!(ping(&inside, "192.0.2.2"));
+        // Whose address is seen: the host's on the side of the receiver.
+        let tap = Tap::in_container(&inside, "ethwe");
+        assert!(ping(&outside, "10.2.1.7"));
+        let echo =
+            tap.find(SOON, |f| f.len() > 34 && f[12..14] == [8, 0] && f[23] == 1 && f[34] == 8).unwrap();
+        assert_eq!(echo[26..30], [10, 2, 1, 1]);
+        // Docker's containers do not get in.
+        guard.ensure(&setup(), &[]).unwrap();
+        assert!(!ping(&outside, "10.2.1.7"), "hidden again");
+        assert!(guard.remove(&setup()).unwrap());
+    });
+}
+
+#[test]
+fn addresses_of_the_bridge() {
+    host(|| {
+        let [a, b, c] = ["10.2.1.1/24", "10.2.1.11/24", "10.2.2.1/24"].map(|a| a.parse().unwrap());
+        assert!(add_bridge_address("weave", a).unwrap_err().to_string().contains("did you launch weave?"));
+        assert_eq!((remove_bridge_address("weave", a), bridge_addresses("weave")), (Ok(false), Ok(vec![])));
+        launch();
+        for cidr in [a, b, c] {
+            assert_eq!(add_bridge_address("weave", cidr), Ok(true));
+            assert_eq!(add_bridge_address("weave", cidr), Ok(false));
+        }
+        assert_eq!(remove_bridge_address("weave", "10.2.1.1/25".parse().unwrap()), Ok(false));
+        // The kernel would take the second address of the subnet with the first.
+        assert_eq!(remove_bridge_address("weave", a), Ok(true));
+        assert_eq!(remove_bridge_address("weave", a), Ok(false));
+        let mut left = bridge_addresses("weave").unwrap();
+        left.sort();
+        assert_eq!(left, [b, c]);
+        for bad in ["10.2.1.0/24", "10.2.1.255/24", "127.0.0.1/8", "224.0.0.1/4", "fd00::1/64", "10.0.0.1/0"]
+        {
+            let error = add_bridge_address("weave", bad.parse().unwrap()).unwrap_err();
+            assert!(error.to_string().starts_with(bad), "{error}");
+        }
+        assert_eq!(bridge_addresses("weave").unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn a_new_address_is_told_to_everybody() {
+    host(|| {
+        launch();
+        let ns = container();
+        attach(&AttachRequest::new(&ns, "11111", &cidrs("10.2.1.7/24"))).unwrap();
+        let tap = Tap::in_container(&ns, "ethwe");
+        for _ in 0..2 {
+            add_bridge_address("weave", "10.2.1.1/24".parse().unwrap()).unwrap();
+            assert!(
+                tap.find(SOON, |f| is_arp_request_for(f, [10, 2, 1, 1]) && f[28..32] == [10, 2, 1, 1])
+                    .is_some()
+            );
+        }
+    });
+}
+
+#[test]
+fn containers_return_to_a_bridge_that_was_deleted() {
+    host(|| {
+        launch();
+        let (a, b) = (container(), container());
+        for (ns, id, address) in [(&a, "11111", "10.2.1.1/24"), (&b, "22222", "10.2.1.2/24")] {
+            attach(&AttachRequest::new(ns, id, &cidrs(address))).unwrap();
+        }
+        sh("ip link del weave");
+        launch();
+        let mut adopted = adopt_orphans(&Names::default()).unwrap();
+        adopted.sort();
+        assert_eq!(adopted, ["vethwepl11111", "vethwepl22222"]);
+        assert_eq!(adopt_orphans(&Names::default()), Ok(vec![]));
+        eventually("each other", || {
+            sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo y || echo n").trim() == "y"
+        });
+    });
+}

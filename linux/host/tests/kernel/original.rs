@@ -1,0 +1,141 @@
+//! A host of 2.8.1 taken over and given back. This kernel may have no Open vSwitch: then `lo`, a link without a kind, plays a
+//! datapath that cannot be removed.
+
+use weave_host::{
+    AttachRequest, BridgeKind, Datapath, Error, Names, attach, bridge_kind, ensure_bridge, ensure_uplink,
+    hand_back, link_mac, original_kind, remove_old_datapath, tx_checksum,
+};
+
+use crate::support::*;
+
+/// As 2.8.1 makes it without a fast datapath: 65535 bytes, and a bridge that takes its MTU from its ports.
+fn plain_host() {
+    sh("ip link add weave type bridge; ip link set weave address 02:42:ac:11:00:01; \
+        ip link add vethwedu mtu 65535 type veth peer name vethwedup mtu 65535; ip link set vethwedu master weave; \
+        ip link del vethwedu; \
+        ip link add vethwe-bridge mtu 65535 type veth peer name vethwe-pcap mtu 65535; \
+        ip link set vethwe-bridge master weave; ip link set vethwe-pcap up; ip link set vethwe-bridge up; \
+        ethtool -K weave tx off >/dev/null; ip link set weave up; ip addr add 10.2.1.254/24 dev weave");
+}
+
+#[test]
+fn a_plain_bridge_with_containers_and_back() {
+    host(|| {
+        plain_host();
+        let names = Names::default();
+        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::Bridge)));
+        let [a, b] = ["10.2.1.1/24", "10.2.1.2/24"].map(|address| {
+            let (ns, id) = (container(), address[7..8].repeat(5));
+            let cidrs = cidrs(address);
+            attach(&AttachRequest { keep_tx_on: false, ..AttachRequest::new(&ns, &id, &cidrs) }).unwrap();
+            ns
+        });
+        let inside = [picture_of(&a), picture_of(&b)];
+        let addresses = || sh("ip -4 -o addr show dev weave");
+        let before = addresses();
+
+        assert_eq!(remove_old_datapath(&names), Ok(Datapath::None));
+        let bridge = ensure_bridge(&bridge_config()).unwrap();
+        let uplink = ensure_uplink(&names).unwrap();
+        assert_eq!((bridge.created, bridge.mtu, uplink.mtu), (false, 65535, 65535));
+        assert_eq!((link_mac("vethwe-pcap"), original_kind(&names)), (Ok(None), Ok(None)));
+        assert_eq!([picture_of(&a), picture_of(&b)], inside, "containers are as they were");
+        assert_eq!(addresses(), before);
+        let reaches =
+            || sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo yes || echo no").trim() == "yes";
+        eventually("the other container", reaches);
+
+        // One that was attached meanwhile leaves its checksums to others, which packet capture cannot cope with.
+        let (c, cidr) = (container(), cidrs("10.2.1.3/24"));
+        attach(&AttachRequest::new(&c, "33333", &cidr)).unwrap();
+        let offload = |ns: &weave_host::NetNs| ns.run(|| tx_checksum("ethwe")).unwrap();
+        // Found by its process, as containers are.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&c));
+        let mut process = std::process::Command::new("nsenter")
+            .args([&format!("--net={path}"), "sleep", "600"])
+            .spawn()
+            .unwrap();
+        let there = || {
+            let here = weave_host::NetNs::of_process(process.id());
+            here.is_ok_and(|ns| ns.id() == c.id())
+        };
+        eventually("the process in the container", there);
+        assert_eq!(offload(&c), Ok(true));
+        let done = hand_back(&names, Some(BridgeKind::Bridge)).unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!((done.kind, &done.removed[..]), (BridgeKind::Bridge, &["vethwe-bridge".to_owned()][..]));
+        assert_eq!(done.checksums.len(), 1, "{done:?}");
+        assert_eq!(offload(&c), Ok(false));
+        assert_eq!([picture_of(&a), picture_of(&b)], inside);
+        assert_eq!(
+            (link_mac("vethwe-datapath"), bridge_kind(&names)),
+            (Ok(None), Ok(Some(BridgeKind::Bridge)))
+        );
+        assert_eq!(link_mac("weave"), Ok(Some(PEER)));
+        assert!(sh("ip link show weave").contains("mtu 65535"));
+        assert!(hand_back(&names, Some(BridgeKind::Bridge)).unwrap().removed.is_empty(), "once is enough");
+    });
+}
+
+#[test]
+fn a_bridge_without_containers_keeps_its_mtu() {
+    host(|| {
+        plain_host();
+        sh(
+            "ip link del vethwe-bridge; ip link add vethwe-bridge mtu 8950 type veth peer name vethwe-pcap mtu 8950; \
+            ip link set vethwe-bridge master weave; ip link set vethwe-bridge up",
+        );
+        let mtu = sh("ip -o link show weave | sed 's/.* mtu \\([0-9]*\\).*/\\1/'");
+        ensure_bridge(&bridge_config()).unwrap();
+        let uplink = ensure_uplink(&Names::default()).unwrap();
+        assert_eq!(uplink.mtu.to_string(), mtu.trim());
+        assert!(sh("ip link show weave").contains(&format!("mtu {} ", mtu.trim())));
+    });
+}
+
+#[test]
+fn a_datapath_that_cannot_be_removed_changes_nothing() {
+    host(|| {
+        plain_host();
+        let names = Names { old_datapath: "lo".into(), ..Names::default() };
+        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        let before = picture();
+        match remove_old_datapath(&names) {
+            Err(Error::MissingFeature { step, feature }) => {
+                assert_eq!(step, "deleting Open vSwitch datapath lo");
+                assert_eq!(feature, "Open vSwitch (module openvswitch)");
+            }
+            // With Open vSwitch the kernel says that this is no datapath.
+            Err(Error::Refused { step, .. }) => assert_eq!(step, "deleting Open vSwitch datapath lo"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(picture(), before);
+    });
+}
+
+/// Only where the kernel has it.
+#[test]
+fn a_bridged_datapath_and_back() {
+    host(|| {
+        let names = Names { old_datapath: "wtest-dp".into(), ..Names::default() };
+        sh("ip link add weave type bridge; ip link set weave up");
+        match weave_host::restore_old_datapath(&names) {
+            Err(Error::MissingFeature { .. }) => {
+                eprintln!("SKIPPED: this kernel has no Open vSwitch");
+                assert_eq!(hand_back(&names, None).unwrap().kind, BridgeKind::Bridge);
+                let wanted = hand_back(&names, Some(BridgeKind::BridgedFastdp));
+                assert!(matches!(wanted, Err(Error::MissingFeature { .. })), "{wanted:?}");
+                return;
+            }
+            result => result.unwrap(),
+        }
+        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        assert_eq!(remove_old_datapath(&names), Ok(Datapath::Removed("wtest-dp".into())));
+        ensure_uplink(&names).unwrap();
+        assert_eq!(original_kind(&names), Ok(None));
+        assert_eq!(hand_back(&names, None).unwrap().kind, BridgeKind::BridgedFastdp);
+        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        assert_eq!(remove_old_datapath(&names), Ok(Datapath::Removed("wtest-dp".into())));
+    });
+}
