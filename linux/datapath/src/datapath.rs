@@ -10,8 +10,9 @@ use weave_overlay::Destination;
 use weave_overlay::forward::{Stats, Tables};
 use weave_types::ConnectionId;
 
-use crate::facts::{FactQueue, FactReceiver, Wake};
+use crate::facts::{FactQueue, FactReceiver, Report, Wake};
 use crate::io::report_path_mtu;
+use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
 use crate::threads::{self, Shared};
 use crate::udp::{OpenUdpError, UdpSockets};
@@ -47,6 +48,14 @@ pub enum StartError {
     /// No UDP socket; most often the port is taken.
     #[error(transparent)]
     Udp(#[from] OpenUdpError),
+    /// The kernel was built without something that is needed, or does not let this process have it.
+    #[error("{step}: {why}")]
+    Feature {
+        /// What was tried.
+        step: &'static str,
+        /// What is missing and what to do.
+        why: &'static str,
+    },
     /// Out of descriptors or threads.
     #[error("{step}: {error}")]
     System {
@@ -80,12 +89,16 @@ pub struct Datapath {
 
 impl Datapath {
     /// Opens the sockets and starts the threads, in the network namespace of the calling thread. The port is bound when
-    /// this returns; the uplink is opened in the background and its state reported. Needs CAP_NET_RAW for the uplink.
+    /// this returns; the uplink is opened in the background and its state reported. With an uplink it is an error if this
+    /// process cannot have packet sockets: that would never get better. Needs CAP_NET_RAW for the uplink.
     pub fn start(
         config: &DatapathConfig,
         tables: Arc<Tables>,
     ) -> Result<(Datapath, FactReceiver), StartError> {
         let failed = |step| move |error| StartError::System { step, error };
+        if config.device.is_some() {
+            packet::check()?;
+        }
         let sockets = Arc::new(UdpSockets::open(config.listen, config.port)?);
         let facts = FactQueue::new().map_err(failed("eventfd"))?;
         let state = match config.device {
@@ -118,7 +131,11 @@ impl Datapath {
         work: impl FnOnce(&Arc<Shared>) + Send + 'static,
     ) -> Result<(), StartError> {
         let shared = Arc::clone(&self.shared);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&shared));
+        let ended = Ended { facts: Arc::clone(&self.shared.facts), name: name.to_owned() };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _ended = ended;
+            work(&shared);
+        });
         self.threads.push(thread.map_err(|error| StartError::System { step: "thread", error })?);
         Ok(())
     }
@@ -198,8 +215,53 @@ impl Datapath {
     }
 }
 
+/// Tells of a thread that panics: without it frames would go nowhere and nobody knew.
+struct Ended {
+    facts: Arc<FactQueue>,
+    name: String,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.facts.push(Report::Ended(std::mem::take(&mut self.name)));
+        }
+    }
+}
+
 impl Drop for Datapath {
     fn drop(&mut self) {
         self.halt();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use weave_switch::{ForwardingTable, MacConfig, MacTable};
+    use weave_types::PeerName;
+
+    use super::*;
+    use crate::testbed::StaticRoutes;
+
+    #[test]
+    fn a_thread_that_panics_is_told_of() {
+        let config = DatapathConfig {
+            device: None,
+            listen: Some(IpAddr::from([127, 0, 0, 1])),
+            port: 0,
+            origin: Instant::now(),
+        };
+        let own = PeerName::from_bytes([2, 0, 0, 0, 0, 1]);
+        let macs = MacTable::new(MacConfig::new(own)).snapshot();
+        let routes = Arc::new(StaticRoutes::direct(1, 2));
+        let tables = Tables::new(1, ForwardingTable { own, macs, routes }, Vec::new());
+        let (mut datapath, facts) = Datapath::start(&config, Arc::new(tables)).unwrap();
+        datapath.spawn("weave-good", |_| {}).unwrap();
+        datapath.spawn("weave-bad", |_| panic!("on purpose, for a test")).unwrap();
+        let told = facts.recv_timeout(Duration::from_secs(20));
+        assert_eq!(told, [Report::Ended("weave-bad".to_owned())]);
+        datapath.stop();
     }
 }

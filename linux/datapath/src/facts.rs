@@ -25,6 +25,8 @@ pub enum Report {
     Fact(Fact),
     /// The uplink came, or went.
     Device(DeviceState),
+    /// A data thread with this name panicked. Where panics end the process nobody hears of it.
+    Ended(String),
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ impl FactQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a report, unless an equal one is among the latest. Changes of the device are never dropped.
+    /// Adds a report, unless an equal one is among the latest. Only facts are ever dropped.
     pub(crate) fn push(&self, report: Report) {
         let mut waiting = self.lock();
         let is_fact = matches!(report, Report::Fact(_));

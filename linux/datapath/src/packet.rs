@@ -15,6 +15,7 @@ use socket2::SockRef;
 use weave_switch::Offload;
 use weave_switch::offload::{OffloadError, VIRTIO_HEADER};
 
+use crate::StartError;
 use crate::sys::{self, OutMessage, RawAddress, RecvBatch, SendBatch};
 
 /// Bytes of the virtio header before each frame.
@@ -65,6 +66,35 @@ pub struct PacketSocket {
     inject: OwnedFd,
     /// The kernel is too old to leave out what we injected ourselves.
     sees_outgoing: bool,
+}
+
+/// Whether this process can have what [`PacketSocket::open`] asks for, device or no device.
+pub(crate) fn check() -> Result<(), StartError> {
+    let missing = |step, why| Err(StartError::Feature { step, why });
+    let socket = match sys::packet_socket() {
+        Ok(socket) => socket,
+        Err(error) => {
+            let step = "opening a packet socket";
+            return match error.raw_os_error() {
+                Some(libc::EAFNOSUPPORT) => missing(
+                    step,
+                    "this kernel lacks packet sockets (CONFIG_PACKET, module af_packet); load the module, or use a kernel \
+                     that has it",
+                ),
+                Some(libc::EPERM | libc::EACCES) => {
+                    missing(step, "permission denied (this needs root, or the capability NET_RAW)")
+                }
+                _ => Err(StartError::System { step, error }),
+            };
+        }
+    };
+    match sys::set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1) {
+        Err(_) => missing(
+            "setting up a packet socket",
+            "this kernel lacks PACKET_VNET_HDR (Linux 2.6.39); use a later kernel",
+        ),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// What the kernel counted since the last question.

@@ -1,5 +1,6 @@
 //! What Docker says about a container.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -35,6 +36,10 @@ pub struct ContainerInfo {
     pub domainname: String,
     /// `host`, `bridge`, `none`, `container:<id>`, the name of a network, ...
     pub network_mode: String,
+    /// Its state in Docker's word: `created`, `running`, `paused`, `restarting`, `removing`, `exited`, `dead`.
+    pub state: String,
+    /// Its `/etc/hosts`, as a file of the host that Docker runs on; none without.
+    pub hosts_path: Option<PathBuf>,
 }
 
 impl ContainerInfo {
@@ -61,28 +66,101 @@ impl Docker {
         Docker { patience, ..self }
     }
 
+    /// Whether it is on this machine: reached through a unix socket.
+    pub fn is_local(&self) -> bool {
+        matches!(self.endpoint, Ok(Endpoint::Unix(_)))
+    }
+
+    /// Asks a question; status and body, whatever they are.
+    pub(crate) fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<http::Body<'_>>,
+    ) -> Result<http::Response, Error> {
+        let endpoint = self.endpoint.as_ref().map_err(|e| Error::Docker(e.clone()))?;
+        http::request(endpoint, method, path, body, self.patience)
+            .map_err(|source| Error::Http { endpoint: endpoint.to_string(), source })
+    }
+
     /// Describes the container of that name or (beginning of an) id; none if there is no such container.
     pub fn inspect(&self, name: &str) -> Result<Option<ContainerInfo>, Error> {
+        Ok(self.describe::<Inspect>(name)?.map(ContainerInfo::from))
+    }
+
+    /// The description of a container as whoever asks reads it.
+    pub(crate) fn describe<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         // "." and ".." are no names, but would change the path.
         if name.is_empty() || name == "." || name == ".." {
             return Ok(None);
         }
-        let endpoint = self.endpoint.as_ref().map_err(|e| Error::Docker(e.clone()))?;
-        let path = format!("/containers/{}/json", http::encode_segment(name));
-        let response = http::get(endpoint, &path, self.patience)
+        self.ask(&path(name, "json"), name)
+    }
+
+    /// Full ids of all running containers.
+    pub fn running(&self) -> Result<Vec<String>, Error> {
+        let list = self.ask::<Vec<Listed>>("/containers/json", "its containers")?;
+        Ok(list.unwrap_or_default().into_iter().map(|l| l.id).collect())
+    }
+
+    /// The answer to a question about `what`; none if Docker does not know it.
+    fn ask<T: serde::de::DeserializeOwned>(&self, path: &str, what: &str) -> Result<Option<T>, Error> {
+        let endpoint = self.endpoint()?;
+        let response = http::get(endpoint, path, self.patience)
             .map_err(|source| Error::Http { endpoint: endpoint.to_string(), source })?;
-        let said = || {
-            let message: Option<Message> = serde_json::from_slice(&response.body).ok();
-            message.map_or_else(|| format!("status {}", response.status), |m| m.message)
-        };
+        understand(endpoint, what, &response)
+    }
+
+    /// What [`Docker::inspect`] makes of these bytes if a daemon answers with them and closes the connection.
+    pub fn read_inspect(name: &str, answer: &[u8]) -> Result<Option<ContainerInfo>, Error> {
+        let endpoint = Endpoint::Unix(DEFAULT_SOCKET.into());
+        let response =
+            http::read(answer).map_err(|source| Error::Http { endpoint: endpoint.to_string(), source })?;
+        understand::<Inspect>(&endpoint, name, &response).map(|found| found.map(Into::into))
+    }
+
+    /// Asks for a change. `verb` and `name` are for the error's text.
+    pub(crate) fn post(&self, path: &str, body: Option<&str>, verb: &str, name: &str) -> Result<(), Error> {
+        let endpoint = self.endpoint()?;
+        let body = body.map(|text| http::Body { content_type: "application/json", bytes: text.as_bytes() });
+        let response = http::request(endpoint, "POST", path, body, self.patience)
+            .map_err(|source| Error::Http { endpoint: endpoint.to_string(), source })?;
         match response.status {
-            200 => serde_json::from_slice::<Inspect>(&response.body).map(|i| Some(i.into())).map_err(|e| {
-                Error::Docker(format!("docker at {endpoint} describes {name} in an unknown way: {e}"))
-            }),
-            404 => Ok(None),
-            _ => Err(Error::Docker(format!("docker at {endpoint} cannot describe {name}: {}", said()))),
+            // 304: it already was so.
+            200..=299 | 304 => Ok(()),
+            _ => {
+                Err(Error::Docker(format!("docker at {endpoint} cannot {verb} {name}: {}", said(&response))))
+            }
         }
     }
+
+    fn endpoint(&self) -> Result<&Endpoint, Error> {
+        self.endpoint.as_ref().map_err(|e| Error::Docker(e.clone()))
+    }
+}
+
+fn understand<T: serde::de::DeserializeOwned>(
+    endpoint: &Endpoint,
+    what: &str,
+    response: &http::Response,
+) -> Result<Option<T>, Error> {
+    match response.status {
+        200 => serde_json::from_slice(&response.body).map(Some).map_err(|e| {
+            Error::Docker(format!("docker at {endpoint} describes {what} in an unknown way: {e}"))
+        }),
+        404 => Ok(None),
+        _ => Err(Error::Docker(format!("docker at {endpoint} cannot describe {what}: {}", said(response)))),
+    }
+}
+
+/// Where the API has something of a container.
+pub(crate) fn path(name: &str, what: &str) -> String {
+    format!("/containers/{}/{what}", http::encode_segment(name))
+}
+
+fn said(response: &http::Response) -> String {
+    let message: Option<Message> = serde_json::from_slice(&response.body).ok();
+    message.map_or_else(|| format!("status {}", response.status), |m| m.message)
 }
 
 fn parse(host: &str) -> Result<Endpoint, String> {
@@ -114,8 +192,16 @@ struct Message {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
 struct Inspect {
     id: String,
+    #[serde(default)]
+    hosts_path: String,
     #[serde(default)]
     name: String,
     state: State,
@@ -131,6 +217,8 @@ struct State {
     running: bool,
     #[serde(default)]
     pid: u32,
+    #[serde(default)]
+    status: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -155,6 +243,8 @@ impl From<Inspect> for ContainerInfo {
             hostname: i.config.hostname,
             domainname: i.config.domainname,
             network_mode: i.host_config.network_mode,
+            state: i.state.status,
+            hosts_path: (!i.hosts_path.is_empty()).then(|| i.hosts_path.into()),
         }
     }
 }

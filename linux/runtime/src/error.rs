@@ -24,6 +24,9 @@ pub enum Error {
     /// What was written is no reference to a container.
     #[error("{0}")]
     Reference(String),
+    /// A container's `/etc/hosts` cannot be read or written.
+    #[error("{0}")]
+    Hosts(String),
     /// Docker did not answer, or not sensibly.
     #[error("{0}")]
     Docker(String),
@@ -37,6 +40,9 @@ pub enum Error {
         /// What went wrong.
         source: HttpError,
     },
+    /// What runs on this host cannot be seen.
+    #[error("{0}")]
+    Processes(String),
     /// The namespace is gone or cannot be opened.
     #[error(transparent)]
     Host(#[from] weave_host::Error),

@@ -1,4 +1,4 @@
-//! One GET request at a time, over a unix socket or TCP: what asking a container engine a question takes. Everything is
+//! One request at a time, over a unix socket or TCP: what asking a container engine a question takes. Everything is
 //! bounded: time, the head, the body.
 
 use std::fmt;
@@ -76,8 +76,33 @@ impl Stream for TcpStream {
     }
 }
 
+/// What is sent with a question.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Body<'a> {
+    pub(crate) content_type: &'a str,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Bytes that are there already.
+impl Stream for io::Cursor<Vec<u8>> {
+    fn set_timeouts(&self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Asks for `path`, which must be percent-encoded. The whole exchange takes at most `patience`.
 pub(crate) fn get(endpoint: &Endpoint, path: &str, patience: Duration) -> Result<Response, HttpError> {
+    request(endpoint, "GET", path, None, patience)
+}
+
+/// The same with any method and a body.
+pub(crate) fn request(
+    endpoint: &Endpoint,
+    method: &str,
+    path: &str,
+    body: Option<Body<'_>>,
+    patience: Duration,
+) -> Result<Response, HttpError> {
     let deadline = Instant::now() + patience;
     let stream: Box<dyn Stream> = match endpoint {
         Endpoint::Unix(path) => Box::new(UnixStream::connect(path).map_err(HttpError::Connect)?),
@@ -88,20 +113,30 @@ pub(crate) fn get(endpoint: &Endpoint, path: &str, patience: Duration) -> Result
         Endpoint::Unix(_) => "docker",
         Endpoint::Tcp(address) => address,
     };
-    exchange.send(
-        format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
-        )
-        .as_bytes(),
-    )?;
-    loop {
-        let head = exchange.head()?;
-        // 1xx: the real answer follows.
-        if !(100..200).contains(&head.status) {
-            let body = exchange.body(&head)?;
-            return Ok(Response { status: head.status, body });
+    let mut head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n"
+    );
+    match body {
+        Some(Body { content_type, bytes }) => {
+            head.push_str(&format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", bytes.len()));
         }
+        None if method != "GET" => head.push_str("Content-Length: 0\r\n"),
+        None => {}
     }
+    head.push_str("\r\n");
+    exchange.send(head.as_bytes())?;
+    if let Some(body) = body {
+        exchange.send(body.bytes)?;
+    }
+    exchange.response()
+}
+
+/// The response that these bytes are, as if a server had sent them and closed the connection.
+pub(crate) fn read(answer: &[u8]) -> Result<Response, HttpError> {
+    let patience = Duration::from_secs(1);
+    let deadline = Instant::now() + patience;
+    let stream = Box::new(io::Cursor::new(answer.to_vec()));
+    Exchange { stream, deadline, patience, buffer: Vec::new(), ended: false }.response()
 }
 
 fn connect(address: &str, deadline: Instant, patience: Duration) -> Result<TcpStream, HttpError> {
@@ -136,6 +171,17 @@ struct Exchange {
 }
 
 impl Exchange {
+    fn response(&mut self) -> Result<Response, HttpError> {
+        loop {
+            let head = self.head()?;
+            // 1xx: the real answer follows.
+            if !(100..200).contains(&head.status) {
+                let body = self.body(&head)?;
+                return Ok(Response { status: head.status, body });
+            }
+        }
+    }
+
     fn arm(&self) -> Result<(), HttpError> {
         let left = left_until(self.deadline).ok_or(HttpError::Timeout(self.patience))?;
         self.stream.set_timeouts(left).map_err(HttpError::Io)

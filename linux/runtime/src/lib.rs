@@ -13,11 +13,16 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod docker;
+mod engine;
 mod error;
+pub mod etc_hosts;
 mod http;
+mod original;
 mod reference;
 
 pub use docker::{ContainerInfo, Docker};
+pub use engine::{Info, Service};
 pub use error::Error;
 pub use http::HttpError;
+pub use original::{OriginalContainer, OriginalProcess, original_processes};
 pub use reference::{Kind, Reference, Target, resolve};

@@ -34,7 +34,10 @@ impl FromStr for Reference {
                 ));
             }
             // Both spellings of a name are one namespace, and so one id.
-            let plain = NAMED.iter().find_map(|dir| name.strip_prefix(dir)).filter(|n| !n.contains('/'));
+            let plain = NAMED
+                .iter()
+                .find_map(|dir| name.strip_prefix(dir))
+                .filter(|n| !n.is_empty() && !n.contains('/'));
             return Ok(Reference::NetNs(plain.unwrap_or(name).to_owned()));
         }
         if let Some(pid) = text.strip_prefix("pid:") {

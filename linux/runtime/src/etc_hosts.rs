@@ -1,0 +1,148 @@
+//! A container's `/etc/hosts`, which Docker keeps on the host and binds into the container (spec containers A.10).
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use crate::Error;
+
+const LOCALHOST: [(&str, &str); 6] = [
+    ("127.0.0.1", "localhost"),
+    ("::1", "ip6-localhost ip6-loopback"),
+    ("fe00::0", "ip6-localnet"),
+    ("ff00::0", "ip6-mcastprefix"),
+    ("ff02::1", "ip6-allnodes"),
+    ("ff02::2", "ip6-allrouters"),
+];
+
+/// What the file is to say, as 2.8.1 writes it: the container's own names for its addresses, then `extra` names, then the
+/// usual ones. `fqdn` is `Hostname.Domainname`; with an empty domain only the host name is written.
+pub fn contents(fqdn: &str, addresses: &[IpAddr], extra: &[(String, IpAddr)]) -> String {
+    let fqdn = fqdn.trim_end_matches('.');
+    let names = match fqdn.split_once('.') {
+        Some((host, _)) => format!("{fqdn} {host}"),
+        None => fqdn.to_owned(),
+    };
+    let mut text = String::from("# created by Weave - BEGIN\n# container hostname\n");
+    let line = |addr: &str, names: &str| format!("{addr:<15} {names}\n");
+    text.extend(addresses.iter().map(|a| line(&a.to_string(), &names)));
+    text.push_str("\n# static names added with --add-host\n");
+    text.extend(extra.iter().map(|(name, a)| line(&a.to_string(), name)));
+    text.push_str("\n# default localhost entries\n");
+    text.extend(LOCALHOST.map(|(addr, names)| line(addr, names)));
+    text.push_str("# created by Weave - END\n\n");
+    text
+}
+
+/// `name:address` of `--add-host`, taken apart at the first colon.
+///
+/// # Errors
+/// There is no name, or no address.
+pub fn parse_extra(text: &str) -> Result<(String, IpAddr), Error> {
+    let bad = || Error::Reference(format!("--add-host wants <name>:<ip>, not {text:?}"));
+    let (name, addr) = text.split_once(':').ok_or_else(bad)?;
+    let addr = addr.trim_start_matches('[').trim_end_matches(']').parse().map_err(|_| bad())?;
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(bad());
+    }
+    Ok((name.to_owned(), addr))
+}
+
+/// Writes the file twice: into the file that is there, which the container sees, and then as a new one in its place, so
+/// that what Docker writes later does not reach the container. Gives what the file said before.
+///
+/// # Errors
+/// The file is not there or cannot be written; what can be is put back.
+pub fn rewrite(path: &Path, contents: &str) -> Result<String, Error> {
+    let failed = |what: &str, e: &io::Error| Error::Hosts(format!("cannot {what} {}: {e}", path.display()));
+    let before = fs::read_to_string(path).map_err(|e| failed("read", &e))?;
+    let meta = fs::metadata(path).map_err(|e| failed("read", &e))?;
+    let write_in_place = |text: &str| {
+        let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+        file.write_all(text.as_bytes())?;
+        Ok::<_, io::Error>(())
+    };
+    let replaced = write_in_place(contents).and_then(|()| {
+        let new = path.with_extension("weave-new");
+        let result = fs::write(&new, contents)
+            .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(meta.mode() & 0o7777)))
+            .and_then(|()| std::os::unix::fs::chown(&new, Some(meta.uid()), Some(meta.gid())))
+            .and_then(|()| fs::rename(&new, path));
+        result.inspect_err(|_| drop(fs::remove_file(&new)))
+    });
+    match replaced {
+        Ok(()) => Ok(before),
+        Err(e) => {
+            let _ = write_in_place(&before);
+            Err(failed("write", &e))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Vectors {
+        vectors: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        fqdn: String,
+        cidrs: Vec<String>,
+        extra_hosts: Vec<String>,
+        contents: String,
+    }
+
+    #[test]
+    fn contents_of_the_original() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/containers/etc_hosts.json");
+        let text = fs::read_to_string(path).expect("vectors");
+        let vectors: Vectors = serde_json::from_str(&text).expect("vectors");
+        assert!(vectors.vectors.len() >= 5);
+        for case in vectors.vectors {
+            let addresses: Vec<IpAddr> =
+                case.cidrs.iter().map(|c| c.split('/').next().expect(c).parse().expect(c)).collect();
+            // The original left out what is not `name:address`; we refuse it where it is typed.
+            let extra: Vec<_> = case.extra_hosts.iter().filter_map(|e| parse_extra(e).ok()).collect();
+            let ours = contents(&case.fqdn, &addresses, &extra);
+            assert_eq!(ours, format!("{}\n", case.contents), "{}", case.fqdn);
+        }
+    }
+
+    #[test]
+    fn extra_names() {
+        let ok = |text: &str| parse_extra(text).expect(text);
+        assert_eq!(ok("a:10.0.0.1"), ("a".to_owned(), "10.0.0.1".parse().expect("an address")));
+        assert_eq!(ok("a:[fd00::1]"), ok("a:fd00::1"));
+        for bad in ["", "a", "a:", ":10.0.0.1", "a:b", "a b:10.0.0.1", "a:10.0.0.1 b"] {
+            assert!(parse_extra(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Who holds the old file open sees the new text, and nothing that is written to the path later.
+    #[test]
+    fn both_files_are_written() {
+        use std::io::{Read, Seek};
+        let dir = std::env::temp_dir().join(format!("weave-hosts-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("temporary directory");
+        let path = dir.join("hosts");
+        fs::write(&path, "old\n").expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).expect("mode");
+        let mut held = fs::File::open(&path).expect("open");
+        assert_eq!(rewrite(&path, "new\n").expect("written"), "old\n");
+        assert_eq!(fs::read_to_string(&path).expect("there"), "new\n");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o604);
+        fs::write(&path, "docker\n").expect("written");
+        let mut seen = String::new();
+        held.rewind().and_then(|()| held.read_to_string(&mut seen)).expect("readable");
+        assert_eq!(seen, "new\n");
+        assert_eq!(fs::read_dir(&dir).expect("there").count(), 1, "nothing is left over");
+        assert!(rewrite(&dir.join("none"), "x").is_err());
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}
