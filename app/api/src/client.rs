@@ -122,22 +122,38 @@ pub struct Response {
     pub body: String,
 }
 
+impl Response {
+    /// Reads a complete answer.
+    ///
+    /// # Errors
+    /// What is wrong with it: it is cut off, or not HTTP.
+    pub fn from_bytes(raw: &[u8]) -> Result<Response, &'static str> {
+        parse(raw)
+    }
+}
+
 /// A daemon's control API.
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoints: Vec<Endpoint>,
     patience: Option<Duration>,
+    trace: Option<fn(&str)>,
 }
 
 impl Client {
     /// Tries `endpoints` in order until one accepts the connection.
     pub fn new(endpoints: Vec<Endpoint>) -> Client {
-        Client { endpoints, patience: None }
+        Client { endpoints, patience: None, trace: None }
     }
 
     /// Waits no longer than this for each part of an answer, for calls that have no reason to wait.
     pub fn impatient(self, patience: Duration) -> Client {
         Client { patience: Some(patience), ..self }
+    }
+
+    /// Tells of each exchange in one line: what was asked whom, and the status of the answer.
+    pub fn traced(self, trace: fn(&str)) -> Client {
+        Client { trace: Some(trace), ..self }
     }
 
     /// Where this host's daemon is: the address that the user gave, else the unix socket, else the usual TCP address.
@@ -190,6 +206,14 @@ impl Client {
         accept(self.request("POST", path, &[], form)?)
     }
 
+    /// `DELETE`; any status but 2xx is an error.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn delete(&self, path: &str) -> Result<String, ClientError> {
+        accept(self.request("DELETE", path, &[], &[])?)
+    }
+
     /// One exchange.
     ///
     /// # Errors
@@ -233,7 +257,12 @@ impl Client {
             head.push_str(if method == "GET" { "" } else { &body });
             let raw = exchange(stream, head.as_bytes())
                 .map_err(|source| ClientError::Transport { endpoint: endpoint.clone(), source })?;
-            return parse(&raw).map_err(|what| ClientError::NotHttp { endpoint: endpoint.clone(), what });
+            let answer =
+                parse(&raw).map_err(|what| ClientError::NotHttp { endpoint: endpoint.clone(), what });
+            if let (Some(trace), Ok(answer)) = (self.trace, &answer) {
+                trace(&format!("{method} {path} to {endpoint}: {}", answer.status));
+            }
+            return answer;
         }
         Err(failure.unwrap_or(ClientError::Connect {
             endpoint: Endpoint::Tcp(DEFAULT_ADDR.to_owned()),

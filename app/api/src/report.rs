@@ -33,6 +33,9 @@ pub struct Report {
     /// The Docker network plugin, if on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<Plugin>,
+    /// What 2.8.1 did not tell about address allocation; absent if there is nothing to tell.
+    #[serde(rename = "IPAMNotes", default, skip_serializing_if = "Option::is_none")]
+    pub ipam_notes: Option<IpamNotes>,
 }
 
 /// What is known about newer versions.
@@ -177,6 +180,12 @@ pub struct Connection {
     /// *Addition.* Why this overlay is used and not a better one; absent if the best is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_reason: Option<String>,
+    /// *Addition.* The peer at the other end; absent for targets and while it is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// *Addition.* Its nickname.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub nick_name: String,
 }
 
 /// Where an Ethernet address is.
@@ -218,6 +227,18 @@ pub struct Ipam {
     /// Allocations that wait, as `<id> <subnet>`.
     #[serde(with = "nil_slice")]
     pub pending_allocates: Vec<String>,
+}
+
+/// What to know about address allocation when it does not go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct IpamNotes {
+    /// Why calls wait and what would help, for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+    /// Contradictions with other peers and their remedies, for people.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<String>,
 }
 
 /// The election of the first owners.

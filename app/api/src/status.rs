@@ -10,12 +10,14 @@
 //! ```
 //!
 //! Differences from 2.8.1: attributes are separated by a blank (`encrypted=true mtu=1414`), targets are sorted, and a
-//! connection that does not use the best overlay says why (`reason="..."`, last on its line).
+//! connection that does not use the best overlay says why (`reason="..."`, last on its line). The summary has a line
+//! `Consensus`, and `/status/ipam` says why calls wait.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::report::{Connection, Dns, Ipam, Report, Router, VersionCheck};
+use crate::pages::ShareLine;
+use crate::report::{Connection, Dns, DnsEntry, Ipam, Report, Router, VersionCheck};
 
 /// States in the order in which the summary counts them. A `waiting` connection is in no count.
 const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
@@ -30,6 +32,7 @@ pub fn summary(report: &Report) -> String {
         page.gap();
         page.line("Service", "ipam");
         page.line("Status", &ipam_state(service));
+        page.line("Consensus", consensus(service));
         page.line("Range", &service.range);
         page.line("DefaultSubnet", &service.default_subnet);
     }
@@ -116,7 +119,7 @@ pub fn version_sentence(check: &VersionCheck) -> String {
     }
 }
 
-fn ipam_state(ipam: &Ipam) -> String {
+pub(crate) fn ipam_state(ipam: &Ipam) -> String {
     if !ipam.entries.is_empty() && ipam.entries.iter().all(|e| !e.is_known_peer) {
         "all IP ranges owned by unreachable peers - use 'rmpeer' if they are dead".to_owned()
     } else if !ipam.entries.is_empty() {
@@ -130,6 +133,15 @@ fn ipam_state(ipam: &Ipam) -> String {
             Some(_) => "priming".to_owned(),
             None => "idle".to_owned(),
         }
+    }
+}
+
+/// The word of the documents for how far the first division of the range is.
+pub(crate) fn consensus(ipam: &Ipam) -> &'static str {
+    match &ipam.paxos {
+        _ if !ipam.entries.is_empty() => "achieved",
+        Some(_) => "waiting",
+        None => "deferred",
     }
 }
 
@@ -177,12 +189,9 @@ pub fn peers(report: &Report) -> String {
 /// `/status/dns`: living names by host name; nothing without the service.
 pub fn dns(report: &Report) -> String {
     let Some(service) = &report.dns else { return String::new() };
-    let Dns { domain, entries, .. } = service;
-    let suffix = format!(".{domain}");
-    let mut living: Vec<_> = entries.iter().filter(|e| e.tombstone == 0).collect();
-    living.sort_by_key(|e| (&e.hostname, &e.origin, &e.container_id, &e.address));
+    let suffix = format!(".{}", service.domain);
     let mut page = String::new();
-    for e in living {
+    for e in living(service) {
         let name = e.hostname.strip_suffix(&suffix).unwrap_or(&e.hostname);
         let id: String = e.container_id.chars().take(12).collect();
         let _ = writeln!(page, "{name:<12} {:<15} {id:>12} {}", e.address, e.origin);
@@ -190,34 +199,53 @@ pub fn dns(report: &Report) -> String {
     page
 }
 
-/// `/status/ipam`: each owner's share, our own first; nothing without a ring.
+/// Living names by host name.
+pub(crate) fn living(service: &Dns) -> Vec<&DnsEntry> {
+    let mut living: Vec<_> = service.entries.iter().filter(|e| e.tombstone == 0).collect();
+    living.sort_by_key(|e| (&e.hostname, &e.origin, &e.container_id, &e.address));
+    living
+}
+
+/// `/status/ipam`: each owner's share, our own first; nothing without a ring. Then, unlike 2.8.1, what calls wait for, and
+/// contradictions.
 pub fn ipam(report: &Report) -> String {
-    let Some(service) = &report.ipam else { return String::new() };
-    struct Share<'a> {
-        nickname: &'a str,
-        size: u64,
-        known: bool,
-    }
-    let mut shares: BTreeMap<(bool, &str), Share<'_>> = BTreeMap::new();
-    for e in &service.entries {
-        let foreign = e.peer != report.router.name;
-        let fresh = Share { nickname: &e.nickname, size: 0, known: e.is_known_peer };
-        shares.entry((foreign, &e.peer)).or_insert(fresh).size += e.size;
-    }
     let mut page = String::new();
-    for ((foreign, peer), share) in shares {
-        let who = format!("{peer}({})", share.nickname);
-        let percent = share.size as f64 * 100.0 / service.range_num_ips.max(1) as f64;
-        let note = if !foreign {
-            format!("({} active)", service.active_ips)
-        } else if !share.known {
-            "- unreachable!".to_owned()
-        } else {
-            String::new()
+    for share in shares(report) {
+        let who = format!("{}({})", share.peer, share.nickname);
+        let note = match (share.active_ips, share.reachable) {
+            (Some(active), _) => format!("({active} active)"),
+            (None, false) => "- unreachable!".to_owned(),
+            (None, true) => String::new(),
         };
-        let _ = writeln!(page, "{who:<37} {:>8} IPs ({percent:04.1}% of total) {note}", share.size);
+        let _ = writeln!(page, "{who:<37} {:>8} IPs ({:04.1}% of total) {note}", share.ips, share.percent);
+    }
+    if let Some(notes) = &report.ipam_notes {
+        let waiting = notes.waiting.iter().map(|w| ("waiting for", w));
+        for (label, text) in waiting.chain(notes.conflicts.iter().map(|c| ("conflict", c))) {
+            let _ = writeln!(page, "{label} {text}");
+        }
     }
     page
+}
+
+/// Each owner's share, our own first; none without a ring.
+pub(crate) fn shares(report: &Report) -> Vec<ShareLine<'_>> {
+    let Some(service) = &report.ipam else { return Vec::new() };
+    let mut shares: BTreeMap<(bool, &str), ShareLine<'_>> = BTreeMap::new();
+    for e in &service.entries {
+        let foreign = e.peer != report.router.name;
+        let fresh = ShareLine {
+            peer: &e.peer,
+            nickname: &e.nickname,
+            ips: 0,
+            percent: 0.0,
+            active_ips: (!foreign).then_some(service.active_ips),
+            reachable: e.is_known_peer,
+        };
+        shares.entry((foreign, &e.peer)).or_insert(fresh).ips += e.size;
+    }
+    let total = service.range_num_ips.max(1) as f64;
+    shares.into_values().map(|s| ShareLine { percent: s.ips as f64 * 100.0 / total, ..s }).collect()
 }
 
 /// A page of `label: value` lines, labels right-aligned to 15 characters.

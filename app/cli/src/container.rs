@@ -1,26 +1,25 @@
 //! `weave attach` and `weave detach`.
 
-use weave_host::{AttachRequest, DetachRequest, Netlink};
-use weave_runtime::{Docker, Reference, Target};
+use weave_host::{AttachRequest, DetachRequest, NetNs, Netlink};
+use weave_runtime::{Docker, Kind, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
+use crate::addresses::{self, Address, Book};
 use crate::args::Parsed;
-use crate::options::Env;
+use crate::options::{self, Env};
 use crate::usage::Command;
-use crate::{Failure, notice, print, require_root};
+use crate::{Failure, hosts_file, notice, print, query, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Call {
-    pub(crate) cidrs: Vec<Cidr>,
+    pub(crate) addresses: Vec<Address>,
     pub(crate) container: String,
 }
 
-/// Leading arguments that look like addresses, then one container (spec cli 2.1). Without an allocator, `net:` and the
-/// lack of an address are refused.
+/// Leading arguments that look like addresses, then one container (spec cli 2.1).
 pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> {
-    let addresses = rest.iter().take_while(|a| looks_like_address(a)).count();
-    let (addresses, container) = rest.split_at(addresses);
+    let container = addresses::after(rest);
     if let Some(first) = container.first() {
         // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
         let path_only = first.contains('/') && !first.contains(':');
@@ -31,7 +30,7 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
     }
     let [container] = container else {
         return Err(match container.get(1) {
-            Some(extra) if looks_like_address(extra) => {
+            Some(extra) if addresses::looks_like_address(extra) => {
                 Failure::new(1, format_args!("addresses come before the container; {}", command.synopsis()))
             }
             Some(extra) => Failure::new(
@@ -45,82 +44,85 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
             None => Failure::new(1, command.synopsis()),
         });
     };
-    let mut cidrs = Vec::new();
-    for text in addresses {
-        if text.starts_with("net:") {
-            return Err(no_allocation());
-        }
-        let text = text.strip_prefix("ip:").unwrap_or(text);
-        let cidr: Cidr = text.parse()?;
-        check_host_address(&cidr)?;
-        if !cidrs.contains(&cidr) {
-            cidrs.push(cidr);
-        }
-    }
-    if cidrs.is_empty() {
-        return Err(no_allocation());
-    }
-    Ok(Call { cidrs, container: container.clone() })
-}
-
-/// The pattern of 2.8.1: four groups of one to three digits, a slash, one or two digits; `net:default`.
-fn looks_like_address(text: &str) -> bool {
-    if text == "net:default" {
-        return true;
-    }
-    let text = text.strip_prefix("ip:").or_else(|| text.strip_prefix("net:")).unwrap_or(text);
-    let Some((ip, bits)) = text.split_once('/') else { return false };
-    let digits = |s: &str, max| (1..=max).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_digit());
-    ip.split('.').count() == 4 && ip.split('.').all(|g| digits(g, 3)) && digits(bits, 2)
-}
-
-fn no_allocation() -> Failure {
-    Failure::new(1, "IP address allocation must be enabled to use 'net:'")
-}
-
-/// A container cannot have the address of its network, nor the broadcast address.
-fn check_host_address(cidr: &Cidr) -> Result<(), Failure> {
-    let wrong = if cidr.prefix() < 31 && *cidr == cidr.network() {
-        "is the address of the network itself; give the container one inside it"
-    } else if cidr.broadcast().is_some_and(|b| cidr.addr() == b) {
-        "is the network's broadcast address; give the container another"
-    } else {
-        return Ok(());
-    };
-    Err(Failure::new(1, format_args!("{cidr} {wrong}")))
-}
-
-/// One line of plain addresses, in the order of the arguments.
-pub(crate) fn plain(cidrs: &[Cidr]) -> String {
-    let ips: Vec<_> = cidrs.iter().map(|c| c.addr().to_string()).collect();
-    ips.join(" ") + "\n"
+    Ok(Call { addresses: addresses::leading(rest)?.0, container: container.clone() })
 }
 
 pub(crate) fn attach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
-    if parsed.flag("rewrite-hosts") {
-        notice("Notice: this version does not write /etc/hosts yet; no effect: --rewrite-hosts");
-    }
-    let bridge = parsed.text("weave-bridge").unwrap_or("weave");
-    overlaps(&call.cidrs, bridge)?.iter().for_each(notice);
+    let extra = parsed.list("add-host");
+    let extra = extra.into_iter().map(etc_hosts::parse_extra).collect::<Result<Vec<_>, _>>()?;
+    let bridge = &options::bridge(parsed, env);
+    let fixed = call.addresses.iter().filter_map(Address::fixed);
+    overlaps(&fixed.collect::<Vec<_>>(), bridge)?.iter().for_each(notice);
     let target = find(&call.container, env)?;
+    let client = query::client(parsed, env);
+    let id = id_of(&target);
+    let mut book = Book::of(&client, &id, true);
+    let cidrs = book.obtain(&call.addresses)?;
+    let plugged = plug(&target, &cidrs, bridge, parsed, &extra);
+    // Addresses that are not used are not kept.
+    let attached = plugged.inspect_err(|_| book.give_back())?;
+    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    print(&addresses::plain(&cidrs))
+}
+
+/// Interface and hosts file; both or nothing.
+fn plug(
+    target: &Target,
+    cidrs: &[Cidr],
+    bridge: &str,
+    parsed: &Parsed,
+    extra: &[(String, std::net::IpAddr)],
+) -> Result<weave_host::Attached, Failure> {
+    let hosts = match parsed.flag("rewrite-hosts") {
+        true => Some(hosts_file::rewrite(target, cidrs, extra)?),
+        false => None,
+    };
     let attached = weave_host::attach(&AttachRequest {
         bridge,
         multicast_route: !parsed.flag("no-multicast-route"),
-        ..AttachRequest::new(&target.ns, &target.naming, &call.cidrs)
-    })?;
-    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    print(&plain(&call.cidrs))
+        ..AttachRequest::new(&target.ns, &target.naming, cidrs)
+    });
+    attached.map_err(|e| {
+        hosts.into_iter().for_each(hosts_file::Rewritten::undo);
+        e.into()
+    })
 }
 
 pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(command, &parsed.rest)?;
     require_root()?;
     let target = find(&call.container, env)?;
-    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &call.cidrs))?;
+    let client = query::client(parsed, env);
+    let id = id_of(&target);
+    let book = Book::of(&client, &id, true);
+    let cidrs = book.look_up(&call.addresses)?;
+    if cidrs.is_empty() {
+        // It has none, and may not even have an interface.
+        return print("\n");
+    }
+    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &cidrs))?;
     detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    print(&plain(&call.cidrs))
+    book.release(&cidrs)?;
+    print(&addresses::plain(&cidrs))
+}
+
+/// Under what the addresses of a container are kept: a namespace may be named in several ways, and is one container all the
+/// same. Its name if it has one, else its first process; as the daemon does it with what it finds.
+fn id_of(target: &Target) -> String {
+    if matches!(target.kind, Kind::Docker(_)) {
+        return target.id.clone();
+    }
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let mut named: Vec<String> = names.filter_map(|e| e.file_name().into_string().ok()).collect();
+    named.sort();
+    if let Some(name) = named.iter().find(|n| NetNs::named(n).is_ok_and(|ns| ns.id() == target.ns.id())) {
+        return format!("netns:{name}");
+    }
+    let processes = NetNs::all_of_processes().unwrap_or_default();
+    let first = processes.iter().find(|(_, ns)| ns.id() == target.ns.id());
+    first.map_or_else(|| target.id.clone(), |(pid, _)| format!("pid:{pid}"))
 }
 
 fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
@@ -130,7 +132,7 @@ fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
 }
 
 /// Addresses that the host already routes elsewhere: the container could not be told from what is there (spec cli 2.1).
-fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
+pub(crate) fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
     let mut netlink = Netlink::open()?;
     let own = netlink.link(bridge)?.map(|link| link.index);
     let routes: Vec<Cidr> = netlink
@@ -142,7 +144,8 @@ fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
     Ok(cidrs.iter().filter_map(|cidr| overlap(cidr, &routes)).collect())
 }
 
-fn overlap(cidr: &Cidr, routes: &[Cidr]) -> Option<String> {
+pub(crate) fn overlap(cidr: &Cidr, routes: &[Cidr]) -> Option<String> {
     let hit = |r: &&Cidr| r.contains(cidr.network().addr()) || cidr.contains(r.network().addr());
-    routes.iter().find(hit).map(|r| format!("Address {cidr} overlaps with existing route {r} on host"))
+    let what = if *cidr == cidr.network() { "Network" } else { "Address" };
+    routes.iter().find(hit).map(|r| format!("{what} {cidr} overlaps with existing route {r} on host"))
 }

@@ -1,20 +1,19 @@
 //! `weave launch` and `weave daemon`.
 //!
 //! ```text
-//! weave launch --- validates, writes the password file, starts ---> weave supervise -> weave daemon
-//!      ^                                                                                 |
-//!      +------------------- STATUS=, WEAVE_ERROR=, READY=1 (sd_notify datagrams) --------+
+//! weave launch --- validates, writes the password file, tells ---> systemd, Docker or a supervisor -> weave daemon
+//!      ^                                                                                            |
+//!      +----------- STATUS=, WEAVE_ERROR=, READY=1 (sd_notify datagrams, launch.sock) --------------+
 //! ```
 //!
-//! Everything that can be known to be wrong is refused before anything on the host changes. The processes started have a
-//! session of their own and write to the log file, so that nothing of the caller stays open.
+//! Everything that can be known to be wrong is refused before anything on the host changes, and what was changed is taken
+//! back if the daemon does not become ready. Nothing that is started keeps a file of the caller open.
 
-use std::fs::{self, OpenOptions};
-use std::io::{IsTerminal, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io::IsTerminal;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use weave_api::{Client, ClientError, Endpoint};
@@ -23,12 +22,17 @@ use weave_daemon::{lock, log};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, notice, print, require_root};
+use crate::service::files::{Undo, failed};
+use crate::service::{self, Job, Keeper, docker};
+use crate::takeover::{Original, Stopped};
+use crate::{Failure, container, notice, print, require_root};
 
 /// After this long a person is told what is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Longest wait for a word of somebody who listens on the control address.
 const PROBE: Duration = Duration::from_secs(2);
+/// So long after its last words a daemon should have ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often it is looked whether the daemon still lives.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -48,11 +52,15 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let fatal = |e: &dyn std::fmt::Display| Failure::new(1, log::fatal_line(e));
     let config = options::config(parsed, env, &hostname()).map_err(|e| fatal(&e))?;
     if parsed.flag("print-peer-name") {
-        let name = weave_daemon::identity::peer_name(&config).map_err(|e| fatal(&e))?;
+        let name = weave_daemon::identity::find_peer_name(&config).map_err(|e| fatal(&e))?;
         return print(&format!("{name}\n"));
     }
     require_root().map_err(|e| fatal(&e.message))?;
     log::init(config.log_level);
+    if let Some(file) = &config.log_file {
+        let path = file.path.display();
+        log::to_file(file).map_err(|e| fatal(&format_args!("cannot open the log file {path}: {e}")))?;
+    }
     log::options_line(&shown(parsed));
     parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
@@ -85,58 +93,110 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
         let cidr = parsed.rest.remove(0);
         notice(format_args!("Warning: {cidr} parameter ignored; 'weave launch' no longer takes a CIDR"));
     }
+    let range_given = parsed.text("ipalloc-range").is_some();
+    if !range_given {
+        parsed.set("ipalloc-range", options::DEFAULT_RANGE);
+    }
+    service::check(&parsed)?;
     let config = options::config(&parsed, env, &hostname())?;
-    if parsed.flag("print-peer-name") {
-        return print(&format!("{}\n", weave_daemon::identity::peer_name(&config)?));
-    }
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
-    require_root()?;
-    refuse_second(&config)?;
-    let created = !config.run_dir.exists();
-    let result = locked(&parsed, &config);
-    if created && result.is_err() {
-        // Only an empty one goes.
-        let _ = fs::remove_dir(&config.run_dir);
+    if parsed.flag("print-peer-name") {
+        return print(&format!("{}\n", weave_daemon::identity::find_peer_name(&config)?));
     }
-    print(&format!("{}\n", result?))?;
-    if !parsed.flag("no-restart") && std::io::stderr().is_terminal() {
-        notice(
-            "A crashed daemon is started again; to come back after a reboot it needs a service manager that runs 'weave daemon'.",
-        );
+    service::notice_ignored(env);
+    require_root()?;
+    refuse_second(&parsed, &config, env)?;
+    check_range(&config, range_given)?;
+    let original = find_original(&parsed, &config, env)?;
+    let mut undo = Undo::default();
+    undo.directory(&config.run_dir, 0o755)?;
+    let lock = lock(&config)?;
+    // Another launch may have ended meanwhile.
+    refuse_process(&config)?;
+    let restart = !parsed.flag("no-restart");
+    let password_file = config.state_dir.join("password");
+    let job = Job {
+        parsed: &parsed,
+        config: &config,
+        env,
+        restart,
+        password_file: password_file.to_string_lossy().into_owned(),
+    };
+    let mut keeper = service::choose(&job)?;
+    // The daemon takes what it is given rather than what is stored, and the password from where only root sees it.
+    undo.directory(&config.state_dir, 0o700)?;
+    let password = config.password.as_ref().map(|p| p.reveal().as_bytes());
+    undo.replace(&password_file, password, 0o600)?;
+    undo.replace(&config.fresh_file(), Some(b""), 0o600)?;
+    let ear = Ear::open(&config)?;
+    // As late as possible: until our own daemon works, containers here are cut off from other hosts.
+    let (replaced, resting) =
+        if original.runs() { (Some(original.stop()?), None) } else { (None, Some(original)) };
+    let started =
+        keeper.start().and_then(|()| ear.wait(&mut *keeper, &config).inspect_err(|_| keeper.abandon()));
+    let name = match started {
+        Ok(name) => name,
+        Err(e) => {
+            replaced.into_iter().for_each(Stopped::undo);
+            return Err(e);
+        }
+    };
+    resting.iter().for_each(Original::retire);
+    keeper.done();
+    undo.keep();
+    let result = keeper.id().map_or(name, str::to_owned);
+    let remark = keeper.remark();
+    drop((ear, lock));
+    print(&format!("{result}\n"))?;
+    if let Some(remark) = remark {
+        notice(remark);
     }
     Ok(())
 }
 
-/// Starts the daemon and waits for it; its peer name. Two at a time would write each other's files.
-fn locked(parsed: &Parsed, config: &Config) -> Result<String, Failure> {
-    let run_dir = &config.run_dir;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(run_dir)
-        .map_err(|e| Failure::new(1, format_args!("cannot create {}: {e}", run_dir.display())))?;
-    let _lock = lock::PidFile::take(&run_dir.join("launch.pid")).map_err(|e| match e {
+/// Two launches at a time would write each other's files.
+fn lock(config: &Config) -> Result<lock::PidFile, Failure> {
+    lock::PidFile::take(&config.run_dir.join("launch.pid")).map_err(|e| match e {
         lock::LockError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
         e => Failure::new(1, e),
-    })?;
-    let supervise = !parsed.flag("no-restart");
-    let log_file = PathBuf::from(parsed.text("log-file").unwrap_or("/var/log/weave.log"));
-    let started = start(config, parsed, &log_file, supervise);
-    let result = started.and_then(|started| wait(started, config, &log_file));
-    if result.is_err() {
-        let _ = fs::remove_file(run_dir.join("password"));
-    }
-    result
+    })
 }
 
-/// A second daemon would take the first one's devices.
-fn refuse_second(config: &Config) -> Result<(), Failure> {
-    let held = |file: &str| lock::holder(&config.run_dir.join(file)).is_some();
-    if held("weave.pid") || held("supervisor.pid") {
-        return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
+/// Containers with addresses that the host routes elsewhere would not be reached from it (spec cli 4.1).
+fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
+    let Some(allocation) = &config.allocation else { return Ok(()) };
+    let Some(overlap) = container::overlaps(&[allocation.range.cidr()], &config.bridge)?.pop() else {
+        return Ok(());
+    };
+    notice(overlap);
+    if given {
+        notice("WARNING: Specified --ipalloc-range overlaps with existing route on host.");
+        notice("Unless this is deliberate, you should pick another range and set it on all hosts.");
+        return Ok(());
+    }
+    let range = options::DEFAULT_RANGE;
+    Err(Failure::new(
+        1,
+        format_args!(
+            "ERROR: Default --ipalloc-range {range} overlaps with existing route on host.\n\
+             You should pick another range and set it on all hosts."
+        ),
+    ))
+}
+
+/// 2.8.1 on this host. It is an error if it runs and is not to be replaced.
+fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Original, Failure> {
+    let original = Original::find(parsed, env)?;
+    if original.runs() && !parsed.flag("take-over") {
+        return Err(original.refusal());
+    }
+    if original.runs() {
+        // What can be known to fail is not tried on a host that works.
+        weave_daemon::import::find(config)?;
+        return Ok(original);
     }
     // Somebody else's, in a container for instance.
-    let Some(ListenAddr::Tcp { host, port }) = &config.http_addr else { return Ok(()) };
+    let Some(ListenAddr::Tcp { host, port }) = &config.http_addr else { return Ok(original) };
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
     let client =
         Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
@@ -144,119 +204,96 @@ fn refuse_second(config: &Config) -> Result<(), Failure> {
         Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
             Err(Failure::new(1, "Weave Net is already running"))
         }
-        _ => Ok(()),
+        _ => Ok(original),
     }
 }
 
-struct Started {
-    child: Child,
+/// A second daemon would take the first one's devices.
+fn refuse_process(config: &Config) -> Result<(), Failure> {
+    let held = |file: &str| lock::holder(&config.run_dir.join(file)).is_some();
+    if held("weave.pid") || held("supervisor.pid") {
+        return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
+    }
+    Ok(())
+}
+
+/// The same, whoever keeps the first one.
+fn refuse_second(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<(), Failure> {
+    refuse_process(config)?;
+    // One of ours that Docker is about to start again.
+    if let Some(docker) = docker::local(env) {
+        let name = docker::container_name(options::named("weave", parsed, env), env);
+        if let Some(there) = docker.service(&name)?
+            && docker::is_peer(&there)
+            && !docker::is_original(&there)
+            && let Some(refusal) = docker::refusal(&name, &there)
+        {
+            return Err(refusal);
+        }
+    }
+    Ok(())
+}
+
+/// Where the daemon tells how far it is.
+struct Ear {
     socket: UnixDatagram,
-    socket_path: PathBuf,
+    path: PathBuf,
 }
 
-impl Drop for Started {
+impl Drop for Ear {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.socket_path);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
-fn start(config: &Config, parsed: &Parsed, log_file: &Path, supervise: bool) -> Result<Started, Failure> {
-    let mut parsed = parsed.clone();
-    let step = |what: &str, path: &Path, e: std::io::Error| {
-        Failure::new(1, format_args!("cannot {what} {}: {e}", path.display()))
-    };
-    let run_dir = &config.run_dir;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(run_dir)
-        .map_err(|e| step("create", run_dir, e))?;
-    let sentinel = run_dir.join("restart.sentinel");
-    match fs::remove_file(&sentinel) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(step("remove", &sentinel, e)),
-        _ => {}
+impl Ear {
+    fn open(config: &Config) -> Result<Ear, Failure> {
+        let path = config.launch_socket();
+        // Of one that was killed; whoever works now holds the lock.
+        let _ = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).map_err(|e| failed("create", &path, &e))?;
+        let ear = Ear { socket, path };
+        fs::set_permissions(&ear.path, fs::Permissions::from_mode(0o600))?;
+        ear.socket.set_read_timeout(Some(LOOK))?;
+        Ok(ear)
     }
-    let log = OpenOptions::new().create(true).append(true).mode(0o640).open(log_file);
-    let log = log.map_err(|e| step("open the log file", log_file, e))?;
 
-    let socket_path = run_dir.join(format!("launch-{}.sock", std::process::id()));
-    let _ = fs::remove_file(&socket_path);
-    let socket = UnixDatagram::bind(&socket_path).map_err(|e| step("create", &socket_path, e))?;
-    let _ = fs::set_permissions(&socket_path, fs::Permissions::from_mode(0o600));
-    socket.set_read_timeout(Some(LOOK))?;
-
-    // The password is in no argument and no environment of what runs on: both are shown by ps.
-    parsed.remove("password");
-    parsed.remove("password-file");
-    let password_file = run_dir.join("password");
-    let _ = fs::remove_file(&password_file);
-    if let Some(password) = &config.password {
-        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&password_file);
-        file.and_then(|mut f| f.write_all(password.reveal().as_bytes()))
-            .map_err(|e| step("write", &password_file, e))?;
-        parsed.set("password-file", password_file.to_string_lossy());
-    }
-    parsed.remove("no-restart");
-    parsed.remove("log-file");
-    parsed.remove("run-dir");
-    parsed.set("run-dir", run_dir.to_string_lossy());
-
-    let exe = std::env::current_exe()?;
-    let second = log.try_clone()?;
-    let child = Command::new(exe)
-        .arg("supervise")
-        .args(if supervise { &["--restart"][..] } else { &[] })
-        .arg(run_dir)
-        .args(parsed.canonical())
-        .arg("--")
-        .args(&parsed.rest)
-        .env_remove("WEAVE_PASSWORD")
-        .env("NOTIFY_SOCKET", &socket_path)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(log))
-        .stderr(Stdio::from(second))
-        .spawn()
-        .map_err(|e| Failure::new(1, format_args!("cannot start the daemon: {e}")))?;
-    Ok(Started { child, socket, socket_path })
-}
-
-/// Until the daemon is ready; its peer name. On a terminal a person sees what is waited for.
-fn wait(mut started: Started, config: &Config, log_file: &Path) -> Result<String, Failure> {
-    let begin = Instant::now();
-    let terminal = std::io::stderr().is_terminal();
-    let mut told = String::new();
-    let mut doing = "the daemon to start".to_owned();
-    let mut error = None;
-    let mut name = None;
-    let mut buffer = [0; 4096];
-    loop {
-        // Looked at before the socket, so that the last words of one that has ended are read.
-        let ended = started.child.try_wait()?;
-        while let Ok(n) = started.socket.recv(&mut buffer) {
-            for line in String::from_utf8_lossy(&buffer[..n]).lines() {
-                match line.split_once('=') {
-                    Some(("READY", "1")) => return Ok(name.unwrap_or_else(|| config.nickname.clone())),
-                    Some(("WEAVE_NAME", value)) => name = Some(value.to_owned()),
-                    Some(("WEAVE_ERROR", value)) => error = Some(value.to_owned()),
-                    Some(("STATUS", value)) => doing = value.to_owned(),
-                    _ => {}
+    /// Until the daemon is ready; its peer name. On a terminal a person sees what is waited for.
+    fn wait(&self, keeper: &mut dyn Keeper, config: &Config) -> Result<String, Failure> {
+        let begin = Instant::now();
+        let terminal = std::io::stderr().is_terminal();
+        let mut told = String::new();
+        let mut doing = "the daemon to start".to_owned();
+        let mut error: Option<(String, Instant)> = None;
+        let mut name = None;
+        let mut buffer = [0; 4096];
+        loop {
+            // Looked at before the socket, so that the last words of one that has ended are read.
+            let ended = keeper.ended()?;
+            while let Ok(n) = self.socket.recv(&mut buffer) {
+                for line in String::from_utf8_lossy(&buffer[..n]).lines() {
+                    match line.split_once('=') {
+                        Some(("READY", "1")) => return Ok(name.unwrap_or_else(|| config.nickname.clone())),
+                        Some(("WEAVE_NAME", value)) => name = Some(value.to_owned()),
+                        Some(("WEAVE_ERROR", value)) => error = Some((value.to_owned(), Instant::now())),
+                        Some(("STATUS", value)) => doing = value.to_owned(),
+                        _ => {}
+                    }
                 }
             }
-        }
-        if let Some(status) = ended {
-            let log = log_file.display();
-            return Err(match error {
-                Some(error) => Failure::new(1, error),
-                None => Failure::new(
-                    1,
-                    format_args!("the daemon ended before it was ready ({status}); see {log}"),
-                ),
-            });
-        }
-        if terminal && begin.elapsed() > PATIENCE && doing != told {
-            notice(format_args!("waiting for {doing} ..."));
-            told.clone_from(&doing);
+            match (&error, ended) {
+                (Some((error, _)), Some(_)) => return Err(Failure::new(1, error)),
+                // It ends after these words; whoever keeps it may be slow to notice, or start it again.
+                (Some((error, at)), None) if at.elapsed() > LAST_WORDS => {
+                    return Err(Failure::new(1, error));
+                }
+                (None, Some(ended)) => return Err(Failure::new(1, ended)),
+                _ => {}
+            }
+            if terminal && begin.elapsed() > PATIENCE && doing != told {
+                notice(format_args!("waiting for {doing} ..."));
+                told.clone_from(&doing);
+            }
         }
     }
 }

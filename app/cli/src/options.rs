@@ -2,7 +2,13 @@
 
 use std::path::PathBuf;
 
-use weave_daemon::config::{self, Config, ConfigError, ListenAddr, LogLevel, Password};
+use weave_daemon::config::{
+    self, AllocationConfig, Config, ConfigError, ListenAddr, LogFile, LogLevel, Password,
+};
+use weave_daemon::import::Places;
+use weave_host::Names;
+use weave_ipam::{Init, ParseInitError, Subnet, SubnetError};
+use weave_runtime::Docker;
 use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
 
 use crate::args::{Effect, Kind, Old, Opt, Parsed, Table};
@@ -109,7 +115,13 @@ static DAEMON: &[Opt] = &[
         "do not use the fast datapath (default on if $WEAVE_NO_FASTDP is set)",
     ),
     opt("no-bridged-fastdp", Flag, "", NETWORK, "accepted; the fast datapath is always bridged"),
-    opt("docker-bridge", Text, "<name>", NETWORK, "Docker's bridge (default: docker0)"),
+    opt(
+        "docker-bridge",
+        Text,
+        "<name>",
+        NETWORK,
+        "Docker's own bridge, whose containers are kept off the peer's ports; empty: none (default: $DOCKER_BRIDGE or docker0)",
+    ),
     opt(
         "http-addr",
         Text,
@@ -123,6 +135,13 @@ static DAEMON: &[Opt] = &[
         "<host>:<port>",
         CONTROL,
         "read-only status pages; empty: off (default: $WEAVE_STATUS_ADDR or 127.0.0.1:6782)",
+    ),
+    opt(
+        "metrics-addr",
+        Text,
+        "<host>:<port>",
+        CONTROL,
+        "nothing but Prometheus metrics, which the two above serve too (default: $WEAVE_METRICS_ADDR or off)",
     ),
     opt("log-level", Text, "<level>", CONTROL, "error, warning, info or debug (default: info)"),
     opt(
@@ -139,17 +158,46 @@ static DAEMON: &[Opt] = &[
         CONTROL,
         "pid file and control socket (default: $WEAVE_RUN_DIR or /run/weave)",
     ),
+    opt(
+        "instance",
+        Text,
+        "<name>",
+        CONTROL,
+        "name of this peer if it is not the only one here: bridge weave-<name>, files, unit and container likewise \
+         (default: $WEAVE_INSTANCE)",
+    ),
+    opt(
+        "log-file",
+        Text,
+        "<path>",
+        CONTROL,
+        "log there instead of stderr; of 'launch' without systemd or Docker the default is /var/log/weave.log",
+    ),
+    opt("log-size", Number, "<MB>", CONTROL, "begin a new log file at this size, 0 for never (default: 10)"),
+    opt("log-keep", Number, "<n>", CONTROL, "how many earlier log files are kept (default: 4)"),
     opt("version", Flag, "", CONTROL, "print the version and exit"),
     opt("print-peer-name", Flag, "", CONTROL, "print the name this peer would have and exit"),
-    later("metrics-addr", Text, "<host>:<port>", "metrics", "Prometheus metrics only"),
-    later("ipalloc-range", Text, "<cidr>", IPAM, "range that addresses are allocated from; empty: off"),
-    later("ipalloc-default-subnet", Text, "<cidr>", IPAM, "subnet used when none is named"),
-    later(
+    opt(
+        "ipalloc-range",
+        Text,
+        "<cidr>",
+        IPAM,
+        "range that addresses are allocated from, the same on all peers; empty: off (default of launch: 10.32.0.0/12)",
+    ),
+    opt(
+        "ipalloc-default-subnet",
+        Text,
+        "<cidr>",
+        IPAM,
+        "subnet used when none is named (default: the range)",
+    ),
+    opt(
         "ipalloc-init",
         Text,
         "consensus[=<n>]|seed=<name>,...|observer",
         IPAM,
-        "how the first owners are found",
+        "how the first owners of the range are found: by agreement of more than half of n peers (default: of those named at \
+         launch and this one), as listed, or by the others",
     ),
     opt("no-dns", Flag, "", feature_group(DNS), "serve no names"),
     later("dns-domain", Text, "<name>", DNS, "domain of container names"),
@@ -179,10 +227,22 @@ static DAEMON: &[Opt] = &[
     later("plugin-v2-multicast", Flag, "", DOCKER, "multicast in the managed plugin"),
     later("plugin-socket", Text, "<path>", DOCKER, "socket of the plugin"),
     later("plugin-mesh-socket", Text, "<path>", DOCKER, "socket of the second driver"),
-    later("expect-npc", Flag, "", "network policies", "leave room for the network policy controller"),
-    later("no-masq-local", Flag, "", "address translation", "keep source addresses of local containers"),
+    opt("expect-npc", Flag, "", NETWORK, "let the network policy controller decide what reaches containers"),
+    opt(
+        "no-masq-local",
+        Flag,
+        "",
+        NETWORK,
+        "keep source addresses on the way to allocated addresses of this host's own range",
+    ),
     later("awsvpc", Flag, "", "AWS routes", "let the cloud route"),
-    later("db-prefix", Text, "<path>", "import of a 2.8.1 database", "where its file is"),
+    opt(
+        "db-prefix",
+        Text,
+        "<path>",
+        CONTROL,
+        "take over the 2.8.1 database <path>data.db (default: wherever 2.8.1 keeps it)",
+    ),
     gone("datapath", Text),
     gone("bufsz", Number),
     gone("pkt-debug", Flag),
@@ -204,8 +264,22 @@ static DAEMON: &[Opt] = &[
 
 /// Options of `launch` alone.
 static LAUNCH: &[Opt] = &[
-    opt("no-restart", Flag, "", PEER, "do not start the daemon again when it crashes"),
-    opt("log-file", Text, "<path>", CONTROL, "where the daemon's log goes (default: /var/log/weave.log)"),
+    opt("no-restart", Flag, "", PEER, "do not start the daemon again when it crashes or the host reboots"),
+    opt(
+        "service",
+        Text,
+        "systemd|docker|supervisor|none",
+        PEER,
+        "who starts the daemon again: a systemd unit, a container 'weave', a small process, nobody (default: auto, \
+         the first of these that is there; with --no-restart not systemd)",
+    ),
+    opt(
+        "take-over",
+        Flag,
+        "",
+        PEER,
+        "if the original Weave Net runs on this host: stop it and go on with its containers, peers and name",
+    ),
 ];
 
 /// Spelling of earlier versions (spec cli 3.2).
@@ -259,22 +333,24 @@ pub(crate) enum OptionError {
     Mtu(i64),
     #[error("{0}: invalid number {1:?}")]
     EnvNumber(&'static str, String),
+    #[error("--instance: {0:?} is no name of at most 8 lower-case letters, digits and dashes inside")]
+    Instance(String),
+    #[error("--log-size {0}: must not be negative")]
+    LogSize(i64),
+    #[error("--log-keep {0}: must be in range [0,1000]")]
+    LogKeep(i64),
     #[error("--weave-bridge: {0:?} is not a device name of at most 15 characters")]
     Bridge(String),
     #[error("--password-file: cannot read {0:?}: {1}")]
     PasswordFile(PathBuf, std::io::Error),
     #[error("Unable to parse --ipalloc-init: {0}")]
-    IpamInit(String),
+    IpamInit(ParseInitError),
     #[error("at most one of --ipalloc-init, --init-peer-count, --observer and --ipam-seed may be given")]
     IpamInitTwice,
     #[error("{0} specified without --ipalloc-range.")]
-    NoRange(&'static str),
-    #[error("invalid subnet - bits after network prefix are not all zero: {0}")]
-    HostBits(String),
-    #[error("invalid subnet - smaller than minimum size 4: {0}")]
-    TooSmall(String),
+    NoRange(String),
     #[error(transparent)]
-    Cidr(#[from] ParseCidrError),
+    Subnet(SubnetError),
     #[error("IP address allocation default subnet {0} does not overlap with allocation range {1}")]
     NoOverlap(String, String),
     #[error("--awsvpc mode is not compatible with the --password option")]
@@ -312,7 +388,80 @@ pub(crate) fn state_dir(parsed: &Parsed, env: &dyn Env) -> PathBuf {
 
 fn directory(parsed: &Parsed, env: &dyn Env, option: &str, variable: &str, default: &str) -> PathBuf {
     let given = parsed.text(option).map(str::to_owned).or_else(|| env.var(variable));
-    given.filter(|d| !d.is_empty()).unwrap_or_else(|| default.to_owned()).into()
+    given.filter(|d| !d.is_empty()).unwrap_or_else(|| named(default, parsed, env)).into()
+}
+
+/// The name of this peer among several on the machine, unchecked.
+pub(crate) fn instance(parsed: &Parsed, env: &dyn Env) -> Option<String> {
+    let given = parsed.text("instance").map(str::to_owned).or_else(|| env.var("WEAVE_INSTANCE"));
+    given.filter(|name| !name.is_empty())
+}
+
+/// The instance's name becomes part of paths and device names.
+pub(crate) fn check_instance(parsed: &Parsed, env: &dyn Env) -> Result<(), OptionError> {
+    let Some(name) = instance(parsed, env) else { return Ok(()) };
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let inside = !name.starts_with('-') && !name.ends_with('-');
+    if name.len() <= 8 && inside && name.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(OptionError::Instance(name))
+    }
+}
+
+/// `usual`, or `usual-<instance>`.
+pub(crate) fn named(usual: &str, parsed: &Parsed, env: &dyn Env) -> String {
+    match instance(parsed, env) {
+        Some(name) => format!("{usual}-{name}"),
+        None => usual.to_owned(),
+    }
+}
+
+/// The bridge that a command without configuration works on.
+pub(crate) fn bridge(parsed: &Parsed, env: &dyn Env) -> String {
+    match parsed.text("weave-bridge").filter(|b| !b.is_empty()) {
+        Some(bridge) => bridge.to_owned(),
+        None => named("weave", parsed, env),
+    }
+}
+
+/// The devices that a command without configuration works on.
+pub(crate) fn devices(parsed: &Parsed, env: &dyn Env) -> Names {
+    let names = instance(parsed, env).as_deref().map_or_else(Names::default, Names::instance);
+    Names { bridge: bridge(parsed, env), ..names }
+}
+
+/// Options in place of what the environment says: for a daemon that is started by somebody else later.
+pub(crate) fn explicit(parsed: &Parsed, config: &Config, env: &dyn Env) -> Parsed {
+    let mut all = parsed.clone();
+    let set = |variable: &str| env.var(variable).is_some_and(|v| !v.is_empty());
+    let listener = |addr: &Option<ListenAddr>| addr.as_ref().map(ToString::to_string).unwrap_or_default();
+    for (option, variable, value) in [
+        ("port", "WEAVE_PORT", config.port.to_string()),
+        ("mtu", "WEAVE_MTU", config.mtu.unwrap_or(0).to_string()),
+        ("no-fastdp", "WEAVE_NO_FASTDP", "true".to_owned()),
+        ("no-bridged-fastdp", "WEAVE_NO_BRIDGED_FASTDP", "true".to_owned()),
+        ("http-addr", "WEAVE_HTTP_ADDR", listener(&config.http_addr)),
+        ("status-addr", "WEAVE_STATUS_ADDR", listener(&config.status_addr)),
+        ("metrics-addr", "WEAVE_METRICS_ADDR", listener(&config.metrics_addr)),
+        ("log-level", "WEAVE_DEBUG", "debug".to_owned()),
+        ("instance", "WEAVE_INSTANCE", config.instance.clone().unwrap_or_default()),
+    ] {
+        if parsed.text(option).is_none()
+            && (set(variable) || option == "status-addr" && env.var(variable).is_some())
+        {
+            all.set(option, value);
+        }
+    }
+    for (option, usual, dir) in
+        [("run-dir", config::RUN_DIR, &config.run_dir), ("state-dir", config::STATE_DIR, &config.state_dir)]
+    {
+        all.remove(option);
+        if dir.as_os_str() != named(usual, parsed, env).as_str() {
+            all.set(option, dir.to_string_lossy());
+        }
+    }
+    all
 }
 
 /// Makes a [`Config`] of options, environment and defaults, in that order of precedence. Reads the password file,
@@ -321,6 +470,8 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     let mut config = Config { peers: parsed.rest.clone(), ..Config::default() };
     if let Some(level) = parsed.text("log-level") {
         config.log_level = level.parse::<LogLevel>()?;
+    } else if env.var("WEAVE_DEBUG").is_some_and(|d| !d.is_empty()) {
+        config.log_level = LogLevel::Debug;
     }
     config.resume = parsed.flag("resume");
     if config.resume && !config.peers.is_empty() {
@@ -353,13 +504,28 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
             config.trusted_subnets.push(cidr.network());
         }
     }
+    check_instance(parsed, env)?;
+    config.instance = instance(parsed, env);
+    config.bridge = bridge(parsed, env);
+    if config.instance.is_some() {
+        // Their usual addresses are the first peer's.
+        (config.http_addr, config.status_addr) = (None, None);
+    }
+    config.log_file = log_file(parsed)?;
     if let Some(bridge) = parsed.text("weave-bridge").filter(|b| !b.is_empty()) {
         let good = bridge.len() <= 15 && bridge.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
         if !good || bridge == "." || bridge == ".." {
             return Err(OptionError::Bridge(bridge.to_owned()));
         }
-        config.bridge = bridge.to_owned();
     }
+    if let Some(docker) = parsed.text("docker-bridge") {
+        config.docker_bridge = Some(docker.to_owned()).filter(|d| !d.is_empty());
+        config.docker_bridge_named = true;
+    } else if let Some(docker) = env.var("DOCKER_BRIDGE").filter(|d| !d.is_empty()) {
+        config.docker_bridge = Some(docker);
+    }
+    config.expect_npc = parsed.flag("expect-npc");
+    config.no_masq_local = parsed.flag("no-masq-local");
     let no_fastdp = match parsed.text("no-fastdp") {
         Some(text) => text == "true",
         None => env.var("WEAVE_NO_FASTDP").is_some_and(|v| !v.is_empty()),
@@ -375,6 +541,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     }
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
+    config.original = original(parsed, env);
     // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (spec cli 2.3).
     if let Some(addr) = parsed.text("http-addr") {
         config.http_addr = ListenAddr::parse("--http-addr", addr)?;
@@ -385,9 +552,40 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     if let Some(addr) = status {
         config.status_addr = ListenAddr::parse("--status-addr", &addr)?;
     }
+    config.allocation = allocation(parsed)?;
+    let metrics = parsed.text("metrics-addr").map(str::to_owned).or_else(|| env.var("WEAVE_METRICS_ADDR"));
+    if let Some(addr) = metrics {
+        config.metrics_addr = ListenAddr::parse("--metrics-addr", &addr)?;
+    }
     check_later_features(parsed, &config)?;
     config.peers.iter().try_for_each(|peer| config::check_peer(peer))?;
     Ok(config)
+}
+
+fn log_file(parsed: &Parsed) -> Result<Option<LogFile>, OptionError> {
+    let size = parsed.number("log-size").unwrap_or(10);
+    let keep = parsed.number("log-keep").unwrap_or(4);
+    let max_size = u64::try_from(size).map_err(|_| OptionError::LogSize(size))?.saturating_mul(1 << 20);
+    let keep = u32::try_from(keep).ok().filter(|k| *k <= 1000).ok_or(OptionError::LogKeep(keep))?;
+    let path = parsed.text("log-file").filter(|p| !p.is_empty());
+    Ok(path.map(|path| LogFile { path: path.into(), max_size, keep }))
+}
+
+/// Where 2.8.1 left its database.
+fn original(parsed: &Parsed, env: &dyn Env) -> Places {
+    let given = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
+    // An empty --docker-api means that there is no Docker.
+    let without = parsed.text("docker-api") == Some("");
+    Places {
+        prefix: parsed.text("db-prefix").filter(|p| !p.is_empty()).map(PathBuf::from),
+        docker: (!without).then(|| Docker::at(given.as_deref())),
+        container: format!("{}db", original_container(env)),
+    }
+}
+
+/// Name of 2.8.1's container.
+pub(crate) fn original_container(env: &dyn Env) -> String {
+    env.var("WEAVE_CONTAINER_NAME").filter(|n| !n.is_empty()).unwrap_or_else(|| "weave".to_owned())
 }
 
 /// `WEAVE_HTTP_ADDR` may lack host or port.
@@ -429,81 +627,46 @@ fn password(parsed: &Parsed, env: &dyn Env) -> Result<Option<Password>, OptionEr
 
 /// Options of features to come are checked like the others, so that a script's mistake shows today.
 fn check_later_features(parsed: &Parsed, config: &Config) -> Result<(), OptionError> {
-    let given = |name| parsed.text(name).filter(|v| !v.is_empty());
     for endpoint in parsed.list("H") {
         let path = endpoint.strip_prefix("unix://");
         if path.is_some_and(|p| !p.starts_with('/')) {
             return Err(OptionError::ProxySocket);
         }
     }
-    let range = given("ipalloc-range").map(subnet).transpose()?;
     if parsed.flag("awsvpc") {
         if config.password.is_some() {
             return Err(OptionError::AwsPassword);
         }
-        range.as_ref().ok_or(OptionError::AwsIpam)?;
-    }
-    let inits = parsed.list("ipalloc-init");
-    if inits.iter().any(|init| *init != inits[0]) {
-        return Err(OptionError::IpamInitTwice);
-    }
-    if let Some(default) = given("ipalloc-default-subnet") {
-        let range = require_range(parsed, &range, "--ipalloc-default-subnet")?;
-        let default = subnet(default)?;
-        if let Some(range) = range
-            && !range.contains(default.addr())
-            && !default.contains(range.addr())
-        {
-            return Err(OptionError::NoOverlap(default.to_string(), range.to_string()));
-        }
-    }
-    if let Some(init) = given("ipalloc-init") {
-        require_range(parsed, &range, "--ipalloc-init")?;
-        check_init(init).map_err(OptionError::IpamInit)?;
+        config.allocation.as_ref().ok_or(OptionError::AwsIpam)?;
     }
     Ok(())
 }
 
-/// Without an option the range is the default one; an empty range means that allocation is off.
-fn require_range(
-    parsed: &Parsed,
-    range: &Option<Cidr>,
-    option: &'static str,
-) -> Result<Option<Cidr>, OptionError> {
-    match (parsed.text("ipalloc-range"), range) {
-        (Some(_), None) => Err(OptionError::NoRange(option)),
-        (_, range) => Ok(*range),
-    }
-}
+/// The range that `weave launch` takes if none is given; a daemon on its own allocates none then.
+pub(crate) const DEFAULT_RANGE: &str = "10.32.0.0/12";
 
-fn subnet(text: &str) -> Result<Cidr, OptionError> {
-    let cidr: Cidr = text.parse()?;
-    if cidr != cidr.network() {
-        return Err(OptionError::HostBits(text.to_owned()));
+/// How addresses are to be allocated; `None`: not at all.
+fn allocation(parsed: &Parsed) -> Result<Option<AllocationConfig>, OptionError> {
+    let given = |name| parsed.text(name).filter(|v| !v.is_empty());
+    let inits = parsed.list("ipalloc-init");
+    if inits.iter().any(|init| *init != inits[0]) {
+        return Err(OptionError::IpamInitTwice);
     }
-    if cidr.prefix() > 30 {
-        return Err(OptionError::TooSmall(text.to_owned()));
-    }
-    Ok(cidr)
-}
-
-fn check_init(text: &str) -> Result<(), String> {
-    let (mode, parameter) = match text.split_once('=') {
-        Some((mode, parameter)) => (mode, Some(parameter)),
-        None => (text, None),
+    let Some(range) = given("ipalloc-range") else {
+        for option in ["ipalloc-default-subnet", "ipalloc-init"] {
+            given(option).map_or(Ok(()), |_| Err(OptionError::NoRange(crate::args::dashed(option))))?;
+        }
+        return Ok(None);
     };
-    match (mode, parameter) {
-        ("consensus", None) | ("observer", None) => Ok(()),
-        ("consensus", Some(n)) => match n.parse::<u32>() {
-            Ok(_) => Ok(()),
-            Err(_) => Err(format!("bad consensus parameter: strconv.Atoi: parsing {n:?}: invalid syntax")),
-        },
-        ("observer", Some(_)) => Err("observer mode takes no parameter".to_owned()),
-        ("seed", None) => Err("seed mode requires peer name list".to_owned()),
-        ("seed", Some(names)) => names
-            .split(',')
-            .try_for_each(|n| n.parse::<PeerName>().map(|_| ()))
-            .map_err(|e| format!("bad seed parameter: error parsing peer names: {e}")),
-        (mode, _) => Err(format!("unknown mode: {mode}")),
+    let range = subnet(range)?;
+    let default_subnet = given("ipalloc-default-subnet").map(subnet).transpose()?.unwrap_or(range);
+    if !range.range().overlaps(default_subnet.range()) {
+        return Err(OptionError::NoOverlap(default_subnet.to_string(), range.to_string()));
     }
+    let init = given("ipalloc-init").map(str::parse).transpose().map_err(OptionError::IpamInit)?;
+    Ok(Some(AllocationConfig { range, default_subnet, init: init.unwrap_or(Init::Consensus(None)) }))
+}
+
+fn subnet(text: &str) -> Result<Subnet, OptionError> {
+    text.parse().map_err(OptionError::Subnet)
 }

@@ -1,17 +1,21 @@
 //! Commands that only talk to the daemon.
 
-use weave_api::{Client, ClientError, report};
+use weave_api::{Client, ClientError, pages};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
 use crate::usage::Command;
-use crate::{Failure, print};
+use crate::{Failure, notice, print};
 
 /// The daemon of this host.
 pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
     let socket = options::run_dir(parsed, env).join("weave.sock");
     let addr = parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"));
-    Client::local(addr.as_deref(), &socket)
+    let client = Client::local(addr.as_deref(), &socket);
+    if env.var("WEAVE_DEBUG").is_some_and(|d| !d.is_empty()) {
+        return client.traced(|line| notice(format_args!("+ {line}")));
+    }
+    client
 }
 
 /// What a failed call means to the person who typed it.
@@ -73,16 +77,10 @@ pub(crate) fn status(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
     let client = client(parsed, env);
     if parsed.flag("json") {
         let report = client.report().map_err(|e| explain(e, parsed, env))?;
-        let json = match page {
-            None => report::to_go_json(&report, true),
-            Some("targets") => report::to_go_json(&report.router.targets, true),
-            Some("connections") => report::to_go_json(&report.router.connections, true),
-            Some("peers") => report::to_go_json(&report.router.peers, true),
-            Some("dns") => report::to_go_json(&report.dns, true),
-            Some("ipam") => report::to_go_json(&report.ipam, true),
-            Some(_) => return Err(invalid()),
-        };
-        return print(&(json + "\n"));
+        let json = pages::json(&report, page).ok_or_else(invalid)?;
+        print(&(json + "\n"))?;
+        // As without the option, where the answer is 503.
+        return if report.ready { Ok(()) } else { Err(Failure::new(1, "")) };
     }
     match page {
         None => {

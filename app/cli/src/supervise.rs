@@ -1,13 +1,11 @@
-//! `weave supervise [--restart] <run dir> <arguments of weave daemon>`: what `weave launch` leaves running.
+//! `weave supervise [--restart] <arguments of weave daemon>`: what `weave launch` leaves running.
 //!
 //! A session of its own, and in it the daemon. With `--restart` this process stays: it starts the daemon again when it
-//! crashes, and passes signals on. What the daemon
-//! knew is on disk: once it has been ready there is `restart.sentinel` in the run directory, by which it takes the
-//! stored peers instead of the ones given.
+//! crashes, and passes signals on. What the daemon knew is on disk; the file by which `launch` tells the first one to
+//! take its arguments is gone once that has been ready.
 
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -17,7 +15,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use weave_daemon::{lock, log};
 
-use crate::Failure;
+use crate::options::{self, Env};
+use crate::{Failure, args};
 
 /// Wait before the first new start; doubled with each, up to the limit.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -26,15 +25,13 @@ const LAST_WAIT: Duration = Duration::from_secs(30);
 /// A daemon that ran this long is new trouble when it crashes.
 const STABLE: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
+pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let (restart, args) = match args.split_first() {
         Some((first, rest)) if first == "--restart" => (true, rest),
         _ => (false, args),
     };
-    let Some((run_dir, args)) = args.split_first() else {
-        return Err(Failure::new(1, "supervise is started by 'weave launch' only"));
-    };
-    let run_dir = PathBuf::from(run_dir);
+    let parsed = args::parse(options::DAEMON_TABLE, args)?;
+    let config = options::config(&parsed, env, "")?;
     // Only fails if we lead a group already, and then nobody's terminal is ours.
     let _ = nix::unistd::setsid();
     if !restart {
@@ -48,9 +45,12 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     // The daemon inherits the mask and clears it.
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let _lock = lock::PidFile::take(&run_dir.join("supervisor.pid"))?;
+    if let Some(file) = &config.log_file {
+        log::to_file(file)?;
+    }
+    let _lock = lock::PidFile::take(&config.run_dir.join("supervisor.pid"))?;
 
-    let sentinel = run_dir.join("restart.sentinel");
+    let never_ready = config.fresh_file();
     let mut delay = FIRST_WAIT;
     loop {
         let begin = Instant::now();
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
         if told_to_end || status.success() {
             return Ok(());
         }
-        if !sentinel.exists() {
+        if never_ready.exists() {
             // It never was ready: whoever launched it has the reason.
             return Err(Failure::new(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1), ""));
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::addresses::{self, Address};
 use crate::args::{self, Effect, Kind};
 use crate::options::{self, DAEMON_TABLE, Env, LAUNCH_TABLE};
 use crate::{Failure, container, usage};
@@ -161,7 +162,7 @@ fn daemon_flag_errors() {
             "--docker-api '' --no-fastdp --ipalloc-default-subnet 10.2.0.0/24",
             // A name that does not resolve is tried again; it stops no launch.
             "--docker-api '' --no-fastdp --ipalloc-range 10.2.0.0/16 --no-dns host.invalid",
-            // Rules for Docker's bridge come with the firewall.
+            // Only the daemon looks at devices.
             "--docker-api '' --no-fastdp --weave-bridge weave2 --docker-bridge nosuch",
         ];
         if different.contains(&line) {
@@ -276,6 +277,49 @@ fn values_refused() {
     }
 }
 
+/// Every spelling of how addresses are allocated, and what comes of it.
+#[test]
+fn address_allocation() {
+    let of = |line: &str| config(line, &[]).expect(line).allocation;
+    assert_eq!(of(""), None, "a daemon on its own allocates nothing; launch sets the default");
+    assert_eq!(of("--ipalloc-range ''"), None);
+    let init = |line: &str| of(&format!("--ipalloc-range 10.2.0.0/16 {line}")).expect(line).init;
+    for (line, expected) in [
+        ("", "consensus"),
+        ("--ipalloc-init consensus", "consensus"),
+        ("--ipalloc-init=consensus=3", "consensus=3"),
+        ("--init-peer-count 3", "consensus=3"),
+        ("-initpeercount=3", "consensus=3"),
+        ("--ipalloc-init consensus=0", "consensus"),
+        ("--observer", "observer"),
+        ("--ipalloc-init=observer", "observer"),
+        ("--ipam-seed ::1,::2", "seed=00:00:00:00:00:01,00:00:00:00:00:02"),
+        ("--ipalloc-init seed=::1", "seed=00:00:00:00:00:01"),
+    ] {
+        assert_eq!(init(line).to_string(), expected, "{line}");
+    }
+    let both = of("--iprange 10.2.0.0/16 --ipsubnet 10.2.3.0/24").expect("on");
+    assert_eq!(
+        (both.range.to_string(), both.default_subnet.to_string()),
+        ("10.2.0.0/16".into(), "10.2.3.0/24".into())
+    );
+    let wider = of("--ipalloc-range 10.9.0.0/17 --ipalloc-default-subnet 10.9.0.0/16").expect("on");
+    assert_eq!(wider.default_subnet.to_string(), "10.9.0.0/16");
+    for (line, error) in [
+        ("--ipalloc-range 10.2.0.0", "invalid CIDR address: 10.2.0.0"),
+        ("--ipalloc-range fd00::/8", "invalid Non-IPv4 address not supported: fd00::/8"),
+        ("--ipalloc-range 10.2.0.0/31", "invalid subnet - smaller than minimum size 4: 10.2.0.0/31"),
+        (
+            "--ipalloc-range 10.2.0.0/16 --ipalloc-default-subnet 10.3.0.0/24",
+            "IP address allocation default subnet \
+          10.3.0.0/24 does not overlap with allocation range 10.2.0.0/16",
+        ),
+    ] {
+        assert_eq!(config(line, &[]).expect_err(line), error, "{line}");
+    }
+    assert!(config("--ipalloc-range 240.0.0.0/4", &[]).is_err(), "its end cannot be said on the wire");
+}
+
 #[test]
 fn notices_only_for_what_is_asked_and_not_there() {
     let notices = |line: &str| launch(line).notices(LAUNCH_TABLE);
@@ -284,7 +328,6 @@ fn notices_only_for_what_is_asked_and_not_there() {
     assert_eq!(
         notices("--ipalloc-range 10.2.0.0/16 --ipalloc-init observer --dns-domain x. -H tcp://:1 --bufsz 16"),
         [
-            "Notice: this version does not do IP address allocation yet; no effect: --ipalloc-range --ipalloc-init",
             "Notice: this version does not do DNS yet; no effect: --dns-domain",
             "Notice: this version does not do the Docker proxy and plugin yet; no effect: -H",
             "Notice: obsolete, no effect: --bufsz",
@@ -296,38 +339,38 @@ fn notices_only_for_what_is_asked_and_not_there() {
 fn addresses_and_containers() {
     let attach = usage::find("attach").expect("a command");
     let call = |line: &str| container::call(attach, &words(line));
-    let good = call("10.2.1.1/24 ip:10.2.2.1/24 10.2.1.1/24 c1").expect("good");
+    let good = call("10.2.1.1/24 net:10.2.3.0/24 ip:10.2.2.1/24 net:default 10.2.1.1/24 c1").expect("good");
+    let fixed = |text: &str| Address::Fixed(text.parse().expect("an address"));
+    let net = |text: &str| Address::Net(Some(text.parse().expect("a subnet")));
     assert_eq!(
-        (container::plain(&good.cidrs).as_str(), good.container.as_str()),
-        ("10.2.1.1 10.2.2.1\n", "c1")
+        good.addresses,
+        [fixed("10.2.1.1/24"), net("10.2.3.0/24"), fixed("10.2.2.1/24"), Address::Net(None)]
     );
+    assert_eq!(good.container, "c1");
+    assert_eq!(addresses::plain(&["10.2.1.1/24".parse().expect("an address")]), "10.2.1.1\n");
+    assert_eq!(call("c1").expect("good").addresses, [Address::Net(None)]);
     assert_eq!(call("10.2.1.1/24 netns:/run/netns/blue").expect("good").container, "netns:/run/netns/blue");
-    let no_ipam = "IP address allocation must be enabled to use 'net:'";
     for (line, error) in [
-        ("c1", no_ipam),
-        ("net:default c1", no_ipam),
-        ("net:10.2.1.0/24 c1", no_ipam),
-        ("10.2.1.1/24 net:10.2.1.0/24 c1", no_ipam),
-        ("", "usage: weave attach <addr> ... [options] <container>"),
-        ("10.2.1.1/24", "usage: weave attach <addr> ... [options] <container>"),
+        ("net:10.2.1.1/24 c1", "invalid subnet - bits after network prefix are not all zero: 10.2.1.1/24"),
+        ("net:10.2.1.0/31 c1", "invalid subnet - smaller than minimum size 4: 10.2.1.0/31"),
+        ("10.2.1.1/24 net:10.2.1.0/33 c1", "invalid CIDR address: 10.2.1.0/33"),
+        ("", "usage: weave attach [<addr> ...] [options] <container>"),
+        ("10.2.1.1/24", "usage: weave attach [<addr> ...] [options] <container>"),
         (
             "c1 10.2.1.1/24",
-            "addresses come before the container; usage: weave attach <addr> ... [options] <container>",
+            "addresses come before the container; usage: weave attach [<addr> ...] [options] <container>",
         ),
         (
             "10.2.1.1/24 c1 c2",
-            "'c1' and 'c2' cannot both be the container; usage: weave attach <addr> ... [options] <container>",
+            "'c1' and 'c2' cannot both be the container; usage: weave attach [<addr> ...] [options] <container>",
         ),
         ("10.2.1.1/33 c1", "invalid CIDR address: 10.2.1.1/33"),
         ("10.2.1.999/24 c1", "invalid CIDR address: 10.2.1.999/24"),
         ("10.2.1.1 c1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1.1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1/24", "'10.2.1/24' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
-        (
-            "10.2.1.0/24 c1",
-            "10.2.1.0/24 is the address of the network itself; give the container one inside it",
-        ),
-        ("10.2.1.255/24 c1", "10.2.1.255/24 is the network's broadcast address; give the container another"),
+        ("10.2.1.0/24 c1", "10.2.1.0/24 is the address of the network itself; choose one inside it"),
+        ("10.2.1.255/24 c1", "10.2.1.255/24 is the network's broadcast address; choose another"),
     ] {
         assert_eq!(call(line), Err(Failure::new(1, error)), "{line}");
     }
@@ -354,8 +397,15 @@ fn command_lines() {
         ("daemon --bogus", 125, "flag provided but not defined: --bogus\nSee 'weave daemon --help'."),
         ("launch --bogus", 1, "flag provided but not defined: --bogus\n"),
         ("launch --port 0", 1, "--port 0: must be in range"),
-        ("expose 10.2.1.1/24", 1, "weave expose is not in this version yet"),
-        ("expose --help", 0, "weave expose is not in this version yet"),
+        ("prime", 1, "weave is not running. Have you launched it?"),
+        ("consense", 1, "weave is not running. Have you launched it?"),
+        ("rmpeer", 1, "usage: weave rmpeer"),
+        ("start c1", 1, "weave start is not in this version yet"),
+        ("start --help", 0, "weave start is not in this version yet"),
+        ("expose bogus", 1, "'bogus' is no address, as 10.2.1.102/24 is; usage: weave expose"),
+        ("hide 10.2.1.1", 1, "'10.2.1.1' is no address"),
+        ("expose 10.2.1.0/24", 1, "10.2.1.0/24 is the address of the network itself; choose one inside it"),
+        ("expose 10.2.1.1/33", 1, "invalid CIDR address: 10.2.1.1/33"),
         ("help nosuch", 1, "Unknown weave command 'nosuch'"),
     ] {
         // Somebody's daemon on the usual address would answer.

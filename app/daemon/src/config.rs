@@ -5,7 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use weave_ipam::{Init, Subnet};
 use weave_types::{Cidr, PeerName};
+
+use crate::import::Places;
 
 /// Everything a daemon needs to know.
 #[derive(Clone, Debug)]
@@ -34,6 +37,14 @@ pub struct Config {
     pub resume: bool,
     /// Name of the bridge that containers are attached to.
     pub bridge: String,
+    /// Docker's own bridge, if there is one: its containers are kept off the peer's ports.
+    pub docker_bridge: Option<String>,
+    /// Whether somebody named it, so that it has to be there.
+    pub docker_bridge_named: bool,
+    /// Whether the network policy controller decides what reaches containers.
+    pub expect_npc: bool,
+    /// Whether sources stay as they are on the way to containers of this host.
+    pub no_masq_local: bool,
     /// MTU of the container network, whatever it was before; `None`: a bridge that exists keeps its own.
     pub mtu: Option<u32>,
     /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (spec cli 4.2).
@@ -42,12 +53,44 @@ pub struct Config {
     pub http_addr: Option<ListenAddr>,
     /// Where the read-only status pages listen.
     pub status_addr: Option<ListenAddr>,
+    /// Where nothing but metrics is served.
+    pub metrics_addr: Option<ListenAddr>,
     /// State that survives reboots.
     pub state_dir: PathBuf,
     /// Sockets and pid file; gone after a reboot.
     pub run_dir: PathBuf,
+    /// Name of this peer among several on the machine; `None`: the only one, with the usual names of devices and files.
+    pub instance: Option<String>,
+    /// Where else than in `state_dir` the database of 2.8.1 may be.
+    pub original: Places,
+    /// Address allocation; `None`: off.
+    pub allocation: Option<AllocationConfig>,
     /// Least severity that is logged.
     pub log_level: LogLevel,
+    /// Where the log goes; `None`: stderr, as it is.
+    pub log_file: Option<LogFile>,
+}
+
+/// A log file of bounded size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The file that is written; earlier ones are beside it with `.1`, `.2`, ... appended, `.1` the latest.
+    pub path: PathBuf,
+    /// Size in bytes at which the next one is begun; 0: never.
+    pub max_size: u64,
+    /// How many earlier ones are kept.
+    pub keep: u32,
+}
+
+/// How addresses are allocated (spec ipam 3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationConfig {
+    /// The range, the same on all peers.
+    pub range: Subnet,
+    /// Where an address is allocated that no subnet is named for; overlaps the range.
+    pub default_subnet: Subnet,
+    /// How the first owners are found.
+    pub init: Init,
 }
 
 /// Defaults of `weave launch` without options or environment (spec cli 5).
@@ -66,13 +109,22 @@ impl Default for Config {
             peers: Vec::new(),
             resume: false,
             bridge: "weave".to_owned(),
+            docker_bridge: Some("docker0".to_owned()),
+            docker_bridge_named: false,
+            expect_npc: false,
+            no_masq_local: false,
             mtu: None,
             new_mtu: 1376,
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
+            metrics_addr: None,
             state_dir: PathBuf::from(STATE_DIR),
             run_dir: PathBuf::from(RUN_DIR),
+            instance: None,
+            original: Places::default(),
+            allocation: None,
             log_level: LogLevel::Info,
+            log_file: None,
         }
     }
 }
@@ -86,6 +138,17 @@ impl Config {
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("weave.sock")
+    }
+
+    /// There from a `weave launch` until the daemon that it starts is ready: this start takes the peers it is given, even
+    /// if they are the same as last time (spec cli 4.4).
+    pub fn fresh_file(&self) -> PathBuf {
+        self.run_dir.join("fresh")
+    }
+
+    /// Where `weave launch` listens for how far the daemon is.
+    pub fn launch_socket(&self) -> PathBuf {
+        self.run_dir.join("launch.sock")
     }
 
     /// The file that holds the daemon's pid and that it keeps locked.
@@ -213,7 +276,9 @@ pub enum ConfigError {
 pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     let bad = || ConfigError::Peer(text.to_owned());
     let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    if text.parse::<SocketAddr>().is_ok_and(|a| a.port() > 0) || unbracketed.parse::<IpAddr>().is_ok() {
+    if !text.contains('%')
+        && (text.parse::<SocketAddr>().is_ok_and(|a| a.port() > 0) || unbracketed.parse::<IpAddr>().is_ok())
+    {
         return Ok(());
     }
     let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
@@ -221,8 +286,10 @@ pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
         return Err(bad());
     }
+    // Rust's numbers may have a sign.
+    let digits = port.bytes().all(|b| b.is_ascii_digit());
     let port = if port.is_empty() { Ok(1) } else { port.parse::<u16>() };
-    if host.contains(':') || !matches!(port, Ok(1..)) {
+    if host.contains(':') || !digits || !matches!(port, Ok(1..)) {
         return Err(bad());
     }
     Ok(())
@@ -238,9 +305,10 @@ mod tests {
         {
             assert_eq!(check_peer(good), Ok(()), "{good}");
         }
-        for bad in
-            ["", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2", "h:0", "h:70000", "h:http"]
-        {
+        for bad in [
+            "", ":6783", "a b", "h1:67-83", "-x", "a:b:c", "h/1", "host:1:2", "h:0", "h:70000", "h:http",
+            "h:+21",
+        ] {
             assert!(matches!(check_peer(bad), Err(ConfigError::Peer(_))), "{bad}");
         }
         let text = "invalid peer name \"h1:70000\", should be host[:port]";

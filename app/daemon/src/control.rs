@@ -1,14 +1,26 @@
 //! What the HTTP side asks of the peer. The peer lives in one task; questions travel over a channel with their answer's
 //! way back.
 
-use tokio::sync::{mpsc, oneshot};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use weave_api::Report;
+use weave_host::firewall::Exposed;
+use weave_ipam::{RequestId, Subnet};
+use weave_types::Cidr;
+
+use crate::allocation::{Ask, Reply};
+
+use crate::metrics::Snapshot;
 
 /// One question.
 #[derive(Debug)]
 pub enum Request {
     /// Everything there is to know.
     Report(oneshot::Sender<Report>),
+    /// The same and more, in figures.
+    Metrics(oneshot::Sender<Snapshot>),
     /// Connect to more peers; the texts of those refused come back.
     Connect {
         /// As typed.
@@ -18,6 +30,20 @@ pub enum Request {
         /// What was refused and why.
         answer: oneshot::Sender<Vec<String>>,
     },
+    /// Give this host an address in the container network.
+    Expose {
+        /// With its prefix length, and whether to masquerade.
+        exposed: Exposed,
+        /// Done, or why not.
+        answer: oneshot::Sender<Result<(), String>>,
+    },
+    /// Take an address from this host again.
+    Hide {
+        /// Exactly as it was exposed.
+        address: Cidr,
+        /// Done, or why not.
+        answer: oneshot::Sender<Result<(), String>>,
+    },
     /// Do not connect to these again.
     Forget {
         /// As typed when they were added.
@@ -25,22 +51,68 @@ pub enum Request {
         /// Done.
         answer: oneshot::Sender<()>,
     },
+    /// Something about addresses; only if they are allocated here.
+    Allocate {
+        /// Names the call in [`Request::Abandon`].
+        id: RequestId,
+        /// What.
+        ask: Ask,
+        /// Dropped if the caller has gone.
+        answer: oneshot::Sender<Reply>,
+    },
+    /// Whoever made this call has gone without having seen the answer.
+    Abandon {
+        /// Which call.
+        id: RequestId,
+        /// What it was.
+        ask: Ask,
+    },
+}
+
+/// What callers must know of address allocation.
+#[derive(Clone, Debug)]
+pub struct AllocationInfo {
+    /// Where a call allocates that names no subnet.
+    pub default_subnet: Subnet,
+    /// One for each call that may wait.
+    slots: Arc<Semaphore>,
+    next: Arc<AtomicU64>,
+}
+
+impl AllocationInfo {
+    /// At most `calls` wait at a time.
+    pub fn new(default_subnet: Subnet, calls: usize) -> AllocationInfo {
+        AllocationInfo { default_subnet, slots: Arc::new(Semaphore::new(calls)), next: Arc::default() }
+    }
 }
 
 /// The way to the peer. Everything answers `None` once the peer ends.
 #[derive(Clone, Debug)]
-pub struct Control(mpsc::Sender<Request>);
+pub struct Control {
+    requests: mpsc::Sender<Request>,
+    allocation: Option<AllocationInfo>,
+}
 
 impl Control {
     /// A way and its other end; at most `bound` questions wait.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control(tx), rx)
+        (Control { requests: tx, allocation: None }, rx)
+    }
+
+    /// The same, to a peer that allocates addresses.
+    pub fn with_allocation(self, info: AllocationInfo) -> Control {
+        Control { allocation: Some(info), ..self }
+    }
+
+    /// What there is to know about address allocation; `None`: it is off.
+    pub fn allocation(&self) -> Option<&AllocationInfo> {
+        self.allocation.as_ref()
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, result) = oneshot::channel();
-        self.0.send(request(answer)).await.ok()?;
+        self.requests.send(request(answer)).await.ok()?;
         result.await.ok()
     }
 
@@ -49,13 +121,64 @@ impl Control {
         self.ask(Request::Report).await
     }
 
+    /// Figures for Prometheus.
+    pub async fn metrics(&self) -> Option<Snapshot> {
+        self.ask(Request::Metrics).await
+    }
+
     /// Connect to more peers; the texts of those refused.
     pub async fn connect(&self, peers: Vec<String>, replace: bool) -> Option<Vec<String>> {
         self.ask(|answer| Request::Connect { peers, replace, answer }).await
     }
 
+    /// Give this host an address in the container network.
+    pub async fn expose(&self, exposed: Exposed) -> Option<Result<(), String>> {
+        self.ask(|answer| Request::Expose { exposed, answer }).await
+    }
+
+    /// Take an address from this host again; one that it does not have is no error.
+    pub async fn hide(&self, address: Cidr) -> Option<Result<(), String>> {
+        self.ask(|answer| Request::Hide { address, answer }).await
+    }
+
     /// Do not connect to these again.
     pub async fn forget(&self, peers: Vec<String>) -> Option<()> {
         self.ask(|answer| Request::Forget { peers, answer }).await
+    }
+
+    /// Something about addresses. May wait for long; a caller that drops the future gives the call up, and nothing of it
+    /// remains. The outer `None`: too many wait already.
+    pub async fn allocate(&self, info: &AllocationInfo, ask: Ask) -> Option<Option<Reply>> {
+        let _slot = match ask.may_wait() {
+            true => Some(info.slots.clone().try_acquire_owned().ok()?),
+            false => None,
+        };
+        let id = RequestId(info.next.fetch_add(1, Ordering::Relaxed));
+        let (answer, result) = oneshot::channel();
+        let request = Request::Allocate { id, ask: ask.clone(), answer };
+        if self.requests.send(request).await.is_err() {
+            return Some(None);
+        }
+        let mut call = Call { requests: &self.requests, abandon: Some((id, ask)) };
+        let reply = result.await.ok();
+        call.abandon = None;
+        Some(reply)
+    }
+}
+
+/// A call that has not been answered yet.
+struct Call<'a> {
+    requests: &'a mpsc::Sender<Request>,
+    abandon: Option<(RequestId, Ask)>,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let Some((id, ask)) = self.abandon.take() else { return };
+        let requests = self.requests.clone();
+        // There is no waiting here; at the end of the daemon there is no runtime, and nothing to take back.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { requests.send(Request::Abandon { id, ask }).await });
+        }
     }
 }

@@ -9,17 +9,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use weave_datapath::{Datapath, DeviceState, FactReceiver};
+use weave_datapath::{Datapath, DatapathStats, DeviceState, FactReceiver};
 use weave_mesh::{Persist, ResolveId};
 use weave_node::{Node, Output};
 use weave_types::{Instant, Now};
 
+use crate::allocation::Allocation;
 use crate::control::Request;
 use crate::log::Limiter;
 use crate::net::{Event, Net};
 use crate::refusals::Refusals;
 use crate::report;
 use crate::store::Store;
+use crate::warden::{self, Job};
 
 /// Inputs that wait for the peer. Readers stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
@@ -87,6 +89,7 @@ impl Signals {
 }
 
 pub(crate) struct Core {
+    pub(crate) warden: warden::Handle,
     /// Name of the uplink, for the report.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
@@ -97,6 +100,8 @@ pub(crate) struct Core {
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
     pub(crate) store: Store,
+    /// `None`: no addresses are allocated here.
+    pub(crate) allocation: Option<Allocation>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
     pub(crate) requests: mpsc::Receiver<Request>,
 }
@@ -118,10 +123,11 @@ impl Core {
         self.net.accept(listener);
         loop {
             self.drain();
-            let timeout = self.node.poll_timeout();
+            let allocation = self.allocation.as_ref().and_then(Allocation::poll_timeout);
+            let timeout = self.node.poll_timeout().map(|(at, _)| at).into_iter().chain(allocation).min();
             let wake = async {
                 match timeout {
-                    Some((at, _)) => tokio::time::sleep_until(self.clock.deadline(at)).await,
+                    Some(at) => tokio::time::sleep_until(self.clock.deadline(at)).await,
                     None => std::future::pending().await,
                 }
             };
@@ -131,10 +137,12 @@ impl Core {
                     // Before draining: what comes in meanwhile wakes us again.
                     ready.clear_ready();
                     facts.get_ref().0.drain(&mut reports);
-                    reports.drain(..).for_each(|report| self.handle_data(report));
+                    for report in reports.drain(..) {
+                        self.handle_data(report)?;
+                    }
                 }
                 Some(request) = self.requests.recv() => self.answer(request),
-                () = wake => self.node.handle_timeout(self.clock.now()),
+                () = wake => self.handle_timeout(),
                 () = signals.recv() => break,
             }
         }
@@ -143,15 +151,36 @@ impl Core {
         self.node.shutdown(self.clock.now());
         self.drain();
         self.net.end(self.events).await;
+        if let Some(allocation) = &mut self.allocation {
+            allocation.end();
+        }
         self.datapath.stop();
+        self.warden.stop();
         Ok(())
     }
 
     /// Does everything that the node wants done.
     pub(crate) fn drain(&mut self) {
         while let Some(output) = self.node.poll_output() {
+            let now = self.clock.now();
+            // What is to be stored in one go is synced once.
+            if let Some(allocation) = &mut self.allocation
+                && !matches!(output, Output::PersistIpam(_) | Output::Event(_))
+            {
+                allocation.settle();
+            }
             match output {
                 Output::Persist(persist) => self.persist(persist),
+                Output::PersistIpam(persist) => {
+                    if let Some(allocation) = &mut self.allocation {
+                        allocation.persist(&persist, now);
+                    }
+                }
+                Output::Done { request, result } => {
+                    if let Some(allocation) = &mut self.allocation {
+                        allocation.done(request, result, &mut self.node, now);
+                    }
+                }
                 Output::Resolve { id, host } => self.net.resolve(id, host),
                 Output::Dial { conn, addr } => self.net.dial(conn, addr),
                 Output::Write { conn, bytes } => self.net.write(conn, bytes),
@@ -162,6 +191,17 @@ impl Core {
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
                 Output::Event(event) => self.tell(&event),
             }
+        }
+        if let Some(allocation) = &mut self.allocation {
+            allocation.settle();
+        }
+    }
+
+    fn handle_timeout(&mut self) {
+        let now = self.clock.now();
+        self.node.handle_timeout(now);
+        if let Some(allocation) = &mut self.allocation {
+            allocation.handle_timeout(&mut self.node, now);
         }
     }
 
@@ -182,7 +222,12 @@ impl Core {
             Some(n) => tracing::warn!("{n} log lines left out, there were too many"),
         }
         match event {
-            weave_node::Event::MacConflict { .. } => tracing::warn!("{event}"),
+            weave_node::Event::MacConflict { .. }
+            | weave_node::Event::Ipam(
+                weave_ipam::Event::Conflict { .. }
+                | weave_ipam::Event::QuorumTooSmall { .. }
+                | weave_ipam::Event::PreclaimFailed { .. },
+            ) => tracing::warn!("{}", report::explained(&event.to_string())),
             _ => tracing::info!("{}", report::explained(&event.to_string())),
         }
     }
@@ -240,7 +285,8 @@ impl Core {
         }
     }
 
-    fn handle_data(&mut self, report: weave_datapath::Report) {
+    /// An error if a data thread has ended: then nothing is left to go on with.
+    fn handle_data(&mut self, report: weave_datapath::Report) -> std::io::Result<()> {
         match report {
             weave_datapath::Report::Fact(fact) => self.node.handle_fact(fact, self.clock.now()),
             weave_datapath::Report::Device(DeviceState::Up) => {
@@ -255,7 +301,21 @@ impl Core {
                 self.device
             ),
             weave_datapath::Report::Device(DeviceState::None) => {}
+            weave_datapath::Report::Ended(thread) => {
+                let text = format!("its thread {thread} has ended by a fault of this program");
+                return Err(std::io::Error::other(text));
+            }
         }
+        Ok(())
+    }
+
+    fn report(&self, data: &DatapathStats) -> weave_api::Report {
+        let now = self.clock.now();
+        let status = self.node.status(now);
+        let mut report = report::report(status, data, &self.device);
+        let refused = self.refusals.connections(now.mono, &report.router.connections);
+        report.router.connections.extend(refused);
+        report
     }
 
     fn answer(&mut self, request: Request) {
@@ -263,21 +323,36 @@ impl Core {
         // Whoever asked may be gone; what was asked for is done all the same.
         match request {
             Request::Report(answer) => {
-                let status = self.node.status(now);
-                let targets: Vec<_> = status.mesh.targets.iter().map(|t| t.address.clone()).collect();
-                let mut report = report::report(status, &self.datapath.stats(), &self.device);
-                report.router.connections.extend(self.refusals.connections(now.mono, &targets));
-                let _ = answer.send(report);
+                let _ = answer.send(self.report(&self.datapath.stats()));
+            }
+            Request::Metrics(answer) => {
+                let data = self.datapath.stats();
+                let _ = answer.send(report::snapshot(self.report(&data), &data));
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);
                 self.drain();
                 let _ = answer.send(errors);
             }
+            Request::Expose { exposed, answer } => self.warden.send(Job::Expose(exposed, answer)),
+            Request::Hide { address, answer } => self.warden.send(Job::Hide(address, answer)),
             Request::Forget { peers, answer } => {
                 self.node.forget(&peers, now);
                 self.drain();
                 let _ = answer.send(());
+            }
+            Request::Allocate { id, ask, answer } => {
+                let Some(allocation) = &mut self.allocation else { return };
+                let ready = allocation.submit(id, ask, answer, &mut self.node, now);
+                self.drain();
+                if let Some((answer, reply)) = ready {
+                    let _ = answer.send(reply);
+                }
+            }
+            Request::Abandon { id, ask } => {
+                if let Some(allocation) = &mut self.allocation {
+                    allocation.abandon(id, &ask, &mut self.node, now);
+                }
             }
         }
     }

@@ -1,33 +1,35 @@
 //! The daemon's devices on the host: made last, when everything else is known to work.
 
-use weave_host::{BridgeConfig, Error, Mtu, Names, Netlink};
+use weave_host::{BridgeConfig, Error, IngressDrop, Mtu, Names, Netlink};
 use weave_types::{MacAddr, PeerName};
 
 use crate::config::Config;
 
 /// Names of the devices for this configuration.
 pub(crate) fn names(config: &Config) -> Names {
-    Names { bridge: config.bridge.clone(), ..Names::default() }
+    let names = config.instance.as_deref().map_or_else(Names::default, Names::instance);
+    Names { bridge: config.bridge.clone(), ..names }
 }
 
-/// Bridge and uplink; gives the MTU that both have. What is there is adopted; if the second fails, the first is taken back if it was made here.
-pub(crate) fn ensure(config: &Config, name: PeerName) -> Result<u32, Error> {
-    let names = names(config);
+/// The bridge of the peer `name`.
+pub(crate) fn bridge(config: &Config, name: PeerName) -> BridgeConfig {
     let mtu = match config.mtu {
         Some(mtu) => Mtu::Exactly(mtu),
         None => Mtu::Default(config.new_mtu),
     };
-    let wanted = BridgeConfig { name: names.bridge.clone(), mac: MacAddr(name.to_bytes()), mtu };
-    let bridge = weave_host::ensure_bridge(&wanted)?;
+    BridgeConfig { name: config.bridge.clone(), mac: MacAddr(name.to_bytes()), mtu }
+}
+
+/// Bridge and uplink; gives the MTU that both have. What is there is adopted; if the second fails, the first is taken back if it was made here.
+pub(crate) fn ensure(names: &Names, wanted: &BridgeConfig) -> Result<u32, Error> {
+    let bridge = weave_host::ensure_bridge(wanted)?;
     bridge.warnings.iter().for_each(|w| tracing::warn!("{w}"));
-    match weave_host::ensure_uplink(&names) {
+    match weave_host::ensure_uplink(names) {
         Ok(uplink) => {
-            tracing::info!("bridge {} with MTU {}, uplink {}", names.bridge, bridge.mtu, names.device);
-            if let Err(e) = weave_host::ensure_forwarding(&names.bridge) {
-                tracing::warn!(
-                    "containers of this host may not reach each other, the firewall is as it was: {e}"
-                );
+            if let IngressDrop::Missing(why) = &uplink.ingress_drop {
+                tracing::warn!("this host's own network stack sees broadcasts of containers twice: {why}");
             }
+            tracing::info!("bridge {} with MTU {}, uplink {}", names.bridge, bridge.mtu, names.device);
             Ok(uplink.mtu)
         }
         Err(cause) if bridge.created => match remove(&names.bridge) {

@@ -3,7 +3,8 @@
 //! ```text
 //! unix socket, root only       all routes
 //! 127.0.0.1:6784 (control)     all routes; requests that a browser can be tricked into are refused
-//! 127.0.0.1:6782 (status)      GET /status..., /report
+//! 127.0.0.1:6782 (status)      GET /status..., /report, /metrics; only under a name that can be this machine's
+//! --metrics-addr               GET /metrics
 //! ```
 
 use std::convert::Infallible;
@@ -24,16 +25,36 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use weave_api::{status, template};
+use weave_host::firewall::Exposed;
+use weave_types::Cidr;
 
 use crate::config::ListenAddr;
 use crate::control::Control;
+use crate::impatient::Impatient;
+use crate::metrics;
+use crate::own_names::OwnNames;
+
+/// What one listener can be made to bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at one time; more wait.
+    pub connections: usize,
+    /// Time for a request to arrive, and for each part of an answer to be taken.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { connections: 256 + crate::allocation::MAX_WAITING, patience: Duration::from_secs(10) }
+    }
+}
+
+mod ipam;
+#[cfg(test)]
+mod ipam_tests;
 
 /// Largest request body; the longest list of peers is far below.
 const MAX_BODY: usize = 1 << 20;
-/// Time for a request's header and body to arrive.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Connections at one time, per listener.
-const MAX_CONNECTIONS: usize = 256;
 /// Pause after a failed accept (no descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +67,8 @@ pub enum Access {
     Control,
     /// Looking only.
     Status,
+    /// Nothing but metrics.
+    Metrics,
 }
 
 /// A bound listener.
@@ -55,6 +78,7 @@ pub struct Listener {
     access: Access,
     /// The host that the listener was given, which requests may name.
     host: String,
+    limits: Limits,
 }
 
 #[derive(Debug)]
@@ -99,7 +123,8 @@ impl Listener {
             ListenAddr::Tcp { host, port } => {
                 let name = if host.is_empty() { "0.0.0.0" } else { host };
                 let listener = TcpListener::bind((name, *port)).await?;
-                Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone() })
+                let limits = Limits::default();
+                Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone(), limits })
             }
         }
     }
@@ -109,14 +134,23 @@ impl Listener {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
+        weave_host::faults::io_point(&"making the control socket")?;
         // Made under another name and moved once its mode is right: nobody connects in between.
         let hidden = path.with_extension("new");
         let _ = std::fs::remove_file(&hidden);
         let listener = UnixListener::bind(&hidden)?;
+        // Goes if something fails before it has its name.
+        let _unfinished = SocketFile::new(&hidden);
+        weave_host::faults::io_point(&"moving the control socket")?;
         std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&hidden, path)?;
         let socket = Socket::Unix(listener, SocketFile::new(path));
-        Ok(Listener { socket, access, host: String::new() })
+        Ok(Listener { socket, access, host: String::new(), limits: Limits::default() })
+    }
+
+    /// The same with other limits.
+    pub fn with_limits(self, limits: Limits) -> Listener {
+        Listener { limits, ..self }
     }
 
     /// The TCP address it is bound to.
@@ -130,8 +164,9 @@ impl Listener {
     /// Answers until the future is dropped.
     pub async fn serve(self, control: Control) {
         let rendering = Arc::new(Semaphore::new(1));
-        let site = Arc::new(Site { control, access: self.access, host: self.host, rendering });
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (host, limits, names) = (self.host, self.limits, OwnNames::of_this_machine());
+        let site = Arc::new(Site { control, access: self.access, host, names, limits, rendering });
+        let slots = Arc::new(Semaphore::new(limits.connections));
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let site = site.clone();
@@ -160,7 +195,19 @@ impl Listener {
     }
 }
 
+/// Answers on a connection that somebody else accepted, as [`Listener::serve`] does on its own. `host` is the name that
+/// requests may give this listener.
+pub async fn serve_connection<S>(stream: S, control: Control, access: Access, host: String)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let rendering = Arc::new(Semaphore::new(1));
+    let (limits, names) = (Limits::default(), OwnNames::of_this_machine());
+    connection(stream, Arc::new(Site { control, access, host, names, limits, rendering })).await;
+}
+
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, site: Arc<Site>) {
+    let patience = site.limits.patience;
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(site.answer(request).await) }
@@ -168,9 +215,9 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: 
     // A client that breaks off or stalls is its own problem.
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_TIME)
+        .header_read_timeout(patience)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Impatient::new(stream, patience)), service)
         .await;
 }
 
@@ -178,6 +225,8 @@ struct Site {
     control: Control,
     access: Access,
     host: String,
+    names: OwnNames,
+    limits: Limits,
     /// One template at a time: a report may be large.
     rendering: Arc<Semaphore>,
 }
@@ -187,35 +236,54 @@ type Answer = Response<Full<Bytes>>;
 impl Site {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
-        if self.access == Access::Control
-            && let Err(why) = self.check_browser(&head.headers)
-        {
+        let checked = match self.access {
+            Access::Trusted => Ok(()),
+            Access::Control => self.check_browser(&head.headers),
+            Access::Status | Access::Metrics => self.check_name(&head.headers),
+        };
+        if let Err(why) = checked {
             return error(StatusCode::FORBIDDEN, &why);
         }
         let path = head.uri.path().to_owned();
+        if matches!(self.access, Access::Trusted | Access::Control)
+            && let Some(info) = self.control.allocation()
+            && let Some(resource) = ipam::Resource::find(&path)
+        {
+            let answer = self.allocation(info, resource, &head, body).await;
+            return answer.unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"));
+        }
         let Some(route) = Route::find(&path, self.access) else {
             return error(StatusCode::NOT_FOUND, "404 page not found");
         };
+        let route = route.under(&head.method);
         if head.method != route.method() {
             return respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
         }
         let mut form = parse_form(head.uri.query().unwrap_or_default());
         if head.method == Method::POST {
-            let body = tokio::time::timeout(REQUEST_TIME, Limited::new(body, MAX_BODY).collect()).await;
-            match body {
-                Err(_) => return error(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"),
-                Ok(Err(_)) => return error(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large"),
-                Ok(Ok(body)) => form.extend(parse_form(&String::from_utf8_lossy(&body.to_bytes()))),
+            match self.body(body).await {
+                Err(answer) => return answer,
+                Ok(body) => form.extend(parse_form(&body)),
             }
         }
-        let json = head.headers.get(header::ACCEPT).is_some_and(|a| a == "application/json");
-        self.act(route, json, &form)
+        let accept = head.headers.get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default();
+        self.act(route, accept, &form)
             .await
             .unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"))
     }
 
+    /// The body of a request, or what to answer if it is none.
+    async fn body(&self, body: Incoming) -> Result<String, Answer> {
+        let body = tokio::time::timeout(self.limits.patience, Limited::new(body, MAX_BODY).collect()).await;
+        match body {
+            Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")),
+            Ok(Err(_)) => Err(error(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large")),
+            Ok(Ok(body)) => Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned()),
+        }
+    }
+
     /// `None` once the peer has ended.
-    async fn act(&self, route: Route<'_>, json: bool, form: &[(String, String)]) -> Option<Answer> {
+    async fn act(&self, route: Route<'_>, accept: &str, form: &[(String, String)]) -> Option<Answer> {
         let peers = || form.iter().filter(|(k, _)| k == "peer").map(|(_, v)| v.clone()).collect::<Vec<_>>();
         Some(match route {
             Route::Status(page) => {
@@ -223,7 +291,7 @@ impl Site {
                 let text = page(&report);
                 text_answer(if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
             }
-            Route::Report if json => {
+            Route::Report if accept == "application/json" => {
                 let report = self.control.report().await?;
                 respond(StatusCode::OK, Some("application/json"), report.to_json())
             }
@@ -246,6 +314,12 @@ impl Site {
                     }
                 }
             }
+            Route::Metrics => {
+                let snapshot = self.control.metrics().await?;
+                let open = accept.contains("application/openmetrics-text");
+                let content_type = if open { metrics::OPEN_METRICS_TYPE } else { metrics::TEXT_TYPE };
+                respond(StatusCode::OK, Some(content_type), metrics::page(&snapshot, open))
+            }
             Route::Connect => {
                 let replace = form.iter().any(|(k, v)| k == "replace" && v == "true");
                 let errors = self.control.connect(peers(), replace).await?;
@@ -259,10 +333,33 @@ impl Site {
                 self.control.forget(peers()).await?;
                 respond(StatusCode::OK, None, String::new())
             }
+            Route::Expose(cidr) => {
+                let exposed = match exposed(cidr, form) {
+                    Ok(exposed) => exposed,
+                    Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
+                };
+                done(self.control.expose(exposed).await?, "unable to expose")
+            }
+            Route::Hide(cidr) => match cidr.parse() {
+                Ok(address) => done(self.control.hide(address).await?, "unable to hide"),
+                Err(e) => error(StatusCode::BAD_REQUEST, &format!("unable to parse ip addr: {e}")),
+            },
             // There is no address space to hand over without allocation.
             Route::LeaveAll => respond(StatusCode::NO_CONTENT, None, String::new()),
             Route::TakeOver(_) => respond(StatusCode::OK, None, String::new()),
         })
+    }
+
+    /// Reading takes more than a request: the answer must belong to the page that asks. So only a page whose own name was
+    /// made to lead here could read, and no `Origin` is needed to tell.
+    fn check_name(&self, headers: &header::HeaderMap) -> Result<(), String> {
+        let Some(value) = headers.get(header::HOST) else { return Ok(()) };
+        let authority = String::from_utf8_lossy(value.as_bytes());
+        let host = host_of(&authority);
+        if self.names.admit(host) || (!self.host.is_empty() && host.eq_ignore_ascii_case(&self.host)) {
+            return Ok(());
+        }
+        Err(format!("host {authority:?} is neither this machine nor configured; use its address"))
     }
 
     /// A page of a foreign site can make the browser of this machine send requests here. It cannot choose the `Host` of
@@ -327,8 +424,12 @@ fn host_of(authority: &str) -> &str {
 enum Route<'a> {
     Status(fn(&weave_api::Report) -> String),
     Report,
+    Metrics,
     Connect,
     Forget,
+    /// Address and prefix length with a slash between them, not looked at yet.
+    Expose(&'a str),
+    Hide(&'a str),
     LeaveAll,
     TakeOver(#[expect(dead_code, reason = "needs address allocation")] &'a str),
 }
@@ -336,6 +437,8 @@ enum Route<'a> {
 impl<'a> Route<'a> {
     fn find(path: &'a str, access: Access) -> Option<Route<'a>> {
         Some(match path {
+            "/metrics" => Route::Metrics,
+            _ if access == Access::Metrics => return None,
             "/status" => Route::Status(status::summary),
             "/status/targets" => Route::Status(status::targets),
             "/status/connections" => Route::Status(status::connections),
@@ -348,6 +451,12 @@ impl<'a> Route<'a> {
             "/connect" => Route::Connect,
             "/forget" => Route::Forget,
             "/peer" => Route::LeaveAll,
+            _ if path.starts_with("/expose/") => {
+                let cidr = path.strip_prefix("/expose/")?;
+                let (ip, length) = cidr.split_once('/')?;
+                (!ip.is_empty() && !length.is_empty() && !length.contains('/'))
+                    .then_some(Route::Expose(cidr))?
+            }
             _ => {
                 let id = path.strip_prefix("/peer/")?;
                 (!id.is_empty() && !id.contains('/')).then_some(Route::TakeOver(id))?
@@ -355,12 +464,43 @@ impl<'a> Route<'a> {
         })
     }
 
+    /// One path, two routes.
+    fn under(self, method: &Method) -> Route<'a> {
+        match self {
+            Route::Expose(cidr) if method == Method::DELETE => Route::Hide(cidr),
+            other => other,
+        }
+    }
+
     fn method(&self) -> Method {
         match self {
-            Route::Status(_) | Route::Report => Method::GET,
-            Route::Connect | Route::Forget => Method::POST,
-            Route::LeaveAll | Route::TakeOver(_) => Method::DELETE,
+            Route::Status(_) | Route::Report | Route::Metrics => Method::GET,
+            Route::Connect | Route::Forget | Route::Expose(_) => Method::POST,
+            Route::Hide(_) | Route::LeaveAll | Route::TakeOver(_) => Method::DELETE,
         }
+    }
+}
+
+/// What `POST /expose/...` asks for. Texts of 2.8.1, which went on after the second.
+fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Exposed, String> {
+    let address: Cidr = cidr.parse().map_err(|e| format!("unable to parse ip addr: {e}"))?;
+    let skip = form.iter().find(|(k, _)| k == "skipNAT").map_or("", |(_, v)| v.as_str());
+    let skip = match skip {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+        other => {
+            return Err(format!(
+                "unable to parse skipNAT option: strconv.ParseBool: parsing {other:?}: invalid syntax"
+            ));
+        }
+    };
+    Ok(Exposed { address, masquerade: !skip })
+}
+
+fn done(result: Result<(), String>, failed: &str) -> Answer {
+    match result {
+        Ok(()) => respond(StatusCode::NO_CONTENT, None, String::new()),
+        Err(text) => error(StatusCode::INTERNAL_SERVER_ERROR, &format!("{failed}: {text}")),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use weave_host::faults;
 
 /// A lock that is still held after this time is somebody's.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -50,6 +51,7 @@ impl PidFile {
         let io = |source| LockError::Io { path: path.to_owned(), source };
         let mut patience = PATIENCE;
         loop {
+            faults::io_point(&"taking a pid file").map_err(io)?;
             let file = OpenOptions::new()
                 .create(true)
                 .truncate(false)
@@ -58,7 +60,7 @@ impl PidFile {
                 .mode(0o644)
                 .open(path)
                 .map_err(io)?;
-            let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => lock,
                 // Whoever asks for the holder holds it for a moment.
                 Err((_, Errno::EWOULDBLOCK)) if !patience.is_zero() => {
@@ -75,10 +77,13 @@ impl PidFile {
             if !is_at(&lock, path) {
                 continue;
             }
-            lock.set_len(0).map_err(io)?;
-            lock.rewind().map_err(io)?;
-            lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;
-            return Ok(PidFile { lock, path: path.to_owned() });
+            // From here on the file goes if something fails.
+            let mut held = PidFile { lock, path: path.to_owned() };
+            faults::io_point(&"writing a pid file").map_err(io)?;
+            held.lock.set_len(0).map_err(io)?;
+            held.lock.rewind().map_err(io)?;
+            held.lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;
+            return Ok(held);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Log lines on stderr in the form of 2.8.1: `INFO: 2026/11/20 08:51:42.126037 message`, times in UTC.
+//! Log lines on stderr, or in a file of bounded size, in the form of 2.8.1: `INFO: 2026/11/20 08:51:42.126037 message`, times in UTC.
 //!
 //! A `tracing` subscriber of its own: one line per event, no spans. What a general one costs in size and memory is
 //! worth more here than what it can do.
@@ -14,7 +14,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use weave_api::Timestamp;
 use weave_types::Instant;
 
-use crate::config::LogLevel;
+use crate::config::{LogFile, LogLevel};
+use crate::logfile;
 
 /// Characters of a message that are shown.
 const MAX_LINE: usize = 4096;
@@ -26,6 +27,14 @@ pub fn init(level: LogLevel) {
     if LEVEL.set(level).is_ok() {
         let _ = tracing::subscriber::set_global_default(Lines { level });
     }
+}
+
+/// Sends all lines to `file` from now on, and what libraries write to stderr as well. Only the first call counts.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn to_file(file: &LogFile) -> std::io::Result<()> {
+    logfile::begin(file)
 }
 
 /// An INFO line.
@@ -60,7 +69,9 @@ fn format_line(level: &str, message: &str) -> String {
 
 /// In one write, so that lines of several processes do not mix. A full disk must not stop the network.
 fn write_out(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    if !logfile::write(text) {
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    }
 }
 
 struct Lines {

@@ -1,33 +1,34 @@
-//! Telling whoever started us how far we are: datagrams to `$NOTIFY_SOCKET` as systemd defines them (sd_notify), plus
-//! `WEAVE_NAME=` and `WEAVE_ERROR=` for `weave launch`. Nobody listening is no error.
+//! Telling whoever started us how far we are: datagrams to `$NOTIFY_SOCKET` as systemd defines them (sd_notify), and the
+//! same to `weave launch`, for which there is `WEAVE_NAME=` and `WEAVE_ERROR=` in them. Nobody listening is no error.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 
 /// Where to tell.
 #[derive(Debug)]
 pub(crate) struct Notifier {
-    to: Option<(UnixDatagram, SocketAddr)>,
+    socket: Option<UnixDatagram>,
+    to: Vec<SocketAddr>,
 }
 
 impl Notifier {
-    /// From the environment.
-    pub(crate) fn from_env() -> Notifier {
-        let to = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| {
-            let addr = match name.strip_prefix('@') {
-                Some(name) => SocketAddr::from_abstract_name(name).ok()?,
-                None => SocketAddr::from_pathname(&name).ok()?,
-            };
-            let socket = UnixDatagram::unbound().ok()?;
-            socket.set_nonblocking(true).ok()?;
-            Some((socket, addr))
+    /// To the service manager that the environment names, and to `launch`.
+    pub(crate) fn new(launch: &Path) -> Notifier {
+        let manager = std::env::var("NOTIFY_SOCKET").ok().and_then(|name| match name.strip_prefix('@') {
+            Some(name) => SocketAddr::from_abstract_name(name).ok(),
+            None => SocketAddr::from_pathname(&name).ok(),
         });
-        Notifier { to }
+        let to = manager.into_iter().chain(SocketAddr::from_pathname(launch).ok()).collect();
+        let socket = UnixDatagram::unbound().and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
+        Notifier { socket, to }
     }
 
     fn send(&self, text: &str) {
-        if let Some((socket, addr)) = &self.to {
-            let _ = socket.send_to_addr(text.as_bytes(), addr);
+        for addr in &self.to {
+            if let Some(socket) = &self.socket {
+                let _ = socket.send_to_addr(text.as_bytes(), addr);
+            }
         }
     }
 

@@ -51,9 +51,11 @@ impl Refusals {
         self.0.retain(|r| r.from.ip() != ip);
     }
 
-    /// As entries of the report. Attempts of our own are not among them: those stand with their target.
-    pub(crate) fn connections(&self, now: Instant, targets: &[String]) -> Vec<Connection> {
-        let shown = self.0.iter().filter(|r| now - r.at < SHOWN && !targets.contains(&r.from.to_string()));
+    /// As entries of the report, next to those that it `lists` already: an address stands there once. Attempts of our own
+    /// stand with their target.
+    pub(crate) fn connections(&self, now: Instant, listed: &[Connection]) -> Vec<Connection> {
+        let twice = |from: &SocketAddr| listed.iter().any(|c| c.address == from.to_string());
+        let shown = self.0.iter().filter(|r| now - r.at < SHOWN && !twice(&r.from));
         shown
             .map(|r| Connection {
                 address: r.from.to_string(),
@@ -104,14 +106,16 @@ mod tests {
         refusals.note(&failed("10.0.0.2:40001", HandshakeError::RemoteHasNoPassword), at(10));
         refusals.note(&failed("10.0.0.3:6783", HandshakeError::RemoteHasPassword), at(10));
         refusals.note(&failed("10.0.0.4:1", HandshakeError::NotWeave(b"GET / HTTP".to_vec())), at(10));
-        let shown = refusals.connections(at(11), &["10.0.0.3:6783".to_owned()]);
+        let target = Connection { address: "10.0.0.3:6783".to_owned(), ..Connection::default() };
+        let listed = [target];
+        let shown = refusals.connections(at(11), &listed);
         let [one] = shown.as_slice() else { panic!("{shown:?}") };
         assert_eq!(
             (one.address.as_str(), one.outbound, one.state.as_str()),
             ("10.0.0.2:40001", false, "failed")
         );
         assert_eq!(one.info, "password specified, but peer requested an unencrypted connection");
-        assert!(refusals.connections(at(130), &["10.0.0.3:6783".to_owned()]).is_empty());
+        assert!(refusals.connections(at(130), &listed).is_empty());
     }
 
     #[test]

@@ -10,13 +10,18 @@ use weave_mesh::PeerLabel;
 use weave_node::{ConnectionReport, Status};
 use weave_switch::DropReason;
 
+use crate::ipam_report;
+use crate::metrics::{Snapshot, Traffic};
+
 /// Width of the word about encryption, and of the overlay's name, in a connection's line.
 const ENCRYPTION_WIDTH: usize = 11;
 const OVERLAY_WIDTH: usize = 6;
 
 /// Everything as of now. `device` is the uplink's name.
 pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Report {
-    let Status { mesh, connections: overlays, macs } = status;
+    let Status { mesh, connections: overlays, macs, ipam } = status;
+    let ipam_notes = ipam.as_ref().and_then(ipam_report::notes);
+    let ipam = ipam.as_ref().map(ipam_report::report);
     let own = mesh.own.name;
     let mut peers: Vec<_> = mesh.peers.iter().map(peer).collect();
     // Ourself first; the others by name.
@@ -28,8 +33,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
             outbound: true,
             state: t.shown_state()?.to_owned(),
             info: explained(&t.info()),
-            attrs: None,
-            overlay_reason: None,
+            ..Connection::default()
         })
     });
     let router = Router {
@@ -79,9 +83,9 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
                 last_seen: Timestamp::from_unix(m.last_seen),
             })
             .collect(),
-        drops: drops(data),
+        drops: all_drops(data).into_iter().filter(|(_, n)| *n > 0).collect(),
     };
-    Report { ready: true, version: crate::VERSION.to_owned(), router, ..Report::default() }
+    Report { ready: true, version: crate::VERSION.to_owned(), router, ipam, ipam_notes, ..Report::default() }
 }
 
 fn peer(peer: &weave_mesh::PeerStatus) -> Peer {
@@ -127,6 +131,8 @@ fn live_connection(
         attrs,
         // The name alone means that there is nothing to explain.
         overlay_reason: overlay.map(|o| o.reason.clone()).filter(|r| r.contains(": ")),
+        name: c.peer.name.to_string(),
+        nick_name: printable(&c.peer.nickname),
     }
 }
 
@@ -141,7 +147,7 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
 }
 
 /// What other peers say of themselves, fit for a terminal and for a line: no control characters.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -151,8 +157,22 @@ pub(crate) fn explained(text: &str) -> String {
     printable(text).replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
 }
 
-/// Frames and datagrams that did not arrive, by reason, as far as there were any.
-fn drops(data: &DatapathStats) -> BTreeMap<String, u64> {
+/// What a scrape is made of.
+pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
+    let counts = &data.counts;
+    let traffic = Traffic {
+        frames_in: counts.captured,
+        frames_out: counts.injected,
+        datagrams_in: counts.received,
+        bytes_in: counts.received_bytes,
+        datagrams_out: counts.sent,
+        bytes_out: counts.sent_bytes,
+    };
+    Snapshot { report, drops: all_drops(data), traffic }
+}
+
+/// Frames and datagrams that did not arrive, by reason.
+fn all_drops(data: &DatapathStats) -> BTreeMap<String, u64> {
     let counts = &data.counts;
     let forwarder = data.forwarder.named().filter_map(|(name, n)| Some((name.strip_prefix("drop_")?, n)));
     let named = forwarder
@@ -167,7 +187,11 @@ fn drops(data: &DatapathStats) -> BTreeMap<String, u64> {
         ])
         .map(|(name, n)| (name.replace('_', " "), n));
     let switch = DropReason::ALL.iter().zip(data.forwarder.switch_drops);
-    named.chain(switch.map(|(reason, n)| (reason.to_string(), n))).filter(|(_, n)| *n > 0).collect()
+    let mut drops = BTreeMap::new();
+    for (reason, n) in named.chain(switch.map(|(reason, n)| (reason.to_string(), n))) {
+        *drops.entry(reason).or_default() += n;
+    }
+    drops
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! 5 peer, HTTP, ready
 //! ```
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -19,19 +20,25 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DatapathConfig, FactReceiver};
 use weave_mesh::Secret;
-use weave_node::Node;
+use weave_node::{IpamConfig, Node};
 use weave_types::{PeerName, PeerUid};
 
+use crate::adopt::Adoption;
+use crate::allocation::{Allocation, MAX_WAITING};
+use crate::allocation_store::AllocationStore;
 use crate::config::{Config, ListenAddr};
-use crate::control::Control;
+use crate::control::{AllocationInfo, Control};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::http::{Access, Listener};
+use crate::import::{self, Import, ImportError};
+use crate::inventory::Inventory;
 use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
 use crate::refusals::Refusals;
 use crate::store::{Store, StoreError};
-use crate::{hostwork, identity, log};
+use crate::warden::Warden;
+use crate::{hostwork, identity, limits, log};
 
 /// HTTP questions that wait for the peer.
 const REQUEST_QUEUE: usize = 64;
@@ -48,9 +55,15 @@ pub enum StartError {
     /// The stored state.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The state that 2.8.1 stored.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The peer's name, or a device.
     #[error(transparent)]
     Host(#[from] weave_host::Error),
+    /// The device of `--docker-bridge`. Words of 2.8.1.
+    #[error("configuring iptables: Failed to get netdev for {0:?} bridge: Link not found")]
+    NoDockerBridge(String),
     /// The UDP port, most often.
     #[error("{0}{hint}", hint = udp_hint(.0))]
     Datapath(#[from] weave_datapath::StartError),
@@ -111,7 +124,8 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
 /// # Errors
 /// See [`StartError`].
 pub fn run(config: Config) -> Result<(), StartError> {
-    let notifier = Notifier::from_env();
+    let notifier = Notifier::new(&config.launch_socket());
+    limits::raise();
     // Whoever started us may wait for signals himself, and a mask is inherited.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let result = tokio::runtime::Builder::new_current_thread()
@@ -138,7 +152,11 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     notifier.status("the daemon to look at its files");
     let run_dir = config.run_dir.clone();
     let created = !run_dir.exists();
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir);
+    let make = || {
+        weave_host::faults::io_point(&"making the run directory")?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir)
+    };
+    let made = make();
     made.map_err(|source| StartError::Directory { path: run_dir.clone(), source })?;
     let result = hold(config, clock, notifier).await;
     if created && result.is_err() {
@@ -156,33 +174,51 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     })?;
     // From here on there is something to tidy up.
     let mut signals = Signals::new().map_err(system("wait for signals"))?;
-    let name = identity::peer_name(&config)?;
+    let import = import::find(&config)?;
+    let name = identity::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
     log::info(format_args!("weave {}", crate::VERSION));
     log::info(format_args!("Our name is {name}({})", config.nickname));
     let store = Store::open(&config.state_dir, name)?;
     let prepared = tokio::select! {
-        prepared = prepare(&config, name, &store, clock, notifier) => prepared,
+        prepared = prepare(&config, name, &store, import, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Ended),
     };
-    let prepared = match prepared {
+    let (prepared, adoption) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
             store.abandon();
             return Err(e);
         }
     };
-    let (peers, resumed) = initial_peers(&config, &store);
-    let Prepared { listener, listeners, node, datapath, facts, device } = prepared;
-    if let Err(source) = std::fs::write(sentinel(&config), "") {
-        tracing::warn!(
-            "a restart will forget the peers named by 'weave connect': restart.sentinel: {source}"
-        );
-    }
+    let (peers, resumed) = initial_peers(&config, &store, adoption.import());
+    let Prepared { listener, listeners, node, allocation, datapath, facts, device, warden } = prepared;
+    let warden = warden.watch().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
-    let (control, requests) = Control::new(REQUEST_QUEUE);
+    let (mut control, requests) = Control::new(REQUEST_QUEUE);
+    if let Some(allocation) = &config.allocation {
+        control = control.with_allocation(AllocationInfo::new(allocation.default_subnet, MAX_WAITING));
+    }
     let net = Net::new(events_tx, config.host);
     let (refusals, limits) = (Refusals::default(), Default::default());
-    let mut core = Core { device, datapath, refusals, limits, clock, node, net, store, events, requests };
+    let mut core = Core {
+        warden,
+        device,
+        datapath,
+        refusals,
+        limits,
+        clock,
+        node,
+        net,
+        store,
+        allocation,
+        events,
+        requests,
+    };
+    if !config.resume
+        && let Err(e) = core.store.set_launched_with(&config.peers)
+    {
+        tracing::warn!("a restart will forget the peers named by 'weave connect': {e}");
+    }
     let what = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
@@ -193,12 +229,21 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     for error in core.node.connect(&peers, true, clock.now()) {
         tracing::warn!("{error}");
     }
+    if let Some(allocation) = &mut core.allocation {
+        allocation.begin();
+    }
     core.drain();
+    adoption.finish(&mut core.store);
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
+    if let Err(e) = std::fs::remove_file(config.fresh_file())
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("a restart will forget the peers named by 'weave connect': cannot remove fresh: {e}");
+    }
     notifier.ready(&name.to_string());
-    let result = core.run(listener, facts, signals).await.map_err(system("wait for signals"));
+    let result = core.run(listener, facts, signals).await.map_err(system("go on"));
     notifier.stopping();
     result
 }
@@ -208,9 +253,11 @@ struct Prepared {
     listener: TcpListener,
     listeners: Vec<Listener>,
     node: Node,
+    allocation: Option<Allocation>,
     datapath: Datapath,
     facts: FactReceiver,
     device: String,
+    warden: Warden,
 }
 
 /// Sockets first, the host's devices last.
@@ -218,16 +265,21 @@ async fn prepare(
     config: &Config,
     name: PeerName,
     store: &Store,
+    import: Option<Import>,
     clock: Clock,
     notifier: &Notifier,
-) -> Result<Prepared, StartError> {
+) -> Result<(Prepared, Adoption), StartError> {
+    let names = hostwork::names(config);
+    let adoption = Adoption::new(import, &names, store)?;
+    let mut warden = Warden::new(config, name)?;
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
     let mut rng = ChaCha12Rng::from_seed(entropy()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
-    let mut node = Node::new(weave_node::Config::new(mesh), rng, clock.now());
-    let device = hostwork::names(config).device;
+    let (ipam, allocation) = load_allocation(config, name, uid, adoption.import())?.unzip();
+    let mut node = Node::new(weave_node::Config { mesh, ipam }, rng, clock.now());
+    let device = names.device.clone();
     let data = DatapathConfig {
         device: Some(device.clone()),
         listen: config.host,
@@ -235,14 +287,66 @@ async fn prepare(
         origin: clock.origin(),
     };
     let (datapath, facts) = Datapath::start(&data, node.tables())?;
-    notifier.status("the bridge and its uplink");
-    let mtu = hostwork::ensure(config, name)?;
+    notifier.status("the bridge, its uplink and the firewall");
+    let cleared = adoption.clear_the_way(&names)?;
+    let mtu = warden.start().map_err(|e| cleared.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
-    Ok(Prepared { listener, listeners, node, datapath, facts, device })
+    if allocation.is_some() {
+        claim_what_is_in_use(config, &mut node, clock.now());
+    }
+    Ok((Prepared { listener, listeners, node, allocation, datapath, facts, device, warden }, adoption))
 }
 
-fn sentinel(config: &Config) -> PathBuf {
-    config.run_dir.join("restart.sentinel")
+/// What the allocator starts with; nothing if it is off.
+fn load_allocation(
+    config: &Config,
+    name: PeerName,
+    uid: PeerUid,
+    import: Option<&Import>,
+) -> Result<Option<(IpamConfig, Allocation)>, StartError> {
+    let mut store = match (&config.allocation, import) {
+        (None, None) => return Ok(None),
+        _ => AllocationStore::open(&config.state_dir)?,
+    };
+    if let Some(import) = import {
+        // Also while allocation is off: what is taken over counts once.
+        store.replace(&import.database.loaded())?;
+    }
+    let Some(wanted) = &config.allocation else { return Ok(None) };
+    let loaded = store.load()?;
+    let allocation = Allocation::new(store, &loaded);
+    let ipam = weave_ipam::Config {
+        default_subnet: wanted.default_subnet,
+        init: wanted.init.clone(),
+        ..weave_ipam::Config::new(name, uid, config.nickname.clone(), wanted.range)
+    };
+    Ok(Some((IpamConfig { config: ipam, loaded }, allocation)))
+}
+
+/// Addresses that are in use on this host are claimed before any is given out, and those of containers that are gone are
+/// released.
+fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now) {
+    let inventory = match Inventory::take(&config.bridge) {
+        Ok(inventory) => inventory,
+        Err(e) => {
+            tracing::warn!("addresses in use on this host are not known, they may be given out again: {e}");
+            return;
+        }
+    };
+    node.allocator(now, |allocator| {
+        let owned: BTreeSet<_> = allocator.owned().values().flat_map(|r| r.cidrs.clone()).collect();
+        for found in inventory.in_use() {
+            let new: Vec<_> = found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect();
+            if !new.is_empty() {
+                tracing::info!("found in use by {}: {new:?}", found.container);
+                allocator.preclaim(found.container.clone(), &new, found.is_container, now);
+            }
+        }
+        let containers = allocator.owned().iter().filter(|(_, r)| r.is_container).map(|(id, _)| id.clone());
+        let found = inventory.in_use().iter().map(|found| found.container.clone());
+        let running: BTreeSet<_> = containers.filter(|id| inventory.runs(id)).chain(found).collect();
+        allocator.prune(&running, now);
+    });
 }
 
 fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> weave_mesh::Config {
@@ -259,12 +363,17 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> 
     }
 }
 
-/// What to connect to, and whether that is what was stored (spec cli 4.4).
-fn initial_peers(config: &Config, store: &Store) -> (Vec<String>, bool) {
-    if config.resume || sentinel(config).exists() {
-        (store.targets().to_vec(), true)
-    } else {
-        (config.peers.clone(), false)
+/// What to connect to, and whether that is what was stored: a `weave launch` takes its arguments; any other start with
+/// the peers of the last one is a restart, and one with others has been told something new (spec cli 4.4). On a host that
+/// is taken over from 2.8.1, its database is what was stored, and also counts if no peer was named.
+fn initial_peers(config: &Config, store: &Store, import: Option<&Import>) -> (Vec<String>, bool) {
+    let resumed = config.resume || (store.continues(&config.peers) && !config.fresh_file().exists());
+    match import {
+        Some(import) if resumed || config.peers.is_empty() => {
+            (import.database.direct_peers.clone().unwrap_or_default(), true)
+        }
+        _ if resumed => (store.targets().to_vec(), true),
+        _ => (config.peers.clone(), false),
     }
 }
 
@@ -286,6 +395,7 @@ async fn listen_for_requests(config: &Config) -> Result<Vec<Listener>, StartErro
         (&socket, Access::Trusted, "--run-dir"),
         (&config.http_addr, Access::Control, "--http-addr or WEAVE_HTTP_ADDR"),
         (&config.status_addr, Access::Status, "--status-addr or WEAVE_STATUS_ADDR"),
+        (&config.metrics_addr, Access::Metrics, "--metrics-addr or WEAVE_METRICS_ADDR"),
     ];
     let mut listeners = Vec::new();
     for (addr, access, option) in wanted {

@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use weave_host::faults;
 use weave_types::{PeerName, ShortId};
 
 /// Name of the file in the state directory.
@@ -29,10 +30,33 @@ struct State {
     name: Option<String>,
     #[serde(default)]
     targets: Vec<String>,
+    /// Peers that the last start that took its arguments was given; `targets` are later.
+    #[serde(default)]
+    launched_with: Option<Vec<String>>,
     #[serde(default)]
     short_id: Option<u16>,
     #[serde(default)]
     version_ceiling: u64,
+    #[serde(default, skip_serializing_if = "Original::is_empty")]
+    original: Original,
+}
+
+/// What was taken over from 2.8.1. It is the host's, whatever the peer's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Original {
+    /// Digest of its database.
+    pub digest: Option<String>,
+    /// File of its database.
+    pub path: Option<PathBuf>,
+    /// Its set-up, in the words of `weave bridge-type`.
+    pub bridge: Option<String>,
+}
+
+impl Original {
+    fn is_empty(&self) -> bool {
+        *self == Original::default()
+    }
 }
 
 /// The file and its content.
@@ -116,6 +140,46 @@ impl Store {
         &self.state.targets
     }
 
+    /// Whether the last run was started with these peers: another start with them continues it, with the stored targets
+    /// instead (spec cli 4.4).
+    pub fn continues(&self, peers: &[String]) -> bool {
+        self.state.launched_with.as_deref() == Some(peers)
+    }
+
+    /// Notes what this run was started with.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn set_launched_with(&mut self, peers: &[String]) -> Result<(), StoreError> {
+        if self.continues(peers) {
+            return Ok(());
+        }
+        self.state.launched_with = Some(peers.to_vec());
+        self.write()
+    }
+
+    /// What was taken over from 2.8.1.
+    pub fn original(&self) -> &Original {
+        &self.state.original
+    }
+
+    /// What is stored in `dir` about 2.8.1, without opening the state for a peer.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn read_original(dir: &Path) -> Result<Original, StoreError> {
+        Ok(read(&dir.join(FILE_NAME))?.unwrap_or_default().original)
+    }
+
+    /// Replaces it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn set_original(&mut self, original: Original) -> Result<(), StoreError> {
+        self.state.original = original;
+        self.write()
+    }
+
     /// Our short id of the last run.
     pub fn short_id(&self) -> Option<ShortId> {
         self.state.short_id.and_then(ShortId::new)
@@ -156,13 +220,19 @@ impl Store {
     fn write(&self) -> Result<(), StoreError> {
         let temporary = self.write_temporary()?;
         let path = self.dir.join(FILE_NAME);
-        fs::rename(&temporary, &path).map_err(failed("replace", &path))?;
+        let replaced = faults::io_point(&"replacing the state").and_then(|()| fs::rename(&temporary, &path));
+        if let Err(e) = replaced {
+            let _ = fs::remove_file(&temporary);
+            return Err(failed("replace", &path)(e));
+        }
+        faults::io_point(&"syncing the state").map_err(failed("sync directory", &self.dir))?;
         File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
     }
 
     /// The state in a file beside the real one, synced.
     fn write_temporary(&self) -> Result<PathBuf, StoreError> {
         let temporary = self.dir.join(".peer.json.new");
+        faults::io_point(&"writing the state").map_err(failed("write", &temporary))?;
         let mut text =
             serde_json::to_vec(&self.state).map_err(|e| failed("encode", &temporary)(io::Error::other(e)))?;
         text.push(b'\n');
@@ -173,8 +243,12 @@ impl Store {
             .mode(0o600)
             .open(&temporary)
             .map_err(failed("write", &temporary))?;
-        file.write_all(&text).map_err(failed("write", &temporary))?;
-        file.sync_all().map_err(failed("sync", &temporary))?;
+        let written = file.write_all(&text).map_err(failed("write", &temporary));
+        if let Err(e) = written.and_then(|()| file.sync_all().map_err(failed("sync", &temporary))) {
+            // On a full disk it would take what little room there is.
+            let _ = fs::remove_file(&temporary);
+            return Err(e);
+        }
         Ok(temporary)
     }
 }

@@ -4,20 +4,44 @@
 //! and what to do, and ends with a code other than 0 (spec cli 2.1).
 #![forbid(unsafe_code)]
 
+mod addresses;
 mod args;
+mod bridges;
+mod complete;
 mod container;
+mod docker_args;
+mod environment;
+mod exercise;
+mod expose;
+#[cfg(test)]
+mod guide;
+mod host_rules;
+mod hosts_file;
+mod ipam;
 mod launch;
+mod manual;
+mod names;
+mod old;
 mod options;
+mod ps;
 mod query;
+mod service;
+mod setup;
 mod stop;
 mod supervise;
+mod takeover;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod waiting;
+mod weaveutil;
 
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
+
+#[doc(hidden)]
+pub use exercise::exercise;
 
 use args::Parsed;
 use options::{Env, ProcessEnv};
@@ -42,10 +66,13 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-fn main() -> ExitCode {
+/// The program: runs the command line of this process.
+pub fn main() -> ExitCode {
+    weave_host::use_built_in_lookups();
     let mut args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    if !args.is_empty() {
-        args.remove(0);
+    let program = if args.is_empty() { String::new() } else { args.remove(0) };
+    if program.rsplit('/').next() == Some("weaveutil") {
+        args.insert(0, "weaveutil".to_owned());
     }
     match run(&args, &ProcessEnv) {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,13 +108,25 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     };
     match name.as_str() {
         "help" | "--help" | "-h" | "-help" => return help(rest),
-        "supervise" => return supervise::run(rest),
+        "supervise" => return supervise::run(rest, env),
+        "contained" => return service::docker::contained(rest, env),
+        "weaveutil" => return weaveutil::run(rest, env),
         "--version" => return query::version(&Parsed::default(), env),
         _ => {}
+    }
+    if let Some(meaning) = old::find(name) {
+        let old::Meaning::Now(now) = meaning else { return old::run(name, meaning, rest, env) };
+        notice(format_args!("Warning: 'weave {name}' is deprecated; please use 'weave {}'", now.join(" ")));
+        let now: Vec<String> = now.iter().map(|w| (*w).to_owned()).chain(rest.iter().cloned()).collect();
+        return run(&now, env);
     }
     let Some(command) = usage::find(name) else {
         return Err(unknown(name, rest));
     };
+    // Whatever it is, it is docker's.
+    if command.name == "dns-args" && !rest.iter().any(|a| a == "--help") {
+        return docker_args::dns_args(&Parsed::default(), env);
+    }
     let parsed = args::parse(command.table(), rest).map_err(|e| {
         // The daemon's code for it is 125 in 2.8.1.
         let code = if command.name == "daemon" { 125 } else { 1 };
@@ -98,18 +137,40 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         return Ok(());
     }
     parsed.warnings.iter().for_each(notice);
+    if !matches!(command.name, "launch" | "daemon" | "help") {
+        options::check_instance(&parsed, env)?;
+    }
     match command.name {
         "launch" => launch::run(parsed, env),
         "daemon" => launch::daemon(&parsed, env),
         "stop" => stop::stop(&only_options(command, parsed)?, env),
+        "setup" => setup::run(&only_options(command, parsed)?, env),
         "reset" => stop::reset(&only_options(command, parsed)?, env),
+        "prime" | "consense" => ipam::prime(&only_options(command, parsed)?, env),
+        "rmpeer" => ipam::rmpeer(command, &parsed, env),
         "connect" => query::connect(command, &parsed, env),
         "forget" => query::forget(command, &parsed, env),
         "attach" => container::attach(command, &parsed, env),
         "detach" => container::detach(command, &parsed, env),
+        "expose" => expose::expose(command, &parsed, env),
+        "hide" => expose::hide(command, &parsed, env),
         "status" => query::status(command, &parsed, env),
         "report" => query::report(&only_options(command, parsed)?, env),
         "version" => query::version(&only_options(command, parsed)?, env),
+        "ps" => ps::ps(&parsed, env),
+        "env" => docker_args::env(&only_options(command, parsed)?, env),
+        "config" => docker_args::config(&only_options(command, parsed)?, env),
+        "dns-add" => names::add(command, &parsed, env),
+        "dns-remove" => names::remove(command, &parsed, env),
+        "dns-lookup" => names::lookup(command, &parsed, env),
+        "attach-bridge" => bridges::join(command, &parsed, env),
+        "bridge-type" => bridges::kind(&only_options(command, parsed)?, env),
+        "docker-bridge-ip" => {
+            only_options(command, parsed)?;
+            docker_args::docker_bridge_ip(env)
+        }
+        "completions" => complete::run(command, &parsed),
+        "man" => manual::run(&only_options(command, parsed)?),
         _ => Err(unknown(name, rest)),
     }
 }
@@ -124,11 +185,14 @@ fn unknown(name: &str, rest: &[String]) -> Failure {
 }
 
 fn help(rest: &[String]) -> Result<(), Failure> {
-    let text = match rest.first() {
+    let text = match rest.first().filter(|name| !name.starts_with('-')) {
         None => usage::overview(width()),
         Some(name) => match usage::find(name) {
             Some(command) => usage::command(command, width()),
-            None => return Err(unknown(name, &["--help".to_owned()])),
+            None => match old::find(name) {
+                Some(meaning) => old::explain(name, meaning),
+                None => return Err(unknown(name, &["--help".to_owned()])),
+            },
         },
     };
     notice(text.trim_end());

@@ -1,0 +1,46 @@
+//! `GET /ip`: which container has which addresses.
+
+use serde::{Deserialize, Serialize};
+
+/// All containers with addresses; `null` if there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned {
+    /// In order.
+    pub owned: Option<Vec<OwnedBy>>,
+}
+
+/// One container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedBy {
+    /// Its id.
+    #[serde(rename = "containerid")]
+    pub container: String,
+    /// Its addresses with prefix lengths.
+    pub addrs: Vec<String>,
+}
+
+impl Owned {
+    /// Of these.
+    pub fn new(all: Vec<OwnedBy>) -> Owned {
+        Owned { owned: (!all.is_empty()).then_some(all) }
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn from_json(text: &str) -> Result<Owned, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The answer's body.
+    pub fn to_json(&self) -> String {
+        crate::report::to_go_json(self, false) + "\n"
+    }
+
+    /// The addresses of one container, as written.
+    pub fn of(&self, container: &str) -> impl Iterator<Item = &str> {
+        let all = self.owned.iter().flatten().filter(move |o| o.container == container);
+        all.flat_map(|o| o.addrs.iter().map(String::as_str))
+    }
+}

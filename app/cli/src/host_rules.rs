@@ -1,0 +1,61 @@
+//! What `weave reset` takes away besides devices and state: firewall rules, and files that keep other programs off our devices.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use weave_daemon::host_state::HostState;
+use weave_host::firewall::{DockerBridge, Guard, Setup};
+use weave_host::{Names, unmanaged};
+
+use crate::args::Parsed;
+use crate::options::{self, Env};
+
+/// What the rules depend on, as far as it is known: the remembered setup, and what the options and the environment say.
+pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<Setup> {
+    // A damaged file must not keep anybody from removing it.
+    let state = HostState::open(&options::state_dir(parsed, env)).ok().and_then(|state| state.firewall);
+    let config = options::config(&Parsed::default(), env, "").unwrap_or_default();
+    let control = parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"));
+    let port = |addr: String| addr.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let docker = config.docker_bridge.map(|name| {
+        let address = weave_host::first_address(&name).ok().flatten().unwrap_or(Ipv4Addr::LOCALHOST);
+        DockerBridge { name, address }
+    });
+    let setup = Setup {
+        instance: options::instance(parsed, env),
+        bridge: options::devices(parsed, env).bridge,
+        port: config.port,
+        control_port: control.and_then(port).or(Some(weave_api::DEFAULT_PORT)),
+        docker,
+        expect_npc: false,
+        no_masq_local: false,
+    };
+    // Of another instance only what it remembers is known.
+    let guessed = setup.instance.is_none() || state.is_none();
+    state.into_iter().chain(guessed.then_some(setup)).collect()
+}
+
+/// What [`remove`] would take away, in words, and what could not be looked at.
+pub(crate) fn present(parsed: &Parsed, env: &dyn Env) -> (Vec<String>, Vec<String>) {
+    let names = options::devices(parsed, env);
+    let mut things: Vec<String> =
+        unmanaged::present(Path::new("/"), &names).iter().map(|f| format!("file {}", f.display())).collect();
+    let (places, errors) =
+        guard(remembered(parsed, env)).map_or_else(Default::default, |(g, s)| g.present(&s));
+    things
+        .extend(places.iter().map(|place| format!("firewall rules and chains of weave in {}", place.name())));
+    (things, errors.iter().map(ToString::to_string).collect())
+}
+
+/// Takes rules and files away; what could not be removed.
+pub(crate) fn remove(setups: Vec<Setup>, names: &Names) -> Vec<String> {
+    let removed = guard(setups).map_or(Ok(false), |(mut guard, setup)| guard.remove(&setup));
+    let (_, errors) = unmanaged::remove(Path::new("/"), names);
+    let rules = removed.err().into_iter().flatten().map(|e| e.to_string());
+    rules.chain(errors.iter().map(ToString::to_string)).collect()
+}
+
+fn guard(mut setups: Vec<Setup>) -> Option<(Guard, Setup)> {
+    let last = setups.pop()?;
+    Some((Guard::new(setups), last))
+}

@@ -1,0 +1,46 @@
+//! `weave prime`, `consense` and `rmpeer`: commands about the range as a whole.
+
+use weave_api::{ClientError, client::encode};
+
+use crate::args::Parsed;
+use crate::options::Env;
+use crate::usage::Command;
+use crate::waiting::{self, Waiter};
+use crate::{Failure, notice, print, query, require_root};
+
+/// Until this peer has the ring.
+pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let client = query::client(parsed, env);
+    let what = "this peer to know who owns which addresses";
+    match waiting::call(&Waiter::new(&client, what), "GET", "/ring", &[]) {
+        Ok(_) => Ok(()),
+        Err(waiting::Problem::Client(ClientError::NotFound)) => {
+            Err(Failure::new(4, "IP address allocation is off on this peer; there is nothing to wait for"))
+        }
+        Err(waiting::Problem::Client(error)) => Err(query::explain(error, parsed, env)),
+        Err(waiting::Problem::BrokenOff(failure)) => Err(failure),
+    }
+}
+
+/// Takes over what peers had that are gone for good.
+pub(crate) fn rmpeer(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    if parsed.rest.is_empty() {
+        return Err(Failure::new(1, command.synopsis()));
+    }
+    require_root()?;
+    let client = query::client(parsed, env);
+    let force = if parsed.flag("force") { "?force=true" } else { "" };
+    let mut failed = false;
+    for peer in &parsed.rest {
+        let path = format!("/peer/{}{force}", encode(peer));
+        match client.request("DELETE", &path, &[], &[]) {
+            Ok(answer) if (200..300).contains(&answer.status) => print(&answer.body)?,
+            Ok(answer) => {
+                notice(answer.body.trim_end());
+                failed = true;
+            }
+            Err(error) => return Err(query::explain(error, parsed, env)),
+        }
+    }
+    if failed { Err(Failure::new(1, "")) } else { Ok(()) }
+}

@@ -1,0 +1,160 @@
+//! Files that `launch` writes, and takes back if the daemon does not become ready.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+/// Bytes and mode of a file.
+type Content = (Vec<u8>, u32);
+
+/// What is to be done to bring files back to what they were. Done when it is dropped, unless told to [`Undo::keep`].
+#[derive(Debug, Default)]
+pub(crate) struct Undo {
+    before: Vec<(PathBuf, Option<Content>)>,
+    made: Vec<PathBuf>,
+}
+
+impl Undo {
+    /// Replaces `path` as a whole by a file with this content and mode, or removes it.
+    pub(crate) fn replace(&mut self, path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> {
+        let before = match fs::read(path) {
+            Ok(bytes) => {
+                let mode = fs::metadata(path).map_or(mode, |m| m.permissions().mode() & 0o7777);
+                Some((bytes, mode))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(failed("read", path, &e)),
+        };
+        let same = |(bytes, m): &Content| Some(bytes.as_slice()) == content && *m == mode;
+        if before.as_ref().is_some_and(same) || (before.is_none() && content.is_none()) {
+            return Ok(());
+        }
+        write(path, content, mode)?;
+        self.before.push((path.to_owned(), before));
+        Ok(())
+    }
+
+    /// Makes a directory with those above it; takes back only what is empty then.
+    pub(crate) fn directory(&mut self, path: &Path, mode: u32) -> Result<(), Failure> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(|e| failed("create", path, &e))?;
+        self.made.push(path.to_owned());
+        Ok(())
+    }
+
+    /// What was done stays.
+    pub(crate) fn keep(mut self) {
+        self.before.clear();
+        self.made.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for (path, before) in self.before.drain(..).rev() {
+            let _ = match before {
+                Some((bytes, mode)) => write(&path, Some(&bytes), mode),
+                None => write(&path, None, 0),
+            };
+        }
+        for path in self.made.drain(..).rev() {
+            let _ = fs::remove_dir(path);
+        }
+    }
+}
+
+fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> {
+    let Some(content) = content else {
+        return remove(path);
+    };
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = path.with_file_name(name);
+    let _ = fs::remove_file(&temporary);
+    let written = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(mode)
+        .open(&temporary)
+        .and_then(|mut f| f.write_all(content).and_then(|()| f.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        failed("write", path, &e)
+    })
+}
+
+/// One that is not there is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn failed(step: &str, path: &Path, e: &io::Error) -> Failure {
+    Failure::new(1, format_args!("cannot {step} {}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("weave-files-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).expect("temporary directory");
+        dir
+    }
+
+    #[test]
+    fn undone_unless_kept() {
+        let dir = scratch("undo");
+        let (old, new, gone) = (dir.join("old"), dir.join("new"), dir.join("gone"));
+        fs::write(&old, "1").expect("write");
+        fs::write(&gone, "2").expect("write");
+        let change = |undo: &mut Undo| {
+            undo.directory(&dir.join("a/b"), 0o700).expect("directory");
+            undo.replace(&old, Some(b"changed"), 0o600).expect("replace");
+            undo.replace(&new, Some(b"secret"), 0o600).expect("replace");
+            undo.replace(&gone, None, 0).expect("remove");
+        };
+        let mut undo = Undo::default();
+        change(&mut undo);
+        assert_eq!(fs::metadata(&new).expect("there").permissions().mode() & 0o777, 0o600);
+        assert!(!gone.exists());
+        drop(undo);
+        assert_eq!(fs::read(&old).expect("there"), b"1");
+        assert_eq!(fs::read(&gone).expect("there"), b"2");
+        assert!(!new.exists() && !dir.join("a/b").exists());
+        let mut undo = Undo::default();
+        change(&mut undo);
+        undo.keep();
+        assert_eq!(fs::read(&old).expect("there"), b"changed");
+        assert!(new.exists() && !gone.exists() && dir.join("a/b").exists());
+        let left: Vec<_> = fs::read_dir(&dir).expect("list").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(left.len(), 3, "no temporary file stays: {left:?}");
+        fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn a_refused_change_changes_nothing() {
+        let dir = scratch("refused");
+        let path = dir.join("is-a-directory");
+        fs::create_dir(&path).expect("directory");
+        let error = Undo::default().replace(&path, Some(b"x"), 0o600).expect_err("refused");
+        assert!(error.message.starts_with("cannot read "), "{error:?}");
+        let missing = Undo::default().replace(&dir.join("no/such"), Some(b"x"), 0o600).expect_err("refused");
+        assert!(missing.message.starts_with("cannot write "), "{missing:?}");
+        fs::remove_dir_all(&dir).expect("clean up");
+    }
+}

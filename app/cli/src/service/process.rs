@@ -1,0 +1,85 @@
+//! The daemon as a process of its own, with or without a supervisor above it.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use weave_daemon::config::LogFile;
+
+use super::{Job, Keeper, files};
+use crate::Failure;
+
+/// How long one that is given up gets to end in order.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(super) struct Process<'a> {
+    job: &'a Job<'a>,
+    log: LogFile,
+    child: Option<Child>,
+    remark: Option<String>,
+}
+
+impl<'a> Process<'a> {
+    pub(super) fn new(job: &'a Job<'a>, remark: Option<String>) -> Process<'a> {
+        let log = job.config.log_file.clone().unwrap_or_else(|| LogFile {
+            path: format!("{}.log", job.named("/var/log/weave")).into(),
+            max_size: 0,
+            keep: 0,
+        });
+        Process { job, log, child: None, remark }
+    }
+}
+
+impl Keeper for Process<'_> {
+    fn start(&mut self) -> Result<(), Failure> {
+        // Nothing of the caller stays open; what is written before the daemon has its log goes there, too.
+        let path = &self.log.path;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let log = log.map_err(|e| files::failed("open the log file", path, &e))?;
+        let second = log.try_clone()?;
+        let mut options = self.job.options();
+        options.set("log-file", path.to_string_lossy());
+        let supervise = self.job.restart && self.job.parsed.text("service") != Some("none");
+        let child = Command::new(std::env::current_exe()?)
+            .arg("supervise")
+            .args(supervise.then_some("--restart"))
+            .args(options.canonical())
+            .arg("--")
+            .args(&self.job.parsed.rest)
+            .env_remove("WEAVE_PASSWORD")
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(log))
+            .stderr(Stdio::from(second))
+            .spawn()
+            .map_err(|e| Failure::new(1, format_args!("cannot start the daemon: {e}")))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn ended(&mut self) -> Result<Option<String>, Failure> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let log = self.log.path.display();
+        let status = child.try_wait()?;
+        Ok(status.map(|status| format!("the daemon ended before it was ready ({status}); see {log}")))
+    }
+
+    fn abandon(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        let Ok(pid) = i32::try_from(child.id()) else { return };
+        let deadline = Instant::now() + GRACE;
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        while let Ok(None) = child.try_wait() {
+            if Instant::now() > deadline {
+                let _ = child.kill();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn remark(&self) -> Option<String> {
+        self.remark.clone()
+    }
+}

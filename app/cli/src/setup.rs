@@ -1,0 +1,17 @@
+//! `weave setup`: what can be prepared before a launch. 2.8.1 pulled its images here; there is nothing to pull.
+
+use crate::args::Parsed;
+use crate::options::{self, Env};
+use crate::service::files::Undo;
+use crate::{Failure, notice, require_root};
+
+pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    require_root()?;
+    let mut undo = Undo::default();
+    undo.directory(&options::state_dir(parsed, env), 0o700)?;
+    undo.directory(&options::run_dir(parsed, env), 0o755)?;
+    undo.directory(std::path::Path::new("/etc/weave"), 0o755)?;
+    undo.keep();
+    notice("Notice: this version installs no CNI plugin yet");
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! A host of 2.8.1: its daemon is never run beside ours. `launch` refuses while it runs, or stops it with `--take-over`; `stop
+//! --hand-back` prepares the host for its return.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use weave_daemon::import;
+use weave_daemon::store::Store;
+use weave_host::BridgeKind;
+use weave_runtime::{Docker, OriginalContainer, OriginalProcess, original_processes};
+
+use crate::args::Parsed;
+use crate::options::{self, Env};
+use crate::{Failure, notice};
+
+/// How long the daemon of 2.8.1 gets to end, in seconds.
+const GRACE: u32 = 10;
+/// How often it is looked whether it has. Containers are cut off meanwhile.
+const LOOK: Duration = Duration::from_millis(2);
+/// Docker may be busy, but somebody waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// 2.8.1 on this host.
+#[derive(Debug)]
+pub(crate) struct Original {
+    docker: Docker,
+    /// Daemons that run.
+    processes: Vec<OriginalProcess>,
+    /// Their containers, and the one that has ended but would be started again.
+    containers: Vec<OriginalContainer>,
+}
+
+impl Original {
+    /// Looks for it. A Docker that does not answer hides containers that have ended, not daemons that run.
+    pub(crate) fn find(parsed: &Parsed, env: &dyn Env) -> Result<Original, Failure> {
+        let api = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
+        let docker = Docker::at(api.as_deref()).with_patience(PATIENCE);
+        let processes = original_processes()?;
+        let mut names: Vec<String> = processes.iter().filter_map(|p| p.container.clone()).collect();
+        if parsed.text("docker-api") != Some("") {
+            names.push(options::original_container(env));
+        }
+        let (docker, containers) = ask(docker, &names);
+        Ok(Original { docker, processes, containers })
+    }
+
+    /// Whether a daemon of it runs.
+    pub(crate) fn runs(&self) -> bool {
+        !self.processes.is_empty() || self.containers.iter().any(|c| c.running)
+    }
+
+    /// One line that says what is in the way and what to do.
+    pub(crate) fn refusal(&self) -> Failure {
+        if self.in_kubernetes() {
+            return self.kubernetes();
+        }
+        let by_hand = match self.containers.iter().find(|c| c.running) {
+            Some(container) => format!("'docker stop {}'", container.name),
+            None => self.processes.iter().map(|p| format!("'kill {}'", p.pid)).collect::<Vec<_>>().join(", "),
+        };
+        Failure::new(
+            3,
+            format_args!(
+                "the original Weave Net is running on this host ({self}); 'weave launch --take-over' replaces it, \
+                 or stop it first with {by_hand}"
+            ),
+        )
+    }
+
+    fn in_kubernetes(&self) -> bool {
+        self.processes.iter().any(|p| p.kubernetes)
+    }
+
+    fn kubernetes(&self) -> Failure {
+        Failure::new(
+            3,
+            format_args!(
+                "the original Weave Net is running on this host as a Kubernetes pod ({self}), which would come back; \
+                 keep its DaemonSet off this node first"
+            ),
+        )
+    }
+
+    /// Stops it, and keeps Docker from starting it again.
+    pub(crate) fn stop(self) -> Result<Stopped, Failure> {
+        if self.in_kubernetes() {
+            return Err(self.kubernetes());
+        }
+        let description = self.to_string();
+        let mut stopped = Stopped { docker: self.docker, containers: Vec::new(), bare: Vec::new() };
+        let result = stopped.all(&self.processes, &self.containers);
+        match result {
+            Ok(()) => {
+                notice(format_args!("stopped the original Weave Net ({description})"));
+                Ok(stopped)
+            }
+            Err(failure) => {
+                stopped.undo();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Keeps Docker from starting a container that has ended already: at the next boot there would be two.
+    pub(crate) fn retire(&self) {
+        for container in self.containers.iter().filter(|c| !c.running && comes_back(c)) {
+            match self.docker.set_restart_policy(&container.id, "no") {
+                Ok(()) => notice(format_args!(
+                    "container {} of the original Weave Net will not be started by Docker any more (its restart policy \
+                     was {})",
+                    container.name, container.restart_policy
+                )),
+                Err(e) => notice(format_args!(
+                    "Docker will start container {} of the original Weave Net again; remove it: {e}",
+                    container.name
+                )),
+            }
+        }
+    }
+}
+
+impl fmt::Display for Original {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let containers =
+            self.containers.iter().filter(|c| c.running).map(|c| format!("container {}", c.name));
+        let processes = self.processes.iter().map(|p| format!("process {}", p.pid));
+        f.write_str(&containers.chain(processes).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Docker starts it when it is started itself. One that was stopped by hand stays so only with another policy than this.
+fn comes_back(container: &OriginalContainer) -> bool {
+    container.restart_policy == "always"
+}
+
+fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<OriginalContainer>) {
+    // What DOCKER_HOST names may be the proxy that is part of 2.8.1.
+    let usual = Docker::at(None).with_patience(PATIENCE);
+    let mut containers: Vec<OriginalContainer> = Vec::new();
+    let mut answering = docker;
+    for name in names {
+        let mut found = answering.original(name);
+        if found.is_err() {
+            found = usual.original(name);
+            if found.is_ok() {
+                answering = usual.clone();
+            }
+        }
+        if let Ok(Some(container)) = found
+            && !containers.iter().any(|c| c.id == container.id)
+        {
+            containers.push(container);
+        }
+    }
+    (answering, containers)
+}
+
+/// What was stopped, as far as it can be started again.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    docker: Docker,
+    containers: Vec<OriginalContainer>,
+    bare: Vec<u32>,
+}
+
+impl Stopped {
+    fn all(
+        &mut self,
+        processes: &[OriginalProcess],
+        containers: &[OriginalContainer],
+    ) -> Result<(), Failure> {
+        for container in containers.iter().filter(|c| c.running) {
+            self.containers.push(container.clone());
+            self.docker.set_restart_policy(&container.id, "no")?;
+            self.docker.stop(&container.id, GRACE)?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(GRACE.into());
+        for process in processes {
+            // Its container has taken it along.
+            if gone(process.pid) {
+                continue;
+            }
+            if process.container.is_none() {
+                end(process.pid)?;
+                self.bare.push(process.pid);
+            }
+            while !gone(process.pid) {
+                if Instant::now() >= deadline {
+                    let what = format_args!("the original Weave Net (process {}) does not end", process.pid)
+                        .to_string();
+                    return Err(Failure::new(1, what));
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// Our own start failed: the host goes on with what it had.
+    pub(crate) fn undo(self) {
+        for container in &self.containers {
+            let again = self
+                .docker
+                .set_restart_policy(&container.id, &container.restart_policy)
+                .and_then(|()| self.docker.start(&container.id));
+            match again {
+                Ok(()) => notice(format_args!("started container {} again", container.name)),
+                Err(e) => notice(format_args!("container {} cannot be started again: {e}", container.name)),
+            }
+        }
+        for pid in &self.bare {
+            notice(format_args!(
+                "the original Weave Net (it was process {pid}) has ended; start it again as it was started before"
+            ));
+        }
+    }
+}
+
+fn end(pid: u32) -> Result<(), Failure> {
+    match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(e) => {
+            Err(Failure::new(1, format_args!("cannot stop the original Weave Net (process {pid}): {e}")))
+        }
+    }
+}
+
+/// Whether the process has ended. A zombie has, as soon as the last of its threads has let go of files and ports.
+fn gone(pid: u32) -> bool {
+    let ended = |stat: std::path::PathBuf| {
+        let stat = std::fs::read_to_string(stat).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    };
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| ended(thread.path().join("stat")))
+}
+
+/// `weave stop --hand-back`, after the daemon has ended: what 2.8.1 would stumble over goes, and what it had comes back.
+pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let names = options::devices(parsed, env);
+    let original = Store::read_original(&options::state_dir(parsed, env))?;
+    let kinds = [BridgeKind::Bridge, BridgeKind::Fastdp, BridgeKind::BridgedFastdp];
+    let kind = kinds.into_iter().find(|k| original.bridge.as_deref() == Some(k.name()));
+    let done = weave_host::hand_back(&names, kind)?;
+    let option = match done.kind {
+        BridgeKind::Bridge => " with WEAVE_NO_FASTDP=1",
+        _ => "",
+    };
+    notice(format_args!(
+        "this host is ready for the original Weave Net; launch it{option} (a bridge of type {})",
+        done.kind.name()
+    ));
+    if let Some(aside) = import::retire(&original)? {
+        notice(format_args!(
+            "its database is out of date and now called {}; name peers when launching, they know the addresses",
+            aside.display()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn original(processes: &[(u32, bool)], containers: &[(&str, bool, &str)]) -> Original {
+        Original {
+            docker: Docker::at(Some("unix:///nonexistent")),
+            processes: processes
+                .iter()
+                .map(|&(pid, kubernetes)| OriginalProcess { pid, container: None, kubernetes })
+                .collect(),
+            containers: containers
+                .iter()
+                .map(|&(name, running, policy)| OriginalContainer {
+                    id: name.repeat(3),
+                    name: name.into(),
+                    running,
+                    restart_policy: policy.into(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_said() {
+        assert!(!original(&[], &[("weave", false, "always")]).runs());
+        let container = original(&[(7, false)], &[("weave", true, "always")]);
+        assert!(container.runs());
+        let failure = container.refusal();
+        assert_eq!(failure.code, 3);
+        assert_eq!(
+            failure.message,
+            "the original Weave Net is running on this host (container weave, process 7); 'weave launch --take-over' \
+             replaces it, or stop it first with 'docker stop weave'"
+        );
+        let bare = original(&[(7, false), (8, false)], &[]).refusal().message;
+        assert!(
+            bare.contains("(process 7, process 8)") && bare.ends_with("with 'kill 7', 'kill 8'"),
+            "{bare}"
+        );
+        let pod = original(&[(7, true)], &[]);
+        assert!(pod.refusal().message.contains("DaemonSet"), "{:?}", pod.refusal());
+        assert!(pod.stop().is_err());
+    }
+
+    #[test]
+    fn the_living_and_the_dead() {
+        assert!(!gone(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !gone(child.id()) {
+            assert!(Instant::now() < deadline, "a zombie counts as gone");
+        }
+        child.wait().unwrap();
+        assert!(gone(child.id()));
+    }
+}

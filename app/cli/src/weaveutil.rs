@@ -1,0 +1,241 @@
+//! `weaveutil`, the helper of 2.8.1 that other projects' scripts call: as `weave weaveutil <command>`, or by a link of that
+//! name (spec cli 13).
+
+use weave_host::identity::{Sources, SystemIds};
+use weave_host::{AttachRequest, DetachRequest, Names};
+use weave_runtime::{Kind, Reference, Target, etc_hosts};
+use weave_types::Cidr;
+
+use crate::args::{self, Effect, Kind as OptKind, Opt, Parsed, Table};
+use crate::options::Env;
+use crate::{Failure, addresses, docker_args, hosts_file, notice, print, ps, require_root};
+
+/// One command of the helper.
+pub(crate) struct Sub {
+    pub(crate) name: &'static str,
+    pub(crate) arguments: &'static str,
+    /// Most arguments that are not options; `None`: any number.
+    least: usize,
+    most: Option<usize>,
+    pub(crate) does: Does,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Does {
+    This(fn(&Parsed, &dyn Env) -> Result<(), Failure>),
+    /// The feature that it waits for.
+    Waits(&'static str),
+}
+
+const fn sub(
+    name: &'static str,
+    arguments: &'static str,
+    counts: (usize, Option<usize>),
+    does: fn(&Parsed, &dyn Env) -> Result<(), Failure>,
+) -> Sub {
+    Sub { name, arguments, least: counts.0, most: counts.1, does: Does::This(does) }
+}
+
+const fn waits(name: &'static str, arguments: &'static str, feature: &'static str) -> Sub {
+    Sub { name, arguments, least: 0, most: None, does: Does::Waits(feature) }
+}
+
+/// All of 2.8.1's.
+pub(crate) static SUBS: &[Sub] = &[
+    sub("help", "", (0, None), |_, _| {
+        notice(usage().trim_end());
+        Ok(())
+    }),
+    sub("netcheck", "<cidr> [<ignored interface> ...]", (1, None), netcheck),
+    sub("detect-bridge-type", "<bridge> <datapath>", (2, Some(2)), detect_bridge_type),
+    sub("bridge-ip", "<bridge>", (1, Some(1)), |p, _| {
+        print(&docker_args::first_address(&p.rest[0])?.to_string())
+    }),
+    sub("container-addrs", "<bridge> [<id>|weave:expose|weave:allids ...]", (1, None), |p, env| {
+        ps::container_addrs(&p.rest[0], &p.rest[1..], env)
+    }),
+    sub("process-addrs", "<bridge>", (1, Some(1)), |p, env| ps::process_addrs(&p.rest[0], env)),
+    sub("container-id", "<container>", (1, Some(1)), |p, env| print(&format!("{}\n", docker(p, env)?.id))),
+    sub("container-state", "<container>", (1, Some(1)), |p, env| {
+        print(&format!("{}\n", docker(p, env)?.state))
+    }),
+    sub("container-fqdn", "<container>", (1, Some(1)), container_fqdn),
+    sub("list-containers", "", (0, None), |_, env| {
+        let ids = ps::docker(env).running()?;
+        print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())
+    }),
+    sub(
+        "attach-container",
+        "[--no-multicast-route] [--keep-tx-on] [--hairpin-mode=false] <container> <bridge> <cidr> ...",
+        (3, None),
+        attach,
+    ),
+    sub("detach-container", "<container> <cidr> ...", (2, None), detach),
+    sub(
+        "rewrite-etc-hosts",
+        "<container> <image> <cidr>[,<cidr>...] [<name>:<ip> ...]",
+        (3, None),
+        rewrite_hosts,
+    ),
+    sub("unique-id", "<db prefix> <host root>", (2, Some(2)), unique_id),
+    sub("check-datapath", "<datapath>", (1, Some(1)), check_datapath),
+    waits("create-datapath", "<datapath>", "the fast datapath"),
+    waits("delete-datapath", "<datapath>", "the fast datapath"),
+    waits("add-datapath-interface", "<datapath> <interface>", "the fast datapath"),
+    waits("docker-tls-args", "", "the Docker proxy and plugin"),
+    waits("run-container", "", "the Docker proxy and plugin"),
+    waits("stop-container", "<container>", "the Docker proxy and plugin"),
+    waits("kill-container", "<container>", "the Docker proxy and plugin"),
+    waits("remove-container", "<container>", "the Docker proxy and plugin"),
+    waits("create-volume-container", "", "the Docker proxy and plugin"),
+    waits("remove-plugin-network", "<name>", "the Docker proxy and plugin"),
+    waits("is-docker-plugin-enabled", "", "the Docker proxy and plugin"),
+    waits("swarm-manager-peers", "", "the Docker proxy and plugin"),
+    waits("cni-net", "", "CNI"),
+    waits("cni-ipam", "", "CNI"),
+    waits("get-db-flag", "<db prefix> <flag>", "CNI"),
+    waits("set-db-flag", "<db prefix> <flag> <value>", "CNI"),
+];
+
+const fn flag(name: &'static str) -> Opt {
+    Opt { name, kind: OptKind::Flag, value: "", help: "", group: "", effect: Effect::Works }
+}
+
+static OPTIONS: &[Opt] = &[flag("no-multicast-route"), flag("keep-tx-on"), flag("hairpin-mode")];
+static TABLE: Table = Table { options: &[OPTIONS], old: &[] };
+static NO_OPTIONS: Table = Table { options: &[], old: &[] };
+
+pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
+    let Some((name, rest)) = arguments.split_first() else { return Err(Failure::new(1, usage().trim_end())) };
+    let name = if matches!(name.as_str(), "--help" | "-h") { "help" } else { name };
+    let Some(sub) = SUBS.iter().find(|s| s.name == name) else {
+        return Err(Failure::new(1, format_args!("\"{name}\" cmd is not found\n{}", usage().trim_end())));
+    };
+    let does = match sub.does {
+        Does::This(does) => does,
+        Does::Waits(feature) => {
+            return Err(Failure::new(
+                1,
+                format_args!("this version does not do {feature} yet: weaveutil {name}"),
+            ));
+        }
+    };
+    let synopsis = || Failure::new(1, format!("usage: weaveutil {name} {}", sub.arguments).trim_end());
+    let table = if name == "attach-container" { TABLE } else { NO_OPTIONS };
+    let parsed = args::parse(table, rest).map_err(|e| Failure::new(1, e))?;
+    let count = parsed.rest.len();
+    if parsed.help || count < sub.least || sub.most.is_some_and(|most| count > most) {
+        return Err(synopsis());
+    }
+    does(&parsed, env)
+}
+
+/// A line for each command.
+pub(crate) fn usage() -> String {
+    let mut text = String::from("Usage: weaveutil <command> [<argument> ...]\n");
+    for sub in SUBS {
+        let tail = if matches!(sub.does, Does::Waits(_)) { " [not in this version yet]" } else { "" };
+        text.push_str(format!("  {} {}{tail}", sub.name, sub.arguments).trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Fails if the host routes (a part of) the network elsewhere.
+fn netcheck(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
+    let cidr: Cidr = parsed.rest[0].parse()?;
+    let mut netlink = weave_host::Netlink::open()?;
+    let links = netlink.links()?;
+    let ignored = |index: Option<u32>| {
+        links.iter().any(|l| Some(l.index) == index && parsed.rest[1..].contains(&l.name))
+    };
+    for route in netlink.routes()?.iter().filter(|r| r.destination.prefix() > 0 && !ignored(r.index)) {
+        let other = route.destination;
+        if other.contains(cidr.network().addr()) || cidr.contains(other.network().addr()) {
+            let what = if cidr == cidr.network() { "Network" } else { "Address" };
+            let why = format_args!("{what} {cidr} overlaps with existing route {other} on host").to_string();
+            return Err(Failure::new(1, why));
+        }
+    }
+    Ok(())
+}
+
+fn detect_bridge_type(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
+    let (bridge, old_datapath) = (parsed.rest[0].clone(), parsed.rest[1].clone());
+    let kind = weave_host::bridge_kind(&Names { bridge, old_datapath, ..Names::default() })?;
+    print(&format!("{}\n", kind.map_or("none", |k| k.name())))
+}
+
+/// Whether there is an Open vSwitch datapath of that name, which 2.8.1 may have left.
+fn check_datapath(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
+    let name = &parsed.rest[0];
+    match weave_host::Netlink::open()?.link(name)? {
+        Some(link) if link.is("openvswitch") => Ok(()),
+        Some(_) => Err(Failure::new(1, format_args!("{name} is not an Open vSwitch datapath"))),
+        None => Err(Failure::new(1, format_args!("Link not found: {name:?}"))),
+    }
+}
+
+fn docker(parsed: &Parsed, env: &dyn Env) -> Result<weave_runtime::ContainerInfo, Failure> {
+    let name = &parsed.rest[0];
+    let found = ps::docker(env).inspect(name)?;
+    found.ok_or_else(|| Failure::new(1, format_args!("No such container: {name}")))
+}
+
+/// Nothing for a container without a domain.
+fn container_fqdn(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let info = docker(parsed, env)?;
+    print(&info.fqdn().map(|f| format!("{f}\n")).unwrap_or_default())
+}
+
+fn target(parsed: &Parsed, env: &dyn Env) -> Result<Target, Failure> {
+    Ok(weave_runtime::resolve(&parsed.rest[0].parse::<Reference>()?, &ps::docker(env))?)
+}
+
+fn cidrs(texts: &[String]) -> Result<Vec<Cidr>, Failure> {
+    Ok(texts.iter().map(|t| t.parse::<Cidr>()).collect::<Result<_, _>>()?)
+}
+
+fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let cidrs = cidrs(&parsed.rest[2..])?;
+    cidrs.iter().try_for_each(addresses::check_host_address)?;
+    require_root()?;
+    let target = target(parsed, env)?;
+    let attached = weave_host::attach(&AttachRequest {
+        bridge: &parsed.rest[1],
+        multicast_route: !parsed.flag("no-multicast-route"),
+        hairpin: parsed.text("hairpin-mode") != Some("false"),
+        ..AttachRequest::new(&target.ns, &target.naming, &cidrs)
+    })?;
+    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    Ok(())
+}
+
+fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let cidrs = cidrs(&parsed.rest[1..])?;
+    require_root()?;
+    let target = target(parsed, env)?;
+    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &cidrs))?;
+    detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
+    Ok(())
+}
+
+/// The image was that of a helper container; none is needed.
+fn rewrite_hosts(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let list: Vec<String> =
+        parsed.rest[2].split([',', ' ']).filter(|c| !c.is_empty()).map(str::to_owned).collect();
+    let cidrs = cidrs(&list)?;
+    let extra = parsed.rest[3..].iter().map(|e| etc_hosts::parse_extra(e)).collect::<Result<Vec<_>, _>>()?;
+    require_root()?;
+    let target = target(parsed, env)?;
+    let Kind::Docker(_) = &target.kind else { return Err(hosts_file::not_docker()) };
+    hosts_file::rewrite(&target, &cidrs, &extra).map(drop)
+}
+
+/// The name that a peer of this machine has if nothing else says it.
+fn unique_id(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
+    let root = &parsed.rest[1];
+    let host_root = if root.is_empty() { "/".into() } else { root.into() };
+    let name = SystemIds::read(&Sources { host_root, ..Sources::default() })?.peer_name(None)?;
+    print(&format!("{name}\n"))
+}

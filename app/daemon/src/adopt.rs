@@ -1,0 +1,79 @@
+//! A host on which 2.8.1 runs no more: what is taken over from it, and when that is final.
+
+use weave_host::{BridgeKind, Datapath, Error, Names};
+
+use crate::import::Import;
+use crate::log;
+use crate::store::{Original, Store};
+
+/// What this start takes over.
+#[derive(Debug, Default)]
+pub(crate) struct Adoption {
+    /// The database, unless it was taken in before.
+    import: Option<Import>,
+    /// The set-up whose uplink is replaced.
+    kind: Option<BridgeKind>,
+}
+
+impl Adoption {
+    /// Compares what was found with what is stored. Changes nothing.
+    pub(crate) fn new(import: Option<Import>, names: &Names, store: &Store) -> Result<Adoption, Error> {
+        let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
+        if let Some(import) = &import {
+            log::info(format_args!("taking over what 2.8.1 left in {}", import.path.display()));
+        }
+        Ok(Adoption { import, kind: weave_host::original_kind(names)? })
+    }
+
+    /// The database that has not been taken in yet.
+    pub(crate) fn import(&self) -> Option<&Import> {
+        self.import.as_ref()
+    }
+
+    /// Removes the Open vSwitch datapath that is in the way. Gives how to undo it.
+    pub(crate) fn clear_the_way(&self, names: &Names) -> Result<Undo, Error> {
+        match weave_host::remove_old_datapath(names)? {
+            Datapath::None => Ok(Undo(None)),
+            Datapath::Removed(name) => {
+                log::info(format_args!(
+                    "removed the Open vSwitch datapath {name:?} of 2.8.1; frames go through {} instead",
+                    names.device
+                ));
+                Ok(Undo(Some(names.clone())))
+            }
+            Datapath::InUse { name, port } => {
+                tracing::warn!("the Open vSwitch datapath {name:?} stays, because {port} is a port of it");
+                Ok(Undo(None))
+            }
+        }
+    }
+
+    /// Everything has been taken in: from now on our own state counts.
+    pub(crate) fn finish(self, store: &mut Store) {
+        let before = store.original().clone();
+        let after = Original {
+            digest: self.import.as_ref().map(|i| i.digest.clone()).or(before.digest.clone()),
+            path: self.import.map(|i| i.path).or(before.path.clone()),
+            bridge: self.kind.map(|k| k.name().to_owned()).or(before.bridge.clone()),
+        };
+        if after != before
+            && let Err(e) = store.set_original(after)
+        {
+            tracing::error!("the next start will take over from 2.8.1 again: {e}");
+        }
+    }
+}
+
+/// How the way is blocked again.
+#[must_use]
+pub(crate) struct Undo(Option<Names>);
+
+impl Undo {
+    /// A later step failed: 2.8.1 finds its datapath again.
+    pub(crate) fn undo(self, cause: Error) -> Error {
+        match self.0.map(|names| weave_host::restore_old_datapath(&names)) {
+            Some(Err(left)) => Error::Undo { cause: Box::new(cause), left: vec![left] },
+            _ => cause,
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Address allocation as the daemon sees it: who asked for what, what is stored, and who is told.
+//!
+//! ```text
+//!  HTTP call --Ask--> submit ---> node's allocator ---Done--> settle --Reply--> HTTP call
+//!     gone  -------> abandon --->   cancel | free              ^
+//!                                                   stored first: AllocationStore
+//! ```
+//!
+//! A caller that goes leaves nothing behind: its request is cancelled, and an address that was found for it just then and that
+//! nobody was told of is released.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use weave_ipam::{
+    Answer, Class, Container, HandOver, Loaded, NO_ID, Persist, ReleaseError, RequestError, RequestId, Subnet,
+};
+use weave_node::Node;
+use weave_types::{Cidr, Instant, Now};
+
+use crate::allocation_store::AllocationStore;
+use crate::ipam_report;
+use crate::watch::{Change, Watch};
+
+/// Most calls that wait at a time.
+pub(crate) const MAX_WAITING: usize = 1024;
+/// Records of addresses are on the disk after this time.
+const FLUSH: Duration = Duration::from_millis(500);
+/// Deliveries remembered, for callers that go before they have read the answer.
+const REMEMBERED: usize = 4096;
+
+/// What a caller asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// An address of a subnet.
+    Allocate {
+        /// For whom.
+        container: Container,
+        /// Where.
+        subnet: Subnet,
+        /// Its death releases the address.
+        is_container: bool,
+    },
+    /// A certain address.
+    Claim {
+        /// For whom.
+        container: Container,
+        /// Which.
+        cidr: Cidr,
+        /// Its death releases the address.
+        is_container: bool,
+        /// Say yes if nothing is known yet.
+        quiet: bool,
+    },
+    /// Wait for the ring.
+    Prime,
+    /// Which addresses a container has in a subnet.
+    Lookup {
+        /// Who.
+        container: Container,
+        /// Where.
+        subnet: Subnet,
+    },
+    /// All addresses.
+    All,
+    /// Why calls wait, for people.
+    Waiting,
+    /// Release one address.
+    Free {
+        /// Whose.
+        container: Container,
+        /// Which.
+        addr: IpAddr,
+    },
+    /// Release all addresses of a container.
+    Delete {
+        /// Whose.
+        container: Container,
+    },
+    /// Take over what a peer has that is gone for good.
+    TakeOver {
+        /// Name or nickname.
+        peer: String,
+        /// Even if it can be reached.
+        force: bool,
+    },
+    /// Leave for good.
+    Leave,
+}
+
+impl Ask {
+    /// Whether the answer may take long.
+    pub fn may_wait(&self) -> bool {
+        matches!(self, Ask::Allocate { .. } | Ask::Claim { .. } | Ask::Prime)
+    }
+}
+
+/// What a caller is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// Its address.
+    Address(Cidr),
+    /// It is so.
+    Done,
+    /// The request has been given up.
+    Cancelled,
+    /// Addresses of one container.
+    Addresses(Vec<Cidr>),
+    /// Addresses of all.
+    Owned(Vec<(Container, Vec<Cidr>)>),
+    /// Lines for people.
+    Lines(String),
+    /// So many addresses were taken over.
+    TakenOver(u32),
+    /// What became of our addresses.
+    Left(HandOver),
+    /// It cannot be, in the words of 2.8.1.
+    Failed(String),
+    /// It could be, but should not.
+    Refused(String),
+}
+
+/// Calls under way, and the store.
+#[derive(Debug)]
+pub(crate) struct Allocation {
+    store: AllocationStore,
+    pending: BTreeMap<RequestId, (Ask, oneshot::Sender<Reply>)>,
+    /// How many of those are for each container.
+    asking: BTreeMap<Container, usize>,
+    /// Found for somebody who asked, but nobody was told yet.
+    untold: BTreeSet<(Container, Cidr)>,
+    /// Who was told of what was new, latest last.
+    told: VecDeque<(RequestId, Container, Cidr)>,
+    /// What each container has, as stored.
+    owned: BTreeMap<Container, Vec<Cidr>>,
+    /// Something must be on the disk before anything else is done.
+    unsynced: bool,
+    flush_at: Option<Instant>,
+    watch: Watch,
+}
+
+/// An answer that is ready when all that it depends on has been done.
+pub(crate) type Ready = Option<(oneshot::Sender<Reply>, Reply)>;
+
+impl Allocation {
+    /// With a store, and what is in it.
+    pub(crate) fn new(store: AllocationStore, loaded: &Loaded) -> Allocation {
+        let owned = loaded.owned.iter().map(|(id, record)| (id.clone(), record.cidrs.clone())).collect();
+        let mut watch = Watch::default();
+        loaded.owned.iter().filter(|(_, r)| r.is_container).for_each(|(id, _)| watch.add(id));
+        Allocation {
+            store,
+            pending: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            untold: BTreeSet::new(),
+            told: VecDeque::new(),
+            owned,
+            unsynced: false,
+            flush_at: None,
+            watch,
+        }
+    }
+
+    /// The peer runs from now on: there is a store, even if nothing is in it yet.
+    pub(crate) fn begin(&mut self) {
+        if self.store.is_new()
+            && let Err(e) = self.store.replace(&Loaded::default())
+        {
+            tracing::error!("addresses will not be saved, a restart may give them twice: {e}");
+        }
+    }
+
+    /// A call has come. What comes of it is done first; then the answer is given, here or by [`Allocation::done`].
+    pub(crate) fn submit(
+        &mut self,
+        id: RequestId,
+        ask: Ask,
+        answer: oneshot::Sender<Reply>,
+        node: &mut Node,
+        now: Now,
+    ) -> Ready {
+        let reply = match ask.clone() {
+            Ask::Allocate { container, subnet, is_container } => {
+                self.wait(id, ask, answer);
+                if is_container {
+                    self.watch.add(&container);
+                }
+                node.allocator(now, |a| a.allocate(id, container, subnet, is_container, now));
+                return None;
+            }
+            Ask::Claim { container, cidr, is_container, quiet } => {
+                self.wait(id, ask, answer);
+                if is_container {
+                    self.watch.add(&container);
+                }
+                node.allocator(now, |a| a.claim(id, container, cidr, is_container, quiet, now));
+                return None;
+            }
+            Ask::Prime => {
+                self.wait(id, ask, answer);
+                node.allocator(now, |a| a.prime(id, now));
+                return None;
+            }
+            Ask::Lookup { container, subnet } => {
+                node.allocator(now, |a| Reply::Addresses(a.lookup(&container, subnet)))
+            }
+            Ask::All => node.allocator(now, |a| {
+                let owned = a.owned().iter();
+                Reply::Owned(owned.map(|(id, record)| (id.clone(), record.cidrs.clone())).collect())
+            }),
+            Ask::Waiting => node
+                .allocator(now, |a| Reply::Lines(ipam_report::lines(&ipam_report::waiting(&a.status(now))))),
+            Ask::Free { container, addr } => node.allocator(now, |a| released(a.free(&container, addr, now))),
+            Ask::Delete { container } => node.allocator(now, |a| released(a.delete(&container, now))),
+            Ask::TakeOver { peer, force } => {
+                node.allocator(now, |a| match a.remove_peer(&peer, force, now) {
+                    Ok(count) => Reply::TakenOver(count),
+                    Err(e) => Reply::Refused(e.to_string()),
+                })
+            }
+            Ask::Leave => node.allocator(now, |a| Reply::Left(a.shut_down(now))),
+        };
+        // Nobody can ask while it is off.
+        Some((answer, reply?))
+    }
+
+    fn wait(&mut self, id: RequestId, ask: Ask, answer: oneshot::Sender<Reply>) {
+        if let Some(container) = ask.container() {
+            *self.asking.entry(container.clone()).or_default() += 1;
+        }
+        self.pending.insert(id, (ask, answer));
+    }
+
+    fn take(&mut self, id: RequestId) -> Option<(Ask, oneshot::Sender<Reply>)> {
+        let (ask, answer) = self.pending.remove(&id)?;
+        if let Some(container) = ask.container()
+            && let Some(count) = self.asking.get_mut(container)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.asking.remove(container);
+            }
+        }
+        Some((ask, answer))
+    }
+
+    /// The allocator has an answer.
+    pub(crate) fn done(
+        &mut self,
+        id: RequestId,
+        result: Result<Answer, RequestError>,
+        node: &mut Node,
+        now: Now,
+    ) {
+        // One that was given up is cancelled afterwards.
+        let Some((ask, answer)) = self.take(id) else { return };
+        let obtained = match (&ask, &result) {
+            (Ask::Allocate { container, .. }, Ok(Answer::Allocated(cidr))) => {
+                Some((filed(container, cidr), *cidr))
+            }
+            (Ask::Claim { container, cidr, .. }, Ok(_)) => Some((filed(container, cidr), *cidr)),
+            _ => None,
+        };
+        let reply = match result {
+            Ok(Answer::Allocated(cidr)) => Reply::Address(cidr),
+            Ok(Answer::Claimed { .. } | Answer::Primed) => Reply::Done,
+            Err(RequestError::Cancelled(_)) => Reply::Cancelled,
+            Err(error) => Reply::Failed(error.to_string()),
+        };
+        let told = answer.send(reply).is_ok();
+        let Some(new) = obtained.filter(|o| self.untold.contains(o)) else { return };
+        if told {
+            self.untold.remove(&new);
+            self.told.push_back((id, new.0, new.1));
+            if self.told.len() > REMEMBERED {
+                self.told.pop_front();
+            }
+        } else {
+            self.release_unless_asked_for(&ask, new, node, now);
+        }
+    }
+
+    /// Whoever made this call has gone without having seen the answer.
+    pub(crate) fn abandon(&mut self, id: RequestId, ask: &Ask, node: &mut Node, now: Now) {
+        if self.take(id).is_some() {
+            node.allocator(now, |a| a.cancel(id, now));
+            return;
+        }
+        // It had been answered, but the answer was not read. If it was that call that the address was found for, and
+        // nobody asked after it, nobody knows of it.
+        let Some(at) = self.told.iter().position(|(told, ..)| *told == id) else { return };
+        if let Some((_, container, cidr)) = self.told.remove(at) {
+            self.release_unless_asked_for(ask, (container, cidr), node, now);
+        }
+    }
+
+    fn release_unless_asked_for(&mut self, ask: &Ask, new: (Container, Cidr), node: &mut Node, now: Now) {
+        // Another call for the same container gets the same address; it decides then.
+        if ask.container().is_some_and(|c| self.asking.contains_key(c)) {
+            self.untold.insert(new);
+            return;
+        }
+        self.untold.remove(&new);
+        let (container, cidr) = new;
+        node.allocator(now, |a| drop(a.free(&container, cidr.addr(), now)));
+    }
+
+    /// Stores a change. A disk that fails must not take the network with it; the change goes out with the next.
+    pub(crate) fn persist(&mut self, persist: &Persist, now: Now) {
+        if let Persist::Owned { container, record } = persist {
+            let before = self.owned.remove(container).unwrap_or_default();
+            let after = record.as_ref().map(|r| r.cidrs.clone()).unwrap_or_default();
+            let asked = self.asking.contains_key(container) || self.asking.contains_key(NO_ID);
+            for cidr in after.iter().filter(|c| asked && !before.contains(c)) {
+                self.untold.insert((container.clone(), *cidr));
+            }
+            for cidr in before.into_iter().filter(|c| !after.contains(c)) {
+                self.untold.remove(&(container.clone(), cidr));
+            }
+            if record.as_ref().is_some_and(|r| r.is_container) {
+                self.watch.add(container);
+            }
+            if !after.is_empty() {
+                self.owned.insert(container.clone(), after);
+            }
+        }
+        if let Err(e) = self.store.store(persist) {
+            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+        }
+        if persist.class() == Class::Synced {
+            self.unsynced = true;
+        } else {
+            self.flush_at.get_or_insert(now.mono + FLUSH);
+        }
+    }
+
+    /// To be called before anything is done that may depend on what was stored.
+    pub(crate) fn settle(&mut self) {
+        if std::mem::take(&mut self.unsynced)
+            && let Err(e) = self.store.sync()
+        {
+            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+        }
+    }
+
+    /// When [`Allocation::handle_timeout`] has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        [self.flush_at, self.watch.poll_timeout()].into_iter().flatten().min()
+    }
+
+    /// Time has passed.
+    pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
+        if self.flush_at.is_some_and(|at| at <= now.mono) {
+            self.flush_at = None;
+            self.store.flush_in_background();
+        }
+        if self.watch.is_due(now) {
+            let changes = self.watch.look(now);
+            self.watch.keep(|container| self.owned.contains_key(container));
+            for change in changes {
+                node.allocator(now, |a| match &change {
+                    Change::Gone(container) => a.container_died(container, now),
+                    Change::Back(container) => a.container_started(container, now),
+                });
+            }
+        }
+    }
+
+    /// The last bytes, at the end.
+    pub(crate) fn end(&mut self) {
+        self.unsynced = true;
+        self.settle();
+    }
+}
+
+impl Ask {
+    fn container(&self) -> Option<&Container> {
+        match self {
+            Ask::Allocate { container, .. } | Ask::Claim { container, .. } => Some(container),
+            _ => None,
+        }
+    }
+}
+
+fn released(result: Result<(), ReleaseError>) -> Reply {
+    match result {
+        Ok(()) => Reply::Done,
+        Err(e) => Reply::Failed(e.to_string()),
+    }
+}
+
+/// Under what an address is kept.
+fn filed(container: &str, cidr: &Cidr) -> Container {
+    if container == NO_ID { cidr.addr().to_string() } else { container.to_owned() }
+}

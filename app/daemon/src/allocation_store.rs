@@ -1,0 +1,330 @@
+//! What address allocation has to find again after a restart, in a `Journal` (design: two classes of persistence).
+//!
+//! ```text
+//! ring               {"range":[start,end],"peer":"8a:..","entries":[[token,"8a:..",version,free],...],"seeds":[...]}
+//! election           {"node":[..],"promise":..,"accepted":..,"value":..,"origin":..}
+//! owned/<container>  {"container":true,"addresses":["10.32.0.1/12"]}
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use weave_ipam::paxos::{AcceptedValue, Claims, NodeId, ProposalId};
+use weave_ipam::{AddrRange, Class, Election, Entry, Loaded, Persist, Record, Ring};
+use weave_types::{Cidr, PeerName, PeerUid};
+
+use crate::journal::Journal;
+use crate::store::StoreError;
+
+/// Name of the file in the state directory.
+pub const FILE_NAME: &str = "ipam.journal";
+/// The same while it is rewritten.
+pub const TEMPORARY: &str = "ipam.new";
+
+const RING: &[u8] = b"ring";
+const ELECTION: &[u8] = b"election";
+const OWNED: &[u8] = b"owned/";
+
+/// The journal, in the terms of the allocator.
+#[derive(Debug)]
+pub struct AllocationStore {
+    journal: Journal,
+    path: std::path::PathBuf,
+}
+
+impl AllocationStore {
+    /// Reads what is stored in `dir`; writes nothing.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged: starting without it could give addresses twice.
+    pub fn open(dir: &Path) -> Result<AllocationStore, StoreError> {
+        let path = dir.join(FILE_NAME);
+        Ok(AllocationStore { journal: Journal::open(&path)?, path })
+    }
+
+    /// Whether anything was ever stored.
+    pub fn is_new(&self) -> bool {
+        self.journal.is_empty() && !self.path.exists()
+    }
+
+    /// Everything that is stored.
+    ///
+    /// # Errors
+    /// A value is not what was written.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
+        let damaged = |what: String| StoreError::Damaged { path: self.path.clone(), what };
+        let json = |e: serde_json::Error| damaged(e.to_string());
+        let mut loaded = Loaded::default();
+        if let Some(bytes) = self.journal.value(RING) {
+            let ring: RingText = serde_json::from_slice(bytes).map_err(json)?;
+            loaded.ring = Some(ring.read().ok_or_else(|| damaged("a peer name in the ring".to_owned()))?);
+        }
+        if let Some(bytes) = self.journal.value(ELECTION) {
+            let election: ElectionText = serde_json::from_slice(bytes).map_err(json)?;
+            loaded.election =
+                Some(election.read().ok_or_else(|| damaged("a peer name in the election".to_owned()))?);
+        }
+        for (key, value) in self.journal.with_prefix(OWNED) {
+            let container = String::from_utf8_lossy(&key[OWNED.len()..]).into_owned();
+            let record: RecordText = serde_json::from_slice(value).map_err(json)?;
+            let record = record.read().ok_or_else(|| damaged(format!("the addresses of {container:?}")))?;
+            loaded.owned.insert(container, record);
+        }
+        Ok(loaded)
+    }
+
+    /// Puts a whole state in place of what is stored, at once: what another program had stored.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn replace(&mut self, loaded: &Loaded) -> Result<(), StoreError> {
+        let owned = loaded.owned.iter();
+        let all = owned
+            .map(|(container, record)| Persist::Owned {
+                container: container.clone(),
+                record: Some(record.clone()),
+            })
+            .chain(loaded.ring.clone().map(Persist::Ring))
+            .chain(loaded.election.clone().map(|e| Persist::Election(Some(e))));
+        let mut map = BTreeMap::new();
+        for persist in all {
+            if let Some((key, Some(value))) = self.encode(&persist)? {
+                map.insert(key, value);
+            }
+        }
+        self.journal.replace(map)
+    }
+
+    /// Writes one change. What others depend on is on the disk after [`AllocationStore::sync`] only, so that several changes
+    /// can share one.
+    ///
+    /// # Errors
+    /// The kernel refused; it goes out with the next change.
+    pub fn store(&mut self, persist: &Persist) -> Result<(), StoreError> {
+        match self.encode(persist)? {
+            None => self.journal.replace(BTreeMap::new()),
+            Some((key, value)) => {
+                self.journal.append(&key, value.as_deref(), persist.class() == Class::Synced)
+            }
+        }
+    }
+
+    /// `None`: everything is to go.
+    fn encode(&self, persist: &Persist) -> Result<Option<Change>, StoreError> {
+        let (key, value) = match persist {
+            Persist::Clear => return Ok(None),
+            Persist::Ring(ring) => (RING.to_vec(), Some(serde_json::to_vec(&RingText::write(ring)))),
+            Persist::Election(election) => {
+                let value = election.as_ref().map(|e| serde_json::to_vec(&ElectionText::write(e)));
+                (ELECTION.to_vec(), value)
+            }
+            Persist::Owned { container, record } => {
+                let value = record.as_ref().map(|r| serde_json::to_vec(&RecordText::write(r)));
+                ([OWNED, container.as_bytes()].concat(), value)
+            }
+        };
+        let value = value.transpose().map_err(|e| StoreError::Io {
+            step: "encode",
+            path: self.path.clone(),
+            source: e.into(),
+        })?;
+        Ok(Some((key, value)))
+    }
+
+    /// Brings everything to the disk.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn sync(&mut self) -> Result<(), StoreError> {
+        self.journal.sync()
+    }
+
+    /// Whether something is not on the disk yet.
+    pub fn is_dirty(&self) -> bool {
+        self.journal.is_dirty()
+    }
+
+    /// Brings everything to the disk without waiting.
+    pub fn flush_in_background(&mut self) {
+        let path = self.path.clone();
+        self.journal.flush_in_background(move |e| {
+            tracing::error!("addresses of containers are not on the disk yet: cannot sync {path:?}: {e}");
+        });
+    }
+}
+
+/// A key, and its new value if it is to have one.
+type Change = (Vec<u8>, Option<Vec<u8>>);
+
+#[derive(Serialize, Deserialize)]
+struct RingText {
+    range: (u32, u32),
+    peer: String,
+    entries: Vec<(u32, String, u32, u32)>,
+    seeds: Vec<String>,
+}
+
+fn names(texts: &[String]) -> Option<Vec<PeerName>> {
+    texts.iter().map(|t| t.parse().ok()).collect()
+}
+
+impl RingText {
+    fn write(ring: &Ring) -> RingText {
+        RingText {
+            range: (ring.range().start(), ring.range().end()),
+            peer: ring.peer().to_string(),
+            entries: ring
+                .entries()
+                .iter()
+                .map(|e| (e.token, e.peer.to_string(), e.version, e.free))
+                .collect(),
+            seeds: ring.seeds().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn read(self) -> Option<Ring> {
+        let entry = |(token, peer, version, free): &(u32, String, u32, u32)| {
+            Some(Entry { token: *token, peer: peer.parse().ok()?, version: *version, free: *free })
+        };
+        let entries = self.entries.iter().map(entry).collect::<Option<Vec<_>>>()?;
+        let range = AddrRange::new(self.range.0, self.range.1);
+        Some(Ring::from_parts(range, self.peer.parse().ok()?, entries, names(&self.seeds)?))
+    }
+}
+
+type NodeText = (String, u64);
+type ProposalText = (u64, NodeText);
+
+#[derive(Serialize, Deserialize)]
+struct ElectionText {
+    node: NodeText,
+    promise: ProposalText,
+    accepted: ProposalText,
+    value: Vec<String>,
+    origin: ProposalText,
+}
+
+fn node(text: &NodeText) -> Option<NodeId> {
+    Some(NodeId { name: text.0.parse().ok()?, uid: PeerUid(text.1) })
+}
+
+fn proposal(text: &ProposalText) -> Option<ProposalId> {
+    Some(ProposalId { round: text.0, proposer: node(&text.1)? })
+}
+
+impl ElectionText {
+    fn write(election: &Election) -> ElectionText {
+        let node = |n: &NodeId| (n.name.to_string(), n.uid.0);
+        let proposal = |p: &ProposalId| (p.round, node(&p.proposer));
+        let claims = &election.claims;
+        ElectionText {
+            node: node(&election.node),
+            promise: proposal(&claims.promise),
+            accepted: proposal(&claims.accepted),
+            value: claims.value.value.iter().map(ToString::to_string).collect(),
+            origin: proposal(&claims.value.origin),
+        }
+    }
+
+    fn read(self) -> Option<Election> {
+        let value = AcceptedValue { value: names(&self.value)?, origin: proposal(&self.origin)? };
+        let claims = Claims { promise: proposal(&self.promise)?, accepted: proposal(&self.accepted)?, value };
+        Some(Election { node: node(&self.node)?, claims })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordText {
+    container: bool,
+    addresses: Vec<String>,
+}
+
+impl RecordText {
+    fn write(record: &Record) -> RecordText {
+        let addresses = record.cidrs.iter().map(ToString::to_string).collect();
+        RecordText { container: record.is_container, addresses }
+    }
+
+    fn read(self) -> Option<Record> {
+        let cidrs = self.addresses.iter().map(|a| a.parse::<Cidr>().ok()).collect::<Option<Vec<_>>>()?;
+        Some(Record { is_container: self.container, cidrs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(n: u64) -> PeerName {
+        PeerName::from_number(n).unwrap()
+    }
+
+    fn state() -> Loaded {
+        let range = AddrRange::new(0x0a20_0000, 0x0a30_0000);
+        let entries = vec![
+            Entry { token: 0x0a20_0000, peer: name(1), version: 7, free: 12 },
+            Entry { token: 0x0a28_0000, peer: name(2), version: u32::MAX, free: 0x8_0000 },
+        ];
+        let node = |n| NodeId { name: name(n), uid: PeerUid(u64::MAX - n) };
+        let proposal = |round| ProposalId { round, proposer: node(2) };
+        let value = AcceptedValue { value: vec![name(2), name(1)], origin: proposal(3) };
+        let claims = Claims { promise: proposal(u64::MAX), accepted: proposal(4), value };
+        let record = |is_container, cidrs: &[&str]| Record {
+            is_container,
+            cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
+        };
+        Loaded {
+            ring: Some(Ring::from_parts(range, name(1), entries, vec![name(1), name(2)])),
+            election: Some(Election { node: node(1), claims }),
+            owned: BTreeMap::from([
+                ("weave:expose".to_owned(), record(false, &["10.32.0.1/12"])),
+                ("netns:/proc/7/ns/net".to_owned(), record(true, &["10.32.0.2/12", "10.2.1.1/24"])),
+            ]),
+        }
+    }
+
+    #[test]
+    fn comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = AllocationStore::open(dir.path()).unwrap();
+        assert!(store.is_new());
+        assert_eq!(store.load().unwrap(), Loaded::default());
+        let all = state();
+        store.replace(&all).unwrap();
+        let reopened = AllocationStore::open(dir.path()).unwrap();
+        assert!(!reopened.is_new());
+        assert_eq!(reopened.load().unwrap(), all);
+        // Every change comes back as the rule for stores says, whatever came before it.
+        let mut expected = all.clone();
+        for persist in [
+            Persist::Owned { container: "weave:expose".into(), record: None },
+            Persist::Election(None),
+            Persist::Owned { container: "c".into(), record: all.owned.values().next().cloned() },
+            Persist::Ring(Ring::new(AddrRange::new(0, 16), name(9))),
+            Persist::Clear,
+            Persist::Election(all.election.clone()),
+        ] {
+            expected.apply(&persist);
+            store.store(&persist).unwrap();
+            let reopened = AllocationStore::open(dir.path()).unwrap();
+            assert_eq!(reopened.load().unwrap(), expected, "{persist:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_but_makes_no_sense_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&dir.path().join(FILE_NAME)).unwrap();
+        for (key, value) in [
+            ("ring", "{}"),
+            ("ring", r#"{"range":[1,2],"peer":"zz","entries":[],"seeds":[]}"#),
+            ("election", "[]"),
+            ("owned/c", r#"{"container":true,"addresses":["10.32.0.1"]}"#),
+        ] {
+            journal.replace(BTreeMap::from([(key.into(), value.into())])).unwrap();
+            let error = AllocationStore::open(dir.path()).unwrap().load().unwrap_err();
+            assert!(matches!(error, StoreError::Damaged { .. }), "{value}: {error}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the daemon has done to its host and has to remember: exposed addresses, and what the firewall rules depend on.
+//!
+//! ```text
+//! /var/lib/weave/host.json   {"format":1,"exposed":[{"address":"10.2.1.102/24","masquerade":true}],
+//!                             "firewall":{"bridge":"weave","port":6783,...}}
+//! ```
+//!
+//! Written as a whole like `peer.json`, before what it describes is begun and after it is undone: whoever is killed in between
+//! finds out at the next start.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use weave_host::firewall::{DockerBridge, Exposed, Setup};
+
+use crate::store::StoreError;
+
+/// Name of the file in the state directory.
+pub const FILE_NAME: &str = "host.json";
+const FORMAT: u32 = 1;
+/// No state is nearly as large.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// The file and its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostState {
+    dir: PathBuf,
+    /// In the order in which they were exposed.
+    pub exposed: Vec<Exposed>,
+    /// Of the last run.
+    pub firewall: Option<Setup>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Content {
+    format: u32,
+    #[serde(default)]
+    exposed: Vec<Address>,
+    #[serde(default)]
+    firewall: Option<Rules>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Address {
+    address: String,
+    masquerade: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+struct Rules {
+    #[serde(default)]
+    instance: Option<String>,
+    bridge: String,
+    port: u16,
+    control_port: Option<u16>,
+    docker: Option<(String, Ipv4Addr)>,
+    expect_npc: bool,
+    no_masq_local: bool,
+}
+
+impl HostState {
+    /// Reads the file in `dir`; one that is not there is empty.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open(dir: &Path) -> Result<HostState, StoreError> {
+        let path = dir.join(FILE_NAME);
+        let damaged = |what: String| StoreError::Damaged { path: path.clone(), what };
+        let empty = HostState { dir: dir.to_owned(), exposed: Vec::new(), firewall: None };
+        let text = match fs::metadata(&path).and_then(|meta| Ok((meta.len(), fs::read(&path)?))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(empty),
+            Err(source) => return Err(StoreError::Io { step: "read", path, source }),
+            Ok((size, _)) if size > MAX_SIZE => return Err(damaged("too large".to_owned())),
+            Ok((_, text)) => text,
+        };
+        let content: Content = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        if content.format != FORMAT {
+            return Err(StoreError::Later { path, format: content.format });
+        }
+        let mut exposed: Vec<Exposed> = Vec::new();
+        for Address { address, masquerade } in content.exposed {
+            let address = address.parse().map_err(|e| damaged(format!("{e}")))?;
+            if !exposed.iter().any(|e| e.address == address) {
+                exposed.push(Exposed { address, masquerade });
+            }
+        }
+        let firewall = content.firewall.map(|r| Setup {
+            instance: r.instance,
+            bridge: r.bridge,
+            port: r.port,
+            control_port: r.control_port,
+            docker: r.docker.map(|(name, address)| DockerBridge { name, address }),
+            expect_npc: r.expect_npc,
+            no_masq_local: r.no_masq_local,
+        });
+        Ok(HostState { exposed, firewall, ..empty })
+    }
+
+    /// Replaces the file.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; the old file stays.
+    pub fn write(&self) -> Result<(), StoreError> {
+        let exposed = self.exposed.iter();
+        let content = Content {
+            format: FORMAT,
+            exposed: exposed
+                .map(|e| Address { address: e.address.to_string(), masquerade: e.masquerade })
+                .collect(),
+            firewall: self.firewall.as_ref().map(|s| Rules {
+                instance: s.instance.clone(),
+                bridge: s.bridge.clone(),
+                port: s.port,
+                control_port: s.control_port,
+                docker: s.docker.as_ref().map(|d| (d.name.clone(), d.address)),
+                expect_npc: s.expect_npc,
+                no_masq_local: s.no_masq_local,
+            }),
+        };
+        let (path, temporary) = (self.dir.join(FILE_NAME), self.dir.join(".host.json.new"));
+        let failed = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::Io { step, path, source }
+        };
+        let mut text =
+            serde_json::to_vec(&content).map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
+        text.push(b'\n');
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary);
+        file.and_then(|mut f| f.write_all(&text).and_then(|()| f.sync_all()))
+            .map_err(failed("write", &temporary))?;
+        fs::rename(&temporary, &path).map_err(failed("replace", &path))?;
+        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = HostState::open(dir.path()).unwrap();
+        assert_eq!((&state.exposed[..], &state.firewall), (&[][..], &None));
+        state.exposed = [("10.2.1.102/24", true), ("10.2.2.102/24", false)]
+            .map(|(a, masquerade)| Exposed { address: a.parse().unwrap(), masquerade })
+            .to_vec();
+        state.firewall = Some(Setup {
+            instance: Some("b".into()),
+            bridge: "w".into(),
+            port: 7000,
+            control_port: Some(7001),
+            docker: Some(DockerBridge { name: "docker0".into(), address: Ipv4Addr::LOCALHOST }),
+            expect_npc: true,
+            no_masq_local: false,
+        });
+        state.write().unwrap();
+        assert_eq!(HostState::open(dir.path()).unwrap(), state);
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for text in
+            ["", "{", "{\"format\":1,\"exposed\":[{\"address\":\"10.2.1/24\",\"masquerade\":true}]}", "7"]
+        {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(HostState::open(dir.path()), Err(StoreError::Damaged { .. })), "{text}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        fs::write(&path, "{\"format\":2}").unwrap();
+        assert!(matches!(HostState::open(dir.path()), Err(StoreError::Later { format: 2, .. })));
+        fs::write(&path, "{\"format\":1,\"more\":{}}").unwrap();
+        assert!(HostState::open(dir.path()).is_ok(), "what is unknown is left out");
+    }
+}

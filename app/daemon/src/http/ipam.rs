@@ -1,0 +1,257 @@
+//! Routes of address allocation (spec ipam 10), with the texts and codes of 2.8.1 (`http.json`).
+//!
+//! Calls that wait end when their client goes: the connection's future is dropped, and with it the wait
+//! ([`crate::control::Control::allocate`]). There is a limit on how many may wait.
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode};
+use weave_api::{Owned, OwnedBy};
+use weave_ipam::{HandOver, Subnet};
+use weave_types::Cidr;
+
+use super::{Answer, Site, TEXT, decode, error, parse_form, respond, text_answer};
+use crate::allocation::{Ask, Reply};
+use crate::control::AllocationInfo;
+
+/// Longest id of a container; Docker's have 64 characters, paths of namespaces at most 4096 bytes.
+const MAX_ID: usize = 4200;
+
+/// What a path names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Resource {
+    /// `/ip`
+    All,
+    /// `/ip/{id}`
+    Container(String),
+    /// `/ip/{id}/{ip}`
+    Address(String, String),
+    /// `/ip/{id}/{ip}/{len}`; the text is a CIDR.
+    Subnet(String, String),
+    /// `/ring`, and `/consensus` as it was called for a while.
+    Ring,
+    /// `/ipinfo/defaultsubnet`
+    DefaultSubnet,
+    /// `/ipinfo/tracker`
+    Tracker,
+    /// `/ipinfo/waiting`: why calls wait. Ours alone.
+    Waiting,
+    /// `/peer`
+    Ourself,
+    /// `/peer/{id}`
+    Peer(String),
+}
+
+impl Resource {
+    /// `None`: none of ours. Parts are decoded after the path was taken apart, so that an id may have a slash in it.
+    pub(super) fn find(path: &str) -> Option<Resource> {
+        let parts: Vec<String> = path.strip_prefix('/')?.split('/').map(decode_part).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        if parts.iter().any(|p| p.is_empty()) {
+            return None;
+        }
+        Some(match parts.as_slice() {
+            ["ip"] => Resource::All,
+            ["ip", id] => Resource::Container((*id).to_owned()),
+            ["ip", id, ip] => Resource::Address((*id).to_owned(), (*ip).to_owned()),
+            ["ip", id, ip, length] => Resource::Subnet((*id).to_owned(), format!("{ip}/{length}")),
+            ["ring"] | ["consensus"] => Resource::Ring,
+            ["ipinfo", "defaultsubnet"] => Resource::DefaultSubnet,
+            ["ipinfo", "tracker"] => Resource::Tracker,
+            ["ipinfo", "waiting"] => Resource::Waiting,
+            ["peer"] => Resource::Ourself,
+            ["peer", id] => Resource::Peer((*id).to_owned()),
+            _ => return None,
+        })
+    }
+
+    fn allows(&self, method: &Method) -> bool {
+        let methods: &[Method] = match self {
+            Resource::All
+            | Resource::Ring
+            | Resource::DefaultSubnet
+            | Resource::Tracker
+            | Resource::Waiting => &[Method::GET],
+            Resource::Container(_) => &[Method::GET, Method::POST, Method::DELETE],
+            Resource::Address(..) | Resource::Ourself | Resource::Peer(_) => &[Method::DELETE],
+            Resource::Subnet(..) => &[Method::GET, Method::POST, Method::PUT],
+        };
+        methods.contains(method)
+    }
+}
+
+/// A plus sign in a path stands for itself, unlike in a form.
+fn decode_part(part: &str) -> String {
+    decode(&part.replace('+', "%2B"))
+}
+
+impl Site {
+    /// `None` once the peer has ended.
+    pub(super) async fn allocation(
+        &self,
+        info: &AllocationInfo,
+        resource: Resource,
+        head: &Parts,
+        body: Incoming,
+    ) -> Option<Answer> {
+        if !resource.allows(&head.method) {
+            return Some(respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new()));
+        }
+        let mut form = parse_form(head.uri.query().unwrap_or_default());
+        // The body is read in any case: until then hyper does not see that the client has gone.
+        match self.body(body).await {
+            Err(answer) => return Some(answer),
+            Ok(text) if matches!(head.method, Method::POST | Method::PUT) => form.extend(parse_form(&text)),
+            Ok(_) => {}
+        }
+        let ask = match ask(resource, &head.method, &form, info) {
+            Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
+            Ok(Plain::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
+            Ok(Plain::Ask(ask)) => ask,
+        };
+        let Some(reply) = self.control.allocate(info, ask.clone()).await else {
+            let text = "too many calls wait already; try again later";
+            return Some(error(StatusCode::SERVICE_UNAVAILABLE, text));
+        };
+        Some(show(reply?, &ask, &form))
+    }
+}
+
+/// What can be answered from here, and what cannot.
+enum Plain {
+    Text(String),
+    Ask(Ask),
+}
+
+fn ask(
+    resource: Resource,
+    method: &Method,
+    form: &[(String, String)],
+    info: &AllocationInfo,
+) -> Result<Plain, String> {
+    let flag = |name: &str| form.iter().any(|(k, v)| k == name && v == "true");
+    let container = |id: String| {
+        if id.len() > MAX_ID { Err("the container's id is too long".to_owned()) } else { Ok(id) }
+    };
+    let subnet = |text: &str| text.parse::<Subnet>().map_err(|e| e.to_string());
+    let is_container = flag("check-alive");
+    Ok(Plain::Ask(match resource {
+        Resource::DefaultSubnet => return Ok(Plain::Text(info.default_subnet.to_string())),
+        // Cloud routes and local masquerading have one; neither is there.
+        Resource::Tracker => return Ok(Plain::Text("\n".to_owned())),
+        Resource::Waiting => Ask::Waiting,
+        Resource::All => Ask::All,
+        Resource::Ring => Ask::Prime,
+        Resource::Container(id) => {
+            let container = container(id)?;
+            match *method {
+                Method::GET => Ask::Lookup { container, subnet: info.default_subnet },
+                Method::DELETE => Ask::Delete { container },
+                _ => Ask::Allocate { container, subnet: info.default_subnet, is_container },
+            }
+        }
+        Resource::Subnet(id, text) => {
+            let container = container(id)?;
+            match *method {
+                Method::GET => Ask::Lookup { container, subnet: subnet(&text)? },
+                Method::PUT => {
+                    let cidr: Cidr = text.parse().map_err(|e: weave_types::ParseCidrError| e.to_string())?;
+                    if !cidr.addr().is_ipv4() {
+                        return Err(format!("invalid Non-IPv4 address not supported: {text}"));
+                    }
+                    Ask::Claim { container, cidr, is_container, quiet: flag("noErrorOnUnknown") }
+                }
+                _ => Ask::Allocate { container, subnet: subnet(&text)?, is_container },
+            }
+        }
+        Resource::Address(id, text) => {
+            let addr = text.parse().map_err(|_| format!("invalid IP Address: {text}"))?;
+            Ask::Free { container: container(id)?, addr }
+        }
+        Resource::Ourself => Ask::Leave,
+        Resource::Peer(peer) => Ask::TakeOver { peer, force: flag("force") },
+    }))
+}
+
+fn show(reply: Reply, ask: &Ask, form: &[(String, String)]) -> Answer {
+    let empty = |status| respond(status, None, String::new());
+    match (reply, ask) {
+        (Reply::Address(cidr), _) => text_answer(StatusCode::OK, cidr.to_string()),
+        // As 2.8.1 does; whoever leaves has no ring to wait for.
+        (Reply::Cancelled, Ask::Prime) => empty(StatusCode::OK),
+        (Reply::Cancelled, _) => text_answer(StatusCode::OK, "cancelled".to_owned()),
+        (Reply::Failed(text), Ask::Claim { .. }) => {
+            error(StatusCode::BAD_REQUEST, &format!("Unable to claim: {text}"))
+        }
+        (Reply::Failed(text), Ask::Free { .. }) => {
+            error(StatusCode::BAD_REQUEST, &format!("Unable to free: {text}"))
+        }
+        (Reply::Failed(text), _) => error(StatusCode::BAD_REQUEST, &text),
+        (Reply::Refused(text), _) => error(StatusCode::CONFLICT, &text),
+        (Reply::Addresses(cidrs), _) => {
+            let texts: Vec<_> = cidrs.iter().map(ToString::to_string).collect();
+            text_answer(StatusCode::OK, texts.join(" "))
+        }
+        (Reply::Owned(owned), _) => {
+            let entry = |(id, cidrs): (String, Vec<Cidr>)| OwnedBy {
+                container: id,
+                addrs: cidrs.iter().map(ToString::to_string).collect(),
+            };
+            let all = Owned::new(owned.into_iter().map(entry).collect());
+            respond(StatusCode::OK, Some("application/json"), all.to_json())
+        }
+        (Reply::Lines(text), _) => text_answer(StatusCode::OK, text),
+        (Reply::TakenOver(count), Ask::TakeOver { peer, .. }) => {
+            text_answer(StatusCode::OK, format!("{count} IPs taken over from {peer}\n"))
+        }
+        // 2.8.1 had nothing to say; who asks for words gets them.
+        (Reply::Left(what), _) if form.iter().any(|(k, v)| k == "explain" && v == "true") => {
+            respond(StatusCode::OK, Some(TEXT), left(&what))
+        }
+        (Reply::Left(_), _) => empty(StatusCode::NO_CONTENT),
+        (Reply::Done, Ask::Prime) => empty(StatusCode::OK),
+        (Reply::Done | Reply::TakenOver(_), _) => empty(StatusCode::NO_CONTENT),
+    }
+}
+
+/// A line for the person who removes a peer, only if there is something to do. Others read it as it is.
+fn left(what: &HandOver) -> String {
+    match what {
+        HandOver::Nothing | HandOver::To { .. } => String::new(),
+        HandOver::Nobody { addresses } => format!(
+            "no other peer was reachable to take over {addresses} addresses; once this peer is gone, run 'weave rmpeer' for \
+             it on one of the others\n"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        let s = str::to_owned;
+        for (path, resource) in [
+            ("/ip", Some(Resource::All)),
+            ("/ip/", None),
+            ("/ip/c1", Some(Resource::Container(s("c1")))),
+            ("/ip/weave:expose", Some(Resource::Container(s("weave:expose")))),
+            ("/ip/netns%3A%2Fproc%2F7%2Fns%2Fnet", Some(Resource::Container(s("netns:/proc/7/ns/net")))),
+            ("/ip/a+b%20c", Some(Resource::Container(s("a+b c")))),
+            ("/ip/c1/10.2.0.0", Some(Resource::Address(s("c1"), s("10.2.0.0")))),
+            ("/ip/c1/10.2.0.0/24", Some(Resource::Subnet(s("c1"), s("10.2.0.0/24")))),
+            ("/ip/c1/10.2.0.0/24/x", None),
+            ("/ip/c1//24", None),
+            ("/ring", Some(Resource::Ring)),
+            ("/consensus", Some(Resource::Ring)),
+            ("/peer", Some(Resource::Ourself)),
+            ("/peer/h2", Some(Resource::Peer(s("h2")))),
+            ("/peer/h2/x", None),
+            ("/status", None),
+            ("", None),
+        ] {
+            assert_eq!(Resource::find(path), resource, "{path}");
+        }
+    }
+}

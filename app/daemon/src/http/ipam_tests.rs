@@ -1,0 +1,311 @@
+//! The routes of address allocation over real sockets: a node and its store behind them, as in the daemon.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use weave_ipam::{Init, Subnet};
+use weave_node::{IpamConfig, Node, Output};
+use weave_types::{Instant, Now, PeerName, PeerUid};
+
+use super::{Access, Listener};
+use crate::allocation::Allocation;
+use crate::allocation_store::AllocationStore;
+use crate::config::ListenAddr;
+use crate::control::{AllocationInfo, Control, Request};
+
+/// What a peer is started with.
+struct Setup {
+    range: Subnet,
+    default_subnet: Subnet,
+    init: Init,
+    calls: usize,
+}
+
+impl Setup {
+    fn of(range: &str, default_subnet: &str) -> Setup {
+        Setup {
+            range: range.parse().unwrap(),
+            default_subnet: default_subnet.parse().unwrap(),
+            init: Init::Consensus(None),
+            calls: 100,
+        }
+    }
+}
+
+/// A peer without a network, driven as `core` does it.
+struct Peer {
+    node: Node,
+    allocation: Allocation,
+    start: std::time::Instant,
+}
+
+impl Peer {
+    fn new(dir: &Path, setup: &Setup) -> Peer {
+        let name: PeerName = "01:00:00:00:00:0a".parse().unwrap();
+        let store = AllocationStore::open(dir).unwrap();
+        let loaded = store.load().unwrap();
+        let allocation = Allocation::new(store, &loaded);
+        let uid = PeerUid(7);
+        let config = weave_ipam::Config {
+            default_subnet: setup.default_subnet,
+            init: setup.init.clone(),
+            ..weave_ipam::Config::new(name, uid, "host-a", setup.range)
+        };
+        let mesh = weave_mesh::Config::new(name, "host-a".to_owned(), uid);
+        let config = weave_node::Config { mesh, ipam: Some(IpamConfig { config, loaded }) };
+        let now = Now { mono: Instant::ORIGIN, wall: Duration::from_secs(1_700_000_000) };
+        let node = Node::new(config, ChaCha12Rng::seed_from_u64(1), now);
+        Peer { node, allocation, start: std::time::Instant::now() }
+    }
+
+    fn now(&self) -> Now {
+        let passed = self.start.elapsed();
+        Now { mono: Instant::from_origin(passed), wall: Duration::from_secs(1_700_000_000) + passed }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.node.poll_output() {
+            let now = self.now();
+            match output {
+                Output::PersistIpam(persist) => self.allocation.persist(&persist, now),
+                Output::Done { request, result } => {
+                    self.allocation.settle();
+                    self.allocation.done(request, result, &mut self.node, now);
+                }
+                _ => {}
+            }
+        }
+        self.allocation.settle();
+    }
+
+    fn handle(&mut self, request: Request) {
+        let now = self.now();
+        match request {
+            Request::Allocate { id, ask, answer } => {
+                let ready = self.allocation.submit(id, ask, answer, &mut self.node, now);
+                self.drain();
+                if let Some((answer, reply)) = ready {
+                    let _ = answer.send(reply);
+                }
+            }
+            Request::Abandon { id, ask } => self.allocation.abandon(id, &ask, &mut self.node, now),
+            other => panic!("{other:?}"),
+        }
+        self.drain();
+    }
+
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut others: mpsc::Receiver<u32>) {
+        self.drain();
+        loop {
+            let at = self.node.poll_timeout().map_or(Duration::from_secs(1), |(at, _)| at - self.now().mono);
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => self.handle(request),
+                    None => return,
+                },
+                Some(n) = others.recv() => {
+                    let now = self.now();
+                    self.node.allocator(now, |a| a.targets_changed(n, now));
+                }
+                () = tokio::time::sleep(at.min(Duration::from_millis(100))) => {
+                    let now = self.now();
+                    self.node.handle_timeout(now);
+                    self.allocation.handle_timeout(&mut self.node, now);
+                }
+            }
+            self.drain();
+        }
+    }
+}
+
+/// Where it listens, and a way to tell it how many other peers it was given.
+async fn serve(dir: &Path, setup: &Setup) -> (std::net::SocketAddr, mpsc::Sender<u32>) {
+    let (control, requests) = Control::new(64);
+    let control = control.with_allocation(AllocationInfo::new(setup.default_subnet, setup.calls));
+    let (tell, others) = mpsc::channel(4);
+    let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
+    let listener = Listener::bind(&any, Access::Control).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let peer = Peer::new(dir, setup);
+    tokio::spawn(peer.run(requests, others));
+    tokio::spawn(listener.serve(control));
+    (addr, tell)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    content_type: String,
+    body: String,
+}
+
+async fn send(addr: std::net::SocketAddr, method: &str, path: &str, form: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n");
+    let content =
+        format!("Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n", form.len());
+    stream.write_all(format!("{head}{content}\r\n{form}").as_bytes()).await.unwrap();
+    stream
+}
+
+async fn read(mut stream: TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut bytes));
+    end.await.expect("an answer").unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+    let header = head.lines().filter_map(|l| l.split_once(": "));
+    let mut content = header.filter(|(n, _)| n.eq_ignore_ascii_case("content-type"));
+    Answer {
+        status: head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0),
+        content_type: content.next().map(|(_, v)| v.to_owned()).unwrap_or_default(),
+        body: body.to_owned(),
+    }
+}
+
+async fn ask(addr: std::net::SocketAddr, method: &str, path: &str) -> Answer {
+    read(send(addr, method, path, "").await).await
+}
+
+/// All exchanges of the original, in order, against one peer.
+#[tokio::test]
+async fn recorded_exchanges() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipam/http.json");
+    let vector: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, _) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/25")).await;
+    let steps = vector["steps"].as_array().unwrap();
+    for step in steps {
+        let text = |key: &str| step[key].as_str().unwrap_or_default();
+        if text("note").starts_with("after shutdown") {
+            let left = ask(addr, "DELETE", "/peer").await;
+            assert_eq!((left.status, left.body.as_str()), (204, ""));
+        }
+        let answer = read(send(addr, text("method"), text("path"), text("form")).await).await;
+        let expected = Answer {
+            status: u16::try_from(step["status"].as_u64().unwrap()).unwrap(),
+            content_type: text("content_type").to_owned(),
+            body: text("body").to_owned(),
+        };
+        // Ours go by the id; those of the original by chance.
+        let sorted = |a: &Answer| {
+            let owned = weave_api::Owned::from_json(&a.body).ok().and_then(|o| o.owned);
+            owned.map(|mut all| {
+                all.sort_by(|a, b| a.container.cmp(&b.container));
+                all
+            })
+        };
+        let same = answer == expected || (sorted(&answer).is_some() && sorted(&answer) == sorted(&expected));
+        assert!(same, "{}: {} {}: {answer:?}, not {expected:?}", text("note"), text("method"), text("path"));
+    }
+    assert!(steps.len() > 50);
+}
+
+/// Whoever goes away leaves nothing: not while it waits, and not when the answer comes at that very moment.
+#[tokio::test]
+async fn a_caller_that_goes_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, tell) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
+    tell.send(2).await.unwrap();
+    let waiting = ask(addr, "GET", "/ipinfo/waiting").await;
+    assert_eq!((waiting.status, waiting.body.as_str()), (200, ""));
+    let gone: Vec<_> = [
+        send(addr, "POST", "/ip/gone", "").await,
+        send(addr, "PUT", "/ip/gone/10.2.0.77/24", "").await,
+        send(addr, "GET", "/ring", "").await,
+    ]
+    .into();
+    let stays = send(addr, "POST", "/ip/stays", "").await;
+    let wanted = |text: String| text.contains("2 of 3 peers must agree");
+    while !wanted(ask(addr, "GET", "/ipinfo/waiting").await.body) {}
+    drop(gone);
+    // What waited is gone from the list once the daemon has seen it; then there is a ring.
+    tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            // Abandoned calls are taken off before this one is answered: all go through one queue.
+            tokio::task::yield_now().await;
+            tell.send(0).await.unwrap();
+            let ring = tokio::time::timeout(Duration::from_secs(6), ask(addr, "GET", "/ring")).await;
+            if ring.is_ok() {
+                break;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(read(stays).await.body, "10.2.0.1/24");
+    let all = ask(addr, "GET", "/ip").await.body;
+    assert_eq!(all, "{\"owned\":[{\"containerid\":\"stays\",\"addrs\":[\"10.2.0.1/24\"]}]}\n");
+}
+
+/// None lost, none doubled, and what was answered is on the disk.
+#[tokio::test]
+async fn a_thousand_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup { calls: 1024, ..Setup::of("10.2.0.0/20", "10.2.0.0/20") };
+    let (addr, _) = serve(dir.path(), &setup).await;
+    let calls: Vec<_> = (0..1000)
+        .map(|n| tokio::spawn(async move { ask(addr, "POST", &format!("/ip/c{n}")).await }))
+        .collect();
+    let mut addresses = std::collections::BTreeSet::new();
+    for call in calls {
+        let answer = call.await.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(addresses.insert(answer.body.clone()), "{} was given out twice", answer.body);
+    }
+    // As after SIGKILL: only what has been written is there.
+    let loaded = AllocationStore::open(dir.path()).unwrap().load().unwrap();
+    let stored: std::collections::BTreeSet<String> =
+        loaded.owned.values().flat_map(|r| r.cidrs.iter().map(ToString::to_string)).collect();
+    assert_eq!(stored, addresses);
+    assert!(loaded.ring.is_some_and(|r| !r.is_empty()));
+}
+
+/// More than may wait are told so; what does not wait is answered all the same.
+#[tokio::test]
+async fn too_many_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup { calls: 3, ..Setup::of("10.2.0.0/24", "10.2.0.0/24") };
+    let (addr, tell) = serve(dir.path(), &setup).await;
+    tell.send(4).await.unwrap();
+    let mut waiting = Vec::new();
+    for n in 0..3 {
+        waiting.push(send(addr, "POST", &format!("/ip/c{n}"), "").await);
+    }
+    let refused = loop {
+        // Each of these may take a place for a moment.
+        let late = tokio::time::timeout(Duration::from_millis(200), ask(addr, "POST", "/ip/late")).await;
+        if let Ok(answer) = late {
+            break answer;
+        }
+    };
+    assert_eq!(
+        (refused.status, refused.body.as_str()),
+        (503, "too many calls wait already; try again later\n")
+    );
+    assert_eq!(ask(addr, "GET", "/ip").await.body, "{\"owned\":null}\n");
+    assert_eq!(ask(addr, "GET", "/ip/c0").await.status, 200, "looking never waits");
+}
+
+/// What was answered before a restart is the same after it; another range starts afresh.
+#[tokio::test]
+async fn restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (addr, _) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
+    assert_eq!(ask(addr, "POST", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(ask(addr, "PUT", "/ip/c2/10.9.0.1/24").await.status, 204);
+    let (again, _) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
+    assert_eq!(ask(again, "GET", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(ask(again, "POST", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(ask(again, "POST", "/ip/c3").await.body, "10.2.0.2/24");
+    let taken = ask(again, "PUT", "/ip/c3/10.9.0.1/24").await;
+    assert_eq!(taken.body, "Unable to claim: address 10.9.0.1/24 already in use by c2\n");
+    let (other, _) = serve(dir.path(), &Setup::of("10.3.0.0/24", "10.3.0.0/24")).await;
+    assert_eq!(ask(other, "GET", "/ip").await.body, "{\"owned\":null}\n");
+    assert_eq!(ask(other, "POST", "/ip/c1").await.body, "10.3.0.1/24");
+}

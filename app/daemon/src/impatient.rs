@@ -1,0 +1,134 @@
+//! A stream that breaks off with a reader who takes nothing: whoever does not read an answer must not hold a place that
+//! others wait for.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// So much has to be taken within the patience, or all that there is.
+const PROGRESS: usize = 16 << 10;
+
+/// Fails with `TimedOut` when the other side reads too slowly. Reading is not limited.
+#[derive(Debug)]
+pub(crate) struct Impatient<S> {
+    stream: S,
+    patience: Duration,
+    /// Runs since the first time that nothing could be written.
+    deadline: Option<Pin<Box<Sleep>>>,
+    progress: usize,
+}
+
+impl<S> Impatient<S> {
+    pub(crate) fn new(stream: S, patience: Duration) -> Impatient<S> {
+        Impatient { stream, patience, deadline: None, progress: 0 }
+    }
+
+    fn calm(&mut self) {
+        self.deadline = None;
+        self.progress = 0;
+    }
+
+    fn late<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let patience = self.patience;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        match deadline.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.stream).poll_write(cx, buf) {
+            Poll::Pending => self.late(cx),
+            Poll::Ready(result) => {
+                if let (Ok(n), true) = (&result, self.deadline.is_some()) {
+                    self.progress += n;
+                    if self.progress >= PROGRESS {
+                        self.calm();
+                    }
+                }
+                Poll::Ready(result)
+            }
+        }
+    }
+
+    /// The server comes here when it has written everything.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Pending => self.late(cx),
+            ready => {
+                self.calm();
+                ready
+            }
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_shutdown(cx) {
+            Poll::Pending => self.late(cx),
+            ready => ready,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn who_reads_gets_everything_who_does_not_is_left() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let mut ours = Impatient::new(ours, PATIENCE);
+        let write = async {
+            let result = ours.write_all(&[7; 100_000]).await;
+            drop(ours);
+            result
+        };
+        let mut got = Vec::new();
+        let (written, read) = tokio::join!(write, theirs.read_to_end(&mut got));
+        assert!(written.is_ok() && read.is_ok_and(|n| n == 100_000));
+
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let mut ours = Impatient::new(ours, PATIENCE);
+        let error = ours.write_all(&[7; 100_000]).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// One byte now and then is not enough.
+    #[tokio::test]
+    async fn drops_do_not_make_a_stream() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let mut ours = Impatient::new(ours, PATIENCE);
+        let drip = async {
+            loop {
+                tokio::time::sleep(PATIENCE / 10).await;
+                let _ = theirs.read_u8().await;
+            }
+        };
+        let result = tokio::select! {
+            result = ours.write_all(&[7; 100_000]) => result,
+            () = drip => Ok(()),
+        };
+        assert_eq!(result.expect_err("too slow").kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,165 @@
+//! The log file: one file that grows to a limit, is renamed to `.1`, and begins anew. A file that somebody else renamed
+//! or removed (logrotate, an operator) is begun anew, too, so that nobody has to tell the daemon.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use crate::config::LogFile;
+
+static WRITER: OnceLock<Mutex<Writer>> = OnceLock::new();
+
+pub(crate) fn begin(to: &LogFile) -> io::Result<()> {
+    let writer = Writer::open(to)?;
+    if WRITER.get().is_none() {
+        writer.take_stderr();
+        let _ = WRITER.set(Mutex::new(writer));
+    }
+    Ok(())
+}
+
+/// `false`: there is no log file. A full disk must not stop the network, so that is all that can go wrong.
+pub(crate) fn write(text: &str) -> bool {
+    let Some(writer) = WRITER.get() else { return false };
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    if writer.prepare(text.len() as u64) {
+        writer.take_stderr();
+    }
+    let _ = writer.file.write_all(text.as_bytes());
+    true
+}
+
+#[derive(Debug)]
+struct Writer {
+    to: LogFile,
+    file: File,
+}
+
+impl Writer {
+    fn open(to: &LogFile) -> io::Result<Writer> {
+        Ok(Writer { file: open(&to.path)?, to: to.clone() })
+    }
+
+    /// What a panic says belongs into the log.
+    fn take_stderr(&self) {
+        let _ = nix::unistd::dup2_stderr(&self.file);
+        let _ = nix::unistd::dup2_stdout(&self.file);
+    }
+
+    /// Makes room for `more` bytes; `true` if there is another file now.
+    fn prepare(&mut self, more: u64) -> bool {
+        let there = fs::metadata(&self.to.path).ok();
+        let ours = self.file.metadata().ok();
+        let same = match (&there, &ours) {
+            (Some(there), Some(ours)) => (there.dev(), there.ino()) == (ours.dev(), ours.ino()),
+            _ => false,
+        };
+        let size = ours.map_or(0, |m| m.len());
+        let full = self.to.max_size > 0 && size > 0 && size + more > self.to.max_size;
+        if same && !full {
+            return false;
+        }
+        if same {
+            self.rotate();
+        }
+        match open(&self.to.path) {
+            Ok(file) => {
+                self.file = file;
+                true
+            }
+            // Better in the wrong file than nowhere.
+            Err(_) => false,
+        }
+    }
+
+    fn rotate(&self) {
+        let name = |n: u32| -> PathBuf {
+            if n == 0 {
+                return self.to.path.clone();
+            }
+            let mut name: OsString = self.to.path.clone().into();
+            name.push(format!(".{n}"));
+            name.into()
+        };
+        for n in (0..self.to.keep).rev() {
+            let _ = fs::rename(name(n), name(n + 1));
+        }
+        if self.to.keep == 0 {
+            let _ = fs::remove_file(name(0));
+        }
+    }
+}
+
+fn open(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(writer: &mut Writer, text: &str) {
+        writer.prepare(text.len() as u64);
+        writer.file.write_all(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn size_and_number_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.log");
+        let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 100, keep: 2 }).unwrap();
+        for n in 0..50 {
+            line(&mut writer, &format!("line number {n:02} ...\n"));
+        }
+        let mut files: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["weave.log", "weave.log.1", "weave.log.2"]);
+        let text: String = ["weave.log.2", "weave.log.1", "weave.log"]
+            .map(|f| fs::read_to_string(dir.path().join(f)).unwrap())
+            .concat();
+        // The last ones, none missing, in order.
+        let numbers: Vec<u32> = text.lines().map(|l| l[12..14].parse().unwrap()).collect();
+        assert!(numbers.len() >= 10, "{text}");
+        assert_eq!(numbers, (50 - numbers.len() as u32..50).collect::<Vec<_>>());
+        for file in files {
+            assert!(fs::metadata(dir.path().join(file)).unwrap().len() <= 100);
+        }
+        // A line longer than the limit is written all the same.
+        line(&mut writer, &"x".repeat(200));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 200);
+    }
+
+    #[test]
+    fn nothing_is_kept_and_nothing_is_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.log");
+        let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 10, keep: 0 }).unwrap();
+        line(&mut writer, "12345678\n");
+        line(&mut writer, "abcdefgh\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "abcdefgh\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 0, keep: 3 }).unwrap();
+        (0..1000).for_each(|_| line(&mut writer, "abcdefgh\n"));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 9 * 1001);
+    }
+
+    #[test]
+    fn moved_away_by_somebody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.log");
+        let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 1000, keep: 2 }).unwrap();
+        line(&mut writer, "one\n");
+        fs::rename(&path, dir.path().join("old")).unwrap();
+        line(&mut writer, "two\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
+        fs::remove_dir_all(dir.path()).unwrap();
+        // Nowhere to write: it goes on.
+        line(&mut writer, "three\n");
+    }
+}

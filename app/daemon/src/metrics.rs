@@ -1,0 +1,417 @@
+//! `GET /metrics` (spec cli 10): names, labels and help of 2.8.1, and what it lacked: why a connection uses its overlay,
+//! what was dropped and why.
+//!
+//! Everything is computed from a [`Snapshot`] when it is asked for. A service that is off has no series; 2.8.1 crashed
+//! there. The connection states have theirs also while they count nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use weave_api::Report;
+use weave_api::report::{Connection, Dns, Ipam};
+
+use crate::process::Process;
+
+/// What Prometheus of any age understands.
+pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// What it prefers, and asks for.
+pub const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
+/// Overlays that always have their series; `unknown` is what has none yet.
+const TYPES: [&str; 2] = ["sleeve", "unknown"];
+const ENCRYPTED: [&str; 2] = ["", "yes"];
+
+/// A peer's figures at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What is reported anyway.
+    pub report: Report,
+    /// Frames and datagrams that did not arrive, by reason; all reasons, also those that did not occur.
+    pub drops: BTreeMap<String, u64>,
+    /// What went through.
+    pub traffic: Traffic,
+}
+
+/// Sums since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames taken from the bridge; a super-frame is one.
+    pub frames_in: u64,
+    /// Frames given to the bridge.
+    pub frames_out: u64,
+    /// Datagrams from other hosts.
+    pub datagrams_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Datagrams to other hosts.
+    pub datagrams_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Int(i64),
+    Float(f64),
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// One metric with its series.
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    series: Vec<(Labels, Value)>,
+}
+
+#[derive(Debug, Default)]
+struct Families(Vec<Family>);
+
+impl Families {
+    fn gauges(&mut self, name: &'static str, help: &'static str, series: Vec<(Labels, Value)>) {
+        self.0.push(Family { name, help, kind: MetricType::Gauge, series });
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str, value: impl TryInto<i64>) {
+        self.gauges(name, help, vec![(Vec::new(), int(value))]);
+    }
+
+    /// `name` without `_total`.
+    fn counters(&mut self, name: &'static str, help: &'static str, series: Vec<(Labels, Value)>) {
+        self.0.push(Family { name, help, kind: MetricType::Counter, series });
+    }
+
+    fn connections(&mut self, report: &Report) {
+        let connections = &report.router.connections;
+        // A connection that waits for its turn is in no count of 2.8.1 (it would have failed there).
+        let mut counts: BTreeMap<(&str, &str, &str), i64> = BTreeMap::new();
+        let types: BTreeSet<_> = TYPES.into_iter().chain(connections.iter().map(overlay)).collect();
+        for kind in types {
+            for state in STATES {
+                counts.extend(ENCRYPTED.map(|e| ((e, state, kind), 0)));
+            }
+        }
+        for c in connections {
+            if let Some(n) = counts.get_mut(&(encryption(c), &c.state, overlay(c))) {
+                *n += 1;
+            }
+        }
+        let series = counts
+            .into_iter()
+            .map(|((e, state, kind), n)| {
+                (labels([("encryption", e), ("state", state), ("type", kind)]), Value::Int(n))
+            })
+            .collect();
+        self.gauges("weave_connections", "Number of peer-to-peer connections.", series);
+        let live = || connections.iter().filter(|c| !c.name.is_empty());
+        let of_peer = |c: &Connection| [("address", c.address.clone()), ("peer", c.name.clone())];
+        let overlays = live()
+            .map(|c| {
+                let mut labels = of_peer(c).to_vec();
+                labels.insert(1, ("encryption", encryption(c).to_owned()));
+                labels.insert(2, ("nickname", c.nick_name.clone()));
+                labels.push(("reason", c.overlay_reason.clone().unwrap_or_default()));
+                labels.push(("state", c.state.clone()));
+                labels.push(("type", overlay(c).to_owned()));
+                (labels, Value::Int(1))
+            })
+            .collect();
+        let help = "Overlay of each connection, and why it is not a better one.";
+        self.gauges("weave_connection_overlay", help, overlays);
+        let mtus = live()
+            .filter_map(|c| {
+                let mtu = c.attrs.as_ref()?.get("mtu")?.as_i64()?;
+                Some((of_peer(c).to_vec(), Value::Int(mtu)))
+            })
+            .collect();
+        self.gauges("weave_connection_mtu_bytes", "Largest packet that a connection carries whole.", mtus);
+        self.counters(
+            "weave_connection_terminations",
+            "Number of peer-to-peer connections terminated.",
+            vec![(Vec::new(), int(report.router.termination_count))],
+        );
+    }
+
+    fn ipam(&mut self, ipam: &Ipam) {
+        let used = vec![(labels([("state", "local-used")]), int(ipam.active_ips))];
+        self.gauges("weave_ips", "Number of IP addresses.", used);
+        self.gauge("weave_max_ips", "Size of IP address space used by allocator.", ipam.range_num_ips);
+        let lost = || ipam.entries.iter().filter(|e| !e.is_known_peer);
+        let owners: BTreeSet<_> = lost().map(|e| &e.peer).collect();
+        self.gauge("weave_ipam_unreachable_count", "Number of unreachable peers.", owners.len());
+        let size: u64 = lost().map(|e| e.size).sum();
+        let percent = size as f64 * 100.0 / ipam.range_num_ips.max(1) as f64;
+        self.gauges(
+            "weave_ipam_unreachable_percentage",
+            "Percentage of IP addresses owned  by unreachable peers.",
+            vec![(Vec::new(), float(percent))],
+        );
+        self.gauge(
+            "weave_ipam_pending_allocates",
+            "Number of pending allocates.",
+            ipam.pending_allocates.len(),
+        );
+        self.gauge("weave_ipam_pending_claims", "Number of pending claims.", ipam.pending_claims.len());
+    }
+
+    fn dns(&mut self, dns: &Dns, own: &str) {
+        let living = dns.entries.iter().filter(|e| e.tombstone == 0 && e.origin == own).count();
+        self.gauge("weave_dns_entries", "Number of DNS entries.", living);
+    }
+
+    fn traffic(&mut self, traffic: Traffic, drops: &BTreeMap<String, u64>) {
+        let both = |inward, outward| {
+            vec![
+                (labels([("direction", "in")]), int::<u64>(inward)),
+                (labels([("direction", "out")]), int::<u64>(outward)),
+            ]
+        };
+        let t = traffic;
+        let help =
+            "Frames from and to the local bridge; one that segmentation offload made large counts once.";
+        self.counters("weave_frames", help, both(t.frames_in, t.frames_out));
+        let help = "Datagrams from and to other hosts.";
+        self.counters("weave_datagrams", help, both(t.datagrams_in, t.datagrams_out));
+        let help = "Bytes in datagrams from and to other hosts.";
+        self.counters("weave_datagram_bytes", help, both(t.bytes_in, t.bytes_out));
+        let dropped = drops.iter().map(|(reason, n)| (labels([("reason", reason)]), int(*n))).collect();
+        self.counters("weave_drops", "Frames and datagrams that were not delivered.", dropped);
+    }
+
+    fn process(&mut self, p: &Process) {
+        let one = |value: Option<Value>| value.map(|v| (Vec::new(), v)).into_iter().collect::<Vec<_>>();
+        self.counters(
+            "process_cpu_seconds",
+            "Total user and system CPU time spent in seconds.",
+            one(p.cpu.map(float)),
+        );
+        for (name, help, value) in [
+            ("process_max_fds", "Maximum number of open file descriptors.", p.max_fds.map(Value::Int)),
+            ("process_open_fds", "Number of open file descriptors.", p.open_fds.map(Value::Int)),
+            ("process_resident_memory_bytes", "Resident memory size in bytes.", p.resident.map(Value::Int)),
+            (
+                "process_start_time_seconds",
+                "Start time of the process since unix epoch in seconds.",
+                p.start.map(float),
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory size in bytes.",
+                p.virtual_bytes.map(Value::Int),
+            ),
+            (
+                "process_virtual_memory_max_bytes",
+                "Maximum amount of virtual memory available in bytes.",
+                p.virtual_max.map(Value::Int),
+            ),
+        ] {
+            self.gauges(name, help, one(value));
+        }
+    }
+}
+
+fn overlay(c: &Connection) -> &str {
+    c.attrs.as_ref().and_then(|a| a.get("name")?.as_str()).unwrap_or("unknown")
+}
+
+fn encryption(c: &Connection) -> &'static str {
+    let encrypted = c.attrs.as_ref().and_then(|a| a.get("encrypted")?.as_bool()).unwrap_or(false);
+    ENCRYPTED[usize::from(encrypted)]
+}
+
+fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
+    pairs.into_iter().map(|(k, v)| (k, v.to_owned())).collect()
+}
+
+fn int<N: TryInto<i64>>(n: N) -> Value {
+    Value::Int(n.try_into().unwrap_or(i64::MAX))
+}
+
+/// Whole numbers are printed as such.
+fn float(n: f64) -> Value {
+    if n.fract() == 0.0 && n.abs() < 9e15 { Value::Int(n as i64) } else { Value::Float(n) }
+}
+
+fn encode(kind: MetricType, value: Value, to: MetricEncoder<'_>) -> fmt::Result {
+    match (kind, value) {
+        (MetricType::Counter, Value::Int(n)) => ConstCounter::new(u64::try_from(n).unwrap_or(0)).encode(to),
+        (MetricType::Counter, Value::Float(n)) => ConstCounter::new(n).encode(to),
+        (_, Value::Int(n)) => ConstGauge::new(n).encode(to),
+        (_, Value::Float(n)) => ConstGauge::new(n).encode(to),
+    }
+}
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for family in self.0.iter().filter(|f| !f.series.is_empty()) {
+            let mut encoder = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
+            if let [(labels, value)] = family.series.as_slice()
+                && labels.is_empty()
+            {
+                encode(family.kind, *value, encoder)?;
+                continue;
+            }
+            for (labels, value) in &family.series {
+                encode(family.kind, *value, encoder.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The page. `open` for OpenMetrics, else the format that 2.8.1 had (0.0.4), in which a counter's description bears its
+/// whole name and nothing marks the end.
+pub fn page(snapshot: &Snapshot, open: bool) -> String {
+    let mut families = Families::default();
+    let report = &snapshot.report;
+    families.process(&Process::now());
+    families.connections(report);
+    if let Some(ipam) = &report.ipam {
+        families.ipam(ipam);
+    }
+    if let Some(dns) = &report.dns {
+        families.dns(dns, &report.router.name);
+    }
+    if let Some(flows) = report.router.overlay_diagnostics.get("fastdp").and_then(|f| f.get("Flows")) {
+        let count = flows.as_array().map_or(0, Vec::len);
+        families.gauge("weave_flows", "Number of FastDP flows.", count);
+    }
+    families.traffic(snapshot.traffic, &snapshot.drops);
+    families.0.sort_by_key(|f| f.name);
+    let counters: Vec<_> =
+        families.0.iter().filter(|f| matches!(f.kind, MetricType::Counter)).map(|f| f.name).collect();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(families));
+    let mut page = String::new();
+    // Memory takes every byte.
+    let _ = text::encode(&mut page, &registry);
+    if open { page } else { old_format(&page, &counters) }
+}
+
+fn old_format(page: &str, counters: &[&str]) -> String {
+    let mut out = String::with_capacity(page.len() + 8 * counters.len());
+    for line in page.lines().filter(|l| *l != "# EOF") {
+        let described = ["# HELP ", "# TYPE "].into_iter().find_map(|head| {
+            let (name, rest) = line.strip_prefix(head)?.split_once(' ')?;
+            counters.contains(&name).then(|| format!("{head}{name}_total {rest}"))
+        });
+        out.push_str(described.as_deref().unwrap_or(line));
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(path: &str) -> String {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli");
+        std::fs::read_to_string(format!("{root}/{path}")).expect(path)
+    }
+
+    /// `1.048576e+06` and `1048576` are one number.
+    fn samples(page: &str) -> BTreeMap<&str, f64> {
+        page.lines()
+            .filter(|l| !l.starts_with('#') && !l.is_empty())
+            .filter_map(|l| l.rsplit_once(' '))
+            .map(|(series, value)| (series, value.parse().expect(series)))
+            .collect()
+    }
+
+    /// Each recorded page, from the report recorded with it: every series of 2.8.1 is there with its value and its
+    /// description, but those of the Go run time.
+    #[test]
+    fn pages_of_the_original() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli");
+        let mut pages = 0;
+        for case in std::fs::read_dir(root).expect("vectors") {
+            let case = case.expect("readable").file_name().into_string().expect("a name");
+            if !std::path::Path::new(root).join(&case).join("metrics.txt").exists() {
+                continue;
+            }
+            let theirs = vector(&format!("{case}/metrics.txt"));
+            let report = Report::from_json(&vector(&format!("{case}/report.json"))).expect("a report");
+            let ours = page(&Snapshot { report, ..Snapshot::default() }, false);
+            let have = samples(&ours);
+            for (series, value) in samples(&theirs) {
+                if series.starts_with("go_") {
+                    continue;
+                }
+                let ours = have.get(series).unwrap_or_else(|| panic!("{case}: no {series} in\n{ours}"));
+                // Taken a moment apart.
+                let counts = series.starts_with("process_") || series.ends_with("_total");
+                assert!(counts || *ours == value, "{case}: {series} {ours} {value}");
+            }
+            for line in theirs.lines().filter(|l| l.starts_with('#') && !l.contains(" go_")) {
+                assert!(ours.lines().any(|l| l == line), "{case}: {line}");
+            }
+            pages += 1;
+        }
+        assert!(pages >= 10, "{pages}");
+    }
+
+    #[test]
+    fn nothing_of_services_that_are_off_and_zeros_of_every_state() {
+        let report = Report::from_json(&vector("no-ipam-no-dns/report.json")).expect("a report");
+        let page = page(&Snapshot { report, ..Snapshot::default() }, false);
+        for absent in ["weave_ip", "weave_max_ips", "weave_dns", "weave_flows", "# EOF"] {
+            assert!(!page.contains(absent), "{absent} in\n{page}");
+        }
+        for state in STATES {
+            for encryption in ENCRYPTED {
+                let series = format!(
+                    "weave_connections{{encryption=\"{encryption}\",state=\"{state}\",type=\"sleeve\"}}"
+                );
+                assert!(samples(&page).contains_key(series.as_str()), "{series}");
+            }
+        }
+    }
+
+    #[test]
+    fn additions() {
+        let mut snapshot = Snapshot::default();
+        let attrs = BTreeMap::from([
+            ("name".to_owned(), "sleeve".into()),
+            ("mtu".to_owned(), 1410.into()),
+            ("encrypted".to_owned(), true.into()),
+        ]);
+        snapshot.report.router.connections = vec![Connection {
+            address: "10.0.0.2:6783".into(),
+            state: "established".into(),
+            attrs: Some(attrs),
+            overlay_reason: Some("sleeve: peer has \"no\" better".into()),
+            name: "8a:3e:3e:3e:3e:02".into(),
+            nick_name: "host2".into(),
+            ..Connection::default()
+        }];
+        snapshot.drops = BTreeMap::from([("no route".to_owned(), 3), ("too big".to_owned(), 0)]);
+        snapshot.traffic = Traffic { bytes_out: 77, ..Traffic::default() };
+        let text = page(&snapshot, false);
+        for line in [
+            "weave_connections{encryption=\"yes\",state=\"established\",type=\"sleeve\"} 1",
+            "weave_connection_overlay{address=\"10.0.0.2:6783\",encryption=\"yes\",nickname=\"host2\",\
+             peer=\"8a:3e:3e:3e:3e:02\",reason=\"sleeve: peer has \\\"no\\\" better\",state=\"established\",\
+             type=\"sleeve\"} 1",
+            "weave_connection_mtu_bytes{address=\"10.0.0.2:6783\",peer=\"8a:3e:3e:3e:3e:02\"} 1410",
+            "# TYPE weave_drops_total counter",
+            "weave_drops_total{reason=\"no route\"} 3",
+            "weave_drops_total{reason=\"too big\"} 0",
+            "weave_datagram_bytes_total{direction=\"out\"} 77",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        let open = page(&snapshot, true);
+        assert!(open.ends_with("# EOF\n") && open.contains("# TYPE weave_drops counter\n"), "{open}");
+        assert!(open.contains("weave_drops_total{reason=\"no route\"} 3\n"), "{open}");
+    }
+}

@@ -1,0 +1,386 @@
+//! Keeps the host as the peer needs it: bridge and uplink, exposed addresses, firewall rules.
+//!
+//! A thread of its own, because programs and locks are waited for. It does what `expose` and `hide` ask for, one after the
+//! other, and looks every two seconds whether somebody has changed what it made: a flushed firewall, a deleted
+//! bridge, a lost address.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use weave_host::firewall::{Backend, DockerBridge, Exposed, Guard, Setup};
+use weave_host::{BridgeConfig, Error, FirewallError, Mtu, Names, Netlink};
+use weave_types::{Cidr, PeerName};
+
+use crate::config::{Config, ListenAddr};
+use crate::host_state::HostState;
+use crate::hostwork;
+use crate::start::StartError;
+use crate::store::StoreError;
+
+/// How often the host is looked at. What was flushed is to be back within ten seconds.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a piece of work that has begun is waited for when the daemon ends.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// What to do. The text that comes back is for a person.
+#[derive(Debug)]
+pub(crate) enum Job {
+    Expose(Exposed, oneshot::Sender<Result<(), String>>),
+    Hide(Cidr, oneshot::Sender<Result<(), String>>),
+    /// The allocator's own ranges, for `--no-masq-local`.
+    #[expect(dead_code, reason = "told by address allocation")]
+    Local(Vec<Cidr>),
+}
+
+/// The way to the thread.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    jobs: Option<Sender<Job>>,
+    ended: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Whoever asked gets no answer once the thread has ended.
+    pub(crate) fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// Waits until what has begun is done.
+    pub(crate) fn stop(mut self) {
+        self.jobs = None;
+        if self.ended.recv_timeout(FINISH) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "the host's firewall does not answer, it may be left half-way until the next start"
+            );
+        } else if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why an address was not exposed or hidden. Everything is as it was, unless the text says otherwise.
+#[derive(Debug, thiserror::Error)]
+enum WorkError {
+    #[error(transparent)]
+    Host(#[from] Error),
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Warden {
+    names: Names,
+    bridge: BridgeConfig,
+    setup: Setup,
+    /// Docker's bridge as configured; it may come later.
+    docker: Option<String>,
+    guard: Guard,
+    state: HostState,
+    /// What was told already.
+    told: Vec<String>,
+    /// How often rules were put back.
+    repairs: u64,
+}
+
+impl Warden {
+    /// Reads what is remembered. Changes nothing.
+    pub(crate) fn new(config: &Config, name: PeerName) -> Result<Warden, StartError> {
+        let state = HostState::open(&config.state_dir)?;
+        if let Some(docker) = &config.docker_bridge
+            && config.docker_bridge_named
+            && Netlink::open()?.link(docker)?.is_none()
+        {
+            return Err(StartError::NoDockerBridge(docker.clone()));
+        }
+        let control_port = match &config.http_addr {
+            Some(ListenAddr::Tcp { port, .. }) => Some(*port),
+            _ => None,
+        };
+        let setup = Setup {
+            instance: config.instance.clone(),
+            bridge: config.bridge.clone(),
+            port: config.port,
+            control_port,
+            docker: None,
+            expect_npc: config.expect_npc,
+            no_masq_local: config.no_masq_local,
+        };
+        let former: Vec<Setup> = state.firewall.iter().filter(|f| **f != setup).cloned().collect();
+        Ok(Warden {
+            names: hostwork::names(config),
+            bridge: hostwork::bridge(config, name),
+            setup,
+            docker: config.docker_bridge.clone(),
+            guard: Guard::new(former),
+            state,
+            told: Vec::new(),
+            repairs: 0,
+        })
+    }
+
+    /// Makes everything; gives the MTU of bridge and uplink. Only a device that cannot be made is a failure, and is undone:
+    /// without firewall rules a peer is better than none.
+    pub(crate) fn start(&mut self) -> Result<u32, Error> {
+        let root = std::path::Path::new("/");
+        let files = weave_host::unmanaged::install(root, &self.names).unwrap_or_else(|e| {
+            tracing::warn!("other programs may change our devices: {e}");
+            Vec::new()
+        });
+        let mtu = hostwork::ensure(&self.names, &self.bridge).inspect_err(|_| {
+            if !files.is_empty() {
+                weave_host::unmanaged::remove(root, &self.names);
+            }
+        })?;
+        self.bridge.mtu = Mtu::Exactly(mtu);
+        self.setup.docker = self.find_docker();
+        self.adopt_addresses();
+        self.state.firewall = Some(self.setup.clone());
+        if let Err(e) = self.state.write() {
+            tracing::warn!("what was done to this host is not written down: {e}");
+        }
+        self.guard.notice(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
+        self.guard.tidy(&self.setup).iter().for_each(|e| tracing::debug!("tidying other rules: {e}"));
+        self.look_at_rules();
+        Ok(mtu)
+    }
+
+    /// What is remembered goes to the bridge; what is on the bridge was exposed by somebody and is remembered, with address
+    /// translation (spec cli 4.2).
+    fn adopt_addresses(&mut self) {
+        let present = weave_host::bridge_addresses(&self.names.bridge).unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            Vec::new()
+        });
+        for address in present {
+            if !self.state.exposed.iter().any(|e| e.address == address) {
+                self.state.exposed.push(Exposed { address, masquerade: true });
+            }
+        }
+        self.put_addresses();
+        if !self.state.exposed.is_empty() {
+            let _ = self.forward();
+        }
+    }
+
+    /// Addresses that are missing, and all of them announced.
+    fn put_addresses(&mut self) {
+        let exposed = self.state.exposed.clone();
+        for Exposed { address, .. } in exposed {
+            match weave_host::add_bridge_address(&self.names.bridge, address) {
+                Ok(added) => {
+                    if added {
+                        tracing::info!("{address} is on {} again", self.names.bridge);
+                    }
+                }
+                Err(e) => self.tell(format!("{address} stays hidden: {e}")),
+            }
+        }
+    }
+
+    fn forward(&self) -> Result<bool, Error> {
+        let changed = weave_host::enable_forwarding()?;
+        if changed {
+            tracing::info!(
+                "this host forwards packets from now on (net.ipv4.ip_forward), for its exposed networks"
+            );
+        }
+        Ok(changed)
+    }
+
+    fn find_docker(&self) -> Option<DockerBridge> {
+        let name = self.docker.as_ref().filter(|name| **name != self.names.bridge)?;
+        let address = weave_host::first_address(name).ok().flatten()?;
+        Some(DockerBridge { name: name.clone(), address })
+    }
+
+    /// Says a thing once until it is over.
+    fn tell(&mut self, text: String) {
+        const MOST: usize = 32;
+        if self.told.len() >= MOST {
+            self.told.clear();
+        }
+        if !self.told.contains(&text) {
+            tracing::warn!("{text}");
+            self.told.push(text);
+        }
+    }
+
+    /// Starts the thread.
+    pub(crate) fn watch(mut self) -> std::io::Result<Handle> {
+        let (jobs, todo) = channel();
+        let (end, ended) = channel();
+        let thread = std::thread::Builder::new().name("weave-warden".to_owned()).spawn(move || {
+            loop {
+                match todo.recv_timeout(LOOK) {
+                    Ok(job) => self.work(job),
+                    Err(RecvTimeoutError::Timeout) => self.look(),
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            drop(end);
+        })?;
+        Ok(Handle { jobs: Some(jobs), ended, thread: Some(thread) })
+    }
+
+    fn work(&mut self, job: Job) {
+        match job {
+            Job::Local(networks) => {
+                self.guard.set_local(networks);
+                self.look_at_rules();
+            }
+            Job::Expose(exposed, answer) => {
+                let result = self.expose(exposed).map_err(|e| e.to_string());
+                match &result {
+                    Ok(()) => tracing::info!(
+                        "exposed {}{}",
+                        exposed.address,
+                        if exposed.masquerade { "" } else { " without masquerade" }
+                    ),
+                    Err(e) => tracing::warn!("unable to expose {}: {e}", exposed.address),
+                }
+                let _ = answer.send(result);
+            }
+            Job::Hide(address, answer) => {
+                let result = self.hide(address).map_err(|e| e.to_string());
+                match &result {
+                    Ok(()) => tracing::info!("hidden {address}"),
+                    Err(e) => tracing::warn!("unable to hide {address}: {e}"),
+                }
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    /// Written down first: who is killed on the way finds the rest done at the next start.
+    fn expose(&mut self, new: Exposed) -> Result<(), WorkError> {
+        let before = self.state.exposed.clone();
+        match self.state.exposed.iter_mut().find(|e| e.address == new.address) {
+            Some(e) => e.masquerade = new.masquerade,
+            None => self.state.exposed.push(new),
+        }
+        let mut added = false;
+        let done = self.state.write().map_err(WorkError::from).and_then(|()| {
+            added = weave_host::add_bridge_address(&self.names.bridge, new.address)?;
+            self.forward()?;
+            Ok(self.guard.ensure(&self.setup, &self.state.exposed).map(drop)?)
+        });
+        done.inspect_err(|_| {
+            self.state.exposed = before;
+            if added {
+                let removed = weave_host::remove_bridge_address(&self.names.bridge, new.address);
+                removed.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
+            }
+            self.back();
+        })
+    }
+
+    /// Forgotten last: who is killed on the way is exposed again at the next start.
+    fn hide(&mut self, address: Cidr) -> Result<(), WorkError> {
+        let before = self.state.exposed.clone();
+        let removed = weave_host::remove_bridge_address(&self.names.bridge, address)?;
+        self.state.exposed.retain(|e| e.address != address);
+        if !removed && self.state.exposed == before {
+            return Ok(());
+        }
+        let rules = self.guard.ensure(&self.setup, &self.state.exposed).map_err(WorkError::from);
+        rules.and_then(|_| Ok(self.state.write()?)).inspect_err(|_| {
+            self.state.exposed = before;
+            if removed {
+                let added = weave_host::add_bridge_address(&self.names.bridge, address);
+                added.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
+            }
+            self.back();
+        })
+    }
+
+    /// Rules and file as the list says.
+    fn back(&mut self) {
+        let _ = self.state.write();
+        if let Err(e) = self.guard.ensure(&self.setup, &self.state.exposed) {
+            tracing::error!("could not be undone, it is tried again: {e}");
+        }
+    }
+
+    /// Everything that others may have changed.
+    fn look(&mut self) {
+        if let Err(e) = self.look_at_devices() {
+            self.tell(format!("the bridge or its uplink cannot be looked after: {e}"));
+        }
+        let docker = self.find_docker();
+        if docker != self.setup.docker {
+            tracing::info!("Docker's bridge is another one now: {docker:?}");
+            self.guard.forget(self.setup.clone());
+            self.setup.docker = docker;
+            self.state.firewall = Some(self.setup.clone());
+            let _ = self.state.write();
+            self.look_at_rules();
+        } else if self.guard.may_have_changed() {
+            self.look_at_rules();
+        }
+    }
+
+    fn look_at_rules(&mut self) {
+        const MISSING: &str = "firewall rules are missing";
+        match self.guard.ensure(&self.setup, &self.state.exposed) {
+            Ok(changed) => {
+                self.told.retain(|text| !text.starts_with(MISSING));
+                // Somebody may take them away all the time: told less and less often.
+                if changed {
+                    let place = self.guard.backend().map_or("none", Backend::name);
+                    if self.repairs.is_power_of_two() || self.repairs == 0 {
+                        tracing::info!(
+                            "firewall rules are in place ({place}, made {} times)",
+                            self.repairs + 1
+                        );
+                    }
+                    self.repairs += 1;
+                }
+            }
+            Err(e) => self.tell(format!("{MISSING}, it is tried again: {e}")),
+        }
+    }
+
+    fn look_at_devices(&mut self) -> Result<(), Error> {
+        let mut netlink = Netlink::open()?;
+        let mut links = Vec::new();
+        for name in [&self.names.bridge, &self.names.port, &self.names.device] {
+            links.push(netlink.link(name)?);
+        }
+        let [Some(bridge), Some(port), Some(_)] = &links[..] else {
+            tracing::warn!("{} or its uplink was removed: making it again", self.names.bridge);
+            hostwork::ensure(&self.names, &self.bridge)?;
+            let adopted = weave_host::adopt_orphans(&self.names)?;
+            if !adopted.is_empty() {
+                tracing::info!("containers joined to it again: {}", adopted.join(" "));
+            }
+            self.put_addresses();
+            return Ok(());
+        };
+        // Words of 2.8.1, which scripts look for.
+        let down = format!(
+            "Interface \"{}\" which needs to be in UP state for Weave functioning is found to be in DOWN state",
+            bridge.name
+        );
+        let hairpin = format!("Hairpin mode enabled on \"{}\"", port.name);
+        for (is_so, text) in [(!bridge.up, down), (port.hairpin == Some(true), hairpin)] {
+            if is_so {
+                self.tell(text);
+            } else {
+                self.told.retain(|t| *t != text);
+            }
+        }
+        let present = netlink.addresses_of(bridge)?;
+        if self.state.exposed.iter().any(|e| !present.contains(&e.address)) {
+            tracing::warn!("an exposed address was taken from {}; use 'weave hide' for that", bridge.name);
+            self.put_addresses();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! Any bytes as requests to the daemon, any text as a peer or an address to listen on. Shared by the fuzz targets and the
+//! tests that replay their corpora.
+
+use std::cell::LazyCell;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+use tokio::runtime::Runtime;
+use weave_api::Report;
+use weave_daemon::config::{ListenAddr, check_peer};
+use weave_daemon::control::{Control, Request};
+use weave_daemon::http::{Access, serve_connection};
+use weave_mesh::{Config, Mesh};
+use weave_types::{Instant, Now, PeerName, PeerUid};
+
+/// Far more than any exchange takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+thread_local! {
+    static RUNTIME: LazyCell<Runtime> = const {
+        LazyCell::new(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .unwrap_or_else(|e| panic!("{e}"))
+        })
+    };
+}
+
+fn report() -> &'static Report {
+    static REPORT: OnceLock<Report> = OnceLock::new();
+    REPORT.get_or_init(|| {
+        let text = include_str!("../../../../tests/vectors/cli/one-peer-idle/report.json");
+        Report::from_json(text).unwrap_or_else(|e| panic!("{e}"))
+    })
+}
+
+/// First byte: what the listener allows. The rest is what a client sends before it closes its side. The server ends in
+/// time, and what it said is HTTP or nothing.
+pub(crate) fn http_request(data: &[u8]) {
+    let Some((&options, request)) = data.split_first() else { return };
+    let access = match options % 4 {
+        0 => Access::Trusted,
+        1 => Access::Control,
+        2 => Access::Status,
+        _ => Access::Metrics,
+    };
+    let answer = exchange(access, request, true);
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
+}
+
+/// Any bytes as the form of a request that changes something; it is always answered.
+pub(crate) fn http_form(data: &[u8]) {
+    let mut request = format!(
+        "POST /connect HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        data.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(data);
+    let answer = exchange(Access::Trusted, &request, false);
+    assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
+}
+
+/// What the server answers. It waits for the rest of what is no complete request, unless the client `ends`.
+fn exchange(access: Access, request: &[u8], ends: bool) -> Vec<u8> {
+    let (control, mut requests) = Control::new(4);
+    let talk = async move {
+        // A peer that only tells about itself.
+        let peer = tokio::spawn(async move {
+            while let Some(request) = requests.recv().await {
+                if let Request::Report(answer) = request {
+                    let _ = answer.send(report().clone());
+                }
+            }
+        });
+        let (near, far) = duplex(64 << 10);
+        let server = tokio::spawn(serve_connection(far, control, access, "h1".to_owned()));
+        let (mut from, mut to) = split(near);
+        let write = async {
+            // The server may have had enough before.
+            let _ = to.write_all(request).await;
+            if ends {
+                let _ = to.shutdown().await;
+            }
+        };
+        let mut answer = Vec::new();
+        let (_, read) = tokio::join!(write, from.read_to_end(&mut answer));
+        drop((from, to));
+        server.await.unwrap_or_else(|e| panic!("{e}"));
+        peer.await.unwrap_or_else(|e| panic!("{e}"));
+        read.map(|_| answer).unwrap_or_default()
+    };
+    let timely = async { tokio::time::timeout(PATIENCE, talk).await };
+    RUNTIME.with(|runtime| runtime.block_on(timely)).unwrap_or_else(|_| panic!("the server does not end"))
+}
+
+/// A peer to connect to and an address to listen on, as typed. What the command line lets through the mesh understands.
+pub(crate) fn typed(data: &[u8]) {
+    let text = String::from_utf8_lossy(data).into_owned();
+    if let Ok(Some(addr)) = ListenAddr::parse("--http-addr", &text) {
+        let printed = addr.to_string();
+        assert_eq!(ListenAddr::parse("--http-addr", &printed), Ok(Some(addr)), "{text:?}");
+    }
+    let accepted = check_peer(&text).is_ok();
+    let now = Now { mono: Instant::ORIGIN, wall: Duration::from_secs(1 << 30) };
+    let config = Config::new(PeerName::from_bytes([2, 0, 0, 0, 0, 1]), "h1", PeerUid(1));
+    let mut mesh = Mesh::new(config, ChaCha12Rng::seed_from_u64(1), now);
+    let errors = mesh.connect(std::slice::from_ref(&text), false, now);
+    assert!(!accepted || errors.is_empty(), "{text:?}: {errors:?}");
+    mesh.forget(&[text], now);
+}
