@@ -4,13 +4,16 @@
 //! * [`scenario`]: random lists of [`Transition`](scenario::Transition)s, replayed from a seed and shortened when they fail.
 //! * [`invariants`]: what must hold after each transition, and what must hold once the network is quiet.
 //! * [`suites`]: what is run; [`Sabotage`]: mistakes that the suites must notice.
+//! * [`ipam`]: address allocation alone, on a network of its own.
 //! * [`transcript`]: scenarios written down with what they show.
 #![forbid(unsafe_code)]
 
 pub mod frames;
 mod host;
 pub mod invariants;
+pub mod ipam;
 mod net;
+mod runner;
 mod sabotage;
 pub mod scenario;
 pub mod suites;

@@ -1,8 +1,6 @@
 //! Random scenarios: a seed gives a list of transitions; running it must hold every invariant. A failing list is cut down
 //! to the shortest that still fails before it is shown.
 
-use std::fmt::Write as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -13,6 +11,7 @@ use weave_types::ShortId;
 use crate::host::{Death, HostOptions};
 use crate::invariants;
 use crate::net::{Faults, HostId};
+use crate::runner::{Budget, describe, guarded};
 use crate::sabotage::Sabotage;
 use crate::world::World;
 
@@ -229,63 +228,24 @@ fn apply(world: &mut World, transition: Transition) {
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
 pub fn suite(name: &str, plan: &Plan) {
-    let replay = std::env::var("SIM_SEED").ok().and_then(|s| s.parse().ok());
-    let seconds = std::env::var("SIM_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10);
-    let started = std::time::Instant::now();
-    let first = replay.unwrap_or(1);
+    let mut budget = Budget::from_environment();
     let mut runs = 0u64;
     let mut events = 0;
-    for seed in first.. {
-        if replay.is_some() && seed != first || runs > 0 && started.elapsed() >= Duration::from_secs(seconds)
-        {
-            break;
-        }
+    for seed in budget.by_ref() {
         let transitions = generate(seed, plan);
         match attempt(seed, plan, &transitions) {
             Ok(count) => events += count,
-            Err(reason) => panic!("{}", describe(name, seed, plan, transitions, reason)),
+            Err(reason) => {
+                let again = |transitions: &[Transition]| attempt(seed, plan, transitions).map(|_| ());
+                panic!("{}", describe(name, seed, transitions, reason, again));
+            }
         }
         runs += 1;
     }
-    println!("{name}: {runs} runs, {events} events, {} s", started.elapsed().as_secs());
+    println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
 }
 
 /// Runs a list of transitions; the number of events, or what failed.
 pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
-    catch_unwind(AssertUnwindSafe(|| run(seed, plan, transitions).counters.events)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
-    })
-}
-
-/// Leaves out transitions, ever smaller groups, as long as the rest still fails.
-fn describe(
-    name: &str,
-    seed: u64,
-    plan: &Plan,
-    mut transitions: Vec<Transition>,
-    mut reason: String,
-) -> String {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let mut group = transitions.len().div_ceil(2);
-    while group > 0 && std::env::var_os("SIM_NO_SHORTEN").is_none() {
-        let mut start = 0;
-        while start < transitions.len() {
-            let mut shorter = transitions.clone();
-            shorter.drain(start..(start + group).min(transitions.len()));
-            match attempt(seed, plan, &shorter) {
-                Err(text) => (transitions, reason) = (shorter, text),
-                Ok(_) => start += group,
-            }
-        }
-        group /= 2;
-    }
-    std::panic::set_hook(hook);
-    let mut text =
-        format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
-    for transition in &transitions {
-        let _ = writeln!(text, "  {transition:?}");
-    }
-    text
+    guarded(|| run(seed, plan, transitions).counters.events)
 }

@@ -1,0 +1,39 @@
+//! Runs the plans of address allocation, so many seeds (1,000 unless given), and lists every kind of failure with its first
+//! seed. With the name of a planted bug: until that is found.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::panic;
+
+use weave_sim::ipam::plans;
+use weave_sim::ipam::scenario::{attempt, generate, plan_of};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let first: u64 = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let runs: u64 = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(1000);
+    panic::set_hook(Box::new(|_| {}));
+    let plans = plans::all();
+    let started = std::time::Instant::now();
+    let mut kinds: BTreeMap<String, (u64, u64, String)> = BTreeMap::new();
+    let mut events = 0;
+    for seed in first..first + runs {
+        let plan = plan_of(seed, &plans);
+        match attempt(seed, plan, &generate(seed, plan)) {
+            Ok(count) => events += count,
+            Err(reason) => {
+                let letters = |c: char| c.is_ascii_alphabetic() || c == ' ';
+                let line = reason.lines().next().unwrap_or_default();
+                let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
+                let kind = format!("{}: {kind}", plan.name);
+                kinds.entry(kind).or_insert((seed, 0, line.chars().take(300).collect())).1 += 1;
+            }
+        }
+    }
+    for (kind, (seed, count, line)) in &kinds {
+        println!("{count} times, first by seed {seed}: {kind}\n    {line}");
+    }
+    let seconds = started.elapsed().as_secs();
+    println!("{runs} runs, {events} events, {} kinds of failure, {seconds} s", kinds.len());
+    std::process::exit(i32::from(!kinds.is_empty()));
+}

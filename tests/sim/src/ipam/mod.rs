@@ -1,0 +1,29 @@
+//! Address allocation alone: many `Allocator`s on a network that keeps the mesh's contract (unicast, broadcast along a tree,
+//! periodic gossip of complete state to a neighbour), with a virtual clock and disks with two classes of persistence.
+//!
+//! * [`World`]: hosts, network, clock, and the ledger of who was given which address.
+//! * [`scenario`]: random lists of transitions, replayed from a seed and shortened when they fail.
+//! * `answers`, `invariants`: what must hold with each output, after each transition, and once all is quiet.
+//! * [`plans`]: what is run.
+
+mod answers;
+mod calls;
+mod disk;
+mod host;
+mod invariants;
+pub mod known;
+mod network;
+pub mod plans;
+pub mod scenario;
+mod world;
+
+pub use scenario::{Plan, Transition};
+pub use world::World;
+
+/// Ends a run: something that must hold does not.
+macro_rules! violation {
+    ($($text:tt)*) => {
+        panic!($($text)*)
+    };
+}
+use violation;

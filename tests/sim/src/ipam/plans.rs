@@ -1,0 +1,59 @@
+//! What is run.
+
+use weave_ipam::Mutation;
+
+use super::scenario::{Begin, Graph, Plan, subnet};
+
+/// Every plan. A seed is for one of them: its rest, divided by their number.
+pub fn all() -> Vec<Plan> {
+    vec![
+        // The first division, and little else: most runs are short of a quorum for long.
+        Plan { requests: 15, ..Plan::new("election among three", 3, 40) },
+        Plan { requests: 12, loss: 0.1, slow: 0.2, ..Plan::new("election among five, bad network", 5, 45) },
+        Plan { requests: 60, ..Plan::new("four peers, many requests", 4, 45) },
+        Plan {
+            observers: 2,
+            begin: Begin::Targets,
+            graph: Graph::Line,
+            ..Plan::new("three electors and two observers in a row", 5, 40)
+        },
+        Plan { leave: 25, ..Plan::new("peers that leave for good", 4, 45) },
+        Plan { begin: Begin::Seed, graph: Graph::Star, leave: 10, ..Plan::new("seeded", 4, 40) },
+        Plan {
+            ranges: vec![subnet("10.32.0.0/29")],
+            requests: 80,
+            ..Plan::new("a range that is always full", 3, 45)
+        },
+        Plan { legacy: 2, calm: true, leave: 5, ..Plan::new("two of four behave like 2.8.1", 4, 40) },
+        Plan {
+            contest: true,
+            conflicts: true,
+            leave: 40,
+            begin: Begin::Seed,
+            ..Plan::new("the same peer removed twice", 4, 40)
+        },
+        Plan {
+            ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
+            conflicts: true,
+            ..Plan::new("another range", 3, 40)
+        },
+    ]
+}
+
+/// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
+/// `proto/ipam` (docs/testing.md).
+pub const PLANTED: [Mutation; 13] = [
+    Mutation::VersionOffByOne,
+    Mutation::HalfQuorum,
+    Mutation::DonateBeforePersist,
+    Mutation::ClaimIgnoresDonations,
+    Mutation::DonateUsed,
+    Mutation::KeepDonated,
+    Mutation::PromiseBeforePersist,
+    Mutation::IgnoreAccepted,
+    Mutation::PromiseLower,
+    Mutation::CancelLeaks,
+    Mutation::ReleaseNotPersisted,
+    Mutation::AnswerBeforePersist,
+    Mutation::AskWithoutLimit,
+];
