@@ -38,6 +38,25 @@ pub struct Connection {
     pub info: String,
 }
 
+/// What the topology still has to get over, if anything: a connection that is not known to both its ends, or that traffic does
+/// not take.
+fn unsettled(router: &Value) -> Option<String> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let peers = list(&router["Peers"]);
+    for peer in &peers {
+        for connection in list(&peer["Connections"]) {
+            if connection["Established"] != true {
+                return Some(format!("{} has not announced {connection}", peer["Name"]));
+            }
+            let direct = |r: &Value| r["Dest"] == connection["Name"] && r["Via"] == connection["Name"];
+            if peer["Name"] == router["Name"] && !list(&router["UnicastRoutes"]).iter().any(direct) {
+                return Some(format!("no direct route to {}", connection["Name"]));
+            }
+        }
+    }
+    None
+}
+
 impl Host {
     pub(crate) fn new(lab: &str, member: &Member) -> Host {
         Host {
@@ -163,6 +182,15 @@ impl Host {
         self.command_with(env, &argv, PATIENCE)
     }
 
+    /// Runs the `weave` program, which finds a feature of the kernel missing: a name of [`crate::without::Feature`].
+    #[track_caller]
+    pub fn weave_without(&self, feature: &str, args: &[&str]) -> Outcome {
+        let lab = lab_binary().to_string_lossy().into_owned();
+        let mut argv = vec![lab.as_str(), "without", feature, weave_binary()];
+        argv.extend(args);
+        self.command(&argv)
+    }
+
     /// Runs one of the lab's own probes (`lab probe ...`) in the host's network.
     #[track_caller]
     pub fn probe(&self, args: &[&str]) -> Value {
@@ -221,13 +249,17 @@ impl Host {
         self.weave(&["status", "connections"]).stdout.lines().filter_map(Connection::parse).collect()
     }
 
-    /// Waits until the number of established connections is `n`.
+    /// Waits until the number of established connections is `n` and frames take them: a peer tells the others about a new
+    /// connection up to a second later, and until then everybody's routes go around it.
     #[track_caller]
     pub fn wait_established(&self, n: usize, deadline: Duration) {
         self.wait("established connections", deadline, || {
             let all = self.connections();
             let have = all.iter().filter(|c| c.state == "established").count();
-            if have == n { Ok(()) } else { Err(format!("{have} of {n} established: {all:#?}")) }
+            if have != n {
+                return Err(format!("{have} of {n} established: {all:#?}"));
+            }
+            unsettled(&self.report()?["Router"]).map_or(Ok(()), Err)
         });
     }
 

@@ -36,9 +36,11 @@ mod wait;
 pub mod bench;
 pub mod capture;
 pub mod demo;
+pub mod docker;
 pub mod init;
 pub mod packet;
 pub mod probe;
+pub mod without;
 
 pub use claims::claims;
 pub use container::{Chat, Container, Pinger};
@@ -64,4 +66,16 @@ pub fn privileged() -> bool {
     );
     eprintln!("SKIPPED: lab test needs namespaces: {reason}");
     false
+}
+
+/// A script of the guide: the block of `docs/guide/<chapter>.md` that follows the mark `<!-- script: <name> -->`.
+#[track_caller]
+pub fn guide_script(chapter: &str, name: &str) -> String {
+    let path = format!("{}/../../docs/guide/{chapter}.md", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let block = text.split_once(&format!("<!-- script: {name} -->\n")).and_then(|(_, rest)| {
+        let (_, rest) = rest.split_once("```sh\n")?;
+        rest.split_once("```").map(|(block, _)| block)
+    });
+    block.unwrap_or_else(|| panic!("{path} has no script {name}")).to_owned()
 }

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use weave_lab::bench::{self, BenchArgs};
 use weave_lab::init::{self, InitArgs};
 use weave_lab::probe::{self, Probe};
+use weave_lab::without::{self, Feature};
 use weave_lab::{Lab, LabState, Topology, demo, labs_up};
 
 /// Hosts made of network namespaces, to try weave on one machine.
@@ -135,6 +136,15 @@ enum Command {
         /// Its name.
         name: String,
     },
+    /// Runs a command that finds a feature of the kernel missing.
+    #[command(hide = true)]
+    Without {
+        /// Which.
+        feature: Feature,
+        /// The command.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Network tools that tests run inside hosts and containers.
     #[command(subcommand)]
     Probe(Probe),
@@ -155,6 +165,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Container { name } => init::container_outer(&name),
         Command::ContainerHold { name } => init::container_hold(&name),
         Command::Probe(tool) => probe::main(&tool),
+        Command::Without { feature, command } => without::main(feature, &command),
         Command::Status => {
             status();
             Ok(())

@@ -34,7 +34,7 @@ fn wire_cuts_blocks_and_heals() {
     lab.firewall("h3", &["tcp:7100"]);
     let _allowed = h3.probe_background(&["tcp-serve", "--port", "7100"]);
     let _refused = h3.probe_background(&["tcp-serve", "--port", "7101"]);
-    let send = |port: &str| {
+    let send = |port: &str, connect_ms: &str| {
         h1.command(&[
             std::env!("CARGO_BIN_EXE_lab"),
             "probe",
@@ -45,13 +45,14 @@ fn wire_cuts_blocks_and_heals() {
             "--bytes",
             "1000",
             "--connect-ms",
-            "300",
+            connect_ms,
         ])
-        .success()
+        .stdout
+        .contains("\"ok\":true")
     };
-    assert!(send("7100") && !send("7101"));
+    assert!(send("7100", "10000") && !send("7101", "300"));
     lab.heal_all();
-    assert!(send("7101"));
+    assert!(send("7101", "10000"));
 
     lab.loss("h2", 1.0);
     assert!(!pings(h1, "198.18.0.2"));

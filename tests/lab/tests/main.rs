@@ -29,6 +29,12 @@ mod isolation;
 #[path = "22-move-3.rs"]
 mod mobility;
 
+#[path = "23-expose-2.rs"]
+mod expose;
+
+#[path = "24-services-4.rs"]
+mod services;
+
 #[path = "30-partition-4.rs"]
 mod partition;
 
@@ -41,6 +47,15 @@ mod restart;
 #[path = "33-targets-4.rs"]
 mod targets;
 
+#[path = "34-life-1.rs"]
+mod life;
+
+#[path = "35-docker-2.rs"]
+mod docker;
+
+#[path = "36-systemd-1.rs"]
+mod systemd;
+
 #[path = "40-password-3.rs"]
 mod password;
 
@@ -49,6 +64,9 @@ mod trusted;
 
 #[path = "42-firewall-4.rs"]
 mod firewall;
+
+#[path = "43-rules-1.rs"]
+mod rules;
 
 #[path = "50-mtu-2.rs"]
 mod mtu;
@@ -61,3 +79,26 @@ mod bad_input;
 
 #[path = "61-garbage-2.rs"]
 mod garbage;
+
+#[path = "62-missing-1.rs"]
+mod missing;
+
+#[path = "63-commands-2.rs"]
+mod commands;
+#[path = "63-faults-1.rs"]
+mod faults;
+
+#[path = "70-original-2.rs"]
+mod original;
+
+#[path = "75-addresses-1.rs"]
+mod one_host;
+
+#[path = "76-bootstrap-3.rs"]
+mod bootstrap;
+
+#[path = "77-dynamic-9.rs"]
+mod dynamic;
+
+#[path = "78-full-2.rs"]
+mod full;

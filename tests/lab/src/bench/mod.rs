@@ -41,6 +41,8 @@ enum What {
     Stream,
     /// One byte there and one back.
     Rr,
+    /// An address over HTTP against a read of the status page, on one connection.
+    Allocate,
     /// From `weave launch` to ready.
     Launch,
     /// Resident memory with three peers after traffic.
@@ -59,6 +61,8 @@ impl BenchArgs {
 
 /// Bars of design section 7.
 const STREAM_BARS: [(Kind, f64); 2] = [(Kind::Plain, 0.15), (Kind::Encrypted, 0.10)];
+/// At most twice the time of a status read.
+const ALLOCATE_BAR: f64 = 0.5;
 const LAUNCH_BAR: f64 = 0.3;
 const MEMORY_BAR: f64 = 20e6;
 /// Peers beside the one whose memory is taken.
@@ -98,6 +102,17 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 report.print(against_vxlan(&rounds, |m| m.round_trips, false, offloads))?;
             }
         }
+    }
+    if args.wants(What::Allocate) {
+        say("addresses over HTTP");
+        let rounds = peer::allocations(args.runs, &weave)?;
+        let (reads, allocations): (Vec<f64>, Vec<f64>) = rounds.into_iter().unzip();
+        let ratios = allocations.iter().zip(&reads).map(|(allocation, read)| allocation / read).collect();
+        let allocation = Figure::new("addresses over HTTP, to status reads", Unit::PerSecond, allocations);
+        report.print(vec![
+            Figure::new("status reads over HTTP, by their median", Unit::PerSecond, reads),
+            allocation.ratios(ratios).bar(Bar::AtLeast(ALLOCATE_BAR)),
+        ])?;
     }
     if args.wants(What::Launch) {
         say("launches");

@@ -48,6 +48,20 @@ pub(super) fn launches(runs: u32, program: &Path) -> Result<Vec<f64>> {
     Ok(times)
 }
 
+/// Status reads and allocations in a second, by their medians, on one connection; a pair for each round.
+pub(super) fn allocations(runs: u32, program: &Path) -> Result<Vec<(f64, f64)>> {
+    let lab = cleanup::lab(1)?;
+    let host = lab.host("h1");
+    succeed(weave(host, program, &["launch", "--no-restart"]))?;
+    let mut rounds = Vec::new();
+    for round in 0..runs {
+        let result = host.probe(&["http-rates", "--prefix", &format!("r{round}-")]);
+        let figure = |key: &str| result[key].as_f64().with_context(|| format!("no {key} in {result}"));
+        rounds.push((figure("status")?, figure("allocate")?));
+    }
+    Ok(rounds)
+}
+
 /// The daemon's pid inside its host.
 pub(super) fn daemon_pid(host: &Host) -> Result<i32> {
     host.daemon_pid().with_context(|| format!("no daemon runs on {}", host.name()))

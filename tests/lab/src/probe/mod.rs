@@ -2,6 +2,7 @@
 //! beside a test first print `ready`, and end when their standard input closes.
 
 mod frames;
+mod http;
 mod ping;
 mod rr;
 mod streams;
@@ -32,6 +33,8 @@ pub enum Probe {
     RrServe(rr::ServeArgs),
     /// One byte there and one back, as often as possible.
     Rr(rr::SendArgs),
+    /// Status reads and allocations over one connection to the control API.
+    HttpRates(http::RatesArgs),
     /// UDP echo server, as a member of a multicast group if wished.
     UdpServe(udp::ServeArgs),
     /// Sends datagrams of given sizes and compares what comes back.
@@ -61,6 +64,7 @@ pub fn main(probe: &Probe) -> Result<()> {
         Probe::TcpChat(args) => streams::chat(args)?,
         Probe::RrServe(args) => rr::serve(args)?,
         Probe::Rr(args) => rr::send(args)?,
+        Probe::HttpRates(args) => http::rates(args)?,
         Probe::UdpServe(args) => udp::serve(args)?,
         Probe::UdpSend(args) => udp::send(args)?,
         Probe::UdpCast(args) => udp::cast(args)?,

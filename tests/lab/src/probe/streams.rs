@@ -125,7 +125,10 @@ fn connect(to: &str, port: u16, patience: Duration) -> Result<TcpStream> {
 
 pub(super) fn send(args: &SendArgs) -> Result<Value> {
     let start = Instant::now();
-    let mut stream = connect(&args.to, args.port, Duration::from_millis(args.connect_ms))?;
+    let mut stream = match connect(&args.to, args.port, Duration::from_millis(args.connect_ms)) {
+        Ok(stream) => stream,
+        Err(e) => return Ok(json!({ "ok": false, "error": format!("{e:#}") })),
+    };
     let stall = Some(Duration::from_millis(args.stall_ms));
     stream.set_read_timeout(stall)?;
     stream.set_write_timeout(stall)?;

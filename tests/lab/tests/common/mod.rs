@@ -1,5 +1,8 @@
 //! What most scenarios share.
 
+pub mod addresses;
+
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use weave_lab::{Container, Host, Lab};
@@ -126,4 +129,33 @@ pub fn casts(members: &[Member]) {
 /// Ordered pairs of different members.
 pub fn pairs(members: &[Member]) -> impl Iterator<Item = (&Member, &Member)> {
     members.iter().flat_map(move |a| members.iter().filter(|b| b.ip != a.ip).map(move |b| (a, b)))
+}
+
+/// What `ip`, `tc`, the firewall and the sysctls that weave touches say, without what changes by itself or is made up by the
+/// kernel: timers, numbers of links, addresses of veth devices, IPv6 addresses.
+const NETWORK: &str = r"ip -o -d link | sed -E 's/^[0-9]+: //; s/@[^:]*:/:/; s/ [a-z_]*timer +[0-9.]+//g; s/link-netnsid [0-9]+//
+    /veth/s/link.ether [^ ]*//; s/(promiscuity|designated_[a-z]*|port_id|port_no) +[^ ]*//g' | sort
+ip -o addr | grep inet | sed -E 's/^[0-9]+: //; s/valid_lft.*//' | grep -v fe80
+ip -o route show table all | grep -v -e fe80 -e ff00 -e '^local ::' -e '^multicast' -e linkdown | sort; tc qdisc; tc filter show dev vethwe-datapath ingress 2>&1 | sed 's/ id [0-9]*//'
+iptables-save | grep ^-A
+cd /proc/sys/net; grep -Hs . ipv[46]/conf/*/accept_ra ipv6/conf/*/disable_ipv6 ipv4/conf/*/arp_ignore ipv4/conf/*/promote_secondaries ipv4/conf/*/rp_filter ipv4/conf/*/forwarding ipv4/conf/*/route_localnet bridge/bridge-nf-call-iptables ipv4/neigh/*/base_reachable_time ipv4/neigh/*/delay_first_probe_time ipv4/neigh/*/ucast_solicit";
+
+/// The peer's files and processes, then the network of the host (the argument), then that of its container `c`.
+const STATE: &str = r"ip rule; find /run /var/lib/weave -mindepth 1 ! -name '*.lock' 2>/dev/null | sort
+ps -e -o stat=,comm= | grep -v ^Z | grep -o 'weave.*' | sort
+sh -c $0; [ ! -e /run/netns/c ] || nsenter --net=/run/netns/c sh -c $0 | sed 's/^/c: /'";
+
+/// Everything on the host, and in the container `c` if there is one, that a failed command must leave alone.
+pub fn state(host: &Host) -> String {
+    host.command(&["sh", "-c", &STATE.replace("$0", "\"$0\""), NETWORK]).stdout
+}
+
+/// The lines that are in only one of them.
+pub fn differences(before: &str, after: &str) -> Vec<String> {
+    let only = |sign, a: &str, b: &str| {
+        let others: BTreeSet<&str> = b.lines().collect();
+        let left = a.lines().filter(|l| !others.contains(l));
+        left.map(|l| format!("{sign}{l}")).collect::<Vec<_>>()
+    };
+    [only('-', before, after), only('+', after, before)].concat()
 }

@@ -1,0 +1,129 @@
+//! Services carried into the network, out of it and through it, with the iptables lines of the manual.
+
+use weave_lab::{Background, Container, Host, Lab, Topology, claims};
+
+use crate::common::*;
+
+weave_lab::claims!("F-28", "F-30", "F-31", "F-32", "F-33", "F-34", "F-35");
+
+/// A host as Docker leaves it.
+fn docker_like(host: &Host) {
+    host.sh("iptables -w -P FORWARD DROP");
+}
+
+fn nat(host: &Host, rule: &str) {
+    host.sh(&format!("iptables -w -t nat {rule}"));
+}
+
+/// What answers at that port says whose it is by echoing.
+fn serve(container: &Container, port: u16) -> Background {
+    container.probe_background(&["tcp-serve", "--port", &port.to_string()])
+}
+
+const SEND: [&str; 6] = ["--bytes", "300000", "--connect-ms", "3000", "--stall-ms", "5000"];
+
+fn connects(host: &Host, ip: &str, port: u16) -> bool {
+    let port = port.to_string();
+    host.probe(&[&["tcp-send", ip, "--port", &port][..], &SEND].concat())["ok"] == true
+}
+
+fn inside_connects(container: &Container, ip: &str, port: u16) -> bool {
+    let port = port.to_string();
+    container.probe(&[&["tcp-send", ip, "--port", &port][..], &SEND].concat())["ok"] == true
+}
+
+/// A network beside the host: a container on a link of its own, which is `device` in the host.
+fn beside(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
+    let container = host.container(name);
+    let (pid, gateway) = (container.pid(), own.split('/').next().unwrap());
+    host.sh(&format!(
+        "ip link add {device} type veth peer name eth0 netns {pid}; ip addr add {own} dev {device}; ip link set {device} up"
+    ));
+    let inside = format!(
+        "ip addr add {theirs} dev eth0; ip link set eth0 up; ip route add default via {gateway} 2>/dev/null || true"
+    );
+    container.command_ok(&["sh", "-ec", &inside]);
+    container
+}
+
+#[test]
+fn export_import_binding_routing() {
+    let Some(lab) = Lab::start("services", &Topology::hosts(4)) else { return };
+    let [h1, h2, h3, h4] = ["h1", "h2", "h3", "h4"].map(|h| lab.host(h));
+    for host in [h1, h2] {
+        docker_like(host);
+    }
+    launch(h1, &[], &[]);
+    launch(h2, &[], &["h1"]);
+    h1.wait_established(1, PATIENCE);
+    let members = attach_each(&[h1, h2]);
+    members[0].container.reaches(&members[1].ip, SOON);
+    let _service = serve(&members[0].container, 4422);
+
+    // Export: HOST4 is the outside world, the container is on HOST1, HOST2 lends its address.
+    assert!(!connects(h4, "198.18.0.2", 2211));
+    h2.weave_ok(&["expose", "10.2.1.102/24"]);
+    nat(h2, "-A PREROUTING -p tcp -i eth0 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422");
+    assert!(connects(h4, "198.18.0.2", 2211));
+    claims(&["F-28"]);
+    let internal = beside(h2, "internal", "eth1", "172.30.0.1/24", "172.30.0.2/24");
+    nat(h2, "-A PREROUTING -p tcp -i eth1 --dport 2212 -j DNAT --to-destination 10.2.1.1:4422");
+    assert!(inside_connects(&internal, "172.30.0.1", 2212));
+    claims(&["F-30"]);
+
+    // Import: HOST3 runs no weave and is only reachable from HOST1.
+    lab.cut("h2", "h3");
+    let _on_h3 = h3.probe_background(&["tcp-serve", "--port", "2211"]);
+    h1.weave_ok(&["expose", "10.2.1.101/24"]);
+    let import =
+        |to: &str| format!("PREROUTING -p tcp -d 10.2.1.101 --dport 3322 -j DNAT --to-destination {to}:2211");
+    nat(h1, &format!("-A {}", import("198.18.0.3")));
+    for member in &members {
+        assert!(inside_connects(&member.container, "10.2.1.101", 3322), "{:?}", member.container);
+    }
+    assert!(!connects(h2, "198.18.0.3", 2211), "only by way of HOST1");
+    claims(&["F-31"]);
+
+    // Routing: no container has a part in it.
+    nat(h2, "-A PREROUTING -p tcp -i eth0 --dport 4433 -j DNAT --to-destination 10.2.1.101:3322");
+    assert!(connects(h4, "198.18.0.2", 4433));
+    claims(&["F-33"]);
+
+    // Binding: the same endpoint, another service. The old one is gone.
+    drop(_on_h3);
+    assert!(!inside_connects(&members[1].container, "10.2.1.101", 3322));
+    let _on_h4 = h4.probe_background(&["tcp-serve", "--port", "2211"]);
+    nat(h1, &format!("-D {}", import("198.18.0.3")));
+    nat(h1, &format!("-A {}", import("198.18.0.4")));
+    for member in &members {
+        assert!(inside_connects(&member.container, "10.2.1.101", 3322), "{:?}", member.container);
+    }
+    claims(&["F-32"]);
+    assert!(connects(h3, "198.18.0.1", 3322) || !connects(h3, "198.18.0.2", 4433));
+    lab.heal("h2", "h3");
+    assert!(connects(h3, "198.18.0.2", 4433));
+    claims(&["F-35"]);
+}
+
+#[test]
+fn networks_with_the_same_addresses() {
+    let Some(lab) = Lab::start("overlap", &Topology::hosts(2)) else { return };
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    for host in [h1, h2] {
+        docker_like(host);
+        lab.firewall(host.name(), &["tcp:6783", "udp:6783"]);
+    }
+    launch(h1, &[], &[]);
+    launch(h2, &[], &["h1"]);
+    h1.wait_established(1, PATIENCE);
+    // Equal networks, equal host numbers.
+    let service = beside(h1, "service", "side", "192.168.1.1/24", "192.168.1.7/24");
+    let client = beside(h2, "client", "side", "192.168.1.1/24", "192.168.1.7/24");
+    let _service = serve(&service, 2211);
+    h1.weave_ok(&["expose", "10.2.1.101/24"]);
+    h2.weave_ok(&["expose", "10.2.1.102/24"]);
+    nat(h1, "-A PREROUTING -p tcp -d 10.2.1.101 --dport 3322 -j DNAT --to-destination 192.168.1.7:2211");
+    nat(h2, "-A PREROUTING -p tcp -i side --dport 4433 -j DNAT --to-destination 10.2.1.101:3322");
+    h2.wait("a way through both", SOON, || inside_connects(&client, "192.168.1.1", 4433));
+    claims(&["F-34"]);
+}

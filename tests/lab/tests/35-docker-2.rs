@@ -1,0 +1,270 @@
+//! The peer as a Docker container named `weave`, made of the static program alone, under a real Docker daemon.
+
+use weave_lab::docker::{Dockerd, static_binary};
+use weave_lab::{Host, Lab, Outcome, Topology, claims};
+
+use crate::common::*;
+
+weave_lab::claims!("S-4", "A-2", "A-10");
+
+const ENV: [(&str, &str); 1] = [("DOCKER_HOST", "unix:///run/docker.sock")];
+
+/// Runs the static program.
+fn weave(host: &Host, program: &str, args: &[&str]) -> Outcome {
+    let mut argv = vec![program];
+    argv.extend(args);
+    host.command_with(&ENV, &argv, PATIENCE)
+}
+
+fn targets(host: &Host) -> Vec<String> {
+    host.weave_ok(&["status", "targets"]).lines().map(str::to_owned).collect()
+}
+
+fn name(host: &Host) -> String {
+    host.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned()
+}
+
+/// Waits until another daemon than `old` answers.
+fn another(host: &Host, old: i32) -> i32 {
+    host.wait("another daemon", PATIENCE, || match host.daemon_pid() {
+        Some(pid) if pid != old && host.weave(&["status"]).success() => Some(pid),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_container_like_any_other() {
+    let Some(program) = static_binary() else { return };
+    let Some(lab) = Lab::start("container", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let before = h1.command_ok(&["ip", "-o", "link"]);
+    let Some(docker) = Dockerd::start(h1) else { return };
+    let launch = |args: &[&str]| weave(h1, &program, &[&["launch"], args].concat());
+
+    let outcome = launch(&["--password=wEaVe-secret", "192.0.2.1"]);
+    let id = docker.ok(&["inspect", "--format", "{{.Id}}", "weave"]);
+    assert_eq!((outcome.code, outcome.stdout, outcome.stderr), (Some(0), format!("{id}\n"), String::new()));
+    assert!(docker.ok(&["ps"]).contains(" weave"));
+    let described = docker.ok(&["inspect", "weave"]);
+    assert!(!described.contains("wEaVe-secret"), "{described}");
+    assert!(
+        docker.ok(&[
+            "inspect",
+            "--format",
+            "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.Privileged}}",
+            "weave"
+        ]) == "always false"
+    );
+    assert_eq!(h1.sh("stat -c %a:%u /var/lib/weave/password").trim(), "600:0");
+    assert_eq!(h1.report().unwrap()["Router"]["Encryption"], true);
+    let logs = docker.docker(&["logs", "weave"]);
+    assert!(logs.stderr.contains("Our name is "), "{logs}");
+    assert!(h1.command(&["ls", "/var/log/weave.log"]).code != Some(0), "the log is Docker's");
+
+    // It works on the host's files, devices and namespaces.
+    let c = h1.container("c");
+    c.attach(&["10.2.1.1/24"]);
+    assert!(h1.command_ok(&["ip", "-o", "link"]).contains(" weave:"));
+    let second = launch(&[]);
+    assert_eq!(
+        (second.code, second.stderr.as_str()),
+        (Some(3), "weave is already running; you can stop it with 'weave stop'.\n")
+    );
+
+    // Whoever ends it, Docker starts it again, and what it was told since counts.
+    h1.weave_ok(&["connect", "192.0.2.2"]);
+    let told = ["192.0.2.1", "192.0.2.2"];
+    let mut pid = h1.daemon_pid().unwrap();
+    h1.signal_daemon("KILL");
+    pid = another(h1, pid);
+    assert_eq!(targets(h1), told);
+    docker.ok(&["restart", "weave"]);
+    pid = another(h1, pid);
+    assert_eq!(targets(h1), told);
+    docker.ok(&["kill", "weave"]);
+    h1.wait("its end", SOON, || h1.daemon_pid().is_none());
+    docker.ok(&["start", "weave"]);
+    pid = another(h1, pid);
+    assert_eq!(targets(h1), told);
+    docker.stop();
+    docker.boot();
+    another(h1, pid);
+    assert_eq!(targets(h1), told);
+    assert!(c.has_interface());
+
+    docker.ok(&["pause", "weave"]);
+    let paused = launch(&[]);
+    assert_ne!(paused.code, Some(0), "{paused}");
+    docker.ok(&["unpause", "weave"]);
+    weave(h1, &program, &["stop"]).expect_ok();
+    assert!(h1.daemon_pid().is_none() && c.has_interface());
+    let again = weave(h1, &program, &["stop"]);
+    assert_eq!(
+        (again.code, again.stderr.as_str()),
+        (Some(0), "Weave is not running (ignore on Kubernetes).\n")
+    );
+    // One that only was stopped cannot hand over what it owns.
+    let reset = weave(h1, &program, &["reset"]);
+    assert!(
+        reset.code == Some(1)
+            && reset.stderr.contains("ERROR: weave is not running; unable to remove from cluster."),
+        "{reset}"
+    );
+    // A launch takes its arguments, in a new container; the image is there already.
+    let images = docker.ok(&["images", "-q"]);
+    launch(&["192.0.2.3"]).expect_ok();
+    assert_eq!(targets(h1), ["192.0.2.3"]);
+    assert_ne!(docker.ok(&["inspect", "--format", "{{.Id}}", "weave"]), id);
+    assert_eq!(docker.ok(&["images", "-q"]), images);
+
+    // One that does not become ready leaves nothing, and says why.
+    weave(h1, &program, &["stop"]).expect_ok();
+    let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
+    let failed = launch(&[]);
+    assert!(failed.code == Some(1) && failed.stderr.contains("port 6783"), "{failed}");
+    assert_ne!(docker.docker(&["inspect", "weave"]).code, Some(0));
+    drop(busy);
+
+    // What of 2.8.1 is left goes as well, and what is somebody's stays.
+    launch(&[]).expect_ok();
+    let image = docker.ok(&["inspect", "--format", "{{.Config.Image}}", "weave"]);
+    docker.ok(&["create", "--name", "weavedb", "--label", "weavevolumes", "-v", "/weavedb", &image]);
+    docker.ok(&["create", "--name", "other", "-v", "/data", &image]);
+    let listed = weave(h1, &program, &["reset", "--dry-run"]).expect_ok();
+    for thing in
+        ["container weave and", "container weavedb and", "file /var/lib/weave/peer.json", "device weave\n"]
+    {
+        assert!(listed.contains(thing), "{thing} in\n{listed}");
+    }
+    assert!(!listed.contains("container other"), "{listed}");
+    docker.ok(&["rm", "-v", "other"]);
+    assert!(weave(h1, &program, &["reset", "--dry-run"]).expect_ok().contains(&format!("image {image}")));
+    weave(h1, &program, &["reset"]).expect_ok();
+    assert_eq!(docker.ok(&["ps", "-aq"]), "");
+    assert_eq!(docker.ok(&["images", "-q"]), "");
+    assert_eq!(docker.ok(&["volume", "ls", "-q"]), "");
+    assert_eq!(h1.sh("ls -d /run/weave /var/lib/weave 2>/dev/null || true").trim(), "");
+    let links = |text: String| {
+        text.lines().filter_map(|l| l.split(' ').nth(1).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(links(h1.command_ok(&["ip", "-o", "link"])), links(before));
+    weave(h1, &program, &["reset"]).expect_ok();
+}
+
+#[test]
+fn units_of_the_original_and_containers_in_the_way() {
+    let Some(program) = static_binary() else { return };
+    let Some(lab) = Lab::start("unit", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let Some(docker) = Dockerd::start(h1) else { return };
+
+    // The documented unit: ExecStartPre, ExecStart, ExecStop, with a variable of its environment file.
+    let mut env = ENV.to_vec();
+    env.push(("WEAVE_PASSWORD", "from-the-file"));
+    let outcome = h1.command_with(&env, &[&program, "launch", "--no-restart", "192.0.2.1"], PATIENCE);
+    assert!(outcome.success(), "{outcome}");
+    assert_eq!(h1.report().unwrap()["Router"]["Encryption"], true);
+    assert_eq!(docker.ok(&["inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", "weave"]), "no");
+    let mut attached = h1
+        .background(&["docker", "--host", "unix:///run/docker.sock", "attach", "--no-stdin", "weave"], false)
+        .unwrap();
+    h1.weave_ok(&["connect", "192.0.2.2"]);
+    assert!(attached.running());
+    weave(h1, &program, &["stop"]).expect_ok();
+    h1.wait("the end of docker attach", SOON, || !attached.running());
+    claims(&["A-10"]);
+
+    // Nobody starts it again, neither after a crash nor after a reboot.
+    weave(h1, &program, &["launch", "--no-restart"]).expect_ok();
+    h1.signal_daemon("KILL");
+    h1.wait("Docker to notice", SOON, || {
+        docker.ok(&["inspect", "--format", "{{.State.Status}}", "weave"]) == "exited"
+    });
+    h1.reboot();
+    docker.boot();
+    assert_eq!(docker.ok(&["inspect", "--format", "{{.State.Status}}", "weave"]), "exited");
+    let status = h1.weave(&["status"]);
+    assert!(!status.success() && status.stderr.contains("not running"), "{status}");
+    claims(&["A-2"]);
+
+    // What else may have the name.
+    let image = docker.ok(&["inspect", "--format", "{{.Config.Image}}", "weave"]);
+    weave(h1, &program, &["launch"]).expect_ok();
+    weave(h1, &program, &["stop"]).expect_ok();
+    docker.ok(&["rm", "weave"]);
+    docker.ok(&["tag", &image, "somebody/else:1"]);
+    docker.ok(&["create", "--name", "weave", "somebody/else:1"]);
+    let foreign = weave(h1, &program, &["launch"]);
+    assert_eq!(
+        (foreign.code, foreign.stderr.as_str()),
+        (Some(2), "Found another container named 'weave'. Aborting.\n")
+    );
+    assert_eq!(h1.sh("ls -A /run/weave 2>/dev/null || true").trim(), "");
+    let named = h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "launch"], PATIENCE);
+    assert!(named.success(), "{named}");
+    assert!(docker.ok(&["ps", "--format", "{{.Names}}"]) == "net");
+    let stopped = h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "stop"], PATIENCE);
+    assert!(stopped.success() && h1.daemon_pid().is_none(), "{stopped}");
+    docker.ok(&["rm", "weave"]);
+    docker.ok(&["create", "--name", "weave", &image]);
+    let created = weave(h1, &program, &["launch"]);
+    assert_eq!(
+        (created.code, created.stderr.as_str()),
+        (Some(1), "weave is created, paused, or restarting; you can stop it with 'weave stop'.\n")
+    );
+
+    // A container that the original left is set aside, kept from coming back, and handed back.
+    docker.ok(&["rm", "weave"]);
+    docker.ok(&["tag", &image, "weaveworks/weave:2.8.1"]);
+    let original =
+        docker.ok(&["create", "--name", "weave", "--restart", "always", "weaveworks/weave:2.8.1", "help"]);
+    let over = weave(h1, &program, &["launch"]);
+    assert!(over.success() && over.stderr.contains("will not be started by Docker any more"), "{over}");
+    assert_eq!(docker.ok(&["inspect", "--format", "{{.Id}}", "weave-original"]), original);
+    weave(h1, &program, &["stop", "--hand-back"]).expect_ok();
+    assert_eq!(docker.ok(&["inspect", "--format", "{{.Id}}", "weave"]), original);
+
+    // The program of the tests needs libraries: it says so when asked, and takes the next way otherwise.
+    docker.ok(&["rm", "weave"]);
+    let refused = h1.weave_env(&ENV, &["launch", "--service", "docker"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("make static"), "{refused}");
+    let other = h1.weave_env(&ENV, &["launch"]);
+    assert!(other.success() && other.stderr.contains("make static"), "{other}");
+    h1.weave_env(&ENV, &["stop"]).expect_ok();
+}
+
+#[test]
+fn back_after_a_reboot() {
+    let Some(program) = static_binary() else { return };
+    let Some(lab) = Lab::start("reboot", &Topology::hosts(2)) else { return };
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    let (Some(d1), Some(d2)) = (Dockerd::start(h1), Dockerd::start(h2)) else { return };
+    weave(h1, &program, &["launch", "--password", "p"]).expect_ok();
+    weave(h2, &program, &["launch", "--password", "p", "h1"]).expect_ok();
+    h1.wait_established(1, PATIENCE);
+    h1.weave_ok(&["connect", "h2"]);
+    let members = attach_each(&[h1, h2]);
+    members[0].container.reaches(&members[1].ip, SOON);
+    let names = [name(h1), name(h2)];
+
+    // No unit, no command: only Docker starts.
+    h1.reboot();
+    h2.reboot();
+    d1.boot();
+    d2.boot();
+    for host in [h1, h2] {
+        host.wait("the peer", PATIENCE, || host.daemon_pid().is_some() && host.weave(&["status"]).success());
+        host.wait_established(1, PATIENCE);
+    }
+    assert_eq!([name(h1), name(h2)], names);
+    assert_eq!((targets(h1), targets(h2)), (vec!["h2".to_owned()], vec!["h1".to_owned()]));
+    assert!(h1.connections().iter().all(|c| c.info.starts_with("encrypted")), "{:?}", h1.connections());
+    let [a, b] = [(h1, "10.2.1.11"), (h2, "10.2.1.12")].map(|(host, ip)| {
+        let container = host.container("again");
+        container.attach(&[&format!("{ip}/24")]);
+        container
+    });
+    a.reaches("10.2.1.12", SOON);
+    drop(b);
+    claims(&["S-4"]);
+}

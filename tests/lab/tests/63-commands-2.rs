@@ -1,0 +1,312 @@
+//! Every command, option and variable with the real program, and what it does. The program itself lists what there is
+//! (completions and manual are made from the tables that parse); a row that no check covers fails, and so does a row that
+//! is said to wait for a feature which is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weave_lab::{Host, Lab, Topology};
+
+use crate::common::*;
+
+#[path = "commands/containers.rs"]
+mod containers;
+#[path = "commands/launching.rs"]
+mod launching;
+#[path = "commands/looking.rs"]
+mod looking;
+#[path = "commands/words.rs"]
+mod words;
+
+/// What does not exist yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Feature {
+    Dns,
+    Proxy,
+    Plugin,
+    FastDatapath,
+    Aws,
+}
+
+/// How to find out that it does.
+#[derive(Clone, Copy, Debug)]
+enum Sign {
+    /// The notice about this option, given so, is gone.
+    Notice(&'static str),
+    /// The command is known.
+    Command,
+    /// The report has the feature's section.
+    Report,
+}
+
+/// Rows that wait. Who makes the feature moves them to a check.
+const WAITING: &[(&str, Feature, Sign)] = {
+    use Feature::*;
+    use Sign::*;
+    &[
+        ("launch --no-dns", Dns, Report),
+        ("launch --dns-domain", Dns, Notice("x.")),
+        ("launch --dns-listen-address", Dns, Notice("127.0.0.1:53")),
+        ("launch --dns-ttl", Dns, Notice("3")),
+        ("launch --dns-fallback-timeout", Dns, Notice("3s")),
+        ("launch --resolv-conf", Dns, Notice("/etc/resolv.conf")),
+        ("attach --without-dns", Dns, Report),
+        ("$DNS_DOMAIN", Dns, Report),
+        ("launch --docker-api", Proxy, Notice("unix:///x")),
+        ("launch --proxy", Proxy, Notice("")),
+        ("launch -H", Proxy, Notice("tcp://:1")),
+        ("launch --hostname-from-label", Proxy, Notice("x")),
+        ("launch --hostname-match", Proxy, Notice("x")),
+        ("launch --hostname-replacement", Proxy, Notice("x")),
+        ("launch --rewrite-inspect", Proxy, Notice("")),
+        ("launch --no-default-ipalloc", Proxy, Report),
+        ("launch --no-rewrite-hosts", Proxy, Report),
+        ("launch --without-dns", Proxy, Report),
+        ("launch --no-multicast-route", Proxy, Report),
+        ("launch --tls", Proxy, Notice("")),
+        ("launch --tlsverify", Proxy, Notice("")),
+        ("launch --tlscacert", Proxy, Notice("x")),
+        ("launch --tlscert", Proxy, Notice("x")),
+        ("launch --tlskey", Proxy, Notice("x")),
+        ("launch --no-detect-tls", Proxy, Report),
+        ("$WEAVE_CIDR", Proxy, Report),
+        ("$PROXY_HOST", Proxy, Report),
+        ("run", Proxy, Command),
+        ("start", Proxy, Command),
+        ("restart", Proxy, Command),
+        ("launch --plugin", Plugin, Notice("")),
+        ("launch --plugin-v2", Plugin, Notice("")),
+        ("launch --plugin-v2-multicast", Plugin, Notice("")),
+        ("launch --plugin-socket", Plugin, Notice("x")),
+        ("launch --plugin-mesh-socket", Plugin, Notice("x")),
+        ("launch --no-bridged-fastdp", FastDatapath, Report),
+        ("$WEAVE_NO_BRIDGED_FASTDP", FastDatapath, Report),
+        ("launch --awsvpc", Aws, Notice("")),
+    ]
+};
+
+/// Rows that belong to tests of their own.
+const ELSEWHERE: &[&str] = &[
+    // Allocation of addresses.
+    "launch --ipalloc-range",
+    "launch --ipalloc-default-subnet",
+    "launch --ipalloc-init",
+    "prime",
+    "consense",
+    "rmpeer",
+    // Networks of the host, and the firewall.
+    "expose",
+    "hide",
+    "launch --expect-npc",
+    "launch --no-masq-local",
+    // Taking over a host of 2.8.1, and giving it back.
+    "launch --take-over",
+    "launch --db-prefix",
+    "stop --hand-back",
+    "stop --state-dir",
+    "stop --weave-bridge",
+    // Docker's, and other keepers of the daemon; its log files.
+    "$WEAVE_CONTAINER_NAME",
+    "$WEAVE_DOCKER_ARGS",
+    "launch --service",
+    "launch --log-size",
+    "launch --log-keep",
+];
+
+/// A check and the rows that it shows.
+struct Check {
+    rows: &'static [&'static str],
+    run: fn(&Stage<'_>),
+}
+
+const fn check(rows: &'static [&'static str], run: fn(&Stage<'_>)) -> Check {
+    Check { rows, run }
+}
+
+/// Where checks take place: nothing runs on `host` before and after each; `other` has a peer.
+struct Stage<'a> {
+    host: &'a Host,
+    other: &'a Host,
+}
+
+impl Stage<'_> {
+    /// Standard output of a command that succeeds and says nothing on stderr.
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        let outcome = self.host.weave(args);
+        assert!(outcome.success() && outcome.stderr.is_empty(), "{outcome}");
+        outcome.stdout
+    }
+
+    /// What a command that fails with this code says.
+    #[track_caller]
+    fn fails(&self, code: i32, args: &[&str]) -> String {
+        self.fails_with(&[], code, args)
+    }
+
+    #[track_caller]
+    fn fails_with(&self, env: &[(&str, &str)], code: i32, args: &[&str]) -> String {
+        let outcome = self.host.weave_env(env, args);
+        assert!(outcome.code == Some(code) && outcome.stdout.is_empty(), "code {code} expected\n{outcome}");
+        outcome.stderr
+    }
+
+    /// Launches with these variables and arguments, without a supervisor; what was said on stderr.
+    #[track_caller]
+    fn launch(&self, env: &[(&str, &str)], args: &[&str]) -> String {
+        let outcome = self.host.weave_env(env, &[&["launch", "--no-restart"], args].concat());
+        assert!(outcome.success(), "{outcome}");
+        outcome.stderr
+    }
+
+    /// A value of the report.
+    #[track_caller]
+    fn told(&self, template: &str) -> String {
+        self.ok(&["report", "-f", template])
+    }
+
+    fn sockets(&self) -> String {
+        self.host.command_ok(&["ss", "-Hlntu"])
+    }
+
+    /// Body of an HTTP answer, asked for with bash.
+    fn http(&self, host: &str, port: u16, path: &str) -> String {
+        let script = format!(
+            "exec 3<>/dev/tcp/{host}/{port}; printf 'GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        self.host.command(&["bash", "-c", &script]).stdout
+    }
+
+    /// A device's word behind `key` in what `ip link` says of it: `mtu`, `master`, `link/ether`.
+    #[track_caller]
+    fn link(&self, device: &str, key: &str) -> String {
+        let said = self.host.command_ok(&["ip", "-o", "link", "show", "dev", device]);
+        let value = said.split_whitespace().skip_while(|w| *w != key).nth(1);
+        value.unwrap_or_else(|| panic!("no {key} in {said}")).to_owned()
+    }
+}
+
+/// Everything that the program says it has: `launch`, `launch --port`, `$WEAVE_PORT`.
+fn surface(host: &Host) -> BTreeSet<String> {
+    let mut rows = BTreeSet::new();
+    for line in host.weave_ok(&["completions", "fish"]).lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words.as_slice() {
+            ["complete", "-c", "weave", "-n", "__fish_use_subcommand", "-a", command, ..] => {
+                rows.insert((*command).to_owned());
+            }
+            [
+                "complete",
+                "-c",
+                "weave",
+                "-n",
+                "'__fish_seen_subcommand_from",
+                command,
+                form @ ("-l" | "-s"),
+                name,
+                ..,
+            ] => {
+                // The daemon's own options are those that launch hands on.
+                let command = match command.trim_end_matches('\'') {
+                    "daemon" => "launch",
+                    command => command,
+                };
+                let dashes = if *form == "-l" { "--" } else { "-" };
+                rows.insert(format!("{command} {dashes}{name}"));
+            }
+            _ => {}
+        }
+    }
+    let manual = host.weave_ok(&["man"]);
+    let variables = manual.split(".SH ENVIRONMENT\n").nth(1).and_then(|t| t.split(".SH").next());
+    rows.extend(variables.unwrap().lines().filter_map(|l| Some(format!("${}", l.strip_prefix(".B ")?))));
+    let old = manual.split(".SH OLD COMMANDS\n").nth(1).and_then(|t| t.split(".SH").next()).unwrap();
+    let old = old.lines().nth(1).unwrap().trim_end_matches('.').replace("\\-", "-");
+    rows.extend(old.split(", ").map(str::to_owned));
+    assert!(rows.len() > 150, "{rows:?}");
+    rows
+}
+
+/// Options that many commands have, and that one check tries with each.
+fn shared(row: &str) -> bool {
+    row.split_once(' ')
+        .is_some_and(|(_, option)| ["--run-dir", "--http-addr", "--instance"].contains(&option))
+}
+
+#[test]
+fn every_row() {
+    let Some(lab) = Lab::start("cmds", &Topology::hosts(2)) else { return };
+    let [host, other] = ["h1", "h2"].map(|h| lab.host(h));
+    launch(other, &[], &[]);
+    let stage = Stage { host, other };
+
+    let surface = surface(host);
+    let checks: Vec<&Check> = [words::CHECKS, launching::CHECKS, looking::CHECKS, containers::CHECKS]
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut covered: BTreeMap<&str, usize> = BTreeMap::new();
+    let waiting = WAITING.iter().map(|(row, ..)| row);
+    for row in checks.iter().flat_map(|c| c.rows).chain(waiting).chain(ELSEWHERE) {
+        *covered.entry(row).or_default() += 1;
+    }
+    let here = |row: &String| covered.contains_key(row.as_str());
+    let elsewhere = |row: &String| row.split(' ').next().is_some_and(|command| ELSEWHERE.contains(&command));
+    let missing: Vec<_> =
+        surface.iter().filter(|row| !here(row) && !shared(row) && !elsewhere(row)).collect();
+    assert!(missing.is_empty(), "no check shows {missing:#?}");
+    let twice: Vec<_> = covered.iter().filter(|(_, n)| **n > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+
+    let mut failed: Vec<&str> = Vec::new();
+    for check in checks {
+        let begin = std::time::Instant::now();
+        // All that fails is to be known at once.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (check.run)(&stage))).is_err() {
+            failed.extend(check.rows);
+        }
+        let outcome = host.weave(&["reset", "--force"]);
+        assert!(outcome.success(), "{outcome}");
+        eprintln!("{:>6} ms  {}", begin.elapsed().as_millis(), check.rows.join(", "));
+    }
+    waiting_rows(&stage);
+    assert!(failed.is_empty(), "these failed, see above: {failed:#?}");
+}
+
+/// What waits has to be said to the user, and has to be waiting still.
+fn waiting_rows(stage: &Stage<'_>) {
+    stage.launch(&[], &[]);
+    let report = stage.host.report().unwrap();
+    for (row, feature, sign) in WAITING {
+        let section = match feature {
+            Feature::Dns => &report["DNS"],
+            Feature::Proxy => &report["Proxy"],
+            Feature::Plugin => &report["Plugin"],
+            Feature::FastDatapath => &report["Router"]["OverlayDiagnostics"]["fastdp"],
+            Feature::Aws => &serde_json::Value::Null,
+        };
+        let moved = format!("{row} waits for {feature:?}, which is there: move it to a check");
+        assert!(section.is_null(), "{moved}");
+        let option = row.rsplit(' ').next().unwrap();
+        match sign {
+            Sign::Report => {}
+            Sign::Command => {
+                let outcome = stage.host.weave(&[row, "--help"]);
+                assert!(outcome.stderr.contains("is not in this version yet"), "{moved}\n{outcome}");
+            }
+            Sign::Notice(value) => {
+                let mut args = vec!["launch", "--print-peer-name", "--name", "::1", option];
+                args.extend(Some(*value).filter(|v| !v.is_empty()));
+                // Some want others with them.
+                if *feature == Feature::Aws {
+                    args.extend(["--ipalloc-range", "10.2.0.0/16"]);
+                }
+                let outcome = stage.host.weave(&args);
+                let notice = outcome.stderr.lines().any(|l| {
+                    l.starts_with("Notice: this version does not do ") && l.split(' ').any(|w| w == option)
+                });
+                assert!(outcome.success() && notice, "{moved}\n{outcome}");
+            }
+        }
+    }
+    stage.ok(&["stop"]);
+}

@@ -1,0 +1,203 @@
+//! A host of 2.8.1 is taken over, and given back. The original is not at hand where tests run: what it leaves on a host is made
+//! by hand, from what it left when it ran (`tests/vectors`), and a `sleep` by its daemon's name plays the daemon.
+
+use weave_lab::packet::{Checksum, checksum};
+use weave_lab::{Container, Host, Lab, Topology};
+
+use crate::common::*;
+
+const RULES: &str = include_str!("../../vectors/cli/iptables-after-expose.txt");
+const DATABASE: &[u8] = include_bytes!("../../vectors/ipam/sample-weavedata.db");
+const DATABASE_PATH: &str = "/var/lib/weave/weavedata.db";
+const NAME: &str = "8a:3e:3e:3e:3e:02";
+const EXPOSED: &str = "10.32.0.1/12";
+
+/// The sample database with another of its two direct peers. BoltDB has no checksum on what it holds.
+fn database(peer: &[u8; 8]) -> Vec<u8> {
+    let mut bytes = DATABASE.to_vec();
+    let places: Vec<usize> =
+        (0..bytes.len() - 8).filter(|&i| bytes[i..].starts_with(b"\x0810.0.0.1\x0d")).collect();
+    let [place] = places[..] else { panic!("the sample lists its peers at {places:?}") };
+    bytes[place + 1..place + 9].copy_from_slice(peer);
+    bytes
+}
+
+fn write_database(host: &Host, bytes: &[u8]) {
+    host.sh("mkdir -p /var/lib/weave");
+    std::fs::write(host.disk("lib/weave/weavedata.db"), bytes).unwrap();
+}
+
+/// Bridge, uplink and rules as 2.8.1 makes them without a fast datapath (spec cli 4.2, 4.3).
+fn devices_of_the_original(host: &Host) {
+    host.sh(&format!(
+        "ip link add weave type bridge; ip link set weave address {NAME}; \
+         ip link add vethwedu mtu 65535 type veth peer name vethwedup mtu 65535; ip link set vethwedu master weave; \
+         ip link del vethwedu; \
+         {UPLINK}; \
+         ip link set weave up; ethtool -K weave tx off >/dev/null; ip addr add {EXPOSED} brd + dev weave; \
+         sysctl -qw net.ipv6.conf.weave.accept_ra=0 net.ipv4.neigh.weave.base_reachable_time=5"
+    ));
+    let mut script = String::new();
+    let mut table = "";
+    for line in RULES.lines() {
+        match line.strip_prefix("# table ") {
+            Some(name) => table = name,
+            None if line.starts_with("-P") => {}
+            None => script.push_str(&format!("iptables -w -t {table} {line}\n")),
+        }
+    }
+    host.sh(&script);
+}
+
+const UPLINK: &str = "ip link add vethwe-bridge mtu 65535 type veth peer name vethwe-pcap mtu 65535; \
+     ip link set vethwe-bridge master weave; ip link set vethwe-pcap up; ip link set vethwe-bridge up";
+
+/// Attached the way 2.8.1 does it (spec containers D.2).
+fn attach_of_the_original(host: &Host, name: &str, cidr: &str) -> Container {
+    let container = host.container(name);
+    let pid = container.pid();
+    host.sh(&format!(
+        "ip link add vethwepl{pid} mtu 65535 type veth peer name vethwepg{pid} mtu 65535; \
+         ip link set vethwepl{pid} master weave; ethtool -K vethwepg{pid} tx off >/dev/null; \
+         ip link set vethwepg{pid} netns {pid}; in=\"nsenter --net=/run/netns/{name}\"; \
+         $in ip link set vethwepg{pid} name ethwe; $in iptables -w -A INPUT -i ethwe -d 224.0.0.0/4 -j DROP; \
+         ip link set vethwepl{pid} up; bridge link set dev vethwepl{pid} hairpin on; \
+         $in ip addr add {cidr} brd + dev ethwe; \
+         $in iptables -w -I INPUT 1 -s {cidr} -d 224.0.0.0/4 -i ethwe -j ACCEPT; \
+         $in ip link set ethwe up; $in ip route add 224.0.0.0/4 dev ethwe scope link"
+    ));
+    container
+}
+
+/// What must stay as it is in a container: device, addresses, routes, rules.
+fn picture(container: &Container) -> String {
+    let script = "ip -o link show ethwe | sed 's/ state .*//'; ip -o link show ethwe | grep -o 'link/ether [^ ]*'; \
+                  ip -4 -o addr; ip route; iptables -w -S; ethtool -k ethwe | grep '^tx-checksumming'";
+    container.command_ok(&["sh", "-ec", script])
+}
+
+fn targets(host: &Host) -> String {
+    host.weave_ok(&["status", "targets"])
+}
+
+#[test]
+fn a_host_moves_over_and_back() {
+    let Some(lab) = Lab::start("original", &Topology::hosts(2)) else { return };
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    launch(h1, &[], &[]);
+    let far = h1.container("far");
+    far.attach(&["10.2.1.1/24"]);
+
+    h2.sh("echo '198.18.0.1 host-one host-two' >>/etc/hosts");
+    devices_of_the_original(h2);
+    write_database(h2, &database(b"host-one"));
+    let members = ["10.2.1.2/24", "10.2.1.3/24"].map(|cidr| {
+        let name = format!("c{}", &cidr[7..8]);
+        attach_of_the_original(h2, &name, cidr)
+    });
+    let [a, b] = &members;
+    a.reaches("10.2.1.3", SOON);
+    let before = [picture(a), picture(b)];
+
+    // While it runs.
+    h2.sh("mkdir /run/bin; cp $(which sleep) /run/bin/weaver; (exec /run/bin/weaver 600) >/dev/null 2>&1 &");
+    h2.wait("the original's daemon", SOON, || h2.command(&["pidof", "weaver"]).success());
+    let untouched = h2.snapshot();
+    let refused = h2.weave(&["launch", "host-one"]);
+    assert_eq!(refused.code, Some(3), "{refused}");
+    assert!(
+        refused.stderr.contains("(process ") && refused.stderr.contains("launch --take-over"),
+        "{refused}"
+    );
+    assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    assert_eq!(h2.snapshot(), untouched);
+
+    // A start that is bound to fail leaves it alone.
+    write_database(h2, b"damaged");
+    let refused = h2.weave(&["launch", "--take-over"]);
+    assert!(!refused.success() && refused.stderr.contains(DATABASE_PATH), "{refused}");
+    assert!(h2.command(&["pidof", "weaver"]).success(), "the original goes on");
+    write_database(h2, &database(b"host-one"));
+    assert_eq!(h2.snapshot(), untouched);
+
+    let inside = a.pinging("10.2.1.3", 50);
+    let taken = h2.weave(&["launch", "--no-restart", "--take-over"]);
+    assert!(taken.success() && taken.stdout.trim() == NAME, "{taken}");
+    assert!(taken.stderr.contains("stopped the original Weave Net (process "), "{taken}");
+    assert!(!h2.command(&["pidof", "weaver"]).success());
+    h2.wait_established(1, PATIENCE);
+    far.reaches("10.2.1.2", SOON);
+    b.reaches("10.2.1.1", SOON);
+    let inside = inside.finish();
+    assert!(inside.longest_gap_ms < 1500.0, "containers on the host never notice: {inside:?}");
+
+    let adopted = |when: &str| {
+        assert_eq!(h2.report().unwrap()["Router"]["Name"], NAME, "{when}");
+        assert_eq!([picture(a), picture(b)], before, "{when}");
+        let bridge = h2.command_ok(&["ip", "-o", "addr", "show", "dev", "weave"]);
+        assert!(bridge.contains(EXPOSED), "{when}: {bridge}");
+        assert!(h2.sh("ip link show weave").contains("mtu 65535"), "{when}");
+        assert!(!h2.command(&["ip", "link", "show", "vethwe-pcap"]).success(), "{when}");
+        let mut table = "";
+        for rule in RULES.lines() {
+            match rule.strip_prefix("# table ") {
+                Some(name) => table = name,
+                None if !rule.starts_with("-A") => {}
+                None => {
+                    let rules = h2.command_ok(&["iptables", "-w", "-t", table, "-S"]);
+                    let count = rules.lines().filter(|l| *l == rule).count();
+                    assert_eq!(count, 1, "{when}, table {table}: {rule}\n{rules}");
+                }
+            }
+        }
+        let stored = std::fs::read(h2.disk("lib/weave/weavedata.db")).unwrap();
+        assert!(stored == database(b"host-one"), "{when}: 2.8.1's database is only read");
+    };
+    adopted("taken over");
+    assert_eq!(targets(h2), "10.0.0.2:6783\nhost-one\n");
+    let log = h2.log();
+    assert!(log.contains("using persisted peer list: [host-one 10.0.0.2:6783]"), "{log}");
+
+    // What was taken over is ours now, and counts no more.
+    h2.weave_ok(&["stop"]);
+    launch(h2, &["--resume"], &[]);
+    assert_eq!(targets(h2), "10.0.0.2:6783\nhost-one\n");
+    h2.weave_ok(&["stop"]);
+    launch(h2, &[], &["h1"]);
+    h2.weave_ok(&["stop"]);
+    launch(h2, &["--resume"], &[]);
+    assert_eq!(targets(h2), "h1\n");
+    adopted("launched again");
+    h2.wait_established(1, PATIENCE);
+
+    // Back: bridge and containers are ready for the original to make its own uplink and to capture packets from it.
+    let c = h2.container("c4");
+    c.attach(&["10.2.1.4/24"]);
+    let told = h2.weave(&["stop", "--hand-back"]);
+    assert!(told.success() && told.stderr.contains("WEAVE_NO_FASTDP=1"), "{told}");
+    assert_eq!([picture(a), picture(b)], before, "handed back");
+    let aside = std::fs::read(h2.disk("lib/weave/weavedata.db.taken-over")).unwrap();
+    assert!(aside == database(b"host-one"), "out of date, hence out of the way, but whole");
+    assert!(!h2.command(&["test", "-e", DATABASE_PATH]).success());
+    h2.sh(UPLINK);
+    c.reaches("10.2.1.2", SOON);
+    let (seen, _ear) = (h2.capture("vethwe-pcap"), a.listen_cast(None));
+    assert_eq!(c.cast("10.2.1.255", 1), ["10.2.1.2"]);
+    let seen = seen.finish();
+    let verdicts: Vec<Checksum> = seen.frames().into_iter().map(checksum).collect();
+    let count = |wanted: fn(&Checksum) -> bool| verdicts.iter().filter(|v| wanted(v)).count();
+    assert!(count(|v| matches!(v, Checksum::Good(_))) > 0, "{verdicts:?}");
+    assert_eq!(count(|v| matches!(v, Checksum::Bad(_))), 0, "{verdicts:?}");
+
+    // And over again: what it has stored meanwhile counts.
+    write_database(h2, &database(b"host-two"));
+    launch(h2, &[], &[]);
+    assert_eq!(targets(h2), "10.0.0.2:6783\nhost-two\n");
+    h2.wait_established(1, PATIENCE);
+    far.reaches("10.2.1.4", SOON);
+
+    h2.weave_ok(&["reset"]);
+    let left = h2.command(&["ls", "/var/lib/weave"]).stdout;
+    assert!(left.is_empty(), "nothing is left to be taken over: {left}");
+    assert!(!a.has_interface());
+}

@@ -1,0 +1,213 @@
+//! Addresses on one host: got, found again, given back, explained.
+
+use std::time::Duration;
+
+use weave_lab::{Lab, Topology, claims};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+weave_lab::claims!(
+    "S-2", "S-3", "S-16", "I-2", "I-5", "I-6", "I-7", "I-8", "I-9", "I-10", "I-11", "I-17", "I-32", "I-33",
+    "P-1", "P-11", "P-14"
+);
+
+#[test]
+fn the_first_peer() {
+    let Some(lab) = Lab::start("address", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    // `ip netns` mounts its directory anew at its first use; names that were there before would be there twice.
+    h1.sh("ip netns add first; ip netns del first");
+    // Without a daemon nothing is given out, and nothing waits.
+    let c1 = h1.container("c1");
+    let outcome = h1.weave(&["attach", &c1.netns()]);
+    assert!(!outcome.success() && outcome.stderr.contains("not running"), "{outcome}");
+
+    launch(h1, &[], &[]);
+    assert_eq!((summary(h1, "Status"), summary(h1, "Consensus")), ("idle".into(), "deferred".into()));
+    assert_eq!(shares(h1), "");
+    claims(&["I-17"]);
+    assert_eq!(summary(h1, "Range"), "10.32.0.0/12");
+    assert_eq!(summary(h1, "DefaultSubnet"), "10.32.0.0/12");
+    claims(&["I-32"]);
+    // Looking up never begins anything.
+    assert_eq!(c1.detach(&[]), "");
+    assert_eq!(summary(h1, "Consensus"), "deferred");
+
+    let ip = allocate(&c1);
+    assert_eq!(ip, "10.32.0.1");
+    assert_eq!((summary(h1, "Status"), summary(h1, "Consensus")), ("ready".into(), "achieved".into()));
+    claims(&["S-3"]);
+    assert_eq!(allocate(&c1), ip, "the same again");
+    assert!(shares(h1).contains("1048576 IPs (100.0% of total) (1 active)"), "{}", shares(h1));
+    claims(&["I-5"]);
+    for command in ["consense", "prime"] {
+        let outcome = h1.weave(&[command]);
+        assert!(outcome.success() && outcome.took < Duration::from_secs(1), "{outcome}");
+        assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""));
+    }
+    claims(&["S-2"]);
+
+    // A certain address is that container's, and nobody else's afterwards.
+    let c2 = h1.container("c2");
+    assert_eq!(c2.attach(&["10.32.0.3/12"]), "10.32.0.3");
+    let outcome = h1.weave(&["attach", "10.32.0.3/12", &c1.netns()]);
+    assert!(!outcome.success() && outcome.stderr.contains("already owned by netns:c2"), "{outcome}");
+    let many = attach_many(h1, "m", 30);
+    assert!(!many.contains(&"10.32.0.3".to_owned()) && !many.contains(&ip), "{many:?}");
+    assert_eq!(check_unique(&lab).len(), 32);
+    claims(&["I-8"]);
+
+    // What fails half-way leaves nothing: the second address is somebody else's.
+    let c3 = h1.container("c3");
+    let outcome = h1.weave(&["attach", "net:10.32.9.0/24", "10.32.0.3/12", &c3.netns()]);
+    assert!(!outcome.success() && !c3.has_interface(), "{outcome}");
+    assert!(!owned(h1).contains("netns:c3"), "{}", owned(h1));
+
+    // What was given out is still so after a crash and after a stop.
+    let before = owned(h1);
+    h1.signal_daemon("KILL");
+    h1.wait("the end of the daemon", SOON, || h1.daemon_pid().is_none());
+    launch(h1, &[], &[]);
+    assert_eq!(owned(h1), before, "SIGKILL loses nothing");
+    h1.weave_ok(&["stop"]);
+    launch(h1, &["--log-level", "debug"], &["h9"]);
+    assert_eq!(owned(h1), before);
+    assert_eq!(allocate(&c1), ip);
+    claims(&["S-16", "P-11"]);
+
+    assert_eq!(c1.detach(&[]), ip);
+    assert!(!c1.has_interface());
+    let (_c4, again) = member(h1, "c4");
+    assert_eq!(again, ip, "the lowest free address is given out again");
+    claims(&["I-6"]);
+
+    // Containers that end give their addresses back, whether the daemon sees it or not.
+    let pid = h1.sh("unshare -n sleep 1000 > /dev/null 2>&1 & echo $!");
+    let by_pid = h1.wait("a namespace of its own", SOON, || {
+        let outcome = h1.weave(&["attach", &format!("pid:{}", pid.trim())]);
+        if outcome.success() { Ok(outcome.stdout) } else { Err(outcome.to_string()) }
+    });
+    h1.command_ok(&["kill", "-9", pid.trim()]);
+    c2.end();
+    assert!(owned(h1).contains("pid:") && owned(h1).contains("netns:c2"), "not at once: it may come back");
+    h1.wait("addresses of ended containers to be free", Duration::from_secs(60), || {
+        let now = owned(h1);
+        if now.contains("pid:") || now.contains("netns:c2") { Err(now) } else { Ok(()) }
+    });
+    assert_eq!(h1.weave_ok(&["attach", &h1.container("c6").netns()]), "10.32.0.3\n");
+    assert_ne!(by_pid, "10.32.0.3\n");
+    h1.weave_ok(&["stop"]);
+    h1.sh("for i in $(seq 30); do ip netns del m$i; done");
+    launch(h1, &[], &[]);
+    assert!(!owned(h1).contains("netns:m"), "{}", owned(h1));
+    claims(&["I-2"]);
+
+    // The host itself, too.
+    let exposed = h1.weave_ok(&["expose"]);
+    assert_eq!(h1.weave_ok(&["expose"]), exposed);
+    let on_bridge = || h1.command_ok(&["ip", "-o", "-4", "addr", "show", "weave"]);
+    assert!(on_bridge().contains(&format!("{}/12", exposed.trim())), "{}", on_bridge());
+    assert_eq!(h1.weave_ok(&["hide"]), exposed);
+    assert!(on_bridge().is_empty() && !owned(h1).contains("weave:expose"), "{}", on_bridge());
+    assert_eq!(h1.weave_ok(&["hide"]), "\n");
+    claims(&["I-7"]);
+
+    h1.weave_ok(&["reset"]);
+    launch(h1, &[], &[]);
+    assert_eq!(owned(h1), "{\"owned\":null}\n");
+    assert_eq!(summary(h1, "Consensus"), "deferred");
+    claims(&["P-14"]);
+}
+
+/// Who has which addresses, as the daemon says.
+fn owned(host: &weave_lab::Host) -> String {
+    host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"])
+}
+
+#[test]
+fn subnets_and_ranges() {
+    let Some(lab) = Lab::start("subnets", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let outcome =
+        h1.weave(&["launch", "--no-restart", "-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"]);
+    assert!(outcome.success(), "{outcome}");
+    assert!(
+        outcome.stderr.contains("-iprange is deprecated") && outcome.stdout.lines().count() == 1,
+        "{outcome}"
+    );
+    let c = h1.container("c");
+    let all = ["net:10.2.7.0/24", "net:10.2.8.0/24", "ip:10.3.9.1/24", "net:default"];
+    assert_eq!(c.attach(&all), "10.2.7.1 10.2.8.1 10.3.9.1 10.2.3.1");
+    assert_eq!(c.attach(&all), "10.2.7.1 10.2.8.1 10.3.9.1 10.2.3.1");
+    assert_eq!(c.detach(&all), "10.2.7.1 10.2.8.1 10.3.9.1 10.2.3.1");
+    assert!(!c.has_interface());
+    claims(&["I-9"]);
+
+    // The ends of a subnet are nobody's.
+    h1.sh("for i in $(seq 7); do ip netns add s$i; done");
+    for i in 1..=6 {
+        let ip = h1.weave_ok(&["attach", "net:10.2.20.0/29", &format!("netns:s{i}")]);
+        assert_eq!(ip, format!("10.2.20.{i}\n"));
+    }
+    let outcome = blocked(h1, 3, &["attach", "net:10.2.20.0/29", "netns:s7"]);
+    assert!(outcome.stderr.contains("all addresses are in use"), "{outcome}");
+    assert!(!owned(h1).contains("netns:s7"));
+    // While one waits, status says so; when one is free, it goes on.
+    let mut waits =
+        h1.background(&[weave_lab::weave_binary(), "attach", "net:10.2.20.0/29", "netns:s7"], false).unwrap();
+    h1.wait("status to say what is waited for", SOON, || {
+        shares(h1).contains("waiting for an address of 10.2.20.0/29 for netns:s7")
+    });
+    assert_eq!(summary(h1, "Status"), "waiting for IP(s) to become available");
+    assert!(waits.running());
+    h1.weave_ok(&["detach", "net:10.2.20.0/29", "netns:s3"]);
+    assert_eq!(waits.finish().unwrap(), "10.2.20.3\n");
+    claims(&["I-11"]);
+
+    for (address, text) in [
+        ("net:10.2.7.1/24", "bits after network prefix are not all zero"),
+        ("net:10.2.7.0/31", "smaller than minimum size 4"),
+        ("net:10.9.0.0/24", "range 10.9.0.0/24 out of bounds: 10.2.0.0/16"),
+    ] {
+        let outcome = h1.weave(&["attach", address, &c.netns()]);
+        assert!(!outcome.success() && outcome.stderr.contains(text), "{outcome}");
+        assert!(!c.has_interface());
+    }
+    h1.sh("for i in $(seq 20); do ip netns add r$i; done");
+    for i in 1..=20 {
+        let ip = h1.weave_ok(&["attach", &format!("netns:r{i}")]);
+        assert!(ip.starts_with("10.2.3."), "{ip}");
+    }
+    claims(&["I-33", "P-1"]);
+
+    // Another range begins anew, and says so.
+    h1.weave_ok(&["stop"]);
+    launch(h1, &["--ipalloc-range=10.9.0.0/17", "--ipalloc-default-subnet", "10.9.0.0/16"], &[]);
+    assert!(h1.log().contains("deleting persisted data for IPAM range 10.2.0.0/16"), "{}", h1.log());
+    let ip = allocate(&c);
+    assert!(c.command_ok(&["ip", "-o", "-4", "addr", "show", "ethwe"]).contains(&format!("{ip}/16")));
+    let d = h1.container("d");
+    assert_eq!(d.attach(&["10.9.200.1/16"]), "10.9.200.1");
+    c.reaches("10.9.200.1", SOON);
+    claims(&["I-10"]);
+    h1.weave_ok(&["stop"]);
+
+    let before = h1.snapshot();
+    for (args, text) in [
+        (&["--ipalloc-range", "10.2.0.0/33"][..], "invalid CIDR address: 10.2.0.0/33"),
+        (&["--ipalloc-range", "10.2.0.1/16"], "bits after network prefix"),
+        (&["--ipalloc-range", "10.2.0.0/31"], "smaller than minimum size 4"),
+        (&["--ipalloc-range", "240.0.0.0/4"], "240.0.0.0/4"),
+        (&["--ipalloc-range", "10.2.0.0/16", "--ipalloc-default-subnet", "10.3.0.0/24"], "does not overlap"),
+        (&["--observer", "--init-peer-count", "3"], "at most one of"),
+        (&["--ipam-seed", "::1", "--observer"], "at most one of"),
+        (&["--ipalloc-init", "seed=zz"], "bad seed parameter"),
+    ] {
+        let mut argv = vec!["launch"];
+        argv.extend(args);
+        let outcome = h1.weave(&argv);
+        assert!(!outcome.success() && outcome.stderr.contains(text), "{outcome}");
+    }
+    assert_eq!(h1.snapshot(), before);
+}

@@ -1,0 +1,334 @@
+//! How a network begins: one peer after the other, all at once, with a count, with names.
+
+use std::time::Duration;
+
+use weave_lab::{Host, Lab, Topology, claims};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+weave_lab::claims!(
+    "S-6", "S-7", "S-12", "S-17", "S-21", "S-22", "S-23", "S-24", "S-32", "S-33", "A-1", "A-12", "A-13",
+    "A-14", "I-1", "I-13", "I-14", "I-15", "I-16", "I-18", "I-19", "I-20", "I-30", "I-31", "I-36", "I-37",
+    "P-5", "P-8", "P-9", "P-13", "P-15", "P-18"
+);
+
+/// Cuts every two of these hosts apart.
+fn cut_all(lab: &Lab, hosts: &[&str]) {
+    for (i, a) in hosts.iter().enumerate() {
+        hosts[i + 1..].iter().for_each(|b| lab.cut(a, b));
+    }
+}
+
+/// Starts several launches at the same time.
+fn launch_at_once(calls: &[(&Host, &[&str])]) {
+    std::thread::scope(|scope| {
+        for (host, args) in calls {
+            scope.spawn(move || {
+                let mut argv = vec!["launch", "--no-restart"];
+                argv.extend(*args);
+                host.weave_ok(&argv);
+            });
+        }
+    });
+}
+
+#[test]
+fn one_after_the_other() {
+    let Some(lab) = Lab::start("oneafter", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    launch(h1, &[], &[]);
+    h1.weave_ok(&["consense"]);
+    let (c1, ip1) = member(h1, "c1");
+
+    // One that cannot reach the others waits, and says for what; it never begins a network of its own.
+    lab.cut("h1", "h2");
+    launch(h2, &[], &["h1"]);
+    assert_eq!(summary(h2, "Consensus"), "deferred");
+    let outcome = blocked(h2, 3, &["consense"]);
+    assert!(outcome.stderr.contains("2 of 2 peers must agree"), "{outcome}");
+    assert!(
+        summary(h2, "Status").starts_with("awaiting consensus (quorum: 2, known: 1)"),
+        "{}",
+        summary(h2, "Status")
+    );
+    let consense = h2.background(&[weave_lab::weave_binary(), "consense"], false).unwrap();
+    lab.heal("h1", "h2");
+    assert_eq!(consense.finish().unwrap(), "");
+    wait_one_ring(&[h1, h2], SOON);
+    claims(&["S-7", "S-12"]);
+    launch(h3, &[], &["h1", "h2:6783"]);
+    h3.weave_ok(&["prime"]);
+    assert_eq!(h3.weave_ok(&["status", "targets"]), "h1\nh2:6783\n");
+    claims(&["S-6"]);
+    wait_one_ring(&[h1, h2, h3], SOON);
+
+    // Many at once on all hosts.
+    let addresses: Vec<String> = std::thread::scope(|scope| {
+        let runs: Vec<_> = lab.hosts().iter().map(|h| scope.spawn(|| attach_many(h, "m", 60))).collect();
+        runs.into_iter().flat_map(|r| r.join().unwrap()).collect()
+    });
+    let seen = check_unique(&lab);
+    assert_eq!(seen.len(), 181);
+    assert!(addresses.iter().all(|a| seen.contains_key(a) && a.starts_with("10.")));
+    let (c3, ip3) = member(h3, "c3");
+    c1.reaches(&ip3, SOON);
+    c3.reaches(&ip1, SOON);
+    claims(&["I-1"]);
+
+    // A peer that has lost its disk learns what was its own from the others, and claims what is in use first.
+    let before = ring(h3);
+    h3.weave_ok(&["stop"]);
+    h3.sh("rm -r /var/lib/weave/*");
+    launch(h3, &[], &["h1"]);
+    h3.weave_ok(&["prime"]);
+    h3.wait("the same shares as before", PATIENCE, || {
+        let now = ring(h3);
+        if now == before { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    member(h3, "c4");
+    check_unique(&lab);
+    claims(&["P-13"]);
+
+    // A peer that is there is not taken over; one that is unknown has nothing.
+    h1.wait_established(2, PATIENCE);
+    let outcome = h1.weave(&["rmpeer", "h3"]);
+    assert!(!outcome.success() && outcome.stderr.contains("reachable"), "{outcome}");
+    let unknown = h1.weave_ok(&["rmpeer", "00:00:00:00:00:99"]);
+    assert_eq!(unknown, "0 IPs taken over from 00:00:00:00:00:99\n");
+    claims(&["P-18"]);
+
+    // A host that dies without a word: seen, and what it had is taken over by the script of the guide.
+    h3.signal_daemon("KILL");
+    for host in [h1, h2] {
+        host.wait("h3 to be missed", PATIENCE, || shares(host).contains("unreachable!"));
+    }
+    claims(&["A-12"]);
+    let script = weave_lab::guide_script("ipam", "reclaim");
+    let weave = weave_lab::weave_binary();
+    let directory = std::path::Path::new(weave).parent().unwrap().display().to_string();
+    let output = h1.sh(&format!("PATH={directory}:$PATH\n{script}"));
+    assert!(output.contains(" IPs taken over from "), "{output}");
+    h2.wait("h3's share to be gone", SOON, || {
+        !shares(h2).contains("unreachable!") && shares(h2).lines().count() == 2
+    });
+    assert_eq!(h1.sh(&format!("PATH={directory}:$PATH\n{script}")), "", "nothing is left to do");
+    claims(&["A-13", "P-15"]);
+
+    // Leaving for good hands everything over; without anybody there it is said that nobody took it.
+    h2.weave_ok(&["reset"]);
+    h1.wait("all to be h1's", SOON, || shares(h1).contains("1048576 IPs (100.0% of total)"));
+    let left = h2.command(&["ls", "/var/lib/weave", "/run/weave"]).stdout;
+    assert_eq!(left, "");
+    assert!(h2.weave(&["reset"]).success());
+    claims(&["S-17"]);
+    launch(h2, &[], &["h1"]);
+    h2.weave_ok(&["prime"]);
+    member(h2, "c5");
+    lab.cut("h1", "h2");
+    h2.wait("h1 to be missed", PATIENCE, || shares(h2).contains("unreachable!"));
+    let outcome = h2.weave(&["reset"]);
+    assert!(
+        outcome.success() && outcome.stderr.contains("no other peer was reachable to take over"),
+        "{outcome}"
+    );
+    claims(&["A-14"]);
+}
+
+#[test]
+fn all_at_once() {
+    let Some(lab) = Lab::start("allatonce", &Topology::hosts(3)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let [h1, h2, _h3] = [hosts[0], hosts[1], hosts[2]];
+    let list: &[&str] = &["h1", "h2", "h3"];
+    launch_at_once(&[(hosts[0], list), (hosts[1], list), (hosts[2], list)]);
+    for host in &hosts {
+        host.wait_established(2, PATIENCE);
+        let ourself =
+            host.connections().iter().filter(|c| c.info.contains("cannot connect to ourself")).count();
+        assert_eq!(ourself, 1, "{:#?}", host.connections());
+    }
+    claims(&["S-21"]);
+    h2.weave_ok(&["consense"]);
+    for host in &hosts {
+        wait_consensus(host, "achieved", SOON);
+    }
+    for host in &hosts {
+        assert_eq!(host.weave_ok(&["prime"]), "");
+    }
+    wait_one_ring(&hosts, SOON);
+    claims(&["S-23", "A-1"]);
+
+    // Cut off, each goes on with what it has.
+    for host in &hosts {
+        attach_many(host, "o", 1);
+    }
+    cut_all(&lab, list);
+    for host in &hosts {
+        wait_peers(host, 1);
+        attach_many(host, "p", 10);
+        host.weave_ok(&["detach", "netns:p3"]);
+        host.sh("ip netns del p3");
+    }
+    for host in &hosts {
+        attach_many(host, "q", 5);
+    }
+    check_unique(&lab);
+    claims(&["S-24", "I-36"]);
+    lab.heal_all();
+    for host in &hosts {
+        host.wait_established(2, PATIENCE);
+        attach_many(host, "r", 5);
+    }
+    check_unique(&lab);
+    for host in &hosts {
+        assert!(!shares(host).contains("conflict") && !host.log().contains("conflict"), "{}", host.log());
+    }
+    claims(&["I-37", "P-5"]);
+
+    // A fixed cluster of one, which names itself.
+    h1.weave_ok(&["reset"]);
+    launch(h1, &[], &["h1"]);
+    let outcome = h1.weave(&["consense"]);
+    assert!(outcome.success() && outcome.took < Duration::from_secs(20), "{outcome}");
+    claims(&["S-22"]);
+}
+
+#[test]
+fn a_majority_is_waited_for() {
+    let Some(lab) = Lab::start("majority", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    launch(h1, &[], &["h2", "h3"]);
+    let (c1, c2) = (h1.container("c1"), h1.container("c2"));
+    let outcome = blocked(h1, 2, &["attach", &c1.netns()]);
+    assert!(
+        outcome
+            .stderr
+            .contains("2 of 3 peers must agree (the 2 peer addresses given, and this peer), 1 known"),
+        "{outcome}"
+    );
+    assert!(outcome.stderr.contains("at least 1 more needed"), "{outcome}");
+    assert!(!c1.has_interface());
+    assert_eq!(summary(h1, "Status"), "awaiting consensus (quorum: 2, known: 1)");
+    assert_eq!(summary(h1, "Consensus"), "waiting");
+    claims(&["I-18"]);
+    let weave = weave_lab::weave_binary();
+    let waiting = [
+        h1.background(&[weave, "attach", &c1.netns()], false).unwrap(),
+        h1.background(&[weave, "attach", "10.32.5.5/12", &c2.netns()], false).unwrap(),
+    ];
+    h1.wait("both to wait", SOON, || {
+        let page = h1.report()?;
+        let of = |key: &str| page["IPAM"][key].as_array().map_or(0, Vec::len);
+        if of("PendingAllocates") == 1 && of("PendingClaims") == 1 {
+            Ok(())
+        } else {
+            Err(page["IPAM"].to_string())
+        }
+    });
+    launch(h2, &[], &["h1", "h3"]);
+    let results: Vec<String> = waiting.map(|w| w.finish().unwrap()).into();
+    assert!(results[0].starts_with("10.") && results[1] == "10.32.5.5\n", "{results:?}");
+    wait_consensus(h2, "achieved", SOON);
+    claims(&["I-13", "I-19", "I-20"]);
+    launch(h3, &[], &["h1", "h2"]);
+    h3.weave_ok(&["prime"]);
+    member(h3, "c3");
+    wait_one_ring(&[h1, h2, h3], SOON);
+    check_unique(&lab);
+    claims(&["I-14"]);
+
+    // The first one comes back with today's list of peers.
+    let before = owned_by(h1);
+    h1.weave_ok(&["stop"]);
+    h1.sh("ip netns del c2");
+    launch(h1, &[], &["h2", "h3"]);
+    h1.weave_ok(&["prime"]);
+    wait_one_ring(&[h1, h2, h3], PATIENCE);
+    assert!(before.contains("netns:c1") && owned_by(h1).contains("netns:c1"), "{}", owned_by(h1));
+    check_unique(&lab);
+    claims(&["I-30"]);
+
+    // A daemon that ends lets nobody wait for ever.
+    for host in [h2, h3] {
+        host.weave_ok(&["reset"]);
+    }
+    h1.weave_ok(&["reset"]);
+    launch(h1, &[], &["h2", "h3"]);
+    let waits = h1.background(&[weave, "consense"], false).unwrap();
+    wait_consensus(h1, "waiting", SOON);
+    h1.signal_daemon("KILL");
+    let error = waits.finish().unwrap_err().to_string();
+    assert!(error.contains("failed"), "{error}");
+    claims(&["I-31"]);
+}
+
+fn owned_by(host: &Host) -> String {
+    host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"])
+}
+
+#[test]
+fn a_count_of_peers() {
+    let Some(lab) = Lab::start("count", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    launch(h1, &["--init-peer-count", "3"], &[]);
+    launch(h2, &["-initpeercount=3"], &["h3"]);
+    h3.weave_ok(&["launch", "h2", "--no-restart", "--initpeercount", "3"]);
+    let (_c2, _) = member(h2, "c2");
+    let (_c3, _) = member(h3, "c3");
+    let c1 = h1.container("c1");
+    let outcome = blocked(h1, 2, &["attach", &c1.netns()]);
+    assert!(
+        outcome.stderr.contains("2 of 3 peers must agree (the peer count given at launch, 3), 1 known"),
+        "{outcome}"
+    );
+    claims(&["I-16"]);
+    h2.weave_ok(&["connect", "h1"]);
+    let ip = allocate(&c1);
+    wait_one_ring(&[h1, h2, h3], SOON);
+    assert!(check_unique(&lab).contains_key(&ip));
+    claims(&["I-15", "P-8", "P-9"]);
+}
+
+#[test]
+fn seeds_that_do_not_see_each_other() {
+    let Some(lab) = Lab::start("seeds", &Topology::hosts(4)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    cut_all(&lab, &["h1", "h2", "h3", "h4"]);
+    for (i, host) in hosts[..3].iter().enumerate() {
+        let name = format!("::{}", i + 1);
+        launch(host, &["--name", &name, "--ipam-seed", "::1,::2,::3"], &["h1", "h2", "h3"]);
+        // Nobody is asked, nobody is waited for.
+        let (_c, _ip) = member(host, "c");
+    }
+    check_unique(&lab);
+    for (a, b) in [("h1", "h2"), ("h1", "h3"), ("h2", "h3")] {
+        lab.heal(a, b);
+    }
+    for host in &hosts[..3] {
+        host.wait_established(2, PATIENCE);
+        member(host, "d");
+    }
+    check_unique(&lab);
+    wait_one_ring(&hosts[..3], PATIENCE);
+    for host in &hosts[..3] {
+        assert!(!shares(host).contains("conflict"), "{}", shares(host));
+    }
+    claims(&["S-32"]);
+
+    // Another list is another cluster: both go on, and both say what is the matter.
+    launch(hosts[3], &["--name", "::4", "--ipam-seed", "::4,::5"], &["h1"]);
+    let (_c, ip4) = member(hosts[3], "c");
+    lab.heal("h1", "h4");
+    for host in [hosts[0], hosts[3]] {
+        host.wait("the conflict to be told", PATIENCE, || {
+            let page = shares(host);
+            let told = page.contains("seeded by different peers") && page.contains("weave reset");
+            if told { Ok(()) } else { Err(page) }
+        });
+    }
+    member(hosts[0], "e");
+    member(hosts[3], "e");
+    assert!(hosts[0].daemon_pid().is_some() && !ip4.is_empty());
+    claims(&["S-33"]);
+}

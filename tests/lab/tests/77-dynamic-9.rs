@@ -1,0 +1,115 @@
+//! A few fixed peers, and many that come and go.
+
+use std::time::Duration;
+
+use weave_lab::{Host, Lab, Topology, claims};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+weave_lab::claims!("S-27", "S-28", "S-29", "S-30", "A-3", "A-6", "A-8", "A-11", "I-21", "I-22", "P-7");
+
+#[test]
+fn observers_come_and_go() {
+    // 20 of them when there is time.
+    let observers: usize = std::env::var("LAB_OBSERVERS").ok().and_then(|n| n.parse().ok()).unwrap_or(6);
+    let Some(lab) = Lab::start("observers", &Topology::hosts(3 + observers)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let (fixed, dynamic) = hosts.split_at(3);
+    let list = ["h1", "h2", "h3"];
+
+    // One of the fixed peers and some observers are no majority, however many they are.
+    launch(fixed[0], &[], &list);
+    launch(dynamic[0], &["--ipalloc-init=observer"], &list);
+    dynamic[1].weave_ok(&["launch", "--no-restart", "h1", "h2", "h3", "--observer"]);
+    for host in &dynamic[..2] {
+        host.wait_established(2, PATIENCE);
+    }
+    claims(&["S-30", "A-6"]);
+    let (c1, c4) = (fixed[0].container("c1"), dynamic[0].container("c4"));
+    let outcome = blocked(fixed[0], 2, &["attach", &c1.netns()]);
+    assert!(outcome.stderr.contains("1 known"), "{outcome}");
+    let outcome = blocked(dynamic[0], 6, &["attach", &c4.netns()]);
+    assert!(outcome.stderr.contains("observer"), "{outcome}");
+    assert_eq!(summary(dynamic[0], "Status"), "priming");
+    // Cut off from the fixed ones, observers found nothing by themselves.
+    for a in ["h4", "h5"] {
+        for b in list {
+            lab.cut(a, b);
+        }
+    }
+    blocked(dynamic[0], 12, &["attach", &c4.netns()]);
+    assert_eq!((summary(dynamic[0], "Status"), shares(dynamic[1])), ("priming".into(), String::new()));
+    lab.heal_all();
+    let weave = weave_lab::weave_binary();
+    let waits = dynamic[0].background(&[weave, "attach", &c4.netns()], false).unwrap();
+    launch(fixed[1], &[], &list);
+    let ip = waits.finish().unwrap();
+    assert!(ip.starts_with("10."), "{ip}");
+    claims(&["A-8", "S-28", "I-21", "I-22"]);
+    launch(fixed[2], &[], &list);
+
+    std::thread::scope(|scope| {
+        for host in &dynamic[2..] {
+            scope.spawn(|| launch(host, &["--ipalloc-init", "observer"], &list));
+        }
+    });
+    claims(&["S-27", "A-3"]);
+    std::thread::scope(|scope| {
+        for host in &hosts {
+            scope.spawn(|| attach_many(host, "m", 3));
+        }
+    });
+    check_unique(&lab);
+    // Half of them leave at the same time; what they had is the others' again.
+    let leaving = &dynamic[dynamic.len() / 2..];
+    std::thread::scope(|scope| {
+        for host in leaving {
+            scope.spawn(|| host.weave_ok(&["reset"]));
+        }
+    });
+    let staying: Vec<&Host> = hosts[..hosts.len() - leaving.len()].to_vec();
+    for host in &staying {
+        host.wait("only those that are there to own anything", PATIENCE, || {
+            let page = shares(host);
+            let gone = page.contains("unreachable!") || page.lines().count() > staying.len();
+            if gone { Err(page) } else { Ok(()) }
+        });
+    }
+    wait_one_ring(&staying, PATIENCE);
+    for host in &fixed[..3] {
+        assert_eq!(host.weave_ok(&["status", "targets"]), "h1\nh2\nh3\n");
+    }
+    check_unique(&lab);
+    claims(&["S-29", "A-11"]);
+}
+
+#[test]
+fn with_and_without() {
+    let Some(lab) = Lab::start("without", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    lab.cut("h1", "h3");
+    launch(h1, &[], &[]);
+    launch(h2, &["--ipalloc-range="], &["h1"]);
+    launch(h3, &[], &["h2"]);
+    for (host, n) in [(h1, 1), (h2, 2), (h3, 1)] {
+        host.wait_established(n, PATIENCE);
+    }
+    // The peer in the middle has no part in it, and passes on what the others say.
+    h1.weave_ok(&["prime"]);
+    h3.weave_ok(&["prime"]);
+    let ((c1, ip1), (c3, ip3)) = (member(h1, "c"), member(h3, "c"));
+    wait_one_ring(&[h1, h3], PATIENCE);
+    c1.reaches(&ip3, SOON);
+    c3.reaches(&ip1, SOON);
+    let c2 = h2.container("c2");
+    let outcome = h2.weave(&["attach", &c2.netns()]);
+    assert!(!outcome.success() && outcome.took < Duration::from_secs(5), "{outcome}");
+    assert_eq!(outcome.stderr, "IP address allocation must be enabled to use 'net:'\n");
+    assert_eq!(c2.attach(&["10.2.1.2/24"]), "10.2.1.2");
+    assert_eq!(shares(h2), "");
+    let outcome = h2.weave(&["prime"]);
+    assert!(outcome.code == Some(4) && outcome.stderr.contains("is off"), "{outcome}");
+    check_unique(&lab);
+    claims(&["P-7"]);
+}

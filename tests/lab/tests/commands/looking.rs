@@ -1,0 +1,229 @@
+//! What shows: status, report, ps; and the commands about peers and names.
+
+use serde_json::Value;
+
+use super::*;
+
+pub(super) const CHECKS: &[Check] = &[
+    check(&["status", "status --json", "report", "report -f"], pages),
+    check(&["connect", "connect --replace", "forget"], targets),
+    check(
+        &[
+            "env",
+            "config",
+            "dns-args",
+            "dns-add",
+            "dns-add -h",
+            "dns-add --weave-bridge",
+            "dns-remove",
+            "dns-remove -h",
+            "dns-remove --weave-bridge",
+            "dns-lookup",
+            "$DNS_ADDRESS",
+        ],
+        services_that_are_off,
+    ),
+    check(
+        &[
+            "bridge-type",
+            "bridge-type --weave-bridge",
+            "attach-bridge",
+            "attach-bridge --weave-bridge",
+            "docker-bridge-ip",
+            "$DOCKER_BRIDGE",
+            "$DOCKER_BRIDGE_IP",
+        ],
+        bridges,
+    ),
+];
+
+fn pages(stage: &Stage<'_>) {
+    for args in
+        [&["status"][..], &["status", "peers"], &["report"], &["report", "-f", "x"], &["status", "--json"]]
+    {
+        assert!(stage.fails(1, args).contains("weave is not running"), "{args:?}");
+    }
+    stage.launch(&[], &["h2", "--trusted-subnets=10.0.0.0/8"]);
+    stage.host.wait_established(1, PATIENCE);
+    let summary = stage.ok(&["status"]);
+    assert!(summary.starts_with("\n        Version: 3.") && summary.ends_with("\n\n"), "{summary}");
+    for line in [
+        "Service: router",
+        "Protocol: weave 1..2",
+        "Encryption: disabled",
+        "Targets: 1",
+        "Connections: 1 (1 established)",
+        "TrustedSubnets: 10.0.0.0/8",
+    ] {
+        assert!(summary.lines().any(|l| l.trim() == line), "{line} in\n{summary}");
+    }
+    assert_eq!(stage.ok(&["status", "targets"]), "h2\n");
+    let connections = stage.ok(&["status", "connections"]);
+    assert!(connections.starts_with("-> ") && connections.contains(" established sleeve "), "{connections}");
+    assert_eq!(stage.ok(&["status", "peers"]).lines().count(), 4);
+    for page in ["dns", "ipam"] {
+        stage.ok(&["status", page]);
+    }
+    for args in [&["status", "nosuch"][..], &["status", "peers", "x"], &["status", "../report"]] {
+        let text = stage.fails(1, args);
+        assert!(text.starts_with("Invalid 'weave status' sub-command: "), "{text}");
+    }
+    // JSON of each page, and of the whole.
+    let json = |args: &[&str]| serde_json::from_str::<Value>(&stage.ok(args)).unwrap();
+    let summary = json(&["status", "--json"]);
+    assert_eq!(
+        (&summary["Router"]["Connections"]["Established"], &summary["Ready"]),
+        (&1.into(), &true.into())
+    );
+    assert_eq!(json(&["status", "targets", "--json"]), serde_json::json!(["h2"]));
+    let connection = &json(&["status", "--json=true", "connections"])[0];
+    assert_eq!(connection["Overlay"], "sleeve", "{connection}");
+    assert!(
+        connection["NickName"] == "h2" && connection["MTU"].as_u64().is_some_and(|m| m > 500),
+        "{connection}"
+    );
+    assert_eq!(json(&["status", "peers", "--json"])[0]["NickName"], "h1");
+    for page in ["dns", "ipam"] {
+        assert!(json(&["status", page, "--json"]).is_array());
+    }
+    assert!(stage.fails(1, &["status", "nosuch", "--json"]).starts_with("Invalid"));
+    assert_eq!(json(&["report"])["Router"]["NickName"], "h1");
+    assert_eq!(stage.ok(&["report", "-f", "{{.Router.Targets}}{{len .Router.Peers}}"]), "[h2]2");
+    assert_eq!(stage.ok(&["report", "-f={{json .VersionCheck.Enabled}}"]), "false");
+    assert!(stage.fails(1, &["report", "-f", "{{.Nope}}"]).contains("error during template execution"));
+    assert!(stage.fails(1, &["report", "-f", "{{.Router"]).contains("template: format:1: unclosed action"));
+    assert!(stage.fails(1, &["report", "x"]).contains("usage: weave report"));
+    // What scrapers get.
+    let metrics = stage.http("127.0.0.1", 6782, "/metrics");
+    assert!(
+        metrics.contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\r\n")
+            || metrics
+                .contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\n"),
+        "{metrics}"
+    );
+    // Without rights one may look (C-25) by the address that everybody reaches, and is told what needs them.
+    let copy = "/tmp/weave-cmds-cmds-weave";
+    std::fs::copy(weave_lab::weave_binary(), copy).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy];
+    for args in
+        [&["status", "--http-addr=127.0.0.1:6784"][..], &["report", "--http-addr=:6784"], &["bridge-type"]]
+    {
+        let outcome = stage.host.command(&[&nobody, args].concat());
+        assert!(outcome.success(), "{outcome}");
+    }
+    for args in [&["stop"][..], &["reset"], &["attach", "10.2.1.1/24", "netns:x"], &["attach-bridge"]] {
+        let outcome = stage.host.command(&[&nobody, args].concat());
+        assert!(outcome.code == Some(1) && outcome.stderr.contains("'root'"), "{outcome}");
+    }
+    std::fs::remove_file(copy).unwrap();
+}
+
+fn targets(stage: &Stage<'_>) {
+    stage.launch(&[], &[]);
+    assert!(stage.fails(1, &["connect"]).contains("usage: weave connect"));
+    assert!(stage.fails(1, &["forget"]).contains("usage: weave forget"));
+    let list = || stage.ok(&["status", "targets"]);
+    stage.ok(&["connect", "h2", "192.0.2.7:7000"]);
+    assert_eq!(list(), "192.0.2.7:7000\nh2\n");
+    stage.host.wait_established(1, PATIENCE);
+    let text = stage.fails(1, &["connect", "h2:99999"]);
+    assert!(text.contains("h2:99999"), "{text}");
+    stage.ok(&["forget", "192.0.2.7:7000"]);
+    assert_eq!(list(), "h2\n");
+    // Before or after the peers; what is up stays.
+    stage.ok(&["connect", "192.0.2.8", "--replace"]);
+    assert_eq!(list(), "192.0.2.8\n");
+    stage.host.wait_established(1, SOON);
+    stage.ok(&["connect", "--replace"]);
+    assert_eq!(list(), "");
+}
+
+/// What commands of names and proxy do while those are off, and while nothing runs.
+fn services_that_are_off(stage: &Stage<'_>) {
+    let down = "weave is not running";
+    assert!(stage.fails(0, &["env"]).contains(down));
+    assert!(stage.fails(1, &["config"]).contains(down));
+    assert!(stage.fails(1, &["dns-add", "10.2.1.1", "-h", "x.weave.local"]).contains(down));
+    let outcome =
+        stage.host.weave_env(&[("DOCKER_BRIDGE_IP", "172.17.0.1")], &["dns-args", "--name", "x", "-ti"]);
+    assert_eq!(outcome.expect_ok(), "--dns=172.17.0.1 --dns-search=weave.local.");
+    for command in ["dns-add", "dns-remove"] {
+        for args in [&[][..], &["10.2.1.1"], &["-h", "x"], &["10.2.1.1", "c", "d"]] {
+            let text = stage.fails(1, &[&[command], args].concat());
+            assert!(text.starts_with(&format!("usage: weave {command}")), "{args:?}: {text}");
+        }
+    }
+    assert!(stage.fails(1, &["dns-lookup"]).starts_with("usage: weave dns-lookup"));
+    stage.launch(&[], &[]);
+    assert_eq!(stage.ok(&["env"]), "");
+    assert!(stage.fails(1, &["config"]).contains("proxy is not running"));
+    assert_eq!(stage.ok(&["dns-args", "--name=x"]), "");
+    for command in ["dns-add", "dns-remove"] {
+        assert_eq!(
+            stage.fails(4, &[command, "10.2.1.1", "10.2.1.2", "-h", "x.weave.local"]),
+            "weaveDNS is off\n"
+        );
+    }
+    assert_eq!(stage.fails(4, &["dns-lookup", "x"]), "weaveDNS is off\n");
+    // A container's own addresses and name; this one has no name.
+    let c = stage.host.container("named");
+    c.attach(&["10.2.1.9/24"]);
+    assert_eq!(stage.ok(&["dns-add", "netns:named"]), "");
+    let outcome = stage.fails(4, &["dns-add", "netns:named", "-h", "x.weave.local", "--weave-bridge=weave"]);
+    assert_eq!(outcome, "weaveDNS is off\n");
+    assert_eq!(stage.fails(4, &["dns-remove", "netns:named", "--weave-bridge=weave"]), "weaveDNS is off\n");
+    let text = stage.fails(1, &["dns-remove", "netns:named", "--weave-bridge=other"]);
+    assert!(text.contains("Link not found"), "{text}");
+    // A name server of one's own, which is not there.
+    let text = stage.fails_with(&[("DNS_ADDRESS", "127.0.0.1:5353")], 1, &["dns-lookup", "c1.weave.local"]);
+    assert!(text.starts_with("asking 127.0.0.1:5353: "), "{text}");
+}
+
+fn bridges(stage: &Stage<'_>) {
+    let host = stage.host;
+    assert!(stage.fails(1, &["bridge-type"]).contains("no weave bridge"));
+    host.sh("ip link add docker0 type bridge; ip link add br9 type bridge; ip link set docker0 up; \
+             ip addr add 172.17.0.1/16 dev docker0; ip addr add 172.19.0.1/16 dev br9; \
+             ip link set br9 up");
+    assert_eq!(stage.ok(&["docker-bridge-ip"]), "172.17.0.1");
+    let with = |env: &[(&str, &str)], args: &[&str]| host.weave_env(env, args);
+    assert_eq!(with(&[("DOCKER_BRIDGE", "br9")], &["docker-bridge-ip"]).expect_ok(), "172.19.0.1");
+    assert_eq!(with(&[("DOCKER_BRIDGE_IP", "10.0.0.9")], &["docker-bridge-ip"]).expect_ok(), "10.0.0.9");
+    assert!(
+        stage.fails_with(&[("DOCKER_BRIDGE", "br1")], 1, &["docker-bridge-ip"]).contains("Link not found")
+    );
+    let text = stage.fails(1, &["attach-bridge"]);
+    assert_eq!(text, "Weave bridge not found. Please run 'weave launch' and try again\n");
+    stage.launch(&[], &[]);
+    assert_eq!(stage.ok(&["bridge-type"]), "bridge\n");
+    assert!(stage.fails(1, &["bridge-type", "--weave-bridge", "none"]).contains("no weave bridge"));
+    assert!(stage.fails(1, &["attach-bridge", "nosuch"]).contains("\"nosuch\" is not a bridge"));
+    assert!(stage.fails(1, &["attach-bridge", "weave"]).contains("cannot be joined to itself"));
+    assert!(stage.fails(1, &["attach-bridge", "--weave-bridge=none"]).contains("Weave bridge not found"));
+    // Twice does no harm; a bridge with a name or the variable's.
+    for _ in 0..2 {
+        assert_eq!(stage.ok(&["attach-bridge"]), "");
+        assert_eq!(with(&[("DOCKER_BRIDGE", "br9")], &["attach-bridge"]).expect_ok(), "");
+        assert_eq!(stage.ok(&["attach-bridge", "br9", "--weave-bridge", "weave"]), "");
+    }
+    for (device, master) in [
+        ("vethwebldocker0", "weave"),
+        ("vethwebgdocker0", "docker0"),
+        ("vethweblbr9", "weave"),
+        ("vethwebgbr9", "br9"),
+    ] {
+        assert_eq!(stage.link(device, "master"), master);
+    }
+    let rules = host.sh("iptables -w -t nat -S POSTROUTING");
+    assert_eq!(rules.matches("-o weave -j ACCEPT").count(), 1, "{rules}");
+    // It carries: who is on the other bridge reaches who is on weave's.
+    let c = host.container("far");
+    c.attach(&["172.17.5.5/16"]);
+    host.wait("172.17.5.5 by the other bridge", SOON, || {
+        host.command(&["ping", "-c1", "-W1", "172.17.5.5"]).success()
+    });
+    stage.ok(&["reset"]);
+    let rules = host.sh("iptables -w -t nat -S POSTROUTING; ip -o link");
+    assert!(!rules.contains("weave") && !rules.contains("vethwe"), "{rules}");
+    host.sh("ip link del docker0; ip link del br9");
+}
