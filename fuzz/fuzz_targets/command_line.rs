@@ -1,0 +1,4 @@
+//! Any arguments of the command.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| weave_cli::exercise(data));

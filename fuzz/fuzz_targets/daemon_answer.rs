@@ -1,0 +1,8 @@
+//! Any bytes as the daemon's answer to a command.
+#![no_main]
+
+#[path = "../../app/api/tests/exercise/mod.rs"]
+#[allow(dead_code, reason = "the other targets use the rest")]
+mod exercise;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::answer(data));
