@@ -1,12 +1,13 @@
 # Everything a person does with this repository. `make help` lists it.
 CARGO ?= cargo
 PREFIX ?= /usr/local
-SIM_SECONDS ?= 90
+SIM_SECONDS ?= 75
 SOAK_SECONDS ?= 3600
+SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help demo demo-down test lint unit sim lab-test docs claims soak scale fuzz bench build install static packages
+.PHONY: static-test help demo demo-down test lint unit sim lab-test docs claims soak scale fuzz bench build install static packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,7 +41,8 @@ sim: ## seeded simulation, SIM_SECONDS per suite
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test -p weave-sim --locked -- --nocapture
 
 lab-test: packages ## real binaries on hosts made of namespaces (needs root)
-	$(CARGO) build --locked -p weave-cli -p weave-lab
+	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
+	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 4
 
 docs: ## API documentation; broken links are errors
@@ -48,9 +50,11 @@ docs: ## API documentation; broken links are errors
 
 claims: packages ## runs the tests that show rows of docs/claims.md and prints every row's state
 	$(CARGO) build --locked -p weave-cli -p weave-lab
+	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
 
-soak: ## long simulation, SOAK_SECONDS per suite
+soak: ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite
+	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
 
 scale: ## meshes of 10, 100 and 1,000 simulated peers: time, messages and memory per peer
@@ -63,8 +67,23 @@ bench: packages ## ratios against kernel VXLAN, launch time, memory, size (needs
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench
 
-install: build ## the binary into PREFIX/bin
+install: build ## the binary into PREFIX/bin, manual and completions into PREFIX/share
 	install -D -m 0755 target/release/weave $(DESTDIR)$(PREFIX)/bin/weave
+	mkdir -p target/share && for f in 'man weave.8' 'completions bash weave' 'completions zsh _weave' 'completions fish weave.fish'; do \
+	  target/release/weave $${f% *} > target/share/$${f##* } || exit 1; done
+	install -D -m 0644 target/share/weave.8 $(DESTDIR)$(PREFIX)/share/man/man8/weave.8
+	install -D -m 0644 target/share/weave $(DESTDIR)$(PREFIX)/share/bash-completion/completions/weave
+	install -D -m 0644 target/share/_weave $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_weave
+	install -D -m 0644 target/share/weave.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/weave.fish
 
 static: packages ## a static binary, target/<target>/release/weave
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release -p weave-cli --target $(STATIC_TARGET)
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
+	@file=target/$(STATIC_TARGET)/release/weave; \
+	 if ldd $$file 2>/dev/null | grep -q '=>'; then echo "$$file is not static" >&2; exit 1; fi; \
+	 echo "$$file: $$(stat -c %s $$file) bytes, static"
+
+# What the tests put into containers: static, but quick to build.
+static-test:
+	@if command -v dockerd >/dev/null 2>&1; then \
+	 RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked -p weave-cli --target $(STATIC_TARGET); \
+	 else echo "NOTICE: Docker is not installed; its lab tests are skipped"; fi
