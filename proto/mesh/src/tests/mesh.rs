@@ -704,34 +704,3 @@ fn chaos_passes() {
         assert_eq!(ids.len(), n, "seed {seed}");
     }
 }
-
-/// Not a benchmark: shows what a large mesh costs (`--ignored --nocapture`, release).
-#[test]
-#[ignore = "prints durations"]
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
-fn a_thousand_peers() {
-    use rand::RngExt;
-    let n: usize = std::env::var("PEERS").map_or(1000, |n| n.parse().unwrap());
-    let degree: usize = std::env::var("DEGREE").map_or(5, |n| n.parse().unwrap());
-    let mut net = Net::new(n, |_, config| config.discovery = false);
-    let mut rng = super::support::rng(1);
-    for i in 1..n {
-        let peers: BTreeSet<String> = (0..degree).map(|_| rng.random_range(0..i)).map(host_ip).collect();
-        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
-        net.connect(i, &peers);
-    }
-    let start = std::time::Instant::now();
-    let mut before = 0;
-    for tenth in (1..=20).chain((30..=1000).step_by(10)) {
-        let end = Duration::from_millis(tenth * 100);
-        net.run(end - net.now.since_origin());
-        let written: usize = net.hosts.iter().map(|h| h.written).sum();
-        println!("{end:6.1?}: {:8.1?}, {} kB", start.elapsed(), (written - before) / 1024);
-        before = written;
-    }
-    net.assert_converged();
-}
-
-fn host_ip(i: usize) -> String {
-    format!("10.0.{}.{}", i / 250, i % 250 + 1)
-}
