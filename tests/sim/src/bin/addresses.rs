@@ -26,7 +26,10 @@ fn main() {
                 let line = reason.lines().next().unwrap_or_default();
                 let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
                 let kind = format!("{}: {kind}", plan.name);
-                kinds.entry(kind).or_insert((seed, 0, line.chars().take(300).collect())).1 += 1;
+                kinds
+                    .entry(kind)
+                    .or_insert((seed, 0, reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect()))
+                    .1 += 1;
             }
         }
     }

@@ -11,10 +11,10 @@ mod calls;
 mod disk;
 mod host;
 mod invariants;
-pub mod known;
 mod network;
 pub mod plans;
 pub mod scenario;
+mod trace;
 mod world;
 
 pub use scenario::{Plan, Transition};

@@ -8,7 +8,6 @@ use weave_ipam::{Mutation, Subnet};
 use weave_types::Cidr;
 
 use super::calls::CONTAINERS;
-use super::known;
 use super::world::World;
 use crate::host::Death;
 use crate::net::HostId;
@@ -294,17 +293,7 @@ pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64
 pub fn suite(name: &str, plans: &[Plan]) {
     let mut budget = Budget::from_environment();
     let (mut runs, mut events) = (0u64, 0);
-    let timed = budget.is_timed();
     while let Some(seed) = budget.next() {
-        if timed && seed > known::EXPLORED {
-            println!(
-                "{name}: the rest of the time is not used, what comes next is not explored yet (docs/testing.md)"
-            );
-            break;
-        }
-        if timed && known::FAILING.contains(&seed) {
-            continue;
-        }
         let plan = plan_of(seed, plans);
         let transitions = generate(seed, plan);
         match attempt(seed, plan, &transitions) {
@@ -349,6 +338,7 @@ impl World {
     }
 
     fn apply(&mut self, transition: Transition) {
+        self.trace(HostId(0), || format!("==== {transition:?}"));
         match transition {
             Transition::Wait(ms) => self.run_for(Duration::from_millis(ms.into())),
             Transition::Cut(a, b) => {
