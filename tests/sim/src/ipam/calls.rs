@@ -132,16 +132,13 @@ impl World {
         let host = self.host_mut(id);
         host.orphans.retain(|(container, addr)| container != name || !all && *addr != first);
         host.unsettled.retain(|(container, addr)| container != name || !all && *addr != first);
-        let now = self.now(id);
-        let Some(allocator) = self.host_mut(id).allocator.as_mut() else { return };
-        let result = match all {
+        let result = self.call(id, |allocator, now| match all {
             true => allocator.delete(name, now),
             false => allocator.free(name, std::net::IpAddr::V4(first.into()), now),
-        };
-        if let (Err(error), true) = (result, range.contains(first)) {
+        });
+        if let (Some(Err(error)), true) = (result, range.contains(first)) {
             violation!("host {}: {} of {name} cannot be released: {error}", id.0, show(first));
         }
-        self.settle(id);
     }
 
     /// A Docker container ends; `gone`: and is removed.
@@ -279,6 +276,7 @@ impl World {
         if known {
             self.lose_messages();
             self.host_mut(id).disk.wipe();
+            self.wipe_node(id);
         }
     }
 

@@ -39,11 +39,16 @@ impl World {
         // Nobody else may own what is ours.
         let ours = allocator.ring().ranges_owned_by(host.name);
         for other in self.ids().filter(|&other| other != id) {
-            let Some(view) = self.host(other).view() else { continue };
-            if view.range() != allocator.ring().range() {
-                continue;
-            }
-            for theirs in view.ranges_owned_by(self.host(other).name) {
+            let (view, host) = (self.host(other).view(), self.host(other));
+            // Over whole nodes messages are not looked into: whoever heard of a change finds it on the disk of who made it.
+            let stored = host.disk.stored().ring.as_ref().filter(|ring| !ring.is_empty());
+            let stored = stored.filter(|_| self.nodes.is_some() && !host.destroyed);
+            for theirs in view
+                .into_iter()
+                .chain(stored)
+                .filter(|view| view.range() == allocator.ring().range())
+                .flat_map(|view| view.ranges_owned_by(host.name))
+            {
                 let Some(both) =
                     ours.iter().map(|own| own.intersection(theirs)).find(|both| !both.is_empty())
                 else {
@@ -171,6 +176,7 @@ impl World {
     /// All faults are over, and everybody is there again who is not gone for good.
     pub(super) fn eventually(&mut self) {
         self.network.heal();
+        self.heal_nodes();
         let moved = self.hosts.iter().any(|host| host.range > 0);
         for id in self.ids() {
             self.host_mut(id).fuse = None;
@@ -181,6 +187,7 @@ impl World {
             self.start(id);
         }
         self.relink();
+        self.reconnect_nodes();
         let running: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.host(id).leaving).collect();
         let Some(&first) = running.first() else { return };
         self.prime(first);
@@ -286,6 +293,7 @@ impl World {
             let Some(&dead) = owners.difference(&known).next() else { return };
             // Nothing is on its way any more, so nothing is known to nobody but the dead.
             self.lose_messages();
+            self.await_forgetting();
             let result = self.call(by, |a, now| a.remove_peer(&dead.to_string(), false, now));
             let view = self.host(by).view().map(|ring| ring.owners()).unwrap_or_default();
             if !matches!(result, Some(Ok(_))) || view.contains(&dead) {
