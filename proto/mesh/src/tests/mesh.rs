@@ -74,6 +74,21 @@ fn a_line_stays_a_line_and_carries_gossip() {
 }
 
 #[test]
+fn a_message_does_not_go_back_where_it_came_from() {
+    let mut net = line(3, plain);
+    net.run_s(20);
+    net.assert_converged();
+    // The first believes that the way to itself, and to a peer that is not there, leads through the second.
+    for (source, destination) in [(peer(9), peer(1)), (peer(2), peer(3))] {
+        net.with(0, |mesh, _, now| mesh.relay_as(source, destination, peer(2), now));
+    }
+    net.run_s(1);
+    assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:01"), 1);
+    assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:02"), 1);
+    assert!(net.hosts.iter().all(|host| host.channels.unicasts.is_empty()));
+}
+
+#[test]
 fn unserved_channels_are_passed_on() {
     let mut net = line(3, plain);
     net.hosts[1].channels.names.clear();
