@@ -1,11 +1,11 @@
 //! Address allocation: all plans in turns, for `SIM_SECONDS` (10 unless given) or `SIM_RUNS` runs; and planted bugs, which
 //! they must find.
 
-use weave_sim::ipam::{known, plans, scenario};
+use weave_sim::ipam::{plans, scenario};
 
 #[test]
 fn addresses() {
-    scenario::suite("addresses", &plans::all(), &known::ALONE);
+    scenario::suite("addresses", &plans::all());
 }
 
 /// Most are found by the first few.
@@ -27,21 +27,4 @@ fn every_planted_bug_is_found() {
     }
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not found in {RUNS} runs: {missed:?}");
-}
-
-#[test]
-fn known_failures_are_still_there() {
-    use known::FAILING;
-    std::panic::set_hook(Box::new(|_| {}));
-    let plans = plans::all();
-    let mended: Vec<u64> = FAILING
-        .into_iter()
-        .filter(|&seed| {
-            let plan = scenario::plan_of(seed, &plans);
-            scenario::attempt(seed, plan, &scenario::generate(seed, plan)).is_ok()
-        })
-        .collect();
-    let _ = std::panic::take_hook();
-    println!("{} seeds are known to fail", FAILING.len());
-    assert!(mended.is_empty(), "take these off the list in ipam/known.rs: {mended:?}");
 }

@@ -26,7 +26,8 @@ fn main() {
                 let line = reason.lines().next().unwrap_or_default();
                 let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
                 let kind = format!("{}: {kind}", plan.name);
-                let first = || (Vec::new(), line.chars().take(300).collect());
+                let first =
+                    || (Vec::new(), reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect());
                 kinds.entry(kind).or_insert_with(first).0.push(seed);
             }
         }

@@ -13,12 +13,12 @@ mod calls;
 mod disk;
 mod host;
 mod invariants;
-pub mod known;
 mod network;
 mod nodes;
 pub mod plans;
 pub mod scenario;
 pub mod stories;
+mod trace;
 mod world;
 
 pub use scenario::{Plan, Transition};

@@ -8,7 +8,6 @@ use weave_ipam::{Mutation, Subnet};
 use weave_types::Cidr;
 
 use super::calls::CONTAINERS;
-use super::known::Known;
 use super::world::World;
 use crate::host::Death;
 use crate::net::HostId;
@@ -303,20 +302,10 @@ pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
-pub fn suite(name: &str, plans: &[Plan], known: &Known) {
+pub fn suite(name: &str, plans: &[Plan]) {
     let mut budget = Budget::from_environment();
     let (mut runs, mut events) = (0u64, 0);
-    let timed = budget.is_timed();
     while let Some(seed) = budget.next() {
-        if timed && seed > known.explored {
-            println!(
-                "{name}: the rest of the time is not used, what comes next is not explored yet (docs/testing.md)"
-            );
-            break;
-        }
-        if timed && known.failing.contains(&seed) {
-            continue;
-        }
         let plan = plan_of(seed, plans);
         let transitions = generate(seed, plan);
         match attempt(seed, plan, &transitions) {
@@ -361,6 +350,7 @@ impl World {
     }
 
     fn apply(&mut self, transition: Transition) {
+        self.trace(HostId(0), || format!("==== {transition:?}"));
         if self.nodes.is_some() && self.apply_to_nodes(transition) {
             return;
         }

@@ -120,15 +120,12 @@ pub fn removed_before_it_was_known(seed: u64, used: bool) {
         violation!("nobody says that {twice:?} are used twice: {}", world.views());
     }
     world.check_divided();
-    // Everybody goes on: what has space of its own is served, who waits is told why (`always`), nothing more is given twice.
+    // Everybody goes on: what has space of its own is served, who waits is told why (`always`).
     for id in [first, second, taker] {
         world.allocate(id, 1, WHOLE);
     }
     world.run_for(Duration::from_secs(60));
     world.always();
-    if std::env::var_os("STRICT").is_some() && world.used_twice() != twice {
-        violation!("{:?} wait, used twice are {:?}, were {twice:?}", world.requests, world.used_twice());
-    }
     for id in world.ids().filter(|&id| world.runs(id)) {
         let users: Vec<u32> =
             world.host(id).containers.values().flat_map(|c| c.addrs.iter().copied()).collect();

@@ -16,6 +16,7 @@ use super::host::Host;
 use super::network::{Message, Network};
 use super::nodes::Nodes;
 use super::scenario::{Begin, Plan};
+use super::trace::{show_message, show_output};
 use super::violation;
 use crate::host::Death;
 use crate::net::HostId;
@@ -77,6 +78,8 @@ pub struct World {
     sequence: u64,
     pub(super) clock: Instant,
     pub(super) rng: ChaCha12Rng,
+    /// Everything that happens is told.
+    traced: bool,
 }
 
 impl World {
@@ -108,6 +111,7 @@ impl World {
             sequence: 0,
             clock: Instant::ORIGIN,
             rng: ChaCha12Rng::seed_from_u64(seed ^ 0x1b0a_9a31),
+            traced: std::env::var_os("SIM_TRACE").is_some(),
         };
         for n in 0..plan.hosts {
             world.hosts.push(Host::new(name_of(HostId(n), 0), n < plan.legacy));
@@ -148,6 +152,13 @@ impl World {
         let error = Duration::from_secs(host.wall_error.unsigned_abs());
         let wall = if host.wall_error < 0 { right.saturating_sub(error) } else { right + error };
         Now { mono: self.clock + host.clock_offset, wall }
+    }
+
+    /// Tells what happens, with `SIM_TRACE`.
+    pub(super) fn trace(&self, id: HostId, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{:>9.3} {} {}", self.clock.since_origin().as_secs_f64(), id.0, what());
+        }
     }
 
     pub(super) fn new_request(&mut self) -> RequestId {
@@ -270,6 +281,7 @@ impl World {
     }
 
     pub(super) fn perform(&mut self, id: HostId, output: Output) {
+        self.trace(id, || show_output(&output));
         match output {
             Output::Persist(persist) => {
                 self.released_by(id, &persist);
@@ -341,6 +353,7 @@ impl World {
         if self.runs(id) || self.host(id).destroyed {
             return;
         }
+        self.trace(id, || "start".to_owned());
         let offset = self.millis(0, 10_000_000);
         let (uid, rng) = (self.rng.random(), ChaCha12Rng::seed_from_u64(self.rng.random()));
         let range = self.range_of(id);
@@ -416,6 +429,7 @@ impl World {
         if !self.runs(id) {
             return;
         }
+        self.trace(id, || format!("{death:?}"));
         let clock = self.clock;
         let mut rng = ChaCha12Rng::seed_from_u64(self.rng.random());
         self.end_node(id, death);
@@ -511,6 +525,7 @@ impl World {
         if !self.runs(to) || self.runs(from) && !self.network.path(from, to) {
             return;
         }
+        self.trace(to, || format!("<- {} {}", from.0, show_message(message)));
         let now = self.now(to);
         let Some(allocator) = self.host_mut(to).allocator.as_mut() else { return };
         let result = match message {
