@@ -55,6 +55,7 @@ claims: packages ## runs the tests that show rows of docs/claims.md and prints e
 
 soak: ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
+	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test nodes -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
 
 scale: ## meshes of 10, 100 and 1,000 simulated peers: time, messages and memory per peer
