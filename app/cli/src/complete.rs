@@ -175,28 +175,12 @@ fn fish() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command as Process, Stdio};
-
     use super::*;
+    use crate::tests::piped;
 
     /// Runs a shell with this script; `None` where it is not installed.
     fn shell(program: &str, args: &[&str], script: &str) -> Option<String> {
-        use std::io::Write;
-        let child = Process::new(program)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match child {
-            Ok(child) => child,
-            Err(_) => {
-                eprintln!("NOTICE: {program} is not installed; its completions are not tried");
-                return None;
-            }
-        };
-        child.stdin.take().expect("a pipe").write_all(script.as_bytes()).expect("written");
-        let output = child.wait_with_output().expect("ends");
+        let output = piped(program, args, script)?;
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && errors.is_empty(), "{program}: {errors}");
         Some(String::from_utf8(output.stdout).expect("text"))

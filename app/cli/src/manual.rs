@@ -91,10 +91,8 @@ fn section(text: &mut String, command: &Command) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::process::{Command as Process, Stdio};
-
     use super::*;
+    use crate::tests::piped;
 
     #[test]
     fn everything_is_in_the_manual() {
@@ -125,21 +123,7 @@ mod tests {
     #[test]
     fn formatters_do_not_complain() {
         let run = |program: &str, args: &[&str]| {
-            let child = Process::new(program)
-                .args(args)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn();
-            let Ok(mut child) = child else {
-                eprintln!("NOTICE: {program} is not installed; the manual is not formatted with it");
-                return;
-            };
-            let page = page();
-            let mut stdin = child.stdin.take().expect("a pipe");
-            let writer = std::thread::spawn(move || drop(stdin.write_all(page.as_bytes())));
-            let output = child.wait_with_output().expect("ends");
-            writer.join().expect("ends");
+            let Some(output) = piped(program, args, &page()) else { return };
             let words = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && words.is_empty(), "{program}: {words}");
             assert!(output.stdout.len() > 10_000, "{program}: only {} bytes", output.stdout.len());

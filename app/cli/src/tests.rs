@@ -439,3 +439,26 @@ fn every_option_is_explained() {
         assert!(usage::overview(100).contains(command.name));
     }
 }
+
+/// Runs a program with `input`; none, with a notice, where it is not installed.
+pub(crate) fn piped(program: &str, args: &[&str], input: &str) -> Option<std::process::Output> {
+    use std::io::Write;
+    use std::process::{Command as Process, Stdio};
+    let child = Process::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = child else {
+        eprintln!("NOTICE: {program} is not installed; what is for it is not tried");
+        return None;
+    };
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // It may write before it has read all.
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
+        child.wait_with_output().expect("ends")
+    });
+    Some(output)
+}

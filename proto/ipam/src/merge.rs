@@ -35,8 +35,10 @@ pub enum MergeError {
 /// What became of entries of which it could not be told whose they are.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Ties {
-    /// Some are ours for certain now, and others have to hear of it.
+    /// Some are ours for certain now, or for certain not, and others have to hear of it.
     pub won: bool,
+    /// Some have another owner now, neither of whom is us.
+    pub settled: bool,
     /// Some will be the other's, once it says so; until then they are in doubt.
     pub lost: Option<(Conflict, Vec<AddrRange>)>,
 }
@@ -105,23 +107,33 @@ impl Ring {
         Ok(Merged { updated, changed })
     }
 
-    /// After a merge: entries of ours that `theirs` gives to another at the same version and with as many free addresses, as
-    /// when two take over the same peer at once. By the rules of the merge both keep theirs, for ever, and either would
-    /// hand out the same addresses. Here the lower name raises its version, and the other one then yields; until it
-    /// hears that, it does not hand them out. 2.8.1 does neither, but yields to the higher version just the same.
+    /// After a merge: entries that `theirs` gives to another at the same version and with as many free addresses, as when two
+    /// take over the same peer at once. By the rules of the merge both sides keep theirs, for ever. Here
+    ///
+    /// * of two owners that both take an entry for theirs the lower name raises its version, and the other one then yields;
+    ///   until it hears that, it does not hand these addresses out;
+    /// * who is told that it owns what it has given away, or never got, says so with a higher version: it knows best what it
+    ///   does not use. (If each says so of the other, one of them gets further ahead.)
+    /// * everybody else takes the lower name for the owner.
+    ///
+    /// 2.8.1 does none of this, but yields to the higher version just the same.
     pub fn break_ties(&mut self, theirs: &Ring) -> Ties {
         let mut ties = Ties::default();
         for index in 0..self.entries.len() {
             let mine = self.entries[index];
             let same = theirs.entries.binary_search_by_key(&mine.token, |entry| entry.token);
             let Some(other) = same.ok().and_then(|at| theirs.entries.get(at)) else { continue };
-            if mine.peer != self.peer || other.peer == self.peer {
+            if mine.peer == other.peer || (mine.version, mine.free) != (other.version, other.free) {
                 continue;
             }
-            if (mine.version, mine.free) != (other.version, other.free) {
-                continue;
-            }
-            if self.peer < other.peer {
+            if other.peer == self.peer {
+                let step = if self.peer < mine.peer { 2 } else { 1 };
+                self.entries[index].version = mine.version.saturating_add(step);
+                ties.won = true;
+            } else if mine.peer != self.peer {
+                self.entries[index].peer = mine.peer.min(other.peer);
+                ties.settled |= other.peer < mine.peer;
+            } else if self.peer < other.peer {
                 self.entries[index].version = mine.version.saturating_add(1);
                 ties.won = true;
             } else {

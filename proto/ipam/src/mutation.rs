@@ -45,6 +45,10 @@ pub enum Mutation {
     DenialOfAnything,
     /// An end of a subnet is given to who asks for it, though it is of no use there.
     GiveEnds,
+    /// A request is denied by who does not own anything of the range, and may hear a moment later that it does.
+    DenyUnowned,
+    /// Something is given to a peer that is gone.
+    GiveToAbsent,
     /// Everything new that is heard leads to the next request at once; what is said in answer, and is nothing new, does not.
     AskOnNews,
     /// Several of these at once: what 2.8.1 does otherwise than we do, and can be seen by other peers.
@@ -60,8 +64,10 @@ impl Mutation {
             Mutation::AskOnNews
                 | Mutation::CountByOrigin
                 | Mutation::DenialOfAnything
+                | Mutation::DenyUnowned
                 | Mutation::ForgetElection
                 | Mutation::GiveEnds
+                | Mutation::GiveToAbsent
                 | Mutation::UseDoubtful
         )
     }

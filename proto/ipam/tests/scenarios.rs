@@ -269,6 +269,23 @@ fn reset() {
     assert!(one.allocator.ring().ranges_owned_by(a()).is_empty());
     assert_eq!(one.take_sent().len(), 1);
 
+    // To whoever is leaving too, it is not given without end.
+    let (mut one, mut two) = pair(Init::Seed(vec![a(), b()]));
+    one.allocator.shut_down(one.now());
+    one.drain();
+    two.allocator.shut_down(two.now());
+    two.drain();
+    let mut hops = 0;
+    let mut sent: Vec<(bool, Sent)> = one.take_sent().into_iter().map(|sent| (true, sent)).collect();
+    sent.extend(two.take_sent().into_iter().map(|sent| (false, sent)));
+    while let Some((to_two, message)) = sent.pop() {
+        hops += 1;
+        assert!(hops < 20, "to and fro");
+        let (from, to) = if to_two { (a(), &mut two) } else { (b(), &mut one) };
+        to.receive(from, &message).unwrap();
+        sent.extend(to.take_sent().into_iter().map(|sent| (!to_two, sent)));
+    }
+
     // Nobody there: says so, and does not pretend.
     let (mut alone, _) = pair(Init::Seed(vec![a(), b()]));
     alone.reach(&[a()]);

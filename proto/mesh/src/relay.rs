@@ -40,6 +40,8 @@ pub enum UnicastError {
     UnknownDestination(PeerName),
     /// There was a way a moment ago.
     NoConnection(PeerName),
+    /// It came from the next hop, or from ourself: peers do not agree on the topology yet, and would send it round and round.
+    GoesRound(PeerName),
     /// The next hop does not keep up.
     Congested(PeerName),
 }
@@ -49,6 +51,7 @@ impl fmt::Display for UnicastError {
         match self {
             UnicastError::UnknownDestination(peer) => write!(f, "unknown relay destination: {peer}"),
             UnicastError::NoConnection(hop) => write!(f, "unable to find connection to relay peer {hop}"),
+            UnicastError::GoesRound(hop) => write!(f, "the way to the relay destination leads back to {hop}"),
             UnicastError::Congested(hop) => write!(f, "connection to relay peer {hop} is congested"),
         }
     }
@@ -72,7 +75,7 @@ impl Mesh {
     ) -> Result<(), UnicastError> {
         let (source, destination) = (self.config.name, Some(dst));
         let body = Envelope { channel: channel.into(), source, destination, payload }.encode();
-        self.relay_unicast(dst, Tag::GossipUnicast, &body, now)
+        self.relay_unicast(dst, None, &body, now)
     }
 
     /// Sends a message to all peers.
@@ -316,15 +319,37 @@ impl Mesh {
         }
     }
 
-    fn relay_unicast(&mut self, dst: PeerName, tag: Tag, body: &[u8], now: Now) -> Result<(), UnicastError> {
+    fn relay_unicast(
+        &mut self,
+        dst: PeerName,
+        from: Option<PeerName>,
+        body: &[u8],
+        now: Now,
+    ) -> Result<(), UnicastError> {
         let mut hop = self.routes.unicast_all(dst);
         if hop.is_none_or(|hop| !self.by_peer.contains_key(&hop)) {
             self.refresh_routes();
             hop = self.routes.unicast_all(dst);
         }
         let hop = hop.ok_or(UnicastError::UnknownDestination(dst))?;
+        if from == Some(hop) {
+            return Err(UnicastError::GoesRound(hop));
+        }
         let conn = *self.by_peer.get(&hop).ok_or(UnicastError::NoConnection(hop))?;
-        if self.send(conn, &tagged(tag, body), now) { Ok(()) } else { Err(UnicastError::Congested(hop)) }
+        if self.send(conn, &tagged(Tag::GossipUnicast, body), now) {
+            Ok(())
+        } else {
+            Err(UnicastError::Congested(hop))
+        }
+    }
+
+    /// Passes on to a neighbour what another is said to have sent. For tests.
+    #[cfg(test)]
+    pub(crate) fn relay_as(&mut self, source: PeerName, destination: PeerName, hop: PeerName, now: Now) {
+        let envelope =
+            Envelope { channel: "set".into(), source, destination: Some(destination), payload: b"" };
+        let message = tagged(Tag::GossipUnicast, &envelope.encode());
+        self.send(self.by_peer[&hop], &message, now);
     }
 
     fn relay_broadcast(
@@ -394,7 +419,10 @@ impl Mesh {
                 let from = running.peer;
                 self.handle_gossip(from, &envelope(body, false)?, channels, now)?;
             }
-            Some(Tag::GossipUnicast) => self.handle_unicast(body, channels, now)?,
+            Some(Tag::GossipUnicast) => {
+                let from = running.peer;
+                self.handle_unicast(from, body, channels, now)?;
+            }
             Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
             None if tag == digest::TAG && running.digests => {
                 let peer = running.peer;
@@ -407,6 +435,7 @@ impl Mesh {
 
     fn handle_unicast(
         &mut self,
+        from: PeerName,
         body: &[u8],
         channels: &mut dyn Channels,
         now: Now,
@@ -414,7 +443,11 @@ impl Mesh {
         let envelope = envelope(body, true)?;
         let dst = envelope.destination.unwrap_or(PeerName::UNKNOWN);
         if dst != self.config.name {
-            if let Err(error) = self.relay_unicast(dst, Tag::GossipUnicast, body, now) {
+            let relayed = match envelope.source {
+                source if source == self.config.name => Err(UnicastError::GoesRound(source)),
+                _ => self.relay_unicast(dst, Some(from), body, now),
+            };
+            if let Err(error) = relayed {
                 let event = Event::Gossip(envelope.channel.into_owned(), error.to_string());
                 self.output(Output::Event(event));
             }

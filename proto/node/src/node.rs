@@ -204,6 +204,12 @@ impl Node {
         result
     }
 
+    /// Address allocation as it is now; `None` if it is off. For tests.
+    #[doc(hidden)]
+    pub fn allocation(&self) -> Option<&Allocator> {
+        self.ipam.allocator.as_ref()
+    }
+
     /// Closes every connection. The driver drains the outputs and lets go.
     pub fn shutdown(&mut self, now: Now) {
         self.mesh.shutdown(now);

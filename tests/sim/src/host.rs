@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use weave_mesh::Persist;
-use weave_node::{Config, Node, Output};
+use weave_ipam::Allocator;
+use weave_mesh::{ConnectionError, ConnectionEvent, Persist};
+use weave_node::{Config, Event, IpamConfig, Node, Output};
 use weave_overlay::forward::{Fact, Forwarder, Tables};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Offload;
@@ -58,6 +60,20 @@ pub struct Disk {
     pub version_ceiling: u64,
 }
 
+/// What a node with address allocation has put out, for those who keep the books.
+pub(crate) enum Noted {
+    /// To be stored.
+    Persist(weave_ipam::Persist),
+    /// An answer.
+    Done(weave_ipam::RequestId, Result<weave_ipam::Answer, weave_ipam::RequestError>),
+    /// Something for the log.
+    Event(weave_ipam::Event),
+    /// It has ended a connection to a peer because of what that said.
+    Refused(String),
+    /// It has died where it was to die; what it was then.
+    Died(Death, Box<Allocator>),
+}
+
 /// An output on its way out of a host.
 pub(crate) enum Sent {
     Node(Output),
@@ -89,6 +105,18 @@ pub struct Host {
     pub(crate) wake_reason: &'static str,
     /// How the peer is configured.
     pub options: HostOptions,
+    /// Its peer's name.
+    pub(crate) name: PeerName,
+    /// What address allocation starts with next time; name, nickname and uid are filled in.
+    pub(crate) allocation: Option<IpamConfig>,
+    /// Of address allocation, in order, since somebody looked.
+    pub(crate) noted: Vec<Noted>,
+    /// What [`Sabotage::LateRecords`] holds back.
+    late_record: Option<weave_ipam::Persist>,
+    /// The host's monotonic clock is ahead by this.
+    pub(crate) clock_offset: Duration,
+    /// The host's wall clock is this wrong, seconds.
+    pub(crate) wall_error: i64,
     /// The tables that [`Sabotage::LateTables`] holds back.
     late_tables: Option<Arc<Tables>>,
     /// What [`Sabotage::LatePersist`] holds back.
@@ -115,6 +143,12 @@ impl Host {
             next_wake: None,
             wake_reason: "",
             options,
+            name: Host::name(id),
+            allocation: None,
+            noted: Vec::new(),
+            late_record: None,
+            clock_offset: Duration::ZERO,
+            wall_error: 0,
             late_tables: None,
             late_persist: None,
             forwarder: None,
@@ -133,14 +167,21 @@ impl Host {
     pub(crate) fn start(&mut self, now: Now) {
         assert!(self.node.is_none(), "{:?} is running", self.id);
         let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
-        let mut mesh = weave_mesh::Config::new(Host::name(self.id), format!("host{}", self.id.0), uid);
+        let mut mesh = weave_mesh::Config::new(self.name, format!("host{}", self.id.0), uid);
         mesh.port = PORT;
         mesh.version = self.disk.version_ceiling;
         mesh.password = self.options.password.as_deref().and_then(weave_mesh::Secret::new);
         mesh.discovery = self.options.discovery;
         mesh.connection_limit = self.options.connection_limit;
         mesh.short_id = self.disk.short_id;
-        let mut node = Node::new(Config::new(mesh), ChaCha12Rng::seed_from_u64(self.rng.random()), now);
+        let mut config = Config::new(mesh);
+        config.ipam = self.allocation.take().map(|mut ipam| {
+            ipam.config.name = config.mesh.name;
+            ipam.config.uid = uid;
+            ipam.config.nickname.clone_from(&config.mesh.nickname);
+            ipam
+        });
+        let mut node = Node::new(config, ChaCha12Rng::seed_from_u64(self.rng.random()), now);
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
         let promised = &self.promised;
@@ -171,6 +212,7 @@ impl Host {
         self.io = SimIo::default();
         self.late_tables = None;
         self.late_persist = None;
+        self.late_record = None;
         self.death = None;
     }
 
@@ -229,6 +271,15 @@ impl Host {
         }
     }
 
+    fn persist_record(&mut self, persist: weave_ipam::Persist) {
+        let written = match self.options.sabotage {
+            Some(Sabotage::LoseRecords) => None,
+            Some(Sabotage::LateRecords) => self.late_record.replace(persist),
+            _ => Some(persist),
+        };
+        self.noted.extend(written.map(Noted::Persist));
+    }
+
     fn publish(&mut self, tables: Arc<Tables>) {
         let Some(forwarder) = &mut self.forwarder else { return };
         match self.options.sabotage {
@@ -262,7 +313,12 @@ impl Host {
     /// The next thing that leaves the host. Facts are given to the node, tables to the forwarder, on the way.
     pub(crate) fn next_output(&mut self, now: Now) -> Option<Sent> {
         let sent = self.take_output(now);
-        if let (Some(_), Some((left, _))) = (&sent, &mut self.death) {
+        // Where addresses are watched, so few of the outputs have to do with them that datagrams are not counted.
+        let counts = match &sent {
+            Some(Sent::Datagram { .. }) => self.node.as_ref().is_some_and(|n| n.allocation().is_none()),
+            other => other.is_some(),
+        };
+        if let (true, Some((left, _))) = (counts, &mut self.death) {
             *left = left.saturating_sub(1);
         }
         sent
@@ -309,6 +365,30 @@ impl Host {
                         self.persist(&persist);
                     }
                     return Some(Sent::Node(Output::Persist(persist)));
+                }
+                Output::PersistIpam(persist) => {
+                    let dying = matches!(self.death, Some((0..=1, _)));
+                    if !dying || self.rng.random_bool(0.5) {
+                        self.persist_record(persist.clone());
+                    }
+                    return Some(Sent::Node(Output::PersistIpam(persist)));
+                }
+                Output::Done { request, result } => {
+                    let dying = matches!(self.death, Some((0..=1, _)));
+                    if !dying {
+                        self.noted.push(Noted::Done(request, result.clone()));
+                    }
+                    return Some(Sent::Node(Output::Done { request, result }));
+                }
+                Output::Event(Event::Ipam(event)) => self.noted.push(Noted::Event(event)),
+                Output::Event(Event::Mesh(weave_mesh::Event::Connection(
+                    _,
+                    peer,
+                    ConnectionEvent::Ended(
+                        why @ (ConnectionError::Receiver(_) | ConnectionError::Misbehaved(_)),
+                    ),
+                ))) if node.allocation().is_some() => {
+                    self.noted.push(Noted::Refused(format!("{}: {why}", peer.name)));
                 }
                 Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
                     node.handle_fact(Fact::PathMtu { conn, mtu: LOCAL_MTU }, now);

@@ -67,6 +67,8 @@ pub struct Net {
     cut: BTreeSet<(HostId, HostId)>,
     /// Pairs of which the first cannot begin anything with the second.
     blocked: BTreeSet<(HostId, HostId)>,
+    /// Nothing gets from the first to the second.
+    mute: BTreeSet<(HostId, HostId)>,
     /// When a datagram last passed from the first to the second: answers pass for a while, whatever is blocked.
     passed: BTreeMap<(HostId, HostId), Instant>,
     /// Hosts without power.
@@ -81,6 +83,7 @@ impl Net {
             faults,
             cut: BTreeSet::new(),
             blocked: BTreeSet::new(),
+            mute: BTreeSet::new(),
             passed: BTreeMap::new(),
             off: BTreeSet::new(),
             rng,
@@ -94,12 +97,26 @@ impl Net {
             self.cut.insert(key);
         } else {
             self.cut.remove(&key);
+            self.mute.remove(&(a, b));
+            self.mute.remove(&(b, a));
         }
+    }
+
+    /// From now on nothing gets from `a` to `b`, until that link is healed. Streams stall in both directions, for want of
+    /// acknowledgements.
+    pub fn mute(&mut self, a: HostId, b: HostId) {
+        self.mute.insert((a, b));
+    }
+
+    /// Whether a TCP stream between the two makes progress.
+    pub(crate) fn streams(&self, a: HostId, b: HostId) -> bool {
+        self.connected(a, b) && !self.mute.contains(&(a, b)) && !self.mute.contains(&(b, a))
     }
 
     /// Heals every link. What is blocked stays so.
     pub fn heal_all(&mut self) {
         self.cut.clear();
+        self.mute.clear();
     }
 
     /// Keeps `a` from beginning anything with `b`, as a firewall or NAT in front of `b` does: connections, and datagrams that
@@ -137,7 +154,7 @@ impl Net {
 
     /// Whether `a` can open a connection to `b`.
     pub fn dialable(&self, a: HostId, b: HostId) -> bool {
-        self.connected(a, b) && !self.blocked.contains(&(a, b))
+        self.streams(a, b) && !self.blocked.contains(&(a, b))
     }
 
     /// Where to cut `len` bytes that have arrived, if at all: the first part is handed over at once.
@@ -169,7 +186,11 @@ impl Net {
         const STATE: Duration = Duration::from_secs(60);
         const IP_UDP_HEADERS: usize = 28;
         let too_big = df && payload + IP_UDP_HEADERS > self.faults.mtu;
-        if too_big || !self.connected(a, b) || self.rng.random_bool(self.faults.loss) {
+        if too_big
+            || !self.connected(a, b)
+            || self.mute.contains(&(a, b))
+            || self.rng.random_bool(self.faults.loss)
+        {
             return Vec::new();
         }
         if !self.blocked.is_empty() {

@@ -32,11 +32,6 @@ impl Budget {
         Budget { next: first, last, seconds, started: Instant::now(), begun: false }
     }
 
-    /// Whether time alone ends it.
-    pub(crate) fn is_timed(&self) -> bool {
-        self.last.is_none()
-    }
-
     /// Seconds since the first.
     pub(crate) fn seconds(&self) -> u64 {
         self.started.elapsed().as_secs()

@@ -27,10 +27,17 @@ pub enum Sabotage {
     LoseTimers,
     /// The node is woken each 100 ms.
     Insomnia,
+    /// Nothing that address allocation stores reaches the disk.
+    LoseRecords,
+    /// It reaches the disk when the next thing is stored: what depends on it has left by then.
+    LateRecords,
 }
 
 impl Sabotage {
-    /// Every one.
+    /// Those that concern address allocation.
+    pub const OF_ADDRESSES: [Sabotage; 2] = [Sabotage::LoseRecords, Sabotage::LateRecords];
+
+    /// Every other one.
     pub const ALL: [Sabotage; 13] = [
         Sabotage::LosePersist,
         Sabotage::LatePersist,

@@ -132,6 +132,26 @@ impl Tcp {
         }
     }
 
+    /// The most bytes that one stream holds which its receiver has not read.
+    pub(crate) fn most_queued(&self) -> usize {
+        self.pipes.values().flat_map(|pipe| &pipe.streams).map(|stream| stream.queued).max().unwrap_or(0)
+    }
+
+    /// One end of every connection.
+    pub(crate) fn ends(&self) -> Vec<End> {
+        self.pipes.values().map(|pipe| pipe.ends[0]).collect()
+    }
+
+    /// A connection is gone, and what was on its way with it; gives the other end. Nobody is told.
+    pub(crate) fn tear(&mut self, end: End) -> Option<End> {
+        let id = self.by_end.get(&end)?;
+        let pipe = self.pipes.remove(id)?;
+        for end in pipe.ends {
+            self.by_end.remove(&end);
+        }
+        Some(pipe.ends[1 - pipe.side(end)])
+    }
+
     /// Every connection of a host that died.
     pub(crate) fn ends_of(&self, host: HostId) -> Vec<End> {
         self.by_end.keys().filter(|end| end.host == host).copied().collect()
@@ -144,7 +164,7 @@ impl Tcp {
         if pipe.pump_at.take_if(|at| *at <= now).is_none() {
             return (events, None);
         }
-        let connected = net.connected(pipe.ends[0].host, pipe.ends[1].host);
+        let connected = net.streams(pipe.ends[0].host, pipe.ends[1].host);
         let mut again: Option<Instant> = None;
         for side in 0..2 {
             let (from, to) = (pipe.ends[side], pipe.ends[1 - side]);

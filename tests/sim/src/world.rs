@@ -1,7 +1,7 @@
 //! The simulation: hosts, each with a real `Node` and a real `Forwarder`; a virtual clock; one ordered queue of events.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use weave_node::Output;
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
 use crate::frames;
-use crate::host::{Death, Host, HostOptions, Sent};
+use crate::host::{Death, Host, HostOptions, Noted, Sent};
 use crate::net::{Faults, HostId, Net};
 use crate::sabotage::Sabotage;
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
@@ -48,6 +48,10 @@ pub struct World {
     pub net: Net,
     /// What happened so far.
     pub counters: Counters,
+    /// What nodes with address allocation have put out, in order.
+    pub(crate) noted: Vec<(HostId, Noted)>,
+    /// Whose node had an input since somebody looked.
+    pub(crate) touched: BTreeSet<HostId>,
     hosts: BTreeMap<HostId, Host>,
     tcp: Tcp,
     queue: BinaryHeap<Reverse<(Instant, u64, EventBox)>>,
@@ -90,6 +94,8 @@ impl World {
         World {
             net,
             counters: Counters::default(),
+            noted: Vec::new(),
+            touched: BTreeSet::new(),
             hosts: BTreeMap::new(),
             tcp: Tcp::default(),
             queue: BinaryHeap::new(),
@@ -103,12 +109,23 @@ impl World {
 
     /// The virtual time.
     pub fn now(&self) -> Now {
+        self.time(self.wall_error, Duration::ZERO)
+    }
+
+    /// What a host's own clocks say.
+    pub(crate) fn now_at(&self, id: HostId) -> Now {
+        let (wall, ahead) =
+            self.hosts.get(&id).map_or((0, Duration::ZERO), |host| (host.wall_error, host.clock_offset));
+        self.time(self.wall_error + wall, ahead)
+    }
+
+    fn time(&self, wall_error: i64, ahead: Duration) -> Now {
         /// The wall clock at the start: 2026-01-01.
         const START: Duration = Duration::from_secs(1_767_225_600);
         let right = START + self.clock.since_origin();
-        let error = Duration::from_secs(self.wall_error.unsigned_abs());
-        let wall = if self.wall_error < 0 { right.saturating_sub(error) } else { right + error };
-        Now { mono: self.clock, wall }
+        let error = Duration::from_secs(wall_error.unsigned_abs());
+        let wall = if wall_error < 0 { right.saturating_sub(error) } else { right + error };
+        Now { mono: self.clock + ahead, wall }
     }
 
     /// Somebody sets the wall clocks.
@@ -139,17 +156,22 @@ impl World {
 
     /// Adds a host and starts its peer with these targets.
     pub fn add(&mut self, id: HostId, options: HostOptions, targets: &[HostId]) {
+        self.install(id, options);
+        self.start(id, targets);
+    }
+
+    /// Adds a host whose peer is not started yet.
+    pub(crate) fn install(&mut self, id: HostId, options: HostOptions) {
         let seed = self.rng.random();
         let mut host = Host::new(id, options, seed);
         host.containers.insert(container_mac(id, 0));
         self.hosts.insert(id, host);
-        self.start(id, targets);
     }
 
     /// Starts the peer of a host that is down. What it persisted is still there; targets are those given, or else the
     /// persisted ones.
     pub fn start(&mut self, id: HostId, targets: &[HostId]) {
-        let now = self.now();
+        let now = self.now_at(id);
         self.net.set_power(id, true);
         let host = self.hosts.get_mut(&id).expect("host was added");
         host.start(now);
@@ -185,7 +207,7 @@ impl World {
 
     /// Runs an input on a running node and carries out what it says.
     pub fn with_node(&mut self, id: HostId, input: impl FnOnce(&mut weave_node::Node, Now)) {
-        let now = self.now();
+        let now = self.now_at(id);
         if let Some(node) = self.hosts.get_mut(&id).and_then(|h| h.node.as_mut()) {
             input(node, now);
             self.settle(id);
@@ -194,7 +216,7 @@ impl World {
 
     /// A container on `from` sends a frame.
     pub fn send_frame(&mut self, from: HostId, frame: &[u8]) {
-        let now = self.clock;
+        let now = self.now_at(from).mono;
         if let Some(host) = self.hosts.get_mut(&from) {
             host.local_frame(frame, now);
             self.settle(from);
@@ -247,6 +269,34 @@ impl World {
         self.clock = end;
     }
 
+    /// When something happens next.
+    pub(crate) fn next_event(&self) -> Option<Instant> {
+        self.queue.peek().map(|Reverse((at, _, _))| *at)
+    }
+
+    /// Time passes in which nothing happens.
+    pub(crate) fn advance(&mut self, to: Instant) {
+        self.clock = self.clock.max(to);
+    }
+
+    /// The most bytes that one stream holds which its receiver has not read.
+    pub(crate) fn most_queued(&self) -> usize {
+        self.tcp.most_queued()
+    }
+
+    /// All connections are reset, and what was on its way is lost.
+    pub(crate) fn reset_connections(&mut self) {
+        const RESET: &str = "read: connection reset by peer";
+        for end in self.tcp.ends() {
+            let Some(other) = self.tcp.tear(end) else { continue };
+            for end in [end, other] {
+                if self.is_current(end) {
+                    self.with_node(end.host, |node, now| node.handle_closed(end.conn, RESET.to_owned(), now));
+                }
+            }
+        }
+    }
+
     /// Runs until a condition holds, looking every 50 ms of virtual time; false if it does not within `limit`.
     pub fn run_until(&mut self, limit: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
         let end = self.clock + limit;
@@ -261,13 +311,14 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
+    /// Lets the next thing happen.
+    pub(crate) fn step(&mut self) {
         let Some(Reverse((at, _, EventBox(event)))) = self.queue.pop() else { return };
         self.clock = self.clock.max(at);
         self.counters.events += 1;
-        let now = self.now();
         match event {
             Event::Wake(id, wake) => {
+                let now = self.now_at(id);
                 let Some(host) = self.hosts.get_mut(&id) else { return };
                 if host.wake != wake {
                     return;
@@ -289,6 +340,7 @@ impl World {
                 self.dial_failed(from, text);
             }
             Event::Datagram { to, from, bytes } => {
+                let now = self.now_at(to);
                 if let Some(host) = self.hosts.get_mut(&to) {
                     host.datagram(from, bytes, now.mono);
                     self.settle(to);
@@ -302,11 +354,11 @@ impl World {
         if let Some(at) = again {
             self.push(at, Event::Pump(id));
         }
-        let now = self.now();
         for event in events {
             let end = match &event {
                 TcpEvent::Bytes(end, _) | TcpEvent::Written(end, _) | TcpEvent::Closed(end, _) => *end,
             };
+            let now = self.now_at(end.host);
             let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation)
             else {
                 continue;
@@ -334,7 +386,7 @@ impl World {
             return;
         }
         let target = target.expect("reachable implies a target");
-        let now = self.now();
+        let now = self.now_at(target);
         let local = SocketAddr::new(from.host.ip(), self.rng.random_range(32768..61000));
         let accepted = match self.hosts.get_mut(&target) {
             Some(host) if to.port() == PORT => {
@@ -372,15 +424,22 @@ impl World {
 
     /// Carries out everything that a host's node and forwarder have put out, and sets its next wake-up.
     fn settle(&mut self, id: HostId) {
+        self.touched.insert(id);
         loop {
-            let now = self.now();
+            let now = self.now_at(id);
             let Some(host) = self.hosts.get_mut(&id) else { return };
             let incarnation = host.incarnation;
             let output = host.next_output(now);
-            match host.death_due() {
-                Some(Death::Killed) => return self.crash(id),
-                Some(Death::PowerLost) => return self.lose_power(id),
-                None => {}
+            let death = host.death_due();
+            self.noted.extend(host.noted.drain(..).map(|noted| (id, noted)));
+            if let Some(death) = death {
+                let allocator = host.node.as_ref().and_then(|node| node.allocation());
+                let died = allocator.map(|allocator| Noted::Died(death, Box::new(allocator.clone())));
+                self.noted.extend(died.map(|died| (id, died)));
+                return match death {
+                    Death::Killed => self.crash(id),
+                    Death::PowerLost => self.lose_power(id),
+                };
             }
             let output = match output {
                 Some(Sent::Node(Output::Write { .. })) if host.fumbles(Sabotage::LoseWrites, 50) => continue,
@@ -416,6 +475,7 @@ impl World {
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("it was there above");
         if let Some((at, reason)) = host.node.as_ref().and_then(|node| node.poll_timeout()) {
+            let at = Instant::from_origin(at.since_origin().saturating_sub(host.clock_offset));
             let mut at = at.max(now.mono);
             if host.options.sabotage == Some(Sabotage::Insomnia) {
                 at = at.min(now.mono + Duration::from_millis(100));

@@ -28,20 +28,3 @@ fn every_planted_bug_is_found() {
     let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not found in {RUNS} runs: {missed:?}");
 }
-
-#[test]
-fn known_failures_are_still_there() {
-    use weave_sim::ipam::known::FAILING;
-    std::panic::set_hook(Box::new(|_| {}));
-    let plans = plans::all();
-    let mended: Vec<u64> = FAILING
-        .into_iter()
-        .filter(|&seed| {
-            let plan = scenario::plan_of(seed, &plans);
-            scenario::attempt(seed, plan, &scenario::generate(seed, plan)).is_ok()
-        })
-        .collect();
-    let _ = std::panic::take_hook();
-    println!("{} seeds are known to fail", FAILING.len());
-    assert!(mended.is_empty(), "take these off the list in ipam/known.rs: {mended:?}");
-}

@@ -202,14 +202,16 @@ impl Allocator {
         }
     }
 
-    /// The owner says that it has nothing to give in a range. That answers a claim for exactly that address; a denial for a
-    /// whole subnet answers none (2.8.1 takes it for an answer to all claims there).
+    /// The owner says that it has nothing to give in a range. That answers a claim for exactly that address, if the owner
+    /// was asked for it and has not answered yet; a denial for a whole subnet answers none (2.8.1 takes it for an answer to
+    /// all claims there).
     pub(super) fn claims_denied(&mut self, by: PeerName, range: AddrRange) {
         let anything = self.mutant(Mutation::DenialOfAnything);
+        let awaited = self.asks.awaits(by, range);
         for mut claim in std::mem::take(&mut self.claims) {
             let addr = ipv4(claim.cidr);
             let denied = addr.is_some_and(|addr| {
-                range == AddrRange::single(addr) && self.ring.owner_of(addr) == Some(by)
+                awaited && range == AddrRange::single(addr) && self.ring.owner_of(addr) == Some(by)
                     || anything && range.contains(addr)
             });
             if !denied {

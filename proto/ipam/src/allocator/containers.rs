@@ -18,7 +18,8 @@ impl Allocator {
     pub fn container_died(&mut self, container: &str, now: Now) {
         self.cancel_of(container);
         if self.owned.record(container).is_some_and(|record| record.is_container) {
-            self.dead.insert(container.to_owned(), now.mono);
+            // Docker may tell it twice.
+            self.dead.entry(container.to_owned()).or_insert(now.mono);
         }
         self.finish(now);
     }

@@ -62,6 +62,11 @@ impl Asks {
         awaited
     }
 
+    /// Whether a peer's answer on a range is awaited.
+    pub(super) fn awaits(&self, by: PeerName, range: AddrRange) -> bool {
+        self.0.get(&range).is_some_and(|ask| ask.outstanding == Some(by))
+    }
+
     /// The peer will not answer.
     pub(super) fn lost(&mut self, peer: PeerName) {
         self.answered(peer, None, false);
@@ -130,8 +135,18 @@ impl Allocator {
             // It will ask again.
             return;
         }
+        if !self.is_reachable(from) && !self.mutant(Mutation::GiveToAbsent) {
+            // What is given to a peer that has died since it asked is lost until somebody removes that peer again. One
+            // that is on its way up asks again.
+            return;
+        }
         let Some(gift) = self.gift(range) else {
-            self.output(Output::Unicast { to: from, payload: Unicast::Denied(range).encode() });
+            // Whoever asks may have heard that this is ours before we do. That is no denial: the asker goes on waiting, and
+            // asks again with its next tick, as 2.8.1 does, too.
+            let ours = self.ring.ranges_owned_by(self.me()).into_iter().any(|own| own.overlaps(range));
+            if ours || self.mutant(Mutation::DenyUnowned) {
+                self.output(Output::Unicast { to: from, payload: Unicast::Denied(range).encode() });
+            }
             self.send_state(from, now);
             return;
         };

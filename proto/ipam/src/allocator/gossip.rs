@@ -165,8 +165,8 @@ impl Allocator {
         let merged = self.ring.merge(theirs, |range| space.first_used(range), rules);
         let (conflict, doubtful) = match merged {
             Ok(merged) => {
-                self.ring_unsaved |= merged.changed;
                 let tie = self.ring.break_ties(theirs);
+                self.ring_unsaved |= merged.changed || tie.settled;
                 match tie.lost {
                     Some((conflict, doubtful)) => {
                         self.disagreed(theirs.peer(), conflict, doubtful, now);

@@ -47,6 +47,8 @@ impl Allocator {
             asks: Asks::default(),
             next_tick: None,
             leaving: false,
+            bequeathed: RangeSet::default(),
+            heirs: BTreeMap::new(),
             outputs: VecDeque::new(),
             config,
             rng,

@@ -77,6 +77,9 @@ pub struct Allocator {
     asks: Asks,
     next_tick: Option<Instant>,
     leaving: bool,
+    /// What we have given away since we are leaving, and to whom how often.
+    bequeathed: RangeSet,
+    heirs: BTreeMap<PeerName, u32>,
     outputs: VecDeque<Output>,
 }
 

@@ -9,6 +9,10 @@ use crate::mutation::Mutation;
 use crate::output::{Cancelled, HandOver, RemoveError, RequestError};
 use crate::ring::TAKEOVER_STEP;
 
+/// So often what comes back is given to the same peer again. It may have been on its way to us; or the peer is leaving as
+/// well, and gives it back for as long as we do.
+const MAX_BEQUESTS: u32 = 3;
+
 impl Allocator {
     /// Which peers can be reached, directly or not; with their nicknames. Ourself may be among them. To be called whenever
     /// that changes.
@@ -107,11 +111,15 @@ impl Allocator {
     }
 
     fn bequeath(&mut self, now: Now) -> HandOver {
-        let addresses = self.ring.ranges_owned_by(self.me()).into_iter().map(|range| range.size()).sum();
+        let ranges = self.ring.ranges_owned_by(self.me());
+        let addresses = ranges.iter().map(|range| range.size()).sum();
         if addresses == 0 {
             return HandOver::Nothing;
         }
-        let Some(heir) = self.heir() else { return HandOver::Nobody { addresses } };
+        let back = ranges.iter().any(|&range| self.bequeathed.count_in(range) > 0);
+        let Some(heir) = self.heir(back) else { return HandOver::Nobody { addresses } };
+        *self.heirs.entry(heir).or_default() += 1;
+        ranges.into_iter().for_each(|range| self.bequeathed.insert(range));
         self.ring.transfer(self.me(), heir, TAKEOVER_STEP);
         self.space.clear();
         self.stale = Stale::Nothing;
@@ -121,10 +129,13 @@ impl Allocator {
     }
 
     /// Who is there to take over what is ours: rather one that owns something already. 2.8.1 also names one that it cannot
-    /// reach; nobody would hear of it.
-    fn heir(&self) -> Option<PeerName> {
+    /// reach; nobody would hear of it. `back`: it is not the first time.
+    fn heir(&self, back: bool) -> Option<PeerName> {
         let me = self.me();
-        let there = |name: &PeerName| *name != me && self.reachable.contains_key(name);
+        let there = |name: &PeerName| {
+            let given = if back { self.heirs.get(name).copied().unwrap_or(0) } else { 0 };
+            *name != me && self.reachable.contains_key(name) && given < MAX_BEQUESTS
+        };
         let owners = self.ring.entries().iter().map(|entry| entry.peer);
         owners.chain(self.reachable.keys().copied()).find(there)
     }

@@ -74,6 +74,21 @@ fn a_line_stays_a_line_and_carries_gossip() {
 }
 
 #[test]
+fn a_message_does_not_go_back_where_it_came_from() {
+    let mut net = line(3, plain);
+    net.run_s(20);
+    net.assert_converged();
+    // The first believes that the way to itself, and to a peer that is not there, leads through the second.
+    for (source, destination) in [(peer(9), peer(1)), (peer(2), peer(3))] {
+        net.with(0, |mesh, _, now| mesh.relay_as(source, destination, peer(2), now));
+    }
+    net.run_s(1);
+    assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:01"), 1);
+    assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:02"), 1);
+    assert!(net.hosts.iter().all(|host| host.channels.unicasts.is_empty()));
+}
+
+#[test]
 fn unserved_channels_are_passed_on() {
     let mut net = line(3, plain);
     net.hosts[1].channels.names.clear();
@@ -717,35 +732,4 @@ fn chaos_passes() {
         let ids: BTreeSet<_> = net.hosts.iter().map(|h| h.short_id).collect();
         assert_eq!(ids.len(), n, "seed {seed}");
     }
-}
-
-/// Not a benchmark: shows what a large mesh costs (`--ignored --nocapture`, release).
-#[test]
-#[ignore = "prints durations"]
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
-fn a_thousand_peers() {
-    use rand::RngExt;
-    let n: usize = std::env::var("PEERS").map_or(1000, |n| n.parse().unwrap());
-    let degree: usize = std::env::var("DEGREE").map_or(5, |n| n.parse().unwrap());
-    let mut net = Net::new(n, |_, config| config.discovery = false);
-    let mut rng = super::support::rng(1);
-    for i in 1..n {
-        let peers: BTreeSet<String> = (0..degree).map(|_| rng.random_range(0..i)).map(host_ip).collect();
-        let peers: Vec<&str> = peers.iter().map(String::as_str).collect();
-        net.connect(i, &peers);
-    }
-    let start = std::time::Instant::now();
-    let mut before = 0;
-    for tenth in (1..=20).chain((30..=1000).step_by(10)) {
-        let end = Duration::from_millis(tenth * 100);
-        net.run(end - net.now.since_origin());
-        let written: usize = net.hosts.iter().map(|h| h.written).sum();
-        println!("{end:6.1?}: {:8.1?}, {} kB", start.elapsed(), (written - before) / 1024);
-        before = written;
-    }
-    net.assert_converged();
-}
-
-fn host_ip(i: usize) -> String {
-    format!("10.0.{}.{}", i / 250, i % 250 + 1)
 }

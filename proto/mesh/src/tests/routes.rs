@@ -136,35 +136,6 @@ fn an_unchanged_graph_keeps_its_routes() {
     assert!(routes.knows(peer(2)) && !routes.knows(peer(9)));
 }
 
-/// Not a benchmark: shows what a recalculation costs in a large mesh (`--ignored --nocapture`, release).
-#[test]
-#[ignore = "prints a duration"]
-#[expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "measures")]
-fn cost() {
-    use rand::RngExt;
-    let mut rng = rng(4);
-    let peers: Vec<PeerName> = (1..=1000).map(peer).collect();
-    let mut edges = BTreeSet::new();
-    while edges.len() < 50_000 {
-        let (a, b) = (rng.random_range(1..=1000), rng.random_range(1..=1000));
-        if a != b {
-            edges.insert((peer(a), peer(b), true));
-            edges.insert((peer(b), peer(a), true));
-        }
-    }
-    let edges: Vec<_> = edges.into_iter().collect();
-    let topology = view(peer(1), &peers, &edges);
-    let mut routes = Routes::compute(&topology);
-    for _ in 0..10 {
-        let start = std::time::Instant::now();
-        routes = Routes::compute(&topology);
-        println!("all: {:?}", start.elapsed());
-    }
-    let start = std::time::Instant::now();
-    routes.broadcast(peer(500));
-    println!("one tree: {:?}", start.elapsed());
-}
-
 #[test]
 fn a_neighbour_need_not_say_so_itself_to_get_data() {
     let [own, a, b, c] = [1, 2, 3, 4].map(|n| PeerName::from_number(n).unwrap());

@@ -219,11 +219,6 @@ impl Link {
         }
     }
 
-    /// What status shows of the connection when sleeve is its best overlay, besides the name.
-    pub fn attrs(&self) -> [(&'static str, usize); 1] {
-        [("mtu", self.pmtu.mtu())]
-    }
-
     /// The mesh has accepted the connection.
     pub fn confirm(&mut self, now: Instant) {
         if self.state != State::Prepared {

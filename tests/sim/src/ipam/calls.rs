@@ -132,16 +132,13 @@ impl World {
         let host = self.host_mut(id);
         host.orphans.retain(|(container, addr)| container != name || !all && *addr != first);
         host.unsettled.retain(|(container, addr)| container != name || !all && *addr != first);
-        let now = self.now(id);
-        let Some(allocator) = self.host_mut(id).allocator.as_mut() else { return };
-        let result = match all {
+        let result = self.call(id, |allocator, now| match all {
             true => allocator.delete(name, now),
             false => allocator.free(name, std::net::IpAddr::V4(first.into()), now),
-        };
-        if let (Err(error), true) = (result, range.contains(first)) {
+        });
+        if let (Some(Err(error)), true) = (result, range.contains(first)) {
             violation!("host {}: {} of {name} cannot be released: {error}", id.0, show(first));
         }
-        self.settle(id);
     }
 
     /// A Docker container ends; `gone`: and is removed.
@@ -279,6 +276,7 @@ impl World {
         if known {
             self.lose_messages();
             self.host_mut(id).disk.wipe();
+            self.wipe_node(id);
         }
     }
 
@@ -294,18 +292,23 @@ impl World {
             })
     }
 
-    /// Whether everybody sees in the same way what a peer owns.
+    /// Whether everybody sees in the same way what a peer owns, and at the same versions: were one of them behind, and heard
+    /// first when the peer has lost its own view, it would change things at versions that the others know already (spec ipam
+    /// 16.2, A5).
     pub(super) fn all_know(&self, id: HostId, ring: Option<&Ring>) -> bool {
         let name = self.host(id).name;
         let Some(ring) = ring else { return false };
         let own = owned(ring, name);
-        self.ids().filter(|&other| other != id).all(|other| {
+        let entries = |view: &Ring| -> Vec<_> {
+            view.entries().iter().filter(|e| e.peer == name).map(|e| (e.token, e.version, e.free)).collect()
+        };
+        let others = self.ids().filter(|&other| other != id);
+        let mut views = others.flat_map(|other| {
             let host = self.host(other);
-            [host.view(), host.disk.stored().ring.as_ref()]
-                .into_iter()
-                .flatten()
-                .all(|view| owned(view, name) == own)
-        })
+            [host.view(), host.disk.stored().ring.as_ref()].into_iter().flatten()
+        });
+        let Some(first) = views.next() else { return true };
+        owned(first, name) == own && views.all(|view| entries(view) == entries(first))
     }
 
     /// A host is given another range: it starts afresh there.

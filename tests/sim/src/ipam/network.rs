@@ -145,6 +145,9 @@ fn pair(a: HostId, b: HostId) -> (HostId, HostId) {
 impl World {
     /// Brings connections in line with who runs and what is cut.
     pub(super) fn relink(&mut self) {
+        if self.nodes.is_some() {
+            return;
+        }
         let mut links = BTreeSet::new();
         for a in self.ids().filter(|&id| self.runs(id)) {
             for b in self.ids().filter(|&id| id > a && self.runs(id)) {

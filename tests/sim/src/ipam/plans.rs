@@ -40,6 +40,56 @@ pub fn all() -> Vec<Plan> {
     ]
 }
 
+/// Every plan over whole nodes, as [`all`].
+pub fn nodes() -> Vec<Plan> {
+    let plan = |name, hosts| Plan { nodes: true, ..Plan::new(name, hosts, 40) };
+    vec![
+        Plan { requests: 25, ..plan("election among three nodes", 3) },
+        Plan { requests: 60, password: Some("wEaVe"), ..plan("four nodes, sealed, many requests", 4) },
+        Plan {
+            observers: 2,
+            begin: Begin::Targets,
+            graph: Graph::Line,
+            loss: 0.1,
+            ..plan("three electors and two observers, without discovery", 5)
+        },
+        Plan { leave: 25, ..plan("nodes that leave for good", 4) },
+        Plan { begin: Begin::Seed, graph: Graph::Star, leave: 10, ..plan("seeded nodes in a star", 4) },
+        Plan {
+            ranges: vec![subnet("10.32.0.0/29")],
+            requests: 80,
+            ..plan("nodes whose range is always full", 3)
+        },
+        Plan {
+            contest: true,
+            conflicts: true,
+            leave: 40,
+            begin: Begin::Seed,
+            ..plan("the same node removed twice", 4)
+        },
+        Plan {
+            ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
+            conflicts: true,
+            ..plan("nodes that change to another range", 3)
+        },
+    ]
+}
+
+/// Bugs that are planted in nodes, and are found. Those of order are not among them: a node stores first whatever its
+/// allocator says in one go. The driver's mistakes are [`Sabotage::OF_ADDRESSES`](crate::Sabotage::OF_ADDRESSES).
+pub const PLANTED_IN_NODES: [Mutation; 10] = [
+    Mutation::VersionOffByOne,
+    Mutation::HalfQuorum,
+    Mutation::ClaimIgnoresDonations,
+    Mutation::DonateUsed,
+    Mutation::KeepDonated,
+    Mutation::PromiseLower,
+    Mutation::CancelLeaks,
+    Mutation::ReleaseNotPersisted,
+    Mutation::AnswerBeforePersist,
+    Mutation::AskWithoutLimit,
+];
+
 /// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
 /// `proto/ipam` (docs/testing.md).
 pub const PLANTED: [Mutation; 13] = [

@@ -14,7 +14,9 @@ use weave_types::{Instant, Now, PeerName, PeerUid};
 use super::answers::Request;
 use super::host::Host;
 use super::network::{Message, Network};
+use super::nodes::Nodes;
 use super::scenario::{Begin, Plan};
+use super::trace::{show_message, show_output};
 use super::violation;
 use crate::host::Death;
 use crate::net::HostId;
@@ -58,6 +60,8 @@ pub struct World {
     pub events: u64,
     pub(super) plan: Plan,
     pub(super) network: Network,
+    /// Whole peers instead, over a mesh of theirs: then `network` is not used.
+    pub(super) nodes: Option<Nodes>,
     pub(super) hosts: Vec<Host>,
     pub(super) graves: Vec<Grave>,
     pub(super) requests: BTreeMap<RequestId, Request>,
@@ -74,15 +78,27 @@ pub struct World {
     sequence: u64,
     pub(super) clock: Instant,
     pub(super) rng: ChaCha12Rng,
+    /// Everything that happens is told.
+    traced: bool,
 }
 
 impl World {
     /// All hosts of a plan, started.
     pub fn new(seed: u64, plan: &Plan) -> World {
+        let mut world = World::without_peers(seed, plan);
+        for id in world.ids() {
+            world.start(id);
+        }
+        world
+    }
+
+    /// All hosts of a plan, none of them started.
+    pub(super) fn without_peers(seed: u64, plan: &Plan) -> World {
         let mut world = World {
             events: 0,
             plan: plan.clone(),
             network: Network::new(plan),
+            nodes: plan.nodes.then(|| Nodes::new(seed, plan)),
             hosts: Vec::new(),
             graves: Vec::new(),
             requests: BTreeMap::new(),
@@ -95,12 +111,10 @@ impl World {
             sequence: 0,
             clock: Instant::ORIGIN,
             rng: ChaCha12Rng::seed_from_u64(seed ^ 0x1b0a_9a31),
+            traced: std::env::var_os("SIM_TRACE").is_some(),
         };
         for n in 0..plan.hosts {
             world.hosts.push(Host::new(name_of(HostId(n), 0), n < plan.legacy));
-        }
-        for n in 0..plan.hosts {
-            world.start(HostId(n));
         }
         world
     }
@@ -140,6 +154,13 @@ impl World {
         Now { mono: self.clock + host.clock_offset, wall }
     }
 
+    /// Tells what happens, with `SIM_TRACE`.
+    pub(super) fn trace(&self, id: HostId, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{:>9.3} {} {}", self.clock.since_origin().as_secs_f64(), id.0, what());
+        }
+    }
+
     pub(super) fn new_request(&mut self) -> RequestId {
         self.next_request += 1;
         RequestId(self.next_request)
@@ -157,6 +178,9 @@ impl World {
     /// Lets time pass.
     pub(super) fn run_for(&mut self, time: Duration) {
         let end = self.clock + time;
+        if self.nodes.is_some() {
+            return self.run_nodes_until(end);
+        }
         while let Some((&(at, _), _)) = self.queue.first_key_value() {
             if at > end {
                 break;
@@ -175,6 +199,18 @@ impl World {
     /// Everything that is on its way is lost.
     pub(super) fn lose_messages(&mut self) {
         self.queue.retain(|_, event| !matches!(event, Event::Deliver { .. }));
+        self.reset_connections();
+    }
+
+    /// The time of the next event of ours.
+    pub(super) fn next_event(&self) -> Option<Instant> {
+        self.queue.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    pub(super) fn handle_next(&mut self) {
+        if let Some((_, event)) = self.queue.pop_first() {
+            self.handle(event);
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -207,6 +243,9 @@ impl World {
     /// An input of a running peer, and all that comes of it.
     pub(super) fn call<R>(&mut self, id: HostId, input: impl FnOnce(&mut Allocator, Now) -> R) -> Option<R> {
         let now = self.now(id);
+        if self.nodes.is_some() {
+            return self.call_node(id, |allocator| input(allocator, now));
+        }
         let result = self.host_mut(id).allocator.as_mut().map(|allocator| input(allocator, now));
         self.settle(id);
         result
@@ -214,6 +253,10 @@ impl World {
 
     /// Carries out what a peer says, up to where it dies; true if it lives on.
     pub(super) fn settle(&mut self, id: HostId) -> bool {
+        if self.nodes.is_some() {
+            self.absorb();
+            return self.runs(id);
+        }
         loop {
             let Some(allocator) = self.host_mut(id).allocator.as_mut() else { return false };
             let Some(output) = allocator.poll_output() else { break };
@@ -237,7 +280,8 @@ impl World {
         true
     }
 
-    fn perform(&mut self, id: HostId, output: Output) {
+    pub(super) fn perform(&mut self, id: HostId, output: Output) {
+        self.trace(id, || show_output(&output));
         match output {
             Output::Persist(persist) => {
                 self.released_by(id, &persist);
@@ -265,7 +309,7 @@ impl World {
         }
     }
 
-    fn said(&mut self, id: HostId, event: Said) {
+    pub(super) fn said(&mut self, id: HostId, event: Said) {
         match event {
             Said::RingEstablished { seeds } => {
                 let range = self.range_of(id);
@@ -309,6 +353,7 @@ impl World {
         if self.runs(id) || self.host(id).destroyed {
             return;
         }
+        self.trace(id, || "start".to_owned());
         let offset = self.millis(0, 10_000_000);
         let (uid, rng) = (self.rng.random(), ChaCha12Rng::seed_from_u64(self.rng.random()));
         let range = self.range_of(id);
@@ -334,10 +379,14 @@ impl World {
             .filter(|(_, c)| c.running && !c.addrs.is_empty())
             .map(|(id, c)| (id.clone(), c.addrs.iter().copied().collect(), c.is_container))
             .collect();
-        let now = self.now(id);
-        self.host_mut(id).allocator = Some(Allocator::new(config, rng, loaded, now));
+        if self.nodes.is_some() {
+            self.start_node(id, config, loaded);
+        } else {
+            let now = self.now(id);
+            self.host_mut(id).allocator = Some(Allocator::new(config, rng, loaded, now));
+        }
         let mut alive = self.settle(id);
-        if alive {
+        if alive && self.nodes.is_none() {
             let others = self.plan.electors().saturating_sub(1);
             self.call(id, |allocator, now| allocator.targets_changed(others.into(), now));
         }
@@ -353,6 +402,9 @@ impl World {
             }
         }
         self.relink();
+        if self.nodes.is_some() {
+            return;
+        }
         let incarnation = self.host(id).incarnation;
         let phase = self.millis(0, 30_000);
         self.schedule(phase, Event::Gossip(id, incarnation));
@@ -365,7 +417,7 @@ impl World {
         config.init = match self.plan.begin {
             _ if id.0 >= self.plan.electors() => Init::Observer,
             Begin::Count => Init::Consensus(Some(electors.len() as u32)),
-            Begin::Targets => Init::Consensus(None),
+            Begin::Targets | Begin::Chain => Init::Consensus(None),
             Begin::Seed => Init::Seed(electors.iter().map(|&id| name_of(id, 0)).collect()),
         };
         config.mutation = if host.legacy { Some(Mutation::Legacy) } else { self.plan.mutation };
@@ -377,8 +429,10 @@ impl World {
         if !self.runs(id) {
             return;
         }
+        self.trace(id, || format!("{death:?}"));
         let clock = self.clock;
         let mut rng = ChaCha12Rng::seed_from_u64(self.rng.random());
+        self.end_node(id, death);
         let host = self.host_mut(id);
         host.allocator = None;
         host.incarnation += 1;
@@ -401,6 +455,8 @@ impl World {
             return;
         }
         let ring = self.host(id).view().cloned();
+        self.end_node(id, Death::Killed);
+        self.wipe_node(id);
         self.requests.retain(|_, request| request.host != id);
         self.lose_containers(id);
         let host = self.host_mut(id);
@@ -469,6 +525,7 @@ impl World {
         if !self.runs(to) || self.runs(from) && !self.network.path(from, to) {
             return;
         }
+        self.trace(to, || format!("<- {} {}", from.0, show_message(message)));
         let now = self.now(to);
         let Some(allocator) = self.host_mut(to).allocator.as_mut() else { return };
         let result = match message {

@@ -1,5 +1,4 @@
-//! What a frame costs: `cargo run --release -p weave-switch --example switch_bench`.
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "a bench measures real time")]
+//! What a frame costs: `cargo run --release -p weave-datapath --example switch_cost`.
 
 use std::hint::black_box;
 use std::sync::Arc;

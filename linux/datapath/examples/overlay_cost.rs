@@ -1,10 +1,4 @@
-//! Nanoseconds per packet of sealing, opening and the whole data path. `cargo run --release -p weave-overlay --example overlay_bench`
-#![allow(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    clippy::allow_attributes,
-    reason = "a benchmark measures time"
-)]
+//! Nanoseconds per packet of sealing, opening and the whole data path. `cargo run --release -p weave-datapath --example overlay_cost`
 
 use std::hint::black_box;
 use std::net::SocketAddr;

@@ -1,0 +1,307 @@
+//! Whole nodes: the allocators are those of real `Node`s on the mesh world, with its streams, topology, timers and deaths between
+//! any two outputs. What they store and answer is noted there in order, and put down here in the same books.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use weave_ipam::{Allocator, Config, Loaded, Output};
+use weave_node::{IpamConfig, Node};
+use weave_types::{Instant, PeerName};
+
+use super::scenario::{Begin, Graph, Plan, Transition};
+use super::violation;
+use super::world::World;
+use crate::host::{Death, HostOptions, Noted};
+use crate::net::{Faults, HostId};
+
+/// Writes of all nodes in a second; about one per protocol message. A second in which five peers connect needs 300.
+const MAX_WRITES: u64 = 1_500;
+/// In worlds of more hosts not every state between two transitions is looked at.
+const LARGE: u16 = 20;
+/// Bytes that a peer has written and another, cut off, has not read.
+const MAX_QUEUED: usize = 512 * 1024;
+
+/// The mesh, and what it did lately.
+pub(super) struct Nodes {
+    pub(super) mesh: crate::World,
+    /// When the second began, and how many writes there had been.
+    second: (Instant, u64),
+    /// Most writes in a second, and how many there may be.
+    pub(super) most_writes: u64,
+    max_writes: u64,
+    /// Whose allocator is not as it was when it was last looked at.
+    stale: BTreeSet<HostId>,
+    /// Most bytes in a stream.
+    pub(super) most_queued: usize,
+}
+
+impl Nodes {
+    pub(super) fn new(seed: u64, plan: &Plan) -> Nodes {
+        let faults =
+            Faults { rechunk: true, loss: plan.loss, duplication: plan.duplication, ..Faults::default() };
+        let mut mesh = crate::World::new(seed, faults);
+        let options = HostOptions {
+            password: plan.password.map(str::to_owned),
+            discovery: plan.graph == Graph::Complete,
+            connection_limit: 0,
+            sabotage: plan.sabotage,
+            ..HostOptions::default()
+        };
+        for n in 0..plan.hosts {
+            mesh.install(HostId(n), options.clone());
+        }
+        let max_writes =
+            if plan.hosts > LARGE { MAX_WRITES * u64::from(plan.hosts) / 10 } else { MAX_WRITES };
+        let second = (Instant::ORIGIN, 0);
+        Nodes { mesh, second, most_writes: 0, max_writes, stale: BTreeSet::new(), most_queued: 0 }
+    }
+
+    fn runs(&self, id: HostId) -> bool {
+        self.mesh.host(id).node.is_some()
+    }
+
+    /// Counts what is said, second by second, and what is not heard.
+    fn count(&mut self) -> Result<(), String> {
+        let (now, writes) = (self.mesh.now().mono, self.mesh.counters.tcp_writes);
+        if now - self.second.0 >= Duration::from_secs(1) {
+            self.second = (now, writes);
+            self.most_queued = self.most_queued.max(self.mesh.most_queued());
+        }
+        let lately = writes - self.second.1;
+        self.most_writes = self.most_writes.max(lately);
+        if lately > self.max_writes {
+            return Err(format!("a storm: {lately} messages within a second"));
+        }
+        if self.most_queued > MAX_QUEUED {
+            return Err(format!("{} bytes wait in one stream", self.most_queued));
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Lets time pass.
+    pub(super) fn run_nodes_until(&mut self, end: Instant) {
+        loop {
+            let Some(nodes) = &mut self.nodes else { return };
+            let theirs = nodes.mesh.next_event().filter(|&at| at <= end);
+            let ours = self.next_event().filter(|&at| at <= end);
+            let Some(nodes) = &mut self.nodes else { return };
+            match (theirs, ours) {
+                (None, None) => break,
+                (Some(at), other) if other.is_none_or(|other| at <= other) => {
+                    nodes.mesh.step();
+                    self.clock = nodes.mesh.now().mono;
+                    self.events += 1;
+                    if let Err(what) = nodes.count() {
+                        violation!("{what}");
+                    }
+                    self.absorb();
+                }
+                (_, at) => {
+                    let at = at.unwrap_or(end);
+                    nodes.mesh.advance(at);
+                    self.clock = self.clock.max(at);
+                    self.handle_next();
+                }
+            }
+        }
+        if let Some(nodes) = &mut self.nodes {
+            nodes.mesh.advance(end);
+        }
+        self.clock = end;
+        self.look_at_all();
+    }
+
+    /// Whether there are too many hosts to look at all the time.
+    pub(super) fn is_large(&self) -> bool {
+        self.plan.hosts > LARGE
+    }
+
+    /// Looks at those that were not looked at while time passed.
+    fn look_at_all(&mut self) {
+        let Some(nodes) = &mut self.nodes else { return };
+        let stale = std::mem::take(&mut nodes.stale);
+        nodes.mesh.touched.extend(stale);
+        self.absorb_from(false);
+    }
+
+    /// An input of a running node's allocator, and all that comes of it.
+    pub(super) fn call_node<R>(&mut self, id: HostId, input: impl FnOnce(&mut Allocator) -> R) -> Option<R> {
+        let mut result = None;
+        let nodes = self.nodes.as_mut()?;
+        nodes.mesh.with_node(id, |node, now| result = node.allocator(now, input));
+        self.absorb_from(false);
+        result
+    }
+
+    /// Takes note of what nodes have done, in the order in which they did it.
+    pub(super) fn absorb(&mut self) {
+        self.absorb_from(self.is_large());
+    }
+
+    /// `lazily`: looks only at those that have put out something.
+    fn absorb_from(&mut self, lazily: bool) {
+        let Some(nodes) = &mut self.nodes else { return };
+        let noted = std::mem::take(&mut nodes.mesh.noted);
+        let mut touched = std::mem::take(&mut nodes.mesh.touched);
+        let mut changed: BTreeSet<HostId> = noted.iter().map(|(id, _)| *id).collect();
+        if lazily {
+            nodes.stale.extend(touched.difference(&changed));
+            touched.clone_from(&changed);
+        }
+        for id in touched {
+            let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocation) else { continue };
+            let last = &mut self.hosts[usize::from(id.0)].allocator;
+            if !last.as_ref().is_some_and(|last| last.ring() == now.ring() && last.owned() == now.owned()) {
+                changed.insert(id);
+            }
+            *last = Some(now.clone());
+        }
+        for (id, noted) in &noted {
+            if let Noted::Died(_, last) = noted {
+                self.host_mut(*id).allocator = Some((**last).clone());
+            }
+        }
+        for (id, noted) in noted {
+            match noted {
+                Noted::Persist(persist) => self.perform(id, Output::Persist(persist)),
+                Noted::Done(request, result) => self.answered(id, request, result),
+                Noted::Event(event) => self.said(id, event),
+                Noted::Refused(why) => violation!("host {} ends a connection to {why}", id.0),
+                Noted::Died(death, _) => self.kill(id, death),
+            }
+        }
+        for id in changed {
+            if self.runs(id) {
+                self.check_host(id);
+            }
+        }
+    }
+
+    /// Whom a peer is told of when it is launched.
+    fn targets(&self, id: HostId) -> Vec<HostId> {
+        match (self.plan.begin, self.plan.graph) {
+            (Begin::Targets, _) => {
+                self.ids().filter(|&other| other.0 < self.plan.electors() && other != id).collect()
+            }
+            (_, Graph::Line) => id.0.checked_sub(1).map(HostId).into_iter().collect(),
+            (_, Graph::Star) => (id.0 > 0).then_some(HostId(0)).into_iter().collect(),
+            _ => (0..id.0).map(HostId).collect(),
+        }
+    }
+
+    pub(super) fn start_node(&mut self, id: HostId, config: Config, loaded: Loaded) {
+        let targets = self.targets(id);
+        let host = self.host(id);
+        let (name, offset, wall_error) = (host.name, host.clock_offset, host.wall_error);
+        let Some(nodes) = &mut self.nodes else { return };
+        let peer = nodes.mesh.host_mut(id);
+        (peer.name, peer.clock_offset, peer.wall_error) = (name, offset, wall_error);
+        peer.allocation = Some(IpamConfig { config, loaded });
+        nodes.mesh.start(id, &targets);
+        self.absorb();
+    }
+
+    /// A peer dies, if it has not yet.
+    pub(super) fn end_node(&mut self, id: HostId, death: Death) {
+        if let Some(nodes) = self.nodes.as_mut().filter(|nodes| nodes.runs(id)) {
+            match death {
+                Death::Killed => nodes.mesh.crash(id),
+                Death::PowerLost => nodes.mesh.lose_power(id),
+            }
+        }
+    }
+
+    /// What the mesh had stored on a host is lost.
+    pub(super) fn wipe_node(&mut self, id: HostId) {
+        if let Some(nodes) = &mut self.nodes {
+            nodes.mesh.host_mut(id).lose_disk();
+        }
+    }
+
+    pub(super) fn reset_connections(&mut self) {
+        if let Some(nodes) = &mut self.nodes {
+            nodes.mesh.reset_connections();
+            self.absorb();
+        }
+    }
+
+    /// All faults are over.
+    pub(super) fn heal_nodes(&mut self) {
+        let ids: Vec<HostId> = self.ids().collect();
+        let Some(nodes) = &mut self.nodes else { return };
+        nodes.mesh.net.heal_all();
+        nodes.mesh.net.faults = Faults { rechunk: true, ..Faults::default() };
+        ids.iter().for_each(|&id| nodes.mesh.host_mut(id).survive());
+    }
+
+    /// The link between two hosts goes down.
+    pub(super) fn cut(&mut self, a: HostId, b: HostId) {
+        if let Some(nodes) = &mut self.nodes {
+            nodes.mesh.net.set_cut(a, b, true);
+        }
+    }
+
+    /// The addresses that a running peer was told of, as a user sees them.
+    pub(super) fn targets_of(&self, id: HostId) -> Vec<String> {
+        let node = self.nodes.as_ref().and_then(|nodes| nodes.mesh.host(id).node.as_ref());
+        let targets = node.map(|node| node.status(self.now(id)).mesh.targets).unwrap_or_default();
+        targets.into_iter().map(|target| target.address.to_string()).collect()
+    }
+
+    /// Everybody is told of everybody, and dials at once: of the few targets of the start any may be gone for good.
+    pub(super) fn reconnect_nodes(&mut self) {
+        for id in self.ids() {
+            let others = self.ids().filter(|&other| other != id && self.runs(other));
+            let targets = crate::world::names(&others.collect::<Vec<_>>());
+            if let Some(nodes) = &mut self.nodes {
+                nodes.mesh.with_node(id, |node, now| drop(node.connect(&targets, false, now)));
+                self.absorb();
+            }
+        }
+    }
+
+    /// Lets time pass until nobody counts on the dead any more.
+    pub(super) fn await_forgetting(&mut self) {
+        /// Time-out of a connection, and a little.
+        const FORGOTTEN: Duration = Duration::from_secs(70);
+        let dead: BTreeSet<PeerName> = self.graves.iter().map(|grave| grave.name).collect();
+        let end = self.clock + FORGOTTEN;
+        let counts = |world: &World| {
+            let Some(nodes) = &world.nodes else { return false };
+            let mut hosts = nodes.mesh.hosts();
+            hosts.any(|(&id, host)| {
+                let status = host.node.as_ref().map(|node| node.status(world.now(id)));
+                status.is_some_and(|s| s.mesh.peers.iter().any(|p| dead.contains(&p.label.name)))
+            })
+        };
+        while self.clock < end && counts(self) {
+            self.run_for(Duration::from_secs(1));
+        }
+    }
+
+    /// What happens to the network or to the power; false if it is something else.
+    pub(super) fn apply_to_nodes(&mut self, transition: Transition) -> bool {
+        let Some(nodes) = &mut self.nodes else { return false };
+        let mesh = &mut nodes.mesh;
+        match transition {
+            Transition::Cut(a, b) => mesh.net.set_cut(a, b, true),
+            Transition::Heal(a, b) => mesh.net.set_cut(a, b, false),
+            Transition::Mute(a, b) => mesh.net.mute(a, b),
+            Transition::Loss(percent) => mesh.net.faults.loss = f64::from(percent) / 100.0,
+            // Streams overtake each other by seconds.
+            Transition::Slow(percent) => {
+                mesh.net.faults.jitter = Duration::from_millis(100 * u64::from(percent));
+            }
+            Transition::CrashAfter(a, outputs) => mesh.host_mut(a).die_after(outputs, Death::Killed),
+            Transition::PowerLossAfter(a, outputs) => mesh.host_mut(a).die_after(outputs, Death::PowerLost),
+            Transition::WallClock(a, seconds) => {
+                mesh.host_mut(a).wall_error += i64::from(seconds);
+                self.host_mut(a).wall_error += i64::from(seconds);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
