@@ -67,9 +67,12 @@ pub fn wait_one_ring(hosts: &[&Host], deadline: Duration) {
     });
 }
 
+/// Addresses, each with the containers that have it.
+type Holders = BTreeMap<String, Vec<String>>;
+
 /// Every address that any container of these hosts has, with who has it; looked at from outside.
-fn holders(hosts: &[Host]) -> Result<BTreeMap<String, Vec<String>>, String> {
-    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+fn holders(hosts: &[Host]) -> Result<Holders, String> {
+    let mut found = Holders::new();
     for host in hosts {
         for (name, addresses) in host.holders()? {
             for ip in addresses {
@@ -80,7 +83,7 @@ fn holders(hosts: &[Host]) -> Result<BTreeMap<String, Vec<String>>, String> {
     Ok(found)
 }
 
-fn twice(holders: BTreeMap<String, Vec<String>>) -> BTreeMap<String, Vec<String>> {
+fn twice(holders: Holders) -> Holders {
     holders.into_iter().filter(|(_, all)| all.len() > 1).collect()
 }
 
@@ -96,7 +99,7 @@ pub fn check_unique(lab: &Lab) -> BTreeMap<String, String> {
 /// Looks all the time, beside a test, that no two containers of a lab have the same address.
 pub struct Observer {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<(u32, BTreeMap<String, Vec<String>>)>>,
+    thread: Option<JoinHandle<(u32, Holders)>>,
 }
 
 impl Observer {
@@ -113,7 +116,7 @@ impl Observer {
                 let now = twice(holders(&hosts).unwrap_or_default());
                 looks += 1;
                 let still = now.iter().filter(|(ip, all)| before.get(*ip) == Some(*all));
-                let doubled: BTreeMap<_, _> = still.map(|(ip, all)| (ip.clone(), all.clone())).collect();
+                let doubled: Holders = still.map(|(ip, all)| (ip.clone(), all.clone())).collect();
                 if !doubled.is_empty() {
                     return (looks, doubled);
                 }
