@@ -26,11 +26,16 @@ fn main() {
                 let line = reason.lines().next().unwrap_or_default();
                 let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
                 let kind = format!("{}: {kind}", plan.name);
-                kinds
-                    .entry(kind)
-                    .or_insert((seed, 0, reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect()))
-                    .1 += 1;
+                let text = reason.chars().take(if runs == 1 { 4000 } else { 300 });
+                let known = kinds.entry(kind).or_insert_with(|| {
+                    eprintln!("seed {seed}: {line}");
+                    (seed, 0, text.collect())
+                });
+                known.1 += 1;
             }
+        }
+        if (seed - first + 1).is_multiple_of(10_000) {
+            eprintln!("{} runs so far, {} s", seed - first + 1, started.elapsed().as_secs());
         }
     }
     for (kind, (seed, count, line)) in &kinds {
