@@ -222,10 +222,10 @@ pub enum ListenAddr {
 }
 
 impl ListenAddr {
-    /// `/path` or `[host]:port`; `None` for the empty text, which switches the listener off.
+    /// `/path` or `host:port`, an IPv6 address in brackets; `None` for the empty text, which switches the listener off.
     ///
     /// # Errors
-    /// There is no port, or it is not a number up to 65535.
+    /// There is no port, it is not a number up to 65535, or the host has characters that no host name or address has.
     pub fn parse(option: &'static str, text: &str) -> Result<Option<ListenAddr>, ConfigError> {
         if text.is_empty() {
             return Ok(None);
@@ -236,6 +236,11 @@ impl ListenAddr {
         let bad = || ConfigError::ListenAddr { option, text: text.to_owned() };
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        // Rust's numbers may have a sign.
+        let hostlike = |c: char| c.is_alphanumeric() || ".-_:%".contains(c);
+        if !host.chars().all(hostlike) || !port.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad());
+        }
         Ok(Some(ListenAddr::Tcp { host: host.to_owned(), port: port.parse().map_err(|_| bad())? }))
     }
 }
@@ -323,7 +328,7 @@ mod tests {
         assert_eq!(ListenAddr::parse("--http-addr", "[::1]:6784"), Ok(tcp("::1", 6784)));
         let unix = Some(ListenAddr::Unix("/run/x".into()));
         assert_eq!(ListenAddr::parse("--http-addr", "/run/x"), Ok(unix));
-        for bad in ["127.0.0.1", "x:y", "1.2.3.4:70000"] {
+        for bad in ["127.0.0.1", "x:y", "1.2.3.4:70000", "[[]]:0", "[::1:6784", "h:+80", "[/x]:40"] {
             assert!(ListenAddr::parse("--http-addr", bad).is_err(), "{bad}");
         }
     }
