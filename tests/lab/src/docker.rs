@@ -13,12 +13,28 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Dockerd<'a> {
     host: &'a Host,
+    /// What it is told about networks.
+    network: &'static str,
 }
+
+/// Containers get no network from Docker.
+const NO_NETWORK: &str = "--bridge none --iptables=false";
 
 impl<'a> Dockerd<'a> {
     /// Starts one: `None` (after a loud line) if Docker is not installed here.
     #[track_caller]
     pub fn start(host: &'a Host) -> Option<Dockerd<'a>> {
+        Dockerd::start_as(host, NO_NETWORK)
+    }
+
+    /// The same with Docker's own bridge `docker0` (172.17.0.1/16) and its packet filter rules.
+    #[track_caller]
+    pub fn start_with_bridge(host: &'a Host) -> Option<Dockerd<'a>> {
+        Dockerd::start_as(host, "")
+    }
+
+    #[track_caller]
+    fn start_as(host: &'a Host, network: &'static str) -> Option<Dockerd<'a>> {
         for program in ["dockerd", "docker"] {
             if !host.command(&["sh", "-c", &format!("command -v {program}")]).success() {
                 skipped(&format!("{program} is not installed (package docker.io)"));
@@ -26,7 +42,7 @@ impl<'a> Dockerd<'a> {
             }
         }
         host.sh("mkdir -p /etc/docker-lab && echo '{}' > /etc/docker-lab/daemon.json");
-        let dockerd = Dockerd { host };
+        let dockerd = Dockerd { host, network };
         dockerd.boot();
         Some(dockerd)
     }
@@ -36,10 +52,11 @@ impl<'a> Dockerd<'a> {
     pub fn boot(&self) {
         // Devices and limits of containers are in /sys/fs/cgroup, which all hosts share: each has its own group there.
         let group = format!("/weave-lab-{}", self.host.pid());
+        let network = self.network;
         self.host.sh(&format!(
             "setsid dockerd --config-file /etc/docker-lab/daemon.json --data-root /var/lib/docker-lab \
              --exec-root /run/docker-lab --pidfile /run/docker.pid --host unix:///run/docker.sock --group root \
-             --cgroup-parent {group} --storage-driver vfs --bridge none --iptables=false --ip6tables=false \
+             --cgroup-parent {group} --storage-driver vfs {network} --ip6tables=false \
              >> /var/log/dockerd.log 2>&1 < /dev/null &",
         ));
         self.host.wait("Docker", START, || {

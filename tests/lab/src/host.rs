@@ -71,6 +71,11 @@ impl Host {
         Host { name: name.to_owned(), holder, ip: Ipv4Addr::UNSPECIFIED, disk: None }
     }
 
+    /// The same host in the namespaces of another of its processes (a pid as seen from outside).
+    pub(crate) fn inside(&self, pid: i32) -> Result<Host> {
+        Ok(Host { holder: Holder::of(pid)?, ..self.clone() })
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

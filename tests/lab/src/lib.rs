@@ -40,6 +40,7 @@ pub mod docker;
 pub mod init;
 pub mod packet;
 pub mod probe;
+pub mod systemd;
 pub mod without;
 
 pub use claims::claims;

@@ -161,6 +161,16 @@ fn kill_tree(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
 
+fn first_of_namespace(pid: u32, this: bool) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|l| l.strip_prefix("NSpid:")).unwrap_or_default();
+    if this && ids.split_whitespace().last() == Some("1") {
+        return Some(pid as i32);
+    }
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|c| c.parse().ok()).find_map(|c| first_of_namespace(c, true))
+}
+
 /// A command that runs beside the test: a server, a stream of pings, a capture. It ends when its standard input closes.
 /// Killed when dropped.
 #[derive(Debug)]
@@ -193,6 +203,11 @@ impl Background {
             }
         }
         Ok(background)
+    }
+
+    /// The process that is process 1 of a namespace, among what it started: its pid here.
+    pub(crate) fn process_one(&self) -> Option<i32> {
+        first_of_namespace(self.child.id(), false)
     }
 
     /// Whether it is still running.

@@ -4,7 +4,7 @@ use weave_lab::{Background, Container, Host, Lab, Topology, claims};
 
 use crate::common::*;
 
-weave_lab::claims!("F-28", "F-30", "F-31", "F-32", "F-33", "F-34", "F-35");
+weave_lab::claims!("F-28", "F-29", "F-30", "F-31", "F-32", "F-33", "F-34", "F-35");
 
 /// A host as Docker leaves it.
 fn docker_like(host: &Host) {
@@ -66,6 +66,16 @@ fn export_import_binding_routing() {
     nat(h2, "-A PREROUTING -p tcp -i eth0 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422");
     assert!(connects(h4, "198.18.0.2", 2211));
     claims(&["F-28"]);
+
+    // HOST2 itself sends nothing through PREROUTING: the guide says so, and what helps.
+    assert!(!connects(h2, "198.18.0.2", 2211));
+    let guide: Vec<&str> = include_str!("../../../docs/guide/expose.md").split_whitespace().collect();
+    let guide = guide.join(" ");
+    let rule = "-A OUTPUT -p tcp -d $HOST2 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422";
+    assert!(guide.contains("do not pass PREROUTING") && guide.contains(rule), "{guide}");
+    nat(h2, &rule.replace("$HOST2", "198.18.0.2"));
+    assert!(connects(h2, "198.18.0.2", 2211));
+    claims(&["F-29"]);
     let internal = beside(h2, "internal", "eth1", "172.30.0.1/24", "172.30.0.2/24");
     nat(h2, "-A PREROUTING -p tcp -i eth1 --dport 2212 -j DNAT --to-destination 10.2.1.1:4422");
     assert!(inside_connects(&internal, "172.30.0.1", 2212));

@@ -56,6 +56,9 @@ mod docker;
 #[path = "36-systemd-1.rs"]
 mod systemd;
 
+#[path = "37-booted-2.rs"]
+mod booted;
+
 #[path = "40-password-3.rs"]
 mod password;
 

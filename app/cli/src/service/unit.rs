@@ -27,11 +27,13 @@ pub(super) struct Unit<'a> {
 const FILES: [&str; 3] = ["/etc/weave/weave.conf", "/etc/default/weave", "/etc/sysconfig/weave"];
 
 /// What the daemon may do: devices, addresses and packet filter (NET_ADMIN, NET_RAW, NET_BIND_SERVICE), namespaces of
-/// containers (SYS_ADMIN, SYS_PTRACE, SYS_CHROOT, DAC_*), programs in the kernel (BPF, PERFMON, and SYS_ADMIN and
-/// IPC_LOCK before Linux 5.8), modules that the kernel has not loaded yet, files of containers (CHOWN, FOWNER), its limits.
-const CAPABILITIES: &str = "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_SYS_CHROOT \
-CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON CAP_IPC_LOCK CAP_SYS_MODULE CAP_CHOWN CAP_FOWNER CAP_KILL \
-CAP_SYS_RESOURCE";
+/// containers (SYS_ADMIN, SYS_PTRACE, DAC_*), programs in the kernel (BPF, PERFMON, and SYS_ADMIN and IPC_LOCK before
+/// Linux 5.8), modules that the kernel has not loaded yet (iptables-legacy loads its own), its limits.
+const CAPABILITIES: &str = "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE \
+CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON CAP_IPC_LOCK CAP_SYS_MODULE CAP_SYS_RESOURCE";
+
+/// Where files are written that keep other programs from our devices; the rest of `/etc` is read-only.
+const WRITABLE: &str = "-/etc/systemd/network -/etc/NetworkManager";
 
 impl Unit<'_> {
     pub(super) fn text(&self) -> String {
@@ -76,18 +78,22 @@ impl Unit<'_> {
              CapabilityBoundingSet={CAPABILITIES}\n\
              NoNewPrivileges=yes\n\
              RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET\n\
+             RestrictNamespaces=net\n\
              SystemCallArchitectures=native\n\
-             SystemCallFilter=@system-service @mount @module bpf perf_event_open\n\
+             SystemCallFilter=@system-service @module bpf perf_event_open\n\
              SystemCallErrorNumber=EPERM\n\
              MemoryDenyWriteExecute=yes\n\
              LockPersonality=yes\n\
              RestrictRealtime=yes\n\
              RestrictSUIDSGID=yes\n\
              ProtectSystem=full\n\
+             ReadWritePaths={WRITABLE}\n\
              ProtectHome=read-only\n\
              ProtectControlGroups=yes\n\
              ProtectKernelLogs=yes\n\
              ProtectHostname=yes\n\
+             ProtectClock=yes\n\
+             DevicePolicy=closed\n\
              PrivateTmp=yes\n\
              KeyringMode=private\n\
              \n\

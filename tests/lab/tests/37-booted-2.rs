@@ -1,0 +1,148 @@
+//! The peer as a unit of a real systemd: its sandbox, and the life of a host as systemd leads it.
+
+use weave_lab::systemd::Systemd;
+use weave_lab::{Host, Lab, Topology};
+
+use crate::common::*;
+
+const UNIT: &str = "/etc/systemd/system/weave.service";
+
+/// Devices and Ethernet addresses of the bridge and of what is in it.
+fn devices(host: &Host) -> String {
+    host.sh("for d in weave vethwe-bridge vethwe-datapath; do ip -o link show $d | sed 's/.*: \\(.*\\): <.*ether \\([^ ]*\\).*/\\1 \\2/'; done")
+}
+
+fn targets(host: &Host) -> Vec<String> {
+    host.weave(&["status", "targets"]).stdout.lines().map(str::to_owned).collect()
+}
+
+/// What the daemon had to complain about: nothing that it does may be beyond its sandbox.
+fn complaints(system: &Systemd) -> Vec<String> {
+    let log = system.journal("weave.service");
+    log.lines().filter(|l| l.contains("WARN") || l.contains("ERRO")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_peer_of_systemd() {
+    let Some(lab) = Lab::start("booted", &Topology::hosts(2)) else { return };
+    let [outer, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    outer.sh("mkdir -p /etc/systemd/network /etc/NetworkManager");
+    let Some(system) = Systemd::boot(outer) else { return };
+    let h1 = system.host();
+    launch(h2, &["--password=p"], &[]);
+    let far = h2.container("far");
+    far.attach(&["10.2.1.2/24"]);
+    assert_eq!(h2.weave_ok(&["prime"]), "");
+
+    // One that configures whatever comes up, but for what it is told to leave alone.
+    std::fs::write(
+        outer.disk("etc/systemd/network/10-all.network"),
+        "[Match]\nName=weave vethwe* other\n[Network]\nAddress=10.77.7.7/24\n",
+    )
+    .unwrap();
+    system.systemctl(&["start", "systemd-networkd.service"]);
+
+    let launched = h1.weave(&["launch", "--password=p", "h2"]);
+    let name = h1.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (launched.code, launched.stdout, launched.stderr),
+        (Some(0), format!("{name}\n"), String::new())
+    );
+    h1.wait_established(1, PATIENCE);
+    let status = system.systemctl(&["status", "weave.service"]);
+    for part in ["Active: active (running)", "Status: \"ready\"", "weave.service; enabled", "weave daemon "] {
+        assert!(status.contains(part), "{part} in\n{status}");
+    }
+    let verified = h1.command(&["systemd-analyze", "verify", "--man=no", UNIT]);
+    assert!(verified.success() && !verified.stderr.contains("weave.service"), "{verified}");
+    let security = h1.command_ok(&["systemd-analyze", "security", "--no-pager", "weave.service"]);
+    println!("{}", security.lines().last().unwrap_or_default());
+
+    // All that the daemon does in its sandbox: devices, kernel programs, rules, sysctls, files, addresses, namespaces.
+    assert_eq!(complaints(&system), Vec::<String>::new());
+    assert!(h1.sh("tc filter show dev vethwe-datapath ingress").contains("bpf"), "a program in the kernel");
+    assert!(h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE"));
+    assert_eq!(
+        h1.sh("cat /proc/sys/net/ipv6/conf/weave/accept_ra /proc/sys/net/ipv4/neigh/weave/ucast_solicit"),
+        "0\n1\n"
+    );
+    h1.sh("ls /etc/systemd/network/05-weave.network /etc/systemd/network/05-weave.link /etc/NetworkManager/conf.d/90-weave.conf");
+    assert_eq!(h1.weave_ok(&["expose", "10.2.1.101/24"]), "10.2.1.101\n");
+    let c = h1.container("c");
+    c.attach(&["10.2.1.1/24"]);
+    let allocated = c.attach(&[]);
+    c.reaches("10.2.1.2", SOON);
+    far.reaches("10.2.1.101", SOON);
+    h1.sh("iptables -w -F FORWARD");
+    h1.wait("the rules again", PATIENCE, || {
+        h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE")
+    });
+    h1.weave_ok(&["connect", "192.0.2.7"]);
+    let (made, told) = (devices(h1), ["192.0.2.7", "h2"]);
+    let mac = c.mac();
+
+    // systemd-networkd gave the other device its address, and has nothing to do with ours.
+    h1.sh("ip link add other type bridge");
+    h1.wait("systemd-networkd", SOON, || h1.sh("ip -4 -o addr show dev other").contains("10.77.7.7/24"));
+    let all = h1.sh("ip -4 -o addr");
+    assert_eq!(all.matches("10.77.7.7/24").count(), 1, "{all}");
+    h1.sh("ip link del other");
+
+    // A crash, and a restart that somebody asks for: the same peer on the same devices, and containers notice little.
+    for ending in ["kill --signal=KILL", "restart"] {
+        let pid = h1.daemon_pid();
+        let mut args: Vec<&str> = ending.split(' ').collect();
+        args.push("weave.service");
+        system.systemctl(&args);
+        h1.wait("another daemon", SOON, || {
+            h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
+        });
+        assert_eq!(targets(h1), told, "{ending}");
+        assert_eq!(devices(h1), made, "{ending}");
+        assert_eq!(h1.report().unwrap()["Router"]["Name"], *name, "{ending}");
+        c.reaches("10.2.1.2", PATIENCE);
+        assert_eq!((c.mac(), c.attach(&[])), (mac.clone(), allocated.clone()), "{ending}");
+    }
+
+    // Stopped and started: the rules of the host go on without it.
+    system.systemctl(&["stop", "weave.service"]);
+    assert!(h1.daemon_pid().is_none() && c.has_interface());
+    let result = system.systemctl(&["show", "--property=ActiveState,Result", "weave.service"]);
+    assert!(result.contains("ActiveState=inactive") && result.contains("Result=success"), "{result}");
+    system.systemctl(&["start", "weave.service"]);
+    assert!(h1.weave(&["status"]).success(), "started means ready");
+    assert_eq!(targets(h1), told);
+    assert!(!complaints(&system).iter().any(|l| l.contains("read-only") || l.contains("not permitted")));
+
+    // The machine goes down and comes up; nobody types a command.
+    system.power_off();
+    outer.reboot();
+    let system = Systemd::boot(outer).unwrap();
+    let h1 = system.host();
+    assert!(h1.weave(&["status"]).success(), "wanted by the target that has been reached");
+    h1.wait_established(1, PATIENCE);
+    assert_eq!(
+        (targets(h1), h1.report().unwrap()["Router"]["Name"].as_str()),
+        (told.map(str::to_owned).to_vec(), Some(&*name))
+    );
+    let again = h1.container("again");
+    again.attach(&["10.2.1.3/24"]);
+    again.reaches("10.2.1.2", SOON);
+
+    // A launch that cannot work says why, and leaves what was there.
+    h1.weave_ok(&["stop"]);
+    let unit = h1.command_ok(&["cat", UNIT]);
+    let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
+    let failed = h1.weave(&["launch"]);
+    assert!(failed.code == Some(1) && failed.stderr.contains("port 6783"), "{failed}");
+    assert_eq!(h1.command_ok(&["cat", UNIT]), unit);
+    drop(busy);
+
+    h1.weave_ok(&["launch", "--password=p", "h2"]);
+    h1.weave_ok(&["reset"]);
+    assert!(h1.daemon_pid().is_none());
+    let left = h1.sh(
+        "ls -R /etc/systemd /etc/NetworkManager; systemctl list-units --all --no-legend 'weave*' || true",
+    );
+    assert!(!left.contains("weave"), "{left}");
+}
