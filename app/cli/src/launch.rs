@@ -22,7 +22,7 @@ use weave_daemon::{lock, log};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::service::files::{Undo, failed};
+use crate::service::files::{Undo, failed, remove};
 use crate::service::{self, Job, Keeper, docker};
 use crate::takeover::{Original, Stopped};
 use crate::{Failure, container, notice, print, require_root};
@@ -144,6 +144,8 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
         }
     };
     resting.iter().for_each(Original::retire);
+    // Usually the daemon has done so; a crash would not be followed by a new start while it is there.
+    remove(&config.fresh_file()).unwrap_or_else(|e| notice(format_args!("Warning: {}", e.message)));
     keeper.done();
     undo.keep();
     let result = keeper.id().map_or(name, str::to_owned);
