@@ -53,11 +53,13 @@ claims: packages ## runs the tests that show rows of docs/claims.md and prints e
 	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
 
-soak: packages ## long simulation: SOAK_RUNS runs of address allocation, SOAK_SECONDS per suite; then every failure on purpose
-	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
-	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
+soak: packages ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
-	WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 4 faults::
+	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
+	  $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 4 growth:: counts:: dynamic:: faults::
+	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
+	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test nodes -- --nocapture addresses_over_nodes
+	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
 
 scale: ## meshes of 10, 100 and 1,000 simulated peers: time, messages and memory per peer
 	$(CARGO) run --release -p weave-sim --bin scale

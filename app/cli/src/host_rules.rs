@@ -40,10 +40,12 @@ pub(crate) fn present(parsed: &Parsed, env: &dyn Env) -> (Vec<String>, Vec<Strin
     let names = options::devices(parsed, env);
     let mut things: Vec<String> =
         unmanaged::present(Path::new("/"), &names).iter().map(|f| format!("file {}", f.display())).collect();
-    let (places, errors) =
-        guard(remembered(parsed, env)).map_or_else(Default::default, |(g, s)| g.present(&s));
+    let guard = guard(remembered(parsed, env));
+    let sets = guard.as_ref().is_some_and(|(_, setup)| Guard::has_policy_sets(setup));
+    let (places, errors) = guard.map_or_else(Default::default, |(g, s)| g.present(&s));
     things
         .extend(places.iter().map(|place| format!("firewall rules and chains of weave in {}", place.name())));
+    things.extend(sets.then(|| "sets of the policy controller of 2.8.1".to_owned()));
     (things, errors.iter().map(ToString::to_string).collect())
 }
 

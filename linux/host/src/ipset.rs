@@ -9,13 +9,14 @@ use nix::errno::Errno;
 use weave_types::Cidr;
 
 use crate::Error;
-use crate::netlink::{Netlink, Request, find};
+use crate::netlink::{Netlink, Request, find, text};
 
 /// `NFNL_SUBSYS_IPSET << 8`.
 const SUBSYSTEM: u16 = 6 << 8;
 const CREATE: u16 = SUBSYSTEM | 2;
 const DESTROY: u16 = SUBSYSTEM | 3;
 const SWAP: u16 = SUBSYSTEM | 6;
+const LIST: u16 = SUBSYSTEM | 7;
 const ADD: u16 = SUBSYSTEM | 9;
 const HEADER: u16 = SUBSYSTEM | 12;
 const TYPE: u16 = SUBSYSTEM | 13;
@@ -27,6 +28,9 @@ const ATTR_TYPE: u16 = 3;
 const ATTR_NAME2: u16 = 3;
 const ATTR_REVISION: u16 = 4;
 const ATTR_FAMILY: u16 = 5;
+const ATTR_FLAGS: u16 = 6;
+/// Of a list: names are enough.
+const FLAG_NAMES: u32 = 1 << 1;
 const ATTR_DATA: u16 = 7;
 const DATA_IP: u16 = 1;
 const IP_V4: u16 = 1;
@@ -76,6 +80,60 @@ pub(crate) fn destroy(name: &str) -> Result<bool, Error> {
 pub(crate) fn exists(name: &str) -> bool {
     let Ok(mut netlink) = Netlink::open_protocol(NETLINK_NETFILTER) else { return false };
     netlink.ask(request(HEADER, 0, name), "looking for a set").is_ok()
+}
+
+/// Removes the sets of 2.8.1's policy controller, which outlive it; gives how many there were.
+///
+/// # Errors
+/// Rules of somebody else refer to one, or the kernel refuses.
+pub(crate) fn destroy_policy_sets() -> Result<usize, Error> {
+    let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
+    let mut left = policy_sets(&mut netlink)?;
+    let all = left.len();
+    // Sets of sets hold on to those that they list.
+    while !left.is_empty() {
+        let mut refused = Vec::new();
+        let mut error = None;
+        for name in &left {
+            if let Err(e) = destroy_with(&mut netlink, name) {
+                error = Some(e);
+                refused.push(name.clone());
+            }
+        }
+        match error {
+            Some(e) if refused.len() == left.len() => return Err(e),
+            _ => left = refused,
+        }
+    }
+    Ok(all)
+}
+
+/// Whether there are any.
+pub(crate) fn has_policy_sets() -> bool {
+    let Ok(mut netlink) = Netlink::open_protocol(NETLINK_NETFILTER) else { return false };
+    policy_sets(&mut netlink).is_ok_and(|sets| !sets.is_empty())
+}
+
+fn policy_sets(netlink: &mut Netlink) -> Result<Vec<String>, Error> {
+    let mut list = bare(LIST, 0);
+    list.attribute(ATTR_FLAGS | NET_BYTEORDER, &FLAG_NAMES.to_be_bytes());
+    let replies = match netlink.dump(list, "listing sets") {
+        Ok(replies) => replies,
+        // No sets at all.
+        Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(e),
+    };
+    let name = |body: &[u8]| find(body.get(4..)?, ATTR_NAME).map(text);
+    Ok(replies.iter().filter_map(|r| name(&r.body)).filter(|n| is_policy_set(n)).collect())
+}
+
+/// `weave-` and a SHA-1 digest in 85 symbols (spec containers E.6): 25 of them, or a few less where the number is small.
+fn is_policy_set(name: &str) -> bool {
+    let symbol = |b: u8| b.is_ascii_alphanumeric() || b"(){}[]+=_$%^!*|/?.;:@#~".contains(&b);
+    name.strip_prefix("weave-")
+        .is_some_and(|rest| (22..=25).contains(&rest.len()) && rest.bytes().all(symbol))
 }
 
 fn destroy_with(netlink: &mut Netlink, name: &str) -> Result<bool, Error> {
@@ -140,4 +198,68 @@ fn request(kind: u16, flags: u16, name: &str) -> Request {
     let mut request = bare(kind, flags);
     request.string(ATTR_NAME, name);
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TYPE_LIST: &str = "list:set";
+    /// Of an element of a set of sets.
+    const DATA_NAME: u16 = 18;
+
+    #[test]
+    fn names_of_the_policy_controller() {
+        for name in ["weave-iuZcey(5DeXbzgRFs8Szo]+@p", "weave-k?Z;25^M}|1s7P3|H9i;*;Mhx"] {
+            assert!(is_policy_set(name), "{name}");
+        }
+        for name in [
+            "weave-blocklist",
+            "weaver-no-masq-local",
+            "weave-",
+            "weave-iuZcey(5DeXbzgRFs8Szo]+@p,",
+            "iuZcey(5DeXbzgRFs8Szo]+@p",
+        ] {
+            assert!(!is_policy_set(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn sets_of_the_policy_controller_go() {
+        let done = std::thread::spawn(|| {
+            if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("SKIPPED: no network namespace for sets: {e}");
+                return;
+            }
+            assert!(!has_policy_sets());
+            assert_eq!(destroy_policy_sets().unwrap(), 0);
+            let (one, list) = ("weave-iuZcey(5DeXbzgRFs8Szo]+@p", "weave-k?Z;25^M}|1s7P3|H9i;*;Mhx");
+            for name in [one, "weave-mine"] {
+                if let Err(e) = replace(name, &["10.0.0.0/8".parse().unwrap()]) {
+                    eprintln!("SKIPPED: no sets: {e}");
+                    return;
+                }
+            }
+            // A set of sets, which keeps the other from being removed first.
+            let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER).unwrap();
+            let mut create = request(CREATE, NLM_F_CREATE | NLM_F_EXCL, list);
+            create
+                .string(ATTR_TYPE, TYPE_LIST)
+                .attribute(ATTR_REVISION, &[3])
+                .attribute(ATTR_FAMILY, &[0])
+                .nested(ATTR_DATA, |_| ());
+            netlink.execute(create, "making a set of sets").unwrap();
+            let mut add = request(ADD, 0, list);
+            add.nested(ATTR_DATA, |data| {
+                data.string(DATA_NAME, one);
+            });
+            netlink.execute(add, "filling it").unwrap();
+            assert!(destroy(one).is_err(), "it is listed");
+            assert!(has_policy_sets());
+            assert_eq!(destroy_policy_sets().unwrap(), 2);
+            assert!(!has_policy_sets() && !exists(one) && !exists(list));
+            assert!(exists("weave-mine"), "somebody else's");
+        });
+        done.join().unwrap();
+    }
 }

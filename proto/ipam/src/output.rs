@@ -228,8 +228,8 @@ impl fmt::Display for RemoveError {
         let RemoveError::Reachable { peer, nickname } = self;
         write!(
             f,
-            "peer {peer}({nickname}) is reachable and may be using its addresses: run 'weave reset' on it, or force the \
-             removal"
+            "peer {peer}({nickname}) is reachable and may be using its addresses: run 'weave reset' on it, or 'weave \
+             rmpeer --force' here if that is what you want"
         )
     }
 }

@@ -14,6 +14,9 @@ pub enum Event {
     Attempting(SocketAddr),
     /// There was no TCP connection.
     AttemptFailed(SocketAddr, String),
+    /// Nobody is connected, and the only peer that we were told of (as it was given) cannot be reached. Peers that were discovered
+    /// are not remembered over a restart. Not in 2.8.1.
+    OnlyTarget(String),
     /// Somebody dialled us.
     Accepted(SocketAddr),
     /// The connection ended before it was known whose it is.
@@ -107,6 +110,11 @@ impl fmt::Display for Event {
             Event::AttemptFailed(addr, error) => {
                 write!(f, "->[{addr}] error during connection attempt: {error}")
             }
+            Event::OnlyTarget(peer) => write!(
+                f,
+                "no peer is connected, and {peer}, which cannot be reached, is the only one that this peer was told of: \
+                 'weave connect <peer>' names another"
+            ),
             Event::Accepted(addr) => write!(f, "->[{addr}] connection accepted"),
             Event::HandshakeFailed(addr, error) => {
                 write!(f, "->[{addr}] connection shutting down due to error during handshake: {error}")

@@ -295,6 +295,7 @@ impl Mesh {
         }
         running.established = true;
         let peer = running.peer;
+        self.alone_told = false;
         self.topology.establish(peer);
         self.absorb(now);
         self.log(conn, ConnectionEvent::Established);
@@ -323,6 +324,7 @@ impl Mesh {
                 if let Some(place) = place {
                     self.dialer.unreachable(&place, conn, text, &mut self.rng, now.mono);
                 }
+                self.hint_at_others();
                 self.targets_stale = true;
                 return;
             }
@@ -352,6 +354,17 @@ impl Mesh {
             self.dialer.ended(&place, conn, text, retry, &mut self.rng, now.mono);
         }
         self.targets_stale = true;
+    }
+
+    /// Says, once each time that we are left alone, that a single target is all there is.
+    fn hint_at_others(&mut self) {
+        if self.alone_told || !self.by_peer.is_empty() {
+            return;
+        }
+        if let [only] = &self.dialer.active_peers()[..] {
+            self.alone_told = true;
+            self.output(Output::Event(Event::OnlyTarget(only.clone())));
+        }
     }
 
     /// The driver's text about the end, completed as 2.8.1 does for a handshake.

@@ -47,6 +47,8 @@ pub struct Mesh {
     pub(crate) news: BTreeMap<PeerName, Vec<PeerName>>,
     /// Something that targets depend on has changed.
     pub(crate) targets_stale: bool,
+    /// It was said that the only target cannot be reached, since a peer was connected last.
+    pub(crate) alone_told: bool,
     pub(crate) terminations: u64,
     /// When a neighbour last gave way to a newcomer, the connection limit being reached.
     pub(crate) made_room: Option<Instant>,
@@ -121,6 +123,7 @@ impl Mesh {
             wanted: BTreeMap::new(),
             news: BTreeMap::new(),
             targets_stale: false,
+            alone_told: false,
             terminations: 0,
             admission: Admission::new(now.mono),
             made_room: None,

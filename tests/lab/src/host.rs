@@ -1,5 +1,6 @@
 //! One host: commands in it, its daemon, its containers, and what can be seen from outside.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -206,6 +207,15 @@ impl Host {
     #[track_caller]
     pub fn probe_background(&self, args: &[&str]) -> Background {
         self.background(&probe_argv(args), true).unwrap_or_else(|e| panic!("{}: {e:#}", self.name))
+    }
+
+    /// Every network namespace of the host that has an `ethwe`, with its IPv4 addresses, as the kernel says.
+    pub fn holders(&self) -> Result<BTreeMap<String, Vec<String>>, String> {
+        let outcome = self.command(&probe_argv(&["holders"]));
+        if !outcome.success() {
+            return Err(outcome.to_string());
+        }
+        serde_json::from_str(&outcome.stdout).map_err(|e| format!("{e}: {}", outcome.stdout))
     }
 
     /// Starts a capture on one of its interfaces.

@@ -34,9 +34,14 @@ impl Holder {
         start_time(self.pid) == Some(self.started)
     }
 
-    fn end(&self) {
+    fn kill(&self) {
         if self.alive() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+    }
+
+    fn ended(&self) {
+        if self.alive() {
             let _ = within("the end of a namespace", std::time::Duration::from_secs(10), || !self.alive());
         }
     }
@@ -121,15 +126,11 @@ impl LabState {
 
     /// Ends every process of the lab and removes its folder.
     pub fn remove(&self) -> Result<()> {
-        for member in &self.members {
-            member.holder.end();
-            if let Some(nat) = &member.nat {
-                nat.end();
-            }
-        }
-        if let Some(wire) = &self.wire {
-            wire.end();
-        }
+        // All at the same time: a host takes a while to end all that runs in it.
+        let hosts = self.members.iter().flat_map(|member| [Some(&member.holder), member.nat.as_ref()]);
+        let holders: Vec<&Holder> = hosts.chain([self.wire.as_ref()]).flatten().collect();
+        holders.iter().for_each(|holder| holder.kill());
+        holders.iter().for_each(|holder| holder.ended());
         let dir = LabState::dir(&self.id);
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         // Fails while other labs are there, as it should.

@@ -268,3 +268,83 @@ fn back_after_a_reboot() {
     drop(b);
     claims(&["S-4"]);
 }
+
+/// The database in the volume of the container `weavedb`, and a daemon's container that Docker starts at boot.
+#[test]
+fn the_original_as_docker_keeps_it() {
+    let Some(program) = static_binary() else { return };
+    let Some(lab) = Lab::start("volume", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let Some(docker) = Dockerd::start(h1) else { return };
+    let sample = include_bytes!("../../vectors/ipam/sample-weavedata.db");
+    let bridge = "8a:3e:3e:3e:3e:02";
+    // A `sleep` by its daemon's name and place plays the daemon; the container has the host's libraries.
+    h1.sh(&format!(
+        "ip link add weave type bridge; ip link set weave address {bridge} up; \
+         mkdir -p /run/image/home/weave /run/image/usr; cd /run/image; cp $(which sleep) home/weave/weaver; \
+         for l in lib lib64; do ln -s usr/$l $l; done; \
+         tar -c . | docker --host unix:///run/docker.sock import - weaveworks/weave:2.8.1; rm -r /run/image"
+    ));
+    let image = "weaveworks/weave:2.8.1";
+    let create = ["create", "--name", "weavedb", "--label", "weavevolumes", "-v", "/weavedb", image, "/none"];
+    docker.ok(&create);
+    let volume = docker.ok(&["inspect", "--format", "{{(index .Mounts 0).Source}}", "weavedb"]);
+    let file = format!("{volume}/weavedata.db");
+    let on_disk = h1.disk(file.trim_start_matches("/var/"));
+    std::fs::write(&on_disk, b"damaged").unwrap();
+    let run =
+        "run -d --name weave --restart always --net host --pid host -v /usr:/usr:ro --volumes-from weavedb";
+    let run: Vec<&str> = run.split(' ').chain([image, "/home/weave/weaver", "600"]).collect();
+    let original = docker.ok(&run);
+    let inspect = |what: &str, name: &str| docker.ok(&["inspect", "--format", what, name]);
+    let policy = "{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}";
+
+    let refused = weave(h1, &program, &["launch"]);
+    assert!(refused.code == Some(3) && refused.stderr.contains("(container weave, process "), "{refused}");
+    let damaged = weave(h1, &program, &["launch", "--take-over"]);
+    assert!(damaged.code == Some(1) && damaged.stderr.contains(&file), "{damaged}");
+    assert_eq!(inspect(policy, "weave"), "true always", "not touched");
+
+    // Ours cannot start: the host goes on with what it had.
+    std::fs::write(&on_disk, sample).unwrap();
+    let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
+    let failed = weave(h1, &program, &["launch", "--take-over"]);
+    assert!(failed.code == Some(1) && failed.stderr.contains("port 6783"), "{failed}");
+    assert_eq!(
+        (inspect("{{.Id}}", "weave"), inspect(policy, "weave")),
+        (original.clone(), "true always".into())
+    );
+    drop(busy);
+
+    let taken = weave(h1, &program, &["launch", "--take-over"]);
+    assert!(
+        taken.success() && taken.stderr.contains("stopped the original Weave Net (container weave"),
+        "{taken}"
+    );
+    assert_eq!(taken.stdout.trim(), inspect("{{.Id}}", "weave"));
+    let aside = (inspect("{{.Id}}", "weave-original"), inspect(policy, "weave-original"));
+    assert_eq!(aside, (original.clone(), "false no".into()));
+    assert_eq!((name(h1), targets(h1)), (bridge.into(), vec!["10.0.0.1".into(), "10.0.0.2:6783".into()]));
+    let logs = docker.docker(&["logs", "weave"]);
+    assert!(logs.stderr.contains(&file), "{logs}");
+    assert!(std::fs::read(&on_disk).unwrap() == sample, "only read");
+
+    // The host comes up: of the two containers only ours runs, and the file counts no more.
+    h1.weave_ok(&["forget", "10.0.0.1"]);
+    h1.reboot();
+    docker.boot();
+    h1.wait("the peer", PATIENCE, || h1.daemon_pid().is_some() && h1.weave(&["status"]).success());
+    assert_eq!(targets(h1), ["10.0.0.2:6783"]);
+    assert_eq!(inspect(policy, "weave-original"), "false no");
+
+    // Back: out of date, the file is out of the way of the original, whose container has its name again.
+    weave(h1, &program, &["stop", "--hand-back"]).expect_ok();
+    assert_eq!(inspect("{{.Id}}", "weave"), original);
+    assert!(!on_disk.exists() && on_disk.with_extension("db.taken-over").exists());
+
+    weave(h1, &program, &["reset", "--force"]).expect_ok();
+    assert_eq!(
+        (docker.ok(&["ps", "-aq"]), docker.ok(&["volume", "ls", "-q"])),
+        (String::new(), String::new())
+    );
+}

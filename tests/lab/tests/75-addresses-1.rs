@@ -9,12 +9,13 @@ use crate::common::*;
 
 weave_lab::claims!(
     "S-2", "S-3", "S-16", "I-2", "I-5", "I-6", "I-7", "I-8", "I-9", "I-10", "I-11", "I-17", "I-32", "I-33",
-    "P-1", "P-11", "P-14"
+    "P-1", "P-2", "P-11", "P-14"
 );
 
 #[test]
 fn the_first_peer() {
     let Some(lab) = Lab::start("address", &Topology::hosts(1)) else { return };
+    let _observer = Observer::of(&lab);
     let h1 = lab.host("h1");
     // `ip netns` mounts its directory anew at its first use; names that were there before would be there twice.
     h1.sh("ip netns add first; ip netns del first");
@@ -128,6 +129,7 @@ fn owned(host: &weave_lab::Host) -> String {
 #[test]
 fn subnets_and_ranges() {
     let Some(lab) = Lab::start("subnets", &Topology::hosts(1)) else { return };
+    let _observer = Observer::of(&lab);
     let h1 = lab.host("h1");
     let outcome =
         h1.weave(&["launch", "--no-restart", "-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"]);
@@ -179,7 +181,21 @@ fn subnets_and_ranges() {
         let ip = h1.weave_ok(&["attach", &format!("netns:r{i}")]);
         assert!(ip.starts_with("10.2.3."), "{ip}");
     }
-    claims(&["I-33", "P-1"]);
+    claims(&["I-33"]);
+
+    // Each command without an address. `run` and `start` need Docker.
+    h1.weave_ok(&["reset"]);
+    launch(h1, &["-iprange", "10.2.3.0/24"], &[]);
+    assert_eq!(h1.weave_ok(&["hide"]), "\n");
+    assert_eq!(summary(h1, "Consensus"), "deferred", "hiding asks for nothing");
+    let e = h1.container("e");
+    assert_eq!((allocate(&e), h1.weave_ok(&["expose"])), ("10.2.3.1".into(), "10.2.3.2\n".into()));
+    assert_eq!((e.detach(&[]), h1.weave_ok(&["hide"])), ("10.2.3.1".into(), "10.2.3.2\n".into()));
+    assert_eq!(owned(h1), "{\"owned\":null}\n");
+    claims(&["P-1", "P-2"]);
+    h1.weave_ok(&["reset"]);
+    launch(h1, &["-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"], &[]);
+    member(h1, "f");
 
     // Another range begins anew, and says so.
     h1.weave_ok(&["stop"]);
@@ -198,7 +214,13 @@ fn subnets_and_ranges() {
         (&["--ipalloc-range", "10.2.0.0/33"][..], "invalid CIDR address: 10.2.0.0/33"),
         (&["--ipalloc-range", "10.2.0.1/16"], "bits after network prefix"),
         (&["--ipalloc-range", "10.2.0.0/31"], "smaller than minimum size 4"),
+        (&["--ipalloc-range", "10.2.0.0"], "invalid CIDR address: 10.2.0.0"),
+        (&["--ipalloc-range", "fd00::/64"], "fd00::/64"),
+        (&["--ipalloc-range", "0.0.0.0/0"], "0.0.0.0/0"),
         (&["--ipalloc-range", "240.0.0.0/4"], "240.0.0.0/4"),
+        (&["--ipalloc-range", "128.0.0.0/1"], "128.0.0.0/1"),
+        (&["--ipalloc-range", "255.255.255.252/30"], "255.255.255.252/30"),
+        (&["--ipalloc-range", "", "--ipalloc-default-subnet", "10.3.0.0/24"], "without"),
         (&["--ipalloc-range", "10.2.0.0/16", "--ipalloc-default-subnet", "10.3.0.0/24"], "does not overlap"),
         (&["--observer", "--init-peer-count", "3"], "at most one of"),
         (&["--ipam-seed", "::1", "--observer"], "at most one of"),

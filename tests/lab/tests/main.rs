@@ -44,6 +44,9 @@ mod reroute;
 #[path = "32-restart-2.rs"]
 mod restart;
 
+#[path = "33-chain-3.rs"]
+mod chain;
+
 #[path = "33-targets-4.rs"]
 mod targets;
 
@@ -100,8 +103,17 @@ mod one_host;
 #[path = "76-bootstrap-3.rs"]
 mod bootstrap;
 
+#[path = "76-growth-8.rs"]
+mod growth;
+
 #[path = "77-dynamic-9.rs"]
 mod dynamic;
+
+#[path = "78-counts-4.rs"]
+mod counts;
+
+#[path = "78-takeover-3.rs"]
+mod takeover;
 
 #[path = "78-full-2.rs"]
 mod full;

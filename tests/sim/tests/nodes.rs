@@ -1,9 +1,78 @@
 //! Address allocation over whole nodes: all plans in turns, for `SIM_SECONDS` (10 unless given) or `SIM_RUNS` runs; planted
 //! bugs, which they must find; and stories.
 
-use weave_sim::ipam::{plans, scenario};
+use weave_ipam::Mutation;
+use weave_sim::Sabotage;
+use weave_sim::ipam::scenario::{Plan, attempt, generate, plan_of, suite};
+use weave_sim::ipam::{plans, stories};
+
+/// Says which rows of docs/claims.md were shown; `make claims` looks for the call and for the lines.
+macro_rules! claims {
+    ($($id:literal),+) => {
+        $(println!("claim {} shown", $id);)+
+    };
+}
 
 #[test]
 fn addresses_over_nodes() {
-    scenario::suite("addresses over nodes", &plans::nodes());
+    suite("addresses over nodes", &plans::nodes());
+}
+
+/// Most are found by the first few.
+const RUNS: u64 = 300;
+
+/// The first run that fails with a planted bug, and how.
+fn hunt(plant: impl Fn(&mut Plan)) -> Option<(u64, &'static str, String)> {
+    let plans = plans::nodes();
+    (1..=RUNS).find_map(|seed| {
+        let mut plan = plan_of(seed, &plans).clone();
+        plant(&mut plan);
+        let why = attempt(seed, &plan, &generate(seed, &plan)).err()?;
+        Some((seed, plan.name, why))
+    })
+}
+
+#[test]
+fn every_bug_planted_in_nodes_is_found() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let bugs = plans::PLANTED_IN_NODES.map(|bug| (format!("{bug:?}"), Some(bug), None::<Sabotage>));
+    let mistakes =
+        Sabotage::OF_ADDRESSES.map(|mistake| (format!("{mistake:?}"), None::<Mutation>, Some(mistake)));
+    let mut missed = Vec::new();
+    for (name, mutation, sabotage) in bugs.into_iter().chain(mistakes) {
+        match hunt(|plan| (plan.mutation, plan.sabotage) = (mutation, sabotage)) {
+            Some((seed, plan, why)) => {
+                let line: String = why.lines().next().unwrap_or_default().chars().take(120).collect();
+                println!("{name}: run {seed}, {plan}: {line}");
+            }
+            None => missed.push(name),
+        }
+    }
+    let _ = std::panic::take_hook();
+    assert!(missed.is_empty(), "not found in {RUNS} runs: {missed:?}");
+}
+
+/// Row S-8 of docs/claims.md, but for its run with real hosts.
+#[test]
+fn s_8_peers_added_one_by_one_with_consense_are_one_ring() {
+    for seed in 1..=20 {
+        println!("seed {seed}");
+        stories::one_by_one(seed);
+    }
+}
+
+#[test]
+fn s_29_observers_come_and_go() {
+    stories::observers_come_and_go(1, 200);
+    claims!("S-29");
+}
+
+/// Row P-16, but for this: the one that returns does not know that what it still gives out is used elsewhere.
+#[test]
+fn p_16_a_giver_is_removed_before_its_gift_is_known() {
+    for seed in 1..=10 {
+        println!("seed {seed}");
+        stories::removed_before_it_was_known(seed, true);
+        stories::removed_before_it_was_known(seed, false);
+    }
 }

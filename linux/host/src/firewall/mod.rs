@@ -219,7 +219,19 @@ impl Guard {
                 Err(e) => errors.push(FirewallError(e.to_string())),
             }
         }
+        // Of the host's one policy controller.
+        if setup.instance.is_none() {
+            match ipset::destroy_policy_sets() {
+                Ok(some) => removed |= some > 0,
+                Err(e) => errors.push(FirewallError(e.to_string())),
+            }
+        }
         if errors.is_empty() { Ok(removed) } else { Err(errors) }
+    }
+
+    /// Whether sets of 2.8.1's policy controller are there, which [`Guard::remove`] takes away.
+    pub fn has_policy_sets(setup: &Setup) -> bool {
+        setup.instance.is_none() && ipset::has_policy_sets()
     }
 
     fn setups(&self, setup: &Setup) -> Vec<Setup> {

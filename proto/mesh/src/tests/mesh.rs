@@ -323,6 +323,20 @@ fn ourself_is_never_dialled_again() {
 }
 
 #[test]
+fn one_unreachable_target_and_nobody_else_is_told_once() {
+    const TEXT: &str = "is the only one that this peer was told of";
+    let mut net = Net::new(3, plain);
+    net.connect(0, &["10.0.0.9"]);
+    net.connect(1, &["10.0.0.9", "10.0.0.8"]);
+    net.connect(2, &["10.0.0.3"]);
+    net.run_s(3600);
+    assert_eq!([0, 1, 2].map(|i| net.logged(i, TEXT)), [1, 0, 0]);
+    net.connect(0, &["10.0.0.3"]);
+    net.run_s(60);
+    assert_eq!(net.logged(2, TEXT), 0, "somebody is connected");
+}
+
+#[test]
 fn a_clone_of_ours_is_refused_by_name() {
     let mut net = Net::new(2, |i, config| {
         config.name = peer(1);

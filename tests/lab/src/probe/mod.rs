@@ -2,6 +2,7 @@
 //! beside a test first print `ready`, and end when their standard input closes.
 
 mod frames;
+mod holders;
 mod http;
 mod ping;
 mod rr;
@@ -51,6 +52,8 @@ pub enum Probe {
     Capture(frames::CaptureArgs),
     /// Sends seeded garbage to a TCP or UDP port.
     Garbage(stress::GarbageArgs),
+    /// Lists every namespace of a host that has an interface, with its addresses.
+    Holders(holders::HoldersArgs),
     /// Opens many TCP connections and leaves them silent (or nearly) until the standard input closes.
     Hold(stress::HoldArgs),
 }
@@ -74,6 +77,7 @@ pub fn main(probe: &Probe) -> Result<()> {
         Probe::Capture(args) => frames::capture(args)?,
         Probe::Garbage(args) => stress::garbage(args)?,
         Probe::Hold(args) => stress::hold(args)?,
+        Probe::Holders(args) => holders::holders(args)?,
     };
     println!("{result}");
     Ok(())

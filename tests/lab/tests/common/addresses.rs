@@ -1,7 +1,10 @@
 //! Addresses that nobody chose: getting them, and looking from outside who has which.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use weave_lab::{Container, Host, Lab, Outcome};
 
@@ -64,26 +67,81 @@ pub fn wait_one_ring(hosts: &[&Host], deadline: Duration) {
     });
 }
 
-/// Every address that any namespace of any host has on `ethwe`, looked at from outside; fails if two have the same.
-#[track_caller]
-pub fn check_unique(lab: &Lab) -> BTreeMap<String, String> {
-    let mut holders = BTreeMap::new();
-    for host in lab.hosts() {
-        let script = "for n in /run/netns/*; do n=${n##*/}; \
-                      ip -n $n -4 -o addr show dev ethwe 2>/dev/null | sed \"s|^|$n |\"; done; true";
-        for line in host.sh(script).lines() {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let (Some(name), Some(at)) = (words.first(), words.iter().position(|w| *w == "inet")) else {
-                continue;
-            };
-            let Some(ip) = words.get(at + 1).and_then(|c| c.split('/').next()) else { continue };
-            let holder = format!("{name}@{}", host.name());
-            if let Some(other) = holders.insert(ip.to_owned(), holder.clone()) {
-                panic!("{ip} is used twice: by {other} and by {holder}");
+/// Addresses, each with the containers that have it.
+type Holders = BTreeMap<String, Vec<String>>;
+
+/// Every address that any container of these hosts has, with who has it; looked at from outside.
+fn holders(hosts: &[Host]) -> Result<Holders, String> {
+    let mut found = Holders::new();
+    for host in hosts {
+        for (name, addresses) in host.holders()? {
+            for ip in addresses {
+                found.entry(ip).or_default().push(format!("{name}@{}", host.name()));
             }
         }
     }
-    holders
+    Ok(found)
+}
+
+fn twice(holders: Holders) -> Holders {
+    holders.into_iter().filter(|(_, all)| all.len() > 1).collect()
+}
+
+/// Every address in use, with its holder; fails if two have the same.
+#[track_caller]
+pub fn check_unique(lab: &Lab) -> BTreeMap<String, String> {
+    let all = holders(lab.hosts()).unwrap_or_else(|e| panic!("{e}"));
+    let doubled = twice(all.clone());
+    assert!(doubled.is_empty(), "used twice: {doubled:#?}");
+    all.into_iter().filter_map(|(ip, mut holders)| Some((ip, holders.pop()?))).collect()
+}
+
+/// Looks all the time, beside a test, that no two containers of a lab have the same address.
+pub struct Observer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<(u32, Holders)>>,
+}
+
+impl Observer {
+    /// Begins to look. What it saw is told when it goes out of scope, which has to be before the lab does.
+    pub fn of(lab: &Lab) -> Observer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ended, hosts) = (Arc::clone(&stop), lab.hosts().to_vec());
+        let thread = std::thread::spawn(move || {
+            let (mut looks, mut before) = (0, BTreeMap::new());
+            while !ended.load(Ordering::Relaxed) {
+                // Hosts are looked at one after the other, and an address may have moved meanwhile: two looks count.
+                // A host that is turned off just now has no containers.
+                let begin = Instant::now();
+                let now = twice(holders(&hosts).unwrap_or_default());
+                looks += 1;
+                let still = now.iter().filter(|(ip, all)| before.get(*ip) == Some(*all));
+                let doubled: Holders = still.map(|(ip, all)| (ip.clone(), all.clone())).collect();
+                if !doubled.is_empty() {
+                    return (looks, doubled);
+                }
+                before = now;
+                // Looking must not slow down what is looked at.
+                std::thread::park_timeout(begin.elapsed().max(Duration::from_millis(100)) * 8);
+            }
+            (looks, BTreeMap::new())
+        });
+        Observer { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else { return };
+        thread.thread().unpark();
+        let seen = thread.join();
+        if !std::thread::panicking() {
+            let (looks, doubled) = seen.unwrap_or_else(|_| panic!("the outside observer failed"));
+            assert!(doubled.is_empty(), "used twice, as seen from outside: {doubled:#?}");
+            println!("looked {looks} times from outside");
+        }
+    }
 }
 
 /// `n` bare namespaces `<prefix>1`... on a host, all attached at the same time without an address; what was printed.
@@ -114,4 +172,39 @@ pub fn blocked(host: &Host, seconds: u32, args: &[&str]) -> Outcome {
     assert_eq!(outcome.code, Some(124), "has to wait\n{outcome}");
     assert!(outcome.stderr.contains("broken off while waiting for"), "{outcome}");
     outcome
+}
+
+/// Starts several launches at the same time.
+#[track_caller]
+pub fn launch_at_once(calls: &[(&Host, &[&str])]) {
+    std::thread::scope(|scope| {
+        for (host, args) in calls {
+            scope.spawn(move || {
+                let mut argv = vec!["launch", "--no-restart"];
+                argv.extend(*args);
+                host.weave_ok(&argv);
+            });
+        }
+    });
+}
+
+/// Does the same on several hosts at the same time.
+pub fn at_once(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
+    std::thread::scope(|scope| {
+        for host in hosts {
+            scope.spawn(|| what(host));
+        }
+    });
+}
+
+/// Whether there is time for what takes minutes: `LAB_LONG=1`, as `make soak` sets it.
+pub fn patient() -> bool {
+    std::env::var("LAB_LONG").as_deref() == Ok("1")
+}
+
+/// Cuts every two of these hosts apart.
+pub fn cut_all(lab: &Lab, hosts: &[&str]) {
+    for (i, a) in hosts.iter().enumerate() {
+        hosts[i + 1..].iter().for_each(|b| lab.cut(a, b));
+    }
 }

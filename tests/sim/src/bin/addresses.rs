@@ -15,7 +15,7 @@ fn main() {
     let plans = if arguments.next().as_deref() == Some("nodes") { plans::nodes() } else { plans::all() };
     panic::set_hook(Box::new(|_| {}));
     let started = std::time::Instant::now();
-    let mut kinds: BTreeMap<String, (u64, u64, String)> = BTreeMap::new();
+    let mut kinds: BTreeMap<String, (Vec<u64>, String)> = BTreeMap::new();
     let mut events = 0;
     for seed in first..first + runs {
         let plan = plan_of(seed, &plans);
@@ -26,15 +26,14 @@ fn main() {
                 let line = reason.lines().next().unwrap_or_default();
                 let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
                 let kind = format!("{}: {kind}", plan.name);
-                kinds
-                    .entry(kind)
-                    .or_insert((seed, 0, reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect()))
-                    .1 += 1;
+                let first =
+                    || (Vec::new(), reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect());
+                kinds.entry(kind).or_insert_with(first).0.push(seed);
             }
         }
     }
-    for (kind, (seed, count, line)) in &kinds {
-        println!("{count} times, first by seed {seed}: {kind}\n    {line}");
+    for (kind, (seeds, line)) in &kinds {
+        println!("{} times, by seeds {seeds:?}: {kind}\n    {line}", seeds.len());
     }
     let seconds = started.elapsed().as_secs();
     println!("{runs} runs, {events} events, {} kinds of failure, {seconds} s", kinds.len());

@@ -36,7 +36,15 @@ impl World {
                 violation!("host {}: {container} has {record:?}, and the disk does not", id.0);
             }
         }
-        // Nobody else may own what is ours.
+        if !self.is_large() {
+            self.check_single_owner(id);
+        }
+    }
+
+    /// Nobody else owns what a running peer does.
+    pub(super) fn check_single_owner(&self, id: HostId) {
+        let host = self.host(id);
+        let Some(allocator) = &host.allocator else { return };
         let ours = allocator.ring().ranges_owned_by(host.name);
         for other in self.ids().filter(|&other| other != id) {
             let (view, host) = (self.host(other).view(), self.host(other));
@@ -222,7 +230,7 @@ impl World {
     }
 
     /// Whether all running peers have the same ring.
-    fn agree(&self) -> bool {
+    pub(super) fn agree(&self) -> bool {
         let mut rings = self.ids().filter_map(|id| self.host(id).allocator.as_ref()).map(|a| a.ring());
         let Some(first) = rings.next() else { return true };
         let key = |ring: &weave_ipam::Ring| -> Vec<(u32, PeerName)> {
@@ -236,12 +244,12 @@ impl World {
         self.plan.contest && self.ids().any(|id| !self.conflicts_of(id).is_empty())
     }
 
-    fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
+    pub(super) fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
         let now = self.now(id);
         self.host(id).allocator.as_ref().map(|a| a.status(now).conflicts).unwrap_or_default()
     }
 
-    fn views(&self) -> String {
+    pub(super) fn views(&self) -> String {
         let line = |id: HostId| {
             let host = self.host(id);
             let Some(allocator) = &host.allocator else { return format!("\n  host {} is down", id.0) };
@@ -257,7 +265,7 @@ impl World {
     }
 
     /// Lets time pass, with gossip among all every ten seconds, until something holds.
-    fn wait(&mut self, most: Duration, until: impl Fn(&World) -> bool) -> bool {
+    pub(super) fn wait(&mut self, most: Duration, until: impl Fn(&World) -> bool) -> bool {
         let end = self.clock + most;
         while self.clock < end {
             self.run_for(Duration::from_secs(5));
@@ -275,7 +283,7 @@ impl World {
     }
 
     /// Two took over the same peer: whatever is used twice, somebody tells so.
-    fn check_divided(&self) {
+    pub(super) fn check_divided(&self) {
         for (addr, users) in self.ledger.iter().filter(|(_, users)| users.len() > 1) {
             if !users.iter().any(|(id, _)| !self.conflicts_of(*id).is_empty()) {
                 violation!("{} is used twice, and none of {users:?} says so", show(*addr));

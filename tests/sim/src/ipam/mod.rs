@@ -3,6 +3,7 @@
 //!
 //! * [`World`]: hosts, network, clock, and the ledger of who was given which address.
 //! * [`scenario`]: random lists of transitions, replayed from a seed and shortened when they fail.
+//! * [`stories`]: what happens in a certain order.
 //! * `answers`, `invariants`: what must hold with each output, after each transition, and once all is quiet.
 //! * `nodes`: whole nodes in the place of allocators, over a mesh of theirs: [`crate::World`].
 //! * [`plans`]: what is run.
@@ -16,6 +17,7 @@ mod network;
 mod nodes;
 pub mod plans;
 pub mod scenario;
+pub mod stories;
 mod trace;
 mod world;
 

@@ -14,8 +14,10 @@ use super::world::World;
 use crate::host::{Death, HostOptions, Noted};
 use crate::net::{Faults, HostId};
 
-/// Writes of all nodes in a second; about one per protocol message. A second in which many connections come up needs 300.
+/// Writes of all nodes in a second; about one per protocol message. A second in which five peers connect needs 300.
 const MAX_WRITES: u64 = 1_500;
+/// In worlds of more hosts not every state between two transitions is looked at.
+const LARGE: u16 = 20;
 /// Bytes that a peer has written and another, cut off, has not read.
 const MAX_QUEUED: usize = 512 * 1024;
 
@@ -24,8 +26,11 @@ pub(super) struct Nodes {
     pub(super) mesh: crate::World,
     /// When the second began, and how many writes there had been.
     second: (Instant, u64),
-    /// Most writes in a second.
+    /// Most writes in a second, and how many there may be.
     pub(super) most_writes: u64,
+    max_writes: u64,
+    /// Whose allocator is not as it was when it was last looked at.
+    stale: BTreeSet<HostId>,
     /// Most bytes in a stream.
     pub(super) most_queued: usize,
 }
@@ -45,7 +50,10 @@ impl Nodes {
         for n in 0..plan.hosts {
             mesh.install(HostId(n), options.clone());
         }
-        Nodes { mesh, second: (Instant::ORIGIN, 0), most_writes: 0, most_queued: 0 }
+        let max_writes =
+            if plan.hosts > LARGE { MAX_WRITES * u64::from(plan.hosts) / 10 } else { MAX_WRITES };
+        let second = (Instant::ORIGIN, 0);
+        Nodes { mesh, second, most_writes: 0, max_writes, stale: BTreeSet::new(), most_queued: 0 }
     }
 
     fn runs(&self, id: HostId) -> bool {
@@ -61,7 +69,7 @@ impl Nodes {
         }
         let lately = writes - self.second.1;
         self.most_writes = self.most_writes.max(lately);
-        if lately > MAX_WRITES {
+        if lately > self.max_writes {
             return Err(format!("a storm: {lately} messages within a second"));
         }
         if self.most_queued > MAX_QUEUED {
@@ -102,6 +110,20 @@ impl World {
             nodes.mesh.advance(end);
         }
         self.clock = end;
+        self.look_at_all();
+    }
+
+    /// Whether there are too many hosts to look at all the time.
+    pub(super) fn is_large(&self) -> bool {
+        self.plan.hosts > LARGE
+    }
+
+    /// Looks at those that were not looked at while time passed.
+    fn look_at_all(&mut self) {
+        let Some(nodes) = &mut self.nodes else { return };
+        let stale = std::mem::take(&mut nodes.stale);
+        nodes.mesh.touched.extend(stale);
+        self.absorb_from(false);
     }
 
     /// An input of a running node's allocator, and all that comes of it.
@@ -109,16 +131,25 @@ impl World {
         let mut result = None;
         let nodes = self.nodes.as_mut()?;
         nodes.mesh.with_node(id, |node, now| result = node.allocator(now, input));
-        self.absorb();
+        self.absorb_from(false);
         result
     }
 
     /// Takes note of what nodes have done, in the order in which they did it.
     pub(super) fn absorb(&mut self) {
+        self.absorb_from(self.is_large());
+    }
+
+    /// `lazily`: looks only at those that have put out something.
+    fn absorb_from(&mut self, lazily: bool) {
         let Some(nodes) = &mut self.nodes else { return };
         let noted = std::mem::take(&mut nodes.mesh.noted);
-        let touched = std::mem::take(&mut nodes.mesh.touched);
+        let mut touched = std::mem::take(&mut nodes.mesh.touched);
         let mut changed: BTreeSet<HostId> = noted.iter().map(|(id, _)| *id).collect();
+        if lazily {
+            nodes.stale.extend(touched.difference(&changed));
+            touched.clone_from(&changed);
+        }
         for id in touched {
             let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocation) else { continue };
             let last = &mut self.hosts[usize::from(id.0)].allocator;
@@ -203,6 +234,20 @@ impl World {
         nodes.mesh.net.heal_all();
         nodes.mesh.net.faults = Faults { rechunk: true, ..Faults::default() };
         ids.iter().for_each(|&id| nodes.mesh.host_mut(id).survive());
+    }
+
+    /// The link between two hosts goes down.
+    pub(super) fn cut(&mut self, a: HostId, b: HostId) {
+        if let Some(nodes) = &mut self.nodes {
+            nodes.mesh.net.set_cut(a, b, true);
+        }
+    }
+
+    /// The addresses that a running peer was told of, as a user sees them.
+    pub(super) fn targets_of(&self, id: HostId) -> Vec<String> {
+        let node = self.nodes.as_ref().and_then(|nodes| nodes.mesh.host(id).node.as_ref());
+        let targets = node.map(|node| node.status(self.now(id)).mesh.targets).unwrap_or_default();
+        targets.into_iter().map(|target| target.address.to_string()).collect()
     }
 
     /// Everybody is told of everybody, and dials at once: of the few targets of the start any may be gone for good.

@@ -75,6 +75,21 @@ pub fn nodes() -> Vec<Plan> {
     ]
 }
 
+/// Bugs that are planted in nodes, and are found. Those of order are not among them: a node stores first whatever its
+/// allocator says in one go. The driver's mistakes are [`Sabotage::OF_ADDRESSES`](crate::Sabotage::OF_ADDRESSES).
+pub const PLANTED_IN_NODES: [Mutation; 10] = [
+    Mutation::VersionOffByOne,
+    Mutation::HalfQuorum,
+    Mutation::ClaimIgnoresDonations,
+    Mutation::DonateUsed,
+    Mutation::KeepDonated,
+    Mutation::PromiseLower,
+    Mutation::CancelLeaks,
+    Mutation::ReleaseNotPersisted,
+    Mutation::AnswerBeforePersist,
+    Mutation::AskWithoutLimit,
+];
+
 /// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
 /// `proto/ipam` (docs/testing.md).
 pub const PLANTED: [Mutation; 13] = [

@@ -95,7 +95,7 @@ pub enum Begin {
     Targets,
     /// Everybody knows beforehand.
     Seed,
-    /// Peers are launched one after the other, each with the addresses of those before it; nobody is at the start.
+    /// By election; each peer is launched with the addresses of those before it.
     Chain,
 }
 

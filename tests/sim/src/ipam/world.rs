@@ -85,6 +85,15 @@ pub struct World {
 impl World {
     /// All hosts of a plan, started.
     pub fn new(seed: u64, plan: &Plan) -> World {
+        let mut world = World::without_peers(seed, plan);
+        for id in world.ids() {
+            world.start(id);
+        }
+        world
+    }
+
+    /// All hosts of a plan, none of them started.
+    pub(super) fn without_peers(seed: u64, plan: &Plan) -> World {
         let mut world = World {
             events: 0,
             plan: plan.clone(),
@@ -106,11 +115,6 @@ impl World {
         };
         for n in 0..plan.hosts {
             world.hosts.push(Host::new(name_of(HostId(n), 0), n < plan.legacy));
-        }
-        for n in 0..plan.hosts {
-            if plan.begin != Begin::Chain {
-                world.start(HostId(n));
-            }
         }
         world
     }

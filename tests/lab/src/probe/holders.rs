@@ -1,0 +1,56 @@
+//! Who has which addresses, as the kernel says: every network namespace of a host, whatever made it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use nix::sched::{CloneFlags, setns};
+use serde_json::{Value, json};
+
+/// Options of `probe holders`.
+#[derive(Args, Debug)]
+pub struct HoldersArgs {
+    /// The interface that has them.
+    #[arg(long, default_value = "ethwe")]
+    device: String,
+}
+
+/// Every namespace that has the interface, by a name or else by one of its processes, with its IPv4 addresses.
+pub(super) fn holders(args: &HoldersArgs) -> Result<Value> {
+    // A namespace may have a name and processes; what is on the list last names it.
+    let mut spaces: BTreeMap<u64, (String, File)> = BTreeMap::new();
+    for (path, name) in by_process().into_iter().chain(by_name()) {
+        // It may be gone by now.
+        let Ok(file) = File::open(&path) else { continue };
+        let Ok(meta) = file.metadata() else { continue };
+        spaces.insert(meta.ino(), (name, file));
+    }
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, file) in spaces.into_values() {
+        // What is only the place of a namespace that is being made or taken away is a plain file.
+        if setns(file, CloneFlags::CLONE_NEWNET).is_err() {
+            continue;
+        }
+        for interface in nix::ifaddrs::getifaddrs()? {
+            let address = interface.address.as_ref().and_then(|a| a.as_sockaddr_in()).map(|a| a.ip());
+            if let Some(ip) = address.filter(|_| interface.interface_name == args.device) {
+                found.entry(name.clone()).or_default().push(ip.to_string());
+            }
+        }
+    }
+    Ok(json!(found))
+}
+
+fn by_name() -> Vec<(PathBuf, String)> {
+    let files = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    files.map(|f| (f.path(), f.file_name().to_string_lossy().into_owned())).collect()
+}
+
+fn by_process() -> Vec<(PathBuf, String)> {
+    let files = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = files.filter_map(|f| f.file_name().to_string_lossy().parse::<u32>().ok());
+    pids.map(|pid| (PathBuf::from(format!("/proc/{pid}/ns/net")), format!("pid:{pid}"))).collect()
+}

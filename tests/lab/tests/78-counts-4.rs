@@ -1,0 +1,204 @@
+//! How many must agree: the count that peers assume, what they were told, and what becomes of wrong counts.
+
+use std::time::Duration;
+
+use weave_lab::{Host, Lab, Topology, claims};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+weave_lab::claims!("S-9", "S-11", "S-12", "S-22", "I-23", "I-24", "I-27", "I-28");
+
+/// An allocation that has to wait for others; what it says.
+#[track_caller]
+fn waits_for(host: &Host, text: &str) {
+    host.sh("ip netns add w 2>/dev/null || true");
+    let outcome = blocked(host, 1, &["attach", "netns:w"]);
+    assert!(outcome.stderr.contains(text), "{outcome}");
+}
+
+fn resets(hosts: &[&Host]) {
+    at_once(hosts, |host| drop(host.weave_ok(&["reset"])));
+}
+
+#[test]
+fn one_told_of_another() {
+    let Some(lab) = Lab::start("chain", &Topology::hosts(3)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let [h1, h2, h3] = hosts[..] else { unreachable!() };
+    cut_all(&lab, &["h1", "h2", "h3"]);
+    launch_at_once(&[(h1, &[]), (h2, &["h1"]), (h3, &["h1", "h2"])]);
+    let one = h1.container("one");
+    let outcome = h1.weave(&["attach", &one.netns()]);
+    assert!(outcome.success() && outcome.took < Duration::from_secs(5), "{outcome}");
+    waits_for(h2, "2 of 2 peers must agree (the 1 peer addresses given, and this peer), 1 known");
+    waits_for(h3, "2 of 3 peers must agree (the 2 peer addresses given, and this peer), 1 known");
+    for host in [h2, h3] {
+        assert_eq!(summary(host, "Status"), "awaiting consensus (quorum: 2, known: 1)");
+    }
+    lab.heal_all();
+    at_once(&[h2, h3], |host| drop(member(host, "later")));
+    wait_one_ring(&hosts, PATIENCE);
+    check_unique(&lab);
+    claims(&["S-9"]);
+
+    // Addresses given later count like those of the launch, and no more once they are forgotten.
+    cut_all(&lab, &["h1", "h2", "h3"]);
+    resets(&hosts);
+    launch(h1, &[], &[]);
+    h1.weave_ok(&["connect", "h2", "h3"]);
+    waits_for(h1, "2 of 3 peers must agree (the 2 peer addresses given, and this peer), 1 known");
+    launch(h2, &[], &["192.0.2.1", "192.0.2.2"]);
+    h2.weave_ok(&["connect", "192.0.2.3", "192.0.2.4"]);
+    waits_for(h2, "3 of 5 peers must agree (the 4 peer addresses given, and this peer), 1 known");
+    launch(h3, &[], &["h1", "h2"]);
+    h3.weave_ok(&["forget", "h2"]);
+    waits_for(h3, "2 of 2 peers must agree (the 1 peer addresses given, and this peer), 1 known");
+    claims(&["S-11"]);
+    at_once(&[h1, h2], |host| drop(host.weave_ok(&["stop"])));
+    launch(h1, &["--init-peer-count", "7"], &[]);
+    waits_for(h1, "4 of 7 peers must agree");
+    assert_eq!(summary(h1, "Status"), "awaiting consensus (quorum: 4, known: 1)");
+    claims(&["I-24"]);
+}
+
+#[test]
+fn never_a_network_of_its_own() {
+    let Some(lab) = Lab::start("rounds", &Topology::hosts(4)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let h1 = hosts[0];
+    let rounds = if patient() { 13 } else { 2 };
+
+    // A fixed cluster of one, which names itself.
+    at_once(&hosts, |host| {
+        for _ in 0..rounds {
+            launch(host, &[], &[host.name()]);
+            let outcome = host.weave(&["consense"]);
+            assert!(outcome.success() && outcome.took < Duration::from_secs(20), "{outcome}");
+            host.weave_ok(&["reset"]);
+        }
+    });
+    // One of three that names itself, asked as soon as it is there.
+    launch(hosts[1], &[], &["h2", "192.0.2.1", "192.0.2.2"]);
+    let outcome = blocked(hosts[1], 6, &["consense"]);
+    assert!(outcome.stderr.contains("2 of 3 peers must agree"), "{outcome}");
+    hosts[1].weave_ok(&["reset"]);
+    claims(&["S-22"]);
+
+    // Launched alone, connected, and asked at once: it joins, however slow the other one is.
+    launch(h1, &[], &[]);
+    h1.weave_ok(&["consense"]);
+    let (_c1, _) = member(h1, "c1");
+    let before = ring(h1);
+    for round in 0..rounds.max(3) {
+        match round {
+            0 => cut_from(&lab, h1),
+            1 => h1.signal_daemon("STOP"),
+            _ => {}
+        }
+        let joining: Vec<_> = hosts[1..]
+            .iter()
+            .map(|host| {
+                launch(host, &[], &[]);
+                host.weave_ok(&["connect", "h1"]);
+                host.background(&[weave_lab::weave_binary(), "consense"], false).unwrap()
+            })
+            .collect();
+        if round < 2 {
+            for host in &hosts[1..] {
+                wait_consensus(host, "waiting", SOON);
+                assert_eq!(shares(host).lines().filter(|l| l.contains(" IPs (")).count(), 0);
+            }
+        }
+        match round {
+            0 => lab.heal_all(),
+            1 => h1.signal_daemon("CONT"),
+            _ => {}
+        }
+        for join in joining {
+            assert_eq!(join.finish().unwrap(), "");
+        }
+        wait_one_ring(&hosts, PATIENCE);
+        assert_eq!(ring(h1), before, "nobody else was first");
+        resets(&hosts[1..]);
+    }
+    claims(&["S-12"]);
+}
+
+fn cut_from(lab: &Lab, host: &Host) {
+    lab.hosts()
+        .iter()
+        .filter(|h| h.name() != host.name())
+        .for_each(|other| lab.cut(host.name(), other.name()));
+}
+
+#[test]
+fn wrong_counts() {
+    let Some(lab) = Lab::start("counts", &Topology::hosts(4)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let [h1, h2, h3, h4] = hosts[..] else { unreachable!() };
+    let weave = weave_lab::weave_binary();
+    let launch_all = |count: &str| {
+        let all = ["--init-peer-count", count, "h1", "h2", "h3", "h4"];
+        let calls: Vec<(&Host, &[&str])> = hosts.iter().map(|h| (*h, &all[..])).collect();
+        launch_at_once(&calls);
+    };
+
+    // Two is too few for four peers: halves that do not see each other are two networks.
+    for (a, b) in [("h1", "h3"), ("h1", "h4"), ("h2", "h3"), ("h2", "h4")] {
+        lab.cut(a, b);
+    }
+    launch_all("2");
+    at_once(&hosts, |host| drop(member(host, "c")));
+    wait_one_ring(&[h1, h2], SOON);
+    wait_one_ring(&[h3, h4], SOON);
+    assert_ne!(ring(h1), ring(h3));
+    resets(&hosts);
+
+    // Four is right: half of them are not enough, all but one are; the last one joins.
+    launch_all("4");
+    for host in &hosts {
+        host.wait_established(1, PATIENCE);
+        waits_for(host, "3 of 4 peers must agree");
+    }
+    let waits = h4.background(&[weave, "attach", "netns:w"], false).unwrap();
+    lab.heal("h1", "h3");
+    lab.heal("h2", "h3");
+    at_once(&[h1, h2, h3], |host| drop(member(host, "d")));
+    lab.heal_all();
+    waits.finish().unwrap();
+    wait_one_ring(&hosts, PATIENCE);
+    check_unique(&lab);
+    claims(&["I-27"]);
+
+    // Once there is a ring, counts mean nothing any more.
+    at_once(&[h1, h4], |host| {
+        host.weave_ok(&["stop"]);
+        launch(host, &["--init-peer-count", "1"], &["h2", "h3"]);
+        host.wait_established(3, PATIENCE);
+    });
+    resets(&[h3]);
+    launch(h3, &["--init-peer-count", "1"], &["h1", "h2"]);
+    h3.wait_established(3, PATIENCE);
+    at_once(&[h1, h3, h4], |host| drop(member(host, "e")));
+    wait_one_ring(&hosts, PATIENCE);
+    check_unique(&lab);
+    for host in &hosts {
+        assert!(!shares(host).contains("conflict"), "{}", shares(host));
+    }
+    claims(&["I-28"]);
+    resets(&hosts);
+
+    // A bit too large does no harm: three of five.
+    let all: &[&str] = &["--init-peer-count", "5", "h1", "h2", "h3"];
+    launch_at_once(&[(h1, all), (h2, all)]);
+    h1.wait_established(1, PATIENCE);
+    waits_for(h1, "3 of 5 peers must agree (the peer count given at launch, 5)");
+    let waits = h1.background(&[weave, "attach", "netns:w"], false).unwrap();
+    launch_at_once(&[(h3, all)]);
+    waits.finish().unwrap();
+    at_once(&[h2, h3], |host| drop(member(host, "f")));
+    wait_one_ring(&[h1, h2, h3], SOON);
+    check_unique(&lab);
+    claims(&["I-23"]);
+}

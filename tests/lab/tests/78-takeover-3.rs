@@ -1,0 +1,142 @@
+//! Space that is taken over while its owner lives, by two at once, or for good: contained and explained; data flows on.
+
+use weave_lab::{Host, Lab, Topology, claims};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+weave_lab::claims!("A-15", "P-17", "P-18");
+
+#[test]
+fn taken_from_the_living() {
+    let Some(lab) = Lab::start("takeover", &Topology::hosts(3)) else { return };
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let [h1, h2, h3] = hosts[..] else { unreachable!() };
+    let observer = Observer::of(&lab);
+    launch_at_once(&[(h1, &["h2", "h3"]), (h2, &["h1", "h3"]), (h3, &["h1", "h2"])]);
+    for host in &hosts {
+        host.weave_ok(&["consense"]);
+        host.wait_established(2, PATIENCE);
+    }
+    let mut members: Vec<_> = hosts.iter().map(|host| member(host, "c")).collect();
+    let (ends, addresses) =
+        (hosts.iter().map(|host| host.container("data")), ["10.9.1.1", "10.9.1.2", "10.9.1.3"]);
+    let ends: Vec<_> =
+        ends.zip(addresses).inspect(|(c, ip)| drop(c.attach(&[&format!("{ip}/24")]))).collect();
+    ends[0].0.reaches(addresses[1], SOON);
+    ends[0].0.reaches(addresses[2], SOON);
+    let flow = ends[0].0.pinging(addresses[1], 100);
+
+    // What somebody else has is refused, with its holder: another container, or another peer; inside the range and outside.
+    h1.sh("ip netns add other");
+    for (cidr, text) in [
+        (format!("{}/12", members[0].1), format!("address {}/12 is already owned by netns:c", members[0].1)),
+        (
+            format!("{}/12", members[1].1),
+            format!("address {}/12 is owned by other peer {} (h2)", members[1].1, name(h2)),
+        ),
+        ("10.9.1.1/24".to_owned(), "address 10.9.1.1/24 already in use by netns:data".to_owned()),
+    ] {
+        let outcome = h1.weave(&["attach", &cidr, "netns:other"]);
+        assert!(!outcome.success() && outcome.stderr.contains(&text), "{outcome}");
+        assert!(
+            !outcome.stderr.contains('\n') || outcome.stderr.trim_end().lines().count() == 1,
+            "{outcome}"
+        );
+    }
+
+    // h3 dies with its container. Two take its space at the same moment: one of them gets it, and it is said how much that was.
+    let gone = name(h3);
+    let dies = || {
+        h3.signal_daemon("KILL");
+        for host in [h1, h2] {
+            host.wait("h3 to be missed", PATIENCE, || shares(host).contains("unreachable!"));
+        }
+    };
+    let (c3, _) = members.remove(2);
+    c3.end();
+    dies();
+    let taken: Vec<u32> = std::thread::scope(|scope| {
+        let runs = [h1, h2].map(|host| scope.spawn(|| host.weave_ok(&["rmpeer", &gone])));
+        runs.map(|run| count_taken(&run.join().unwrap(), &gone)).into()
+    });
+    assert!(taken.iter().any(|n| *n > 0), "{taken:?}");
+    at_once(&[h1, h2], |host| drop(attach_many(host, "m", 5)));
+    for host in [h1, h2] {
+        host.wait("nothing to be h3's", SOON, || !shares(host).contains(&gone));
+        host.wait_established(1, SOON);
+    }
+    let told = || [h1, h2].iter().all(|host| shares(host).contains("conflict with"));
+    h1.wait("one ring, or a conflict that both tell", SOON, || ring(h1) == ring(h2) || told());
+    check_unique(&lab);
+    claims(&["A-15"]);
+
+    // It comes back with its disk: it yields what it does not use any more, and asks for new space.
+    launch(h3, &["--resume"], &[]);
+    h3.wait("the others' word", SOON, || h3.log().contains("unused addresses to another peer"));
+    h3.wait_established(2, PATIENCE);
+    assert!(!shares(h3).contains("conflict"), "{}", shares(h3));
+    let (_c, used) = member(h3, "c");
+    check_unique(&lab);
+
+    // The same, but its container lives, and meanwhile the address was given to another one: that is all there is to contain. h3 says
+    // which range, and who has it; it hands out nothing of it, and its container is not cut off.
+    dies();
+    assert!(count_taken(&h2.weave_ok(&["rmpeer", &gone]), &gone) > 0);
+    drop(observer);
+    assert_eq!(h2.weave_ok(&["attach", &format!("{used}/12"), "netns:m1"]), format!("{used}\n"));
+    launch(h3, &["--resume"], &[]);
+    h3.wait_established(2, PATIENCE);
+    h3.wait("the conflict to be told", SOON, || {
+        let page = shares(h3);
+        let told = page.contains("Received update for IP range I own at ")
+            && page.contains(&format!("incoming message says owner {}", name(h2)));
+        if told && page.contains("not handed out: ") && page.contains("'weave reset'") {
+            Ok(())
+        } else {
+            Err(page)
+        }
+    });
+    assert!(h3.log().contains("conflict with "), "{}", h3.log());
+    let (high, _) = used.rsplit_once('.').unwrap();
+    let outcome = blocked(h3, 1, &["attach", &format!("net:{high}.0/24"), &h3.container("doubt").netns()]);
+    assert!(outcome.stderr.contains("in doubt"), "{outcome}");
+    at_once(&[h1, h2], |host| drop(member(host, "late")));
+    ends[2].0.reaches(addresses[0], SOON);
+    assert_eq!(h3.connections().iter().filter(|c| c.state == "established").count(), 2);
+    claims(&["P-17"]);
+    // Once the address is used only once, h3 yields, and there is one ring again.
+    h3.weave_ok(&["detach", "netns:c"]);
+    h3.weave_ok(&["stop"]);
+    launch(h3, &["--resume"], &[]);
+    member(h3, "new");
+    wait_one_ring(&hosts, PATIENCE);
+    assert!(!shares(h3).contains("conflict"), "{}", shares(h3));
+    check_unique(&lab);
+
+    // A peer that is there: only by force; then it is as before.
+    let refused = h1.weave(&["rmpeer", "h2"]);
+    assert!(!refused.success() && refused.stderr.contains("reachable"), "{refused}");
+    assert!(refused.stderr.contains("--force"), "{refused}");
+    assert!(count_taken(&h1.weave_ok(&["rmpeer", "--force", "h2"]), "h2") > 0);
+    h2.wait("the conflict to be told", PATIENCE, || {
+        let page = shares(h2);
+        if page.contains("conflict with ") && page.contains("'weave reset'") { Ok(()) } else { Err(page) }
+    });
+    ends[0].0.reaches(addresses[1], SOON);
+    check_unique(&lab);
+    let flow = flow.finish();
+    assert!(flow.longest_gap_ms < 5000.0, "data between h1 and h2 flowed all the time: {flow:?}");
+    claims(&["P-18"]);
+}
+
+/// The number that `weave rmpeer` prints.
+#[track_caller]
+fn count_taken(text: &str, peer: &str) -> u32 {
+    let number = text.strip_suffix(&format!(" IPs taken over from {peer}\n")).and_then(|n| n.parse().ok());
+    number.unwrap_or_else(|| panic!("`{text}`"))
+}
+
+fn name(host: &Host) -> String {
+    host.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned()
+}
