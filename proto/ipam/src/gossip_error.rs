@@ -142,6 +142,13 @@ pub enum Conflict {
         /// Owner according to the message.
         theirs: PeerName,
     },
+    /// A range of ours is counted to another's by one that took that over without having heard that we were given part of it.
+    Overlooked {
+        /// First address of the range.
+        token: u32,
+        /// Owner according to the message.
+        theirs: PeerName,
+    },
     /// E3: a range of ours, with addresses in use, is said to have been given to another later.
     Taken {
         /// First address of the range.
@@ -168,7 +175,10 @@ impl Conflict {
             Conflict::Range { .. } => {
                 "give all peers the same --ipalloc-range: 'weave stop' and launch again where it differs"
             }
-            Conflict::Inconsistent { .. } | Conflict::Split { .. } | Conflict::Taken { .. } => {
+            Conflict::Inconsistent { .. }
+            | Conflict::Split { .. }
+            | Conflict::Overlooked { .. }
+            | Conflict::Taken { .. } => {
                 "the same range was given to two peers, probably by 'weave rmpeer' of a peer that was running: run 'weave \
                  reset' on one of them; until then the range in doubt is not handed out here"
             }
@@ -206,6 +216,11 @@ impl fmt::Display for Conflict {
             Conflict::Split { token, theirs } => write!(
                 f,
                 "Peer {theirs} says it owns the IP range from {}, which I think I own",
+                Ipv4Addr::from(*token)
+            ),
+            Conflict::Overlooked { token, theirs } => write!(
+                f,
+                "Peer {theirs} took over the IP range before {} without knowing that it ends where mine begins",
                 Ipv4Addr::from(*token)
             ),
             Conflict::Taken { token, version, theirs, their_version } => write!(

@@ -146,6 +146,32 @@ impl Ring {
         ties
     }
 
+    /// What is ours, and `theirs` counts to the range of another before it, although it knows all that has happened to
+    /// that range. Whoever gives away a part of a range raises the version of the rest, so a ring that has this version has the
+    /// part as well; unless somebody took the range over (`rmpeer`) without having heard of the gift. That one hands the part
+    /// out, too. Of 2.8.1 only the one who took it over would notice.
+    pub fn overlooked_by(&self, theirs: &Ring) -> Option<(Conflict, Vec<AddrRange>)> {
+        let mut found: Option<(Conflict, Vec<AddrRange>)> = None;
+        for (index, mine) in self.entries.iter().enumerate().filter(|(_, mine)| mine.peer == self.peer) {
+            let Err(place) = theirs.entries.binary_search_by_key(&mine.token, |entry| entry.token) else {
+                continue;
+            };
+            let Some(owner) = theirs.owner_of(mine.token).filter(|&owner| owner != self.peer) else {
+                continue;
+            };
+            let (before, after) = theirs.entries.split_at(place);
+            let rest = before.iter().rev().chain(after.iter().rev()).find_map(|other| {
+                let at = self.entries.binary_search_by_key(&other.token, |entry| entry.token).ok()?;
+                Some(other.version >= self.entries[at].version)
+            });
+            if rest == Some(true) {
+                let conflict = Conflict::Overlooked { token: mine.token, theirs: owner };
+                found.get_or_insert((conflict, Vec::new())).1.extend(self.ranges_of(index));
+            }
+        }
+        found
+    }
+
     /// Applies the rules for each token. Where they forbid what is received, the first such case is noted, and the entry
     /// is taken all the same: the caller throws the result away, and sees from it what is in doubt.
     fn combine(

@@ -9,6 +9,7 @@ use serde_json::Value;
 use support::{addr, list, name, number, range, ring, text, vectors};
 use weave_ipam::merge::{MergeError, MergeRules};
 use weave_ipam::{AddrRange, Conflict, Ring, Subnet};
+use weave_types::PeerName;
 
 #[test]
 fn first_division() {
@@ -190,4 +191,39 @@ fn doubtful_ranges() {
     let (conflict, ranges) = doubt(&case("newer version, other owner, of my entry; something allocated"));
     assert!(matches!(conflict, Conflict::Taken { .. }), "{conflict:?}");
     assert_eq!(ranges[0].start(), u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0)));
+}
+
+/// A giver splits its range and dies; who takes it over has not heard of that, and who was given the part finds out.
+#[test]
+fn a_gift_that_a_taker_over_has_not_heard_of() {
+    let peers = [1, 2, 3].map(|n| PeerName::from_bytes([2, 0, 0, 0, 0, n]));
+    let [taker_over, giver, given] = peers;
+    let range = AddrRange::new(0x0a00_0000, 0x0a00_0100);
+    let mut divided = Ring::new(range, taker_over);
+    divided.divide(&[taker_over, giver]);
+    let held_by = |peer| Ring::from_parts(range, peer, divided.entries().to_vec(), divided.seeds().to_vec());
+    let nothing = |_: AddrRange| None;
+    let merge = |ring: &mut Ring, theirs: &Ring| ring.merge(theirs, nothing, MergeRules::default()).map(drop);
+
+    let mut theirs = held_by(giver);
+    let gift = AddrRange::new(0x0a00_00c0, 0x0a00_0100);
+    theirs.grant(gift, given);
+    let mut mine = held_by(given);
+    // An older ring without the gift is no contradiction, nor is one that has heard of it.
+    merge(&mut mine, &theirs).unwrap();
+    assert_eq!(mine.overlooked_by(&divided), None);
+    assert_eq!(mine.overlooked_by(&theirs), None);
+
+    let mut over = held_by(taker_over);
+    over.transfer(giver, taker_over, 100);
+    let conflict = Conflict::Overlooked { token: gift.start(), theirs: taker_over };
+    let found = Some((conflict, vec![gift]));
+    assert_eq!(mine.overlooked_by(&over), found);
+    // Also when a third has told of the new version before, or it was merged.
+    over.report_free(|_| 0);
+    merge(&mut mine, &over).unwrap();
+    assert_eq!(mine.overlooked_by(&over), found);
+    // Until the other knows of it.
+    merge(&mut over, &mine).unwrap();
+    assert_eq!(mine.overlooked_by(&over), None);
 }

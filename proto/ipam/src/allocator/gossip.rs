@@ -167,7 +167,7 @@ impl Allocator {
             Ok(merged) => {
                 let tie = self.ring.break_ties(theirs);
                 self.ring_unsaved |= merged.changed || tie.settled;
-                match tie.lost {
+                match tie.lost.or_else(|| self.ring.overlooked_by(theirs)) {
                     Some((conflict, doubtful)) => {
                         self.disagreed(theirs.peer(), conflict, doubtful, now);
                     }
@@ -192,6 +192,10 @@ impl Allocator {
             }
             Err(MergeError::Range) => {
                 (Conflict::Range { received: theirs.range(), ours: self.ring.range() }, Vec::new())
+            }
+            // Somebody has more free addresses than there is room for, because part of them is ours.
+            Err(MergeError::Conflict { conflict: conflict @ Conflict::Result(_), doubtful }) => {
+                self.ring.overlooked_by(theirs).unwrap_or((conflict, doubtful))
             }
             Err(MergeError::Conflict { conflict, doubtful }) => (conflict, doubtful),
         };

@@ -112,20 +112,28 @@ pub fn removed_before_it_was_known(seed: u64, used: bool) {
     world.reconnect_nodes();
     world.run_for(Duration::from_secs(120));
     world.always();
-    // It is said by one that is concerned: who is the other, what they disagree about, and what is in doubt.
-    let conflicts: Vec<_> = [first, taker].into_iter().flat_map(|id| world.conflicts_of(id)).collect();
-    if used
-        && !conflicts.iter().any(|c| !c.conflict.to_string().is_empty() && !c.conflict.remedy().is_empty())
-    {
-        violation!("nobody says that {twice:?} are used twice: {}", world.views());
+    // Both say so: who is the other, what they disagree about, what is in doubt, and what to do.
+    for (id, other) in [(first, taker), (taker, first)].into_iter().filter(|_| used) {
+        let other = world.host(other).name;
+        let told = world.conflicts_of(id).into_iter().any(|doubt| {
+            doubt.peer.name == other
+                && !doubt.doubtful.is_empty()
+                && doubt.conflict.remedy().contains("reset")
+        });
+        if !told {
+            violation!("host {} does not say that {twice:?} are used twice: {}", id.0, world.views());
+        }
     }
     world.check_divided();
-    // Everybody goes on: what has space of its own is served, who waits is told why (`always`).
+    // Everybody goes on: what has space of its own is served, who waits is told why (`always`), nothing more is given twice.
     for id in [first, second, taker] {
         world.allocate(id, 1, WHOLE);
     }
     world.run_for(Duration::from_secs(60));
     world.always();
+    if world.used_twice() != twice {
+        violation!("used twice are {:?}, were {twice:?}: {}", world.used_twice(), world.views());
+    }
     for id in world.ids().filter(|&id| world.runs(id)) {
         let users: Vec<u32> =
             world.host(id).containers.values().flat_map(|c| c.addrs.iter().copied()).collect();
