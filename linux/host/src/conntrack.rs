@@ -35,7 +35,7 @@ pub fn forget_udp(port: u16) -> Result<usize, Error> {
         Err(e) => return Err(e),
     };
     let mut forgotten = 0;
-    for (family, original, zone) in all.iter().filter_map(|r| to_port(&r.body, port)) {
+    for Tracked { family, original, zone } in all.iter().filter_map(|r| to_port(&r.body, port)) {
         let mut request = Request::new(DELETE, 0, &[family, 0, 0, 0]);
         request.attribute(CTA_TUPLE_ORIG | NESTED, original);
         if let Some(zone) = zone {
@@ -51,14 +51,23 @@ pub fn forget_udp(port: u16) -> Result<usize, Error> {
     Ok(forgotten)
 }
 
-/// Family, description and zone of a connection, if it goes to that port by UDP.
-fn to_port(body: &[u8], port: u16) -> Option<(u8, &[u8], Option<&[u8]>)> {
+/// By what the kernel knows a connection.
+struct Tracked<'a> {
+    family: u8,
+    /// Addresses, protocol and ports of the direction in which it began.
+    original: &'a [u8],
+    zone: Option<&'a [u8]>,
+}
+
+/// The connection, if it goes to that port by UDP.
+fn to_port(body: &[u8], port: u16) -> Option<Tracked<'_>> {
     let (header, attributes) = body.split_at_checked(HEADER)?;
     let original = find(attributes, CTA_TUPLE_ORIG)?;
     let protocol = find(original, CTA_TUPLE_PROTO)?;
     let is_udp = find(protocol, CTA_PROTO_NUM)?.first() == Some(&(libc::IPPROTO_UDP as u8));
     let there = find(protocol, CTA_PROTO_DST_PORT)?.get(..2)? == port.to_be_bytes();
-    (is_udp && there).then_some((*header.first()?, original, find(attributes, CTA_ZONE)))
+    let zone = find(attributes, CTA_ZONE);
+    (is_udp && there).then_some(Tracked { family: *header.first()?, original, zone })
 }
 
 #[cfg(test)]
@@ -85,7 +94,7 @@ mod tests {
         assert!(found(17, 6783));
         assert!(!found(17, 6784) && !found(6, 6783) && !found(17, 0x7f1a));
         let body = connection(17, 6783);
-        assert_eq!(to_port(&body, 6783).map(|(family, _, zone)| (family, zone)), Some((2, None)));
+        assert_eq!(to_port(&body, 6783).map(|t| (t.family, t.zone)), Some((2, None)));
         for cut in 0..body.len() {
             to_port(&body[..cut], 6783);
         }
