@@ -53,11 +53,11 @@ fn files(names: &Names) -> [Kept; 3] {
             &["networkctl", "reload"],
             "run/systemd/netif",
         ),
-        // udev sees by itself that there is another file.
+        // udev looks for other files at an event, but not within three seconds of the one before, and ours come at once.
         networkd(
             "link",
             format!("[Match]\nOriginalName={list}\n\n[Link]\nMACAddressPolicy=none\n"),
-            &[],
+            &["udevadm", "control", "--reload"],
             "run/udev",
         ),
     ]

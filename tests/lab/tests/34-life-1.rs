@@ -4,7 +4,7 @@ use weave_lab::{Host, Lab, Topology, claims};
 
 use crate::common::*;
 
-weave_lab::claims!("S-13");
+weave_lab::claims!("S-5", "S-13");
 
 fn one(name: &str) -> Option<Lab> {
     Lab::start(name, &Topology::hosts(1))
@@ -50,7 +50,9 @@ fn a_supervisor_starts_it_again() {
     for _ in 0..2 {
         crash(h1);
         assert_eq!(targets(h1), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(h1.report().unwrap()["Router"]["Name"], *name);
     }
+    claims(&["S-5"]);
     assert!(h1.log().contains("Restart/resume detected - using persisted peer list: [192.0.2.1 192.0.2.2]"));
     assert_eq!(h1.report().unwrap()["Router"]["Encryption"], true, "the password, too");
     h1.weave_ok(&["connect", "--replace"]);
