@@ -100,7 +100,7 @@ pub const PLANTED_IN_NODES: [Mutation; 10] = [
 
 /// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
 /// `proto/ipam` (docs/testing.md).
-pub const PLANTED: [Mutation; 17] = [
+pub const PLANTED: [Mutation; 18] = [
     Mutation::VersionOffByOne,
     Mutation::HalfQuorum,
     Mutation::DonateBeforePersist,
@@ -118,4 +118,5 @@ pub const PLANTED: [Mutation; 17] = [
     Mutation::DenialOfAnything,
     Mutation::DenyUnowned,
     Mutation::GiveEnds,
+    Mutation::UseDoubtful,
 ];
