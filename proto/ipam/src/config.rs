@@ -54,8 +54,12 @@ impl Config {
 
     #[cfg(feature = "mutants")]
     pub(crate) fn mutant(&self, mutation: crate::Mutation) -> bool {
-        self.mutation == Some(mutation)
-            || self.mutation == Some(crate::Mutation::Legacy) && mutation.is_legacy()
+        use crate::Mutation::{DonateBeforePersist, Legacy, LegacyEarly};
+        match self.mutation {
+            Some(LegacyEarly) if mutation == DonateBeforePersist => true,
+            Some(Legacy | LegacyEarly) if mutation.is_legacy() => true,
+            only => only == Some(mutation),
+        }
     }
 
     #[cfg(not(feature = "mutants"))]

@@ -53,6 +53,8 @@ pub enum Mutation {
     AskOnNews,
     /// Several of these at once: what 2.8.1 does otherwise than we do, and can be seen by other peers.
     Legacy,
+    /// The same, and what it gives away is told before it is on the disk.
+    LegacyEarly,
 }
 
 #[cfg(feature = "mutants")]

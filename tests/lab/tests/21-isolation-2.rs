@@ -5,7 +5,7 @@ use weave_lab::{Container, Host, Lab, Topology, claims};
 
 use crate::common::*;
 
-weave_lab::claims!("F-7", "F-8");
+weave_lab::claims!("F-7", "F-8", "F-11", "I-39");
 
 #[test]
 fn subnets_are_isolated() {
@@ -57,7 +57,7 @@ fn behind_docker(host: &Host, name: &str, number: usize) -> Container {
 fn subnets_are_isolated_where_hosts_are_in_both() {
     let Some(lab) = Lab::start("dockers", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    let (Some(_d1), Some(_d2)) = (Dockerd::start_with_bridge(h1), Dockerd::start_with_bridge(h2)) else {
+    let (Some(docker), Some(_d2)) = (Dockerd::start_with_bridge(h1), Dockerd::start_with_bridge(h2)) else {
         return;
     };
     launch_mesh(&lab, &[]);
@@ -96,4 +96,44 @@ fn subnets_are_isolated_where_hosts_are_in_both() {
         container.ping(&all[1].2, 1).received == 1
     });
     claims(&["F-8"]);
+    one_of_docker(h1, &docker, &all[2].2);
+}
+
+/// A container that Docker made, without the right to raw sockets, in the subnet of `other`.
+fn one_of_docker(host: &Host, docker: &Dockerd<'_>, other: &str) {
+    let _server = host.probe_background(&["tcp-serve", "--port", "7711"]);
+    // Nothing but the machine's programs.
+    host.sh("mkdir -p /run/image/usr; cd /run/image; for l in bin lib lib64; do ln -s usr/$l $l; done; \
+         tar -c . | docker --host unix:///run/docker.sock import - machine; rm -r /run/image");
+    let run = "run -d --name poor --cap-drop net_raw -v /usr:/usr:ro machine /usr/bin/sleep 600";
+    docker.ok(&run.split(' ').collect::<Vec<_>>());
+    let pid = docker.ok(&["inspect", "--format", "{{.State.Pid}}", "poor"]);
+    let inside = |command: &str| host.sh(&format!("nsenter -t {pid} -n {command}"));
+    let routes = || inside("ip route").lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>();
+    let before = routes();
+    assert!(before.iter().any(|r| r.starts_with("default via 172.17.0.1 ")), "{before:?}");
+    let env = [("DOCKER_HOST", "unix:///run/docker.sock")];
+    let attached = host.weave_env(&env, &["attach", "10.2.1.50/24", "poor"]);
+    assert_eq!((attached.success(), attached.stdout.as_str()), (true, "10.2.1.50\n"), "{attached}");
+    let mut after = routes();
+    after.retain(|r| !before.contains(r));
+    after.sort();
+    assert_eq!(
+        after,
+        ["10.2.1.0/24 dev ethwe proto kernel scope link src 10.2.1.50", "224.0.0.0/4 dev ethwe scope link"]
+    );
+    assert_eq!(routes().len(), before.len() + 2, "its own are untouched");
+    claims(&["I-39"]);
+
+    host.wait("the other container", SOON, || {
+        host.command(&["nsenter", "-t", &pid, "-n", "ping", "-c1", "-W1", other]).success()
+    });
+    // To the host over the container network, and no way to listen or speak beside it.
+    let script = "import socket\n\
+        c = socket.create_connection(('10.2.1.101', 7711), 10); c.close(); print('connected')\n\
+        for family, kind in ((socket.AF_PACKET, socket.SOCK_RAW), (socket.AF_INET, socket.SOCK_RAW)):\n\
+        \x20   try: socket.socket(family, kind, 1); print('raw')\n\
+        \x20   except PermissionError: print('refused')\n";
+    assert_eq!(docker.ok(&["exec", "poor", "/usr/bin/python3", "-c", script]), "connected\nrefused\nrefused");
+    claims(&["F-11"]);
 }

@@ -314,5 +314,9 @@ fn seeds_that_do_not_see_each_other() {
     member(hosts[0], "e");
     member(hosts[3], "e");
     assert!(hosts[0].daemon_pid().is_some() && !ip4.is_empty());
+    let data = [hosts[0], hosts[3]].map(|host| host.container("data"));
+    data[0].attach(&["10.9.1.1/24"]);
+    data[1].attach(&["10.9.1.4/24"]);
+    data[1].reaches("10.9.1.1", SOON);
     claims(&["S-33"]);
 }

@@ -26,10 +26,15 @@ fn main() {
                 let line = reason.lines().next().unwrap_or_default();
                 let kind: String = line.chars().filter(|&c| letters(c)).take(40).collect();
                 let kind = format!("{}: {kind}", plan.name);
-                let first =
-                    || (Vec::new(), reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect());
+                let first = || {
+                    eprintln!("seed {seed}: {line}");
+                    (Vec::new(), reason.chars().take(if runs == 1 { 4000 } else { 300 }).collect())
+                };
                 kinds.entry(kind).or_insert_with(first).0.push(seed);
             }
+        }
+        if (seed - first + 1).is_multiple_of(10_000) {
+            eprintln!("{} runs so far, {} s", seed - first + 1, started.elapsed().as_secs());
         }
     }
     for (kind, (seeds, line)) in &kinds {

@@ -100,6 +100,14 @@ impl World {
         if other.is_some() && !had {
             violation!("host {}: {container} gets {cidr}, and has {other:?}", id.0);
         }
+        let now = self.now(id);
+        let status = host.allocator.as_ref().filter(|_| !had && !host.legacy).map(|a| a.status(now));
+        let in_doubt = |status: &weave_ipam::Status| {
+            status.conflicts.iter().flat_map(|conflict| &conflict.doubtful).any(|range| range.contains(addr))
+        };
+        if status.as_ref().is_some_and(in_doubt) {
+            violation!("host {}: {cidr} is given out, and is in doubt: {:?}", id.0, status);
+        }
         let (name, view) = (host.name, host.disk.stored().ring.as_ref());
         if view.and_then(|ring| ring.owner_of(addr)) != Some(name) {
             violation!("host {}: {cidr} is given out, and is not ours on the disk: {view:?}", id.0);
@@ -235,7 +243,14 @@ impl World {
             },
             _ => false,
         };
-        if !right {
+        // Only the owner can tell; of 2.8.1 anybody may.
+        let named = match error {
+            RequestError::OtherPeer { peer, .. } if !host.legacy => {
+                host.view().is_none_or(|ring| ring.owner_of(addr) == Some(*peer))
+            }
+            _ => true,
+        };
+        if !right || !named {
             violation!("host {}: {who} is refused {}: {error}", id.0, show(addr));
         }
     }

@@ -219,20 +219,44 @@ impl World {
             return;
         }
         let name = self.graves[usize::from(which) % self.graves.len()].name;
+        let taken: Vec<u32> =
+            ring.entries().iter().filter(|entry| entry.peer == name).map(|entry| entry.token).collect();
         let disputed = self.disputed(by, ring, name);
         if !disputed.is_empty() {
             if !self.plan.contest {
                 return;
             }
-            self.contested.extend(disputed);
+            self.contested.extend(&disputed);
         }
         let reachable = self.of_name(name).is_some();
+        let contested = !disputed.is_empty();
         let result = self.call(by, |a, now| a.remove_peer(&name.to_string(), false, now));
+        if let (Some(Ok(_)), false, true) = (&result, contested, self.runs(by)) {
+            self.check_takeover(by, &taken);
+        }
         if let (Some(Err(error)), false) = (&result, reachable) {
             // Who has died may still be thought reachable for a moment.
             let known = self.network.reachable(by).iter().any(|&id| self.host(id).name == name);
             if known {
                 violation!("host {}: {error}", by.0);
+            }
+        }
+    }
+
+    /// Who takes over is believed by everybody, whatever they have heard of the dead that the taker has not.
+    fn check_takeover(&self, by: HostId, taken: &[u32]) {
+        let Some(ring) = self.host(by).view() else { return };
+        let others = self.ids().filter(|&id| id != by).filter_map(|id| self.host(id).view());
+        for view in others.filter(|view| view.range() == ring.range()) {
+            for theirs in view.entries().iter().filter(|entry| taken.contains(&entry.token)) {
+                let ours = ring.entries().iter().find(|entry| entry.token == theirs.token);
+                if ours.is_none_or(|ours| ours.version <= theirs.version) {
+                    violation!(
+                        "host {} takes over with {ours:?}, and {} knows {theirs:?}",
+                        by.0,
+                        view.peer()
+                    );
+                }
             }
         }
     }

@@ -273,6 +273,12 @@ impl World {
             if until(self) {
                 return true;
             }
+            // 2.8.1, which may have ended itself.
+            for id in self.ids() {
+                if self.host(id).legacy {
+                    self.start(id);
+                }
+            }
             self.run_for(Duration::from_secs(5));
             for from in self.ids() {
                 for to in self.network.neighbours(from) {
@@ -400,11 +406,20 @@ impl World {
         if unused > 0 && !doubtful {
             violation!("{unused} addresses cannot be had: {:?}{}", self.ledger, self.views());
         }
-        // One more waits, and does not ask without end.
+        // One more waits, and does not ask without end. Nor is anything given to it: it could not use the ends of its subnet.
+        let useless = !doubtful && self.requests.is_empty();
+        let given = self.donations;
         label += 1;
         self.fill_one(hosts[0], label);
         self.run_for(Duration::from_secs(12));
         self.always();
+        if useless && self.donations > given {
+            violation!(
+                "nobody has anything to give, and {} times it is: {}",
+                self.donations - given,
+                self.views()
+            );
+        }
         if !doubtful && self.requests.is_empty() {
             violation!("all addresses are used, and one more is given out: {:?}", self.ledger);
         }
@@ -431,6 +446,7 @@ impl World {
     }
 
     fn fill_one(&mut self, id: HostId, label: u32) {
+        self.start(id);
         self.fill_request(id, format!("{}-fill-{label}", id.0));
     }
 

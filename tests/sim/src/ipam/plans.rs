@@ -37,6 +37,14 @@ pub fn all() -> Vec<Plan> {
             conflicts: true,
             ..Plan::new("another range", 3, 40)
         },
+        Plan {
+            legacy: 2,
+            early: true,
+            calm: true,
+            contest: true,
+            conflicts: true,
+            ..Plan::new("two of four behave like 2.8.1, and tell before they store", 4, 40)
+        },
     ]
 }
 
@@ -98,7 +106,7 @@ pub const PLANTED_IN_NODES: [Mutation; 10] = [
 
 /// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
 /// `proto/ipam` (docs/testing.md).
-pub const PLANTED: [Mutation; 13] = [
+pub const PLANTED: [Mutation; 17] = [
     Mutation::VersionOffByOne,
     Mutation::HalfQuorum,
     Mutation::DonateBeforePersist,
@@ -112,4 +120,8 @@ pub const PLANTED: [Mutation; 13] = [
     Mutation::ReleaseNotPersisted,
     Mutation::AnswerBeforePersist,
     Mutation::AskWithoutLimit,
+    Mutation::TakeoverByOne,
+    Mutation::DenialOfAnything,
+    Mutation::DenyUnowned,
+    Mutation::GiveEnds,
 ];

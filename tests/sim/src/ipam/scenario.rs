@@ -110,6 +110,8 @@ pub struct Plan {
     pub observers: u16,
     /// So many of them, the first, behave like 2.8.1.
     pub legacy: u16,
+    /// Those tell what they give away before it is on the disk.
+    pub early: bool,
     /// Number of transitions.
     pub length: usize,
     /// The range; a second one if it is changed. They are apart.
@@ -156,6 +158,7 @@ impl Plan {
             hosts,
             observers: 0,
             legacy: 0,
+            early: false,
             length,
             ranges: vec![subnet("10.32.0.0/27")],
             begin: Begin::Count,
@@ -329,11 +332,15 @@ pub fn suite(name: &str, plans: &[Plan]) {
 
 /// Runs the plans with a planted bug until one fails, at most so many seeds: the seed, the plan, and what failed.
 pub fn hunt(mutation: Mutation, plans: &[Plan], runs: u64) -> Option<(u64, &'static str, String)> {
-    (1..=runs).find_map(|seed| {
-        let plan = Plan { mutation: Some(mutation), ..plan_of(seed, plans).clone() };
-        let why = attempt(seed, &plan, &generate(seed, &plan)).err()?;
-        Some((seed, plan.name, why))
-    })
+    // It shows only where an election takes long, and seldom there: the other plans are left out.
+    let election = mutation == Mutation::IgnoreAccepted;
+    (1..=runs).filter(|&seed| !election || plan_of(seed, plans).name.starts_with("election")).find_map(
+        |seed| {
+            let plan = Plan { mutation: Some(mutation), ..plan_of(seed, plans).clone() };
+            let why = attempt(seed, &plan, &generate(seed, &plan)).err()?;
+            Some((seed, plan.name, why))
+        },
+    )
 }
 
 /// Which plan a seed is for.

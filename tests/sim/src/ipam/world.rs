@@ -12,6 +12,7 @@ use weave_ipam::{
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
 use super::answers::Request;
+use super::calls::owned;
 use super::host::Host;
 use super::network::{Message, Network};
 use super::nodes::Nodes;
@@ -66,6 +67,8 @@ pub struct World {
     pub(super) graves: Vec<Grave>,
     pub(super) requests: BTreeMap<RequestId, Request>,
     next_request: u64,
+    /// How often somebody gave space to another.
+    pub(super) donations: u64,
     /// Who was given what.
     pub(super) ledger: BTreeMap<u32, BTreeSet<(HostId, String)>>,
     /// When an address was used last.
@@ -103,6 +106,7 @@ impl World {
             graves: Vec::new(),
             requests: BTreeMap::new(),
             next_request: 0,
+            donations: 0,
             ledger: BTreeMap::new(),
             last_used: BTreeMap::new(),
             contested: BTreeSet::new(),
@@ -326,6 +330,7 @@ impl World {
             Said::Conflict { conflict, .. } if !self.plan.conflicts => {
                 violation!("host {}: conflict without cause: {conflict}", id.0)
             }
+            Said::Donated { .. } => self.donations += 1,
             Said::PreclaimFailed { container, cidr, error } => {
                 self.preclaim_failed(id, &container, cidr, &error);
             }
@@ -420,7 +425,11 @@ impl World {
             Begin::Targets | Begin::Chain => Init::Consensus(None),
             Begin::Seed => Init::Seed(electors.iter().map(|&id| name_of(id, 0)).collect()),
         };
-        config.mutation = if host.legacy { Some(Mutation::Legacy) } else { self.plan.mutation };
+        config.mutation = match host.legacy {
+            true if self.plan.early => Some(Mutation::LegacyEarly),
+            true => Some(Mutation::Legacy),
+            false => self.plan.mutation,
+        };
         config
     }
 
@@ -433,6 +442,7 @@ impl World {
         let clock = self.clock;
         let mut rng = ChaCha12Rng::seed_from_u64(self.rng.random());
         self.end_node(id, death);
+        self.contest_the_forgotten(id);
         let host = self.host_mut(id);
         host.allocator = None;
         host.incarnation += 1;
@@ -447,6 +457,17 @@ impl World {
             self.destroy(id);
         }
         self.relink();
+    }
+
+    /// What 2.8.1 gave away and had not stored yet is its own again.
+    fn contest_the_forgotten(&mut self, id: HostId) {
+        let host = self.host(id);
+        let (Some(allocator), Some(stored)) = (&host.allocator, &host.disk.stored().ring) else { return };
+        if host.legacy && self.plan.early {
+            let kept = owned(allocator.ring(), host.name);
+            let forgotten: Vec<u32> = owned(stored, host.name).difference(&kept).copied().collect();
+            self.contested.extend(forgotten);
+        }
     }
 
     /// A host is gone for good, with all that ran on it.
