@@ -274,7 +274,7 @@ impl World {
         }
     }
 
-    /// In a minute in which nothing happens not more is said than timers ask for; a request may wait for space.
+    /// In a minute in which nothing happens no ring changes, and not more is said than timers ask for; a request may wait for space.
     pub(super) fn check_quiet(&mut self) {
         const MINUTE: Duration = Duration::from_secs(60);
         /// Per connection: heartbeats, MTU tests and their answers, gossip, digests. 13 were counted.
@@ -287,8 +287,13 @@ impl World {
         }
         // Tests of the path MTU, and what was said before, come to their end.
         self.run_for(MINUTE);
-        let before = writes(self);
+        let rings =
+            |world: &World| -> Vec<_> { world.hosts.iter().map(|host| host.view().cloned()).collect() };
+        let (before, known) = (writes(self), rings(self));
         self.run_for(MINUTE);
+        if rings(self) != known {
+            violation!("rings change in a quiet minute: {known:?}{}", self.views());
+        }
         let said = (writes(self) - before) as usize;
         let hosts = self.nodes.iter().flat_map(|nodes| nodes.mesh.hosts());
         let connections: usize =
