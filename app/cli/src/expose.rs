@@ -1,5 +1,6 @@
 //! `weave expose` and `weave hide` (spec cli 6).
 
+use weave_host::faults;
 use weave_types::Cidr;
 
 use crate::addresses::{self, Address, Book, looks_like_address, plain};
@@ -18,20 +19,14 @@ pub(crate) fn expose(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
     require_root()?;
     let bridge = &options::devices(parsed, env).bridge;
     overlaps(&fixed(&addresses).collect::<Vec<_>>(), bridge)?.iter().for_each(notice);
-    let query = if parsed.flag("without-masquerade") { "?skipNAT=true" } else { "" };
+    let without_masquerade: &[_] = if parsed.flag("without-masquerade") { &["skipNAT=true"] } else { &[] };
     let client = client(parsed, env);
     let mut book = Book::of(&client, ID, false);
     let cidrs = book.obtain(&addresses)?;
-    let before = weave_host::bridge_addresses(bridge)?;
-    for (i, cidr) in cidrs.iter().enumerate() {
-        client.post(&format!("/expose/{cidr}{query}"), &[]).map_err(|e| {
-            // All or none.
-            for cidr in cidrs.iter().take(i).filter(|c| !before.contains(c)) {
-                let _ = client.delete(&format!("/expose/{cidr}"));
-            }
-            book.give_back();
-            explain(e, parsed, env)
-        })?;
+    if let Some(path) = path(&cidrs, without_masquerade) {
+        let asked = faults::io_point(&"asking the daemon to expose").map_err(Failure::from);
+        let asked = asked.and_then(|()| client.post(&path, &[]).map_err(|e| explain(e, parsed, env)));
+        asked.inspect_err(|_| book.give_back())?;
     }
     if let Some(name) = parsed.text("h") {
         notice(format_args!("Notice: this version does not do DNS yet; not registered: {name}"));
@@ -45,17 +40,21 @@ pub(crate) fn hide(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<
     let client = client(parsed, env);
     let book = Book::of(&client, ID, false);
     let cidrs = book.look_up(&addresses)?;
-    // One that cannot be hidden does not keep the others.
-    let failures: Vec<Failure> = cidrs
-        .iter()
-        .filter_map(|cidr| client.delete(&format!("/expose/{cidr}")).err())
-        .map(|e| explain(e, parsed, env))
-        .collect();
-    if let Some(first) = failures.into_iter().next() {
-        return Err(first);
+    if let Some(path) = path(&cidrs, &[]) {
+        faults::io_point(&"asking the daemon to hide")?;
+        client.delete(&path).map_err(|e| explain(e, parsed, env))?;
     }
     book.release(&cidrs)?;
     print(&plain(&cidrs))
+}
+
+/// All addresses in one question, so that all or none is done, also if this process ends meanwhile.
+fn path(cidrs: &[Cidr], options: &[&str]) -> Option<String> {
+    let (first, others) = cidrs.split_first()?;
+    let also = others.iter().map(|cidr| format!("also={cidr}"));
+    let query: Vec<String> = options.iter().map(ToString::to_string).chain(also).collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    Some(format!("/expose/{first}{mark}{}", query.join("&")))
 }
 
 fn arguments(command: &Command, parsed: &Parsed) -> Result<Vec<Address>, Failure> {

@@ -22,7 +22,7 @@ use weave_daemon::{lock, log};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::service::files::{Undo, failed};
+use crate::service::files::{Undo, failed, remove};
 use crate::service::{self, Job, Keeper, docker};
 use crate::takeover::{Original, Stopped};
 use crate::{Failure, container, notice, print, require_root};
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(2);
 /// So long after its last words a daemon should have ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A daemon that is neither ready nor gone by then hangs.
+const BIRTH: Duration = Duration::from_secs(10);
 /// How often it is looked whether the daemon still lives.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -142,6 +144,8 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
         }
     };
     resting.iter().for_each(Original::retire);
+    // Usually the daemon has done so; a crash would not be followed by a new start while it is there.
+    remove(&config.fresh_file()).unwrap_or_else(|e| notice(format_args!("Warning: {}", e.message)));
     keeper.done();
     undo.keep();
     let result = keeper.id().map_or(name, str::to_owned);
@@ -208,10 +212,16 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     }
 }
 
-/// A second daemon would take the first one's devices.
+/// A second daemon would take the first one's devices. One that was started by a launch that did not live to see it become
+/// ready does so, or ends together with whoever keeps it: which, is waited for.
 fn refuse_process(config: &Config) -> Result<(), Failure> {
     let held = |file: &str| lock::holder(&config.run_dir.join(file)).is_some();
-    if held("weave.pid") || held("supervisor.pid") {
+    let begin = Instant::now();
+    while held("weave.pid") || held("supervisor.pid") {
+        if config.fresh_file().exists() && begin.elapsed() < BIRTH {
+            std::thread::sleep(LOOK);
+            continue;
+        }
         return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
     }
     Ok(())
@@ -251,7 +261,9 @@ impl Ear {
         let path = config.launch_socket();
         // Of one that was killed; whoever works now holds the lock.
         let _ = fs::remove_file(&path);
-        let socket = UnixDatagram::bind(&path).map_err(|e| failed("create", &path, &e))?;
+        let socket = weave_host::faults::io_point(&format_args!("creating {}", path.display()))
+            .and_then(|()| UnixDatagram::bind(&path))
+            .map_err(|e| failed("create", &path, &e))?;
         let ear = Ear { socket, path };
         fs::set_permissions(&ear.path, fs::Permissions::from_mode(0o600))?;
         ear.socket.set_read_timeout(Some(LOOK))?;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weave_daemon::lock;
-use weave_runtime::Docker;
+use weave_host::faults;
+use weave_runtime::{Docker, Network};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
@@ -20,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(10);
 const GOODBYE: Duration = Duration::from_millis(500);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Name of the network that the plugin of 2.8.1 makes.
+const NETWORK: &str = "weave";
 
 /// Files in the run directory that end with the daemon.
 const RUN_FILES: [&str; 3] = ["fresh", "launch.sock", "weave.sock"];
@@ -91,6 +95,12 @@ impl<'a> Peer<'a> {
     /// after everything else has been done.
     fn stop(&self) -> Result<bool, Failure> {
         let mut failures = Vec::new();
+        if let Some(network) = self.network().unwrap_or_else(|e| {
+            failures.push(e.message);
+            None
+        }) {
+            failures.extend(self.remove_network(&network).err().map(|e| e.message));
+        }
         let mut found = !self.processes().is_empty();
         let mut kept = false;
         match systemd::stop(&self.unit) {
@@ -114,7 +124,12 @@ impl<'a> Peer<'a> {
                 Err(e) => failures.push(e.message),
             }
         }
-        failures.extend(self.end_processes().err().map(|e| e.message));
+        // What it needs stays with one that runs.
+        self.end_processes().map_err(|e| {
+            failures.push(e.message);
+            Failure::new(1, failures.join("\n"))
+        })?;
+        self.forget_connections();
         // A unit or a container needs the password when it is started again.
         if !kept && found && systemd::ours(&self.unit).is_none() {
             // The peer has ended all the same.
@@ -127,6 +142,43 @@ impl<'a> Peer<'a> {
         if failures.is_empty() { Ok(found) } else { Err(Failure::new(1, failures.join("\n"))) }
     }
 
+    /// The network that the plugin of 2.8.1 made for Docker; none of somebody else's that is called so.
+    fn network(&self) -> Result<Option<Network>, Failure> {
+        let Some(docker) =
+            self.docker.as_ref().filter(|_| options::instance(self.parsed, self.env).is_none())
+        else {
+            return Ok(None);
+        };
+        let found = docker.network(NETWORK).map_err(|e| Failure::new(1, e))?;
+        Ok(found.filter(|n| n.driver.starts_with("weave")))
+    }
+
+    /// Containers that are in it keep it.
+    fn remove_network(&self, network: &Network) -> Result<(), Failure> {
+        let Some(docker) = &self.docker else { return Ok(()) };
+        if network.containers.is_empty() {
+            return docker.remove_network(&network.id).map_err(|e| Failure::new(1, e));
+        }
+        let short = network.containers.iter().map(|id| id.chars().take(12).collect());
+        notice(format_args!(
+            "WARNING: Docker's network '{NETWORK}' stays, because containers are in it: {}",
+            short.collect::<Vec<String>>().join(" ")
+        ));
+        Ok(())
+    }
+
+    /// What the packet filter decided for the peer's datagrams is of no use to the next one. Without it they time out.
+    fn forget_connections(&self) {
+        let mut ports: Vec<u16> =
+            host_rules::remembered(self.parsed, self.env).iter().map(|setup| setup.port).collect();
+        ports.dedup();
+        for port in ports {
+            if let Err(e) = weave_host::forget_udp(port) {
+                notice(format_args!("Warning: {e}"));
+            }
+        }
+    }
+
     fn end_processes(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + GRACE;
         // The supervisor is first in the list and takes the daemon with it.
@@ -135,7 +187,8 @@ impl<'a> Peer<'a> {
             let late = Instant::now() >= deadline;
             if late || !told.contains(&pid) {
                 let signal = if late { Signal::SIGKILL } else { Signal::SIGTERM };
-                match kill(Pid::from_raw(pid), signal) {
+                let told_to = faults::point(&format_args!("signalling process {pid}"));
+                match told_to.and_then(|()| kill(Pid::from_raw(pid), signal)) {
                     Ok(()) | Err(nix::errno::Errno::ESRCH) => told.push(pid),
                     Err(e) => {
                         return Err(Failure::new(1, format_args!("cannot stop weave (pid {pid}): {e}")));
@@ -175,6 +228,8 @@ enum Thing {
     /// A container with its anonymous volumes.
     Container(String),
     Image(String),
+    /// Of Docker's.
+    Network,
     File(PathBuf),
     /// Only if it is empty then.
     Directory(PathBuf),
@@ -190,6 +245,7 @@ impl std::fmt::Display for Thing {
             Thing::Unit(path) => write!(f, "unit {}", path.display()),
             Thing::Container(name) => write!(f, "container {name} and its volumes"),
             Thing::Image(name) => write!(f, "image {name}"),
+            Thing::Network => write!(f, "network {NETWORK} of Docker"),
             Thing::File(path) => write!(f, "file {}", path.display()),
             Thing::Directory(path) => write!(f, "directory {}, if nothing else is in it", path.display()),
             Thing::Device(name) => write!(f, "device {name}"),
@@ -204,6 +260,13 @@ impl Peer<'_> {
         let mut errors = Vec::new();
         let mut things: Vec<Thing> = self.processes().into_iter().map(Thing::Process).collect();
         things.extend(systemd::ours(&self.unit).map(Thing::Unit));
+        match self.network() {
+            Ok(network) => {
+                let unused = network.filter(|n| n.containers.is_empty());
+                things.extend(unused.map(|_| Thing::Network));
+            }
+            Err(e) => errors.push(e.message),
+        }
         if let Some(docker) = &self.docker {
             let only = options::instance(self.parsed, self.env).is_none();
             let peers = docker::containers(docker, self.parsed, self.env);
@@ -276,8 +339,12 @@ impl Peer<'_> {
                         .map_err(|e| e.to_string()));
                 }
                 Thing::File(path) => add(remove(&path).map_err(|f| f.message)),
-                // They were ended before; the others follow in one go.
-                Thing::Process(_) | Thing::Directory(_) | Thing::Device(_) | Thing::Host(_) => {}
+                // Those were ended before; the others follow in one go.
+                Thing::Process(_)
+                | Thing::Network
+                | Thing::Directory(_)
+                | Thing::Device(_)
+                | Thing::Host(_) => {}
             }
         }
         let names = options::devices(self.parsed, self.env);
@@ -326,7 +393,12 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         ));
     }
     // Everything is tried; what failed is told at the end.
-    let mut failures: Vec<String> = peer.stop().err().map(|f| f.message).into_iter().collect();
+    let stopped = peer.stop();
+    if !peer.processes().is_empty() {
+        // Without its files nobody would find it again.
+        return stopped.map(drop);
+    }
+    let mut failures: Vec<String> = stopped.err().map(|f| f.message).into_iter().collect();
     let (things, errors) = peer.things();
     failures.extend(errors);
     failures.extend(peer.remove(things));

@@ -55,6 +55,8 @@ pub(crate) fn call(
     path: &str,
     form: &[(&str, &str)],
 ) -> Result<String, Problem> {
+    weave_host::faults::io_point(&format_args!("asking the daemon: {method} {path}"))
+        .map_err(|e| Problem::BrokenOff(e.into()))?;
     let signals = Signals::block();
     let (answer, result) = mpsc::channel();
     let client = waiter.client.clone();

@@ -28,6 +28,8 @@ use crate::watch::{Change, Watch};
 pub(crate) const MAX_WAITING: usize = 1024;
 /// Records of addresses are on the disk after this time.
 const FLUSH: Duration = Duration::from_millis(500);
+/// What could not be written is tried again after this time.
+const RETRY: Duration = Duration::from_secs(2);
 /// Deliveries remembered, for callers that go before they have read the answer.
 const REMEMBERED: usize = 4096;
 
@@ -164,11 +166,12 @@ impl Allocation {
     }
 
     /// The peer runs from now on: there is a store, even if nothing is in it yet.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, now: Now) {
         if self.store.is_new()
             && let Err(e) = self.store.replace(&Loaded::default())
         {
-            tracing::error!("addresses will not be saved, a restart may give them twice: {e}");
+            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+            self.flush_at = Some(now.mono + RETRY);
         }
     }
 
@@ -328,6 +331,7 @@ impl Allocation {
         }
         if let Err(e) = self.store.store(persist) {
             tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+            self.flush_at.get_or_insert(now.mono + RETRY);
         }
         if persist.class() == Class::Synced {
             self.unsynced = true;
@@ -337,12 +341,18 @@ impl Allocation {
     }
 
     /// To be called before anything is done that may depend on what was stored.
-    pub(crate) fn settle(&mut self) {
-        if std::mem::take(&mut self.unsynced)
-            && let Err(e) = self.store.sync()
-        {
-            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+    pub(crate) fn settle(&mut self, now: Now) {
+        if !self.sync() {
+            self.flush_at.get_or_insert(now.mono + RETRY);
         }
+    }
+
+    /// Whether it is not to be tried again.
+    fn sync(&mut self) -> bool {
+        let synced = if std::mem::take(&mut self.unsynced) { self.store.sync() } else { Ok(()) };
+        synced
+            .inspect_err(|e| tracing::error!("addresses are not saved, a restart may give them twice: {e}"))
+            .is_ok()
     }
 
     /// When [`Allocation::handle_timeout`] has something to do.
@@ -354,7 +364,14 @@ impl Allocation {
     pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
         if self.flush_at.is_some_and(|at| at <= now.mono) {
             self.flush_at = None;
-            self.store.flush_in_background();
+            if !self.store.is_behind() {
+                self.store.flush_in_background();
+            } else if let Err(e) = self.store.catch_up() {
+                tracing::debug!("addresses are still not saved: {e}");
+                self.flush_at = Some(now.mono + RETRY);
+            } else {
+                tracing::info!("addresses are saved again");
+            }
         }
         if self.watch.is_due(now) {
             let changes = self.watch.look(now);
@@ -371,7 +388,7 @@ impl Allocation {
     /// The last bytes, at the end.
     pub(crate) fn end(&mut self) {
         self.unsynced = true;
-        self.settle();
+        self.sync();
     }
 }
 

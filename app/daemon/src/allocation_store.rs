@@ -145,6 +145,19 @@ impl AllocationStore {
         self.journal.is_dirty()
     }
 
+    /// Whether something could not be written and waits for the next change.
+    pub fn is_behind(&self) -> bool {
+        self.journal.is_behind()
+    }
+
+    /// Writes what could not be written.
+    ///
+    /// # Errors
+    /// The kernel refused again.
+    pub fn catch_up(&mut self) -> Result<(), StoreError> {
+        self.journal.rewrite()
+    }
+
     /// Brings everything to the disk without waiting.
     pub fn flush_in_background(&mut self) {
         let path = self.path.clone();

@@ -30,17 +30,17 @@ pub enum Request {
         /// What was refused and why.
         answer: oneshot::Sender<Vec<String>>,
     },
-    /// Give this host an address in the container network.
+    /// Give this host addresses in the container network: all of them or none.
     Expose {
-        /// With its prefix length, and whether to masquerade.
-        exposed: Exposed,
+        /// With their prefix lengths, and whether to masquerade.
+        exposed: Vec<Exposed>,
         /// Done, or why not.
         answer: oneshot::Sender<Result<(), String>>,
     },
-    /// Take an address from this host again.
+    /// Take addresses from this host again: all of them or none.
     Hide {
-        /// Exactly as it was exposed.
-        address: Cidr,
+        /// Exactly as they were exposed.
+        addresses: Vec<Cidr>,
         /// Done, or why not.
         answer: oneshot::Sender<Result<(), String>>,
     },
@@ -131,14 +131,14 @@ impl Control {
         self.ask(|answer| Request::Connect { peers, replace, answer }).await
     }
 
-    /// Give this host an address in the container network.
-    pub async fn expose(&self, exposed: Exposed) -> Option<Result<(), String>> {
+    /// Give this host addresses in the container network.
+    pub async fn expose(&self, exposed: Vec<Exposed>) -> Option<Result<(), String>> {
         self.ask(|answer| Request::Expose { exposed, answer }).await
     }
 
-    /// Take an address from this host again; one that it does not have is no error.
-    pub async fn hide(&self, address: Cidr) -> Option<Result<(), String>> {
-        self.ask(|answer| Request::Hide { address, answer }).await
+    /// Take addresses from this host again; one that it does not have is no error.
+    pub async fn hide(&self, addresses: Vec<Cidr>) -> Option<Result<(), String>> {
+        self.ask(|answer| Request::Hide { addresses, answer }).await
     }
 
     /// Do not connect to these again.

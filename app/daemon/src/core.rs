@@ -167,7 +167,7 @@ impl Core {
             if let Some(allocation) = &mut self.allocation
                 && !matches!(output, Output::PersistIpam(_) | Output::Event(_))
             {
-                allocation.settle();
+                allocation.settle(now);
             }
             match output {
                 Output::Persist(persist) => self.persist(persist),
@@ -193,7 +193,7 @@ impl Core {
             }
         }
         if let Some(allocation) = &mut self.allocation {
-            allocation.settle();
+            allocation.settle(self.clock.now());
         }
     }
 
@@ -335,7 +335,7 @@ impl Core {
                 let _ = answer.send(errors);
             }
             Request::Expose { exposed, answer } => self.warden.send(Job::Expose(exposed, answer)),
-            Request::Hide { address, answer } => self.warden.send(Job::Hide(address, answer)),
+            Request::Hide { addresses, answer } => self.warden.send(Job::Hide(addresses, answer)),
             Request::Forget { peers, answer } => {
                 self.node.forget(&peers, now);
                 self.drain();
@@ -343,6 +343,7 @@ impl Core {
             }
             Request::Allocate { id, ask, answer } => {
                 let Some(allocation) = &mut self.allocation else { return };
+                let _scope = weave_host::faults::scope("ip");
                 let ready = allocation.submit(id, ask, answer, &mut self.node, now);
                 self.drain();
                 if let Some((answer, reply)) = ready {

@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use weave_host::faults;
 use weave_host::firewall::{DockerBridge, Exposed, Setup};
 
 use crate::store::StoreError;
@@ -129,13 +130,27 @@ impl HostState {
         let mut text =
             serde_json::to_vec(&content).map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
         text.push(b'\n');
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary);
-        file.and_then(|mut f| f.write_all(&text).and_then(|()| f.sync_all()))
-            .map_err(failed("write", &temporary))?;
-        fs::rename(&temporary, &path).map_err(failed("replace", &path))?;
+        let replaced = write_file(&temporary, &text).map_err(failed("write", &temporary)).and_then(|()| {
+            let rename = || fs::rename(&temporary, &path);
+            faults::io_point(&"replacing the host's state")
+                .and_then(|()| rename())
+                .map_err(failed("replace", &path))
+        });
+        if let Err(e) = replaced {
+            // On a full disk it would take what little room there is.
+            let _ = fs::remove_file(&temporary);
+            return Err(e);
+        }
+        faults::io_point(&"syncing the host's state").map_err(failed("sync directory", &self.dir))?;
         File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
     }
+}
+
+fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    faults::io_point(&"writing the host's state")?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -122,6 +122,7 @@ impl Listener {
             ListenAddr::Unix(path) => Listener::bind_unix(path, access),
             ListenAddr::Tcp { host, port } => {
                 let name = if host.is_empty() { "0.0.0.0" } else { host };
+                weave_host::faults::io_point(&format_args!("listening on {addr}"))?;
                 let listener = TcpListener::bind((name, *port)).await?;
                 let limits = Limits::default();
                 Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone(), limits })
@@ -130,6 +131,7 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path, access: Access) -> io::Result<Listener> {
+        weave_host::faults::io_point(&"removing a stale control socket")?;
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -143,6 +145,7 @@ impl Listener {
         let _unfinished = SocketFile::new(&hidden);
         weave_host::faults::io_point(&"moving the control socket")?;
         std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
+        weave_host::faults::io_point(&"naming the control socket")?;
         std::fs::rename(&hidden, path)?;
         let socket = Socket::Unix(listener, SocketFile::new(path));
         Ok(Listener { socket, access, host: String::new(), limits: Limits::default() })
@@ -340,8 +343,8 @@ impl Site {
                 };
                 done(self.control.expose(exposed).await?, "unable to expose")
             }
-            Route::Hide(cidr) => match cidr.parse() {
-                Ok(address) => done(self.control.hide(address).await?, "unable to hide"),
+            Route::Hide(cidr) => match all_of(cidr, form) {
+                Ok(addresses) => done(self.control.hide(addresses).await?, "unable to hide"),
                 Err(e) => error(StatusCode::BAD_REQUEST, &format!("unable to parse ip addr: {e}")),
             },
             // There is no address space to hand over without allocation.
@@ -481,9 +484,15 @@ impl<'a> Route<'a> {
     }
 }
 
+/// The address in the path, and those that are to be treated along with it, all or none (`also`).
+fn all_of(cidr: &str, form: &[(String, String)]) -> Result<Vec<Cidr>, weave_types::ParseCidrError> {
+    let also = form.iter().filter(|(k, _)| k == "also").map(|(_, v)| v.as_str());
+    std::iter::once(cidr).chain(also).map(str::parse).collect()
+}
+
 /// What `POST /expose/...` asks for. Texts of 2.8.1, which went on after the second.
-fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Exposed, String> {
-    let address: Cidr = cidr.parse().map_err(|e| format!("unable to parse ip addr: {e}"))?;
+fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Vec<Exposed>, String> {
+    let addresses = all_of(cidr, form).map_err(|e| format!("unable to parse ip addr: {e}"))?;
     let skip = form.iter().find(|(k, _)| k == "skipNAT").map_or("", |(_, v)| v.as_str());
     let skip = match skip {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
@@ -494,7 +503,7 @@ fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Exposed, String> {
             ));
         }
     };
-    Ok(Exposed { address, masquerade: !skip })
+    Ok(addresses.into_iter().map(|address| Exposed { address, masquerade: !skip }).collect())
 }
 
 fn done(result: Result<(), String>, failed: &str) -> Answer {

@@ -19,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use weave_host::faults;
 
 use crate::store::StoreError;
 
@@ -42,6 +43,8 @@ pub(crate) struct Journal {
     live: BTreeMap<Vec<u8>, Vec<u8>>,
     /// There are bytes in the file that may not be on the disk.
     dirty: bool,
+    /// The last write failed.
+    behind: bool,
 }
 
 impl Journal {
@@ -50,8 +53,14 @@ impl Journal {
     /// # Errors
     /// It cannot be read, is damaged, or was written by a later version.
     pub(crate) fn open(path: &Path) -> Result<Journal, StoreError> {
-        let mut journal =
-            Journal { path: path.to_owned(), file: None, length: 0, live: BTreeMap::new(), dirty: false };
+        let mut journal = Journal {
+            path: path.to_owned(),
+            file: None,
+            length: 0,
+            live: BTreeMap::new(),
+            dirty: false,
+            behind: false,
+        };
         let bytes = match fs::read(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(journal),
             Err(e) => return Err(failed("read", path)(e)),
@@ -99,9 +108,10 @@ impl Journal {
         };
         let record = record(key, value, synced);
         let length = record.len() as u64;
-        if let Err(e) = file.write_all(&record) {
+        if let Err(e) = faults::io_point(&"writing to the journal").and_then(|()| file.write_all(&record)) {
             // The rest of a record must not stand in front of the next one.
             self.file = None;
+            self.behind = true;
             return Err(failed("write", &self.path)(e));
         }
         self.length += length;
@@ -130,9 +140,10 @@ impl Journal {
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         let Some(file) = self.file.as_mut().filter(|_| self.dirty) else { return Ok(()) };
         self.dirty = false;
-        let result = file.sync_data();
+        let result = faults::io_point(&"syncing the journal").and_then(|()| file.sync_data());
         result.map_err(|e| {
             self.file = None;
+            self.behind = true;
             failed("sync", &self.path)(e)
         })
     }
@@ -161,28 +172,39 @@ impl Journal {
         self.live.iter().map(|(k, v)| (FRAME + 3 + k.len() + v.len()) as u64).sum()
     }
 
-    fn rewrite(&mut self) -> Result<(), StoreError> {
+    /// Whether a write failed since which nothing was written.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Writes everything again after a failure.
+    ///
+    /// # Errors
+    /// The kernel refused once more.
+    pub(crate) fn rewrite(&mut self) -> Result<(), StoreError> {
+        self.behind = true;
         let new = self.path.with_extension("new");
         let mut bytes = HEADER.to_vec();
         for (key, value) in &self.live {
             bytes.extend(record(key, Some(value), true));
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        let mut file = faults::io_point(&"making a journal")
+            .and_then(|()| options.open(&new))
             .map_err(failed("write", &new))?;
         self.file = None;
         file.write_all(&bytes).map_err(failed("write", &new))?;
         file.sync_all().map_err(failed("sync", &new))?;
-        fs::rename(&new, &self.path).map_err(failed("replace", &self.path))?;
+        faults::io_point(&"replacing the journal")
+            .and_then(|()| fs::rename(&new, &self.path))
+            .map_err(failed("replace", &self.path))?;
         let dir = self.path.parent().unwrap_or(Path::new("/"));
         File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", dir))?;
         self.length = bytes.len() as u64;
         self.file = Some(file);
         self.dirty = false;
+        self.behind = false;
         Ok(())
     }
 }

@@ -1,10 +1,11 @@
-//! Pid files that are locked while their process lives, so that a stale one is never believed.
+//! Pid files that are locked while their process lives, so that a stale one is never believed. One whose process has been killed
+//! and has not quite ended is waited for: it lets go of lock and ports within milliseconds.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -13,6 +14,10 @@ use weave_host::faults;
 /// A lock that is still held after this time is somebody's.
 const PATIENCE: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(5);
+/// A killed process that has not ended by then hangs in the kernel.
+const LAST_BREATH: Duration = Duration::from_secs(5);
+/// In the kernel's flags of a task: it lets go of what it has.
+const PF_EXITING: u64 = 4;
 
 /// A pid file held by this process. The lock ends with the process, however it ends; the file goes when this is dropped.
 #[derive(Debug)]
@@ -50,6 +55,7 @@ impl PidFile {
     pub fn take(path: &Path) -> Result<PidFile, LockError> {
         let io = |source| LockError::Io { path: path.to_owned(), source };
         let mut patience = PATIENCE;
+        wait_for_last_breath(path);
         loop {
             faults::io_point(&"taking a pid file").map_err(io)?;
             let file = OpenOptions::new()
@@ -69,7 +75,13 @@ impl PidFile {
                     continue;
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    return Err(LockError::Held { pid: read_pid(&mut file), path: path.to_owned() });
+                    let pid = read_pid(&mut file);
+                    if is_dying(pid) {
+                        wait_for_last_breath(path);
+                        patience = PATIENCE;
+                        continue;
+                    }
+                    return Err(LockError::Held { pid, path: path.to_owned() });
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
             };
@@ -106,8 +118,9 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 /// The pid of the process that holds `path`; `None` if nobody does. A holder that has not written its pid yet is not
-/// seen.
+/// seen; one that has been killed is waited for until it has let go of everything.
 pub fn holder(path: &Path) -> Option<i32> {
+    wait_for_last_breath(path);
     let mut file = File::open(path).ok()?;
     let pid = read_pid(&mut file);
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
@@ -121,6 +134,41 @@ fn read_pid(file: &mut File) -> i32 {
     let mut text = String::new();
     let _ = file.take(32).read_to_string(&mut text);
     text.trim().parse().unwrap_or(0)
+}
+
+/// Returns when the process that the file names is not about to end, or takes too long.
+fn wait_for_last_breath(path: &Path) {
+    let pid = File::open(path).map_or(0, |mut file| read_pid(&mut file));
+    let deadline = Instant::now() + LAST_BREATH;
+    while is_dying(pid) && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Whether the process has been killed, or is ending by itself, and some thread of it may still hold files.
+fn is_dying(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")).map(|t| t.flatten().map(|t| t.path()))
+    else {
+        return false;
+    };
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    pid > 0
+        && threads.into_iter().any(|thread| {
+            let stat = read(thread.join("stat"));
+            // The name in parentheses may contain anything.
+            let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+            let alive = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
+            let ending =
+                fields.nth(5).and_then(|f| f.parse::<u64>().ok()).is_some_and(|f| f & PF_EXITING != 0);
+            alive && (ending || is_killed(&read(thread.join("status"))))
+        })
+}
+
+/// Whether SIGKILL waits for a thread, or for all of them (proc(5), `SigPnd` and `ShdPnd`).
+fn is_killed(status: &str) -> bool {
+    let masks = status.lines().filter_map(|l| l.strip_prefix("SigPnd:").or(l.strip_prefix("ShdPnd:")));
+    let kill = 1 << (nix::libc::SIGKILL - 1);
+    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & kill != 0)
 }
 
 #[cfg(test)]
@@ -142,6 +190,41 @@ mod tests {
         assert_eq!(holder(&path), None, "a stale file is nobody's");
         assert!(PidFile::take(&path).is_ok());
         assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(LockError::Io { .. })));
+    }
+
+    #[test]
+    fn the_killed_are_waited_for() {
+        use std::os::unix::process::CommandExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weave.pid");
+        for _ in 0..20 {
+            // Holds the lock as a daemon does: flock(1) has it in a descriptor of its own and of its child.
+            let mut child = std::process::Command::new("flock")
+                .args([path.as_os_str(), "sleep".as_ref(), "60".as_ref()])
+                .process_group(0)
+                .spawn()
+                .unwrap();
+            while !matches!(
+                Flock::lock(
+                    File::open(&path).unwrap_or_else(|_| File::open("/dev/null").unwrap()),
+                    FlockArg::LockSharedNonblock
+                ),
+                Err((_, Errno::EWOULDBLOCK))
+            ) {
+                std::thread::yield_now();
+            }
+            let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+            std::fs::write(&path, format!("{group}\n")).unwrap();
+            nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+            let taken = PidFile::take(&path);
+            assert!(taken.is_ok(), "{taken:?}");
+            child.wait().unwrap();
+        }
+        assert!(!is_dying(i32::try_from(std::process::id()).unwrap()) && !is_dying(0) && !is_dying(i32::MAX));
+        assert!(is_killed("Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
+        assert!(!is_killed(
+            "SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000100\n"
+        ));
     }
 
     #[test]

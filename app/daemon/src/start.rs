@@ -230,18 +230,20 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         tracing::warn!("{error}");
     }
     if let Some(allocation) = &mut core.allocation {
-        allocation.begin();
+        allocation.begin(clock.now());
     }
     core.drain();
     adoption.finish(&mut core.store);
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
-    if let Err(e) = std::fs::remove_file(config.fresh_file())
+    let known = weave_host::faults::io_point(&"removing the mark of a new launch");
+    if let Err(e) = known.and_then(|()| std::fs::remove_file(config.fresh_file()))
         && e.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!("a restart will forget the peers named by 'weave connect': cannot remove fresh: {e}");
     }
+    weave_host::faults::started();
     notifier.ready(&name.to_string());
     let result = core.run(listener, facts, signals).await.map_err(system("go on"));
     notifier.stopping();

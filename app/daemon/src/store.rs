@@ -110,10 +110,8 @@ impl Store {
     pub fn open(dir: &Path, name: PeerName) -> Result<Store, StoreError> {
         let created = !dir.exists();
         let step = |step, path: &Path, source| StoreError::Io { step, path: path.to_owned(), source };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
+        faults::io_point(&"making the state directory")
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
             .map_err(|e| step("create directory", dir, e))?;
         let mut state = read(&dir.join(FILE_NAME))?.unwrap_or_default();
         if state.name.as_deref() != Some(name.to_string().as_str()) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use weave_host::firewall::{Backend, DockerBridge, Exposed, Guard, Setup};
-use weave_host::{BridgeConfig, Error, FirewallError, Mtu, Names, Netlink};
+use weave_host::{BridgeConfig, Error, FirewallError, Mtu, Names, Netlink, faults};
 use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
@@ -27,8 +27,10 @@ const FINISH: Duration = Duration::from_secs(5);
 /// What to do. The text that comes back is for a person.
 #[derive(Debug)]
 pub(crate) enum Job {
-    Expose(Exposed, oneshot::Sender<Result<(), String>>),
-    Hide(Cidr, oneshot::Sender<Result<(), String>>),
+    /// All or none.
+    Expose(Vec<Exposed>, oneshot::Sender<Result<(), String>>),
+    /// All or none.
+    Hide(Vec<Cidr>, oneshot::Sender<Result<(), String>>),
     /// The allocator's own ranges, for `--no-masq-local`.
     #[expect(dead_code, reason = "told by address allocation")]
     Local(Vec<Cidr>),
@@ -83,6 +85,8 @@ pub(crate) struct Warden {
     docker: Option<String>,
     guard: Guard,
     state: HostState,
+    /// The file does not say what is in `state`.
+    unsaved: bool,
     /// What was told already.
     told: Vec<String>,
     /// How often rules were put back.
@@ -120,6 +124,7 @@ impl Warden {
             docker: config.docker_bridge.clone(),
             guard: Guard::new(former),
             state,
+            unsaved: false,
             told: Vec::new(),
             repairs: 0,
         })
@@ -142,13 +147,20 @@ impl Warden {
         self.setup.docker = self.find_docker();
         self.adopt_addresses();
         self.state.firewall = Some(self.setup.clone());
-        if let Err(e) = self.state.write() {
-            tracing::warn!("what was done to this host is not written down: {e}");
-        }
+        self.save();
         self.guard.notice(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
         self.guard.tidy(&self.setup).iter().for_each(|e| tracing::debug!("tidying other rules: {e}"));
         self.look_at_rules();
         Ok(mtu)
+    }
+
+    /// Writes down what was done; if that fails it is tried again at the next look.
+    fn save(&mut self) {
+        let done = self.state.write();
+        self.unsaved = done.is_err();
+        if let Err(e) = done {
+            self.tell(format!("what was done to this host is not written down, it is tried again: {e}"));
+        }
     }
 
     /// What is remembered goes to the bridge; what is on the bridge was exposed by somebody and is remembered, with address
@@ -162,6 +174,11 @@ impl Warden {
             if !self.state.exposed.iter().any(|e| e.address == address) {
                 self.state.exposed.push(Exposed { address, masquerade: true });
             }
+        }
+        // A daemon that was killed while it hid some had not taken away all of them; they come back in their order.
+        let wanted: Vec<Cidr> = self.state.exposed.iter().map(|e| e.address).collect();
+        if let Err(e) = weave_host::restore_bridge_addresses(&self.names.bridge, &wanted) {
+            tracing::debug!("{e}");
         }
         self.put_addresses();
         if !self.state.exposed.is_empty() {
@@ -236,45 +253,55 @@ impl Warden {
                 self.look_at_rules();
             }
             Job::Expose(exposed, answer) => {
-                let result = self.expose(exposed).map_err(|e| e.to_string());
+                let _scope = faults::scope("expose");
+                let all = list(exposed.iter().map(|e| e.address));
+                let result = self.expose(&exposed).map_err(|e| e.to_string());
                 match &result {
                     Ok(()) => tracing::info!(
-                        "exposed {}{}",
-                        exposed.address,
-                        if exposed.masquerade { "" } else { " without masquerade" }
+                        "exposed {all}{}",
+                        if exposed.iter().all(|e| e.masquerade) { "" } else { " without masquerade" }
                     ),
-                    Err(e) => tracing::warn!("unable to expose {}: {e}", exposed.address),
+                    Err(e) => tracing::warn!("unable to expose {all}: {e}"),
                 }
                 let _ = answer.send(result);
             }
-            Job::Hide(address, answer) => {
-                let result = self.hide(address).map_err(|e| e.to_string());
+            Job::Hide(addresses, answer) => {
+                let _scope = faults::scope("hide");
+                let all = list(addresses.iter().copied());
+                let result = self.hide(&addresses).map_err(|e| e.to_string());
                 match &result {
-                    Ok(()) => tracing::info!("hidden {address}"),
-                    Err(e) => tracing::warn!("unable to hide {address}: {e}"),
+                    Ok(()) => tracing::info!("hidden {all}"),
+                    Err(e) => tracing::warn!("unable to hide {all}: {e}"),
                 }
                 let _ = answer.send(result);
             }
         }
     }
 
-    /// Written down first: who is killed on the way finds the rest done at the next start.
-    fn expose(&mut self, new: Exposed) -> Result<(), WorkError> {
+    /// Written down first: who is killed on the way finds the rest done at the next start. That the host forwards is last,
+    /// because nobody knows what it would be good to go back to.
+    fn expose(&mut self, new: &[Exposed]) -> Result<(), WorkError> {
         let before = self.state.exposed.clone();
-        match self.state.exposed.iter_mut().find(|e| e.address == new.address) {
-            Some(e) => e.masquerade = new.masquerade,
-            None => self.state.exposed.push(new),
+        for new in new {
+            match self.state.exposed.iter_mut().find(|e| e.address == new.address) {
+                Some(e) => e.masquerade = new.masquerade,
+                None => self.state.exposed.push(*new),
+            }
         }
-        let mut added = false;
+        let mut added = Vec::new();
         let done = self.state.write().map_err(WorkError::from).and_then(|()| {
-            added = weave_host::add_bridge_address(&self.names.bridge, new.address)?;
-            self.forward()?;
-            Ok(self.guard.ensure(&self.setup, &self.state.exposed).map(drop)?)
+            for new in new {
+                if weave_host::add_bridge_address(&self.names.bridge, new.address)? {
+                    added.push(new.address);
+                }
+            }
+            self.guard.ensure(&self.setup, &self.state.exposed)?;
+            Ok(self.forward().map(drop)?)
         });
         done.inspect_err(|_| {
             self.state.exposed = before;
-            if added {
-                let removed = weave_host::remove_bridge_address(&self.names.bridge, new.address);
+            for address in added.into_iter().rev() {
+                let removed = weave_host::remove_bridge_address(&self.names.bridge, address);
                 removed.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
             }
             self.back();
@@ -282,27 +309,29 @@ impl Warden {
     }
 
     /// Forgotten last: who is killed on the way is exposed again at the next start.
-    fn hide(&mut self, address: Cidr) -> Result<(), WorkError> {
+    fn hide(&mut self, addresses: &[Cidr]) -> Result<(), WorkError> {
         let before = self.state.exposed.clone();
-        let removed = weave_host::remove_bridge_address(&self.names.bridge, address)?;
-        self.state.exposed.retain(|e| e.address != address);
-        if !removed && self.state.exposed == before {
+        let present = weave_host::bridge_addresses(&self.names.bridge)?;
+        self.state.exposed.retain(|e| !addresses.contains(&e.address));
+        if self.state.exposed == before && !addresses.iter().any(|a| present.contains(a)) {
             return Ok(());
         }
-        let rules = self.guard.ensure(&self.setup, &self.state.exposed).map_err(WorkError::from);
-        rules.and_then(|_| Ok(self.state.write()?)).inspect_err(|_| {
+        let removed = addresses.iter().try_for_each(|address| {
+            weave_host::remove_bridge_address(&self.names.bridge, *address).map(drop).map_err(WorkError::from)
+        });
+        let rules =
+            removed.and_then(|()| Ok(self.guard.ensure(&self.setup, &self.state.exposed).map(drop)?));
+        rules.and_then(|()| Ok(self.state.write()?)).inspect_err(|_| {
             self.state.exposed = before;
-            if removed {
-                let added = weave_host::add_bridge_address(&self.names.bridge, address);
-                added.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
-            }
+            let restored = weave_host::restore_bridge_addresses(&self.names.bridge, &present);
+            restored.unwrap_or_else(|e| tracing::error!("could not be undone: {e}"));
             self.back();
         })
     }
 
     /// Rules and file as the list says.
     fn back(&mut self) {
-        let _ = self.state.write();
+        self.save();
         if let Err(e) = self.guard.ensure(&self.setup, &self.state.exposed) {
             tracing::error!("could not be undone, it is tried again: {e}");
         }
@@ -310,6 +339,9 @@ impl Warden {
 
     /// Everything that others may have changed.
     fn look(&mut self) {
+        if self.unsaved {
+            self.save();
+        }
         if let Err(e) = self.look_at_devices() {
             self.tell(format!("the bridge or its uplink cannot be looked after: {e}"));
         }
@@ -319,7 +351,7 @@ impl Warden {
             self.guard.forget(self.setup.clone());
             self.setup.docker = docker;
             self.state.firewall = Some(self.setup.clone());
-            let _ = self.state.write();
+            self.save();
             self.look_at_rules();
         } else if self.guard.may_have_changed() {
             self.look_at_rules();
@@ -383,4 +415,9 @@ impl Warden {
         }
         Ok(())
     }
+}
+
+/// Addresses as one text.
+fn list(addresses: impl Iterator<Item = Cidr>) -> String {
+    addresses.map(|a| a.to_string()).collect::<Vec<_>>().join(" ")
 }

@@ -42,12 +42,14 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                 }
                 Request::Allocate { .. } | Request::Abandon { .. } => panic!("allocation is off"),
                 Request::Expose { exposed, answer } => {
-                    let _ = asked.send(format!("expose {} {}", exposed.address, exposed.masquerade));
-                    let full = exposed.address.prefix() == 32;
+                    let all: Vec<_> = exposed.iter().map(|e| e.address.to_string()).collect();
+                    let _ = asked.send(format!("expose {} {}", all.join(" "), exposed[0].masquerade));
+                    let full = exposed.iter().any(|e| e.address.prefix() == 32);
                     let _ = answer.send(if full { Err("no room".to_owned()) } else { Ok(()) });
                 }
-                Request::Hide { address, answer } => {
-                    let _ = asked.send(format!("hide {address}"));
+                Request::Hide { addresses, answer } => {
+                    let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                    let _ = asked.send(format!("hide {}", all.join(" ")));
                     let _ = answer.send(Ok(()));
                 }
                 Request::Forget { peers, answer } => {
@@ -222,6 +224,10 @@ async fn expose_and_hide() {
         ("/expose/10.2.1.1/24?skipNAT=true", "expose 10.2.1.1/24 false"),
         ("/expose/10.2.1.1/24?skipNAT=0", "expose 10.2.1.1/24 true"),
         ("/expose/10.2.1.1/24?skipNAT=", "expose 10.2.1.1/24 true"),
+        (
+            "/expose/10.2.1.1/24?also=10.2.2.1%2F24&also=10.2.3.1/24",
+            "expose 10.2.1.1/24 10.2.2.1/24 10.2.3.1/24 true",
+        ),
     ] {
         let done = ask(addr, "POST", path, "", "").await;
         assert_eq!((done.status, done.body.as_str()), (204, ""), "{path}");
@@ -237,6 +243,8 @@ async fn expose_and_hide() {
         ("POST", "/expose/10.2.1.1/24?skipNAT=maybe", 400),
         ("POST", "/expose/10.2.1/24", 400),
         ("DELETE", "/expose/10.2.1.1/33", 400),
+        ("POST", "/expose/10.2.1.1/24?also=10.2.1/24", 400),
+        ("DELETE", "/expose/10.2.1.1/24?also=", 400),
         ("GET", "/expose/10.2.1.1/24", 405),
         ("PUT", "/expose/10.2.1.1/24", 405),
         ("POST", "/expose/10.2.1.1", 404),

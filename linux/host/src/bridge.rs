@@ -260,6 +260,8 @@ fn set_up_bridge(
     if !link.up {
         netlink.set_up(link, true)?;
     }
+    // When the host's first address of a subnet goes, the others stay. Where it cannot be set they are put back.
+    let _ = sysctl::set("ipv4/conf", &link.name, "promote_secondaries", "1");
     let warnings = sysctl::tune_neighbours(&link.name)?;
     Ok((wanted, warnings))
 }

@@ -8,7 +8,7 @@ use weave_types::Cidr;
 
 use crate::arp::{SETTLE, announce};
 use crate::bridge::no_bridge;
-use crate::{Error, Link, Names, Netlink, sysctl};
+use crate::{Error, Link, Names, Netlink, faults, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
 ///
@@ -43,7 +43,8 @@ pub fn remove_bridge_address(bridge: &str, cidr: Cidr) -> Result<bool, Error> {
     if !netlink.addresses_of(&link)?.contains(&cidr) {
         return Ok(false);
     }
-    // When the first address of a subnet goes, the kernel takes the others with it unless told otherwise.
+    // When the first address of a subnet goes, the kernel takes the others with it unless told otherwise, as it was when the bridge
+    // was made here.
     let _ = sysctl::set("ipv4/conf", bridge, "promote_secondaries", "1");
     let others: Vec<Cidr> = ipv4(&mut netlink, &link)?.into_iter().filter(|c| *c != cidr).collect();
     match netlink.remove_address(&link, cidr) {
@@ -56,6 +57,23 @@ pub fn remove_bridge_address(bridge: &str, cidr: Cidr) -> Result<bool, Error> {
         netlink.add_address(&link, other)?;
     }
     Ok(true)
+}
+
+/// Puts back what was taken from `wanted`, the addresses that the bridge had. Which address of a subnet is the primary one goes by
+/// order, so subnets that lost one are made anew.
+///
+/// # Errors
+/// There is no bridge, or the kernel refuses.
+pub fn restore_bridge_addresses(bridge: &str, wanted: &[Cidr]) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    let link = the_bridge(&mut netlink, bridge)?;
+    let present = ipv4(&mut netlink, &link)?;
+    let lost: Vec<Cidr> = wanted.iter().filter(|c| !present.contains(c)).map(Cidr::network).collect();
+    let moved = |c: &&Cidr| lost.contains(&c.network());
+    for cidr in present.iter().filter(|c| moved(c) && wanted.contains(c)) {
+        netlink.remove_address(&link, *cidr)?;
+    }
+    wanted.iter().filter(moved).try_for_each(|cidr| netlink.add_address(&link, *cidr))
 }
 
 /// The IPv4 addresses of the bridge in the kernel's order; none if there is no bridge.
@@ -118,7 +136,9 @@ pub fn enable_forwarding() -> Result<bool, Error> {
     if present.trim() != "0" {
         return Ok(false);
     }
-    std::fs::write(PATH, "1").map_err(|e| Error::io(step("writing 1 to"), &e)).map(|()| true)
+    let write =
+        || faults::io_point(&format_args!("writing 1 to {PATH}")).and_then(|()| std::fs::write(PATH, "1"));
+    write().map_err(|e| Error::io(step("writing 1 to"), &e)).map(|()| true)
 }
 
 fn the_bridge(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {

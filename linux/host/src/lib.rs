@@ -31,6 +31,7 @@ mod arp;
 mod attach;
 mod bpf;
 mod bridge;
+mod conntrack;
 mod datapath;
 mod error;
 mod ethtool;
@@ -62,11 +63,12 @@ pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, Mtu, Names, UplinkInfo, bridge_kind, ensure_bridge, ensure_uplink,
     link_mac, owned_devices, remove_all, stale_links,
 };
+pub use conntrack::forget_udp;
 pub use error::Error;
 pub use ethtool::{disable_tx_checksum, tx_checksum};
 pub use expose::{
     add_bridge_address, adopt_orphans, bridge_addresses, enable_forwarding, first_address,
-    remove_bridge_address,
+    remove_bridge_address, restore_bridge_addresses,
 };
 pub use join::join_bridges;
 pub use links::Link;

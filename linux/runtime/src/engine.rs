@@ -29,6 +29,24 @@ pub struct Service {
     pub started_at: String,
 }
 
+/// A network of Docker's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Network {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// The plugin that makes it: `bridge`, `weavemesh`, ...
+    pub driver: String,
+    /// Running containers in it, by id.
+    #[serde(default, deserialize_with = "keys")]
+    pub containers: Vec<String>,
+}
+
+fn keys<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let map = Option::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>::deserialize(from)?;
+    Ok(map.unwrap_or_default().into_keys().collect())
+}
+
 /// What Docker says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -160,6 +178,27 @@ impl Docker {
             &format!("/containers/{}?force=true&v=true", encode_segment(id)),
             &format!("remove {id}"),
         )
+    }
+
+    /// The network of that name.
+    ///
+    /// # Errors
+    /// Docker does not answer, or cannot describe it.
+    pub fn network(&self, name: &str) -> Result<Option<Network>, Error> {
+        let what = format!("describe network {name}");
+        let response = self.exchange("GET", &format!("/networks/{}", encode_segment(name)), None)?;
+        match response.status {
+            404 => Ok(None),
+            _ => read(self.expect(response, &what)?, &what).map(Some),
+        }
+    }
+
+    /// Removes a network. One that is gone is fine.
+    ///
+    /// # Errors
+    /// Docker does not answer, or the network is in use.
+    pub fn remove_network(&self, id: &str) -> Result<(), Error> {
+        self.act("DELETE", &format!("/networks/{}", encode_segment(id)), &format!("remove network {id}"))
     }
 
     /// Removes an image. One that is gone is fine.

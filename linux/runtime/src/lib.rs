@@ -21,7 +21,7 @@ mod original;
 mod reference;
 
 pub use docker::{ContainerInfo, Docker};
-pub use engine::{Info, Service};
+pub use engine::{Info, Network, Service};
 pub use error::Error;
 pub use http::HttpError;
 pub use original::{OriginalContainer, OriginalProcess, original_processes};

@@ -298,3 +298,34 @@ fn a_real_container() {
     drop(container);
     assert_eq!(error(&name, &docker), format!("No such container: {name}"));
 }
+
+#[test]
+fn networks() {
+    let id = "f".repeat(64);
+    let used = format!(
+        r#"{{"Name":"weave","Id":"{id}","Driver":"weavemesh","Containers":{{"{}":{{"Name":"web"}}}}}}"#,
+        "a".repeat(64)
+    );
+    let empty =
+        format!(r#"{{"Name":"weave","Id":"{id}","Driver":"bridge","Containers":null,"Labels":{{}}}}"#);
+    let fake = FakeDocker::saying(vec![
+        (200, used),
+        (200, empty),
+        (404, "{}".into()),
+        (204, String::new()),
+        (404, "{}".into()),
+        (403, r#"{"message":"it has active endpoints"}"#.into()),
+    ]);
+    let found = fake.docker.network("weave").unwrap().unwrap();
+    assert_eq!((found.driver.as_str(), found.containers), ("weavemesh", vec!["a".repeat(64)]));
+    let found = fake.docker.network("weave").unwrap().unwrap();
+    assert_eq!((found.driver.as_str(), found.containers.len()), ("bridge", 0));
+    assert_eq!(fake.docker.network("weave").unwrap(), None);
+    fake.docker.remove_network(&id).unwrap();
+    fake.docker.remove_network(&id).unwrap();
+    let refused = fake.docker.remove_network(&id).unwrap_err().to_string();
+    assert!(refused.contains("it has active endpoints"), "{refused}");
+    let asked = fake.asked.lock().unwrap();
+    assert!(asked[0].starts_with("GET ") && asked[0].contains("/networks/weave "), "{asked:?}");
+    assert!(asked[3].starts_with("DELETE ") && asked[3].contains(&format!("/networks/{id} ")), "{asked:?}");
+}

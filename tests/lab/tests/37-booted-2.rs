@@ -86,6 +86,13 @@ fn a_peer_of_systemd() {
     h1.wait("systemd-networkd", SOON, || h1.sh("ip -4 -o addr show dev other").contains("10.77.7.7/24"));
     let all = h1.sh("ip -4 -o addr");
     assert_eq!(all.matches("10.77.7.7/24").count(), 1, "{all}");
+    for device in ["weave", "vethwe-bridge", "vethwe-datapath"] {
+        h1.wait("systemd-networkd's word", SOON, || {
+            let link = "/run/systemd/netif/links/$(ip -o link show $0 | cut -d: -f1)";
+            let told = h1.command(&["sh", "-c", &format!("cat {link}"), device]);
+            if told.stdout.contains("ADMIN_STATE=unmanaged") { Ok(()) } else { Err(told.to_string()) }
+        });
+    }
     h1.sh("ip link del other");
 
     // A crash, and a restart that somebody asks for: the same peer on the same devices, and containers notice little.

@@ -2,9 +2,12 @@
 //! by hand, from what it left when it ran (`tests/vectors`), and a `sleep` by its daemon's name plays the daemon.
 
 use weave_lab::packet::{Checksum, checksum};
-use weave_lab::{Container, Host, Lab, Topology};
+use weave_lab::{Container, Host, Lab, Topology, claims};
 
+use crate::common::addresses::*;
 use crate::common::*;
+
+weave_lab::claims!("P-12");
 
 const RULES: &str = include_str!("../../vectors/cli/iptables-after-expose.txt");
 const DATABASE: &[u8] = include_bytes!("../../vectors/ipam/sample-weavedata.db");
@@ -200,4 +203,70 @@ fn a_host_moves_over_and_back() {
     let left = h2.command(&["ls", "/var/lib/weave"]).stdout;
     assert!(left.is_empty(), "nothing is left to be taken over: {left}");
     assert!(!a.has_interface());
+}
+
+/// The peer whose state [`stored`] holds.
+const STORED: &str = "02:00:00:00:00:0a";
+
+/// The sample database with a name for its peer that a bridge can have.
+fn stored() -> Vec<u8> {
+    let (old, new) = (*b"\xfa\x01\0\0\0\0\x0a", *b"\xfa\x02\0\0\0\0\x0a");
+    let mut bytes = DATABASE.to_vec();
+    for at in 0..bytes.len() - old.len() {
+        if bytes[at..].starts_with(&old) {
+            bytes[at..at + new.len()].copy_from_slice(&new);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn upgraded_one_after_the_other() {
+    let Some(lab) = Lab::start("upgrade", &Topology::hosts(2)) else { return };
+    let _observer = Observer::of(&lab);
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    // What 2.8.1 stored is where this version goes on: half of the range is this peer's, and what was exposed stays so.
+    write_database(h1, &stored());
+    launch(h1, &["--name", STORED, "--ipalloc-range", "10.2.0.0/24"], &[]);
+    assert!(h1.log().contains("initialising from persisted data, 128 addresses are ours"), "{}", h1.log());
+    let page = shares(h1);
+    assert!(page.lines().any(|l| l.starts_with(STORED) && l.contains(" 128 IPs (50.0% of total)")), "{page}");
+    assert!(page.lines().any(|l| l.starts_with("02:00:00:00:00:0b") && l.contains("unreachable!")), "{page}");
+    let owned = || h1.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]);
+    assert!(owned().contains("10.2.0.2/24") && owned().contains("weave:expose"), "{}", owned());
+    let (a, ip) = member(h1, "a");
+    assert_eq!(ip, "10.2.0.3", "those before it are in use, as 2.8.1 stored");
+
+    // The other one of the network is new: it has the same seeds by hearsay, and joins.
+    let name = "02:00:00:00:00:0b";
+    launch(h2, &["--name", name, "--ipalloc-range", "10.2.0.0/24"], &["h1"]);
+    h2.weave_ok(&["consense"]);
+    wait_one_ring(&[h1, h2], SOON);
+    let (b, _) = member(h2, "b");
+    b.reaches(&ip, SOON);
+
+    // Another program file, one host after the other: the same peers, the same addresses; containers do not notice on their host.
+    let local = h1.container("local");
+    local.attach(&["10.9.1.1/24"]);
+    let local2 = h1.container("local2");
+    local2.attach(&["10.9.1.2/24"]);
+    let inside = local.pinging("10.9.1.2", 50);
+    let before = [h1, h2].map(|h| (shares(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
+    for (host, name, peer) in [(h1, STORED, "h2"), (h2, name, "h1")] {
+        let newer = host.sh("mktemp -d /opt/newer.XXXX");
+        let newer = format!("{}/weave", newer.trim());
+        host.command_ok(&["cp", weave_lab::weave_binary(), &newer]);
+        host.weave_ok(&["stop"]);
+        let args = ["launch", "--no-restart", "--name", name, "--ipalloc-range", "10.2.0.0/24", peer];
+        host.command_ok(&[&[newer.as_str()], &args[..]].concat());
+        host.wait_established(1, PATIENCE);
+        b.reaches(&ip, SOON);
+    }
+    let after = [h1, h2].map(|h| (shares(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
+    assert_eq!(before, after);
+    assert_eq!(allocate(&a), ip);
+    let inside = inside.finish();
+    assert!(inside.longest_gap_ms < 1500.0, "containers on the host never notice: {inside:?}");
+    check_unique(&lab);
+    claims(&["P-12"]);
 }

@@ -276,7 +276,7 @@ fn a_count_of_peers() {
 #[test]
 fn seeds_that_do_not_see_each_other() {
     let Some(lab) = Lab::start("seeds", &Topology::hosts(4)) else { return };
-    let _observer = Observer::of(&lab);
+    let observer = Observer::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     cut_all(&lab, &["h1", "h2", "h3", "h4"]);
     for (i, host) in hosts[..3].iter().enumerate() {
@@ -300,7 +300,9 @@ fn seeds_that_do_not_see_each_other() {
     }
     claims(&["S-32"]);
 
-    // Another list is another cluster: both go on, and both say what is the matter.
+    drop(observer);
+
+    // Another list is another cluster, which has the same addresses: both go on, and both say what is the matter.
     launch(hosts[3], &["--name", "::4", "--ipam-seed", "::4,::5"], &["h1"]);
     let (_c, ip4) = member(hosts[3], "c");
     lab.heal("h1", "h4");
@@ -314,5 +316,9 @@ fn seeds_that_do_not_see_each_other() {
     member(hosts[0], "e");
     member(hosts[3], "e");
     assert!(hosts[0].daemon_pid().is_some() && !ip4.is_empty());
+    let data = [hosts[0], hosts[3]].map(|host| host.container("data"));
+    data[0].attach(&["10.9.1.1/24"]);
+    data[1].attach(&["10.9.1.4/24"]);
+    data[1].reaches("10.9.1.1", SOON);
     claims(&["S-33"]);
 }

@@ -117,3 +117,6 @@ mod takeover;
 
 #[path = "78-full-2.rs"]
 mod full;
+
+#[path = "79-containers-1.rs"]
+mod containers;

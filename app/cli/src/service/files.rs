@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use weave_host::faults;
+
 use crate::Failure;
 
 /// Bytes and mode of a file.
@@ -42,10 +44,8 @@ impl Undo {
         if path.is_dir() {
             return Ok(());
         }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(path)
+        faults::io_point(&format_args!("creating {}", path.display()))
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(mode).create(path))
             .map_err(|e| failed("create", path, &e))?;
         self.made.push(path.to_owned());
         Ok(())
@@ -80,12 +80,10 @@ fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> 
     name.push(".new");
     let temporary = path.with_file_name(name);
     let _ = fs::remove_file(&temporary);
-    let written = OpenOptions::new()
-        .create_new(true)
-        .write(true)
-        .mode(mode)
-        .open(&temporary)
+    let written = faults::io_point(&format_args!("writing {}", temporary.display()))
+        .and_then(|()| OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary))
         .and_then(|mut f| f.write_all(content).and_then(|()| f.sync_all()))
+        .and_then(|()| faults::io_point(&format_args!("replacing {}", path.display())))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {
         let _ = fs::remove_file(&temporary);
@@ -95,7 +93,12 @@ fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> 
 
 /// One that is not there is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
-    match fs::remove_file(path) {
+    // Asked first, so that what is not there is no operation.
+    if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    let removed = faults::io_point(&format_args!("removing {}", path.display()));
+    match removed.and_then(|()| fs::remove_file(path)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &e)),
         _ => Ok(()),
     }

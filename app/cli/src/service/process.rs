@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weave_daemon::config::LogFile;
+use weave_host::faults;
 
 use super::{Job, Keeper, files};
 use crate::Failure;
@@ -35,13 +36,15 @@ impl Keeper for Process<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         // Nothing of the caller stays open; what is written before the daemon has its log goes there, too.
         let path = &self.log.path;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let log = faults::io_point(&"opening the log file")
+            .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(path));
         let log = log.map_err(|e| files::failed("open the log file", path, &e))?;
         let second = log.try_clone()?;
         let mut options = self.job.options();
         options.set("log-file", path.to_string_lossy());
         let supervise = self.job.restart && self.job.parsed.text("service") != Some("none");
-        let child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        command
             .arg("supervise")
             .args(supervise.then_some("--restart"))
             .args(options.canonical())
@@ -52,8 +55,9 @@ impl Keeper for Process<'_> {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::from(log))
-            .stderr(Stdio::from(second))
-            .spawn()
+            .stderr(Stdio::from(second));
+        let child = faults::io_point(&"starting the daemon")
+            .and_then(|()| command.spawn())
             .map_err(|e| Failure::new(1, format_args!("cannot start the daemon: {e}")))?;
         self.child = Some(child);
         Ok(())

@@ -74,13 +74,14 @@ impl Peer {
             match output {
                 Output::PersistIpam(persist) => self.allocation.persist(&persist, now),
                 Output::Done { request, result } => {
-                    self.allocation.settle();
+                    self.allocation.settle(now);
                     self.allocation.done(request, result, &mut self.node, now);
                 }
                 _ => {}
             }
         }
-        self.allocation.settle();
+        let now = self.now();
+        self.allocation.settle(now);
     }
 
     fn handle(&mut self, request: Request) {

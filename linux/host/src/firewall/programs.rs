@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::listing::Listing;
 use super::rules::Table;
+use crate::faults;
 use crate::multicast_rules::FirewallError;
 
 /// Seconds that a program waits for another one that changes rules.
@@ -83,15 +84,17 @@ impl Programs {
             native: find("nft"),
         };
         if let Some(usual) = pair("iptables") {
-            // Before 1.8 there was one kind only.
-            let version = output(Command::new(&usual.0).arg("-V")).unwrap_or_default();
-            let (kind, slot) = if version.contains("nf_tables") {
-                (Backend::Nft, &mut programs.nft)
-            } else {
-                (Backend::Legacy, &mut programs.legacy)
-            };
-            programs.usual = Some(kind);
-            slot.get_or_insert(usual);
+            // One that does not say what it is may be either.
+            if let Ok(version) = output(Command::new(&usual.0).arg("-V")) {
+                // Before 1.8 there was one kind only.
+                let (kind, slot) = if version.contains("nf_tables") {
+                    (Backend::Nft, &mut programs.nft)
+                } else {
+                    (Backend::Legacy, &mut programs.legacy)
+                };
+                programs.usual = Some(kind);
+                slot.get_or_insert(usual);
+            }
         }
         programs
     }
@@ -206,6 +209,7 @@ fn output(command: &mut Command) -> Result<String, FirewallError> {
 /// Runs a program with `input`; what it printed, or its exit status and its first complaint.
 fn feed(command: &mut Command, input: &str) -> Result<String, (Option<i32>, String)> {
     let cannot = |what: &str, e: &std::io::Error| (None, format!("cannot be {what}: {e}"));
+    faults::io_point(&format_args!("running {command:?}")).map_err(|e| cannot("run", &e))?;
     let mut child = command
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())

@@ -31,6 +31,11 @@ pub(super) const CHECKS: &[Check] = &[
         bridges,
     ),
     check(&["launch --resume"], resume),
+    check(&["launch --no-masq-local"], no_masquerade),
+    check(&["launch --db-prefix"], database_elsewhere),
+    check(&["launch --log-size"], log_size),
+    check(&["stop --state-dir", "stop --weave-bridge"], stopping),
+    check(&["$WEAVE_DOCKER_ARGS"], docker_args),
     check(
         &[
             "$WEAVE_PORT",
@@ -377,4 +382,58 @@ fn instances(stage: &Stage<'_>) {
 fn setup(stage: &Stage<'_>) {
     stage.host.weave_ok(&["setup", "--state-dir=/tmp/weave-cmds-setup"]);
     stage.host.sh("rmdir /tmp/weave-cmds-setup");
+}
+
+fn no_masquerade(stage: &Stage<'_>) {
+    stage.launch(&[], &["--no-masq-local"]);
+    let rules = stage.host.sh("iptables -w -t nat -S WEAVE");
+    let first = rules.lines().nth(1).unwrap_or_default();
+    assert!(
+        first.contains("--match-set weaver-no-masq-local dst") && first.ends_with("-j RETURN"),
+        "{rules}{}",
+        stage.host.log()
+    );
+}
+
+fn database_elsewhere(stage: &Stage<'_>) {
+    let sample = include_bytes!("../../../vectors/ipam/sample-weavedata.db");
+    std::fs::write(stage.host.disk("log/olddata.db"), sample).unwrap();
+    stage.launch(&[], &["--db-prefix", "/var/log/old"]);
+    assert_eq!(
+        stage.ok(&["status", "targets"]),
+        "10.0.0.1\n10.0.0.2:6783\n",
+        "the peers that are stored there"
+    );
+}
+
+fn log_size(stage: &Stage<'_>) {
+    stage.host.sh("head -c 3000000 /dev/zero | tr '\\0' x > /var/log/sized.log");
+    let rotated = || stage.host.command(&["test", "-e", "/var/log/sized.log.1"]).success();
+    stage.launch(&[], &["--log-file", "/var/log/sized.log", "--log-size", "4"]);
+    stage.ok(&["stop"]);
+    assert!(!rotated(), "3 MB are not 4");
+    stage.launch(&[], &["--log-file", "/var/log/sized.log", "--log-size", "2"]);
+    stage.host.wait("another file", SOON, rotated);
+}
+
+fn stopping(stage: &Stage<'_>) {
+    let password = || stage.host.command(&["test", "-e", "/var/log/state/password"]).success();
+    stage.launch(&[], &["--state-dir", "/var/log/state", "--password", "p", "--weave-bridge", "wbr"]);
+    assert!(password());
+    let told =
+        stage.host.weave(&["stop", "--state-dir", "/var/log/state", "--weave-bridge", "wbr", "--hand-back"]);
+    assert!(told.success(), "{told}");
+    assert!(!password(), "nobody needs it any more");
+    // What 2.8.1 makes itself is out of its way, on that bridge.
+    assert!(!stage.host.sh("ip -o link").contains("vethwe-datapath"));
+    stage.ok(&["reset", "--state-dir", "/var/log/state", "--weave-bridge", "wbr"]);
+    assert!(!stage.host.sh("ip -o link").contains("wbr"));
+}
+
+fn docker_args(stage: &Stage<'_>) {
+    for variable in ["WEAVE_DOCKER_ARGS", "WEAVEEXEC_DOCKER_ARGS"] {
+        let said = stage.launch(&[(variable, "--memory 1g")], &[]);
+        assert_eq!(said, format!("Notice: {variable} has no effect\n"));
+        stage.ok(&["stop"]);
+    }
 }

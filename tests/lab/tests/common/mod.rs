@@ -131,23 +131,84 @@ pub fn pairs(members: &[Member]) -> impl Iterator<Item = (&Member, &Member)> {
     members.iter().flat_map(move |a| members.iter().filter(|b| b.ip != a.ip).map(move |b| (a, b)))
 }
 
-/// What `ip`, `tc`, the firewall and the sysctls that weave touches say, without what changes by itself or is made up by the
-/// kernel: timers, numbers of links, addresses of veth devices, IPv6 addresses.
-const NETWORK: &str = r"ip -o -d link | sed -E 's/^[0-9]+: //; s/@[^:]*:/:/; s/ [a-z_]*timer +[0-9.]+//g; s/link-netnsid [0-9]+//
-    /veth/s/link.ether [^ ]*//; s/(promiscuity|designated_[a-z]*|port_id|port_no) +[^ ]*//g' | sort
-ip -o addr | grep inet | sed -E 's/^[0-9]+: //; s/valid_lft.*//' | grep -v fe80
-ip -o route show table all | grep -v -e fe80 -e ff00 -e '^local ::' -e '^multicast' -e linkdown | sort; tc qdisc; tc filter show dev vethwe-datapath ingress 2>&1 | sed 's/ id [0-9]*//'
-iptables-save | grep ^-A
+/// Links, addresses, routes and rules, traffic control, packet filter, and the sysctls that weave touches, of a network namespace.
+/// Few processes: this is run thousands of times.
+const NETWORK: &str = r"printf 'link\naddr\nroute show table all\nrule\n' | ip -o -d -force -batch - 2>&1
+printf 'qdisc\nfilter show dev vethwe-datapath ingress\n' | tc -force -batch - 2>&1; iptables-save
 cd /proc/sys/net; grep -Hs . ipv[46]/conf/*/accept_ra ipv6/conf/*/disable_ipv6 ipv4/conf/*/arp_ignore ipv4/conf/*/promote_secondaries ipv4/conf/*/rp_filter ipv4/conf/*/forwarding ipv4/conf/*/route_localnet bridge/bridge-nf-call-iptables ipv4/neigh/*/base_reachable_time ipv4/neigh/*/delay_first_probe_time ipv4/neigh/*/ucast_solicit";
 
-/// The peer's files and processes, then the network of the host (the argument), then that of its container `c`.
-const STATE: &str = r"ip rule; find /run /var/lib/weave -mindepth 1 ! -name '*.lock' 2>/dev/null | sort
-ps -e -o stat=,comm= | grep -v ^Z | grep -o 'weave.*' | sort
-sh -c $0; [ ! -e /run/netns/c ] || nsenter --net=/run/netns/c sh -c $0 | sed 's/^/c: /'";
+/// The peer's files and processes, what it remembers of the host, then the network of the host (the argument), then that of its
+/// container `c`.
+const STATE: &str = r"find /run /var/lib/weave -mindepth 1 ! -name '*.lock' 2>/dev/null
+grep -hsE '\((weave|netns)' /proc/[0-9]*/stat; cat /var/lib/weave/host.json 2>/dev/null
+sh -c $0; [ ! -e /run/netns/c ] || { echo CONTAINER; nsenter --net=/run/netns/c sh -c $0; }";
 
 /// Everything on the host, and in the container `c` if there is one, that a failed command must leave alone.
 pub fn state(host: &Host) -> String {
-    host.command(&["sh", "-c", &STATE.replace("$0", "\"$0\""), NETWORK]).stdout
+    let text = host.command(&["sh", "-c", &STATE.replace("$0", "\"$0\""), NETWORK]).stdout;
+    let (mut lines, mut place) = (Vec::new(), "");
+    for line in text.lines() {
+        if line == "CONTAINER" {
+            place = "c: ";
+        } else if let Some(line) = lasting(line) {
+            lines.push(format!("{place}{line}"));
+        }
+    }
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// A line without what changes by itself or is made up by the kernel: timers, numbers of links and processes, addresses of veth
+/// devices, IPv6 addresses and routes, counters.
+fn lasting(line: &str) -> Option<String> {
+    // Of a process only its name, while it lives.
+    if let Some((name, rest)) = line.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "))
+        && !line.contains(':')
+    {
+        return (!rest.starts_with('Z')).then(|| name.to_owned());
+    }
+    let noise =
+        ["fe80", "ff00:", "ff00::/8", "linkdown", "local ::", "multicast ", ":INPUT", "Command failed"];
+    if line.starts_with(['#', '*']) || line == "COMMIT" || noise.iter().any(|n| line.contains(n)) {
+        return None;
+    }
+    // Chains of ours count, their counters do not; policies are not ours.
+    if let Some(chain) = line.strip_prefix(':') {
+        return chain.starts_with("WEAVE").then(|| chain.split(' ').next().unwrap_or_default().to_owned());
+    }
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    if words.first().is_some_and(|w| w.trim_end_matches(':').parse::<u32>().is_ok())
+        && !line.contains("lookup")
+    {
+        words.remove(0);
+    }
+    let veth = words.contains(&"veth");
+    let mut kept: Vec<String> = Vec::new();
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        let unsteady = word.ends_with("_timer")
+            || [
+                "link-netnsid",
+                "promiscuity",
+                "port_id",
+                "port_no",
+                "valid_lft",
+                "preferred_lft",
+                "id",
+                "refcnt",
+            ]
+            .contains(&word)
+            || word.starts_with("designated_")
+            || (word == "link/ether" && veth);
+        if unsteady {
+            words.next();
+        } else if let Some((name, _)) = word.split_once('@') {
+            kept.push(name.to_owned());
+        } else {
+            kept.push(word.to_owned());
+        }
+    }
+    Some(kept.join(" "))
 }
 
 /// The lines that are in only one of them.

@@ -227,6 +227,7 @@ impl World {
             violation!("{what}");
         }
         self.fill();
+        self.check_quiet();
     }
 
     /// Whether all running peers have the same ring.

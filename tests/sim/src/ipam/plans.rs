@@ -80,6 +80,12 @@ pub fn nodes() -> Vec<Plan> {
             conflicts: true,
             ..plan("nodes that change to another range", 3)
         },
+        Plan {
+            bridge: true,
+            graph: Graph::Star,
+            leave: 8,
+            ..plan("nodes around one that allocates nothing", 4)
+        },
     ]
 }
 

@@ -140,6 +140,8 @@ pub struct Plan {
     pub may_divide: bool,
     /// Whole nodes, instead of allocators on a network that keeps the mesh's contract.
     pub nodes: bool,
+    /// They are connected by one more node only, on which nothing is allocated.
+    pub bridge: bool,
     /// The password of those.
     pub password: Option<&'static str>,
     /// A mistake of their driver.
@@ -171,6 +173,7 @@ impl Plan {
             conflicts: false,
             may_divide: false,
             nodes: false,
+            bridge: false,
             password: None,
             sabotage: None,
             mutation: None,

@@ -1,0 +1,61 @@
+//! Addresses of Docker's containers. The daemon does not follow Docker's events yet: it looks when it starts which containers run.
+
+use weave_lab::docker::Dockerd;
+use weave_lab::{Lab, Topology};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+#[test]
+fn containers_that_end_while_nobody_looks() {
+    let Some(lab) = Lab::start("ends", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let Some(docker) = Dockerd::start(h1) else { return };
+    let _observer = Observer::of(&lab);
+    launch(h1, &[], &[]);
+    // An image of nothing, and the machine's own programs.
+    h1.sh("tar -cf - --files-from /dev/null | docker --host unix:///run/docker.sock import - nothing");
+    let run = |name: &str, command: &[&str]| {
+        let mut argv = vec!["run", "-d", "--name", name, "--network", "none"];
+        argv.extend([
+            "-v",
+            "/usr:/usr:ro",
+            "-v",
+            "/bin:/bin:ro",
+            "-v",
+            "/lib:/lib:ro",
+            "-v",
+            "/lib64:/lib64:ro",
+        ]);
+        argv.push("nothing");
+        argv.extend(command);
+        docker.ok(&argv)
+    };
+    let names = ["killed", "removed", "shot", "lives"];
+    let mut ids = Vec::new();
+    for name in names {
+        ids.push(run(name, &["/bin/sleep", "1000"]));
+    }
+    let id = |name: &str| ids[names.iter().position(|n| *n == name).unwrap()].clone();
+    let attach = |name: &str| h1.weave_ok(&["attach", name]);
+    let ips: Vec<String> = names.iter().map(|name| attach(name)).collect();
+    let ip = |name: &str| ips[names.iter().position(|n| *n == name).unwrap()].clone();
+    let owned = || h1.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]);
+    assert!(names.iter().all(|name| owned().contains(&id(name))), "{}", owned());
+
+    h1.weave_ok(&["stop"]);
+    docker.ok(&["kill", "killed"]);
+    docker.ok(&["rm", "-f", "removed"]);
+    let pid = docker.ok(&["inspect", "--format", "{{.State.Pid}}", "shot"]);
+    h1.command_ok(&["kill", "-9", &pid]);
+    h1.wait("Docker to notice", SOON, || {
+        docker.ok(&["inspect", "--format", "{{.State.Running}}", "shot"]) == "false"
+    });
+    launch(h1, &[], &[]);
+    for name in ["killed", "removed", "shot"] {
+        assert!(!owned().contains(&id(name)), "{name} in {}", owned());
+    }
+    assert_eq!(attach("lives"), ip("lives"), "{}", owned());
+    let (_c, again) = member(h1, "c");
+    assert_eq!(format!("{again}\n"), ip("killed"), "the lowest free address is given out again");
+}
