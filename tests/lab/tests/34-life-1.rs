@@ -128,6 +128,16 @@ fn stale_files_and_two_at_a_time() {
     drop(holder);
     assert!(h1.daemon_pid().is_none());
 
+    // A supervisor whose daemon never became ready is about to end: it does not count as a peer that runs.
+    h1.sh("mkdir -p /run/weave; echo 1 > /run/weave/supervisor.pid; touch /run/weave/fresh");
+    let ending = h1.background(&["flock", "/run/weave/supervisor.pid", "sleep", "1"], false).unwrap();
+    h1.wait("its lock", SOON, || {
+        !h1.command(&["flock", "-n", "/run/weave/supervisor.pid", "true"]).success()
+    });
+    h1.weave_ok(&["launch", "--no-restart"]);
+    drop(ending);
+    h1.weave_ok(&["stop"]);
+
     // Many at once: one wins, the others say so, and nothing of theirs is in its way.
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..5).map(|_| scope.spawn(|| h1.weave(&["launch", "--no-restart"]))).collect();

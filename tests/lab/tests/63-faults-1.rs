@@ -83,7 +83,7 @@ fn optional(change: &str) -> bool {
 fn part(of: Of, mode: &str) -> (usize, usize) {
     let stride = match of {
         // These take longest: the daemon's part of a launch has a hundred points, and a reset waits for others to hear of it.
-        Of::Process("daemon" | "reset") if std::env::var_os("WEAVE_LAB_ALL_FAULTS").is_none() => 4,
+        Of::Process("daemon" | "reset") if std::env::var_os("WEAVE_LAB_ALL_FAULTS").is_none() => 3,
         _ => 1,
     };
     (MODES.iter().position(|m| *m == mode).unwrap_or(0) % stride, stride)

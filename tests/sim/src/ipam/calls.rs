@@ -199,6 +199,7 @@ impl World {
         }
         self.host_mut(id).leaving = true;
         let hand_over = self.call(id, |a, now| a.shut_down(now));
+        self.trace(id, || format!("leaves: {hand_over:?}"));
         if let (Some(HandOver::To { peer, .. }), true) = (&hand_over, self.runs(id)) {
             let there = self.host(id).view().is_some_and(|ring| ring.owners().contains(peer));
             if !there {

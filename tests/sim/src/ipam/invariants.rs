@@ -227,6 +227,7 @@ impl World {
             violation!("{what}");
         }
         self.fill();
+        self.check_quiet();
     }
 
     /// Whether all running peers have the same ring.
@@ -358,6 +359,9 @@ impl World {
             let pending: Option<PendingStatus> =
                 status.and_then(|s| s.pending.into_iter().find(|pending| pending.request == Some(*number)));
             match &request.what {
+                // 2.8.1 throws dice at each tick whom to ask, weighted by what somebody has, be it of use there or not (6.5):
+                // for how long it asks in vain has no bound.
+                Ask::Allocate(..) if host.legacy => {}
                 Ask::Allocate(_, subnet) => {
                     let usable = self.usable(subnet.hosts());
                     if let Some(&addr) = usable.first() {

@@ -50,6 +50,9 @@ impl Nodes {
         for n in 0..plan.hosts {
             mesh.install(HostId(n), options.clone());
         }
+        if plan.bridge {
+            mesh.add(bridge(plan), options, &[]);
+        }
         let max_writes =
             if plan.hosts > LARGE { MAX_WRITES * u64::from(plan.hosts) / 10 } else { MAX_WRITES };
         let second = (Instant::ORIGIN, 0);
@@ -77,6 +80,11 @@ impl Nodes {
         }
         Ok(())
     }
+}
+
+/// The host in the middle that allocates nothing.
+fn bridge(plan: &Plan) -> HostId {
+    HostId(plan.hosts)
 }
 
 impl World {
@@ -181,6 +189,9 @@ impl World {
 
     /// Whom a peer is told of when it is launched.
     fn targets(&self, id: HostId) -> Vec<HostId> {
+        if self.plan.bridge {
+            return vec![bridge(&self.plan)];
+        }
         match (self.plan.begin, self.plan.graph) {
             (Begin::Targets, _) => {
                 self.ids().filter(|&other| other.0 < self.plan.electors() && other != id).collect()
@@ -254,11 +265,42 @@ impl World {
     pub(super) fn reconnect_nodes(&mut self) {
         for id in self.ids() {
             let others = self.ids().filter(|&other| other != id && self.runs(other));
-            let targets = crate::world::names(&others.collect::<Vec<_>>());
+            let targets = if self.plan.bridge { self.targets(id) } else { others.collect() };
+            let targets = crate::world::names(&targets);
             if let Some(nodes) = &mut self.nodes {
                 nodes.mesh.with_node(id, |node, now| drop(node.connect(&targets, false, now)));
                 self.absorb();
             }
+        }
+    }
+
+    /// In a minute in which nothing happens no ring changes, and not more is said than timers ask for; a request may wait for space.
+    pub(super) fn check_quiet(&mut self) {
+        const MINUTE: Duration = Duration::from_secs(60);
+        /// Per connection: heartbeats, MTU tests and their answers, gossip, digests. 13 were counted.
+        const TIMERS: usize = 16;
+        /// Per request that waits and host that is asked, every five seconds: question, answer, and one that passes it on.
+        const ASKING: usize = 12 * 3;
+        let writes = |world: &World| world.nodes.as_ref().map_or(0, |nodes| nodes.mesh.counters.tcp_writes);
+        if self.nodes.is_none() {
+            return;
+        }
+        // Tests of the path MTU, and what was said before, come to their end.
+        self.run_for(MINUTE);
+        let rings =
+            |world: &World| -> Vec<_> { world.hosts.iter().map(|host| host.view().cloned()).collect() };
+        let (before, known) = (writes(self), rings(self));
+        self.run_for(MINUTE);
+        if rings(self) != known {
+            violation!("rings change in a quiet minute: {known:?}{}", self.views());
+        }
+        let said = (writes(self) - before) as usize;
+        let hosts = self.nodes.iter().flat_map(|nodes| nodes.mesh.hosts());
+        let connections: usize =
+            hosts.filter_map(|(_, host)| host.node.as_ref()).map(|node| node.connection_count()).sum();
+        let bound = TIMERS * connections + ASKING * self.requests.len() * self.hosts.len();
+        if said > bound {
+            violation!("{said} messages in a quiet minute, expected at most {bound}: {:?}", self.requests);
         }
     }
 
@@ -272,7 +314,7 @@ impl World {
             let Some(nodes) = &world.nodes else { return false };
             let mut hosts = nodes.mesh.hosts();
             hosts.any(|(&id, host)| {
-                let status = host.node.as_ref().map(|node| node.status(world.now(id)));
+                let status = host.node.as_ref().map(|node| node.status(nodes.mesh.now_at(id)));
                 status.is_some_and(|s| s.mesh.peers.iter().any(|p| dead.contains(&p.label.name)))
             })
         };
@@ -283,6 +325,14 @@ impl World {
 
     /// What happens to the network or to the power; false if it is something else.
     pub(super) fn apply_to_nodes(&mut self, transition: Transition) -> bool {
+        // Where all goes by way of one host, others have no links to be cut.
+        let bridged = |a: HostId, b: HostId| if self.plan.bridge && a != b { bridge(&self.plan) } else { b };
+        let transition = match transition {
+            Transition::Cut(a, b) => Transition::Cut(a, bridged(a, b)),
+            Transition::Heal(a, b) => Transition::Heal(a, bridged(a, b)),
+            Transition::Mute(a, b) => Transition::Mute(a, bridged(a, b)),
+            other => other,
+        };
         let Some(nodes) = &mut self.nodes else { return false };
         let mesh = &mut nodes.mesh;
         match transition {

@@ -80,6 +80,12 @@ pub fn nodes() -> Vec<Plan> {
             conflicts: true,
             ..plan("nodes that change to another range", 3)
         },
+        Plan {
+            bridge: true,
+            graph: Graph::Star,
+            leave: 8,
+            ..plan("nodes around one that allocates nothing", 4)
+        },
     ]
 }
 
@@ -100,7 +106,7 @@ pub const PLANTED_IN_NODES: [Mutation; 10] = [
 
 /// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
 /// `proto/ipam` (docs/testing.md).
-pub const PLANTED: [Mutation; 17] = [
+pub const PLANTED: [Mutation; 18] = [
     Mutation::VersionOffByOne,
     Mutation::HalfQuorum,
     Mutation::DonateBeforePersist,
@@ -118,4 +124,5 @@ pub const PLANTED: [Mutation; 17] = [
     Mutation::DenialOfAnything,
     Mutation::DenyUnowned,
     Mutation::GiveEnds,
+    Mutation::UseDoubtful,
 ];
