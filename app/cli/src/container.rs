@@ -60,6 +60,7 @@ pub(crate) fn attach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
     let id = id_of(&target);
     let mut book = Book::of(&client, &id, true);
     let cidrs = book.obtain(&call.addresses)?;
+    weave_host::critical::enter();
     let plugged = plug(&target, &cidrs, bridge, parsed, &extra);
     // Addresses that are not used are not kept.
     let attached = plugged.inspect_err(|_| book.give_back())?;
@@ -102,6 +103,7 @@ pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
         // It has none, and may not even have an interface.
         return print("\n");
     }
+    weave_host::critical::enter();
     let detached = weave_host::detach(&DetachRequest::new(&target.ns, &cidrs))?;
     detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
     book.release(&cidrs)?;

@@ -13,6 +13,7 @@ mod docker_args;
 mod environment;
 mod exercise;
 mod expose;
+mod guard;
 #[cfg(test)]
 mod guide;
 mod host_rules;
@@ -73,6 +74,9 @@ pub fn main() -> ExitCode {
     let program = if args.is_empty() { String::new() } else { args.remove(0) };
     if program.rsplit('/').next() == Some("weaveutil") {
         args.insert(0, "weaveutil".to_owned());
+    }
+    if let Some(code) = guard::run(&program, &args) {
+        return code;
     }
     match run(&args, &ProcessEnv) {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@
 //! take its arguments is gone once that has been ready.
 
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let _lock = lock::PidFile::take(&config.run_dir.join("supervisor.pid"))?;
 
     let never_ready = config.fresh_file();
-    let mut delay = FIRST_WAIT;
+    let (mut delay, mut killed) = (FIRST_WAIT, false);
     loop {
         let begin = Instant::now();
         weave_host::faults::io_point(&"starting the daemon")?;
@@ -62,6 +62,10 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
             return Ok(());
         }
         if never_ready.exists() {
+            if status.signal() == Some(Signal::SIGKILL as i32) && !std::mem::replace(&mut killed, true) {
+                // Nobody's reason; the next one completes what it began.
+                continue;
+            }
             // It never was ready: whoever launched it has the reason.
             return Err(Failure::new(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1), ""));
         }

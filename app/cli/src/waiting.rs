@@ -57,7 +57,7 @@ pub(crate) fn call(
 ) -> Result<String, Problem> {
     weave_host::faults::io_point(&format_args!("asking the daemon: {method} {path}"))
         .map_err(|e| Problem::BrokenOff(e.into()))?;
-    let signals = Signals::block();
+    let signals = if weave_host::critical::entered() { None } else { Signals::block() };
     let (answer, result) = mpsc::channel();
     let client = waiter.client.clone();
     let owned: Vec<_> = form.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();

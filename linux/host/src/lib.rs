@@ -32,6 +32,7 @@ mod attach;
 mod bpf;
 mod bridge;
 mod conntrack;
+pub mod critical;
 mod datapath;
 mod error;
 mod ethtool;

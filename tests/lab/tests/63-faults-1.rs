@@ -100,6 +100,8 @@ struct Trial<'a> {
     keeps_going: bool,
     /// Not even a kill leaves anything between before and after.
     atomic: bool,
+    /// Whoever has begun what is killed finishes it.
+    guarded: bool,
 }
 
 impl Trial<'_> {
@@ -116,6 +118,12 @@ impl Trial<'_> {
         self.host.weave_ok(self.command);
         let after = state(self.host);
         self.back(&before);
+        // A detach that is killed may leave this switched on. It says what happens to an interface's other addresses when one
+        // is removed, which only detach does.
+        let left = |mut changes: Vec<String>| {
+            changes.retain(|c| mode != KILL || !c.contains("ethwe/promote_secondaries"));
+            changes
+        };
         let (mut tried, mut half) = (0, 0);
         for n in (first..MANY).step_by(stride) {
             let (outcome, step) = faulty(self.host, mode, self.of, n, self.command);
@@ -128,6 +136,19 @@ impl Trial<'_> {
                 break;
             };
             tried += 1;
+            if mode == KILL && self.guarded {
+                let at = format!("killed at operation {n} of {}: {step}{outcome}", self.of.name());
+                assert!(outcome.success(), "{at}");
+                // Who starts a daemon that was killed says nothing of it.
+                let told = outcome.stderr.contains("was killed, and is done again");
+                assert_eq!(told, !matches!(self.of, Of::Process("daemon" | "supervise")), "{at}");
+                let lacking = left(differences(&after, &state(self.host)));
+                assert!(lacking.is_empty(), "{lacking:#?}\n{at}");
+                (self.back)(self.host);
+                let changes = left(differences(&before, &state(self.host)));
+                assert!(changes.is_empty(), "and is undone: {changes:#?}\n{at}");
+                continue;
+            }
             let at = format!("{mode} at operation {n} of {}: {step}{outcome}", self.of.name());
             assert!(!outcome.timed_out, "{at}");
             let now = state(self.host);
@@ -168,12 +189,6 @@ impl Trial<'_> {
             // Whatever is left over, the next one works and leaves what it always leaves.
             let next = self.host.weave(self.command);
             assert!(next.success(), "the next one has to work\n{at}\n{next}");
-            // A detach that is killed may leave this switched on. It says what happens to an interface's other addresses when one
-            // is removed, which only detach does.
-            let left = |mut changes: Vec<String>| {
-                changes.retain(|c| mode != KILL || !c.contains("ethwe/promote_secondaries"));
-                changes
-            };
             let changes = left(differences(&after, &state(self.host)));
             assert!(changes.is_empty(), "the next one has to do everything: {changes:#?}\n{at}");
             (self.back)(self.host);
@@ -230,12 +245,14 @@ fn attach() {
             back: &|h| ok(h, &[&["detach", "10.2.1.1/24", "10.2.2.1/24", "netns:c"]]),
             keeps_going: false,
             atomic: false,
+            guarded: true,
         };
         println!("{}", trial.run());
         // The daemon's part: whose address is it?
         let allocated = Trial {
             of: Of::Daemon("ip"),
             command: &["attach", "netns:c"],
+            guarded: false,
             back: &|h| ok(h, &[&["detach", "netns:c"]]),
             ..trial
         };
@@ -259,6 +276,7 @@ fn detach() {
             },
             keeps_going: false,
             atomic: false,
+            guarded: true,
         };
         println!("some addresses: {}", some.run());
         let all = Trial {
@@ -296,6 +314,7 @@ fn exposing(name: &str, addresses: usize) {
             },
             keeps_going: false,
             atomic: true,
+            guarded: false,
         };
         println!("{} addresses: {}", addresses + 1, trial.run());
         println!("{} addresses: {}", addresses + 1, Trial { of: Of::Process("expose"), ..trial }.run());
@@ -316,6 +335,7 @@ fn hiding(name: &str, addresses: usize) {
             },
             keeps_going: false,
             atomic: true,
+            guarded: false,
         };
         println!("{} addresses: {}", addresses + 1, trial.run());
         println!("{} addresses: {}", addresses + 1, Trial { of: Of::Process("hide"), ..trial }.run());
@@ -350,6 +370,7 @@ fn launching<'a>(h1: &'a Host, of: &'static str, command: &'a [&'a str]) -> Tria
         back: &|h| ok(h, &[&["stop"], &["reset"]]),
         keeps_going: false,
         atomic: false,
+        guarded: true,
     }
 }
 
@@ -397,6 +418,7 @@ fn resetting(name: &str, mode: &str) {
             back: &|h| ok(h, &[&["launch", "--no-restart"]]),
             keeps_going: true,
             atomic: false,
+            guarded: true,
         };
         println!("reset: {}", trial.run_mode(mode));
     });

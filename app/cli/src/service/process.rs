@@ -1,5 +1,6 @@
 //! The daemon as a process of its own, with or without a supervisor above it.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(super) struct Process<'a> {
     job: &'a Job<'a>,
     log: LogFile,
     child: Option<Child>,
+    /// It was killed once, and started again.
+    again: bool,
     remark: Option<String>,
 }
 
@@ -28,7 +31,7 @@ impl<'a> Process<'a> {
             max_size: 0,
             keep: 0,
         });
-        Process { job, log, child: None, remark }
+        Process { job, log, child: None, again: false, remark }
     }
 }
 
@@ -66,8 +69,13 @@ impl Keeper for Process<'_> {
     fn ended(&mut self) -> Result<Option<String>, Failure> {
         let Some(child) = &mut self.child else { return Ok(None) };
         let log = self.log.path.display();
-        let status = child.try_wait()?;
-        Ok(status.map(|status| format!("the daemon ended before it was ready ({status}); see {log}")))
+        let Some(status) = child.try_wait()? else { return Ok(None) };
+        // Somebody else's doing; the next one completes what it began.
+        if status.signal() == Some(Signal::SIGKILL as i32) && !std::mem::replace(&mut self.again, true) {
+            self.start()?;
+            return Ok(None);
+        }
+        Ok(Some(format!("the daemon ended before it was ready ({status}); see {log}")))
     }
 
     fn abandon(&mut self) {
