@@ -8,7 +8,7 @@ use weave_lab::{Host, Lab, Topology, claims, throughout};
 use crate::common::addresses::*;
 use crate::common::*;
 
-weave_lab::claims!("S-24", "S-25", "S-26", "S-31", "A-4", "A-5", "A-7", "A-9", "I-12");
+weave_lab::claims!("S-8", "S-24", "S-25", "S-26", "S-31", "A-4", "A-5", "A-7", "A-9", "I-12");
 
 #[test]
 fn a_cluster_grows_and_loses_power() {
@@ -164,4 +164,28 @@ fn shows_failing(host: &Host, target: &str, reason: &str) {
         };
         if all.iter().any(told) { Ok(()) } else { Err(format!("{all:#?}")) }
     });
+}
+
+/// The real run of row S-8; those with random cuts are in `tests/sim/tests/nodes.rs`.
+#[test]
+fn one_by_one_while_links_fail() {
+    let Some(lab) = Lab::start("onebyone", &Topology::hosts(5)) else { return };
+    let _observer = Observer::of(&lab);
+    let hosts: Vec<&Host> = lab.hosts().iter().collect();
+    let names: Vec<&str> = hosts.iter().map(|host| host.name()).collect();
+    for (n, host) in hosts.iter().enumerate() {
+        launch(host, &[], &names[..n]);
+        assert_eq!(host.weave_ok(&["consense"]), "");
+        member(host, "c");
+        // The link of the last two is down while the next one is added; the one before it is up again.
+        lab.heal_all();
+        if n > 0 {
+            lab.cut(names[n - 1], names[n]);
+        }
+    }
+    lab.heal_all();
+    wait_one_ring(&hosts, PATIENCE);
+    at_once(&hosts, |host| drop(member(host, "again")));
+    check_unique(&lab);
+    claims(&["S-8"]);
 }
