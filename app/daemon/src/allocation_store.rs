@@ -211,6 +211,9 @@ type ProposalText = (u64, NodeText);
 
 #[derive(Serialize, Deserialize)]
 struct ElectionText {
+    /// Of an earlier version's there is none, and it is an election over nothing.
+    #[serde(default)]
+    range: (u32, u32),
     node: NodeText,
     promise: ProposalText,
     accepted: ProposalText,
@@ -232,6 +235,7 @@ impl ElectionText {
         let proposal = |p: &ProposalId| (p.round, node(&p.proposer));
         let claims = &election.claims;
         ElectionText {
+            range: (election.range.start(), election.range.end()),
             node: node(&election.node),
             promise: proposal(&claims.promise),
             accepted: proposal(&claims.accepted),
@@ -243,7 +247,8 @@ impl ElectionText {
     fn read(self) -> Option<Election> {
         let value = AcceptedValue { value: names(&self.value)?, origin: proposal(&self.origin)? };
         let claims = Claims { promise: proposal(&self.promise)?, accepted: proposal(&self.accepted)?, value };
-        Some(Election { node: node(&self.node)?, claims })
+        let range = AddrRange::new(self.range.0, self.range.1);
+        Some(Election { range, node: node(&self.node)?, claims })
     }
 }
 
@@ -289,7 +294,7 @@ mod tests {
         };
         Loaded {
             ring: Some(Ring::from_parts(range, name(1), entries, vec![name(1), name(2)])),
-            election: Some(Election { node: node(1), claims }),
+            election: Some(Election { range, node: node(1), claims }),
             owned: BTreeMap::from([
                 ("weave:expose".to_owned(), record(false, &["10.32.0.1/12"])),
                 ("netns:/proc/7/ns/net".to_owned(), record(true, &["10.32.0.2/12", "10.2.1.1/24"])),

@@ -165,6 +165,17 @@ pub enum Conflict {
 }
 
 impl Conflict {
+    /// Who owns the range in question according to the message, where it is about one.
+    pub fn rival(&self) -> Option<PeerName> {
+        match self {
+            Conflict::Inconsistent { theirs, .. }
+            | Conflict::Split { theirs, .. }
+            | Conflict::Overlooked { theirs, .. }
+            | Conflict::Taken { theirs, .. } => Some(*theirs),
+            Conflict::Seeds { .. } | Conflict::Range { .. } | Conflict::Result(_) => None,
+        }
+    }
+
     /// What people can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -180,7 +191,8 @@ impl Conflict {
             | Conflict::Overlooked { .. }
             | Conflict::Taken { .. } => {
                 "the same range was given to two peers, probably by 'weave rmpeer' of a peer that was running: run 'weave \
-                 reset' on one of them; until then the range in doubt is not handed out here"
+                 reset' on one of them, or 'weave rmpeer' of the other owner here if it is gone for good; until then the range in \
+                 doubt is not handed out here"
             }
             Conflict::Result(_) => {
                 "wait for newer gossip; if it stays, run 'weave reset' on the peer that sends this"

@@ -9,7 +9,7 @@ use crate::address::{AddrRange, cidr, ipv4};
 use crate::gossip_error::Malformed;
 use crate::output::Container;
 use crate::owned::Record;
-use crate::paxos::{AcceptedValue, Claims, Election, Knowledge, NodeId, ProposalId};
+use crate::paxos::{AcceptedValue, Claims, Knowledge, NodeId, ProposalId};
 use crate::ring::{Entry, Ring};
 
 /// What a peer says about itself: with gossip, to all, or as the answer to one.
@@ -23,6 +23,8 @@ pub struct StateMessage {
     pub paxos: Option<Knowledge>,
     /// Its ring; absent if that has no tokens.
     pub ring: Option<Ring>,
+    /// The range that it wants to divide; only without a ring, which has its own. Not in messages of 2.8.1, which ignores it.
+    pub range: Option<AddrRange>,
 }
 
 /// A message to one peer.
@@ -55,6 +57,10 @@ impl StateMessage {
             types.push(("Ring", ring_type()));
             fields.push(("Ring", ring_value(ring)));
         }
+        if let Some(range) = self.range {
+            types.push(("Range", range_type()));
+            fields.push(("Range", Value::Struct(range_value(range))));
+        }
         write(&Type::structure("gossipState", types), Struct::new(fields))
     }
 
@@ -81,7 +87,8 @@ impl StateMessage {
             }
         };
         let ring = state.nested("Ring")?.map(ring_of).transpose()?;
-        Ok(StateMessage { now: state.int("Now")?, nicknames, paxos, ring })
+        let range = state.nested("Range")?.map(range_of).transpose()?;
+        Ok(StateMessage { now: state.int("Now")?, nicknames, paxos, ring, range })
     }
 }
 
@@ -139,28 +146,6 @@ impl Ring {
     }
 }
 
-impl Election {
-    /// The stored form.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let ty = Type::structure("Election", [("Node", node_type()), ("Claims", claims_type())]);
-        write(&ty, Struct::new([("Node", node_value(&self.node)), ("Claims", claims_value(&self.claims))]))
-    }
-
-    /// Reads the stored form.
-    ///
-    /// # Errors
-    /// It is damaged.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Election, Malformed> {
-        let value = read(bytes)?;
-        let election = value.as_struct()?;
-        election.require_any(&["Node", "Claims"])?;
-        Ok(Election {
-            node: nested(election, "Node", node_of)?,
-            claims: nested(election, "Claims", claims_of)?,
-        })
-    }
-}
-
 impl Record {
     /// The stored form.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -213,17 +198,27 @@ fn write(ty: &Type, fields: Struct) -> Vec<u8> {
 
 // ---- pieces, each as type, value and back -----------------------------------------------------------------------
 
+fn range_type() -> Type {
+    Type::structure("Range", [("Start", Type::Uint), ("End", Type::Uint)])
+}
+
+fn range_value(range: AddrRange) -> Struct {
+    Struct::new([("Start", uint(range.start())), ("End", uint(range.end()))])
+}
+
+fn range_of(range: &Struct) -> Result<AddrRange, Malformed> {
+    Ok(AddrRange::new(range.uint("Start")?, range.uint("End")?))
+}
+
 fn encode_range(range: AddrRange) -> Vec<u8> {
-    let ty = Type::structure("Range", [("Start", Type::Uint), ("End", Type::Uint)]);
-    let fields = [("Start", uint(range.start())), ("End", uint(range.end()))];
-    write(&ty, Struct::new(fields))
+    write(&range_type(), range_value(range))
 }
 
 fn decode_range(bytes: &[u8]) -> Result<AddrRange, Malformed> {
     let value = read(bytes)?;
     let range = value.as_struct()?;
     range.require_any(&["Start", "End"])?;
-    Ok(AddrRange::new(range.uint("Start")?, range.uint("End")?))
+    range_of(range)
 }
 
 fn uint(value: u32) -> Value {

@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weave_types::{PeerName, PeerUid};
 
+use crate::address::AddrRange;
+
 /// One elector: a peer, in one incarnation or as long as its election is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct NodeId {
@@ -64,6 +66,8 @@ pub type Knowledge = BTreeMap<NodeId, Claims>;
 /// What an elector must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Election {
+    /// What is to be divided. A promise of one election says nothing in that of another range.
+    pub range: AddrRange,
     /// Who we are in it.
     pub node: NodeId,
     /// What we have promised and accepted.
@@ -115,9 +119,10 @@ impl Paxos {
         &self.knows
     }
 
-    /// What we must not forget; `None` before the first promise.
-    pub fn election(&self) -> Option<Election> {
-        self.knows.get(&self.own).map(|claims| Election { node: self.own, claims: claims.clone() })
+    /// What we must not forget of the election over `range`; `None` before the first promise.
+    pub fn election(&self, range: AddrRange) -> Option<Election> {
+        let claims = self.knows.get(&self.own)?.clone();
+        Some(Election { range, node: self.own, claims })
     }
 
     /// Takes over what is newer in a message; true if anything is.

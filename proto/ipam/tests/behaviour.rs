@@ -440,12 +440,13 @@ fn a_restarted_elector_keeps_its_word() {
         config.mutation = mutation;
         let mut peer = Peer::new(config.clone());
         peer.prime();
-        let before = peer.allocator.paxos().unwrap().election().unwrap();
+        let range = subnet(NET).range();
+        let before = peer.allocator.paxos().unwrap().election(range).unwrap();
         assert_eq!(peer.disk.election.as_ref(), Some(&before), "stored");
         config.uid = PeerUid(999);
         let disk = peer.disk.clone();
         let peer = Peer::restored(config, disk);
-        peer.allocator.paxos().unwrap().election() == Some(before)
+        peer.allocator.paxos().unwrap().election(range) == Some(before)
     };
     assert!(run(None));
     assert!(!run(Some(Mutation::ForgetElection)));

@@ -3,8 +3,7 @@
 
 mod support;
 
-use support::{claims, knowledge, list, name, number, range, state, text, vectors};
-use weave_ipam::Election;
+use support::{knowledge, list, name, number, range, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::paxos::{NodeId, Paxos, Rules};
 use weave_types::PeerUid;
@@ -119,16 +118,4 @@ fn check(node: &Paxos, step: &serde_json::Value) {
     assert_eq!(serde_json::json!(consensus.is_some()), step["consensus"], "{}", step["what"]);
     let expected: Vec<_> = list(&step["consensus_value_sorted"]).iter().map(name).collect();
     assert_eq!(consensus.unwrap_or_default(), expected);
-}
-
-#[test]
-fn stored_elections() {
-    let steps = vectors("paxos_gossip.json");
-    for step in list(&steps["steps"]) {
-        for value in list(&step["state_after"]) {
-            let (node, claims) = claims(value);
-            let election = Election { node, claims };
-            assert_eq!(Election::from_bytes(&election.to_bytes()), Ok(election));
-        }
-    }
 }

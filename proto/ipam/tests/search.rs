@@ -63,10 +63,16 @@ fn hash(value: &impl Hash) -> u64 {
 /// Elections.
 mod paxos {
     use super::*;
+    use weave_ipam::AddrRange;
     use weave_ipam::paxos::{Knowledge, NodeId, Paxos, ProposalId, Rules};
     use weave_types::{PeerName, PeerUid};
 
     const PEERS: usize = 3;
+
+    /// What is divided: the search looks at the agreement only.
+    fn range() -> AddrRange {
+        AddrRange::new(0, 8)
+    }
 
     #[derive(Clone, Copy)]
     pub(super) struct Elections {
@@ -111,7 +117,7 @@ mod paxos {
             let mut decisions: Vec<Vec<PeerName>> =
                 state.nodes.iter().filter_map(|node| node.consensus(self.rules)).collect();
             let mut votes: BTreeMap<ProposalId, u32> = BTreeMap::new();
-            for election in state.nodes.iter().filter_map(Paxos::election) {
+            for election in state.nodes.iter().filter_map(|node| node.election(range())) {
                 let claims = election.claims;
                 if claims.accepted.is_valid() {
                     let count = votes.entry(claims.accepted).or_default();
@@ -181,7 +187,7 @@ mod paxos {
                 if let (Some(crash), false) = (self.crash, state.crashed) {
                     let mut next = state.clone();
                     next.crashed = true;
-                    next.nodes[from] = match (crash, state.nodes[from].election()) {
+                    next.nodes[from] = match (crash, state.nodes[from].election(range())) {
                         (Crash::WithState, Some(election)) => Paxos::resume(election),
                         (Crash::WithState, None) => Paxos::new(id(from, 1)),
                         (Crash::WithoutState, _) => Paxos::new(id(from, 2)),

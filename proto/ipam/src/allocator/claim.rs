@@ -207,7 +207,7 @@ impl Allocator {
     /// all claims there).
     pub(super) fn claims_denied(&mut self, by: PeerName, range: AddrRange) {
         let anything = self.mutant(Mutation::DenialOfAnything);
-        let awaited = self.asks.awaits(by, range);
+        let awaited = self.asks.decided(by, range);
         for mut claim in std::mem::take(&mut self.claims) {
             let addr = ipv4(claim.cidr);
             let denied = addr.is_some_and(|addr| {

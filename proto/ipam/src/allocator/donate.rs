@@ -25,6 +25,8 @@ struct Ask {
     outstanding: Option<PeerName>,
     /// Those asked in this tick.
     tried: BTreeSet<PeerName>,
+    /// Those of them that may still say no: what they know may arrive earlier, and answers nothing but that there is one.
+    undecided: BTreeSet<PeerName>,
     /// Those whose last answer was no.
     denied: BTreeSet<PeerName>,
 }
@@ -39,6 +41,7 @@ impl Asks {
         for ask in self.0.values_mut() {
             ask.outstanding = None;
             ask.tried.clear();
+            ask.undecided.clear();
         }
     }
 
@@ -62,14 +65,17 @@ impl Asks {
         awaited
     }
 
-    /// Whether a peer's answer on a range is awaited.
-    pub(super) fn awaits(&self, by: PeerName, range: AddrRange) -> bool {
-        self.0.get(&range).is_some_and(|ask| ask.outstanding == Some(by))
+    /// A peer has denied a range; whether it was asked for that, and has not said no since.
+    pub(super) fn decided(&mut self, by: PeerName, range: AddrRange) -> bool {
+        self.0.get_mut(&range).is_some_and(|ask| ask.undecided.remove(&by))
     }
 
     /// The peer will not answer.
     pub(super) fn lost(&mut self, peer: PeerName) {
         self.answered(peer, None, false);
+        for ask in self.0.values_mut() {
+            ask.undecided.remove(&peer);
+        }
     }
 
     /// Keeps what is still waited for.
@@ -119,6 +125,7 @@ impl Allocator {
         let ask = self.asks.of(range);
         ask.outstanding = Some(to);
         ask.tried.insert(to);
+        ask.undecided.insert(to);
         self.output(Output::Unicast { to, payload: Unicast::Request(range).encode() });
     }
 

@@ -90,6 +90,7 @@ impl Allocator {
             nicknames: self.nicknames.clone(),
             paxos: self.paxos.as_ref().map(|paxos| paxos.knowledge().clone()),
             ring: (!self.ring.is_empty()).then(|| self.ring.clone()),
+            range: self.ring.is_empty().then(|| self.config.range.range()),
         }
     }
 
@@ -129,6 +130,15 @@ impl Allocator {
                 self.nicknames.insert(name, nickname);
             }
         }
+        let ours = self.config.range.range();
+        let foreign = state.range.filter(|&range| range != ours && state.ring.is_none());
+        match (foreign, from) {
+            (Some(received), Some(from)) => {
+                self.disagreed(from, Conflict::Range { received, ours }, Vec::new(), now);
+            }
+            (None, Some(from)) if state.range == Some(ours) => self.agreed(from),
+            _ => {}
+        }
         match (state.ring, state.paxos) {
             (Some(ring), _) => return self.receive_ring(&ring, now),
             (None, _) if !self.ring.is_empty() => {
@@ -137,6 +147,8 @@ impl Allocator {
                     self.send_state(from, now);
                 }
             }
+            // Electors of another range agree on something else.
+            (None, _) if foreign.is_some() => {}
             (None, Some(knowledge)) => {
                 let rules = self.paxos_rules();
                 let Some(paxos) = &mut self.paxos else { return Ok(()) };
@@ -214,11 +226,12 @@ impl Allocator {
         if known.is_none_or(|known| known.conflict != conflict) {
             self.event(Event::Conflict { peer, conflict: conflict.clone() });
         }
-        self.conflicts.insert(peer, Doubt { conflict, since, ranges });
+        let rival = conflict.rival().unwrap_or(peer);
+        self.conflicts.insert(peer, Doubt { conflict, rival, since, ranges });
         self.refresh_doubts();
     }
 
-    fn agreed(&mut self, peer: PeerName) {
+    pub(super) fn agreed(&mut self, peer: PeerName) {
         if self.conflicts.remove(&peer).is_some() {
             self.event(Event::ConflictOver { peer });
             self.refresh_doubts();

@@ -110,7 +110,8 @@ impl Allocator {
         if self.config.init == Init::Observer {
             return;
         }
-        let stored = election.filter(|election| election.node.name == self.me());
+        let range = self.config.range.range();
+        let stored = election.filter(|e| e.node.name == self.me() && e.range == range);
         self.paxos = Some(match stored {
             Some(election) if !self.mutant(Mutation::ForgetElection) => {
                 self.node = election.node;

@@ -94,6 +94,8 @@ enum Stale {
 #[derive(Clone, Debug)]
 struct Doubt {
     conflict: Conflict,
+    /// Who says, or is said, to own what is in doubt.
+    rival: PeerName,
     since: Instant,
     ranges: Vec<AddrRange>,
 }
@@ -159,7 +161,7 @@ impl Allocator {
     fn save_election(&mut self) {
         // An observer keeps what it promised when it still voted.
         let Some(paxos) = &self.paxos else { return };
-        let election = paxos.election();
+        let election = paxos.election(self.config.range.range());
         if election != self.saved_election {
             self.saved_election.clone_from(&election);
             self.output(Output::Persist(Persist::Election(election)));

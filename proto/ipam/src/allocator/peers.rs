@@ -8,6 +8,7 @@ use super::{Allocator, Stale};
 use crate::mutation::Mutation;
 use crate::output::{Cancelled, HandOver, RemoveError, RequestError};
 use crate::ring::TAKEOVER_STEP;
+use crate::space::RangeSet;
 
 /// So often what comes back is given to the same peer again. It may have been on its way to us; or the peer is leaving as
 /// well, and gives it back for as long as we do.
@@ -65,16 +66,24 @@ impl Allocator {
     pub fn remove_peer(&mut self, peer: &str, force: bool, now: Now) -> Result<u32, RemoveError> {
         let Some(peer) = self.resolve(peer) else { return Ok(0) };
         let owns = self.ring.entries().iter().any(|entry| entry.peer == peer);
-        if peer == self.me() || !owns || self.leaving {
+        let disputes: Vec<PeerName> =
+            self.conflicts.iter().filter(|(_, doubt)| doubt.rival == peer).map(|(&with, _)| with).collect();
+        if peer == self.me() || !owns && disputes.is_empty() || self.leaving {
             return Ok(0);
         }
         if self.reachable.contains_key(&peer) && !force {
             return Err(RemoveError::Reachable { peer, nickname: self.nickname(peer) });
         }
+        // What is said to be its own nobody uses any more.
+        disputes.into_iter().for_each(|with| self.agreed(with));
+        if !owns {
+            self.retry(now);
+            self.finish(now);
+            return Ok(0);
+        }
         let before = self.space.free().count();
         let step = if self.mutant(Mutation::TakeoverByOne) { 1 } else { TAKEOVER_STEP };
         self.ring.transfer(peer, self.me(), step);
-        self.conflicts.remove(&peer);
         self.ring_updated(false, now);
         let gained = self.space.free().count().saturating_sub(before);
         self.broadcast(now);
@@ -120,12 +129,23 @@ impl Allocator {
         let Some(heir) = self.heir(back) else { return HandOver::Nobody { addresses } };
         *self.heirs.entry(heir).or_default() += 1;
         ranges.into_iter().for_each(|range| self.bequeathed.insert(range));
+        self.give_in();
         self.ring.transfer(self.me(), heir, TAKEOVER_STEP);
         self.space.clear();
         self.stale = Stale::Nothing;
         self.ring_unsaved = true;
         self.broadcast(now);
         HandOver::To { peer: heir, nickname: self.nickname(heir), addresses }
+    }
+
+    /// Gives what is in doubt to who says that it is its own: it may be using it, which anybody else would not know.
+    fn give_in(&mut self) {
+        for (rival, range) in self.conflicts.values().flat_map(|d| d.ranges.iter().map(|&r| (d.rival, r))) {
+            let mine: RangeSet = self.ring.ranges_owned_by(self.config.name).into_iter().collect();
+            if mine.count_in(range) == range.size() {
+                self.ring.grant(range, rival);
+            }
+        }
     }
 
     /// Who is there to take over what is ours: rather one that owns something already. 2.8.1 also names one that it cannot

@@ -115,5 +115,6 @@ pub(crate) fn state(value: &Value) -> StateMessage {
         nicknames: nicknames.map(|(peer, nick)| (peer.parse().unwrap(), text(nick).to_owned())).collect(),
         paxos: if value["paxos"].is_null() { None } else { Some(knowledge(&value["paxos"])) },
         ring: if value["ring"].is_null() { None } else { Some(ring(&value["ring"])) },
+        range: None,
     }
 }
