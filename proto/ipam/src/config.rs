@@ -6,7 +6,7 @@ use weave_types::{PeerName, PeerUid};
 use crate::address::Subnet;
 
 /// What an [`Allocator`](crate::Allocator) is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Our name.
     pub name: PeerName,

@@ -17,7 +17,7 @@ pub struct Record {
 }
 
 /// All records, and who has an address.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Owned {
     records: BTreeMap<Container, Record>,
     holders: BTreeMap<u32, Container>,

@@ -13,7 +13,7 @@ use crate::owned::Record;
 use crate::space::RangeSet;
 
 /// A request that waits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Allocation {
     pub(super) request: RequestId,
     pub(super) container: Container,

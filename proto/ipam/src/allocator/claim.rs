@@ -11,7 +11,7 @@ use crate::output::{Answer, Cancelled, Container, Event, NO_ID, RequestError, Re
 const TRIES: u32 = 6;
 
 /// A request that waits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Claim {
     /// `None`: nobody waits for the answer (any more).
     pub(super) request: Option<RequestId>,

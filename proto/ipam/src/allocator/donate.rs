@@ -16,10 +16,10 @@ use crate::output::{Event, Output};
 /// However many requests wait for a range, one peer at a time is asked for it, and none twice before the next tick, unless
 /// something came of it: donors that answer without giving, as 2.8.1 does when only the ends of a subnet are left, would
 /// otherwise be asked without end (spec ipam 15.8).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Asks(BTreeMap<AddrRange, Ask>);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Ask {
     /// Whose answer is awaited.
     outstanding: Option<PeerName>,

@@ -39,7 +39,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// After every call the driver drains [`poll_output`](Allocator::poll_output), and before anything else leaves the
 /// process: that includes the bytes that [`state`](Allocator::state), [`on_gossip`](Allocator::on_gossip) and
 /// [`on_broadcast`](Allocator::on_broadcast) return.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Allocator {
     config: Config,
     rng: ChaCha12Rng,
@@ -91,7 +91,7 @@ enum Stale {
 }
 
 /// A conflict with one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 struct Doubt {
     conflict: Conflict,
     /// Who says, or is said, to own what is in doubt.

@@ -161,6 +161,9 @@ impl World {
         for id in touched {
             let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocation) else { continue };
             let last = &mut self.hosts[usize::from(id.0)].allocator;
+            if last.as_ref() == Some(now) {
+                continue;
+            }
             if !last.as_ref().is_some_and(|last| last.ring() == now.ring() && last.owned() == now.owned()) {
                 changed.insert(id);
             }
