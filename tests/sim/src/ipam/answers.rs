@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use weave_ipam::{Answer, Cancelled, NO_ID, Persist, RequestError, RequestId, Subnet};
+use weave_ipam::{Answer, Cancelled, NO_ID, Persist, RequestError, RequestId, Ring, Subnet};
 use weave_types::{Cidr, Instant};
 
 use super::host::Host;
@@ -245,10 +245,11 @@ impl World {
             },
             _ => false,
         };
-        // Only the owner can tell; of 2.8.1 anybody may.
+        // Only the owner can tell; of 2.8.1 anybody may. One input of a node may hold an answer and then a newer ring.
         let named = match error {
             RequestError::OtherPeer { peer, .. } if !host.legacy => {
-                host.view().is_none_or(|ring| ring.owner_of(addr) == Some(*peer))
+                let owns = |ring: &Ring| ring.owner_of(addr) == Some(*peer);
+                host.view().is_none_or(owns) || host.before.as_ref().is_some_and(owns)
             }
             _ => true,
         };

@@ -34,6 +34,8 @@ pub(super) struct Host {
     pub(super) legacy: bool,
     /// The peer, while it runs.
     pub(super) allocator: Option<Allocator>,
+    /// Among nodes, while it is noted what came of one input: the ring before that input.
+    pub(super) before: Option<Ring>,
     /// What it has stored.
     pub(super) disk: Disk,
     /// Raised with each end of a process: what was scheduled for an earlier one is void.
@@ -78,6 +80,7 @@ impl Host {
             generation: 0,
             legacy,
             allocator: None,
+            before: None,
             disk: Disk::default(),
             incarnation: 0,
             clock_offset: Duration::ZERO,

@@ -160,14 +160,15 @@ impl World {
         }
         for id in touched {
             let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocation) else { continue };
-            let last = &mut self.hosts[usize::from(id.0)].allocator;
-            if last.as_ref() == Some(now) {
+            let host = &mut self.hosts[usize::from(id.0)];
+            if host.allocator.as_ref() == Some(now) {
                 continue;
             }
+            let last = host.allocator.replace(now.clone());
             if !last.as_ref().is_some_and(|last| last.ring() == now.ring() && last.owned() == now.owned()) {
                 changed.insert(id);
+                host.before = last.map(|last| last.ring().clone());
             }
-            *last = Some(now.clone());
         }
         for (id, noted) in &noted {
             if let Noted::Died(_, last) = noted {
@@ -184,6 +185,7 @@ impl World {
             }
         }
         for id in changed {
+            self.host_mut(id).before = None;
             if self.runs(id) {
                 self.check_host(id);
             }
