@@ -80,7 +80,7 @@ impl Mesh {
 
     /// Sends a message to all peers.
     pub fn broadcast(&mut self, channel: &str, payload: &[u8], channels: &mut dyn Channels, now: Now) {
-        self.relay_broadcast(self.config.name, &channel.into(), payload, channels, now);
+        self.relay_broadcast(self.config.name, None, &channel.into(), payload, channels, now);
     }
 
     /// Sends state to some neighbours, who pass on what is news to them.
@@ -343,26 +343,38 @@ impl Mesh {
         }
     }
 
-    /// Passes on to a neighbour what another is said to have sent. For tests.
+    /// Passes on to a neighbour what another is said to have sent, to all if there is no destination. For tests.
     #[cfg(test)]
-    pub(crate) fn relay_as(&mut self, source: PeerName, destination: PeerName, hop: PeerName, now: Now) {
-        let envelope =
-            Envelope { channel: "set".into(), source, destination: Some(destination), payload: b"" };
-        let message = tagged(Tag::GossipUnicast, &envelope.encode());
-        self.send(self.by_peer[&hop], &message, now);
+    pub(crate) fn relay_as(
+        &mut self,
+        source: PeerName,
+        destination: Option<PeerName>,
+        hop: PeerName,
+        now: Now,
+    ) {
+        let envelope = Envelope { channel: "set".into(), source, destination, payload: b"" };
+        let tag = if destination.is_some() { Tag::GossipUnicast } else { Tag::GossipBroadcast };
+        self.send(self.by_peer[&hop], &tagged(tag, &envelope.encode()), now);
+    }
+
+    /// To whom a broadcast goes on. Not back to the neighbour that it came from: while peers do not agree on the topology, each
+    /// may have the other below itself in the tree of the source, and they would send it to and fro.
+    fn broadcast_hops(&mut self, src: PeerName, from: Option<PeerName>) -> Vec<PeerName> {
+        // Everybody has to see the same tree.
+        self.refresh_routes();
+        self.routes.broadcast_all(src).iter().copied().filter(|&hop| Some(hop) != from).collect()
     }
 
     fn relay_broadcast(
         &mut self,
         src: PeerName,
+        from: Option<PeerName>,
         channel: &Arc<str>,
         payload: &[u8],
         channels: &mut dyn Channels,
         now: Now,
     ) {
-        // Everybody has to see the same tree.
-        self.refresh_routes();
-        for &hop in self.routes.clone().broadcast_all(src) {
+        for hop in self.broadcast_hops(src, from) {
             self.queue_and_pump(hop, Route::Broadcast(src), channel, payload, channels, now);
         }
     }
@@ -423,7 +435,10 @@ impl Mesh {
                 let from = running.peer;
                 self.handle_unicast(from, body, channels, now)?;
             }
-            Some(Tag::GossipBroadcast) => self.handle_broadcast(&envelope(body, false)?, channels, now)?,
+            Some(Tag::GossipBroadcast) => {
+                let from = running.peer;
+                self.handle_broadcast(from, &envelope(body, false)?, channels, now)?;
+            }
             None if tag == digest::TAG && running.digests => {
                 let peer = running.peer;
                 self.handle_digest(conn, peer, body, now)?;
@@ -468,6 +483,7 @@ impl Mesh {
 
     fn handle_broadcast(
         &mut self,
+        from: PeerName,
         envelope: &Envelope<'_>,
         channels: &mut dyn Channels,
         now: Now,
@@ -475,17 +491,16 @@ impl Mesh {
         let (channel, source) = (&*envelope.channel, envelope.source);
         if channel == TOPOLOGY {
             let named = self.merge(envelope.payload, now)?.named;
-            self.refresh_routes();
-            for &hop in self.routes.clone().broadcast_all(source) {
+            for hop in self.broadcast_hops(source, Some(from)) {
                 self.push_topology(hop, Route::Broadcast(source), Names::Some(named.clone()), now);
             }
         } else if channels.names().contains(&channel) {
             let onward = channels.on_broadcast(channel, source, envelope.payload, now);
             if let Some(onward) = onward.map_err(ConnectionError::Receiver)? {
-                self.relay_broadcast(source, &channel.into(), &onward, channels, now);
+                self.relay_broadcast(source, Some(from), &channel.into(), &onward, channels, now);
             }
         } else if let Some(name) = self.surrogate(channel) {
-            self.relay_broadcast(source, &name, envelope.payload, channels, now);
+            self.relay_broadcast(source, Some(from), &name, envelope.payload, channels, now);
         }
         Ok(())
     }

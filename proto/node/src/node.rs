@@ -11,7 +11,7 @@ use weave_overlay::forward::{Fact, Tables};
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
-use crate::ipam::{Ipam, IpamChannels, IpamConfig};
+use crate::ipam::{Ipam, IpamChannels, IpamConfig, Quirks};
 use crate::link::{Effect, LIVELY_FEATURE, Links};
 use crate::output::{Event, Output};
 use crate::status::{MacReport, Status};
@@ -65,10 +65,11 @@ impl Node {
         config.mesh.features.insert(LIVELY_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
+        let quirks = config.ipam.as_ref().map(|ipam| Quirks::of(&ipam.config)).unwrap_or_default();
         let allocator = config
             .ipam
             .map(|ipam| Allocator::new(ipam.config, ChaCha12Rng::from_seed(rng.random()), ipam.loaded, now));
-        let ipam = Ipam::new(allocator);
+        let ipam = Ipam::new(allocator, quirks);
         let mut node = Node {
             mesh: Mesh::new(config.mesh, rng, now),
             macs: MacTable::new(macs),

@@ -15,6 +15,7 @@ use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Offload;
 use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 
+use crate::clock::{self, Clock};
 use crate::net::HostId;
 use crate::sabotage::Sabotage;
 use crate::world::PORT;
@@ -30,13 +31,22 @@ pub struct HostOptions {
     pub connection_limit: usize,
     /// The short id of its first start; `None`: any.
     pub short_id: Option<ShortId>,
+    /// Its timers fire late.
+    pub late_timers: bool,
     /// A mistake of its driver.
     pub sabotage: Option<Sabotage>,
 }
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { password: None, discovery: true, connection_limit: 200, short_id: None, sabotage: None }
+        HostOptions {
+            password: None,
+            discovery: true,
+            connection_limit: 200,
+            short_id: None,
+            late_timers: false,
+            sabotage: None,
+        }
     }
 }
 
@@ -113,10 +123,10 @@ pub struct Host {
     pub(crate) noted: Vec<Noted>,
     /// What [`Sabotage::LateRecords`] holds back.
     late_record: Option<weave_ipam::Persist>,
-    /// The host's monotonic clock is ahead by this.
-    pub(crate) clock_offset: Duration,
-    /// The host's wall clock is this wrong, seconds.
-    pub(crate) wall_error: i64,
+    /// The host's clocks.
+    pub(crate) clock: Clock,
+    /// It behaves like 2.8.1, which ends itself where it loses part of its own space.
+    pub(crate) legacy: bool,
     /// The tables that [`Sabotage::LateTables`] holds back.
     late_tables: Option<Arc<Tables>>,
     /// What [`Sabotage::LatePersist`] holds back.
@@ -147,8 +157,8 @@ impl Host {
             allocation: None,
             noted: Vec::new(),
             late_record: None,
-            clock_offset: Duration::ZERO,
-            wall_error: 0,
+            clock: Clock::default(),
+            legacy: false,
             late_tables: None,
             late_persist: None,
             forwarder: None,
@@ -237,6 +247,11 @@ impl Host {
     /// With a chance of one in `n`: whether the driver makes this mistake now.
     pub(crate) fn fumbles(&mut self, sabotage: Sabotage, n: u32) -> bool {
         self.options.sabotage == Some(sabotage) && self.rng.random_ratio(1, n)
+    }
+
+    /// How late its next timer is.
+    pub(crate) fn lateness(&mut self) -> Duration {
+        if self.options.late_timers { clock::lateness(&mut self.rng) } else { Duration::ZERO }
     }
 
     /// What happened to frames here, since the peer's start.
@@ -380,7 +395,13 @@ impl Host {
                     }
                     return Some(Sent::Node(Output::Done { request, result }));
                 }
-                Output::Event(Event::Ipam(event)) => self.noted.push(Noted::Event(event)),
+                Output::Event(Event::Ipam(event)) => {
+                    // What it had stored is consistent.
+                    if self.legacy && matches!(event, weave_ipam::Event::Yielded { .. }) {
+                        self.death = Some((0, Death::Killed));
+                    }
+                    self.noted.push(Noted::Event(event));
+                }
                 Output::Event(Event::Mesh(weave_mesh::Event::Connection(
                     _,
                     peer,

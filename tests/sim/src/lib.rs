@@ -8,6 +8,7 @@
 //! * [`transcript`]: scenarios written down with what they show.
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod frames;
 mod host;
 pub mod invariants;

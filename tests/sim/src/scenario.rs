@@ -164,6 +164,7 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
         discovery: plan.discovery,
         connection_limit: plan.connection_limit,
         short_id: plan.short_id,
+        late_timers: false,
         sabotage: plan.sabotage,
     };
     let mut rng = ChaCha12Rng::seed_from_u64(seed);

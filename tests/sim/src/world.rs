@@ -10,6 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use weave_node::Output;
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
+use crate::clock::Clock;
 use crate::frames;
 use crate::host::{Death, Host, HostOptions, Noted, Sent};
 use crate::net::{Faults, HostId, Net};
@@ -109,23 +110,14 @@ impl World {
 
     /// The virtual time.
     pub fn now(&self) -> Now {
-        self.time(self.wall_error, Duration::ZERO)
+        Clock { wall_error: self.wall_error, ..Clock::default() }.read(self.clock)
     }
 
     /// What a host's own clocks say.
     pub(crate) fn now_at(&self, id: HostId) -> Now {
-        let (wall, ahead) =
-            self.hosts.get(&id).map_or((0, Duration::ZERO), |host| (host.wall_error, host.clock_offset));
-        self.time(self.wall_error + wall, ahead)
-    }
-
-    fn time(&self, wall_error: i64, ahead: Duration) -> Now {
-        /// The wall clock at the start: 2026-01-01.
-        const START: Duration = Duration::from_secs(1_767_225_600);
-        let right = START + self.clock.since_origin();
-        let error = Duration::from_secs(wall_error.unsigned_abs());
-        let wall = if wall_error < 0 { right.saturating_sub(error) } else { right + error };
-        Now { mono: self.clock + ahead, wall }
+        let mut clock = self.hosts.get(&id).map(|host| host.clock).unwrap_or_default();
+        clock.wall_error += self.wall_error;
+        clock.read(self.clock)
     }
 
     /// Somebody sets the wall clocks.
@@ -475,8 +467,7 @@ impl World {
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("it was there above");
         if let Some((at, reason)) = host.node.as_ref().and_then(|node| node.poll_timeout()) {
-            let at = Instant::from_origin(at.since_origin().saturating_sub(host.clock_offset));
-            let mut at = at.max(now.mono);
+            let mut at = host.clock.when(at).max(now.mono);
             if host.options.sabotage == Some(Sabotage::Insomnia) {
                 at = at.min(now.mono + Duration::from_millis(100));
             }
@@ -484,8 +475,8 @@ impl World {
                 host.next_wake = Some(at);
                 host.wake_reason = reason;
                 host.wake += 1;
-                let wake = host.wake;
-                self.push(at, Event::Wake(id, wake));
+                let (wake, late) = (host.wake, host.lateness());
+                self.push(at + late, Event::Wake(id, wake));
             }
         }
     }

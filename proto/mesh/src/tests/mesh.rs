@@ -80,12 +80,17 @@ fn a_message_does_not_go_back_where_it_came_from() {
     net.assert_converged();
     // The first believes that the way to itself, and to a peer that is not there, leads through the second.
     for (source, destination) in [(peer(9), peer(1)), (peer(2), peer(3))] {
-        net.with(0, |mesh, _, now| mesh.relay_as(source, destination, peer(2), now));
+        net.with(0, |mesh, _, now| mesh.relay_as(source, Some(destination), peer(2), now));
     }
     net.run_s(1);
     assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:01"), 1);
     assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:02"), 1);
     assert!(net.hosts.iter().all(|host| host.channels.unicasts.is_empty()));
+    // It believes that what the third says to all comes to the second by way of itself.
+    net.with(0, |mesh, _, now| mesh.relay_as(peer(3), None, peer(2), now));
+    net.run_s(1);
+    assert_eq!(net.hosts[1].channels.broadcasts, [(peer(3), Vec::new())]);
+    assert!(net.hosts[0].channels.broadcasts.is_empty());
 }
 
 #[test]

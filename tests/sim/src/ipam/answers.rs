@@ -192,10 +192,10 @@ impl World {
         let Persist::Owned { container, record } = persist else { return };
         let kept: Vec<u32> =
             record.iter().flat_map(|record| record.cidrs.iter().map(|cidr| number_of(cidr.addr()))).collect();
-        let clock = self.clock;
+        let (clock, grace) = (self.clock, self.host(id).time.at_least(GRACE));
         let Some(living) = self.host(id).containers.get(container) else { return };
         let lost: Vec<u32> = living.addrs.iter().copied().filter(|addr| !kept.contains(addr)).collect();
-        let dead = living.gone || living.died.is_some_and(|died| clock - died >= GRACE);
+        let dead = living.gone || living.died.is_some_and(|died| clock - died >= grace);
         for addr in lost {
             // What is not known here yet after the disk was lost is not released.
             let known = self
@@ -225,7 +225,7 @@ impl World {
                 others(host) || !self.range_of(id).range().contains(addr)
             }
             RequestError::OtherPeer { unreachable: true, .. } => {
-                self.clock - request.since >= Duration::from_secs(20)
+                self.clock - request.since >= host.time.at_least(Duration::from_secs(20))
             }
             // 2.8.1 takes a denial of a whole subnet for an answer to every claim in it (`Mutation::DenialOfAnything`).
             RequestError::OtherPeer { unreachable: false, .. } if self.host(id).legacy => true,

@@ -1,12 +1,12 @@
 //! A host of the address world: its peer, its disk, and the containers that use addresses on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
 use weave_ipam::{Allocator, Container, Ring};
 use weave_types::{Instant, PeerName};
 
 use super::disk::Disk;
+use crate::clock::Clock;
 use crate::host::Death;
 
 /// A container, or something else that uses addresses.
@@ -40,10 +40,8 @@ pub(super) struct Host {
     pub(super) disk: Disk,
     /// Raised with each end of a process: what was scheduled for an earlier one is void.
     pub(super) incarnation: u32,
-    /// Its clock's origin.
-    pub(super) clock_offset: Duration,
-    /// Its wall clock is this wrong, seconds.
-    pub(super) wall_error: i64,
+    /// Its clocks.
+    pub(super) time: Clock,
     /// When the peer was started.
     pub(super) started: Instant,
     /// The peer dies after so many more outputs.
@@ -83,8 +81,7 @@ impl Host {
             before: None,
             disk: Disk::default(),
             incarnation: 0,
-            clock_offset: Duration::ZERO,
-            wall_error: 0,
+            time: Clock::default(),
             started: Instant::ORIGIN,
             fuse: None,
             range: 0,

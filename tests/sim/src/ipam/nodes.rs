@@ -44,6 +44,7 @@ impl Nodes {
             password: plan.password.map(str::to_owned),
             discovery: plan.graph == Graph::Complete,
             connection_limit: 0,
+            late_timers: true,
             sabotage: plan.sabotage,
             ..HostOptions::default()
         };
@@ -180,6 +181,8 @@ impl World {
                 Noted::Persist(persist) => self.perform(id, Output::Persist(persist)),
                 Noted::Done(request, result) => self.answered(id, request, result),
                 Noted::Event(event) => self.said(id, event),
+                // 2.8.1 does not talk to those who contradict it.
+                Noted::Refused(_) if self.host(id).legacy && self.plan.conflicts => {}
                 Noted::Refused(why) => violation!("host {} ends a connection to {why}", id.0),
                 Noted::Died(death, _) => self.kill(id, death),
             }
@@ -210,10 +213,10 @@ impl World {
     pub(super) fn start_node(&mut self, id: HostId, config: Config, loaded: Loaded) {
         let targets = self.targets(id);
         let host = self.host(id);
-        let (name, offset, wall_error) = (host.name, host.clock_offset, host.wall_error);
+        let (name, time, legacy) = (host.name, host.time, host.legacy);
         let Some(nodes) = &mut self.nodes else { return };
         let peer = nodes.mesh.host_mut(id);
-        (peer.name, peer.clock_offset, peer.wall_error) = (name, offset, wall_error);
+        (peer.name, peer.clock, peer.legacy) = (name, time, legacy);
         peer.allocation = Some(IpamConfig { config, loaded });
         nodes.mesh.start(id, &targets);
         self.absorb();
@@ -352,8 +355,8 @@ impl World {
             Transition::CrashAfter(a, outputs) => mesh.host_mut(a).die_after(outputs, Death::Killed),
             Transition::PowerLossAfter(a, outputs) => mesh.host_mut(a).die_after(outputs, Death::PowerLost),
             Transition::WallClock(a, seconds) => {
-                mesh.host_mut(a).wall_error += i64::from(seconds);
-                self.host_mut(a).wall_error += i64::from(seconds);
+                mesh.host_mut(a).clock.wall_error += i64::from(seconds);
+                self.host_mut(a).time.wall_error += i64::from(seconds);
             }
             _ => return false,
         }

@@ -86,6 +86,15 @@ pub fn nodes() -> Vec<Plan> {
             leave: 8,
             ..plan("nodes around one that allocates nothing", 4)
         },
+        Plan { legacy: 2, calm: true, leave: 5, ..plan("two of four nodes behave like 2.8.1", 4) },
+        Plan {
+            legacy: 2,
+            early: true,
+            calm: true,
+            contest: true,
+            conflicts: true,
+            ..plan("two of four nodes behave like 2.8.1, and tell before they store", 4)
+        },
     ]
 }
 

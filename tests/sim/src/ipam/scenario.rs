@@ -128,6 +128,8 @@ pub struct Plan {
     pub duplication: f64,
     /// Chance that it takes seconds.
     pub slow: f64,
+    /// By so many parts in a million clocks are too fast or too slow, at most.
+    pub drift: u64,
     /// How often containers do something, compared to everything else.
     pub requests: u32,
     /// How often peers leave for good.
@@ -167,6 +169,7 @@ impl Plan {
             loss: 0.02,
             duplication: 0.02,
             slow: 0.05,
+            drift: 50_000,
             requests: 40,
             leave: 0,
             contest: false,
@@ -407,7 +410,7 @@ impl World {
             Transition::Reinstall(a) => self.reinstall(a),
             Transition::RemovePeer(a, which) => self.remove_peer(a, which),
             Transition::ChangeRange(a) => self.change_range(a),
-            Transition::WallClock(a, seconds) => self.host_mut(a).wall_error += i64::from(seconds),
+            Transition::WallClock(a, seconds) => self.host_mut(a).time.wall_error += i64::from(seconds),
         }
     }
 }

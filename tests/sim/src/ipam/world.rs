@@ -19,6 +19,7 @@ use super::nodes::Nodes;
 use super::scenario::{Begin, Plan};
 use super::trace::{show_message, show_output};
 use super::violation;
+use crate::clock::{Clock, lateness};
 use crate::host::Death;
 use crate::net::HostId;
 
@@ -117,8 +118,11 @@ impl World {
             rng: ChaCha12Rng::seed_from_u64(seed ^ 0x1b0a_9a31),
             traced: std::env::var_os("SIM_TRACE").is_some(),
         };
+        let mut rng = ChaCha12Rng::seed_from_u64(seed ^ 0x10c6_7a11);
         for n in 0..plan.hosts {
-            world.hosts.push(Host::new(name_of(HostId(n), 0), n < plan.legacy));
+            let mut host = Host::new(name_of(HostId(n), 0), n < plan.legacy);
+            host.time = Clock::drifting(plan.drift, &mut rng);
+            world.hosts.push(host);
         }
         world
     }
@@ -149,13 +153,7 @@ impl World {
 
     /// What time it is on a host.
     pub(super) fn now(&self, id: HostId) -> Now {
-        /// The wall clock at the start: 2026-01-01.
-        const START: Duration = Duration::from_secs(1_767_225_600);
-        let host = self.host(id);
-        let right = START + self.clock.since_origin();
-        let error = Duration::from_secs(host.wall_error.unsigned_abs());
-        let wall = if host.wall_error < 0 { right.saturating_sub(error) } else { right + error };
-        Now { mono: self.clock + host.clock_offset, wall }
+        self.host(id).time.read(self.clock)
     }
 
     /// Tells what happens, with `SIM_TRACE`.
@@ -339,16 +337,14 @@ impl World {
     }
 
     fn schedule_wake(&mut self, id: HostId) {
-        let offset = self.host(id).clock_offset;
         let Some(allocator) = &self.host(id).allocator else { return };
         let Some((at, _)) = allocator.poll_timeout() else { return };
-        let at = Instant::from_origin(at.since_origin().saturating_sub(offset));
+        let at = self.host(id).time.when(at).max(self.clock);
         if self.host(id).wake.is_some_and(|wake| wake <= at) {
             return;
         }
         self.host_mut(id).wake = Some(at);
-        // Timers fire late, now and then very late.
-        let late = if self.rng.random_bool(0.05) { self.millis(1, 3000) } else { self.millis(1, 100) };
+        let late = lateness(&mut self.rng);
         let incarnation = self.host(id).incarnation;
         self.schedule((at - self.clock) + late, Event::Wake(id, incarnation));
     }
@@ -365,7 +361,7 @@ impl World {
         let clock = self.clock;
         let config = self.config(id, PeerUid(uid), range);
         let host = self.host_mut(id);
-        host.clock_offset = offset;
+        host.time.ahead = offset;
         host.started = clock;
         host.wake = None;
         host.asked.clear();
