@@ -401,6 +401,11 @@ impl Ask {
     }
 }
 
+/// What this peer owns of the range; nothing while address allocation is off or there is no ring.
+pub(crate) fn own_networks(node: &Node) -> Vec<Cidr> {
+    node.allocation().map(|allocator| allocator.ring().networks_of(node.name())).unwrap_or_default()
+}
+
 fn released(result: Result<(), ReleaseError>) -> Reply {
     match result {
         Ok(()) => Reply::Done,

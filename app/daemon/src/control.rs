@@ -74,6 +74,8 @@ pub enum Request {
 pub struct AllocationInfo {
     /// Where a call allocates that names no subnet.
     pub default_subnet: Subnet,
+    /// Whether the firewall is told what this peer owns (`--no-masq-local`).
+    pub no_masq_local: bool,
     /// One for each call that may wait.
     slots: Arc<Semaphore>,
     next: Arc<AtomicU64>,
@@ -82,7 +84,8 @@ pub struct AllocationInfo {
 impl AllocationInfo {
     /// At most `calls` wait at a time.
     pub fn new(default_subnet: Subnet, calls: usize) -> AllocationInfo {
-        AllocationInfo { default_subnet, slots: Arc::new(Semaphore::new(calls)), next: Arc::default() }
+        let slots = Arc::new(Semaphore::new(calls));
+        AllocationInfo { default_subnet, no_masq_local: false, slots, next: Arc::default() }
     }
 }
 

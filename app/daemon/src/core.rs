@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DatapathStats, DeviceState, FactReceiver};
 use weave_mesh::{Persist, ResolveId};
 use weave_node::{Node, Output};
-use weave_types::{Instant, Now};
+use weave_types::{Cidr, Instant, Now};
 
-use crate::allocation::Allocation;
+use crate::allocation::{Allocation, own_networks};
 use crate::control::Request;
 use crate::log::Limiter;
 use crate::net::{Event, Net};
@@ -102,6 +102,8 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     /// `None`: no addresses are allocated here.
     pub(crate) allocation: Option<Allocation>,
+    /// What this peer owns of the range, as the warden was told; `None`: it does not ask (`--no-masq-local`).
+    pub(crate) local: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
     pub(crate) requests: mpsc::Receiver<Request>,
 }
@@ -161,6 +163,7 @@ impl Core {
 
     /// Does everything that the node wants done.
     pub(crate) fn drain(&mut self) {
+        let mut ring_changed = false;
         while let Some(output) = self.node.poll_output() {
             let now = self.clock.now();
             // What is to be stored in one go is synced once.
@@ -172,6 +175,8 @@ impl Core {
             match output {
                 Output::Persist(persist) => self.persist(persist),
                 Output::PersistIpam(persist) => {
+                    ring_changed |=
+                        matches!(persist, weave_ipam::Persist::Ring(_) | weave_ipam::Persist::Clear);
                     if let Some(allocation) = &mut self.allocation {
                         allocation.persist(&persist, now);
                     }
@@ -194,6 +199,19 @@ impl Core {
         }
         if let Some(allocation) = &mut self.allocation {
             allocation.settle(self.clock.now());
+        }
+        if ring_changed {
+            self.tell_local();
+        }
+    }
+
+    /// The warden hears what this peer owns, if that has changed.
+    fn tell_local(&mut self) {
+        let Some(told) = &mut self.local else { return };
+        let now = own_networks(&self.node);
+        if *told != now {
+            told.clone_from(&now);
+            self.warden.send(Job::Local(now));
         }
     }
 

@@ -21,10 +21,10 @@ use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DatapathConfig, FactReceiver};
 use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
-use weave_types::{PeerName, PeerUid};
+use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::adopt::Adoption;
-use crate::allocation::{Allocation, MAX_WAITING};
+use crate::allocation::{Allocation, MAX_WAITING, own_networks};
 use crate::allocation_store::AllocationStore;
 use crate::config::{Config, ListenAddr};
 use crate::control::{AllocationInfo, Control};
@@ -191,12 +191,13 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         }
     };
     let (peers, resumed) = initial_peers(&config, &store, adoption.import());
-    let Prepared { listener, listeners, node, allocation, datapath, facts, device, warden } = prepared;
+    let Prepared { listener, listeners, node, allocation, datapath, facts, device, warden, local } = prepared;
     let warden = warden.watch().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
-        control = control.with_allocation(AllocationInfo::new(allocation.default_subnet, MAX_WAITING));
+        let info = AllocationInfo::new(allocation.default_subnet, MAX_WAITING);
+        control = control.with_allocation(AllocationInfo { no_masq_local: config.no_masq_local, ..info });
     }
     let net = Net::new(events_tx, config.host);
     let (refusals, limits) = (Refusals::default(), Default::default());
@@ -211,6 +212,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         net,
         store,
         allocation,
+        local: config.no_masq_local.then_some(local),
         events,
         requests,
     };
@@ -260,6 +262,8 @@ struct Prepared {
     facts: FactReceiver,
     device: String,
     warden: Warden,
+    /// What this peer owns of the range, as the warden was told.
+    local: Vec<Cidr>,
 }
 
 /// Sockets first, the host's devices last.
@@ -291,12 +295,13 @@ async fn prepare(
     let (datapath, facts) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge, its uplink and the firewall");
     let cleared = adoption.clear_the_way(&names)?;
-    let mtu = warden.start().map_err(|e| cleared.undo(e))?;
+    let local = own_networks(&node);
+    let mtu = warden.start(local.clone()).map_err(|e| cleared.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     if allocation.is_some() {
         claim_what_is_in_use(config, &mut node, clock.now());
     }
-    Ok((Prepared { listener, listeners, node, allocation, datapath, facts, device, warden }, adoption))
+    Ok((Prepared { listener, listeners, node, allocation, datapath, facts, device, warden, local }, adoption))
 }
 
 /// What the allocator starts with; nothing if it is off.

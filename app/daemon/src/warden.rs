@@ -31,8 +31,7 @@ pub(crate) enum Job {
     Expose(Vec<Exposed>, oneshot::Sender<Result<(), String>>),
     /// All or none.
     Hide(Vec<Cidr>, oneshot::Sender<Result<(), String>>),
-    /// The allocator's own ranges, for `--no-masq-local`.
-    #[expect(dead_code, reason = "told by address allocation")]
+    /// What the allocator owns from now on, for `--no-masq-local`.
     Local(Vec<Cidr>),
 }
 
@@ -131,8 +130,8 @@ impl Warden {
     }
 
     /// Makes everything; gives the MTU of bridge and uplink. Only a device that cannot be made is a failure, and is undone:
-    /// without firewall rules a peer is better than none.
-    pub(crate) fn start(&mut self) -> Result<u32, Error> {
+    /// without firewall rules a peer is better than none. `local`: what the allocator owns, for `--no-masq-local`.
+    pub(crate) fn start(&mut self, local: Vec<Cidr>) -> Result<u32, Error> {
         let root = std::path::Path::new("/");
         let files = weave_host::unmanaged::install(root, &self.names).unwrap_or_else(|e| {
             tracing::warn!("other programs may change our devices: {e}");
@@ -150,6 +149,7 @@ impl Warden {
         self.save();
         self.guard.notice(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
         self.guard.tidy(&self.setup).iter().for_each(|e| tracing::debug!("tidying other rules: {e}"));
+        self.guard.set_local(local);
         self.look_at_rules();
         Ok(mtu)
     }
@@ -249,8 +249,11 @@ impl Warden {
     fn work(&mut self, job: Job) {
         match job {
             Job::Local(networks) => {
+                let all = list(networks.iter().copied());
                 self.guard.set_local(networks);
-                self.look_at_rules();
+                if self.ensure_rules() {
+                    tracing::debug!("reached without translation: {all}");
+                }
             }
             Job::Expose(exposed, answer) => {
                 let _scope = faults::scope("expose");
@@ -359,23 +362,28 @@ impl Warden {
     }
 
     fn look_at_rules(&mut self) {
+        // Somebody may take them away all the time: told less and less often.
+        if self.ensure_rules() {
+            let place = self.guard.backend().map_or("none", Backend::name);
+            if self.repairs.is_power_of_two() || self.repairs == 0 {
+                tracing::info!("firewall rules are in place ({place}, made {} times)", self.repairs + 1);
+            }
+            self.repairs += 1;
+        }
+    }
+
+    /// Whether something had to be done for them, and could be.
+    fn ensure_rules(&mut self) -> bool {
         const MISSING: &str = "firewall rules are missing";
         match self.guard.ensure(&self.setup, &self.state.exposed) {
             Ok(changed) => {
                 self.told.retain(|text| !text.starts_with(MISSING));
-                // Somebody may take them away all the time: told less and less often.
-                if changed {
-                    let place = self.guard.backend().map_or("none", Backend::name);
-                    if self.repairs.is_power_of_two() || self.repairs == 0 {
-                        tracing::info!(
-                            "firewall rules are in place ({place}, made {} times)",
-                            self.repairs + 1
-                        );
-                    }
-                    self.repairs += 1;
-                }
+                changed
             }
-            Err(e) => self.tell(format!("{MISSING}, it is tried again: {e}")),
+            Err(e) => {
+                self.tell(format!("{MISSING}, it is tried again: {e}"));
+                false
+            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Sets of networks in the kernel (`ipset`, type `hash:net`), which packet filter rules refer to by name. Spoken to directly: the
 //! `ipset` program is installed on few hosts.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 use weave_types::Cidr;
 
 use crate::Error;
-use crate::netlink::{Netlink, Request, find, text};
+use crate::netlink::{Netlink, Request, attributes, find, text};
 
 /// `NFNL_SUBSYS_IPSET << 8`.
 const SUBSYSTEM: u16 = 6 << 8;
@@ -18,7 +19,6 @@ const DESTROY: u16 = SUBSYSTEM | 3;
 const SWAP: u16 = SUBSYSTEM | 6;
 const LIST: u16 = SUBSYSTEM | 7;
 const ADD: u16 = SUBSYSTEM | 9;
-const HEADER: u16 = SUBSYSTEM | 12;
 const TYPE: u16 = SUBSYSTEM | 13;
 
 const ATTR_PROTOCOL: u16 = 1;
@@ -32,6 +32,8 @@ const ATTR_FLAGS: u16 = 6;
 /// Of a list: names are enough.
 const FLAG_NAMES: u32 = 1 << 1;
 const ATTR_DATA: u16 = 7;
+/// Elements, each an `ATTR_DATA`.
+const ATTR_ADT: u16 = 8;
 const DATA_IP: u16 = 1;
 const IP_V4: u16 = 1;
 const DATA_PREFIX: u16 = 3;
@@ -52,7 +54,7 @@ pub(crate) fn replace(name: &str, networks: &[Cidr]) -> Result<(), Error> {
     let revision = revision(&mut netlink)?;
     create(&mut netlink, name, revision)?;
     // Filled beside it and exchanged, so that no packet meets half of it.
-    let beside = format!("{name}.new");
+    let beside = beside(name);
     destroy_with(&mut netlink, &beside)?;
     create(&mut netlink, &beside, revision)?;
     let fill = |netlink: &mut Netlink| {
@@ -68,18 +70,43 @@ pub(crate) fn replace(name: &str, networks: &[Cidr]) -> Result<(), Error> {
     filled.and_then(|()| tidied.map(drop))
 }
 
-/// Removes a set; `false` if there was none.
+/// Name of the set that is filled to take another's place. A name has at most 31 characters, and `weaver-no-masq-local` of an
+/// instance up to 29.
+fn beside(name: &str) -> String {
+    format!("{name}~")
+}
+
+/// Removes a set, and what a [`replace`] that was killed left; `false` if there was none.
 ///
 /// # Errors
 /// A rule refers to it, or the kernel refuses.
 pub(crate) fn destroy(name: &str) -> Result<bool, Error> {
-    destroy_with(&mut Netlink::open_protocol(NETLINK_NETFILTER)?, name)
+    let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
+    let left = destroy_with(&mut netlink, &beside(name))?;
+    Ok(destroy_with(&mut netlink, name)? || left)
 }
 
-/// Whether there is such a set. A kernel without sets has none.
-pub(crate) fn exists(name: &str) -> bool {
-    let Ok(mut netlink) = Netlink::open_protocol(NETLINK_NETFILTER) else { return false };
-    netlink.ask(request(HEADER, 0, name), "looking for a set").is_ok()
+/// Whether there is such a set with exactly these networks in it. A kernel without sets has none.
+pub(crate) fn holds(name: &str, networks: &[Cidr]) -> bool {
+    let wanted: BTreeSet<Cidr> =
+        networks.iter().map(|n| n.network()).filter(|n| n.addr().is_ipv4()).collect();
+    members(name).is_ok_and(|members| members == wanted)
+}
+
+fn members(name: &str) -> Result<BTreeSet<Cidr>, Error> {
+    let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
+    let replies = netlink.dump(request(LIST, 0, name), format_args!("reading set {name}"))?;
+    Ok(replies.iter().flat_map(|r| elements(&r.body)).collect())
+}
+
+/// Those in one message of a list.
+fn elements(body: &[u8]) -> impl Iterator<Item = Cidr> {
+    let all = body.get(4..).and_then(|b| find(b, ATTR_ADT)).unwrap_or_default();
+    attributes(all).filter(|(kind, _)| *kind == ATTR_DATA).filter_map(|(_, element)| {
+        let address: [u8; 4] = find(find(element, DATA_IP)?, IP_V4)?.try_into().ok()?;
+        let prefix = *find(element, DATA_PREFIX)?.first()?;
+        Cidr::new(IpAddr::V4(Ipv4Addr::from(address)), prefix)
+    })
 }
 
 /// Removes the sets of 2.8.1's policy controller, which outlive it; gives how many there were.
@@ -261,9 +288,81 @@ mod tests {
             assert!(destroy(one).is_err(), "it is listed");
             assert!(has_policy_sets());
             assert_eq!(destroy_policy_sets().unwrap(), 2);
-            assert!(!has_policy_sets() && !exists(one) && !exists(list));
-            assert!(exists("weave-mine"), "somebody else's");
+            assert!(!has_policy_sets() && members(one).is_err() && members(list).is_err());
+            assert!(members("weave-mine").is_ok(), "somebody else's");
         });
         done.join().unwrap();
+    }
+
+    fn networks(text: &str) -> Vec<Cidr> {
+        text.split_whitespace().map(|n| n.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_set_holds_what_it_was_given() {
+        let done = std::thread::spawn(|| {
+            if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("SKIPPED: no network namespace for sets: {e}");
+                return;
+            }
+            let name = "weaver-no-masq-local.instance";
+            assert!(!holds(name, &[]), "there is none");
+            assert_eq!(destroy(name), Ok(false));
+            match replace(name, &[]) {
+                Err(Error::MissingFeature { .. }) => {
+                    eprintln!("SKIPPED: the kernel has no sets");
+                    return;
+                }
+                made => made.unwrap(),
+            }
+            assert!(holds(name, &[]) && !holds(name, &networks("10.32.0.0/13")));
+            // More than one message of a list has room for.
+            let many: Vec<Cidr> = (0..2000u32).map(|n| block(n * 2)).collect();
+            for set in [networks("10.40.0.0/13 10.32.0.1/32 10.36.0.0/14"), many, networks("10.32.0.0/13")] {
+                replace(name, &set).unwrap();
+                let reversed: Vec<Cidr> = set.iter().rev().copied().collect();
+                assert!(holds(name, &set) && holds(name, &reversed));
+                assert!(!holds(name, &set[1..]), "one more than asked for");
+                assert!(!holds(name, &[&set[..], &networks("192.0.2.0/24")].concat()), "one is missing");
+            }
+            assert!(!holds(name, &networks("10.32.0.0/14")), "another length");
+            assert!(holds(name, &networks("10.32.0.0/13 fd00::/64")), "only IPv4 is held");
+            // As a `replace` leaves it that is killed half-way.
+            let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER).unwrap();
+            let revision = revision(&mut netlink).unwrap();
+            create(&mut netlink, &beside(name), revision).unwrap();
+            assert_eq!(destroy(name), Ok(true));
+            assert!(members(name).is_err() && members(&beside(name)).is_err());
+        });
+        done.join().unwrap();
+    }
+
+    /// The `n`th block of sixteen addresses.
+    fn block(n: u32) -> Cidr {
+        Cidr::new(IpAddr::V4((0x0a20_0000 + n * 16).into()), 28).unwrap()
+    }
+
+    #[test]
+    fn damaged_lists_have_no_elements() {
+        let mut list = Request::new(0, 0, &[]);
+        list.nested(ATTR_ADT, |all| {
+            for (address, prefix) in
+                [(&[10, 32, 0, 0][..], &[13][..]), (&[10, 32], &[16]), (&[10, 0, 0, 1], &[33])]
+            {
+                all.nested(ATTR_DATA, |element| {
+                    element
+                        .nested(DATA_IP, |ip| {
+                            ip.attribute(IP_V4 | NET_BYTEORDER, address);
+                        })
+                        .attribute(DATA_PREFIX, prefix);
+                });
+            }
+            all.nested(ATTR_DATA, |_| ()).attribute(ATTR_DATA, &[7; 3]).attribute(ATTR_NAME, &[0]);
+        });
+        let body = [&[0; 4], &list.encoded()[16..]].concat();
+        assert_eq!(elements(&body).collect::<Vec<_>>(), networks("10.32.0.0/13"));
+        for end in 0..body.len() {
+            assert!(elements(&body[..end]).count() <= 1);
+        }
     }
 }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use weave_types::PeerName;
+use weave_types::{Cidr, PeerName};
 
 use crate::address::AddrRange;
+use crate::space::RangeSet;
 
 /// What is added to a version when a peer's ranges are taken over or handed over: it beats changes that the owner made
 /// without our hearing of them.
@@ -178,6 +179,12 @@ impl Ring {
             .collect();
         ranges.sort();
         ranges
+    }
+
+    /// All that a peer owns, as the fewest networks that make it up, ascending; empty if it owns nothing.
+    pub fn networks_of(&self, peer: PeerName) -> Vec<Cidr> {
+        let joined: RangeSet = self.ranges_owned_by(peer).into_iter().collect();
+        joined.iter().flat_map(AddrRange::cover).collect()
     }
 
     /// Number of addresses of the entry at `index`.

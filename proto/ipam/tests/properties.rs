@@ -4,12 +4,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 use weave_ipam::merge::{MergeError, MergeRules};
 use weave_ipam::space::{RangeSet, Space};
 use weave_ipam::{AddrRange, Entry, Ring};
-use weave_types::PeerName;
+use weave_types::{Cidr, PeerName};
 
 const SIZE: u32 = 64;
 
@@ -105,6 +106,12 @@ impl World {
     }
 }
 
+/// All addresses of a network.
+fn block(cidr: Cidr) -> AddrRange {
+    let IpAddr::V4(first) = cidr.addr() else { panic!("{cidr} is not IPv4") };
+    AddrRange::new(first.into(), u32::from(first) + (1 << (32 - cidr.prefix())))
+}
+
 fn owners(ring: &Ring) -> BTreeMap<u32, PeerName> {
     ring.entries().iter().map(|e| (e.token, e.peer)).collect()
 }
@@ -152,6 +159,27 @@ proptest! {
         }
         for ring in &world.rings[1..] {
             prop_assert_eq!(owners(ring), owners(&world.rings[0]));
+        }
+    }
+
+    /// The networks of a peer are its addresses, each once, ascending, and no two of them make one.
+    #[test]
+    fn networks_are_exact_and_few(
+        tokens in prop::collection::btree_map(0u32..64, 0usize..3, 0..12),
+    ) {
+        let range = AddrRange::new(256, 256 + SIZE);
+        let entries = tokens.iter().map(|(&token, &owner)| Entry { token: 256 + token, peer: peer(owner), version: 0, free: 0 });
+        let ring = Ring::from_parts(range, peer(0), entries.collect(), Vec::new());
+        for n in 0..4 {
+            let blocks: Vec<AddrRange> = ring.networks_of(peer(n)).into_iter().map(block).collect();
+            let addresses: Vec<u32> = blocks.iter().flat_map(|b| b.start()..b.end()).collect();
+            let owned: Vec<u32> =
+                (range.start()..range.end()).filter(|&a| ring.owner_of(a) == Some(peer(n))).collect();
+            prop_assert_eq!(addresses, owned);
+            for pair in blocks.windows(2) {
+                let one = pair[0].end() == pair[1].start() && pair[0].size() == pair[1].size();
+                prop_assert!(!one || !pair[0].start().is_multiple_of(2 * pair[0].size()), "{:?}", blocks);
+            }
         }
     }
 

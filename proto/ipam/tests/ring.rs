@@ -67,6 +67,36 @@ fn free_space_reports() {
     }
 }
 
+/// Tokens with their owners, in 10.0.0.0/24.
+fn owned(tokens: &[(u32, u64)]) -> Ring {
+    let peer = |n| PeerName::from_number(n).unwrap();
+    let start = 0x0a00_0000;
+    let entries = tokens.iter().map(|&(token, n)| weave_ipam::Entry {
+        token: start + token,
+        peer: peer(n),
+        version: 0,
+        free: 0,
+    });
+    Ring::from_parts(AddrRange::new(start, start + 256), peer(1), entries.collect(), Vec::new())
+}
+
+#[test]
+fn networks() {
+    let networks_of = |tokens: &[(u32, u64)], n| {
+        let all = owned(tokens).networks_of(PeerName::from_number(n).unwrap());
+        all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(networks_of(&[], 1), "");
+    assert_eq!(networks_of(&[(0, 1)], 1), "10.0.0.0/24");
+    assert_eq!(networks_of(&[(0, 1)], 2), "");
+    // Neighbours are one; a range that is no network is several.
+    assert_eq!(networks_of(&[(0, 1), (64, 1), (128, 1), (192, 2)], 1), "10.0.0.0/25 10.0.0.128/26");
+    assert_eq!(networks_of(&[(0, 1), (192, 2)], 2), "10.0.0.192/26");
+    assert_eq!(networks_of(&[(0, 2), (3, 1), (8, 2)], 1), "10.0.0.3/32 10.0.0.4/30");
+    // Round the end: two parts.
+    assert_eq!(networks_of(&[(64, 2), (128, 1)], 1), "10.0.0.0/26 10.0.0.128/25");
+}
+
 #[test]
 fn owners() {
     let ops = vectors("ring_ops.json");

@@ -205,8 +205,8 @@ impl Node {
         result
     }
 
-    /// Address allocation as it is now; `None` if it is off. For tests.
-    #[doc(hidden)]
+    /// Address allocation as it is now, to look at: the ring, who owns what. `None` if it is off. Inputs go through
+    /// [`Node::allocator`].
     pub fn allocation(&self) -> Option<&Allocator> {
         self.ipam.allocator.as_ref()
     }

@@ -74,6 +74,9 @@ mod firewall;
 #[path = "43-rules-1.rs"]
 mod rules;
 
+#[path = "44-local-3.rs"]
+mod local;
+
 #[path = "50-mtu-2.rs"]
 mod mtu;
 

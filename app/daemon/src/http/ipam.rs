@@ -137,7 +137,8 @@ fn ask(
     let is_container = flag("check-alive");
     Ok(Plain::Ask(match resource {
         Resource::DefaultSubnet => return Ok(Plain::Text(info.default_subnet.to_string())),
-        // Cloud routes and local masquerading have one; neither is there.
+        // What follows the ranges that this peer owns, by 2.8.1's name.
+        Resource::Tracker if info.no_masq_local => return Ok(Plain::Text("no-masq-local\n".to_owned())),
         Resource::Tracker => return Ok(Plain::Text("\n".to_owned())),
         Resource::Waiting => Ask::Waiting,
         Resource::All => Ask::All,

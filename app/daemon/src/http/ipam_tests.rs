@@ -8,12 +8,12 @@ use rand_chacha::ChaCha12Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use weave_ipam::{Init, Subnet};
+use weave_ipam::{AddrRange, Init, Loaded, RequestId, Subnet};
 use weave_node::{IpamConfig, Node, Output};
-use weave_types::{Instant, Now, PeerName, PeerUid};
+use weave_types::{Cidr, Instant, Now, PeerName, PeerUid};
 
 use super::{Access, Listener};
-use crate::allocation::Allocation;
+use crate::allocation::{Allocation, Ask, own_networks};
 use crate::allocation_store::AllocationStore;
 use crate::config::ListenAddr;
 use crate::control::{AllocationInfo, Control, Request};
@@ -205,6 +205,45 @@ async fn recorded_exchanges() {
         assert!(same, "{}: {} {}: {answer:?}, not {expected:?}", text("note"), text("method"), text("path"));
     }
     assert!(steps.len() > 50);
+}
+
+/// By 2.8.1's name; the recorded exchanges are those of a peer without one.
+#[tokio::test]
+async fn the_tracker_has_a_name() {
+    let (control, _requests) = Control::new(1);
+    let info = AllocationInfo::new("10.2.0.0/24".parse().unwrap(), 1);
+    let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
+    let listener = Listener::bind(&any, Access::Control).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(listener.serve(control.with_allocation(AllocationInfo { no_masq_local: true, ..info })));
+    let answer = ask(addr, "GET", "/ipinfo/tracker").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "no-masq-local\n"));
+}
+
+/// What the firewall is told: nothing while there is no ring, then what is ours; at a restart at once.
+#[test]
+fn own_networks_are_those_of_the_ring() {
+    let networks = |text: &str| text.split(' ').map(|n| n.parse().unwrap()).collect::<Vec<Cidr>>();
+    let setup = Setup::of("10.2.0.0/24", "10.2.0.0/25");
+    let dir = tempfile::tempdir().unwrap();
+    let mut peer = Peer::new(dir.path(), &setup);
+    assert_eq!(own_networks(&peer.node), []);
+    let (answer, _) = tokio::sync::oneshot::channel();
+    peer.handle(Request::Allocate { id: RequestId(1), ask: Ask::Prime, answer });
+    assert_eq!(own_networks(&peer.node), networks("10.2.0.0/24"));
+
+    let mut ring = peer.node.allocation().unwrap().ring().clone();
+    ring.grant(AddrRange::new(0x0a02_00c0, 0x0a02_0100), "01:00:00:00:00:0b".parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Loaded { ring: Some(ring), ..Loaded::default() };
+    AllocationStore::open(dir.path()).unwrap().replace(&shared).unwrap();
+    let peer = Peer::new(dir.path(), &setup);
+    assert_eq!(own_networks(&peer.node), networks("10.2.0.0/25 10.2.0.128/26"));
+
+    let mesh = weave_mesh::Config::new(peer.node.name(), "host-a".to_owned(), PeerUid(7));
+    let config = weave_node::Config { mesh, ipam: None };
+    let off = Node::new(config, ChaCha12Rng::seed_from_u64(1), peer.now());
+    assert_eq!(own_networks(&off), [], "no addresses are allocated");
 }
 
 /// Whoever goes away leaves nothing: not while it waits, and not when the answer comes at that very moment.

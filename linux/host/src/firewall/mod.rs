@@ -59,6 +59,8 @@ struct Looked {
     generation: Option<u32>,
     /// Our part as `nft` showed it after we had made it.
     native: String,
+    /// The set that our rules name, which has no generation.
+    set: Option<String>,
 }
 
 impl Guard {
@@ -120,6 +122,7 @@ impl Guard {
         let now = self.generation();
         match &self.looked {
             None => true,
+            Some(l) if l.set.as_ref().is_some_and(|set| !ipset::holds(set, &self.local)) => true,
             Some(l) if backend == Backend::Legacy || now.is_none() => l.at.elapsed() >= BLIND_LOOK,
             Some(l) => l.generation != now || l.at.elapsed() >= FULL_LOOK,
         }
@@ -134,29 +137,28 @@ impl Guard {
         let Some(backend) = self.backend else { return Ok(false) };
         // Read before looking, so that what changes afterwards is noticed.
         let generation = self.generation();
+        let set = (setup.no_masq_local && backend != Backend::Native).then(|| setup.local_set());
         let (changed, native) = if backend == Backend::Native {
             self.ensure_native(setup, exposed)?
         } else {
-            if setup.no_masq_local {
-                self.fill_set(setup)?;
-            }
+            let filled = set.as_ref().map_or(Ok(false), |set| self.fill_set(set))?;
             let edits = |now: &Listing| edits::towards(now, setup, exposed, &self.former);
             let changed = self.programs.edit(backend, edits).inspect_err(|e| {
                 self.unreadable |= matches!(e, EditError::Unreadable(_));
             })?;
-            (changed, String::new())
+            (changed || filled, String::new())
         };
-        self.looked = Some(Looked { at: Instant::now(), generation, native });
+        self.looked = Some(Looked { at: Instant::now(), generation, native, set });
         Ok(changed)
     }
 
-    /// The set that a rule names has to be there before the rule.
-    fn fill_set(&self, setup: &Setup) -> Result<(), FirewallError> {
-        let name = setup.local_set();
-        if self.looked.is_some() && ipset::exists(&name) {
-            return Ok(());
+    /// The set that a rule names has to be there before the rule. `true` if it was missing or another one.
+    fn fill_set(&self, name: &str) -> Result<bool, FirewallError> {
+        let wrong = !ipset::holds(name, &self.local);
+        if wrong {
+            ipset::replace(name, &self.local).map_err(|e| FirewallError(e.to_string()))?;
         }
-        ipset::replace(&name, &self.local).map_err(|e| FirewallError(e.to_string()))
+        Ok(wrong)
     }
 
     fn ensure_native(&self, setup: &Setup, exposed: &[Exposed]) -> Result<(bool, String), FirewallError> {

@@ -166,7 +166,15 @@ fn local_containers_are_not_masqueraded() {
                     && !hit("10.2.1.16")
             );
             guard.set_local(cidrs("10.2.1.0/26"));
-            guard.ensure(&setup, &exposes).unwrap();
+            assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
+            assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
+            // Rules that name a set say nothing of what somebody has put into it.
+            let mut other = Guard::using(backend, vec![]).unwrap();
+            other.set_local(cidrs("10.2.1.64/26"));
+            assert_eq!(other.ensure(&setup, &exposes), Ok(true));
+            assert!(guard.may_have_changed());
+            assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
+            assert_eq!(guard.ensure(&setup, &exposes), Ok(false));
             assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
             sh(&format!("{program} -F OUTPUT"));
         }

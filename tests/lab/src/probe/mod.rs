@@ -6,6 +6,7 @@ mod holders;
 mod http;
 mod ping;
 mod rr;
+mod set;
 mod streams;
 mod stress;
 mod udp;
@@ -54,6 +55,8 @@ pub enum Probe {
     Garbage(stress::GarbageArgs),
     /// Lists every namespace of a host that has an interface, with its addresses.
     Holders(holders::HoldersArgs),
+    /// Lists the networks in a set of the packet filter.
+    Set(set::SetArgs),
     /// Opens many TCP connections and leaves them silent (or nearly) until the standard input closes.
     Hold(stress::HoldArgs),
 }
@@ -78,6 +81,7 @@ pub fn main(probe: &Probe) -> Result<()> {
         Probe::Garbage(args) => stress::garbage(args)?,
         Probe::Hold(args) => stress::hold(args)?,
         Probe::Holders(args) => holders::holders(args)?,
+        Probe::Set(args) => set::set(args)?,
     };
     println!("{result}");
     Ok(())

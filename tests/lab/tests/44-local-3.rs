@@ -1,0 +1,143 @@
+//! `--no-masq-local`: who is reached with the source address as it was.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+use weave_lab::capture::Captured;
+use weave_lab::{Container, Host, Lab, Topology};
+
+use crate::common::addresses::*;
+use crate::common::*;
+
+const SET: &str = "weaver-no-masq-local";
+/// Small enough to be looked at address by address.
+const RANGE: &str = "10.32.5.0/24";
+
+/// The networks in the set; `None`: there is no set.
+fn members(host: &Host) -> Option<Vec<String>> {
+    match host.probe(&["set", SET]) {
+        Value::Null => None,
+        list => Some(list.as_array().unwrap().iter().map(|n| n.as_str().unwrap().to_owned()).collect()),
+    }
+}
+
+/// Every address of some networks, ascending.
+fn each(networks: &[String]) -> Vec<Ipv4Addr> {
+    let mut all = Vec::new();
+    for (first, length) in networks.iter().map(|n| n.split_once('/').unwrap()) {
+        let first = u32::from(first.parse::<Ipv4Addr>().unwrap());
+        all.extend((first..first + (1 << (32 - length.parse::<u32>().unwrap()))).map(Ipv4Addr::from));
+    }
+    all.sort_unstable();
+    all
+}
+
+/// Every address that the report says is this peer's own.
+fn own(host: &Host) -> Vec<Ipv4Addr> {
+    let report = host.report().unwrap_or_default();
+    let entries = report["IPAM"]["Entries"].as_array().cloned().unwrap_or_default();
+    let mut all = Vec::new();
+    for entry in entries.iter().filter(|e| e["Peer"] == report["Router"]["Name"]) {
+        let first = u32::from(entry["Token"].as_str().unwrap().parse::<Ipv4Addr>().unwrap());
+        all.extend((first..first + entry["Size"].as_u64().unwrap() as u32).map(Ipv4Addr::from));
+    }
+    all.sort_unstable();
+    all
+}
+
+/// Waits until the set is what the report says, and that what is expected.
+#[track_caller]
+fn wait_members(host: &Host, expected: &[&str]) {
+    host.wait(&format!("the set of {expected:?}"), SOON, || {
+        let now = members(host);
+        let wrong = format!("{now:?}, own {:?}", own(host));
+        let networks = now.filter(|n| n == expected && each(n) == own(host));
+        networks.map(drop).ok_or(wrong)
+    });
+}
+
+/// The source of the first echo request to an address.
+fn source(captured: &Captured, to: &str) -> Option<Ipv4Addr> {
+    let to = to.parse::<Ipv4Addr>().unwrap().octets();
+    let asked =
+        |f: &&&[u8]| f.len() > 34 && f[12..14] == [8, 0] && f[23] == 1 && f[34] == 8 && f[30..34] == to;
+    captured.frames().iter().find(asked).map(|f| Ipv4Addr::new(f[26], f[27], f[28], f[29]))
+}
+
+/// Whom a container takes the outside host for that pings it.
+#[track_caller]
+fn seen_from_outside(outside: &Host, container: &Container, ip: &str) -> Ipv4Addr {
+    let capture = container.capture();
+    outside.wait(&format!("an answer of {ip}"), SOON, || {
+        outside.probe(&["ping", ip, "--count", "1", "--wait-ms", "500"])["received"] == 1
+    });
+    source(&capture.finish(), ip).expect("an echo request")
+}
+
+/// Whom the outside host takes a container for that pings it.
+#[track_caller]
+fn seen_outside(container: &Container, outside: &Host) -> Ipv4Addr {
+    let capture = outside.capture("eth0");
+    container.reaches(&outside.ip().to_string(), SOON);
+    source(&capture.finish(), &outside.ip().to_string()).expect("an echo request")
+}
+
+/// The ranges of two peers, as they come and go, and what translates by them.
+#[test]
+fn own_ranges_are_reached_as_they_are() {
+    let Some(lab) = Lab::start("local", &Topology::hosts(3)) else { return };
+    let _observer = Observer::of(&lab);
+    let [h1, h2, world] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    let options = ["--no-masq-local", "--ipalloc-range", RANGE];
+    launch(h1, &options, &[]);
+    assert_eq!(members(h1), Some(vec![]), "nothing is owned before the first division");
+    let exposed = h1.weave_ok(&["expose"]).trim().to_owned();
+    wait_members(h1, &[RANGE]);
+    let tracker = ["curl", "-sS", "http://127.0.0.1:6784/ipinfo/tracker"];
+    assert_eq!(h1.command_ok(&tracker), "no-masq-local\n");
+    let (c1, near) = member(h1, "c1");
+
+    // The half of what is free, and not a network what is left.
+    launch(h2, &options, &["h1"]);
+    h2.wait_established(1, PATIENCE);
+    let (c2, far) = member(h2, "c2");
+    wait_members(h1, &["10.32.5.0/25", "10.32.5.128/26"]);
+    wait_members(h2, &["10.32.5.192/26"]);
+
+    for container in [&c1, &c2] {
+        container.command_ok(&["ip", "route", "add", "default", "via", &exposed]);
+    }
+    world.sh(&format!("ip route add {RANGE} via {}", h1.ip()));
+    let gateway: Ipv4Addr = exposed.parse().unwrap();
+    assert_eq!(seen_from_outside(world, &c1, &near), world.ip(), "a container of this peer's own range");
+    assert_eq!(seen_from_outside(world, &c2, &far), gateway, "another peer's");
+    assert_eq!(seen_outside(&c1, world), h1.ip(), "the outside is in no set");
+
+    // Over a crash: at once, and the same.
+    h1.signal_daemon("KILL");
+    h1.wait("the end of the daemon", SOON, || h1.daemon_pid().is_none());
+    launch(h1, &options, &[]);
+    assert_eq!(members(h1), Some(vec!["10.32.5.0/25".to_owned(), "10.32.5.128/26".to_owned()]));
+    h1.wait_established(1, PATIENCE);
+
+    // What a peer leaves behind, joined to what there was.
+    drop(c2);
+    h2.weave_ok(&["stop"]);
+    assert_eq!(each(&members(h2).unwrap()).len(), 64, "a stop leaves everything in place");
+    h1.wait("the end of the connection", PATIENCE, || {
+        h1.connections().iter().all(|c| c.state != "established")
+    });
+    h1.weave_ok(&["rmpeer", h2.name()]);
+    wait_members(h1, &[RANGE]);
+    h2.weave_ok(&["reset"]);
+    assert_eq!(members(h2), None);
+
+    // Without the option everything is translated.
+    h1.weave_ok(&["stop"]);
+    launch(h1, &["--ipalloc-range", RANGE], &[]);
+    assert_eq!(seen_from_outside(world, &c1, &near), gateway);
+    assert_eq!(seen_outside(&c1, world), h1.ip());
+    assert_eq!(h1.command_ok(&tracker), "\n");
+    h1.weave_ok(&["reset"]);
+    assert_eq!(members(h1), None);
+}
