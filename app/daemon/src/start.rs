@@ -196,8 +196,9 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
-        let info = AllocationInfo::new(allocation.default_subnet, MAX_WAITING);
-        control = control.with_allocation(AllocationInfo { no_masq_local: config.no_masq_local, ..info });
+        let mut info = AllocationInfo::new(allocation.default_subnet, MAX_WAITING);
+        info.no_masq_local = config.no_masq_local;
+        control = control.with_allocation(info);
     }
     let net = Net::new(events_tx, config.host);
     let (refusals, limits) = (Refusals::default(), Default::default());

@@ -211,11 +211,12 @@ async fn recorded_exchanges() {
 #[tokio::test]
 async fn the_tracker_has_a_name() {
     let (control, _requests) = Control::new(1);
-    let info = AllocationInfo::new("10.2.0.0/24".parse().unwrap(), 1);
+    let mut info = AllocationInfo::new("10.2.0.0/24".parse().unwrap(), 1);
+    info.no_masq_local = true;
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(listener.serve(control.with_allocation(AllocationInfo { no_masq_local: true, ..info })));
+    tokio::spawn(listener.serve(control.with_allocation(info)));
     let answer = ask(addr, "GET", "/ipinfo/tracker").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "no-masq-local\n"));
 }
