@@ -32,20 +32,6 @@ fn inside_connects(container: &Container, ip: &str, port: u16) -> bool {
     container.probe(&[&["tcp-send", ip, "--port", &port][..], &SEND].concat())["ok"] == true
 }
 
-/// A network beside the host: a container on a link of its own, which is `device` in the host.
-fn beside(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
-    let container = host.container(name);
-    let (pid, gateway) = (container.pid(), own.split('/').next().unwrap());
-    host.sh(&format!(
-        "ip link add {device} type veth peer name eth0 netns {pid}; ip addr add {own} dev {device}; ip link set {device} up"
-    ));
-    let inside = format!(
-        "ip addr add {theirs} dev eth0; ip link set eth0 up; ip route add default via {gateway} 2>/dev/null || true"
-    );
-    container.command_ok(&["sh", "-ec", &inside]);
-    container
-}
-
 #[test]
 fn export_import_binding_routing() {
     let Some(lab) = Lab::start("services", &Topology::hosts(4)) else { return };

@@ -74,7 +74,7 @@ mod firewall;
 #[path = "43-rules-1.rs"]
 mod rules;
 
-#[path = "44-local-3.rs"]
+#[path = "44-local-2.rs"]
 mod local;
 
 #[path = "50-mtu-2.rs"]

@@ -77,6 +77,20 @@ pub fn attach_each(hosts: &[&Host]) -> Vec<Member> {
         .collect()
 }
 
+/// A network beside the host: a container on a link of its own, which is `device` in the host.
+pub fn beside(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
+    let container = host.container(name);
+    let (pid, gateway) = (container.pid(), own.split('/').next().unwrap());
+    host.sh(&format!(
+        "ip link add {device} type veth peer name eth0 netns {pid}; ip addr add {own} dev {device}; ip link set {device} up"
+    ));
+    let inside = format!(
+        "ip addr add {theirs} dev eth0; ip link set eth0 up; ip route add default via {gateway} 2>/dev/null || true"
+    );
+    container.command_ok(&["sh", "-ec", &inside]);
+    container
+}
+
 /// Everything that an Ethernet is used for, between every pair of containers in both directions.
 pub fn exercise(members: &[Member]) {
     for (a, b) in pairs(members) {
