@@ -416,6 +416,8 @@ impl World {
             if !self.wait(Duration::from_secs(600), |world| world.all_filled() || world.none_free(range)) {
                 violation!("not served: {:?}{}", self.requests, self.views());
             }
+            // What was just given away is nobody's until the other hears of it.
+            self.run_for(Duration::from_secs(1));
             let left = self.usable(range.hosts()).len();
             if left >= free {
                 break;
