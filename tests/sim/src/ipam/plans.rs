@@ -95,6 +95,23 @@ pub fn nodes() -> Vec<Plan> {
             conflicts: true,
             ..plan("two of four nodes behave like 2.8.1, and tell before they store", 4)
         },
+        // In these two those hear of conflicts, and end connections.
+        Plan {
+            legacy: 2,
+            calm: true,
+            contest: true,
+            conflicts: true,
+            leave: 40,
+            begin: Begin::Seed,
+            ..plan("two of four nodes behave like 2.8.1, and the same node is removed twice", 4)
+        },
+        Plan {
+            legacy: 2,
+            calm: true,
+            ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
+            conflicts: true,
+            ..plan("two of four nodes behave like 2.8.1, and change to another range", 4)
+        },
     ]
 }
 
