@@ -36,7 +36,7 @@ const VOLUMES: &str = "/var/lib/docker/volumes";
 pub struct Places {
     /// `--db-prefix`: the one and only place.
     pub prefix: Option<PathBuf>,
-    /// Whom to ask for the volume; nobody if there is none.
+    /// Docker of this host, which knows the volume, and which containers run; `None`: there is none.
     pub docker: Option<Docker>,
     /// The container with the volume.
     pub container: String,

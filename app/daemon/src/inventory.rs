@@ -38,8 +38,8 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    /// Looks at the bridge and at everything that is attached to it.
-    pub(crate) fn take(bridge: &str) -> Result<Inventory, Error> {
+    /// Looks at the bridge and at everything that is attached to it. `docker` knows the containers, if there is one.
+    pub(crate) fn take(bridge: &str, docker: Option<Docker>) -> Result<Inventory, Error> {
         let mut ports = Ports::scan(bridge)?;
         let mut in_use = Vec::new();
         let exposed: Vec<_> = ports.bridge()?.addresses.into_iter().filter(|c| c.addr().is_ipv4()).collect();
@@ -71,7 +71,7 @@ impl Inventory {
             let cidrs = links.into_iter().flat_map(|l| l.addresses).filter(|c| c.addr().is_ipv4()).collect();
             in_use.push(InUse { container, cidrs, is_container: true });
         }
-        let docker = RefCell::new(Some(Docker::at(None).with_patience(PATIENCE)));
+        let docker = RefCell::new(docker.map(|docker| docker.with_patience(PATIENCE)));
         Ok(Inventory { in_use, attached, docker })
     }
 
@@ -80,8 +80,18 @@ impl Inventory {
         &self.in_use
     }
 
-    /// Whether a container runs; yes if nobody can tell.
-    pub(crate) fn runs(&self, container: &str) -> bool {
+    /// Whether a container with these addresses runs: yes if nobody can tell, and if one of them is in use, whatever is said of
+    /// the container; it may be another Docker's.
+    pub(crate) fn runs(&self, container: &str, cidrs: &[Cidr]) -> bool {
+        self.uses(cidrs) || self.is_there(container)
+    }
+
+    fn uses(&self, cidrs: &[Cidr]) -> bool {
+        let mut seen = self.in_use.iter().flat_map(|found| &found.cidrs);
+        seen.any(|seen| cidrs.iter().any(|cidr| cidr.addr() == seen.addr()))
+    }
+
+    fn is_there(&self, container: &str) -> bool {
         match Place::of(container) {
             // A number may belong to another process since the last time; a container of ours is attached.
             Some(place @ Place::Pid(_)) => match place.open() {
@@ -105,5 +115,52 @@ impl Inventory {
                 true
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A Docker that knows no container.
+    fn stranger(path: &std::path::Path) -> Docker {
+        let listener = UnixListener::bind(path).unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.read(&mut [0; 4096]);
+                let body = r#"{"message":"No such container"}"#;
+                let head = format!(
+                    "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: {}",
+                    body.len()
+                );
+                let _ = write!(stream, "{head}\r\nConnection: close\r\n\r\n{body}");
+            }
+        });
+        Docker::at(Some(&format!("unix://{}", path.display())))
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_released() {
+        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let docker = stranger(&dir.path().join("docker.sock"));
+        let look = |docker: Option<Docker>| {
+            let cidrs = vec![cidr("10.2.1.1/24")];
+            let found = InUse { container: "pid:7".into(), cidrs, is_container: true };
+            Inventory { in_use: vec![found], attached: Vec::new(), docker: RefCell::new(docker) }
+        };
+        let (used, free) = ([cidr("10.2.1.2/24"), cidr("10.2.1.1/32")], [cidr("10.2.1.2/24")]);
+        let (known_to_nobody, unnamed) = ("a".repeat(64), "netns:no-such");
+        let inventory = look(Some(docker));
+        for container in [known_to_nobody.as_str(), unnamed] {
+            assert!(inventory.runs(container, &used), "{container}: another Docker's, perhaps");
+            assert!(!inventory.runs(container, &free), "{container}");
+        }
+        let inventory = look(None);
+        assert!(inventory.runs(&known_to_nobody, &free), "nobody can tell");
+        assert!(!inventory.runs(unnamed, &free));
     }
 }

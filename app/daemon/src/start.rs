@@ -334,7 +334,7 @@ fn load_allocation(
 /// Addresses that are in use on this host are claimed before any is given out, and those of containers that are gone are
 /// released.
 fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now) {
-    let inventory = match Inventory::take(&config.bridge) {
+    let inventory = match Inventory::take(&config.bridge, config.original.docker.clone()) {
         Ok(inventory) => inventory,
         Err(e) => {
             tracing::warn!("addresses in use on this host are not known, they may be given out again: {e}");
@@ -350,9 +350,10 @@ fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now)
                 allocator.preclaim(found.container.clone(), &new, found.is_container, now);
             }
         }
-        let containers = allocator.owned().iter().filter(|(_, r)| r.is_container).map(|(id, _)| id.clone());
+        let containers = allocator.owned().iter().filter(|(_, r)| r.is_container);
+        let running = containers.filter(|(id, r)| inventory.runs(id, &r.cidrs)).map(|(id, _)| id.clone());
         let found = inventory.in_use().iter().map(|found| found.container.clone());
-        let running: BTreeSet<_> = containers.filter(|id| inventory.runs(id)).chain(found).collect();
+        let running: BTreeSet<_> = running.chain(found).collect();
         allocator.prune(&running, now);
     });
 }

@@ -58,4 +58,13 @@ fn containers_that_end_while_nobody_looks() {
     assert_eq!(attach("lives"), ip("lives"), "{}", owned());
     let (_c, again) = member(h1, "c");
     assert_eq!(format!("{again}\n"), ip("killed"), "the lowest free address is given out again");
+
+    // Without a Docker to ask nothing is released.
+    h1.weave_ok(&["stop"]);
+    docker.ok(&["rm", "-f", "lives"]);
+    launch(h1, &["--docker-api", ""], &[]);
+    assert!(owned().contains(&id("lives")), "{}", owned());
+    h1.weave_ok(&["stop"]);
+    launch(h1, &[], &[]);
+    assert!(!owned().contains(&id("lives")), "{}", owned());
 }
