@@ -1,7 +1,7 @@
 # Everything a person does with this repository. `make help` lists it.
 CARGO ?= cargo
 PREFIX ?= /usr/local
-SIM_SECONDS ?= 50
+SIM_SECONDS ?= 40
 SOAK_SECONDS ?= 3600
 SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
