@@ -328,10 +328,14 @@ impl World {
             view.entries().iter().filter(|e| e.peer == name).map(|e| (e.token, e.version, e.free)).collect()
         };
         let others = self.ids().filter(|&other| other != id);
-        let mut views = others.flat_map(|other| {
+        let running = others.flat_map(|other| {
             let host = self.host(other);
             [host.view(), host.disk.stored().ring.as_ref()].into_iter().flatten()
         });
+        // What a node said before it left may be on its way still, at one that passes it on.
+        let left =
+            self.graves.iter().filter(|_| self.nodes.is_some()).filter_map(|grave| grave.ring.as_ref());
+        let mut views = running.chain(left);
         let Some(first) = views.next() else { return true };
         owned(first, name) == own && views.all(|view| entries(view) == entries(first))
     }

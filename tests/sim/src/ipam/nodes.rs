@@ -54,8 +54,12 @@ impl Nodes {
         if plan.bridge {
             mesh.add(bridge(plan), options, &[]);
         }
-        let max_writes =
-            if plan.hosts > LARGE { MAX_WRITES * u64::from(plan.hosts) / 10 } else { MAX_WRITES };
+        let max_writes = match plan {
+            _ if plan.hosts > LARGE => MAX_WRITES * u64::from(plan.hosts) / 10,
+            // Two of them that lack space hand each other what neither can use, as fast as the network can.
+            _ if plan.legacy > 1 => MAX_WRITES * 10,
+            _ => MAX_WRITES,
+        };
         let second = (Instant::ORIGIN, 0);
         Nodes { mesh, second, most_writes: 0, max_writes, stale: BTreeSet::new(), most_queued: 0 }
     }
