@@ -241,9 +241,9 @@ impl std::error::Error for RemoveError {}
 pub enum HandOver {
     /// We had none.
     Nothing,
-    /// They were given to a peer that was reachable. It does not confirm that.
+    /// They were given to a peer that was reachable, which does not confirm that; what another says is its own, to that one.
     To {
-        /// The heir.
+        /// The heir; who disputed the first of them if all were in dispute.
         peer: PeerName,
         /// Its nickname; may be empty.
         nickname: String,

@@ -128,14 +128,17 @@ impl Allocator {
         let back = ranges.iter().any(|&range| self.bequeathed.count_in(range) > 0);
         let Some(heir) = self.heir(back) else { return HandOver::Nobody { addresses } };
         *self.heirs.entry(heir).or_default() += 1;
-        ranges.into_iter().for_each(|range| self.bequeathed.insert(range));
+        ranges.iter().for_each(|&range| self.bequeathed.insert(range));
         self.give_in();
+        // Who is told of: the one that gets what is not in doubt, if there is such.
+        let rival = ranges.first().and_then(|range| self.ring.owner_of(range.start()));
+        let peer = if self.ring.owners().contains(&self.me()) { heir } else { rival.unwrap_or(heir) };
         self.ring.transfer(self.me(), heir, TAKEOVER_STEP);
         self.space.clear();
         self.stale = Stale::Nothing;
         self.ring_unsaved = true;
         self.broadcast(now);
-        HandOver::To { peer: heir, nickname: self.nickname(heir), addresses }
+        HandOver::To { peer, nickname: self.nickname(peer), addresses }
     }
 
     /// Gives what is in doubt to who says that it is its own: it may be using it, which anybody else would not know.
