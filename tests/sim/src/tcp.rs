@@ -137,19 +137,15 @@ impl Tcp {
         self.pipes.values().flat_map(|pipe| &pipe.streams).map(|stream| stream.queued).max().unwrap_or(0)
     }
 
-    /// One end of every connection.
-    pub(crate) fn ends(&self) -> Vec<End> {
-        self.pipes.values().map(|pipe| pipe.ends[0]).collect()
-    }
-
-    /// A connection is gone, and what was on its way with it; gives the other end. Nobody is told.
-    pub(crate) fn tear(&mut self, end: End) -> Option<End> {
-        let id = self.by_end.get(&end)?;
-        let pipe = self.pipes.remove(id)?;
-        for end in pipe.ends {
-            self.by_end.remove(&end);
-        }
-        Some(pipe.ends[1 - pipe.side(end)])
+    /// All connections are gone, also those that one end has closed, and what was on its way with them; gives the ends that
+    /// were open. Nobody is told.
+    pub(crate) fn tear_all(&mut self) -> Vec<End> {
+        let pipes = std::mem::take(&mut self.pipes);
+        self.by_end.clear();
+        pipes
+            .values()
+            .flat_map(|pipe| (0..2).filter(|&side| pipe.open[side]).map(|side| pipe.ends[side]))
+            .collect()
     }
 
     /// Every connection of a host that died.

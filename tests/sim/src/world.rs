@@ -279,12 +279,9 @@ impl World {
     /// All connections are reset, and what was on its way is lost.
     pub(crate) fn reset_connections(&mut self) {
         const RESET: &str = "read: connection reset by peer";
-        for end in self.tcp.ends() {
-            let Some(other) = self.tcp.tear(end) else { continue };
-            for end in [end, other] {
-                if self.is_current(end) {
-                    self.with_node(end.host, |node, now| node.handle_closed(end.conn, RESET.to_owned(), now));
-                }
+        for end in self.tcp.tear_all() {
+            if self.is_current(end) {
+                self.with_node(end.host, |node, now| node.handle_closed(end.conn, RESET.to_owned(), now));
             }
         }
     }

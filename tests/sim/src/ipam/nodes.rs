@@ -289,8 +289,9 @@ impl World {
     /// In a minute in which nothing happens no ring changes, and not more is said than timers ask for; a request may wait for space.
     pub(super) fn check_quiet(&mut self) {
         const MINUTE: Duration = Duration::from_secs(60);
-        /// Per connection: heartbeats, MTU tests and their answers, gossip, digests. 13 were counted.
-        const TIMERS: usize = 16;
+        /// Per end of a connection: seven heartbeats, three MTU tests or answers, three digests, and the gossip of all, three
+        /// times where a clock is fast, which in a star is said seven times and a half.
+        const TIMERS: usize = 21;
         /// Per request that waits and host that is asked, every five seconds: question, answer, and one that passes it on.
         const ASKING: usize = 12 * 3;
         let writes = |world: &World| world.nodes.as_ref().map_or(0, |nodes| nodes.mesh.counters.tcp_writes);
