@@ -51,7 +51,6 @@ const WAITING: &[(&str, Feature, Sign)] = {
         ("launch --resolv-conf", Dns, Notice("/etc/resolv.conf")),
         ("attach --without-dns", Dns, Report),
         ("$DNS_DOMAIN", Dns, Report),
-        ("launch --docker-api", Proxy, Notice("unix:///x")),
         ("launch --proxy", Proxy, Notice("")),
         ("launch -H", Proxy, Notice("tcp://:1")),
         ("launch --hostname-from-label", Proxy, Notice("x")),
@@ -93,6 +92,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("prime", include_str!("76-bootstrap-3.rs"), "\"prime\""),
     ("consense", include_str!("76-bootstrap-3.rs"), "\"consense\""),
     ("rmpeer", include_str!("76-bootstrap-3.rs"), "\"rmpeer\""),
+    ("launch --docker-api", include_str!("79-containers-1.rs"), "\"--docker-api\", \"\""),
     // Networks of the host, and the firewall.
     ("expose", include_str!("23-expose-2.rs"), "\"expose\""),
     ("hide", include_str!("23-expose-2.rs"), "\"hide\""),
