@@ -9,6 +9,7 @@ use weave_types::PeerName;
 
 use super::answers::{Ask, number_of, show};
 use super::calls::owned;
+use super::host::Host;
 use super::violation;
 use super::world::World;
 use crate::net::HostId;
@@ -188,6 +189,7 @@ impl World {
         let moved = self.hosts.iter().any(|host| host.range > 0);
         for id in self.ids() {
             self.host_mut(id).fuse = None;
+            self.host_mut(id).protested = false;
             if moved && self.host(id).range == 0 && !self.host(id).destroyed {
                 self.kill(id, crate::host::Death::Killed);
                 self.host_mut(id).range = 1;
@@ -208,6 +210,10 @@ impl World {
             if !possible && !running.iter().any(|&id| self.host(id).is_ready()) {
                 return;
             }
+            if self.protested() {
+                self.check_divided();
+                return;
+            }
             violation!("no agreement: {}", self.views());
         }
         self.always();
@@ -215,7 +221,10 @@ impl World {
             self.check_divided();
             return;
         }
-        self.take_over_the_dead();
+        if !self.take_over_the_dead() {
+            self.check_divided();
+            return;
+        }
         self.forget_the_lost();
         // Old claims have their answer, the dead are released, those who wait have been served.
         self.run_for(Duration::from_secs(60));
@@ -235,8 +244,13 @@ impl World {
         self.check_quiet();
     }
 
-    /// Whether all running peers have the same ring.
+    /// Whether all running peers have the same ring, and none that behaves like 2.8.1 has ended itself and is still to say what
+    /// it knows.
     pub(super) fn agree(&self) -> bool {
+        let awaited = |host: &Host| host.legacy && !host.destroyed && host.allocator.is_none();
+        if self.hosts.iter().any(awaited) {
+            return false;
+        }
         let mut rings = self.ids().filter_map(|id| self.host(id).allocator.as_ref()).map(|a| a.ring());
         let Some(first) = rings.next() else { return true };
         let key = |ring: &weave_ipam::Ring| -> Vec<(u32, PeerName)> {
@@ -248,6 +262,12 @@ impl World {
     /// Whether somebody has told of a conflict, in a plan where there may be one.
     fn divided(&self) -> bool {
         self.plan.contest && self.ids().any(|id| !self.conflicts_of(id).is_empty())
+    }
+
+    /// Whether one that behaves like 2.8.1 does not agree with the others, for ever, in a plan where that may be: it has no
+    /// other way to tell of a conflict.
+    fn protested(&self) -> bool {
+        self.plan.contest && self.hosts.iter().any(|host| host.protested)
     }
 
     pub(super) fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
@@ -297,20 +317,20 @@ impl World {
     /// Two took over the same peer: whatever is used twice, somebody tells so.
     pub(super) fn check_divided(&self) {
         for (addr, users) in self.ledger.iter().filter(|(_, users)| users.len() > 1) {
-            if !users.iter().any(|(id, _)| !self.conflicts_of(*id).is_empty()) {
+            if !users.iter().any(|(id, _)| self.host(*id).protested || !self.conflicts_of(*id).is_empty()) {
                 violation!("{} is used twice, and none of {users:?} says so", show(*addr));
             }
         }
     }
 
-    /// The space of those that are gone for good can be had again.
-    fn take_over_the_dead(&mut self) {
+    /// The space of those that are gone for good can be had again; false if one that behaves like 2.8.1 objects.
+    fn take_over_the_dead(&mut self) -> bool {
         for _ in 0..self.graves.len() + 1 {
             let known: BTreeSet<PeerName> =
                 self.ids().filter(|&id| !self.host(id).destroyed).map(|id| self.host(id).name).collect();
-            let Some(by) = self.ids().find(|&id| self.host(id).is_ready()) else { return };
+            let Some(by) = self.ids().find(|&id| self.host(id).is_ready()) else { return true };
             let owners = self.host(by).view().map(|ring| ring.owners()).unwrap_or_default();
-            let Some(&dead) = owners.difference(&known).next() else { return };
+            let Some(&dead) = owners.difference(&known).next() else { return true };
             // Nothing is on its way any more, so nothing is known to nobody but the dead.
             self.lose_messages();
             self.await_forgetting();
@@ -320,9 +340,13 @@ impl World {
                 violation!("host {}: the space of {dead} cannot be taken over: {result:?}", by.0);
             }
             if !self.wait(Duration::from_secs(200), World::agree) {
+                if self.protested() {
+                    return false;
+                }
                 violation!("no agreement after a takeover of {dead}: {}", self.views());
             }
         }
+        true
     }
 
     /// What those had said that are gone for good is forgotten where somebody says so.

@@ -186,7 +186,9 @@ impl World {
                 Noted::Done(request, result) => self.answered(id, request, result),
                 Noted::Event(event) => self.said(id, event),
                 // 2.8.1 does not talk to those who contradict it.
-                Noted::Refused(_) if self.host(id).legacy && self.plan.conflicts => {}
+                Noted::Refused(_) if self.host(id).legacy && self.plan.conflicts => {
+                    self.host_mut(id).protested = true;
+                }
                 Noted::Refused(why) => violation!("host {} ends a connection to {why}", id.0),
                 Noted::Died(death, _) => self.kill(id, death),
             }
