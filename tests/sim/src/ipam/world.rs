@@ -456,13 +456,22 @@ impl World {
         self.relink();
     }
 
-    /// What 2.8.1 gave away and had not stored yet is its own again.
+    /// What 2.8.1 gave away and had not stored yet is its own again; and where it had told of a version that it had not stored,
+    /// it says other things at the same version, which others take for what they know.
     fn contest_the_forgotten(&mut self, id: HostId) {
         let host = self.host(id);
         let (Some(allocator), Some(stored)) = (&host.allocator, &host.disk.stored().ring) else { return };
         if host.legacy && self.plan.early {
             let kept = owned(allocator.ring(), host.name);
-            let forgotten: Vec<u32> = owned(stored, host.name).difference(&kept).copied().collect();
+            let mut forgotten: BTreeSet<u32> = owned(stored, host.name).difference(&kept).copied().collect();
+            let ends = stored.entries().iter().skip(1).map(|next| next.token).chain([stored.range().end()]);
+            for (entry, end) in stored.entries().iter().zip(ends).filter(|(entry, _)| entry.peer == host.name)
+            {
+                let told = allocator.ring().entries().iter().find(|told| told.token == entry.token);
+                if told.is_some_and(|told| told.version > entry.version) {
+                    forgotten.extend(entry.token..end);
+                }
+            }
             self.contested.extend(forgotten);
         }
     }
