@@ -58,8 +58,8 @@ pub(super) struct Host {
     pub(super) destroyed: bool,
     /// `weave reset` was called.
     pub(super) leaving: bool,
-    /// Like 2.8.1 it has ended itself, or a connection, because of addresses, since all works again.
-    pub(super) protested: bool,
+    /// When, since all works again, it last did like 2.8.1 and ended itself or a connection because of addresses.
+    pub(super) protested: Option<Instant>,
     /// When the peer is woken next.
     pub(super) wake: Option<Instant>,
     /// Requests for space that it sent lately.
@@ -92,7 +92,7 @@ impl Host {
             unsettled: BTreeSet::new(),
             destroyed: false,
             leaving: false,
-            protested: false,
+            protested: None,
             wake: None,
             asked: VecDeque::new(),
             versions: BTreeMap::new(),

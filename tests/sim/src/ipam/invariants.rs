@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use weave_ipam::{Pending, PendingStatus, Why};
-use weave_types::PeerName;
+use weave_types::{Instant, PeerName};
 
 use super::answers::{Ask, number_of, show};
 use super::calls::owned;
@@ -189,7 +189,7 @@ impl World {
         let moved = self.hosts.iter().any(|host| host.range > 0);
         for id in self.ids() {
             self.host_mut(id).fuse = None;
-            self.host_mut(id).protested = false;
+            self.host_mut(id).protested = None;
             if moved && self.host(id).range == 0 && !self.host(id).destroyed {
                 self.kill(id, crate::host::Death::Killed);
                 self.host_mut(id).range = 1;
@@ -200,6 +200,7 @@ impl World {
         self.reconnect_nodes();
         let running: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.host(id).leaving).collect();
         let Some(&first) = running.first() else { return };
+        let healed = self.clock;
         self.prime(first);
         let electors = running
             .iter()
@@ -210,7 +211,7 @@ impl World {
             if !possible && !running.iter().any(|&id| self.host(id).is_ready()) {
                 return;
             }
-            if self.protested() {
+            if self.protested_since(healed) {
                 self.check_divided();
                 return;
             }
@@ -264,10 +265,10 @@ impl World {
         self.plan.contest && self.ids().any(|id| !self.conflicts_of(id).is_empty())
     }
 
-    /// Whether one that behaves like 2.8.1 does not agree with the others, for ever, in a plan where that may be: it has no
-    /// other way to tell of a conflict.
-    fn protested(&self) -> bool {
-        self.plan.contest && self.hosts.iter().any(|host| host.protested)
+    /// Whether one that behaves like 2.8.1 has not agreed with the others since then, in a plan where that may be for ever:
+    /// it has no other way to tell of a conflict.
+    fn protested_since(&self, then: Instant) -> bool {
+        self.plan.contest && self.hosts.iter().any(|host| host.protested.is_some_and(|when| when >= then))
     }
 
     pub(super) fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
@@ -317,7 +318,10 @@ impl World {
     /// Two took over the same peer: whatever is used twice, somebody tells so.
     pub(super) fn check_divided(&self) {
         for (addr, users) in self.ledger.iter().filter(|(_, users)| users.len() > 1) {
-            if !users.iter().any(|(id, _)| self.host(*id).protested || !self.conflicts_of(*id).is_empty()) {
+            if !users
+                .iter()
+                .any(|(id, _)| self.host(*id).protested.is_some() || !self.conflicts_of(*id).is_empty())
+            {
                 violation!("{} is used twice, and none of {users:?} says so", show(*addr));
             }
         }
@@ -334,13 +338,15 @@ impl World {
             // Nothing is on its way any more, so nothing is known to nobody but the dead.
             self.lose_messages();
             self.await_forgetting();
+            // All agree here: an earlier objection says nothing about what follows.
+            let agreed = self.clock;
             let result = self.call(by, |a, now| a.remove_peer(&dead.to_string(), false, now));
             let view = self.host(by).view().map(|ring| ring.owners()).unwrap_or_default();
             if !matches!(result, Some(Ok(_))) || view.contains(&dead) {
                 violation!("host {}: the space of {dead} cannot be taken over: {result:?}", by.0);
             }
             if !self.wait(Duration::from_secs(200), World::agree) {
-                if self.protested() {
+                if self.protested_since(agreed) {
                     return false;
                 }
                 violation!("no agreement after a takeover of {dead}: {}", self.views());

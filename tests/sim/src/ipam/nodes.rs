@@ -187,7 +187,7 @@ impl World {
                 Noted::Event(event) => self.said(id, event),
                 // 2.8.1 does not talk to those who contradict it.
                 Noted::Refused(_) if self.host(id).legacy && self.plan.conflicts => {
-                    self.host_mut(id).protested = true;
+                    self.host_mut(id).protested = Some(self.clock);
                 }
                 Noted::Refused(why) => violation!("host {} ends a connection to {why}", id.0),
                 Noted::Died(death, _) => self.kill(id, death),

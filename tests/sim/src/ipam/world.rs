@@ -322,8 +322,9 @@ impl World {
             }
             Said::Yielded { .. } if self.host(id).legacy => {
                 // 2.8.1 aborts when it loses part of its own; what it had stored is consistent.
+                let now = self.clock;
                 let host = self.host_mut(id);
-                host.protested = true;
+                host.protested = Some(now);
                 host.fuse.get_or_insert((0, Death::Killed));
             }
             Said::Conflict { conflict, .. } if !self.plan.conflicts => {
@@ -584,7 +585,7 @@ impl World {
             }
             Err(_) if self.host(to).legacy => {
                 // 2.8.1 ends the connection over which it came.
-                self.host_mut(to).protested = true;
+                self.host_mut(to).protested = Some(self.clock);
                 let time = self.millis(1000, 10_000);
                 self.network.drop_link(from, to, self.clock + time);
                 self.schedule(time, Event::Reconnect);
