@@ -404,6 +404,8 @@ fn a_dry_run_names_everything() {
     let Some(lab) = one("dry") else { return };
     let h1 = lab.host("h1");
     let _c = h1.container("c");
+    // A peer on the machine that runs this has files there, too.
+    h1.sh("rm -rf /etc/NetworkManager /etc/systemd/network");
     h1.sh("mkdir -p /run/weave /var/lib/weave /etc/NetworkManager/conf.d /etc/systemd/network && rmdir /run/weave /var/lib/weave || true");
     let own = inventory(h1);
     // As much as a peer can have: a supervisor, a password, exposed and allocated addresses, a container.

@@ -95,7 +95,8 @@ fn among_other_programs() {
 fn other_managers_keep_off() {
     let Some(lab) = Lab::start("keepoff", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
-    h1.sh("mkdir -p /etc/NetworkManager /etc/systemd/network");
+    // A peer on the machine that runs this has files there, too.
+    h1.sh("rm -rf /etc/NetworkManager /etc/systemd/network && mkdir -p /etc/NetworkManager /etc/systemd/network");
     let files = || h1.sh("find /etc/NetworkManager /etc/systemd/network -type f | sort");
     let fresh = files();
     launch(h1, &[], &[]);
