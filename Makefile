@@ -27,10 +27,11 @@ demo-down: ## removes everything that demo made
 
 test: packages lint unit sim lab-test docs ## all that CI runs: format, clippy, unit, vectors, simulation, lab, docs
 
-lint: ## format, clippy with warnings denied, layout, licences and advisories
+lint: ## format, clippy with warnings denied, layout, references to the specification, licences and advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) run --quiet -p weave-xtask -- layout
+	$(CARGO) run --quiet -p weave-xtask -- references
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	 else echo "NOTICE: cargo-deny is not installed; licences and advisories not checked"; fi
 

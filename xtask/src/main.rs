@@ -1,8 +1,10 @@
-//! Checks that cargo does not do: `layout` (ARCHITECTURE.md against the real dependencies) and `claims`.
+//! Checks that cargo does not do: `layout` (ARCHITECTURE.md against the real dependencies), `references` (from the source to
+//! the specification) and `claims`.
 #![forbid(unsafe_code)]
 
 mod claims;
 mod layout;
+mod references;
 
 use std::path::PathBuf;
 
@@ -10,7 +12,8 @@ fn main() -> anyhow::Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     match std::env::args().nth(1).as_deref() {
         Some("layout") => layout::check(&root),
+        Some("references") => references::check(&root),
         Some("claims") => claims::report(&root),
-        _ => anyhow::bail!("usage: xtask layout | claims"),
+        _ => anyhow::bail!("usage: xtask layout | references | claims"),
     }
 }

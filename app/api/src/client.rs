@@ -1,7 +1,7 @@
 //! A small blocking HTTP/1.1 client for the control API.
 //!
 //! One request per connection. There is a limit on the time to connect, none on the answer: some calls wait by design
-//! (spec cli 2.1).
+//! (docs/spec/cli.md 2.1).
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -30,7 +30,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// From `WEAVE_HTTP_ADDR` or `--http-addr`: `/path`, `host:port`, `host`, `:port` or empty (spec cli 2.3).
+    /// From `WEAVE_HTTP_ADDR` or `--http-addr`: `/path`, `host:port`, `host`, `:port` or empty (docs/spec/cli.md 2.3).
     pub fn parse(text: &str) -> Endpoint {
         if text.starts_with('/') {
             return Endpoint::Unix(text.into());
@@ -103,7 +103,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Exit code of a command that ends with this: 4 not found, 7 nobody there, 1 otherwise (spec cli 2.1).
+    /// Exit code of a command that ends with this: 4 not found, 7 nobody there, 1 otherwise (docs/spec/cli.md 2.1).
     pub fn exit_code(&self) -> u8 {
         match self {
             ClientError::NotFound => 4,

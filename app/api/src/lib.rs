@@ -1,9 +1,9 @@
 //! What the daemon and its users say to each other over HTTP, apart from the daemon: the report's schema, the status
 //!
-//! * [`Report`] is the JSON of `GET /report` with the key order, `null`s and numbers of 2.8.1 (spec cli 9);
-//! * [`status`] renders the text pages of `GET /status...` (spec cli 8), [`pages`] the same facts as JSON;
+//! * [`Report`] is the JSON of `GET /report` with the key order, `null`s and numbers of 2.8.1 (docs/spec/cli.md 9);
+//! * [`status`] renders the text pages of `GET /status...` (docs/spec/cli.md 8), [`pages`] the same facts as JSON;
 //! * [`template`] evaluates the Go templates of `weave report -f`;
-//! * [`Client`] talks to a daemon over its unix socket or TCP (spec cli 2.1, 7).
+//! * [`Client`] talks to a daemon over its unix socket or TCP (docs/spec/cli.md 2.1, 7).
 //!
 //! Nothing here knows how a report comes about; no sockets but the client's.
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The report: everything the daemon knows about itself, in the schema of 2.8.1 (spec cli 9, mesh 13).
+//! The report: everything the daemon knows about itself, in the schema of 2.8.1 (docs/spec/cli.md 9, docs/spec/mesh.md 13).
 //!
 //! Field order is key order. Empty lists are `null` unless a field says otherwise. Fields marked *addition* are not in
 //! 2.8.1; they come last in their object and are left out when there is nothing to say.

@@ -1,4 +1,4 @@
-//! The text pages of `GET /status...`, layouts of 2.8.1 (spec cli 8).
+//! The text pages of `GET /status...`, layouts of 2.8.1 (docs/spec/cli.md 8).
 //!
 //! ```text
 //! GET /status              summary      labels end in column 15, the colon is column 16

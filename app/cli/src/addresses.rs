@@ -1,4 +1,4 @@
-//! Address arguments of `attach`, `detach`, `expose` and `hide`, and what the daemon makes of them (spec cli 2.1).
+//! Address arguments of `attach`, `detach`, `expose` and `hide`, and what the daemon makes of them (docs/spec/cli.md 2.1).
 //!
 //! | written | obtained by `attach` | looked up by `detach` |
 //! | --- | --- | --- |

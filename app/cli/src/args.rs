@@ -1,7 +1,7 @@
 //! Options as 2.8.1 and its forerunners spell them, from tables.
 //!
 //! One dash or two, `--name value` or `--name=value`, before or after the other arguments, `--` ends them. Old names
-//! work and say their new one: `Warning: -iprange is deprecated; please use --ipalloc-range` (spec cli 3.2). The tables
+//! work and say their new one: `Warning: -iprange is deprecated; please use --ipalloc-range` (docs/spec/cli.md 3.2). The tables
 //! also make the help texts, so that they cannot disagree.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The weave bridge seen by scripts: `bridge-type`, `attach-bridge`, and `create-bridge` of 1.x (spec cli 2.2, 3.1).
+//! The weave bridge seen by scripts: `bridge-type`, `attach-bridge`, and `create-bridge` of 1.x (docs/spec/cli.md 2.2, 3.1).
 
 use weave_host::{BridgeConfig, Mtu};
 use weave_types::MacAddr;

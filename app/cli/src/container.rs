@@ -17,7 +17,7 @@ pub(crate) struct Call {
     pub(crate) container: String,
 }
 
-/// Leading arguments that look like addresses, then one container (spec cli 2.1).
+/// Leading arguments that look like addresses, then one container (docs/spec/cli.md 2.1).
 pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> {
     let container = addresses::after(rest);
     if let Some(first) = container.first() {
@@ -133,7 +133,7 @@ fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     Ok(weave_runtime::resolve(&reference, &docker)?)
 }
 
-/// Addresses that the host already routes elsewhere: the container could not be told from what is there (spec cli 2.1).
+/// Addresses that the host already routes elsewhere: the container could not be told from what is there (docs/spec/cli.md 2.1).
 pub(crate) fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
     let mut netlink = Netlink::open()?;
     let own = netlink.link(bridge)?.map(|link| link.index);

@@ -1,4 +1,4 @@
-//! What shells and `docker run` need to know of proxy and names: `env`, `config`, `dns-args` (spec cli 2.2); and the
+//! What shells and `docker run` need to know of proxy and names: `env`, `config`, `dns-args` (docs/spec/cli.md 2.2); and the
 //! address of Docker's bridge, on which much of it rests.
 
 use std::net::{IpAddr, Ipv4Addr};

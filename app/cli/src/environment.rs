@@ -18,7 +18,7 @@ const fn later(name: &'static str, feature: &'static str, effect: &'static str) 
     Variable { name, default: "", effect, waits: Some(feature) }
 }
 
-/// All that mean something (spec cli 2.3).
+/// All that mean something (docs/spec/cli.md 2.3).
 pub(crate) static VARIABLES: &[Variable] = &[
     var("WEAVE_PASSWORD", "", "network password, as --password"),
     var("WEAVE_PORT", "6783", "port of the peer, as --port"),

@@ -1,4 +1,4 @@
-//! `weave expose` and `weave hide` (spec cli 6).
+//! `weave expose` and `weave hide` (docs/spec/cli.md 6).
 
 use weave_host::faults;
 use weave_types::Cidr;

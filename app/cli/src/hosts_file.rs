@@ -1,4 +1,4 @@
-//! `--rewrite-hosts`: a container's `/etc/hosts` gets its weave addresses (spec containers A.10).
+//! `--rewrite-hosts`: a container's `/etc/hosts` gets its weave addresses (docs/spec/containers.md A.10).
 
 use weave_runtime::{Kind, Target, etc_hosts};
 use weave_types::Cidr;

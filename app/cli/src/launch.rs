@@ -166,7 +166,7 @@ fn lock(config: &Config) -> Result<lock::PidFile, Failure> {
     })
 }
 
-/// Containers with addresses that the host routes elsewhere would not be reached from it (spec cli 4.1).
+/// Containers with addresses that the host routes elsewhere would not be reached from it (docs/spec/cli.md 4.1).
 fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
     let Some(allocation) = &config.allocation else { return Ok(()) };
     let Some(overlap) = container::overlaps(&[allocation.range.cidr()], &config.bridge)?.pop() else {

@@ -1,7 +1,7 @@
 //! The one binary, `weave`: everything a person types.
 //!
 //! Results go to stdout; diagnostics, notices and help to stderr. A command that fails says in one line what is wrong
-//! and what to do, and ends with a code other than 0 (spec cli 2.1).
+//! and what to do, and ends with a code other than 0 (docs/spec/cli.md 2.1).
 #![forbid(unsafe_code)]
 
 mod addresses;

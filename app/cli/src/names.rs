@@ -1,4 +1,4 @@
-//! Names by hand: `dns-add`, `dns-remove`, `dns-lookup` (spec cli 2.2).
+//! Names by hand: `dns-add`, `dns-remove`, `dns-lookup` (docs/spec/cli.md 2.2).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::{Failure, print, ps, query};
 
 /// Whose names are that belong to no container.
 const EXTERN: &str = "weave:extern";
-/// What failed calls for a service that is off end with (spec cli 2.1).
+/// What failed calls for a service that is off end with (docs/spec/cli.md 2.1).
 const OFF: u8 = 4;
 /// Wait for an answer, and how often it is asked for.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! Commands of earlier versions that are commands no more (spec cli 3.1): what they mean now.
+//! Commands of earlier versions that are commands no more (docs/spec/cli.md 3.1): what they mean now.
 
 use crate::args::Parsed;
 use crate::options::Env;

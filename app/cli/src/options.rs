@@ -1,4 +1,4 @@
-//! Options of `weave launch` and `weave daemon`, and how they become a [`Config`] (spec cli 2.2, 3.2, 5).
+//! Options of `weave launch` and `weave daemon`, and how they become a [`Config`] (docs/spec/cli.md 2.2, 3.2, 5).
 
 use std::path::PathBuf;
 
@@ -288,7 +288,7 @@ static LAUNCH: &[Opt] = &[
     ),
 ];
 
-/// Spelling of earlier versions (spec cli 3.2).
+/// Spelling of earlier versions (docs/spec/cli.md 3.2).
 static OLD: &[Old] = &[
     old("iprange", "ipalloc-range", "", Text),
     old("ipsubnet", "ipalloc-default-subnet", "", Text),
@@ -548,7 +548,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     config.original = original(parsed, env);
-    // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (spec cli 2.3).
+    // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (docs/spec/cli.md 2.3).
     if let Some(addr) = parsed.text("http-addr") {
         config.http_addr = ListenAddr::parse("--http-addr", addr)?;
     } else if let Some(addr) = env.var("WEAVE_HTTP_ADDR").filter(|a| !a.is_empty()) {

@@ -1,4 +1,4 @@
-//! Who has which addresses: `weave ps`, and `container-addrs` and `process-addrs` of the helper (spec cli 2.2, 13).
+//! Who has which addresses: `weave ps`, and `container-addrs` and `process-addrs` of the helper (docs/spec/cli.md 2.2, 13).
 
 use std::collections::BTreeSet;
 use std::path::Path;

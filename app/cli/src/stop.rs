@@ -1,4 +1,4 @@
-//! `weave stop` and `weave reset` (spec cli 4.5, 4.6).
+//! `weave stop` and `weave reset` (docs/spec/cli.md 4.5, 4.6).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -410,7 +410,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 impl Peer<'_> {
-    /// A peer that could hand over its addresses if it were running (spec cli 4.6).
+    /// A peer that could hand over its addresses if it were running (docs/spec/cli.md 4.6).
     fn stopped_container(&self) -> Result<bool, Failure> {
         let Some(docker) = &self.docker else { return Ok(false) };
         let name = docker::container_name(options::named("weave", self.parsed, self.env), self.env);

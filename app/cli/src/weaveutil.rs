@@ -1,5 +1,5 @@
 //! `weaveutil`, the helper of 2.8.1 that other projects' scripts call: as `weave weaveutil <command>`, or by a link of that
-//! name (spec cli 13).
+//! name (docs/spec/cli.md 13).
 
 use weave_host::identity::{Sources, SystemIds};
 use weave_host::{AttachRequest, DetachRequest, Names};

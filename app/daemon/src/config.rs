@@ -13,7 +13,7 @@ use crate::import::Places;
 /// Everything a daemon needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Peer name; `None`: from the bridge or the system's identity (spec mesh 2.2).
+    /// Peer name; `None`: from the bridge or the system's identity (docs/spec/mesh.md 2.2).
     pub name: Option<PeerName>,
     /// Free text shown beside the name; usually the host name.
     pub nickname: String,
@@ -47,7 +47,7 @@ pub struct Config {
     pub no_masq_local: bool,
     /// MTU of the container network, whatever it was before; `None`: a bridge that exists keeps its own.
     pub mtu: Option<u32>,
-    /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (spec cli 4.2).
+    /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (docs/spec/cli.md 4.2).
     pub new_mtu: u32,
     /// Where the control API listens besides the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
@@ -82,7 +82,7 @@ pub struct LogFile {
     pub keep: u32,
 }
 
-/// How addresses are allocated (spec ipam 3).
+/// How addresses are allocated (docs/spec/ipam.md 3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationConfig {
     /// The range, the same on all peers.
@@ -93,7 +93,7 @@ pub struct AllocationConfig {
     pub init: Init,
 }
 
-/// Defaults of `weave launch` without options or environment (spec cli 5).
+/// Defaults of `weave launch` without options or environment (docs/spec/cli.md 5).
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -141,7 +141,7 @@ impl Config {
     }
 
     /// There from a `weave launch` until the daemon that it starts is ready: this start takes the peers it is given, even
-    /// if they are the same as last time (spec cli 4.4).
+    /// if they are the same as last time (docs/spec/cli.md 4.4).
     pub fn fresh_file(&self) -> PathBuf {
         self.run_dir.join("fresh")
     }
@@ -274,7 +274,7 @@ pub enum ConfigError {
     Peer(String),
 }
 
-/// Whether `text` can be a peer to connect to: `host` or `host:port` (spec mesh 10.1). Nothing is resolved.
+/// Whether `text` can be a peer to connect to: `host` or `host:port` (docs/spec/mesh.md 10.1). Nothing is resolved.
 ///
 /// # Errors
 /// It cannot.

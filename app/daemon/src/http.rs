@@ -1,4 +1,4 @@
-//! The HTTP control API (spec cli 7): routes, texts and codes of 2.8.1, with bounds on what a client may cost.
+//! The HTTP control API (docs/spec/cli.md 7): routes, texts and codes of 2.8.1, with bounds on what a client may cost.
 //!
 //! ```text
 //! unix socket, root only       all routes
@@ -366,7 +366,7 @@ impl Site {
     }
 
     /// A page of a foreign site can make the browser of this machine send requests here. It cannot choose the `Host` of
-    /// a name that leads here (DNS rebinding), nor leave out `Origin` (spec cli 7, security posture). Addresses cannot
+    /// a name that leads here (DNS rebinding), nor leave out `Origin` (docs/spec/cli.md 7, security posture). Addresses cannot
     /// be rebound, so any of them will do.
     fn check_browser(&self, headers: &header::HeaderMap) -> Result<(), String> {
         let ours = |authority: &str| {

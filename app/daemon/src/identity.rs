@@ -1,4 +1,4 @@
-//! The peer's name (spec mesh 2.2).
+//! The peer's name (docs/spec/mesh.md 2.2).
 
 use weave_host::identity::Sources;
 use weave_types::PeerName;

@@ -1,4 +1,4 @@
-//! The database that 2.8.1 left on this host: where it may be, and whether it has been taken in already (spec cli 11, ipam 9).
+//! The database that 2.8.1 left on this host: where it may be, and whether it has been taken in already (docs/spec/cli.md 11, docs/spec/ipam.md 9).
 //!
 //! | place | of |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! What the allocator knows, as the report that people and scripts read (spec ipam 12).
+//! What the allocator knows, as the report that people and scripts read (docs/spec/ipam.md 12).
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,4 @@
-//! `GET /metrics` (spec cli 10): names, labels and help of 2.8.1, and what it lacked: why a connection uses its overlay,
+//! `GET /metrics` (docs/spec/cli.md 10): names, labels and help of 2.8.1, and what it lacked: why a connection uses its overlay,
 //! what was dropped and why.
 //!
 //! Everything is computed from a [`Snapshot`] when it is asked for. A service that is off has no series; 2.8.1 crashed

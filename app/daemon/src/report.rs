@@ -1,4 +1,4 @@
-//! What the node knows, as the report that people and scripts read (spec mesh 13, cli 9).
+//! What the node knows, as the report that people and scripts read (docs/spec/mesh.md 13, docs/spec/cli.md 9).
 
 use std::collections::BTreeMap;
 

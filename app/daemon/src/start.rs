@@ -373,7 +373,7 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> 
 }
 
 /// What to connect to, and whether that is what was stored: a `weave launch` takes its arguments; any other start with
-/// the peers of the last one is a restart, and one with others has been told something new (spec cli 4.4). On a host that
+/// the peers of the last one is a restart, and one with others has been told something new (docs/spec/cli.md 4.4). On a host that
 /// is taken over from 2.8.1, its database is what was stored, and also counts if no peer was named.
 fn initial_peers(config: &Config, store: &Store, import: Option<&Import>) -> (Vec<String>, bool) {
     let resumed = config.resume || (store.continues(&config.peers) && !config.fresh_file().exists());

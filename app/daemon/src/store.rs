@@ -139,7 +139,7 @@ impl Store {
     }
 
     /// Whether the last run was started with these peers: another start with them continues it, with the stored targets
-    /// instead (spec cli 4.4).
+    /// instead (docs/spec/cli.md 4.4).
     pub fn continues(&self, peers: &[String]) -> bool {
         self.state.launched_with.as_deref() == Some(peers)
     }

@@ -164,7 +164,7 @@ impl Warden {
     }
 
     /// What is remembered goes to the bridge; what is on the bridge was exposed by somebody and is remembered, with address
-    /// translation (spec cli 4.2).
+    /// translation (docs/spec/cli.md 4.2).
     fn adopt_addresses(&mut self) {
         let present = weave_host::bridge_addresses(&self.names.bridge).unwrap_or_else(|e| {
             tracing::warn!("{e}");

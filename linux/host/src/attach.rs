@@ -1,4 +1,4 @@
-//! Plugging a container into the bridge, and unplugging it (spec containers D.2, D.3).
+//! Plugging a container into the bridge, and unplugging it (docs/spec/containers.md D.2, D.3).
 //!
 //! Either everything is done or nothing: what a step changed is written down before the next one begins, and taken back
 //! in reverse order when one fails. Two processes never work on the same container at the same time.

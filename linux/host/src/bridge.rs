@@ -1,4 +1,4 @@
-//! The host's own devices: bridge `weave` and the switch's uplink on it (spec data-plane 1).
+//! The host's own devices: bridge `weave` and the switch's uplink on it (docs/spec/data-plane.md 1).
 
 use nix::errno::Errno;
 use weave_types::MacAddr;
@@ -6,7 +6,7 @@ use weave_types::MacAddr;
 use crate::tc::IngressDrop;
 use crate::{Error, Link, Netlink, datapath, sysctl};
 
-/// Fits any underlay of 1460 bytes under VXLAN and ESP (spec data-plane 1.3).
+/// Fits any underlay of 1460 bytes under VXLAN and ESP (docs/spec/data-plane.md 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
 /// What a bridge is called until it is complete.
 const UNFINISHED: &str = "vethwe-newbr";
@@ -136,7 +136,7 @@ pub struct UplinkInfo {
     pub ingress_drop: IngressDrop,
 }
 
-/// Which of the set-ups of 2.8.1 the devices on a host amount to (spec data-plane 1.1).
+/// Which of the set-ups of 2.8.1 the devices on a host amount to (docs/spec/data-plane.md 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BridgeKind {
     /// A Linux bridge.

@@ -1,5 +1,5 @@
 //! Connections that the kernel's packet filter remembers (`nf_conntrack`): those of a peer's port are forgotten when it stops, so
-//! that no translation that was decided for the old one meets the next (spec cli 4.5).
+//! that no translation that was decided for the old one meets the next (docs/spec/cli.md 4.5).
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;

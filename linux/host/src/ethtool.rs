@@ -1,4 +1,4 @@
-//! TX checksum offload, by the legacy ethtool calls (spec data-plane 1.5).
+//! TX checksum offload, by the legacy ethtool calls (docs/spec/data-plane.md 1.5).
 
 use std::os::fd::AsRawFd;
 

@@ -1,4 +1,4 @@
-//! Addresses of the host itself on the weave network (spec cli 6, containers D.5): on the bridge, told to everybody there.
+//! Addresses of the host itself on the weave network (docs/spec/cli.md 6, docs/spec/containers.md D.5): on the bridge, told to everybody there.
 
 use std::net::IpAddr;
 use std::thread::sleep;

@@ -1,4 +1,4 @@
-//! The name of a peer that was given none (spec mesh 2.2): the bridge's address if there is a bridge, else made from
+//! The name of a peer that was given none (docs/spec/mesh.md 2.2): the bridge's address if there is a bridge, else made from
 //! what identifies the machine, so that it stays the same over reboots.
 
 use std::io::ErrorKind;

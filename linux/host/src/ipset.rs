@@ -156,7 +156,7 @@ fn policy_sets(netlink: &mut Netlink) -> Result<Vec<String>, Error> {
     Ok(replies.iter().filter_map(|r| name(&r.body)).filter(|n| is_policy_set(n)).collect())
 }
 
-/// `weave-` and a SHA-1 digest in 85 symbols (spec containers E.6): 25 of them, or a few less where the number is small.
+/// `weave-` and a SHA-1 digest in 85 symbols (docs/spec/containers.md E.6): 25 of them, or a few less where the number is small.
 fn is_policy_set(name: &str) -> bool {
     let symbol = |b: u8| b.is_ascii_alphanumeric() || b"(){}[]+=_$%^!*|/?.;:@#~".contains(&b);
     name.strip_prefix("weave-")

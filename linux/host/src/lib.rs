@@ -12,15 +12,15 @@
 //!                                 +--------------------------------------------------------------+
 //! ```
 //!
-//! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the host's own devices (spec data-plane 1);
-//! * [`attach()`], [`detach()`]: a container's interface (spec containers D.2, D.3);
-//! * [`Ports`]: which addresses containers have (spec containers D.4);
+//! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the host's own devices (docs/spec/data-plane.md 1);
+//! * [`attach()`], [`detach()`]: a container's interface (docs/spec/containers.md D.2, D.3);
+//! * [`Ports`]: which addresses containers have (docs/spec/containers.md D.4);
 //! * [`NetNs`], [`Netlink`]: namespaces, and the verbs on links, addresses and routes in one of them;
 //! * [`original_kind`], [`remove_old_datapath`], [`hand_back`]: what 2.8.1 left, and what it needs to come back;
-//! * [`identity`]: the peer name a host has without being told (spec mesh 2.2).
+//! * [`identity`]: the peer name a host has without being told (docs/spec/mesh.md 2.2).
 //!
-//! * [`firewall`]: the host's packet filter rules (spec cli 4.3); [`add_bridge_address`] and its sisters: the host's own addresses
-//!   on the network (spec cli 6);
+//! * [`firewall`]: the host's packet filter rules (docs/spec/cli.md 4.3); [`add_bridge_address`] and its sisters: the host's own addresses
+//!   on the network (docs/spec/cli.md 6);
 //! * [`unmanaged`]: files that keep other programs from changing these devices.
 //!
 //! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`).

@@ -1,5 +1,5 @@
 //! The firewall rules inside a container: multicast is accepted from the container's own subnets only
-//! (spec containers D.2 steps 6 and 8), in the form that 2.8.1 writes and recognises:
+//! (docs/spec/containers.md D.2 steps 6 and 8), in the form that 2.8.1 writes and recognises:
 //!
 //! ```text
 //! -A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT      one per subnet, inserted at the top

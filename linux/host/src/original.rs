@@ -1,4 +1,4 @@
-//! The devices that 2.8.1 leaves on a host, and what it needs to find when it comes back (spec data-plane 1, cli 4.2).
+//! The devices that 2.8.1 leaves on a host, and what it needs to find when it comes back (docs/spec/data-plane.md 1, docs/spec/cli.md 4.2).
 //!
 //! ```text
 //!   plain bridge (WEAVE_NO_FASTDP)        weave --- vethwe-bridge = vethwe-pcap

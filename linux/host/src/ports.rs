@@ -1,4 +1,4 @@
-//! Which interfaces and addresses containers have on the weave network (spec containers D.4).
+//! Which interfaces and addresses containers have on the weave network (docs/spec/containers.md D.4).
 
 use weave_types::{Cidr, MacAddr};
 

@@ -9,7 +9,7 @@ use crate::links::check_name;
 use crate::{Error, faults};
 
 /// Neighbour cache of interfaces on the weave network: addresses move between containers, so believe entries for
-/// seconds only, and probe them soon (spec data-plane 1.2).
+/// seconds only, and probe them soon (docs/spec/data-plane.md 1.2).
 pub(crate) const NEIGHBOURS: [(&str, &str); 3] =
     [("base_reachable_time", "5"), ("delay_first_probe_time", "2"), ("ucast_solicit", "1")];
 

@@ -1,4 +1,4 @@
-//! A container's `/etc/hosts`, which Docker keeps on the host and binds into the container (spec containers A.10).
+//! A container's `/etc/hosts`, which Docker keeps on the host and binds into the container (docs/spec/containers.md A.10).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! The original on this host: whether a daemon of it runs, as what, and what of it Docker keeps (spec cli 1).
+//! The original on this host: whether a daemon of it runs, as what, and what of it Docker keeps (docs/spec/cli.md 1).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -23,7 +23,7 @@ fn message<'a>(types: &mut Types, limits: &Limits, body: &'a [u8]) -> Result<Mes
     }
     let id = TypeId(id);
     types.resolve(id)?;
-    // A struct brings its own field numbers; anything else stands behind a zero (spec mesh 3.3).
+    // A struct brings its own field numbers; anything else stands behind a zero (docs/spec/mesh.md 3.3).
     if types.shape(id).is_none() && cursor.uint()? != 0 {
         return Err(DecodeError::BadSingleton);
     }

@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use crate::types::{Kind, TypeId};
 use crate::value::{Struct, Value};
 
-/// Appends an unsigned integer (spec mesh 3.1).
+/// Appends an unsigned integer (docs/spec/mesh.md 3.1).
 pub fn put_uint(out: &mut Vec<u8>, value: u64) {
     if value < 0x80 {
         out.push(value as u8);
@@ -16,12 +16,12 @@ pub fn put_uint(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&bytes[skipped..]);
 }
 
-/// Appends a signed integer (spec mesh 3.1).
+/// Appends a signed integer (docs/spec/mesh.md 3.1).
 pub fn put_int(out: &mut Vec<u8>, value: i64) {
     put_uint(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
-/// Appends bytes or a string with their length (spec mesh 3.1).
+/// Appends bytes or a string with their length (docs/spec/mesh.md 3.1).
 pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_uint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
@@ -404,7 +404,7 @@ fn put_struct(out: &mut Vec<u8>, fields: &[Field], value: &Struct) {
     out.push(0);
 }
 
-/// Whether a field is sent although, or because, it has this value (spec mesh 3.3).
+/// Whether a field is sent although, or because, it has this value (docs/spec/mesh.md 3.3).
 fn is_sent(ty: &Type, value: &Value) -> bool {
     match (ty, value) {
         (_, Value::Bool(v)) => *v,

@@ -63,7 +63,7 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-/// A well-formed value is not what the receiver wants (spec mesh 3.5). The sender is to blame.
+/// A well-formed value is not what the receiver wants (docs/spec/mesh.md 3.5). The sender is to blame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FieldError {
     /// The value, or the field of that name, has another kind in the sender's definition.

@@ -4,7 +4,7 @@
 //! A stream is a sequence of messages, each `uint length ++ body`; a body is a type definition (`int -id ++ wireType`)
 //! or a value (`int id ++ value`). Definitions hold for the rest of the stream. The reader is driven by the *sender's*
 //! definitions: it accepts any ids, any order, unknown fields, and gives a tree of [`Value`]s from which the caller
-//! picks struct fields by name (spec mesh 3.5).
+//! picks struct fields by name (docs/spec/mesh.md 3.5).
 //!
 //! * [`Decoder`] reads a complete stream held in memory, [`StreamDecoder`] one that arrives in pieces.
 //! * [`Encoder`] writes one; its output depends on nothing but the calls made.

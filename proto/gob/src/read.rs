@@ -5,7 +5,7 @@ use crate::error::DecodeError;
 use crate::types::{Def, Kind, Limits, TypeId, Types};
 use crate::value::{Struct, Value};
 
-/// Primitives of spec mesh 3.1 over the bytes of one message.
+/// Primitives of docs/spec/mesh.md 3.1 over the bytes of one message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cursor<'a> {
     data: &'a [u8],

@@ -8,7 +8,7 @@ use crate::read::Cursor;
 /// Bounds on what a stream may cost. All of them end the stream when exceeded.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of one message body. Default 10 MiB, the frame limit of protocol 2 (spec mesh 4.3).
+    /// Bytes of one message body. Default 10 MiB, the frame limit of protocol 2 (docs/spec/mesh.md 4.3).
     pub max_message: usize,
     /// Nesting of composite values, which are read recursively. Default 64; what Weave Net sends needs 6.
     pub max_depth: u16,
@@ -52,7 +52,7 @@ impl TypeId {
     pub(crate) const FIRST_USER: i64 = 64;
 }
 
-/// What a value is, without its inner types. Kinds must match between sender and receiver (spec mesh 3.5).
+/// What a value is, without its inner types. Kinds must match between sender and receiver (docs/spec/mesh.md 3.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Gob id 1.
@@ -279,7 +279,7 @@ fn fields(
     }
 }
 
-/// The built-in struct that defines a type (spec mesh 3.4).
+/// The built-in struct that defines a type (docs/spec/mesh.md 3.4).
 fn wire_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
     let mut def = None;
     fields(cursor, 7, |number, cursor| {

@@ -128,7 +128,7 @@ macro_rules! field_accessor {
 
 impl Struct {
     /// A struct to be encoded: present fields by name, in any order. An absent field is not sent. A present one is not
-    /// sent either if it is zero, except structs, arrays and maps (spec mesh 3.3).
+    /// sent either if it is zero, except structs, arrays and maps (docs/spec/mesh.md 3.3).
     pub fn new<N: Into<String>>(fields: impl IntoIterator<Item = (N, Value)>) -> Struct {
         let mut shape = Shape::default();
         let mut values = Vec::new();
@@ -164,7 +164,7 @@ impl Struct {
         Some(&self.fields[at].1)
     }
 
-    /// Fails if the struct has fields, but none of `names`: for top-level values (spec mesh 3.5).
+    /// Fails if the struct has fields, but none of `names`: for top-level values (docs/spec/mesh.md 3.5).
     ///
     /// # Errors
     /// [`FieldError::NoFieldsMatched`].

@@ -1,4 +1,4 @@
-//! Bytes that 2.8.1 wrote, decoded; and written again where that is defined (spec mesh 16).
+//! Bytes that 2.8.1 wrote, decoded; and written again where that is defined (docs/spec/mesh.md 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use serde_json::Value as Json;

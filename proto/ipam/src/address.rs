@@ -1,4 +1,4 @@
-//! Ranges and subnets (spec ipam 2). IPv4 only, as the wire is.
+//! Ranges and subnets (docs/spec/ipam.md 2). IPv4 only, as the wire is.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -59,7 +59,7 @@ impl AddrRange {
         !self.intersection(other).is_empty()
     }
 
-    /// The biggest aligned block in it (spec ipam 2): what is worth giving away.
+    /// The biggest aligned block in it (docs/spec/ipam.md 2): what is worth giving away.
     pub fn biggest_block(self) -> AddrRange {
         let (start, size) = (u64::from(self.start), u64::from(self.size()));
         if size == 0 {

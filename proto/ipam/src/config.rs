@@ -90,7 +90,7 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// How the first division of the range is found (`--ipalloc-init`, spec ipam 3).
+/// How the first division of the range is found (`--ipalloc-init`, docs/spec/ipam.md 3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Init {
     /// Elect. The number of peers decides the quorum; without one it is guessed from the addresses that we were given.

@@ -1,4 +1,4 @@
-//! Taking over what another peer's ring knows better (spec ipam 6.4).
+//! Taking over what another peer's ring knows better (docs/spec/ipam.md 6.4).
 
 use crate::address::AddrRange;
 use crate::gossip_error::Conflict;

@@ -1,4 +1,4 @@
-//! The bytes of gossip (spec ipam 4), and of what is stored. All are gob streams of one value.
+//! The bytes of gossip (docs/spec/ipam.md 4), and of what is stored. All are gob streams of one value.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Who on this host has which addresses (spec ipam 8.1).
+//! Who on this host has which addresses (docs/spec/ipam.md 8.1).
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Agreement, once, on the peers among which the range is first divided (spec ipam 5).
+//! Agreement, once, on the peers among which the range is first divided (docs/spec/ipam.md 5).
 //!
 //! Single-value basic Paxos over gossip: every elector is proposer, acceptor and learner, and the only message is what
 //! its sender knows. Two things differ from 2.8.1, and neither can be seen on the wire:

@@ -1,4 +1,4 @@
-//! The ring: which peer owns which part of the range, as tokens in order (spec ipam 6).
+//! The ring: which peer owns which part of the range, as tokens in order (docs/spec/ipam.md 6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -111,7 +111,7 @@ impl Ring {
         self.entries.is_empty()
     }
 
-    /// Checks the rules of rings (spec ipam 6.1).
+    /// Checks the rules of rings (docs/spec/ipam.md 6.1).
     ///
     /// # Errors
     /// The first rule broken.
@@ -197,7 +197,7 @@ impl Ring {
         self.entries.iter().map(|e| e.peer).collect()
     }
 
-    /// Divides the whole range among peers (spec ipam 6.2). All peers compute the same.
+    /// Divides the whole range among peers (docs/spec/ipam.md 6.2). All peers compute the same.
     pub fn divide(&mut self, peers: &[PeerName]) {
         let unique: BTreeSet<PeerName> = peers.iter().copied().collect();
         self.seeds = unique.into_iter().collect();
@@ -206,7 +206,7 @@ impl Ring {
         self.entries = entries;
     }
 
-    /// Gives part of what the holder owns to another peer (spec ipam 6.3). The caller has checked that it is all ours.
+    /// Gives part of what the holder owns to another peer (docs/spec/ipam.md 6.3). The caller has checked that it is all ours.
     pub fn grant(&mut self, what: AddrRange, to: PeerName) {
         let Some(at) = self.position(what.start()) else { return };
         if what.is_empty() {
@@ -280,7 +280,7 @@ impl Ring {
         true
     }
 
-    /// Other owners of free space in a range, with the free addresses of their entries there (spec ipam 6.5).
+    /// Other owners of free space in a range, with the free addresses of their entries there (docs/spec/ipam.md 6.5).
     pub fn candidates(&self, range: AddrRange) -> BTreeMap<PeerName, u64> {
         let mut weights = BTreeMap::new();
         for (index, entry) in self.entries.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Which of our addresses are free (spec ipam 7).
+//! Which of our addresses are free (docs/spec/ipam.md 7).
 
 use std::collections::BTreeMap;
 

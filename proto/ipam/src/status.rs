@@ -6,7 +6,7 @@ use crate::address::{AddrRange, Subnet};
 use crate::gossip_error::{Conflict, Named};
 use crate::output::{Container, QuorumSource, RequestId};
 
-/// Everything that `status`, `status ipam`, `report` and the metrics show (spec ipam 12).
+/// Everything that `status`, `status ipam`, `report` and the metrics show (docs/spec/ipam.md 12).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// How far we are.

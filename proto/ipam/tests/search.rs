@@ -459,7 +459,7 @@ mod donations {
                 }
                 Crash::WithoutState => {
                     // Nothing is left of its containers, nor of what it had sent and nobody has heard; and it hears from
-                    // all what was its own. Otherwise it could not know what it gave away (spec ipam 16.2, A5).
+                    // all what was its own. Otherwise it could not know what it gave away (docs/spec/ipam.md 16.2, A5).
                     state.flying.retain(|(from, ..)| *from != peer);
                     state.hosts[peer].live.clear();
                     state.hosts[peer].allocator = self.host(peer, Init::Observer, Loaded::default());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use weave_types::{ConnectionUid, Instant};
 
-/// Slows accepting down (spec mesh 11.1): bursts of 20, then 20 per second.
+/// Slows accepting down (docs/spec/mesh.md 11.1): bursts of 20, then 20 per second.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     /// The bucket would be full at this time if nothing were accepted any more.
@@ -88,7 +88,7 @@ pub(crate) enum Survivor {
     Neither,
 }
 
-/// Both ends see the same two numbers, so both keep the same connection (spec mesh 11.3).
+/// Both ends see the same two numbers, so both keep the same connection (docs/spec/mesh.md 11.3).
 pub(crate) fn resolve(old: ConnectionUid, new: ConnectionUid) -> Survivor {
     match new.cmp(&old) {
         std::cmp::Ordering::Less => Survivor::New,

@@ -9,7 +9,7 @@ use crate::crypto::Secret;
 /// What a [`Mesh`](crate::Mesh) is told at its start. Identity has no default; see [`Config::new`] for the rest.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Our name (spec mesh 2.2).
+    /// Our name (docs/spec/mesh.md 2.2).
     pub name: PeerName,
     /// Free text that people know us by; the host's name.
     pub nickname: String,

@@ -9,7 +9,7 @@ use crate::features::Features;
 use crate::gossip::Queue;
 use crate::handshake::{Handshake, Session};
 
-/// One TCP connection, from the attempt to its end (spec mesh 4.8).
+/// One TCP connection, from the attempt to its end (docs/spec/mesh.md 4.8).
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
@@ -70,7 +70,7 @@ pub(crate) struct Running {
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// 2.8.1 has none and hangs with its peer (spec mesh 15.2).
+/// 2.8.1 has none and hangs with its peer (docs/spec/mesh.md 15.2).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
 

@@ -1,4 +1,4 @@
-//! Keys and boxes of a password-protected connection (spec mesh 4.5, 4.6).
+//! Keys and boxes of a password-protected connection (docs/spec/mesh.md 4.5, 4.6).
 //!
 //! ```text
 //! shared  = HSalsa20(key = X25519(own private, remote public), input = 16 zero bytes)
@@ -54,7 +54,7 @@ pub fn public_key(private: &[u8; 32]) -> [u8; 32] {
 /// NaCl's "beforenm": what both sides know without the password.
 ///
 /// # Errors
-/// [`WeakKey`] if the shared secret is all zero. The original does not look (spec mesh 15.5).
+/// [`WeakKey`] if the shared secret is all zero. The original does not look (docs/spec/mesh.md 15.5).
 pub fn shared_key(private: &[u8; 32], remote_public: &[u8; 32]) -> Result<[u8; 32], WeakKey> {
     let secret = StaticSecret::from(*private).diffie_hellman(&PublicKey::from(*remote_public));
     if !secret.was_contributory() {
@@ -78,7 +78,7 @@ pub fn session_key(
     Ok(Sha256::new().chain_update(shared).chain_update(password.0.as_bytes()).finalize().into())
 }
 
-/// Nonces of one direction. The first eight bytes tell the direction, the last eight count (spec mesh 4.6).
+/// Nonces of one direction. The first eight bytes tell the direction, the last eight count (docs/spec/mesh.md 4.6).
 #[derive(Clone, Copy, Debug)]
 struct Nonces {
     flags: u8,

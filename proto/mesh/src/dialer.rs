@@ -9,7 +9,7 @@ use weave_types::{ConnectionId, Instant, PeerName, PeerUid};
 
 use crate::topology::Topology;
 
-/// Whom to connect to (spec mesh 10).
+/// Whom to connect to (docs/spec/mesh.md 10).
 ///
 /// *Direct peers* are what the user asked for, *targets* the places to dial: those of the direct peers and those learnt
 /// from the topology. Each target is tried until it is connected, with growing pauses.
@@ -60,7 +60,7 @@ struct Target {
     /// `None`: never.
     try_after: Option<Instant>,
     interval: Duration,
-    /// Who answered there last. As long as we have another connection to it there is no point in dialling (spec mesh
+    /// Who answered there last. As long as we have another connection to it there is no point in dialling (docs/spec/mesh.md
     /// 15.12).
     occupant: Option<(PeerName, PeerUid)>,
     /// What a name stood for when it was last looked up, IPv4 first.
@@ -191,7 +191,7 @@ impl Dialer {
         self.direct.keys().cloned().collect()
     }
 
-    /// The same without those that are never tried again (spec mesh 10.5).
+    /// The same without those that are never tried again (docs/spec/mesh.md 10.5).
     pub(crate) fn active_peers(&self) -> Vec<String> {
         let given_up = |place: &Place| {
             let target = self.targets.get(&place.or_port(self.port));
@@ -212,7 +212,7 @@ impl Dialer {
         self.due
     }
 
-    /// Which targets there should be, and which of them to try now (spec mesh 10.2, 10.3).
+    /// Which targets there should be, and which of them to try now (docs/spec/mesh.md 10.2, 10.3).
     pub(crate) fn evaluate(
         &mut self,
         connected: &Connected,
@@ -411,7 +411,7 @@ impl Dialer {
         }
     }
 
-    /// The TCP connection has ended (spec mesh 10.4).
+    /// The TCP connection has ended (docs/spec/mesh.md 10.4).
     pub(crate) fn ended(
         &mut self,
         place: &Place,

@@ -1,5 +1,5 @@
 //! The envelope of a gossip message: a gob stream of channel, source, destination (unicast only) and payload
-//! (spec mesh 7.1).
+//! (docs/spec/mesh.md 7.1).
 
 use std::borrow::Cow;
 use std::fmt;

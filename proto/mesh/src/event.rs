@@ -7,7 +7,7 @@ use crate::features::FeatureError;
 use crate::handshake::HandshakeError;
 use crate::peers::PeerLabel;
 
-/// Something that people may want to know. `Display` gives the log lines of 2.8.1 (spec mesh 4.11).
+/// Something that people may want to know. `Display` gives the log lines of 2.8.1 (docs/spec/mesh.md 4.11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// We dial a target.

@@ -1,4 +1,4 @@
-//! What two peers tell each other about themselves when they connect (spec mesh 4.7).
+//! What two peers tell each other about themselves when they connect (docs/spec/mesh.md 4.7).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,7 +77,7 @@ impl Features {
         };
         let uid = PeerUid(parse_uint(field("UID")?, u64::MAX)?);
         let connection_id = parse_uint(field("ConnID")?, u64::MAX)?;
-        // Both mean "nobody" elsewhere. The original takes them (spec mesh 15.6), but never sends them.
+        // Both mean "nobody" elsewhere. The original takes them (docs/spec/mesh.md 15.6), but never sends them.
         if name == PeerName::UNKNOWN || uid == PeerUid(0) {
             return Err(FeatureError::Reserved);
         }

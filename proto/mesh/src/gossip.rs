@@ -5,7 +5,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use weave_types::{Instant, Now, PeerName};
 
-/// The services that gossip over the mesh (spec mesh 7.9). What arrives on a channel that is not listed is passed on
+/// The services that gossip over the mesh (docs/spec/mesh.md 7.9). What arrives on a channel that is not listed is passed on
 /// for others (7.8).
 ///
 /// An error of a receiver ends the connection over which the message came.
@@ -66,7 +66,7 @@ impl Channels for NoChannels {
 }
 
 /// What waits to be sent over one connection. News is merged into what waits already, so that a slow connection costs
-/// little memory and gets the latest state when it moves again (spec mesh 7.5).
+/// little memory and gets the latest state when it moves again (docs/spec/mesh.md 7.5).
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     topology: Slots<Names>,
@@ -261,7 +261,7 @@ impl Queue {
     }
 }
 
-/// Channels that somebody uses and nobody serves here (spec mesh 7.8): remembers what was passed on lately.
+/// Channels that somebody uses and nobody serves here (docs/spec/mesh.md 7.8): remembers what was passed on lately.
 #[derive(Debug, Default)]
 pub(crate) struct Surrogates {
     /// When each message came, oldest first, and its hash: messages may be long.

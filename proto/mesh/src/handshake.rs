@@ -1,4 +1,4 @@
-//! The handshake of a control connection (spec mesh 4.2 to 4.5), as a value: bytes in, bytes out.
+//! The handshake of a control connection (docs/spec/mesh.md 4.2 to 4.5), as a value: bytes in, bytes out.
 //!
 //! Both sides do the same at the same time; neither waits for the other before it writes its part of a step.
 //!
@@ -62,7 +62,7 @@ impl Default for HandshakeConfig {
 /// Where a handshake stands after some bytes.
 #[derive(Debug)]
 pub enum Progress {
-    /// Waits for the rest of the header; the deadline is 10 s (spec mesh 4.10).
+    /// Waits for the rest of the header; the deadline is 10 s (docs/spec/mesh.md 4.10).
     Header,
     /// The header is complete; the rest has 60 s from the first time this is seen.
     Exchange,
@@ -299,7 +299,7 @@ fn first_version(features: &BTreeMap<String, String>) -> BTreeMap<String, String
     five.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// The features message: a fresh gob stream of one map of strings to strings (spec mesh 4.3, 4.4).
+/// The features message: a fresh gob stream of one map of strings to strings (docs/spec/mesh.md 4.3, 4.4).
 pub fn encode_features(features: &BTreeMap<String, String>) -> Vec<u8> {
     let text = |text: &String| Value::String(text.clone());
     let pairs = features.iter().map(|(key, value)| (text(key), text(value))).collect();
@@ -362,7 +362,7 @@ pub struct Session {
     /// What the remote told about itself, not yet checked
     /// ([`Features::from_map`](crate::features::Features::from_map)).
     pub remote_features: BTreeMap<String, String>,
-    /// The key, also for the overlay where trust demands (spec mesh 4.9); `None` without a password.
+    /// The key, also for the overlay where trust demands (docs/spec/mesh.md 4.9); `None` without a password.
     pub session_key: Option<[u8; 32]>,
     writer: FrameWriter,
     reader: FrameReader,

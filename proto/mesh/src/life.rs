@@ -1,4 +1,4 @@
-//! The life of a connection, in the order of spec mesh 4.8.
+//! The life of a connection, in the order of docs/spec/mesh.md 4.8.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -277,7 +277,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// A peer that knows nothing, or has forgotten everything, gets all there is (spec mesh 7.6).
+    /// A peer that knows nothing, or has forgotten everything, gets all there is (docs/spec/mesh.md 7.6).
     fn queue_all_state(&mut self, conn: ConnectionId, channels: &mut dyn Channels, now: Now) {
         self.offer_topology(conn, now);
         for name in channels.names().to_vec() {

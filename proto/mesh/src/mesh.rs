@@ -212,7 +212,7 @@ impl Mesh {
         Some(conn)
     }
 
-    /// How long the listener waits before it accepts again (spec mesh 11.1).
+    /// How long the listener waits before it accepts again (docs/spec/mesh.md 11.1).
     pub fn accept_delay(&self, now: Now) -> Duration {
         self.admission.delay(now.mono)
     }
@@ -499,7 +499,7 @@ fn due(timer: &mut Option<Instant>, now: Now) -> bool {
     timer.take_if(|at| *at <= now.mono).is_some()
 }
 
-/// A dual-stack listener shows IPv4 clients in IPv6 form; addresses are gossiped as text (spec mesh 4.1).
+/// A dual-stack listener shows IPv4 clients in IPv6 form; addresses are gossiped as text (docs/spec/mesh.md 4.1).
 fn unmapped(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

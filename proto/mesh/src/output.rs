@@ -39,7 +39,7 @@ pub enum Output {
         /// This one.
         conn: ConnectionId,
     },
-    /// A connection is about to be added: get the overlays ready, passively (spec mesh 6.4). On failure call
+    /// A connection is about to be added: get the overlays ready, passively (docs/spec/mesh.md 6.4). On failure call
     /// [`Mesh::handle_overlay_failed`](crate::Mesh::handle_overlay_failed).
     OverlayPrepare {
         /// Over this connection.
@@ -125,7 +125,7 @@ impl std::fmt::Debug for OverlaySetup {
     }
 }
 
-/// A message between the overlays of a connection's two ends (spec mesh 6.3). Neither number has been checked.
+/// A message between the overlays of a connection's two ends (docs/spec/mesh.md 6.3). Neither number has been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayControl {
     /// Which of the common overlays; `None` for the old form, which means sleeve.

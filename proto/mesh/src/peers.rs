@@ -17,7 +17,7 @@ pub struct Peer {
     pub short_id: Option<ShortId>,
     /// Its connections as it reports them, ascending by the remote peer's name.
     pub links: Vec<Link>,
-    /// Our connections (from step 3 of spec mesh 4.8 on) that keep the record alive; ourself counts as one.
+    /// Our connections (from step 3 of docs/spec/mesh.md 4.8 on) that keep the record alive; ourself counts as one.
     pub(crate) references: u32,
 }
 
@@ -99,7 +99,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// `NAME(NICK)`, as people see a peer (spec mesh 2.4).
+/// `NAME(NICK)`, as people see a peer (docs/spec/mesh.md 2.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLabel {
     /// The name.

@@ -1,4 +1,4 @@
-//! Messages that come, and gossip that goes (spec mesh 5 and 7).
+//! Messages that come, and gossip that goes (docs/spec/mesh.md 5 and 7).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -290,7 +290,7 @@ impl Mesh {
         }
     }
 
-    /// Our own record has changed, or we have new neighbours (spec mesh 8.5).
+    /// Our own record has changed, or we have new neighbours (docs/spec/mesh.md 8.5).
     pub(crate) fn announce(&mut self, now: Now) {
         let mut names = std::mem::take(&mut self.announced);
         names.insert(self.config.name);
@@ -301,7 +301,7 @@ impl Mesh {
         }
     }
 
-    /// The periodic round (spec mesh 7.6).
+    /// The periodic round (docs/spec/mesh.md 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
         self.offer_topology_to_some(now);
         for name in channels.names().to_vec() {
@@ -419,7 +419,7 @@ impl Mesh {
                 self.output(Output::OverlayControl { conn, control });
             }
             Some(Tag::OverlayControl) => {
-                // 2.8.1 would crash here (spec mesh 15.1).
+                // 2.8.1 would crash here (docs/spec/mesh.md 15.1).
                 let [index, tag, body @ ..] = body else {
                     return Err(ConnectionError::Misbehaved("overlay control message too short".to_owned()));
                 };

@@ -6,7 +6,7 @@ use weave_types::PeerName;
 
 use crate::topology::Topology;
 
-/// Whither data and gossip go, computed from one state of the topology (spec mesh 9). All peers must compute the same.
+/// Whither data and gossip go, computed from one state of the topology (docs/spec/mesh.md 9). All peers must compute the same.
 ///
 /// A snapshot: it does not change, and may be shared with the threads that move packets. Broadcast trees are computed
 /// when they are first asked for.
@@ -20,7 +20,7 @@ pub struct Routes {
     own: u32,
     established: Table,
     all: Table,
-    /// How many destinations each neighbour leads to, over all connections (spec mesh 7.7).
+    /// How many destinations each neighbour leads to, over all connections (docs/spec/mesh.md 7.7).
     weights: Box<[(PeerName, u32)]>,
     /// Neighbours to whom the data path works as we see it, ascending.
     direct: Box<[u32]>,
@@ -132,7 +132,7 @@ impl Routes {
         self.weights.iter().copied().filter(move |(name, _)| Some(*name) != except)
     }
 
-    /// How many neighbours a gossip goes to (spec mesh 7.7).
+    /// How many neighbours a gossip goes to (docs/spec/mesh.md 7.7).
     pub fn gossip_neighbours(&self, except: Option<PeerName>) -> usize {
         let reached = self.all.unicast.iter().filter(|&&hop| hop != NOWHERE).count();
         let logarithmic = (2.0 * (reached as f64).log2()) as usize;
@@ -200,7 +200,7 @@ impl Edges {
         &self.targets[self.starts[node] as usize..self.starts[node + 1] as usize]
     }
 
-    /// Breadth first, each frontier in ascending order, until `stop` is taken up (spec mesh 9.1). Returns whether it
+    /// Breadth first, each frontier in ascending order, until `stop` is taken up (docs/spec/mesh.md 9.1). Returns whether it
     /// was, and for each node the first hop from `start`.
     fn search(&self, start: u32, stop: u32) -> (bool, Vec<u32>) {
         let mut found = vec![NOWHERE; self.starts.len() - 1];

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::{Rng, RngExt};
 use weave_types::{PeerName, ShortId};
 
-/// Who may be called by which short id (spec mesh 2.6).
+/// Who may be called by which short id (docs/spec/mesh.md 2.6).
 ///
 /// The claimant with the lowest name owns an id, so all peers agree without talking. An id whose owner changes, or that
 /// is taken up again after it was free, must be *invalidated* where it was cached.

@@ -10,7 +10,7 @@ use crate::handshake::{MAX_PROTOCOL, MIN_PROTOCOL};
 use crate::mesh::Mesh;
 use crate::peers::PeerLabel;
 
-/// All that the mesh can say about itself (spec mesh 13).
+/// All that the mesh can say about itself (docs/spec/mesh.md 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Lowest protocol version that is spoken.
@@ -225,7 +225,7 @@ impl Mesh {
         })
     }
 
-    /// The direct peers as they were given; if `active`, without those that are never tried again (spec mesh 10.5).
+    /// The direct peers as they were given; if `active`, without those that are never tried again (docs/spec/mesh.md 10.5).
     pub fn direct_peers(&self, active: bool) -> Vec<String> {
         if active { self.dialer.active_peers() } else { self.dialer.direct_peers() }
     }

@@ -8,7 +8,7 @@ use crate::peers::{Address, Link, Peer, PeerLabel};
 use crate::short_ids::ShortIds;
 use crate::update::{ConnectionRecord, PeerRecord};
 
-/// All peers that we know of, ourself included, and the rules by which news about them is taken over (spec mesh 8).
+/// All peers that we know of, ourself included, and the rules by which news about them is taken over (docs/spec/mesh.md 8).
 ///
 /// Each peer counts a *version* of its own record up; whoever hears of a higher one takes it over. What has to happen
 /// because of a change is collected in [`Effects`].
@@ -45,7 +45,7 @@ pub(crate) struct Effects {
     pub(crate) removed: Vec<PeerLabel>,
 }
 
-/// What an update brought (spec mesh 8.3 rule 3).
+/// What an update brought (docs/spec/mesh.md 8.3 rule 3).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Merged {
     /// Those about whom there was news: the delta to pass on from neighbour gossip.
@@ -142,7 +142,7 @@ impl Topology {
 
     // ---- connections of our own -------------------------------------------------------------------------------
 
-    /// A connection has learnt who is at its other end: makes the peer known and keeps it (spec mesh 4.8 step 3). What
+    /// A connection has learnt who is at its other end: makes the peer known and keeps it (docs/spec/mesh.md 4.8 step 3). What
     /// the handshake said is only for a peer that is not known yet.
     pub(crate) fn refer(
         &mut self,
@@ -166,7 +166,7 @@ impl Topology {
         }
     }
 
-    /// Enters a connection of ours (spec mesh 4.8 step 6).
+    /// Enters a connection of ours (docs/spec/mesh.md 4.8 step 6).
     pub(crate) fn connect(&mut self, link: Link) {
         let links = &mut self.own_peer_mut().links;
         match links.binary_search_by_key(&link.peer, |l| l.peer) {
@@ -227,7 +227,7 @@ impl Topology {
 
     // ---- news -------------------------------------------------------------------------------------------------
 
-    /// Takes over what is news in an update (spec mesh 8.3).
+    /// Takes over what is news in an update (docs/spec/mesh.md 8.3).
     pub(crate) fn merge(&mut self, update: Vec<PeerRecord>, rng: &mut impl Rng) -> Merged {
         let mut merged = Merged::default();
         // All peers of the update come first, so that none of them is taken for a mere neighbour.
@@ -350,7 +350,7 @@ impl Topology {
         self.garbage
     }
 
-    /// Forgets the peers that nobody leads to and nothing refers to (spec mesh 8.6).
+    /// Forgets the peers that nobody leads to and nothing refers to (docs/spec/mesh.md 8.6).
     pub(crate) fn collect(&mut self, rng: &mut impl Rng) {
         if !std::mem::take(&mut self.garbage) {
             return;
@@ -425,7 +425,7 @@ impl Topology {
     }
 }
 
-/// Whether a record is news compared with what is known (spec mesh 8.3 rule 2).
+/// Whether a record is news compared with what is known (docs/spec/mesh.md 8.3 rule 2).
 pub(crate) fn improves(record: &PeerRecord, known: &Peer) -> bool {
     let order = record.version.cmp(&known.version).then(record.uid.cmp(&known.uid));
     order.is_gt() || order.is_eq() && record.short_id.is_some() && known.short_id.is_none()

@@ -1,4 +1,4 @@
-//! Payload of the topology channel: for each peer a struct and the list of its connections (spec mesh 8.1, 8.2).
+//! Payload of the topology channel: for each peer a struct and the list of its connections (docs/spec/mesh.md 8.1, 8.2).
 //!
 //! Complete updates of large meshes run to megabytes, so both directions work on the bytes instead of a value tree:
 //! writing uses the type definitions that Go sends as constants; reading looks up, once per type that the sender
@@ -44,7 +44,7 @@ pub struct ConnectionRecord {
 pub struct Update {
     /// Records in the sender's order.
     pub records: Vec<PeerRecord>,
-    /// Records left out because they are not credible (spec mesh 15.6): names that are not six bytes or zero, short
+    /// Records left out because they are not credible (docs/spec/mesh.md 15.6): names that are not six bytes or zero, short
     /// ids above 4095, peers with content but without UID, and what is larger than any real record: passed on, it would
     /// fill everybody's memory and no frame would hold it.
     pub dropped: usize,
@@ -184,7 +184,7 @@ impl From<FieldError> for UpdateError {
 }
 
 /// Reads an update. The end of data between a peer and its connections is taken as the normal end, and that peer is
-/// left out (spec mesh 8.2).
+/// left out (docs/spec/mesh.md 8.2).
 ///
 /// # Errors
 /// The payload is malformed.

@@ -1,4 +1,4 @@
-//! Protocol messages and how they are framed (spec mesh 4.3, 4.4, 5).
+//! Protocol messages and how they are framed (docs/spec/mesh.md 4.3, 4.4, 5).
 //!
 //! ```text
 //! v2   u32 length L | L bytes: message, or its box
@@ -12,11 +12,11 @@ use weave_gob::{DecodeError, FieldError, Limits, StreamDecoder, put_uint};
 
 use crate::crypto::{Opener, Sealer};
 
-/// Longest frame of protocol 2, length field not counted (spec mesh 4.3). Protocol 1 has no limit of its own; we
+/// Longest frame of protocol 2, length field not counted (docs/spec/mesh.md 4.3). Protocol 1 has no limit of its own; we
 /// apply the same.
 pub const MAX_FRAME: usize = 10 * 1024 * 1024;
 
-/// First byte of a protocol message (spec mesh 5).
+/// First byte of a protocol message (docs/spec/mesh.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tag {
     /// Nothing but a sign of life.
@@ -131,7 +131,7 @@ impl FrameWriter {
         if self.version >= 2 {
             out.extend_from_slice(&(length as u32).to_be_bytes());
         } else {
-            // A gob value of kind bytes, written in place (spec mesh 4.4).
+            // A gob value of kind bytes, written in place (docs/spec/mesh.md 4.4).
             let mut head = vec![0x0a, 0];
             put_uint(&mut head, length as u64);
             put_uint(&mut out, (head.len() + length) as u64);

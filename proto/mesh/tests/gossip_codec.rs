@@ -1,4 +1,4 @@
-//! Envelopes and topology updates: bytes of 2.8.1 read, and written again (spec mesh 7.1, 8, 16).
+//! Envelopes and topology updates: bytes of 2.8.1 read, and written again (docs/spec/mesh.md 7.1, 8, 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
@@ -95,7 +95,7 @@ fn updates() {
             }
             let update = update.unwrap_or_else(|error| panic!("{}: {error}", json["name"]));
             if json["name"] == "short_name_bytes" || json["peers"][0]["short_id"] == 65535 {
-                // The original takes a name of two bytes and any u16; spec 15.6 wants the record dropped.
+                // The original takes a name of two bytes and any u16; docs/spec/mesh.md 15 wants the record dropped.
                 assert_eq!((update.records.len(), update.dropped), (0, 1));
                 continue;
             }

@@ -1,4 +1,4 @@
-//! Handshakes, frames, features: what 2.8.1 wrote and says, byte for byte (spec mesh 4, 16).
+//! Handshakes, frames, features: what 2.8.1 wrote and says, byte for byte (docs/spec/mesh.md 4, 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;

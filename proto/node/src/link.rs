@@ -102,7 +102,7 @@ impl Links {
         self.with(conn, |connection| connection.sleeve.handle_path_mtu(mtu, now.mono));
     }
 
-    /// A control message of the peer; what makes no sense is logged and ignored (spec mesh 6.3).
+    /// A control message of the peer; what makes no sense is logged and ignored (docs/spec/mesh.md 6.3).
     pub(crate) fn handle_control(
         &mut self,
         conn: ConnectionId,

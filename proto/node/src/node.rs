@@ -94,7 +94,7 @@ impl Node {
     }
 
     /// Adds direct peers, or with `replace` makes these the only ones; gives the error texts of those that were refused
-    /// (spec mesh 10.1). The others are added.
+    /// (docs/spec/mesh.md 10.1). The others are added.
     pub fn connect(&mut self, peers: &[String], replace: bool, now: Now) -> Vec<String> {
         let refused = self.mesh.connect(peers, replace, now);
         self.settle(now);
@@ -125,7 +125,7 @@ impl Node {
         conn
     }
 
-    /// How long the listener waits before it accepts again (spec mesh 11.1).
+    /// How long the listener waits before it accepts again (docs/spec/mesh.md 11.1).
     pub fn accept_delay(&self, now: Now) -> Duration {
         self.mesh.accept_delay(now)
     }
@@ -264,7 +264,7 @@ impl Node {
         Status::new(mesh, macs, &self.links, ipam)
     }
 
-    /// The version of our own topology record (spec mesh 8.4).
+    /// The version of our own topology record (docs/spec/mesh.md 8.4).
     pub fn version(&self) -> u64 {
         self.mesh.peer(self.mesh.name()).map_or(0, |own| own.version)
     }

@@ -11,7 +11,7 @@
 //! they lie.
 //!
 //! Frames to one neighbour are gathered into datagrams until the next does not fit or [`Forwarder::flush`] is called at the
-//! end of a batch (spec data-plane 4.8). A super-frame (TSO, USO) is cut straight into one datagram per segment.
+//! end of a batch (docs/spec/data-plane.md 4.8). A super-frame (TSO, USO) is cut straight into one datagram per segment.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ pub struct Neighbour {
     pub confirmed: bool,
     /// How to reach it by sleeve.
     pub path: Path,
-    /// What frames are sent with. Datagrams are taken from every overlay at any time (spec data-plane 3.2).
+    /// What frames are sent with. Datagrams are taken from every overlay at any time (docs/spec/data-plane.md 3.2).
     pub overlay: Overlay,
 }
 
@@ -268,7 +268,7 @@ impl Forwarder {
         &self.lanes.stats
     }
 
-    /// A frame captured from the local bridge (spec data-plane 2.3), with what its sender's kernel left to do.
+    /// A frame captured from the local bridge (docs/spec/data-plane.md 2.3), with what its sender's kernel left to do.
     pub fn handle_local(&mut self, frame: &[u8], offload: Offload, now: Instant, io: &mut impl Io) {
         let Forwarder { tables, limiter, lanes } = self;
         lanes.stats.local_frames += 1;
@@ -398,7 +398,7 @@ impl Lanes {
         io.fact(Fact::Special { conn: session.conn(), special, from });
     }
 
-    /// Sends a frame to the neighbour `via`, whole, cut, or answered as too big (spec data-plane 4.7).
+    /// Sends a frame to the neighbour `via`, whole, cut, or answered as too big (docs/spec/data-plane.md 4.7).
     fn send(
         &mut self,
         via: PeerName,
@@ -699,7 +699,7 @@ impl Bucket {
     }
 }
 
-/// Frames in one datagram at most (spec data-plane 4.8).
+/// Frames in one datagram at most (docs/spec/data-plane.md 4.8).
 const MAX_RECORDS: usize = 100;
 
 /// Bytes that an 802.1Q tag adds to a frame; a bridge's MTU does not count them.

@@ -11,7 +11,7 @@ pub struct Destination {
     pub conn: ConnectionId,
     /// The neighbour's UDP address.
     pub to: SocketAddr,
-    /// Whether it leaves with the don't-fragment bit; otherwise the kernel may fragment it (spec data-plane 4.2).
+    /// Whether it leaves with the don't-fragment bit; otherwise the kernel may fragment it (docs/spec/data-plane.md 4.2).
     pub df: bool,
 }
 

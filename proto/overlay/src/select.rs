@@ -1,4 +1,4 @@
-//! Which overlays a connection has, and which one it uses (spec data-plane 3, mesh 6).
+//! Which overlays a connection has, and which one it uses (docs/spec/data-plane.md 3, docs/spec/mesh.md 6).
 //!
 //! Two orders must not be mixed up. The *index* of an overlay is its position in the list of those that both sides have, in
 //! the order in which they are advertised: control messages carry it, so both sides must agree on it. The *preference* is

@@ -11,7 +11,7 @@ use crate::frame::{PROTO_ICMP, PROTO_ICMPV6, skip_extensions};
 
 /// Frames made here are padded with zeros to this length, the least on an Ethernet without its checksum.
 const MIN_FRAME: usize = 60;
-/// Whether a frame needs more than a link carries, `mtu` being the longest inner IP packet (spec data-plane 4.7).
+/// Whether a frame needs more than a link carries, `mtu` being the longest inner IP packet (docs/spec/data-plane.md 4.7).
 pub fn too_big(frame_len: usize, mtu: usize) -> bool {
     frame_len > mtu.saturating_add(ETHERNET_HEADER)
 }
@@ -42,7 +42,7 @@ impl fmt::Display for FragmentError {
 
 impl std::error::Error for FragmentError {}
 
-/// The pieces of an IPv4 frame (not behind a VLAN tag), each a complete frame (spec data-plane 4.7).
+/// The pieces of an IPv4 frame (not behind a VLAN tag), each a complete frame (docs/spec/data-plane.md 4.7).
 ///
 /// All options are repeated in each piece, as 2.8.1 does. What is behind the packet in the frame is dropped.
 #[derive(Clone, Debug)]

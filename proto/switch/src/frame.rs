@@ -451,7 +451,7 @@ pub(crate) fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> 
 pub enum Class {
     /// Shorter than 14 bytes: to be dropped.
     TooShort,
-    /// Both MACs and the type are zero: overlay control, never switched (spec data-plane 4.3).
+    /// Both MACs and the type are zero: overlay control, never switched (docs/spec/data-plane.md 4.3).
     Special,
     /// IPv4 with a sound header.
     Ipv4 {

@@ -15,7 +15,7 @@ pub struct MacConfig {
     /// Entries silent for this long are dropped by [`MacTable::expire`]. 10 min, as in 2.8.1.
     pub max_age: Duration,
     /// How long a remote MAC must have been silent before a local capture takes it over. 2 s, up to 100 ms less
-    /// because marks are written no more often; 2.8.1 never takes over (spec data-plane 2.5).
+    /// because marks are written no more often; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
     pub hold_down: Duration,
     /// Bound on memory: MACs seen when this many are known are not learnt, so frames to them are flooded.
     /// 65536; 2.8.1 has no bound, and a single container can invent 2^46 addresses.
@@ -110,10 +110,10 @@ struct Entry {
 }
 
 /// Which peer each MAC is behind: the owner's side. It learns from facts that data threads report, and publishes
-/// snapshots (spec data-plane 2.2).
+/// snapshots (docs/spec/data-plane.md 2.2).
 ///
 /// Differences from 2.8.1: a local capture takes over an address that its remote peer has not used for the hold-down
-/// (spec 2.5), and moves are reported.
+/// (docs/spec/data-plane.md 2.5), and moves are reported.
 pub struct MacTable {
     config: MacConfig,
     entries: BTreeMap<MacAddr, Entry>,
@@ -143,7 +143,7 @@ impl MacTable {
     }
 
     /// A frame from `mac` came from an overlay with source peer `peer`. Overwrites at once what was known, even a
-    /// local entry (spec data-plane 2.4).
+    /// local entry (docs/spec/data-plane.md 2.4).
     pub fn learn_remote(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
         self.learn(mac, peer, now)
     }

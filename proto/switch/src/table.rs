@@ -5,7 +5,7 @@ use weave_types::PeerName;
 
 use crate::MacMap;
 
-/// Where peers are, computed by the mesh from the topology (spec mesh: routes).
+/// Where peers are, computed by the mesh from the topology (docs/spec/mesh.md 9).
 pub trait Routes: Send + Sync {
     /// The neighbour through which `dst` is reached; `None` if there is no way.
     fn unicast(&self, dst: PeerName) -> Option<PeerName>;

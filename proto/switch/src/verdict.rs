@@ -125,7 +125,7 @@ pub enum Fact {
     },
 }
 
-/// Judges a frame captured from the local bridge (spec data-plane 2.3).
+/// Judges a frame captured from the local bridge (docs/spec/data-plane.md 2.3).
 pub fn local_frame<'t>(
     table: &'t ForwardingTable,
     frame: &[u8],
@@ -166,8 +166,8 @@ fn local_destination(table: &ForwardingTable, src: MacAddr, dst: MacAddr) -> Loc
     }
 }
 
-/// Judges a frame that a neighbour passed on, with source peer `src` and destination peer `dst` (spec
-/// data-plane 2.4). Overlay control frames (all MACs zero) must have been taken out before.
+/// Judges a frame that a neighbour passed on, with source peer `src` and destination peer `dst`
+/// (docs/spec/data-plane.md 2.4). Overlay control frames (all MACs zero) must have been taken out before.
 pub fn peer_frame<'t>(
     table: &'t ForwardingTable,
     src: PeerName,

@@ -11,7 +11,7 @@ impl MacAddr {
     pub const ZERO: MacAddr = MacAddr([0; 6]);
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
-    /// `01:80:c2:00:00:00`, spanning tree: the one group address that never crosses the switch (spec data-plane 2.3).
+    /// `01:80:c2:00:00:00`, spanning tree: the one group address that never crosses the switch (docs/spec/data-plane.md 2.3).
     pub const SPANNING_TREE: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
 
     /// Whether the group bit is set (multicast and broadcast).

@@ -2,7 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A peer name: 48 bits, shown like a MAC address. Ordered by its number, which is what routes and short-id ownership
-/// go by (spec mesh 2.1).
+/// go by (docs/spec/mesh.md 2.1).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PeerName(u64);
 
@@ -61,7 +61,7 @@ impl FromStr for PeerName {
     type Err = ParsePeerNameError;
 
     /// Six groups of one or two hex digits, or `::` once for the missing ones with one to four groups around it
-    /// (spec mesh 2.1).
+    /// (docs/spec/mesh.md 2.1).
     fn from_str(text: &str) -> Result<PeerName, ParsePeerNameError> {
         parse_groups(text).map(PeerName::from_bytes).ok_or_else(|| ParsePeerNameError(text.to_owned()))
     }
@@ -99,12 +99,12 @@ fn parse_group(group: &str) -> Option<u8> {
     plain.then(|| u8::from_str_radix(group, 16).ok()).flatten()
 }
 
-/// One incarnation of a peer: random, not zero, chosen at each process start (spec mesh 2.3). Zero stands for a peer
+/// One incarnation of a peer: random, not zero, chosen at each process start (docs/spec/mesh.md 2.3). Zero stands for a peer
 /// that is only known as somebody's neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PeerUid(pub u64);
 
-/// The 12-bit number that stands for a peer in VXLAN headers (spec mesh 2.6).
+/// The 12-bit number that stands for a peer in VXLAN headers (docs/spec/mesh.md 2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShortId(u16);
 
@@ -129,7 +129,7 @@ impl fmt::Display for ShortId {
     }
 }
 
-/// The number that both ends of a connection know it by: the exclusive or of their random `ConnID`s (spec mesh 4.7).
+/// The number that both ends of a connection know it by: the exclusive or of their random `ConnID`s (docs/spec/mesh.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionUid(pub u64);
 

@@ -30,7 +30,7 @@ fn write_database(host: &Host, bytes: &[u8]) {
     std::fs::write(host.disk("lib/weave/weavedata.db"), bytes).unwrap();
 }
 
-/// Bridge, uplink and rules as 2.8.1 makes them without a fast datapath (spec cli 4.2, 4.3).
+/// Bridge, uplink and rules as 2.8.1 makes them without a fast datapath (docs/spec/cli.md 4.2, 4.3).
 fn devices_of_the_original(host: &Host) {
     host.sh(&format!(
         "ip link add weave type bridge; ip link set weave address {NAME}; \
@@ -55,7 +55,7 @@ fn devices_of_the_original(host: &Host) {
 const UPLINK: &str = "ip link add vethwe-bridge mtu 65535 type veth peer name vethwe-pcap mtu 65535; \
      ip link set vethwe-bridge master weave; ip link set vethwe-pcap up; ip link set vethwe-bridge up";
 
-/// Attached the way 2.8.1 does it (spec containers D.2).
+/// Attached the way 2.8.1 does it (docs/spec/containers.md D.2).
 fn attach_of_the_original(host: &Host, name: &str, cidr: &str) -> Container {
     let container = host.container(name);
     let pid = container.pid();

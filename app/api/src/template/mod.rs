@@ -1,4 +1,4 @@
-//! Go's `text/template` over a report, for `weave report -f` (spec cli 9).
+//! Go's `text/template` over a report, for `weave report -f` (docs/spec/cli.md 9).
 //!
 //! Fields, `len`, `index`, `json`, `print`, `printf`, `println`, comparison and logic, `if`, `with`, `range`, variables,
 //! pipelines, comments and trim markers, with Go's way of printing values. Not there: `define`, `template`, `block`,

@@ -96,7 +96,7 @@ pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(
     Ok(())
 }
 
-/// A container of the name that must not be there for a launch (spec cli 2.2). One that has ended may be removed.
+/// A container of the name that must not be there for a launch (docs/spec/cli.md 2.2). One that has ended may be removed.
 pub(crate) fn refusal(name: &str, service: &Service) -> Option<Failure> {
     let running = service.state == "running";
     if !is_peer(service) {

@@ -8,7 +8,7 @@
 //! | [`process`] without one (`--no-restart`) | no | no | the same |
 //!
 //! Whoever it is, the daemon tells `launch` through a socket in the run directory how far it is, and takes the stored peers
-//! when it is started again (spec cli 4.4).
+//! when it is started again (docs/spec/cli.md 4.4).
 
 pub(crate) mod docker;
 mod elf;

@@ -1,4 +1,4 @@
-//! Routes of address allocation (spec ipam 10), with the texts and codes of 2.8.1 (`http.json`).
+//! Routes of address allocation (docs/spec/ipam.md 10), with the texts and codes of 2.8.1 (`http.json`).
 //!
 //! Calls that wait end when their client goes: the connection's future is dropped, and with it the wait
 //! ([`crate::control::Control::allocate`]). There is a limit on how many may wait.

@@ -1,4 +1,4 @@
-//! The packet filter rules of a host (spec cli 4.3, 6): described as values, compared with what is there, changed at once.
+//! The packet filter rules of a host (docs/spec/cli.md 4.3, 6): described as values, compared with what is there, changed at once.
 //!
 //! ```text
 //! filter  INPUT ------- closed peer ports for Docker's containers, guarded control port

@@ -169,7 +169,7 @@ fn rule<const N: usize>(matches: [Match; N], verdict: Verdict) -> Rule {
     Rule { matches: matches.into(), verdict }
 }
 
-/// Everything (spec cli 4.3, 6.1), in the order in which `iptables-after-*.txt` shows it.
+/// Everything (docs/spec/cli.md 4.3, 6.1), in the order in which `iptables-after-*.txt` shows it.
 pub(crate) fn wanted(setup: &Setup, exposed: &[Exposed]) -> Vec<Wanted> {
     let chain = |table, base: &str, place, rules| Wanted { table, chain: base.to_owned(), place, rules };
     let mut all: Vec<Wanted> = Table::ALL

@@ -1,4 +1,4 @@
-//! Requests for any address of a subnet (spec ipam 8.4), and releases (8.6).
+//! Requests for any address of a subnet (docs/spec/ipam.md 8.4), and releases (8.6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Requests for certain addresses (spec ipam 8.5), and those found in use at launch (8.8).
+//! Requests for certain addresses (docs/spec/ipam.md 8.5), and those found in use at launch (8.8).
 
 use weave_types::{Cidr, Instant, Now, PeerName};
 

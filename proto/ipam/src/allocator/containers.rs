@@ -1,4 +1,4 @@
-//! The life of containers (spec ipam 8.7).
+//! The life of containers (docs/spec/ipam.md 8.7).
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Space that changes hands: asking for it, and giving it (spec ipam 8.10).
+//! Space that changes hands: asking for it, and giving it (docs/spec/ipam.md 8.10).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::output::{Event, Output};
 ///
 /// However many requests wait for a range, one peer at a time is asked for it, and none twice before the next tick, unless
 /// something came of it: donors that answer without giving, as 2.8.1 does when only the ends of a subnet are left, would
-/// otherwise be asked without end (spec ipam 15.8).
+/// otherwise be asked without end (docs/spec/ipam.md 15.8).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Asks(BTreeMap<AddrRange, Ask>);
 
@@ -172,7 +172,7 @@ impl Allocator {
     /// What to give of a range.
     ///
     /// The ends of a subnet are of no use to who asks for it. 2.8.1 gives them all the same when there is nothing else;
-    /// then all who are in want pass them round (spec ipam 15.8).
+    /// then all who are in want pass them round (docs/spec/ipam.md 15.8).
     fn gift(&self, range: AddrRange) -> Option<AddrRange> {
         if self.leaving {
             return None;

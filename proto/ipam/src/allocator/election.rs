@@ -1,4 +1,4 @@
-//! The first division of the range (spec ipam 5, 8.12).
+//! The first division of the range (docs/spec/ipam.md 5, 8.12).
 
 use weave_types::{Now, PeerName};
 
@@ -84,7 +84,7 @@ impl Allocator {
         self.broadcast(now);
     }
 
-    /// The ring has changed: stores it, brings the space in line, and serves who waits (spec ipam 8.2).
+    /// The ring has changed: stores it, brings the space in line, and serves who waits (docs/spec/ipam.md 8.2).
     pub(super) fn ring_updated(&mut self, is_new: bool, now: Now) {
         self.waiting = None;
         self.paxos = None;

@@ -1,4 +1,4 @@
-//! What peers say about themselves, and what we say (spec ipam 8.11).
+//! What peers say about themselves, and what we say (docs/spec/ipam.md 8.11).
 
 use weave_types::{Now, PeerName};
 
@@ -242,7 +242,7 @@ impl Allocator {
         self.doubtful = self.conflicts.values().flat_map(|doubt| doubt.ranges.iter().copied()).collect();
     }
 
-    /// Those of peers that neither own anything nor are there (spec ipam 6.4).
+    /// Those of peers that neither own anything nor are there (docs/spec/ipam.md 6.4).
     fn forget_nicknames(&mut self) {
         let owners = self.ring.owners();
         let (me, reachable) = (self.config.name, &self.reachable);

@@ -1,4 +1,4 @@
-//! The start: what was stored, or a first ring (spec ipam 9).
+//! The start: what was stored, or a first ring (docs/spec/ipam.md 9).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,7 +19,7 @@ use crate::ring::Ring;
 use crate::space::{RangeSet, Space};
 
 impl Allocator {
-    /// A peer at its start. What was stored is used if it is of the same name and range (spec ipam 9). `rng` breaks ties
+    /// A peer at its start. What was stored is used if it is of the same name and range (docs/spec/ipam.md 9). `rng` breaks ties
     /// among donors.
     pub fn new(config: Config, rng: ChaCha12Rng, loaded: Loaded, now: Now) -> Allocator {
         let range = config.range.range();

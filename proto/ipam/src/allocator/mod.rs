@@ -174,7 +174,7 @@ impl Allocator {
         self.output(Output::Persist(Persist::Owned { container: container.to_owned(), record }));
     }
 
-    /// The end of every input: brings the ring's numbers of free addresses up to date (spec ipam 6.3) and the timer.
+    /// The end of every input: brings the ring's numbers of free addresses up to date (docs/spec/ipam.md 6.3) and the timer.
     fn finish(&mut self, now: Now) {
         let free = self.space.free();
         self.ring_unsaved |= match self.stale {
@@ -304,7 +304,7 @@ impl Allocator {
         self.paxos.as_ref()
     }
 
-    /// What must hold between any two inputs (spec ipam 16.2, S3 and S7). For tests.
+    /// What must hold between any two inputs (docs/spec/ipam.md 16.2, S3 and S7). For tests.
     ///
     /// # Errors
     /// It does not; says what.

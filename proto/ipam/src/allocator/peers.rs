@@ -1,4 +1,4 @@
-//! Peers that come and go, and our own leave (spec ipam 8.13, 8.14).
+//! Peers that come and go, and our own leave (docs/spec/ipam.md 8.13, 8.14).
 
 use std::collections::BTreeMap;
 

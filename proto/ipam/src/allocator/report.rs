@@ -1,4 +1,4 @@
-//! What people and metrics are shown (spec ipam 12).
+//! What people and metrics are shown (docs/spec/ipam.md 12).
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The database of 2.8.1, read once when a host moves over (spec ipam 9, cli 11).
+//! The database of 2.8.1, read once when a host moves over (docs/spec/ipam.md 9, docs/spec/cli.md 11).
 //!
 //! A BoltDB file with the bucket `top`; all values but `version` are gob streams. Nothing is written.
 

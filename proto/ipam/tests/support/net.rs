@@ -459,7 +459,7 @@ impl Net {
         Ok(())
     }
 
-    /// What must hold at any time (spec ipam 16.2).
+    /// What must hold at any time (docs/spec/ipam.md 16.2).
     fn check(&self) -> Result<(), Fault> {
         let mut users: BTreeMap<IpAddr, &str> = BTreeMap::new();
         for (container, addr) in self.hosts.iter().flat_map(|host| &host.live) {

@@ -87,7 +87,7 @@ fn vectors() {
             let Attempt::Dial { place, .. } = attempt else { panic!("{about}: {attempt:?}") };
             dialer.dialling(&place, ConnectionId(1));
         }
-        // The original loses the brackets here and dials in vain (spec mesh 15.7).
+        // The original loses the brackets here and dials in vain (docs/spec/mesh.md 15.7).
         let mend =
             |text: &str| if text == "fd00::3:6783" { "[fd00::3]:6783".to_owned() } else { text.to_owned() };
         let after = case["targets_after"].as_object().unwrap();

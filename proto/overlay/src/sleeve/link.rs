@@ -1,4 +1,4 @@
-//! The control half of a sleeve connection (spec data-plane 4.4 to 4.6).
+//! The control half of a sleeve connection (docs/spec/data-plane.md 4.4 to 4.6).
 //!
 //! ```text
 //!   connector                                acceptor

@@ -1,4 +1,4 @@
-//! How long packets may be on a path, found out by asking (RFC 4821 in spirit; spec data-plane 4.5).
+//! How long packets may be on a path, found out by asking (RFC 4821 in spirit; docs/spec/data-plane.md 4.5).
 //!
 //! ```text
 //!             kick-off: a 60000-byte frame that may not be fragmented

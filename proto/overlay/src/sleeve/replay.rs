@@ -6,7 +6,7 @@ const PAGE_BITS: u32 = 15;
 const PAGES: usize = 1 << (WINDOW_BITS - PAGE_BITS);
 const WORDS: usize = 1 << (PAGE_BITS - 6);
 
-/// Which sequence numbers were seen, as the original keeps it (spec data-plane 4.1): the numbers are cut into windows of
+/// Which sequence numbers were seen, as the original keeps it (docs/spec/data-plane.md 4.1): the numbers are cut into windows of
 /// 2^20; everything in the highest window seen and in the one below it is remembered exactly, older numbers are refused.
 ///
 /// Memory follows use: 4 KiB for each 2^15 numbers, at most 256 KiB, kept and reused when the windows move on.
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// The rule of spec 4.1 with a set instead of bitmaps.
+    /// The rule of docs/spec/data-plane.md 4.1 with a set instead of bitmaps.
     #[derive(Default)]
     struct Model {
         current: u64,

@@ -93,7 +93,7 @@ impl Session {
     }
 
     /// Bytes that an inner IP packet grows by until it is an outer one, with one frame in the datagram: Ethernet header,
-    /// record, packet, UDP and IPv4 header. 62 plain, 86 encrypted (spec data-plane 4.5).
+    /// record, packet, UDP and IPv4 header. 62 plain, 86 encrypted (docs/spec/data-plane.md 4.5).
     pub fn overhead(&self) -> usize {
         14 + RECORD_OVERHEAD + self.packet_overhead() + 28
     }
@@ -120,7 +120,7 @@ impl Session {
     }
 }
 
-/// 24 bytes: polarity of the sender, zeros, sequence word (spec data-plane 4.1).
+/// 24 bytes: polarity of the sender, zeros, sequence word (docs/spec/data-plane.md 4.1).
 fn nonce(sender_outbound: bool, word: [u8; SEQUENCE]) -> [u8; 24] {
     let mut nonce = [0; 24];
     nonce[0] = if sender_outbound { 0x80 } else { 0 };

@@ -10,7 +10,7 @@ pub const KICK_OFF_FRAME: usize = 60000;
 const ETHERNET_HEADER: usize = 14;
 
 /// A control frame among the frames of a neighbour, told by an Ethernet header of zeros. Only its length tells the kind
-/// (spec data-plane 4.3).
+/// (docs/spec/data-plane.md 4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
     /// 22 bytes: the neighbour is there. Answered by control message 1 the first time.

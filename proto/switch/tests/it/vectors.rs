@@ -49,7 +49,7 @@ fn mac_cache() {
     let refused = check(2, "add X->C (not forced: refused)", macs.learn_local(X, at(0)));
     assert_eq!(refused, Learned::Refused { by: B });
     assert_eq!(steps[2]["conflict"], true);
-    // Deviation: the move is reported (spec data-plane 2.2).
+    // Deviation: the move is reported (docs/spec/data-plane.md 2.2).
     let moved = check(3, "add-forced X->C", macs.learn_remote(X, C, at(0)));
     assert_eq!(moved, Learned::Moved { from: B });
     assert_eq!(steps[3]["conflict_reported"], false);

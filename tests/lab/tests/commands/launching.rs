@@ -273,7 +273,7 @@ fn variables(stage: &Stage<'_>) {
     assert!(sockets.contains(":7005 ") && !sockets.contains(":7000 ") && sockets.contains("127.0.0.1:6784 "));
 }
 
-/// Old names of options do the same and say the new one (spec cli 3.2). Those of features to come are parsed alike; their
+/// Old names of options do the same and say the new one (docs/spec/cli.md 3.2). Those of features to come are parsed alike; their
 /// unit test has the table.
 fn old_spellings(stage: &Stage<'_>) {
     let deprecated = |old: &str, new: &str| format!("Warning: {old} is deprecated; please use {new}\n");

@@ -11,7 +11,7 @@ use super::violation;
 use super::world::World;
 use crate::net::HostId;
 
-/// A container that is dead for so long may lose its addresses (spec ipam 8.7).
+/// A container that is dead for so long may lose its addresses (docs/spec/ipam.md 8.7).
 const GRACE: Duration = Duration::from_secs(30);
 
 /// What somebody waits for.

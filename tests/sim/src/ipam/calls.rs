@@ -291,7 +291,7 @@ impl World {
     }
 
     /// A host's disk is lost and its peer with it; its containers run on. Only where others know all that it did, so
-    /// that it cannot be misled when it comes back (spec ipam 16.2, A5).
+    /// that it cannot be misled when it comes back (docs/spec/ipam.md 16.2, A5).
     pub(super) fn lose_disk(&mut self, id: HostId) {
         self.kill(id, Death::Killed);
         let known = self.plan.begin != super::scenario::Begin::Seed
@@ -318,7 +318,7 @@ impl World {
     }
 
     /// Whether everybody sees in the same way what a peer owns, and at the same versions: were one of them behind, and heard
-    /// first when the peer has lost its own view, it would change things at versions that the others know already (spec ipam
+    /// first when the peer has lost its own view, it would change things at versions that the others know already (docs/spec/ipam.md
     /// 16.2, A5).
     pub(super) fn all_know(&self, id: HostId, ring: Option<&Ring>) -> bool {
         let name = self.host(id).name;

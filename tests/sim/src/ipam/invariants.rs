@@ -1,4 +1,4 @@
-//! What must hold after each input and each transition, and what once everything works again (spec ipam 16).
+//! What must hold after each input and each transition, and what once everything works again (docs/spec/ipam.md 16).
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -229,7 +229,7 @@ impl World {
         self.forget_the_lost();
         // Old claims have their answer, the dead are released, those who wait have been served.
         self.run_for(Duration::from_secs(60));
-        // How many addresses are free is told with gossip alone (spec ipam 6.3), so whom to ask may be known a few rounds
+        // How many addresses are free is told with gossip alone (docs/spec/ipam.md 6.3), so whom to ask may be known a few rounds
         // later; that they are had in the end is what is promised (16.3, L2 and L3).
         self.wait(Duration::from_secs(60), |world| world.agree() && world.waits_in_vain().is_none());
         self.always();

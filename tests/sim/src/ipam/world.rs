@@ -23,7 +23,7 @@ use crate::clock::{Clock, lateness};
 use crate::host::Death;
 use crate::net::HostId;
 
-/// A peer's periodic gossip (spec ipam 17).
+/// A peer's periodic gossip (docs/spec/ipam.md 17).
 const GOSSIP: Duration = Duration::from_secs(30);
 /// Requests for space that a peer of ours may send in five seconds. A donor that answers at once is asked 250 times, if
 /// every answer leads to a request.
