@@ -1,4 +1,4 @@
-//! The crate table of ARCHITECTURE.md is a contract: every crate stands in it, and depends on no more than it says.
+//! The crate table of ARCHITECTURE.md is a contract: every crate is listed in it and depends on no more than it says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// Lower shelves never depend on higher ones.
-const SHELVES: [&str; 4] = ["proto/", "linux/", "app/", "tests/"];
+/// Lower layers never depend on higher ones.
+const LAYERS: [&str; 4] = ["proto/", "linux/", "app/", "tests/"];
 
 pub(crate) fn check(root: &Path) -> Result<()> {
     let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("reading ARCHITECTURE.md")?;
@@ -25,13 +25,13 @@ pub(crate) fn check(root: &Path) -> Result<()> {
             problems.push(format!("{crate_path} depends on {dep}, which the table does not allow"));
         }
         for dep in deps {
-            if shelf(dep) > shelf(crate_path) {
-                problems.push(format!("{crate_path} depends on {dep}, which stands on a higher shelf"));
+            if layer(dep) > layer(crate_path) {
+                problems.push(format!("{crate_path} depends on {dep}, which is in a higher layer"));
             }
         }
     }
     for crate_path in table.keys().filter(|path| !actual.contains_key(*path)) {
-        problems.push(format!("{crate_path} stands in the table, but is no crate"));
+        problems.push(format!("{crate_path} is in the table but is not a crate"));
     }
     if problems.is_empty() {
         println!("layout: {} crates as ARCHITECTURE.md says", actual.len());
@@ -40,8 +40,8 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     bail!("{}", problems.join("\n"))
 }
 
-fn shelf(path: &str) -> usize {
-    SHELVES.iter().position(|s| path.starts_with(s)).unwrap_or(SHELVES.len())
+fn layer(path: &str) -> usize {
+    LAYERS.iter().position(|s| path.starts_with(s)).unwrap_or(LAYERS.len())
 }
 
 /// Rows of the form ``| `proto/mesh` | … | `proto/types` `proto/gob` | … |``.
