@@ -4,14 +4,14 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use weave_daemon::host_state::HostState;
-use weave_host::firewall::{DockerBridge, Guard, Setup};
-use weave_host::{Names, unmanaged};
+use weave_host::firewall::{DockerBridge, FirewallConfig, FirewallManager};
+use weave_host::{DeviceNames, unmanaged};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
 
 /// What the rules depend on, as far as it is known: the remembered setup, and what the options and the environment say.
-pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<Setup> {
+pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<FirewallConfig> {
     // A damaged file must not keep anybody from removing it.
     let state = HostState::open(&options::state_dir(parsed, env)).ok().and_then(|state| state.firewall);
     let config = options::config(&Parsed::default(), env, "").unwrap_or_default();
@@ -21,7 +21,7 @@ pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<Setup> {
         let address = weave_host::first_address(&name).ok().flatten().unwrap_or(Ipv4Addr::LOCALHOST);
         DockerBridge { name, address }
     });
-    let setup = Setup {
+    let setup = FirewallConfig {
         instance: options::instance(parsed, env),
         bridge: options::devices(parsed, env).bridge,
         port: config.port,
@@ -41,8 +41,8 @@ pub(crate) fn present(parsed: &Parsed, env: &dyn Env) -> (Vec<String>, Vec<Strin
     let mut things: Vec<String> =
         unmanaged::present(Path::new("/"), &names).iter().map(|f| format!("file {}", f.display())).collect();
     let guard = guard(remembered(parsed, env));
-    let sets = guard.as_ref().is_some_and(|(_, setup)| Guard::has_policy_sets(setup));
-    let (places, errors) = guard.map_or_else(Default::default, |(g, s)| g.present(&s));
+    let sets = guard.as_ref().is_some_and(|(_, setup)| FirewallManager::has_policy_sets(setup));
+    let (places, errors) = guard.map_or_else(Default::default, |(g, s)| g.backends_with_rules(&s));
     things
         .extend(places.iter().map(|place| format!("firewall rules and chains of weave in {}", place.name())));
     things.extend(sets.then(|| "sets of the policy controller of 2.8.1".to_owned()));
@@ -50,14 +50,14 @@ pub(crate) fn present(parsed: &Parsed, env: &dyn Env) -> (Vec<String>, Vec<Strin
 }
 
 /// Takes rules and files away; what could not be removed.
-pub(crate) fn remove(setups: Vec<Setup>, names: &Names) -> Vec<String> {
+pub(crate) fn remove(setups: Vec<FirewallConfig>, names: &DeviceNames) -> Vec<String> {
     let removed = guard(setups).map_or(Ok(false), |(mut guard, setup)| guard.remove(&setup));
     let (_, errors) = unmanaged::remove(Path::new("/"), names);
     let rules = removed.err().into_iter().flatten().map(|e| e.to_string());
     rules.chain(errors.iter().map(ToString::to_string)).collect()
 }
 
-fn guard(mut setups: Vec<Setup>) -> Option<(Guard, Setup)> {
+fn guard(mut setups: Vec<FirewallConfig>) -> Option<(FirewallManager, FirewallConfig)> {
     let last = setups.pop()?;
-    Some((Guard::new(setups), last))
+    Some((FirewallManager::new(setups), last))
 }

@@ -69,7 +69,7 @@ impl<E: std::error::Error> From<E> for Failure {
 
 /// The program: runs the command line of this process.
 pub fn main() -> ExitCode {
-    weave_host::use_built_in_lookups();
+    weave_host::use_builtin_name_resolution();
     let mut args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     let program = if args.is_empty() { String::new() } else { args.remove(0) };
     if program.rsplit('/').next() == Some("weaveutil") {

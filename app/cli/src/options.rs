@@ -6,7 +6,7 @@ use weave_daemon::config::{
     self, AllocationConfig, Config, ConfigError, ListenAddr, LogFile, LogLevel, Password,
 };
 use weave_daemon::import::Places;
-use weave_host::Names;
+use weave_host::DeviceNames;
 use weave_ipam::{Init, ParseInitError, Subnet, SubnetError};
 use weave_runtime::Docker;
 use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
@@ -432,9 +432,9 @@ pub(crate) fn bridge(parsed: &Parsed, env: &dyn Env) -> String {
 }
 
 /// The devices that a command without configuration works on.
-pub(crate) fn devices(parsed: &Parsed, env: &dyn Env) -> Names {
-    let names = instance(parsed, env).as_deref().map_or_else(Names::default, Names::instance);
-    Names { bridge: bridge(parsed, env), ..names }
+pub(crate) fn devices(parsed: &Parsed, env: &dyn Env) -> DeviceNames {
+    let names = instance(parsed, env).as_deref().map_or_else(DeviceNames::default, DeviceNames::instance);
+    DeviceNames { bridge: bridge(parsed, env), ..names }
 }
 
 /// Options in place of what the environment says: for a daemon that is started by somebody else later.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use weave_host::{ContainerLink, NamespaceId, NetNs, Ports};
+use weave_host::{BridgePorts, ContainerInterface, NamespaceId, NetNs};
 use weave_runtime::{Docker, Error as RuntimeError, Reference};
 
 use crate::args::Parsed;
@@ -45,14 +45,14 @@ pub(crate) fn ps(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// The bridge's ports; 2.8.1's words if there is no bridge.
-pub(crate) fn scan(bridge: &str) -> Result<Ports, Failure> {
+pub(crate) fn scan(bridge: &str) -> Result<BridgePorts, Failure> {
     if weave_host::link_mac(bridge)?.is_none() {
         return Err(Failure::new(
             1,
             format_args!("Link not found: bridge {bridge:?}; did you launch weave?"),
         ));
     }
-    Ok(Ports::scan(bridge)?)
+    Ok(BridgePorts::scan(bridge)?)
 }
 
 pub(crate) fn docker(env: &dyn Env) -> Docker {
@@ -113,7 +113,7 @@ fn shown(id: &str) -> String {
     id.chars().take(SHOWN).collect()
 }
 
-fn lines(ports: &mut Ports, id: &str, ns: &NetNs) -> Result<String, Failure> {
+fn lines(ports: &mut BridgePorts, id: &str, ns: &NetNs) -> Result<String, Failure> {
     let links = match ports.in_namespace(ns) {
         Ok(links) => links,
         Err(e @ weave_host::Error::Permission { .. }) => return Err(e.into()),
@@ -123,7 +123,7 @@ fn lines(ports: &mut Ports, id: &str, ns: &NetNs) -> Result<String, Failure> {
     Ok(links.iter().map(|link| line(id, link)).collect())
 }
 
-fn line(id: &str, link: &ContainerLink) -> String {
+fn line(id: &str, link: &ContainerInterface) -> String {
     let addresses: String = link.addresses.iter().map(|a| format!(" {a}")).collect();
     format!("{id} {}{addresses}\n", link.mac)
 }
@@ -133,7 +133,7 @@ pub(crate) fn container_addrs(bridge: &str, names: &[String], env: &dyn Env) -> 
     let mut ports = scan(bridge)?;
     let docker = docker(env);
     let mut text = String::new();
-    let detailed = |id: &str, link: &ContainerLink| {
+    let detailed = |id: &str, link: &ContainerInterface| {
         let line = line(&link.name, link);
         let id: String = id.chars().take(SHOWN).collect();
         format!("{id:>SHOWN$} {line}")

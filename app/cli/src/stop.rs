@@ -173,7 +173,7 @@ impl<'a> Peer<'a> {
             host_rules::remembered(self.parsed, self.env).iter().map(|setup| setup.port).collect();
         ports.dedup();
         for port in ports {
-            if let Err(e) = weave_host::forget_udp(port) {
+            if let Err(e) = weave_host::flush_udp_connections(port) {
                 notice(format_args!("Warning: {e}"));
             }
         }

@@ -244,7 +244,7 @@ pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let original = Store::read_original(&options::state_dir(parsed, env))?;
     let kinds = [BridgeKind::Bridge, BridgeKind::Fastdp, BridgeKind::BridgedFastdp];
     let kind = kinds.into_iter().find(|k| original.bridge.as_deref() == Some(k.name()));
-    let done = weave_host::hand_back(&names, kind)?;
+    let done = weave_host::restore_legacy_devices(&names, kind)?;
     let option = match done.kind {
         BridgeKind::Bridge => " with WEAVE_NO_FASTDP=1",
         _ => "",

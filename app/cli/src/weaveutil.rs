@@ -2,7 +2,7 @@
 //! name (docs/spec/cli.md 13).
 
 use weave_host::identity::{Sources, SystemIds};
-use weave_host::{AttachRequest, DetachRequest, Names};
+use weave_host::{AttachRequest, DetachRequest, DeviceNames};
 use weave_runtime::{Kind, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
@@ -161,8 +161,8 @@ fn netcheck(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
 }
 
 fn detect_bridge_type(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
-    let (bridge, old_datapath) = (parsed.rest[0].clone(), parsed.rest[1].clone());
-    let kind = weave_host::bridge_kind(&Names { bridge, old_datapath, ..Names::default() })?;
+    let (bridge, legacy_datapath) = (parsed.rest[0].clone(), parsed.rest[1].clone());
+    let kind = weave_host::bridge_kind(&DeviceNames { bridge, legacy_datapath, ..DeviceNames::default() })?;
     print(&format!("{}\n", kind.map_or("none", |k| k.name())))
 }
 

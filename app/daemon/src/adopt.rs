@@ -1,6 +1,6 @@
 //! A host on which 2.8.1 runs no more: what is taken over from it, and when that is final.
 
-use weave_host::{BridgeKind, Datapath, Error, Names};
+use weave_host::{BridgeKind, DeviceNames, Error, LegacyDatapath};
 
 use crate::import::Import;
 use crate::log;
@@ -17,12 +17,12 @@ pub(crate) struct Adoption {
 
 impl Adoption {
     /// Compares what was found with what is stored. Changes nothing.
-    pub(crate) fn new(import: Option<Import>, names: &Names, store: &Store) -> Result<Adoption, Error> {
+    pub(crate) fn new(import: Option<Import>, names: &DeviceNames, store: &Store) -> Result<Adoption, Error> {
         let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
         if let Some(import) = &import {
             log::info(format_args!("taking over what 2.8.1 left in {}", import.path.display()));
         }
-        Ok(Adoption { import, kind: weave_host::original_kind(names)? })
+        Ok(Adoption { import, kind: weave_host::legacy_bridge_kind(names)? })
     }
 
     /// The database that has not been taken in yet.
@@ -31,17 +31,17 @@ impl Adoption {
     }
 
     /// Removes the Open vSwitch datapath that is in the way. Gives how to undo it.
-    pub(crate) fn clear_the_way(&self, names: &Names) -> Result<Undo, Error> {
-        match weave_host::remove_old_datapath(names)? {
-            Datapath::None => Ok(Undo(None)),
-            Datapath::Removed(name) => {
+    pub(crate) fn clear_the_way(&self, names: &DeviceNames) -> Result<Undo, Error> {
+        match weave_host::remove_legacy_datapath(names)? {
+            LegacyDatapath::NotFound => Ok(Undo(None)),
+            LegacyDatapath::Removed(name) => {
                 log::info(format_args!(
                     "removed the Open vSwitch datapath {name:?} of 2.8.1; frames go through {} instead",
                     names.device
                 ));
                 Ok(Undo(Some(names.clone())))
             }
-            Datapath::InUse { name, port } => {
+            LegacyDatapath::InUse { name, port } => {
                 tracing::warn!("the Open vSwitch datapath {name:?} stays, because {port} is a port of it");
                 Ok(Undo(None))
             }
@@ -66,12 +66,12 @@ impl Adoption {
 
 /// How the way is blocked again.
 #[must_use]
-pub(crate) struct Undo(Option<Names>);
+pub(crate) struct Undo(Option<DeviceNames>);
 
 impl Undo {
     /// A later step failed: 2.8.1 finds its datapath again.
     pub(crate) fn undo(self, cause: Error) -> Error {
-        match self.0.map(|names| weave_host::restore_old_datapath(&names)) {
+        match self.0.map(|names| weave_host::restore_legacy_datapath(&names)) {
             Some(Err(left)) => Error::Undo { cause: Box::new(cause), left: vec![left] },
             _ => cause,
         }

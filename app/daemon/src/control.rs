@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use weave_api::Report;
-use weave_host::firewall::Exposed;
+use weave_host::firewall::ExposedAddress;
 use weave_ipam::{RequestId, Subnet};
 use weave_types::Cidr;
 
@@ -33,7 +33,7 @@ pub enum Request {
     /// Give this host addresses in the container network: all of them or none.
     Expose {
         /// With their prefix lengths, and whether to masquerade.
-        exposed: Vec<Exposed>,
+        exposed: Vec<ExposedAddress>,
         /// Done, or why not.
         answer: oneshot::Sender<Result<(), String>>,
     },
@@ -135,7 +135,7 @@ impl Control {
     }
 
     /// Give this host addresses in the container network.
-    pub async fn expose(&self, exposed: Vec<Exposed>) -> Option<Result<(), String>> {
+    pub async fn expose(&self, exposed: Vec<ExposedAddress>) -> Option<Result<(), String>> {
         self.ask(|answer| Request::Expose { exposed, answer }).await
     }
 

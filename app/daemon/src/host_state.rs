@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weave_host::faults;
-use weave_host::firewall::{DockerBridge, Exposed, Setup};
+use weave_host::firewall::{DockerBridge, ExposedAddress, FirewallConfig};
 
 use crate::store::StoreError;
 
@@ -31,9 +31,9 @@ const MAX_SIZE: u64 = 1 << 20;
 pub struct HostState {
     dir: PathBuf,
     /// In the order in which they were exposed.
-    pub exposed: Vec<Exposed>,
+    pub exposed: Vec<ExposedAddress>,
     /// Of the last run.
-    pub firewall: Option<Setup>,
+    pub firewall: Option<FirewallConfig>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -82,14 +82,14 @@ impl HostState {
         if content.format != FORMAT {
             return Err(StoreError::Later { path, format: content.format });
         }
-        let mut exposed: Vec<Exposed> = Vec::new();
+        let mut exposed: Vec<ExposedAddress> = Vec::new();
         for Address { address, masquerade } in content.exposed {
             let address = address.parse().map_err(|e| damaged(format!("{e}")))?;
             if !exposed.iter().any(|e| e.address == address) {
-                exposed.push(Exposed { address, masquerade });
+                exposed.push(ExposedAddress { address, masquerade });
             }
         }
-        let firewall = content.firewall.map(|r| Setup {
+        let firewall = content.firewall.map(|r| FirewallConfig {
             instance: r.instance,
             bridge: r.bridge,
             port: r.port,
@@ -163,9 +163,9 @@ mod tests {
         let mut state = HostState::open(dir.path()).unwrap();
         assert_eq!((&state.exposed[..], &state.firewall), (&[][..], &None));
         state.exposed = [("10.2.1.102/24", true), ("10.2.2.102/24", false)]
-            .map(|(a, masquerade)| Exposed { address: a.parse().unwrap(), masquerade })
+            .map(|(a, masquerade)| ExposedAddress { address: a.parse().unwrap(), masquerade })
             .to_vec();
-        state.firewall = Some(Setup {
+        state.firewall = Some(FirewallConfig {
             instance: Some("b".into()),
             bridge: "w".into(),
             port: 7000,

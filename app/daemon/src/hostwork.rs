@@ -1,14 +1,14 @@
 //! The daemon's devices on the host: made last, when everything else is known to work.
 
-use weave_host::{BridgeConfig, Error, IngressDrop, Mtu, Names, Netlink};
+use weave_host::{BridgeConfig, DeviceNames, Error, IngressDrop, Mtu, Netlink};
 use weave_types::{MacAddr, PeerName};
 
 use crate::config::Config;
 
 /// Names of the devices for this configuration.
-pub(crate) fn names(config: &Config) -> Names {
-    let names = config.instance.as_deref().map_or_else(Names::default, Names::instance);
-    Names { bridge: config.bridge.clone(), ..names }
+pub(crate) fn names(config: &Config) -> DeviceNames {
+    let names = config.instance.as_deref().map_or_else(DeviceNames::default, DeviceNames::instance);
+    DeviceNames { bridge: config.bridge.clone(), ..names }
 }
 
 /// The bridge of the peer `name`.
@@ -21,7 +21,7 @@ pub(crate) fn bridge(config: &Config, name: PeerName) -> BridgeConfig {
 }
 
 /// Bridge and uplink; gives the MTU that both have. What is there is adopted; if the second fails, the first is taken back if it was made here.
-pub(crate) fn ensure(names: &Names, wanted: &BridgeConfig) -> Result<u32, Error> {
+pub(crate) fn ensure(names: &DeviceNames, wanted: &BridgeConfig) -> Result<u32, Error> {
     let bridge = weave_host::ensure_bridge(wanted)?;
     bridge.warnings.iter().for_each(|w| tracing::warn!("{w}"));
     match weave_host::ensure_uplink(names) {

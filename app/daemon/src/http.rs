@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use weave_api::{status, template};
-use weave_host::firewall::Exposed;
+use weave_host::firewall::ExposedAddress;
 use weave_types::Cidr;
 
 use crate::config::ListenAddr;
@@ -491,7 +491,7 @@ fn all_of(cidr: &str, form: &[(String, String)]) -> Result<Vec<Cidr>, weave_type
 }
 
 /// What `POST /expose/...` asks for. Texts of 2.8.1, which went on after the second.
-fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Vec<Exposed>, String> {
+fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Vec<ExposedAddress>, String> {
     let addresses = all_of(cidr, form).map_err(|e| format!("unable to parse ip addr: {e}"))?;
     let skip = form.iter().find(|(k, _)| k == "skipNAT").map_or("", |(_, v)| v.as_str());
     let skip = match skip {
@@ -503,7 +503,7 @@ fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Vec<Exposed>, String
             ));
         }
     };
-    Ok(addresses.into_iter().map(|address| Exposed { address, masquerade: !skip }).collect())
+    Ok(addresses.into_iter().map(|address| ExposedAddress { address, masquerade: !skip }).collect())
 }
 
 fn done(result: Result<(), String>, failed: &str) -> Answer {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weave_host::{Error, NamespaceId, NetNs, Ports};
+use weave_host::{BridgePorts, Error, NamespaceId, NetNs};
 use weave_ipam::Container;
 use weave_runtime::Docker;
 use weave_types::Cidr;
@@ -40,7 +40,7 @@ pub(crate) struct Inventory {
 impl Inventory {
     /// Looks at the bridge and at everything that is attached to it. `docker` knows the containers, if there is one.
     pub(crate) fn take(bridge: &str, docker: Option<Docker>) -> Result<Inventory, Error> {
-        let mut ports = Ports::scan(bridge)?;
+        let mut ports = BridgePorts::scan(bridge)?;
         let mut in_use = Vec::new();
         let exposed: Vec<_> = ports.bridge()?.addresses.into_iter().filter(|c| c.addr().is_ipv4()).collect();
         if !exposed.is_empty() {

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use weave_host::firewall::{Backend, DockerBridge, Exposed, Guard, Setup};
-use weave_host::{BridgeConfig, Error, FirewallError, Mtu, Names, Netlink, faults};
+use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
+use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, Netlink, faults};
 use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
@@ -28,7 +28,7 @@ const FINISH: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Job {
     /// All or none.
-    Expose(Vec<Exposed>, oneshot::Sender<Result<(), String>>),
+    Expose(Vec<ExposedAddress>, oneshot::Sender<Result<(), String>>),
     /// All or none.
     Hide(Vec<Cidr>, oneshot::Sender<Result<(), String>>),
     /// What the allocator owns from now on, for `--no-masq-local`.
@@ -77,12 +77,12 @@ enum WorkError {
 
 #[derive(Debug)]
 pub(crate) struct Warden {
-    names: Names,
+    names: DeviceNames,
     bridge: BridgeConfig,
-    setup: Setup,
+    setup: FirewallConfig,
     /// Docker's bridge as configured; it may come later.
     docker: Option<String>,
-    guard: Guard,
+    guard: FirewallManager,
     state: HostState,
     /// The file does not say what is in `state`.
     unsaved: bool,
@@ -106,7 +106,7 @@ impl Warden {
             Some(ListenAddr::Tcp { port, .. }) => Some(*port),
             _ => None,
         };
-        let setup = Setup {
+        let setup = FirewallConfig {
             instance: config.instance.clone(),
             bridge: config.bridge.clone(),
             port: config.port,
@@ -115,13 +115,13 @@ impl Warden {
             expect_npc: config.expect_npc,
             no_masq_local: config.no_masq_local,
         };
-        let former: Vec<Setup> = state.firewall.iter().filter(|f| **f != setup).cloned().collect();
+        let former: Vec<FirewallConfig> = state.firewall.iter().filter(|f| **f != setup).cloned().collect();
         Ok(Warden {
             names: hostwork::names(config),
             bridge: hostwork::bridge(config, name),
             setup,
             docker: config.docker_bridge.clone(),
-            guard: Guard::new(former),
+            guard: FirewallManager::new(former),
             state,
             unsaved: false,
             told: Vec::new(),
@@ -147,9 +147,12 @@ impl Warden {
         self.adopt_addresses();
         self.state.firewall = Some(self.setup.clone());
         self.save();
-        self.guard.notice(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
-        self.guard.tidy(&self.setup).iter().for_each(|e| tracing::debug!("tidying other rules: {e}"));
-        self.guard.set_local(local);
+        self.guard.warning(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
+        self.guard
+            .remove_stale_backends(&self.setup)
+            .iter()
+            .for_each(|e| tracing::debug!("tidying other rules: {e}"));
+        self.guard.set_local_networks(local);
         self.look_at_rules();
         Ok(mtu)
     }
@@ -172,7 +175,7 @@ impl Warden {
         });
         for address in present {
             if !self.state.exposed.iter().any(|e| e.address == address) {
-                self.state.exposed.push(Exposed { address, masquerade: true });
+                self.state.exposed.push(ExposedAddress { address, masquerade: true });
             }
         }
         // A daemon that was killed while it hid some had not taken away all of them; they come back in their order.
@@ -189,7 +192,7 @@ impl Warden {
     /// Addresses that are missing, and all of them announced.
     fn put_addresses(&mut self) {
         let exposed = self.state.exposed.clone();
-        for Exposed { address, .. } in exposed {
+        for ExposedAddress { address, .. } in exposed {
             match weave_host::add_bridge_address(&self.names.bridge, address) {
                 Ok(added) => {
                     if added {
@@ -250,7 +253,7 @@ impl Warden {
         match job {
             Job::Local(networks) => {
                 let all = list(networks.iter().copied());
-                self.guard.set_local(networks);
+                self.guard.set_local_networks(networks);
                 if self.ensure_rules() {
                     tracing::debug!("reached without translation: {all}");
                 }
@@ -283,7 +286,7 @@ impl Warden {
 
     /// Written down first: who is killed on the way finds the rest done at the next start. That the host forwards is last,
     /// because nobody knows what it would be good to go back to.
-    fn expose(&mut self, new: &[Exposed]) -> Result<(), WorkError> {
+    fn expose(&mut self, new: &[ExposedAddress]) -> Result<(), WorkError> {
         let before = self.state.exposed.clone();
         for new in new {
             match self.state.exposed.iter_mut().find(|e| e.address == new.address) {
@@ -351,7 +354,7 @@ impl Warden {
         let docker = self.find_docker();
         if docker != self.setup.docker {
             tracing::info!("Docker's bridge is another one now: {docker:?}");
-            self.guard.forget(self.setup.clone());
+            self.guard.add_previous(self.setup.clone());
             self.setup.docker = docker;
             self.state.firewall = Some(self.setup.clone());
             self.save();

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use weave_types::MacAddr;
 
 use crate::tc::IngressDrop;
-use crate::{Error, Link, Netlink, datapath, sysctl};
+use crate::{Error, Link, Netlink, openvswitch, sysctl};
 
 /// Fits any underlay of 1460 bytes under VXLAN and ESP (docs/spec/data-plane.md 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
@@ -15,7 +15,7 @@ const ARP_IGNORE_ALL: &str = "8";
 
 /// What the devices are called.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
+pub struct DeviceNames {
     /// The bridge that containers are plugged into.
     pub bridge: String,
     /// The end of the uplink that is a port of the bridge.
@@ -23,28 +23,28 @@ pub struct Names {
     /// The end of the uplink at which the switch takes and gives frames.
     pub device: String,
     /// The Open vSwitch datapath of 2.8.1, if this host ever had one.
-    pub old_datapath: String,
+    pub legacy_datapath: String,
     /// What the names of all other devices begin with.
     pub prefix: String,
     /// Of the devices with the prefix only the ports of this bridge are ours: one peer of several on a machine.
-    pub only_ports: bool,
+    pub only_bridge_ports: bool,
 }
 
-/// Bridges of instances (see [`Names::instance`]) begin with this.
+/// Bridges of instances (see [`DeviceNames::instance`]) begin with this.
 const INSTANCE_BRIDGE: &str = "weave-";
 
-impl Names {
+impl DeviceNames {
     /// The devices of a peer that has a name of its own because there are others on the machine. The name has at most 8
     /// characters, so that it fits.
-    pub fn instance(name: &str) -> Names {
-        Names {
+    pub fn instance(name: &str) -> DeviceNames {
+        DeviceNames {
             bridge: format!("{INSTANCE_BRIDGE}{name}"),
             port: format!("vethwb-{name}"),
             device: format!("vethwd-{name}"),
             // No version that knew this device had instances.
-            old_datapath: String::new(),
-            only_ports: true,
-            ..Names::default()
+            legacy_datapath: String::new(),
+            only_bridge_ports: true,
+            ..DeviceNames::default()
         }
     }
 
@@ -57,27 +57,27 @@ impl Names {
             .map(|l| l.index)
             .collect();
         let ours = |l: &&Link| {
-            [&self.bridge, &self.port, &self.device, &self.old_datapath].contains(&&l.name)
+            [&self.bridge, &self.port, &self.device, &self.legacy_datapath].contains(&&l.name)
                 || l.name.starts_with(&self.prefix)
                     && match l.master {
-                        Some(master) if self.only_ports => Some(master) == bridge,
+                        Some(master) if self.only_bridge_ports => Some(master) == bridge,
                         Some(master) => !others.contains(&master),
-                        None => !self.only_ports,
+                        None => !self.only_bridge_ports,
                     }
         };
         links.iter().filter(ours).collect()
     }
 }
 
-impl Default for Names {
-    fn default() -> Names {
-        Names {
+impl Default for DeviceNames {
+    fn default() -> DeviceNames {
+        DeviceNames {
             bridge: "weave".into(),
             port: "vethwe-bridge".into(),
             device: "vethwe-datapath".into(),
-            old_datapath: "datapath".into(),
+            legacy_datapath: "datapath".into(),
             prefix: "vethwe".into(),
-            only_ports: false,
+            only_bridge_ports: false,
         }
     }
 }
@@ -159,11 +159,11 @@ impl BridgeKind {
 }
 
 /// What is there; none if nothing is. A mixture that 2.8.1 never makes is an error with its advice.
-pub fn bridge_kind(names: &Names) -> Result<Option<BridgeKind>, Error> {
+pub fn bridge_kind(names: &DeviceNames) -> Result<Option<BridgeKind>, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = netlink.link(&names.bridge)?;
     // Only the first peer of a host can have had one.
-    let datapath = match names.old_datapath.as_str() {
+    let datapath = match names.legacy_datapath.as_str() {
         "" => None,
         name => netlink.link(name)?,
     };
@@ -267,7 +267,7 @@ fn set_up_bridge(
 }
 
 /// Sees to it that the veth pair between bridge and switch exists, has the bridge's payload size, is up and silent.
-pub fn ensure_uplink(names: &Names) -> Result<UplinkInfo, Error> {
+pub fn ensure_uplink(names: &DeviceNames) -> Result<UplinkInfo, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = match netlink.link(&names.bridge)? {
         Some(link) if link.is("bridge") => link,
@@ -283,7 +283,7 @@ pub fn ensure_uplink(names: &Names) -> Result<UplinkInfo, Error> {
 
 /// The pair if it is there. Half of one, or a pair with another partner (`vethwe-pcap` of 2.8.1), is removed: nobody
 /// uses it any more.
-fn adoptable(netlink: &mut Netlink, names: &Names) -> Result<Option<(Link, Link)>, Error> {
+fn adoptable(netlink: &mut Netlink, names: &DeviceNames) -> Result<Option<(Link, Link)>, Error> {
     let port = netlink.link(&names.port)?;
     let device = netlink.link(&names.device)?;
     if let (Some(port), Some(device)) = (&port, &device)
@@ -363,7 +363,7 @@ pub(crate) fn tolerate_gone(result: Result<(), Error>) -> Result<(), Error> {
 }
 
 /// Leftovers of operations that were killed half-way, and of 2.8.1's: nothing refers to them any more.
-pub fn stale_links(names: &Names) -> Result<Vec<Link>, Error> {
+pub fn stale_links(names: &DeviceNames) -> Result<Vec<Link>, Error> {
     let links = Netlink::open()?.links()?;
     let container_end = format!("{}pg", names.prefix);
     let is_stale = |link: &&Link| {
@@ -379,14 +379,14 @@ pub fn stale_links(names: &Names) -> Result<Vec<Link>, Error> {
 }
 
 /// Names of the devices that [`remove_all`] would remove.
-pub fn owned_devices(names: &Names) -> Result<Vec<String>, Error> {
+pub fn owned_devices(names: &DeviceNames) -> Result<Vec<String>, Error> {
     let links = Netlink::open()?.links()?;
     Ok(names.owned(&links).iter().map(|l| l.name.clone()).collect())
 }
 
 /// Removes all devices: the bridge, its uplink, every container's interface. Goes on after a failure, and gives what
 /// was removed together with all failures.
-pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
+pub fn remove_all(names: &DeviceNames) -> (Vec<String>, Vec<Error>) {
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
     let links = Netlink::open().and_then(|mut n| n.links().map(|links| (n, links)));
     let (mut netlink, links) = match links {
@@ -406,7 +406,8 @@ pub fn remove_all(names: &Names) -> (Vec<String>, Vec<Error>) {
                 continue;
             }
         }
-        let deleted = if link.is("openvswitch") { datapath::delete(link) } else { netlink.delete_link(link) };
+        let deleted =
+            if link.is("openvswitch") { openvswitch::delete(link) } else { netlink.delete_link(link) };
         match tolerate_gone(deleted) {
             Ok(()) => removed.push(link.name.clone()),
             Err(e) => errors.push(e),
@@ -451,12 +452,13 @@ mod tests {
             named(9, "docker0", None),
             named(10, "vethwepg9", None),
         ];
-        let owned =
-            |names: &Names| names.owned(&links).iter().map(|l| l.name.clone()).collect::<Vec<_>>().join(" ");
-        assert_eq!(owned(&Names::default()), "weave vethwe-bridge vethwepl7 vethwebldocker0 vethwepg9");
-        assert_eq!(owned(&Names::instance("b")), "weave-b vethwepl8 vethwb-b vethwd-b");
-        assert_eq!(owned(&Names::instance("c")), "");
-        let longest = Names::instance("12345678");
+        let owned = |names: &DeviceNames| {
+            names.owned(&links).iter().map(|l| l.name.clone()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(owned(&DeviceNames::default()), "weave vethwe-bridge vethwepl7 vethwebldocker0 vethwepg9");
+        assert_eq!(owned(&DeviceNames::instance("b")), "weave-b vethwepl8 vethwb-b vethwd-b");
+        assert_eq!(owned(&DeviceNames::instance("c")), "");
+        let longest = DeviceNames::instance("12345678");
         for name in [&longest.bridge, &longest.port, &longest.device] {
             assert!(name.len() <= 15, "{name}");
         }

@@ -25,7 +25,7 @@ const NESTED: u16 = 0x8000;
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn forget_udp(port: u16) -> Result<usize, Error> {
+pub fn flush_udp_connections(port: u16) -> Result<usize, Error> {
     let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
     let all = match netlink.dump(Request::new(GET, 0, &[0; HEADER]), "listing tracked connections") {
         Ok(all) => all,

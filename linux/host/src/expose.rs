@@ -8,7 +8,7 @@ use weave_types::Cidr;
 
 use crate::arp::{SETTLE, announce};
 use crate::bridge::no_bridge;
-use crate::{Error, Link, Names, Netlink, faults, sysctl};
+use crate::{DeviceNames, Error, Link, Netlink, faults, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
 ///
@@ -104,13 +104,13 @@ pub fn first_address(link: &str) -> Result<Option<std::net::Ipv4Addr>, Error> {
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn adopt_orphans(names: &Names) -> Result<Vec<String>, Error> {
+pub fn adopt_orphans(names: &DeviceNames) -> Result<Vec<String>, Error> {
     let mut netlink = Netlink::open()?;
     let link = the_bridge(&mut netlink, &names.bridge)?;
     let start = format!("{}pl", names.prefix);
     let mut adopted = Vec::new();
     // Where several peers are, nobody knows whose they were.
-    if names.only_ports {
+    if names.only_bridge_ports {
         return Ok(adopted);
     }
     for orphan in

@@ -6,7 +6,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 use weave_types::Cidr;
 
-use crate::addrs::{ip, octets};
+use crate::addresses::{ip, octets};
 use crate::netlink::{Netlink, Reply, Request, attributes, u32_at};
 use crate::{Error, Link};
 

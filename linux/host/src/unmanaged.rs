@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{Error, Names, faults};
+use crate::{DeviceNames, Error, faults};
 
 /// The first line, by which our files are known.
 const MARK: &str = "# Written by 'weave launch', removed by 'weave reset'.";
@@ -22,11 +22,11 @@ struct Kept {
     running: &'static str,
 }
 
-fn files(names: &Names) -> [Kept; 3] {
+fn files(names: &DeviceNames) -> [Kept; 3] {
     // One of several peers on the host has files of its own.
-    let name = if names.only_ports { names.bridge.as_str() } else { "weave" };
+    let name = if names.only_bridge_ports { names.bridge.as_str() } else { "weave" };
     let mut devices = vec![names.bridge.clone()];
-    if names.only_ports {
+    if names.only_bridge_ports {
         devices.extend([names.port.clone(), names.device.clone()]);
     }
     devices.push(format!("{}*", names.prefix));
@@ -68,7 +68,7 @@ fn files(names: &Names) -> [Kept; 3] {
 ///
 /// # Errors
 /// A file cannot be written; those before it are taken back.
-pub fn install(root: &Path, names: &Names) -> Result<Vec<PathBuf>, Error> {
+pub fn install(root: &Path, names: &DeviceNames) -> Result<Vec<PathBuf>, Error> {
     let mut written = Vec::new();
     for kept in files(names) {
         let directory = root.join(kept.directory);
@@ -91,7 +91,7 @@ pub fn install(root: &Path, names: &Names) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// Removes our files below `root`; gives those that were there, and every failure.
-pub fn remove(root: &Path, names: &Names) -> (Vec<PathBuf>, Vec<Error>) {
+pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
     for kept in files(names) {
         let path = root.join(kept.directory).join(&kept.file);
@@ -112,7 +112,7 @@ pub fn remove(root: &Path, names: &Names) -> (Vec<PathBuf>, Vec<Error>) {
 }
 
 /// Our files below `root` that are there.
-pub fn present(root: &Path, names: &Names) -> Vec<PathBuf> {
+pub fn present(root: &Path, names: &DeviceNames) -> Vec<PathBuf> {
     let paths = files(names).into_iter().map(|kept| root.join(kept.directory).join(kept.file));
     paths.filter(|p| fs::read_to_string(p).is_ok_and(|text| text.starts_with(MARK))).collect()
 }
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn written_where_the_program_is_and_removed() {
         let root = tempfile::tempdir().unwrap();
-        let names = Names::default();
+        let names = DeviceNames::default();
         assert_eq!(install(root.path(), &names), Ok(vec![]));
         let network = root.path().join("etc/systemd/network");
         fs::create_dir_all(&network).unwrap();
@@ -173,11 +173,11 @@ mod tests {
         assert!(text(manager).ends_with("unmanaged-devices+=interface-name:weave;interface-name:vethwe*\n"));
         // Another bridge: ours are written anew; a stranger's is neither written nor removed.
         fs::write(network.join("05-weave.link"), "[Match]\n").unwrap();
-        let names = Names { bridge: "w2".into(), ..Names::default() };
+        let names = DeviceNames { bridge: "w2".into(), ..DeviceNames::default() };
         let written = install(root.path(), &names).unwrap();
         assert_eq!(written.len(), 2);
         assert_eq!(present(root.path(), &names), written);
-        let other = Names::instance("b");
+        let other = DeviceNames::instance("b");
         assert_eq!(install(root.path(), &other).unwrap().len(), 3);
         assert!(text(network.join("05-weave-b.link")).contains("=weave-b vethwb-b vethwd-b vethwe*"));
         assert_eq!(remove(root.path(), &other).0.len(), 3);
@@ -194,8 +194,8 @@ mod tests {
         fs::create_dir_all(&network).unwrap();
         fs::create_dir(network.join("05-weave.weave-new")).unwrap();
         fs::create_dir_all(root.path().join("etc/NetworkManager")).unwrap();
-        let error = install(root.path(), &Names::default()).unwrap_err();
+        let error = install(root.path(), &DeviceNames::default()).unwrap_err();
         assert!(error.to_string().starts_with("writing "), "{error}");
-        assert_eq!(present(root.path(), &Names::default()), Vec::<PathBuf>::new());
+        assert_eq!(present(root.path(), &DeviceNames::default()), Vec::<PathBuf>::new());
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::listing::{Line, Listing, Parts};
 use super::rules::{
-    CONTROL_COMMENT, EXPOSE, Exposed, LOCAL_SET, Match, NAT, Place, Rule, Setup, Table, Wanted,
-    attached_bridge, possible, wanted,
+    CONTROL_COMMENT, EXPOSE, ExposedAddress, FirewallConfig, LOCAL_SET, Match, NAT, Place, Rule, Table,
+    Wanted, attached_bridge, possible, wanted,
 };
 
 /// Lines for `iptables-restore`, by table.
@@ -47,7 +47,12 @@ impl Script {
 
 /// What has to be done so that `now` has the rules of `setup` and `exposed`, and none of those that only `former` setups had.
 /// `None` if that is so already.
-pub(crate) fn towards(now: &Listing, setup: &Setup, exposed: &[Exposed], former: &[Setup]) -> Option<String> {
+pub(crate) fn towards(
+    now: &Listing,
+    setup: &FirewallConfig,
+    exposed: &[ExposedAddress],
+    former: &[FirewallConfig],
+) -> Option<String> {
     let wanted = wanted(setup, exposed);
     let mut script = Script::default();
     for w in &wanted {
@@ -133,7 +138,13 @@ fn top(script: &mut Script, now: &Listing, w: &Wanted) {
 
 /// Rules that another setup made in chains of others: with another port, another bridge of Docker's, without the network
 /// policy controller, by a version that left out the control port.
-fn drop_former(script: &mut Script, now: &Listing, wanted: &[Wanted], setup: &Setup, former: &[Setup]) {
+fn drop_former(
+    script: &mut Script,
+    now: &Listing,
+    wanted: &[Wanted],
+    setup: &FirewallConfig,
+    former: &[FirewallConfig],
+) {
     let stale: Vec<_> =
         former.iter().chain([setup]).flat_map(possible).map(|(t, c, r)| (t, c, parts(&r))).collect();
     for table in Table::ALL {
@@ -160,7 +171,7 @@ fn drop_former(script: &mut Script, now: &Listing, wanted: &[Wanted], setup: &Se
 }
 
 /// Takes away everything of ours and of 2.8.1's; `None` if there is nothing.
-pub(crate) fn removal(now: &Listing, setups: &[Setup]) -> Option<String> {
+pub(crate) fn removal(now: &Listing, setups: &[FirewallConfig]) -> Option<String> {
     let mut script = Script::default();
     let made = setups.iter().flat_map(|s| possible(s).into_iter().chain([attached_bridge(s)]));
     let stale: Vec<_> = made.map(|(t, c, r)| (t, c, parts(&r))).collect();

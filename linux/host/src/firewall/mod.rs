@@ -10,7 +10,7 @@
 //!
 //! The rules lie where Docker's are: in the kernel's old packet filter (`iptables-legacy`), in the new one (`iptables-nft`), or, on
 //! a host without `iptables`, in a table of our own (`nft`). Other people's rules are never touched, and their order only
-//! changes relative to ours. [`Guard`] brings the rules about, and sees when somebody took them away.
+//! changes relative to ours. [`FirewallManager`] brings the rules about, and sees when somebody took them away.
 
 mod edits;
 mod generation;
@@ -27,7 +27,7 @@ use generation::Generation;
 use listing::Listing;
 pub use programs::Backend;
 use programs::{EditError, Programs};
-pub use rules::{DockerBridge, Exposed, Setup};
+pub use rules::{DockerBridge, ExposedAddress, FirewallConfig};
 
 use weave_types::Cidr;
 
@@ -40,12 +40,12 @@ const BLIND_LOOK: Duration = Duration::from_secs(4);
 
 /// Keeps the rules of one peer.
 #[derive(Debug)]
-pub struct Guard {
+pub struct FirewallManager {
     programs: Programs,
     backend: Option<Backend>,
     generation: Option<Generation>,
     /// What the rules of earlier runs depended on.
-    former: Vec<Setup>,
+    former: Vec<FirewallConfig>,
     /// Addresses behind this host (`--no-masq-local`).
     local: Vec<Cidr>,
     looked: Option<Looked>,
@@ -63,23 +63,31 @@ struct Looked {
     set: Option<String>,
 }
 
-impl Guard {
+impl FirewallManager {
     /// Looks for the programs, and for the place of Docker's rules. `former`: what rules left by earlier runs depend on.
-    pub fn new(former: Vec<Setup>) -> Guard {
+    pub fn new(former: Vec<FirewallConfig>) -> FirewallManager {
         let programs = Programs::find();
         let backend = programs.choose();
-        Guard::with(programs, backend, former)
+        FirewallManager::with(programs, backend, former)
     }
 
     /// With this backend, whatever else there is. `None` if its programs are not installed.
-    pub fn using(backend: Backend, former: Vec<Setup>) -> Option<Guard> {
+    pub fn with_backend(backend: Backend, former: Vec<FirewallConfig>) -> Option<FirewallManager> {
         let programs = Programs::find();
-        programs.has(backend).then(|| Guard::with(programs, Some(backend), former))
+        programs.has(backend).then(|| FirewallManager::with(programs, Some(backend), former))
     }
 
-    fn with(programs: Programs, backend: Option<Backend>, former: Vec<Setup>) -> Guard {
+    fn with(programs: Programs, backend: Option<Backend>, former: Vec<FirewallConfig>) -> FirewallManager {
         let generation = Generation::open().ok();
-        Guard { programs, backend, generation, former, local: Vec::new(), looked: None, unreadable: false }
+        FirewallManager {
+            programs,
+            backend,
+            generation,
+            former,
+            local: Vec::new(),
+            looked: None,
+            unreadable: false,
+        }
     }
 
     /// Where the rules are; none if no program can make any.
@@ -88,42 +96,42 @@ impl Guard {
     }
 
     /// What a person should know about the rules on this host, beyond that they are there.
-    pub fn notice(&self, setup: &Setup) -> Option<String> {
+    pub fn warning(&self, setup: &FirewallConfig) -> Option<String> {
         match self.backend {
             None => Some(
                 "neither iptables nor nft is installed: there is no address translation for exposed networks, and the control \
                  port is not guarded; install one of them and launch again"
                     .into(),
             ),
-            Some(Backend::Native) if setup.expect_npc => {
+            Some(Backend::Nft) if setup.expect_npc => {
                 Some("network policies need iptables on this host; there is only nft, so nothing is filtered".into())
             }
             _ => None,
         }
     }
 
-    /// Addresses that belong to containers of this host, for `--no-masq-local`. They count with the next [`Guard::ensure`].
-    pub fn set_local(&mut self, networks: Vec<Cidr>) {
+    /// Addresses that belong to containers of this host, for `--no-masq-local`. They count with the next [`FirewallManager::ensure`].
+    pub fn set_local_networks(&mut self, networks: Vec<Cidr>) {
         self.local = networks;
         self.looked = None;
     }
 
-    /// What these rules depend on is over; they go with the next [`Guard::ensure`].
-    pub fn forget(&mut self, setup: Setup) {
+    /// What these rules depend on is over; they go with the next [`FirewallManager::ensure`].
+    pub fn add_previous(&mut self, setup: FirewallConfig) {
         // A bridge of Docker's that comes and goes is one and the same.
         if !self.former.contains(&setup) {
             self.former.push(setup);
         }
     }
 
-    /// Whether somebody may have changed rules since [`Guard::ensure`] last found all in order. Cheap.
+    /// Whether somebody may have changed rules since [`FirewallManager::ensure`] last found all in order. Cheap.
     pub fn may_have_changed(&mut self) -> bool {
         let Some(backend) = self.backend.filter(|_| !self.unreadable) else { return false };
         let now = self.generation();
         match &self.looked {
             None => true,
             Some(l) if l.set.as_ref().is_some_and(|set| !ipset::holds(set, &self.local)) => true,
-            Some(l) if backend == Backend::Legacy || now.is_none() => l.at.elapsed() >= BLIND_LOOK,
+            Some(l) if backend == Backend::IptablesLegacy || now.is_none() => l.at.elapsed() >= BLIND_LOOK,
             Some(l) => l.generation != now || l.at.elapsed() >= FULL_LOOK,
         }
     }
@@ -133,12 +141,16 @@ impl Guard {
     /// # Errors
     /// The program failed, more than once. What was there before is there still, or a part of the tables is done; asking again
     /// is right.
-    pub fn ensure(&mut self, setup: &Setup, exposed: &[Exposed]) -> Result<bool, FirewallError> {
+    pub fn ensure(
+        &mut self,
+        setup: &FirewallConfig,
+        exposed: &[ExposedAddress],
+    ) -> Result<bool, FirewallError> {
         let Some(backend) = self.backend else { return Ok(false) };
         // Read before looking, so that what changes afterwards is noticed.
         let generation = self.generation();
-        let set = (setup.no_masq_local && backend != Backend::Native).then(|| setup.local_set());
-        let (changed, native) = if backend == Backend::Native {
+        let set = (setup.no_masq_local && backend != Backend::Nft).then(|| setup.local_set());
+        let (changed, native) = if backend == Backend::Nft {
             self.ensure_native(setup, exposed)?
         } else {
             let filled = set.as_ref().map_or(Ok(false), |set| self.fill_set(set))?;
@@ -161,7 +173,11 @@ impl Guard {
         Ok(wrong)
     }
 
-    fn ensure_native(&self, setup: &Setup, exposed: &[Exposed]) -> Result<(bool, String), FirewallError> {
+    fn ensure_native(
+        &self,
+        setup: &FirewallConfig,
+        exposed: &[ExposedAddress],
+    ) -> Result<(bool, String), FirewallError> {
         let wanted = native::script(setup, exposed, &self.local, None);
         let instance = setup.instance.as_deref();
         let before = self.native_part(instance);
@@ -194,10 +210,11 @@ impl Guard {
     }
 
     /// Takes away our rules and chains where they are not now: in the backends that are not in use.
-    pub fn tidy(&mut self, setup: &Setup) -> Vec<FirewallError> {
+    pub fn remove_stale_backends(&mut self, setup: &FirewallConfig) -> Vec<FirewallError> {
         let setups = self.setups(setup);
-        let others =
-            [Backend::Legacy, Backend::Nft, Backend::Native].into_iter().filter(|b| Some(*b) != self.backend);
+        let others = [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft]
+            .into_iter()
+            .filter(|b| Some(*b) != self.backend);
         others.filter_map(|backend| self.remove_from(backend, &setups).err()).collect()
     }
 
@@ -205,11 +222,11 @@ impl Guard {
     ///
     /// # Errors
     /// All failures; the rest is gone.
-    pub fn remove(&mut self, setup: &Setup) -> Result<bool, Vec<FirewallError>> {
+    pub fn remove(&mut self, setup: &FirewallConfig) -> Result<bool, Vec<FirewallError>> {
         let setups = self.setups(setup);
         self.looked = None;
         let (mut removed, mut errors) = (false, Vec::new());
-        for backend in [Backend::Legacy, Backend::Nft, Backend::Native] {
+        for backend in [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft] {
             match self.remove_from(backend, &setups) {
                 Ok(some) => removed |= some,
                 Err(e) => errors.push(e),
@@ -231,45 +248,47 @@ impl Guard {
         if errors.is_empty() { Ok(removed) } else { Err(errors) }
     }
 
-    /// Whether sets of 2.8.1's policy controller are there, which [`Guard::remove`] takes away.
-    pub fn has_policy_sets(setup: &Setup) -> bool {
+    /// Whether sets of 2.8.1's policy controller are there, which [`FirewallManager::remove`] takes away.
+    pub fn has_policy_sets(setup: &FirewallConfig) -> bool {
         setup.instance.is_none() && ipset::has_policy_sets()
     }
 
-    fn setups(&self, setup: &Setup) -> Vec<Setup> {
+    fn setups(&self, setup: &FirewallConfig) -> Vec<FirewallConfig> {
         self.former.iter().chain([setup]).cloned().collect()
     }
 
     /// Whether there is something of this setup in the form for `nft`.
-    fn is_native(&self, setup: &Setup) -> bool {
+    fn is_native(&self, setup: &FirewallConfig) -> bool {
         let instance = setup.instance.as_deref();
         let part = self.native_part(instance);
         part.contains(&format!("table ip {} {{", native::table(instance)))
             || part.contains(&native::mark(instance))
     }
 
-    /// Where [`Guard::remove`] would find something, and where it cannot look.
-    pub fn present(&self, setup: &Setup) -> (Vec<Backend>, Vec<FirewallError>) {
+    /// Where [`FirewallManager::remove`] would find something, and where it cannot look.
+    pub fn backends_with_rules(&self, setup: &FirewallConfig) -> (Vec<Backend>, Vec<FirewallError>) {
         let setups = self.setups(setup);
         let (mut places, mut errors) = (Vec::new(), Vec::new());
-        for backend in [Backend::Legacy, Backend::Nft].into_iter().filter(|b| self.programs.has(*b)) {
+        for backend in
+            [Backend::IptablesLegacy, Backend::IptablesNft].into_iter().filter(|b| self.programs.has(*b))
+        {
             match self.programs.list(backend) {
                 Ok(now) if edits::removal(&now, &setups).is_some() => places.push(backend),
                 Ok(_) => {}
                 Err(e) => errors.push(e),
             }
         }
-        if self.programs.has(Backend::Native) && setups.iter().any(|s| self.is_native(s)) {
-            places.push(Backend::Native);
+        if self.programs.has(Backend::Nft) && setups.iter().any(|s| self.is_native(s)) {
+            places.push(Backend::Nft);
         }
         (places, errors)
     }
 
-    fn remove_from(&self, backend: Backend, setups: &[Setup]) -> Result<bool, FirewallError> {
+    fn remove_from(&self, backend: Backend, setups: &[FirewallConfig]) -> Result<bool, FirewallError> {
         if !self.programs.has(backend) {
             return Ok(false);
         }
-        if backend == Backend::Native {
+        if backend == Backend::Nft {
             let mut removed = false;
             for setup in setups {
                 if self.is_native(setup) {

@@ -14,7 +14,7 @@ use std::fmt::Write;
 
 use weave_types::Cidr;
 
-use super::rules::{EXPOSE, Exposed, Is, Match, Rule, Setup, Table, Verdict, Wanted, wanted};
+use super::rules::{EXPOSE, ExposedAddress, FirewallConfig, Is, Match, Rule, Table, Verdict, Wanted, wanted};
 
 /// Our table.
 pub(crate) fn table(instance: Option<&str>) -> String {
@@ -28,9 +28,14 @@ pub(crate) fn mark(instance: Option<&str>) -> String {
 
 /// A script for `nft -f` that replaces our table, and our rules in `guest`: the output of `nft -a list chain ip filter FORWARD`, if there
 /// is such a chain.
-pub(crate) fn script(setup: &Setup, exposed: &[Exposed], local: &[Cidr], guest: Option<&str>) -> String {
+pub(crate) fn script(
+    setup: &FirewallConfig,
+    exposed: &[ExposedAddress],
+    local: &[Cidr],
+    guest: Option<&str>,
+) -> String {
     // The network policy controller speaks iptables; without it nobody would fill its chains.
-    let setup = Setup { expect_npc: false, ..setup.clone() };
+    let setup = FirewallConfig { expect_npc: false, ..setup.clone() };
     let chains = wanted(&setup, exposed);
     // Made first, so that there is something to delete.
     let table = table(setup.instance.as_deref());

@@ -20,20 +20,20 @@ const ATTEMPTS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
     /// `iptables-legacy`.
-    Legacy,
+    IptablesLegacy,
     /// `iptables-nft`.
-    Nft,
+    IptablesNft,
     /// `nft` alone: a table of our own.
-    Native,
+    Nft,
 }
 
 impl Backend {
     /// As people call it.
     pub fn name(self) -> &'static str {
         match self {
-            Backend::Legacy => "iptables-legacy",
-            Backend::Nft => "iptables-nft",
-            Backend::Native => "nft",
+            Backend::IptablesLegacy => "iptables-legacy",
+            Backend::IptablesNft => "iptables-nft",
+            Backend::Nft => "nft",
         }
     }
 }
@@ -88,9 +88,9 @@ impl Programs {
             if let Ok(version) = output(Command::new(&usual.0).arg("-V")) {
                 // Before 1.8 there was one kind only.
                 let (kind, slot) = if version.contains("nf_tables") {
-                    (Backend::Nft, &mut programs.nft)
+                    (Backend::IptablesNft, &mut programs.nft)
                 } else {
-                    (Backend::Legacy, &mut programs.legacy)
+                    (Backend::IptablesLegacy, &mut programs.legacy)
                 };
                 programs.usual = Some(kind);
                 slot.get_or_insert(usual);
@@ -101,36 +101,36 @@ impl Programs {
 
     fn pair(&self, backend: Backend) -> Option<&(PathBuf, PathBuf)> {
         match backend {
-            Backend::Legacy => self.legacy.as_ref(),
-            Backend::Nft => self.nft.as_ref(),
-            Backend::Native => None,
+            Backend::IptablesLegacy => self.legacy.as_ref(),
+            Backend::IptablesNft => self.nft.as_ref(),
+            Backend::Nft => None,
         }
     }
 
     pub(crate) fn has(&self, backend: Backend) -> bool {
-        if backend == Backend::Native { self.native.is_some() } else { self.pair(backend).is_some() }
+        if backend == Backend::Nft { self.native.is_some() } else { self.pair(backend).is_some() }
     }
 
     /// The one where Docker's rules are, or Kubernetes'; else the one that `iptables` means here; else `nft`.
     pub(crate) fn choose(&self) -> Option<Backend> {
         let here: Vec<Backend> =
-            [Backend::Nft, Backend::Legacy].into_iter().filter(|b| self.has(*b)).collect();
+            [Backend::IptablesNft, Backend::IptablesLegacy].into_iter().filter(|b| self.has(*b)).collect();
         if here.len() > 1 {
             let weight = |backend: &Backend| self.list(*backend).map_or(0, |listing| neighbours(&listing));
             let weights: Vec<usize> = here.iter().map(weight).collect();
             if let [nft, legacy] = weights[..]
                 && nft != legacy
             {
-                return Some(if nft > legacy { Backend::Nft } else { Backend::Legacy });
+                return Some(if nft > legacy { Backend::IptablesNft } else { Backend::IptablesLegacy });
             }
         }
         let iptables = self.usual.or(here.first().copied());
-        iptables.or(self.native.is_some().then_some(Backend::Native))
+        iptables.or(self.native.is_some().then_some(Backend::Nft))
     }
 
     /// Whether asking is harmless: looking at the legacy filter makes its tables.
     pub(crate) fn may_have_rules(&self, backend: Backend) -> bool {
-        backend != Backend::Legacy
+        backend != Backend::IptablesLegacy
             || std::fs::read_to_string("/proc/thread-self/net/ip_tables_names")
                 .is_ok_and(|names| names.lines().any(|n| Table::ALL.iter().any(|t| t.name() == n)))
     }

@@ -24,7 +24,7 @@ const NPC_EGRESS: &str = "WEAVE-NPC-EGRESS";
 
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setup {
+pub struct FirewallConfig {
     /// One of several peers on the host has chains of its own; at most 8 characters.
     pub instance: Option<String>,
     /// The bridge that containers are on.
@@ -52,7 +52,7 @@ pub struct DockerBridge {
 
 /// An address of the bridge that the host was given by `weave expose`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exposed {
+pub struct ExposedAddress {
     /// The address with its prefix length.
     pub address: Cidr,
     /// Whether what passes between its subnet and the rest of the world gets an address of this host.
@@ -67,7 +67,7 @@ pub(crate) enum Table {
     Mangle,
 }
 
-impl Setup {
+impl FirewallConfig {
     /// `base`, or `base.<instance>`.
     fn chain(&self, base: &str) -> String {
         self.instance.as_ref().map_or_else(|| base.to_owned(), |instance| format!("{base}.{instance}"))
@@ -170,7 +170,7 @@ fn rule<const N: usize>(matches: [Match; N], verdict: Verdict) -> Rule {
 }
 
 /// Everything (docs/spec/cli.md 4.3, 6.1), in the order in which `iptables-after-*.txt` shows it.
-pub(crate) fn wanted(setup: &Setup, exposed: &[Exposed]) -> Vec<Wanted> {
+pub(crate) fn wanted(setup: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<Wanted> {
     let chain = |table, base: &str, place, rules| Wanted { table, chain: base.to_owned(), place, rules };
     let mut all: Vec<Wanted> = Table::ALL
         .into_iter()
@@ -190,7 +190,7 @@ pub(crate) fn wanted(setup: &Setup, exposed: &[Exposed]) -> Vec<Wanted> {
     all
 }
 
-fn input_rules(setup: &Setup) -> Vec<Rule> {
+fn input_rules(setup: &FirewallConfig) -> Vec<Rule> {
     use Match::{Comment, Destination, In, NotEstablished, Port, SourceNotLocal};
     let mut rules = Vec::new();
     if let Some(docker) = &setup.docker {
@@ -218,7 +218,7 @@ fn input_rules(setup: &Setup) -> Vec<Rule> {
     rules
 }
 
-fn forward_rules(setup: &Setup) -> Vec<Rule> {
+fn forward_rules(setup: &FirewallConfig) -> Vec<Rule> {
     use Match::{Comment, Established, In, New, Out};
     let into = || In(setup.bridge.clone());
     let out = || Out(Is::It, setup.bridge.clone());
@@ -247,14 +247,14 @@ fn forward_rules(setup: &Setup) -> Vec<Rule> {
 }
 
 /// One rule per subnet, however many of its addresses are exposed.
-fn expose_rules(exposed: &[Exposed]) -> Vec<Rule> {
+fn expose_rules(exposed: &[ExposedAddress]) -> Vec<Rule> {
     subnets(exposed.iter())
         .into_iter()
         .map(|subnet| rule([Match::Destination(Is::It, subnet)], Verdict::Accept))
         .collect()
 }
 
-fn nat_rules(setup: &Setup, exposed: &[Exposed]) -> Vec<Rule> {
+fn nat_rules(setup: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<Rule> {
     use Match::{Comment, Destination, Source, ToLocalSet};
     let mut rules = Vec::new();
     if setup.no_masq_local {
@@ -272,7 +272,7 @@ fn nat_rules(setup: &Setup, exposed: &[Exposed]) -> Vec<Rule> {
 }
 
 /// In order of their first address.
-fn subnets<'a>(exposed: impl Iterator<Item = &'a Exposed>) -> Vec<Cidr> {
+fn subnets<'a>(exposed: impl Iterator<Item = &'a ExposedAddress>) -> Vec<Cidr> {
     let mut subnets = Vec::new();
     for subnet in exposed.map(|e| e.address.network()) {
         if !subnets.contains(&subnet) {
@@ -289,9 +289,10 @@ fn host(address: Ipv4Addr) -> Cidr {
 
 /// Rules in other people's chains that this or another setup of ours may have made: whatever of them is not wanted now
 /// is to go.
-pub(crate) fn possible(setup: &Setup) -> Vec<(Table, String, Rule)> {
-    let bare = Setup { docker: None, control_port: None, ..setup.clone() };
-    let both = |s: &Setup| [true, false].map(|expect_npc| Setup { expect_npc, ..s.clone() });
+pub(crate) fn possible(setup: &FirewallConfig) -> Vec<(Table, String, Rule)> {
+    let bare = FirewallConfig { docker: None, control_port: None, ..setup.clone() };
+    let both =
+        |s: &FirewallConfig| [true, false].map(|expect_npc| FirewallConfig { expect_npc, ..s.clone() });
     let all = both(setup).into_iter().chain(both(&bare));
     let mut rules = Vec::new();
     for wanted in all.flat_map(|s| wanted(&s, &[])) {
@@ -303,7 +304,7 @@ pub(crate) fn possible(setup: &Setup) -> Vec<(Table, String, Rule)> {
 }
 
 /// What `weave attach-bridge` makes.
-pub(crate) fn attached_bridge(setup: &Setup) -> (Table, String, Rule) {
+pub(crate) fn attached_bridge(setup: &FirewallConfig) -> (Table, String, Rule) {
     (Table::Nat, "POSTROUTING".to_owned(), rule([Match::Out(Is::It, setup.bridge.clone())], Verdict::Accept))
 }
 

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use super::edits::{removal, towards};
 use super::listing::Listing;
-use super::rules::{DockerBridge, Exposed, Setup, Table};
+use super::rules::{DockerBridge, ExposedAddress, FirewallConfig, Table};
 
 const AFTER_LAUNCH: &str = include_str!("../../../../tests/vectors/cli/iptables-after-launch.txt");
 const AFTER_EXPOSE: &str = include_str!("../../../../tests/vectors/cli/iptables-after-expose.txt");
 const NPC: &str = include_str!("../../../../tests/vectors/cli/iptables-expect-npc-no-masq-local.txt");
 
 /// That of the vectors.
-fn setup() -> Setup {
-    Setup {
+fn setup() -> FirewallConfig {
+    FirewallConfig {
         instance: None,
         bridge: "weave".into(),
         port: 6783,
@@ -23,8 +23,8 @@ fn setup() -> Setup {
     }
 }
 
-fn exposed(address: &str, masquerade: bool) -> Exposed {
-    Exposed { address: address.parse().unwrap(), masquerade }
+fn exposed(address: &str, masquerade: bool) -> ExposedAddress {
+    ExposedAddress { address: address.parse().unwrap(), masquerade }
 }
 
 /// What `iptables-restore --noflush` does, as far as scripts of ours ask for it. Rules are compared as texts, as it does.
@@ -129,14 +129,19 @@ impl Kernel {
     }
 
     /// Does what is to be done; whether there was something.
-    fn bring(&mut self, setup: &Setup, exposed: &[Exposed], former: &[Setup]) -> bool {
+    fn bring(
+        &mut self,
+        setup: &FirewallConfig,
+        exposed: &[ExposedAddress],
+        former: &[FirewallConfig],
+    ) -> bool {
         let Some(script) = towards(&self.listing(), setup, exposed, former) else { return false };
         self.restore(&script);
         assert_eq!(towards(&self.listing(), setup, exposed, former), None, "once is enough:\n{script}");
         true
     }
 
-    fn remove(&mut self, setups: &[Setup]) {
+    fn remove(&mut self, setups: &[FirewallConfig]) {
         if let Some(script) = removal(&self.listing(), setups) {
             self.restore(&script);
         }
@@ -147,7 +152,7 @@ impl Kernel {
 #[test]
 fn vectors_are_reached_from_nothing() {
     let range = [exposed("10.32.0.1/12", true)];
-    let npc = Setup { expect_npc: true, no_masq_local: true, ..setup() };
+    let npc = FirewallConfig { expect_npc: true, no_masq_local: true, ..setup() };
     let cases = [
         (AFTER_LAUNCH, setup(), &[][..]),
         (AFTER_EXPOSE, setup(), &range),
@@ -228,8 +233,8 @@ fn other_peoples_rules_stay_where_they_are() {
 
 #[test]
 fn other_options_leave_nothing_behind() {
-    let npc = Setup { expect_npc: true, ..setup() };
-    let moved = Setup { port: 7000, control_port: Some(7001), docker: None, ..setup() };
+    let npc = FirewallConfig { expect_npc: true, ..setup() };
+    let moved = FirewallConfig { port: 7000, control_port: Some(7001), docker: None, ..setup() };
     let all = [setup(), npc, moved];
     for a in &all {
         for b in &all {

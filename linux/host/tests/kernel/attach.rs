@@ -1,6 +1,6 @@
 use weave_host::{
-    AttachRequest, DetachRequest, Error, Firewall, NetNs, Netlink, Ports, Rule, Steps, attach, attach_with,
-    detach, detach_with,
+    AttachRequest, BridgePorts, DetachRequest, Error, Firewall, NetNs, Netlink, Rule, Steps, attach,
+    attach_with, detach, detach_with,
 };
 use weave_types::MacAddr;
 
@@ -231,7 +231,7 @@ fn errors_of_attach() {
                 matches!(attach(&AttachRequest::new(&ns, id, &addresses)), Err(Error::Argument(_))),
                 "{id:?}"
             );
-            weave_host::remove_all(&weave_host::Names::default());
+            weave_host::remove_all(&weave_host::DeviceNames::default());
         }
         assert_eq!((picture(), picture_of(&ns)), before);
 
@@ -249,7 +249,7 @@ fn what_a_killed_attach_left_is_cleared_away() {
         let ns = container();
         // Killed before the container's end was moved, and after.
         sh("ip link add vethwepl1 type veth peer name vethwepg1");
-        assert_eq!(weave_host::stale_links(&weave_host::Names::default()).unwrap().len(), 1);
+        assert_eq!(weave_host::stale_links(&weave_host::DeviceNames::default()).unwrap().len(), 1);
         assert!(attach(&AttachRequest::new(&ns, "1", &[])).unwrap().created);
         sh_in(&ns, "ip link set ethwe down; ip link set ethwe name vethwepg1");
         assert!(attach(&AttachRequest::new(&ns, "1", &[])).unwrap().created);
@@ -278,7 +278,7 @@ fn many_at_once() {
                 }
             }
         });
-        let mut ports = Ports::scan("weave").unwrap();
+        let mut ports = BridgePorts::scan("weave").unwrap();
         for (n, ns) in namespaces.iter().enumerate() {
             let found = ports.in_namespace(ns).unwrap();
             assert_eq!(found.len(), 1);
@@ -303,7 +303,7 @@ fn addresses_of_containers_are_not_confused() {
         netlink.move_to(&foreign, &NetNs::current().unwrap()).unwrap();
         assert_eq!(two.netlink().unwrap().link("stranger").unwrap().unwrap().index, index);
 
-        let mut ports = Ports::scan("weave").unwrap();
+        let mut ports = BridgePorts::scan("weave").unwrap();
         let found = ports.in_namespace(&one).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].index, found[0].name.as_str()), (index, "ethwe"));
@@ -314,7 +314,7 @@ fn addresses_of_containers_are_not_confused() {
         let bridge = ports.bridge().unwrap();
         assert_eq!((bridge.mac, bridge.addresses), (PEER, cidrs("10.32.0.9/12")));
         assert_ne!(bridge.mac, MacAddr::ZERO);
-        assert!(Ports::scan("other").is_err());
+        assert!(BridgePorts::scan("other").is_err());
     });
 }
 

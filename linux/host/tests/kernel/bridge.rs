@@ -1,8 +1,8 @@
 use std::net::UdpSocket;
 
 use weave_host::{
-    AttachRequest, BridgeConfig, BridgeKind, Error, IngressDrop, Mtu, Names, Netlink, attach, bridge_kind,
-    ensure_bridge, ensure_uplink, identity, link_mac, remove_all, stale_links,
+    AttachRequest, BridgeConfig, BridgeKind, DeviceNames, Error, IngressDrop, Mtu, Netlink, attach,
+    bridge_kind, ensure_bridge, ensure_uplink, identity, link_mac, remove_all, stale_links,
 };
 use weave_types::{MacAddr, PeerName};
 
@@ -15,15 +15,15 @@ fn sysctl(path: &str) -> String {
 #[test]
 fn bridge_and_uplink_are_made_and_kept() {
     host(|| {
-        assert_eq!(bridge_kind(&Names::default()), Ok(None));
+        assert_eq!(bridge_kind(&DeviceNames::default()), Ok(None));
         let info = ensure_bridge(&bridge_config()).unwrap();
         assert!(info.created && info.mtu == 1376 && info.warnings.is_empty(), "{info:?}");
-        assert_eq!(bridge_kind(&Names::default()).unwrap().map(BridgeKind::name), Some("bridge"));
+        assert_eq!(bridge_kind(&DeviceNames::default()).unwrap().map(BridgeKind::name), Some("bridge"));
         assert_eq!(link_mac("weave"), Ok(Some(PEER)));
         let name = identity::peer_name("weave", &identity::Sources::default(), None);
         assert_eq!(name, Ok(PeerName::from_bytes(PEER.0)));
 
-        let uplink = ensure_uplink(&Names::default()).unwrap();
+        let uplink = ensure_uplink(&DeviceNames::default()).unwrap();
         assert!(uplink.created && uplink.mtu == 1376);
         assert!(!matches!(uplink.ingress_drop, IngressDrop::Missing(_)), "{uplink:?}");
 
@@ -51,10 +51,10 @@ fn bridge_and_uplink_are_made_and_kept() {
         let before = picture();
         let again = ensure_bridge(&bridge_config()).unwrap();
         assert!(!again.created && again.index == bridge.index);
-        let second = ensure_uplink(&Names::default()).unwrap();
+        let second = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(second, weave_host::UplinkInfo { created: false, ..uplink });
         assert_eq!(picture(), before);
-        assert_eq!(stale_links(&Names::default()).unwrap(), []);
+        assert_eq!(stale_links(&DeviceNames::default()).unwrap(), []);
     });
 }
 
@@ -65,12 +65,12 @@ fn an_adopted_bridge_keeps_its_mtu_unless_told() {
         let info = ensure_bridge(&bridge_config()).unwrap();
         assert_eq!((info.created, info.mtu), (false, 8950));
         assert_eq!(link_mac("weave"), Ok(Some(PEER)));
-        assert_eq!(ensure_uplink(&Names::default()).unwrap().mtu, 8950);
+        assert_eq!(ensure_uplink(&DeviceNames::default()).unwrap().mtu, 8950);
 
         let config =
             BridgeConfig { mtu: Mtu::Exactly(1400), mac: MacAddr([2, 0, 0, 0, 0, 9]), ..bridge_config() };
         assert_eq!(ensure_bridge(&config).unwrap().mtu, 1400);
-        let uplink = ensure_uplink(&Names::default()).unwrap();
+        let uplink = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!((uplink.created, uplink.mtu), (false, 1400));
         assert_eq!(link_mac("weave"), Ok(Some(config.mac)));
     });
@@ -93,7 +93,7 @@ fn a_failed_launch_leaves_nothing() {
         }
         assert_eq!(picture(), before);
         let none = Error::State("bridge \"weave\" not present; did you launch weave?".into());
-        assert_eq!(ensure_uplink(&Names::default()), Err(none));
+        assert_eq!(ensure_uplink(&DeviceNames::default()), Err(none));
 
         sh("ip link add weave type veth peer name other");
         let error = ensure_bridge(&bridge_config()).unwrap_err().to_string();
@@ -102,7 +102,7 @@ fn a_failed_launch_leaves_nothing() {
             "{error}"
         );
         let inconsistent = "Inconsistent bridge state detected. Please do 'weave reset' and try again";
-        assert_eq!(bridge_kind(&Names::default()), Err(Error::State(inconsistent.into())));
+        assert_eq!(bridge_kind(&DeviceNames::default()), Err(Error::State(inconsistent.into())));
     });
 }
 
@@ -114,18 +114,19 @@ fn half_an_uplink_and_the_one_of_2_8_1_are_replaced() {
             "ip link add vethwe-bridge type veth peer name vethwe-pcap; ip link set vethwe-bridge master weave",
         );
         sh("ip link add vethwedu type bridge");
-        let stale: Vec<_> = stale_links(&Names::default()).unwrap().into_iter().map(|l| l.name).collect();
+        let stale: Vec<_> =
+            stale_links(&DeviceNames::default()).unwrap().into_iter().map(|l| l.name).collect();
         assert_eq!(stale, ["vethwe-bridge", "vethwedu"]);
-        assert!(ensure_uplink(&Names::default()).unwrap().created);
+        assert!(ensure_uplink(&DeviceNames::default()).unwrap().created);
         assert_eq!(link_mac("vethwe-pcap"), Ok(None));
 
         sh("ip link set vethwe-datapath name other");
-        let info = ensure_uplink(&Names::default()).unwrap();
+        let info = ensure_uplink(&DeviceNames::default()).unwrap();
         assert!(info.created);
         assert_eq!(link_mac("other"), Ok(None));
 
         sh("ip link del vethwe-bridge; ip link add vethwe-bridge type bridge");
-        let error = ensure_uplink(&Names::default()).unwrap_err().to_string();
+        let error = ensure_uplink(&DeviceNames::default()).unwrap_err().to_string();
         assert!(error.starts_with("interface vethwe-bridge exists and is not a veth device"), "{error}");
     });
 }
@@ -138,11 +139,11 @@ fn an_uplink_that_somebody_broke_is_mended() {
         sh("ip link set vethwe-datapath down; ip link set vethwe-bridge nomaster mtu 1500");
         sh("tc qdisc del dev vethwe-datapath clsact");
         assert_ne!(picture(), before);
-        let second = ensure_uplink(&Names::default()).unwrap();
+        let second = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(second, weave_host::UplinkInfo { created: false, ..first });
         assert_eq!(picture(), before);
         sh("bridge link set dev vethwe-bridge hairpin on");
-        ensure_uplink(&Names::default()).unwrap();
+        ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(picture(), before);
     });
 }
@@ -197,12 +198,12 @@ fn reset_removes_everything_of_ours_and_nothing_else() {
         let (one, two) = (container(), container());
         attach(&AttachRequest::new(&one, "1", &cidrs("10.32.0.1/12"))).unwrap();
         attach(&AttachRequest::new(&two, "2", &cidrs("10.32.0.2/12"))).unwrap();
-        let (mut removed, errors) = remove_all(&Names::default());
+        let (mut removed, errors) = remove_all(&DeviceNames::default());
         assert_eq!(errors, []);
         removed.sort();
         assert_eq!(removed, ["vethwe-bridge", "vethwe-datapath", "vethwepl1", "vethwepl2", "weave"]);
         assert_eq!(picture(), before);
         assert_eq!(one.netlink().unwrap().link("ethwe"), Ok(None));
-        assert_eq!(remove_all(&Names::default()), (vec![], vec![]));
+        assert_eq!(remove_all(&DeviceNames::default()), (vec![], vec![]));
     });
 }

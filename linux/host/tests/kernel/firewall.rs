@@ -2,15 +2,16 @@
 
 use std::sync::Mutex;
 
-use weave_host::firewall::{Backend, DockerBridge, Exposed, Guard, Setup};
+use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
 use weave_host::{
-    AttachRequest, Names, add_bridge_address, adopt_orphans, attach, bridge_addresses, remove_bridge_address,
+    AttachRequest, DeviceNames, add_bridge_address, adopt_orphans, attach, bridge_addresses,
+    remove_bridge_address,
 };
 
 use crate::support::*;
 
-fn setup() -> Setup {
-    Setup {
+fn setup() -> FirewallConfig {
+    FirewallConfig {
         instance: None,
         bridge: "weave".into(),
         port: 6783,
@@ -21,14 +22,14 @@ fn setup() -> Setup {
     }
 }
 
-fn exposed(address: &str) -> Exposed {
-    Exposed { address: address.parse().unwrap(), masquerade: true }
+fn exposed(address: &str) -> ExposedAddress {
+    ExposedAddress { address: address.parse().unwrap(), masquerade: true }
 }
 
 /// Runs `test` with each backend that is installed, in a namespace of its own each time.
 fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
-    for backend in [Backend::Legacy, Backend::Nft, Backend::Native] {
-        if Guard::using(backend, vec![]).is_none() {
+    for backend in [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft] {
+        if FirewallManager::with_backend(backend, vec![]).is_none() {
             eprintln!("SKIPPED: {} is not installed", backend.name());
             continue;
         }
@@ -40,17 +41,17 @@ fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
 /// All rules of this backend, without counters and volatile numbers.
 fn rules(backend: Backend) -> String {
     match backend {
-        Backend::Legacy => sh("iptables-legacy-save | sed '/^#/d; s/ \\[.*//'"),
-        Backend::Nft => sh("iptables-nft-save | sed '/^#/d; s/ \\[.*//'"),
-        Backend::Native => sh("nft -s list ruleset"),
+        Backend::IptablesLegacy => sh("iptables-legacy-save | sed '/^#/d; s/ \\[.*//'"),
+        Backend::IptablesNft => sh("iptables-nft-save | sed '/^#/d; s/ \\[.*//'"),
+        Backend::Nft => sh("nft -s list ruleset"),
     }
 }
 
 fn policy_drop(backend: Backend) {
     match backend {
-        Backend::Legacy => sh("iptables-legacy -P FORWARD DROP"),
-        Backend::Nft => sh("iptables-nft -P FORWARD DROP"),
-        Backend::Native => sh("nft 'add table ip filter; add chain ip filter FORWARD \
+        Backend::IptablesLegacy => sh("iptables-legacy -P FORWARD DROP"),
+        Backend::IptablesNft => sh("iptables-nft -P FORWARD DROP"),
+        Backend::Nft => sh("nft 'add table ip filter; add chain ip filter FORWARD \
                                { type filter hook forward priority 0; policy drop; }'"),
     };
 }
@@ -59,14 +60,14 @@ fn policy_drop(backend: Backend) {
 fn made_once_kept_and_removed() {
     with_each(|backend| {
         let exposes = [exposed("10.2.1.1/24"), exposed("10.2.2.1/24")];
-        let mut guard = Guard::using(backend, vec![]).unwrap();
+        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
         assert!(guard.may_have_changed());
         assert_eq!(guard.ensure(&setup(), &exposes), Ok(true));
         let made = rules(backend);
         assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "{made}");
         assert_eq!(
-            Guard::using(backend, vec![]).unwrap().ensure(&setup(), &exposes),
-            Ok(backend == Backend::Native)
+            FirewallManager::with_backend(backend, vec![]).unwrap().ensure(&setup(), &exposes),
+            Ok(backend == Backend::Nft)
         );
         assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "made again by another, but the same");
         assert_eq!(rules(backend), made);
@@ -86,15 +87,15 @@ fn made_once_kept_and_removed() {
 fn a_flush_is_noticed_and_repaired() {
     with_each(|backend| {
         let exposes = [exposed("10.2.1.1/24")];
-        let mut guard = Guard::using(backend, vec![]).unwrap();
+        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
         guard.ensure(&setup(), &exposes).unwrap();
         guard.ensure(&setup(), &exposes).unwrap();
         let made = rules(backend);
-        if backend != Backend::Legacy {
+        if backend != Backend::IptablesLegacy {
             assert!(!guard.may_have_changed(), "nobody did anything");
         }
         let flushes: &[&str] = match backend {
-            Backend::Legacy => &[
+            Backend::IptablesLegacy => &[
                 "iptables-legacy -F",
                 "iptables-legacy -t nat -F",
                 "iptables-legacy -t mangle -X",
@@ -102,7 +103,7 @@ fn a_flush_is_noticed_and_repaired() {
                 "iptables-legacy -t nat -X WEAVE-CANARY",
                 "iptables-legacy -F WEAVE-EXPOSE",
             ],
-            Backend::Nft => &[
+            Backend::IptablesNft => &[
                 "iptables-nft -F",
                 "iptables-nft -t nat -F",
                 "iptables-nft -t mangle -X",
@@ -111,7 +112,7 @@ fn a_flush_is_noticed_and_repaired() {
                 "iptables-nft -F WEAVE-EXPOSE",
                 "nft flush ruleset",
             ],
-            Backend::Native => &[
+            Backend::Nft => &[
                 "nft flush ruleset",
                 "nft delete table ip weave",
                 "nft flush chain ip weave WEAVE",
@@ -138,10 +139,10 @@ fn a_flush_is_noticed_and_repaired() {
 #[test]
 fn local_containers_are_not_masqueraded() {
     with_each(|backend| {
-        let setup = Setup { no_masq_local: true, ..setup() };
+        let setup = FirewallConfig { no_masq_local: true, ..setup() };
         let exposes = [exposed("10.2.1.1/24")];
-        let mut guard = Guard::using(backend, vec![]).unwrap();
-        guard.set_local(cidrs("10.2.1.64/26 10.2.1.8/29"));
+        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
+        guard.set_local_networks(cidrs("10.2.1.64/26 10.2.1.8/29"));
         assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
         assert_eq!(guard.ensure(&setup, &exposes), Ok(false));
         let made = rules(backend);
@@ -149,8 +150,8 @@ fn local_containers_are_not_masqueraded() {
             made.lines().find(|l| l.contains("-A WEAVE ") || l.contains("@weaver-no-masq-local")).unwrap();
         assert!(first.contains("weaver-no-masq-local"), "{made}");
         // Which addresses it is: a rule of ours counts what matches.
-        if backend != Backend::Native {
-            let program = if backend == Backend::Legacy { "iptables-legacy" } else { "iptables-nft" };
+        if backend != Backend::Nft {
+            let program = if backend == Backend::IptablesLegacy { "iptables-legacy" } else { "iptables-nft" };
             let hit = |ip: &str| {
                 sh(&format!("{program} -Z; ip addr replace {ip}/32 dev lo; ping -c 1 -W 1 {ip} >/dev/null"));
                 sh(&format!("{program} -nvL OUTPUT")).lines().nth(2).unwrap().trim().starts_with("1 ")
@@ -165,12 +166,12 @@ fn local_containers_are_not_masqueraded() {
                     && !hit("10.2.1.63")
                     && !hit("10.2.1.16")
             );
-            guard.set_local(cidrs("10.2.1.0/26"));
+            guard.set_local_networks(cidrs("10.2.1.0/26"));
             assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
             assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
             // Rules that name a set say nothing of what somebody has put into it.
-            let mut other = Guard::using(backend, vec![]).unwrap();
-            other.set_local(cidrs("10.2.1.64/26"));
+            let mut other = FirewallManager::with_backend(backend, vec![]).unwrap();
+            other.set_local_networks(cidrs("10.2.1.64/26"));
             assert_eq!(other.ensure(&setup, &exposes), Ok(true));
             assert!(guard.may_have_changed());
             assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
@@ -189,9 +190,9 @@ fn local_containers_are_not_masqueraded() {
 fn rules_of_others_survive_and_do_not_disturb() {
     with_each(|backend| {
         let program = match backend {
-            Backend::Legacy => "iptables-legacy",
-            Backend::Nft => "iptables-nft",
-            Backend::Native => return,
+            Backend::IptablesLegacy => "iptables-legacy",
+            Backend::IptablesNft => "iptables-nft",
+            Backend::Nft => return,
         };
         let namespace = weave_host::NetNs::current().unwrap();
         let stop = Mutex::new(false);
@@ -209,9 +210,10 @@ fn rules_of_others_survive_and_do_not_disturb() {
                     })
                     .unwrap()
             });
-            let mut guard = Guard::using(backend, vec![]).unwrap();
+            let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
             for i in 1..20 {
-                let exposes: Vec<Exposed> = (1..=i % 4).map(|n| exposed(&format!("10.2.{n}.1/24"))).collect();
+                let exposes: Vec<ExposedAddress> =
+                    (1..=i % 4).map(|n| exposed(&format!("10.2.{n}.1/24"))).collect();
                 guard.ensure(&setup(), &exposes).unwrap();
             }
             *stop.lock().unwrap() = true;
@@ -239,7 +241,7 @@ fn containers_talk_where_the_policy_is_to_drop() {
             || sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo yes || echo no").trim() == "yes";
         let filtered = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1").is_ok();
         assert!(!filtered || !reaches(), "the policy was to drop");
-        let mut guard = Guard::using(backend, vec![]).unwrap();
+        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
         assert_eq!(guard.ensure(&setup(), &[]), Ok(true));
         assert_eq!(guard.ensure(&setup(), &[]), Ok(false));
         eventually("the other container", reaches);
@@ -272,7 +274,7 @@ fn an_exposed_subnet_is_translated_both_ways() {
         );
         let cidr = "10.2.1.1/24".parse().unwrap();
         assert_eq!(add_bridge_address("weave", cidr), Ok(true));
-        let mut guard = Guard::using(backend, vec![]).unwrap();
+        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
         guard.ensure(&setup(), &[exposed("10.2.1.1/24")]).unwrap();
         let ping = |ns, ip: &str| {
             sh_in(ns, &format!("ping -c 1 -W 1 {ip} >/dev/null && echo yes || echo no")).trim() == "yes"
@@ -346,10 +348,10 @@ fn containers_return_to_a_bridge_that_was_deleted() {
         }
         sh("ip link del weave");
         launch();
-        let mut adopted = adopt_orphans(&Names::default()).unwrap();
+        let mut adopted = adopt_orphans(&DeviceNames::default()).unwrap();
         adopted.sort();
         assert_eq!(adopted, ["vethwepl11111", "vethwepl22222"]);
-        assert_eq!(adopt_orphans(&Names::default()), Ok(vec![]));
+        assert_eq!(adopt_orphans(&DeviceNames::default()), Ok(vec![]));
         eventually("each other", || {
             sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo y || echo n").trim() == "y"
         });

@@ -5,6 +5,6 @@
 mod attach;
 mod bridge;
 mod firewall;
+mod legacy_devices;
 mod netns;
-mod original;
 mod support;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
-use weave_host::{BridgeConfig, Mtu, Names, NetNs, Netlink, UplinkInfo, ensure_bridge, ensure_uplink};
+use weave_host::{BridgeConfig, DeviceNames, Mtu, NetNs, Netlink, UplinkInfo, ensure_bridge, ensure_uplink};
 use weave_types::{Cidr, MacAddr};
 
 /// Longest wait for anything that should happen.
@@ -58,7 +58,7 @@ pub(crate) fn bridge_config() -> BridgeConfig {
 /// Bridge and uplink, as a daemon makes them.
 pub(crate) fn launch() -> UplinkInfo {
     ensure_bridge(&bridge_config()).unwrap();
-    ensure_uplink(&Names::default()).unwrap()
+    ensure_uplink(&DeviceNames::default()).unwrap()
 }
 
 /// Runs a command in the namespace of this thread and gives what it printed.

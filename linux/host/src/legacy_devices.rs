@@ -12,7 +12,9 @@
 use nix::errno::Errno;
 
 use crate::bridge::tolerate_gone;
-use crate::{BridgeKind, Error, Link, Names, NetNs, Netlink, Ports, bridge_kind, datapath, ethtool};
+use crate::{
+    BridgeKind, BridgePorts, DeviceNames, Error, Link, NetNs, Netlink, bridge_kind, ethtool, openvswitch,
+};
 
 /// The end of the uplink at which 2.8.1 captures packets if it has no datapath.
 const CAPTURE: &str = "-pcap";
@@ -23,18 +25,18 @@ const TUNNEL: &str = "vxlan-";
 ///
 /// # Errors
 /// The links cannot be listed.
-pub fn original_kind(names: &Names) -> Result<Option<BridgeKind>, Error> {
+pub fn legacy_bridge_kind(names: &DeviceNames) -> Result<Option<BridgeKind>, Error> {
     let links = Netlink::open()?.links()?;
     Ok(classify(&links, names))
 }
 
-fn classify(links: &[Link], names: &Names) -> Option<BridgeKind> {
+fn classify(links: &[Link], names: &DeviceNames) -> Option<BridgeKind> {
     let named = |name: &str| links.iter().find(|l| l.name == name);
     let bridge = named(&names.bridge)?;
     if bridge.is("openvswitch") {
         return Some(BridgeKind::Fastdp);
     }
-    if named(&names.old_datapath).is_some_and(is_datapath) {
+    if named(&names.legacy_datapath).is_some_and(is_datapath) {
         return Some(BridgeKind::BridgedFastdp);
     }
     named(&format!("{}{CAPTURE}", names.prefix)).map(|_| BridgeKind::Bridge)
@@ -47,9 +49,9 @@ fn is_datapath(link: &Link) -> bool {
 
 /// What became of the Open vSwitch datapath of 2.8.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Datapath {
+pub enum LegacyDatapath {
     /// There is none.
-    None,
+    NotFound,
     /// It was removed. While it was there it took all frames of the uplink, and UDP port 6784.
     Removed(String),
     /// Somebody else's port is in it, so it stays.
@@ -66,11 +68,11 @@ pub enum Datapath {
 ///
 /// # Errors
 /// The kernel refuses, or has no Open vSwitch (any more); nothing was changed then.
-pub fn remove_old_datapath(names: &Names) -> Result<Datapath, Error> {
+pub fn remove_legacy_datapath(names: &DeviceNames) -> Result<LegacyDatapath, Error> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
-    let Some(datapath) = links.iter().find(|l| l.name == names.old_datapath && is_datapath(l)) else {
-        return Ok(Datapath::None);
+    let Some(datapath) = links.iter().find(|l| l.name == names.legacy_datapath && is_datapath(l)) else {
+        return Ok(LegacyDatapath::NotFound);
     };
     if let Some(port) = strangers_port(&links, datapath, names) {
         // A port of a datapath goes with its device; the uplink is made again.
@@ -78,13 +80,13 @@ pub fn remove_old_datapath(names: &Names) -> Result<Datapath, Error> {
         if let Some(device) = ours {
             tolerate_gone(netlink.delete_link(device))?;
         }
-        return Ok(Datapath::InUse { name: datapath.name.clone(), port });
+        return Ok(LegacyDatapath::InUse { name: datapath.name.clone(), port });
     }
-    datapath::delete(datapath)?;
-    Ok(Datapath::Removed(datapath.name.clone()))
+    openvswitch::delete(datapath)?;
+    Ok(LegacyDatapath::Removed(datapath.name.clone()))
 }
 
-fn strangers_port(links: &[Link], datapath: &Link, names: &Names) -> Option<String> {
+fn strangers_port(links: &[Link], datapath: &Link, names: &DeviceNames) -> Option<String> {
     let strange = |l: &&Link| {
         l.master == Some(datapath.index) && !l.name.starts_with(&names.prefix) && !l.name.starts_with(TUNNEL)
     };
@@ -95,16 +97,16 @@ fn strangers_port(links: &[Link], datapath: &Link, names: &Names) -> Option<Stri
 ///
 /// # Errors
 /// The kernel refuses, or has no Open vSwitch.
-pub fn restore_old_datapath(names: &Names) -> Result<(), Error> {
-    if Netlink::open()?.link(&names.old_datapath)?.is_some() {
+pub fn restore_legacy_datapath(names: &DeviceNames) -> Result<(), Error> {
+    if Netlink::open()?.link(&names.legacy_datapath)?.is_some() {
         return Ok(());
     }
-    datapath::create(&names.old_datapath)
+    openvswitch::create(&names.legacy_datapath)
 }
 
-/// What [`hand_back`] did.
+/// What [`restore_legacy_devices`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HandedBack {
+pub struct RestoredDevices {
     /// What 2.8.1 will find.
     pub kind: BridgeKind,
     /// Devices that are gone.
@@ -119,12 +121,15 @@ pub struct HandedBack {
 ///
 /// # Errors
 /// A step failed; doing it again goes on from there.
-pub fn hand_back(names: &Names, kind: Option<BridgeKind>) -> Result<HandedBack, Error> {
+pub fn restore_legacy_devices(
+    names: &DeviceNames,
+    kind: Option<BridgeKind>,
+) -> Result<RestoredDevices, Error> {
     let kind = match kind {
         // Containers on an unbridged datapath are never taken over, so there is none to go back to.
         Some(BridgeKind::Fastdp | BridgeKind::BridgedFastdp) => BridgeKind::BridgedFastdp,
         Some(BridgeKind::Bridge) => BridgeKind::Bridge,
-        None if datapath::supported()? => BridgeKind::BridgedFastdp,
+        None if openvswitch::supported()? => BridgeKind::BridgedFastdp,
         None => BridgeKind::Bridge,
     };
     let has_bridge = bridge_kind(names)?.is_some();
@@ -133,7 +138,7 @@ pub fn hand_back(names: &Names, kind: Option<BridgeKind>) -> Result<HandedBack, 
     match kind {
         BridgeKind::Bridge if has_bridge => checksums = complete_checksums(names)?,
         BridgeKind::Bridge => {}
-        _ => restore_old_datapath(names)?,
+        _ => restore_legacy_datapath(names)?,
     }
     let mut netlink = Netlink::open()?;
     let mut removed = Vec::new();
@@ -143,17 +148,17 @@ pub fn hand_back(names: &Names, kind: Option<BridgeKind>) -> Result<HandedBack, 
             removed.push(name.clone());
         }
     }
-    Ok(HandedBack { kind, removed, checksums })
+    Ok(RestoredDevices { kind, removed, checksums })
 }
 
 /// 2.8.1's packet capture sees what a container sends as it is, so that checksums have to be complete by then. It sees to that for
 /// containers that it attaches itself.
-fn complete_checksums(names: &Names) -> Result<Vec<String>, Error> {
+fn complete_checksums(names: &DeviceNames) -> Result<Vec<String>, Error> {
     let mut changed = Vec::new();
     if ethtool::disable_tx_checksum(&names.bridge)? {
         changed.push(names.bridge.clone());
     }
-    let mut ports = Ports::scan(&names.bridge)?;
+    let mut ports = BridgePorts::scan(&names.bridge)?;
     for (pid, ns) in NetNs::all_of_processes()? {
         for link in ports.in_namespace(&ns)? {
             match ns.run(|| ethtool::disable_tx_checksum(&link.name))? {
@@ -192,7 +197,7 @@ mod tests {
 
     #[test]
     fn set_ups_of_2_8_1() {
-        let names = Names::default();
+        let names = DeviceNames::default();
         let bridge = link(1, "weave", Some("bridge"), None);
         let port = link(2, "vethwe-bridge", Some("veth"), Some(1));
         let kind = |more: &[Link]| {
@@ -214,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_datapath_with_a_strangers_port_stays() {
-        let names = Names::default();
+        let names = DeviceNames::default();
         let datapath = link(3, "datapath", Some("openvswitch"), None);
         let ours = [
             datapath.clone(),

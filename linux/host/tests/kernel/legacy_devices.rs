@@ -2,8 +2,8 @@
 //! datapath that cannot be removed.
 
 use weave_host::{
-    AttachRequest, BridgeKind, Datapath, Error, Names, attach, bridge_kind, ensure_bridge, ensure_uplink,
-    hand_back, link_mac, original_kind, remove_old_datapath, tx_checksum,
+    AttachRequest, BridgeKind, DeviceNames, Error, LegacyDatapath, attach, bridge_kind, ensure_bridge,
+    ensure_uplink, legacy_bridge_kind, link_mac, remove_legacy_datapath, restore_legacy_devices, tx_checksum,
 };
 
 use crate::support::*;
@@ -22,8 +22,8 @@ fn plain_host() {
 fn a_plain_bridge_with_containers_and_back() {
     host(|| {
         plain_host();
-        let names = Names::default();
-        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::Bridge)));
+        let names = DeviceNames::default();
+        assert_eq!(legacy_bridge_kind(&names), Ok(Some(BridgeKind::Bridge)));
         let [a, b] = ["10.2.1.1/24", "10.2.1.2/24"].map(|address| {
             let (ns, id) = (container(), address[7..8].repeat(5));
             let cidrs = cidrs(address);
@@ -34,11 +34,11 @@ fn a_plain_bridge_with_containers_and_back() {
         let addresses = || sh("ip -4 -o addr show dev weave");
         let before = addresses();
 
-        assert_eq!(remove_old_datapath(&names), Ok(Datapath::None));
+        assert_eq!(remove_legacy_datapath(&names), Ok(LegacyDatapath::NotFound));
         let bridge = ensure_bridge(&bridge_config()).unwrap();
         let uplink = ensure_uplink(&names).unwrap();
         assert_eq!((bridge.created, bridge.mtu, uplink.mtu), (false, 65535, 65535));
-        assert_eq!((link_mac("vethwe-pcap"), original_kind(&names)), (Ok(None), Ok(None)));
+        assert_eq!((link_mac("vethwe-pcap"), legacy_bridge_kind(&names)), (Ok(None), Ok(None)));
         assert_eq!([picture_of(&a), picture_of(&b)], inside, "containers are as they were");
         assert_eq!(addresses(), before);
         let reaches =
@@ -61,7 +61,7 @@ fn a_plain_bridge_with_containers_and_back() {
         };
         eventually("the process in the container", there);
         assert_eq!(offload(&c), Ok(true));
-        let done = hand_back(&names, Some(BridgeKind::Bridge)).unwrap();
+        let done = restore_legacy_devices(&names, Some(BridgeKind::Bridge)).unwrap();
         process.kill().unwrap();
         process.wait().unwrap();
         assert_eq!((done.kind, &done.removed[..]), (BridgeKind::Bridge, &["vethwe-bridge".to_owned()][..]));
@@ -74,7 +74,10 @@ fn a_plain_bridge_with_containers_and_back() {
         );
         assert_eq!(link_mac("weave"), Ok(Some(PEER)));
         assert!(sh("ip link show weave").contains("mtu 65535"));
-        assert!(hand_back(&names, Some(BridgeKind::Bridge)).unwrap().removed.is_empty(), "once is enough");
+        assert!(
+            restore_legacy_devices(&names, Some(BridgeKind::Bridge)).unwrap().removed.is_empty(),
+            "once is enough"
+        );
     });
 }
 
@@ -88,7 +91,7 @@ fn a_bridge_without_containers_keeps_its_mtu() {
         );
         let mtu = sh("ip -o link show weave | sed 's/.* mtu \\([0-9]*\\).*/\\1/'");
         ensure_bridge(&bridge_config()).unwrap();
-        let uplink = ensure_uplink(&Names::default()).unwrap();
+        let uplink = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(uplink.mtu.to_string(), mtu.trim());
         assert!(sh("ip link show weave").contains(&format!("mtu {} ", mtu.trim())));
     });
@@ -98,10 +101,10 @@ fn a_bridge_without_containers_keeps_its_mtu() {
 fn a_datapath_that_cannot_be_removed_changes_nothing() {
     host(|| {
         plain_host();
-        let names = Names { old_datapath: "lo".into(), ..Names::default() };
-        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        let names = DeviceNames { legacy_datapath: "lo".into(), ..DeviceNames::default() };
+        assert_eq!(legacy_bridge_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
         let before = picture();
-        match remove_old_datapath(&names) {
+        match remove_legacy_datapath(&names) {
             Err(Error::MissingFeature { step, feature }) => {
                 assert_eq!(step, "deleting Open vSwitch datapath lo");
                 assert_eq!(feature, "Open vSwitch (module openvswitch)");
@@ -118,24 +121,24 @@ fn a_datapath_that_cannot_be_removed_changes_nothing() {
 #[test]
 fn a_bridged_datapath_and_back() {
     host(|| {
-        let names = Names { old_datapath: "wtest-dp".into(), ..Names::default() };
+        let names = DeviceNames { legacy_datapath: "wtest-dp".into(), ..DeviceNames::default() };
         sh("ip link add weave type bridge; ip link set weave up");
-        match weave_host::restore_old_datapath(&names) {
+        match weave_host::restore_legacy_datapath(&names) {
             Err(Error::MissingFeature { .. }) => {
                 eprintln!("SKIPPED: this kernel has no Open vSwitch");
-                assert_eq!(hand_back(&names, None).unwrap().kind, BridgeKind::Bridge);
-                let wanted = hand_back(&names, Some(BridgeKind::BridgedFastdp));
+                assert_eq!(restore_legacy_devices(&names, None).unwrap().kind, BridgeKind::Bridge);
+                let wanted = restore_legacy_devices(&names, Some(BridgeKind::BridgedFastdp));
                 assert!(matches!(wanted, Err(Error::MissingFeature { .. })), "{wanted:?}");
                 return;
             }
             result => result.unwrap(),
         }
-        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
-        assert_eq!(remove_old_datapath(&names), Ok(Datapath::Removed("wtest-dp".into())));
+        assert_eq!(legacy_bridge_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        assert_eq!(remove_legacy_datapath(&names), Ok(LegacyDatapath::Removed("wtest-dp".into())));
         ensure_uplink(&names).unwrap();
-        assert_eq!(original_kind(&names), Ok(None));
-        assert_eq!(hand_back(&names, None).unwrap().kind, BridgeKind::BridgedFastdp);
-        assert_eq!(original_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
-        assert_eq!(remove_old_datapath(&names), Ok(Datapath::Removed("wtest-dp".into())));
+        assert_eq!(legacy_bridge_kind(&names), Ok(None));
+        assert_eq!(restore_legacy_devices(&names, None).unwrap().kind, BridgeKind::BridgedFastdp);
+        assert_eq!(legacy_bridge_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
+        assert_eq!(remove_legacy_datapath(&names), Ok(LegacyDatapath::Removed("wtest-dp".into())));
     });
 }

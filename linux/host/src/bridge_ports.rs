@@ -7,7 +7,7 @@ use crate::{Error, Link, NamespaceId, NetNs, Netlink};
 
 /// The container interfaces on a bridge, as seen from the host. Take it once, then ask about many containers.
 #[derive(Debug)]
-pub struct Ports {
+pub struct BridgePorts {
     host: NamespaceId,
     netlink: Netlink,
     bridge: Link,
@@ -16,7 +16,7 @@ pub struct Ports {
 
 /// A container's interface on the weave network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ContainerLink {
+pub struct ContainerInterface {
     /// Its number in the container.
     pub index: u32,
     /// Its name in the container.
@@ -27,24 +27,24 @@ pub struct ContainerLink {
     pub addresses: Vec<Cidr>,
 }
 
-impl Ports {
+impl BridgePorts {
     /// Looks at the ports of `bridge` in the namespace of the calling thread.
-    pub fn scan(bridge: &str) -> Result<Ports, Error> {
+    pub fn scan(bridge: &str) -> Result<BridgePorts, Error> {
         let host = NetNs::current()?.id();
         let mut netlink = Netlink::open()?;
         let links = netlink.links()?;
         let bridge = links.iter().find(|l| l.name == bridge).ok_or_else(|| no_bridge(bridge))?.clone();
         let ports = links.into_iter().filter(|l| l.is("veth") && l.master == Some(bridge.index)).collect();
-        Ok(Ports { host, netlink, bridge, ports })
+        Ok(BridgePorts { host, netlink, bridge, ports })
     }
 
     /// The bridge itself: what `weave ps` shows as `weave:expose`.
-    pub fn bridge(&mut self) -> Result<ContainerLink, Error> {
+    pub fn bridge(&mut self) -> Result<ContainerInterface, Error> {
         describe(&self.bridge, &mut self.netlink)
     }
 
     /// The interfaces in `ns` whose other end is on the bridge. The host's own namespace has none.
-    pub fn in_namespace(&mut self, ns: &NetNs) -> Result<Vec<ContainerLink>, Error> {
+    pub fn in_namespace(&mut self, ns: &NetNs) -> Result<Vec<ContainerInterface>, Error> {
         if ns.id() == self.host {
             return Ok(Vec::new());
         }
@@ -69,11 +69,11 @@ impl Ports {
     }
 }
 
-fn describe(link: &Link, netlink: &mut Netlink) -> Result<ContainerLink, Error> {
+fn describe(link: &Link, netlink: &mut Netlink) -> Result<ContainerInterface, Error> {
     const LINK_LOCAL: u8 = 253;
     let addresses = netlink.addresses()?;
     let own = addresses.into_iter().filter(|a| a.index == link.index && a.scope != LINK_LOCAL);
-    Ok(ContainerLink {
+    Ok(ContainerInterface {
         index: link.index,
         name: link.name.clone(),
         mac: link.mac.unwrap_or(MacAddr::ZERO),

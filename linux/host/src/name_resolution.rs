@@ -3,7 +3,7 @@
 /// Makes look-ups of host names use `/etc/hosts` and DNS only, whatever `/etc/nsswitch.conf` says. To be called before
 /// anything else happens. Does something in a program that is statically linked with glibc only: there, any other service is
 /// a shared library of this host, which brings a C library of its own along that is not the one the program was made with.
-pub fn use_built_in_lookups() {
+pub fn use_builtin_name_resolution() {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     {
         unsafe extern "C" {
