@@ -57,7 +57,7 @@ claims: packages ## runs the tests that show rows of docs/claims.md and prints e
 soak: packages ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
 	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
-	  $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6 growth:: counts:: dynamic:: faults::
+	  $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6 cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test nodes -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture

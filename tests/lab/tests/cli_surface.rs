@@ -8,14 +8,10 @@ use weave_lab::{Host, Lab, Topology};
 
 use crate::common::*;
 
-#[path = "commands/containers.rs"]
 mod containers;
-#[path = "commands/launching.rs"]
-mod launching;
-#[path = "commands/looking.rs"]
-mod looking;
-#[path = "commands/words.rs"]
-mod words;
+mod launch_options;
+mod offline_commands;
+mod status_commands;
 
 /// What does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,24 +82,24 @@ const WAITING: &[(&str, Feature, Sign)] = {
 /// Rows that belong to tests of their own: the file, and what it says in there.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     // Allocation of addresses.
-    ("launch --ipalloc-range", include_str!("75-addresses-1.rs"), "--ipalloc-range"),
-    ("launch --ipalloc-default-subnet", include_str!("75-addresses-1.rs"), "--ipalloc-default-subnet"),
-    ("launch --ipalloc-init", include_str!("77-dynamic-9.rs"), "--ipalloc-init"),
-    ("prime", include_str!("76-bootstrap-3.rs"), "\"prime\""),
-    ("consense", include_str!("76-bootstrap-3.rs"), "\"consense\""),
-    ("rmpeer", include_str!("76-bootstrap-3.rs"), "\"rmpeer\""),
-    ("launch --docker-api", include_str!("79-containers-1.rs"), "\"--docker-api\", \"\""),
+    ("launch --ipalloc-range", include_str!("single_host_addresses.rs"), "--ipalloc-range"),
+    ("launch --ipalloc-default-subnet", include_str!("single_host_addresses.rs"), "--ipalloc-default-subnet"),
+    ("launch --ipalloc-init", include_str!("dynamic_peers.rs"), "--ipalloc-init"),
+    ("prime", include_str!("bootstrap.rs"), "\"prime\""),
+    ("consense", include_str!("bootstrap.rs"), "\"consense\""),
+    ("rmpeer", include_str!("bootstrap.rs"), "\"rmpeer\""),
+    ("launch --docker-api", include_str!("docker_containers.rs"), "\"--docker-api\", \"\""),
     // Networks of the host, and the firewall.
-    ("expose", include_str!("23-expose-2.rs"), "\"expose\""),
-    ("hide", include_str!("23-expose-2.rs"), "\"hide\""),
-    ("launch --expect-npc", include_str!("43-rules-1.rs"), "--expect-npc"),
+    ("expose", include_str!("expose.rs"), "\"expose\""),
+    ("hide", include_str!("expose.rs"), "\"hide\""),
+    ("launch --expect-npc", include_str!("firewall_rules.rs"), "--expect-npc"),
     // Taking over a host of 2.8.1, and giving it back.
-    ("launch --take-over", include_str!("70-original-2.rs"), "--take-over"),
-    ("stop --hand-back", include_str!("70-original-2.rs"), "\"stop\", \"--hand-back\""),
+    ("launch --take-over", include_str!("upgrade.rs"), "--take-over"),
+    ("stop --hand-back", include_str!("upgrade.rs"), "\"stop\", \"--hand-back\""),
     // Docker's, and other keepers of the daemon; its log files.
-    ("$WEAVE_CONTAINER_NAME", include_str!("35-docker-2.rs"), "WEAVE_CONTAINER_NAME"),
-    ("launch --service", include_str!("36-systemd-1.rs"), "--service"),
-    ("launch --log-keep", include_str!("34-life-1.rs"), "--log-keep"),
+    ("$WEAVE_CONTAINER_NAME", include_str!("docker_service.rs"), "WEAVE_CONTAINER_NAME"),
+    ("launch --service", include_str!("systemd_unit.rs"), "--service"),
+    ("launch --log-keep", include_str!("service_lifecycle.rs"), "--log-keep"),
 ];
 
 /// A check and the rows that it shows.
@@ -234,10 +230,11 @@ fn every_row() {
     let stage = Stage { host, other };
 
     let surface = surface(host);
-    let checks: Vec<&Check> = [words::CHECKS, launching::CHECKS, looking::CHECKS, containers::CHECKS]
-        .into_iter()
-        .flatten()
-        .collect();
+    let checks: Vec<&Check> =
+        [offline_commands::CHECKS, launch_options::CHECKS, status_commands::CHECKS, containers::CHECKS]
+            .into_iter()
+            .flatten()
+            .collect();
     let mut covered: BTreeMap<&str, usize> = BTreeMap::new();
     let waiting = WAITING.iter().map(|(row, ..)| row);
     for (row, file, what) in ELSEWHERE {

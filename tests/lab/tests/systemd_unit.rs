@@ -1,5 +1,5 @@
 //! The peer as a systemd unit, wherever the tests run: a script stands for `systemctl`, and does with the unit's commands,
-//! variables and files what systemd does (`37-booted-2.rs` has the real one).
+//! variables and files what systemd does (`systemd_boot.rs` has the real one).
 
 use weave_lab::{Host, Lab, Topology, claims};
 
