@@ -12,7 +12,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use weave_api::Timestamp;
-use weave_types::Instant;
+use weave_types::{Instant, TokenBucket};
 
 use crate::config::{LogFile, LogLevel};
 use crate::logfile;
@@ -115,26 +115,30 @@ impl Subscriber for Lines {
     fn exit(&self, _: &Id) {}
 }
 
-/// Bounds the lines that others can cause: a burst, then a rate.
-#[derive(Debug, Default)]
+/// Limits the lines that other hosts can cause.
+#[derive(Debug)]
 pub(crate) struct Limiter {
-    /// There would be room for a whole burst at this time if nothing came any more.
-    full_at: Instant,
-    left_out: u64,
+    lines: TokenBucket,
+    suppressed: u64,
 }
 
 impl Limiter {
     const BURST: u32 = 1000;
-    const PER_LINE: Duration = Duration::from_millis(20);
+    const INTERVAL: Duration = Duration::from_millis(20);
 
-    /// Whether a line is to be written now, and how many were left out before it.
+    /// `None` if the line is to be suppressed, otherwise the number of lines suppressed before it.
     pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.full_at - now > Self::PER_LINE * (Self::BURST - 1) {
-            self.left_out += 1;
-            return None;
+        if self.lines.try_take(now) {
+            return Some(std::mem::take(&mut self.suppressed));
         }
-        self.full_at = self.full_at.max(now) + Self::PER_LINE;
-        Some(std::mem::take(&mut self.left_out))
+        self.suppressed += 1;
+        None
+    }
+}
+
+impl Default for Limiter {
+    fn default() -> Limiter {
+        Limiter { lines: TokenBucket::new(Self::BURST, Self::INTERVAL), suppressed: 0 }
     }
 }
 

@@ -2,81 +2,56 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use weave_types::{ConnectionUid, Instant};
+use weave_types::{ConnectionUid, Instant, TokenBucket};
 
-/// Slows accepting down (docs/spec/mesh.md 11.1): bursts of 20, then 20 per second.
-#[derive(Debug)]
-pub(crate) struct Bucket {
-    /// The bucket would be full at this time if nothing were accepted any more.
-    full_at: Instant,
-}
-
-/// Keeps one address from taking all of it: further connections from there are closed at once, and cost nobody else a
-/// place. 2.8.1 has nothing of the kind.
+/// Limits how fast connections are accepted, in total (docs/spec/mesh.md 11.1) and per source address. 2.8.1 has no limit
+/// per source, so one host can use up the total.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    all: Bucket,
-    /// Of those who have connected lately. The common bucket keeps it small.
-    sources: BTreeMap<IpAddr, Instant>,
-    refused: Option<Instant>,
+    total: TokenBucket,
+    /// Sources that have connected recently. The limit in total keeps the map small.
+    sources: BTreeMap<IpAddr, TokenBucket>,
+    last_refusal: Option<Instant>,
 }
 
-/// One source may connect so often at once,
-const SOURCE_CAPACITY: u32 = 15;
-/// and then once in this time.
-const PER_SOURCE_TOKEN: Duration = Duration::from_millis(250);
-/// What a refused connection costs the one who keeps trying, and us.
-const REFUSAL: Duration = Duration::from_millis(1);
+const TOTAL_BURST: u32 = 20;
+const TOTAL_INTERVAL: Duration = Duration::from_millis(50);
+const SOURCE_BURST: u32 = 15;
+const SOURCE_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause of the listener after a refused connection, so that a refusal costs the remote more than us.
+const REFUSAL_DELAY: Duration = Duration::from_millis(1);
 
 impl Admission {
-    pub(crate) fn new(now: Instant) -> Admission {
-        Admission { all: Bucket::new(now), sources: BTreeMap::new(), refused: None }
+    pub(crate) fn new() -> Admission {
+        let total = TokenBucket::new(TOTAL_BURST, TOTAL_INTERVAL);
+        Admission { total, sources: BTreeMap::new(), last_refusal: None }
     }
 
-    /// A connection was accepted from there; whether it may stay.
+    /// Decides whether a connection that was accepted from this address may stay.
     pub(crate) fn admit(&mut self, from: IpAddr, now: Instant) -> bool {
-        self.sources.retain(|_, full_at| *full_at > now);
-        let full_at = self.sources.get(&source(from)).copied().unwrap_or(now);
-        if full_at - now > PER_SOURCE_TOKEN * (SOURCE_CAPACITY - 1) {
-            self.refused = Some(now);
-            return false;
+        self.sources.retain(|_, bucket| !bucket.is_full(now));
+        let new = || TokenBucket::new(SOURCE_BURST, SOURCE_INTERVAL);
+        let admitted = self.sources.entry(source(from)).or_insert_with(new).try_take(now);
+        if admitted {
+            self.total.take(now);
+        } else {
+            self.last_refusal = Some(now);
         }
-        self.sources.insert(source(from), full_at + PER_SOURCE_TOKEN);
-        self.all.take(now);
-        true
+        admitted
     }
 
-    /// How long to wait before the next one is accepted.
+    /// How long the listener waits before it accepts the next connection.
     pub(crate) fn delay(&self, now: Instant) -> Duration {
-        let refusal = if self.refused == Some(now) { REFUSAL } else { Duration::ZERO };
-        self.all.delay(now).max(refusal)
+        let refusal = if self.last_refusal == Some(now) { REFUSAL_DELAY } else { Duration::ZERO };
+        self.total.delay(now).max(refusal)
     }
 }
 
-/// Whoever has an IPv6 address usually has 2^64 of them.
+/// An IPv6 host usually has a /64 of addresses, which count as one source.
 fn source(from: IpAddr) -> IpAddr {
     match from {
         IpAddr::V4(_) => from,
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
-    }
-}
-
-const CAPACITY: u32 = 20;
-const PER_TOKEN: Duration = Duration::from_millis(50);
-
-impl Bucket {
-    pub(crate) fn new(now: Instant) -> Bucket {
-        Bucket { full_at: now }
-    }
-
-    /// A connection was accepted.
-    pub(crate) fn take(&mut self, now: Instant) {
-        self.full_at = self.full_at.max(now) + PER_TOKEN;
-    }
-
-    /// How long to wait until there is a token.
-    pub(crate) fn delay(&self, now: Instant) -> Duration {
-        (self.full_at - now).saturating_sub(PER_TOKEN * (CAPACITY - 1))
     }
 }
 
@@ -106,28 +81,8 @@ mod tests {
     }
 
     #[test]
-    fn bursts_then_a_steady_rate() {
-        let mut bucket = Bucket::new(at(0));
-        for _ in 0..20 {
-            assert_eq!(bucket.delay(at(0)), Duration::ZERO);
-            bucket.take(at(0));
-        }
-        assert_eq!(bucket.delay(at(0)), Duration::from_millis(50));
-        assert_eq!(bucket.delay(at(49)), Duration::from_millis(1));
-        assert_eq!(bucket.delay(at(50)), Duration::ZERO);
-        bucket.take(at(50));
-        assert_eq!(bucket.delay(at(50)), Duration::from_millis(50));
-        let later = at(50 + 1050);
-        for _ in 0..20 {
-            assert_eq!(bucket.delay(later), Duration::ZERO, "full again, not fuller");
-            bucket.take(later);
-        }
-        assert!(bucket.delay(later) > Duration::ZERO);
-    }
-
-    #[test]
     fn one_source_leaves_room_for_the_others() {
-        let mut admission = Admission::new(at(0));
+        let mut admission = Admission::new();
         let [flood, other]: [IpAddr; 2] = ["10.0.0.9".parse().unwrap(), "10.0.0.2".parse().unwrap()];
         let admitted = (0..100).filter(|_| admission.admit(flood, at(0))).count();
         assert_eq!(admitted, 15);

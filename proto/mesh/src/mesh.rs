@@ -125,7 +125,7 @@ impl Mesh {
             targets_stale: false,
             alone_told: false,
             terminations: 0,
-            admission: Admission::new(now.mono),
+            admission: Admission::new(),
             made_room: None,
             last_connection: 0,
             outputs: VecDeque::new(),

@@ -23,7 +23,7 @@ use weave_switch::{
     DropReason, FactLimiter, ForwardingTable, LocalVerdict, Offload, PeerVerdict, Segments, local_frame,
     peer_frame,
 };
-use weave_types::{ConnectionId, Instant, PeerName};
+use weave_types::{ConnectionId, Instant, PeerName, TokenBucket};
 
 use crate::io::{Destination, Io, Slot};
 use crate::sleeve::{Draft, MAX_DATAGRAM, OpenError, Opener, Path, Sealer, Session, Special, sender};
@@ -218,8 +218,8 @@ struct Lane {
     open: [Option<(Slot, Draft)>; 2],
     /// Whether [`Lanes::open`] has it.
     listed: bool,
-    heartbeats: Bucket,
-    probes: Bucket,
+    heartbeats: TokenBucket,
+    probes: TokenBucket,
 }
 
 /// One frame on its way to a neighbour.
@@ -392,7 +392,7 @@ impl Lanes {
             Special::Heartbeat(_) => &mut lane.heartbeats,
             Special::FragmentationTest | Special::MtuTest { .. } => &mut lane.probes,
         };
-        if !bucket.take(now) {
+        if !bucket.try_take(now) {
             return self.stats.drop_special_rate += 1;
         }
         io.fact(Fact::Special { conn: session.conn(), special, from });
@@ -664,8 +664,8 @@ impl Lane {
             opener: Opener::new(session.clone()),
             open: [None, None],
             listed: false,
-            heartbeats: Bucket::default(),
-            probes: Bucket::default(),
+            heartbeats: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
+            probes: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
         }
     }
 
@@ -674,30 +674,10 @@ impl Lane {
     }
 }
 
-/// Bounds the control frames that are passed on: a burst, and a rate.
-#[derive(Debug, Default)]
-struct Bucket {
-    used: u32,
-    refilled: Instant,
-}
-
-impl Bucket {
-    /// A search for the path MTU asks for some 30 sizes at once, three times.
-    const BURST: u32 = 128;
-    /// Time for one more.
-    const REFILL: Duration = Duration::from_millis(10);
-
-    fn take(&mut self, now: Instant) -> bool {
-        let fresh = (now - self.refilled).as_millis() / Self::REFILL.as_millis();
-        if fresh > 0 {
-            self.used = self.used.saturating_sub(u32::try_from(fresh).unwrap_or(u32::MAX));
-            self.refilled = now;
-        }
-        let free = self.used < Self::BURST;
-        self.used += u32::from(free);
-        free
-    }
-}
+/// Limits the control frames of a neighbour that are passed on. A search for the path MTU sends some 30 sizes at once, three
+/// times.
+const CONTROL_BURST: u32 = 128;
+const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Frames in one datagram at most (docs/spec/data-plane.md 4.8).
 const MAX_RECORDS: usize = 100;

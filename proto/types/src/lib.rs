@@ -2,13 +2,15 @@
 //!
 //! * identity: [`PeerName`], [`PeerUid`], [`ShortId`], [`ConnectionUid`], and the local handle [`ConnectionId`];
 //! * addresses: [`MacAddr`], [`Cidr`];
-//! * time: [`Instant`] (monotonic, for timers) and [`Now`] (that plus wall-clock time).
+//! * time: [`Instant`] (monotonic, for timers), [`Now`] (that and wall-clock time), [`TokenBucket`] (a rate limit).
 #![forbid(unsafe_code)]
 
 mod address;
 mod name;
 mod time;
+mod token_bucket;
 
 pub use address::{Cidr, MacAddr, ParseCidrError, ParseMacError};
 pub use name::{ConnectionId, ConnectionUid, ParsePeerNameError, PeerName, PeerUid, ShortId};
 pub use time::{Instant, Now};
+pub use token_bucket::TokenBucket;
