@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use weave_api::{Client, ClientError, Endpoint};
 use weave_daemon::config::{Config, ListenAddr};
-use weave_daemon::{lock, log};
+use weave_daemon::{storage::pid_file, telemetry::log};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
@@ -54,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let fatal = |e: &dyn std::fmt::Display| Failure::new(1, log::fatal_line(e));
     let config = options::config(parsed, env, &hostname()).map_err(|e| fatal(&e))?;
     if parsed.flag("print-peer-name") {
-        let name = weave_daemon::identity::find_peer_name(&config).map_err(|e| fatal(&e))?;
+        let name = weave_daemon::host::peer_name::find_peer_name(&config).map_err(|e| fatal(&e))?;
         return print(&format!("{name}\n"));
     }
     require_root().map_err(|e| fatal(&e.message))?;
@@ -103,7 +103,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     let config = options::config(&parsed, env, &hostname())?;
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     if parsed.flag("print-peer-name") {
-        return print(&format!("{}\n", weave_daemon::identity::find_peer_name(&config)?));
+        return print(&format!("{}\n", weave_daemon::host::peer_name::find_peer_name(&config)?));
     }
     service::notice_ignored(env);
     require_root()?;
@@ -159,9 +159,9 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// Two launches at a time would write each other's files.
-fn lock(config: &Config) -> Result<lock::PidFile, Failure> {
-    lock::PidFile::take(&config.run_dir.join("launch.pid")).map_err(|e| match e {
-        lock::LockError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
+fn lock(config: &Config) -> Result<pid_file::PidFile, Failure> {
+    pid_file::PidFile::take(&config.run_dir.join("launch.pid")).map_err(|e| match e {
+        pid_file::PidFileError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
         e => Failure::new(1, e),
     })
 }
@@ -196,7 +196,7 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     }
     if original.runs() {
         // What can be known to fail is not tried on a host that works.
-        weave_daemon::import::find(config)?;
+        weave_daemon::host::legacy_database::find(config)?;
         return Ok(original);
     }
     // Somebody else's, in a container for instance.
@@ -215,7 +215,7 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
 /// A second daemon would take the first one's devices. One that was started by a launch that did not live to see it become
 /// ready does so, or ends together with whoever keeps it: which, is waited for.
 fn refuse_process(config: &Config) -> Result<(), Failure> {
-    let held = |file: &str| lock::holder(&config.run_dir.join(file)).is_some();
+    let held = |file: &str| pid_file::holder(&config.run_dir.join(file)).is_some();
     let begin = Instant::now();
     while held("weave.pid") || held("supervisor.pid") {
         if config.fresh_file().exists() && begin.elapsed() < BIRTH {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use weave_daemon::config::{
     self, AllocationConfig, Config, ConfigError, ListenAddr, LogFile, LogLevel, Password,
 };
-use weave_daemon::import::Places;
+use weave_daemon::host::legacy_database::LegacySources;
 use weave_host::DeviceNames;
 use weave_ipam::{Init, ParseInitError, Subnet, SubnetError};
 use weave_runtime::Docker;
@@ -44,7 +44,7 @@ const fn gone(name: &'static str, kind: Kind) -> Opt {
 const fn feature_group(feature: &'static str) -> &'static str {
     match feature.as_bytes() {
         b"IP address allocation" => "IP address allocation",
-        b"DNS" => "Names",
+        b"DNS" => "DeviceNames",
         b"the Docker proxy and plugin" => "Docker proxy and plugin",
         _ => "Other",
     }
@@ -578,11 +578,11 @@ fn log_file(parsed: &Parsed) -> Result<Option<LogFile>, OptionError> {
 }
 
 /// Where 2.8.1 left its database.
-fn original(parsed: &Parsed, env: &dyn Env) -> Places {
+fn original(parsed: &Parsed, env: &dyn Env) -> LegacySources {
     let given = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
     // An empty --docker-api means that there is no Docker.
     let without = parsed.text("docker-api") == Some("");
-    Places {
+    LegacySources {
         prefix: parsed.text("db-prefix").filter(|p| !p.is_empty()).map(PathBuf::from),
         docker: (!without).then(|| Docker::at(given.as_deref())),
         container: format!("{}db", original_container(env)),

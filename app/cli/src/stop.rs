@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::lock;
+use weave_daemon::storage::pid_file;
 use weave_host::faults;
 use weave_runtime::{Docker, Network};
 
@@ -32,15 +32,15 @@ const PID_FILES: [&str; 3] = ["supervisor.pid", "weave.pid", "launch.pid"];
 /// Files in the state directory: the password, ours, and the databases of 2.8.1.
 const STATE_FILES: [&str; 7] = [
     "password",
-    weave_daemon::store::FILE_NAME,
+    weave_daemon::storage::store::FILE_NAME,
     ".peer.json.new",
-    weave_daemon::allocation_store::FILE_NAME,
-    weave_daemon::allocation_store::TEMPORARY,
+    weave_daemon::storage::allocation_store::FILE_NAME,
+    weave_daemon::storage::allocation_store::TEMPORARY,
     "weave-netdata.db",
     "weavedata.db",
 ];
 /// What remembers the host's firewall goes when that is gone.
-const HOST_FILES: [&str; 2] = [weave_daemon::host_state::FILE_NAME, ".host.json.new"];
+const HOST_FILES: [&str; 2] = [weave_daemon::host::state::FILE_NAME, ".host.json.new"];
 
 /// A peer of this machine, as far as it can be known from outside.
 struct Peer<'a> {
@@ -66,18 +66,20 @@ impl<'a> Peer<'a> {
 
     /// Pids of supervisor and daemon, that which has to end first in front.
     fn processes(&self) -> Vec<i32> {
-        PID_FILES[..2].iter().filter_map(|f| lock::holder(&self.run_dir.join(f))).collect()
+        PID_FILES[..2].iter().filter_map(|f| pid_file::holder(&self.run_dir.join(f))).collect()
     }
 
     /// A launch at work would lose its socket, or start what has just been stopped.
-    fn lock(&self) -> Result<Option<lock::PidFile>, Failure> {
+    fn lock(&self) -> Result<Option<pid_file::PidFile>, Failure> {
         let path = self.run_dir.join("launch.pid");
         let deadline = Instant::now() + GRACE;
         loop {
-            match lock::PidFile::take(&path) {
+            match pid_file::PidFile::take(&path) {
                 Ok(lock) => return Ok(Some(lock)),
-                Err(lock::LockError::Held { .. }) if Instant::now() < deadline => std::thread::sleep(LOOK),
-                Err(lock::LockError::Held { pid, .. }) => {
+                Err(pid_file::PidFileError::Held { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(LOOK)
+                }
+                Err(pid_file::PidFileError::Held { pid, .. }) => {
                     return Err(Failure::new(
                         1,
                         format_args!(
@@ -86,7 +88,7 @@ impl<'a> Peer<'a> {
                     ));
                 }
                 // No directory, or one that cannot be written: nobody launches there either.
-                Err(lock::LockError::Io { .. }) => return Ok(None),
+                Err(pid_file::PidFileError::Io { .. }) => return Ok(None),
             }
         }
     }
@@ -298,10 +300,11 @@ impl Peer<'_> {
         let files = STATE_FILES.iter().map(|f| self.state_dir.join(f));
         // A database of 2.8.1 that stayed would be taken over again. A damaged file of ours must not keep anybody from
         // removing it.
-        let original = weave_daemon::store::Store::read_original(&self.state_dir).unwrap_or_default();
+        let original =
+            weave_daemon::storage::store::Store::read_original(&self.state_dir).unwrap_or_default();
         let databases: Vec<PathBuf> =
             STATE_FILES[3..].iter().map(|f| self.state_dir.join(f)).chain(original.path.clone()).collect();
-        let aside = databases.iter().map(|path| weave_daemon::import::set_aside(path));
+        let aside = databases.iter().map(|path| weave_daemon::host::legacy_database::retired_path(path));
         let elsewhere = original.path.filter(|path| !path.starts_with(&self.state_dir));
         let files = files.chain(elsewhere).chain(aside);
         let host = HOST_FILES.iter().map(|f| self.state_dir.join(f));
@@ -365,7 +368,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let lock = peer.lock()?;
     let force = parsed.flag("force");
-    if lock::holder(&peer.run_dir.join("weave.pid")).is_some() {
+    if pid_file::holder(&peer.run_dir.join("weave.pid")).is_some() {
         // Address space goes to the others; a daemon that allocates none answers 404.
         let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true", &[], &[]);
         if let Ok(answer) = &handed_over {

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use weave_daemon::{lock, log};
+use weave_daemon::{storage::pid_file, telemetry::log};
 
 use crate::options::{self, Env};
 use crate::{Failure, args};
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     if let Some(file) = &config.log_file {
         log::to_file(file)?;
     }
-    let _lock = lock::PidFile::take(&config.run_dir.join("supervisor.pid"))?;
+    let _lock = pid_file::PidFile::take(&config.run_dir.join("supervisor.pid"))?;
 
     let never_ready = config.fresh_file();
     let (mut delay, mut killed) = (FIRST_WAIT, false);

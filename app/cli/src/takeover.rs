@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::import;
-use weave_daemon::store::Store;
+use weave_daemon::host::legacy_database;
+use weave_daemon::storage::store::Store;
 use weave_host::BridgeKind;
 use weave_runtime::{Docker, OriginalContainer, OriginalProcess, original_processes};
 
@@ -253,7 +253,7 @@ pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         "this host is ready for the original Weave Net; launch it{option} (a bridge of type {})",
         done.kind.name()
     ));
-    if let Some(aside) = import::retire(&original)? {
+    if let Some(aside) = legacy_database::retire(&original)? {
         notice(format_args!(
             "its database is out of date and now called {}; name peers when launching, they know the addresses",
             aside.display()

@@ -1,7 +1,7 @@
 //! Address allocation as the daemon sees it: who asked for what, what is stored, and who is told.
 //!
 //! ```text
-//!  HTTP call --Ask--> submit ---> node's allocator ---Done--> settle --Reply--> HTTP call
+//!  HTTP call --AllocationRequest--> submit ---> node's allocator ---Done--> sync_pending --AllocationResponse--> HTTP call
 //!     gone  -------> abandon --->   cancel | free              ^
 //!                                                   stored first: AllocationStore
 //! ```
@@ -20,22 +20,22 @@ use weave_ipam::{
 use weave_node::Node;
 use weave_types::{Cidr, Instant, Now};
 
-use crate::allocation_store::AllocationStore;
-use crate::ipam_report;
-use crate::watch::{Change, Watch};
+use crate::host::{Change, ContainerMonitor};
+use crate::storage::allocation_store::AllocationStore;
+use crate::telemetry::ipam_report;
 
 /// Most calls that wait at a time.
 pub(crate) const MAX_WAITING: usize = 1024;
 /// Records of addresses are on the disk after this time.
-const FLUSH: Duration = Duration::from_millis(500);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// What could not be written is tried again after this time.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Deliveries remembered, for callers that go before they have read the answer.
-const REMEMBERED: usize = 4096;
+const MAX_DELIVERED: usize = 4096;
 
 /// What a caller asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum AllocationRequest {
     /// An address of a subnet.
     Allocate {
         /// For whom.
@@ -92,16 +92,19 @@ pub enum Ask {
     Leave,
 }
 
-impl Ask {
+impl AllocationRequest {
     /// Whether the answer may take long.
     pub fn may_wait(&self) -> bool {
-        matches!(self, Ask::Allocate { .. } | Ask::Claim { .. } | Ask::Prime)
+        matches!(
+            self,
+            AllocationRequest::Allocate { .. } | AllocationRequest::Claim { .. } | AllocationRequest::Prime
+        )
     }
 }
 
 /// What a caller is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum AllocationResponse {
     /// Its address.
     Address(Cidr),
     /// It is so.
@@ -128,40 +131,40 @@ pub enum Reply {
 #[derive(Debug)]
 pub(crate) struct Allocation {
     store: AllocationStore,
-    pending: BTreeMap<RequestId, (Ask, oneshot::Sender<Reply>)>,
+    pending: BTreeMap<RequestId, (AllocationRequest, oneshot::Sender<AllocationResponse>)>,
     /// How many of those are for each container.
-    asking: BTreeMap<Container, usize>,
+    requests_by_container: BTreeMap<Container, usize>,
     /// Found for somebody who asked, but nobody was told yet.
-    untold: BTreeSet<(Container, Cidr)>,
+    undelivered: BTreeSet<(Container, Cidr)>,
     /// Who was told of what was new, latest last.
-    told: VecDeque<(RequestId, Container, Cidr)>,
+    delivered: VecDeque<(RequestId, Container, Cidr)>,
     /// What each container has, as stored.
     owned: BTreeMap<Container, Vec<Cidr>>,
     /// Something must be on the disk before anything else is done.
     unsynced: bool,
     flush_at: Option<Instant>,
-    watch: Watch,
+    monitor: ContainerMonitor,
 }
 
 /// An answer that is ready when all that it depends on has been done.
-pub(crate) type Ready = Option<(oneshot::Sender<Reply>, Reply)>;
+pub(crate) type Ready = Option<(oneshot::Sender<AllocationResponse>, AllocationResponse)>;
 
 impl Allocation {
     /// With a store, and what is in it.
     pub(crate) fn new(store: AllocationStore, loaded: &Loaded) -> Allocation {
         let owned = loaded.owned.iter().map(|(id, record)| (id.clone(), record.cidrs.clone())).collect();
-        let mut watch = Watch::default();
-        loaded.owned.iter().filter(|(_, r)| r.is_container).for_each(|(id, _)| watch.add(id));
+        let mut monitor = ContainerMonitor::default();
+        loaded.owned.iter().filter(|(_, r)| r.is_container).for_each(|(id, _)| monitor.add(id));
         Allocation {
             store,
             pending: BTreeMap::new(),
-            asking: BTreeMap::new(),
-            untold: BTreeSet::new(),
-            told: VecDeque::new(),
+            requests_by_container: BTreeMap::new(),
+            undelivered: BTreeSet::new(),
+            delivered: VecDeque::new(),
             owned,
             unsynced: false,
             flush_at: None,
-            watch,
+            monitor,
         }
     }
 
@@ -171,7 +174,7 @@ impl Allocation {
             && let Err(e) = self.store.replace(&Loaded::default())
         {
             tracing::error!("addresses are not saved, a restart may give them twice: {e}");
-            self.flush_at = Some(now.mono + RETRY);
+            self.flush_at = Some(now.mono + RETRY_INTERVAL);
         }
     }
 
@@ -179,74 +182,86 @@ impl Allocation {
     pub(crate) fn submit(
         &mut self,
         id: RequestId,
-        ask: Ask,
-        answer: oneshot::Sender<Reply>,
+        request: AllocationRequest,
+        answer: oneshot::Sender<AllocationResponse>,
         node: &mut Node,
         now: Now,
     ) -> Ready {
-        let reply = match ask.clone() {
-            Ask::Allocate { container, subnet, is_container } => {
-                self.wait(id, ask, answer);
+        let response = match request.clone() {
+            AllocationRequest::Allocate { container, subnet, is_container } => {
+                self.wait(id, request, answer);
                 if is_container {
-                    self.watch.add(&container);
+                    self.monitor.add(&container);
                 }
                 node.allocator(now, |a| a.allocate(id, container, subnet, is_container, now));
                 return None;
             }
-            Ask::Claim { container, cidr, is_container, quiet } => {
-                self.wait(id, ask, answer);
+            AllocationRequest::Claim { container, cidr, is_container, quiet } => {
+                self.wait(id, request, answer);
                 if is_container {
-                    self.watch.add(&container);
+                    self.monitor.add(&container);
                 }
                 node.allocator(now, |a| a.claim(id, container, cidr, is_container, quiet, now));
                 return None;
             }
-            Ask::Prime => {
-                self.wait(id, ask, answer);
+            AllocationRequest::Prime => {
+                self.wait(id, request, answer);
                 node.allocator(now, |a| a.prime(id, now));
                 return None;
             }
-            Ask::Lookup { container, subnet } => {
-                node.allocator(now, |a| Reply::Addresses(a.lookup(&container, subnet)))
+            AllocationRequest::Lookup { container, subnet } => {
+                node.allocator(now, |a| AllocationResponse::Addresses(a.lookup(&container, subnet)))
             }
-            Ask::All => node.allocator(now, |a| {
+            AllocationRequest::All => node.allocator(now, |a| {
                 let owned = a.owned().iter();
-                Reply::Owned(owned.map(|(id, record)| (id.clone(), record.cidrs.clone())).collect())
+                AllocationResponse::Owned(
+                    owned.map(|(id, record)| (id.clone(), record.cidrs.clone())).collect(),
+                )
             }),
-            Ask::Waiting => node
-                .allocator(now, |a| Reply::Lines(ipam_report::lines(&ipam_report::waiting(&a.status(now))))),
-            Ask::Free { container, addr } => node.allocator(now, |a| released(a.free(&container, addr, now))),
-            Ask::Delete { container } => node.allocator(now, |a| released(a.delete(&container, now))),
-            Ask::TakeOver { peer, force } => {
+            AllocationRequest::Waiting => node.allocator(now, |a| {
+                AllocationResponse::Lines(ipam_report::lines(&ipam_report::waiting(&a.status(now))))
+            }),
+            AllocationRequest::Free { container, addr } => {
+                node.allocator(now, |a| released(a.free(&container, addr, now)))
+            }
+            AllocationRequest::Delete { container } => {
+                node.allocator(now, |a| released(a.delete(&container, now)))
+            }
+            AllocationRequest::TakeOver { peer, force } => {
                 node.allocator(now, |a| match a.remove_peer(&peer, force, now) {
-                    Ok(count) => Reply::TakenOver(count),
-                    Err(e) => Reply::Refused(e.to_string()),
+                    Ok(count) => AllocationResponse::TakenOver(count),
+                    Err(e) => AllocationResponse::Refused(e.to_string()),
                 })
             }
-            Ask::Leave => node.allocator(now, |a| Reply::Left(a.shut_down(now))),
+            AllocationRequest::Leave => node.allocator(now, |a| AllocationResponse::Left(a.shut_down(now))),
         };
-        // Nobody can ask while it is off.
-        Some((answer, reply?))
+        // `None` while allocation is off, which no request reaches.
+        Some((answer, response?))
     }
 
-    fn wait(&mut self, id: RequestId, ask: Ask, answer: oneshot::Sender<Reply>) {
-        if let Some(container) = ask.container() {
-            *self.asking.entry(container.clone()).or_default() += 1;
+    fn wait(
+        &mut self,
+        id: RequestId,
+        request: AllocationRequest,
+        answer: oneshot::Sender<AllocationResponse>,
+    ) {
+        if let Some(container) = request.container() {
+            *self.requests_by_container.entry(container.clone()).or_default() += 1;
         }
-        self.pending.insert(id, (ask, answer));
+        self.pending.insert(id, (request, answer));
     }
 
-    fn take(&mut self, id: RequestId) -> Option<(Ask, oneshot::Sender<Reply>)> {
-        let (ask, answer) = self.pending.remove(&id)?;
-        if let Some(container) = ask.container()
-            && let Some(count) = self.asking.get_mut(container)
+    fn take(&mut self, id: RequestId) -> Option<(AllocationRequest, oneshot::Sender<AllocationResponse>)> {
+        let (request, answer) = self.pending.remove(&id)?;
+        if let Some(container) = request.container()
+            && let Some(count) = self.requests_by_container.get_mut(container)
         {
             *count -= 1;
             if *count == 0 {
-                self.asking.remove(container);
+                self.requests_by_container.remove(container);
             }
         }
-        Some((ask, answer))
+        Some((request, answer))
     }
 
     /// The allocator has an answer.
@@ -258,54 +273,62 @@ impl Allocation {
         now: Now,
     ) {
         // One that was given up is cancelled afterwards.
-        let Some((ask, answer)) = self.take(id) else { return };
-        let obtained = match (&ask, &result) {
-            (Ask::Allocate { container, .. }, Ok(Answer::Allocated(cidr))) => {
-                Some((filed(container, cidr), *cidr))
+        let Some((request, answer)) = self.take(id) else { return };
+        let obtained = match (&request, &result) {
+            (AllocationRequest::Allocate { container, .. }, Ok(Answer::Allocated(cidr))) => {
+                Some((owner_key(container, cidr), *cidr))
             }
-            (Ask::Claim { container, cidr, .. }, Ok(_)) => Some((filed(container, cidr), *cidr)),
+            (AllocationRequest::Claim { container, cidr, .. }, Ok(_)) => {
+                Some((owner_key(container, cidr), *cidr))
+            }
             _ => None,
         };
-        let reply = match result {
-            Ok(Answer::Allocated(cidr)) => Reply::Address(cidr),
-            Ok(Answer::Claimed { .. } | Answer::Primed) => Reply::Done,
-            Err(RequestError::Cancelled(_)) => Reply::Cancelled,
-            Err(error) => Reply::Failed(error.to_string()),
+        let response = match result {
+            Ok(Answer::Allocated(cidr)) => AllocationResponse::Address(cidr),
+            Ok(Answer::Claimed { .. } | Answer::Primed) => AllocationResponse::Done,
+            Err(RequestError::Cancelled(_)) => AllocationResponse::Cancelled,
+            Err(error) => AllocationResponse::Failed(error.to_string()),
         };
-        let told = answer.send(reply).is_ok();
-        let Some(new) = obtained.filter(|o| self.untold.contains(o)) else { return };
+        let told = answer.send(response).is_ok();
+        let Some(new) = obtained.filter(|o| self.undelivered.contains(o)) else { return };
         if told {
-            self.untold.remove(&new);
-            self.told.push_back((id, new.0, new.1));
-            if self.told.len() > REMEMBERED {
-                self.told.pop_front();
+            self.undelivered.remove(&new);
+            self.delivered.push_back((id, new.0, new.1));
+            if self.delivered.len() > MAX_DELIVERED {
+                self.delivered.pop_front();
             }
         } else {
-            self.release_unless_asked_for(&ask, new, node, now);
+            self.release_unless_requested(&request, new, node, now);
         }
     }
 
     /// Whoever made this call has gone without having seen the answer.
-    pub(crate) fn abandon(&mut self, id: RequestId, ask: &Ask, node: &mut Node, now: Now) {
+    pub(crate) fn abandon(&mut self, id: RequestId, request: &AllocationRequest, node: &mut Node, now: Now) {
         if self.take(id).is_some() {
             node.allocator(now, |a| a.cancel(id, now));
             return;
         }
         // It had been answered, but the answer was not read. If it was that call that the address was found for, and
         // nobody asked after it, nobody knows of it.
-        let Some(at) = self.told.iter().position(|(told, ..)| *told == id) else { return };
-        if let Some((_, container, cidr)) = self.told.remove(at) {
-            self.release_unless_asked_for(ask, (container, cidr), node, now);
+        let Some(at) = self.delivered.iter().position(|(told, ..)| *told == id) else { return };
+        if let Some((_, container, cidr)) = self.delivered.remove(at) {
+            self.release_unless_requested(request, (container, cidr), node, now);
         }
     }
 
-    fn release_unless_asked_for(&mut self, ask: &Ask, new: (Container, Cidr), node: &mut Node, now: Now) {
+    fn release_unless_requested(
+        &mut self,
+        request: &AllocationRequest,
+        new: (Container, Cidr),
+        node: &mut Node,
+        now: Now,
+    ) {
         // Another call for the same container gets the same address; it decides then.
-        if ask.container().is_some_and(|c| self.asking.contains_key(c)) {
-            self.untold.insert(new);
+        if request.container().is_some_and(|c| self.requests_by_container.contains_key(c)) {
+            self.undelivered.insert(new);
             return;
         }
-        self.untold.remove(&new);
+        self.undelivered.remove(&new);
         let (container, cidr) = new;
         node.allocator(now, |a| drop(a.free(&container, cidr.addr(), now)));
     }
@@ -315,15 +338,16 @@ impl Allocation {
         if let Persist::Owned { container, record } = persist {
             let before = self.owned.remove(container).unwrap_or_default();
             let after = record.as_ref().map(|r| r.cidrs.clone()).unwrap_or_default();
-            let asked = self.asking.contains_key(container) || self.asking.contains_key(NO_ID);
+            let asked = self.requests_by_container.contains_key(container)
+                || self.requests_by_container.contains_key(NO_ID);
             for cidr in after.iter().filter(|c| asked && !before.contains(c)) {
-                self.untold.insert((container.clone(), *cidr));
+                self.undelivered.insert((container.clone(), *cidr));
             }
             for cidr in before.into_iter().filter(|c| !after.contains(c)) {
-                self.untold.remove(&(container.clone(), cidr));
+                self.undelivered.remove(&(container.clone(), cidr));
             }
             if record.as_ref().is_some_and(|r| r.is_container) {
-                self.watch.add(container);
+                self.monitor.add(container);
             }
             if !after.is_empty() {
                 self.owned.insert(container.clone(), after);
@@ -331,19 +355,19 @@ impl Allocation {
         }
         if let Err(e) = self.store.store(persist) {
             tracing::error!("addresses are not saved, a restart may give them twice: {e}");
-            self.flush_at.get_or_insert(now.mono + RETRY);
+            self.flush_at.get_or_insert(now.mono + RETRY_INTERVAL);
         }
         if persist.class() == Class::Synced {
             self.unsynced = true;
         } else {
-            self.flush_at.get_or_insert(now.mono + FLUSH);
+            self.flush_at.get_or_insert(now.mono + FLUSH_INTERVAL);
         }
     }
 
     /// To be called before anything is done that may depend on what was stored.
-    pub(crate) fn settle(&mut self, now: Now) {
+    pub(crate) fn sync_pending(&mut self, now: Now) {
         if !self.sync() {
-            self.flush_at.get_or_insert(now.mono + RETRY);
+            self.flush_at.get_or_insert(now.mono + RETRY_INTERVAL);
         }
     }
 
@@ -357,29 +381,29 @@ impl Allocation {
 
     /// When [`Allocation::handle_timeout`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        [self.flush_at, self.watch.poll_timeout()].into_iter().flatten().min()
+        [self.flush_at, self.monitor.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Time has passed.
     pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
         if self.flush_at.is_some_and(|at| at <= now.mono) {
             self.flush_at = None;
-            if !self.store.is_behind() {
+            if !self.store.write_failed() {
                 self.store.flush_in_background();
-            } else if let Err(e) = self.store.catch_up() {
+            } else if let Err(e) = self.store.retry_write() {
                 tracing::debug!("addresses are still not saved: {e}");
-                self.flush_at = Some(now.mono + RETRY);
+                self.flush_at = Some(now.mono + RETRY_INTERVAL);
             } else {
                 tracing::info!("addresses are saved again");
             }
         }
-        if self.watch.is_due(now) {
-            let changes = self.watch.look(now);
-            self.watch.keep(|container| self.owned.contains_key(container));
+        if self.monitor.is_due(now) {
+            let changes = self.monitor.check(now);
+            self.monitor.retain(|container| self.owned.contains_key(container));
             for change in changes {
                 node.allocator(now, |a| match &change {
-                    Change::Gone(container) => a.container_died(container, now),
-                    Change::Back(container) => a.container_started(container, now),
+                    Change::Stopped(container) => a.container_died(container, now),
+                    Change::Started(container) => a.container_started(container, now),
                 });
             }
         }
@@ -392,10 +416,12 @@ impl Allocation {
     }
 }
 
-impl Ask {
+impl AllocationRequest {
     fn container(&self) -> Option<&Container> {
         match self {
-            Ask::Allocate { container, .. } | Ask::Claim { container, .. } => Some(container),
+            AllocationRequest::Allocate { container, .. } | AllocationRequest::Claim { container, .. } => {
+                Some(container)
+            }
             _ => None,
         }
     }
@@ -406,14 +432,14 @@ pub(crate) fn own_networks(node: &Node) -> Vec<Cidr> {
     node.allocation().map(|allocator| allocator.ring().networks_of(node.name())).unwrap_or_default()
 }
 
-fn released(result: Result<(), ReleaseError>) -> Reply {
+fn released(result: Result<(), ReleaseError>) -> AllocationResponse {
     match result {
-        Ok(()) => Reply::Done,
-        Err(e) => Reply::Failed(e.to_string()),
+        Ok(()) => AllocationResponse::Done,
+        Err(e) => AllocationResponse::Failed(e.to_string()),
     }
 }
 
 /// Under what an address is kept.
-fn filed(container: &str, cidr: &Cidr) -> Container {
+fn owner_key(container: &str, cidr: &Cidr) -> Container {
     if container == NO_ID { cidr.addr().to_string() } else { container.to_owned() }
 }

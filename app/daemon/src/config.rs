@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use weave_ipam::{Init, Subnet};
 use weave_types::{Cidr, PeerName};
 
-use crate::import::Places;
+use crate::host::legacy_database::LegacySources;
 
 /// Everything a daemon needs to know.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub struct Config {
     /// Name of this peer among several on the machine; `None`: the only one, with the usual names of devices and files.
     pub instance: Option<String>,
     /// Where else than in `state_dir` the database of 2.8.1 may be.
-    pub original: Places,
+    pub original: LegacySources,
     /// Address allocation; `None`: off.
     pub allocation: Option<AllocationConfig>,
     /// Least severity that is logged.
@@ -121,7 +121,7 @@ impl Default for Config {
             state_dir: PathBuf::from(STATE_DIR),
             run_dir: PathBuf::from(RUN_DIR),
             instance: None,
-            original: Places::default(),
+            original: LegacySources::default(),
             allocation: None,
             log_level: LogLevel::Info,
             log_file: None,

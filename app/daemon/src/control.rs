@@ -10,9 +10,9 @@ use weave_host::firewall::ExposedAddress;
 use weave_ipam::{RequestId, Subnet};
 use weave_types::Cidr;
 
-use crate::allocation::{Ask, Reply};
+use crate::allocation::{AllocationRequest, AllocationResponse};
 
-use crate::metrics::Snapshot;
+use crate::telemetry::metrics::Snapshot;
 
 /// One question.
 #[derive(Debug)]
@@ -56,16 +56,16 @@ pub enum Request {
         /// Names the call in [`Request::Abandon`].
         id: RequestId,
         /// What.
-        ask: Ask,
+        request: AllocationRequest,
         /// Dropped if the caller has gone.
-        answer: oneshot::Sender<Reply>,
+        answer: oneshot::Sender<AllocationResponse>,
     },
     /// Whoever made this call has gone without having seen the answer.
     Abandon {
         /// Which call.
         id: RequestId,
         /// What it was.
-        ask: Ask,
+        request: AllocationRequest,
     },
 }
 
@@ -113,7 +113,7 @@ impl Control {
         self.allocation.as_ref()
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+    async fn call<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, result) = oneshot::channel();
         self.requests.send(request(answer)).await.ok()?;
         result.await.ok()
@@ -121,67 +121,71 @@ impl Control {
 
     /// Everything there is to know.
     pub async fn report(&self) -> Option<Report> {
-        self.ask(Request::Report).await
+        self.call(Request::Report).await
     }
 
     /// Figures for Prometheus.
     pub async fn metrics(&self) -> Option<Snapshot> {
-        self.ask(Request::Metrics).await
+        self.call(Request::Metrics).await
     }
 
     /// Connect to more peers; the texts of those refused.
     pub async fn connect(&self, peers: Vec<String>, replace: bool) -> Option<Vec<String>> {
-        self.ask(|answer| Request::Connect { peers, replace, answer }).await
+        self.call(|answer| Request::Connect { peers, replace, answer }).await
     }
 
     /// Give this host addresses in the container network.
     pub async fn expose(&self, exposed: Vec<ExposedAddress>) -> Option<Result<(), String>> {
-        self.ask(|answer| Request::Expose { exposed, answer }).await
+        self.call(|answer| Request::Expose { exposed, answer }).await
     }
 
     /// Take addresses from this host again; one that it does not have is no error.
     pub async fn hide(&self, addresses: Vec<Cidr>) -> Option<Result<(), String>> {
-        self.ask(|answer| Request::Hide { addresses, answer }).await
+        self.call(|answer| Request::Hide { addresses, answer }).await
     }
 
     /// Do not connect to these again.
     pub async fn forget(&self, peers: Vec<String>) -> Option<()> {
-        self.ask(|answer| Request::Forget { peers, answer }).await
+        self.call(|answer| Request::Forget { peers, answer }).await
     }
 
     /// Something about addresses. May wait for long; a caller that drops the future gives the call up, and nothing of it
     /// remains. The outer `None`: too many wait already.
-    pub async fn allocate(&self, info: &AllocationInfo, ask: Ask) -> Option<Option<Reply>> {
-        let _slot = match ask.may_wait() {
+    pub async fn allocate(
+        &self,
+        info: &AllocationInfo,
+        request: AllocationRequest,
+    ) -> Option<Option<AllocationResponse>> {
+        let _slot = match request.may_wait() {
             true => Some(info.slots.clone().try_acquire_owned().ok()?),
             false => None,
         };
         let id = RequestId(info.next.fetch_add(1, Ordering::Relaxed));
         let (answer, result) = oneshot::channel();
-        let request = Request::Allocate { id, ask: ask.clone(), answer };
-        if self.requests.send(request).await.is_err() {
+        let message = Request::Allocate { id, request: request.clone(), answer };
+        if self.requests.send(message).await.is_err() {
             return Some(None);
         }
-        let mut call = Call { requests: &self.requests, abandon: Some((id, ask)) };
-        let reply = result.await.ok();
+        let mut call = Call { requests: &self.requests, abandon: Some((id, request)) };
+        let response = result.await.ok();
         call.abandon = None;
-        Some(reply)
+        Some(response)
     }
 }
 
 /// A call that has not been answered yet.
 struct Call<'a> {
     requests: &'a mpsc::Sender<Request>,
-    abandon: Option<(RequestId, Ask)>,
+    abandon: Option<(RequestId, AllocationRequest)>,
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        let Some((id, ask)) = self.abandon.take() else { return };
+        let Some((id, request)) = self.abandon.take() else { return };
         let requests = self.requests.clone();
         // There is no waiting here; at the end of the daemon there is no runtime, and nothing to take back.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { requests.send(Request::Abandon { id, ask }).await });
+            runtime.spawn(async move { requests.send(Request::Abandon { id, request }).await });
         }
     }
 }

@@ -16,12 +16,12 @@ use weave_types::{Cidr, Instant, Now};
 
 use crate::allocation::{Allocation, own_networks};
 use crate::control::Request;
-use crate::log::Limiter;
+use crate::host::{Command, ReconcilerHandle};
 use crate::net::{Event, Net};
-use crate::refusals::Refusals;
-use crate::report;
-use crate::store::Store;
-use crate::warden::{self, Job};
+use crate::storage::store::Store;
+use crate::telemetry::failed_handshakes::FailedHandshakes;
+use crate::telemetry::log::Limiter;
+use crate::telemetry::report;
 
 /// Inputs that wait for the peer. Readers stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
@@ -89,11 +89,11 @@ impl Signals {
 }
 
 pub(crate) struct Core {
-    pub(crate) warden: warden::Handle,
+    pub(crate) reconciler: ReconcilerHandle,
     /// Name of the uplink, for the report.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
-    pub(crate) refusals: Refusals,
+    pub(crate) failed_handshakes: FailedHandshakes,
     /// For the log lines about connections, and for the others.
     pub(crate) limits: [Limiter; 2],
     pub(crate) clock: Clock,
@@ -102,7 +102,7 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     /// `None`: no addresses are allocated here.
     pub(crate) allocation: Option<Allocation>,
-    /// What this peer owns of the range, as the warden was told; `None`: it does not ask (`--no-masq-local`).
+    /// What this peer owns of the range, as the reconciler was told; `None`: it does not ask (`--no-masq-local`).
     pub(crate) local: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
     pub(crate) requests: mpsc::Receiver<Request>,
@@ -157,7 +157,7 @@ impl Core {
             allocation.end();
         }
         self.datapath.stop();
-        self.warden.stop();
+        self.reconciler.stop();
         Ok(())
     }
 
@@ -170,7 +170,7 @@ impl Core {
             if let Some(allocation) = &mut self.allocation
                 && !matches!(output, Output::PersistIpam(_) | Output::Event(_))
             {
-                allocation.settle(now);
+                allocation.sync_pending(now);
             }
             match output {
                 Output::Persist(persist) => self.persist(persist),
@@ -194,24 +194,24 @@ impl Core {
                 }
                 Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
-                Output::Event(event) => self.tell(&event),
+                Output::Event(event) => self.log_event(&event),
             }
         }
         if let Some(allocation) = &mut self.allocation {
-            allocation.settle(self.clock.now());
+            allocation.sync_pending(self.clock.now());
         }
         if ring_changed {
-            self.tell_local();
+            self.update_local_networks();
         }
     }
 
-    /// The warden hears what this peer owns, if that has changed.
-    fn tell_local(&mut self) {
+    /// The reconciler hears what this peer owns, if that has changed.
+    fn update_local_networks(&mut self) {
         let Some(told) = &mut self.local else { return };
         let now = own_networks(&self.node);
         if *told != now {
             told.clone_from(&now);
-            self.warden.send(Job::Local(now));
+            self.reconciler.send(Command::Local(now));
         }
     }
 
@@ -224,12 +224,12 @@ impl Core {
     }
 
     /// Logs an event. Peers, strangers and containers decide how many there are, so not all of them.
-    fn tell(&mut self, event: &weave_node::Event) {
+    fn log_event(&mut self, event: &weave_node::Event) {
         let now = self.clock.now().mono;
         let [connections, others] = &mut self.limits;
         let limit = match event {
             weave_node::Event::Mesh(event) => {
-                self.refusals.note(event, now);
+                self.failed_handshakes.record(event, now);
                 connections
             }
             _ => others,
@@ -331,7 +331,7 @@ impl Core {
         let now = self.clock.now();
         let status = self.node.status(now);
         let mut report = report::report(status, data, &self.device);
-        let refused = self.refusals.connections(now.mono, &report.router.connections);
+        let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
         report
     }
@@ -352,25 +352,25 @@ impl Core {
                 self.drain();
                 let _ = answer.send(errors);
             }
-            Request::Expose { exposed, answer } => self.warden.send(Job::Expose(exposed, answer)),
-            Request::Hide { addresses, answer } => self.warden.send(Job::Hide(addresses, answer)),
+            Request::Expose { exposed, answer } => self.reconciler.send(Command::Expose(exposed, answer)),
+            Request::Hide { addresses, answer } => self.reconciler.send(Command::Hide(addresses, answer)),
             Request::Forget { peers, answer } => {
                 self.node.forget(&peers, now);
                 self.drain();
                 let _ = answer.send(());
             }
-            Request::Allocate { id, ask, answer } => {
+            Request::Allocate { id, request, answer } => {
                 let Some(allocation) = &mut self.allocation else { return };
                 let _scope = weave_host::faults::scope("ip");
-                let ready = allocation.submit(id, ask, answer, &mut self.node, now);
+                let ready = allocation.submit(id, request, answer, &mut self.node, now);
                 self.drain();
-                if let Some((answer, reply)) = ready {
-                    let _ = answer.send(reply);
+                if let Some((answer, response)) = ready {
+                    let _ = answer.send(response);
                 }
             }
-            Request::Abandon { id, ask } => {
+            Request::Abandon { id, request } => {
                 if let Some(allocation) = &mut self.allocation {
-                    allocation.abandon(id, &ask, &mut self.node, now);
+                    allocation.abandon(id, &request, &mut self.node, now);
                 }
             }
         }

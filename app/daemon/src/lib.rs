@@ -1,45 +1,26 @@
 //! The daemon: composition of a peer (`weave-node`) with sockets, files, clocks and signals.
 //!
 //! ```text
-//!   TCP 6783 ─── net ──┐                    ┌── store   /var/lib/weave/peer.json
-//!   UDP, frames ─ datapath ─┼─ core: one task ─┼── log     stderr
-//!   HTTP, unix ─ http ─┘   owns the Node    └── notify  whoever started us
+//!   net        TCP of the mesh ─┐                ┌─ storage    files in /var/lib/weave
+//!   datapath   UDP and frames  ─┼─ core: 1 task ─┼─ host       bridge, addresses, firewall
+//!   http       control API     ─┘  owns the Node └─ telemetry  log, report, metrics
 //! ```
 //!
-//! Nothing here decides what the network does: [`run`] brings inputs to the node and does what it says. What a peer is
-//! started with is a [`config::Config`].
+//! [`run`] passes inputs to the node and carries out its outputs. What a peer is started with is a [`config::Config`].
 #![forbid(unsafe_code)]
 
-mod adopt;
 pub mod allocation;
-pub mod allocation_store;
 pub mod config;
 pub mod control;
 mod core;
-pub mod host_state;
-mod hostwork;
+pub mod host;
 pub mod http;
-pub mod identity;
-mod impatient;
-pub mod import;
-mod inventory;
-mod ipam_report;
-mod journal;
-mod limits;
-pub mod lock;
-pub mod log;
-mod logfile;
-pub mod metrics;
 mod net;
 mod notify;
-mod own_names;
-mod process;
-mod refusals;
-mod report;
+mod resource_limits;
 mod start;
-pub mod store;
-mod warden;
-mod watch;
+pub mod storage;
+pub mod telemetry;
 
 pub use start::{StartError, run};
 

@@ -17,11 +17,11 @@ use tokio::task::{AbortHandle, JoinSet};
 use weave_types::ConnectionId;
 
 /// Longest wait for a TCP connection.
-const DIAL_TIME: Duration = Duration::from_secs(20);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the last words to a peer that we leave.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no descriptors left, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Most bytes taken from a connection at once.
 const READ_SIZE: usize = 16 << 10;
 
@@ -45,7 +45,7 @@ pub(crate) enum Event<R> {
 }
 
 struct Conn {
-    /// Bytes to write; the writer ends when this is dropped and the rest is written.
+    /// Bytes to write; the writer endpoints when this is dropped and the rest is written.
     writer: mpsc::UnboundedSender<Vec<u8>>,
     reader: AbortHandle,
 }
@@ -81,7 +81,7 @@ impl<R: Send + 'static> Net<R> {
         tokio::spawn(async move {
             loop {
                 let Ok((stream, remote)) = listener.accept().await else {
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 };
                 let Ok(local) = stream.local_addr() else { continue };
@@ -90,7 +90,7 @@ impl<R: Send + 'static> Net<R> {
                 if events.send(Event::Accepted { stream, local, remote, next }).await.is_err() {
                     return;
                 }
-                tokio::time::sleep(delay.await.unwrap_or(ACCEPT_PAUSE)).await;
+                tokio::time::sleep(delay.await.unwrap_or(ACCEPT_RETRY_DELAY)).await;
             }
         });
     }
@@ -107,10 +107,10 @@ impl<R: Send + 'static> Net<R> {
         let _ = stream.set_nodelay(true);
         let (from, to) = stream.into_split();
         let (writer, queue) = mpsc::unbounded_channel();
-        let ends = Ends { conn, local, remote };
-        let reader = tokio::spawn(read(from, ends, self.events.clone())).abort_handle();
+        let endpoints = Endpoints { conn, local, remote };
+        let reader = tokio::spawn(read(from, endpoints, self.events.clone())).abort_handle();
         while self.writers.try_join_next().is_some() {}
-        self.writers.spawn(write(to, ends, queue, self.events.clone()));
+        self.writers.spawn(write(to, endpoints, queue, self.events.clone()));
         self.conns.insert(conn, Conn { writer, reader });
     }
 
@@ -121,7 +121,7 @@ impl<R: Send + 'static> Net<R> {
         }
     }
 
-    /// Ends a connection or an attempt; what was written before still goes out. `false` if it was not there any more.
+    /// Endpoints a connection or an attempt; what was written before still goes out. `false` if it was not there any more.
     pub(crate) fn close(&mut self, conn: ConnectionId) -> bool {
         if let Some(attempt) = self.dialling.remove(&conn) {
             attempt.abort();
@@ -151,7 +151,7 @@ impl<R: Send + 'static> Net<R> {
                 }
             }
         };
-        let _ = tokio::time::timeout(LAST_WORDS, drained).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
     }
 
     /// Whether the connection is in service.
@@ -212,30 +212,30 @@ async fn connect(host: Option<IpAddr>, addr: SocketAddr) -> Result<(TcpStream, S
         let local = stream.local_addr().map_err(|e| ("getsockname", e))?;
         Ok((stream, canonical(local)))
     };
-    match tokio::time::timeout(DIAL_TIME, attempt).await {
+    match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
         Ok(result) => result.map_err(|(step, e): (_, io::Error)| format!("{step}: {}", errno_text(&e))),
         Err(_) => Err("i/o timeout".to_owned()),
     }
 }
 
 #[derive(Clone, Copy)]
-struct Ends {
+struct Endpoints {
     conn: ConnectionId,
     local: SocketAddr,
     remote: SocketAddr,
 }
 
-impl Ends {
+impl Endpoints {
     fn error(&self, what: &str, e: &io::Error) -> String {
         format!("{what} tcp {}->{}: {what}: {}", self.local, self.remote, errno_text(e))
     }
 }
 
-async fn read<R>(from: OwnedReadHalf, ends: Ends, events: mpsc::Sender<Event<R>>) {
-    let conn = ends.conn;
+async fn read<R>(from: OwnedReadHalf, endpoints: Endpoints, events: mpsc::Sender<Event<R>>) {
+    let conn = endpoints.conn;
     let error = loop {
         if let Err(e) = from.readable().await {
-            break ends.error("read", &e);
+            break endpoints.error("read", &e);
         }
         match read_some(&from) {
             Ok(bytes) if bytes.is_empty() => break "EOF".to_owned(),
@@ -245,7 +245,7 @@ async fn read<R>(from: OwnedReadHalf, ends: Ends, events: mpsc::Sender<Event<R>>
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => break ends.error("read", &e),
+            Err(e) => break endpoints.error("read", &e),
         }
     };
     let _ = events.send(Event::Closed { conn, error }).await;
@@ -259,16 +259,16 @@ fn read_some(from: &OwnedReadHalf) -> io::Result<Vec<u8>> {
 
 async fn write<R>(
     mut to: OwnedWriteHalf,
-    ends: Ends,
+    endpoints: Endpoints,
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
     events: mpsc::Sender<Event<R>>,
 ) {
-    let conn = ends.conn;
+    let conn = endpoints.conn;
     let mut last = None;
     while let Some(bytes) = queue.recv().await {
         // The end of the queue means that we left the connection: then all that is left has little time.
         let result = if queue.is_closed() {
-            let until = *last.get_or_insert_with(|| tokio::time::Instant::now() + LAST_WORDS);
+            let until = *last.get_or_insert_with(|| tokio::time::Instant::now() + DRAIN_TIMEOUT);
             match tokio::time::timeout_at(until, to.write_all(&bytes)).await {
                 Ok(result) => result,
                 Err(_) => return,
@@ -278,14 +278,14 @@ async fn write<R>(
         };
         let event = match result {
             Ok(()) => Event::Written { conn, bytes: bytes.len() },
-            Err(e) => Event::Closed { conn, error: ends.error("write", &e) },
+            Err(e) => Event::Closed { conn, error: endpoints.error("write", &e) },
         };
         let failed = matches!(event, Event::Closed { .. });
         if events.send(event).await.is_err() || failed {
             return;
         }
     }
-    let _ = tokio::time::timeout(LAST_WORDS, to.shutdown()).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, to.shutdown()).await;
 }
 
 /// Writes everything. If the connection is left meanwhile, there is little time for the rest.
@@ -296,9 +296,9 @@ async fn write_or_leave(
 ) -> io::Result<()> {
     let left = async {
         while !queue.is_closed() {
-            tokio::time::sleep(LAST_WORDS).await;
+            tokio::time::sleep(DRAIN_TIMEOUT).await;
         }
-        tokio::time::sleep(LAST_WORDS).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     tokio::select! {
         biased;

@@ -23,22 +23,24 @@ use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
 use weave_types::{Cidr, PeerName, PeerUid};
 
-use crate::adopt::Adoption;
 use crate::allocation::{Allocation, MAX_WAITING, own_networks};
-use crate::allocation_store::AllocationStore;
 use crate::config::{Config, ListenAddr};
 use crate::control::{AllocationInfo, Control};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
+use crate::host::HostReconciler;
+use crate::host::Inventory;
+use crate::host::LegacyTakeover;
+use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
+use crate::host::peer_name;
 use crate::http::{Access, Listener};
-use crate::import::{self, Import, ImportError};
-use crate::inventory::Inventory;
-use crate::lock::{LockError, PidFile};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
-use crate::refusals::Refusals;
-use crate::store::{Store, StoreError};
-use crate::warden::Warden;
-use crate::{hostwork, identity, limits, log};
+use crate::storage::allocation_store::AllocationStore;
+use crate::storage::pid_file::{PidFile, PidFileError};
+use crate::storage::store::{Store, StoreError};
+use crate::telemetry::failed_handshakes::FailedHandshakes;
+use crate::telemetry::log;
+use crate::{host, resource_limits};
 
 /// HTTP questions that wait for the peer.
 const REQUEST_QUEUE: usize = 64;
@@ -51,13 +53,13 @@ pub enum StartError {
     Running,
     /// The pid file.
     #[error(transparent)]
-    Lock(LockError),
+    Lock(PidFileError),
     /// The stored state.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The state that 2.8.1 stored.
     #[error(transparent)]
-    Import(#[from] ImportError),
+    LegacyDatabase(#[from] LegacyDatabaseError),
     /// The peer's name, or a device.
     #[error(transparent)]
     Host(#[from] weave_host::Error),
@@ -125,7 +127,7 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
 /// See [`StartError`].
 pub fn run(config: Config) -> Result<(), StartError> {
     let notifier = Notifier::new(&config.launch_socket());
-    limits::raise();
+    resource_limits::raise();
     // Whoever started us may wait for signals himself, and a mask is inherited.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let result = tokio::runtime::Builder::new_current_thread()
@@ -169,13 +171,13 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
 /// With the pid file held.
 async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), StartError> {
     let _pid_file = PidFile::take(&config.pid_file()).map_err(|e| match e {
-        LockError::Held { .. } => StartError::Running,
+        PidFileError::Held { .. } => StartError::Running,
         other => StartError::Lock(other),
     })?;
     // From here on there is something to tidy up.
     let mut signals = Signals::new().map_err(system("wait for signals"))?;
-    let import = import::find(&config)?;
-    let name = identity::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
+    let import = legacy_database::find(&config)?;
+    let name = peer_name::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
     log::info(format_args!("weave {}", crate::VERSION));
     log::info(format_args!("Our name is {name}({})", config.nickname));
     let store = Store::open(&config.state_dir, name)?;
@@ -183,16 +185,17 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         prepared = prepare(&config, name, &store, import, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Ended),
     };
-    let (prepared, adoption) = match prepared {
+    let (prepared, takeover) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
             store.abandon();
             return Err(e);
         }
     };
-    let (peers, resumed) = initial_peers(&config, &store, adoption.import());
-    let Prepared { listener, listeners, node, allocation, datapath, facts, device, warden, local } = prepared;
-    let warden = warden.watch().map_err(system("start a thread"))?;
+    let (peers, resumed) = initial_peers(&config, &store, takeover.import());
+    let Prepared { listener, listeners, node, allocation, datapath, facts, device, reconciler, local } =
+        prepared;
+    let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
@@ -201,12 +204,12 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         control = control.with_allocation(info);
     }
     let net = Net::new(events_tx, config.host);
-    let (refusals, limits) = (Refusals::default(), Default::default());
+    let (failed_handshakes, limits) = (FailedHandshakes::default(), Default::default());
     let mut core = Core {
-        warden,
+        reconciler,
         device,
         datapath,
-        refusals,
+        failed_handshakes,
         limits,
         clock,
         node,
@@ -236,7 +239,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         allocation.begin(clock.now());
     }
     core.drain();
-    adoption.finish(&mut core.store);
+    takeover.finish(&mut core.store);
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
@@ -262,8 +265,8 @@ struct Prepared {
     datapath: Datapath,
     facts: FactReceiver,
     device: String,
-    warden: Warden,
-    /// What this peer owns of the range, as the warden was told.
+    reconciler: HostReconciler,
+    /// What this peer owns of the range, as the reconciler was told.
     local: Vec<Cidr>,
 }
 
@@ -272,19 +275,19 @@ async fn prepare(
     config: &Config,
     name: PeerName,
     store: &Store,
-    import: Option<Import>,
+    import: Option<LegacyDatabase>,
     clock: Clock,
     notifier: &Notifier,
-) -> Result<(Prepared, Adoption), StartError> {
-    let names = hostwork::names(config);
-    let adoption = Adoption::new(import, &names, store)?;
-    let mut warden = Warden::new(config, name)?;
+) -> Result<(Prepared, LegacyTakeover), StartError> {
+    let names = host::device_names(config);
+    let takeover = LegacyTakeover::new(import, &names, store)?;
+    let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
     let mut rng = ChaCha12Rng::from_seed(entropy()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
-    let (ipam, allocation) = load_allocation(config, name, uid, adoption.import())?.unzip();
+    let (ipam, allocation) = load_allocation(config, name, uid, takeover.import())?.unzip();
     let mut node = Node::new(weave_node::Config { mesh, ipam }, rng, clock.now());
     let device = names.device.clone();
     let data = DatapathConfig {
@@ -295,14 +298,17 @@ async fn prepare(
     };
     let (datapath, facts) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge, its uplink and the firewall");
-    let cleared = adoption.clear_the_way(&names)?;
+    let cleared = takeover.remove_datapath(&names)?;
     let local = own_networks(&node);
-    let mtu = warden.start(local.clone()).map_err(|e| cleared.undo(e))?;
+    let mtu = reconciler.start(local.clone()).map_err(|e| cleared.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     if allocation.is_some() {
         claim_what_is_in_use(config, &mut node, clock.now());
     }
-    Ok((Prepared { listener, listeners, node, allocation, datapath, facts, device, warden, local }, adoption))
+    Ok((
+        Prepared { listener, listeners, node, allocation, datapath, facts, device, reconciler, local },
+        takeover,
+    ))
 }
 
 /// What the allocator starts with; nothing if it is off.
@@ -310,7 +316,7 @@ fn load_allocation(
     config: &Config,
     name: PeerName,
     uid: PeerUid,
-    import: Option<&Import>,
+    import: Option<&LegacyDatabase>,
 ) -> Result<Option<(IpamConfig, Allocation)>, StartError> {
     let mut store = match (&config.allocation, import) {
         (None, None) => return Ok(None),
@@ -375,7 +381,7 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> 
 /// What to connect to, and whether that is what was stored: a `weave launch` takes its arguments; any other start with
 /// the peers of the last one is a restart, and one with others has been told something new (docs/spec/cli.md 4.4). On a host that
 /// is taken over from 2.8.1, its database is what was stored, and also counts if no peer was named.
-fn initial_peers(config: &Config, store: &Store, import: Option<&Import>) -> (Vec<String>, bool) {
+fn initial_peers(config: &Config, store: &Store, import: Option<&LegacyDatabase>) -> (Vec<String>, bool) {
     let resumed = config.resume || (store.continues(&config.peers) && !config.fresh_file().exists());
     match import {
         Some(import) if resumed || config.peers.is_empty() => {

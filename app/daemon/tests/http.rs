@@ -11,7 +11,7 @@ use weave_api::Report;
 use weave_daemon::config::ListenAddr;
 use weave_daemon::control::{Control, Request};
 use weave_daemon::http::{Access, Limits, Listener};
-use weave_daemon::metrics::Snapshot;
+use weave_daemon::telemetry::metrics::Snapshot;
 
 fn vector(name: &str) -> String {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli");
@@ -360,8 +360,8 @@ async fn names_of_the_status_listener() {
 async fn nobody_holds_a_place_for_long() {
     let (control, _seen) = peer(report());
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
-    let patience = Duration::from_millis(300);
-    let limits = Limits { connections: 3, patience };
+    let timeout = Duration::from_millis(300);
+    let limits = Limits { connections: 3, timeout };
     let listener = Listener::bind(&any, Access::Status).await.unwrap().with_limits(limits);
     let addr = listener.local_addr().unwrap();
     tokio::spawn(listener.serve(control));

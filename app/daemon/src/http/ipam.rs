@@ -3,16 +3,15 @@
 //! Calls that wait end when their client goes: the connection's future is dropped, and with it the wait
 //! ([`crate::control::Control::allocate`]). There is a limit on how many may wait.
 
-use hyper::body::Incoming;
-use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use weave_api::{Owned, OwnedBy};
 use weave_ipam::{HandOver, Subnet};
 use weave_types::Cidr;
 
-use super::{Answer, Site, TEXT, decode, error, parse_form, respond, text_answer};
-use crate::allocation::{Ask, Reply};
-use crate::control::AllocationInfo;
+use super::form::decode;
+use super::response::{Answer, TEXT, error, respond, text_answer};
+use crate::allocation::{AllocationRequest, AllocationResponse};
+use crate::control::{AllocationInfo, Control};
 
 /// Longest id of a container; Docker's have 64 characters, paths of namespaces at most 4096 bytes.
 const MAX_ID: usize = 4200;
@@ -65,7 +64,7 @@ impl Resource {
         })
     }
 
-    fn allows(&self, method: &Method) -> bool {
+    pub(super) fn allows(&self, method: &Method) -> bool {
         let methods: &[Method] = match self {
             Resource::All
             | Resource::Ring
@@ -85,115 +84,108 @@ fn decode_part(part: &str) -> String {
     decode(&part.replace('+', "%2B"))
 }
 
-impl Site {
-    /// `None` once the peer has ended.
-    pub(super) async fn allocation(
-        &self,
-        info: &AllocationInfo,
-        resource: Resource,
-        head: &Parts,
-        body: Incoming,
-    ) -> Option<Answer> {
-        if !resource.allows(&head.method) {
-            return Some(respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new()));
-        }
-        let mut form = parse_form(head.uri.query().unwrap_or_default());
-        // The body is read in any case: until then hyper does not see that the client has gone.
-        match self.body(body).await {
-            Err(answer) => return Some(answer),
-            Ok(text) if matches!(head.method, Method::POST | Method::PUT) => form.extend(parse_form(&text)),
-            Ok(_) => {}
-        }
-        let ask = match ask(resource, &head.method, &form, info) {
-            Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
-            Ok(Plain::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
-            Ok(Plain::Ask(ask)) => ask,
-        };
-        let Some(reply) = self.control.allocate(info, ask.clone()).await else {
-            let text = "too many calls wait already; try again later";
-            return Some(error(StatusCode::SERVICE_UNAVAILABLE, text));
-        };
-        Some(show(reply?, &ask, &form))
-    }
+/// `None` once the peer has ended.
+pub(super) async fn answer(
+    control: &Control,
+    info: &AllocationInfo,
+    resource: Resource,
+    method: &Method,
+    form: &[(String, String)],
+) -> Option<Answer> {
+    let request = match parse(resource, method, form, info) {
+        Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
+        Ok(Parsed::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
+        Ok(Parsed::Request(request)) => request,
+    };
+    let Some(response) = control.allocate(info, request.clone()).await else {
+        let text = "too many calls wait already; try again later";
+        return Some(error(StatusCode::SERVICE_UNAVAILABLE, text));
+    };
+    Some(show(response?, &request, form))
 }
 
-/// What can be answered from here, and what cannot.
-enum Plain {
+enum Parsed {
+    /// The answer is known without asking the allocator.
     Text(String),
-    Ask(Ask),
+    Request(AllocationRequest),
 }
 
-fn ask(
+fn parse(
     resource: Resource,
     method: &Method,
     form: &[(String, String)],
     info: &AllocationInfo,
-) -> Result<Plain, String> {
+) -> Result<Parsed, String> {
     let flag = |name: &str| form.iter().any(|(k, v)| k == name && v == "true");
     let container = |id: String| {
         if id.len() > MAX_ID { Err("the container's id is too long".to_owned()) } else { Ok(id) }
     };
     let subnet = |text: &str| text.parse::<Subnet>().map_err(|e| e.to_string());
     let is_container = flag("check-alive");
-    Ok(Plain::Ask(match resource {
-        Resource::DefaultSubnet => return Ok(Plain::Text(info.default_subnet.to_string())),
+    Ok(Parsed::Request(match resource {
+        Resource::DefaultSubnet => return Ok(Parsed::Text(info.default_subnet.to_string())),
         // What follows the ranges that this peer owns, by 2.8.1's name.
-        Resource::Tracker if info.no_masq_local => return Ok(Plain::Text("no-masq-local\n".to_owned())),
-        Resource::Tracker => return Ok(Plain::Text("\n".to_owned())),
-        Resource::Waiting => Ask::Waiting,
-        Resource::All => Ask::All,
-        Resource::Ring => Ask::Prime,
+        Resource::Tracker if info.no_masq_local => return Ok(Parsed::Text("no-masq-local\n".to_owned())),
+        Resource::Tracker => return Ok(Parsed::Text("\n".to_owned())),
+        Resource::Waiting => AllocationRequest::Waiting,
+        Resource::All => AllocationRequest::All,
+        Resource::Ring => AllocationRequest::Prime,
         Resource::Container(id) => {
             let container = container(id)?;
             match *method {
-                Method::GET => Ask::Lookup { container, subnet: info.default_subnet },
-                Method::DELETE => Ask::Delete { container },
-                _ => Ask::Allocate { container, subnet: info.default_subnet, is_container },
+                Method::GET => AllocationRequest::Lookup { container, subnet: info.default_subnet },
+                Method::DELETE => AllocationRequest::Delete { container },
+                _ => AllocationRequest::Allocate { container, subnet: info.default_subnet, is_container },
             }
         }
         Resource::Subnet(id, text) => {
             let container = container(id)?;
             match *method {
-                Method::GET => Ask::Lookup { container, subnet: subnet(&text)? },
+                Method::GET => AllocationRequest::Lookup { container, subnet: subnet(&text)? },
                 Method::PUT => {
                     let cidr: Cidr = text.parse().map_err(|e: weave_types::ParseCidrError| e.to_string())?;
                     if !cidr.addr().is_ipv4() {
                         return Err(format!("invalid Non-IPv4 address not supported: {text}"));
                     }
-                    Ask::Claim { container, cidr, is_container, quiet: flag("noErrorOnUnknown") }
+                    AllocationRequest::Claim {
+                        container,
+                        cidr,
+                        is_container,
+                        quiet: flag("noErrorOnUnknown"),
+                    }
                 }
-                _ => Ask::Allocate { container, subnet: subnet(&text)?, is_container },
+                _ => AllocationRequest::Allocate { container, subnet: subnet(&text)?, is_container },
             }
         }
         Resource::Address(id, text) => {
             let addr = text.parse().map_err(|_| format!("invalid IP Address: {text}"))?;
-            Ask::Free { container: container(id)?, addr }
+            AllocationRequest::Free { container: container(id)?, addr }
         }
-        Resource::Ourself => Ask::Leave,
-        Resource::Peer(peer) => Ask::TakeOver { peer, force: flag("force") },
+        Resource::Ourself => AllocationRequest::Leave,
+        Resource::Peer(peer) => AllocationRequest::TakeOver { peer, force: flag("force") },
     }))
 }
 
-fn show(reply: Reply, ask: &Ask, form: &[(String, String)]) -> Answer {
+fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(String, String)]) -> Answer {
     let empty = |status| respond(status, None, String::new());
-    match (reply, ask) {
-        (Reply::Address(cidr), _) => text_answer(StatusCode::OK, cidr.to_string()),
+    match (response, request) {
+        (AllocationResponse::Address(cidr), _) => text_answer(StatusCode::OK, cidr.to_string()),
         // As 2.8.1 does; whoever leaves has no ring to wait for.
-        (Reply::Cancelled, Ask::Prime) => empty(StatusCode::OK),
-        (Reply::Cancelled, _) => text_answer(StatusCode::OK, "cancelled".to_owned()),
-        (Reply::Failed(text), Ask::Claim { .. }) => {
+        (AllocationResponse::Cancelled, AllocationRequest::Prime) => empty(StatusCode::OK),
+        (AllocationResponse::Cancelled, _) => text_answer(StatusCode::OK, "cancelled".to_owned()),
+        (AllocationResponse::Failed(text), AllocationRequest::Claim { .. }) => {
             error(StatusCode::BAD_REQUEST, &format!("Unable to claim: {text}"))
         }
-        (Reply::Failed(text), Ask::Free { .. }) => {
+        (AllocationResponse::Failed(text), AllocationRequest::Free { .. }) => {
             error(StatusCode::BAD_REQUEST, &format!("Unable to free: {text}"))
         }
-        (Reply::Failed(text), _) => error(StatusCode::BAD_REQUEST, &text),
-        (Reply::Refused(text), _) => error(StatusCode::CONFLICT, &text),
-        (Reply::Addresses(cidrs), _) => {
+        (AllocationResponse::Failed(text), _) => error(StatusCode::BAD_REQUEST, &text),
+        (AllocationResponse::Refused(text), _) => error(StatusCode::CONFLICT, &text),
+        (AllocationResponse::Addresses(cidrs), _) => {
             let texts: Vec<_> = cidrs.iter().map(ToString::to_string).collect();
             text_answer(StatusCode::OK, texts.join(" "))
         }
-        (Reply::Owned(owned), _) => {
+        (AllocationResponse::Owned(owned), _) => {
             let entry = |(id, cidrs): (String, Vec<Cidr>)| OwnedBy {
                 container: id,
                 addrs: cidrs.iter().map(ToString::to_string).collect(),
@@ -201,17 +193,17 @@ fn show(reply: Reply, ask: &Ask, form: &[(String, String)]) -> Answer {
             let all = Owned::new(owned.into_iter().map(entry).collect());
             respond(StatusCode::OK, Some("application/json"), all.to_json())
         }
-        (Reply::Lines(text), _) => text_answer(StatusCode::OK, text),
-        (Reply::TakenOver(count), Ask::TakeOver { peer, .. }) => {
+        (AllocationResponse::Lines(text), _) => text_answer(StatusCode::OK, text),
+        (AllocationResponse::TakenOver(count), AllocationRequest::TakeOver { peer, .. }) => {
             text_answer(StatusCode::OK, format!("{count} IPs taken over from {peer}\n"))
         }
         // 2.8.1 had nothing to say; who asks for words gets them.
-        (Reply::Left(what), _) if form.iter().any(|(k, v)| k == "explain" && v == "true") => {
+        (AllocationResponse::Left(what), _) if form.iter().any(|(k, v)| k == "explain" && v == "true") => {
             respond(StatusCode::OK, Some(TEXT), left(&what))
         }
-        (Reply::Left(_), _) => empty(StatusCode::NO_CONTENT),
-        (Reply::Done, Ask::Prime) => empty(StatusCode::OK),
-        (Reply::Done | Reply::TakenOver(_), _) => empty(StatusCode::NO_CONTENT),
+        (AllocationResponse::Left(_), _) => empty(StatusCode::NO_CONTENT),
+        (AllocationResponse::Done, AllocationRequest::Prime) => empty(StatusCode::OK),
+        (AllocationResponse::Done | AllocationResponse::TakenOver(_), _) => empty(StatusCode::NO_CONTENT),
     }
 }
 
@@ -231,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths() {
+    fn resource_of_a_path() {
         let s = str::to_owned;
         for (path, resource) in [
             ("/ip", Some(Resource::All)),

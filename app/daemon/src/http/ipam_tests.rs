@@ -13,10 +13,10 @@ use weave_node::{IpamConfig, Node, Output};
 use weave_types::{Cidr, Instant, Now, PeerName, PeerUid};
 
 use super::{Access, Listener};
-use crate::allocation::{Allocation, Ask, own_networks};
-use crate::allocation_store::AllocationStore;
+use crate::allocation::{Allocation, AllocationRequest, own_networks};
 use crate::config::ListenAddr;
 use crate::control::{AllocationInfo, Control, Request};
+use crate::storage::allocation_store::AllocationStore;
 
 /// What a peer is started with.
 struct Setup {
@@ -74,27 +74,27 @@ impl Peer {
             match output {
                 Output::PersistIpam(persist) => self.allocation.persist(&persist, now),
                 Output::Done { request, result } => {
-                    self.allocation.settle(now);
+                    self.allocation.sync_pending(now);
                     self.allocation.done(request, result, &mut self.node, now);
                 }
                 _ => {}
             }
         }
         let now = self.now();
-        self.allocation.settle(now);
+        self.allocation.sync_pending(now);
     }
 
     fn handle(&mut self, request: Request) {
         let now = self.now();
         match request {
-            Request::Allocate { id, ask, answer } => {
-                let ready = self.allocation.submit(id, ask, answer, &mut self.node, now);
+            Request::Allocate { id, request, answer } => {
+                let ready = self.allocation.submit(id, request, answer, &mut self.node, now);
                 self.drain();
                 if let Some((answer, reply)) = ready {
                     let _ = answer.send(reply);
                 }
             }
-            Request::Abandon { id, ask } => self.allocation.abandon(id, &ask, &mut self.node, now),
+            Request::Abandon { id, request } => self.allocation.abandon(id, &request, &mut self.node, now),
             other => panic!("{other:?}"),
         }
         self.drain();
@@ -230,7 +230,7 @@ fn own_networks_are_those_of_the_ring() {
     let mut peer = Peer::new(dir.path(), &setup);
     assert_eq!(own_networks(&peer.node), []);
     let (answer, _) = tokio::sync::oneshot::channel();
-    peer.handle(Request::Allocate { id: RequestId(1), ask: Ask::Prime, answer });
+    peer.handle(Request::Allocate { id: RequestId(1), request: AllocationRequest::Prime, answer });
     assert_eq!(own_networks(&peer.node), networks("10.2.0.0/24"));
 
     let mut ring = peer.node.allocation().unwrap().ring().clone();

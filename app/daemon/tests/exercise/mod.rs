@@ -17,7 +17,7 @@ use weave_mesh::{Config, Mesh};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
 /// Far more than any exchange takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 thread_local! {
     static RUNTIME: LazyCell<Runtime> = const {
@@ -93,7 +93,7 @@ fn exchange(access: Access, request: &[u8], ends: bool) -> Vec<u8> {
         peer.await.unwrap_or_else(|e| panic!("{e}"));
         read.map(|_| answer).unwrap_or_default()
     };
-    let timely = async { tokio::time::timeout(PATIENCE, talk).await };
+    let timely = async { tokio::time::timeout(EXCHANGE_TIMEOUT, talk).await };
     RUNTIME.with(|runtime| runtime.block_on(timely)).unwrap_or_else(|_| panic!("the server does not end"))
 }
 

@@ -12,10 +12,10 @@ use nix::fcntl::{Flock, FlockArg};
 use weave_host::faults;
 
 /// A lock that is still held after this time is somebody's.
-const PATIENCE: Duration = Duration::from_millis(50);
-const PAUSE: Duration = Duration::from_millis(5);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// A killed process that has not ended by then hangs in the kernel.
-const LAST_BREATH: Duration = Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// In the kernel's flags of a task: it lets go of what it has.
 const PF_EXITING: u64 = 4;
 
@@ -28,7 +28,7 @@ pub struct PidFile {
 
 /// Why a pid file cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub enum PidFileError {
     /// The other process lives.
     #[error("{path:?} is held by process {pid}")]
     Held {
@@ -52,10 +52,10 @@ impl PidFile {
     ///
     /// # Errors
     /// Another process holds it, or it cannot be written.
-    pub fn take(path: &Path) -> Result<PidFile, LockError> {
-        let io = |source| LockError::Io { path: path.to_owned(), source };
-        let mut patience = PATIENCE;
-        wait_for_last_breath(path);
+    pub fn take(path: &Path) -> Result<PidFile, PidFileError> {
+        let io = |source| PidFileError::Io { path: path.to_owned(), source };
+        let mut remaining = LOCK_TIMEOUT;
+        wait_for_exit(path);
         loop {
             faults::io_point(&"taking a pid file").map_err(io)?;
             let file = OpenOptions::new()
@@ -69,19 +69,19 @@ impl PidFile {
             let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => lock,
                 // Whoever asks for the holder holds it for a moment.
-                Err((_, Errno::EWOULDBLOCK)) if !patience.is_zero() => {
-                    std::thread::sleep(PAUSE);
-                    patience = patience.saturating_sub(PAUSE);
+                Err((_, Errno::EWOULDBLOCK)) if !remaining.is_zero() => {
+                    std::thread::sleep(POLL_INTERVAL);
+                    remaining = remaining.saturating_sub(POLL_INTERVAL);
                     continue;
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let pid = read_pid(&mut file);
-                    if is_dying(pid) {
-                        wait_for_last_breath(path);
-                        patience = PATIENCE;
+                    if is_exiting(pid) {
+                        wait_for_exit(path);
+                        remaining = LOCK_TIMEOUT;
                         continue;
                     }
-                    return Err(LockError::Held { pid, path: path.to_owned() });
+                    return Err(PidFileError::Held { pid, path: path.to_owned() });
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
             };
@@ -120,7 +120,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 /// The pid of the process that holds `path`; `None` if nobody does. A holder that has not written its pid yet is not
 /// seen; one that has been killed is waited for until it has let go of everything.
 pub fn holder(path: &Path) -> Option<i32> {
-    wait_for_last_breath(path);
+    wait_for_exit(path);
     let mut file = File::open(path).ok()?;
     let pid = read_pid(&mut file);
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
@@ -137,16 +137,16 @@ fn read_pid(file: &mut File) -> i32 {
 }
 
 /// Returns when the process that the file names is not about to end, or takes too long.
-fn wait_for_last_breath(path: &Path) {
+fn wait_for_exit(path: &Path) {
     let pid = File::open(path).map_or(0, |mut file| read_pid(&mut file));
-    let deadline = Instant::now() + LAST_BREATH;
-    while is_dying(pid) && Instant::now() < deadline {
-        std::thread::sleep(PAUSE);
+    let deadline = Instant::now() + EXIT_TIMEOUT;
+    while is_exiting(pid) && Instant::now() < deadline {
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Whether the process has been killed, or is ending by itself, and some thread of it may still hold files.
-fn is_dying(pid: i32) -> bool {
+fn is_exiting(pid: i32) -> bool {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")).map(|t| t.flatten().map(|t| t.path()))
     else {
         return false;
@@ -183,13 +183,13 @@ mod tests {
         let me = i32::try_from(std::process::id()).unwrap();
         let held = PidFile::take(&path).unwrap();
         assert_eq!(holder(&path), Some(me));
-        assert!(matches!(PidFile::take(&path), Err(LockError::Held { pid, .. }) if pid == me));
+        assert!(matches!(PidFile::take(&path), Err(PidFileError::Held { pid, .. }) if pid == me));
         drop(held);
         assert!(!path.exists(), "it goes with its holder");
         std::fs::write(&path, "1\n").unwrap();
         assert_eq!(holder(&path), None, "a stale file is nobody's");
         assert!(PidFile::take(&path).is_ok());
-        assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(LockError::Io { .. })));
+        assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(PidFileError::Io { .. })));
     }
 
     #[test]
@@ -220,7 +220,11 @@ mod tests {
             assert!(taken.is_ok(), "{taken:?}");
             child.wait().unwrap();
         }
-        assert!(!is_dying(i32::try_from(std::process::id()).unwrap()) && !is_dying(0) && !is_dying(i32::MAX));
+        assert!(
+            !is_exiting(i32::try_from(std::process::id()).unwrap())
+                && !is_exiting(0)
+                && !is_exiting(i32::MAX)
+        );
         assert!(is_killed("Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
         assert!(!is_killed(
             "SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000100\n"

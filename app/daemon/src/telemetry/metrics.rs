@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use weave_api::Report;
 use weave_api::report::{Connection, Dns, Ipam};
 
-use crate::process::Process;
+use crate::telemetry::process_stats::ProcessStats;
 
 /// What Prometheus of any age understands.
 pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -187,7 +187,7 @@ impl Families {
         self.counters("weave_drops", "Frames and datagrams that were not delivered.", dropped);
     }
 
-    fn process(&mut self, p: &Process) {
+    fn process(&mut self, p: &ProcessStats) {
         let one = |value: Option<Value>| value.map(|v| (Vec::new(), v)).into_iter().collect::<Vec<_>>();
         self.counters(
             "process_cpu_seconds",
@@ -273,7 +273,7 @@ impl Collector for Families {
 pub fn page(snapshot: &Snapshot, open: bool) -> String {
     let mut families = Families::default();
     let report = &snapshot.report;
-    families.process(&Process::now());
+    families.process(&ProcessStats::now());
     families.connections(report);
     if let Some(ipam) = &report.ipam {
         families.ipam(ipam);

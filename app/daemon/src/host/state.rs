@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use weave_host::faults;
 use weave_host::firewall::{DockerBridge, ExposedAddress, FirewallConfig};
 
-use crate::store::StoreError;
+use crate::storage::StoreError;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "host.json";

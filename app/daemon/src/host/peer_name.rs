@@ -5,7 +5,7 @@ use weave_types::PeerName;
 
 use crate::StartError;
 use crate::config::Config;
-use crate::import;
+use crate::host::legacy_database;
 
 /// The name that a daemon with this configuration has. `persisted` is the one in the database of 2.8.1.
 ///
@@ -21,11 +21,11 @@ pub fn peer_name(config: &Config, persisted: Option<PeerName>) -> Result<PeerNam
     }
 }
 
-/// [`peer_name`] with what [`import::find`] finds.
+/// [`peer_name`] with what [`legacy_database::find`] finds.
 ///
 /// # Errors
 /// As both of them.
 pub fn find_peer_name(config: &Config) -> Result<PeerName, StartError> {
-    let import = import::find(config)?;
+    let import = legacy_database::find(config)?;
     Ok(peer_name(config, import.and_then(|i| i.database.peer_name))?)
 }

@@ -9,16 +9,16 @@ use weave_mesh::handshake::HandshakeError;
 use weave_mesh::{ConnectionError, ConnectionEvent, Event};
 use weave_types::Instant;
 
-use crate::report;
+use crate::telemetry::report;
 
 /// How long a refusal is shown: a peer that keeps trying does so more often at first, and for the rest there is the log.
-const SHOWN: Duration = Duration::from_secs(120);
-/// Most refusals remembered; beyond that the oldest goes.
-const MOST: usize = 32;
+const DISPLAY_TIME: Duration = Duration::from_secs(120);
+/// Most failed remembered; beyond that the oldest goes.
+const CAPACITY: usize = 32;
 
 /// One host's last attempt.
 #[derive(Debug)]
-struct Refusal {
+struct FailedHandshake {
     from: SocketAddr,
     why: String,
     at: Instant,
@@ -26,28 +26,32 @@ struct Refusal {
 
 /// The last attempt of each host, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals(Vec<Refusal>);
+pub(crate) struct FailedHandshakes(Vec<FailedHandshake>);
 
-impl Refusals {
+impl FailedHandshakes {
     /// Takes note of what the mesh says.
-    pub(crate) fn note(&mut self, event: &Event, now: Instant) {
+    pub(crate) fn record(&mut self, event: &Event, now: Instant) {
         match event {
             Event::HandshakeFailed(from, error)
             | Event::Connection(from, _, ConnectionEvent::Ended(error))
-                if tells(error) =>
+                if is_actionable(error) =>
             {
-                self.forget(from.ip());
-                self.0.push(Refusal { from: *from, why: report::explained(&error.to_string()), at: now });
-                if self.0.len() > MOST {
+                self.remove(from.ip());
+                self.0.push(FailedHandshake {
+                    from: *from,
+                    why: report::explained(&error.to_string()),
+                    at: now,
+                });
+                if self.0.len() > CAPACITY {
                     self.0.remove(0);
                 }
             }
-            Event::Connection(from, _, ConnectionEvent::Established) => self.forget(from.ip()),
+            Event::Connection(from, _, ConnectionEvent::Established) => self.remove(from.ip()),
             _ => {}
         }
     }
 
-    fn forget(&mut self, ip: IpAddr) {
+    fn remove(&mut self, ip: IpAddr) {
         self.0.retain(|r| r.from.ip() != ip);
     }
 
@@ -55,7 +59,7 @@ impl Refusals {
     /// stand with their target.
     pub(crate) fn connections(&self, now: Instant, listed: &[Connection]) -> Vec<Connection> {
         let twice = |from: &SocketAddr| listed.iter().any(|c| c.address == from.to_string());
-        let shown = self.0.iter().filter(|r| now - r.at < SHOWN && !twice(&r.from));
+        let shown = self.0.iter().filter(|r| now - r.at < DISPLAY_TIME && !twice(&r.from));
         shown
             .map(|r| Connection {
                 address: r.from.to_string(),
@@ -69,7 +73,7 @@ impl Refusals {
 }
 
 /// Whether the reason is one that an operator can do something about; strangers and broken lines are not.
-fn tells(error: &ConnectionError) -> bool {
+fn is_actionable(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::Handshake(error) => matches!(
             error,
@@ -91,7 +95,7 @@ fn tells(error: &ConnectionError) -> bool {
 mod tests {
     use super::*;
 
-    fn failed(from: &str, error: HandshakeError) -> Event {
+    fn handshake_failed(from: &str, error: HandshakeError) -> Event {
         Event::HandshakeFailed(from.parse().expect("an address"), ConnectionError::Handshake(error))
     }
 
@@ -101,31 +105,37 @@ mod tests {
 
     #[test]
     fn the_last_attempt_of_a_host_is_shown_for_a_while() {
-        let mut refusals = Refusals::default();
-        refusals.note(&failed("10.0.0.2:40000", HandshakeError::RemoteHasNoPassword), at(0));
-        refusals.note(&failed("10.0.0.2:40001", HandshakeError::RemoteHasNoPassword), at(10));
-        refusals.note(&failed("10.0.0.3:6783", HandshakeError::RemoteHasPassword), at(10));
-        refusals.note(&failed("10.0.0.4:1", HandshakeError::NotWeave(b"GET / HTTP".to_vec())), at(10));
+        let mut failed = FailedHandshakes::default();
+        failed.record(&handshake_failed("10.0.0.2:40000", HandshakeError::RemoteHasNoPassword), at(0));
+        failed.record(&handshake_failed("10.0.0.2:40001", HandshakeError::RemoteHasNoPassword), at(10));
+        failed.record(&handshake_failed("10.0.0.3:6783", HandshakeError::RemoteHasPassword), at(10));
+        failed.record(
+            &handshake_failed("10.0.0.4:1", HandshakeError::NotWeave(b"GET / HTTP".to_vec())),
+            at(10),
+        );
         let target = Connection { address: "10.0.0.3:6783".to_owned(), ..Connection::default() };
         let listed = [target];
-        let shown = refusals.connections(at(11), &listed);
+        let shown = failed.connections(at(11), &listed);
         let [one] = shown.as_slice() else { panic!("{shown:?}") };
         assert_eq!(
             (one.address.as_str(), one.outbound, one.state.as_str()),
             ("10.0.0.2:40001", false, "failed")
         );
         assert_eq!(one.info, "password specified, but peer requested an unencrypted connection");
-        assert!(refusals.connections(at(130), &listed).is_empty());
+        assert!(failed.connections(at(130), &listed).is_empty());
     }
 
     #[test]
     fn a_flood_is_bounded() {
-        let mut refusals = Refusals::default();
+        let mut failed = FailedHandshakes::default();
         for n in 0..=255u8 {
-            refusals.note(&failed(&format!("10.0.0.{n}:1"), HandshakeError::RemoteHasPassword), at(1));
+            failed.record(
+                &handshake_failed(&format!("10.0.0.{n}:1"), HandshakeError::RemoteHasPassword),
+                at(1),
+            );
         }
-        let shown = refusals.connections(at(1), &[]);
-        assert_eq!(shown.len(), MOST);
+        let shown = failed.connections(at(1), &[]);
+        assert_eq!(shown.len(), CAPACITY);
         assert_eq!(shown.last().expect("many").address, "10.0.0.255:1");
     }
 }

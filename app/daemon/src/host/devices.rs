@@ -5,8 +5,8 @@ use weave_types::{MacAddr, PeerName};
 
 use crate::config::Config;
 
-/// Names of the devices for this configuration.
-pub(crate) fn names(config: &Config) -> DeviceNames {
+/// DeviceNames of the devices for this configuration.
+pub(crate) fn device_names(config: &Config) -> DeviceNames {
     let names = config.instance.as_deref().map_or_else(DeviceNames::default, DeviceNames::instance);
     DeviceNames { bridge: config.bridge.clone(), ..names }
 }

@@ -9,14 +9,14 @@ use weave_ipam::Container;
 use weave_runtime::Docker;
 use weave_types::Cidr;
 
-use crate::watch::Place;
+use crate::host::container_monitor::NamespaceRef;
 
 /// The address of the bridge is kept under this label.
 const EXPOSED: &str = "weave:expose";
 /// Where `ip netns add` puts names.
 const NAMED: &str = "/run/netns";
 /// A daemon must not wait long for Docker, which may be starting itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Inventory {
             let cidrs = links.into_iter().flat_map(|l| l.addresses).filter(|c| c.addr().is_ipv4()).collect();
             in_use.push(InUse { container, cidrs, is_container: true });
         }
-        let docker = RefCell::new(docker.map(|docker| docker.with_patience(PATIENCE)));
+        let docker = RefCell::new(docker.map(|docker| docker.with_patience(DOCKER_TIMEOUT)));
         Ok(Inventory { in_use, attached, docker })
     }
 
@@ -92,9 +92,9 @@ impl Inventory {
     }
 
     fn is_there(&self, container: &str) -> bool {
-        match Place::of(container) {
+        match NamespaceRef::of(container) {
             // A number may belong to another process since the last time; a container of ours is attached.
-            Some(place @ Place::Pid(_)) => match place.open() {
+            Some(place @ NamespaceRef::Pid(_)) => match place.open() {
                 Ok(ns) => self.attached.contains(&ns.id()),
                 Err(error) => !matches!(error, Error::NamespaceGone(_)),
             },

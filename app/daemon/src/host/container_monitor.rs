@@ -8,17 +8,17 @@ use weave_ipam::Container;
 use weave_types::{Instant, Now};
 
 /// How often it is looked. Their addresses are kept for longer than that.
-const PERIOD: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The containers of `netns:` and `pid:` that have addresses, or have asked for some.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
-    containers: BTreeMap<Container, Watched>,
+pub(crate) struct ContainerMonitor {
+    containers: BTreeMap<Container, MonitoredContainer>,
     next: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct MonitoredContainer {
     /// The namespace that it was first seen in.
     namespace: Option<NamespaceId>,
     gone: bool,
@@ -28,19 +28,19 @@ struct Watched {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     /// It has ended.
-    Gone(Container),
+    Stopped(Container),
     /// It is there again.
-    Back(Container),
+    Started(Container),
 }
 
-impl Watch {
+impl ContainerMonitor {
     /// From now on; others than `netns:` and `pid:` are not its business.
     pub(crate) fn add(&mut self, container: &str) {
-        if let Some(place) = Place::of(container)
+        if let Some(place) = NamespaceRef::of(container)
             && self.containers.get(container).is_none_or(|w| w.gone)
         {
             let namespace = place.open().ok().map(|ns| ns.id());
-            self.containers.insert(container.to_owned(), Watched { namespace, gone: false });
+            self.containers.insert(container.to_owned(), MonitoredContainer { namespace, gone: false });
             self.next.get_or_insert(Instant::ORIGIN);
         }
     }
@@ -53,19 +53,19 @@ impl Watch {
         self.next.is_some_and(|at| at <= now.mono)
     }
 
-    /// Looks at all. One that is gone stays on the list until it has no address any more; see [`Watch::keep`].
-    pub(crate) fn look(&mut self, now: Now) -> Vec<Change> {
+    /// Looks at all. One that is gone stays on the list until it has no address any more; see [`ContainerMonitor::keep`].
+    pub(crate) fn check(&mut self, now: Now) -> Vec<Change> {
         let host = NetNs::current().ok().map(|ns| ns.id());
         let mut changes = Vec::new();
         for (container, watched) in &mut self.containers {
-            let Some(place) = Place::of(container) else { continue };
+            let Some(place) = NamespaceRef::of(container) else { continue };
             let gone = match place.open() {
                 Ok(ns) => match place {
                     // The number may belong to another process by now.
-                    Place::Pid(_) => {
+                    NamespaceRef::Pid(_) => {
                         Some(ns.id()) == host || watched.namespace.is_some_and(|known| known != ns.id())
                     }
-                    Place::Named(_) => false,
+                    NamespaceRef::Named(_) => false,
                 },
                 // Whatever else is wrong, it is no reason to give somebody's address away.
                 Err(error) => matches!(error, Error::NamespaceGone(_)),
@@ -73,15 +73,15 @@ impl Watch {
             if gone != watched.gone {
                 watched.gone = gone;
                 let container = container.clone();
-                changes.push(if gone { Change::Gone(container) } else { Change::Back(container) });
+                changes.push(if gone { Change::Stopped(container) } else { Change::Started(container) });
             }
         }
-        self.next = (!self.containers.is_empty()).then(|| now.mono + PERIOD);
+        self.next = (!self.containers.is_empty()).then(|| now.mono + CHECK_INTERVAL);
         changes
     }
 
     /// Forgets those for which `has_address` is false.
-    pub(crate) fn keep(&mut self, has_address: impl Fn(&str) -> bool) {
+    pub(crate) fn retain(&mut self, has_address: impl Fn(&str) -> bool) {
         self.containers.retain(|container, watched| !watched.gone || has_address(container));
         if self.containers.is_empty() {
             self.next = None;
@@ -91,23 +91,23 @@ impl Watch {
 
 /// Where a container's namespace is found.
 #[derive(Clone, Copy)]
-pub(crate) enum Place<'a> {
+pub(crate) enum NamespaceRef<'a> {
     Named(&'a str),
     Pid(u32),
 }
 
-impl Place<'_> {
-    pub(crate) fn of(container: &str) -> Option<Place<'_>> {
+impl NamespaceRef<'_> {
+    pub(crate) fn of(container: &str) -> Option<NamespaceRef<'_>> {
         if let Some(name) = container.strip_prefix("netns:") {
-            return Some(Place::Named(name));
+            return Some(NamespaceRef::Named(name));
         }
-        container.strip_prefix("pid:")?.parse().ok().map(Place::Pid)
+        container.strip_prefix("pid:")?.parse().ok().map(NamespaceRef::Pid)
     }
 
     pub(crate) fn open(self) -> Result<NetNs, Error> {
         match self {
-            Place::Named(name) => NetNs::named(name),
-            Place::Pid(pid) => NetNs::of_process(pid),
+            NamespaceRef::Named(name) => NetNs::named(name),
+            NamespaceRef::Pid(pid) => NetNs::of_process(pid),
         }
     }
 }
@@ -123,29 +123,29 @@ mod tests {
 
     #[test]
     fn only_what_can_be_looked_at() {
-        let mut watch = Watch::default();
+        let mut monitor = ContainerMonitor::default();
         for container in ["weave:expose", "c1", "0123456789ab", "pid:x", "10.32.0.5"] {
-            watch.add(container);
+            monitor.add(container);
         }
-        assert_eq!(watch.poll_timeout(), None);
-        watch.add("netns:weave-no-such-namespace");
-        assert!(watch.is_due(at(0)));
-        let gone = Change::Gone("netns:weave-no-such-namespace".to_owned());
-        assert_eq!(watch.look(at(1)), std::slice::from_ref(&gone));
-        assert_eq!(watch.look(at(6)), [], "said once");
-        assert!(!watch.is_due(at(7)) && watch.is_due(at(11)));
+        assert_eq!(monitor.poll_timeout(), None);
+        monitor.add("netns:weave-no-such-namespace");
+        assert!(monitor.is_due(at(0)));
+        let gone = Change::Stopped("netns:weave-no-such-namespace".to_owned());
+        assert_eq!(monitor.check(at(1)), std::slice::from_ref(&gone));
+        assert_eq!(monitor.check(at(6)), [], "said once");
+        assert!(!monitor.is_due(at(7)) && monitor.is_due(at(11)));
         // Whoever asks for an address again is to be looked at again.
-        watch.add("netns:weave-no-such-namespace");
-        assert_eq!(watch.look(at(12)), [gone]);
-        watch.keep(|_| false);
-        assert_eq!(watch.poll_timeout(), None);
+        monitor.add("netns:weave-no-such-namespace");
+        assert_eq!(monitor.check(at(12)), [gone]);
+        monitor.retain(|_| false);
+        assert_eq!(monitor.poll_timeout(), None);
     }
 
     #[test]
     fn a_process_of_the_host_is_no_container() {
-        let mut watch = Watch::default();
+        let mut monitor = ContainerMonitor::default();
         let container = format!("pid:{}", std::process::id());
-        watch.add(&container);
-        assert_eq!(watch.look(at(1)), [Change::Gone(container)]);
+        monitor.add(&container);
+        assert_eq!(monitor.check(at(1)), [Change::Stopped(container)]);
     }
 }

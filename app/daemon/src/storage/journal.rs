@@ -21,17 +21,17 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use weave_host::faults;
 
-use crate::store::StoreError;
+use crate::storage::StoreError;
 
 const HEADER: &[u8; 16] = b"weave journal 1\n";
 /// Length and check.
 const FRAME: usize = 12;
-const GONE: u8 = 1;
+const DELETED: u8 = 1;
 const SYNCED: u8 = 2;
 /// Nothing stored is nearly as large.
 const MAX_RECORD: usize = 64 << 20;
 /// The log is not rewritten below this size.
-const SMALL: u64 = 1 << 20;
+const MIN_REWRITE_SIZE: u64 = 1 << 20;
 
 /// The map, and the log that it is in.
 #[derive(Debug)]
@@ -40,11 +40,11 @@ pub(crate) struct Journal {
     /// `None`: nothing was stored yet, or the last write failed and the next one rewrites everything.
     file: Option<File>,
     length: u64,
-    live: BTreeMap<Vec<u8>, Vec<u8>>,
+    entries: BTreeMap<Vec<u8>, Vec<u8>>,
     /// There are bytes in the file that may not be on the disk.
     dirty: bool,
     /// The last write failed.
-    behind: bool,
+    write_failed: bool,
 }
 
 impl Journal {
@@ -57,34 +57,35 @@ impl Journal {
             path: path.to_owned(),
             file: None,
             length: 0,
-            live: BTreeMap::new(),
+            entries: BTreeMap::new(),
             dirty: false,
-            behind: false,
+            write_failed: false,
         };
         let bytes = match fs::read(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(journal),
             Err(e) => return Err(failed("read", path)(e)),
             Ok(bytes) => bytes,
         };
-        journal.live = replay(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?;
+        journal.entries =
+            replay(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?;
         // Whatever is at the end of the file, it is whole again with the first change.
         Ok(journal)
     }
 
     /// The value of `key`.
     pub(crate) fn value(&self, key: &[u8]) -> Option<&[u8]> {
-        self.live.get(key).map(Vec::as_slice)
+        self.entries.get(key).map(Vec::as_slice)
     }
 
     /// Keys that begin with `prefix` and their values, in order.
     pub(crate) fn with_prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        let from = self.live.range(prefix.to_vec()..);
+        let from = self.entries.range(prefix.to_vec()..);
         from.take_while(move |(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.as_slice(), v.as_slice()))
     }
 
     /// Whether nothing is stored.
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty()
+        self.entries.is_empty()
     }
 
     /// Changes a value, or takes it away: SIGKILL does not undo it. `synced`: the caller will call [`Journal::sync`] before
@@ -99,10 +100,10 @@ impl Journal {
         synced: bool,
     ) -> Result<(), StoreError> {
         match value {
-            Some(value) => drop(self.live.insert(key.to_vec(), value.to_vec())),
-            None => drop(self.live.remove(key)),
+            Some(value) => drop(self.entries.insert(key.to_vec(), value.to_vec())),
+            None => drop(self.entries.remove(key)),
         }
-        let grown = self.length >= SMALL && self.length >= 4 * self.live_size();
+        let grown = self.length >= MIN_REWRITE_SIZE && self.length >= 4 * self.encoded_size();
         let Some(file) = self.file.as_mut().filter(|_| !grown) else {
             return self.rewrite();
         };
@@ -111,7 +112,7 @@ impl Journal {
         if let Err(e) = faults::io_point(&"writing to the journal").and_then(|()| file.write_all(&record)) {
             // The rest of a record must not stand in front of the next one.
             self.file = None;
-            self.behind = true;
+            self.write_failed = true;
             return Err(failed("write", &self.path)(e));
         }
         self.length += length;
@@ -124,7 +125,7 @@ impl Journal {
     /// # Errors
     /// The kernel refused.
     pub(crate) fn replace(&mut self, map: BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
-        self.live = map;
+        self.entries = map;
         self.rewrite()
     }
 
@@ -143,7 +144,7 @@ impl Journal {
         let result = faults::io_point(&"syncing the journal").and_then(|()| file.sync_data());
         result.map_err(|e| {
             self.file = None;
-            self.behind = true;
+            self.write_failed = true;
             failed("sync", &self.path)(e)
         })
     }
@@ -168,13 +169,13 @@ impl Journal {
     }
 
     /// Length of the log without what is out of date.
-    fn live_size(&self) -> u64 {
-        self.live.iter().map(|(k, v)| (FRAME + 3 + k.len() + v.len()) as u64).sum()
+    fn encoded_size(&self) -> u64 {
+        self.entries.iter().map(|(k, v)| (FRAME + 3 + k.len() + v.len()) as u64).sum()
     }
 
     /// Whether a write failed since which nothing was written.
-    pub(crate) fn is_behind(&self) -> bool {
-        self.behind
+    pub(crate) fn write_failed(&self) -> bool {
+        self.write_failed
     }
 
     /// Writes everything again after a failure.
@@ -182,10 +183,10 @@ impl Journal {
     /// # Errors
     /// The kernel refused once more.
     pub(crate) fn rewrite(&mut self) -> Result<(), StoreError> {
-        self.behind = true;
+        self.write_failed = true;
         let new = self.path.with_extension("new");
         let mut bytes = HEADER.to_vec();
-        for (key, value) in &self.live {
+        for (key, value) in &self.entries {
             bytes.extend(record(key, Some(value), true));
         }
         let mut options = OpenOptions::new();
@@ -204,7 +205,7 @@ impl Journal {
         self.length = bytes.len() as u64;
         self.file = Some(file);
         self.dirty = false;
-        self.behind = false;
+        self.write_failed = false;
         Ok(())
     }
 }
@@ -215,7 +216,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreErr
 }
 
 fn record(key: &[u8], value: Option<&[u8]>, synced: bool) -> Vec<u8> {
-    let flags = if value.is_none() { GONE } else { 0 } | if synced { SYNCED } else { 0 };
+    let flags = if value.is_none() { DELETED } else { 0 } | if synced { SYNCED } else { 0 };
     let key_length = u16::try_from(key.len()).unwrap_or(u16::MAX);
     let key = &key[..usize::from(key_length)];
     let mut payload = vec![flags];
@@ -269,7 +270,7 @@ fn replay(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
     if header != HEADER {
         return Err("it is no journal of this version".to_owned());
     }
-    let mut live = BTreeMap::new();
+    let mut entries = BTreeMap::new();
     let mut at = HEADER.len();
     while at < bytes.len() {
         let Some(change) = change_at(bytes, at) else {
@@ -280,14 +281,14 @@ fn replay(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
             }
             break;
         };
-        if change.flags & GONE != 0 {
-            live.remove(change.key);
+        if change.flags & DELETED != 0 {
+            entries.remove(change.key);
         } else {
-            live.insert(change.key.to_vec(), change.value.to_vec());
+            entries.insert(change.key.to_vec(), change.value.to_vec());
         }
         at = change.end;
     }
-    Ok(live)
+    Ok(entries)
 }
 
 #[cfg(test)]
@@ -297,7 +298,7 @@ mod tests {
     type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
     fn contents(path: &Path) -> Map {
-        Journal::open(path).unwrap().live
+        Journal::open(path).unwrap().entries
     }
 
     /// Changes, with what the map is after each and how long the file is.
@@ -316,7 +317,7 @@ mod tests {
             if synced {
                 journal.sync().unwrap();
             }
-            states.push((journal.live.clone(), fs::metadata(path).unwrap().len()));
+            states.push((journal.entries.clone(), fs::metadata(path).unwrap().len()));
         }
         states
     }
@@ -329,7 +330,7 @@ mod tests {
         assert!(!path.exists(), "looking makes nothing");
         let states = story(&path);
         let journal = Journal::open(&path).unwrap();
-        assert_eq!(journal.live, states.last().unwrap().0);
+        assert_eq!(journal.entries, states.last().unwrap().0);
         assert_eq!(journal.value(b"ring"), Some(&b"second, and longer"[..]));
         let owned: Vec<_> = journal.with_prefix(b"owned/").map(|(k, _)| k.to_vec()).collect();
         assert_eq!(owned, [b"owned/c2".to_vec(), b"owned/c3".to_vec()]);
@@ -357,8 +358,8 @@ mod tests {
             fs::write(&cut, &bytes[..length]).unwrap();
             let whole = states.iter().rev().find(|(_, end)| *end <= length as u64).unwrap();
             let mut journal = Journal::open(&cut).unwrap();
-            assert_eq!(journal.live, whole.0, "{length} bytes");
-            // Going on from there hides nothing behind the torn end.
+            assert_eq!(journal.entries, whole.0, "{length} bytes");
+            // Going on from there hides nothing write_failed the torn end.
             journal.append(b"next", Some(b"1"), false).unwrap();
             let mut expected = whole.0.clone();
             expected.insert(b"next".to_vec(), b"1".to_vec());
@@ -439,7 +440,7 @@ mod tests {
             journal.append(&(n % 3).to_be_bytes(), Some(&value), false).unwrap();
             largest = largest.max(fs::metadata(&path).unwrap().len());
         }
-        assert!(largest < 2 * SMALL, "{largest}");
+        assert!(largest < 2 * MIN_REWRITE_SIZE, "{largest}");
         assert_eq!(contents(&path).len(), 3);
     }
 

@@ -2,36 +2,40 @@
 
 use weave_host::{BridgeKind, DeviceNames, Error, LegacyDatapath};
 
-use crate::import::Import;
-use crate::log;
-use crate::store::{Original, Store};
+use crate::host::legacy_database::LegacyDatabase;
+use crate::storage::store::{Original, Store};
+use crate::telemetry::log;
 
 /// What this start takes over.
 #[derive(Debug, Default)]
-pub(crate) struct Adoption {
+pub(crate) struct LegacyTakeover {
     /// The database, unless it was taken in before.
-    import: Option<Import>,
+    import: Option<LegacyDatabase>,
     /// The set-up whose uplink is replaced.
     kind: Option<BridgeKind>,
 }
 
-impl Adoption {
+impl LegacyTakeover {
     /// Compares what was found with what is stored. Changes nothing.
-    pub(crate) fn new(import: Option<Import>, names: &DeviceNames, store: &Store) -> Result<Adoption, Error> {
+    pub(crate) fn new(
+        import: Option<LegacyDatabase>,
+        names: &DeviceNames,
+        store: &Store,
+    ) -> Result<LegacyTakeover, Error> {
         let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
         if let Some(import) = &import {
             log::info(format_args!("taking over what 2.8.1 left in {}", import.path.display()));
         }
-        Ok(Adoption { import, kind: weave_host::legacy_bridge_kind(names)? })
+        Ok(LegacyTakeover { import, kind: weave_host::legacy_bridge_kind(names)? })
     }
 
     /// The database that has not been taken in yet.
-    pub(crate) fn import(&self) -> Option<&Import> {
+    pub(crate) fn import(&self) -> Option<&LegacyDatabase> {
         self.import.as_ref()
     }
 
     /// Removes the Open vSwitch datapath that is in the way. Gives how to undo it.
-    pub(crate) fn clear_the_way(&self, names: &DeviceNames) -> Result<Undo, Error> {
+    pub(crate) fn remove_datapath(&self, names: &DeviceNames) -> Result<Undo, Error> {
         match weave_host::remove_legacy_datapath(names)? {
             LegacyDatapath::NotFound => Ok(Undo(None)),
             LegacyDatapath::Removed(name) => {

@@ -15,7 +15,7 @@ use weave_api::Timestamp;
 use weave_types::{Instant, TokenBucket};
 
 use crate::config::{LogFile, LogLevel};
-use crate::logfile;
+use crate::telemetry::log_file;
 
 /// Characters of a message that are shown.
 const MAX_LINE: usize = 4096;
@@ -34,7 +34,7 @@ pub fn init(level: LogLevel) {
 /// # Errors
 /// The file cannot be written.
 pub fn to_file(file: &LogFile) -> std::io::Result<()> {
-    logfile::begin(file)
+    log_file::begin(file)
 }
 
 /// An INFO line.
@@ -69,7 +69,7 @@ fn format_line(level: &str, message: &str) -> String {
 
 /// In one write, so that lines of several processes do not mix. A full disk must not stop the network.
 fn write_out(text: &str) {
-    if !logfile::write(text) {
+    if !log_file::write(text) {
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
 }

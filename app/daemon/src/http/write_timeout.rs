@@ -9,32 +9,32 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// So much has to be taken within the patience, or all that there is.
-const PROGRESS: usize = 16 << 10;
+/// So much has to be taken within the timeout, or all that there is.
+const MIN_PROGRESS: usize = 16 << 10;
 
 /// Fails with `TimedOut` when the other side reads too slowly. Reading is not limited.
 #[derive(Debug)]
-pub(crate) struct Impatient<S> {
+pub(crate) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Runs since the first time that nothing could be written.
     deadline: Option<Pin<Box<Sleep>>>,
     progress: usize,
 }
 
-impl<S> Impatient<S> {
-    pub(crate) fn new(stream: S, patience: Duration) -> Impatient<S> {
-        Impatient { stream, patience, deadline: None, progress: 0 }
+impl<S> WriteTimeout<S> {
+    pub(crate) fn new(stream: S, timeout: Duration) -> WriteTimeout<S> {
+        WriteTimeout { stream, timeout, deadline: None, progress: 0 }
     }
 
-    fn calm(&mut self) {
+    fn reset_deadline(&mut self) {
         self.deadline = None;
         self.progress = 0;
     }
 
-    fn late<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        let patience = self.patience;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+    fn poll_deadline<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let timeout = self.timeout;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         match deadline.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -42,7 +42,7 @@ impl<S> Impatient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -52,15 +52,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write(cx, buf) {
-            Poll::Pending => self.late(cx),
+            Poll::Pending => self.poll_deadline(cx),
             Poll::Ready(result) => {
                 if let (Ok(n), true) = (&result, self.deadline.is_some()) {
                     self.progress += n;
-                    if self.progress >= PROGRESS {
-                        self.calm();
+                    if self.progress >= MIN_PROGRESS {
+                        self.reset_deadline();
                     }
                 }
                 Poll::Ready(result)
@@ -71,9 +71,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     /// The server comes here when it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_flush(cx) {
-            Poll::Pending => self.late(cx),
+            Poll::Pending => self.poll_deadline(cx),
             ready => {
-                self.calm();
+                self.reset_deadline();
                 ready
             }
         }
@@ -81,7 +81,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_shutdown(cx) {
-            Poll::Pending => self.late(cx),
+            Poll::Pending => self.poll_deadline(cx),
             ready => ready,
         }
     }
@@ -93,12 +93,12 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(100);
+    const TIMEOUT: Duration = Duration::from_millis(100);
 
     #[tokio::test]
     async fn who_reads_gets_everything_who_does_not_is_left() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut ours = Impatient::new(ours, PATIENCE);
+        let mut ours = WriteTimeout::new(ours, TIMEOUT);
         let write = async {
             let result = ours.write_all(&[7; 100_000]).await;
             drop(ours);
@@ -109,7 +109,7 @@ mod tests {
         assert!(written.is_ok() && read.is_ok_and(|n| n == 100_000));
 
         let (ours, _theirs) = tokio::io::duplex(1024);
-        let mut ours = Impatient::new(ours, PATIENCE);
+        let mut ours = WriteTimeout::new(ours, TIMEOUT);
         let error = ours.write_all(&[7; 100_000]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -118,10 +118,10 @@ mod tests {
     #[tokio::test]
     async fn drops_do_not_make_a_stream() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut ours = Impatient::new(ours, PATIENCE);
+        let mut ours = WriteTimeout::new(ours, TIMEOUT);
         let drip = async {
             loop {
-                tokio::time::sleep(PATIENCE / 10).await;
+                tokio::time::sleep(TIMEOUT / 10).await;
                 let _ = theirs.read_u8().await;
             }
         };

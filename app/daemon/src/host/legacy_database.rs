@@ -20,12 +20,12 @@ use weave_ipam::Database;
 use weave_runtime::Docker;
 
 use crate::config::Config;
-use crate::store::Original;
+use crate::storage::store::Original;
 
 /// No cluster's ring is nearly as large.
 const MAX_SIZE: u64 = 256 << 20;
 /// A daemon must not wait long for Docker, which may be starting itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where the volume is in its container.
 const VOLUME: &str = "/weavedb";
 /// Where Docker keeps volumes unless told otherwise, for when it does not answer.
@@ -33,7 +33,7 @@ const VOLUMES: &str = "/var/lib/docker/volumes";
 
 /// Where a database of 2.8.1 is looked for besides the state directory.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct LegacySources {
     /// `--db-prefix`: the one and only place.
     pub prefix: Option<PathBuf>,
     /// Docker of this host, which knows the volume, and which containers run; `None`: there is none.
@@ -44,7 +44,7 @@ pub struct Places {
 
 /// A database that was found.
 #[derive(Clone, Debug)]
-pub struct Import {
+pub struct LegacyDatabase {
     /// Its file.
     pub path: PathBuf,
     /// Tells this content from any other.
@@ -55,7 +55,7 @@ pub struct Import {
 
 /// Why a database that is there cannot be taken in.
 #[derive(Debug, thiserror::Error)]
-pub enum ImportError {
+pub enum LegacyDatabaseError {
     /// The kernel refused.
     #[error("cannot read the database of 2.8.1 {path:?}: {source}")]
     Io {
@@ -78,7 +78,7 @@ pub enum ImportError {
 ///
 /// # Errors
 /// It is there and cannot be read.
-pub fn find(config: &Config) -> Result<Option<Import>, ImportError> {
+pub fn find(config: &Config) -> Result<Option<LegacyDatabase>, LegacyDatabaseError> {
     let mut found: Vec<(SystemTime, PathBuf)> = Vec::new();
     for path in candidates(config) {
         match fs::metadata(&path) {
@@ -87,7 +87,7 @@ pub fn find(config: &Config) -> Result<Option<Import>, ImportError> {
             }
             Ok(_) => {}
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            Err(source) => return Err(ImportError::Io { path, source }),
+            Err(source) => return Err(LegacyDatabaseError::Io { path, source }),
         }
     }
     // The first of those that are equally old.
@@ -100,18 +100,20 @@ pub fn find(config: &Config) -> Result<Option<Import>, ImportError> {
     read(path).map(Some)
 }
 
-fn read(path: PathBuf) -> Result<Import, ImportError> {
+fn read(path: PathBuf) -> Result<LegacyDatabase, LegacyDatabaseError> {
     let bytes = content(&path)?;
-    let damaged =
-        |e: weave_ipam::DatabaseError| ImportError::Damaged { path: path.clone(), what: e.to_string() };
+    let damaged = |e: weave_ipam::DatabaseError| LegacyDatabaseError::Damaged {
+        path: path.clone(),
+        what: e.to_string(),
+    };
     let database = Database::read(&bytes).map_err(damaged)?;
-    Ok(Import { path, digest: digest(&bytes), database })
+    Ok(LegacyDatabase { path, digest: digest(&bytes), database })
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, ImportError> {
-    let io = |source| ImportError::Io { path: path.to_owned(), source };
+fn content(path: &Path) -> Result<Vec<u8>, LegacyDatabaseError> {
+    let io = |source| LegacyDatabaseError::Io { path: path.to_owned(), source };
     if fs::metadata(path).map_err(io)?.len() > MAX_SIZE {
-        return Err(ImportError::Damaged { path: path.to_owned(), what: "it is too large".into() });
+        return Err(LegacyDatabaseError::Damaged { path: path.to_owned(), what: "it is too large".into() });
     }
     fs::read(path).map_err(io)
 }
@@ -121,7 +123,7 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 /// Where a database goes that must not be read any more.
-pub fn set_aside(path: &Path) -> PathBuf {
+pub fn retired_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".taken-over");
     name.into()
@@ -133,13 +135,13 @@ pub fn set_aside(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// It cannot be read or renamed.
-pub fn retire(original: &Original) -> Result<Option<PathBuf>, ImportError> {
+pub fn retire(original: &Original) -> Result<Option<PathBuf>, LegacyDatabaseError> {
     let (Some(path), Some(taken)) = (&original.path, &original.digest) else { return Ok(None) };
     if !path.exists() || digest(&content(path)?) != *taken {
         return Ok(None);
     }
-    let aside = set_aside(path);
-    fs::rename(path, &aside).map_err(|source| ImportError::Io { path: path.clone(), source })?;
+    let aside = retired_path(path);
+    fs::rename(path, &aside).map_err(|source| LegacyDatabaseError::Io { path: path.clone(), source })?;
     Ok(Some(aside))
 }
 
@@ -158,7 +160,8 @@ fn candidates(config: &Config) -> Vec<PathBuf> {
 
 /// Directories that may be the container's volume.
 fn volumes(docker: &Docker, container: &str) -> Vec<PathBuf> {
-    let ask = |docker: &Docker| docker.clone().with_patience(PATIENCE).volume(container, Path::new(VOLUME));
+    let ask =
+        |docker: &Docker| docker.clone().with_patience(DOCKER_TIMEOUT).volume(container, Path::new(VOLUME));
     // The first may be the proxy of the daemon that is not there any more.
     match ask(docker).or_else(|_| ask(&Docker::at(None))) {
         Ok(volume) => volume.into_iter().collect(),
@@ -207,7 +210,7 @@ mod tests {
         // A prefix is no directory, and excludes the other places.
         let prefix = dir.path().join("sub-");
         let only = |prefix: &Path| Config {
-            original: Places { prefix: Some(prefix.to_owned()), ..Places::default() },
+            original: LegacySources { prefix: Some(prefix.to_owned()), ..LegacySources::default() },
             ..config.clone()
         };
         assert!(find(&only(&prefix)).unwrap().is_none());
@@ -247,6 +250,6 @@ mod tests {
         }
         let half = &fs::read(SAMPLE).unwrap()[..5000];
         fs::write(&path, half).unwrap();
-        assert!(matches!(find(&config(dir.path())), Err(ImportError::Damaged { .. })));
+        assert!(matches!(find(&config(dir.path())), Err(LegacyDatabaseError::Damaged { .. })));
     }
 }

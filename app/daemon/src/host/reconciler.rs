@@ -14,19 +14,19 @@ use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, Netlink, 
 use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
-use crate::host_state::HostState;
-use crate::hostwork;
+use crate::host::devices;
+use crate::host::state::HostState;
 use crate::start::StartError;
-use crate::store::StoreError;
+use crate::storage::StoreError;
 
 /// How often the host is looked at. What was flushed is to be back within ten seconds.
-const LOOK: Duration = Duration::from_secs(2);
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a piece of work that has begun is waited for when the daemon ends.
-const FINISH: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to do. The text that comes back is for a person.
 #[derive(Debug)]
-pub(crate) enum Job {
+pub(crate) enum Command {
     /// All or none.
     Expose(Vec<ExposedAddress>, oneshot::Sender<Result<(), String>>),
     /// All or none.
@@ -37,24 +37,24 @@ pub(crate) enum Job {
 
 /// The way to the thread.
 #[derive(Debug)]
-pub(crate) struct Handle {
-    jobs: Option<Sender<Job>>,
+pub(crate) struct ReconcilerHandle {
+    commands: Option<Sender<Command>>,
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Handle {
+impl ReconcilerHandle {
     /// Whoever asked gets no answer once the thread has ended.
-    pub(crate) fn send(&self, job: Job) {
-        if let Some(jobs) = &self.jobs {
-            let _ = jobs.send(job);
+    pub(crate) fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            let _ = commands.send(command);
         }
     }
 
     /// Waits until what has begun is done.
     pub(crate) fn stop(mut self) {
-        self.jobs = None;
-        if self.ended.recv_timeout(FINISH) == Err(RecvTimeoutError::Timeout) {
+        self.commands = None;
+        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(
                 "the host's firewall does not answer, it may be left half-way until the next start"
             );
@@ -66,7 +66,7 @@ impl Handle {
 
 /// Why an address was not exposed or hidden. Everything is as it was, unless the text says otherwise.
 #[derive(Debug, thiserror::Error)]
-enum WorkError {
+enum CommandError {
     #[error(transparent)]
     Host(#[from] Error),
     #[error(transparent)]
@@ -76,7 +76,7 @@ enum WorkError {
 }
 
 #[derive(Debug)]
-pub(crate) struct Warden {
+pub(crate) struct HostReconciler {
     names: DeviceNames,
     bridge: BridgeConfig,
     setup: FirewallConfig,
@@ -92,9 +92,9 @@ pub(crate) struct Warden {
     repairs: u64,
 }
 
-impl Warden {
+impl HostReconciler {
     /// Reads what is remembered. Changes nothing.
-    pub(crate) fn new(config: &Config, name: PeerName) -> Result<Warden, StartError> {
+    pub(crate) fn new(config: &Config, name: PeerName) -> Result<HostReconciler, StartError> {
         let state = HostState::open(&config.state_dir)?;
         if let Some(docker) = &config.docker_bridge
             && config.docker_bridge_named
@@ -116,9 +116,9 @@ impl Warden {
             no_masq_local: config.no_masq_local,
         };
         let former: Vec<FirewallConfig> = state.firewall.iter().filter(|f| **f != setup).cloned().collect();
-        Ok(Warden {
-            names: hostwork::names(config),
-            bridge: hostwork::bridge(config, name),
+        Ok(HostReconciler {
+            names: devices::device_names(config),
+            bridge: devices::bridge(config, name),
             setup,
             docker: config.docker_bridge.clone(),
             guard: FirewallManager::new(former),
@@ -137,7 +137,7 @@ impl Warden {
             tracing::warn!("other programs may change our devices: {e}");
             Vec::new()
         });
-        let mtu = hostwork::ensure(&self.names, &self.bridge).inspect_err(|_| {
+        let mtu = devices::ensure(&self.names, &self.bridge).inspect_err(|_| {
             if !files.is_empty() {
                 weave_host::unmanaged::remove(root, &self.names);
             }
@@ -153,7 +153,7 @@ impl Warden {
             .iter()
             .for_each(|e| tracing::debug!("tidying other rules: {e}"));
         self.guard.set_local_networks(local);
-        self.look_at_rules();
+        self.reconcile_rules();
         Ok(mtu)
     }
 
@@ -233,32 +233,32 @@ impl Warden {
     }
 
     /// Starts the thread.
-    pub(crate) fn watch(mut self) -> std::io::Result<Handle> {
-        let (jobs, todo) = channel();
+    pub(crate) fn spawn(mut self) -> std::io::Result<ReconcilerHandle> {
+        let (commands, todo) = channel();
         let (end, ended) = channel();
-        let thread = std::thread::Builder::new().name("weave-warden".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("weave-host".to_owned()).spawn(move || {
             loop {
-                match todo.recv_timeout(LOOK) {
-                    Ok(job) => self.work(job),
-                    Err(RecvTimeoutError::Timeout) => self.look(),
+                match todo.recv_timeout(RECONCILE_INTERVAL) {
+                    Ok(command) => self.execute(command),
+                    Err(RecvTimeoutError::Timeout) => self.reconcile(),
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
             drop(end);
         })?;
-        Ok(Handle { jobs: Some(jobs), ended, thread: Some(thread) })
+        Ok(ReconcilerHandle { commands: Some(commands), ended, thread: Some(thread) })
     }
 
-    fn work(&mut self, job: Job) {
-        match job {
-            Job::Local(networks) => {
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Local(networks) => {
                 let all = list(networks.iter().copied());
                 self.guard.set_local_networks(networks);
                 if self.ensure_rules() {
                     tracing::debug!("reached without translation: {all}");
                 }
             }
-            Job::Expose(exposed, answer) => {
+            Command::Expose(exposed, answer) => {
                 let _scope = faults::scope("expose");
                 let all = list(exposed.iter().map(|e| e.address));
                 let result = self.expose(&exposed).map_err(|e| e.to_string());
@@ -271,7 +271,7 @@ impl Warden {
                 }
                 let _ = answer.send(result);
             }
-            Job::Hide(addresses, answer) => {
+            Command::Hide(addresses, answer) => {
                 let _scope = faults::scope("hide");
                 let all = list(addresses.iter().copied());
                 let result = self.hide(&addresses).map_err(|e| e.to_string());
@@ -286,7 +286,7 @@ impl Warden {
 
     /// Written down first: who is killed on the way finds the rest done at the next start. That the host forwards is last,
     /// because nobody knows what it would be good to go back to.
-    fn expose(&mut self, new: &[ExposedAddress]) -> Result<(), WorkError> {
+    fn expose(&mut self, new: &[ExposedAddress]) -> Result<(), CommandError> {
         let before = self.state.exposed.clone();
         for new in new {
             match self.state.exposed.iter_mut().find(|e| e.address == new.address) {
@@ -295,7 +295,7 @@ impl Warden {
             }
         }
         let mut added = Vec::new();
-        let done = self.state.write().map_err(WorkError::from).and_then(|()| {
+        let done = self.state.write().map_err(CommandError::from).and_then(|()| {
             for new in new {
                 if weave_host::add_bridge_address(&self.names.bridge, new.address)? {
                     added.push(new.address);
@@ -310,12 +310,12 @@ impl Warden {
                 let removed = weave_host::remove_bridge_address(&self.names.bridge, address);
                 removed.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
             }
-            self.back();
+            self.restore_rules_and_state();
         })
     }
 
     /// Forgotten last: who is killed on the way is exposed again at the next start.
-    fn hide(&mut self, addresses: &[Cidr]) -> Result<(), WorkError> {
+    fn hide(&mut self, addresses: &[Cidr]) -> Result<(), CommandError> {
         let before = self.state.exposed.clone();
         let present = weave_host::bridge_addresses(&self.names.bridge)?;
         self.state.exposed.retain(|e| !addresses.contains(&e.address));
@@ -323,7 +323,9 @@ impl Warden {
             return Ok(());
         }
         let removed = addresses.iter().try_for_each(|address| {
-            weave_host::remove_bridge_address(&self.names.bridge, *address).map(drop).map_err(WorkError::from)
+            weave_host::remove_bridge_address(&self.names.bridge, *address)
+                .map(drop)
+                .map_err(CommandError::from)
         });
         let rules =
             removed.and_then(|()| Ok(self.guard.ensure(&self.setup, &self.state.exposed).map(drop)?));
@@ -331,12 +333,12 @@ impl Warden {
             self.state.exposed = before;
             let restored = weave_host::restore_bridge_addresses(&self.names.bridge, &present);
             restored.unwrap_or_else(|e| tracing::error!("could not be undone: {e}"));
-            self.back();
+            self.restore_rules_and_state();
         })
     }
 
     /// Rules and file as the list says.
-    fn back(&mut self) {
+    fn restore_rules_and_state(&mut self) {
         self.save();
         if let Err(e) = self.guard.ensure(&self.setup, &self.state.exposed) {
             tracing::error!("could not be undone, it is tried again: {e}");
@@ -344,11 +346,11 @@ impl Warden {
     }
 
     /// Everything that others may have changed.
-    fn look(&mut self) {
+    fn reconcile(&mut self) {
         if self.unsaved {
             self.save();
         }
-        if let Err(e) = self.look_at_devices() {
+        if let Err(e) = self.reconcile_devices() {
             self.tell(format!("the bridge or its uplink cannot be looked after: {e}"));
         }
         let docker = self.find_docker();
@@ -358,13 +360,13 @@ impl Warden {
             self.setup.docker = docker;
             self.state.firewall = Some(self.setup.clone());
             self.save();
-            self.look_at_rules();
+            self.reconcile_rules();
         } else if self.guard.may_have_changed() {
-            self.look_at_rules();
+            self.reconcile_rules();
         }
     }
 
-    fn look_at_rules(&mut self) {
+    fn reconcile_rules(&mut self) {
         // Somebody may take them away all the time: told less and less often.
         if self.ensure_rules() {
             let place = self.guard.backend().map_or("none", Backend::name);
@@ -390,7 +392,7 @@ impl Warden {
         }
     }
 
-    fn look_at_devices(&mut self) -> Result<(), Error> {
+    fn reconcile_devices(&mut self) -> Result<(), Error> {
         let mut netlink = Netlink::open()?;
         let mut links = Vec::new();
         for name in [&self.names.bridge, &self.names.port, &self.names.device] {
@@ -398,7 +400,7 @@ impl Warden {
         }
         let [Some(bridge), Some(port), Some(_)] = &links[..] else {
             tracing::warn!("{} or its uplink was removed: making it again", self.names.bridge);
-            hostwork::ensure(&self.names, &self.bridge)?;
+            devices::ensure(&self.names, &self.bridge)?;
             let adopted = weave_host::adopt_orphans(&self.names)?;
             if !adopted.is_empty() {
                 tracing::info!("containers joined to it again: {}", adopted.join(" "));

@@ -6,7 +6,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 /// Figures of this process. What `/proc` does not tell is absent.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Process {
+pub(crate) struct ProcessStats {
     /// User and system time, in seconds.
     pub(crate) cpu: Option<f64>,
     /// Limit of open files.
@@ -23,18 +23,18 @@ pub(crate) struct Process {
     pub(crate) virtual_max: Option<i64>,
 }
 
-impl Process {
+impl ProcessStats {
     /// As of now.
-    pub(crate) fn now() -> Process {
+    pub(crate) fn now() -> ProcessStats {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let boot = fs::read_to_string("/proc/stat").unwrap_or_default();
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
         let unit = |var| sysconf(var).ok().flatten().filter(|n| *n > 0);
-        let mut process = Process {
+        let mut process = ProcessStats {
             max_fds: limit(&limits, "Max open files"),
             open_fds: fs::read_dir("/proc/self/fd").ok().map(|dir| dir.count() as i64),
             virtual_max: limit(&limits, "Max address space"),
-            ..Process::default()
+            ..ProcessStats::default()
         };
         process.read_stat(&stat, &boot, unit(SysconfVar::CLK_TCK), unit(SysconfVar::PAGE_SIZE));
         process
@@ -68,14 +68,14 @@ mod tests {
     #[test]
     fn fields_of_proc() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 9 0 1000 8192 3 18446744073709551615 1\n";
-        let mut process = Process::default();
+        let mut process = ProcessStats::default();
         process.read_stat(stat, "cpu 1\nbtime 1700000000\n", Some(100), Some(4096));
-        let expected = Process {
+        let expected = ProcessStats {
             cpu: Some(2.0),
             resident: Some(12288),
             start: Some(1_700_000_010.0),
             virtual_bytes: Some(8192),
-            ..Process::default()
+            ..ProcessStats::default()
         };
         assert_eq!(process, expected);
         process.read_stat("garbage", "", None, None);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn this_process_has_them_all() {
-        let p = Process::now();
+        let p = ProcessStats::now();
         assert!(p.cpu.is_some() && p.max_fds.is_some() && p.virtual_max.is_some(), "{p:?}");
         assert!(p.open_fds.is_some_and(|n| n >= 3) && p.resident.is_some_and(|n| n > 1 << 20), "{p:?}");
         assert!(p.start.is_some_and(|at| at > 1.6e9) && p.virtual_bytes > p.resident, "{p:?}");

@@ -10,8 +10,8 @@ use weave_mesh::PeerLabel;
 use weave_node::{ConnectionReport, Status};
 use weave_switch::DropReason;
 
-use crate::ipam_report;
-use crate::metrics::{Snapshot, Traffic};
+use crate::telemetry::ipam_report;
+use crate::telemetry::metrics::{Snapshot, Traffic};
 
 /// Width of the word about encryption, and of the overlay's name, in a connection's line.
 const ENCRYPTION_WIDTH: usize = 11;

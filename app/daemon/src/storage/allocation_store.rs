@@ -14,8 +14,8 @@ use weave_ipam::paxos::{AcceptedValue, Claims, NodeId, ProposalId};
 use weave_ipam::{AddrRange, Class, Election, Entry, Loaded, Persist, Record, Ring};
 use weave_types::{Cidr, PeerName, PeerUid};
 
-use crate::journal::Journal;
-use crate::store::StoreError;
+use crate::storage::StoreError;
+use crate::storage::journal::Journal;
 
 /// Name of the file in the state directory.
 pub const FILE_NAME: &str = "ipam.journal";
@@ -146,15 +146,15 @@ impl AllocationStore {
     }
 
     /// Whether something could not be written and waits for the next change.
-    pub fn is_behind(&self) -> bool {
-        self.journal.is_behind()
+    pub fn write_failed(&self) -> bool {
+        self.journal.write_failed()
     }
 
     /// Writes what could not be written.
     ///
     /// # Errors
     /// The kernel refused again.
-    pub fn catch_up(&mut self) -> Result<(), StoreError> {
+    pub fn retry_write(&mut self) -> Result<(), StoreError> {
         self.journal.rewrite()
     }
 

@@ -1,0 +1,16 @@
+//! What the daemon does to its host, and what it finds there.
+
+mod container_monitor;
+mod devices;
+mod inventory;
+pub mod legacy_database;
+mod legacy_takeover;
+pub mod peer_name;
+mod reconciler;
+pub mod state;
+
+pub(crate) use container_monitor::{Change, ContainerMonitor};
+pub(crate) use devices::device_names;
+pub(crate) use inventory::Inventory;
+pub(crate) use legacy_takeover::LegacyTakeover;
+pub(crate) use reconciler::{Command, HostReconciler, ReconcilerHandle};

@@ -1,0 +1,21 @@
+//! The HTTP control API (docs/spec/cli.md 7): routes, texts and codes of 2.8.1, with bounds on what a client may cost.
+//!
+//! ```text
+//! unix socket, root only       all routes
+//! 127.0.0.1:6784 (control)     all routes; requests that a browser can be tricked into are refused
+//! 127.0.0.1:6782 (status)      GET /status..., /report, /metrics; only under a name that can be this machine's
+//! --metrics-addr               GET /metrics
+//! ```
+
+mod form;
+mod host_header;
+mod ipam;
+#[cfg(test)]
+mod ipam_tests;
+mod response;
+mod routes;
+mod server;
+mod write_timeout;
+
+pub use routes::Access;
+pub use server::{Limits, Listener, serve_connection};
