@@ -42,7 +42,7 @@ sim: ## seeded simulation, SIM_SECONDS per suite
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test -p weave-sim --locked -- --nocapture
 
 lab-test: packages ## real binaries on hosts made of namespaces (needs root)
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
+	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
 	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6
 
@@ -50,12 +50,12 @@ docs: ## API documentation; broken links are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 
 claims: packages ## runs the tests that show rows of docs/claims.md and prints every row's state
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
+	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
 	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
 
 soak: packages ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/faults
+	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
 	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
 	  $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6 cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses

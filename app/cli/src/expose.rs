@@ -1,6 +1,6 @@
 //! `weave expose` and `weave hide` (docs/spec/cli.md 6).
 
-use weave_host::faults;
+use weave_host::fault_injection;
 use weave_types::Cidr;
 
 use crate::addresses::{self, Address, Book, looks_like_address, plain};
@@ -24,7 +24,7 @@ pub(crate) fn expose(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
     let mut book = Book::of(&client, ID, false);
     let cidrs = book.obtain(&addresses)?;
     if let Some(path) = path(&cidrs, without_masquerade) {
-        let asked = faults::io_point(&"asking the daemon to expose").map_err(Failure::from);
+        let asked = fault_injection::io_fail_point(&"asking the daemon to expose").map_err(Failure::from);
         let asked = asked.and_then(|()| client.post(&path, &[]).map_err(|e| explain(e, parsed, env)));
         asked.inspect_err(|_| book.give_back())?;
     }
@@ -41,7 +41,7 @@ pub(crate) fn hide(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<
     let book = Book::of(&client, ID, false);
     let cidrs = book.look_up(&addresses)?;
     if let Some(path) = path(&cidrs, &[]) {
-        faults::io_point(&"asking the daemon to hide")?;
+        fault_injection::io_fail_point(&"asking the daemon to hide")?;
         client.delete(&path).map_err(|e| explain(e, parsed, env))?;
     }
     book.release(&cidrs)?;

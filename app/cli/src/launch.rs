@@ -261,7 +261,7 @@ impl Ear {
         let path = config.launch_socket();
         // Of one that was killed; whoever works now holds the lock.
         let _ = fs::remove_file(&path);
-        let socket = weave_host::faults::io_point(&format_args!("creating {}", path.display()))
+        let socket = weave_host::fault_injection::io_fail_point(&format_args!("creating {}", path.display()))
             .and_then(|()| UnixDatagram::bind(&path))
             .map_err(|e| failed("create", &path, &e))?;
         let ear = Ear { socket, path };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weave_daemon::storage::pid_file;
-use weave_host::faults;
+use weave_host::fault_injection;
 use weave_runtime::{Docker, Network};
 
 use crate::args::Parsed;
@@ -189,7 +189,7 @@ impl<'a> Peer<'a> {
             let late = Instant::now() >= deadline;
             if late || !told.contains(&pid) {
                 let signal = if late { Signal::SIGKILL } else { Signal::SIGTERM };
-                let told_to = faults::point(&format_args!("signalling process {pid}"));
+                let told_to = fault_injection::fail_point(&format_args!("signalling process {pid}"));
                 match told_to.and_then(|()| kill(Pid::from_raw(pid), signal)) {
                     Ok(()) | Err(nix::errno::Errno::ESRCH) => told.push(pid),
                     Err(e) => {

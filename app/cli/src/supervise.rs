@@ -36,7 +36,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let _ = nix::unistd::setsid();
     if !restart {
         // Nothing to supervise: become the daemon.
-        weave_host::faults::io_point(&"becoming the daemon")?;
+        weave_host::fault_injection::io_fail_point(&"becoming the daemon")?;
         return Err(Command::new(std::env::current_exe()?).arg("daemon").args(args).exec().into());
     }
     let mut signals = SigSet::empty();
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let (mut delay, mut killed) = (FIRST_WAIT, false);
     loop {
         let begin = Instant::now();
-        weave_host::faults::io_point(&"starting the daemon")?;
+        weave_host::fault_injection::io_fail_point(&"starting the daemon")?;
         let mut child = Command::new(std::env::current_exe()?).arg("daemon").args(args).spawn()?;
         let (status, told_to_end) = attend(&mut child, &signals)?;
         if told_to_end || status.success() {

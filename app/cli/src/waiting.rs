@@ -55,7 +55,7 @@ pub(crate) fn call(
     path: &str,
     form: &[(&str, &str)],
 ) -> Result<String, Problem> {
-    weave_host::faults::io_point(&format_args!("asking the daemon: {method} {path}"))
+    weave_host::fault_injection::io_fail_point(&format_args!("asking the daemon: {method} {path}"))
         .map_err(|e| Problem::BrokenOff(e.into()))?;
     let signals = if weave_host::critical::entered() { None } else { Signals::block() };
     let (answer, result) = mpsc::channel();

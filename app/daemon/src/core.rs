@@ -361,7 +361,7 @@ impl Core {
             }
             Request::Allocate { id, request, answer } => {
                 let Some(allocation) = &mut self.allocation else { return };
-                let _scope = weave_host::faults::scope("ip");
+                let _operation = weave_host::fault_injection::operation("ip");
                 let ready = allocation.submit(id, request, answer, &mut self.node, now);
                 self.drain();
                 if let Some((answer, response)) = ready {

@@ -63,7 +63,7 @@ pub(crate) struct Net<R> {
 /// Binds the listener for peers: `host`, or all addresses of IPv4, like the UDP sockets of the data path.
 pub(crate) fn listen(host: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     let addr = SocketAddr::new(host.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port);
-    weave_host::faults::io_point(&format_args!("listening on {addr}"))?;
+    weave_host::fault_injection::io_fail_point(&format_args!("listening on {addr}"))?;
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;

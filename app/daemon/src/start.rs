@@ -155,7 +155,7 @@ async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     let run_dir = config.run_dir.clone();
     let created = !run_dir.exists();
     let make = || {
-        weave_host::faults::io_point(&"making the run directory")?;
+        weave_host::fault_injection::io_fail_point(&"making the run directory")?;
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir)
     };
     let made = make();
@@ -243,13 +243,13 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
-    let known = weave_host::faults::io_point(&"removing the mark of a new launch");
+    let known = weave_host::fault_injection::io_fail_point(&"removing the mark of a new launch");
     if let Err(e) = known.and_then(|()| std::fs::remove_file(config.fresh_file()))
         && e.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!("a restart will forget the peers named by 'weave connect': cannot remove fresh: {e}");
     }
-    weave_host::faults::started();
+    weave_host::fault_injection::startup_complete();
     notifier.ready(&name.to_string());
     let result = core.run(listener, facts, signals).await.map_err(system("go on"));
     notifier.stopping();

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use weave_types::MacAddr;
 
-use crate::{Error, Link, faults};
+use crate::{Error, Link, fault_injection};
 
 const ETH_P_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
@@ -21,7 +21,7 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(1);
 pub fn announce(link: &Link, addr: Ipv4Addr) -> Result<(), Error> {
     let step = || format!("announcing {addr} on {}", link.name);
     let mac = link.mac.ok_or_else(|| Error::Argument(format!("{} has no Ethernet address", link.name)))?;
-    faults::point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
+    fault_injection::fail_point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
     // Protocol 0: this socket never receives.
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| Error::socket(step(), e, "packet sockets (CONFIG_PACKET, module af_packet)"))?;

@@ -4,7 +4,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::{Error, faults};
+use crate::{Error, fault_injection};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -43,7 +43,7 @@ pub(crate) fn load_drop() -> Result<OwnedFd, Error> {
         Instruction { opcode: 0x95, registers: 0, offset: 0, immediate: 0 },
     ];
     let step = "loading a BPF program that drops frames";
-    faults::point(&step).map_err(|e| Error::refused(step, e, ""))?;
+    fault_injection::fail_point(&step).map_err(|e| Error::refused(step, e, ""))?;
     let license = c"Apache-2.0";
     let attributes = LoadAttributes {
         program_type: BPF_PROG_TYPE_SCHED_CLS,

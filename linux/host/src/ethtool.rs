@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::links::check_name;
-use crate::{Error, faults};
+use crate::{Error, fault_injection};
 
 const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_STXCSUM: u32 = 0x17;
@@ -35,7 +35,7 @@ pub fn disable_tx_checksum(interface: &str) -> Result<bool, Error> {
 fn call(interface: &str, command: u32, data: u32, step: &str) -> Result<u32, Error> {
     check_name(interface)?;
     let step = || format!("{step} {interface}");
-    faults::point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
+    fault_injection::fail_point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| Error::refused(step(), e, ""))?;
     let mut value = Value { command, data };

@@ -8,7 +8,7 @@ use weave_types::Cidr;
 
 use crate::arp::{SETTLE, announce};
 use crate::bridge::no_bridge;
-use crate::{DeviceNames, Error, Link, Netlink, faults, sysctl};
+use crate::{DeviceNames, Error, Link, Netlink, fault_injection, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
 ///
@@ -136,8 +136,10 @@ pub fn enable_forwarding() -> Result<bool, Error> {
     if present.trim() != "0" {
         return Ok(false);
     }
-    let write =
-        || faults::io_point(&format_args!("writing 1 to {PATH}")).and_then(|()| std::fs::write(PATH, "1"));
+    let write = || {
+        fault_injection::io_fail_point(&format_args!("writing 1 to {PATH}"))
+            .and_then(|()| std::fs::write(PATH, "1"))
+    };
     write().map_err(|e| Error::io(step("writing 1 to"), &e)).map(|()| true)
 }
 

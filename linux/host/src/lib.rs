@@ -37,7 +37,7 @@ pub mod critical;
 mod error;
 mod ethtool;
 mod expose;
-pub mod faults;
+pub mod fault_injection;
 pub mod firewall;
 pub mod identity;
 mod ipset;
@@ -50,16 +50,13 @@ mod netlink;
 mod netns;
 mod openvswitch;
 mod routes;
-mod steps;
 mod sysctl;
 mod tc;
 pub mod unmanaged;
 
 pub use addresses::Address;
 pub use arp::announce;
-pub use attach::{
-    AttachRequest, Attached, DetachRequest, Detached, attach, attach_with, detach, detach_with,
-};
+pub use attach::{AttachRequest, Attached, DetachRequest, Detached, attach, detach};
 pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, DeviceNames, Mtu, UplinkInfo, bridge_kind, ensure_bridge,
     ensure_uplink, link_mac, owned_devices, remove_all, stale_links,
@@ -83,5 +80,4 @@ pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceLock, NetNs};
 pub use routes::Route;
-pub use steps::Steps;
 pub use tc::IngressDrop;

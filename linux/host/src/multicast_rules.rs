@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use weave_types::Cidr;
 
-use crate::faults;
+use crate::fault_injection;
 
 const MULTICAST: &str = "224.0.0.0/4";
 /// Seconds that `iptables` waits for another one.
@@ -199,7 +199,7 @@ impl Firewall {
     }
 
     fn run_once(&self, arguments: &[&str]) -> Result<(Option<i32>, String), (Option<i32>, String)> {
-        faults::point(&arguments.join(" ")).map_err(|e| (None, e.desc().to_owned()))?;
+        fault_injection::fail_point(&arguments.join(" ")).map_err(|e| (None, e.desc().to_owned()))?;
         let output = Command::new(&self.program)
             .args(arguments)
             .env("LC_ALL", "C")

@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use crate::{Error, faults};
+use crate::{Error, fault_injection};
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
@@ -53,7 +53,7 @@ impl Netlink {
 
     pub(crate) fn open_protocol(protocol: isize) -> Result<Netlink, Error> {
         let step = "opening a netlink socket";
-        faults::point(&step).map_err(|e| Error::refused(step, e, ""))?;
+        fault_injection::fail_point(&step).map_err(|e| Error::refused(step, e, ""))?;
         let io = |e: std::io::Error| Error::io(step, &e);
         let mut socket = Socket::new(protocol).map_err(|e| {
             let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
@@ -87,7 +87,7 @@ impl Netlink {
         flags: u16,
         step: &dyn Display,
     ) -> Result<Vec<Reply>, Error> {
-        faults::point(step).map_err(|e| Error::refused(step, e, ""))?;
+        fault_injection::fail_point(step).map_err(|e| Error::refused(step, e, ""))?;
         for _ in 0..DUMP_ATTEMPTS {
             self.sequence = self.sequence.wrapping_add(1);
             let bytes = request.finish(flags, self.sequence);

@@ -12,18 +12,18 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
 
 use crate::netlink::{Request, find, u32_at};
-use crate::{Error, Netlink, faults};
+use crate::{Error, Netlink, fault_injection};
 
-/// Where `ip netns add` puts names.
+/// Directory in which `ip netns add` creates names.
 const NAMED: &str = "/var/run/netns";
-/// `NS_GET_NSTYPE`: which kind of namespace an open file stands for (Linux 4.11).
+/// ioctl `NS_GET_NSTYPE`: returns the kind of namespace that an open file refers to (Linux 4.11).
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-/// How long one waits for another process that works on the same namespace.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for another process that works on the same namespace.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Tells namespaces apart: two handles stand for the same namespace exactly if these are equal.
+/// Identity of a namespace: two handles refer to the same namespace exactly if these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespaceId {
     device: u64,
@@ -31,13 +31,13 @@ pub struct NamespaceId {
 }
 
 impl NamespaceId {
-    /// The number that `ls -L -i` shows and `/proc/<pid>/ns/net` has in brackets.
+    /// The number that `ls -L -i` prints, and the target of the link `/proc/<pid>/ns/net` in brackets.
     pub fn inode(self) -> u64 {
         self.inode
     }
 }
 
-/// An open network namespace. It lives at least as long as the handle.
+/// An open network namespace. The handle keeps the namespace alive.
 #[derive(Debug)]
 pub struct NetNs {
     file: File,
@@ -45,7 +45,7 @@ pub struct NetNs {
     label: String,
 }
 
-/// Held by the one process that changes a namespace; given back when dropped, or when the process ends.
+/// Held by the one process that changes a namespace; released when dropped, or when the process ends.
 #[derive(Debug)]
 pub struct NamespaceLock {
     _lock: Flock<File>,
@@ -57,8 +57,7 @@ impl NetNs {
         open(Path::new("/proc/thread-self/ns/net"), "the current network namespace".into())
     }
 
-    /// The namespace that `ip netns` knows under `name`, or the one that the file `name` stands for if there is a
-    /// slash in it.
+    /// The namespace that `ip netns` calls `name`, or the one that the file `name` refers to if it contains a slash.
     pub fn named(name: &str) -> Result<NetNs, Error> {
         if name.contains('/') {
             return NetNs::at(Path::new(name));
@@ -75,7 +74,7 @@ impl NetNs {
         }
     }
 
-    /// The namespace that a file stands for: a bind mount, or a link under `/proc/<pid>/ns`.
+    /// The namespace that a file refers to: a bind mount, or a link under `/proc/<pid>/ns`.
     pub fn at(path: &Path) -> Result<NetNs, Error> {
         open(path, format!("network namespace {}", path.display()))
     }
@@ -93,8 +92,8 @@ impl NetNs {
         }
     }
 
-    /// Every network namespace that a visible process is in, with the lowest such process id, in order of those.
-    /// Processes that this one may not look at are left out.
+    /// Every network namespace of a process, with the lowest process id in it, in order of those ids. Processes that this process may
+    /// not inspect are left out.
     pub fn all_of_processes() -> Result<Vec<(u32, NetNs)>, Error> {
         let step = "listing processes";
         let entries = std::fs::read_dir("/proc").map_err(|e| Error::io(step, &e))?;
@@ -112,7 +111,7 @@ impl NetNs {
         Ok(found)
     }
 
-    /// Which namespace it is.
+    /// The identity of the namespace.
     pub fn id(&self) -> NamespaceId {
         self.id
     }
@@ -123,13 +122,15 @@ impl NetNs {
         Ok(NetNs { file, id: self.id, label: self.label.clone() })
     }
 
-    /// Runs `work` inside the namespace, on a thread of its own that ends with it. Processes that it starts are in the
-    /// namespace too. A panic goes on in the caller.
+    /// Runs `work` inside the namespace, on a thread of its own. Processes that it starts are in the namespace too. A panic is
+    /// propagated to the caller.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        let operation = fault_injection::Context::current();
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                let _operation = operation.enter();
                 let enter = || {
-                    faults::point(&"entering a namespace")?;
+                    fault_injection::fail_point(&"entering a namespace")?;
                     setns(&self.file, CloneFlags::CLONE_NEWNET)
                 };
                 enter().map_err(|e| {
@@ -148,12 +149,12 @@ impl NetNs {
         })
     }
 
-    /// A netlink socket that works in the namespace from wherever it is used.
+    /// A netlink socket of the namespace; it may be used by any thread.
     pub fn netlink(&self) -> Result<Netlink, Error> {
         self.run(Netlink::open)?
     }
 
-    /// The number by which the namespace of `seen_from` refers to this one, if it has one.
+    /// The number (`nsid`) by which the namespace of `seen_from` refers to this one, if it has one.
     pub fn number(&self, seen_from: &mut Netlink) -> Result<Option<i32>, Error> {
         // struct rtgenmsg, padded.
         let mut request = Request::new(libc::RTM_GETNSID, 0, &[0; 4]);
@@ -169,11 +170,11 @@ impl NetNs {
 
     /// Waits until no other process that uses this function works on the namespace.
     pub fn lock(&self) -> Result<NamespaceLock, Error> {
-        // Locks belong to an open file, so a handle that is merely duplicated would not exclude its sisters.
+        // A lock belongs to an open file, so a duplicated handle would not exclude its duplicates.
         let path = format!("/proc/self/fd/{}", self.as_raw_fd());
         let step = || format!("locking {self}");
         let mut file = File::open(path).map_err(|e| Error::io(step(), &e))?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(NamespaceLock { _lock: lock }),

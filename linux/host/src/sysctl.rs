@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::links::check_name;
-use crate::{Error, faults};
+use crate::{Error, fault_injection};
 
 /// Neighbour cache of interfaces on the weave network: addresses move between containers, so believe entries for
 /// seconds only, and probe them soon (docs/spec/data-plane.md 1.2).
@@ -28,7 +28,7 @@ pub(crate) fn set(tree: &str, interface: &str, key: &str, value: &str) -> Result
         _ => {}
     }
     let write = || {
-        faults::io_point(&path.display())?;
+        fault_injection::io_fail_point(&path.display())?;
         std::fs::write(&path, value)
     };
     write().map_err(|e| {

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{DeviceNames, Error, faults};
+use crate::{DeviceNames, Error, fault_injection};
 
 /// The first line, by which our files are known.
 const MARK: &str = "# Written by 'weave launch', removed by 'weave reset'.";
@@ -98,7 +98,7 @@ pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
         if !fs::read_to_string(&path).is_ok_and(|text| text.starts_with(MARK)) {
             continue;
         }
-        let gone = faults::io_point(&format_args!("removing {}", path.display()));
+        let gone = fault_injection::io_fail_point(&format_args!("removing {}", path.display()));
         match gone.and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
                 removed.push(path);
@@ -123,9 +123,9 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     }
     // A name that none of the programs reads.
     let temporary = path.with_extension("weave-new");
-    faults::io_point(&format_args!("writing {}", path.display()))?;
+    fault_injection::io_fail_point(&format_args!("writing {}", path.display()))?;
     let done = fs::write(&temporary, content)
-        .and_then(|()| faults::io_point(&format_args!("replacing {}", path.display())))
+        .and_then(|()| fault_injection::io_fail_point(&format_args!("replacing {}", path.display())))
         .and_then(|()| fs::rename(&temporary, path));
     done.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
@@ -137,7 +137,8 @@ fn tell(root: &Path, command: &[&str], running: &str) {
     {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let told = faults::io_point(&format_args!("running {program}")).and_then(|()| command.status());
+        let told = fault_injection::io_fail_point(&format_args!("running {program}"))
+            .and_then(|()| command.status());
         match told {
             Ok(status) if status.success() => {}
             Ok(status) => tracing::warn!("{program} did not read its configuration again: {status}"),

@@ -103,7 +103,8 @@ pub(crate) fn request(
     body: Option<Body<'_>>,
     patience: Duration,
 ) -> Result<Response, HttpError> {
-    weave_host::faults::io_point(&format_args!("asking Docker: {method} {path}")).map_err(HttpError::Io)?;
+    weave_host::fault_injection::io_fail_point(&format_args!("asking Docker: {method} {path}"))
+        .map_err(HttpError::Io)?;
     let deadline = Instant::now() + patience;
     let stream: Box<dyn Stream> = match endpoint {
         Endpoint::Unix(path) => Box::new(UnixStream::connect(path).map_err(HttpError::Connect)?),

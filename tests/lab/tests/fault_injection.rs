@@ -1,7 +1,7 @@
 //! Every operation of a command on its host is made to fail, one after the other; or the process is killed before it. After a
 //! failure the host is as before, after a success as if nothing had happened, and in any case the next command works.
 //!
-//! Needs a program built with feature `faults`, as `make lab-test` does.
+//! Needs a program built with feature `fault-injection`, as `make lab-test` does.
 
 use weave_lab::{Host, Lab, Outcome, Topology};
 
@@ -68,8 +68,8 @@ fn possible(host: &Host) -> bool {
     let (_, step) = faulty(host, EIO, Of::Process("reset"), 0, &["reset"]);
     if step.is_none() {
         let required = std::env::var("WEAVE_LAB_REQUIRED").as_deref() == Ok("1");
-        assert!(!required, "the program is built without feature `faults`");
-        eprintln!("SKIPPED: the program is built without feature `faults`");
+        assert!(!required, "the program is built without feature `fault-injection`");
+        eprintln!("SKIPPED: the program is built without feature `fault-injection`");
     }
     step.is_some()
 }

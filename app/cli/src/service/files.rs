@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use weave_host::faults;
+use weave_host::fault_injection;
 
 use crate::Failure;
 
@@ -44,7 +44,7 @@ impl Undo {
         if path.is_dir() {
             return Ok(());
         }
-        faults::io_point(&format_args!("creating {}", path.display()))
+        fault_injection::io_fail_point(&format_args!("creating {}", path.display()))
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(mode).create(path))
             .map_err(|e| failed("create", path, &e))?;
         self.made.push(path.to_owned());
@@ -80,10 +80,10 @@ fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> 
     name.push(".new");
     let temporary = path.with_file_name(name);
     let _ = fs::remove_file(&temporary);
-    let written = faults::io_point(&format_args!("writing {}", temporary.display()))
+    let written = fault_injection::io_fail_point(&format_args!("writing {}", temporary.display()))
         .and_then(|()| OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary))
         .and_then(|mut f| f.write_all(content).and_then(|()| f.sync_all()))
-        .and_then(|()| faults::io_point(&format_args!("replacing {}", path.display())))
+        .and_then(|()| fault_injection::io_fail_point(&format_args!("replacing {}", path.display())))
         .and_then(|()| fs::rename(&temporary, path));
     written.map_err(|e| {
         let _ = fs::remove_file(&temporary);
@@ -97,7 +97,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
     if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    let removed = faults::io_point(&format_args!("removing {}", path.display()));
+    let removed = fault_injection::io_fail_point(&format_args!("removing {}", path.display()));
     match removed.and_then(|()| fs::remove_file(path)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &e)),
         _ => Ok(()),

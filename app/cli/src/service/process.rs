@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weave_daemon::config::LogFile;
-use weave_host::faults;
+use weave_host::fault_injection;
 
 use super::{Job, Keeper, files};
 use crate::Failure;
@@ -39,7 +39,7 @@ impl Keeper for Process<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         // Nothing of the caller stays open; what is written before the daemon has its log goes there, too.
         let path = &self.log.path;
-        let log = faults::io_point(&"opening the log file")
+        let log = fault_injection::io_fail_point(&"opening the log file")
             .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(path));
         let log = log.map_err(|e| files::failed("open the log file", path, &e))?;
         let second = log.try_clone()?;
@@ -59,7 +59,7 @@ impl Keeper for Process<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::from(log))
             .stderr(Stdio::from(second));
-        let child = faults::io_point(&"starting the daemon")
+        let child = fault_injection::io_fail_point(&"starting the daemon")
             .and_then(|()| command.spawn())
             .map_err(|e| Failure::new(1, format_args!("cannot start the daemon: {e}")))?;
         self.child = Some(child);

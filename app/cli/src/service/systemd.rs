@@ -64,7 +64,7 @@ fn inside(unit: &str) -> bool {
 
 /// Runs systemctl; its output.
 fn systemctl(args: &[&str]) -> Result<String, Failure> {
-    let output = weave_host::faults::io_point(&format_args!("systemctl {}", args.join(" ")))
+    let output = weave_host::fault_injection::io_fail_point(&format_args!("systemctl {}", args.join(" ")))
         .and_then(|()| Command::new("systemctl").args(args).output())
         .map_err(|e| Failure::new(1, format_args!("cannot run systemctl: {e}")))?;
     if output.status.success() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
-use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, Netlink, faults};
+use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, Netlink, fault_injection};
 use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
@@ -259,7 +259,7 @@ impl HostReconciler {
                 }
             }
             Command::Expose(exposed, answer) => {
-                let _scope = faults::scope("expose");
+                let _operation = fault_injection::operation("expose");
                 let all = list(exposed.iter().map(|e| e.address));
                 let result = self.expose(&exposed).map_err(|e| e.to_string());
                 match &result {
@@ -272,7 +272,7 @@ impl HostReconciler {
                 let _ = answer.send(result);
             }
             Command::Hide(addresses, answer) => {
-                let _scope = faults::scope("hide");
+                let _operation = fault_injection::operation("hide");
                 let all = list(addresses.iter().copied());
                 let result = self.hide(&addresses).map_err(|e| e.to_string());
                 match &result {

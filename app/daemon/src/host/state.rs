@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use weave_host::faults;
+use weave_host::fault_injection;
 use weave_host::firewall::{DockerBridge, ExposedAddress, FirewallConfig};
 
 use crate::storage::StoreError;
@@ -132,7 +132,7 @@ impl HostState {
         text.push(b'\n');
         let replaced = write_file(&temporary, &text).map_err(failed("write", &temporary)).and_then(|()| {
             let rename = || fs::rename(&temporary, &path);
-            faults::io_point(&"replacing the host's state")
+            fault_injection::io_fail_point(&"replacing the host's state")
                 .and_then(|()| rename())
                 .map_err(failed("replace", &path))
         });
@@ -141,13 +141,14 @@ impl HostState {
             let _ = fs::remove_file(&temporary);
             return Err(e);
         }
-        faults::io_point(&"syncing the host's state").map_err(failed("sync directory", &self.dir))?;
+        fault_injection::io_fail_point(&"syncing the host's state")
+            .map_err(failed("sync directory", &self.dir))?;
         File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
     }
 }
 
 fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
-    faults::io_point(&"writing the host's state")?;
+    fault_injection::io_fail_point(&"writing the host's state")?;
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
     file.write_all(text)?;
     file.sync_all()

@@ -87,7 +87,7 @@ impl Listener {
             ListenAddr::Unix(path) => Listener::bind_unix(path, access),
             ListenAddr::Tcp { host, port } => {
                 let name = if host.is_empty() { "0.0.0.0" } else { host };
-                weave_host::faults::io_point(&format_args!("listening on {addr}"))?;
+                weave_host::fault_injection::io_fail_point(&format_args!("listening on {addr}"))?;
                 let listener = TcpListener::bind((name, *port)).await?;
                 let limits = Limits::default();
                 Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone(), limits })
@@ -96,21 +96,21 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path, access: Access) -> io::Result<Listener> {
-        weave_host::faults::io_point(&"removing a stale control socket")?;
+        weave_host::fault_injection::io_fail_point(&"removing a stale control socket")?;
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        weave_host::faults::io_point(&"making the control socket")?;
+        weave_host::fault_injection::io_fail_point(&"making the control socket")?;
         // Made under another name and moved once its mode is right: nobody connects in between.
         let hidden = path.with_extension("new");
         let _ = std::fs::remove_file(&hidden);
         let listener = UnixListener::bind(&hidden)?;
         // Goes if something fails before it has its name.
         let _unfinished = SocketFile::new(&hidden);
-        weave_host::faults::io_point(&"moving the control socket")?;
+        weave_host::fault_injection::io_fail_point(&"moving the control socket")?;
         std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
-        weave_host::faults::io_point(&"naming the control socket")?;
+        weave_host::fault_injection::io_fail_point(&"naming the control socket")?;
         std::fs::rename(&hidden, path)?;
         let socket = Socket::Unix(listener, SocketFile::new(path));
         Ok(Listener { socket, access, host: String::new(), limits: Limits::default() })

@@ -19,7 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use weave_host::faults;
+use weave_host::fault_injection;
 
 use crate::storage::StoreError;
 
@@ -109,7 +109,9 @@ impl Journal {
         };
         let record = record(key, value, synced);
         let length = record.len() as u64;
-        if let Err(e) = faults::io_point(&"writing to the journal").and_then(|()| file.write_all(&record)) {
+        if let Err(e) =
+            fault_injection::io_fail_point(&"writing to the journal").and_then(|()| file.write_all(&record))
+        {
             // The rest of a record must not stand in front of the next one.
             self.file = None;
             self.write_failed = true;
@@ -141,7 +143,7 @@ impl Journal {
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         let Some(file) = self.file.as_mut().filter(|_| self.dirty) else { return Ok(()) };
         self.dirty = false;
-        let result = faults::io_point(&"syncing the journal").and_then(|()| file.sync_data());
+        let result = fault_injection::io_fail_point(&"syncing the journal").and_then(|()| file.sync_data());
         result.map_err(|e| {
             self.file = None;
             self.write_failed = true;
@@ -191,13 +193,13 @@ impl Journal {
         }
         let mut options = OpenOptions::new();
         options.create(true).truncate(true).write(true).mode(0o600);
-        let mut file = faults::io_point(&"making a journal")
+        let mut file = fault_injection::io_fail_point(&"making a journal")
             .and_then(|()| options.open(&new))
             .map_err(failed("write", &new))?;
         self.file = None;
         file.write_all(&bytes).map_err(failed("write", &new))?;
         file.sync_all().map_err(failed("sync", &new))?;
-        faults::io_point(&"replacing the journal")
+        fault_injection::io_fail_point(&"replacing the journal")
             .and_then(|()| fs::rename(&new, &self.path))
             .map_err(failed("replace", &self.path))?;
         let dir = self.path.parent().unwrap_or(Path::new("/"));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use weave_host::faults;
+use weave_host::fault_injection;
 
 /// A lock that is still held after this time is somebody's.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ impl PidFile {
         let mut remaining = LOCK_TIMEOUT;
         wait_for_exit(path);
         loop {
-            faults::io_point(&"taking a pid file").map_err(io)?;
+            fault_injection::io_fail_point(&"taking a pid file").map_err(io)?;
             let file = OpenOptions::new()
                 .create(true)
                 .truncate(false)
@@ -91,7 +91,7 @@ impl PidFile {
             }
             // From here on the file goes if something fails.
             let mut held = PidFile { lock, path: path.to_owned() };
-            faults::io_point(&"writing a pid file").map_err(io)?;
+            fault_injection::io_fail_point(&"writing a pid file").map_err(io)?;
             held.lock.set_len(0).map_err(io)?;
             held.lock.rewind().map_err(io)?;
             held.lock.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(io)?;

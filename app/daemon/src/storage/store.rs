@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use weave_host::faults;
+use weave_host::fault_injection;
 use weave_types::{PeerName, ShortId};
 
 /// Name of the file in the state directory.
@@ -110,7 +110,7 @@ impl Store {
     pub fn open(dir: &Path, name: PeerName) -> Result<Store, StoreError> {
         let created = !dir.exists();
         let step = |step, path: &Path, source| StoreError::Io { step, path: path.to_owned(), source };
-        faults::io_point(&"making the state directory")
+        fault_injection::io_fail_point(&"making the state directory")
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
             .map_err(|e| step("create directory", dir, e))?;
         let mut state = read(&dir.join(FILE_NAME))?.unwrap_or_default();
@@ -218,19 +218,20 @@ impl Store {
     fn write(&self) -> Result<(), StoreError> {
         let temporary = self.write_temporary()?;
         let path = self.dir.join(FILE_NAME);
-        let replaced = faults::io_point(&"replacing the state").and_then(|()| fs::rename(&temporary, &path));
+        let replaced = fault_injection::io_fail_point(&"replacing the state")
+            .and_then(|()| fs::rename(&temporary, &path));
         if let Err(e) = replaced {
             let _ = fs::remove_file(&temporary);
             return Err(failed("replace", &path)(e));
         }
-        faults::io_point(&"syncing the state").map_err(failed("sync directory", &self.dir))?;
+        fault_injection::io_fail_point(&"syncing the state").map_err(failed("sync directory", &self.dir))?;
         File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
     }
 
     /// The state in a file beside the real one, synced.
     fn write_temporary(&self) -> Result<PathBuf, StoreError> {
         let temporary = self.dir.join(".peer.json.new");
-        faults::io_point(&"writing the state").map_err(failed("write", &temporary))?;
+        fault_injection::io_fail_point(&"writing the state").map_err(failed("write", &temporary))?;
         let mut text =
             serde_json::to_vec(&self.state).map_err(|e| failed("encode", &temporary)(io::Error::other(e)))?;
         text.push(b'\n');

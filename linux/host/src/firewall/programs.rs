@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::listing::Listing;
 use super::rules::Table;
-use crate::faults;
+use crate::fault_injection;
 use crate::multicast_rules::FirewallError;
 
 /// Seconds that a program waits for another one that changes rules.
@@ -209,7 +209,7 @@ fn output(command: &mut Command) -> Result<String, FirewallError> {
 /// Runs a program with `input`; what it printed, or its exit status and its first complaint.
 fn feed(command: &mut Command, input: &str) -> Result<String, (Option<i32>, String)> {
     let cannot = |what: &str, e: &std::io::Error| (None, format!("cannot be {what}: {e}"));
-    faults::io_point(&format_args!("running {command:?}")).map_err(|e| cannot("run", &e))?;
+    fault_injection::io_fail_point(&format_args!("running {command:?}")).map_err(|e| cannot("run", &e))?;
     let mut child = command
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())

@@ -1,6 +1,6 @@
+use weave_host::fault_injection::fail_nth;
 use weave_host::{
-    AttachRequest, BridgePorts, DetachRequest, Error, Firewall, NetNs, Netlink, Rule, Steps, attach,
-    attach_with, detach, detach_with,
+    AttachRequest, BridgePorts, DetachRequest, Error, Firewall, NetNs, Netlink, Rule, attach, detach,
 };
 use weave_types::MacAddr;
 
@@ -147,70 +147,91 @@ fn detach_takes_only_what_it_is_told() {
     });
 }
 
+/// Makes each operation of `run` fail in turn. A failure must leave the host as it was; a success despite the failure (of an
+/// optional operation) is undone by `undo`. Returns how many operations there are.
+fn fail_each<T: std::fmt::Debug>(
+    ns: &NetNs,
+    run: impl Fn() -> Result<T, Error>,
+    undo: impl Fn(),
+    lines: impl Fn() -> Vec<String>,
+) -> usize {
+    for n in 0.. {
+        let before = lines();
+        let (result, failed) = {
+            let injection = fail_nth(n);
+            (run(), injection.failed())
+        };
+        let Some(operation) = failed else {
+            result.unwrap();
+            return n;
+        };
+        match result {
+            Ok(_) => undo(),
+            Err(error) => {
+                assert!(!matches!(error, Error::Undo { .. }), "operation {n}, {operation}: {error}");
+                assert_eq!(lines(), before, "operation {n}, {operation}: {error}, in {ns}");
+            }
+        }
+    }
+    unreachable!("the loop ends at the first operation that is not reached")
+}
+
 #[test]
-fn an_attach_that_fails_anywhere_changes_nothing() {
+fn attach_that_fails_at_any_operation_changes_nothing() {
     host(|| {
         launch();
-        // To a fresh container, and to one that has an interface which is down.
         let (fresh, used) = (container(), container());
         attach(&AttachRequest {
             multicast_route: false,
             ..AttachRequest::new(&used, "2", &cidrs("10.32.0.2/12"))
         })
         .unwrap();
-        sh_in(&used, "ip link set ethwe down");
+        let set_down = || drop(sh_in(&used, "ip link set ethwe down"));
+        set_down();
         let addresses = cidrs("10.32.0.1/12 10.2.1.1/24");
-        for (ns, id, fewest) in [(&fresh, "1", 15), (&used, "2", 7)] {
-            let request = AttachRequest { keep_tx_on: false, ..AttachRequest::new(ns, id, &addresses) };
-            let before = (picture(), picture_of(ns));
-            let mut n = 0;
-            loop {
-                let steps = Steps::fail_at(n);
-                let result = attach_with(&request, &steps);
-                if !steps.failed() {
-                    assert!(result.is_ok(), "{result:?}");
-                    break;
-                }
-                let error = result.unwrap_err();
-                assert!(error.to_string().contains("made to fail"), "{error}");
-                assert_eq!((picture(), picture_of(ns)), before, "after {error}");
-                n += 1;
-            }
-            assert!(n >= fewest, "only {n} operations for {id}");
-        }
+        let lines = |ns: &NetNs| vec![picture(), picture_of(ns)];
+        let request = AttachRequest { keep_tx_on: false, ..AttachRequest::new(&fresh, "1", &addresses) };
+        let undo = || drop(detach(&DetachRequest::new(&fresh, &addresses)).unwrap());
+        let count = fail_each(&fresh, || attach(&request), undo, || lines(&fresh));
+        assert!(count >= 30, "only {count} operations on a container without interface");
+        let request = AttachRequest { keep_tx_on: false, ..AttachRequest::new(&used, "2", &addresses) };
+        let undo = || {
+            detach(&DetachRequest::new(&used, &addresses)).unwrap();
+            set_down();
+        };
+        let count = fail_each(&used, || attach(&request), undo, || lines(&used));
+        assert!(count >= 15, "only {count} operations on an interface that exists and is down");
     });
 }
 
 #[test]
-fn a_detach_that_fails_anywhere_changes_nothing() {
+fn detach_that_fails_at_any_operation_changes_nothing() {
     host(|| {
         launch();
         let ns = container();
-        attach(&AttachRequest::new(&ns, "1", &cidrs("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24"))).unwrap();
-        sh_in(&ns, "ip route add 192.0.2.0/24 via 10.2.1.99; ip route add default via 10.32.0.99");
-        let before = (picture(), picture_of(&ns));
+        let all = cidrs("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24");
+        let attach_all = || {
+            attach(&AttachRequest::new(&ns, "1", &all)).unwrap();
+            sh_in(&ns, "ip route add 192.0.2.0/24 via 10.2.1.99; ip route add default via 10.32.0.99");
+        };
+        attach_all();
+        let lines = || {
+            let mut lines: Vec<String> =
+                format!("{}\n{}", picture(), picture_of(&ns)).lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
         for (addresses, fewest) in
-            [("10.2.1.1/24 10.2.1.2/24", 3), ("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24", 4)]
+            [("10.2.1.1/24 10.2.1.2/24", 10), ("10.32.0.1/12 10.2.1.1/24 10.2.1.2/24", 8)]
         {
             let addresses = cidrs(addresses);
-            for n in 0..fewest {
-                let steps = Steps::fail_at(n);
-                let error = detach_with(&DetachRequest::new(&ns, &addresses), &steps).unwrap_err();
-                assert!(steps.failed() && !matches!(error, Error::Undo { .. }), "{error}");
-                let sorted = |p: (String, String)| {
-                    let mut lines: Vec<String> = (p.0 + &p.1).lines().map(str::to_owned).collect();
-                    lines.sort();
-                    lines
-                };
-                let same = sorted((picture(), picture_of(&ns))) == sorted(before.clone());
-                assert!(same, "after {error}:\n{}\nbefore:\n{}", picture_of(&ns), before.1);
-            }
-            let steps = Steps::fail_at(fewest);
-            let done = detach_with(&DetachRequest::new(&ns, &addresses), &steps).unwrap();
-            assert!(!steps.failed());
-            if !done.interface_removed {
-                attach(&AttachRequest::new(&ns, "1", &cidrs("10.2.1.1/24 10.2.1.2/24"))).unwrap();
-            }
+            let restore = || {
+                detach(&DetachRequest::new(&ns, &all)).ok();
+                attach_all();
+            };
+            let count = fail_each(&ns, || detach(&DetachRequest::new(&ns, &addresses)), restore, lines);
+            assert!(count >= fewest, "only {count} operations");
+            restore();
         }
     });
 }
@@ -243,7 +264,7 @@ fn errors_of_attach() {
 }
 
 #[test]
-fn what_a_killed_attach_left_is_cleared_away() {
+fn remains_of_a_killed_attach_are_removed() {
     host(|| {
         launch();
         let ns = container();
@@ -261,21 +282,17 @@ fn what_a_killed_attach_left_is_cleared_away() {
 }
 
 #[test]
-fn many_at_once() {
+fn containers_are_attached_concurrently() {
     host(|| {
         launch();
         let here = NetNs::current().unwrap();
         let namespaces: Vec<NetNs> = (0..4).map(|_| container()).collect();
         std::thread::scope(|scope| {
             for (n, ns) in namespaces.iter().enumerate() {
-                // Each container twice, at the same time.
-                for _ in 0..2 {
-                    let (here, id, addresses) =
-                        (&here, n.to_string(), cidrs(&format!("10.32.0.{}/12", n + 1)));
-                    scope.spawn(move || {
-                        here.run(|| attach(&AttachRequest::new(ns, &id, &addresses)).unwrap()).unwrap()
-                    });
-                }
+                let (here, id, addresses) = (&here, n.to_string(), cidrs(&format!("10.32.0.{}/12", n + 1)));
+                scope.spawn(move || {
+                    here.run(|| attach(&AttachRequest::new(ns, &id, &addresses)).unwrap()).unwrap()
+                });
             }
         });
         let mut ports = BridgePorts::scan("weave").unwrap();
