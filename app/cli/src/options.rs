@@ -44,7 +44,7 @@ const fn gone(name: &'static str, kind: Kind) -> Opt {
 const fn feature_group(feature: &'static str) -> &'static str {
     match feature.as_bytes() {
         b"IP address allocation" => "IP address allocation",
-        b"DNS" => "DeviceNames",
+        b"DNS" => "Names",
         b"the Docker proxy and plugin" => "Docker proxy and plugin",
         _ => "Other",
     }

@@ -76,7 +76,7 @@ pub(crate) fn is_original(service: &Service) -> bool {
 }
 
 /// What the original's container is called while ours has its name.
-fn retired_path(name: &str) -> String {
+fn set_aside(name: &str) -> String {
     format!("{name}-original")
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(
     {
         docker.remove(&ours.id)?;
     }
-    if let Some(original) = docker.service(&retired_path(&name))? {
+    if let Some(original) = docker.service(&set_aside(&name))? {
         docker.rename(&original.id, &name)?;
     }
     Ok(())
@@ -237,7 +237,7 @@ impl Keeper for Container<'_> {
         if let Some(old) = self.docker.service(&self.name)? {
             if is_original(&old) {
                 // It has been stopped, and may come back if we do not work.
-                self.docker.rename(&old.id, &retired_path(&self.name))?;
+                self.docker.rename(&old.id, &set_aside(&self.name))?;
                 self.renamed = Some(old.id);
             } else {
                 // One that has ended; anything else was refused.
@@ -302,7 +302,7 @@ pub(crate) fn containers(
     env: &dyn Env,
 ) -> Result<Vec<Service>, Failure> {
     let name = container_name(options::named("weave", parsed, env), env);
-    let mut names = vec![retired_path(&name), name];
+    let mut names = vec![set_aside(&name), name];
     if options::instance(parsed, env).is_none() {
         names.extend(["weaveplugin", "weaveproxy"].map(str::to_owned));
     }
