@@ -1,8 +1,8 @@
 //! Any sequence of control messages, control frames, kernel answers and timers on one connection.
 #![no_main]
 
-#[path = "../../proto/overlay/tests/it/exercise.rs"]
+#[path = "../../proto/overlay/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other target uses the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::control(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::control(data));

@@ -193,7 +193,7 @@ impl Allocation {
                 if is_container {
                     self.monitor.add(&container);
                 }
-                node.allocator(now, |a| a.allocate(id, container, subnet, is_container, now));
+                node.with_allocator(now, |a| a.allocate(id, container, subnet, is_container, now));
                 return None;
             }
             AllocationRequest::Claim { container, cidr, is_container, quiet } => {
@@ -201,39 +201,41 @@ impl Allocation {
                 if is_container {
                     self.monitor.add(&container);
                 }
-                node.allocator(now, |a| a.claim(id, container, cidr, is_container, quiet, now));
+                node.with_allocator(now, |a| a.claim(id, container, cidr, is_container, quiet, now));
                 return None;
             }
             AllocationRequest::Prime => {
                 self.wait(id, request, answer);
-                node.allocator(now, |a| a.prime(id, now));
+                node.with_allocator(now, |a| a.prime(id, now));
                 return None;
             }
             AllocationRequest::Lookup { container, subnet } => {
-                node.allocator(now, |a| AllocationResponse::Addresses(a.lookup(&container, subnet)))
+                node.with_allocator(now, |a| AllocationResponse::Addresses(a.lookup(&container, subnet)))
             }
-            AllocationRequest::All => node.allocator(now, |a| {
+            AllocationRequest::All => node.with_allocator(now, |a| {
                 let owned = a.owned().iter();
                 AllocationResponse::Owned(
                     owned.map(|(id, record)| (id.clone(), record.cidrs.clone())).collect(),
                 )
             }),
-            AllocationRequest::Waiting => node.allocator(now, |a| {
+            AllocationRequest::Waiting => node.with_allocator(now, |a| {
                 AllocationResponse::Lines(ipam_report::lines(&ipam_report::waiting(&a.status(now))))
             }),
             AllocationRequest::Free { container, addr } => {
-                node.allocator(now, |a| released(a.free(&container, addr, now)))
+                node.with_allocator(now, |a| released(a.free(&container, addr, now)))
             }
             AllocationRequest::Delete { container } => {
-                node.allocator(now, |a| released(a.delete(&container, now)))
+                node.with_allocator(now, |a| released(a.delete(&container, now)))
             }
             AllocationRequest::TakeOver { peer, force } => {
-                node.allocator(now, |a| match a.remove_peer(&peer, force, now) {
+                node.with_allocator(now, |a| match a.remove_peer(&peer, force, now) {
                     Ok(count) => AllocationResponse::TakenOver(count),
                     Err(e) => AllocationResponse::Refused(e.to_string()),
                 })
             }
-            AllocationRequest::Leave => node.allocator(now, |a| AllocationResponse::Left(a.shut_down(now))),
+            AllocationRequest::Leave => {
+                node.with_allocator(now, |a| AllocationResponse::Left(a.shut_down(now)))
+            }
         };
         // `None` while allocation is off, which no request reaches.
         Some((answer, response?))
@@ -305,7 +307,7 @@ impl Allocation {
     /// Whoever made this call has gone without having seen the answer.
     pub(crate) fn abandon(&mut self, id: RequestId, request: &AllocationRequest, node: &mut Node, now: Now) {
         if self.take(id).is_some() {
-            node.allocator(now, |a| a.cancel(id, now));
+            node.with_allocator(now, |a| a.cancel(id, now));
             return;
         }
         // It had been answered, but the answer was not read. If it was that call that the address was found for, and
@@ -330,7 +332,7 @@ impl Allocation {
         }
         self.undelivered.remove(&new);
         let (container, cidr) = new;
-        node.allocator(now, |a| drop(a.free(&container, cidr.addr(), now)));
+        node.with_allocator(now, |a| drop(a.free(&container, cidr.addr(), now)));
     }
 
     /// Stores a change. A disk that fails must not take the network with it; the change goes out with the next.
@@ -401,7 +403,7 @@ impl Allocation {
             let changes = self.monitor.check(now);
             self.monitor.retain(|container| self.owned.contains_key(container));
             for change in changes {
-                node.allocator(now, |a| match &change {
+                node.with_allocator(now, |a| match &change {
                     Change::Stopped(container) => a.container_died(container, now),
                     Change::Started(container) => a.container_started(container, now),
                 });
@@ -429,7 +431,7 @@ impl AllocationRequest {
 
 /// What this peer owns of the range; nothing while address allocation is off or there is no ring.
 pub(crate) fn own_networks(node: &Node) -> Vec<Cidr> {
-    node.allocation().map(|allocator| allocator.ring().networks_of(node.name())).unwrap_or_default()
+    node.allocator().map(|allocator| allocator.ring().networks_of(node.name())).unwrap_or_default()
 }
 
 fn released(result: Result<(), ReleaseError>) -> AllocationResponse {

@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use weave_datapath::{Datapath, DatapathStats, DeviceState, FactReceiver};
+use weave_datapath::{Datapath, DatapathEvent, DatapathStats, DeviceState, EventReceiver};
 use weave_mesh::{Persist, ResolveId};
 use weave_node::{Node, Output};
 use weave_types::{Cidr, Instant, Now};
@@ -58,9 +58,9 @@ impl Clock {
 }
 
 /// What the data threads tell, as something to wait for.
-struct Facts(FactReceiver);
+struct DatapathEvents(EventReceiver);
 
-impl AsRawFd for Facts {
+impl AsRawFd for DatapathEvents {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
@@ -113,14 +113,14 @@ impl Core {
     pub(crate) async fn run(
         mut self,
         listener: TcpListener,
-        facts: FactReceiver,
+        datapath_events: EventReceiver,
         mut signals: Signals,
     ) -> std::io::Result<()> {
         #[expect(
             deprecated,
             reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns"
         )]
-        let facts = AsyncFd::with_interest(Facts(facts), Interest::READABLE)?;
+        let datapath_events = AsyncFd::with_interest(DatapathEvents(datapath_events), Interest::READABLE)?;
         let mut reports = Vec::new();
         self.net.accept(listener);
         loop {
@@ -135,12 +135,12 @@ impl Core {
             };
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle(event),
-                Ok(mut ready) = facts.readable() => {
+                Ok(mut ready) = datapath_events.readable() => {
                     // Before draining: what comes in meanwhile wakes us again.
                     ready.clear_ready();
-                    facts.get_ref().0.drain(&mut reports);
+                    datapath_events.get_ref().0.drain(&mut reports);
                     for report in reports.drain(..) {
-                        self.handle_data(report)?;
+                        self.handle_datapath_event(report)?;
                     }
                 }
                 Some(request) = self.requests.recv() => self.answer(request),
@@ -304,22 +304,22 @@ impl Core {
     }
 
     /// An error if a data thread has ended: then nothing is left to go on with.
-    fn handle_data(&mut self, report: weave_datapath::Report) -> std::io::Result<()> {
-        match report {
-            weave_datapath::Report::Fact(fact) => self.node.handle_fact(fact, self.clock.now()),
-            weave_datapath::Report::Device(DeviceState::Up) => {
+    fn handle_datapath_event(&mut self, event: DatapathEvent) -> std::io::Result<()> {
+        match event {
+            DatapathEvent::Forwarder(event) => self.node.handle_forwarder_event(event, self.clock.now()),
+            DatapathEvent::Device(DeviceState::Up) => {
                 tracing::info!("capturing on {}", self.device);
             }
             // The data path starts before its device is made.
-            weave_datapath::Report::Device(DeviceState::Lost(why)) if self.clock.now().mono < SETTLED => {
+            DatapathEvent::Device(DeviceState::Unavailable(why)) if self.clock.now().mono < SETTLED => {
                 tracing::debug!("{} is not there yet: {why}", self.device);
             }
-            weave_datapath::Report::Device(DeviceState::Lost(why)) => tracing::warn!(
+            DatapathEvent::Device(DeviceState::Unavailable(why)) => tracing::warn!(
                 "{} is lost, containers of this host are cut off until it is back: {why}",
                 self.device
             ),
-            weave_datapath::Report::Device(DeviceState::None) => {}
-            weave_datapath::Report::Ended(thread) => {
+            DatapathEvent::Device(DeviceState::None) => {}
+            DatapathEvent::ThreadPanicked(thread) => {
                 let text = format!("its thread {thread} has ended by a fault of this program");
                 return Err(std::io::Error::other(text));
             }

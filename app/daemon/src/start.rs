@@ -18,7 +18,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use weave_datapath::{Datapath, DatapathConfig, FactReceiver};
+use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
 use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
 use weave_types::{Cidr, PeerName, PeerUid};
@@ -193,8 +193,17 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         }
     };
     let (peers, resumed) = initial_peers(&config, &store, takeover.import());
-    let Prepared { listener, listeners, node, allocation, datapath, facts, device, reconciler, local } =
-        prepared;
+    let Prepared {
+        listener,
+        listeners,
+        node,
+        allocation,
+        datapath,
+        datapath_events,
+        device,
+        reconciler,
+        local,
+    } = prepared;
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
@@ -251,7 +260,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     }
     weave_host::fault_injection::startup_complete();
     notifier.ready(&name.to_string());
-    let result = core.run(listener, facts, signals).await.map_err(system("go on"));
+    let result = core.run(listener, datapath_events, signals).await.map_err(system("go on"));
     notifier.stopping();
     result
 }
@@ -263,7 +272,7 @@ struct Prepared {
     node: Node,
     allocation: Option<Allocation>,
     datapath: Datapath,
-    facts: FactReceiver,
+    datapath_events: EventReceiver,
     device: String,
     reconciler: HostReconciler,
     /// What this peer owns of the range, as the reconciler was told.
@@ -296,7 +305,7 @@ async fn prepare(
         port: config.port,
         origin: clock.origin(),
     };
-    let (datapath, facts) = Datapath::start(&data, node.tables())?;
+    let (datapath, datapath_events) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge, its uplink and the firewall");
     let cleared = takeover.remove_datapath(&names)?;
     let local = own_networks(&node);
@@ -306,7 +315,17 @@ async fn prepare(
         claim_what_is_in_use(config, &mut node, clock.now());
     }
     Ok((
-        Prepared { listener, listeners, node, allocation, datapath, facts, device, reconciler, local },
+        Prepared {
+            listener,
+            listeners,
+            node,
+            allocation,
+            datapath,
+            datapath_events,
+            device,
+            reconciler,
+            local,
+        },
         takeover,
     ))
 }
@@ -347,7 +366,7 @@ fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now)
             return;
         }
     };
-    node.allocator(now, |allocator| {
+    node.with_allocator(now, |allocator| {
         let owned: BTreeSet<_> = allocator.owned().values().flat_map(|r| r.cidrs.clone()).collect();
         for found in inventory.in_use() {
             let new: Vec<_> = found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect();

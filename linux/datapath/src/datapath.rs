@@ -10,7 +10,7 @@ use weave_overlay::Destination;
 use weave_overlay::forward::{Stats, Tables};
 use weave_types::ConnectionId;
 
-use crate::facts::{FactQueue, FactReceiver, Report, Wake};
+use crate::events::{DatapathEvent, EventQueue, EventReceiver, Wake};
 use crate::io::report_path_mtu;
 use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
@@ -76,7 +76,7 @@ pub struct DatapathStats {
     /// In the forwarders of all threads.
     pub forwarder: Stats,
     /// Facts that were lost because nobody took them.
-    pub facts_dropped: u64,
+    pub events_dropped: u64,
     /// Datagrams that the kernel dropped because the UDP thread was too slow.
     pub receive_dropped: u64,
 }
@@ -94,15 +94,15 @@ impl Datapath {
     pub fn start(
         config: &DatapathConfig,
         tables: Arc<Tables>,
-    ) -> Result<(Datapath, FactReceiver), StartError> {
+    ) -> Result<(Datapath, EventReceiver), StartError> {
         let failed = |step| move |error| StartError::System { step, error };
         if config.device.is_some() {
             packet::check()?;
         }
         let sockets = Arc::new(UdpSockets::open(config.listen, config.port)?);
-        let facts = FactQueue::new().map_err(failed("eventfd"))?;
+        let events = EventQueue::new().map_err(failed("eventfd"))?;
         let state = match config.device {
-            Some(_) => DeviceState::Lost("not opened yet".to_owned()),
+            Some(_) => DeviceState::Unavailable("not opened yet".to_owned()),
             None => DeviceState::None,
         };
         let shared = Arc::new(Shared {
@@ -110,7 +110,7 @@ impl Datapath {
             device: ArcSwapOption::empty(),
             device_state: Mutex::new(state),
             tables: ArcSwap::new(tables),
-            facts: Arc::clone(&facts),
+            events: Arc::clone(&events),
             counters: Counters::default(),
             forwarder_stats: Default::default(),
             origin: config.origin,
@@ -122,7 +122,7 @@ impl Datapath {
         if let Some(device) = config.device.clone() {
             datapath.spawn("weave-device", move |shared| threads::run_device(shared, &device))?;
         }
-        Ok((datapath, FactReceiver::new(facts)))
+        Ok((datapath, EventReceiver::new(events)))
     }
 
     fn spawn(
@@ -131,7 +131,7 @@ impl Datapath {
         work: impl FnOnce(&Arc<Shared>) + Send + 'static,
     ) -> Result<(), StartError> {
         let shared = Arc::clone(&self.shared);
-        let ended = Ended { facts: Arc::clone(&self.shared.facts), name: name.to_owned() };
+        let ended = Ended { events: Arc::clone(&self.shared.events), name: name.to_owned() };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _ended = ended;
             work(&shared);
@@ -151,9 +151,9 @@ impl Datapath {
     }
 
     /// Sends a control datagram at once, from any thread; only a congested device can make it wait, for up to 20 ms. It may
-    /// be lost, as on any network; one that is larger than the path takes is answered by a `Fact::PathMtu`.
+    /// be lost, as on any network; one that is larger than the path takes is answered by a `ForwarderEvent::PathMtu`.
     pub fn transmit(&self, to: SocketAddr, df: bool, datagram: &[u8], conn: ConnectionId) {
-        let Shared { sockets, facts, counters, .. } = &*self.shared;
+        let Shared { sockets, events, counters, .. } = &*self.shared;
         let count = match sockets.send(to, df, datagram) {
             Ok(()) => {
                 counters.sent_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
@@ -163,7 +163,7 @@ impl Datapath {
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => {
                     if df {
-                        report_path_mtu(sockets, facts, Destination { conn, to, df });
+                        report_path_mtu(sockets, events, Destination { conn, to, df });
                     }
                     &counters.send_dropped_too_big
                 }
@@ -195,7 +195,7 @@ impl Datapath {
             device: self.device_state(),
             counts: self.shared.counters.read(),
             forwarder,
-            facts_dropped: self.shared.facts.dropped(),
+            events_dropped: self.shared.events.dropped(),
             receive_dropped: self.shared.sockets.receive_drops(),
         }
     }
@@ -217,14 +217,14 @@ impl Datapath {
 
 /// Tells of a thread that panics: without it frames would go nowhere and nobody knew.
 struct Ended {
-    facts: Arc<FactQueue>,
+    events: Arc<EventQueue>,
     name: String,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.facts.push(Report::Ended(std::mem::take(&mut self.name)));
+            self.events.push(DatapathEvent::ThreadPanicked(std::mem::take(&mut self.name)));
         }
     }
 }
@@ -257,11 +257,11 @@ mod tests {
         let macs = MacTable::new(MacConfig::new(own)).snapshot();
         let routes = Arc::new(StaticRoutes::direct(1, 2));
         let tables = Tables::new(1, ForwardingTable { own, macs, routes }, Vec::new());
-        let (mut datapath, facts) = Datapath::start(&config, Arc::new(tables)).unwrap();
+        let (mut datapath, events) = Datapath::start(&config, Arc::new(tables)).unwrap();
         datapath.spawn("weave-good", |_| {}).unwrap();
         datapath.spawn("weave-bad", |_| panic!("on purpose, for a test")).unwrap();
-        let told = facts.recv_timeout(Duration::from_secs(20));
-        assert_eq!(told, [Report::Ended("weave-bad".to_owned())]);
+        let told = events.recv_timeout(Duration::from_secs(20));
+        assert_eq!(told, [DatapathEvent::ThreadPanicked("weave-bad".to_owned())]);
         datapath.stop();
     }
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use weave_overlay::forward::Fact;
+use weave_overlay::forward::ForwarderEvent;
 use weave_overlay::sleeve::Opener;
 use weave_switch::Segments;
 use weave_types::ConnectionId;
 
-use crate::facts::Report;
+use crate::events::DatapathEvent;
 use crate::namespace::Namespace;
 use crate::packet::{MAX_FRAME, PacketSocket};
 use crate::stats::DeviceState;
@@ -325,7 +325,7 @@ fn a_lost_uplink_is_reported_and_taken_up_again() {
     let [a, b] = &sites;
     tcp(&a.container, &b.container, "10.32.0.2", 100_000);
     let state = || running[0].datapath.device_state();
-    let lost = |why: &str| DeviceState::Lost(why.to_owned());
+    let lost = |why: &str| DeviceState::Unavailable(why.to_owned());
     a.host.sh("ip link set vethwe-datapath down");
     eventually("it is seen to be down", || state() == lost("device vethwe-datapath is down"));
     a.host.sh("ip link set vethwe-datapath up");
@@ -333,7 +333,7 @@ fn a_lost_uplink_is_reported_and_taken_up_again() {
     tcp(&a.container, &b.container, "10.32.0.2", 100_000);
     a.host.sh("ip link del vethwe-bridge");
     eventually("it is seen to be gone", || state() == lost("no device vethwe-datapath"));
-    assert!(running[0].told(|report| *report == Report::Device(lost("no device vethwe-datapath"))));
+    assert!(running[0].told(|report| *report == DatapathEvent::Device(lost("no device vethwe-datapath"))));
     // The daemon at the other end goes on meanwhile; here frames are dropped.
     a.plug(MTU);
     eventually("the new one is used", || state() == DeviceState::Up);
@@ -354,16 +354,18 @@ fn an_uplink_that_comes_late_is_waited_for() {
         },
         Vec::new(),
     );
-    let (datapath, facts) = site
+    let (datapath, events) = site
         .host
         .run(|| crate::Datapath::start(&crate::DatapathConfig::default(), Arc::new(tables)))
         .unwrap();
     eventually("its absence is told", || {
-        let missing = Report::Device(DeviceState::Lost("no device vethwe-datapath".to_owned()));
-        facts.recv_timeout(PATIENCE).contains(&missing)
+        let missing = DatapathEvent::Device(DeviceState::Unavailable("no device vethwe-datapath".to_owned()));
+        events.recv_timeout(PATIENCE).contains(&missing)
     });
     site.plug(MTU);
-    eventually("it is opened", || facts.recv_timeout(PATIENCE).contains(&Report::Device(DeviceState::Up)));
+    eventually("it is opened", || {
+        events.recv_timeout(PATIENCE).contains(&DatapathEvent::Device(DeviceState::Up))
+    });
     // Both threads are idle and wait without end; stopping wakes them.
     datapath.stop();
     // Other tests fork meanwhile, and their children hold all descriptors for a moment.
@@ -379,7 +381,7 @@ fn a_path_that_takes_less_than_the_tables_say_is_told_to_the_node() {
     });
     let running = peers(&sites, KEY, 1500);
     let [a, _] = &sites;
-    let fact = Report::Fact(Fact::PathMtu { conn: ConnectionId(2), mtu: 1300 });
+    let fact = DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: ConnectionId(2), mtu: 1300 });
     let b = SocketAddr::from(([10, 9, 0, 2], 6783));
     running[0].datapath.transmit(b, true, &[0; 1272], ConnectionId(2));
     running[0].datapath.transmit(b, false, &[0; 60_000], ConnectionId(2));
@@ -388,7 +390,7 @@ fn a_path_that_takes_less_than_the_tables_say_is_told_to_the_node() {
     running[0].datapath.transmit(b, true, &[0; 1273], ConnectionId(2));
     eventually("a control datagram was too big", || running[0].told(|report| *report == fact));
     // The same from the device thread, of the other peer.
-    let fact = Report::Fact(Fact::PathMtu { conn: ConnectionId(1), mtu: 1300 });
+    let fact = DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: ConnectionId(1), mtu: 1300 });
     assert!(!running[1].told(|report| *report == fact));
     sites[1].container.run(|| {
         let socket = UdpSocket::bind("10.32.0.2:0").unwrap();

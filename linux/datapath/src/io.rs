@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use weave_overlay::forward::Fact;
+use weave_overlay::forward::ForwarderEvent;
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Coalescer;
 use weave_types::Instant;
 
-use crate::facts::{FactQueue, Report};
+use crate::events::{DatapathEvent, EventQueue};
 use crate::packet::{Injected, Injector, PacketSocket};
 use crate::stats::Counters;
 use crate::transmit::{Outlet, Sent, TransmitQueue};
@@ -21,7 +21,7 @@ const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(10);
 /// One thread's batches. Nothing is held back beyond [`finish`](KernelIo::finish).
 pub(crate) struct KernelIo {
     sockets: Arc<UdpSockets>,
-    facts: Arc<FactQueue>,
+    events: Arc<EventQueue>,
     device: Option<Arc<PacketSocket>>,
     queue: TransmitQueue,
     coalescer: Coalescer,
@@ -33,10 +33,10 @@ pub(crate) struct KernelIo {
 }
 
 impl KernelIo {
-    pub(crate) fn new(sockets: Arc<UdpSockets>, facts: Arc<FactQueue>) -> KernelIo {
+    pub(crate) fn new(sockets: Arc<UdpSockets>, events: Arc<EventQueue>) -> KernelIo {
         KernelIo {
             sockets,
-            facts,
+            events,
             device: None,
             queue: TransmitQueue::new(),
             coalescer: Coalescer::new(),
@@ -68,23 +68,23 @@ impl KernelIo {
     }
 
     fn with_queue<T>(&mut self, work: impl FnOnce(&mut TransmitQueue, &mut Outlet<'_>) -> T) -> T {
-        let KernelIo { queue, sockets, facts, sent, asked, now, .. } = self;
+        let KernelIo { queue, sockets, events, sent, asked, now, .. } = self;
         let mut too_big = |to: Destination| {
             if asked.is_some_and(|(whom, at)| whom == to && *now - at < MTU_QUESTION_INTERVAL) {
                 return;
             }
             *asked = Some((to, *now));
-            report_path_mtu(sockets, facts, to);
+            report_path_mtu(sockets, events, to);
         };
         work(queue, &mut Outlet { sockets, sent, too_big: &mut too_big })
     }
 }
 
 /// Asks the kernel and tells the node.
-pub(crate) fn report_path_mtu(sockets: &UdpSockets, facts: &FactQueue, to: Destination) {
+pub(crate) fn report_path_mtu(sockets: &UdpSockets, events: &EventQueue, to: Destination) {
     if let Ok(mtu) = sockets.path_mtu(to.to) {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        facts.push(Report::Fact(Fact::PathMtu { conn: to.conn, mtu }));
+        events.push(DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: to.conn, mtu }));
     }
 }
 
@@ -107,7 +107,7 @@ impl Io for KernelIo {
         coalescer.push(frame, &mut |frame, offload| *injected += injector.push(frame, offload, device));
     }
 
-    fn fact(&mut self, fact: Fact) {
-        self.facts.push(Report::Fact(fact));
+    fn event(&mut self, event: ForwarderEvent) {
+        self.events.push(DatapathEvent::Forwarder(event));
     }
 }

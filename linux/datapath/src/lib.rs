@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!             publish(tables)          facts
-//!   daemon ------------------> Datapath ----> FactReceiver --> daemon
+//!   daemon ------------------> Datapath ----> EventReceiver --> daemon
 //!                               |    |
 //!   uplink == packet sockets == device thread == UDP sockets == neighbours
 //!   (vethwe-datapath)           UDP thread
 //! ```
 //!
 //! * [`Datapath`] is the daemon's handle: it starts and stops the threads, publishes tables to them, sends control
-//!   datagrams and reads counters. What the threads see comes out of a [`FactReceiver`].
+//!   datagrams and reads counters. What the threads see comes out of a [`EventReceiver`].
 //! * [`packet`]: capture and injection with virtio headers; [`udp`]: the two sockets of the sleeve port.
 //!
 //! It decides nothing: what becomes of a frame or a datagram is the business of `weave_overlay::forward`, which runs
@@ -19,7 +19,7 @@
 #![deny(unsafe_code)]
 
 mod datapath;
-mod facts;
+mod events;
 mod io;
 pub mod packet;
 mod stats;
@@ -30,7 +30,7 @@ mod transmit;
 pub mod udp;
 
 pub use datapath::{Datapath, DatapathConfig, DatapathStats, StartError};
-pub use facts::{FactReceiver, Report};
+pub use events::{DatapathEvent, EventReceiver};
 pub use stats::{Counts, DeviceState};
 
 #[cfg(test)]

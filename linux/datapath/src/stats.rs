@@ -13,7 +13,7 @@ pub enum DeviceState {
     /// Working.
     Up,
     /// Gone or down, for this reason; opened again when it is back.
-    Lost(String),
+    Unavailable(String),
 }
 
 macro_rules! counters {

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use weave_datapath::{Datapath, DatapathConfig, DeviceState, Report};
-use weave_overlay::forward::{Fact, Neighbour, Overlay, Tables};
-use weave_overlay::sleeve::{Path, Session, SessionConfig};
+use weave_datapath::{Datapath, DatapathConfig, DatapathEvent, DeviceState};
+use weave_overlay::forward::{ForwarderEvent, Neighbour, Overlay, Tables};
+use weave_overlay::sleeve::{Session, SessionConfig, SleevePath};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
 
@@ -94,7 +94,7 @@ pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session
 
 /// An established connection over a path of `mtu` bytes.
 pub(crate) fn neighbour(session: Arc<Session>, remote: SocketAddr, mtu: usize) -> Neighbour {
-    let path = Path {
+    let path = SleevePath {
         remote: Some(remote),
         mtu: mtu - session.overhead(),
         max_payload: mtu - 28,
@@ -135,7 +135,7 @@ impl Routes for StaticRoutes {
 /// A data path with a node that only learns MACs.
 pub(crate) struct Peer {
     pub(crate) datapath: Arc<Datapath>,
-    reports: Arc<Mutex<Vec<Report>>>,
+    reports: Arc<Mutex<Vec<DatapathEvent>>>,
     stopping: Arc<AtomicBool>,
     node: JoinHandle<()>,
 }
@@ -160,7 +160,7 @@ impl Peer {
         config.device = config.device.filter(|_| device);
         let origin = config.origin;
         let first = tables(0, &macs);
-        let (datapath, facts) = host.run(|| Datapath::start(&config, first)).expect("sockets and threads");
+        let (datapath, events) = host.run(|| Datapath::start(&config, first)).expect("sockets and threads");
         let (datapath, stopping) = (Arc::new(datapath), Arc::new(AtomicBool::new(false)));
         let all_reports = Arc::new(Mutex::new(Vec::new()));
         let node = std::thread::spawn({
@@ -168,14 +168,18 @@ impl Peer {
             move || {
                 let mut generation = 0;
                 while !stopping.load(Ordering::Relaxed) {
-                    let reports = facts.recv_timeout(Duration::from_millis(100));
+                    let reports = events.recv_timeout(Duration::from_millis(100));
                     let now = weave_types::Instant::from_origin(origin.elapsed());
                     for report in &reports {
                         match report {
-                            Report::Fact(Fact::Switch(weave_switch::Fact::LocalMac(mac))) => {
+                            DatapathEvent::Forwarder(ForwarderEvent::Switch(
+                                weave_switch::SwitchEvent::LocalMac(mac),
+                            )) => {
                                 macs.learn_local(*mac, now);
                             }
-                            Report::Fact(Fact::Switch(weave_switch::Fact::RemoteMac { mac, peer })) => {
+                            DatapathEvent::Forwarder(ForwarderEvent::Switch(
+                                weave_switch::SwitchEvent::RemoteMac { mac, peer },
+                            )) => {
                                 macs.learn_remote(*mac, *peer, now);
                             }
                             _ => {}
@@ -197,7 +201,7 @@ impl Peer {
     }
 
     /// Whether the threads have told this.
-    pub(crate) fn told(&self, is_it: impl Fn(&Report) -> bool) -> bool {
+    pub(crate) fn told(&self, is_it: impl Fn(&DatapathEvent) -> bool) -> bool {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_it)
     }
 

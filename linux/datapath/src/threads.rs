@@ -20,7 +20,7 @@ use weave_overlay::forward::{Forwarder, Stats, Tables};
 use weave_types::Instant;
 
 use crate::DeviceState;
-use crate::facts::{FactQueue, Report, Wake};
+use crate::events::{DatapathEvent, EventQueue, Wake};
 use crate::io::KernelIo;
 use crate::packet::{MAX_FRAME, PacketSocket};
 use crate::stats::Counters;
@@ -72,7 +72,7 @@ pub(crate) struct Shared {
     pub(crate) device: ArcSwapOption<PacketSocket>,
     pub(crate) device_state: Mutex<DeviceState>,
     pub(crate) tables: ArcSwap<Tables>,
-    pub(crate) facts: Arc<FactQueue>,
+    pub(crate) events: Arc<EventQueue>,
     pub(crate) counters: Counters,
     pub(crate) forwarder_stats: [Mutex<Stats>; 2],
     pub(crate) origin: time::Instant,
@@ -94,7 +94,7 @@ impl Shared {
         let mut current = self.device_state.lock().unwrap_or_else(PoisonError::into_inner);
         if *current != state {
             current.clone_from(&state);
-            self.facts.push(Report::Device(state));
+            self.events.push(DatapathEvent::Device(state));
         }
     }
 }
@@ -111,7 +111,7 @@ struct Worker {
 impl Worker {
     fn new(shared: Arc<Shared>, index: usize) -> Worker {
         let forwarder = Forwarder::new(shared.tables.load_full());
-        let io = KernelIo::new(Arc::clone(&shared.sockets), Arc::clone(&shared.facts));
+        let io = KernelIo::new(Arc::clone(&shared.sockets), Arc::clone(&shared.events));
         Worker { shared, forwarder, io, index }
     }
 
@@ -195,11 +195,11 @@ pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
                 let reason = capture_until_lost(shared, &mut worker, &device, &mut inbox);
                 shared.device.store(None);
                 if let Some(error) = reason {
-                    shared.set_device_state(DeviceState::Lost(format!("device {name}: {error}")));
+                    shared.set_device_state(DeviceState::Unavailable(format!("device {name}: {error}")));
                 }
             }
             Err(error) => {
-                shared.set_device_state(DeviceState::Lost(error.to_string()));
+                shared.set_device_state(DeviceState::Unavailable(error.to_string()));
                 wait_for_links(shared, links.as_ref());
             }
         }

@@ -7,7 +7,7 @@
 //! ```text
 //!   bytes, dials, time ──▶ mesh ──▶ overlay prepare/confirm/control ──▶ OverlaySwitch + sleeve::Link per connection
 //!                           ▲ ▲                                           │ established, failed, control
-//!                           └▶ IpamChannels ⇄ Allocator (channel IPallocation; requests by [`Node::allocator`])
+//!                           └▶ IpamChannels ⇄ Allocator (channel IPallocation; requests by [`Node::with_allocator`])
 //!   facts of data threads ──┼─┴───────────────────────────────────────────┘
 //!                           └▶ MacTable ──▶ Tables (published to the data threads)
 //! ```

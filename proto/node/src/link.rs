@@ -5,14 +5,14 @@ use std::sync::Arc;
 use weave_mesh::OverlaySetup;
 use weave_overlay::forward::{Neighbour, Overlay};
 use weave_overlay::select::{self, OverlaySwitch};
-use weave_overlay::sleeve::{self, Link, LinkConfig, Session, SessionConfig, Special};
+use weave_overlay::sleeve::{self, ControlFrame, Session, SessionConfig, SleeveControl, SleeveControlConfig};
 use weave_types::{ConnectionId, Instant, Now, PeerName};
 
 use crate::node::overlays;
 use crate::status::ConnectionReport;
 
-/// Extension: the peer sends sleeve heartbeats each 2 s, and expects them (see [`Link::lively`]).
-pub(crate) const LIVELY_FEATURE: &str = "SleeveHeartbeat2s";
+/// Extension: the peer sends sleeve heartbeats each 2 s, and expects them (see [`SleeveControl::with_fast_heartbeats`]).
+pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
 
 /// What the overlays of one connection want.
 pub(crate) enum Effect {
@@ -35,7 +35,7 @@ pub(crate) struct Links {
 pub(crate) struct Connection {
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
-    pub(crate) sleeve: Link,
+    pub(crate) sleeve: SleeveControl,
     /// Position of sleeve in the common list.
     sleeve_index: usize,
     confirmed: bool,
@@ -65,9 +65,9 @@ impl Links {
         });
         // An acceptor only knows the TCP source port, which is nobody's UDP port: it waits for a datagram.
         let remote = setup.outbound.then_some(setup.remote_addr);
-        let mut sleeve = Link::new(LinkConfig { session, remote });
-        if setup.remote_features.contains_key(LIVELY_FEATURE) {
-            sleeve = sleeve.lively();
+        let mut sleeve = SleeveControl::new(SleeveControlConfig { session, remote });
+        if setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE) {
+            sleeve = sleeve.with_fast_heartbeats();
         }
         let connection =
             Connection { remote: setup.remote, switch, sleeve, sleeve_index, confirmed: false, label };
@@ -88,14 +88,14 @@ impl Links {
         self.connections.remove(&conn).is_some()
     }
 
-    pub(crate) fn handle_special(
+    pub(crate) fn handle_control_frame(
         &mut self,
         conn: ConnectionId,
-        special: Special,
+        control: ControlFrame,
         from: SocketAddr,
         now: Now,
     ) {
-        self.with(conn, |connection| connection.sleeve.handle_special(special, from, now.mono));
+        self.with(conn, |connection| connection.sleeve.handle_control_frame(control, from, now.mono));
     }
 
     pub(crate) fn handle_path_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {

@@ -7,12 +7,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::Allocator;
 use weave_mesh::{Mesh, ResolveId};
-use weave_overlay::forward::{Fact, Tables};
+use weave_overlay::forward::{ForwarderEvent, Tables};
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
 use crate::ipam::{Ipam, IpamChannels, IpamConfig, Quirks};
-use crate::link::{Effect, LIVELY_FEATURE, Links};
+use crate::link::{Effect, FAST_HEARTBEAT_FEATURE, Links};
 use crate::output::{Event, Output};
 use crate::status::{MacReport, Status};
 
@@ -62,7 +62,7 @@ impl Node {
     /// A peer that knows nobody. Randomness, keys included, is drawn from `rng`: seed it with entropy of the OS.
     pub fn new(mut config: Config, mut rng: ChaCha12Rng, now: Now) -> Node {
         config.mesh.overlays = overlays();
-        config.mesh.features.insert(LIVELY_FEATURE.to_owned(), "1".to_owned());
+        config.mesh.features.insert(FAST_HEARTBEAT_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
         let quirks = config.ipam.as_ref().map(|ipam| Quirks::of(&ipam.config)).unwrap_or_default();
@@ -162,11 +162,13 @@ impl Node {
     }
 
     /// A data thread has something to tell.
-    pub fn handle_fact(&mut self, fact: Fact, now: Now) {
+    pub fn handle_forwarder_event(&mut self, fact: ForwarderEvent, now: Now) {
         match fact {
-            Fact::Switch(fact) => self.handle_switch_fact(fact, now),
-            Fact::Special { conn, special, from } => self.links.handle_special(conn, special, from, now),
-            Fact::PathMtu { conn, mtu } => self.links.handle_path_mtu(conn, mtu, now),
+            ForwarderEvent::Switch(fact) => self.handle_switch_fact(fact, now),
+            ForwarderEvent::Control { conn, frame, from } => {
+                self.links.handle_control_frame(conn, frame, from, now)
+            }
+            ForwarderEvent::PathMtu { conn, mtu } => self.links.handle_path_mtu(conn, mtu, now),
         }
         self.settle(now);
     }
@@ -199,15 +201,15 @@ impl Node {
     }
 
     /// Gives the allocator an input and carries out what comes of it; `None` if address allocation is off.
-    pub fn allocator<R>(&mut self, now: Now, input: impl FnOnce(&mut Allocator) -> R) -> Option<R> {
+    pub fn with_allocator<R>(&mut self, now: Now, input: impl FnOnce(&mut Allocator) -> R) -> Option<R> {
         let result = self.ipam.allocator.as_mut().map(input);
         self.settle(now);
         result
     }
 
     /// Address allocation as it is now, to look at: the ring, who owns what. `None` if it is off. Inputs go through
-    /// [`Node::allocator`].
-    pub fn allocation(&self) -> Option<&Allocator> {
+    /// [`Node::with_allocator`].
+    pub fn allocator(&self) -> Option<&Allocator> {
         self.ipam.allocator.as_ref()
     }
 
@@ -284,18 +286,18 @@ impl Node {
         self.mesh.topology_digest()
     }
 
-    fn handle_switch_fact(&mut self, fact: weave_switch::Fact, now: Now) {
+    fn handle_switch_fact(&mut self, fact: weave_switch::SwitchEvent, now: Now) {
         match fact {
-            weave_switch::Fact::LocalMac(mac) => {
+            weave_switch::SwitchEvent::LocalMac(mac) => {
                 let learned = self.macs.learn_local(mac, now.mono);
                 self.learned(mac, self.mesh.name(), learned, now);
             }
-            weave_switch::Fact::RemoteMac { mac, peer } => {
+            weave_switch::SwitchEvent::RemoteMac { mac, peer } => {
                 let learned = self.macs.learn_remote(mac, peer, now.mono);
                 self.learned(mac, peer, learned, now);
             }
-            weave_switch::Fact::LocalConflict { mac, peer, .. } => self.conflict(mac, peer, now),
-            weave_switch::Fact::OwnPacket { mac, peer, dst } => {
+            weave_switch::SwitchEvent::LocalConflict { mac, peer, .. } => self.conflict(mac, peer, now),
+            weave_switch::SwitchEvent::OwnPacket { mac, peer, dst } => {
                 self.outputs.push_back(Output::Event(Event::OwnPacket { peer, mac, dst }));
             }
         }

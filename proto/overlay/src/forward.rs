@@ -20,29 +20,31 @@ use std::time::Duration;
 use weave_switch::fragment::{self, Fragments, MAX_ICMP_FRAME};
 use weave_switch::frame::{Class, ETHERTYPE_VLAN, Ethernet, classify};
 use weave_switch::{
-    DropReason, FactLimiter, ForwardingTable, LocalVerdict, Offload, PeerVerdict, Segments, local_frame,
+    DropReason, DuplicateFilter, ForwardingTable, LocalVerdict, Offload, PeerVerdict, Segments, local_frame,
     peer_frame,
 };
 use weave_types::{ConnectionId, Instant, PeerName, TokenBucket};
 
 use crate::io::{Destination, Io, Slot};
-use crate::sleeve::{Draft, MAX_DATAGRAM, OpenError, Opener, Path, Sealer, Session, Special, sender};
+use crate::sleeve::{
+    ControlFrame, DatagramBuilder, MAX_DATAGRAM, OpenError, Opener, Sealer, Session, SleevePath, sender,
+};
 
 /// What the owner of the tables must be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub enum ForwarderEvent {
     /// For the MAC table, or for the log.
-    Switch(weave_switch::Fact),
-    /// For the connection's [`Link`](crate::sleeve::Link): a control frame. At most some hundred a second.
-    Special {
+    Switch(weave_switch::SwitchEvent),
+    /// For the connection's [`SleeveControl`](crate::sleeve::SleeveControl): a control frame. At most some hundred a second.
+    Control {
         /// The connection.
         conn: ConnectionId,
         /// What it says.
-        special: Special,
+        frame: ControlFrame,
         /// Where it came from.
         from: SocketAddr,
     },
-    /// For the connection's [`Link`](crate::sleeve::Link): the kernel refused a datagram with the don't-fragment bit, the
+    /// For the connection's [`SleeveControl`](crate::sleeve::SleeveControl): the kernel refused a datagram with the don't-fragment bit, the
     /// path carries IP packets of `mtu` bytes. Made by the driver; one for each refusal of a datagram that the link itself
     /// made.
     PathMtu {
@@ -62,7 +64,7 @@ pub struct Neighbour {
     /// it already, and its first heartbeat tells the link where it is (in the original it is lost, which costs 500 ms).
     pub confirmed: bool,
     /// How to reach it by sleeve.
-    pub path: Path,
+    pub path: SleevePath,
     /// What frames are sent with. Datagrams are taken from every overlay at any time (docs/spec/data-plane.md 3.2).
     pub overlay: Overlay,
 }
@@ -194,7 +196,7 @@ stats! {
 #[derive(Debug)]
 pub struct Forwarder {
     tables: Arc<Tables>,
-    limiter: FactLimiter,
+    limiter: DuplicateFilter,
     lanes: Lanes,
 }
 
@@ -215,7 +217,7 @@ struct Lane {
     sealer: Sealer,
     opener: Opener,
     /// The datagram being filled, without (0) and with (1) the don't-fragment bit.
-    open: [Option<(Slot, Draft)>; 2],
+    open: [Option<(Slot, DatagramBuilder)>; 2],
     /// Whether [`Lanes::open`] has it.
     listed: bool,
     heartbeats: TokenBucket,
@@ -238,7 +240,7 @@ impl Forwarder {
     pub fn new(tables: Arc<Tables>) -> Forwarder {
         let all = tables.neighbours.iter().map(Lane::new).collect();
         let lanes = Lanes { all, open: Vec::new(), stats: Stats::default(), scratch: Vec::new() };
-        Forwarder { tables, limiter: FactLimiter::new(), lanes }
+        Forwarder { tables, limiter: DuplicateFilter::new(), lanes }
     }
 
     /// Goes on with other tables. What was gathered is flushed first; connections that stay keep their replay windows.
@@ -316,8 +318,8 @@ impl Forwarder {
             };
             lanes.stats.frames_in += 1;
             let frame = record.frame;
-            let special = Special::parse(frame);
-            if !confirmed && !matches!(special, Some(Special::Heartbeat(_))) {
+            let special = ControlFrame::parse(frame);
+            if !confirmed && !matches!(special, Some(ControlFrame::Heartbeat(_))) {
                 lanes.stats.drop_unconfirmed += 1;
                 continue;
             }
@@ -358,11 +360,16 @@ impl Forwarder {
     }
 }
 
-fn report(fact: Option<weave_switch::Fact>, limiter: &mut FactLimiter, now: Instant, io: &mut impl Io) {
+fn report(
+    fact: Option<weave_switch::SwitchEvent>,
+    limiter: &mut DuplicateFilter,
+    now: Instant,
+    io: &mut impl Io,
+) {
     if let Some(fact) = fact
         && limiter.admit(&fact, now)
     {
-        io.fact(Fact::Switch(fact));
+        io.event(ForwarderEvent::Switch(fact));
     }
 }
 
@@ -382,20 +389,27 @@ impl Lanes {
         }
     }
 
-    fn special(&mut self, index: usize, special: Special, from: SocketAddr, now: Instant, io: &mut impl Io) {
+    fn special(
+        &mut self,
+        index: usize,
+        special: ControlFrame,
+        from: SocketAddr,
+        now: Instant,
+        io: &mut impl Io,
+    ) {
         let lane = &mut self.all[index];
         let session = &lane.neighbour.session;
         let bucket = match special {
-            Special::Damaged => return self.stats.drop_special += 1,
-            Special::Heartbeat(uid) if uid != session.uid() => return self.stats.drop_special += 1,
+            ControlFrame::Malformed => return self.stats.drop_special += 1,
+            ControlFrame::Heartbeat(uid) if uid != session.uid() => return self.stats.drop_special += 1,
             // Apart, so that nobody's probes can starve them.
-            Special::Heartbeat(_) => &mut lane.heartbeats,
-            Special::FragmentationTest | Special::MtuTest { .. } => &mut lane.probes,
+            ControlFrame::Heartbeat(_) => &mut lane.heartbeats,
+            ControlFrame::FragmentationTest | ControlFrame::MtuTest { .. } => &mut lane.probes,
         };
         if !bucket.try_take(now) {
             return self.stats.drop_special_rate += 1;
         }
-        io.fact(Fact::Special { conn: session.conn(), special, from });
+        io.event(ForwarderEvent::Control { conn: session.conn(), frame: special, from });
     }
 
     /// Sends a frame to the neighbour `via`, whole, cut, or answered as too big (docs/spec/data-plane.md 4.7).
@@ -410,7 +424,7 @@ impl Lanes {
         let Some(index) = self.find(via) else {
             return self.stats.drop_no_connection += 1;
         };
-        let Path { remote: Some(to), mtu, stack_fragments, .. } = self.all[index].neighbour.path else {
+        let SleevePath { remote: Some(to), mtu, stack_fragments, .. } = self.all[index].neighbour.path else {
             return self.stats.drop_awaiting_contact += 1;
         };
         let frame = parcel.frame;
@@ -435,7 +449,7 @@ impl Lanes {
                 }
                 true
             }
-            Class::Ipv4 { df: false } | Class::Other | Class::Special => false,
+            Class::Ipv4 { df: false } | Class::Other | Class::Control => false,
             Class::TooShort => return self.stats.drop_short_frame += 1,
         };
         self.send_segments(index, Destination { conn: self.all[index].conn(), to, df }, segments, parcel, io);

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use weave_types::ConnectionId;
 
-use crate::forward::Fact;
+use crate::forward::ForwarderEvent;
 
 /// Where a datagram goes. One value names one outgoing queue of an [`Io`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,5 +53,5 @@ pub trait Io {
     fn inject(&mut self, frame: &[u8]);
 
     /// Tells the owner of the tables something. May be lost when the owner is slow: what matters repeats.
-    fn fact(&mut self, fact: Fact);
+    fn event(&mut self, event: ForwarderEvent);
 }

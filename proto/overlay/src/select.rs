@@ -43,7 +43,7 @@ impl std::error::Error for NoCommonOverlay {}
 
 /// A control message from the neighbour cannot be passed on. It is to be logged and otherwise ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlError {
+pub enum DispatchError {
     /// No room for index and tag.
     TooShort {
         /// Bytes after the mesh's tag.
@@ -57,30 +57,30 @@ pub enum ControlError {
         overlays: usize,
     },
     /// With an index from a peer that advertised no overlays, or without from one that did.
-    WrongForm,
+    IndexMismatch,
     /// The overlay has failed or could not be prepared.
-    Dead {
+    OverlayFailed {
         /// Its index.
         index: u8,
     },
 }
 
-impl fmt::Display for ControlError {
+impl fmt::Display for DispatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ControlError::TooShort { len } => write!(f, "overlay control message of {len} bytes"),
-            ControlError::IndexOutOfRange { index, overlays } => {
+            DispatchError::TooShort { len } => write!(f, "overlay control message of {len} bytes"),
+            DispatchError::IndexOutOfRange { index, overlays } => {
                 write!(f, "overlay control message for overlay {index} of {overlays}")
             }
-            ControlError::WrongForm => f.write_str("overlay control message in the wrong form"),
-            ControlError::Dead { index } => {
+            DispatchError::IndexMismatch => f.write_str("overlay control message in the wrong form"),
+            DispatchError::OverlayFailed { index } => {
                 write!(f, "overlay control message for dead overlay {index}")
             }
         }
     }
 }
 
-impl std::error::Error for ControlError {}
+impl std::error::Error for DispatchError {}
 
 /// The payload of mesh message 7.
 pub fn control_payload(index: u8, tag: u8, body: &[u8]) -> Vec<u8> {
@@ -88,10 +88,10 @@ pub fn control_payload(index: u8, tag: u8, body: &[u8]) -> Vec<u8> {
 }
 
 /// Takes the payload of mesh message 7 apart: index, tag, body.
-pub fn parse_control(payload: &[u8]) -> Result<(u8, u8, &[u8]), ControlError> {
+pub fn parse_control(payload: &[u8]) -> Result<(u8, u8, &[u8]), DispatchError> {
     match payload {
         [index, tag, body @ ..] => Ok((*index, *tag, body)),
-        _ => Err(ControlError::TooShort { len: payload.len() }),
+        _ => Err(DispatchError::TooShort { len: payload.len() }),
     }
 }
 
@@ -190,15 +190,15 @@ impl OverlaySwitch {
     }
 
     /// Which overlay a control message with this index (`None`: without one) is for.
-    pub fn control_target(&self, index: Option<u8>) -> Result<usize, ControlError> {
+    pub fn control_target(&self, index: Option<u8>) -> Result<usize, DispatchError> {
         let index = match index {
             Some(index) if self.indexed => index,
             None if !self.indexed => 0,
-            _ => return Err(ControlError::WrongForm),
+            _ => return Err(DispatchError::IndexMismatch),
         };
         match self.slots.get(usize::from(index)) {
-            None => Err(ControlError::IndexOutOfRange { index, overlays: self.slots.len() }),
-            Some(Slot { error: Some(_), .. }) => Err(ControlError::Dead { index }),
+            None => Err(DispatchError::IndexOutOfRange { index, overlays: self.slots.len() }),
+            Some(Slot { error: Some(_), .. }) => Err(DispatchError::OverlayFailed { index }),
             Some(_) => Ok(usize::from(index)),
         }
     }
@@ -378,12 +378,12 @@ mod tests {
         let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
         assert_eq!(s.control_index(1), Some(1));
         assert_eq!(s.control_target(Some(1)), Ok(1));
-        assert_eq!(s.control_target(Some(2)), Err(ControlError::IndexOutOfRange { index: 2, overlays: 2 }));
-        assert_eq!(s.control_target(None), Err(ControlError::WrongForm));
+        assert_eq!(s.control_target(Some(2)), Err(DispatchError::IndexOutOfRange { index: 2, overlays: 2 }));
+        assert_eq!(s.control_target(None), Err(DispatchError::IndexMismatch));
         s.handle_error(0, "no vxlan");
-        assert_eq!(s.control_target(Some(0)), Err(ControlError::Dead { index: 0 }));
-        assert_eq!(parse_control(&[]), Err(ControlError::TooShort { len: 0 }));
-        assert_eq!(parse_control(&[1]), Err(ControlError::TooShort { len: 1 }));
+        assert_eq!(s.control_target(Some(0)), Err(DispatchError::OverlayFailed { index: 0 }));
+        assert_eq!(parse_control(&[]), Err(DispatchError::TooShort { len: 0 }));
+        assert_eq!(parse_control(&[1]), Err(DispatchError::TooShort { len: 1 }));
     }
 
     #[test]
@@ -391,7 +391,7 @@ mod tests {
         let s = OverlaySwitch::new("x", &names("warp fastdp sleeve"), None, false).unwrap();
         assert_eq!(s.common().collect::<Vec<_>>(), ["sleeve"]);
         assert_eq!((s.control_index(0), s.control_target(None)), (None, Ok(0)));
-        assert_eq!(s.control_target(Some(0)), Err(ControlError::WrongForm));
+        assert_eq!(s.control_target(Some(0)), Err(DispatchError::IndexMismatch));
         assert_eq!(OverlaySwitch::new("x", &names("awsvpc"), None, false).err(), Some(NoCommonOverlay));
     }
 

@@ -452,7 +452,7 @@ pub enum Class {
     /// Shorter than 14 bytes: to be dropped.
     TooShort,
     /// Both MACs and the type are zero: overlay control, never switched (docs/spec/data-plane.md 4.3).
-    Special,
+    Control,
     /// IPv4 with a sound header.
     Ipv4 {
         /// Whether it must not be fragmented.
@@ -469,7 +469,7 @@ pub fn classify(frame: &[u8]) -> Class {
     let Some(ethernet) = Ethernet::parse(frame) else { return Class::TooShort };
     let packet = ethernet.payload();
     match ethernet.type_or_length() {
-        0 if ethernet.src() == MacAddr::ZERO && ethernet.dst() == MacAddr::ZERO => Class::Special,
+        0 if ethernet.src() == MacAddr::ZERO && ethernet.dst() == MacAddr::ZERO => Class::Control,
         ETHERTYPE_IPV4 => match Ipv4::parse(packet) {
             Some(ip) if ip.total_len() >= ip.header_len() => Class::Ipv4 { df: ip.df() },
             _ => Class::Other,

@@ -91,9 +91,9 @@ impl fmt::Display for DropReason {
 }
 
 /// What the owner of the table must be told. Repeats until a new table is published: see
-/// [`FactLimiter`](crate::FactLimiter).
+/// [`DuplicateFilter`](crate::DuplicateFilter).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fact {
+pub enum SwitchEvent {
     /// For [`MacTable::learn_local`](crate::MacTable::learn_local): a local MAC that the table has not at this peer.
     LocalMac(MacAddr),
     /// For [`MacTable::learn_remote`](crate::MacTable::learn_remote): a MAC that the table has not at this peer.
@@ -130,7 +130,7 @@ pub fn local_frame<'t>(
     table: &'t ForwardingTable,
     frame: &[u8],
     now: Instant,
-) -> (LocalVerdict<'t>, Option<Fact>) {
+) -> (LocalVerdict<'t>, Option<SwitchEvent>) {
     let Some(ethernet) = Ethernet::parse(frame) else {
         return (LocalVerdict::Drop(DropReason::TooShort), None);
     };
@@ -141,10 +141,10 @@ pub fn local_frame<'t>(
     let fact = match table.macs.see(src, table.own, now) {
         Seen::Here => None,
         Seen::Elsewhere { peer, active: true } => {
-            let fact = Fact::LocalConflict { mac: src, dst, peer };
+            let fact = SwitchEvent::LocalConflict { mac: src, dst, peer };
             return (LocalVerdict::Drop(DropReason::LocalConflict), Some(fact));
         }
-        Seen::Unknown | Seen::Elsewhere { active: false, .. } => Some(Fact::LocalMac(src)),
+        Seen::Unknown | Seen::Elsewhere { active: false, .. } => Some(SwitchEvent::LocalMac(src)),
     };
     (local_destination(table, src, dst), fact)
 }
@@ -174,7 +174,7 @@ pub fn peer_frame<'t>(
     dst: PeerName,
     frame: &[u8],
     now: Instant,
-) -> (PeerVerdict<'t>, Option<Fact>) {
+) -> (PeerVerdict<'t>, Option<SwitchEvent>) {
     let drop = |reason| (PeerVerdict::Drop(reason), None);
     let Some(ethernet) = Ethernet::parse(frame) else {
         return drop(DropReason::TooShort);
@@ -182,7 +182,7 @@ pub fn peer_frame<'t>(
     let (mac, to) = (ethernet.src(), ethernet.dst());
     if src == table.own {
         // Deviation: the original warns and goes on, which moves our own containers' MACs about and feeds the loop.
-        let fact = Fact::OwnPacket { peer: dst, mac, dst: to };
+        let fact = SwitchEvent::OwnPacket { peer: dst, mac, dst: to };
         return (PeerVerdict::Drop(DropReason::OwnPacket), Some(fact));
     }
     if !table.routes.knows(src) {
@@ -202,7 +202,7 @@ pub fn peer_frame<'t>(
     }
     let fact = match table.macs.see(mac, src, now) {
         Seen::Here => None,
-        Seen::Unknown | Seen::Elsewhere { .. } => Some(Fact::RemoteMac { mac, peer: src }),
+        Seen::Unknown | Seen::Elsewhere { .. } => Some(SwitchEvent::RemoteMac { mac, peer: src }),
     };
     // A source that has just moved here from there is not local, whatever the snapshot says.
     let local = to != mac && lookup(table, to) == Some(table.own);

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha12Rng;
 use weave_ipam::Allocator;
 use weave_mesh::{ConnectionError, ConnectionEvent, Persist};
 use weave_node::{Config, Event, IpamConfig, Node, Output};
-use weave_overlay::forward::{Fact, Forwarder, Tables};
+use weave_overlay::forward::{Forwarder, ForwarderEvent, Tables};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Offload;
 use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
@@ -330,7 +330,7 @@ impl Host {
         let sent = self.take_output(now);
         // Where addresses are watched, so few of the outputs have to do with them that datagrams are not counted.
         let counts = match &sent {
-            Some(Sent::Datagram { .. }) => self.node.as_ref().is_some_and(|n| n.allocation().is_none()),
+            Some(Sent::Datagram { .. }) => self.node.as_ref().is_some_and(|n| n.allocator().is_none()),
             other => other.is_some(),
         };
         if let (true, Some((left, _))) = (counts, &mut self.death) {
@@ -344,7 +344,7 @@ impl Host {
             let node = self.node.as_mut()?;
             if let Some((to, bytes)) = self.io.sent.pop_front() {
                 if refused(to.df, &bytes) {
-                    self.io.facts.push_back(Fact::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
+                    self.io.events.push_back(ForwarderEvent::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
                     continue;
                 }
                 return Some(Sent::Datagram { to: to.to, df: to.df, bytes });
@@ -356,11 +356,11 @@ impl Host {
                 self.delivered.push(frame);
                 continue;
             }
-            if let Some(fact) = self.io.facts.pop_front() {
-                match (fact, self.options.sabotage) {
-                    (Fact::Special { .. }, Some(Sabotage::LoseSpecials)) => {}
-                    (Fact::Switch(_), Some(Sabotage::LoseMacs)) => {}
-                    _ => node.handle_fact(fact, now),
+            if let Some(event) = self.io.events.pop_front() {
+                match (event, self.options.sabotage) {
+                    (ForwarderEvent::Control { .. }, Some(Sabotage::LoseSpecials)) => {}
+                    (ForwarderEvent::Switch(_), Some(Sabotage::LoseMacs)) => {}
+                    _ => node.handle_forwarder_event(event, now),
                 }
                 continue;
             }
@@ -408,11 +408,11 @@ impl Host {
                     ConnectionEvent::Ended(
                         why @ (ConnectionError::Receiver(_) | ConnectionError::Misbehaved(_)),
                     ),
-                ))) if node.allocation().is_some() => {
+                ))) if node.allocator().is_some() => {
                     self.noted.push(Noted::Refused(format!("{}: {why}", peer.name)));
                 }
                 Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
-                    node.handle_fact(Fact::PathMtu { conn, mtu: LOCAL_MTU }, now);
+                    node.handle_forwarder_event(ForwarderEvent::PathMtu { conn, mtu: LOCAL_MTU }, now);
                 }
                 Output::Datagram { to, df, bytes, .. } => return Some(Sent::Datagram { to, df, bytes }),
                 Output::Event(_) => {}
@@ -454,7 +454,7 @@ struct SimIo {
     next: u32,
     sent: VecDeque<(Destination, Vec<u8>)>,
     injected: VecDeque<Vec<u8>>,
-    facts: VecDeque<Fact>,
+    events: VecDeque<ForwarderEvent>,
 }
 
 impl Io for SimIo {
@@ -481,7 +481,7 @@ impl Io for SimIo {
         self.injected.push_back(frame.to_vec());
     }
 
-    fn fact(&mut self, fact: Fact) {
-        self.facts.push_back(fact);
+    fn event(&mut self, event: ForwarderEvent) {
+        self.events.push_back(event);
     }
 }

@@ -422,7 +422,7 @@ impl World {
             let death = host.death_due();
             self.noted.extend(host.noted.drain(..).map(|noted| (id, noted)));
             if let Some(death) = death {
-                let allocator = host.node.as_ref().and_then(|node| node.allocation());
+                let allocator = host.node.as_ref().and_then(|node| node.allocator());
                 let died = allocator.map(|allocator| Noted::Died(death, Box::new(allocator.clone())));
                 self.noted.extend(died.map(|died| (id, died)));
                 return match death {

@@ -111,7 +111,7 @@ impl Peer {
                 },
                 Some(n) = others.recv() => {
                     let now = self.now();
-                    self.node.allocator(now, |a| a.targets_changed(n, now));
+                    self.node.with_allocator(now, |a| a.targets_changed(n, now));
                 }
                 () = tokio::time::sleep(at.min(Duration::from_millis(100))) => {
                     let now = self.now();
@@ -233,7 +233,7 @@ fn own_networks_are_those_of_the_ring() {
     peer.handle(Request::Allocate { id: RequestId(1), request: AllocationRequest::Prime, answer });
     assert_eq!(own_networks(&peer.node), networks("10.2.0.0/24"));
 
-    let mut ring = peer.node.allocation().unwrap().ring().clone();
+    let mut ring = peer.node.allocator().unwrap().ring().clone();
     ring.grant(AddrRange::new(0x0a02_00c0, 0x0a02_0100), "01:00:00:00:00:0b".parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let shared = Loaded { ring: Some(ring), ..Loaded::default() };

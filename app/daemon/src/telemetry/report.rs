@@ -67,7 +67,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
         interface: match &data.device {
             DeviceState::None => "no overlay bridge".to_owned(),
             DeviceState::Up => format!("{device} (via AF_PACKET)"),
-            DeviceState::Lost(why) => format!("{device} (lost: {why})"),
+            DeviceState::Unavailable(why) => format!("{device} (lost: {why})"),
         },
         capture_stats: Some(BTreeMap::from([
             ("PacketsReceived".to_owned(), data.counts.captured),

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 /// What data threads must know to send to a neighbour by sleeve. Changes are announced by
 /// [`Output::PathChanged`](super::Output::PathChanged).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path {
+pub struct SleevePath {
     /// Where the neighbour's datagrams come from; `None` until one came or if we accepted the connection.
     pub remote: Option<SocketAddr>,
     /// The longest inner IP packet that is sent with the don't-fragment bit.

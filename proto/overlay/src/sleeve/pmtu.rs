@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use weave_types::Instant;
 
+use super::control_frame::INITIAL_PROBE_FRAME;
 use super::session::MAX_DATAGRAM;
-use super::special::KICK_OFF_FRAME;
 
 /// Status of a link that knows no limit; the original's.
 pub const UNLIMITED: usize = 65535;
@@ -31,10 +31,10 @@ pub const FLOOR: usize = 552;
 /// How often a settled size is tested again.
 pub const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often more is asked for.
-pub const CLIMB_INTERVAL: Duration = Duration::from_secs(120);
+pub const PROBE_UP_INTERVAL: Duration = Duration::from_secs(120);
 
 /// What an acknowledged kick-off says.
-const KICK_OFF: usize = KICK_OFF_FRAME - ETHERNET_HEADER;
+const KICK_OFF: usize = INITIAL_PROBE_FRAME - ETHERNET_HEADER;
 const ETHERNET_HEADER: usize = 14;
 /// IPv4 and UDP.
 const OUTER_HEADERS: usize = 28;
@@ -50,7 +50,7 @@ const ROUND: &[Duration] = &[ms(50), ms(150), ms(300), ms(500)];
 /// The same for the test of a settled size, where a false alarm would hurt.
 const VERIFICATION: &[Duration] = &[ms(300), ms(1000), ms(2000), ms(5000)];
 
-/// Path MTUs that are met in practice, outer headers included.
+/// SleevePath MTUs that are met in practice, outer headers included.
 const COMMON: &[usize] = &[
     9000, 4352, 2304, 1500, 1492, 1480, 1476, 1460, 1450, 1440, 1420, 1400, 1380, 1360, 1320, 1280, 1200,
     1100, 1006, 900, 800, 700,
@@ -65,8 +65,8 @@ const fn ms(milliseconds: u64) -> Duration {
 /// What the link is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send the frame of [`KICK_OFF_FRAME`] bytes.
-    KickOff,
+    /// Send the frame of [`INITIAL_PROBE_FRAME`] bytes.
+    InitialProbe,
     /// Send an MTU test for this size.
     Probe(u16),
     /// A search ended; packets of [`Pmtu::mtu`] pass.
@@ -167,7 +167,7 @@ impl Pmtu {
     }
 
     fn ask(&mut self, attempt: u32, now: Instant) {
-        self.outputs.push_back(Output::KickOff);
+        self.outputs.push_back(Output::InitialProbe);
         self.phase = Phase::Asking { attempt, until: now + KICK_OFF_WAIT };
     }
 
@@ -312,10 +312,10 @@ impl Pmtu {
             }
         }
         if now >= settled.climb_at {
-            settled.climb_at = now + CLIMB_INTERVAL;
+            settled.climb_at = now + PROBE_UP_INTERVAL;
             if self.mtu < KICK_OFF {
                 settled.kick_off = Some(now + KICK_OFF_WAIT);
-                self.outputs.push_back(Output::KickOff);
+                self.outputs.push_back(Output::InitialProbe);
             }
         }
     }
@@ -384,7 +384,7 @@ impl Pmtu {
         self.phase = Phase::Settled(Settled {
             verify_at: now + VERIFY_INTERVAL,
             verification: None,
-            climb_at: now + CLIMB_INTERVAL,
+            climb_at: now + PROBE_UP_INTERVAL,
             kick_off: None,
         });
     }
@@ -450,7 +450,7 @@ mod tests {
             while let Some(output) = self.pmtu.poll_output() {
                 let size = match output {
                     Output::Verified => continue,
-                    Output::KickOff => KICK_OFF as u16,
+                    Output::InitialProbe => KICK_OFF as u16,
                     Output::Probe(size) => {
                         self.probes.push(size);
                         if self.probes.len() % self.lossy == self.lossy - 1 {
@@ -575,21 +575,21 @@ mod tests {
         sim.run(Duration::from_secs(10));
         assert_eq!(sim.settled(), Some(900));
         sim.passes = 1438;
-        sim.run(CLIMB_INTERVAL + ms(3000));
+        sim.run(PROBE_UP_INTERVAL + ms(3000));
         assert_eq!(sim.settled(), Some(1438));
         // The kernel forgets a lower path MTU.
         let mut sim = Sim::new(62, 1438, Some(1238));
         sim.run(Duration::from_secs(10));
         assert_eq!(sim.settled(), Some(1238));
         sim.kernel = Some(1438);
-        sim.run(CLIMB_INTERVAL + ms(3000));
+        sim.run(PROBE_UP_INTERVAL + ms(3000));
         assert_eq!(sim.settled(), Some(1438));
         // And after a shrink that only our own test has noticed.
         sim.passes = 700;
         sim.run(VERIFY_INTERVAL + ms(8000));
         assert_eq!(sim.settled(), Some(700));
         sim.passes = 1438;
-        sim.run(CLIMB_INTERVAL + ms(3000));
+        sim.run(PROBE_UP_INTERVAL + ms(3000));
         assert_eq!(sim.settled(), Some(1438));
     }
 

@@ -148,7 +148,7 @@ impl std::error::Error for SequenceExhausted {}
 /// record      source peer 6 | destination peer 6 | length 2 | Ethernet frame
 /// ```
 ///
-/// A datagram is begun as a [`Draft`], filled, and finished once. The caller brings the same buffer to each call.
+/// A datagram is begun as a [`DatagramBuilder`], filled, and finished once. The caller brings the same buffer to each call.
 #[derive(Clone, Debug)]
 pub struct Sealer {
     session: Arc<Session>,
@@ -156,12 +156,12 @@ pub struct Sealer {
 
 /// How far an unsealed datagram is filled. The bytes are in the caller's buffer.
 #[derive(Debug)]
-pub struct Draft {
+pub struct DatagramBuilder {
     used: usize,
     records: usize,
 }
 
-impl Draft {
+impl DatagramBuilder {
     /// Frames in it.
     pub fn records(&self) -> usize {
         self.records
@@ -180,23 +180,23 @@ impl Sealer {
     }
 
     /// An empty datagram.
-    pub fn begin(&self) -> Draft {
-        Draft { used: self.session.start(), records: 0 }
+    pub fn begin(&self) -> DatagramBuilder {
+        DatagramBuilder { used: self.session.start(), records: 0 }
     }
 
     /// Bytes of the datagram once it is finished.
-    pub fn sealed_len(&self, draft: &Draft) -> usize {
+    pub fn sealed_len(&self, draft: &DatagramBuilder) -> usize {
         draft.used - self.session.start() + self.session.packet_overhead()
     }
 
     /// Bytes of the datagram once it is finished, if a frame of `frame` bytes is added before.
-    pub fn sealed_len_with(&self, draft: &Draft, frame: usize) -> usize {
+    pub fn sealed_len_with(&self, draft: &DatagramBuilder, frame: usize) -> usize {
         self.sealed_len(draft) + RECORD_OVERHEAD + frame
     }
 
     /// Where the bytes of the next frame go, as far as `buf` has room; `None` if there is none for a record. Once they are
     /// written, [`add`](Sealer::add) makes them a record.
-    pub fn space<'b>(&self, draft: &Draft, buf: &'b mut [u8]) -> Option<&'b mut [u8]> {
+    pub fn space<'b>(&self, draft: &DatagramBuilder, buf: &'b mut [u8]) -> Option<&'b mut [u8]> {
         let trailer = self.session.packet_overhead() - self.session.start();
         let start = draft.used + RECORD_OVERHEAD;
         let end = buf.len().checked_sub(trailer)?.min(start + usize::from(u16::MAX));
@@ -207,7 +207,7 @@ impl Sealer {
     ///
     /// # Panics
     /// If `len` is more than that space.
-    pub fn add(&self, draft: &mut Draft, buf: &mut [u8], src: PeerName, dst: PeerName, len: usize) {
+    pub fn add(&self, draft: &mut DatagramBuilder, buf: &mut [u8], src: PeerName, dst: PeerName, len: usize) {
         let room = self.space(draft, buf).map(|space| space.len());
         assert!(room.is_some_and(|room| len <= room), "a record of {len} bytes in a space of {room:?}");
         let header = &mut buf[draft.used..draft.used + RECORD_OVERHEAD];
@@ -222,7 +222,7 @@ impl Sealer {
     #[must_use]
     pub fn push(
         &self,
-        draft: &mut Draft,
+        draft: &mut DatagramBuilder,
         buf: &mut [u8],
         src: PeerName,
         dst: PeerName,
@@ -241,7 +241,12 @@ impl Sealer {
     ///
     /// # Panics
     /// If `buf` is shorter than [`sealed_len`](Sealer::sealed_len): it is not the buffer that the draft was filled in.
-    pub fn finish(&self, draft: Draft, buf: &mut [u8], df: bool) -> Result<usize, SequenceExhausted> {
+    pub fn finish(
+        &self,
+        draft: DatagramBuilder,
+        buf: &mut [u8],
+        df: bool,
+    ) -> Result<usize, SequenceExhausted> {
         let config = &self.session.config;
         let len = self.sealed_len(&draft);
         buf[..NAME].copy_from_slice(&config.own.to_bytes());

@@ -1,13 +1,13 @@
 //! Replays the corpora of the fuzz targets, and mutations of them.
 
-use crate::{exercise, replay};
+use crate::{fuzz_entry, replay};
 
 #[test]
 fn sleeve_datagram() {
-    replay::replay("sleeve_datagram", 2000, exercise::datagram);
+    replay::replay("sleeve_datagram", 2000, fuzz_entry::datagram);
 }
 
 #[test]
 fn overlay_control() {
-    replay::replay("overlay_control", 2000, exercise::control);
+    replay::replay("overlay_control", 2000, fuzz_entry::control);
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
 use weave_overlay::Destination;
-use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
-use weave_overlay::sleeve::{Opener, Path, Sealer, Session, SessionConfig, Special};
+use weave_overlay::forward::{Forwarder, ForwarderEvent, Neighbour, Overlay, Tables};
+use weave_overlay::sleeve::{ControlFrame, Opener, Sealer, Session, SessionConfig, SleevePath};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::{ConnectionId, ConnectionUid, Instant, MacAddr, PeerName};
 
@@ -35,9 +35,9 @@ fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session> {
     })
 }
 
-fn path(remote: u8, overhead: usize) -> Path {
+fn path(remote: u8, overhead: usize) -> SleevePath {
     let mtu = 1500 - overhead;
-    Path { remote: Some(addr(remote)), mtu, max_payload: 1472, stack_fragments: true }
+    SleevePath { remote: Some(addr(remote)), mtu, max_payload: 1472, stack_fragments: true }
 }
 
 impl Node {
@@ -62,16 +62,18 @@ impl Node {
 
     /// What node does with facts about MACs.
     fn learn(&mut self) {
-        for fact in &self.io.facts {
+        for fact in &self.io.events {
             match fact {
-                Fact::Switch(weave_switch::Fact::LocalMac(mac)) => _ = self.macs.learn_local(*mac, NOW),
-                Fact::Switch(weave_switch::Fact::RemoteMac { mac, peer }) => {
+                ForwarderEvent::Switch(weave_switch::SwitchEvent::LocalMac(mac)) => {
+                    _ = self.macs.learn_local(*mac, NOW)
+                }
+                ForwarderEvent::Switch(weave_switch::SwitchEvent::RemoteMac { mac, peer }) => {
                     _ = self.macs.learn_remote(*mac, *peer, NOW);
                 }
                 _ => {}
             }
         }
-        self.io.facts.retain(|fact| matches!(fact, Fact::Special { .. }));
+        self.io.events.retain(|fact| matches!(fact, ForwarderEvent::Control { .. }));
         self.publish();
     }
 
@@ -323,7 +325,7 @@ fn fragments_are_those_of_the_original() {
     let file = vectors("live_sleeve_pmtu_search");
     let mut net = Net::line(3, None);
     net.node(1).neighbours[0].path =
-        Path { remote: Some(addr(2)), mtu: 638, max_payload: 672, stack_fragments: false };
+        SleevePath { remote: Some(addr(2)), mtu: 638, max_payload: 672, stack_fragments: false };
     let remote = MacAddr([2, 0x42, 0xac, 0x11, 0, 3]);
     net.node(1).macs.learn_remote(remote, name(3), NOW);
     net.node(1).publish();
@@ -673,13 +675,13 @@ fn control_frames_become_facts() {
     let mut damaged = [0; 60001];
     damaged[60000] = 1;
     net.node(2).datagram(addr(1), &datagram(&[(one, two, &damaged)]));
-    let fact = |special, from| Fact::Special { conn: ConnectionId(1), special, from };
+    let fact = |control, from| ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from };
     assert_eq!(
-        net.node(2).io.facts,
+        net.node(2).io.events,
         [
-            fact(Special::Heartbeat(UID), addr(9)),
-            fact(Special::MtuTest { mtu: 1438 }, addr(9)),
-            fact(Special::FragmentationTest, addr(1)),
+            fact(ControlFrame::Heartbeat(UID), addr(9)),
+            fact(ControlFrame::MtuTest { mtu: 1438 }, addr(9)),
+            fact(ControlFrame::FragmentationTest, addr(1)),
         ]
     );
     assert_eq!(net.node(2).forwarder.stats().drop_special, 3);
@@ -697,8 +699,11 @@ fn an_unconfirmed_neighbour_is_heard_but_not_listened_to() {
     let frames: &[(PeerName, PeerName, &[u8])] =
         &[(one, two, &arp(MacAddr::BROADCAST, mac(1))), (one, two, &heartbeat), (one, two, &[0; 100])];
     node.datagram(addr(9), &datagram(frames));
-    let special = Special::Heartbeat(UID);
-    assert_eq!(node.io.facts, [Fact::Special { conn: ConnectionId(1), special, from: addr(9) }]);
+    let control = ControlFrame::Heartbeat(UID);
+    assert_eq!(
+        node.io.events,
+        [ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from: addr(9) }]
+    );
     assert_eq!((node.io.injected.len(), node.forwarder.stats().drop_unconfirmed), (0, 2));
 }
 
@@ -709,16 +714,16 @@ fn control_frames_are_bounded_and_probes_do_not_starve_heartbeats() {
     for _ in 0..1000 {
         net.node(2).datagram(addr(1), &probe);
     }
-    assert_eq!(net.node(2).io.facts.len(), 128);
+    assert_eq!(net.node(2).io.events.len(), 128);
     let heartbeat = [&[0; 14][..], &UID.0.to_be_bytes()].concat();
     net.node(2).datagram(addr(1), &datagram(&[(name(1), name(2), &heartbeat)]));
-    assert_eq!(net.node(2).io.facts.len(), 129);
+    assert_eq!(net.node(2).io.events.len(), 129);
     let node = net.node(2);
     let later = NOW + Duration::from_secs(1);
     for _ in 0..1000 {
         node.forwarder.handle_datagram(addr(1), &mut probe.clone(), later, &mut node.io);
     }
-    assert_eq!(node.io.facts.len(), 129 + 100);
+    assert_eq!(node.io.events.len(), 129 + 100);
 }
 
 #[test]

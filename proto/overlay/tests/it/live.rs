@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::support::{array, bytes, name, vectors};
 use serde_json::Value;
 use weave_overlay::sleeve::{
-    Link, LinkConfig, Opener, Output, Path, Sealer, Session, SessionConfig, Special, sender,
+    ControlFrame, Opener, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig,
+    SleevePath, sender,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -104,12 +105,13 @@ fn play(
     start: Instant,
     end: Instant,
     inputs: &[(Instant, Message)],
-) -> (Link, Vec<Message>) {
+) -> (SleeveControl, Vec<Message>) {
     let mut opener = Opener::new(own.session(other.name));
     let session = own.session(other.name);
-    let mut link = Link::new(LinkConfig { session, remote: own.outbound.then_some(other.addr) });
+    let mut link =
+        SleeveControl::new(SleeveControlConfig { session, remote: own.outbound.then_some(other.addr) });
     let mut sent = Vec::new();
-    let mut paths: Vec<Path> = Vec::new();
+    let mut paths: Vec<SleevePath> = Vec::new();
     link.confirm(start);
     let mut inputs = inputs.iter().filter(|(at, _)| *at < end).peekable();
     let mut now = start;
@@ -142,9 +144,9 @@ fn play(
                         assert_eq!(sender(&bytes), Some(name(other.name)));
                         for record in opener.open(&mut bytes).unwrap() {
                             let record = record.unwrap();
-                            if let Some(special) = Special::parse(record.frame) {
+                            if let Some(control) = ControlFrame::parse(record.frame) {
                                 assert_eq!((record.src, record.dst), (name(other.name), name(own.name)));
-                                link.handle_special(special, other.addr, now);
+                                link.handle_control_frame(control, other.addr, now);
                             }
                         }
                     }
@@ -161,7 +163,7 @@ fn play(
     let path = link.path();
     let mtu = if own.key.is_some() { 1414 } else { 1438 };
     let remote = Some(other.addr);
-    assert_eq!(path, Path { remote, mtu, max_payload: 1472, stack_fragments: true });
+    assert_eq!(path, SleevePath { remote, mtu, max_payload: 1472, stack_fragments: true });
     assert_eq!(paths.last(), Some(&path), "every change is announced");
     (link, sent)
 }
@@ -236,9 +238,9 @@ fn answers_the_search_of_the_original() {
     let file = vectors("live_sleeve_pmtu_search");
     let side = Side { name: 2, addr: crate::support::addr(2), uid: 5, key: None, outbound: false };
     let from = crate::support::addr(1);
-    let mut link = Link::new(LinkConfig { session: side.session(1), remote: None });
+    let mut link = SleeveControl::new(SleeveControlConfig { session: side.session(1), remote: None });
     link.confirm(Instant::ORIGIN);
-    link.handle_special(Special::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
+    link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
     while link.poll_output().is_some() {}
     let mut answered = Vec::new();
     for event in array(&file["events"]).iter().filter(|event| event["event"] == "probe") {
@@ -247,7 +249,7 @@ fn answers_the_search_of_the_original() {
         if candidate + 62 > 700 {
             continue;
         }
-        link.handle_special(Special::parse(&vec![0; candidate + 14]).unwrap(), from, at(event));
+        link.handle_control_frame(ControlFrame::parse(&vec![0; candidate + 14]).unwrap(), from, at(event));
         while let Some(output) = link.poll_output() {
             let Output::Control { tag: 3, body } = output else { panic!("{output:?}") };
             answered.push(u64::from(u16::from_be_bytes(body.try_into().unwrap())));
@@ -266,7 +268,10 @@ fn searches_as_well_as_the_original() {
     let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
 
     let side = Side { name: 1, addr: crate::support::addr(1), uid: 5, key: None, outbound: true };
-    let mut link = Link::new(LinkConfig { session: side.session(2), remote: Some(crate::support::addr(2)) });
+    let mut link = SleeveControl::new(SleeveControlConfig {
+        session: side.session(2),
+        remote: Some(crate::support::addr(2)),
+    });
     link.confirm(Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
     link.handle_control(1, &[], now).unwrap();

@@ -2,12 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod corpus;
-mod exercise;
 mod forward;
-mod link;
+mod fuzz_entry;
 mod live;
 mod properties;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
+mod sleeve_control;
 mod support;
 mod vectors;

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{OverlaySwitch, parse_control};
 use weave_overlay::sleeve::{
-    Link, LinkConfig, OpenError, Opener, Path, Sealer, Session, SessionConfig, Special,
+    ControlFrame, OpenError, Opener, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig,
+    SleevePath,
 };
 use weave_switch::{Csum, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::{ConnectionId, ConnectionUid, Instant};
@@ -57,7 +58,7 @@ fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwar
     let neighbours = [1, 3].map(|remote| {
         let session = session(2, remote, key);
         let max_payload = (mtu + session.overhead() - 28).min(65507);
-        let path = Path { remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
+        let path = SleevePath { remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
         Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
     });
     Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())))
@@ -160,7 +161,7 @@ proptest! {
         if let Ok(records) = Opener::new(session(2, 1, key)).open(&mut bytes.clone()) {
             prop_assert!(records.count() <= bytes.len() / 14 + 1);
         }
-        _ = Special::parse(&bytes);
+        _ = ControlFrame::parse(&bytes);
         let mut io = Recorder::default();
         let mut forwarder = forwarder(key, 1414, true);
         forwarder.handle_datagram(addr(1), &mut bytes, Instant::ORIGIN, &mut io);
@@ -201,13 +202,13 @@ proptest! {
 
     #[test]
     fn a_link_survives_anything(steps in prop::collection::vec((0u8..7, any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..60)) {
-        let mut link = Link::new(LinkConfig { session: session(1, 2, Some([1; 32])), remote: None });
+        let mut link = SleeveControl::new(SleeveControlConfig { session: session(1, 2, Some([1; 32])), remote: None });
         let mut now = Instant::ORIGIN;
         for (step, number, bytes) in steps {
             match step {
                 0 => link.confirm(now),
-                1 => link.handle_special(Special::Heartbeat(ConnectionUid(1)), addr(number as u8), now),
-                2 => link.handle_special(Special::MtuTest { mtu: number }, addr(2), now),
+                1 => link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(1)), addr(number as u8), now),
+                2 => link.handle_control_frame(ControlFrame::MtuTest { mtu: number }, addr(2), now),
                 3 => _ = link.handle_control((number % 5) as u8, &bytes, now),
                 4 => link.handle_path_mtu(number, now),
                 5 => _ = link.handle_control(3, &number.to_be_bytes(), now),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use weave_overlay::forward::Fact;
+use weave_overlay::forward::ForwarderEvent;
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
 use weave_types::PeerName;
@@ -43,7 +43,7 @@ pub(crate) struct Recorder {
     next: u32,
     pub(crate) sent: Vec<(Destination, Vec<u8>)>,
     pub(crate) injected: Vec<Vec<u8>>,
-    pub(crate) facts: Vec<Fact>,
+    pub(crate) events: Vec<ForwarderEvent>,
 }
 
 impl Recorder {
@@ -80,8 +80,8 @@ impl Io for Recorder {
         self.injected.push(frame.to_vec());
     }
 
-    fn fact(&mut self, fact: Fact) {
-        self.facts.push(fact);
+    fn event(&mut self, event: ForwarderEvent) {
+        self.events.push(event);
     }
 }
 

@@ -152,7 +152,7 @@ fn classes() {
     frame[16..18].copy_from_slice(&[0, 19]);
     assert_eq!(classify(&frame), Class::Other, "total length less than the header");
     let mut special = [0; 20];
-    assert_eq!(classify(&special), Class::Special);
+    assert_eq!(classify(&special), Class::Control);
     special[11] = 1;
     assert_eq!(classify(&special), Class::Other);
     special[11] = 0;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use weave_switch::{Fact, ForwardingTable, Learned, MacConfig, MacTable, peer_frame};
+use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable, SwitchEvent, peer_frame};
 use weave_types::{Instant, MacAddr, PeerName};
 
 use crate::verdict::{B, C, OWN, frame, table};
@@ -141,7 +141,7 @@ fn shared_marks() {
     assert_eq!(macs.learn_local(X, at(3099)), Learned::Refused { by: B });
 
     // Another peer's frames do not keep the entry alive, and an old snapshot does not touch a moved entry.
-    assert_eq!(see(&fwd, C, 3000), Some(Fact::RemoteMac { mac: X, peer: C }));
+    assert_eq!(see(&fwd, C, 3000), Some(SwitchEvent::RemoteMac { mac: X, peer: C }));
     assert_eq!(mark(&macs), at(1100));
     assert_eq!(macs.learn_remote(X, C, at(3000)), Learned::Moved { from: B });
     assert_eq!(see(&fwd, B, 9000), None);

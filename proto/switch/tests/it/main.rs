@@ -4,9 +4,9 @@
 mod checksum;
 mod coalesce;
 mod corpus;
-mod exercise;
 mod fragment;
 mod frame;
+mod fuzz_entry;
 mod mac;
 mod offload;
 mod packet;

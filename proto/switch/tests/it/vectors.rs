@@ -4,7 +4,7 @@ use serde_json::Value;
 use weave_switch::fragment::{Fragments, MAX_ICMP_FRAME, frag_needed, too_big};
 use weave_switch::frame::{Class, classify};
 use weave_switch::{
-    DropReason, Fact, Learned, LocalVerdict, MacConfig, MacTable, PeerVerdict, local_frame, peer_frame,
+    DropReason, Learned, LocalVerdict, MacConfig, MacTable, PeerVerdict, SwitchEvent, local_frame, peer_frame,
 };
 use weave_types::{MacAddr, PeerName};
 
@@ -134,7 +134,7 @@ fn switching_decisions() {
                         // Deviation: the original goes on with its own packets (see `peer_frame`).
                         assert!(name.contains("received own packet"), "{name}");
                         assert_eq!(reason, DropReason::OwnPacket);
-                        assert_eq!(fact, Some(Fact::OwnPacket { peer: OWN, mac: X, dst: to }));
+                        assert_eq!(fact, Some(SwitchEvent::OwnPacket { peer: OWN, mac: X, dst: to }));
                         continue;
                     }
                 }
@@ -144,8 +144,8 @@ fn switching_decisions() {
         let expected: Vec<_> = list(&scenario["actions"]).iter().map(text).collect();
         assert_eq!(actions, expected, "{name}");
         match fact {
-            Some(Fact::LocalMac(mac)) => assert_ne!(macs.learn_local(mac, at(1)), Learned::Ignored),
-            Some(Fact::RemoteMac { mac, peer }) => {
+            Some(SwitchEvent::LocalMac(mac)) => assert_ne!(macs.learn_local(mac, at(1)), Learned::Ignored),
+            Some(SwitchEvent::RemoteMac { mac, peer }) => {
                 assert_ne!(macs.learn_remote(mac, peer, at(1)), Learned::Ignored)
             }
             _ => {}
@@ -176,10 +176,10 @@ fn frame_classification() {
         let layers = match class {
             Class::TooShort => 0,
             Class::Ipv4 { .. } => 2,
-            Class::Special | Class::Ipv6 | Class::Other => 1,
+            Class::Control | Class::Ipv6 | Class::Other => 1,
         };
         assert_eq!(layers, number(&case["layers_decoded"]), "{name}");
-        assert_eq!(class == Class::Special, case["special"] == true, "{name}");
+        assert_eq!(class == Class::Control, case["special"] == true, "{name}");
         assert_eq!(class == Class::Ipv4 { df: true }, case["df"] == true, "{name}");
         assert_eq!(class == Class::TooShort, case["ignored"] == true, "{name}");
     }

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use weave_switch::{
-    DropReason, Fact, FactLimiter, ForwardingTable, LocalVerdict, MacConfig, MacTable, PeerVerdict, Routes,
-    local_frame, peer_frame,
+    DropReason, DuplicateFilter, ForwardingTable, LocalVerdict, MacConfig, MacTable, PeerVerdict, Routes,
+    SwitchEvent, local_frame, peer_frame,
 };
 use weave_types::{MacAddr, PeerName};
 
@@ -63,11 +63,11 @@ fn local_frames() {
     use DropReason::{DestinationLocal, InvalidSource, LocalConflict, NoRoute, SpanningTree};
     use LocalVerdict::{Drop, Flood, Unicast};
     let all = Flood(&[B, C]);
-    let learn = Some(Fact::LocalMac(X));
-    let conflict = |dst| Some(Fact::LocalConflict { mac: X, dst, peer: B });
+    let learn = Some(SwitchEvent::LocalMac(X));
+    let conflict = |dst| Some(SwitchEvent::LocalConflict { mac: X, dst, peer: B });
     let here = [(X, OWN)];
     // Known before, source, destination, time in ms, verdict, fact.
-    type Case<'a> = (&'a [(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'a>, Option<Fact>);
+    type Case<'a> = (&'a [(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'a>, Option<SwitchEvent>);
     let cases: &[Case<'_>] = &[
         (&[], X, Y, 0, all, learn),
         (&here, X, Y, 0, all, None),
@@ -107,12 +107,12 @@ fn takeover_waits_for_silence() {
         assert_eq!(peer_frame(&fwd, B, OWN, &frame(X, Y), at(ms)).1, None);
         let (verdict, fact) = local_frame(&fwd, &frame(X, Y), at(ms + 499));
         assert_eq!(verdict, LocalVerdict::Drop(DropReason::LocalConflict));
-        assert_eq!(fact, Some(Fact::LocalConflict { mac: X, dst: Y, peer: B }));
+        assert_eq!(fact, Some(SwitchEvent::LocalConflict { mac: X, dst: Y, peer: B }));
     }
     assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_499)).0, LocalVerdict::Drop(DropReason::LocalConflict));
     assert_eq!(
         local_frame(&fwd, &frame(X, Y), at(11_500)),
-        (LocalVerdict::Flood(&[B, C]), Some(Fact::LocalMac(X)))
+        (LocalVerdict::Flood(&[B, C]), Some(SwitchEvent::LocalMac(X)))
     );
     macs.learn_local(X, at(11_500));
     let fwd = table(&macs);
@@ -121,7 +121,7 @@ fn takeover_waits_for_silence() {
     let (verdict, fact) = peer_frame(&fwd, B, OWN, &frame(X, Y), at(11_502));
     assert_eq!(
         (verdict, fact),
-        (PeerVerdict::Deliver { flood: &[C] }, Some(Fact::RemoteMac { mac: X, peer: B }))
+        (PeerVerdict::Deliver { flood: &[C] }, Some(SwitchEvent::RemoteMac { mac: X, peer: B }))
     );
 }
 
@@ -129,11 +129,18 @@ fn takeover_waits_for_silence() {
 fn peer_frames() {
     use DropReason::{InvalidSource, NoRoute, OwnPacket, UnknownPeer};
     use PeerVerdict::{Deliver, Drop, Relay};
-    let seen = Some(Fact::RemoteMac { mac: X, peer: B });
-    let own = |peer| Some(Fact::OwnPacket { peer, mac: X, dst: Y });
+    let seen = Some(SwitchEvent::RemoteMac { mac: X, peer: B });
+    let own = |peer| Some(SwitchEvent::OwnPacket { peer, mac: X, dst: Y });
     // Known before, source peer, destination peer, source, destination, verdict, fact.
-    type Case<'a> =
-        (&'a [(MacAddr, PeerName)], PeerName, PeerName, MacAddr, MacAddr, PeerVerdict<'a>, Option<Fact>);
+    type Case<'a> = (
+        &'a [(MacAddr, PeerName)],
+        PeerName,
+        PeerName,
+        MacAddr,
+        MacAddr,
+        PeerVerdict<'a>,
+        Option<SwitchEvent>,
+    );
     let cases: &[Case<'_>] = &[
         (&[], B, OWN, X, Y, Deliver { flood: &[C] }, seen),
         (&[(X, B)], B, OWN, X, Y, Deliver { flood: &[C] }, None),
@@ -153,7 +160,7 @@ fn peer_frames() {
             OTHER,
             MULTICAST,
             Deliver { flood: &[] },
-            Some(Fact::RemoteMac { mac: OTHER, peer: ISLAND }),
+            Some(SwitchEvent::RemoteMac { mac: OTHER, peer: ISLAND }),
         ),
         // Relays know nothing of MACs.
         (&[], B, C, X, Y, Relay { via: B }, None),
@@ -197,13 +204,13 @@ fn reasons_are_numbered() {
 
 #[test]
 fn limiter() {
-    let mut limiter = FactLimiter::new();
+    let mut limiter = DuplicateFilter::new();
     let facts = [
-        Fact::LocalMac(X),
-        Fact::RemoteMac { mac: X, peer: B },
-        Fact::LocalConflict { mac: X, dst: Y, peer: B },
-        Fact::OwnPacket { peer: B, mac: X, dst: Y },
-        Fact::LocalMac(Y),
+        SwitchEvent::LocalMac(X),
+        SwitchEvent::RemoteMac { mac: X, peer: B },
+        SwitchEvent::LocalConflict { mac: X, dst: Y, peer: B },
+        SwitchEvent::OwnPacket { peer: B, mac: X, dst: Y },
+        SwitchEvent::LocalMac(Y),
     ];
     for fact in &facts {
         assert!(limiter.admit(fact, at(0)), "{fact:?}");
@@ -213,6 +220,6 @@ fn limiter() {
         assert!(limiter.admit(fact, at(100)), "{fact:?}");
         assert!(!limiter.admit(fact, at(199)), "{fact:?}");
     }
-    assert!(limiter.admit(&Fact::RemoteMac { mac: X, peer: C }, at(100)), "a move is another fact");
-    assert!(limiter.admit(&Fact::RemoteMac { mac: X, peer: B }, at(100)), "and back");
+    assert!(limiter.admit(&SwitchEvent::RemoteMac { mac: X, peer: C }, at(100)), "a move is another fact");
+    assert!(limiter.admit(&SwitchEvent::RemoteMac { mac: X, peer: B }, at(100)), "and back");
 }

@@ -143,7 +143,7 @@ impl World {
     pub(super) fn call_node<R>(&mut self, id: HostId, input: impl FnOnce(&mut Allocator) -> R) -> Option<R> {
         let mut result = None;
         let nodes = self.nodes.as_mut()?;
-        nodes.mesh.with_node(id, |node, now| result = node.allocator(now, input));
+        nodes.mesh.with_node(id, |node, now| result = node.with_allocator(now, input));
         self.absorb_from(false);
         result
     }
@@ -164,7 +164,7 @@ impl World {
             touched.clone_from(&changed);
         }
         for id in touched {
-            let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocation) else { continue };
+            let Some(now) = nodes.mesh.host(id).node.as_ref().and_then(Node::allocator) else { continue };
             let host = &mut self.hosts[usize::from(id.0)];
             if host.allocator.as_ref() == Some(now) {
                 continue;

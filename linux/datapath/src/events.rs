@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use weave_overlay::forward::Fact;
+use weave_overlay::forward::ForwarderEvent;
 
 use crate::DeviceState;
 use crate::sys;
@@ -20,36 +20,36 @@ const COMPARED: usize = 16;
 
 /// One thing that a data thread has seen.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Report {
+pub enum DatapathEvent {
     /// For the node.
-    Fact(Fact),
+    Forwarder(ForwarderEvent),
     /// The uplink came, or went.
     Device(DeviceState),
     /// A data thread with this name panicked. Where panics end the process nobody hears of it.
-    Ended(String),
+    ThreadPanicked(String),
 }
 
 #[derive(Debug)]
-pub(crate) struct FactQueue {
-    waiting: Mutex<VecDeque<Report>>,
+pub(crate) struct EventQueue {
+    waiting: Mutex<VecDeque<DatapathEvent>>,
     dropped: AtomicU64,
     wake: Wake,
 }
 
-impl FactQueue {
-    pub(crate) fn new() -> io::Result<Arc<FactQueue>> {
+impl EventQueue {
+    pub(crate) fn new() -> io::Result<Arc<EventQueue>> {
         let waiting = Mutex::new(VecDeque::with_capacity(CAPACITY));
-        Ok(Arc::new(FactQueue { waiting, dropped: AtomicU64::new(0), wake: Wake::new()? }))
+        Ok(Arc::new(EventQueue { waiting, dropped: AtomicU64::new(0), wake: Wake::new()? }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Report>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<DatapathEvent>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a report, unless an equal one is among the latest. Only facts are ever dropped.
-    pub(crate) fn push(&self, report: Report) {
+    pub(crate) fn push(&self, report: DatapathEvent) {
         let mut waiting = self.lock();
-        let is_fact = matches!(report, Report::Fact(_));
+        let is_fact = matches!(report, DatapathEvent::Forwarder(_));
         if is_fact && waiting.iter().rev().take(COMPARED).any(|other| *other == report) {
             return;
         }
@@ -70,26 +70,26 @@ impl FactQueue {
 }
 
 /// The daemon's end. Waits by polling its descriptor, which is readable while there is something to
-/// [`drain`](FactReceiver::drain), or in [`recv_timeout`](FactReceiver::recv_timeout).
+/// [`drain`](EventReceiver::drain), or in [`recv_timeout`](EventReceiver::recv_timeout).
 #[derive(Debug)]
-pub struct FactReceiver {
-    queue: Arc<FactQueue>,
+pub struct EventReceiver {
+    queue: Arc<EventQueue>,
 }
 
-impl FactReceiver {
-    pub(crate) fn new(queue: Arc<FactQueue>) -> FactReceiver {
-        FactReceiver { queue }
+impl EventReceiver {
+    pub(crate) fn new(queue: Arc<EventQueue>) -> EventReceiver {
+        EventReceiver { queue }
     }
 
     /// Takes all that waits, in order, into `into`. Never blocks.
-    pub fn drain(&self, into: &mut Vec<Report>) {
+    pub fn drain(&self, into: &mut Vec<DatapathEvent>) {
         let mut waiting = self.queue.lock();
         self.queue.wake.clear();
         into.extend(waiting.drain(..));
     }
 
     /// Waits until there is something, or the time is over, and takes it.
-    pub fn recv_timeout(&self, timeout: Duration) -> Vec<Report> {
+    pub fn recv_timeout(&self, timeout: Duration) -> Vec<DatapathEvent> {
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         let mut reports = Vec::new();
         // Whatever ends the wait, the queue knows.
@@ -99,7 +99,7 @@ impl FactReceiver {
     }
 }
 
-impl AsFd for FactReceiver {
+impl AsFd for EventReceiver {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.wake.as_fd()
     }
@@ -132,28 +132,28 @@ impl AsFd for Wake {
 
 #[cfg(test)]
 mod tests {
-    use weave_switch::Fact as SwitchFact;
+    use weave_switch::SwitchEvent;
     use weave_types::MacAddr;
 
     use super::*;
 
-    fn mac(i: u16) -> Report {
+    fn mac(i: u16) -> DatapathEvent {
         let [a, b] = i.to_be_bytes();
-        Report::Fact(Fact::Switch(SwitchFact::LocalMac(MacAddr([2, 0, 0, 0, a, b]))))
+        DatapathEvent::Forwarder(ForwarderEvent::Switch(SwitchEvent::LocalMac(MacAddr([2, 0, 0, 0, a, b]))))
     }
 
     #[test]
     fn equal_facts_are_told_once_and_the_rest_in_order() {
-        let queue = FactQueue::new().unwrap();
-        let receiver = FactReceiver::new(Arc::clone(&queue));
+        let queue = EventQueue::new().unwrap();
+        let receiver = EventReceiver::new(Arc::clone(&queue));
         assert_eq!(receiver.recv_timeout(Duration::ZERO), []);
         for i in [1, 2, 1, 2, 3] {
             queue.push(mac(i));
         }
-        queue.push(Report::Device(DeviceState::Up));
+        queue.push(DatapathEvent::Device(DeviceState::Up));
         assert_eq!(
             receiver.recv_timeout(Duration::from_secs(2)),
-            [mac(1), mac(2), mac(3), Report::Device(DeviceState::Up)]
+            [mac(1), mac(2), mac(3), DatapathEvent::Device(DeviceState::Up)]
         );
         assert_eq!(receiver.recv_timeout(Duration::ZERO), []);
         queue.push(mac(1));
@@ -162,15 +162,15 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_listen_costs_bounded_memory() {
-        let queue = FactQueue::new().unwrap();
-        let receiver = FactReceiver::new(Arc::clone(&queue));
+        let queue = EventQueue::new().unwrap();
+        let receiver = EventReceiver::new(Arc::clone(&queue));
         for i in 0..2000 {
             queue.push(mac(i));
         }
-        queue.push(Report::Device(DeviceState::Up));
+        queue.push(DatapathEvent::Device(DeviceState::Up));
         assert_eq!(queue.dropped(), 2000 - CAPACITY as u64);
         let mut got = Vec::new();
         receiver.drain(&mut got);
-        assert_eq!((got.len(), got.last()), (CAPACITY + 1, Some(&Report::Device(DeviceState::Up))));
+        assert_eq!((got.len(), got.last()), (CAPACITY + 1, Some(&DatapathEvent::Device(DeviceState::Up))));
     }
 }

@@ -4,9 +4,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weave_overlay::forward::{Fact, Forwarder, Neighbour, Overlay, Tables};
+use weave_overlay::forward::{Forwarder, ForwarderEvent, Neighbour, Overlay, Tables};
 use weave_overlay::select::{self, OverlaySwitch, parse_control};
-use weave_overlay::sleeve::{Link, LinkConfig, Output, Path, Sealer, Session, SessionConfig, Special};
+use weave_overlay::sleeve::{
+    ControlFrame, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig, SleevePath,
+};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName};
@@ -58,9 +60,9 @@ impl Io for Sink {
         assert!(frame.len() >= 14);
     }
 
-    fn fact(&mut self, fact: Fact) {
-        if let Fact::Special { special, .. } = fact {
-            assert_ne!(special, Special::Damaged);
+    fn event(&mut self, event: ForwarderEvent) {
+        if let ForwarderEvent::Control { frame: control, .. } = event {
+            assert_ne!(control, ControlFrame::Malformed);
         }
     }
 }
@@ -99,8 +101,12 @@ pub(crate) fn datagram(data: &[u8]) {
     let neighbours = [REMOTE, OTHER].map(|remote| {
         let session = session(OWN, remote, key);
         let mtu = 1500 - session.overhead();
-        let path =
-            Path { remote: Some(address(remote)), mtu, max_payload: 1472, stack_fragments: flags & 4 == 0 };
+        let path = SleevePath {
+            remote: Some(address(remote)),
+            mtu,
+            max_payload: 1472,
+            stack_fragments: flags & 4 == 0,
+        };
         Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
     });
     let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())));
@@ -117,7 +123,8 @@ pub(crate) fn datagram(data: &[u8]) {
 pub(crate) fn control(mut data: &[u8]) {
     let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
     let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };
-    let mut link = Link::new(LinkConfig { session: session(OWN, REMOTE, None), remote: None });
+    let mut link =
+        SleeveControl::new(SleeveControlConfig { session: session(OWN, REMOTE, None), remote: None });
     let uid = link.session().uid();
     let mut now = Instant::ORIGIN;
     while let [operation, len, rest @ ..] = data {
@@ -127,10 +134,10 @@ pub(crate) fn control(mut data: &[u8]) {
         let number = body.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
         match operation % 8 {
             0 => link.confirm(now),
-            1 => link.handle_special(Special::Heartbeat(uid), from, now),
+            1 => link.handle_control_frame(ControlFrame::Heartbeat(uid), from, now),
             2 => {
-                if let Some(special) = Special::parse(body) {
-                    link.handle_special(special, from, now);
+                if let Some(control) = ControlFrame::parse(body) {
+                    link.handle_control_frame(control, from, now);
                 }
             }
             3 | 4 => {

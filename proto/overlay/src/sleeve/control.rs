@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use weave_types::{ConnectionUid, Instant};
 
-use super::path::Path;
+use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
+use super::path::SleevePath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
-use super::special::{FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, KICK_OFF_FRAME, Special};
 
 /// Until the neighbour acknowledges.
 const FAST_HEARTBEAT: Duration = Duration::from_millis(500);
@@ -44,9 +44,9 @@ const ESTABLISHED: u8 = 1;
 const FRAGMENTATION_RECEIVED: u8 = 2;
 const MTU_VERIFIED: u8 = 3;
 
-/// What makes a [`Link`].
+/// What makes a [`SleeveControl`].
 #[derive(Clone, Debug)]
-pub struct LinkConfig {
+pub struct SleeveControlConfig {
     /// Shared with the data threads.
     pub session: Arc<Session>,
     /// The neighbour's UDP address, if we opened the TCP connection: its remote end. An acceptor learns it from datagrams.
@@ -60,7 +60,7 @@ pub enum Output {
     Datagram {
         /// The neighbour's UDP address.
         to: SocketAddr,
-        /// With the don't-fragment bit. If the kernel refuses it as too long, tell [`Link::handle_path_mtu`].
+        /// With the don't-fragment bit. If the kernel refuses it as too long, tell [`SleeveControl::handle_path_mtu`].
         df: bool,
         /// UDP payload.
         bytes: Vec<u8>,
@@ -76,7 +76,7 @@ pub enum Output {
     Established,
     /// The connection must end. Nothing comes after it.
     Failed(String),
-    /// [`Link::path`] has changed: tell the data threads.
+    /// [`SleeveControl::path`] has changed: tell the data threads.
     PathChanged,
     /// For the log.
     Event(Event),
@@ -108,7 +108,7 @@ impl fmt::Display for Event {
 
 /// The neighbour sent a control message that makes no sense. It is to be logged and otherwise ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlError {
+pub enum ControlMessageError {
     /// Not one of sleeve's.
     UnknownTag(u8),
     /// The wrong number of bytes after the tag.
@@ -122,25 +122,25 @@ pub enum ControlError {
     NothingToAcknowledge,
 }
 
-impl fmt::Display for ControlError {
+impl fmt::Display for ControlMessageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ControlError::UnknownTag(tag) => write!(f, "unknown sleeve control message {tag}"),
-            ControlError::BadLength { tag, len } => {
+            ControlMessageError::UnknownTag(tag) => write!(f, "unknown sleeve control message {tag}"),
+            ControlMessageError::BadLength { tag, len } => {
                 write!(f, "sleeve control message {tag} with {len} bytes")
             }
-            ControlError::NothingToAcknowledge => {
+            ControlMessageError::NothingToAcknowledge => {
                 f.write_str("sleeve heartbeat acknowledged before any was sent")
             }
         }
     }
 }
 
-impl std::error::Error for ControlError {}
+impl std::error::Error for ControlMessageError {}
 
 /// One sleeve connection, without its data. Passive until it is confirmed.
 #[derive(Debug)]
-pub struct Link {
+pub struct SleeveControl {
     sealer: Sealer,
     remote: Option<SocketAddr>,
     pmtu: Pmtu,
@@ -154,7 +154,7 @@ pub struct Link {
     fragments: Fragments,
     heartbeat_at: Option<Instant>,
     timeout_at: Option<Instant>,
-    announced: Path,
+    announced: SleevePath,
     outputs: VecDeque<Output>,
 }
 
@@ -175,14 +175,14 @@ struct Fragments {
     next: Option<Instant>,
 }
 
-impl Link {
-    /// A link that waits for [`confirm`](Link::confirm).
-    pub fn new(config: LinkConfig) -> Link {
-        let LinkConfig { session, remote } = config;
+impl SleeveControl {
+    /// A link that waits for [`confirm`](SleeveControl::confirm).
+    pub fn new(config: SleeveControlConfig) -> SleeveControl {
+        let SleeveControlConfig { session, remote } = config;
         let pmtu = Pmtu::new(session.overhead());
         let announced =
-            Path { remote, mtu: pmtu.mtu(), max_payload: pmtu.max_payload(), stack_fragments: false };
-        Link {
+            SleevePath { remote, mtu: pmtu.mtu(), max_payload: pmtu.max_payload(), stack_fragments: false };
+        SleeveControl {
             sealer: Sealer::new(session),
             remote,
             pmtu,
@@ -200,8 +200,8 @@ impl Link {
 
     /// The same, for a neighbour that sends heartbeats each 2 s once it is established, and expects as much: silence is noticed
     /// after 12 s instead of 60.
-    pub fn lively(self) -> Link {
-        Link { lively: true, ..self }
+    pub fn with_fast_heartbeats(self) -> SleeveControl {
+        SleeveControl { lively: true, ..self }
     }
 
     /// The session it works for.
@@ -210,8 +210,8 @@ impl Link {
     }
 
     /// What data threads must know.
-    pub fn path(&self) -> Path {
-        Path {
+    pub fn path(&self) -> SleevePath {
+        SleevePath {
             remote: self.remote,
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
@@ -234,17 +234,17 @@ impl Link {
 
     /// A control frame came in a datagram from `from`. It has been authenticated as far as the session allows: in plain
     /// mode only the UID in a heartbeat tells that it is the neighbour's.
-    pub fn handle_special(&mut self, special: Special, from: SocketAddr, now: Instant) {
+    pub fn handle_control_frame(&mut self, control: ControlFrame, from: SocketAddr, now: Instant) {
         if self.state == State::Failed {
             return;
         }
-        match special {
-            Special::Heartbeat(uid) => self.handle_heartbeat(uid, from, now),
+        match control {
+            ControlFrame::Heartbeat(uid) => self.handle_heartbeat(uid, from, now),
             // Passive before: a neighbour that tests has had our control message 1.
             _ if self.state == State::Prepared => {}
-            Special::FragmentationTest => self.control(FRAGMENTATION_RECEIVED, Vec::new()),
-            Special::MtuTest { mtu } => self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec()),
-            Special::Damaged => {}
+            ControlFrame::FragmentationTest => self.control(FRAGMENTATION_RECEIVED, Vec::new()),
+            ControlFrame::MtuTest { mtu } => self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec()),
+            ControlFrame::Malformed => {}
         }
         self.announce();
     }
@@ -275,7 +275,7 @@ impl Link {
     }
 
     /// A control message came over the mesh connection.
-    pub fn handle_control(&mut self, tag: u8, body: &[u8], now: Instant) -> Result<(), ControlError> {
+    pub fn handle_control(&mut self, tag: u8, body: &[u8], now: Instant) -> Result<(), ControlMessageError> {
         if self.state == State::Failed {
             return Ok(());
         }
@@ -292,18 +292,20 @@ impl Link {
                 self.pmtu.handle_ack(u16::from_be_bytes([high, low]), now);
                 self.drain_pmtu();
             }
-            (ESTABLISHED..=MTU_VERIFIED, _) => return Err(ControlError::BadLength { tag, len: body.len() }),
-            _ => return Err(ControlError::UnknownTag(tag)),
+            (ESTABLISHED..=MTU_VERIFIED, _) => {
+                return Err(ControlMessageError::BadLength { tag, len: body.len() });
+            }
+            _ => return Err(ControlMessageError::UnknownTag(tag)),
         }
         self.announce();
         Ok(())
     }
 
-    fn handle_established(&mut self, now: Instant) -> Result<(), ControlError> {
+    fn handle_established(&mut self, now: Instant) -> Result<(), ControlMessageError> {
         match self.state {
             State::Established | State::Failed => return Ok(()),
             State::Prepared | State::Confirmed if !self.sent => {
-                return Err(ControlError::NothingToAcknowledge);
+                return Err(ControlMessageError::NothingToAcknowledge);
             }
             State::Prepared | State::Confirmed => {}
         }
@@ -326,7 +328,7 @@ impl Link {
         self.announce();
     }
 
-    /// When to call [`handle_timeout`](Link::handle_timeout), and why.
+    /// When to call [`handle_timeout`](SleeveControl::handle_timeout), and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         if self.state == State::Failed {
             return None;
@@ -406,7 +408,7 @@ impl Link {
     fn drain_pmtu(&mut self) {
         while let Some(output) = self.pmtu.poll_output() {
             match output {
-                pmtu::Output::KickOff => self.send_zeros(KICK_OFF_FRAME, true),
+                pmtu::Output::InitialProbe => self.send_zeros(INITIAL_PROBE_FRAME, true),
                 pmtu::Output::Probe(size) => self.send_zeros(usize::from(size) + 14, true),
                 pmtu::Output::Verified => {
                     self.push(Output::Event(Event::MtuVerified(self.pmtu.mtu())));

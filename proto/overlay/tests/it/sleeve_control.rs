@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::support::{addr, name};
 use weave_overlay::sleeve::{
-    ControlError, Event, Link, LinkConfig, Opener, Output, Session, SessionConfig, Special,
+    ControlFrame, ControlMessageError, Event, Opener, Output, Session, SessionConfig, SleeveControl,
+    SleeveControlConfig,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -34,7 +35,7 @@ enum Transit {
 }
 
 struct End {
-    link: Link,
+    link: SleeveControl,
     opener: Opener,
     /// What the network sees this end's datagrams come from.
     addr: SocketAddr,
@@ -68,7 +69,7 @@ impl Pair {
             let session = session(own, key);
             End {
                 opener: Opener::new(session.clone()),
-                link: Link::new(LinkConfig { session, remote }),
+                link: SleeveControl::new(SleeveControlConfig { session, remote }),
                 addr: addr(own),
                 established: 0,
                 failed: None,
@@ -156,10 +157,10 @@ impl Pair {
             Transit::Control { tag, body } => end.link.handle_control(tag, &body, self.now).unwrap(),
             Transit::Datagram { from, mut bytes, df } => {
                 for record in end.opener.open(&mut bytes).unwrap() {
-                    let special = Special::parse(record.unwrap().frame).unwrap();
-                    assert_eq!(df, special != Special::FragmentationTest);
-                    end.heartbeats += u32::from(matches!(special, Special::Heartbeat(_)));
-                    end.link.handle_special(special, from, self.now);
+                    let control = ControlFrame::parse(record.unwrap().frame).unwrap();
+                    assert_eq!(df, control != ControlFrame::FragmentationTest);
+                    end.heartbeats += u32::from(matches!(control, ControlFrame::Heartbeat(_)));
+                    end.link.handle_control_frame(control, from, self.now);
                 }
             }
         }
@@ -251,8 +252,9 @@ fn establishes_and_stays_established_under_loss() {
 fn silence_ends_a_lively_link_after_12_s() {
     let mut pair = Pair::new(None);
     for end in &mut pair.ends {
-        let other = Link::new(LinkConfig { session: end.link.session().clone(), remote: None });
-        end.link = std::mem::replace(&mut end.link, other).lively();
+        let other =
+            SleeveControl::new(SleeveControlConfig { session: end.link.session().clone(), remote: None });
+        end.link = std::mem::replace(&mut end.link, other).with_fast_heartbeats();
     }
     pair.confirm();
     pair.run(secs(65));
@@ -281,7 +283,7 @@ fn silence_ends_the_link_after_60_s() {
         // Dead means dead.
         assert_eq!(end.link.poll_timeout(), None);
         end.link.handle_timeout(pair.now);
-        end.link.handle_special(Special::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
+        end.link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
         end.link.handle_path_mtu(1000, pair.now);
         end.link.handle_control(1, &[], pair.now).unwrap();
         end.link.confirm(pair.now);
@@ -378,14 +380,14 @@ fn fragments_are_tested_again() {
 
 #[test]
 fn passive_until_confirmed() {
-    let mut link = Link::new(LinkConfig { session: session(2, None), remote: None });
-    let (heartbeat, now) = (Special::Heartbeat(ConnectionUid(UID)), Instant::ORIGIN);
+    let mut link = SleeveControl::new(SleeveControlConfig { session: session(2, None), remote: None });
+    let (heartbeat, now) = (ControlFrame::Heartbeat(ConnectionUid(UID)), Instant::ORIGIN);
     assert_eq!(link.poll_timeout(), None);
     link.handle_timeout(now + secs(1000));
-    link.handle_special(heartbeat, addr(1), now);
-    link.handle_special(Special::FragmentationTest, addr(1), now);
-    link.handle_special(Special::MtuTest { mtu: 1438 }, addr(1), now);
-    assert_eq!(link.handle_control(1, &[], now), Err(ControlError::NothingToAcknowledge));
+    link.handle_control_frame(heartbeat, addr(1), now);
+    link.handle_control_frame(ControlFrame::FragmentationTest, addr(1), now);
+    link.handle_control_frame(ControlFrame::MtuTest { mtu: 1438 }, addr(1), now);
+    assert_eq!(link.handle_control(1, &[], now), Err(ControlMessageError::NothingToAcknowledge));
     assert_eq!(link.poll_output(), Some(Output::PathChanged), "it has learnt an address");
     assert_eq!(link.poll_output(), None);
     // What it heard meanwhile counts.
@@ -399,20 +401,21 @@ fn passive_until_confirmed() {
 
 #[test]
 fn control_1_is_sent_once_and_only_after_a_heartbeat() {
-    let controls = |link: &mut Link| -> Vec<u8> {
+    let controls = |link: &mut SleeveControl| -> Vec<u8> {
         std::iter::from_fn(|| link.poll_output())
             .filter_map(|output| if let Output::Control { tag, .. } = output { Some(tag) } else { None })
             .collect()
     };
     let now = Instant::ORIGIN;
-    let mut link = Link::new(LinkConfig { session: session(1, None), remote: Some(addr(2)) });
+    let mut link =
+        SleeveControl::new(SleeveControlConfig { session: session(1, None), remote: Some(addr(2)) });
     link.confirm(now);
     link.handle_control(1, &[], now).unwrap();
-    link.handle_special(Special::Heartbeat(ConnectionUid(UID + 1)), addr(5), now);
+    link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID + 1)), addr(5), now);
     assert_eq!(link.path().remote, Some(addr(2)), "another connection's heartbeat");
     assert_eq!(controls(&mut link), [0; 0]);
     for _ in 0..3 {
-        link.handle_special(Special::Heartbeat(ConnectionUid(UID)), addr(2), now);
+        link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(2), now);
     }
     assert_eq!(controls(&mut link), [1]);
 }
@@ -430,10 +433,10 @@ fn a_second_acknowledgement_changes_nothing() {
 fn senseless_control_messages_are_refused() {
     let mut pair = Pair::established(None);
     let (link, now) = (&mut pair.ends[0].link, pair.now);
-    assert_eq!(link.handle_control(0, &[], now), Err(ControlError::UnknownTag(0)));
-    assert_eq!(link.handle_control(4, &[1, 2], now), Err(ControlError::UnknownTag(4)));
+    assert_eq!(link.handle_control(0, &[], now), Err(ControlMessageError::UnknownTag(0)));
+    assert_eq!(link.handle_control(4, &[1, 2], now), Err(ControlMessageError::UnknownTag(4)));
     for (tag, body) in [(1, &[0][..]), (2, &[0, 0]), (3, &[]), (3, &[1]), (3, &[1, 2, 3])] {
-        let expected = Err(ControlError::BadLength { tag, len: body.len() });
+        let expected = Err(ControlMessageError::BadLength { tag, len: body.len() });
         assert_eq!(link.handle_control(tag, body, now), expected);
     }
     assert_eq!(link.poll_output(), None);
