@@ -14,65 +14,65 @@ weave_lab::claims!(
 );
 
 #[test]
-fn one_after_the_other() {
+fn peers_launched_one_by_one_share_a_ring() {
     let Some(lab) = Lab::start("oneafter", &Topology::hosts(3)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
     h1.weave_ok(&["consense"]);
-    let (c1, ip1) = member(h1, "c1");
+    let (c1, ip1) = allocated_container(h1, "c1");
 
     // One that cannot reach the others waits, and says for what; it never begins a network of its own.
     lab.cut("h1", "h2");
     launch(h2, &[], &["h1"]);
-    assert_eq!(summary(h2, "Consensus"), "deferred");
-    let outcome = blocked(h2, 3, &["consense"]);
+    assert_eq!(status_field(h2, "Consensus"), "deferred");
+    let outcome = assert_command_waits(h2, 3, &["consense"]);
     assert!(outcome.stderr.contains("2 of 2 peers must agree"), "{outcome}");
     assert!(
-        summary(h2, "Status").starts_with("awaiting consensus (quorum: 2, known: 1)"),
+        status_field(h2, "Status").starts_with("awaiting consensus (quorum: 2, known: 1)"),
         "{}",
-        summary(h2, "Status")
+        status_field(h2, "Status")
     );
     let consense = h2.background(&[weave_lab::weave_binary(), "consense"], false).unwrap();
     lab.heal("h1", "h2");
     assert_eq!(consense.finish().unwrap(), "");
-    wait_one_ring(&[h1, h2], SOON);
+    wait_equal_rings(&[h1, h2], SHORT_TIMEOUT);
     claims(&["S-7"]);
     launch(h3, &[], &["h1", "h2:6783"]);
     h3.weave_ok(&["prime"]);
     assert_eq!(h3.weave_ok(&["status", "targets"]), "h1\nh2:6783\n");
     claims(&["S-6"]);
-    wait_one_ring(&[h1, h2, h3], SOON);
+    wait_equal_rings(&[h1, h2, h3], SHORT_TIMEOUT);
 
     // Many at once on all hosts.
     let addresses: Vec<String> = std::thread::scope(|scope| {
         let runs: Vec<_> = lab.hosts().iter().map(|h| scope.spawn(|| attach_many(h, "m", 60))).collect();
         runs.into_iter().flat_map(|r| r.join().unwrap()).collect()
     });
-    let seen = check_unique(&lab);
+    let seen = assert_unique_addresses(&lab);
     assert_eq!(seen.len(), 181);
     assert!(addresses.iter().all(|a| seen.contains_key(a) && a.starts_with("10.")));
-    let (c3, ip3) = member(h3, "c3");
-    c1.reaches(&ip3, SOON);
-    c3.reaches(&ip1, SOON);
+    let (c3, ip3) = allocated_container(h3, "c3");
+    c1.reaches(&ip3, SHORT_TIMEOUT);
+    c3.reaches(&ip1, SHORT_TIMEOUT);
     claims(&["I-1"]);
 
     // A peer that has lost its disk learns what was its own from the others, and claims what is in use first.
-    let before = ring(h3);
+    let before = ring_entries(h3);
     h3.weave_ok(&["stop"]);
     h3.sh("rm -r /var/lib/weave/*");
     launch(h3, &[], &["h1"]);
     h3.weave_ok(&["prime"]);
-    h3.wait("the same shares as before", PATIENCE, || {
-        let now = ring(h3);
+    h3.wait("the same shares as before", LONG_TIMEOUT, || {
+        let now = ring_entries(h3);
         if now == before { Ok(()) } else { Err(format!("{now:?}")) }
     });
-    member(h3, "c4");
-    check_unique(&lab);
+    allocated_container(h3, "c4");
+    assert_unique_addresses(&lab);
     claims(&["P-13"]);
 
     // A peer that is there is not taken over; one that is unknown has nothing.
-    h1.wait_established(2, PATIENCE);
+    h1.wait_established(2, LONG_TIMEOUT);
     let outcome = h1.weave(&["rmpeer", "h3"]);
     assert!(!outcome.success() && outcome.stderr.contains("reachable"), "{outcome}");
     let unknown = h1.weave_ok(&["rmpeer", "00:00:00:00:00:99"]);
@@ -82,7 +82,7 @@ fn one_after_the_other() {
     // A host that dies without a word, with its containers: seen, and what it had is taken over by the script of the guide.
     h3.reboot();
     for host in [h1, h2] {
-        host.wait("h3 to be missed", PATIENCE, || shares(host).contains("unreachable!"));
+        host.wait("h3 to be missed", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
     }
     claims(&["A-12"]);
     let script = weave_lab::guide_script("ipam", "reclaim");
@@ -90,24 +90,24 @@ fn one_after_the_other() {
     let directory = std::path::Path::new(weave).parent().unwrap().display().to_string();
     let output = h1.sh(&format!("PATH={directory}:$PATH\n{script}"));
     assert!(output.contains(" IPs taken over from "), "{output}");
-    h2.wait("h3's share to be gone", SOON, || {
-        !shares(h2).contains("unreachable!") && shares(h2).lines().count() == 2
+    h2.wait("h3's share to be gone", SHORT_TIMEOUT, || {
+        !ipam_page(h2).contains("unreachable!") && ipam_page(h2).lines().count() == 2
     });
     assert_eq!(h1.sh(&format!("PATH={directory}:$PATH\n{script}")), "", "nothing is left to do");
     claims(&["A-13", "P-15"]);
 
     // Leaving for good hands everything over; without anybody there it is said that nobody took it.
     h2.weave_ok(&["reset"]);
-    h1.wait("all to be h1's", SOON, || shares(h1).contains("1048576 IPs (100.0% of total)"));
+    h1.wait("all to be h1's", SHORT_TIMEOUT, || ipam_page(h1).contains("1048576 IPs (100.0% of total)"));
     let left = h2.command(&["ls", "/var/lib/weave", "/run/weave"]).stdout;
     assert_eq!(left, "");
     assert!(h2.weave(&["reset"]).success());
     claims(&["S-17"]);
     launch(h2, &[], &["h1"]);
     h2.weave_ok(&["prime"]);
-    member(h2, "c5");
+    allocated_container(h2, "c5");
     lab.cut("h1", "h2");
-    h2.wait("h1 to be missed", PATIENCE, || shares(h2).contains("unreachable!"));
+    h2.wait("h1 to be missed", LONG_TIMEOUT, || ipam_page(h2).contains("unreachable!"));
     let outcome = h2.weave(&["reset"]);
     assert!(
         outcome.success() && outcome.stderr.contains("no other peer was reachable to take over"),
@@ -117,15 +117,15 @@ fn one_after_the_other() {
 }
 
 #[test]
-fn all_at_once() {
+fn peers_launched_concurrently_share_a_ring() {
     let Some(lab) = Lab::start("allatonce", &Topology::hosts(3)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [h1, h2, _h3] = [hosts[0], hosts[1], hosts[2]];
     let list: &[&str] = &["h1", "h2", "h3"];
-    launch_at_once(&[(hosts[0], list), (hosts[1], list), (hosts[2], list)]);
+    launch_concurrently(&[(hosts[0], list), (hosts[1], list), (hosts[2], list)]);
     for host in &hosts {
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
         let ourself =
             host.connections().iter().filter(|c| c.info.contains("cannot connect to ourself")).count();
         assert_eq!(ourself, 1, "{:#?}", host.connections());
@@ -133,19 +133,19 @@ fn all_at_once() {
     claims(&["S-21"]);
     h2.weave_ok(&["consense"]);
     for host in &hosts {
-        wait_consensus(host, "achieved", SOON);
+        wait_consensus(host, "achieved", SHORT_TIMEOUT);
     }
     for host in &hosts {
         assert_eq!(host.weave_ok(&["prime"]), "");
     }
-    wait_one_ring(&hosts, SOON);
+    wait_equal_rings(&hosts, SHORT_TIMEOUT);
     claims(&["S-23", "A-1"]);
 
     // Cut off, each goes on with what it has.
     for host in &hosts {
         attach_many(host, "o", 1);
     }
-    cut_all(&lab, list);
+    cut_all_links(&lab, list);
     for host in &hosts {
         wait_peers(host, 1);
         attach_many(host, "p", 10);
@@ -155,16 +155,16 @@ fn all_at_once() {
     for host in &hosts {
         attach_many(host, "q", 5);
     }
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["S-24", "I-36"]);
     lab.heal_all();
     for host in &hosts {
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
         attach_many(host, "r", 5);
     }
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     for host in &hosts {
-        assert!(!shares(host).contains("conflict") && !host.log().contains("conflict"), "{}", host.log());
+        assert!(!ipam_page(host).contains("conflict") && !host.log().contains("conflict"), "{}", host.log());
     }
     claims(&["I-37", "P-5"]);
 
@@ -176,13 +176,13 @@ fn all_at_once() {
 }
 
 #[test]
-fn a_majority_is_waited_for() {
+fn allocation_waits_for_a_majority() {
     let Some(lab) = Lab::start("majority", &Topology::hosts(3)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &[], &["h2", "h3"]);
     let (c1, c2) = (h1.container("c1"), h1.container("c2"));
-    let outcome = blocked(h1, 2, &["attach", &c1.netns()]);
+    let outcome = assert_command_waits(h1, 2, &["attach", &c1.netns()]);
     assert!(
         outcome
             .stderr
@@ -191,15 +191,15 @@ fn a_majority_is_waited_for() {
     );
     assert!(outcome.stderr.contains("at least 1 more needed"), "{outcome}");
     assert!(!c1.has_interface());
-    assert_eq!(summary(h1, "Status"), "awaiting consensus (quorum: 2, known: 1)");
-    assert_eq!(summary(h1, "Consensus"), "waiting");
+    assert_eq!(status_field(h1, "Status"), "awaiting consensus (quorum: 2, known: 1)");
+    assert_eq!(status_field(h1, "Consensus"), "waiting");
     claims(&["I-18"]);
     let weave = weave_lab::weave_binary();
     let waiting = [
         h1.background(&[weave, "attach", &c1.netns()], false).unwrap(),
         h1.background(&[weave, "attach", "10.32.5.5/12", &c2.netns()], false).unwrap(),
     ];
-    h1.wait("both to wait", SOON, || {
+    h1.wait("both to wait", SHORT_TIMEOUT, || {
         let page = h1.report()?;
         let of = |key: &str| page["IPAM"][key].as_array().map_or(0, Vec::len);
         if of("PendingAllocates") == 1 && of("PendingClaims") == 1 {
@@ -211,13 +211,13 @@ fn a_majority_is_waited_for() {
     launch(h2, &[], &["h1", "h3"]);
     let results: Vec<String> = waiting.map(|w| w.finish().unwrap()).into();
     assert!(results[0].starts_with("10.") && results[1] == "10.32.5.5\n", "{results:?}");
-    wait_consensus(h2, "achieved", SOON);
+    wait_consensus(h2, "achieved", SHORT_TIMEOUT);
     claims(&["I-13", "I-19", "I-20"]);
     launch(h3, &[], &["h1", "h2"]);
     h3.weave_ok(&["prime"]);
-    member(h3, "c3");
-    wait_one_ring(&[h1, h2, h3], SOON);
-    check_unique(&lab);
+    allocated_container(h3, "c3");
+    wait_equal_rings(&[h1, h2, h3], SHORT_TIMEOUT);
+    assert_unique_addresses(&lab);
     claims(&["I-14"]);
 
     // The first one comes back with today's list of peers.
@@ -226,9 +226,9 @@ fn a_majority_is_waited_for() {
     h1.sh("ip netns del c2");
     launch(h1, &[], &["h2", "h3"]);
     h1.weave_ok(&["prime"]);
-    wait_one_ring(&[h1, h2, h3], PATIENCE);
+    wait_equal_rings(&[h1, h2, h3], LONG_TIMEOUT);
     assert!(before.contains("netns:c1") && owned_by(h1).contains("netns:c1"), "{}", owned_by(h1));
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["I-30"]);
 
     // A daemon that ends lets nobody wait for ever.
@@ -238,7 +238,7 @@ fn a_majority_is_waited_for() {
     h1.weave_ok(&["reset"]);
     launch(h1, &[], &["h2", "h3"]);
     let waits = h1.background(&[weave, "consense"], false).unwrap();
-    wait_consensus(h1, "waiting", SOON);
+    wait_consensus(h1, "waiting", SHORT_TIMEOUT);
     h1.signal_daemon("KILL");
     let error = waits.finish().unwrap_err().to_string();
     assert!(error.contains("failed"), "{error}");
@@ -250,17 +250,17 @@ fn owned_by(host: &Host) -> String {
 }
 
 #[test]
-fn a_count_of_peers() {
+fn init_peer_count_sets_the_quorum() {
     let Some(lab) = Lab::start("count", &Topology::hosts(3)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &["--init-peer-count", "3"], &[]);
     launch(h2, &["-initpeercount=3"], &["h3"]);
     h3.weave_ok(&["launch", "h2", "--no-restart", "--initpeercount", "3"]);
-    let (_c2, _) = member(h2, "c2");
-    let (_c3, _) = member(h3, "c3");
+    let (_c2, _) = allocated_container(h2, "c2");
+    let (_c3, _) = allocated_container(h3, "c3");
     let c1 = h1.container("c1");
-    let outcome = blocked(h1, 2, &["attach", &c1.netns()]);
+    let outcome = assert_command_waits(h1, 2, &["attach", &c1.netns()]);
     assert!(
         outcome.stderr.contains("2 of 3 peers must agree (the peer count given at launch, 3), 1 known"),
         "{outcome}"
@@ -268,35 +268,35 @@ fn a_count_of_peers() {
     claims(&["I-16"]);
     h2.weave_ok(&["connect", "h1"]);
     let ip = allocate(&c1);
-    wait_one_ring(&[h1, h2, h3], SOON);
-    assert!(check_unique(&lab).contains_key(&ip));
+    wait_equal_rings(&[h1, h2, h3], SHORT_TIMEOUT);
+    assert!(assert_unique_addresses(&lab).contains_key(&ip));
     claims(&["I-15", "P-8", "P-9"]);
 }
 
 #[test]
-fn seeds_that_do_not_see_each_other() {
+fn separated_seed_peers_share_a_ring() {
     let Some(lab) = Lab::start("seeds", &Topology::hosts(4)) else { return };
-    let observer = Observer::of(&lab);
+    let observer = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
-    cut_all(&lab, &["h1", "h2", "h3", "h4"]);
+    cut_all_links(&lab, &["h1", "h2", "h3", "h4"]);
     for (i, host) in hosts[..3].iter().enumerate() {
         let name = format!("::{}", i + 1);
         launch(host, &["--name", &name, "--ipam-seed", "::1,::2,::3"], &["h1", "h2", "h3"]);
         // Nobody is asked, nobody is waited for.
-        let (_c, _ip) = member(host, "c");
+        let (_c, _ip) = allocated_container(host, "c");
     }
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     for (a, b) in [("h1", "h2"), ("h1", "h3"), ("h2", "h3")] {
         lab.heal(a, b);
     }
     for host in &hosts[..3] {
-        host.wait_established(2, PATIENCE);
-        member(host, "d");
+        host.wait_established(2, LONG_TIMEOUT);
+        allocated_container(host, "d");
     }
-    check_unique(&lab);
-    wait_one_ring(&hosts[..3], PATIENCE);
+    assert_unique_addresses(&lab);
+    wait_equal_rings(&hosts[..3], LONG_TIMEOUT);
     for host in &hosts[..3] {
-        assert!(!shares(host).contains("conflict"), "{}", shares(host));
+        assert!(!ipam_page(host).contains("conflict"), "{}", ipam_page(host));
     }
     claims(&["S-32"]);
 
@@ -304,21 +304,21 @@ fn seeds_that_do_not_see_each_other() {
 
     // Another list is another cluster, which has the same addresses: both go on, and both say what is the matter.
     launch(hosts[3], &["--name", "::4", "--ipam-seed", "::4,::5"], &["h1"]);
-    let (_c, ip4) = member(hosts[3], "c");
+    let (_c, ip4) = allocated_container(hosts[3], "c");
     lab.heal("h1", "h4");
     for host in [hosts[0], hosts[3]] {
-        host.wait("the conflict to be told", PATIENCE, || {
-            let page = shares(host);
+        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+            let page = ipam_page(host);
             let told = page.contains("seeded by different peers") && page.contains("weave reset");
             if told { Ok(()) } else { Err(page) }
         });
     }
-    member(hosts[0], "e");
-    member(hosts[3], "e");
+    allocated_container(hosts[0], "e");
+    allocated_container(hosts[3], "e");
     assert!(hosts[0].daemon_pid().is_some() && !ip4.is_empty());
     let data = [hosts[0], hosts[3]].map(|host| host.container("data"));
     data[0].attach(&["10.9.1.1/24"]);
     data[1].attach(&["10.9.1.4/24"]);
-    data[1].reaches("10.9.1.1", SOON);
+    data[1].reaches("10.9.1.1", SHORT_TIMEOUT);
     claims(&["S-33"]);
 }

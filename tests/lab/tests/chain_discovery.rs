@@ -11,32 +11,32 @@ weave_lab::claims!("S-14", "S-15", "I-29");
 
 /// What starts the peer when its machine does.
 fn boot(hosts: &[&Host]) {
-    at_once(hosts, |host| launch(host, &["--resume"], &[]));
+    on_each_host(hosts, |host| launch(host, &["--resume"], &[]));
 }
 
 #[test]
-fn without_the_middle() {
+fn chain_without_its_middle_peer() {
     let Some(lab) = Lab::start("middle", &Topology::hosts(3)) else { return };
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [a, b, c] = hosts[..] else { unreachable!() };
     launch(a, &[], &[]);
-    let (_a1, first) = member(a, "a1");
+    let (_a1, first) = allocated_container(a, "a1");
     launch(b, &[], &["h1"]);
     launch(c, &[], &["h2"]);
     for host in [b, c] {
         host.weave_ok(&["consense"]);
     }
     for host in &hosts {
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
     }
-    let (_b1, _) = member(b, "b1");
-    member(c, "c1");
-    let before = ring(a);
-    at_once(&hosts, Host::reboot);
+    let (_b1, _) = allocated_container(b, "b1");
+    allocated_container(c, "c1");
+    let before = ring_entries(a);
+    on_each_host(&hosts, Host::reboot);
     boot(&[a, c]);
 
     // Discovered peers are forgotten: nobody finds anybody. Both say what they miss.
-    c.wait("the target to fail", SOON, || {
+    c.wait("the target to fail", SHORT_TIMEOUT, || {
         let all = c.connections();
         let failing = all.len() == 1 && all[0].remote.starts_with("198.18.0.2:") && all[0].state == "failed";
         if failing && all[0].info.contains("retry: ") { Ok(()) } else { Err(format!("{all:#?}")) }
@@ -44,44 +44,44 @@ fn without_the_middle() {
     let log = c.log();
     assert!(log.contains("no peer is connected, and h2, which cannot be reached, is the only one"), "{log}");
     assert!(log.contains("'weave connect <peer>' names another"), "{log}");
-    assert_eq!(shares(c).matches("unreachable!").count(), 2, "{}", shares(c));
-    assert_eq!(shares(a).matches("unreachable!").count(), 2, "{}", shares(a));
+    assert_eq!(ipam_page(c).matches("unreachable!").count(), 2, "{}", ipam_page(c));
+    assert_eq!(ipam_page(a).matches("unreachable!").count(), 2, "{}", ipam_page(a));
     throughout("apart", Duration::from_secs(3), || a.connections().is_empty());
     claims(&["S-14"]);
 
     // The first one was launched as the first, alone. It has its disk, and goes on in the network that it founded.
-    let (_again, ip) = member(a, "a2");
+    let (_again, ip) = allocated_container(a, "a2");
     assert_eq!(ip, first, "its container is gone, its space is not");
-    assert_eq!(ring(a).len(), before.len());
+    assert_eq!(ring_entries(a).len(), before.len());
     assert_eq!(a.log().matches("assuming quorum size").count(), 1);
 
     // One of them told of the other, they do find each other, also after the next power failure, and without b.
     a.weave_ok(&["connect", "h3"]);
     a.wait_established(1, Duration::from_secs(60));
-    at_once(&[a, c], Host::reboot);
+    on_each_host(&[a, c], Host::reboot);
     boot(&[a, c]);
     a.wait_established(1, Duration::from_secs(60));
-    wait_one_ring(&[a, c], SOON);
+    wait_equal_rings(&[a, c], SHORT_TIMEOUT);
     claims(&["S-15"]);
     boot(&[b]);
-    b.wait_established(2, PATIENCE);
-    wait_one_ring(&hosts, SOON);
-    at_once(&hosts, |host| drop(member(host, "all")));
-    check_unique(&lab);
+    b.wait_established(2, LONG_TIMEOUT);
+    wait_equal_rings(&hosts, SHORT_TIMEOUT);
+    on_each_host(&hosts, |host| drop(allocated_container(host, "all")));
+    assert_unique_addresses(&lab);
 
     // Cut off, its disk lost, launched as the first again: now it founds another network, and may give out what others use. When
     // they meet, nothing is mixed, it says what is the matter, and data flows.
     let d = [a, c].map(|host| host.container("d"));
     d[0].attach(&["10.9.1.1/24"]);
     d[1].attach(&["10.9.1.3/24"]);
-    cut_all(&lab, &["h1", "h2", "h3"]);
+    cut_all_links(&lab, &["h1", "h2", "h3"]);
     let used = allocate(&c.container("c2"));
     a.signal_daemon("KILL");
-    a.wait("the end of the daemon", SOON, || a.daemon_pid().is_none());
+    a.wait("the end of the daemon", SHORT_TIMEOUT, || a.daemon_pid().is_none());
     a.sh("rm -r /var/lib/weave/*");
     // Told of a peer, it waits for that one instead, even if that cannot be reached.
     launch(a, &[], &["h2"]);
-    let outcome = blocked(a, 2, &["consense"]);
+    let outcome = assert_command_waits(a, 2, &["consense"]);
     assert!(outcome.stderr.contains("2 of 2 peers must agree"), "{outcome}");
     a.weave_ok(&["stop"]);
     launch(a, &[], &[]);
@@ -90,8 +90,8 @@ fn without_the_middle() {
     a.weave_ok(&["connect", "h3"]);
     lab.heal_all();
     // To the others its ring is merely old; it is the one that has to do something, and knows.
-    a.wait("the conflict to be told", PATIENCE, || {
-        let page = shares(a);
+    a.wait("the conflict to be told", LONG_TIMEOUT, || {
+        let page = ipam_page(a);
         let told = page.contains("conflict with ") && page.contains("(h2)") && page.contains("(h3)");
         if told && page.contains("not handed out") && page.contains("weave reset") {
             Ok(())
@@ -101,22 +101,22 @@ fn without_the_middle() {
     });
     assert!(a.log().contains("conflict with"), "{}", a.log());
     // Nothing that is in doubt is handed out.
-    let outcome = blocked(a, 1, &["attach", "net:10.44.0.0/14", &a.container("y").netns()]);
+    let outcome = assert_command_waits(a, 1, &["attach", "net:10.44.0.0/14", &a.container("y").netns()]);
     assert!(outcome.stderr.contains("in doubt"), "{outcome}");
-    d[0].reaches("10.9.1.3", SOON);
+    d[0].reaches("10.9.1.3", SHORT_TIMEOUT);
     // What the page says helps: the newcomer begins anew as one of them.
     drop(x);
     a.weave_ok(&["reset"]);
     launch(a, &[], &["h2", "h3"]);
     a.weave_ok(&["consense"]);
-    wait_one_ring(&hosts, PATIENCE);
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
     for host in &hosts {
-        member(host, "end");
-        host.wait("the conflict to be over", PATIENCE, || {
-            let page = shares(host);
+        allocated_container(host, "end");
+        host.wait("the conflict to be over", LONG_TIMEOUT, || {
+            let page = ipam_page(host);
             if page.contains("conflict") { Err(page) } else { Ok(()) }
         });
     }
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["I-29"]);
 }

@@ -20,7 +20,7 @@ fn checksums_are_complete_on_the_wire() {
     for m in &members {
         m.container.command_ok(&["ethtool", "-K", "ethwe", "tx", "on", "tso", "on", "gso", "on"]);
     }
-    a.container.reaches(&b.ip, SOON);
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
     // Neither end has to wait for its own address any more.
     a.container.link_local();
     let v6 = format!("{}%ethwe", b.container.link_local());
@@ -29,7 +29,7 @@ fn checksums_are_complete_on_the_wire() {
     a.container.tcp(&b.container, &b.ip, 2_000_000);
     a.container.udp(&b.container, &b.ip, &[0, 1, 700, 1348, 1349, 5000, 30_000]);
     a.container.tcp(&b.container, &v6, 300_000);
-    a.container.reaches(&v6, SOON);
+    a.container.reaches(&v6, SHORT_TIMEOUT);
     let seen = capture.finish();
 
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

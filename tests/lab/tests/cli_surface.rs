@@ -223,7 +223,7 @@ fn shared(row: &str) -> bool {
 }
 
 #[test]
-fn every_row() {
+fn every_command_option_and_variable() {
     let Some(lab) = Lab::start("cmds", &Topology::hosts(2)) else { return };
     let [host, other] = ["h1", "h2"].map(|h| lab.host(h));
     launch(other, &[], &[]);

@@ -11,22 +11,22 @@ use crate::common::*;
 weave_lab::claims!("S-8", "S-24", "S-25", "S-26", "S-31", "A-4", "A-5", "A-7", "A-9", "I-12");
 
 #[test]
-fn a_cluster_grows_and_loses_power() {
+fn cluster_grows_and_survives_power_loss() {
     let Some(lab) = Lab::start("growth", &Topology::hosts(8)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [h1, h2, h3, h4, h5, h6, h7, h8] = hosts[..] else { unreachable!() };
     let list: &[&str] = &["h1", "h2", "h3", "h4", "h5"];
     let weave = weave_lab::weave_binary();
 
     // Two of five are too few, three are enough.
-    launch_at_once(&[(h1, list), (h2, list)]);
-    h1.wait_established(1, PATIENCE);
+    launch_concurrently(&[(h1, list), (h2, list)]);
+    h1.wait_established(1, LONG_TIMEOUT);
     let c1 = h1.container("c1");
-    let outcome = blocked(h1, 1, &["attach", &c1.netns()]);
+    let outcome = assert_command_waits(h1, 1, &["attach", &c1.netns()]);
     assert!(outcome.stderr.contains("3 of 5 peers must agree"), "{outcome}");
     assert!(outcome.stderr.contains("at least 1 more needed"), "{outcome}");
-    assert_eq!(summary(h1, "Status"), "awaiting consensus (quorum: 3, known: 2)");
+    assert_eq!(status_field(h1, "Status"), "awaiting consensus (quorum: 3, known: 2)");
     for absent in ["198.18.0.4:6783", "198.18.0.5:6783"] {
         shows_failing(h1, absent, "refused");
     }
@@ -38,8 +38,8 @@ fn a_cluster_grows_and_loses_power() {
     // A voter that came too late to be among the first owns nothing until it asks.
     launch(h4, &[], list);
     assert_eq!(h4.weave_ok(&["consense"]), "");
-    wait_one_ring(&[h1, h4], SOON);
-    assert!(shares(h4).lines().all(|l| !l.contains("(h4)")), "{}", shares(h4));
+    wait_equal_rings(&[h1, h4], SHORT_TIMEOUT);
+    assert!(ipam_page(h4).lines().all(|l| !l.contains("(h4)")), "{}", ipam_page(h4));
 
     // One is added the way the guide says, then two at a time.
     let add = |host: &Host| {
@@ -49,34 +49,34 @@ fn a_cluster_grows_and_loses_power() {
     add(h6);
     let existing = [h1, h2, h3, h4];
     existing.iter().for_each(|host| drop(host.weave_ok(&["connect", "h6"])));
-    let (_c6, ip6) = member(h6, "c6");
+    let (_c6, ip6) = allocated_container(h6, "c6");
     std::thread::scope(|scope| {
         for host in [h5, h7] {
             scope.spawn(move || {
                 add(host);
-                member(host, "c");
+                allocated_container(host, "c");
             });
         }
     });
     existing.iter().for_each(|host| drop(host.weave_ok(&["connect", "h7"])));
-    wait_one_ring(&[h1, h2, h3, h5, h6, h7], SOON);
+    wait_equal_rings(&[h1, h2, h3, h5, h6, h7], SHORT_TIMEOUT);
     claims(&["S-26"]);
 
     // Launched before the network is there, told of the newer peers and of two that are not there.
     h8.command_ok(&["ip", "link", "set", "eth0", "down"]);
     let told = ["h6", "h7", "192.0.2.9", "nowhere.invalid"];
     launch(h8, &["--ipalloc-init=observer"], &told);
-    assert_eq!(shares(h8), "");
+    assert_eq!(ipam_page(h8), "");
     let c8 = h8.container("c8");
     let waits = h8.background(&[weave, "attach", &c8.netns()], false).unwrap();
     h8.command_ok(&["ip", "link", "set", "eth0", "up"]);
     let ip8 = waits.finish().unwrap().trim().to_owned();
-    wait_one_ring(&hosts, PATIENCE);
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
     claims(&["A-5", "A-9"]);
     shows_failing(h8, "192.0.2.9:6783", "");
     shows_failing(h8, "nowhere.invalid", "");
     for host in &hosts {
-        host.wait_established(7, PATIENCE);
+        host.wait_established(7, LONG_TIMEOUT);
     }
     assert_eq!(targets(h8), ["192.0.2.9", "h6", "h7", "nowhere.invalid"], "those that are not there too");
     claims(&["A-4"]);
@@ -84,18 +84,20 @@ fn a_cluster_grows_and_loses_power() {
     // Cut off: one that has space gives out addresses, one that has none says why it waits.
     [h4, h8].iter().for_each(|host| isolate(&lab, host));
     for host in [h4, h8] {
-        host.wait("the others to be missed", PATIENCE, || shares(host).matches("unreachable!").count() >= 3);
+        host.wait("the others to be missed", LONG_TIMEOUT, || {
+            ipam_page(host).matches("unreachable!").count() >= 3
+        });
     }
-    member(h8, "alone");
+    allocated_container(h8, "alone");
     let c4 = h4.container("c4");
-    let outcome = blocked(h4, 2, &["attach", &c4.netns()]);
+    let outcome = assert_command_waits(h4, 2, &["attach", &c4.netns()]);
     assert!(
         outcome.stderr.contains("free space belongs to") && outcome.stderr.contains("reconnect it"),
         "{outcome}"
     );
     let waits = h4.background(&[weave, "attach", &c4.netns()], false).unwrap();
     // Three minutes when there is time.
-    if patient() {
+    if long_tests_enabled() {
         let alone = || h8.connections().iter().all(|c| c.state != "established");
         throughout("alone", Duration::from_secs(180), alone);
     }
@@ -109,21 +111,21 @@ fn a_cluster_grows_and_loses_power() {
     let name = |host: &Host| host.report().unwrap()["Router"]["Name"].clone();
     let before: Vec<_> = hosts.iter().map(|h| (name(h), targets(h))).collect();
     h8.signal_daemon("KILL");
-    h8.wait("the end of the daemon", SOON, || h8.daemon_pid().is_none());
+    h8.wait("the end of the daemon", SHORT_TIMEOUT, || h8.daemon_pid().is_none());
     launch(h8, &["--resume"], &[]);
     assert_eq!(allocate(&c8), ip8);
-    c8.reaches(&ip6, PATIENCE);
+    c8.reaches(&ip6, LONG_TIMEOUT);
 
     // A power failure: everything but h1 is turned off and on.
-    at_once(&hosts[1..], Host::reboot);
-    at_once(&hosts[1..], |host| launch(host, &["--resume"], &[]));
+    on_each_host(&hosts[1..], Host::reboot);
+    on_each_host(&hosts[1..], |host| launch(host, &["--resume"], &[]));
     for host in &hosts {
-        host.wait_established(7, PATIENCE);
+        host.wait_established(7, LONG_TIMEOUT);
     }
     assert_eq!(hosts.iter().map(|h| (name(h), targets(h))).collect::<Vec<_>>(), before);
-    wait_one_ring(&hosts, PATIENCE);
-    at_once(&hosts, |host| drop(member(host, "again")));
-    assert!(check_unique(&lab).contains_key(&ip1));
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    on_each_host(&hosts, |host| drop(allocated_container(host, "again")));
+    assert!(assert_unique_addresses(&lab).contains_key(&ip1));
     claims(&["S-25", "A-7"]);
 
     // All that time there was one election, and one division of the range.
@@ -154,7 +156,7 @@ fn targets(host: &Host) -> Vec<String> {
 /// Waits until `status connections` says why a target is not connected, and when it is tried again.
 #[track_caller]
 fn shows_failing(host: &Host, target: &str, reason: &str) {
-    host.wait("a target to be shown as failing", SOON, || {
+    host.wait("a target to be shown as failing", SHORT_TIMEOUT, || {
         let all = host.connections();
         let told = |c: &weave_lab::Connection| {
             c.remote.starts_with(target)
@@ -168,15 +170,15 @@ fn shows_failing(host: &Host, target: &str, reason: &str) {
 
 /// The real run of row S-8; those with random cuts are in `tests/sim/tests/nodes.rs`.
 #[test]
-fn one_by_one_while_links_fail() {
+fn peers_join_one_by_one_while_links_fail() {
     let Some(lab) = Lab::start("onebyone", &Topology::hosts(5)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let names: Vec<&str> = hosts.iter().map(|host| host.name()).collect();
     for (n, host) in hosts.iter().enumerate() {
         launch(host, &[], &names[..n]);
         assert_eq!(host.weave_ok(&["consense"]), "");
-        member(host, "c");
+        allocated_container(host, "c");
         // The link of the last two is down while the next one is added; the one before it is up again.
         lab.heal_all();
         if n > 0 {
@@ -184,8 +186,8 @@ fn one_by_one_while_links_fail() {
         }
     }
     lab.heal_all();
-    wait_one_ring(&hosts, PATIENCE);
-    at_once(&hosts, |host| drop(member(host, "again")));
-    check_unique(&lab);
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    on_each_host(&hosts, |host| drop(allocated_container(host, "again")));
+    assert_unique_addresses(&lab);
     claims(&["S-8"]);
 }

@@ -9,7 +9,7 @@ use crate::common::*;
 weave_lab::claims!("S-13", "S-18", "S-19", "S-20", "S-21", "F-41", "F-45");
 
 #[test]
-fn a_fixed_list_with_the_own_address() {
+fn peer_list_may_contain_the_own_address() {
     let Some(lab) = Lab::start("fixed", &Topology::hosts(3)) else { return };
     std::thread::scope(|scope| {
         for host in lab.hosts() {
@@ -17,8 +17,8 @@ fn a_fixed_list_with_the_own_address() {
         }
     });
     for host in lab.hosts() {
-        host.wait_established(2, PATIENCE);
-        host.wait("the own address to be told", SOON, || {
+        host.wait_established(2, LONG_TIMEOUT);
+        host.wait("the own address to be told", SHORT_TIMEOUT, || {
             let own: Vec<_> = host
                 .connections()
                 .into_iter()
@@ -39,33 +39,33 @@ fn one_address_is_enough_to_join() {
     launch(&hosts[0], &[], &[]);
     launch(&hosts[1], &[], &["h1"]);
     launch(&hosts[2], &[], &["h1"]);
-    hosts[2].wait_established(2, PATIENCE);
+    hosts[2].wait_established(2, LONG_TIMEOUT);
     launch(&hosts[3], &[], &["198.18.0.2:6783"]);
     for host in hosts {
-        host.wait_established(3, PATIENCE);
+        host.wait_established(3, LONG_TIMEOUT);
     }
     assert_eq!(hosts[3].weave_ok(&["status", "targets"]).trim(), "198.18.0.2:6783");
     claims(&["F-41"]);
 }
 
 #[test]
-fn connect_lasts_and_forget_ends_it() {
+fn connect_persists_until_forget() {
     let Some(lab) = Lab::start("forget", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
     launch(h2, &[], &[]);
     launch(h3, &[], &[]);
     h1.weave_ok(&["connect", "h2", "h3"]);
-    h1.wait_established(2, PATIENCE);
+    h1.wait_established(2, LONG_TIMEOUT);
     let targets = || h1.weave_ok(&["status", "targets"]).lines().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(targets(), ["h2", "h3"]);
 
     // Over a crash: what was connected by hand is dialled again.
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SOON, || h1.daemon_pid().is_none());
+    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.weave_ok(&["launch", "--no-restart", "--resume"]);
     assert_eq!(targets(), ["h2", "h3"]);
-    h1.wait_established(2, PATIENCE);
+    h1.wait_established(2, LONG_TIMEOUT);
     claims(&["S-13"]);
 
     // Forgetting a living peer ends nothing; once it is gone for good, nobody asks for it any more.
@@ -78,9 +78,9 @@ fn connect_lasts_and_forget_ends_it() {
     }
     let attempts = lab.wire().capture("h3");
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SOON, || h1.daemon_pid().is_none());
+    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.weave_ok(&["launch", "--no-restart", "--resume"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     assert_eq!(targets(), ["h2"]);
     // h2 only knew h3 by hearsay and h1 was told to forget it: no connection is tried. Long enough for two retries.
     throughout("one connection", Duration::from_secs(8), || h1.connections().len() == 1);
@@ -95,14 +95,14 @@ fn connect_lasts_and_forget_ends_it() {
 }
 
 #[test]
-fn without_forget_retries_back_off() {
+fn retries_back_off() {
     let Some(lab) = Lab::start("backoff", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
-    h2.wait_established(1, PATIENCE);
+    h2.wait_established(1, LONG_TIMEOUT);
     h1.weave_ok(&["reset"]);
-    h2.wait("a failed attempt", PATIENCE, || {
+    h2.wait("a failed attempt", LONG_TIMEOUT, || {
         h2.connections()
             .iter()
             .any(|c| c.state == "failed" && c.info.contains("refused") && c.info.contains("retry"))

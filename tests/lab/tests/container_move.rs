@@ -9,7 +9,7 @@ use crate::common::*;
 weave_lab::claims!("F-47");
 
 #[test]
-fn an_address_moves_to_another_host() {
+fn address_moves_to_another_host() {
     let Some(lab) = Lab::start("move", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &[]);
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
@@ -20,8 +20,8 @@ fn an_address_moves_to_another_host() {
     let first = h1.container("c");
     first.attach(&["10.2.1.1/24"]);
     let mut mac = first.mac();
-    near.reaches("10.2.1.1", SOON);
-    far.reaches("10.2.1.1", SOON);
+    near.reaches("10.2.1.1", SHORT_TIMEOUT);
+    far.reaches("10.2.1.1", SHORT_TIMEOUT);
     first.end();
 
     // Again and again, always to a host where somebody has a warm ARP cache.
@@ -46,7 +46,7 @@ fn an_address_moves_to_another_host() {
     let here = h1.container("same");
     here.attach(&["10.2.1.9/24"]);
     let mac = here.mac();
-    near.reaches("10.2.1.9", SOON);
+    near.reaches("10.2.1.9", SHORT_TIMEOUT);
     here.end();
     let there = h3.container("same");
     there.attach(&["10.2.1.9/24"]);

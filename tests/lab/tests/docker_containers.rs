@@ -7,11 +7,11 @@ use crate::common::addresses::*;
 use crate::common::*;
 
 #[test]
-fn containers_that_end_while_nobody_looks() {
+fn addresses_of_ended_containers_are_released_at_start() {
     let Some(lab) = Lab::start("ends", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     let Some(docker) = Dockerd::start(h1) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     launch(h1, &[], &[]);
     // An image of nothing, and the machine's own programs.
     h1.sh("tar -cf - --files-from /dev/null | docker --host unix:///run/docker.sock import - nothing");
@@ -48,7 +48,7 @@ fn containers_that_end_while_nobody_looks() {
     docker.ok(&["rm", "-f", "removed"]);
     let pid = docker.ok(&["inspect", "--format", "{{.State.Pid}}", "shot"]);
     h1.command_ok(&["kill", "-9", &pid]);
-    h1.wait("Docker to notice", SOON, || {
+    h1.wait("Docker to notice", SHORT_TIMEOUT, || {
         docker.ok(&["inspect", "--format", "{{.State.Running}}", "shot"]) == "false"
     });
     launch(h1, &[], &[]);
@@ -56,7 +56,7 @@ fn containers_that_end_while_nobody_looks() {
         assert!(!owned().contains(&id(name)), "{name} in {}", owned());
     }
     assert_eq!(attach("lives"), ip("lives"), "{}", owned());
-    let (_c, again) = member(h1, "c");
+    let (_c, again) = allocated_container(h1, "c");
     assert_eq!(format!("{again}\n"), ip("killed"), "the lowest free address is given out again");
 
     // Without a Docker to ask nothing is released.

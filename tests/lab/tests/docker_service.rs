@@ -13,7 +13,7 @@ const ENV: [(&str, &str); 1] = [("DOCKER_HOST", "unix:///run/docker.sock")];
 fn weave(host: &Host, program: &str, args: &[&str]) -> Outcome {
     let mut argv = vec![program];
     argv.extend(args);
-    host.command_with(&ENV, &argv, PATIENCE)
+    host.command_with(&ENV, &argv, LONG_TIMEOUT)
 }
 
 fn targets(host: &Host) -> Vec<String> {
@@ -26,14 +26,14 @@ fn name(host: &Host) -> String {
 
 /// Waits until another daemon than `old` answers.
 fn another(host: &Host, old: i32) -> i32 {
-    host.wait("another daemon", PATIENCE, || match host.daemon_pid() {
+    host.wait("another daemon", LONG_TIMEOUT, || match host.daemon_pid() {
         Some(pid) if pid != old && host.weave(&["status"]).success() => Some(pid),
         _ => None,
     })
 }
 
 #[test]
-fn a_container_like_any_other() {
+fn container_lifecycle() {
     let Some(program) = static_binary() else { return };
     let Some(lab) = Lab::start("container", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
@@ -82,7 +82,7 @@ fn a_container_like_any_other() {
     pid = another(h1, pid);
     assert_eq!(targets(h1), told);
     docker.ok(&["kill", "weave"]);
-    h1.wait("its end", SOON, || h1.daemon_pid().is_none());
+    h1.wait("its end", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     docker.ok(&["start", "weave"]);
     pid = another(h1, pid);
     assert_eq!(targets(h1), told);
@@ -152,7 +152,7 @@ fn a_container_like_any_other() {
 }
 
 #[test]
-fn units_of_the_original_and_containers_in_the_way() {
+fn documented_unit_and_conflicting_containers() {
     let Some(program) = static_binary() else { return };
     let Some(lab) = Lab::start("unit", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
@@ -161,7 +161,7 @@ fn units_of_the_original_and_containers_in_the_way() {
     // The documented unit: ExecStartPre, ExecStart, ExecStop, with a variable of its environment file.
     let mut env = ENV.to_vec();
     env.push(("WEAVE_PASSWORD", "from-the-file"));
-    let outcome = h1.command_with(&env, &[&program, "launch", "--no-restart", "192.0.2.1"], PATIENCE);
+    let outcome = h1.command_with(&env, &[&program, "launch", "--no-restart", "192.0.2.1"], LONG_TIMEOUT);
     assert!(outcome.success(), "{outcome}");
     assert_eq!(h1.report().unwrap()["Router"]["Encryption"], true);
     assert_eq!(docker.ok(&["inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", "weave"]), "no");
@@ -171,13 +171,13 @@ fn units_of_the_original_and_containers_in_the_way() {
     h1.weave_ok(&["connect", "192.0.2.2"]);
     assert!(attached.running());
     weave(h1, &program, &["stop"]).expect_ok();
-    h1.wait("the end of docker attach", SOON, || !attached.running());
+    h1.wait("the end of docker attach", SHORT_TIMEOUT, || !attached.running());
     claims(&["A-10"]);
 
     // Nobody starts it again, neither after a crash nor after a reboot.
     weave(h1, &program, &["launch", "--no-restart"]).expect_ok();
     h1.signal_daemon("KILL");
-    h1.wait("Docker to notice", SOON, || {
+    h1.wait("Docker to notice", SHORT_TIMEOUT, || {
         docker.ok(&["inspect", "--format", "{{.State.Status}}", "weave"]) == "exited"
     });
     h1.reboot();
@@ -200,10 +200,12 @@ fn units_of_the_original_and_containers_in_the_way() {
         (Some(2), "Found another container named 'weave'. Aborting.\n")
     );
     assert_eq!(h1.sh("ls -A /run/weave 2>/dev/null || true").trim(), "");
-    let named = h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "launch"], PATIENCE);
+    let named =
+        h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "launch"], LONG_TIMEOUT);
     assert!(named.success(), "{named}");
     assert!(docker.ok(&["ps", "--format", "{{.Names}}"]) == "net");
-    let stopped = h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "stop"], PATIENCE);
+    let stopped =
+        h1.command_with(&[ENV[0], ("WEAVE_CONTAINER_NAME", "net")], &[&program, "stop"], LONG_TIMEOUT);
     assert!(stopped.success() && h1.daemon_pid().is_none(), "{stopped}");
     docker.ok(&["rm", "weave"]);
     docker.ok(&["create", "--name", "weave", &image]);
@@ -234,17 +236,17 @@ fn units_of_the_original_and_containers_in_the_way() {
 }
 
 #[test]
-fn back_after_a_reboot() {
+fn peers_reconnect_after_a_reboot() {
     let Some(program) = static_binary() else { return };
     let Some(lab) = Lab::start("reboot", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let (Some(d1), Some(d2)) = (Dockerd::start(h1), Dockerd::start(h2)) else { return };
     weave(h1, &program, &["launch", "--password", "p"]).expect_ok();
     weave(h2, &program, &["launch", "--password", "p", "h1"]).expect_ok();
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     h1.weave_ok(&["connect", "h2"]);
     let members = attach_each(&[h1, h2]);
-    members[0].container.reaches(&members[1].ip, SOON);
+    members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let names = [name(h1), name(h2)];
 
     // No unit, no command: only Docker starts.
@@ -253,8 +255,10 @@ fn back_after_a_reboot() {
     d1.boot();
     d2.boot();
     for host in [h1, h2] {
-        host.wait("the peer", PATIENCE, || host.daemon_pid().is_some() && host.weave(&["status"]).success());
-        host.wait_established(1, PATIENCE);
+        host.wait("the peer", LONG_TIMEOUT, || {
+            host.daemon_pid().is_some() && host.weave(&["status"]).success()
+        });
+        host.wait_established(1, LONG_TIMEOUT);
     }
     assert_eq!([name(h1), name(h2)], names);
     assert_eq!((targets(h1), targets(h2)), (vec!["h2".to_owned()], vec!["h1".to_owned()]));
@@ -264,14 +268,14 @@ fn back_after_a_reboot() {
         container.attach(&[&format!("{ip}/24")]);
         container
     });
-    a.reaches("10.2.1.12", SOON);
+    a.reaches("10.2.1.12", SHORT_TIMEOUT);
     drop(b);
     claims(&["S-4"]);
 }
 
 /// The database in the volume of the container `weavedb`, and a daemon's container that Docker starts at boot.
 #[test]
-fn the_original_as_docker_keeps_it() {
+fn container_of_2_8_1_is_taken_over_and_handed_back() {
     let Some(program) = static_binary() else { return };
     let Some(lab) = Lab::start("volume", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
@@ -333,7 +337,7 @@ fn the_original_as_docker_keeps_it() {
     h1.weave_ok(&["forget", "10.0.0.1"]);
     h1.reboot();
     docker.boot();
-    h1.wait("the peer", PATIENCE, || h1.daemon_pid().is_some() && h1.weave(&["status"]).success());
+    h1.wait("the peer", LONG_TIMEOUT, || h1.daemon_pid().is_some() && h1.weave(&["status"]).success());
     assert_eq!(targets(h1), ["10.0.0.2:6783"]);
     assert_eq!(inspect(policy, "weave-original"), "false no");
 

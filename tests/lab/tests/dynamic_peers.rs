@@ -11,9 +11,9 @@ weave_lab::claims!("S-27", "S-28", "S-29", "S-30", "A-3", "A-6", "A-8", "A-11", 
 
 #[test]
 fn observers_come_and_go() {
-    let observers = if patient() { 20 } else { 6 };
+    let observers = if long_tests_enabled() { 20 } else { 6 };
     let Some(lab) = Lab::start("observers", &Topology::hosts(3 + observers)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let (fixed, dynamic) = hosts.split_at(3);
     let list = ["h1", "h2", "h3"];
@@ -23,28 +23,32 @@ fn observers_come_and_go() {
     launch(dynamic[0], &["--ipalloc-init=observer"], &list);
     dynamic[1].weave_ok(&["launch", "--no-restart", "h1", "h2", "h3", "--observer"]);
     for host in &dynamic[..2] {
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
     }
     claims(&["S-30", "A-6"]);
     let (c1, c4) = (fixed[0].container("c1"), dynamic[0].container("c4"));
-    let outcome = blocked(fixed[0], 2, &["attach", &c1.netns()]);
+    let outcome = assert_command_waits(fixed[0], 2, &["attach", &c1.netns()]);
     assert!(outcome.stderr.contains("1 known"), "{outcome}");
-    let outcome = blocked(dynamic[0], 6, &["attach", &c4.netns()]);
+    let outcome = assert_command_waits(dynamic[0], 6, &["attach", &c4.netns()]);
     assert!(outcome.stderr.contains("observer"), "{outcome}");
-    assert_eq!(summary(dynamic[0], "Status"), "priming");
+    assert_eq!(status_field(dynamic[0], "Status"), "priming");
     // Cut off from the fixed ones, observers found nothing by themselves.
     for a in ["h4", "h5"] {
         for b in list {
             lab.cut(a, b);
         }
     }
-    if patient() {
-        let nothing =
-            || (summary(dynamic[0], "Status"), shares(dynamic[1])) == ("priming".into(), String::new());
+    if long_tests_enabled() {
+        let nothing = || {
+            (status_field(dynamic[0], "Status"), ipam_page(dynamic[1])) == ("priming".into(), String::new())
+        };
         throughout("no ring", Duration::from_secs(120), nothing);
     }
-    blocked(dynamic[0], 12, &["attach", &c4.netns()]);
-    assert_eq!((summary(dynamic[0], "Status"), shares(dynamic[1])), ("priming".into(), String::new()));
+    assert_command_waits(dynamic[0], 12, &["attach", &c4.netns()]);
+    assert_eq!(
+        (status_field(dynamic[0], "Status"), ipam_page(dynamic[1])),
+        ("priming".into(), String::new())
+    );
     lab.heal_all();
     let weave = weave_lab::weave_binary();
     let waits = dynamic[0].background(&[weave, "attach", &c4.netns()], false).unwrap();
@@ -65,7 +69,7 @@ fn observers_come_and_go() {
             scope.spawn(|| attach_many(host, "m", 3));
         }
     });
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     // Half of them leave at the same time; what they had is the others' again.
     let leaving = &dynamic[dynamic.len() / 2..];
     std::thread::scope(|scope| {
@@ -75,22 +79,22 @@ fn observers_come_and_go() {
     });
     let staying: Vec<&Host> = hosts[..hosts.len() - leaving.len()].to_vec();
     for host in &staying {
-        host.wait("only those that are there to own anything", PATIENCE, || {
-            let page = shares(host);
+        host.wait("only those that are there to own anything", LONG_TIMEOUT, || {
+            let page = ipam_page(host);
             let gone = page.contains("unreachable!") || page.lines().count() > staying.len();
             if gone { Err(page) } else { Ok(()) }
         });
     }
-    wait_one_ring(&staying, PATIENCE);
+    wait_equal_rings(&staying, LONG_TIMEOUT);
     for host in &fixed[..3] {
         assert_eq!(host.weave_ok(&["status", "targets"]), "h1\nh2\nh3\n");
     }
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["S-29", "A-11"]);
 }
 
 #[test]
-fn with_and_without() {
+fn peer_without_ipam_relays_gossip() {
     let Some(lab) = Lab::start("without", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     lab.cut("h1", "h3");
@@ -98,23 +102,23 @@ fn with_and_without() {
     launch(h2, &["--ipalloc-range="], &["h1"]);
     launch(h3, &[], &["h2"]);
     for (host, n) in [(h1, 1), (h2, 2), (h3, 1)] {
-        host.wait_established(n, PATIENCE);
+        host.wait_established(n, LONG_TIMEOUT);
     }
     // The peer in the middle has no part in it, and passes on what the others say.
     h1.weave_ok(&["prime"]);
     h3.weave_ok(&["prime"]);
-    let ((c1, ip1), (c3, ip3)) = (member(h1, "c"), member(h3, "c"));
-    wait_one_ring(&[h1, h3], PATIENCE);
-    c1.reaches(&ip3, SOON);
-    c3.reaches(&ip1, SOON);
+    let ((c1, ip1), (c3, ip3)) = (allocated_container(h1, "c"), allocated_container(h3, "c"));
+    wait_equal_rings(&[h1, h3], LONG_TIMEOUT);
+    c1.reaches(&ip3, SHORT_TIMEOUT);
+    c3.reaches(&ip1, SHORT_TIMEOUT);
     let c2 = h2.container("c2");
     let outcome = h2.weave(&["attach", &c2.netns()]);
     assert!(!outcome.success() && outcome.took < Duration::from_secs(5), "{outcome}");
     assert_eq!(outcome.stderr, "IP address allocation must be enabled to use 'net:'\n");
     assert_eq!(c2.attach(&["10.2.1.2/24"]), "10.2.1.2");
-    assert_eq!(shares(h2), "");
+    assert_eq!(ipam_page(h2), "");
     let outcome = h2.weave(&["prime"]);
     assert!(outcome.code == Some(4) && outcome.stderr.contains("is off"), "{outcome}");
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["P-7"]);
 }

@@ -8,7 +8,7 @@ weave_lab::claims!("F-23", "F-24", "F-25", "F-27");
 
 #[track_caller]
 fn reaches(host: &Host, ip: &str) {
-    host.wait(&format!("an answer of {ip}"), SOON, || pings(host, ip));
+    host.wait(&format!("an answer of {ip}"), SHORT_TIMEOUT, || pings(host, ip));
 }
 
 fn pings(host: &Host, ip: &str) -> bool {
@@ -26,7 +26,7 @@ fn rules(host: &Host) -> String {
 }
 
 #[test]
-fn hosts_join_and_leave() {
+fn expose_and_hide_addresses() {
     let Some(lab) = Lab::start("expose", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     // As Docker leaves it, and as a host without Docker has it.
@@ -40,7 +40,7 @@ fn hosts_join_and_leave() {
     assert_eq!(h2.weave_ok(&["expose", "10.2.1.102/24"]), "10.2.1.102\n");
     reaches(h2, "10.2.1.2");
     reaches(h2, "10.2.1.1");
-    members[0].container.reaches("10.2.1.102", SOON);
+    members[0].container.reaches("10.2.1.102", SHORT_TIMEOUT);
     assert!(!pings(h2, "10.2.2.1"), "another subnet");
     assert_eq!(h2.sh("cat /proc/sys/net/ipv4/ip_forward"), "1\n");
     let once = rules(h2);
@@ -57,7 +57,7 @@ fn hosts_join_and_leave() {
         h2.weave_ok(&["hide", first]);
         assert_eq!((exposed(h2), rules(h2)), (vec![second.to_owned()], once.clone()));
         reaches(h2, "10.2.1.1");
-        members[0].container.reaches(second.trim_end_matches("/24"), SOON);
+        members[0].container.reaches(second.trim_end_matches("/24"), SHORT_TIMEOUT);
     }
     h2.weave_ok(&["expose", "10.2.1.102/24"]);
     h2.weave_ok(&["hide", "10.2.1.102/24"]);
@@ -93,7 +93,7 @@ fn hosts_join_and_leave() {
 }
 
 #[test]
-fn exposure_outlives_restart_and_flush() {
+fn exposed_addresses_survive_restart_and_flush() {
     let Some(lab) = Lab::start("keeps", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     launch(h1, &[], &[]);
@@ -109,7 +109,7 @@ fn exposure_outlives_restart_and_flush() {
     launch(h1, &[], &[]);
     assert_eq!(rules(h1), made);
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SOON, || h1.daemon_pid().is_none());
+    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.sh("iptables -w -F; iptables -w -t nat -F; ip addr del 10.2.2.102/24 dev weave");
     launch(h1, &[], &[]);
     let sorted = |text: String| {
@@ -128,14 +128,14 @@ fn exposure_outlives_restart_and_flush() {
         "ip link del weave",
     ] {
         h1.sh(flush);
-        h1.wait(&format!("the repair after `{flush}`"), SOON, || {
+        h1.wait(&format!("the repair after `{flush}`"), SHORT_TIMEOUT, || {
             let now = sorted(rules(h1));
             if now == sorted(made.clone()) && exposed(h1).len() == 2 { Ok(()) } else { Err(now.join("\n")) }
         });
         reaches(h1, "10.2.1.1");
         reaches(h1, "10.2.2.1");
     }
-    c.reaches("10.2.1.102", SOON);
+    c.reaches("10.2.1.102", SHORT_TIMEOUT);
     claims(&["F-27"]);
 
     h1.weave_ok(&["reset"]);

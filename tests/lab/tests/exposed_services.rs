@@ -33,7 +33,7 @@ fn inside_connects(container: &Container, ip: &str, port: u16) -> bool {
 }
 
 #[test]
-fn export_import_binding_routing() {
+fn services_are_exported_imported_bound_and_routed() {
     let Some(lab) = Lab::start("services", &Topology::hosts(4)) else { return };
     let [h1, h2, h3, h4] = ["h1", "h2", "h3", "h4"].map(|h| lab.host(h));
     for host in [h1, h2] {
@@ -41,9 +41,9 @@ fn export_import_binding_routing() {
     }
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     let members = attach_each(&[h1, h2]);
-    members[0].container.reaches(&members[1].ip, SOON);
+    members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let _service = serve(&members[0].container, 4422);
 
     // Export: HOST4 is the outside world, the container is on HOST1, HOST2 lends its address.
@@ -62,7 +62,7 @@ fn export_import_binding_routing() {
     nat(h2, &rule.replace("$HOST2", "198.18.0.2"));
     assert!(connects(h2, "198.18.0.2", 2211));
     claims(&["F-29"]);
-    let internal = beside(h2, "internal", "eth1", "172.30.0.1/24", "172.30.0.2/24");
+    let internal = external_network(h2, "internal", "eth1", "172.30.0.1/24", "172.30.0.2/24");
     nat(h2, "-A PREROUTING -p tcp -i eth1 --dport 2212 -j DNAT --to-destination 10.2.1.1:4422");
     assert!(inside_connects(&internal, "172.30.0.1", 2212));
     claims(&["F-30"]);
@@ -102,7 +102,7 @@ fn export_import_binding_routing() {
 }
 
 #[test]
-fn networks_with_the_same_addresses() {
+fn services_between_networks_with_equal_addresses() {
     let Some(lab) = Lab::start("overlap", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     for host in [h1, h2] {
@@ -111,15 +111,15 @@ fn networks_with_the_same_addresses() {
     }
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     // Equal networks, equal host numbers.
-    let service = beside(h1, "service", "side", "192.168.1.1/24", "192.168.1.7/24");
-    let client = beside(h2, "client", "side", "192.168.1.1/24", "192.168.1.7/24");
+    let service = external_network(h1, "service", "side", "192.168.1.1/24", "192.168.1.7/24");
+    let client = external_network(h2, "client", "side", "192.168.1.1/24", "192.168.1.7/24");
     let _service = serve(&service, 2211);
     h1.weave_ok(&["expose", "10.2.1.101/24"]);
     h2.weave_ok(&["expose", "10.2.1.102/24"]);
     nat(h1, "-A PREROUTING -p tcp -d 10.2.1.101 --dport 3322 -j DNAT --to-destination 192.168.1.7:2211");
     nat(h2, "-A PREROUTING -p tcp -i side --dport 4433 -j DNAT --to-destination 10.2.1.101:3322");
-    h2.wait("a way through both", SOON, || inside_connects(&client, "192.168.1.1", 4433));
+    h2.wait("a way through both", SHORT_TIMEOUT, || inside_connects(&client, "192.168.1.1", 4433));
     claims(&["F-34"]);
 }

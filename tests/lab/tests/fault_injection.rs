@@ -52,7 +52,7 @@ fn faulty(host: &Host, mode: &str, of: Of, n: usize, args: &[&str]) -> (Outcome,
     let mut argv = vec!["sh", "-c", &script, "-", weave_lab::weave_binary()];
     argv.extend(args);
     let variable = if of.is_daemon() { "PLAN" } else { "WEAVE_FAULT" };
-    let mut outcome = host.command_with(&[(variable, &plan)], &argv, PATIENCE);
+    let mut outcome = host.command_with(&[(variable, &plan)], &argv, LONG_TIMEOUT);
     let mut step = None;
     if let Some((said, hit)) = outcome.stderr.rsplit_once("@@").map(|(a, b)| (a.to_owned(), b.to_owned())) {
         (outcome.stderr, step) = (said, Some(hit));
@@ -114,9 +114,9 @@ impl Trial<'_> {
     /// Gives what was tried, in words.
     fn run_mode(&self, mode: &str) -> String {
         let (first, stride) = part(self.of, mode);
-        let before = state(self.host);
+        let before = host_state(self.host);
         self.host.weave_ok(self.command);
-        let after = state(self.host);
+        let after = host_state(self.host);
         self.back(&before);
         // A detach that is killed may leave this switched on. It says what happens to an interface's other addresses when one
         // is removed, which only detach does.
@@ -131,7 +131,7 @@ impl Trial<'_> {
                 // Also the next command after all those that failed and left the host as it was: what failed in one trial
                 // succeeds in the next, up to the next operation.
                 assert!(outcome.success(), "{outcome}");
-                assert_same(&after, &state(self.host), "what works has to do everything", "");
+                assert_same(&after, &host_state(self.host), "what works has to do everything", "");
                 self.back(&before);
                 break;
             };
@@ -142,22 +142,22 @@ impl Trial<'_> {
                 // Who starts a daemon that was killed says nothing of it.
                 let told = outcome.stderr.contains("was killed, and is done again");
                 assert_eq!(told, !matches!(self.of, Of::Process("daemon" | "supervise")), "{at}");
-                let lacking = left(differences(&after, &state(self.host)));
+                let lacking = left(differences(&after, &host_state(self.host)));
                 assert!(lacking.is_empty(), "{lacking:#?}\n{at}");
                 (self.back)(self.host);
-                let changes = left(differences(&before, &state(self.host)));
+                let changes = left(differences(&before, &host_state(self.host)));
                 assert!(changes.is_empty(), "and is undone: {changes:#?}\n{at}");
                 continue;
             }
             let at = format!("{mode} at operation {n} of {}: {step}{outcome}", self.of.name());
             assert!(!outcome.timed_out, "{at}");
-            let now = state(self.host);
+            let now = host_state(self.host);
             if mode != KILL && outcome.success() {
                 let mut lacking = differences(&after, &now);
                 if lacking.iter().any(|change| change.contains("/var/lib/weave/")) {
                     // The daemon has gone on without it, and sees to it a moment later.
-                    lacking = self.host.wait("what is missing", SOON, || {
-                        let lacking = differences(&after, &state(self.host));
+                    lacking = self.host.wait("what is missing", SHORT_TIMEOUT, || {
+                        let lacking = differences(&after, &host_state(self.host));
                         if lacking.iter().all(|change| optional(change)) {
                             Ok(lacking)
                         } else {
@@ -182,17 +182,17 @@ impl Trial<'_> {
                 relaunch(self.host);
             }
             if mode == KILL && self.atomic {
-                let now = state(self.host);
+                let now = host_state(self.host);
                 let (undone, lacking) = (differences(&before, &now), differences(&after, &now));
                 assert!(undone.is_empty() || lacking.is_empty(), "{undone:#?}\n{lacking:#?}\n{at}");
             }
             // Whatever is left over, the next one works and leaves what it always leaves.
             let next = self.host.weave(self.command);
             assert!(next.success(), "the next one has to work\n{at}\n{next}");
-            let changes = left(differences(&after, &state(self.host)));
+            let changes = left(differences(&after, &host_state(self.host)));
             assert!(changes.is_empty(), "the next one has to do everything: {changes:#?}\n{at}");
             (self.back)(self.host);
-            let changes = left(differences(&before, &state(self.host)));
+            let changes = left(differences(&before, &host_state(self.host)));
             assert!(changes.is_empty(), "and is undone: {changes:#?}\n{at}");
         }
         assert!(tried > 0, "no operation was reached");
@@ -205,7 +205,7 @@ impl Trial<'_> {
 
     fn back(&self, before: &str) {
         (self.back)(self.host);
-        assert_same(before, &state(self.host), "the way back", "");
+        assert_same(before, &host_state(self.host), "the way back", "");
     }
 }
 

@@ -19,7 +19,7 @@ fn docker_bridge(host: &Host) {
 }
 
 #[test]
-fn rules_are_those_of_the_original() {
+fn rules_equal_those_of_2_8_1() {
     let Some(lab) = Lab::start("rules", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     docker_bridge(h1);
@@ -56,7 +56,7 @@ fn rules_are_those_of_the_original() {
 
 /// firewalld flushes everything and puts its own back; Docker adds rules at the top; an operator adds his at the end.
 #[test]
-fn among_other_programs() {
+fn rules_coexist_with_those_of_other_programs() {
     let Some(lab) = Lab::start("among", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     let theirs = "iptables -w -A INPUT -p tcp --dport 22 -j ACCEPT; iptables -w -A FORWARD -s 192.0.2.0/24 -j DROP; \
@@ -73,7 +73,7 @@ fn among_other_programs() {
             "for t in filter nat mangle; do iptables -w -t $t -F; iptables -w -t $t -X; done; {theirs}"
         ));
         h1.sh("iptables -w -N DOCKER-USER; iptables -w -I FORWARD -j DOCKER-USER");
-        h1.wait("the rules to come back", SOON, || {
+        h1.wait("the rules to come back", SHORT_TIMEOUT, || {
             let now = listing(h1);
             if now.lines().filter(|l| l.to_lowercase().contains("weave")).count() == ours {
                 Ok(())
@@ -92,7 +92,7 @@ fn among_other_programs() {
 
 /// Programs that manage interfaces are told to leave ours alone, where they are; the peer's name stays the bridge's address.
 #[test]
-fn other_managers_keep_off() {
+fn network_managers_ignore_our_devices() {
     let Some(lab) = Lab::start("keepoff", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     // A peer on the machine that runs this has files there, too.
@@ -136,8 +136,8 @@ fn exposing_hosts_do_not_join_subnets() {
         container
     });
     h1.weave_ok(&["expose", "10.2.1.102/24", "10.2.2.102/24"]);
-    a.reaches("10.2.1.102", SOON);
-    b.reaches("10.2.2.102", SOON);
+    a.reaches("10.2.1.102", SHORT_TIMEOUT);
+    b.reaches("10.2.2.102", SHORT_TIMEOUT);
     a.never_reaches("10.2.2.1");
     b.never_reaches("10.2.1.1");
     // Nor do they get at the peer's ports.
@@ -152,7 +152,7 @@ const HIDE_NFT: &str = "mount --bind /dev/null $(readlink -f /usr/sbin/nft)";
 
 /// A host with `nft` alone has a table of ours; one with neither runs all the same and says what it lacks.
 #[test]
-fn without_iptables() {
+fn works_without_iptables() {
     let Some(lab) = Lab::start("nft", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let ruleset = || h1.sh("nft -s list ruleset");
@@ -162,11 +162,11 @@ fn without_iptables() {
     let c = h1.container("c");
     c.attach(&["10.2.1.1/24"]);
     h1.weave_ok(&["expose", "10.2.1.102/24"]);
-    c.reaches("10.2.1.102", SOON);
+    c.reaches("10.2.1.102", SHORT_TIMEOUT);
     let made = ruleset();
     assert!(made.contains("table ip weave {") && made.contains("ip saddr != 10.2.1.0/24"), "{made}");
     h1.sh("nft flush ruleset");
-    h1.wait("our table", SOON, || if ruleset() == made { Ok(()) } else { Err(ruleset()) });
+    h1.wait("our table", SHORT_TIMEOUT, || if ruleset() == made { Ok(()) } else { Err(ruleset()) });
     h1.weave_ok(&["hide", "10.2.1.102/24"]);
     assert!(!ruleset().contains("10.2.1.0/24"), "{}", ruleset());
     h1.weave_ok(&["reset"]);
@@ -178,14 +178,14 @@ fn without_iptables() {
     let c = h2.container("c");
     c.attach(&["10.2.1.1/24"]);
     h2.weave_ok(&["expose", "10.2.1.102/24"]);
-    c.reaches("10.2.1.102", SOON);
+    c.reaches("10.2.1.102", SHORT_TIMEOUT);
     h2.weave_ok(&["reset"]);
     assert!(!h2.sh("ip link").contains("weave"));
 }
 
 /// What cannot be written down or whose rules cannot be made is not exposed, and the next call works.
 #[test]
-fn expose_fails_as_a_whole() {
+fn failed_expose_changes_nothing() {
     let Some(lab) = Lab::start("whole", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     launch(h1, &[], &[]);
@@ -212,7 +212,7 @@ fn expose_fails_as_a_whole() {
             assert_eq!(failed.stdout, "");
         }
         h1.sh(mends);
-        h1.wait("the state before", SOON, || if state() == before { Ok(()) } else { Err(state()) });
+        h1.wait("the state before", SHORT_TIMEOUT, || if state() == before { Ok(()) } else { Err(state()) });
     }
     h1.weave_ok(&["hide", "10.2.1.102/24"]);
     h1.weave_ok(&["expose", "10.2.2.102/24"]);

@@ -7,14 +7,14 @@ use weave_lab::{Lab, Topology, throughout};
 use crate::common::*;
 
 #[test]
-fn garbage_harms_nobody() {
+fn garbage_does_not_disturb_the_mesh() {
     let Some(lab) = Lab::start("garbage", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     let members = attach_each(&[h1, h2]);
-    members[1].container.reaches(&members[0].ip, SOON);
+    members[1].container.reaches(&members[0].ip, SHORT_TIMEOUT);
     let (pid, before) = (h1.daemon_pid(), h1.daemon_rss());
     let pinger = members[1].container.pinging(&members[0].ip, 20);
 
@@ -44,7 +44,7 @@ fn garbage_harms_nobody() {
     assert!(pings.longest_gap_ms < 2000.0, "{pings:?}");
     let after = h1.daemon_rss();
     assert!(after < before + 8 * 1024, "memory grew from {before} to {after} kB");
-    h1.wait_established(1, SOON);
+    h1.wait_established(1, SHORT_TIMEOUT);
     members[1].container.tcp(&members[0].container, &members[0].ip, 200_000);
 }
 
@@ -54,7 +54,7 @@ fn silent_connections_are_bounded() {
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     let before = h1.daemon_rss();
     // Some say nothing, some begin like a peer and then dawdle.
     let silent = h3.probe_background(&["hold", "198.18.0.1", "--port", "6783", "--count", "300"]);
@@ -78,7 +78,7 @@ fn silent_connections_are_bounded() {
         if open <= 400 && rss < before + 16 * 1024 { Ok(()) } else { Err(format!("{open} open, {rss} kB")) }
     });
     // A real peer still gets in meanwhile, and the existing connection stays.
-    h2.wait_established(1, SOON);
+    h2.wait_established(1, SHORT_TIMEOUT);
     // All of them are ended within the time that a handshake may take.
     h1.wait("the silent ones to be ended", Duration::from_secs(60), || {
         let open = open();
@@ -87,5 +87,5 @@ fn silent_connections_are_bounded() {
     let (silent, slow) = (silent.finish().unwrap(), slow.finish().unwrap());
     println!("silent: {silent}slow: {slow}");
     launch(h3, &[], &["h1"]);
-    h3.wait_established(2, PATIENCE);
+    h3.wait_established(2, LONG_TIMEOUT);
 }

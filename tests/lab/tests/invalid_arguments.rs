@@ -25,7 +25,7 @@ fn refused(host: &Host, args: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn before_launch() {
+fn invalid_arguments_without_a_daemon() {
     let Some(lab) = Lab::start("bad", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     let c = h1.container("c");
@@ -78,7 +78,7 @@ fn before_launch() {
 }
 
 #[test]
-fn while_running() {
+fn invalid_arguments_with_a_daemon() {
     let Some(lab) = Lab::start("bad2", &Topology::hosts(2)) else { return };
     launch_mesh(&lab, &[]);
     let h1 = lab.host("h1");

@@ -5,14 +5,14 @@ use std::time::Duration;
 use weave_lab::packet::{Checksum, Reassembly, checksum};
 use weave_lab::{Lab, LabState, Topology};
 
-const SOON: Duration = Duration::from_secs(10);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn pings(host: &weave_lab::Host, to: &str) -> bool {
     host.probe(&["ping", to, "--count", "2", "--wait-ms", "300", "--interval-ms", "20"])["received"] != 0
 }
 
 #[test]
-fn wire_cuts_blocks_and_heals() {
+fn wire_rules_block_and_restore_traffic() {
     let Some(lab) = Lab::start("wire", &Topology::hosts(3)) else { return };
     let (h1, h2, h3) = (lab.host("h1"), lab.host("h2"), lab.host("h3"));
     assert!(pings(h1, &h2.ip().to_string()) && pings(h3, &h1.ip().to_string()));
@@ -59,7 +59,7 @@ fn wire_cuts_blocks_and_heals() {
 }
 
 #[test]
-fn nat_hides_a_host_that_can_dial() {
+fn host_behind_nat_can_connect_but_not_be_reached() {
     let Some(lab) = Lab::start("nat", &Topology::hosts(1).and_behind_nat()) else { return };
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
     let _server = h1.probe_background(&["tcp-serve", "--port", "7100"]);
@@ -71,7 +71,7 @@ fn nat_hides_a_host_that_can_dial() {
 }
 
 #[test]
-fn a_small_path_mtu_is_told_or_not() {
+fn path_mtu_sends_icmp_only_when_asked() {
     let Some(lab) = Lab::start("mtu", &Topology::hosts(2)) else { return };
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
     let ping = |host: &weave_lab::Host, to: &str| {
@@ -94,7 +94,7 @@ fn a_small_path_mtu_is_told_or_not() {
 }
 
 #[test]
-fn hosts_have_their_own_disk_and_run_folder_and_vanish() {
+fn hosts_have_private_files_and_are_removed_with_the_lab() {
     let Some(lab) = Lab::start("disk", &Topology::hosts(2)) else { return };
     let (h1, h2) = (lab.host("h1"), lab.host("h2"));
     h1.sh("mkdir /var/lib/weave; echo mine > /var/lib/weave/x; mkdir -p /opt/cni/bin /etc/cni; touch /run/weave-x /var/log/weave.log");
@@ -131,7 +131,7 @@ fn probes_work_over_a_plain_bridge() {
     for (container, cidr) in [(&a, "10.2.1.1/24"), (&b, "10.2.1.2/24"), (&c, "10.2.2.3/24")] {
         container.plug("weave", cidr);
     }
-    a.reaches("10.2.1.2", SOON);
+    a.reaches("10.2.1.2", SHORT_TIMEOUT);
     a.never_reaches("10.2.2.3");
     let pings = a.ping("10.2.1.2", 5);
     assert_eq!((pings.sent, pings.received, pings.duplicates, pings.ttl), (5, 5, 0, Some(64)));
@@ -158,7 +158,7 @@ fn probes_work_over_a_plain_bridge() {
     assert!(a.raw(&b.mac(), 100, &[43], 0).is_empty());
 
     let link_local = format!("{}%ethwe", b.link_local());
-    a.reaches(&link_local, SOON);
+    a.reaches(&link_local, SHORT_TIMEOUT);
 
     let (capture, pinger, chat) = (b.capture(), a.pinging("10.2.1.2", 10), a.chat(&b, "10.2.1.2", 10));
     a.udp(&b, "10.2.1.2", &[5000]);

@@ -7,28 +7,28 @@ use crate::common::*;
 weave_lab::claims!("F-39", "F-40");
 
 #[test]
-fn five_in_a_line() {
+fn five_hosts_in_a_line_relay_frames() {
     let Some(lab) = Lab::start("line", &Topology::hosts(5)) else { return };
     launch_line(&lab, &[]);
     // The hosts between the ends have no containers at first: they only relay.
     let ends = attach_each(&[lab.host("h1"), lab.host("h5")]);
-    exercise(&ends);
+    check_all_traffic(&ends);
     let middle = attach_each(&[lab.host("h3")]);
     let all: Vec<Member> = ends.into_iter().chain(middle).collect();
-    for (a, b) in pairs(&all) {
-        a.container.reaches(&b.ip, SOON);
+    for (a, b) in ordered_pairs(&all) {
+        a.container.reaches(&b.ip, SHORT_TIMEOUT);
         a.container.tcp(&b.container, &b.ip, 200_000);
     }
-    casts(&all);
+    check_broadcasts(&all);
     claims(&["F-39", "F-40"]);
 }
 
 #[test]
-fn three_in_a_line_encrypted() {
+fn relayed_frames_pass_encrypted() {
     let Some(lab) = Lab::start("cline", &Topology::hosts(3)) else { return };
     launch_line(&lab, &["--password", "wEaVe"]);
     let ends = attach_each(&[lab.host("h1"), lab.host("h3")]);
-    exercise(&ends);
+    check_all_traffic(&ends);
     // No hop sees more than its own two connections.
     let routes = lab.host("h1").report().unwrap();
     let via = routes["Router"]["UnicastRoutes"].as_array().unwrap();

@@ -8,11 +8,11 @@ use crate::common::*;
 weave_lab::claims!("S-6", "F-2", "F-3", "F-4", "F-5", "F-6");
 
 #[test]
-fn everything_passes_between_all_pairs() {
+fn all_traffic_kinds_pass_between_all_pairs() {
     let Some(lab) = Lab::start("mesh", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &[]);
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
-    exercise(&members);
+    check_all_traffic(&members);
 
     // What a user does by name, by address and with a port.
     let targets = lab.host("h2").weave_ok(&["status", "targets"]);
@@ -21,11 +21,11 @@ fn everything_passes_between_all_pairs() {
 }
 
 #[test]
-fn everything_passes_encrypted() {
+fn all_traffic_kinds_pass_encrypted() {
     let Some(lab) = Lab::start("crypt", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &["--password", "wEaVe"]);
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
-    exercise(&members);
+    check_all_traffic(&members);
     for host in lab.hosts() {
         for connection in host.connections() {
             assert!(
@@ -38,15 +38,15 @@ fn everything_passes_encrypted() {
 }
 
 #[test]
-fn it_is_one_big_switch() {
+fn unicast_is_learned_and_broadcasts_are_flooded() {
     let Some(lab) = Lab::start("switch", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &[]);
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
     let [a, b, c] = &members[..] else { unreachable!() };
     let second = lab.host("h1").container("d1");
     second.attach(&["10.2.1.11/24"]);
-    a.container.reaches(&b.ip, SOON);
-    a.container.reaches(&c.ip, SOON);
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
 
     let (at_b, at_c, at_d) = (b.container.capture(), c.container.capture(), second.capture());
     let pings = a.container.ping(&b.ip, 10);
@@ -79,7 +79,7 @@ fn it_is_one_big_switch() {
     assert_eq!(arping, [a.container.mac()]);
     b.container.command_ok(&["iptables", "-w", "-A", "INPUT", "-p", "icmp", "-s", &a.ip, "-j", "DROP"]);
     a.container.never_reaches(&b.ip);
-    c.container.reaches(&b.ip, SOON);
+    c.container.reaches(&b.ip, SHORT_TIMEOUT);
     claims(&["F-2", "F-6"]);
 }
 

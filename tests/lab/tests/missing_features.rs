@@ -10,7 +10,7 @@ weave_lab::claims!("S-1");
 /// Has to fail with one line that says all the `words`, and to leave no trace.
 #[track_caller]
 fn refused(host: &Host, words: &[&str], run: impl FnOnce() -> Outcome) {
-    let before = state(host);
+    let before = host_state(host);
     let outcome = run();
     assert!(!outcome.timed_out && outcome.code.is_some_and(|c| c != 0), "has to be refused\n{outcome}");
     assert_eq!(outcome.stdout, "", "{outcome}");
@@ -18,7 +18,7 @@ fn refused(host: &Host, words: &[&str], run: impl FnOnce() -> Outcome) {
     for word in words {
         assert!(outcome.stderr.contains(word), "`{word}` has to be named\n{outcome}");
     }
-    let changes = differences(&before, &state(host));
+    let changes = differences(&before, &host_state(host));
     assert!(changes.is_empty(), "nothing may change\n{changes:#?}\n{outcome}");
 }
 
@@ -45,7 +45,7 @@ fn read_only<'a>(args: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn launch() {
+fn launch_reports_missing_features() {
     let Some(lab) = Lab::start("lacks", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     prepare(h1);
@@ -75,7 +75,7 @@ fn launch() {
 }
 
 #[test]
-fn attach() {
+fn attach_reports_missing_features() {
     let Some(lab) = Lab::start("lacks2", &Topology::hosts(1)) else { return };
     launch_mesh(&lab, &[]);
     let h1 = lab.host("h1");

@@ -51,7 +51,7 @@ fn own(host: &Host) -> Vec<Ipv4Addr> {
 /// Waits until the set is what the report says, and that what is expected.
 #[track_caller]
 fn wait_members(host: &Host, expected: &[&str]) {
-    host.wait(&format!("the set of {expected:?}"), SOON, || {
+    host.wait(&format!("the set of {expected:?}"), SHORT_TIMEOUT, || {
         let now = members(host);
         let wrong = format!("{now:?}, of {} own addresses", own(host).len());
         let networks = now.filter(|n| n == expected && each(n) == own(host));
@@ -71,7 +71,7 @@ fn source(captured: &Captured, to: &str) -> Option<Ipv4Addr> {
 #[track_caller]
 fn seen_inside(outside: &Container, container: &Container, ip: &str) -> Ipv4Addr {
     let capture = container.capture();
-    outside.reaches(ip, SOON);
+    outside.reaches(ip, SHORT_TIMEOUT);
     source(&capture.finish(), ip).expect("an echo request")
 }
 
@@ -79,15 +79,15 @@ fn seen_inside(outside: &Container, container: &Container, ip: &str) -> Ipv4Addr
 #[track_caller]
 fn seen_outside(container: &Container, host: &Host) -> Ipv4Addr {
     let capture = host.capture("eth1");
-    container.reaches(OUTSIDE, SOON);
+    container.reaches(OUTSIDE, SHORT_TIMEOUT);
     source(&capture.finish(), OUTSIDE).expect("an echo request")
 }
 
 /// The ranges of two peers, as they come and go, and what translates by them.
 #[test]
-fn own_ranges_are_reached_as_they_are() {
+fn source_address_is_kept_within_own_ranges() {
     let Some(lab) = Lab::start("local", &Topology::hosts(2)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let options = ["--no-masq-local", "--ipalloc-range", RANGE];
     launch(h1, &options, &[]);
@@ -96,19 +96,19 @@ fn own_ranges_are_reached_as_they_are() {
     wait_members(h1, &[RANGE]);
     let tracker = ["curl", "-sS", "http://127.0.0.1:6784/ipinfo/tracker"];
     assert_eq!(h1.command_ok(&tracker), "no-masq-local\n");
-    let (c1, near) = member(h1, "c1");
+    let (c1, near) = allocated_container(h1, "c1");
 
     // The half of what is free, and not a network what is left.
     launch(h2, &options, &["h1"]);
-    h2.wait_established(1, PATIENCE);
-    let (c2, far) = member(h2, "c2");
+    h2.wait_established(1, LONG_TIMEOUT);
+    let (c2, far) = allocated_container(h2, "c2");
     wait_members(h1, &["10.32.5.0/25", "10.32.5.128/26"]);
     wait_members(h2, &["10.32.5.192/26"]);
 
     for container in [&c1, &c2] {
         container.command_ok(&["ip", "route", "add", "default", "via", &exposed]);
     }
-    let world = beside(h1, "world", "eth1", &format!("{GATEWAY}/24"), &format!("{OUTSIDE}/24"));
+    let world = external_network(h1, "world", "eth1", &format!("{GATEWAY}/24"), &format!("{OUTSIDE}/24"));
     let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
     assert_eq!(seen_inside(&world, &c1, &near), address(OUTSIDE), "an address of this peer's");
     assert_eq!(seen_inside(&world, &c2, &far), address(&exposed), "another peer's");
@@ -116,16 +116,16 @@ fn own_ranges_are_reached_as_they_are() {
 
     // Over a crash: at once, and the same.
     h1.signal_daemon("KILL");
-    h1.wait("the end of the daemon", SOON, || h1.daemon_pid().is_none());
+    h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     launch(h1, &options, &[]);
     assert_eq!(members(h1), Some(vec!["10.32.5.0/25".to_owned(), "10.32.5.128/26".to_owned()]));
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
 
     // What a peer leaves behind, joined to what there was.
     drop(c2);
     h2.weave_ok(&["stop"]);
     assert_eq!(each(&members(h2).unwrap()).len(), 64, "a stop leaves everything in place");
-    h1.wait("the end of the connection", PATIENCE, || {
+    h1.wait("the end of the connection", LONG_TIMEOUT, || {
         h1.connections().iter().all(|c| c.state != "established")
     });
     h1.weave_ok(&["rmpeer", h2.name()]);

@@ -7,12 +7,12 @@ use crate::common::*;
 weave_lab::claims!("F-48", "F-50");
 
 #[test]
-fn both_halves_go_on_and_meet_again() {
+fn both_halves_keep_working_and_merge() {
     let Some(lab) = Lab::start("halves", &Topology::hosts(4)) else { return };
     launch_mesh(&lab, &[]);
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
-    for (a, b) in pairs(&members) {
-        a.container.reaches(&b.ip, SOON);
+    for (a, b) in ordered_pairs(&members) {
+        a.container.reaches(&b.ip, SHORT_TIMEOUT);
     }
     let inside = [members[0].container.pinging("10.2.1.2", 50), members[2].container.pinging("10.2.1.4", 50)];
     for a in ["h1", "h2"] {
@@ -23,18 +23,18 @@ fn both_halves_go_on_and_meet_again() {
     members[0].container.never_reaches("10.2.1.3");
     for host in lab.hosts() {
         wait_peers(host, 2);
-        host.wait_established(1, PATIENCE);
+        host.wait_established(1, LONG_TIMEOUT);
     }
     // Both halves are used while apart.
     members[1].container.tcp(&members[0].container, "10.2.1.1", 300_000);
     members[3].container.tcp(&members[2].container, "10.2.1.3", 300_000);
     lab.heal_all();
     for host in lab.hosts() {
-        host.wait_established(3, PATIENCE);
+        host.wait_established(3, LONG_TIMEOUT);
         wait_peers(host, 4);
     }
-    for (a, b) in pairs(&members) {
-        a.container.reaches(&b.ip, SOON);
+    for (a, b) in ordered_pairs(&members) {
+        a.container.reaches(&b.ip, SHORT_TIMEOUT);
         a.container.tcp(&b.container, &b.ip, 50_000);
     }
     for pinger in inside {
@@ -45,11 +45,11 @@ fn both_halves_go_on_and_meet_again() {
 }
 
 #[test]
-fn a_frozen_peer_is_noticed() {
+fn frozen_peer_is_disconnected() {
     let Some(lab) = Lab::start("frozen", &Topology::hosts(3)) else { return };
     launch_mesh(&lab, &[]);
     let views = || lab.hosts().iter().map(peer_lines).collect::<Vec<_>>();
-    weave_lab::eventually("equal views of the peers", SOON, || {
+    weave_lab::eventually("equal views of the peers", SHORT_TIMEOUT, || {
         let views = views();
         if views.windows(2).all(|w| w[0] == w[1]) { Ok(()) } else { Err(format!("{views:#?}")) }
     });
@@ -61,7 +61,7 @@ fn a_frozen_peer_is_noticed() {
     assert!(start.elapsed().as_secs() < 75, "noticed after {:?}", start.elapsed());
     lab.host("h3").signal_daemon("CONT");
     for host in lab.hosts() {
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
     }
     claims(&["F-48"]);
 }

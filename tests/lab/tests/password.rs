@@ -12,7 +12,7 @@ weave_lab::claims!("F-17", "F-18", "F-19", "F-20");
 const TEXT: &[u8] = b"who is there?";
 
 #[test]
-fn nothing_is_readable_on_the_wire() {
+fn encrypted_traffic_is_not_readable_on_the_wire() {
     let Some(lab) = Lab::start("secret", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     // Relayed traffic counts as well, so h1 and h3 only speak over h2. All spellings, one from the environment.
@@ -23,7 +23,7 @@ fn nothing_is_readable_on_the_wire() {
     assert!(h3.weave_env(&[("WEAVE_PASSWORD", "wEaVe")], &["launch", "--no-restart", "h2"]).success());
     for (host, n) in [(h1, 1), (h2, 2), (h3, 1)] {
         wait_peers(host, 3);
-        host.wait_established(n, PATIENCE);
+        host.wait_established(n, LONG_TIMEOUT);
         assert!(host.weave_ok(&["status"]).contains("Encryption: enabled"));
         assert!(
             host.connections()
@@ -33,7 +33,7 @@ fn nothing_is_readable_on_the_wire() {
         );
     }
     let members = attach_each(&[h1, h3]);
-    members[0].container.reaches(&members[1].ip, SOON);
+    members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let _ear = members[1].container.listen_cast(None);
     assert_eq!(members[0].container.cast(&members[1].ip, 1), [members[1].ip.clone()]);
     members[0].container.udp(&members[1].container, "10.2.1.3", &[5000]);
@@ -67,12 +67,12 @@ fn nothing_is_readable_on_the_wire() {
 }
 
 #[test]
-fn the_plain_network_is_readable() {
+fn plain_traffic_is_readable_on_the_wire() {
     // That the captures above would have found something.
     let Some(lab) = Lab::start("plain", &Topology::hosts(2)) else { return };
     launch_mesh(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
-    members[0].container.reaches(&members[1].ip, SOON);
+    members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let capture = lab.wire().capture("h1");
     let _ear = members[1].container.listen_cast(None);
     assert_eq!(members[0].container.cast(&members[1].ip, 1), [members[1].ip.clone()]);
@@ -95,7 +95,7 @@ fn wrong_and_missing_passwords_are_refused() {
     );
     launch(h3, &[], &["h1"]);
     for host in [h2, h3] {
-        host.wait("the reason in its status", SOON, || {
+        host.wait("the reason in its status", SHORT_TIMEOUT, || {
             let all = host.connections();
             let told =
                 all.iter().any(|c| c.state != "established" && c.info.to_lowercase().contains("password"));
@@ -104,7 +104,7 @@ fn wrong_and_missing_passwords_are_refused() {
     }
     // The other side says it as well, for both, although it dialled nobody.
     for from in ["198.18.0.2", "198.18.0.3"] {
-        h1.wait("the reason in the status of the refusing side", SOON, || {
+        h1.wait("the reason in the status of the refusing side", SHORT_TIMEOUT, || {
             let page = h1.weave(&["status", "connections"]).stdout;
             let told = page.lines().any(|l| l.contains(from) && l.to_lowercase().contains("password"));
             if told { Ok(()) } else { Err(page) }
@@ -116,7 +116,7 @@ fn wrong_and_missing_passwords_are_refused() {
         lab.hosts().iter().all(|h| h.connections().iter().all(|c| c.state != "established"))
     });
     let members = attach_each(&[h1, h2, h3]);
-    for (a, b) in pairs(&members) {
+    for (a, b) in ordered_pairs(&members) {
         a.container.never_reaches(&b.ip);
     }
     for host in lab.hosts() {
@@ -139,8 +139,8 @@ fn wrong_and_missing_passwords_are_refused() {
         )
         .success()
     );
-    h2.wait_established(1, PATIENCE);
-    members[1].container.reaches(&members[0].ip, SOON);
+    h2.wait_established(1, LONG_TIMEOUT);
+    members[1].container.reaches(&members[0].ip, SHORT_TIMEOUT);
     claims(&["F-19", "F-20"]);
 }
 

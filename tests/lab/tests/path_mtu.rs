@@ -11,14 +11,14 @@ fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
     lab.path_mtu("h2", mtu, icmp);
     launch_mesh(&lab, options);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
-    exercise(&members);
+    check_all_traffic(&members);
     // Smaller while in use.
     lab.path_mtu("h2", mtu - 200, icmp);
     let [a, b] = &members[..] else { unreachable!() };
     for (from, to) in [(a, b), (b, a)] {
         from.container.udp(&to.container, &to.ip, &[100]);
         let passes = |what: &str, server: &str, args: &[&str]| {
-            weave_lab::eventually(what, PATIENCE, || {
+            weave_lab::eventually(what, LONG_TIMEOUT, || {
                 let _server = to.container.probe_background(&[server, "--port", "7003"]);
                 let result = from.container.probe(&[args, &["--port", "7003"]].concat());
                 if result["ok"] == true { Ok(()) } else { Err(result.to_string()) }
@@ -35,16 +35,16 @@ fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
 }
 
 #[test]
-fn a_path_that_tells() {
+fn small_path_mtu_with_icmp() {
     small_path("told", 1300, true, &[]);
 }
 
 #[test]
-fn a_black_hole() {
+fn small_path_mtu_without_icmp() {
     small_path("hole", 1300, false, &[]);
 }
 
 #[test]
-fn a_black_hole_encrypted() {
+fn small_path_mtu_without_icmp_encrypted() {
     small_path("chole", 1280, false, &["--password", "wEaVe"]);
 }

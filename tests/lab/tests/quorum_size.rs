@@ -13,37 +13,37 @@ weave_lab::claims!("S-9", "S-11", "S-12", "S-22", "I-23", "I-24", "I-27", "I-28"
 #[track_caller]
 fn waits_for(host: &Host, text: &str) {
     host.sh("ip netns add w 2>/dev/null || true");
-    let outcome = blocked(host, 1, &["attach", "netns:w"]);
+    let outcome = assert_command_waits(host, 1, &["attach", "netns:w"]);
     assert!(outcome.stderr.contains(text), "{outcome}");
 }
 
 fn resets(hosts: &[&Host]) {
-    at_once(hosts, |host| drop(host.weave_ok(&["reset"])));
+    on_each_host(hosts, |host| drop(host.weave_ok(&["reset"])));
 }
 
 #[test]
-fn one_told_of_another() {
+fn quorum_follows_the_peer_addresses() {
     let Some(lab) = Lab::start("chain", &Topology::hosts(3)) else { return };
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [h1, h2, h3] = hosts[..] else { unreachable!() };
-    cut_all(&lab, &["h1", "h2", "h3"]);
-    launch_at_once(&[(h1, &[]), (h2, &["h1"]), (h3, &["h1", "h2"])]);
+    cut_all_links(&lab, &["h1", "h2", "h3"]);
+    launch_concurrently(&[(h1, &[]), (h2, &["h1"]), (h3, &["h1", "h2"])]);
     let one = h1.container("one");
     let outcome = h1.weave(&["attach", &one.netns()]);
     assert!(outcome.success() && outcome.took < Duration::from_secs(5), "{outcome}");
     waits_for(h2, "2 of 2 peers must agree (the 1 peer addresses given, and this peer), 1 known");
     waits_for(h3, "2 of 3 peers must agree (the 2 peer addresses given, and this peer), 1 known");
     for host in [h2, h3] {
-        assert_eq!(summary(host, "Status"), "awaiting consensus (quorum: 2, known: 1)");
+        assert_eq!(status_field(host, "Status"), "awaiting consensus (quorum: 2, known: 1)");
     }
     lab.heal_all();
-    at_once(&[h2, h3], |host| drop(member(host, "later")));
-    wait_one_ring(&hosts, PATIENCE);
-    check_unique(&lab);
+    on_each_host(&[h2, h3], |host| drop(allocated_container(host, "later")));
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    assert_unique_addresses(&lab);
     claims(&["S-9"]);
 
     // Addresses given later count like those of the launch, and no more once they are forgotten.
-    cut_all(&lab, &["h1", "h2", "h3"]);
+    cut_all_links(&lab, &["h1", "h2", "h3"]);
     resets(&hosts);
     launch(h1, &[], &[]);
     h1.weave_ok(&["connect", "h2", "h3"]);
@@ -55,22 +55,22 @@ fn one_told_of_another() {
     h3.weave_ok(&["forget", "h2"]);
     waits_for(h3, "2 of 2 peers must agree (the 1 peer addresses given, and this peer), 1 known");
     claims(&["S-11"]);
-    at_once(&[h1, h2], |host| drop(host.weave_ok(&["stop"])));
+    on_each_host(&[h1, h2], |host| drop(host.weave_ok(&["stop"])));
     launch(h1, &["--init-peer-count", "7"], &[]);
     waits_for(h1, "4 of 7 peers must agree");
-    assert_eq!(summary(h1, "Status"), "awaiting consensus (quorum: 4, known: 1)");
+    assert_eq!(status_field(h1, "Status"), "awaiting consensus (quorum: 4, known: 1)");
     claims(&["I-24"]);
 }
 
 #[test]
-fn never_a_network_of_its_own() {
+fn connected_peer_never_forms_its_own_ring() {
     let Some(lab) = Lab::start("rounds", &Topology::hosts(4)) else { return };
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let h1 = hosts[0];
-    let rounds = if patient() { 13 } else { 2 };
+    let rounds = if long_tests_enabled() { 13 } else { 2 };
 
     // A fixed cluster of one, which names itself.
-    at_once(&hosts, |host| {
+    on_each_host(&hosts, |host| {
         for _ in 0..rounds {
             launch(host, &[], &[host.name()]);
             let outcome = host.weave(&["consense"]);
@@ -80,7 +80,7 @@ fn never_a_network_of_its_own() {
     });
     // One of three that names itself, asked as soon as it is there.
     launch(hosts[1], &[], &["h2", "192.0.2.1", "192.0.2.2"]);
-    let outcome = blocked(hosts[1], 6, &["consense"]);
+    let outcome = assert_command_waits(hosts[1], 6, &["consense"]);
     assert!(outcome.stderr.contains("2 of 3 peers must agree"), "{outcome}");
     hosts[1].weave_ok(&["reset"]);
     claims(&["S-22"]);
@@ -88,8 +88,8 @@ fn never_a_network_of_its_own() {
     // Launched alone, connected, and asked at once: it joins, however slow the other one is.
     launch(h1, &[], &[]);
     h1.weave_ok(&["consense"]);
-    let (_c1, _) = member(h1, "c1");
-    let before = ring(h1);
+    let (_c1, _) = allocated_container(h1, "c1");
+    let before = ring_entries(h1);
     for round in 0..rounds.max(3) {
         match round {
             0 => cut_from(&lab, h1),
@@ -106,8 +106,8 @@ fn never_a_network_of_its_own() {
             .collect();
         if round < 2 {
             for host in &hosts[1..] {
-                wait_consensus(host, "waiting", SOON);
-                assert_eq!(shares(host).lines().filter(|l| l.contains(" IPs (")).count(), 0);
+                wait_consensus(host, "waiting", SHORT_TIMEOUT);
+                assert_eq!(ipam_page(host).lines().filter(|l| l.contains(" IPs (")).count(), 0);
             }
         }
         match round {
@@ -118,8 +118,8 @@ fn never_a_network_of_its_own() {
         for join in joining {
             assert_eq!(join.finish().unwrap(), "");
         }
-        wait_one_ring(&hosts, PATIENCE);
-        assert_eq!(ring(h1), before, "nobody else was first");
+        wait_equal_rings(&hosts, LONG_TIMEOUT);
+        assert_eq!(ring_entries(h1), before, "nobody else was first");
         resets(&hosts[1..]);
     }
     claims(&["S-12"]);
@@ -133,7 +133,7 @@ fn cut_from(lab: &Lab, host: &Host) {
 }
 
 #[test]
-fn wrong_counts() {
+fn wrong_peer_counts() {
     let Some(lab) = Lab::start("counts", &Topology::hosts(4)) else { return };
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [h1, h2, h3, h4] = hosts[..] else { unreachable!() };
@@ -141,7 +141,7 @@ fn wrong_counts() {
     let launch_all = |count: &str| {
         let all = ["--init-peer-count", count, "h1", "h2", "h3", "h4"];
         let calls: Vec<(&Host, &[&str])> = hosts.iter().map(|h| (*h, &all[..])).collect();
-        launch_at_once(&calls);
+        launch_concurrently(&calls);
     };
 
     // Two is too few for four peers: halves that do not see each other are two networks.
@@ -149,56 +149,56 @@ fn wrong_counts() {
         lab.cut(a, b);
     }
     launch_all("2");
-    at_once(&hosts, |host| drop(member(host, "c")));
-    wait_one_ring(&[h1, h2], SOON);
-    wait_one_ring(&[h3, h4], SOON);
-    assert_ne!(ring(h1), ring(h3));
+    on_each_host(&hosts, |host| drop(allocated_container(host, "c")));
+    wait_equal_rings(&[h1, h2], SHORT_TIMEOUT);
+    wait_equal_rings(&[h3, h4], SHORT_TIMEOUT);
+    assert_ne!(ring_entries(h1), ring_entries(h3));
     resets(&hosts);
 
     // Four is right: half of them are not enough, all but one are; the last one joins.
     launch_all("4");
     for host in &hosts {
-        host.wait_established(1, PATIENCE);
+        host.wait_established(1, LONG_TIMEOUT);
         waits_for(host, "3 of 4 peers must agree");
     }
     let waits = h4.background(&[weave, "attach", "netns:w"], false).unwrap();
     lab.heal("h1", "h3");
     lab.heal("h2", "h3");
-    at_once(&[h1, h2, h3], |host| drop(member(host, "d")));
+    on_each_host(&[h1, h2, h3], |host| drop(allocated_container(host, "d")));
     lab.heal_all();
     waits.finish().unwrap();
-    wait_one_ring(&hosts, PATIENCE);
-    check_unique(&lab);
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    assert_unique_addresses(&lab);
     claims(&["I-27"]);
 
     // Once there is a ring, counts mean nothing any more.
-    at_once(&[h1, h4], |host| {
+    on_each_host(&[h1, h4], |host| {
         host.weave_ok(&["stop"]);
         launch(host, &["--init-peer-count", "1"], &["h2", "h3"]);
-        host.wait_established(3, PATIENCE);
+        host.wait_established(3, LONG_TIMEOUT);
     });
     resets(&[h3]);
     launch(h3, &["--init-peer-count", "1"], &["h1", "h2"]);
-    h3.wait_established(3, PATIENCE);
-    at_once(&[h1, h3, h4], |host| drop(member(host, "e")));
-    wait_one_ring(&hosts, PATIENCE);
-    check_unique(&lab);
+    h3.wait_established(3, LONG_TIMEOUT);
+    on_each_host(&[h1, h3, h4], |host| drop(allocated_container(host, "e")));
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    assert_unique_addresses(&lab);
     for host in &hosts {
-        assert!(!shares(host).contains("conflict"), "{}", shares(host));
+        assert!(!ipam_page(host).contains("conflict"), "{}", ipam_page(host));
     }
     claims(&["I-28"]);
     resets(&hosts);
 
     // A bit too large does no harm: three of five.
     let all: &[&str] = &["--init-peer-count", "5", "h1", "h2", "h3"];
-    launch_at_once(&[(h1, all), (h2, all)]);
-    h1.wait_established(1, PATIENCE);
+    launch_concurrently(&[(h1, all), (h2, all)]);
+    h1.wait_established(1, LONG_TIMEOUT);
     waits_for(h1, "3 of 5 peers must agree (the peer count given at launch, 5)");
     let waits = h1.background(&[weave, "attach", "netns:w"], false).unwrap();
-    launch_at_once(&[(h3, all)]);
+    launch_concurrently(&[(h3, all)]);
     waits.finish().unwrap();
-    at_once(&[h2, h3], |host| drop(member(host, "f")));
-    wait_one_ring(&[h1, h2, h3], SOON);
-    check_unique(&lab);
+    on_each_host(&[h2, h3], |host| drop(allocated_container(host, "f")));
+    wait_equal_rings(&[h1, h2, h3], SHORT_TIMEOUT);
+    assert_unique_addresses(&lab);
     claims(&["I-23"]);
 }

@@ -8,7 +8,7 @@ use crate::common::*;
 weave_lab::claims!("I-25", "I-26", "I-34", "I-35", "P-6", "P-10", "S-10");
 
 #[test]
-fn a_full_range() {
+fn allocation_in_a_full_range_waits_for_a_release() {
     let Some(lab) = Lab::start("full", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let range = ["--ipalloc-range", "10.2.0.0/26"];
@@ -16,57 +16,57 @@ fn a_full_range() {
     launch(h2, &range, &["h1"]);
     h1.weave_ok(&["prime"]);
     h2.weave_ok(&["prime"]);
-    wait_one_ring(&[h1, h2], SOON);
+    wait_equal_rings(&[h1, h2], SHORT_TIMEOUT);
     let all = attach_many(h1, "f", 62);
-    assert_eq!(check_unique(&lab).len(), 62);
+    assert_eq!(assert_unique_addresses(&lab).len(), 62);
     assert!(all.iter().all(|a| a != "10.2.0.0" && a != "10.2.0.63"));
-    let outcome = blocked(h2, 7, &["attach", &h2.container("c").netns()]);
+    let outcome = assert_command_waits(h2, 7, &["attach", &h2.container("c").netns()]);
     assert!(outcome.stderr.contains("waiting for an address"), "{outcome}");
     // One that is released anywhere serves whoever waits.
     let weave = weave_lab::weave_binary();
     let waits = h2.background(&[weave, "attach", "netns:c"], false).unwrap();
     let ip = h1.weave_ok(&["detach", "netns:f17"]);
     assert_eq!(waits.finish().unwrap(), ip);
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["I-35"]);
 }
 
 #[test]
-fn different_ranges() {
+fn peers_with_different_ranges() {
     let Some(lab) = Lab::start("ranges", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let seeds = ["--ipam-seed", "::1,::2"];
     launch(h1, &[&seeds[..], &["--name", "::1", "-iprange", "10.2.0.0/16"]].concat(), &[]);
-    let (c1, _) = member(h1, "c1");
+    let (c1, _) = allocated_container(h1, "c1");
     launch(h2, &[&seeds[..], &["--name", "::2", "--ipalloc-range", "10.3.0.0/16"]].concat(), &["h1"]);
-    member(h2, "c2");
+    allocated_container(h2, "c2");
     for host in [h1, h2] {
-        host.wait("the conflict to be told", PATIENCE, || {
-            let page = shares(host);
+        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+            let page = ipam_page(host);
             let ranges = page.contains("10.2.0.0/16") && page.contains("10.3.0.0/16");
             if ranges && page.contains("--ipalloc-range") { Ok(()) } else { Err(page) }
         });
     }
     // Data flows, and each allocates from its own.
-    member(h1, "d1");
-    member(h2, "d2");
+    allocated_container(h1, "d1");
+    allocated_container(h2, "d2");
     h1.container("e1").attach(&["10.9.1.1/24"]);
     let e2 = h2.container("e2");
     e2.attach(&["10.9.1.2/24"]);
-    e2.reaches("10.9.1.1", PATIENCE);
+    e2.reaches("10.9.1.1", LONG_TIMEOUT);
     assert!(c1.has_interface());
     claims(&["I-34", "P-6"]);
 }
 
 #[test]
-fn two_groups_meet() {
+fn separately_formed_rings_conflict() {
     let Some(lab) = Lab::start("groups", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     // Far too many: they wait for others, and say whose count it is.
     launch(h1, &["--init-peer-count", "10"], &["h2"]);
     launch(h2, &["--init-peer-count", "10"], &["h1"]);
-    h1.wait_established(1, PATIENCE);
-    let outcome = blocked(h1, 7, &["prime"]);
+    h1.wait_established(1, LONG_TIMEOUT);
+    let outcome = assert_command_waits(h1, 7, &["prime"]);
     assert!(
         outcome.stderr.contains("6 of 10 peers must agree (the peer count given at launch, 10)"),
         "{outcome}"
@@ -80,24 +80,24 @@ fn two_groups_meet() {
     lab.cut("h1", "h2");
     launch(h1, &["--init-peer-count", "1"], &["h2"]);
     launch(h2, &["--init-peer-count", "1"], &["h1"]);
-    let ((c1, ip1), (_c2, ip2)) = (member(h1, "c1"), member(h2, "c2"));
+    let ((c1, ip1), (_c2, ip2)) = (allocated_container(h1, "c1"), allocated_container(h2, "c2"));
     assert_eq!(ip1, ip2, "each has the whole range");
     lab.heal("h1", "h2");
     for host in [h1, h2] {
-        host.wait("the conflict to be told", PATIENCE, || {
-            let page = shares(host);
+        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+            let page = ipam_page(host);
             let told = page.contains("seeded by different peers") && page.contains("'weave reset'");
             if told { Ok(()) } else { Err(page) }
         });
         assert!(host.log().contains("seeded by different peers"));
     }
     // Nothing is mixed, nothing ends; and data between containers flows.
-    member(h1, "d1");
-    member(h2, "d2");
+    allocated_container(h1, "d1");
+    allocated_container(h2, "d2");
     h1.container("e1").attach(&["10.9.1.1/24"]);
     let e2 = h2.container("e2");
     e2.attach(&["10.9.1.2/24"]);
-    e2.reaches("10.9.1.1", PATIENCE);
+    e2.reaches("10.9.1.1", LONG_TIMEOUT);
     assert!(c1.has_interface() && h1.connections().iter().any(|c| c.state == "established"));
     claims(&["I-26", "P-10", "S-10"]);
 }

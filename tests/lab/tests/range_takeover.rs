@@ -8,23 +8,23 @@ use crate::common::*;
 weave_lab::claims!("A-15", "P-17", "P-18");
 
 #[test]
-fn taken_from_the_living() {
+fn space_taken_from_a_live_peer_is_contained() {
     let Some(lab) = Lab::start("takeover", &Topology::hosts(3)) else { return };
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let [h1, h2, h3] = hosts[..] else { unreachable!() };
-    let observer = Observer::of(&lab);
-    launch_at_once(&[(h1, &["h2", "h3"]), (h2, &["h1", "h3"]), (h3, &["h1", "h2"])]);
+    let observer = DuplicateAddressMonitor::of(&lab);
+    launch_concurrently(&[(h1, &["h2", "h3"]), (h2, &["h1", "h3"]), (h3, &["h1", "h2"])]);
     for host in &hosts {
         host.weave_ok(&["consense"]);
-        host.wait_established(2, PATIENCE);
+        host.wait_established(2, LONG_TIMEOUT);
     }
-    let mut members: Vec<_> = hosts.iter().map(|host| member(host, "c")).collect();
+    let mut members: Vec<_> = hosts.iter().map(|host| allocated_container(host, "c")).collect();
     let (ends, addresses) =
         (hosts.iter().map(|host| host.container("data")), ["10.9.1.1", "10.9.1.2", "10.9.1.3"]);
     let ends: Vec<_> =
         ends.zip(addresses).inspect(|(c, ip)| drop(c.attach(&[&format!("{ip}/24")]))).collect();
-    ends[0].0.reaches(addresses[1], SOON);
-    ends[0].0.reaches(addresses[2], SOON);
+    ends[0].0.reaches(addresses[1], SHORT_TIMEOUT);
+    ends[0].0.reaches(addresses[2], SHORT_TIMEOUT);
     let flow = ends[0].0.pinging(addresses[1], 100);
 
     // What somebody else has is refused, with its holder: another container, or another peer; inside the range and outside.
@@ -50,7 +50,7 @@ fn taken_from_the_living() {
     let dies = || {
         h3.signal_daemon("KILL");
         for host in [h1, h2] {
-            host.wait("h3 to be missed", PATIENCE, || shares(host).contains("unreachable!"));
+            host.wait("h3 to be missed", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
         }
     };
     let (c3, _) = members.remove(2);
@@ -61,23 +61,25 @@ fn taken_from_the_living() {
         runs.map(|run| count_taken(&run.join().unwrap(), &gone)).into()
     });
     assert!(taken.iter().any(|n| *n > 0), "{taken:?}");
-    at_once(&[h1, h2], |host| drop(attach_many(host, "m", 5)));
+    on_each_host(&[h1, h2], |host| drop(attach_many(host, "m", 5)));
     for host in [h1, h2] {
-        host.wait("nothing to be h3's", SOON, || !shares(host).contains(&gone));
-        host.wait_established(1, SOON);
+        host.wait("nothing to be h3's", SHORT_TIMEOUT, || !ipam_page(host).contains(&gone));
+        host.wait_established(1, SHORT_TIMEOUT);
     }
-    let told = || [h1, h2].iter().all(|host| shares(host).contains("conflict with"));
-    h1.wait("one ring, or a conflict that both tell", SOON, || ring(h1) == ring(h2) || told());
-    check_unique(&lab);
+    let told = || [h1, h2].iter().all(|host| ipam_page(host).contains("conflict with"));
+    h1.wait("one ring, or a conflict that both tell", SHORT_TIMEOUT, || {
+        ring_entries(h1) == ring_entries(h2) || told()
+    });
+    assert_unique_addresses(&lab);
     claims(&["A-15"]);
 
     // It comes back with its disk: it yields what it does not use any more, and asks for new space.
     launch(h3, &["--resume"], &[]);
-    h3.wait("the others' word", SOON, || h3.log().contains("unused addresses to another peer"));
-    h3.wait_established(2, PATIENCE);
-    assert!(!shares(h3).contains("conflict"), "{}", shares(h3));
-    let (_c, used) = member(h3, "c");
-    check_unique(&lab);
+    h3.wait("the others' word", SHORT_TIMEOUT, || h3.log().contains("unused addresses to another peer"));
+    h3.wait_established(2, LONG_TIMEOUT);
+    assert!(!ipam_page(h3).contains("conflict"), "{}", ipam_page(h3));
+    let (_c, used) = allocated_container(h3, "c");
+    assert_unique_addresses(&lab);
 
     // The same, but its container lives, and meanwhile the address was given to another one: that is all there is to contain. h3 says
     // which range, and who has it; it hands out nothing of it, and its container is not cut off.
@@ -86,9 +88,9 @@ fn taken_from_the_living() {
     drop(observer);
     assert_eq!(h2.weave_ok(&["attach", &format!("{used}/12"), "netns:m1"]), format!("{used}\n"));
     launch(h3, &["--resume"], &[]);
-    h3.wait_established(2, PATIENCE);
-    h3.wait("the conflict to be told", SOON, || {
-        let page = shares(h3);
+    h3.wait_established(2, LONG_TIMEOUT);
+    h3.wait("the conflict to be told", SHORT_TIMEOUT, || {
+        let page = ipam_page(h3);
         let told = page.contains("Received update for IP range I own at ")
             && page.contains(&format!("incoming message says owner {}", name(h2)));
         if told && page.contains("not handed out: ") && page.contains("'weave reset'") {
@@ -99,32 +101,33 @@ fn taken_from_the_living() {
     });
     assert!(h3.log().contains("conflict with "), "{}", h3.log());
     let (high, _) = used.rsplit_once('.').unwrap();
-    let outcome = blocked(h3, 1, &["attach", &format!("net:{high}.0/24"), &h3.container("doubt").netns()]);
+    let outcome =
+        assert_command_waits(h3, 1, &["attach", &format!("net:{high}.0/24"), &h3.container("doubt").netns()]);
     assert!(outcome.stderr.contains("in doubt"), "{outcome}");
-    at_once(&[h1, h2], |host| drop(member(host, "late")));
-    ends[2].0.reaches(addresses[0], SOON);
+    on_each_host(&[h1, h2], |host| drop(allocated_container(host, "late")));
+    ends[2].0.reaches(addresses[0], SHORT_TIMEOUT);
     assert_eq!(h3.connections().iter().filter(|c| c.state == "established").count(), 2);
     claims(&["P-17"]);
     // Once the address is used only once, h3 yields, and there is one ring again.
     h3.weave_ok(&["detach", "netns:c"]);
     h3.weave_ok(&["stop"]);
     launch(h3, &["--resume"], &[]);
-    member(h3, "new");
-    wait_one_ring(&hosts, PATIENCE);
-    assert!(!shares(h3).contains("conflict"), "{}", shares(h3));
-    check_unique(&lab);
+    allocated_container(h3, "new");
+    wait_equal_rings(&hosts, LONG_TIMEOUT);
+    assert!(!ipam_page(h3).contains("conflict"), "{}", ipam_page(h3));
+    assert_unique_addresses(&lab);
 
     // A peer that is there: only by force; then it is as before.
     let refused = h1.weave(&["rmpeer", "h2"]);
     assert!(!refused.success() && refused.stderr.contains("reachable"), "{refused}");
     assert!(refused.stderr.contains("--force"), "{refused}");
     assert!(count_taken(&h1.weave_ok(&["rmpeer", "--force", "h2"]), "h2") > 0);
-    h2.wait("the conflict to be told", PATIENCE, || {
-        let page = shares(h2);
+    h2.wait("the conflict to be told", LONG_TIMEOUT, || {
+        let page = ipam_page(h2);
         if page.contains("conflict with ") && page.contains("'weave reset'") { Ok(()) } else { Err(page) }
     });
-    ends[0].0.reaches(addresses[1], SOON);
-    check_unique(&lab);
+    ends[0].0.reaches(addresses[1], SHORT_TIMEOUT);
+    assert_unique_addresses(&lab);
     let flow = flow.finish();
     assert!(flow.longest_gap_ms < 5000.0, "data between h1 and h2 flowed all the time: {flow:?}");
     claims(&["P-18"]);

@@ -7,7 +7,7 @@ use crate::common::*;
 weave_lab::claims!("S-1", "S-16", "F-53");
 
 #[test]
-fn killed_and_relaunched_under_containers() {
+fn containers_survive_daemon_restarts() {
     let Some(lab) = Lab::start("killed", &Topology::hosts(2)) else { return };
     launch_mesh(&lab, &[]);
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
@@ -15,23 +15,23 @@ fn killed_and_relaunched_under_containers() {
     let local = h2.container("local");
     local.attach(&["10.2.1.22/24"]);
     let [a, b] = &members[..] else { unreachable!() };
-    a.container.reaches(&b.ip, SOON);
-    local.reaches(&b.ip, SOON);
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
+    local.reaches(&b.ip, SHORT_TIMEOUT);
     let name = h2.report().unwrap()["Router"]["Name"].clone();
     let (chat, inside) = (a.container.chat(&b.container, &b.ip, 50), local.pinging(&b.ip, 50));
 
     for round in 0..2 {
         if round == 0 {
             h2.signal_daemon("KILL");
-            h2.wait("the death of the daemon", SOON, || h2.daemon_pid().is_none());
+            h2.wait("the death of the daemon", SHORT_TIMEOUT, || h2.daemon_pid().is_none());
         } else {
             h2.weave_ok(&["stop"]);
             assert!(h2.daemon_pid().is_none());
         }
         launch(h2, &[], &["h1"]);
         assert_eq!(h2.report().unwrap()["Router"]["Name"], name, "the same peer");
-        h2.wait_established(1, PATIENCE);
-        a.container.reaches(&b.ip, SOON);
+        h2.wait_established(1, LONG_TIMEOUT);
+        a.container.reaches(&b.ip, SHORT_TIMEOUT);
     }
     let (chatter, pings) = (chat.finish(), inside.finish());
     assert!(chatter.broken.is_none(), "the connection of the containers goes on: {chatter:?}");

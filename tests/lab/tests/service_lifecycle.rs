@@ -18,14 +18,14 @@ fn targets(host: &Host) -> Vec<String> {
 fn crash(host: &Host) -> i32 {
     let old = host.daemon_pid();
     host.signal_daemon("KILL");
-    host.wait("another daemon", SOON, || match host.daemon_pid() {
+    host.wait("another daemon", SHORT_TIMEOUT, || match host.daemon_pid() {
         pid if pid != old && host.weave(&["status"]).success() => pid,
         _ => None,
     })
 }
 
 #[test]
-fn a_supervisor_starts_it_again() {
+fn supervisor_restarts_the_daemon() {
     let Some(lab) = one("supervised") else { return };
     let h1 = lab.host("h1");
     let outcome = h1.weave_env(&[("WEAVE_PASSWORD", "wEaVe-secret")], &["launch", "192.0.2.1"]);
@@ -83,14 +83,14 @@ fn a_supervisor_starts_it_again() {
 }
 
 #[test]
-fn a_boot_job_resumes_unless_told_otherwise() {
+fn boot_resumes_stored_peers_unless_the_list_changed() {
     let Some(lab) = one("boot") else { return };
     let h1 = lab.host("h1");
     let boot = |peers: &[&str]| {
         let mut argv = vec![weave_lab::weave_binary(), "daemon"];
         argv.extend(peers);
         let daemon = h1.background(&argv, false).unwrap();
-        h1.wait("the daemon", SOON, || h1.weave(&["status"]).success());
+        h1.wait("the daemon", SHORT_TIMEOUT, || h1.weave(&["status"]).success());
         daemon
     };
     let first = boot(&["192.0.2.1"]);
@@ -121,7 +121,9 @@ fn stale_files_and_two_at_a_time() {
 
     // A launch at work is waited for, not cut off.
     let holder = h1.background(&["flock", "/run/weave/launch.pid", "sleep", "1"], false).unwrap();
-    h1.wait("the lock", SOON, || !h1.command(&["flock", "-n", "/run/weave/launch.pid", "true"]).success());
+    h1.wait("the lock", SHORT_TIMEOUT, || {
+        !h1.command(&["flock", "-n", "/run/weave/launch.pid", "true"]).success()
+    });
     let again = h1.weave(&["launch"]);
     assert_eq!(again.code, Some(3), "{again}");
     h1.weave_ok(&["stop"]);
@@ -131,7 +133,7 @@ fn stale_files_and_two_at_a_time() {
     // A supervisor whose daemon never became ready is about to end: it does not count as a peer that runs.
     h1.sh("mkdir -p /run/weave; echo 1 > /run/weave/supervisor.pid; touch /run/weave/fresh");
     let ending = h1.background(&["flock", "/run/weave/supervisor.pid", "sleep", "1"], false).unwrap();
-    h1.wait("its lock", SOON, || {
+    h1.wait("its lock", SHORT_TIMEOUT, || {
         !h1.command(&["flock", "-n", "/run/weave/supervisor.pid", "true"]).success()
     });
     h1.weave_ok(&["launch", "--no-restart"]);
@@ -168,7 +170,7 @@ fn bad_disks() {
     h1.sh("dd if=/dev/zero of=/var/lib/weave/fill bs=1k 2>/dev/null || true");
     h1.weave_ok(&["connect", "192.0.2.1"]);
     assert_eq!(targets(h1), ["192.0.2.1"]);
-    h1.wait("a word about it", SOON, || h1.log().contains("state is not saved"));
+    h1.wait("a word about it", SHORT_TIMEOUT, || h1.log().contains("state is not saved"));
     h1.sh("rm /var/lib/weave/fill");
     h1.weave_ok(&["connect", "192.0.2.2"]);
     crash(h1);
@@ -191,7 +193,7 @@ fn bad_disks() {
 }
 
 #[test]
-fn logs_follow_their_name() {
+fn log_file_is_reopened_after_a_rename() {
     let Some(lab) = one("logs") else { return };
     let h1 = lab.host("h1");
     h1.weave_ok(&["launch", "--log-file=/var/log/w.log", "--log-keep", "2"]);
@@ -200,7 +202,9 @@ fn logs_follow_their_name() {
     h1.sh("mv /var/log/w.log /var/log/moved");
     // The supervisor's line and those of the next daemon: neither goes to the old file.
     crash(h1);
-    h1.wait("a new log", SOON, || log().contains("starting it again") && log().contains("Our name is "));
+    h1.wait("a new log", SHORT_TIMEOUT, || {
+        log().contains("starting it again") && log().contains("Our name is ")
+    });
     // A full disk below the log stops nobody.
     h1.sh("mkdir -p /var/log/small; mount -t tmpfs -o size=8k tmpfs /var/log/small");
     h1.weave_ok(&["stop"]);
@@ -219,7 +223,7 @@ fn logs_follow_their_name() {
 }
 
 #[test]
-fn several_peers_on_one_machine() {
+fn two_instances_on_one_host() {
     let Some(lab) = one("instances") else { return };
     let h1 = lab.host("h1");
     let (one, other) = (h1.container("one"), h1.container("other"));
@@ -227,7 +231,9 @@ fn several_peers_on_one_machine() {
     launch(h1, &[], &[]);
     h1.weave_ok(&["launch", "--no-restart", "--instance", "b", "--port", "7000", "127.0.0.1:6783"]);
     let b = |args: &[&str]| h1.weave_env(&[("WEAVE_INSTANCE", "b")], args).expect_ok();
-    h1.wait("the two to be connected", PATIENCE, || b(&["status", "connections"]).contains("established"));
+    h1.wait("the two to be connected", LONG_TIMEOUT, || {
+        b(&["status", "connections"]).contains("established")
+    });
     let name = |text: &str| text.lines().find(|l| l.contains(" Name: ")).map(str::to_owned);
     assert_ne!(name(&b(&["status"])), name(&h1.weave_ok(&["status"])), "peers of their own");
 
@@ -236,7 +242,7 @@ fn several_peers_on_one_machine() {
     b(&["attach", "10.2.1.2/24", "netns:other"]);
     let bridges = h1.command_ok(&["ip", "-o", "link", "show", "type", "bridge"]);
     assert!(bridges.contains(" weave:") && bridges.contains(" weave-b:"), "{bridges}");
-    one.reaches("10.2.1.2", SOON);
+    one.reaches("10.2.1.2", SHORT_TIMEOUT);
 
     // One goes, the other stays as it is.
     h1.weave_ok(&["reset"]);
@@ -260,7 +266,7 @@ fn several_peers_on_one_machine() {
 }
 
 #[test]
-fn a_clock_that_jumps() {
+fn wall_clock_jumps_do_not_interrupt_traffic() {
     let Some(lab) = Lab::start("clock", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     // The wall clock of one peer is moved by a library in front of libc; the machine's own is everybody's.
@@ -280,17 +286,17 @@ fn a_clock_that_jumps() {
     );
     h1.weave_env(&[("LD_PRELOAD", "/run/jump.so")], &["launch"]).expect_ok();
     launch(h2, &[], &["h1"]);
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     let members = attach_each(&[h1, h2]);
     let [a, b] = &members[..] else { unreachable!() };
-    a.container.reaches(&b.ip, SOON);
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
     let pings = a.container.pinging(&b.ip, 100);
     for by in ["-315360000", "315360000", "-86400", "0"] {
         h1.sh(&format!("echo {by} > /run/jump"));
         // The jump has arrived where people see it.
         h1.weave_ok(&["connect", "192.0.2.1"]);
         if by.len() > 6 {
-            h1.wait("the clock", SOON, || {
+            h1.wait("the clock", SHORT_TIMEOUT, || {
                 let log = h1.log();
                 let years: Vec<&str> = log.lines().filter_map(|l| l.get(6..10)).collect();
                 years.iter().any(|y| y.parse::<i32>().is_ok_and(|y| !(2020..2034).contains(&y)))
@@ -301,12 +307,12 @@ fn a_clock_that_jumps() {
     let seen = pings.finish();
     assert!(seen.received + 5 > seen.sent && seen.longest_gap_ms < 1500.0, "{seen:?}");
     crash(h1);
-    h1.wait_established(1, PATIENCE);
-    a.container.reaches(&b.ip, SOON);
+    h1.wait_established(1, LONG_TIMEOUT);
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
 }
 
 #[test]
-fn a_launch_that_is_killed_anywhere() {
+fn launch_can_be_killed_at_any_time() {
     let Some(lab) = Lab::start("cut", &Topology::hosts(2)) else { return };
     std::thread::scope(|scope| {
         for (host, option) in [("h1", "--no-restart"), ("h2", "--service=supervisor")] {
@@ -336,7 +342,7 @@ fn killed_anywhere(host: &Host, option: &str, victim: &str) -> usize {
         );
         host.sh(&script);
         // The next command works, whatever was done; the daemon may be on its way still.
-        let again = host.wait("a launch that works", SOON, || {
+        let again = host.wait("a launch that works", SHORT_TIMEOUT, || {
             let again = host.weave(&["launch", option, "--password", "p"]);
             if again.success() || again.stderr.contains("already running") {
                 Ok(again)
@@ -345,7 +351,7 @@ fn killed_anywhere(host: &Host, option: &str, victim: &str) -> usize {
             }
         });
         after += usize::from(!again.success());
-        host.wait("the peer", SOON, || host.weave(&["status"]).success());
+        host.wait("the peer", SHORT_TIMEOUT, || host.weave(&["status"]).success());
         assert_eq!(host.report().unwrap()["Router"]["Encryption"], true);
         host.weave_ok(&["reset"]);
         assert_eq!(host.snapshot(), fresh, "{option}, {victim}, after {cut} ms");
@@ -354,7 +360,7 @@ fn killed_anywhere(host: &Host, option: &str, victim: &str) -> usize {
 }
 
 #[test]
-fn a_killed_daemon_is_replaced_at_once() {
+fn killed_daemon_can_be_relaunched_immediately() {
     let Some(lab) = one("again") else { return };
     let h1 = lab.host("h1");
     launch(h1, &[], &[]);
@@ -369,7 +375,7 @@ fn a_killed_daemon_is_replaced_at_once() {
     h1.weave_ok(&["launch"]);
     let refused = h1.command(&["sh", "-c", &format!("kill -9 $(cat /run/weave/weave.pid); {weave} launch")]);
     assert!(refused.code == Some(3) && refused.stderr.contains("is already running"), "{refused}");
-    h1.wait("the next daemon", SOON, || h1.weave(&["status"]).success());
+    h1.wait("the next daemon", SHORT_TIMEOUT, || h1.weave(&["status"]).success());
 }
 
 /// Words of `reset --dry-run` for what can be there or not: files and directories by name, devices, processes, rules.
@@ -400,7 +406,7 @@ fn inventory(host: &Host) -> Vec<String> {
 }
 
 #[test]
-fn a_dry_run_names_everything() {
+fn reset_dry_run_lists_everything() {
     let Some(lab) = one("dry") else { return };
     let h1 = lab.host("h1");
     let _c = h1.container("c");
@@ -431,7 +437,7 @@ fn a_dry_run_names_everything() {
 }
 
 #[test]
-fn stop_ends_what_2_8_1_ends() {
+fn stop_removes_tracked_connections() {
     let Some(lab) = Lab::start("flows", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     // Connections are tracked where a rule asks for it.
@@ -447,7 +453,7 @@ fn stop_ends_what_2_8_1_ends() {
             |l: &str| l.split(" dport=").nth(1).and_then(|r| r.split(' ').next()?.parse().ok()) == Some(port);
         all.lines().filter(|l| l.contains("udp") && first(l)).count()
     };
-    members[1].container.reaches(&members[0].ip, SOON);
+    members[1].container.reaches(&members[0].ip, SHORT_TIMEOUT);
     // Somebody else's, by UDP to another port.
     h1.sh("bash -c 'echo x > /dev/udp/198.18.0.2/9999' || true");
     if tracked(6783) == 0 || tracked(9999) == 0 {

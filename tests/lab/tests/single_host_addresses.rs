@@ -13,9 +13,9 @@ weave_lab::claims!(
 );
 
 #[test]
-fn the_first_peer() {
+fn first_peer_allocates_without_waiting() {
     let Some(lab) = Lab::start("address", &Topology::hosts(1)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let h1 = lab.host("h1");
     // `ip netns` mounts its directory anew at its first use; names that were there before would be there twice.
     h1.sh("ip netns add first; ip netns del first");
@@ -25,22 +25,28 @@ fn the_first_peer() {
     assert!(!outcome.success() && outcome.stderr.contains("not running"), "{outcome}");
 
     launch(h1, &[], &[]);
-    assert_eq!((summary(h1, "Status"), summary(h1, "Consensus")), ("idle".into(), "deferred".into()));
-    assert_eq!(shares(h1), "");
+    assert_eq!(
+        (status_field(h1, "Status"), status_field(h1, "Consensus")),
+        ("idle".into(), "deferred".into())
+    );
+    assert_eq!(ipam_page(h1), "");
     claims(&["I-17"]);
-    assert_eq!(summary(h1, "Range"), "10.32.0.0/12");
-    assert_eq!(summary(h1, "DefaultSubnet"), "10.32.0.0/12");
+    assert_eq!(status_field(h1, "Range"), "10.32.0.0/12");
+    assert_eq!(status_field(h1, "DefaultSubnet"), "10.32.0.0/12");
     claims(&["I-32"]);
     // Looking up never begins anything.
     assert_eq!(c1.detach(&[]), "");
-    assert_eq!(summary(h1, "Consensus"), "deferred");
+    assert_eq!(status_field(h1, "Consensus"), "deferred");
 
     let ip = allocate(&c1);
     assert_eq!(ip, "10.32.0.1");
-    assert_eq!((summary(h1, "Status"), summary(h1, "Consensus")), ("ready".into(), "achieved".into()));
+    assert_eq!(
+        (status_field(h1, "Status"), status_field(h1, "Consensus")),
+        ("ready".into(), "achieved".into())
+    );
     claims(&["S-3"]);
     assert_eq!(allocate(&c1), ip, "the same again");
-    assert!(shares(h1).contains("1048576 IPs (100.0% of total) (1 active)"), "{}", shares(h1));
+    assert!(ipam_page(h1).contains("1048576 IPs (100.0% of total) (1 active)"), "{}", ipam_page(h1));
     claims(&["I-5"]);
     for command in ["consense", "prime"] {
         let outcome = h1.weave(&[command]);
@@ -56,7 +62,7 @@ fn the_first_peer() {
     assert!(!outcome.success() && outcome.stderr.contains("already owned by netns:c2"), "{outcome}");
     let many = attach_many(h1, "m", 30);
     assert!(!many.contains(&"10.32.0.3".to_owned()) && !many.contains(&ip), "{many:?}");
-    assert_eq!(check_unique(&lab).len(), 32);
+    assert_eq!(assert_unique_addresses(&lab).len(), 32);
     claims(&["I-8"]);
 
     // What fails half-way leaves nothing: the second address is somebody else's.
@@ -68,7 +74,7 @@ fn the_first_peer() {
     // What was given out is still so after a crash and after a stop.
     let before = owned(h1);
     h1.signal_daemon("KILL");
-    h1.wait("the end of the daemon", SOON, || h1.daemon_pid().is_none());
+    h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     launch(h1, &[], &[]);
     assert_eq!(owned(h1), before, "SIGKILL loses nothing");
     h1.weave_ok(&["stop"]);
@@ -79,13 +85,13 @@ fn the_first_peer() {
 
     assert_eq!(c1.detach(&[]), ip);
     assert!(!c1.has_interface());
-    let (_c4, again) = member(h1, "c4");
+    let (_c4, again) = allocated_container(h1, "c4");
     assert_eq!(again, ip, "the lowest free address is given out again");
     claims(&["I-6"]);
 
     // Containers that end give their addresses back, whether the daemon sees it or not.
     let pid = h1.sh("unshare -n sleep 1000 > /dev/null 2>&1 & echo $!");
-    let by_pid = h1.wait("a namespace of its own", SOON, || {
+    let by_pid = h1.wait("a namespace of its own", SHORT_TIMEOUT, || {
         let outcome = h1.weave(&["attach", &format!("pid:{}", pid.trim())]);
         if outcome.success() { Ok(outcome.stdout) } else { Err(outcome.to_string()) }
     });
@@ -116,7 +122,7 @@ fn the_first_peer() {
     h1.weave_ok(&["reset"]);
     launch(h1, &[], &[]);
     assert_eq!(owned(h1), "{\"owned\":null}\n");
-    assert_eq!(summary(h1, "Consensus"), "deferred");
+    assert_eq!(status_field(h1, "Consensus"), "deferred");
     claims(&["P-14"]);
 }
 
@@ -128,7 +134,7 @@ fn owned(host: &weave_lab::Host) -> String {
 #[test]
 fn subnets_and_ranges() {
     let Some(lab) = Lab::start("subnets", &Topology::hosts(1)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let h1 = lab.host("h1");
     let outcome =
         h1.weave(&["launch", "--no-restart", "-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"]);
@@ -151,16 +157,16 @@ fn subnets_and_ranges() {
         let ip = h1.weave_ok(&["attach", "net:10.2.20.0/29", &format!("netns:s{i}")]);
         assert_eq!(ip, format!("10.2.20.{i}\n"));
     }
-    let outcome = blocked(h1, 3, &["attach", "net:10.2.20.0/29", "netns:s7"]);
+    let outcome = assert_command_waits(h1, 3, &["attach", "net:10.2.20.0/29", "netns:s7"]);
     assert!(outcome.stderr.contains("all addresses are in use"), "{outcome}");
     assert!(!owned(h1).contains("netns:s7"));
     // While one waits, status says so; when one is free, it goes on.
     let mut waits =
         h1.background(&[weave_lab::weave_binary(), "attach", "net:10.2.20.0/29", "netns:s7"], false).unwrap();
-    h1.wait("status to say what is waited for", SOON, || {
-        shares(h1).contains("waiting for an address of 10.2.20.0/29 for netns:s7")
+    h1.wait("status to say what is waited for", SHORT_TIMEOUT, || {
+        ipam_page(h1).contains("waiting for an address of 10.2.20.0/29 for netns:s7")
     });
-    assert_eq!(summary(h1, "Status"), "waiting for IP(s) to become available");
+    assert_eq!(status_field(h1, "Status"), "waiting for IP(s) to become available");
     assert!(waits.running());
     h1.weave_ok(&["detach", "net:10.2.20.0/29", "netns:s3"]);
     assert_eq!(waits.finish().unwrap(), "10.2.20.3\n");
@@ -186,7 +192,7 @@ fn subnets_and_ranges() {
     h1.weave_ok(&["reset"]);
     launch(h1, &["-iprange", "10.2.3.0/24"], &[]);
     assert_eq!(h1.weave_ok(&["hide"]), "\n");
-    assert_eq!(summary(h1, "Consensus"), "deferred", "hiding asks for nothing");
+    assert_eq!(status_field(h1, "Consensus"), "deferred", "hiding asks for nothing");
     let e = h1.container("e");
     assert_eq!((allocate(&e), h1.weave_ok(&["expose"])), ("10.2.3.1".into(), "10.2.3.2\n".into()));
     assert_eq!((e.detach(&[]), h1.weave_ok(&["hide"])), ("10.2.3.1".into(), "10.2.3.2\n".into()));
@@ -194,7 +200,7 @@ fn subnets_and_ranges() {
     claims(&["P-1", "P-2"]);
     h1.weave_ok(&["reset"]);
     launch(h1, &["-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"], &[]);
-    member(h1, "f");
+    allocated_container(h1, "f");
 
     // Another range begins anew, and says so.
     h1.weave_ok(&["stop"]);
@@ -204,7 +210,7 @@ fn subnets_and_ranges() {
     assert!(c.command_ok(&["ip", "-o", "-4", "addr", "show", "ethwe"]).contains(&format!("{ip}/16")));
     let d = h1.container("d");
     assert_eq!(d.attach(&["10.9.200.1/16"]), "10.9.200.1");
-    c.reaches("10.9.200.1", SOON);
+    c.reaches("10.9.200.1", SHORT_TIMEOUT);
     claims(&["I-10"]);
     h1.weave_ok(&["stop"]);
 

@@ -23,7 +23,7 @@ fn subnets_are_isolated() {
     }
     for (subnet, container, _) in &all {
         for (_, _, ip) in all.iter().filter(|(s, c, _)| s == subnet && c.pid() != container.pid()) {
-            container.reaches(ip, SOON);
+            container.reaches(ip, SHORT_TIMEOUT);
         }
     }
     for (subnet, container, _) in &all {
@@ -54,7 +54,7 @@ fn behind_docker(host: &Host, name: &str, number: usize) -> Container {
 }
 
 #[test]
-fn subnets_are_isolated_where_hosts_are_in_both() {
+fn subnets_are_isolated_with_docker_and_exposed_hosts() {
     let Some(lab) = Lab::start("dockers", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let (Some(docker), Some(_d2)) = (Dockerd::start_with_bridge(h1), Dockerd::start_with_bridge(h2)) else {
@@ -78,12 +78,12 @@ fn subnets_are_isolated_where_hosts_are_in_both() {
             let all = &all;
             scope.spawn(move || {
                 // Docker's way out works, and so does the subnet.
-                container.reaches("198.18.0.1", SOON);
+                container.reaches("198.18.0.1", SHORT_TIMEOUT);
                 for (theirs, other, ip) in all {
                     if *theirs != *subnet {
                         container.never_reaches(ip);
                     } else if other.pid() != container.pid() {
-                        container.reaches(ip, SOON);
+                        container.reaches(ip, SHORT_TIMEOUT);
                     }
                 }
             });
@@ -91,7 +91,7 @@ fn subnets_are_isolated_where_hosts_are_in_both() {
     });
     // That is no accident of how it was set up.
     let (_, container, _) = &all[0];
-    h1.wait("the way through the host", SOON, || {
+    h1.wait("the way through the host", SHORT_TIMEOUT, || {
         h1.sh("iptables -w -D FORWARD -i docker0 -o weave -j DROP 2>/dev/null || true");
         container.ping(&all[1].2, 1).received == 1
     });
@@ -125,7 +125,7 @@ fn one_of_docker(host: &Host, docker: &Dockerd<'_>, other: &str) {
     assert_eq!(routes().len(), before.len() + 2, "its own are untouched");
     claims(&["I-39"]);
 
-    host.wait("the other container", SOON, || {
+    host.wait("the other container", SHORT_TIMEOUT, || {
         host.command(&["nsenter", "-t", &pid, "-n", "ping", "-c1", "-W1", other]).success()
     });
     // To the host over the container network, and no way to listen or speak beside it.

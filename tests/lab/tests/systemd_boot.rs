@@ -23,7 +23,7 @@ fn complaints(system: &Systemd) -> Vec<String> {
 }
 
 #[test]
-fn a_peer_of_systemd() {
+fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     let Some(lab) = Lab::start("booted", &Topology::hosts(2)) else { return };
     let [outer, h2] = ["h1", "h2"].map(|h| lab.host(h));
     outer.sh("mkdir -p /etc/systemd/network /etc/NetworkManager");
@@ -48,7 +48,7 @@ fn a_peer_of_systemd() {
         (launched.code, launched.stdout, launched.stderr),
         (Some(0), format!("{name}\n"), String::new())
     );
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     let status = system.systemctl(&["status", "weave.service"]);
     for part in ["Active: active (running)", "Status: \"ready\"", "weave.service; enabled", "weave daemon "] {
         assert!(status.contains(part), "{part} in\n{status}");
@@ -71,10 +71,10 @@ fn a_peer_of_systemd() {
     let c = h1.container("c");
     c.attach(&["10.2.1.1/24"]);
     let allocated = c.attach(&[]);
-    c.reaches("10.2.1.2", SOON);
-    far.reaches("10.2.1.101", SOON);
+    c.reaches("10.2.1.2", SHORT_TIMEOUT);
+    far.reaches("10.2.1.101", SHORT_TIMEOUT);
     h1.sh("iptables -w -F FORWARD");
-    h1.wait("the rules again", PATIENCE, || {
+    h1.wait("the rules again", LONG_TIMEOUT, || {
         h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE")
     });
     h1.weave_ok(&["connect", "192.0.2.7"]);
@@ -83,11 +83,13 @@ fn a_peer_of_systemd() {
 
     // systemd-networkd gave the other device its address, and has nothing to do with ours.
     h1.sh("ip link add other type bridge");
-    h1.wait("systemd-networkd", SOON, || h1.sh("ip -4 -o addr show dev other").contains("10.77.7.7/24"));
+    h1.wait("systemd-networkd", SHORT_TIMEOUT, || {
+        h1.sh("ip -4 -o addr show dev other").contains("10.77.7.7/24")
+    });
     let all = h1.sh("ip -4 -o addr");
     assert_eq!(all.matches("10.77.7.7/24").count(), 1, "{all}");
     for device in ["weave", "vethwe-bridge", "vethwe-datapath"] {
-        h1.wait("systemd-networkd's word", SOON, || {
+        h1.wait("systemd-networkd's word", SHORT_TIMEOUT, || {
             let link = "/run/systemd/netif/links/$(ip -o link show $0 | cut -d: -f1)";
             let told = h1.command(&["sh", "-c", &format!("cat {link}"), device]);
             if told.stdout.contains("ADMIN_STATE=unmanaged") { Ok(()) } else { Err(told.to_string()) }
@@ -101,13 +103,13 @@ fn a_peer_of_systemd() {
         let mut args: Vec<&str> = ending.split(' ').collect();
         args.push("weave.service");
         system.systemctl(&args);
-        h1.wait("another daemon", SOON, || {
+        h1.wait("another daemon", SHORT_TIMEOUT, || {
             h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
         });
         assert_eq!(targets(h1), told, "{ending}");
         assert_eq!(devices(h1), made, "{ending}");
         assert_eq!(h1.report().unwrap()["Router"]["Name"], *name, "{ending}");
-        c.reaches("10.2.1.2", PATIENCE);
+        c.reaches("10.2.1.2", LONG_TIMEOUT);
         assert_eq!((c.mac(), c.attach(&[])), (mac.clone(), allocated.clone()), "{ending}");
     }
 
@@ -127,14 +129,14 @@ fn a_peer_of_systemd() {
     let system = Systemd::boot(outer).unwrap();
     let h1 = system.host();
     assert!(h1.weave(&["status"]).success(), "wanted by the target that has been reached");
-    h1.wait_established(1, PATIENCE);
+    h1.wait_established(1, LONG_TIMEOUT);
     assert_eq!(
         (targets(h1), h1.report().unwrap()["Router"]["Name"].as_str()),
         (told.map(str::to_owned).to_vec(), Some(&*name))
     );
     let again = h1.container("again");
     again.attach(&["10.2.1.3/24"]);
-    again.reaches("10.2.1.2", SOON);
+    again.reaches("10.2.1.2", SHORT_TIMEOUT);
 
     // A launch that cannot work says why, and leaves what was there.
     h1.weave_ok(&["stop"]);

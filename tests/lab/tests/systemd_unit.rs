@@ -75,7 +75,9 @@ fn targets(host: &Host) -> Vec<String> {
 }
 
 fn running(host: &Host) {
-    host.wait("the daemon", SOON, || host.daemon_pid().is_some() && host.weave(&["status"]).success());
+    host.wait("the daemon", SHORT_TIMEOUT, || {
+        host.daemon_pid().is_some() && host.weave(&["status"]).success()
+    });
 }
 
 const UNIT: &str = "/etc/systemd/system/weave.service";
@@ -107,12 +109,12 @@ fn launch_writes_a_unit_and_reset_removes_it() {
     let told = ["192.0.2.1", "192.0.2.2"];
     let pid = h1.daemon_pid();
     h1.signal_daemon("KILL");
-    h1.wait("another daemon", SOON, || {
+    h1.wait("another daemon", SHORT_TIMEOUT, || {
         h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
     });
     assert_eq!(targets(h1), told);
     systemctl(h1, "restart weave.service");
-    h1.wait("the targets", SOON, || targets(h1) == told);
+    h1.wait("the targets", SHORT_TIMEOUT, || targets(h1) == told);
     h1.reboot();
     h1.sh("mkdir -p /run/systemd/system");
     systemctl(h1, "start weave.service");
@@ -160,7 +162,7 @@ fn launch_writes_a_unit_and_reset_removes_it() {
 }
 
 #[test]
-fn peers_in_a_file() {
+fn shipped_unit_reads_peers_from_the_environment_file() {
     let Some(lab) = Lab::start("sysconfig", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     booted(h1);
@@ -182,10 +184,10 @@ fn peers_in_a_file() {
     // The list is amended: it counts from the next start on. Not amended, what was told since counts.
     h1.sh("sed -i 's/192.0.2.2/192.0.2.3/' /etc/sysconfig/weave");
     systemctl(h1, "restart weave.service");
-    h1.wait("the new list", SOON, || targets(h1) == ["192.0.2.1", "192.0.2.3"]);
+    h1.wait("the new list", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.1", "192.0.2.3"]);
     h1.weave_ok(&["forget", "192.0.2.1"]);
     systemctl(h1, "restart weave.service");
-    h1.wait("the peers told since", SOON, || targets(h1) == ["192.0.2.3"]);
+    h1.wait("the peers told since", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.3"]);
     claims(&["S-34"]);
 
     // It is not ours: launch does not touch it.

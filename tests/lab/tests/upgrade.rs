@@ -84,7 +84,7 @@ fn targets(host: &Host) -> String {
 }
 
 #[test]
-fn a_host_moves_over_and_back() {
+fn host_migrates_from_2_8_1_and_back() {
     let Some(lab) = Lab::start("original", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     launch(h1, &[], &[]);
@@ -99,12 +99,12 @@ fn a_host_moves_over_and_back() {
         attach_of_the_original(h2, &name, cidr)
     });
     let [a, b] = &members;
-    a.reaches("10.2.1.3", SOON);
+    a.reaches("10.2.1.3", SHORT_TIMEOUT);
     let before = [picture(a), picture(b)];
 
     // While it runs.
     h2.sh("mkdir /run/bin; cp $(which sleep) /run/bin/weaver; (exec /run/bin/weaver 600) >/dev/null 2>&1 &");
-    h2.wait("the original's daemon", SOON, || h2.command(&["pidof", "weaver"]).success());
+    h2.wait("the original's daemon", SHORT_TIMEOUT, || h2.command(&["pidof", "weaver"]).success());
     let untouched = h2.snapshot();
     let refused = h2.weave(&["launch", "host-one"]);
     assert_eq!(refused.code, Some(3), "{refused}");
@@ -128,9 +128,9 @@ fn a_host_moves_over_and_back() {
     assert!(taken.success() && taken.stdout.trim() == NAME, "{taken}");
     assert!(taken.stderr.contains("stopped the original Weave Net (process "), "{taken}");
     assert!(!h2.command(&["pidof", "weaver"]).success());
-    h2.wait_established(1, PATIENCE);
-    far.reaches("10.2.1.2", SOON);
-    b.reaches("10.2.1.1", SOON);
+    h2.wait_established(1, LONG_TIMEOUT);
+    far.reaches("10.2.1.2", SHORT_TIMEOUT);
+    b.reaches("10.2.1.1", SHORT_TIMEOUT);
     let inside = inside.finish();
     assert!(inside.longest_gap_ms < 1500.0, "containers on the host never notice: {inside:?}");
 
@@ -171,7 +171,7 @@ fn a_host_moves_over_and_back() {
     launch(h2, &["--resume"], &[]);
     assert_eq!(targets(h2), "h1\n");
     adopted("launched again");
-    h2.wait_established(1, PATIENCE);
+    h2.wait_established(1, LONG_TIMEOUT);
 
     // Back: bridge and containers are ready for the original to make its own uplink and to capture packets from it.
     let c = h2.container("c4");
@@ -183,7 +183,7 @@ fn a_host_moves_over_and_back() {
     assert!(aside == database(b"host-one"), "out of date, hence out of the way, but whole");
     assert!(!h2.command(&["test", "-e", DATABASE_PATH]).success());
     h2.sh(UPLINK);
-    c.reaches("10.2.1.2", SOON);
+    c.reaches("10.2.1.2", SHORT_TIMEOUT);
     let (seen, _ear) = (h2.capture("vethwe-pcap"), a.listen_cast(None));
     assert_eq!(c.cast("10.2.1.255", 1), ["10.2.1.2"]);
     let seen = seen.finish();
@@ -196,8 +196,8 @@ fn a_host_moves_over_and_back() {
     write_database(h2, &database(b"host-two"));
     launch(h2, &[], &[]);
     assert_eq!(targets(h2), "10.0.0.2:6783\nhost-two\n");
-    h2.wait_established(1, PATIENCE);
-    far.reaches("10.2.1.4", SOON);
+    h2.wait_established(1, LONG_TIMEOUT);
+    far.reaches("10.2.1.4", SHORT_TIMEOUT);
 
     h2.weave_ok(&["reset"]);
     let left = h2.command(&["ls", "/var/lib/weave"]).stdout;
@@ -221,29 +221,29 @@ fn stored() -> Vec<u8> {
 }
 
 #[test]
-fn upgraded_one_after_the_other() {
+fn peers_are_upgraded_one_by_one() {
     let Some(lab) = Lab::start("upgrade", &Topology::hosts(2)) else { return };
-    let _observer = Observer::of(&lab);
+    let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     // What 2.8.1 stored is where this version goes on: half of the range is this peer's, and what was exposed stays so.
     write_database(h1, &stored());
     launch(h1, &["--name", STORED, "--ipalloc-range", "10.2.0.0/24"], &[]);
     assert!(h1.log().contains("initialising from persisted data, 128 addresses are ours"), "{}", h1.log());
-    let page = shares(h1);
+    let page = ipam_page(h1);
     assert!(page.lines().any(|l| l.starts_with(STORED) && l.contains(" 128 IPs (50.0% of total)")), "{page}");
     assert!(page.lines().any(|l| l.starts_with("02:00:00:00:00:0b") && l.contains("unreachable!")), "{page}");
     let owned = || h1.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]);
     assert!(owned().contains("10.2.0.2/24") && owned().contains("weave:expose"), "{}", owned());
-    let (a, ip) = member(h1, "a");
+    let (a, ip) = allocated_container(h1, "a");
     assert_eq!(ip, "10.2.0.3", "those before it are in use, as 2.8.1 stored");
 
     // The other one of the network is new: it has the same seeds by hearsay, and joins.
     let name = "02:00:00:00:00:0b";
     launch(h2, &["--name", name, "--ipalloc-range", "10.2.0.0/24"], &["h1"]);
     h2.weave_ok(&["consense"]);
-    wait_one_ring(&[h1, h2], SOON);
-    let (b, _) = member(h2, "b");
-    b.reaches(&ip, SOON);
+    wait_equal_rings(&[h1, h2], SHORT_TIMEOUT);
+    let (b, _) = allocated_container(h2, "b");
+    b.reaches(&ip, SHORT_TIMEOUT);
 
     // Another program file, one host after the other: the same peers, the same addresses; containers do not notice on their host.
     let local = h1.container("local");
@@ -251,7 +251,8 @@ fn upgraded_one_after_the_other() {
     let local2 = h1.container("local2");
     local2.attach(&["10.9.1.2/24"]);
     let inside = local.pinging("10.9.1.2", 50);
-    let before = [h1, h2].map(|h| (shares(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
+    let before =
+        [h1, h2].map(|h| (ipam_page(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
     for (host, name, peer) in [(h1, STORED, "h2"), (h2, name, "h1")] {
         let newer = host.sh("mktemp -d /opt/newer.XXXX");
         let newer = format!("{}/weave", newer.trim());
@@ -259,14 +260,15 @@ fn upgraded_one_after_the_other() {
         host.weave_ok(&["stop"]);
         let args = ["launch", "--no-restart", "--name", name, "--ipalloc-range", "10.2.0.0/24", peer];
         host.command_ok(&[&[newer.as_str()], &args[..]].concat());
-        host.wait_established(1, PATIENCE);
-        b.reaches(&ip, SOON);
+        host.wait_established(1, LONG_TIMEOUT);
+        b.reaches(&ip, SHORT_TIMEOUT);
     }
-    let after = [h1, h2].map(|h| (shares(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
+    let after =
+        [h1, h2].map(|h| (ipam_page(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
     assert_eq!(before, after);
     assert_eq!(allocate(&a), ip);
     let inside = inside.finish();
     assert!(inside.longest_gap_ms < 1500.0, "containers on the host never notice: {inside:?}");
-    check_unique(&lab);
+    assert_unique_addresses(&lab);
     claims(&["P-12"]);
 }

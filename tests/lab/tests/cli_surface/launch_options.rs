@@ -79,7 +79,7 @@ fn defaults(stage: &Stage<'_>) {
         stage.told("{{.Router.NickName}} {{.Router.Encryption}} {{.Router.PeerDiscovery}}"),
         "h1 false true"
     );
-    stage.host.wait_established(1, PATIENCE);
+    stage.host.wait_established(1, LONG_TIMEOUT);
     assert_eq!(stage.ok(&["stop"]), "");
     assert!(stage.host.daemon_pid().is_none() && !stage.sockets().contains(":6783 "));
     assert_eq!(mtu(stage, "weave"), "1376", "the bridge stays");
@@ -154,7 +154,7 @@ fn options(stage: &Stage<'_>) {
     // A killed daemon stays dead.
     let pid = stage.host.sh("cat /tmp/weave-cmds-run/weave.pid");
     stage.host.sh(&format!("kill -9 {pid}"));
-    stage.host.wait("the end", SOON, || !stage.sockets().contains(":7000 "));
+    stage.host.wait("the end", SHORT_TIMEOUT, || !stage.sockets().contains(":7000 "));
     assert!(!stage.host.sh("ps -e -o args=").contains(" supervise "));
     let places = ["--run-dir=/tmp/weave-cmds-run", "--state-dir=/tmp/weave-cmds-state"];
     stage.ok(&[&["reset", "--force"], &places[..]].concat());
@@ -178,7 +178,7 @@ fn passwords(stage: &Stage<'_>) {
         stage.ok(&["stop"]);
     }
     stage.launch(&[], &["h2", "--password=one"]);
-    stage.host.wait("the reason", PATIENCE, || {
+    stage.host.wait("the reason", LONG_TIMEOUT, || {
         stage.host.connections().iter().any(|c| c.info.contains("password specified, but peer requested"))
     });
     stage.host.sh("rm /tmp/weave-cmds-pw");
@@ -188,7 +188,7 @@ fn connection_limit(stage: &Stage<'_>) {
     stage.launch(&[], &["--conn-limit", "1"]);
     assert!(stage.fails(1, &["launch", "--conn-limit", "-1"]).contains("must not be negative"));
     stage.ok(&["connect", "h2"]);
-    stage.host.wait_established(1, PATIENCE);
+    stage.host.wait_established(1, LONG_TIMEOUT);
     // A third one, on another port of the same machine, finds no room.
     stage.other.weave_ok(&[
         "launch",
@@ -199,7 +199,7 @@ fn connection_limit(stage: &Stage<'_>) {
         "--no-discovery",
         "h1:6783",
     ]);
-    stage.host.wait("the refusal", PATIENCE, || {
+    stage.host.wait("the refusal", LONG_TIMEOUT, || {
         let connections = stage.ok(&["status", "connections"]);
         if connections.contains("onnection limit reached (1)") { Ok(()) } else { Err(connections) }
     });
@@ -413,7 +413,7 @@ fn log_size(stage: &Stage<'_>) {
     stage.ok(&["stop"]);
     assert!(!rotated(), "3 MB are not 4");
     stage.launch(&[], &["--log-file", "/var/log/sized.log", "--log-size", "2"]);
-    stage.host.wait("another file", SOON, rotated);
+    stage.host.wait("another file", SHORT_TIMEOUT, rotated);
 }
 
 fn stopping(stage: &Stage<'_>) {

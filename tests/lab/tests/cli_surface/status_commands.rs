@@ -44,7 +44,7 @@ fn pages(stage: &Stage<'_>) {
         assert!(stage.fails(1, args).contains("weave is not running"), "{args:?}");
     }
     stage.launch(&[], &["h2", "--trusted-subnets=10.0.0.0/8"]);
-    stage.host.wait_established(1, PATIENCE);
+    stage.host.wait_established(1, LONG_TIMEOUT);
     let summary = stage.ok(&["status"]);
     assert!(summary.starts_with("\n        Version: 3.") && summary.ends_with("\n\n"), "{summary}");
     for line in [
@@ -125,7 +125,7 @@ fn targets(stage: &Stage<'_>) {
     let list = || stage.ok(&["status", "targets"]);
     stage.ok(&["connect", "h2", "192.0.2.7:7000"]);
     assert_eq!(list(), "192.0.2.7:7000\nh2\n");
-    stage.host.wait_established(1, PATIENCE);
+    stage.host.wait_established(1, LONG_TIMEOUT);
     let text = stage.fails(1, &["connect", "h2:99999"]);
     assert!(text.contains("h2:99999"), "{text}");
     stage.ok(&["forget", "192.0.2.7:7000"]);
@@ -133,7 +133,7 @@ fn targets(stage: &Stage<'_>) {
     // Before or after the peers; what is up stays.
     stage.ok(&["connect", "192.0.2.8", "--replace"]);
     assert_eq!(list(), "192.0.2.8\n");
-    stage.host.wait_established(1, SOON);
+    stage.host.wait_established(1, SHORT_TIMEOUT);
     stage.ok(&["connect", "--replace"]);
     assert_eq!(list(), "");
 }
@@ -219,7 +219,7 @@ fn bridges(stage: &Stage<'_>) {
     // It carries: who is on the other bridge reaches who is on weave's.
     let c = host.container("far");
     c.attach(&["172.17.5.5/16"]);
-    host.wait("172.17.5.5 by the other bridge", SOON, || {
+    host.wait("172.17.5.5 by the other bridge", SHORT_TIMEOUT, || {
         host.command(&["ping", "-c1", "-W1", "172.17.5.5"]).success()
     });
     stage.ok(&["reset"]);

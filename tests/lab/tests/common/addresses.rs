@@ -18,14 +18,14 @@ pub fn allocate(container: &Container) -> String {
 
 /// A new container with an address of its own.
 #[track_caller]
-pub fn member(host: &Host, name: &str) -> (Container, String) {
+pub fn allocated_container(host: &Host, name: &str) -> (Container, String) {
     let container = host.container(name);
     let ip = allocate(&container);
     (container, ip)
 }
 
 /// The line of `weave status` with this label; of the service `ipam` if several have it.
-pub fn summary(host: &Host, label: &str) -> String {
+pub fn status_field(host: &Host, label: &str) -> String {
     let page = host.weave_ok(&["status"]);
     let service = page.split("Service: ").find(|s| s.starts_with("ipam")).unwrap_or_default();
     let line = service.lines().find_map(|l| l.trim_start().strip_prefix(label)?.strip_prefix(": "));
@@ -36,18 +36,18 @@ pub fn summary(host: &Host, label: &str) -> String {
 #[track_caller]
 pub fn wait_consensus(host: &Host, word: &str, deadline: Duration) {
     host.wait("consensus", deadline, || {
-        let now = summary(host, "Consensus");
+        let now = status_field(host, "Consensus");
         if now == word { Ok(()) } else { Err(format!("{now}, not {word}")) }
     });
 }
 
 /// `weave status ipam`.
-pub fn shares(host: &Host) -> String {
+pub fn ipam_page(host: &Host) -> String {
     host.weave_ok(&["status", "ipam"])
 }
 
 /// The ring's first owners as all peers must have them: from the entries, who began.
-pub fn ring(host: &Host) -> Vec<(String, String)> {
+pub fn ring_entries(host: &Host) -> Vec<(String, String)> {
     let report = host.report().unwrap_or_default();
     let entries = report["IPAM"]["Entries"].as_array().cloned().unwrap_or_default();
     let text = |e: &serde_json::Value, key: &str| e[key].as_str().unwrap_or_default().to_owned();
@@ -56,9 +56,9 @@ pub fn ring(host: &Host) -> Vec<(String, String)> {
 
 /// Waits until these hosts have one and the same ring.
 #[track_caller]
-pub fn wait_one_ring(hosts: &[&Host], deadline: Duration) {
+pub fn wait_equal_rings(hosts: &[&Host], deadline: Duration) {
     weave_lab::eventually("one ring", deadline, || {
-        let rings: Vec<_> = hosts.iter().map(|h| ring(h)).collect();
+        let rings: Vec<_> = hosts.iter().map(|h| ring_entries(h)).collect();
         if rings.iter().all(|r| !r.is_empty() && *r == rings[0]) {
             Ok(())
         } else {
@@ -83,28 +83,28 @@ fn holders(hosts: &[Host]) -> Result<Holders, String> {
     Ok(found)
 }
 
-fn twice(holders: Holders) -> Holders {
+fn duplicates(holders: Holders) -> Holders {
     holders.into_iter().filter(|(_, all)| all.len() > 1).collect()
 }
 
 /// Every address in use, with its holder; fails if two have the same.
 #[track_caller]
-pub fn check_unique(lab: &Lab) -> BTreeMap<String, String> {
+pub fn assert_unique_addresses(lab: &Lab) -> BTreeMap<String, String> {
     let all = holders(lab.hosts()).unwrap_or_else(|e| panic!("{e}"));
-    let doubled = twice(all.clone());
+    let doubled = duplicates(all.clone());
     assert!(doubled.is_empty(), "used twice: {doubled:#?}");
     all.into_iter().filter_map(|(ip, mut holders)| Some((ip, holders.pop()?))).collect()
 }
 
 /// Looks all the time, beside a test, that no two containers of a lab have the same address.
-pub struct Observer {
+pub struct DuplicateAddressMonitor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<(u32, Holders)>>,
 }
 
-impl Observer {
+impl DuplicateAddressMonitor {
     /// Begins to look. What it saw is told when it goes out of scope, which has to be before the lab does.
-    pub fn of(lab: &Lab) -> Observer {
+    pub fn of(lab: &Lab) -> DuplicateAddressMonitor {
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, hosts) = (Arc::clone(&stop), lab.hosts().to_vec());
         let thread = std::thread::spawn(move || {
@@ -113,7 +113,7 @@ impl Observer {
                 // Hosts are looked at one after the other, and an address may have moved meanwhile: two looks count.
                 // A host that is turned off just now has no containers.
                 let begin = Instant::now();
-                let now = twice(holders(&hosts).unwrap_or_default());
+                let now = duplicates(holders(&hosts).unwrap_or_default());
                 looks += 1;
                 let still = now.iter().filter(|(ip, all)| before.get(*ip) == Some(*all));
                 let doubled: Holders = still.map(|(ip, all)| (ip.clone(), all.clone())).collect();
@@ -126,11 +126,11 @@ impl Observer {
             }
             (looks, BTreeMap::new())
         });
-        Observer { stop, thread: Some(thread) }
+        DuplicateAddressMonitor { stop, thread: Some(thread) }
     }
 }
 
-impl Drop for Observer {
+impl Drop for DuplicateAddressMonitor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let Some(thread) = self.thread.take() else { return };
@@ -164,7 +164,7 @@ pub fn attach_many(host: &Host, prefix: &str, n: usize) -> Vec<String> {
 
 /// A command that has to wait: run with this much time, after which it is told to end. It says why it waited.
 #[track_caller]
-pub fn blocked(host: &Host, seconds: u32, args: &[&str]) -> Outcome {
+pub fn assert_command_waits(host: &Host, seconds: u32, args: &[&str]) -> Outcome {
     let seconds = seconds.to_string();
     let mut argv = vec!["timeout", "--foreground", &seconds, weave_lab::weave_binary()];
     argv.extend(args);
@@ -176,7 +176,7 @@ pub fn blocked(host: &Host, seconds: u32, args: &[&str]) -> Outcome {
 
 /// Starts several launches at the same time.
 #[track_caller]
-pub fn launch_at_once(calls: &[(&Host, &[&str])]) {
+pub fn launch_concurrently(calls: &[(&Host, &[&str])]) {
     std::thread::scope(|scope| {
         for (host, args) in calls {
             scope.spawn(move || {
@@ -189,7 +189,7 @@ pub fn launch_at_once(calls: &[(&Host, &[&str])]) {
 }
 
 /// Does the same on several hosts at the same time.
-pub fn at_once(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
+pub fn on_each_host(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
     std::thread::scope(|scope| {
         for host in hosts {
             scope.spawn(|| what(host));
@@ -198,12 +198,12 @@ pub fn at_once(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
 }
 
 /// Whether there is time for what takes minutes: `LAB_LONG=1`, as `make soak` sets it.
-pub fn patient() -> bool {
+pub fn long_tests_enabled() -> bool {
     std::env::var("LAB_LONG").as_deref() == Ok("1")
 }
 
 /// Cuts every two of these hosts apart.
-pub fn cut_all(lab: &Lab, hosts: &[&str]) {
+pub fn cut_all_links(lab: &Lab, hosts: &[&str]) {
     for (i, a) in hosts.iter().enumerate() {
         hosts[i + 1..].iter().for_each(|b| lab.cut(a, b));
     }

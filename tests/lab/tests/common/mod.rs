@@ -8,10 +8,10 @@ use std::time::Duration;
 use weave_lab::{Container, Host, Lab};
 
 /// For what should happen at once, on a machine that is busy.
-pub const SOON: Duration = Duration::from_secs(15);
+pub const SHORT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// For what includes a protocol's own waiting (back-off, heartbeats, retries).
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const LONG_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Launches the peers of a lab one after the other, each but the first told of the first, and waits for the full mesh.
 pub fn launch_mesh(lab: &Lab, options: &[&str]) {
@@ -19,7 +19,7 @@ pub fn launch_mesh(lab: &Lab, options: &[&str]) {
         launch(host, options, if i == 0 { &[] } else { &["h1"] });
     }
     for host in lab.hosts() {
-        host.wait_established(lab.hosts().len() - 1, PATIENCE);
+        host.wait_established(lab.hosts().len() - 1, LONG_TIMEOUT);
     }
 }
 
@@ -37,7 +37,7 @@ pub fn launch_line(lab: &Lab, options: &[&str]) {
     }
     for (i, host) in hosts.iter().enumerate() {
         let ends = usize::from(i == 0) + usize::from(i + 1 == hosts.len());
-        host.wait_established(2 - ends, PATIENCE);
+        host.wait_established(2 - ends, LONG_TIMEOUT);
         wait_peers(host, hosts.len());
     }
 }
@@ -52,7 +52,7 @@ pub fn launch(host: &Host, options: &[&str], peers: &[&str]) {
 
 /// Waits until a host knows of `n` peers, itself included.
 pub fn wait_peers(host: &Host, n: usize) {
-    host.wait("known peers", PATIENCE, || {
+    host.wait("known peers", LONG_TIMEOUT, || {
         let peers = host.report()?["Router"]["Peers"].as_array().map_or(0, Vec::len);
         if peers == n { Ok(()) } else { Err(format!("{peers} of {n} peers")) }
     });
@@ -78,7 +78,7 @@ pub fn attach_each(hosts: &[&Host]) -> Vec<Member> {
 }
 
 /// A network beside the host: a container on a link of its own, which is `device` in the host.
-pub fn beside(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
+pub fn external_network(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
     let container = host.container(name);
     let (pid, gateway) = (container.pid(), own.split('/').next().unwrap());
     host.sh(&format!(
@@ -92,24 +92,24 @@ pub fn beside(host: &Host, name: &str, device: &str, own: &str, theirs: &str) ->
 }
 
 /// Everything that an Ethernet is used for, between every pair of containers in both directions.
-pub fn exercise(members: &[Member]) {
-    for (a, b) in pairs(members) {
-        a.container.reaches(&b.ip, SOON);
+pub fn check_all_traffic(members: &[Member]) {
+    for (a, b) in ordered_pairs(members) {
+        a.container.reaches(&b.ip, SHORT_TIMEOUT);
     }
-    for (a, b) in pairs(members) {
+    for (a, b) in ordered_pairs(members) {
         let (a, to) = (&a.container, &b.container);
         let pings = a.ping(&b.ip, 3);
         assert_eq!((pings.received, pings.duplicates, pings.ttl), (3, 0, Some(64)), "{a:?} -> {}", b.ip);
         assert_eq!(a.arp(&b.ip), [to.mac()], "who has {}", b.ip);
         a.tcp(to, &b.ip, 500_000);
         a.udp(to, &b.ip, &[0, 1, 100, 1347, 1348, 1349, 1472, 9000, 65_000]);
-        a.reaches(&format!("{}%ethwe", to.link_local()), SOON);
+        a.reaches(&format!("{}%ethwe", to.link_local()), SHORT_TIMEOUT);
     }
-    casts(members);
+    check_broadcasts(members);
 }
 
 /// Broadcast, multicast and frames that are not IP.
-pub fn casts(members: &[Member]) {
+pub fn check_broadcasts(members: &[Member]) {
     let (group, everybody) = ("239.255.7.7", "10.2.1.255");
     {
         let _ears: Vec<_> = members.iter().map(|m| m.container.listen_cast(Some(group))).collect();
@@ -141,7 +141,7 @@ pub fn casts(members: &[Member]) {
 }
 
 /// Ordered pairs of different members.
-pub fn pairs(members: &[Member]) -> impl Iterator<Item = (&Member, &Member)> {
+pub fn ordered_pairs(members: &[Member]) -> impl Iterator<Item = (&Member, &Member)> {
     members.iter().flat_map(move |a| members.iter().filter(|b| b.ip != a.ip).map(move |b| (a, b)))
 }
 
@@ -158,13 +158,13 @@ grep -hsE '\((weave|netns)' /proc/[0-9]*/stat; cat /var/lib/weave/host.json 2>/d
 sh -c $0; [ ! -e /run/netns/c ] || { echo CONTAINER; nsenter --net=/run/netns/c sh -c $0; }";
 
 /// Everything on the host, and in the container `c` if there is one, that a failed command must leave alone.
-pub fn state(host: &Host) -> String {
+pub fn host_state(host: &Host) -> String {
     let text = host.command(&["sh", "-c", &STATE.replace("$0", "\"$0\""), NETWORK]).stdout;
     let (mut lines, mut place) = (Vec::new(), "");
     for line in text.lines() {
         if line == "CONTAINER" {
             place = "c: ";
-        } else if let Some(line) = lasting(line) {
+        } else if let Some(line) = stable_fields(line) {
             lines.push(format!("{place}{line}"));
         }
     }
@@ -174,7 +174,7 @@ pub fn state(host: &Host) -> String {
 
 /// A line without what changes by itself or is made up by the kernel: timers, numbers of links and processes, addresses of veth
 /// devices, IPv6 addresses and routes, counters.
-fn lasting(line: &str) -> Option<String> {
+fn stable_fields(line: &str) -> Option<String> {
     // Of a process only its name, while it lives.
     if let Some((name, rest)) = line.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "))
         && !line.contains(':')
