@@ -4,4 +4,4 @@
 #[path = "../../proto/gob/tests/exercise/mod.rs"]
 mod exercise;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::stream(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::decode_stream(data));

@@ -1,16 +1,17 @@
+use crate::cursor::Cursor;
 use crate::error::DecodeError;
-use crate::read::{Cursor, Reader};
-use crate::types::{Limits, TypeId, Types};
+use crate::kind::TypeId;
+use crate::read::Reader;
+use crate::types::{Limits, Types};
 use crate::value::Value;
 
-/// What one message turned out to be.
 enum Message<'a> {
     Definition,
     Value(TypeId, Cursor<'a>),
 }
 
-/// Takes in the body of one message: a definition goes to `types`, a value is ready to be read.
-fn message<'a>(types: &mut Types, limits: &Limits, body: &'a [u8]) -> Result<Message<'a>, DecodeError> {
+/// Reads the body of a message: enters a definition into `types`, or returns a value that is ready to be read.
+fn read_message<'a>(types: &mut Types, limits: &Limits, body: &'a [u8]) -> Result<Message<'a>, DecodeError> {
     let mut cursor = Cursor::new(body);
     let id = cursor.int()?;
     if id < 0 {
@@ -23,7 +24,7 @@ fn message<'a>(types: &mut Types, limits: &Limits, body: &'a [u8]) -> Result<Mes
     }
     let id = TypeId(id);
     types.resolve(id)?;
-    // A struct brings its own field numbers; anything else stands behind a zero (docs/spec/mesh.md 3.3).
+    // A top-level value that is not a struct has a zero byte in front (docs/spec/mesh.md 3.3).
     if types.shape(id).is_none() && cursor.uint()? != 0 {
         return Err(DecodeError::BadSingleton);
     }
@@ -37,7 +38,7 @@ fn check_length(length: u64, limits: &Limits) -> Result<usize, DecodeError> {
     }
 }
 
-/// Reads a stream that is complete in memory.
+/// Reads a complete stream from memory.
 #[derive(Debug)]
 pub struct Decoder<'a> {
     rest: Cursor<'a>,
@@ -46,12 +47,12 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// A stream from its beginning, with default limits.
+    /// Reads a stream from its beginning, with default limits.
     pub fn new(stream: &'a [u8]) -> Decoder<'a> {
         Decoder::with_limits(stream, Limits::default())
     }
 
-    /// The same with other limits.
+    /// Reads a stream from its beginning.
     pub fn with_limits(stream: &'a [u8], limits: Limits) -> Decoder<'a> {
         Decoder { rest: Cursor::new(stream), types: Types::default(), limits }
     }
@@ -59,7 +60,7 @@ impl<'a> Decoder<'a> {
     /// The next top-level value; `None` at the end of the stream.
     ///
     /// # Errors
-    /// The stream is malformed or exceeds a limit; do not go on after that.
+    /// The stream is malformed or exceeds a limit. No further value can be read.
     #[expect(clippy::should_implement_trait, reason = "fallible; an iterator would go on after an error")]
     pub fn next(&mut self) -> Result<Option<Value>, DecodeError> {
         match self.next_reader()? {
@@ -68,13 +69,13 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// The next top-level value to be read piece by piece; `None` at the end of the stream. What the caller leaves
-    /// unread is dropped.
+    /// A reader of the next top-level value; `None` at the end of the stream. The part that the caller does not read is
+    /// skipped.
     ///
     /// # Errors
     /// As [`Decoder::next`].
     pub fn next_reader(&mut self) -> Result<Option<Reader<'_, 'a>>, DecodeError> {
-        let mut defined = false;
+        let mut awaits_value = false;
         while self.rest.remaining() != 0 {
             let length = self.rest.uint()?;
             let length = check_length(length, &self.limits)?;
@@ -83,64 +84,64 @@ impl<'a> Decoder<'a> {
                 return Err(DecodeError::UnexpectedEof);
             }
             self.rest.skip_bytes(length)?;
-            match message(&mut self.types, &self.limits, body.rest())? {
-                Message::Definition => defined = true,
+            match read_message(&mut self.types, &self.limits, body.rest())? {
+                Message::Definition => awaits_value = true,
                 Message::Value(id, cursor) => {
                     return Ok(Some(Reader::new(&mut self.types, &self.limits, id, cursor)));
                 }
             }
         }
-        if defined { Err(DecodeError::UnexpectedEof) } else { Ok(None) }
+        if awaits_value { Err(DecodeError::UnexpectedEof) } else { Ok(None) }
     }
 }
 
-/// Bytes of buffer that a stream keeps once they have been used.
-const KEPT: usize = 64 << 10;
+/// Bytes of buffer that a stream keeps for the next messages.
+const MAX_IDLE_CAPACITY: usize = 64 << 10;
 
-/// Reads a stream that arrives in pieces and may never end: one direction of a protocol 1 connection.
+/// Reads a stream that arrives in pieces, such as one direction of a protocol 1 connection.
 ///
-/// It holds at most one incomplete message of [`Limits::max_message`] bytes plus the last piece pushed, provided that
-/// the caller drains [`StreamDecoder::next`] after each [`StreamDecoder::push`].
+/// The buffer holds at most one incomplete message of [`Limits::max_message`] bytes and the last piece, provided that the
+/// caller drains [`StreamDecoder::next`] after each [`StreamDecoder::push`].
 #[derive(Debug)]
 pub struct StreamDecoder {
     buffer: Vec<u8>,
-    /// Bytes of `buffer` already taken.
-    taken: usize,
-    /// A definition has come, its value not yet.
-    defined: bool,
+    /// Bytes of `buffer` that have been read.
+    consumed: usize,
+    /// A definition has arrived and the value after it has not.
+    awaits_value: bool,
     failed: Option<DecodeError>,
     types: Types,
     limits: Limits,
 }
 
 impl StreamDecoder {
-    /// A stream from its beginning.
+    /// Reads a stream from its beginning.
     pub fn new(limits: Limits) -> StreamDecoder {
         StreamDecoder {
             buffer: Vec::new(),
-            taken: 0,
-            defined: false,
+            consumed: 0,
+            awaits_value: false,
             failed: None,
             types: Types::default(),
             limits,
         }
     }
 
-    /// Other limits from the next message on.
+    /// Changes the limits for the following messages.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// More bytes of the stream. Ignored after an error.
+    /// Appends bytes of the stream. They are ignored after an error.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed.is_some() {
             return;
         }
-        if self.taken > 0 {
-            self.buffer.drain(..self.taken);
-            self.taken = 0;
-            // One large message must not hold its memory for the life of the connection.
-            self.buffer.shrink_to(KEPT.max(bytes.len()));
+        if self.consumed > 0 {
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+            // The memory of one large message is not kept for the rest of the connection.
+            self.buffer.shrink_to(MAX_IDLE_CAPACITY.max(bytes.len()));
         }
         self.buffer.extend_from_slice(bytes);
     }
@@ -159,14 +160,14 @@ impl StreamDecoder {
         if let Err(error) = result {
             self.failed = Some(error);
             self.buffer = Vec::new();
-            self.taken = 0;
+            self.consumed = 0;
         }
         result
     }
 
     fn advance(&mut self) -> Result<Option<Value>, DecodeError> {
         loop {
-            let mut cursor = Cursor::new(&self.buffer[self.taken..]);
+            let mut cursor = Cursor::new(&self.buffer[self.consumed..]);
             let all = cursor.remaining();
             let length = match cursor.uint() {
                 Err(DecodeError::UnexpectedEof) => return Ok(None),
@@ -176,24 +177,24 @@ impl StreamDecoder {
                 return Ok(None);
             }
             let body = cursor.cut(length).rest();
-            self.taken += all - cursor.remaining() + length;
-            match message(&mut self.types, &self.limits, body)? {
-                Message::Definition => self.defined = true,
+            self.consumed += all - cursor.remaining() + length;
+            match read_message(&mut self.types, &self.limits, body)? {
+                Message::Definition => self.awaits_value = true,
                 Message::Value(id, cursor) => {
-                    self.defined = false;
+                    self.awaits_value = false;
                     return Reader::new(&mut self.types, &self.limits, id, cursor).value(id).map(Some);
                 }
             }
         }
     }
 
-    /// Whether the stream may end here: not inside a message, and not between a definition and its value.
+    /// Whether the stream may end here, that is neither inside a message nor between a definition and its value.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_none() && self.taken == self.buffer.len() && !self.defined
+        self.failed.is_none() && self.consumed == self.buffer.len() && !self.awaits_value
     }
 
-    /// Bytes held that no value has come from yet.
+    /// Number of bytes that belong to an incomplete message.
     pub fn buffered(&self) -> usize {
-        self.buffer.len() - self.taken
+        self.buffer.len() - self.consumed
     }
 }

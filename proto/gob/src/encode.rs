@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use crate::types::{Kind, TypeId};
+use crate::kind::{Kind, TypeId};
 use crate::value::{Struct, Value};
 
 /// Appends an unsigned integer (docs/spec/mesh.md 3.1).
@@ -27,31 +27,31 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A type to be written. Names of types are informative only and may be empty; names of fields matter.
+/// A type to be written. Receivers ignore the names of types, which may be empty, and use those of fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
-    /// Bool.
+    /// A bool.
     Bool,
-    /// Any signed integer.
+    /// A signed integer of any size.
     Int,
-    /// Any unsigned integer.
+    /// An unsigned integer of any size.
     Uint,
-    /// Any floating-point number.
+    /// A floating-point number.
     Float,
     /// `[]byte`.
     Bytes,
-    /// String.
+    /// A string.
     String,
-    /// Any complex number.
+    /// A complex number.
     Complex,
-    /// Slice.
+    /// A slice.
     Slice {
         /// Name of the type.
         name: Cow<'static, str>,
         /// Type of the elements.
         elem: Box<Type>,
     },
-    /// Array.
+    /// An array.
     Array {
         /// Name of the type.
         name: Cow<'static, str>,
@@ -60,7 +60,7 @@ pub enum Type {
         /// Number of elements.
         len: usize,
     },
-    /// Map.
+    /// A map.
     Map {
         /// Name of the type.
         name: Cow<'static, str>,
@@ -69,7 +69,7 @@ pub enum Type {
         /// Type of the values.
         elem: Box<Type>,
     },
-    /// Struct.
+    /// A struct.
     Struct {
         /// Name of the type.
         name: Cow<'static, str>,
@@ -81,30 +81,30 @@ pub enum Type {
 /// A field of a struct type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// Name, case-sensitive.
+    /// Name of the field, case-sensitive.
     pub name: Cow<'static, str>,
-    /// Type.
+    /// Type of the field.
     pub ty: Type,
 }
 
 impl Type {
-    /// A slice without a name.
+    /// A slice type without a name.
     pub fn slice(elem: Type) -> Type {
         Type::Slice { name: "".into(), elem: Box::new(elem) }
     }
 
-    /// A map without a name.
+    /// A map type without a name.
     pub fn map(key: Type, elem: Type) -> Type {
         Type::Map { name: "".into(), key: Box::new(key), elem: Box::new(elem) }
     }
 
-    /// A struct.
+    /// A struct type.
     pub fn structure(name: &'static str, fields: impl IntoIterator<Item = (&'static str, Type)>) -> Type {
         let fields = fields.into_iter().map(|(name, ty)| Field { name: name.into(), ty }).collect();
         Type::Struct { name: name.into(), fields }
     }
 
-    /// Its kind.
+    /// The kind of values of this type.
     pub fn kind(&self) -> Kind {
         match self {
             Type::Bool => Kind::Bool,
@@ -133,7 +133,7 @@ impl Type {
         })
     }
 
-    /// What is sent for a value that is missing where one must be sent, such as a list element.
+    /// The zero value, which is sent in the place of a value that does not fit.
     fn zero(&self) -> Value {
         match self {
             Type::Bool => Value::Bool(false),
@@ -151,20 +151,20 @@ impl Type {
     }
 }
 
-/// Writes one stream. Type ids start at 65 and are given, and definitions sent, in the order in which a fresh Go
-/// process does it, so that the output is that of Go.
+/// Writes a stream. Type ids start at 65; ids are assigned and definitions sent in the order of a Go process that has just
+/// started, so that the bytes are the same.
 ///
-/// A value that does not fit its type is a bug of the caller: debug builds panic, others send a zero in its place.
+/// A value that does not fit its type is a bug of the caller: debug builds panic, release builds send a zero value.
 #[derive(Clone, Debug, Default)]
 pub struct Encoder {
     out: Vec<u8>,
-    /// Composite types of this stream with the id less 65 as index.
+    /// Composite types of this stream; the index is the id minus 65.
     types: Vec<Type>,
-    /// Per type: its definition has been sent.
+    /// For each type, whether its definition has been sent.
     sent: Vec<bool>,
 }
 
-/// Id of the first type that a Go process defines itself.
+/// Id of the first type that a Go process defines.
 const FIRST_ID: i64 = 65;
 
 impl Encoder {
@@ -178,12 +178,12 @@ impl Encoder {
         self.value(&Type::Bool, &Value::Bool(value));
     }
 
-    /// Writes a top-level uint.
+    /// Writes a top-level unsigned integer.
     pub fn uint(&mut self, value: u64) {
         self.value(&Type::Uint, &Value::Uint(value));
     }
 
-    /// Writes a top-level int.
+    /// Writes a top-level signed integer.
     pub fn int(&mut self, value: i64) {
         self.value(&Type::Int, &Value::Int(value));
     }
@@ -208,10 +208,10 @@ impl Encoder {
         self.out.extend_from_slice(bytes);
     }
 
-    /// Writes a top-level value, preceded by the definitions that the stream does not have yet.
+    /// Writes a top-level value after the definitions that the stream does not have yet.
     pub fn value(&mut self, ty: &Type, value: &Value) {
-        let id = self.id(ty);
-        self.send(ty);
+        let id = self.assign_id(ty);
+        self.send_definition(ty);
         let mut body = Vec::new();
         put_int(&mut body, id);
         if ty.kind() != Kind::Struct {
@@ -221,35 +221,36 @@ impl Encoder {
         put_bytes(&mut self.out, &body);
     }
 
-    /// The stream.
+    /// Returns the stream.
     pub fn finish(self) -> Vec<u8> {
         self.out
     }
 
-    /// What has been written since the last call; the stream goes on.
+    /// Returns the bytes written since the last call; the stream continues.
     pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 
-    fn known(&self, ty: &Type) -> Option<usize> {
+    fn index_of(&self, ty: &Type) -> Option<usize> {
         self.types.iter().position(|known| known == ty)
     }
 
-    /// Go numbers a struct before its fields, but lists and maps after their elements.
-    fn id(&mut self, ty: &Type) -> i64 {
+    /// Id of a type, assigned at the first call. As in Go, a struct has a lower id than the types of its fields, but lists and
+    /// maps have higher ids than their elements.
+    fn assign_id(&mut self, ty: &Type) -> i64 {
         if let Some(id) = ty.builtin() {
             return id.0;
         }
-        if let Some(index) = self.known(ty) {
+        if let Some(index) = self.index_of(ty) {
             return FIRST_ID + index as i64;
         }
         match ty {
             Type::Slice { elem, .. } | Type::Array { elem, .. } => {
-                self.id(elem);
+                self.assign_id(elem);
             }
             Type::Map { key, elem, .. } => {
-                self.id(key);
-                self.id(elem);
+                self.assign_id(key);
+                self.assign_id(elem);
             }
             _ => {}
         }
@@ -258,15 +259,15 @@ impl Encoder {
         self.sent.push(false);
         if let Type::Struct { fields, .. } = ty {
             for field in fields {
-                self.id(&field.ty);
+                self.assign_id(&field.ty);
             }
         }
         FIRST_ID + index as i64
     }
 
-    /// Sends the definition of `ty` and then those of the types in it, each once.
-    fn send(&mut self, ty: &Type) {
-        let Some(index) = self.known(ty) else { return };
+    /// Sends the definition of `ty`, then those of its inner types, each once.
+    fn send_definition(&mut self, ty: &Type) {
+        let Some(index) = self.index_of(ty) else { return };
         if std::mem::replace(&mut self.sent[index], true) {
             return;
         }
@@ -276,47 +277,47 @@ impl Encoder {
         match ty {
             Type::Array { name, elem, len } => {
                 body.push(1);
-                put_common(&mut body, name, id);
-                put_int_field(&mut body, self.id(elem));
+                put_common_type(&mut body, name, id);
+                put_int_field(&mut body, self.assign_id(elem));
                 put_int_field(&mut body, *len as i64);
             }
             Type::Slice { name, elem } => {
                 body.push(2);
-                put_common(&mut body, name, id);
-                put_int_field(&mut body, self.id(elem));
+                put_common_type(&mut body, name, id);
+                put_int_field(&mut body, self.assign_id(elem));
             }
             Type::Struct { name, fields } => {
                 body.push(3);
-                put_common(&mut body, name, id);
+                put_common_type(&mut body, name, id);
                 if !fields.is_empty() {
                     body.push(1);
                     put_uint(&mut body, fields.len() as u64);
                     for field in fields {
-                        let id = self.id(&field.ty);
+                        let id = self.assign_id(&field.ty);
                         put_name_and_id(&mut body, &field.name, id);
                     }
                 }
             }
             Type::Map { name, key, elem } => {
                 body.push(4);
-                put_common(&mut body, name, id);
-                put_int_field(&mut body, self.id(key));
-                put_int_field(&mut body, self.id(elem));
+                put_common_type(&mut body, name, id);
+                put_int_field(&mut body, self.assign_id(key));
+                put_int_field(&mut body, self.assign_id(elem));
             }
             _ => {}
         }
-        // Ends the definition and the wireType around it.
+        // The ends of the definition and of the `wireType` around it.
         body.extend_from_slice(&[0, 0]);
         put_bytes(&mut self.out, &body);
         match ty {
-            Type::Slice { elem, .. } | Type::Array { elem, .. } => self.send(elem),
+            Type::Slice { elem, .. } | Type::Array { elem, .. } => self.send_definition(elem),
             Type::Map { key, elem, .. } => {
-                self.send(key);
-                self.send(elem);
+                self.send_definition(key);
+                self.send_definition(elem);
             }
             Type::Struct { fields, .. } => {
                 for field in fields {
-                    self.send(&field.ty);
+                    self.send_definition(&field.ty);
                 }
             }
             _ => {}
@@ -324,8 +325,8 @@ impl Encoder {
     }
 }
 
-/// The struct `Common`, as field 0 of a definition.
-fn put_common(out: &mut Vec<u8>, name: &str, id: i64) {
+/// Writes field 0 of a definition, the struct `CommonType`.
+fn put_common_type(out: &mut Vec<u8>, name: &str, id: i64) {
     out.push(1);
     put_name_and_id(out, name, id);
 }
@@ -342,7 +343,7 @@ fn put_name_and_id(out: &mut Vec<u8>, name: &str, id: i64) {
     out.push(0);
 }
 
-/// An int field that follows the one before it.
+/// Writes an integer field that follows the field before it directly.
 fn put_int_field(out: &mut Vec<u8>, value: i64) {
     out.push(1);
     put_int(out, value);
@@ -404,7 +405,7 @@ fn put_struct(out: &mut Vec<u8>, fields: &[Field], value: &Struct) {
     out.push(0);
 }
 
-/// Whether a field is sent although, or because, it has this value (docs/spec/mesh.md 3.3).
+/// Whether a field with this value is sent (docs/spec/mesh.md 3.3).
 fn is_sent(ty: &Type, value: &Value) -> bool {
     match (ty, value) {
         (_, Value::Bool(v)) => *v,

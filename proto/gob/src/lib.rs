@@ -1,22 +1,23 @@
-//! Go's gob stream, as far as Weave Net writes it and a little more: what any Go program could send in its place is
-//! decoded or skipped, never trusted.
+//! Go's gob stream format, as far as Weave Net uses it. Everything else that a Go program could send is decoded or skipped.
 //!
 //! A stream is a sequence of messages, each `uint length ++ body`; a body is a type definition (`int -id ++ wireType`)
-//! or a value (`int id ++ value`). Definitions hold for the rest of the stream. The reader is driven by the *sender's*
-//! definitions: it accepts any ids, any order, unknown fields, and gives a tree of [`Value`]s from which the caller
-//! picks struct fields by name (docs/spec/mesh.md 3.5).
+//! or a value (`int id ++ value`). Definitions are valid for the rest of the stream. The reader follows the *sender's*
+//! definitions: it accepts any ids, any order and unknown fields, and returns a tree of [`Value`]s from which the caller
+//! takes struct fields by name (docs/spec/mesh.md 3.5).
 //!
-//! * [`Decoder`] reads a complete stream held in memory, [`StreamDecoder`] one that arrives in pieces.
-//! * [`Encoder`] writes one; its output depends on nothing but the calls made.
-//! * [`Reader`] and the `put_` functions are the direct path for large messages of known shape.
-//! * [`Limits`] bound what hostile input can cost: message size, nesting, definitions, and decoded memory.
+//! * [`Decoder`] reads a complete stream from memory, [`StreamDecoder`] one that arrives in pieces.
+//! * [`Encoder`] writes a stream. The same calls give the same bytes.
+//! * [`Reader`] and the `put_` functions read and write large messages of known shape without [`Value`]s.
+//! * [`Limits`] bound the memory that hostile input can use.
 //!
-//! Not here: reflection, interfaces with content on the writing side, and Go's text of every error.
+//! Not supported: writing interfaces that have content.
 #![forbid(unsafe_code)]
 
+mod cursor;
 mod decode;
 mod encode;
 mod error;
+mod kind;
 mod read;
 mod types;
 mod value;
@@ -24,6 +25,7 @@ mod value;
 pub use decode::{Decoder, StreamDecoder};
 pub use encode::{Encoder, Field, Type, put_bytes, put_int, put_uint};
 pub use error::{DecodeError, FieldError};
+pub use kind::{Kind, TypeId};
 pub use read::Reader;
-pub use types::{Kind, Limits, Shape, ShapeField, TypeId, Types};
+pub use types::{Limits, Shape, ShapeField, Types};
 pub use value::{Struct, Value};

@@ -1,88 +1,14 @@
 use std::borrow::Cow;
 use std::mem::size_of;
 
+use crate::cursor::Cursor;
 use crate::error::DecodeError;
-use crate::types::{Def, Kind, Limits, TypeId, Types};
+use crate::kind::{Kind, TypeId};
+use crate::types::{Definition, Limits, Types};
 use crate::value::{Struct, Value};
 
-/// Primitives of docs/spec/mesh.md 3.1 over the bytes of one message.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cursor<'a> {
-    data: &'a [u8],
-}
-
-impl<'a> Cursor<'a> {
-    pub(crate) fn new(data: &'a [u8]) -> Cursor<'a> {
-        Cursor { data }
-    }
-
-    pub(crate) fn remaining(&self) -> usize {
-        self.data.len()
-    }
-
-    pub(crate) fn rest(&self) -> &'a [u8] {
-        self.data
-    }
-
-    /// The same position with an earlier end.
-    pub(crate) fn cut(&self, length: usize) -> Cursor<'a> {
-        Cursor { data: &self.data[..length.min(self.data.len())] }
-    }
-
-    #[inline]
-    pub(crate) fn uint(&mut self) -> Result<u64, DecodeError> {
-        let (&first, rest) = self.data.split_first().ok_or(DecodeError::UnexpectedEof)?;
-        if first < 0x80 {
-            self.data = rest;
-            return Ok(first.into());
-        }
-        let length = 256 - usize::from(first);
-        if length > 8 {
-            return Err(DecodeError::BadInteger);
-        }
-        let (bytes, rest) = rest.split_at_checked(length).ok_or(DecodeError::UnexpectedEof)?;
-        self.data = rest;
-        Ok(bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    }
-
-    pub(crate) fn int(&mut self) -> Result<i64, DecodeError> {
-        let uint = self.uint()?;
-        let value = (uint >> 1) as i64;
-        Ok(if uint & 1 == 0 { value } else { !value })
-    }
-
-    fn float(&mut self) -> Result<f64, DecodeError> {
-        Ok(f64::from_bits(self.uint()?.swap_bytes()))
-    }
-
-    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], DecodeError> {
-        let length = self.uint()?;
-        self.take(length)
-    }
-
-    fn take(&mut self, length: u64) -> Result<&'a [u8], DecodeError> {
-        let length = usize::try_from(length).map_err(|_| DecodeError::UnexpectedEof)?;
-        let (bytes, rest) = self.data.split_at_checked(length).ok_or(DecodeError::UnexpectedEof)?;
-        self.data = rest;
-        Ok(bytes)
-    }
-
-    pub(crate) fn skip_bytes(&mut self, length: usize) -> Result<(), DecodeError> {
-        self.take(length as u64).map(drop)
-    }
-
-    /// A number of elements, each of which takes a byte or more.
-    pub(crate) fn count(&mut self) -> Result<usize, DecodeError> {
-        let count = self.uint()?;
-        match usize::try_from(count) {
-            Ok(count) if count <= self.data.len() => Ok(count),
-            _ => Err(DecodeError::UnexpectedEof),
-        }
-    }
-}
-
-/// The content of one value, to be read by a caller that looks at the sender's types itself. Reading in another way
-/// than [`Reader::types`] tells gives nonsense or an error, never harm.
+/// Reads the content of one value without building a [`Value`]. The caller follows the sender's types; if it reads something
+/// else than [`Reader::types`] describes, the result is a wrong value or an error.
 #[derive(Debug)]
 pub struct Reader<'d, 'a> {
     types: &'d mut Types,
@@ -106,17 +32,17 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.id
     }
 
-    /// The sender's definitions so far; all that the value needs are there.
+    /// The sender's type definitions, including all that the value needs.
     pub fn types(&self) -> &Types {
         self.types
     }
 
-    /// Bytes left in the message.
+    /// Number of bytes left in the message.
     pub fn remaining(&self) -> usize {
         self.cursor.remaining()
     }
 
-    /// Reads a uint (also a bool, which is zero or not).
+    /// Reads an unsigned integer or a bool.
     ///
     /// # Errors
     /// The value is cut off or not an integer.
@@ -125,7 +51,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.cursor.uint()
     }
 
-    /// Reads an int.
+    /// Reads a signed integer.
     ///
     /// # Errors
     /// As [`Reader::uint`].
@@ -142,7 +68,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.cursor.bytes()
     }
 
-    /// Reads a string; what is not UTF-8 is replaced.
+    /// Reads a string. Bytes that are not UTF-8 are replaced.
     ///
     /// # Errors
     /// As [`Reader::uint`].
@@ -159,8 +85,8 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.cursor.count()
     }
 
-    /// Reads the number of the next field present in a struct with `fields` fields, `None` at its end. `next` is zero
-    /// at first and belongs to this function between the calls.
+    /// Reads the number of the next field present in a struct with `fields` fields; `None` at the end of the struct. `next`
+    /// is zero before the first call and keeps the state between calls.
     ///
     /// # Errors
     /// As [`Reader::uint`], and [`DecodeError::NoSuchField`].
@@ -180,12 +106,12 @@ impl<'d, 'a> Reader<'d, 'a> {
         }
     }
 
-    /// Passes over a value of type `id`.
+    /// Skips a value of type `id`.
     ///
     /// # Errors
     /// The value is malformed or too deep.
     pub fn skip(&mut self, id: TypeId) -> Result<(), DecodeError> {
-        self.pass(id, 0)
+        self.skip_nested(id, 0)
     }
 
     /// Reads a value of type `id`.
@@ -201,7 +127,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         if depth < self.limits.max_depth { Ok(depth + 1) } else { Err(DecodeError::TooDeep) }
     }
 
-    fn counted(&mut self, len: Option<u64>) -> Result<usize, DecodeError> {
+    fn element_count(&mut self, len: Option<u64>) -> Result<usize, DecodeError> {
         let count = self.cursor.count()?;
         match len {
             Some(len) if len != count as u64 => Err(DecodeError::ArrayLength),
@@ -209,7 +135,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         }
     }
 
-    fn pass(&mut self, id: TypeId, depth: u16) -> Result<(), DecodeError> {
+    fn skip_nested(&mut self, id: TypeId, depth: u16) -> Result<(), DecodeError> {
         match id {
             TypeId::BOOL | TypeId::INT | TypeId::UINT | TypeId::FLOAT => self.cursor.uint().map(drop),
             TypeId::COMPLEX => {
@@ -217,42 +143,42 @@ impl<'d, 'a> Reader<'d, 'a> {
                 self.cursor.uint().map(drop)
             }
             TypeId::BYTES | TypeId::STRING => self.cursor.bytes().map(drop),
-            TypeId::INTERFACE => self.interface().map(drop),
+            TypeId::INTERFACE => self.skip_interface().map(drop),
             _ => {
                 let deeper = self.deeper(depth)?;
-                match *self.types.def(id)? {
-                    Def::Array { elem, len } => {
-                        for _ in 0..self.counted(Some(len))? {
-                            self.pass(elem, deeper)?;
+                match *self.types.definition(id)? {
+                    Definition::Array { elem, len } => {
+                        for _ in 0..self.element_count(Some(len))? {
+                            self.skip_nested(elem, deeper)?;
                         }
                     }
-                    Def::Slice { elem } => {
-                        for _ in 0..self.counted(None)? {
-                            self.pass(elem, deeper)?;
+                    Definition::Slice { elem } => {
+                        for _ in 0..self.element_count(None)? {
+                            self.skip_nested(elem, deeper)?;
                         }
                     }
-                    Def::Map { key, elem } => {
-                        for _ in 0..self.counted(None)? {
-                            self.pass(key, deeper)?;
-                            self.pass(elem, deeper)?;
+                    Definition::Map { key, elem } => {
+                        for _ in 0..self.element_count(None)? {
+                            self.skip_nested(key, deeper)?;
+                            self.skip_nested(elem, deeper)?;
                         }
                     }
-                    Def::Struct { ref shape } => {
+                    Definition::Struct { ref shape } => {
                         let shape = shape.clone();
                         let mut next = 0;
                         while let Some(number) = self.field(&mut next, shape.fields.len())? {
-                            self.pass(shape.fields[number].id, deeper)?;
+                            self.skip_nested(shape.fields[number].id, deeper)?;
                         }
                     }
-                    Def::Opaque => self.cursor.bytes().map(drop)?,
+                    Definition::Opaque => self.cursor.bytes().map(drop)?,
                 }
                 Ok(())
             }
         }
     }
 
-    /// Concrete type name, empty for nil. The content is passed over, but the definitions in it count.
-    fn interface(&mut self) -> Result<&'a [u8], DecodeError> {
+    /// Skips an interface, but takes the definitions in it. Returns the name of its concrete type, which is empty for nil.
+    fn skip_interface(&mut self) -> Result<&'a [u8], DecodeError> {
         let name = self.cursor.bytes()?;
         if name.is_empty() {
             return Ok(name);
@@ -276,27 +202,27 @@ impl<'d, 'a> Reader<'d, 'a> {
             TypeId::INT => Value::Int(self.cursor.int()?),
             TypeId::UINT => Value::Uint(self.cursor.uint()?),
             TypeId::FLOAT => Value::Float(self.cursor.float()?),
-            TypeId::BYTES => Value::Bytes(self.owned(budget)?),
+            TypeId::BYTES => Value::Bytes(self.owned_bytes(budget)?),
             TypeId::STRING => Value::String(self.owned_string(budget)?),
             TypeId::COMPLEX => Value::Complex(self.cursor.float()?, self.cursor.float()?),
             TypeId::INTERFACE => {
-                let name = self.interface()?;
+                let name = self.skip_interface()?;
                 charge(budget, name.len().saturating_mul(3))?;
                 Value::Interface(String::from_utf8_lossy(name).into_owned())
             }
             _ => {
                 let deeper = self.deeper(depth)?;
-                match *self.types.def(id)? {
-                    Def::Array { elem, len } => {
-                        let count = self.counted(Some(len))?;
+                match *self.types.definition(id)? {
+                    Definition::Array { elem, len } => {
+                        let count = self.element_count(Some(len))?;
                         self.list(elem, count, deeper, budget)?
                     }
-                    Def::Slice { elem } => {
-                        let count = self.counted(None)?;
+                    Definition::Slice { elem } => {
+                        let count = self.element_count(None)?;
                         self.list(elem, count, deeper, budget)?
                     }
-                    Def::Map { key, elem } => {
-                        let count = self.counted(None)?;
+                    Definition::Map { key, elem } => {
+                        let count = self.element_count(None)?;
                         charge(budget, count.saturating_mul(size_of::<(Value, Value)>()))?;
                         let mut pairs = Vec::with_capacity(count);
                         for _ in 0..count {
@@ -305,14 +231,14 @@ impl<'d, 'a> Reader<'d, 'a> {
                         }
                         Value::Map(pairs)
                     }
-                    Def::Struct { ref shape } => {
+                    Definition::Struct { ref shape } => {
                         let shape = shape.clone();
                         let mut fields = Vec::new();
                         let mut next = 0;
                         while let Some(number) = self.field(&mut next, shape.fields.len())? {
                             let value = self.build(shape.fields[number].id, deeper, budget)?;
                             if fields.len() == fields.capacity() {
-                                // Doubling, but never more than the definition has.
+                                // Twice the capacity, but not more fields than the definition has.
                                 let more = fields.len().max(2).min(shape.fields.len() - fields.len());
                                 charge(budget, more * size_of::<(u32, Value)>())?;
                                 fields.reserve_exact(more);
@@ -321,7 +247,7 @@ impl<'d, 'a> Reader<'d, 'a> {
                         }
                         Value::Struct(Struct::from_parts(shape, fields))
                     }
-                    Def::Opaque => Value::Opaque(self.owned(budget)?),
+                    Definition::Opaque => Value::Opaque(self.owned_bytes(budget)?),
                 }
             }
         })
@@ -342,7 +268,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         Ok(Value::List(elements))
     }
 
-    fn owned(&mut self, budget: &mut usize) -> Result<Vec<u8>, DecodeError> {
+    fn owned_bytes(&mut self, budget: &mut usize) -> Result<Vec<u8>, DecodeError> {
         let bytes = self.cursor.bytes()?;
         charge(budget, bytes.len())?;
         Ok(bytes.to_vec())
@@ -356,7 +282,7 @@ impl<'d, 'a> Reader<'d, 'a> {
 
     /// Kind of the top-level value.
     pub fn kind(&self) -> Kind {
-        // The decoder hands out readers of resolved types only.
+        // The decoder creates readers for resolved types only.
         self.types.kind(self.id).unwrap_or(Kind::Opaque)
     }
 }

@@ -1,24 +1,24 @@
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
+use crate::cursor::Cursor;
 use crate::error::DecodeError;
-use crate::read::Cursor;
+use crate::kind::{Kind, TypeId};
 
-/// Bounds on what a stream may cost. All of them end the stream when exceeded.
+/// Limits on the memory that a hostile stream can use. Exceeding one ends the stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of one message body. Default 10 MiB, the frame limit of protocol 2 (docs/spec/mesh.md 4.3).
     pub max_message: usize,
-    /// Nesting of composite values, which are read recursively. Default 64; what Weave Net sends needs 6.
+    /// Nesting of composite values, which are read recursively. Default 64; messages of Weave Net need 6.
     pub max_depth: u16,
-    /// Type definitions in a stream. Default 256; what Weave Net sends needs 14.
+    /// Type definitions in a stream. Default 256; messages of Weave Net need 14.
     pub max_types: usize,
-    /// Bytes of all type definitions in a stream together. Default 64 KiB. A field takes about forty times as much
-    /// memory as its shortest definition.
+    /// Bytes of all type definitions in a stream together. Default 64 KiB. A field takes about forty times the memory of
+    /// its shortest definition.
     pub max_definition_bytes: usize,
-    /// Bytes of memory for one decoded top-level value. Default 128 MiB. Without it a list of empty structs would take
-    /// more than thirty times its size on the wire.
+    /// Bytes of memory for one decoded top-level value. Default 128 MiB. Without this limit a list of empty structs
+    /// would take more than thirty times its size on the wire.
     pub max_memory: usize,
 }
 
@@ -34,78 +34,12 @@ impl Default for Limits {
     }
 }
 
-/// The number by which a stream refers to a type. Ids up to 7 are the same in every stream, others mean what the stream
-/// defined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TypeId(pub(crate) i64);
-
-impl TypeId {
-    pub(crate) const BOOL: TypeId = TypeId(1);
-    pub(crate) const INT: TypeId = TypeId(2);
-    pub(crate) const UINT: TypeId = TypeId(3);
-    pub(crate) const FLOAT: TypeId = TypeId(4);
-    pub(crate) const BYTES: TypeId = TypeId(5);
-    pub(crate) const STRING: TypeId = TypeId(6);
-    pub(crate) const COMPLEX: TypeId = TypeId(7);
-    pub(crate) const INTERFACE: TypeId = TypeId(8);
-    /// Lowest id that a stream may define.
-    pub(crate) const FIRST_USER: i64 = 64;
-}
-
-/// What a value is, without its inner types. Kinds must match between sender and receiver (docs/spec/mesh.md 3.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Gob id 1.
-    Bool,
-    /// Gob id 2, every signed size.
-    Int,
-    /// Gob id 3, every unsigned size.
-    Uint,
-    /// Gob id 4.
-    Float,
-    /// Gob id 5.
-    Bytes,
-    /// Gob id 6.
-    String,
-    /// Gob id 7.
-    Complex,
-    /// Gob id 8.
-    Interface,
-    /// Slice or array.
-    List,
-    /// Map.
-    Map,
-    /// Struct.
-    Struct,
-    /// A type with its own marshaller.
-    Opaque,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Bool => "bool",
-            Kind::Int => "int",
-            Kind::Uint => "uint",
-            Kind::Float => "float",
-            Kind::Bytes => "bytes",
-            Kind::String => "string",
-            Kind::Complex => "complex",
-            Kind::Interface => "interface",
-            Kind::List => "slice",
-            Kind::Map => "map",
-            Kind::Struct => "struct",
-            Kind::Opaque => "opaque",
-        })
-    }
-}
-
 /// One field of a struct as its sender defined it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapeField {
-    /// Name, case-sensitive.
+    /// Name of the field, case-sensitive.
     pub name: String,
-    /// Type in the sender's stream.
+    /// Type of the field in the sender's stream.
     pub id: TypeId,
     /// Kind of that type.
     pub kind: Kind,
@@ -114,19 +48,19 @@ pub struct ShapeField {
 /// The fields of a struct as its sender defined them; a field number is the position in the list.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Shape {
-    /// Fields by number.
+    /// The fields in the order of their numbers.
     pub fields: Vec<ShapeField>,
 }
 
 impl Shape {
-    /// The field of that name. Where a sender uses a name twice the later one counts, as in Go.
+    /// Number of the field with this name. If a sender uses a name twice, the later field counts, as in Go.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.fields.iter().rposition(|field| field.name == name)
     }
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Def {
+pub(crate) enum Definition {
     Array { elem: TypeId, len: u64 },
     Slice { elem: TypeId },
     Map { key: TypeId, elem: TypeId },
@@ -136,8 +70,8 @@ pub(crate) enum Def {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    def: Def,
-    /// All types that can be reached from here are known, and the kinds in shapes are final.
+    definition: Definition,
+    /// All types that this one refers to are defined, and the kinds in its shape are set.
     resolved: bool,
 }
 
@@ -149,7 +83,7 @@ pub struct Types {
 }
 
 impl Types {
-    /// Kind of a type; `None` if it is not defined.
+    /// Kind of a type; `None` if the type is not defined.
     pub fn kind(&self, id: TypeId) -> Option<Kind> {
         Some(match id {
             TypeId::BOOL => Kind::Bool,
@@ -160,33 +94,33 @@ impl Types {
             TypeId::STRING => Kind::String,
             TypeId::COMPLEX => Kind::Complex,
             TypeId::INTERFACE => Kind::Interface,
-            _ => match self.entries.get(&id)?.def {
-                Def::Array { .. } | Def::Slice { .. } => Kind::List,
-                Def::Map { .. } => Kind::Map,
-                Def::Struct { .. } => Kind::Struct,
-                Def::Opaque => Kind::Opaque,
+            _ => match self.entries.get(&id)?.definition {
+                Definition::Array { .. } | Definition::Slice { .. } => Kind::List,
+                Definition::Map { .. } => Kind::Map,
+                Definition::Struct { .. } => Kind::Struct,
+                Definition::Opaque => Kind::Opaque,
             },
         })
     }
 
-    /// Element type of a slice or array.
+    /// Type of the elements of a slice or array.
     pub fn element(&self, id: TypeId) -> Option<TypeId> {
-        match self.entries.get(&id)?.def {
-            Def::Array { elem, .. } | Def::Slice { elem } => Some(elem),
+        match self.entries.get(&id)?.definition {
+            Definition::Array { elem, .. } | Definition::Slice { elem } => Some(elem),
             _ => None,
         }
     }
 
     /// Fields of a struct.
     pub fn shape(&self, id: TypeId) -> Option<&Arc<Shape>> {
-        match &self.entries.get(&id)?.def {
-            Def::Struct { shape } => Some(shape),
+        match &self.entries.get(&id)?.definition {
+            Definition::Struct { shape } => Some(shape),
             _ => None,
         }
     }
 
-    pub(crate) fn def(&self, id: TypeId) -> Result<&Def, DecodeError> {
-        self.entries.get(&id).map(|entry| &entry.def).ok_or(DecodeError::UnknownType(id))
+    pub(crate) fn definition(&self, id: TypeId) -> Result<&Definition, DecodeError> {
+        self.entries.get(&id).map(|entry| &entry.definition).ok_or(DecodeError::UnknownType(id))
     }
 
     /// Reads the *wireType* that defines `id`.
@@ -205,30 +139,29 @@ impl Types {
         if self.entries.len() >= limits.max_types {
             return Err(DecodeError::TooManyTypes);
         }
-        // Cut before parsing, so that a long definition is refused rather than built.
+        // The limit applies while parsing, so that a long definition is not built first.
         let allowed = limits.max_definition_bytes.saturating_sub(self.bytes);
         let all = cursor.remaining();
         let mut cut = cursor.cut(allowed);
-        let def = match wire_type(&mut cut) {
+        let definition = match read_wire_type(&mut cut) {
             Err(DecodeError::UnexpectedEof) if all > allowed => return Err(DecodeError::TooManyTypes),
             result => result?,
         };
         let used = all.min(allowed) - cut.remaining();
         cursor.skip_bytes(used)?;
         self.bytes += used;
-        self.entries.insert(id, Entry { def, resolved: false });
+        self.entries.insert(id, Entry { definition, resolved: false });
         Ok(())
     }
 
-    /// Makes sure that `id` and all it refers to are defined, and completes the kinds in shapes. Types may refer to
-    /// themselves.
+    /// Checks that `id` and all types that it refers to are defined, and sets the kinds in shapes. Types may be recursive.
     pub(crate) fn resolve(&mut self, id: TypeId) -> Result<(), DecodeError> {
         if self.entries.get(&id).is_some_and(|entry| entry.resolved) {
             return Ok(());
         }
-        let mut todo = vec![id];
-        let mut done = Vec::new();
-        while let Some(id) = todo.pop() {
+        let mut pending = vec![id];
+        let mut resolved = Vec::new();
+        while let Some(id) = pending.pop() {
             if id.0 < TypeId::FIRST_USER {
                 self.kind(id).ok_or(DecodeError::UnknownType(id))?;
                 continue;
@@ -237,35 +170,35 @@ impl Types {
             if entry.resolved {
                 continue;
             }
-            // Set early so that cycles end; a failure ends the stream anyway.
+            // Set before the inner types are visited, so that recursive types end; a failure ends the stream.
             entry.resolved = true;
-            done.push(id);
-            match &entry.def {
-                Def::Array { elem, .. } | Def::Slice { elem } => todo.push(*elem),
-                Def::Map { key, elem } => todo.extend([*key, *elem]),
-                Def::Struct { shape } => todo.extend(shape.fields.iter().map(|field| field.id)),
-                Def::Opaque => {}
+            resolved.push(id);
+            match &entry.definition {
+                Definition::Array { elem, .. } | Definition::Slice { elem } => pending.push(*elem),
+                Definition::Map { key, elem } => pending.extend([*key, *elem]),
+                Definition::Struct { shape } => pending.extend(shape.fields.iter().map(|field| field.id)),
+                Definition::Opaque => {}
             }
         }
-        for id in done {
+        for id in resolved {
             let Some(shape) = self.shape(id) else { continue };
             let mut shape = Shape::clone(shape);
             for field in &mut shape.fields {
                 field.kind = self.kind(field.id).ok_or(DecodeError::UnknownType(field.id))?;
             }
             if let Some(entry) = self.entries.get_mut(&id) {
-                entry.def = Def::Struct { shape: Arc::new(shape) };
+                entry.definition = Definition::Struct { shape: Arc::new(shape) };
             }
         }
         Ok(())
     }
 }
 
-/// Calls `visit` with each field number of a struct whose definition has `count` fields; `visit` consumes the field.
-fn fields(
+/// Calls `read` with the number of each field present in a built-in struct of `count` fields; `read` consumes the field.
+fn read_fields(
     cursor: &mut Cursor<'_>,
     count: u64,
-    mut visit: impl FnMut(u64, &mut Cursor<'_>) -> Result<(), DecodeError>,
+    mut read: impl FnMut(u64, &mut Cursor<'_>) -> Result<(), DecodeError>,
 ) -> Result<(), DecodeError> {
     let mut next = 0u64;
     loop {
@@ -274,91 +207,91 @@ fn fields(
             return Ok(());
         }
         let number = next.checked_add(delta - 1).filter(|n| *n < count).ok_or(DecodeError::NoSuchField)?;
-        visit(number, cursor)?;
+        read(number, cursor)?;
         next = number + 1;
     }
 }
 
-/// The built-in struct that defines a type (docs/spec/mesh.md 3.4).
-fn wire_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
-    let mut def = None;
-    fields(cursor, 7, |number, cursor| {
+/// Reads the built-in struct `wireType`, which defines a type (docs/spec/mesh.md 3.4).
+fn read_wire_type(cursor: &mut Cursor<'_>) -> Result<Definition, DecodeError> {
+    let mut definition = None;
+    read_fields(cursor, 7, |number, cursor| {
         let parsed = match number {
-            0 => array_type(cursor)?,
-            1 => slice_type(cursor)?,
-            2 => struct_type(cursor)?,
-            3 => map_type(cursor)?,
+            0 => read_array_type(cursor)?,
+            1 => read_slice_type(cursor)?,
+            2 => read_struct_type(cursor)?,
+            3 => read_map_type(cursor)?,
             _ => {
-                fields(cursor, 1, |_, cursor| common_type(cursor))?;
-                Def::Opaque
+                read_fields(cursor, 1, |_, cursor| skip_common_type(cursor))?;
+                Definition::Opaque
             }
         };
-        match def.replace(parsed) {
+        match definition.replace(parsed) {
             None => Ok(()),
             Some(_) => Err(DecodeError::BadDefinition("more than one kind")),
         }
     })?;
-    def.ok_or(DecodeError::BadDefinition("no kind"))
+    definition.ok_or(DecodeError::BadDefinition("no kind"))
 }
 
-/// Name and id of the type itself; nobody needs them.
-fn common_type(cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
-    fields(cursor, 2, |number, cursor| match number {
+/// Skips the name and the id that a definition repeats.
+fn skip_common_type(cursor: &mut Cursor<'_>) -> Result<(), DecodeError> {
+    read_fields(cursor, 2, |number, cursor| match number {
         0 => cursor.bytes().map(drop),
         _ => cursor.int().map(drop),
     })
 }
 
-fn array_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
+fn read_array_type(cursor: &mut Cursor<'_>) -> Result<Definition, DecodeError> {
     let (mut elem, mut len) = (0, 0);
-    fields(cursor, 3, |number, cursor| {
+    read_fields(cursor, 3, |number, cursor| {
         match number {
-            0 => common_type(cursor)?,
+            0 => skip_common_type(cursor)?,
             1 => elem = cursor.int()?,
             _ => len = cursor.int()?,
         }
         Ok(())
     })?;
     let len = u64::try_from(len).map_err(|_| DecodeError::BadDefinition("negative array length"))?;
-    Ok(Def::Array { elem: TypeId(elem), len })
+    Ok(Definition::Array { elem: TypeId(elem), len })
 }
 
-fn slice_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
+fn read_slice_type(cursor: &mut Cursor<'_>) -> Result<Definition, DecodeError> {
     let mut elem = 0;
-    fields(cursor, 2, |number, cursor| {
+    read_fields(cursor, 2, |number, cursor| {
         match number {
-            0 => common_type(cursor)?,
+            0 => skip_common_type(cursor)?,
             _ => elem = cursor.int()?,
         }
         Ok(())
     })?;
-    Ok(Def::Slice { elem: TypeId(elem) })
+    Ok(Definition::Slice { elem: TypeId(elem) })
 }
 
-fn map_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
+fn read_map_type(cursor: &mut Cursor<'_>) -> Result<Definition, DecodeError> {
     let (mut key, mut elem) = (0, 0);
-    fields(cursor, 3, |number, cursor| {
+    read_fields(cursor, 3, |number, cursor| {
         match number {
-            0 => common_type(cursor)?,
+            0 => skip_common_type(cursor)?,
             1 => key = cursor.int()?,
             _ => elem = cursor.int()?,
         }
         Ok(())
     })?;
-    Ok(Def::Map { key: TypeId(key), elem: TypeId(elem) })
+    Ok(Definition::Map { key: TypeId(key), elem: TypeId(elem) })
 }
 
-fn struct_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
+fn read_struct_type(cursor: &mut Cursor<'_>) -> Result<Definition, DecodeError> {
     let mut shape = Shape::default();
-    fields(cursor, 2, |number, cursor| {
+    read_fields(cursor, 2, |number, cursor| {
         if number == 0 {
-            return common_type(cursor);
+            return skip_common_type(cursor);
         }
         let count = cursor.count()?;
         shape.fields.reserve_exact(count);
         for _ in 0..count {
             let mut field = ShapeField { name: String::new(), id: TypeId(0), kind: Kind::Opaque };
-            fields(cursor, 2, |number, cursor| {
+            read_fields(cursor, 2, |number, cursor| {
                 match number {
                     0 => field.name = String::from_utf8_lossy(cursor.bytes()?).into_owned(),
                     _ => field.id = TypeId(cursor.int()?),
@@ -369,5 +302,5 @@ fn struct_type(cursor: &mut Cursor<'_>) -> Result<Def, DecodeError> {
         }
         Ok(())
     })?;
-    Ok(Def::Struct { shape: Arc::new(shape) })
+    Ok(Definition::Struct { shape: Arc::new(shape) })
 }

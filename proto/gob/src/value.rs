@@ -2,34 +2,35 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::FieldError;
-use crate::types::{Kind, Shape, ShapeField, TypeId};
+use crate::kind::{Kind, TypeId};
+use crate::types::{Shape, ShapeField};
 
-/// One value of any type, as the sender described it.
+/// A value of any type, as its sender described it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Any bool.
+    /// A bool.
     Bool(bool),
-    /// Any signed integer.
+    /// A signed integer of any size.
     Int(i64),
-    /// Any unsigned integer.
+    /// An unsigned integer of any size.
     Uint(u64),
-    /// Any floating-point number.
+    /// A floating-point number.
     Float(f64),
     /// `[]byte`.
     Bytes(Vec<u8>),
-    /// A string. What is not UTF-8 has been replaced.
+    /// A string. Bytes that are not UTF-8 have been replaced.
     String(String),
     /// A complex number.
     Complex(f64, f64),
-    /// Slice or array.
+    /// A slice or an array.
     List(Vec<Value>),
     /// A map, in the order of the stream.
     Map(Vec<(Value, Value)>),
     /// A struct.
     Struct(Struct),
-    /// An interface: name of its concrete type, empty for nil. The content has been passed over.
+    /// The name of an interface's concrete type, empty for nil. The content has been skipped.
     Interface(String),
-    /// What a type with its own marshaller wrote.
+    /// The bytes that a type with its own marshaller wrote.
     Opaque(Vec<u8>),
 }
 
@@ -42,14 +43,14 @@ macro_rules! accessor {
         pub fn $name(&self) -> Result<$type, FieldError> {
             match self {
                 Value::$variant($v) => Ok($get),
-                other => Err(other.not(Kind::$variant)),
+                other => Err(other.wrong_kind(Kind::$variant)),
             }
         }
     };
 }
 
 impl Value {
-    /// What it is.
+    /// The kind of this value.
     pub fn kind(&self) -> Kind {
         match self {
             Value::Bool(_) => Kind::Bool,
@@ -67,7 +68,7 @@ impl Value {
         }
     }
 
-    fn not(&self, wanted: Kind) -> FieldError {
+    fn wrong_kind(&self, wanted: Kind) -> FieldError {
         FieldError::WrongKind { field: String::new(), wanted, found: self.kind() }
     }
 
@@ -86,7 +87,7 @@ impl Value {
     pub fn as_uint<T: TryFrom<u64>>(&self) -> Result<T, FieldError> {
         match self {
             Value::Uint(v) => T::try_from(*v).map_err(|_| FieldError::OutOfRange { field: String::new() }),
-            other => Err(other.not(Kind::Uint)),
+            other => Err(other.wrong_kind(Kind::Uint)),
         }
     }
 
@@ -97,17 +98,17 @@ impl Value {
     pub fn as_int<T: TryFrom<i64>>(&self) -> Result<T, FieldError> {
         match self {
             Value::Int(v) => T::try_from(*v).map_err(|_| FieldError::OutOfRange { field: String::new() }),
-            other => Err(other.not(Kind::Int)),
+            other => Err(other.wrong_kind(Kind::Int)),
         }
     }
 }
 
-/// The fields present in a struct. The ones that its sender knows but left out are zero; the accessors say so, and
-/// check the kind of those as well, as Go does.
+/// The fields present in a struct. Fields that the sender declared but did not send are zero; as in Go, the accessors check
+/// the declared kind of those too.
 #[derive(Clone)]
 pub struct Struct {
     shape: Arc<Shape>,
-    /// By field number, ascending.
+    /// Field numbers and values, ascending by number.
     fields: Vec<(u32, Value)>,
 }
 
@@ -127,13 +128,13 @@ macro_rules! field_accessor {
 }
 
 impl Struct {
-    /// A struct to be encoded: present fields by name, in any order. An absent field is not sent. A present one is not
-    /// sent either if it is zero, except structs, arrays and maps (docs/spec/mesh.md 3.3).
+    /// Makes a struct to be encoded from its fields in any order. Zero values are not sent, except structs, arrays and maps
+    /// (docs/spec/mesh.md 3.3).
     pub fn new<N: Into<String>>(fields: impl IntoIterator<Item = (N, Value)>) -> Struct {
         let mut shape = Shape::default();
         let mut values = Vec::new();
         for (number, (name, value)) in fields.into_iter().enumerate() {
-            // The id is that of no stream; only the kind is ever looked at.
+            // There is no stream yet, so there is no type id; only the kind is used.
             shape.fields.push(ShapeField { name: name.into(), id: TypeId(0), kind: value.kind() });
             values.push((number as u32, value));
         }
@@ -144,17 +145,17 @@ impl Struct {
         Struct { shape, fields }
     }
 
-    /// All fields that the sender defined.
+    /// All fields that the sender declared.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The fields present, in the sender's order.
+    /// Names and values of the fields present, in the sender's order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.fields.iter().map(|(number, value)| (self.shape.fields[*number as usize].name.as_str(), value))
     }
 
-    /// The field of that name if present.
+    /// The field with this name, if it is present.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.by_number(self.shape.position(name)?)
     }
@@ -164,7 +165,7 @@ impl Struct {
         Some(&self.fields[at].1)
     }
 
-    /// Fails if the struct has fields, but none of `names`: for top-level values (docs/spec/mesh.md 3.5).
+    /// Refuses a struct that has fields, but none of `names`. Go does so for top-level values (docs/spec/mesh.md 3.5).
     ///
     /// # Errors
     /// [`FieldError::NoFieldsMatched`].
@@ -192,7 +193,7 @@ impl Struct {
     field_accessor!(string, String, &str, "", as_str, "A string field; empty if absent.");
     field_accessor!(list, List, &[Value], &[], as_list, "A slice or array field; empty if absent.");
 
-    /// A map field; `None` if absent, which is not the same as an empty map to some receivers.
+    /// A map field; `None` if absent, since some receivers distinguish that from an empty map.
     ///
     /// # Errors
     /// The sender declared the field as another kind.
@@ -202,7 +203,7 @@ impl Struct {
             .transpose()
     }
 
-    /// A struct field; `None` if absent, as a nil pointer is.
+    /// A struct field; `None` if absent, as for a nil pointer.
     ///
     /// # Errors
     /// The sender declared the field as another kind.
@@ -232,7 +233,7 @@ impl Struct {
 }
 
 impl PartialEq for Struct {
-    /// Equal if the same names have equal values, in the same order; what was declared and left out does not count.
+    /// Compares names and values of the fields present; fields that were declared but not sent do not count.
     fn eq(&self, other: &Struct) -> bool {
         self.iter().eq(other.iter())
     }
@@ -241,17 +242,5 @@ impl PartialEq for Struct {
 impl fmt::Debug for Struct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
-    }
-}
-
-impl FieldError {
-    fn in_field(self, name: &str) -> FieldError {
-        match self {
-            FieldError::WrongKind { wanted, found, .. } => {
-                FieldError::WrongKind { field: name.to_owned(), wanted, found }
-            }
-            FieldError::OutOfRange { .. } => FieldError::OutOfRange { field: name.to_owned() },
-            other => other,
-        }
     }
 }

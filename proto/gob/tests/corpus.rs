@@ -1,4 +1,4 @@
-//! Replays the corpus of the fuzz target, and mutations of it.
+//! Replays the corpus of the fuzz target and mutations of it.
 
 mod exercise;
 #[path = "../../../fuzz/replay.rs"]
@@ -6,5 +6,5 @@ mod replay;
 
 #[test]
 fn gob_stream() {
-    replay::replay("gob_stream", 4000, exercise::stream);
+    replay::replay("gob_stream", 4000, exercise::decode_stream);
 }

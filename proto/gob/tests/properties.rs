@@ -1,4 +1,4 @@
-//! What is encoded decodes to the same, and no input does harm.
+//! Encoded values decode to the same values, and malformed input gives errors.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
@@ -81,14 +81,14 @@ fn values(ty: &Type) -> BoxedStrategy<Value> {
 }
 
 /// The value without the struct fields that are not sent because they are zero.
-fn normal(ty: &Type, value: &Value) -> Value {
+fn without_zero_fields(ty: &Type, value: &Value) -> Value {
     match (ty, value) {
         (Type::Slice { elem, .. } | Type::Array { elem, .. }, Value::List(v)) => {
-            Value::List(v.iter().map(|v| normal(elem, v)).collect())
+            Value::List(v.iter().map(|v| without_zero_fields(elem, v)).collect())
         }
-        (Type::Map { key, elem, .. }, Value::Map(v)) => {
-            Value::Map(v.iter().map(|(k, v)| (normal(key, k), normal(elem, v))).collect())
-        }
+        (Type::Map { key, elem, .. }, Value::Map(v)) => Value::Map(
+            v.iter().map(|(k, v)| (without_zero_fields(key, k), without_zero_fields(elem, v))).collect(),
+        ),
         (Type::Struct { fields, .. }, Value::Struct(v)) => {
             let present = fields.iter().filter_map(|field| {
                 let value = v.get(&field.name)?;
@@ -103,7 +103,7 @@ fn normal(ty: &Type, value: &Value) -> Value {
                     Value::List(v) => v.is_empty() && matches!(field.ty, Type::Slice { .. }),
                     _ => false,
                 };
-                (!zero).then(|| (field.name.to_string(), normal(&field.ty, value)))
+                (!zero).then(|| (field.name.to_string(), without_zero_fields(&field.ty, value)))
             });
             Value::Struct(Struct::new(present))
         }
@@ -111,8 +111,8 @@ fn normal(ty: &Type, value: &Value) -> Value {
     }
 }
 
-/// The outcome for a stream held in memory, and that it is the same in pieces.
-fn outcome(stream: &[u8], limits: Limits, pieces: &[usize]) -> (Vec<Value>, Option<DecodeError>) {
+/// Decodes a stream at once, and asserts that decoding it in pieces gives the same values and error.
+fn decode_both_ways(stream: &[u8], limits: Limits, pieces: &[usize]) -> (Vec<Value>, Option<DecodeError>) {
     let mut decoder = Decoder::with_limits(stream, limits);
     let mut values = Vec::new();
     let error = loop {
@@ -150,7 +150,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn round_trip(
+    fn values_round_trip(
         all in prop::collection::vec(types().prop_flat_map(|ty| { let v = values(&ty); (Just(ty), v) }), 1..4),
         pieces in prop::collection::vec(1usize..40, 1..8),
     ) {
@@ -158,21 +158,21 @@ proptest! {
         for (ty, value) in &all {
             encoder.value(ty, value);
         }
-        let (decoded, error) = outcome(&encoder.finish(), Limits::default(), &pieces);
+        let (decoded, error) = decode_both_ways(&encoder.finish(), Limits::default(), &pieces);
         prop_assert_eq!(error, None);
-        let expected: Vec<Value> = all.iter().map(|(ty, value)| normal(ty, value)).collect();
+        let expected: Vec<Value> = all.iter().map(|(ty, value)| without_zero_fields(ty, value)).collect();
         prop_assert_eq!(decoded, expected);
     }
 
     #[test]
-    fn noise(stream in prop::collection::vec(any::<u8>(), 0..200)) {
-        outcome(&stream, Limits::default(), &[1, 7, 3]);
+    fn random_bytes_do_not_panic(stream in prop::collection::vec(any::<u8>(), 0..200)) {
+        decode_both_ways(&stream, Limits::default(), &[1, 7, 3]);
     }
 }
 
-/// Valid streams with a few bytes changed, removed, repeated or inserted.
+/// Changes, removes, repeats or inserts a few bytes in valid streams.
 #[test]
-fn mutated_vectors() {
+fn mutated_vectors_decode_equally_at_once_and_in_pieces() {
     let mut streams = Vec::new();
     for (file, key) in [
         ("mesh/gob_values.json", "composite"),
@@ -190,7 +190,7 @@ fn mutated_vectors() {
         prop::sample::select(streams),
         prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..5), 1..6),
     );
-    // A small budget, so that the limits are met as well.
+    // Low limits, so that some streams exceed them.
     let limits = Limits { max_memory: 2000, max_types: 9, max_depth: 5, ..Limits::default() };
     let config = ProptestConfig { cases: 8000, ..ProptestConfig::default() };
     let (mut good, mut bad) = (0, 0);
@@ -210,8 +210,8 @@ fn mutated_vectors() {
                     _ => stream.extend_from_within(at..),
                 }
             }
-            let (_, error) = outcome(&stream, limits, &[5, 1, 60]);
-            outcome(&stream, Limits::default(), &[11]);
+            let (_, error) = decode_both_ways(&stream, limits, &[5, 1, 60]);
+            decode_both_ways(&stream, Limits::default(), &[11]);
             let mut counts = counts.borrow_mut();
             if error.is_some() {
                 *counts.1 += 1
@@ -233,26 +233,26 @@ fn stream(messages: &[&str]) -> Vec<u8> {
 }
 
 fn first_error(stream: &[u8], limits: Limits) -> DecodeError {
-    outcome(stream, limits, &[3]).1.expect("an error")
+    decode_both_ways(stream, limits, &[3]).1.expect("an error")
 }
 
 #[test]
-fn bombs() {
+fn nested_and_recursive_values_are_limited() {
     let limits = Limits::default();
     // A slice (id 65) of empty structs (id 66): a byte each on the wire.
     let mut encoder = Encoder::new();
     let ty = Type::slice(Type::structure("", []));
     let empty = Value::Struct(Struct::new::<String>([]));
     encoder.value(&ty, &Value::List(vec![empty; 9 << 20]));
-    let bomb = encoder.finish();
-    assert!(bomb.len() < limits.max_message);
-    assert_eq!(Decoder::new(&bomb).next(), Err(DecodeError::TooMuchMemory));
-    // Skipping costs nothing.
-    let mut decoder = Decoder::new(&bomb);
+    let stream_of_empty_structs = encoder.finish();
+    assert!(stream_of_empty_structs.len() < limits.max_message);
+    assert_eq!(Decoder::new(&stream_of_empty_structs).next(), Err(DecodeError::TooMuchMemory));
+    // Skipping needs no memory.
+    let mut decoder = Decoder::new(&stream_of_empty_structs);
     let mut reader = decoder.next_reader().unwrap().unwrap();
     reader.skip(reader.id()).unwrap();
 
-    // A slice of itself, nested 5000 deep, and one that ends in time.
+    // A slice of its own type, nested 5000 and 3 levels deep.
     let definition = "ff81020102ff820001ff820000";
     let deep = format!("ff8200{}00", "01".repeat(5000));
     assert_eq!(first_error(&stream(&[definition, &deep]), limits), DecodeError::TooDeep);
@@ -260,23 +260,23 @@ fn bombs() {
     for _ in 0..3 {
         nested = Value::List(vec![nested]);
     }
-    assert_eq!(outcome(&stream(&[definition, "ff820001010100"]), limits, &[1]).0, [nested]);
+    assert_eq!(decode_both_ways(&stream(&[definition, "ff820001010100"]), limits, &[1]).0, [nested]);
 
-    // A struct with a field of its own type is fine as long as it ends.
+    // A struct with a field of its own type.
     let definition = "ff81 03 01010178 01ff8200 0101 010161 01ff8200 0000".replace(' ', "");
     let definition = definition.as_str();
     let (values, error) =
-        outcome(&stream(&[definition, "ff8201010000 00".replace(' ', "").as_str()]), limits, &[2]);
+        decode_both_ways(&stream(&[definition, "ff8201010000 00".replace(' ', "").as_str()]), limits, &[2]);
     assert_eq!((values.len(), error), (1, None));
 
-    // An array of zero elements of itself.
+    // An array of zero elements of its own type.
     let definition = "ff81010102ff820001ff820000";
-    assert_eq!(outcome(&stream(&[definition, "ff820000"]), limits, &[2]).0, [Value::List(vec![])]);
+    assert_eq!(decode_both_ways(&stream(&[definition, "ff820000"]), limits, &[2]).0, [Value::List(vec![])]);
     assert_eq!(first_error(&stream(&[definition, "ff82000100"]), limits), DecodeError::ArrayLength);
 }
 
 #[test]
-fn sizes_are_refused_early() {
+fn announced_sizes_beyond_limit_or_message_are_refused() {
     let limits = Limits { max_message: 100, ..Limits::default() };
     let mut decoder = StreamDecoder::new(limits);
     decoder.push(&[0xff, 101]);
@@ -304,7 +304,7 @@ fn first_unknown(message: &str) -> weave_gob::TypeId {
 }
 
 #[test]
-fn bad_definitions() {
+fn malformed_definitions_are_refused() {
     let limits = Limits { max_types: 2, max_definition_bytes: 60, ..Limits::default() };
     let error = |messages: &[&str]| first_error(&stream(messages), limits);
     // Built-in ids, two kinds at once, none, bytes after it, unknown kind, an id that cannot be negated.
@@ -322,12 +322,12 @@ fn bad_definitions() {
         error(&["ff8101 0102ff8200 010c 0101 0000".replace(' ', "").as_str()]),
         DecodeError::BadDefinition("negative array length")
     );
-    // Refers to a type that never comes.
+    // A reference to a type that is not defined.
     let dangling = "ff81020102ff820001ff840000";
     assert_eq!(error(&[dangling, "ff820000"]).to_string(), "gob: unknown type id or corrupted data");
     // A definition without a value.
     assert_eq!(error(&["ff81020102ff8200010c0000"]), DecodeError::UnexpectedEof);
-    // Too many, too large.
+    // Too many definitions, and a definition that is too long.
     let define = |id: &str| format!("ff{id}020102ff820001 0c 0000").replace(' ', "");
     assert_eq!(error(&[&define("81"), &define("83"), &define("85")]), DecodeError::TooManyTypes);
     let named = format!("ff81020101{}{}01ff8200010c0000", "3c", "61".repeat(60));
@@ -335,17 +335,18 @@ fn bad_definitions() {
 }
 
 #[test]
-fn own_marshallers_are_passed_over() {
+fn values_of_own_marshallers_are_opaque() {
     // GobEncoder (field 4 of wireType), BinaryMarshaler, TextMarshaler.
     for kind in ["05", "06", "07"] {
         let definition = format!("ff81{kind}0102ff82000000");
-        let (values, error) = outcome(&stream(&[&definition, "ff820003010203"]), Limits::default(), &[1]);
+        let (values, error) =
+            decode_both_ways(&stream(&[&definition, "ff820003010203"]), Limits::default(), &[1]);
         assert_eq!((values, error), (vec![Value::Opaque(vec![1, 2, 3])], None));
     }
 }
 
 #[test]
-fn interfaces_with_definitions_inside() {
+fn definitions_inside_interfaces_are_accepted() {
     // []interface{} with one element: name "x", definition of id 66 as []string, then a value of that type.
     let mut inner = hex::decode("0178").unwrap();
     inner.extend(hex::decode("ff83020102ff8400010c0000").unwrap());
@@ -353,7 +354,7 @@ fn interfaces_with_definitions_inside() {
     inner.extend(hex::decode("ff84 03 000100".replace(' ', "")).unwrap());
     let value = format!("ff82000200{}", hex::encode(&inner));
     let all = stream(&["ff81020102ff820001100000", &value]);
-    let (values, error) = outcome(&all, Limits::default(), &[4]);
+    let (values, error) = decode_both_ways(&all, Limits::default(), &[4]);
     assert_eq!(error, None);
     assert_eq!(values, [Value::List(vec![Value::Interface(String::new()), Value::Interface("x".into())])]);
 }

@@ -1,4 +1,4 @@
-//! Bytes that 2.8.1 wrote, decoded; and written again where that is defined (docs/spec/mesh.md 16).
+//! Decodes the bytes that 2.8.1 wrote, and encodes them again where their order is defined (docs/spec/mesh.md 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use serde_json::Value as Json;
@@ -27,7 +27,7 @@ fn decode_all(stream: &[u8]) -> Vec<Value> {
     while let Some(value) = decoder.next().unwrap() {
         values.push(value);
     }
-    // The same stream byte by byte gives the same.
+    // Decoding byte by byte gives the same values.
     let mut decoder = StreamDecoder::new(Limits::default());
     let mut again = Vec::new();
     for byte in stream {
@@ -57,7 +57,7 @@ fn address(number: u32) -> String {
 }
 
 #[test]
-fn primitives_both_ways() {
+fn primitives_decode_and_encode_as_in_go() {
     let all = vectors("mesh/gob_values.json");
     let check = |json: &Json, ty: &Type, value: Value| {
         let stream = bytes(&json["top_level"]);
@@ -94,7 +94,7 @@ fn primitives_both_ways() {
     }
 }
 
-/// Compares with what Go's JSON encoder shows: absent fields are zero there, bytes are base64.
+/// Compares a value with Go's JSON encoding of it, in which absent fields are zero and bytes are base64.
 fn same(value: Option<&Value>, json: &Json) -> bool {
     match (value, json) {
         (None, Json::Null) => true,
@@ -126,7 +126,7 @@ fn same(value: Option<&Value>, json: &Json) -> bool {
 }
 
 #[test]
-fn composites() {
+fn composite_values_decode_as_in_go() {
     let all = vectors("mesh/gob_values.json");
     for json in list(&all["composite"]) {
         let value = decode_one(&bytes(&json["hex"]));
@@ -139,7 +139,7 @@ fn composites() {
         let json = list(&all["composite"]).iter().find(|json| json["name"] == name).unwrap();
         decode_one(&bytes(&json["hex"]))
     };
-    // Go leaves these out of a struct in other circumstances, here they are on the wire.
+    // Zero structs and arrays are sent, unlike other zero values.
     let zeros = find("nested_zero_structs_are_sent");
     let zeros = zeros.as_struct().unwrap();
     let promise = zeros.nested("Promise").unwrap().unwrap();
@@ -172,7 +172,7 @@ fn kinds_and_ranges_are_checked_like_go_does() {
     );
     let value = value.as_struct().unwrap();
     assert_eq!(value.map("M"), Ok(Some(&[][..])));
-    // Absent, so it could be any zero; but its declared kind differs.
+    // An absent field is zero, but its declared kind still has to match.
     assert_eq!(
         value.uint::<u64>("A"),
         Err(FieldError::WrongKind { field: "A".into(), wanted: Kind::Uint, found: Kind::Int })
@@ -190,7 +190,7 @@ fn kinds_and_ranges_are_checked_like_go_does() {
 }
 
 #[test]
-fn ready_made_definitions() {
+fn definitions_are_written_as_in_go() {
     let definitions = |ty: &Type, value: Value| {
         let mut encoder = Encoder::new();
         encoder.value(ty, &value);
@@ -221,7 +221,7 @@ fn ready_made_definitions() {
             ("Established", Type::Bool),
         ],
     ));
-    // Every update that Go wrote, written again.
+    // Every update that Go wrote is encoded to the same bytes.
     let mut written = 0;
     for json in list(&vectors("mesh/topology_updates.json")["go_written"]) {
         let stream = bytes(&json["hex"]);
@@ -237,7 +237,7 @@ fn ready_made_definitions() {
 }
 
 #[test]
-fn topology_updates() {
+fn topology_updates_decode_or_fail_as_in_go() {
     for file in ["mesh/topology_updates.json", "mesh/topology_updates_high_type_ids.json"] {
         let file = vectors(file);
         let cases = ["go_written", "other_writers", "handmade"];
@@ -269,7 +269,7 @@ fn topology_updates() {
 }
 
 #[test]
-fn other_kinds_are_decoded_or_skipped() {
+fn fields_of_unknown_kinds_are_decoded() {
     let file = vectors("mesh/topology_updates.json");
     let json = list(&file["other_writers"]).iter().find(|j| j["name"] == "future_peer_with_unknown_fields");
     let values = decode_all(&bytes(&json.unwrap()["hex"]));
@@ -282,7 +282,7 @@ fn other_kinds_are_decoded_or_skipped() {
 }
 
 #[test]
-fn envelopes() {
+fn envelopes_decode_and_encode() {
     for json in list(&vectors("mesh/gossip_envelopes.json")) {
         let stream = bytes(&json["envelope"]);
         let values = decode_all(&stream);
@@ -302,7 +302,7 @@ fn envelopes() {
 }
 
 #[test]
-fn dns_gossip() {
+fn dns_gossip_decodes_and_encodes() {
     let one = vectors("dns/gossip_gob_other_ids.json");
     let all = vectors("dns/gossip_gob.json");
     let entry = Type::structure(
@@ -323,7 +323,7 @@ fn dns_gossip() {
         .map(|json| (json, &json["entries_after_decode_order"]))
         .chain([(&one, &one["entries"])])
     {
-        // The order in which upstream sorts after decoding does not matter here.
+        // 2.8.1 sorts the entries after decoding.
         let sort = |mut entries: Vec<[String; 6]>| {
             entries.sort();
             entries
@@ -404,7 +404,7 @@ fn check_ipam_gossip(stream: &[u8], json: &Json) {
         let uid = node.uint::<u64>("UID").unwrap().to_string();
         let json = list(&json["paxos"]).iter().find(|json| json["node"]["uid"] == *uid).unwrap();
         for (field, key) in [("Promise", "promise"), ("Accepted", "accepted")] {
-            // Handmade encodings leave out all zeros.
+            // Encodings written by hand leave out zero structs.
             let round = claim.nested(field).unwrap().map_or(Ok(0), |id| id.uint::<u32>("Round"));
             assert_eq!(round.unwrap(), json[key]["round"]);
         }
@@ -415,7 +415,7 @@ fn check_ipam_gossip(stream: &[u8], json: &Json) {
 }
 
 #[test]
-fn ipam_gossip() {
+fn ipam_gossip_decodes() {
     let mut seen = 0;
     for (file, key) in
         [("minimal_encodings", "cases"), ("ring_gossip", "cases"), ("paxos_gossip", "messages")]
@@ -431,7 +431,7 @@ fn ipam_gossip() {
 }
 
 #[test]
-fn ipam_database_and_unicasts() {
+fn ipam_database_and_unicasts_decode() {
     let entry = Type::structure(
         "",
         [("Token", Type::Uint), ("Peer", Type::Uint), ("Version", Type::Uint), ("Free", Type::Uint)],

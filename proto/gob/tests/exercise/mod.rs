@@ -1,34 +1,34 @@
-//! Any bytes as a gob stream. Shared by the fuzz target and the tests that replay its corpus.
+//! Decodes arbitrary bytes as a gob stream. The fuzz target and the test that replays its corpus share this module.
 
 use weave_gob::{DecodeError, Decoder, Limits, StreamDecoder, Value};
 
-/// First byte: size of the pieces and choice of limits; the rest is the stream. Checks that a stream decodes to the
-/// same in one go and in pieces, and that passing over a value finds the same faults as building it.
-pub(crate) fn stream(data: &[u8]) {
+/// The first byte selects the size of the pieces and the limits; the rest is the stream. Asserts that a stream decodes to the
+/// same values at once and in pieces, and that skipping a value finds the same errors as building it.
+pub(crate) fn decode_stream(data: &[u8]) {
     let Some((&options, stream)) = data.split_first() else { return };
     let limits = if options & 0x80 == 0 {
         Limits::default()
     } else {
         Limits { max_message: 300, max_depth: 4, max_types: 6, max_definition_bytes: 400, max_memory: 4000 }
     };
-    let (values, error) = whole(stream, limits);
+    let (values, error) = decode_at_once(stream, limits);
     for value in &values {
-        look(value);
+        check_accessors(value);
     }
 
-    let (seen, pieces_error) = in_pieces(stream, limits, usize::from(options & 0x1f) + 1);
+    let (seen, pieces_error) = decode_in_pieces(stream, limits, usize::from(options & 0x1f) + 1);
     assert_eq!(format!("{values:?}"), format!("{seen:?}"));
     assert_eq!(error, pieces_error);
 
-    let (passed, pass_error) = pass(stream, limits);
+    let (skipped, skip_error) = skip_all(stream, limits);
     if error == Some(DecodeError::TooMuchMemory) {
-        assert!(passed >= values.len());
+        assert!(skipped >= values.len());
     } else {
-        assert_eq!((passed, pass_error), (values.len(), error));
+        assert_eq!((skipped, skip_error), (values.len(), error));
     }
 }
 
-fn whole(stream: &[u8], limits: Limits) -> (Vec<Value>, Option<DecodeError>) {
+fn decode_at_once(stream: &[u8], limits: Limits) -> (Vec<Value>, Option<DecodeError>) {
     let mut decoder = Decoder::with_limits(stream, limits);
     let mut values = Vec::new();
     loop {
@@ -40,7 +40,7 @@ fn whole(stream: &[u8], limits: Limits) -> (Vec<Value>, Option<DecodeError>) {
     }
 }
 
-fn in_pieces(stream: &[u8], limits: Limits, size: usize) -> (Vec<Value>, Option<DecodeError>) {
+fn decode_in_pieces(stream: &[u8], limits: Limits, size: usize) -> (Vec<Value>, Option<DecodeError>) {
     let mut decoder = StreamDecoder::new(limits);
     let mut values = Vec::new();
     for piece in stream.chunks(size) {
@@ -60,30 +60,30 @@ fn in_pieces(stream: &[u8], limits: Limits, size: usize) -> (Vec<Value>, Option<
     (values, (!decoder.is_complete()).then_some(DecodeError::UnexpectedEof))
 }
 
-fn pass(stream: &[u8], limits: Limits) -> (usize, Option<DecodeError>) {
+fn skip_all(stream: &[u8], limits: Limits) -> (usize, Option<DecodeError>) {
     let mut decoder = Decoder::with_limits(stream, limits);
-    let mut passed = 0;
+    let mut skipped = 0;
     loop {
         let result = match decoder.next_reader() {
             Ok(Some(mut reader)) => reader.skip(reader.id()),
-            Ok(None) => return (passed, None),
-            Err(error) => return (passed, Some(error)),
+            Ok(None) => return (skipped, None),
+            Err(error) => return (skipped, Some(error)),
         };
         match result {
-            Ok(()) => passed += 1,
-            Err(error) => return (passed, Some(error)),
+            Ok(()) => skipped += 1,
+            Err(error) => return (skipped, Some(error)),
         }
     }
 }
 
-/// Calls every accessor on every struct.
-fn look(value: &Value) {
+/// Calls every accessor of every struct.
+fn check_accessors(value: &Value) {
     match value {
-        Value::List(elements) => elements.iter().for_each(look),
+        Value::List(elements) => elements.iter().for_each(check_accessors),
         Value::Map(pairs) => {
             for (key, value) in pairs {
-                look(key);
-                look(value);
+                check_accessors(key);
+                check_accessors(value);
             }
         }
         Value::Struct(fields) => {
@@ -103,12 +103,12 @@ fn look(value: &Value) {
                 ];
                 let known = fields.shape().position(name).is_some();
                 let count = fits.iter().filter(|fit| **fit).count();
-                // A field has one kind at most; one the sender does not know is zero of any kind.
+                // A declared field has one kind at most; a field that was not declared reads as zero of any kind.
                 assert!(if known { count <= 1 } else { count == fits.len() });
                 let _ = fields.uint::<u8>(name);
                 let _ = fields.int::<i8>(name);
             }
-            fields.iter().for_each(|(_, value)| look(value));
+            fields.iter().for_each(|(_, value)| check_accessors(value));
         }
         _ => {}
     }
