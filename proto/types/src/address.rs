@@ -7,14 +7,14 @@ use std::str::FromStr;
 pub struct MacAddr(pub [u8; 6]);
 
 impl MacAddr {
-    /// `00:00:00:00:00:00`, the mark of overlay control frames.
+    /// `00:00:00:00:00:00`, which marks overlay control frames.
     pub const ZERO: MacAddr = MacAddr([0; 6]);
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
-    /// `01:80:c2:00:00:00`, spanning tree: the one group address that never crosses the switch (docs/spec/data-plane.md 2.3).
+    /// `01:80:c2:00:00:00`, the only group address that is never forwarded (docs/spec/data-plane.md 2.3).
     pub const SPANNING_TREE: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]);
 
-    /// Whether the group bit is set (multicast and broadcast).
+    /// Whether this is a multicast or broadcast address.
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
     }
@@ -34,16 +34,9 @@ impl fmt::Debug for MacAddr {
 }
 
 /// The text is not an Ethernet address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid MAC address: {0:?}")]
 pub struct ParseMacError(String);
-
-impl fmt::Display for ParseMacError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid MAC address: {:?}", self.0)
-    }
-}
-
-impl std::error::Error for ParseMacError {}
 
 impl FromStr for MacAddr {
     type Err = ParseMacError;
@@ -63,7 +56,7 @@ impl FromStr for MacAddr {
     }
 }
 
-/// An address with the length of its network prefix, as in `10.2.1.1/24`. Host bits are kept.
+/// An address with the length of its network prefix, such as `10.2.1.1/24`. Host bits are kept.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     addr: IpAddr,
@@ -71,23 +64,23 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// `None` if the prefix is longer than the address.
+    /// Returns `None` if the prefix is longer than the address.
     pub fn new(addr: IpAddr, prefix: u8) -> Option<Cidr> {
         let max = if addr.is_ipv4() { 32 } else { 128 };
         (prefix <= max).then_some(Cidr { addr, prefix })
     }
 
-    /// The address, host bits included.
+    /// The address with its host bits.
     pub fn addr(&self) -> IpAddr {
         self.addr
     }
 
-    /// Prefix length in bits.
+    /// Length of the prefix in bits.
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
 
-    /// The same network with all host bits zero.
+    /// The network: all host bits are zero.
     pub fn network(&self) -> Cidr {
         let addr = match self.addr {
             IpAddr::V4(a) => IpAddr::V4((u32::from(a) & mask32(self.prefix)).into()),
@@ -96,7 +89,7 @@ impl Cidr {
         Cidr { addr, prefix: self.prefix }
     }
 
-    /// Whether `ip` lies in the network. Addresses of the other family never do.
+    /// Whether `ip` belongs to the network. Addresses of the other family never do.
     pub fn contains(&self, ip: IpAddr) -> bool {
         Cidr::new(ip, self.prefix)
             .is_some_and(|c| c.network() == self.network() && ip.is_ipv4() == self.addr.is_ipv4())
@@ -131,17 +124,10 @@ impl fmt::Debug for Cidr {
     }
 }
 
-/// The text is not `address/length`. Shows the wording of 2.8.1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The text is not `address/length`. The message is that of 2.8.1.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid CIDR address: {0}")]
 pub struct ParseCidrError(String);
-
-impl fmt::Display for ParseCidrError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid CIDR address: {}", self.0)
-    }
-}
-
-impl std::error::Error for ParseCidrError {}
 
 impl FromStr for Cidr {
     type Err = ParseCidrError;
@@ -163,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks() {
+    fn cidr_arithmetic_and_parsing() {
         let c: Cidr = "10.2.1.102/24".parse().unwrap();
         assert_eq!(c.network().to_string(), "10.2.1.0/24");
         assert!(c.contains("10.2.1.7".parse().unwrap()));
@@ -181,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn macs() {
+    fn mac_addresses_are_six_pairs_of_hex_digits() {
         let m: MacAddr = "02:42:AC:11:00:03".parse().unwrap();
         assert_eq!(m.to_string(), "02:42:ac:11:00:03");
         assert!(!m.is_group() && MacAddr::BROADCAST.is_group());

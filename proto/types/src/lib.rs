@@ -1,6 +1,6 @@
-//! Names, addresses and time: parse, print, order, arithmetic. Nothing here decides anything.
+//! Names, addresses and time: parsing, printing, ordering, arithmetic.
 //!
-//! * identity: [`PeerName`], [`PeerUid`], [`ShortId`], [`ConnectionUid`], and the local handle [`ConnectionId`];
+//! * identity: [`PeerName`], [`PeerUid`], [`ShortId`], [`ConnectionUid`], and [`ConnectionId`], which is local to a process;
 //! * addresses: [`MacAddr`], [`Cidr`];
 //! * time: [`Instant`] (monotonic, for timers), [`Now`] (that and wall-clock time), [`TokenBucket`] (a rate limit).
 #![forbid(unsafe_code)]

@@ -1,9 +1,8 @@
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
-/// A point in monotonic time: the distance from an origin that the driver chose (process start, or the start of a
-/// simulation). Only differences mean anything. Unlike `std::time::Instant` it can be made from a number, so that a
-/// simulator owns it.
+/// A point in monotonic time, as the distance from an origin that the driver chooses: the start of the process or of a
+/// simulation. Unlike `std::time::Instant` it can be made from a number, as a simulated clock needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(Duration);
 
@@ -11,12 +10,12 @@ impl Instant {
     /// The origin of this clock.
     pub const ORIGIN: Instant = Instant(Duration::ZERO);
 
-    /// The instant that lies `since_origin` after the origin.
+    /// The instant `since_origin` after the origin.
     pub const fn from_origin(since_origin: Duration) -> Instant {
         Instant(since_origin)
     }
 
-    /// Distance from the origin.
+    /// Time passed since the origin.
     pub const fn since_origin(self) -> Duration {
         self.0
     }
@@ -50,17 +49,17 @@ impl Sub<Instant> for Instant {
     }
 }
 
-/// What time it is, as every machine is told with every input.
+/// The current time, which the driver passes to a state machine with each input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// Monotonic time, for timers.
     pub mono: Instant,
-    /// Wall-clock time since the Unix epoch, for what the wire or a person sees. It may jump.
+    /// Wall-clock time since the Unix epoch, for messages and for people. It may jump.
     pub wall: Duration,
 }
 
 impl Now {
-    /// What the wall clock will show at `at`, if nobody sets it meanwhile.
+    /// Wall-clock time at `at`, provided that the clock is not set in between.
     pub fn wall_at(&self, at: Instant) -> Duration {
         if at >= self.mono {
             self.wall.saturating_add(at - self.mono)

@@ -1,4 +1,4 @@
-//! Replays the corpus of the fuzz target, and mutations of it.
+//! Replays the corpus of the fuzz target and mutations of it.
 
 mod exercise;
 #[path = "../../../fuzz/replay.rs"]

@@ -1,5 +1,5 @@
-//! `tests/vectors/mesh/peer_names.json`: what the original accepts and refuses.
-#![expect(clippy::unwrap_used, reason = "a test")]
+//! Peer names that 2.8.1 accepts and refuses (`tests/vectors/mesh/peer_names.json`).
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use serde_json::Value;
 use weave_types::PeerName;
@@ -10,7 +10,7 @@ fn vectors() -> Value {
 }
 
 #[test]
-fn accepted() {
+fn accepted_names_parse_as_in_2_8_1() {
     for case in vectors()["accepted"].as_array().unwrap() {
         let input = case["input"].as_str().unwrap();
         let name: PeerName = input.parse().unwrap_or_else(|e| panic!("{e}"));
@@ -23,7 +23,7 @@ fn accepted() {
 }
 
 #[test]
-fn refused() {
+fn refused_names_have_the_error_of_2_8_1() {
     for case in vectors()["refused"].as_array().unwrap() {
         let input = case["input"].as_str().unwrap();
         let error = input.parse::<PeerName>().expect_err(input);

@@ -1,11 +1,11 @@
-//! Any text as a name or an address. Shared by the fuzz target and the test that replays its corpus.
+//! Parses arbitrary text as names and addresses. The fuzz target and the test that replays its corpus share this module.
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use weave_types::{Cidr, MacAddr, PeerName};
 
-/// Whatever is understood is printed in a form that means the same; whatever is not has a reason that can be shown.
+/// Asserts that a parsed value prints as text that parses to the same value, and that an error has a text.
 pub(crate) fn addresses(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     round_trip::<PeerName>(&text);
