@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use weave_types::Cidr;
 
-use crate::bridge::{no_bridge, tolerate_gone};
+use crate::error::ignore_missing_device;
 use crate::multicast_rules::{Firewall, FirewallError, Rule};
 use crate::{Error, Link, NetNs, Netlink, arp, ethtool, sysctl};
 
@@ -194,7 +194,7 @@ impl<'a> Transaction<'a> {
             return Err(Error::Argument(format!("{:?} cannot name an interface", request.id)));
         }
         let (outside, inside) = (format!("vethwepl{id}"), format!("vethwepg{id}"));
-        let bridge = self.host.link(request.bridge)?.ok_or_else(|| no_bridge(request.bridge))?;
+        let bridge = self.host.link(request.bridge)?.ok_or_else(|| Error::no_bridge(request.bridge))?;
         if !bridge.is("bridge") {
             return Err(Error::State(format!(
                 "interface {} is not a Linux bridge; run 'weave reset' and launch again",
@@ -243,7 +243,7 @@ impl<'a> Transaction<'a> {
             if link.is("veth") {
                 tracing::warn!(link = %link.name, pair = %outside, "removing the veth pair of an interrupted attach");
                 let netlink = if on_host { &mut self.host } else { &mut self.inner };
-                tolerate_gone(netlink.delete_link(&link))?;
+                ignore_missing_device(netlink.delete_link(&link))?;
             }
         }
         Ok(())
@@ -440,13 +440,15 @@ impl<'a> Transaction<'a> {
         let interface = self.interface;
         let firewall = |r: Result<(), FirewallError>| r.map_err(|e| Error::State(e.to_string()));
         match change {
-            Change::PairCreated(port) => tolerate_gone(self.host.delete_link(&port)),
+            Change::PairCreated(port) => ignore_missing_device(self.host.delete_link(&port)),
             Change::AddressAdded(link, cidr) => match self.inner.remove_address(&link, cidr) {
                 Err(e) if e.errno() == Some(Errno::EADDRNOTAVAIL) => Ok(()),
-                other => tolerate_gone(other),
+                other => ignore_missing_device(other),
             },
-            Change::SetUp(link) => tolerate_gone(self.inner.set_up(&link, false)),
-            Change::RouteAdded(link) => tolerate_gone(self.inner.remove_multicast_route(&link).map(|_| ())),
+            Change::SetUp(link) => ignore_missing_device(self.inner.set_up(&link, false)),
+            Change::RouteAdded(link) => {
+                ignore_missing_device(self.inner.remove_multicast_route(&link).map(|_| ()))
+            }
             Change::RuleAdded(f, rule) => firewall(self.ns.run(|| f.remove(interface, rule).map(|_| ()))?),
             Change::RuleRemoved(f, rule) => firewall(self.ns.run(|| f.ensure(interface, rule).map(|_| ()))?),
             Change::PromoteSecondariesSet(before) => {

@@ -1,8 +1,8 @@
 //! The host's own devices: bridge `weave` and the switch's uplink on it (docs/spec/data-plane.md 1).
 
-use nix::errno::Errno;
 use weave_types::MacAddr;
 
+use crate::error::ignore_missing_device;
 use crate::tc::IngressDrop;
 use crate::{Error, Link, Netlink, openvswitch, sysctl};
 
@@ -223,7 +223,7 @@ pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
 /// would pass for the bridge of a peer with another name.
 fn make_bridge(netlink: &mut Netlink, config: &BridgeConfig) -> Result<Link, Error> {
     if let Some(left) = netlink.link(UNFINISHED)? {
-        tolerate_gone(netlink.delete_link(&left))?;
+        ignore_missing_device(netlink.delete_link(&left))?;
     }
     let link = netlink.create_bridge_step(UNFINISHED, &format!("creating bridge {}", config.name))?;
     let (Mtu::Exactly(mtu) | Mtu::Default(mtu)) = config.mtu;
@@ -271,7 +271,7 @@ pub fn ensure_uplink(names: &DeviceNames) -> Result<UplinkInfo, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = match netlink.link(&names.bridge)? {
         Some(link) if link.is("bridge") => link,
-        _ => return Err(no_bridge(&names.bridge)),
+        _ => return Err(Error::no_bridge(&names.bridge)),
     };
     if let Some((port, device)) = adoptable(&mut netlink, names)? {
         return set_up_uplink(&mut netlink, &bridge, &port, &device, false);
@@ -299,7 +299,7 @@ fn adoptable(netlink: &mut Netlink, names: &DeviceNames) -> Result<Option<(Link,
                 link.name
             )));
         }
-        tolerate_gone(netlink.delete_link(&link))?;
+        ignore_missing_device(netlink.delete_link(&link))?;
     }
     Ok(None)
 }
@@ -344,21 +344,10 @@ fn set_up_uplink(
     })
 }
 
-pub(crate) fn no_bridge(name: &str) -> Error {
-    Error::State(format!("bridge {name:?} not present; did you launch weave?"))
-}
-
 fn after_deleting(netlink: &mut Netlink, link: &Link, cause: Error) -> Error {
-    match tolerate_gone(netlink.delete_link(link)) {
+    match ignore_missing_device(netlink.delete_link(link)) {
         Ok(()) => cause,
         Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
-    }
-}
-
-pub(crate) fn tolerate_gone(result: Result<(), Error>) -> Result<(), Error> {
-    match result {
-        Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(()),
-        other => other,
     }
 }
 
@@ -408,7 +397,7 @@ pub fn remove_all(names: &DeviceNames) -> (Vec<String>, Vec<Error>) {
         }
         let deleted =
             if link.is("openvswitch") { openvswitch::delete(link) } else { netlink.delete_link(link) };
-        match tolerate_gone(deleted) {
+        match ignore_missing_device(deleted) {
             Ok(()) => removed.push(link.name.clone()),
             Err(e) => errors.push(e),
         }

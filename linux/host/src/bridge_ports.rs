@@ -2,7 +2,6 @@
 
 use weave_types::{Cidr, MacAddr};
 
-use crate::bridge::no_bridge;
 use crate::{Error, Link, NamespaceId, NetNs, Netlink};
 
 /// The container interfaces on a bridge, as seen from the host. Take it once, then ask about many containers.
@@ -33,7 +32,7 @@ impl BridgePorts {
         let host = NetNs::current()?.id();
         let mut netlink = Netlink::open()?;
         let links = netlink.links()?;
-        let bridge = links.iter().find(|l| l.name == bridge).ok_or_else(|| no_bridge(bridge))?.clone();
+        let bridge = links.iter().find(|l| l.name == bridge).ok_or_else(|| Error::no_bridge(bridge))?.clone();
         let ports = links.into_iter().filter(|l| l.is("veth") && l.master == Some(bridge.index)).collect();
         Ok(BridgePorts { host, netlink, bridge, ports })
     }

@@ -85,6 +85,10 @@ impl Error {
         }
     }
 
+    pub(crate) fn no_bridge(name: &str) -> Error {
+        Error::State(format!("bridge {name:?} not present; did you launch weave?"))
+    }
+
     /// The kernel's reason, if it was the kernel that refused.
     pub fn errno(&self) -> Option<Errno> {
         match self {
@@ -93,6 +97,14 @@ impl Error {
             Error::Undo { cause, .. } => cause.errno(),
             _ => None,
         }
+    }
+}
+
+/// Makes the removal of a device that does not exist (any more) a success.
+pub(crate) fn ignore_missing_device(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(()),
+        other => other,
     }
 }
 

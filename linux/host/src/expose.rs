@@ -7,7 +7,6 @@ use nix::errno::Errno;
 use weave_types::Cidr;
 
 use crate::arp::{SETTLE, announce};
-use crate::bridge::no_bridge;
 use crate::{DeviceNames, Error, Link, Netlink, fault_injection, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
@@ -144,7 +143,7 @@ pub fn enable_forwarding() -> Result<bool, Error> {
 }
 
 fn the_bridge(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
-    netlink.link(name)?.filter(|l| l.is("bridge")).ok_or_else(|| no_bridge(name))
+    netlink.link(name)?.filter(|l| l.is("bridge")).ok_or_else(|| Error::no_bridge(name))
 }
 
 fn ipv4(netlink: &mut Netlink, link: &Link) -> Result<Vec<Cidr>, Error> {

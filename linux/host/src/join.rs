@@ -5,7 +5,7 @@
 //! -t nat -I POSTROUTING -o weave -j ACCEPT         what is routed in keeps its source address; `reset` removes it
 //! ```
 
-use crate::bridge::tolerate_gone;
+use crate::error::ignore_missing_device;
 use crate::multicast_rules::{Firewall, FirewallError};
 use crate::{Error, Link, Netlink, sysctl};
 
@@ -42,12 +42,12 @@ pub fn join_bridges(bridge: &str, other: &str) -> Result<bool, Error> {
             return Ok(false);
         }
         // Half of a pair, or between other bridges: of no use to anybody.
-        tolerate_gone(netlink.delete_link(&port))?;
+        ignore_missing_device(netlink.delete_link(&port))?;
     }
     let (port, far) = netlink.create_veth(&local, &guest, Some(weave.mtu))?;
     plug(&mut netlink, [(&port, &weave), (&far, &second)])
         .and_then(|()| accept(bridge).map_err(firewall))
-        .map_err(|cause| match tolerate_gone(netlink.delete_link(&port)) {
+        .map_err(|cause| match ignore_missing_device(netlink.delete_link(&port)) {
             Ok(()) => cause,
             Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
         })?;

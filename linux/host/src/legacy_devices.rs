@@ -11,7 +11,7 @@
 
 use nix::errno::Errno;
 
-use crate::bridge::tolerate_gone;
+use crate::error::ignore_missing_device;
 use crate::{
     BridgeKind, BridgePorts, DeviceNames, Error, Link, NetNs, Netlink, bridge_kind, ethtool, openvswitch,
 };
@@ -78,7 +78,7 @@ pub fn remove_legacy_datapath(names: &DeviceNames) -> Result<LegacyDatapath, Err
         // A port of a datapath goes with its device; the uplink is made again.
         let ours = links.iter().find(|l| l.name == names.device && l.master == Some(datapath.index));
         if let Some(device) = ours {
-            tolerate_gone(netlink.delete_link(device))?;
+            ignore_missing_device(netlink.delete_link(device))?;
         }
         return Ok(LegacyDatapath::InUse { name: datapath.name.clone(), port });
     }
@@ -144,7 +144,7 @@ pub fn restore_legacy_devices(
     let mut removed = Vec::new();
     for name in [&names.port, &names.device, &format!("{}du", names.prefix)] {
         if let Some(link) = netlink.link(name)? {
-            tolerate_gone(netlink.delete_link(&link))?;
+            ignore_missing_device(netlink.delete_link(&link))?;
             removed.push(name.clone());
         }
     }

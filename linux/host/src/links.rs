@@ -7,7 +7,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 use weave_types::MacAddr;
 
-use crate::bridge::tolerate_gone;
+use crate::error::ignore_missing_device;
 use crate::netlink::{Netlink, Reply, Request, attributes, find, text, u32_at};
 use crate::{Error, NetNs};
 
@@ -216,7 +216,7 @@ impl Netlink {
         next.map_err(|cause| {
             let mut request = Request::new(libc::RTM_DELLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
             request.string(libc::IFLA_IFNAME, name);
-            match tolerate_gone(self.execute(request, format_args!("deleting link {name}"))) {
+            match ignore_missing_device(self.execute(request, format_args!("deleting link {name}"))) {
                 Ok(()) => cause,
                 Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
             }
