@@ -57,7 +57,7 @@ fn parse_table(text: &str) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// For each workspace crate, by its folder: the workspace crates that it is built from (not those only its tests use).
-fn dependencies(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
+pub(crate) fn dependencies(root: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(root)
