@@ -7,7 +7,7 @@ SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: static-test help demo demo-down test lint unit sim lab-test docs claims soak scale fuzz bench build install static packages
+.PHONY: static-test help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench build install static packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -53,6 +53,9 @@ claims: packages ## runs the tests that show rows of docs/claims.md and prints e
 	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
 	@$(MAKE) --no-print-directory static-test
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
+
+mutants: ## plants bugs (tests/mutants), one at a time, and requires that tests find each
+	$(CARGO) run --quiet -p weave-xtask -- mutants
 
 soak: packages ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection

@@ -1,21 +1,24 @@
 //! Checks that cargo does not do: `layout` (ARCHITECTURE.md against the real dependencies), `circles` (modules that import each
-//! other), `references` (from the source to the specification) and `claims`.
+//! other), `references` (from the source to the specification), `claims`, and `mutants` (tests find planted bugs).
 #![forbid(unsafe_code)]
 
 mod circles;
 mod claims;
 mod layout;
+mod mutants;
 mod references;
 
 use std::path::PathBuf;
 
 fn main() -> anyhow::Result<()> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    match std::env::args().nth(1).as_deref() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
         Some("layout") => layout::check(&root),
         Some("circles") => circles::report(&root),
         Some("references") => references::check(&root),
         Some("claims") => claims::report(&root),
-        _ => anyhow::bail!("usage: xtask layout | circles | references | claims"),
+        Some("mutants") => mutants::run(&root, &arguments[1..]),
+        _ => anyhow::bail!("usage: xtask layout | circles | references | claims | mutants [NAME...]"),
     }
 }

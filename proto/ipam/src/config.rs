@@ -20,9 +20,8 @@ pub struct Config {
     pub default_subnet: Subnet,
     /// How the ring comes to be.
     pub init: Init,
-    /// A planted bug, for tests of tests.
-    #[cfg(feature = "mutants")]
-    pub mutation: Option<crate::Mutation>,
+    /// Decisions in which 2.8.1 differs; only the simulator changes them.
+    pub policy: Policy,
 }
 
 impl Config {
@@ -35,8 +34,7 @@ impl Config {
             range,
             default_subnet: range,
             init: Init::Consensus(None),
-            #[cfg(feature = "mutants")]
-            mutation: None,
+            policy: Policy::default(),
         }
     }
 
@@ -51,22 +49,41 @@ impl Config {
             Err(ConfigError { subnet: self.default_subnet, range: self.range })
         }
     }
+}
 
-    #[cfg(feature = "mutants")]
-    pub(crate) fn mutant(&self, mutation: crate::Mutation) -> bool {
-        use crate::Mutation::{DonateBeforePersist, Legacy, LegacyEarly};
-        match self.mutation {
-            Some(LegacyEarly) if mutation == DonateBeforePersist => true,
-            Some(Legacy | LegacyEarly) if mutation.is_legacy() => true,
-            only => only == Some(mutation),
-        }
-    }
+/// Decisions in which 2.8.1 differs from this implementation. The default is what this implementation does. The simulator sets
+/// them in peers that stand for 2.8.1, to test mixed clusters.
+///
+/// The simulator imitates the rest of 2.8.1 around the allocator: such a peer forgets its election when it restarts
+/// (docs/spec/ipam.md 15.11) and ends when it loses part of its space (15.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Every change of the ring leads to the next request for space at once, without waiting for the answer to the last
+    /// one (docs/spec/ipam.md 15.8).
+    pub unlimited_requests: bool,
+    /// As a donor: gives the ends of a subnet, which the requester cannot use (docs/spec/ipam.md 15.8), gives to peers that
+    /// it cannot reach, and denies requests for ranges that it does not own (8.10).
+    pub unchecked_donations: bool,
+    /// A denial fails all claims in its range, also those of which another peer is the owner (docs/spec/ipam.md 15.7).
+    pub denial_fails_all_claims: bool,
+    /// Addresses of which another peer says that it owns them are handed out (docs/spec/ipam.md 8.11).
+    pub use_disputed: bool,
+    /// A conflict ends the connection over which it was received (docs/spec/ipam.md 8.11).
+    pub disconnect_on_conflict: bool,
+    /// A donation is sent before it is stored; a crash in between loses it (docs/spec/ipam.md 9).
+    pub send_before_persist: bool,
+}
 
-    #[cfg(not(feature = "mutants"))]
-    #[inline]
-    pub(crate) fn mutant(&self, _: crate::Mutation) -> bool {
-        false
-    }
+impl Policy {
+    /// All that 2.8.1 does differently, but it stores donations before it sends them.
+    pub const V2_8_1: Policy = Policy {
+        unlimited_requests: true,
+        unchecked_donations: true,
+        denial_fails_all_claims: true,
+        use_disputed: true,
+        disconnect_on_conflict: true,
+        send_before_persist: false,
+    };
 }
 
 /// The default subnet lies outside the range.

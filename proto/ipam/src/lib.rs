@@ -27,7 +27,6 @@ pub mod database;
 mod gossip_error;
 pub mod merge;
 pub mod message;
-mod mutation;
 mod output;
 mod owned;
 pub mod paxos;
@@ -38,10 +37,9 @@ mod status;
 
 pub use address::{AddrRange, Subnet, SubnetError};
 pub use allocator::Allocator;
-pub use config::{Config, ConfigError, Init, ParseInitError};
+pub use config::{Config, ConfigError, Init, ParseInitError, Policy};
 pub use database::{Database, DatabaseError};
 pub use gossip_error::{Blame, Conflict, GossipError, Malformed, Named};
-pub use mutation::Mutation;
 pub use output::{
     Answer, Cancelled, Class, Container, Discarded, Event, HandOver, NO_ID, Output, Persist, QuorumSource,
     ReleaseError, RemoveError, RequestError, RequestId,

@@ -43,17 +43,6 @@ pub struct Ties {
     pub lost: Option<(Conflict, Vec<AddrRange>)>,
 }
 
-/// Which rules are broken on purpose: all false, but in tests of tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct MergeRules {
-    /// A received entry of the version that we have counts as newer.
-    pub same_is_newer: bool,
-    /// The result is not checked against the addresses in use.
-    pub skip_final_check: bool,
-    /// A ring that was seeded by others is merged.
-    pub ignore_seeds: bool,
-}
-
 impl Ring {
     /// Takes over what is newer in `theirs`. `first_used` gives the lowest address in use here in a range.
     ///
@@ -67,18 +56,17 @@ impl Ring {
         &mut self,
         theirs: &Ring,
         first_used: impl Fn(AddrRange) -> Option<u32>,
-        rules: MergeRules,
     ) -> Result<Merged, MergeError> {
         theirs.check().map_err(MergeError::Fault)?;
         let both_seeded = !self.seeds.is_empty() && !theirs.seeds.is_empty();
-        if both_seeded && self.seeds != theirs.seeds && !rules.ignore_seeds {
+        if both_seeded && self.seeds != theirs.seeds {
             return Err(MergeError::Seeds);
         }
         if self.range != theirs.range {
             return Err(MergeError::Range);
         }
 
-        let Candidate { entries, updated, mut objection } = self.combine(theirs, &first_used, rules);
+        let Candidate { entries, updated, mut objection } = self.combine(theirs, &first_used);
         let mut result = Ring { entries, ..self.clone() };
         for index in 0..result.entries.len() {
             if result.entries[index].peer == self.peer {
@@ -90,10 +78,8 @@ impl Ring {
         let conflict = |conflict| MergeError::Conflict { conflict, doubtful: lost.iter().collect() };
         if objection.is_none() {
             result.check().map_err(|fault| conflict(Conflict::Result(fault)))?;
-            if !rules.skip_final_check {
-                let used = lost.iter().find_map(&first_used);
-                objection = used.and_then(|addr| self.objection_to(&result, addr));
-            }
+            let used = lost.iter().find_map(&first_used);
+            objection = used.and_then(|addr| self.objection_to(&result, addr));
         }
         if let Some(objection) = objection {
             return Err(conflict(objection));
@@ -174,12 +160,7 @@ impl Ring {
 
     /// Applies the rules for each token. Where they forbid what is received, the first such case is noted, and the entry
     /// is taken all the same: the caller throws the result away, and sees from it what is in doubt.
-    fn combine(
-        &self,
-        theirs: &Ring,
-        first_used: &impl Fn(AddrRange) -> Option<u32>,
-        rules: MergeRules,
-    ) -> Candidate {
+    fn combine(&self, theirs: &Ring, first_used: &impl Fn(AddrRange) -> Option<u32>) -> Candidate {
         let me = self.peer;
         let in_use = |from: u32, to: u32| self.parts(from, to).any(|part| first_used(part).is_some());
         let mut candidate = Candidate::default();
@@ -204,8 +185,7 @@ impl Ring {
                     j += 1;
                 }
                 (Some(mine), Some(other)) => {
-                    let newer = other.version > mine.version
-                        || (rules.same_is_newer && other.version == mine.version);
+                    let newer = other.version > mine.version;
                     let in_use = || in_use(mine.token, self.next_token(i));
                     let mut keep = None;
                     if mine.version > other.version {

@@ -155,22 +155,22 @@ impl Paxos {
     }
 
     /// Begins a round of our own, in which `quorum` electors must agree.
-    pub fn propose(&mut self, quorum: u32, rules: Rules) {
+    pub fn propose(&mut self, quorum: u32) {
         self.quorum = quorum;
         let highest = self.knows.values().map(|c| c.promise.round.max(c.accepted.round)).max().unwrap_or(0);
         let promise = ProposalId { round: highest.saturating_add(1), proposer: self.own };
         self.knows.entry(self.own).or_default().promise = promise;
         if quorum == 1 {
-            self.think(rules);
+            self.think();
         }
     }
 
     /// Promises and accepts what there is to; true if our claims changed.
-    pub fn think(&mut self, rules: Rules) -> bool {
+    pub fn think(&mut self) -> bool {
         let before = self.knows.get(&self.own).cloned();
         let mut own = before.clone().unwrap_or_default();
         let promises = self.knows.values().map(|c| c.promise);
-        own.promise = if rules.promise_lower { promises.min() } else { promises.max() }.unwrap_or_default();
+        own.promise = promises.max().unwrap_or_default();
         self.knows.insert(self.own, own.clone());
 
         if own.promise.proposer == self.own && own.promise.is_valid() && self.quorum > 0 {
@@ -178,8 +178,8 @@ impl Paxos {
             if agreed().count() >= self.quorum as usize {
                 let bound = agreed().filter(|c| c.accepted.is_valid()).max_by_key(|c| c.accepted);
                 own.value = match bound {
-                    Some(bound) if !rules.ignore_accepted => bound.value.clone(),
-                    _ => AcceptedValue {
+                    Some(bound) => bound.value.clone(),
+                    None => AcceptedValue {
                         value: self.knows.keys().map(|node| node.name).collect(),
                         origin: own.promise,
                     },
@@ -202,14 +202,13 @@ impl Paxos {
     }
 
     /// The value that a quorum has accepted in one proposal: the peers, sorted, each once.
-    pub fn consensus(&self, rules: Rules) -> Option<Vec<PeerName>> {
+    pub fn consensus(&self) -> Option<Vec<PeerName>> {
         if self.quorum == 0 {
             return None;
         }
         let mut votes: BTreeMap<ProposalId, u32> = BTreeMap::new();
         for claims in self.knows.values().filter(|c| c.accepted.is_valid()) {
-            let ballot = if rules.count_by_origin { claims.value.origin } else { claims.accepted };
-            let count = votes.entry(ballot).or_default();
+            let count = votes.entry(claims.accepted).or_default();
             *count += 1;
             if *count >= self.quorum {
                 let peers: BTreeSet<PeerName> = claims.value.value.iter().copied().collect();
@@ -218,15 +217,4 @@ impl Paxos {
         }
         None
     }
-}
-
-/// Which rules are broken on purpose: all false, but in tests of tests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Rules {
-    /// A promise is given to a lower proposal, too.
-    pub promise_lower: bool,
-    /// A new value is proposed even if one was accepted.
-    pub ignore_accepted: bool,
-    /// Votes are counted by the origin of the value, as 2.8.1 does.
-    pub count_by_origin: bool,
 }

@@ -5,7 +5,7 @@ mod support;
 
 use support::{knowledge, list, name, number, range, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
-use weave_ipam::paxos::{NodeId, Paxos, Rules};
+use weave_ipam::paxos::{NodeId, Paxos};
 use weave_types::PeerUid;
 
 fn both_ways(bytes: &[u8], expected: &StateMessage, what: &str) {
@@ -67,7 +67,6 @@ fn unicasts() {
 /// The hand-driven run, step by step.
 #[test]
 fn election_steps() {
-    let rules = Rules::default();
     let vectors = vectors("paxos_gossip.json");
     let steps = list(&vectors["steps"]);
     let a = NodeId { name: "01:00:00:00:00:0a".parse().unwrap(), uid: PeerUid(1_111_111_111_111_111_111) };
@@ -80,20 +79,20 @@ fn election_steps() {
         let label = text(&step["node"]);
         let what = text(&step["what"]);
         if what.contains("proposes") {
-            nodes.get_mut(label).unwrap().propose(2, rules);
+            nodes.get_mut(label).unwrap().propose(2);
         } else {
             let from = what.split("state of ").nth(1).unwrap().split(' ').next().unwrap();
             let received = nodes[from].knowledge().clone();
             let node = nodes.get_mut(label).unwrap();
             let updated = node.update(&received);
             assert_eq!(serde_json::json!(updated), step["update_changed"], "{what}");
-            let changed = updated && node.think(rules);
+            let changed = updated && node.think();
             assert_eq!(serde_json::json!(changed), step["think_changed"], "{what}");
         }
         check(&nodes[label], step);
     }
     let mut alone = Paxos::new(NodeId { uid: PeerUid(5), ..a });
-    alone.propose(1, rules);
+    alone.propose(1);
     check(&alone, &steps[10]);
 
     // A restarted peer without stored state is another acceptor.
@@ -102,11 +101,11 @@ fn election_steps() {
     restarted.set_quorum(2);
     let mut heard = knowledge(&steps[11]["state_after"]);
     heard.remove(&again);
-    assert!(restarted.update(&heard) && restarted.think(rules));
+    assert!(restarted.update(&heard) && restarted.think());
     check(&restarted, &steps[11]);
-    restarted.propose(2, rules);
+    restarted.propose(2);
     let other = knowledge(&steps[12]["state_after"]).into_iter().filter(|(node, _)| node.name == b.name);
-    assert!(restarted.update(&other.collect()) && restarted.think(rules));
+    assert!(restarted.update(&other.collect()) && restarted.think());
     check(&restarted, &steps[12]);
 }
 
@@ -114,7 +113,7 @@ fn check(node: &Paxos, step: &serde_json::Value) {
     let mut knows = node.knowledge().clone();
     knows.values_mut().for_each(|claims| claims.value.value.sort());
     assert_eq!(knows, knowledge(&step["state_after"]), "{}", step["what"]);
-    let consensus = node.consensus(Rules::default());
+    let consensus = node.consensus();
     assert_eq!(serde_json::json!(consensus.is_some()), step["consensus"], "{}", step["what"]);
     let expected: Vec<_> = list(&step["consensus_value_sorted"]).iter().map(name).collect();
     assert_eq!(consensus.unwrap_or_default(), expected);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use weave_ipam::merge::{MergeError, MergeRules};
+use weave_ipam::merge::MergeError;
 use weave_ipam::space::{RangeSet, Space};
 use weave_ipam::{AddrRange, Entry, Ring};
 use weave_types::{Cidr, PeerName};
@@ -82,7 +82,7 @@ impl World {
                 let theirs = self.rings[from].clone();
                 let before = self.rings[n].clone();
                 let (ring, space) = (&mut self.rings[n], &mut self.spaces[n]);
-                let merged = ring.merge(&theirs, |range| space.first_used(range), MergeRules::default());
+                let merged = ring.merge(&theirs, |range| space.first_used(range));
                 prop_assert!(merged.is_ok(), "{merged:?}");
                 let mine = |ring: &Ring| ring.ranges_owned_by(peer(n)).into_iter().collect::<RangeSet>();
                 prop_assert!(mine(&before).minus(&mine(ring)).is_empty(), "lost without consent");
@@ -97,7 +97,7 @@ impl World {
                 prop_assert!(space.set_owned(ring.ranges_owned_by(peer(n))).is_empty());
                 // Once more changes nothing.
                 let once = ring.clone();
-                let again = ring.merge(&theirs, |range| space.first_used(range), MergeRules::default());
+                let again = ring.merge(&theirs, |range| space.first_used(range));
                 prop_assert!(again.is_ok_and(|merged| !merged.updated));
                 prop_assert_eq!(&once, &*ring);
             }
@@ -143,7 +143,7 @@ proptest! {
             let observer = peer(9);
             let as_seen = |ring: &Ring| Ring::from_parts(ring.range(), observer, ring.entries().to_vec(), ring.seeds().to_vec());
             let mut ring = as_seen(&world.rings[a]);
-            ring.merge(&world.rings[b], |_| None, MergeRules::default()).map(|_| ring)
+            ring.merge(&world.rings[b], |_| None).map(|_| ring)
         };
         for (a, b) in [(0, 1), (1, 2), (0, 2), (3, 0)] {
             let (one, two) = (merged(a, b).unwrap(), merged(b, a).unwrap());
@@ -207,7 +207,7 @@ proptest! {
         let used: Vec<u32> = used.into_iter().filter(|&a| owned.contains(a)).collect();
         let first_used = |range: AddrRange| used.iter().copied().find(|&a| range.contains(a));
         let before = ring.clone();
-        match ring.merge(&received, first_used, MergeRules::default()) {
+        match ring.merge(&received, first_used) {
             Ok(_) => {
                 prop_assert!(ring.check().is_ok());
                 let owned: RangeSet = ring.ranges_owned_by(peer(0)).into_iter().collect();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use support::{addr, list, name, number, range, ring, text, vectors};
-use weave_ipam::merge::{MergeError, MergeRules};
+use weave_ipam::merge::MergeError;
 use weave_ipam::{AddrRange, Conflict, Ring, Subnet};
 use weave_types::PeerName;
 
@@ -156,7 +156,7 @@ fn merges() {
         let mut mine = before.clone();
         let used: Vec<u32> = list(&case["allocated_by_me"]).iter().map(addr).collect();
         let first_used = |range: AddrRange| used.iter().copied().filter(|&a| range.contains(a)).min();
-        let result = mine.merge(&ring(&case["theirs"]), first_used, MergeRules::default());
+        let result = mine.merge(&ring(&case["theirs"]), first_used);
         let error = match &result {
             Ok(_) => None,
             Err(MergeError::Seeds) => Some("Received ring was seeded differently from ours".to_owned()),
@@ -182,23 +182,6 @@ fn merges() {
 }
 
 /// The final check is what closes the holes: without it the cases pass as in 2.8.1.
-#[test]
-fn the_final_check_is_needed() {
-    let vectors = vectors("ring_merge.json");
-    let holes = list(&vectors["cases"]).iter().filter(|c| text(&c["name"]).starts_with("upstream hole"));
-    let mut seen = 0;
-    for case in holes {
-        let mut mine = ring(&case["mine"]);
-        let used: Vec<u32> = list(&case["allocated_by_me"]).iter().map(addr).collect();
-        let first_used = |range: AddrRange| used.iter().copied().find(|&a| range.contains(a));
-        let rules = MergeRules { skip_final_check: true, ..MergeRules::default() };
-        mine.merge(&ring(&case["theirs"]), first_used, rules).unwrap();
-        assert_eq!(mine, ring(&case["mine_after"]));
-        seen += 1;
-    }
-    assert_eq!(seen, 3);
-}
-
 /// What is in doubt after a conflict: exactly what the other view takes from us.
 #[test]
 fn doubtful_ranges() {
@@ -210,7 +193,7 @@ fn doubtful_ranges() {
     let doubt = |case: &Value| {
         let used: Vec<u32> = list(&case["allocated_by_me"]).iter().map(addr).collect();
         let first_used = |range: AddrRange| used.iter().copied().find(|&a| range.contains(a));
-        match ring(&case["mine"]).merge(&ring(&case["theirs"]), first_used, MergeRules::default()) {
+        match ring(&case["mine"]).merge(&ring(&case["theirs"]), first_used) {
             Err(MergeError::Conflict { conflict, doubtful }) => (conflict, doubtful),
             other => panic!("{other:?}"),
         }
@@ -233,7 +216,7 @@ fn a_gift_that_a_taker_over_has_not_heard_of() {
     divided.divide(&[taker_over, giver]);
     let held_by = |peer| Ring::from_parts(range, peer, divided.entries().to_vec(), divided.seeds().to_vec());
     let nothing = |_: AddrRange| None;
-    let merge = |ring: &mut Ring, theirs: &Ring| ring.merge(theirs, nothing, MergeRules::default()).map(drop);
+    let merge = |ring: &mut Ring, theirs: &Ring| ring.merge(theirs, nothing).map(drop);
 
     let mut theirs = held_by(giver);
     let gift = AddrRange::new(0x0a00_00c0, 0x0a00_0100);

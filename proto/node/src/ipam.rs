@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use weave_ipam::{Allocator, Blame, CHANNEL, GossipError, Loaded};
+use weave_ipam::{Allocator, Blame, CHANNEL, GossipError, Loaded, Policy};
 use weave_mesh::{Channels, Mesh};
 use weave_types::{Now, PeerName};
 
@@ -18,29 +18,6 @@ pub struct IpamConfig {
     pub loaded: Loaded,
 }
 
-/// What 2.8.1 does otherwise, where a peer stands for one (`weave_ipam::Mutation::Legacy`).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Quirks {
-    /// A conflict about addresses ends the connection over which it was heard of.
-    refuses: bool,
-    /// What is to be stored does not go ahead of what was to be said before it.
-    early: bool,
-}
-
-impl Quirks {
-    #[cfg(feature = "mutants")]
-    pub(crate) fn of(config: &weave_ipam::Config) -> Quirks {
-        use weave_ipam::Mutation::{Legacy, LegacyEarly};
-        let early = config.mutation == Some(LegacyEarly);
-        Quirks { refuses: early || config.mutation == Some(Legacy), early }
-    }
-
-    #[cfg(not(feature = "mutants"))]
-    pub(crate) fn of(_: &weave_ipam::Config) -> Quirks {
-        Quirks::default()
-    }
-}
-
 /// The allocator, if there is one, and what it was told of the mesh. Without one the channel is passed on for others.
 #[derive(Default)]
 pub(crate) struct Ipam {
@@ -53,12 +30,12 @@ pub(crate) struct Ipam {
     pub(crate) targets_stale: bool,
     reachable: BTreeMap<PeerName, String>,
     others: Option<u32>,
-    quirks: Quirks,
+    policy: Policy,
 }
 
 impl Ipam {
-    pub(crate) fn new(allocator: Option<Allocator>, quirks: Quirks) -> Ipam {
-        Ipam { allocator, quirks, peers_stale: true, targets_stale: true, ..Ipam::default() }
+    pub(crate) fn new(allocator: Option<Allocator>, policy: Policy) -> Ipam {
+        Ipam { allocator, policy, peers_stale: true, targets_stale: true, ..Ipam::default() }
     }
 
     /// Moves what the allocator has put out. What is to be stored goes ahead of everything: of the bytes, too, that the mesh
@@ -66,7 +43,7 @@ impl Ipam {
     fn collect(&mut self, outputs: &mut VecDeque<Output>) {
         let Some(allocator) = &mut self.allocator else { return };
         while let Some(output) = allocator.poll_output() {
-            let ahead = !self.quirks.early || self.waiting.is_empty();
+            let ahead = !self.policy.send_before_persist || self.waiting.is_empty();
             match output {
                 weave_ipam::Output::Persist(persist) if ahead => {
                     outputs.push_back(Output::PersistIpam(persist))
@@ -129,8 +106,10 @@ impl IpamChannels<'_> {
         let result = input(allocator);
         self.ipam.collect(self.outputs);
         match result {
-            // A disagreement about addresses is in the status; it must not cut containers off.
-            Err(error) if error.blame() == Blame::Conflict && !self.ipam.quirks.refuses => Ok(R::default()),
+            // The status shows a conflict about addresses; it must not disconnect containers.
+            Err(error) if error.blame() == Blame::Conflict && !self.ipam.policy.disconnect_on_conflict => {
+                Ok(R::default())
+            }
             result => result.map_err(|e| e.to_string()),
         }
     }

@@ -11,7 +11,7 @@ use weave_overlay::forward::{ForwarderEvent, Tables};
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
-use crate::ipam::{Ipam, IpamChannels, IpamConfig, Quirks};
+use crate::ipam::{Ipam, IpamChannels, IpamConfig};
 use crate::link::{Effect, FAST_HEARTBEAT_FEATURE, Links};
 use crate::output::{Event, Output};
 use crate::status::{MacReport, Status};
@@ -65,11 +65,11 @@ impl Node {
         config.mesh.features.insert(FAST_HEARTBEAT_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
-        let quirks = config.ipam.as_ref().map(|ipam| Quirks::of(&ipam.config)).unwrap_or_default();
+        let policy = config.ipam.as_ref().map(|ipam| ipam.config.policy).unwrap_or_default();
         let allocator = config
             .ipam
             .map(|ipam| Allocator::new(ipam.config, ChaCha12Rng::from_seed(rng.random()), ipam.loaded, now));
-        let ipam = Ipam::new(allocator, quirks);
+        let ipam = Ipam::new(allocator, policy);
         let mut node = Node {
             mesh: Mesh::new(config.mesh, rng, now),
             macs: MacTable::new(macs),

@@ -1,4 +1,4 @@
-//! The plans that are run, by `cargo test` as by `hunt`.
+//! The plans that are run, by `cargo test` as by `find_mutants`.
 
 use weave_types::ShortId;
 

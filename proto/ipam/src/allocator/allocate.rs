@@ -7,7 +7,6 @@ use weave_types::{Cidr, Instant, Now};
 
 use super::Allocator;
 use crate::address::{Subnet, ipv4};
-use crate::mutation::Mutation;
 use crate::output::{Answer, Cancelled, Container, Event, NO_ID, ReleaseError, RequestError, RequestId};
 use crate::owned::Record;
 use crate::space::RangeSet;
@@ -73,25 +72,21 @@ impl Allocator {
         if !subnet.range().overlaps(self.config.range.range()) {
             return Some(Err(RequestError::OutOfBounds { subnet, range: self.config.range }));
         }
-        let nothing = RangeSet::default();
-        let avoid = if self.mutant(Mutation::UseDoubtful) { &nothing } else { &self.doubtful };
+        let avoid = if self.config.policy.use_disputed { &RangeSet::default() } else { &self.doubtful };
         let addr = self.space.allocate(subnet.hosts(), avoid)?;
         let cidr = subnet.with_host(addr);
         let answer = Ok(Answer::Allocated(cidr));
-        let save = !self.mutant(Mutation::AnswerBeforePersist);
-        self.file(container, cidr, *is_container, save);
+        self.file(container, cidr, *is_container);
         self.asks.progress(subnet.range());
         Some(answer)
     }
 
     /// Writes down who has an address. Without an id it is filed under itself.
-    pub(super) fn file(&mut self, container: &str, cidr: Cidr, is_container: bool, save: bool) {
+    pub(super) fn file(&mut self, container: &str, cidr: Cidr, is_container: bool) {
         let own_name = cidr.addr().to_string();
         let container = if container == NO_ID { &own_name } else { container };
         self.owned.add(container, cidr, is_container);
-        if save {
-            self.save_owned(container);
-        }
+        self.save_owned(container);
         if let Some(addr) = ipv4(cidr) {
             self.touch(addr);
         }
@@ -194,9 +189,7 @@ impl Allocator {
 
     /// After addresses were taken off the books: stores that, makes them free, and serves who waits for them.
     fn released(&mut self, container: &str, addrs: impl IntoIterator<Item = u32>, now: Now) {
-        if !self.mutant(Mutation::ReleaseNotPersisted) {
-            self.save_owned(container);
-        }
+        self.save_owned(container);
         for addr in addrs {
             // Outside the range it is just forgotten.
             if self.space.release(addr) {

@@ -4,7 +4,6 @@ use weave_types::{Cidr, Instant, Now, PeerName};
 
 use super::Allocator;
 use crate::address::{AddrRange, ipv4};
-use crate::mutation::Mutation;
 use crate::output::{Answer, Cancelled, Container, Event, NO_ID, RequestError, RequestId};
 
 /// Attempts to reach an owner who cannot be reached, one a tick, after which the claim fails.
@@ -123,15 +122,15 @@ impl Allocator {
         }
         self.dead.remove(container);
         let Some(owner) = self.ring.owner_of(addr) else { return Verdict::Open { asked: false } };
-        if owner != self.me() && !self.claims_anothers(addr) {
+        if owner != self.me() {
             return self.claim_of(claim, owner, addr);
         }
         let Some(holder) = self.owned.holder(addr).cloned() else {
-            if self.doubtful.contains(addr) && !self.mutant(Mutation::UseDoubtful) {
+            if self.doubtful.contains(addr) && !self.config.policy.use_disputed {
                 return Verdict::Open { asked: true };
             }
             self.space.claim(addr);
-            self.file(container, cidr, *is_container, true);
+            self.file(container, cidr, *is_container);
             self.asks.progress(AddrRange::single(addr));
             return Verdict::Settled;
         };
@@ -149,7 +148,7 @@ impl Allocator {
     fn claim_outside(&mut self, claim: &Claim, addr: u32) -> Verdict {
         let Claim { container, cidr, is_container, .. } = claim;
         let Some(holder) = self.owned.holder(addr).cloned() else {
-            self.file(container, *cidr, *is_container, true);
+            self.file(container, *cidr, *is_container);
             return Verdict::Settled;
         };
         if holder == *container || container == NO_ID {
@@ -158,7 +157,7 @@ impl Allocator {
         if self.dead.contains_key(&holder) {
             self.owned.remove(&holder, addr);
             self.save_owned(&holder);
-            self.file(container, *cidr, *is_container, true);
+            self.file(container, *cidr, *is_container);
             return Verdict::Settled;
         }
         Verdict::Failed(RequestError::InUse { cidr: *cidr, holder: Some(holder) })
@@ -181,12 +180,6 @@ impl Allocator {
         Verdict::Open { asked: false }
     }
 
-    /// A planted bug: what was just given away is taken back without asking.
-    fn claims_anothers(&self, addr: u32) -> bool {
-        let entry = self.ring.position(addr).and_then(|index| self.ring.entries().get(index));
-        self.mutant(Mutation::ClaimIgnoresDonations) && entry.is_some_and(|entry| entry.version == 0)
-    }
-
     /// Another tick has passed: those whose owner cannot be reached have tried once more.
     pub(super) fn count_tries(&mut self) {
         for claim in &mut self.claims {
@@ -206,7 +199,7 @@ impl Allocator {
     /// was asked for it and has not answered yet; a denial for a whole subnet answers none (2.8.1 takes it for an answer to
     /// all claims there).
     pub(super) fn claims_denied(&mut self, by: PeerName, range: AddrRange) {
-        let anything = self.mutant(Mutation::DenialOfAnything);
+        let anything = self.config.policy.denial_fails_all_claims;
         let awaited = self.asks.decided(by, range);
         for mut claim in std::mem::take(&mut self.claims) {
             let addr = ipv4(claim.cidr);

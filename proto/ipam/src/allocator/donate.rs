@@ -8,7 +8,6 @@ use weave_types::{Now, PeerName};
 use super::{Allocator, Stale};
 use crate::address::AddrRange;
 use crate::message::Unicast;
-use crate::mutation::Mutation;
 use crate::output::{Event, Output};
 
 /// Whom we have asked for what.
@@ -92,7 +91,7 @@ impl Asks {
 impl Allocator {
     /// Asks one of those who have free space in a range.
     pub(super) fn ask_for(&mut self, range: AddrRange) {
-        let unlimited = self.mutant(Mutation::AskWithoutLimit) || self.mutant(Mutation::AskOnNews);
+        let unlimited = self.config.policy.unlimited_requests;
         let ask = self.asks.of(range);
         if ask.outstanding.is_some() && !unlimited {
             return;
@@ -116,7 +115,7 @@ impl Allocator {
 
     /// Asks a certain peer, unless it was asked in this tick.
     pub(super) fn ask(&mut self, peer: PeerName, range: AddrRange) {
-        if !self.asks.of(range).tried.contains(&peer) || self.mutant(Mutation::AskWithoutLimit) {
+        if !self.asks.of(range).tried.contains(&peer) {
             self.send_request(peer, range);
         }
     }
@@ -131,7 +130,7 @@ impl Allocator {
 
     /// A peer has said something to us alone: an answer, if we have asked it.
     pub(super) fn answered(&mut self, by: PeerName, range: Option<AddrRange>, denied: bool, now: Now) {
-        if self.asks.answered(by, range, denied) && !self.mutant(Mutation::AskOnNews) {
+        if self.asks.answered(by, range, denied) && !self.config.policy.unlimited_requests {
             self.retry(now);
         }
     }
@@ -142,7 +141,7 @@ impl Allocator {
             // It will ask again.
             return;
         }
-        if !self.is_reachable(from) && !self.mutant(Mutation::GiveToAbsent) {
+        if !self.is_reachable(from) && !self.config.policy.unchecked_donations {
             // What is given to a peer that has died since it asked is lost until somebody removes that peer again. One
             // that is on its way up asks again.
             return;
@@ -151,15 +150,13 @@ impl Allocator {
             // Whoever asks may have heard that this is ours before we do. That is no denial: the asker goes on waiting, and
             // asks again with its next tick, as 2.8.1 does, too.
             let ours = self.ring.ranges_owned_by(self.me()).into_iter().any(|own| own.overlaps(range));
-            if ours || self.mutant(Mutation::DenyUnowned) {
+            if ours || self.config.policy.unchecked_donations {
                 self.output(Output::Unicast { to: from, payload: Unicast::Denied(range).encode() });
             }
             self.send_state(from, now);
             return;
         };
-        if !self.mutant(Mutation::KeepDonated) {
-            self.space.remove(gift);
-        }
+        self.space.remove(gift);
         self.ring.grant(gift, from);
         self.ring_unsaved = true;
         self.stale = Stale::All;
@@ -178,14 +175,9 @@ impl Allocator {
             return None;
         }
         let universe = self.config.range.range();
-        if self.mutant(Mutation::DonateUsed) {
-            let ours = self.ring.ranges_owned_by(self.me());
-            let part = ours.into_iter().map(|part| part.intersection(range)).find(|part| !part.is_empty())?;
-            return Some(part.biggest_block());
-        }
         let offer = |range: AddrRange| self.space.offer(range.intersection(universe), &self.doubtful);
         let first = offer(range)?;
-        if range.size() < 4 || self.mutant(Mutation::GiveEnds) {
+        if range.size() < 4 || self.config.policy.unchecked_donations {
             return Some(first);
         }
         let hosts = AddrRange::new(range.start() + 1, range.end() - 1);

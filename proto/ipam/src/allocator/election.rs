@@ -3,7 +3,6 @@
 use weave_types::{Now, PeerName};
 
 use super::{Allocator, Stale, quorum_source};
-use crate::mutation::Mutation;
 use crate::output::{Event, Output, Persist, QuorumSource};
 
 impl Allocator {
@@ -29,11 +28,7 @@ impl Allocator {
     }
 
     pub(super) fn quorum(&self) -> u32 {
-        let source = self.source();
-        if self.mutant(Mutation::HalfQuorum) {
-            return (source.peers() / 2).max(1);
-        }
-        source.quorum()
+        self.source().quorum()
     }
 
     /// Begins an election, unless there is a ring or it goes on already.
@@ -49,9 +44,9 @@ impl Allocator {
 
     /// Begins a round. An observer asks those who vote to do so.
     pub(super) fn propose(&mut self, now: Now) {
-        let (quorum, rules) = (self.quorum(), self.paxos_rules());
+        let quorum = self.quorum();
         if let Some(paxos) = &mut self.paxos {
-            paxos.propose(quorum, rules);
+            paxos.propose(quorum);
         }
         self.broadcast(now);
         self.conclude(now);
@@ -59,11 +54,10 @@ impl Allocator {
 
     /// Makes the ring if there is agreement.
     pub(super) fn conclude(&mut self, now: Now) {
-        let rules = self.paxos_rules();
         let Some(paxos) = &self.paxos else { return };
         let known = u32::try_from(paxos.knowledge().len()).unwrap_or(u32::MAX);
         let quorum = paxos.quorum();
-        let seeds = paxos.consensus(rules);
+        let seeds = paxos.consensus();
         if quorum > 0 && u64::from(known) >= 2 * u64::from(quorum) && !self.warned_quorum {
             self.warned_quorum = true;
             self.event(Event::QuorumTooSmall { quorum, known });

@@ -5,9 +5,8 @@ use weave_types::{Now, PeerName};
 use super::{Allocator, Doubt};
 use crate::address::AddrRange;
 use crate::gossip_error::{Conflict, GossipError, Malformed};
-use crate::merge::{MergeError, MergeRules};
+use crate::merge::MergeError;
 use crate::message::{StateMessage, Unicast};
-use crate::mutation::Mutation;
 use crate::output::{Event, Output};
 use crate::ring::Ring;
 
@@ -96,12 +95,10 @@ impl Allocator {
 
     /// Stores what a message is about to say.
     fn save_before_sending(&mut self) {
-        if !self.mutant(Mutation::DonateBeforePersist) {
+        if !self.config.policy.send_before_persist {
             self.save_ring();
         }
-        if !self.mutant(Mutation::PromiseBeforePersist) {
-            self.save_election();
-        }
+        self.save_election();
     }
 
     fn encode_state(&mut self, now: Now) -> Vec<u8> {
@@ -112,14 +109,14 @@ impl Allocator {
     pub(super) fn broadcast(&mut self, now: Now) {
         let bytes = self.encode_state(now);
         self.output(Output::Broadcast(bytes));
-        self.save();
+        self.save_ring();
     }
 
     pub(super) fn send_state(&mut self, to: PeerName, now: Now) {
         self.save_before_sending();
         let payload = Unicast::State(self.state_message(now)).encode();
         self.output(Output::Unicast { to, payload });
-        self.save();
+        self.save_ring();
     }
 
     fn receive(&mut self, from: Option<PeerName>, state: StateMessage, now: Now) -> Result<(), GossipError> {
@@ -150,10 +147,9 @@ impl Allocator {
             // Electors of another range agree on something else.
             (None, _) if foreign.is_some() => {}
             (None, Some(knowledge)) => {
-                let rules = self.paxos_rules();
                 let Some(paxos) = &mut self.paxos else { return Ok(()) };
                 if paxos.update(&knowledge) {
-                    if paxos.think(rules) {
+                    if paxos.think() {
                         self.broadcast(now);
                     }
                     self.conclude(now);
@@ -167,14 +163,9 @@ impl Allocator {
     }
 
     fn receive_ring(&mut self, theirs: &Ring, now: Now) -> Result<(), GossipError> {
-        let rules = MergeRules {
-            same_is_newer: self.mutant(Mutation::VersionOffByOne),
-            skip_final_check: self.mutant(Mutation::SkipFinalCheck),
-            ignore_seeds: self.mutant(Mutation::IgnoreSeeds),
-        };
         let was_empty = self.ring.is_empty();
         let space = &self.space;
-        let merged = self.ring.merge(theirs, |range| space.first_used(range), rules);
+        let merged = self.ring.merge(theirs, |range| space.first_used(range));
         let (conflict, doubtful) = match merged {
             Ok(merged) => {
                 let tie = self.ring.break_ties(theirs);

@@ -10,7 +10,6 @@ use super::donate::Asks;
 use super::{Allocator, Stale, is_empty, node_of};
 use crate::address::ipv4;
 use crate::config::{Config, Init};
-use crate::mutation::Mutation;
 use crate::output::{Container, Discarded, Event, Output, Persist};
 use crate::owned::{Owned, Record};
 use crate::paxos::{Election, Paxos};
@@ -113,11 +112,11 @@ impl Allocator {
         let range = self.config.range.range();
         let stored = election.filter(|e| e.node.name == self.me() && e.range == range);
         self.paxos = Some(match stored {
-            Some(election) if !self.mutant(Mutation::ForgetElection) => {
+            Some(election) => {
                 self.node = election.node;
                 Paxos::resume(election)
             }
-            _ => Paxos::new(self.node),
+            None => Paxos::new(self.node),
         });
     }
 

@@ -17,12 +17,11 @@ use weave_types::{Instant, Now, PeerName, PeerUid};
 use crate::address::AddrRange;
 use crate::config::{Config, Init};
 use crate::gossip_error::{Conflict, Named};
-use crate::mutation::Mutation;
 use crate::output::{
     Answer, Cancelled, Container, Event, Output, Persist, QuorumSource, RequestError, RequestId,
 };
 use crate::owned::{Owned, Record};
-use crate::paxos::{Election, NodeId, Paxos, Rules};
+use crate::paxos::{Election, NodeId, Paxos};
 use crate::ring::Ring;
 use crate::space::{RangeSet, Space};
 use allocate::Allocation;
@@ -105,18 +104,6 @@ impl Allocator {
         self.config.name
     }
 
-    fn mutant(&self, mutation: Mutation) -> bool {
-        self.config.mutant(mutation)
-    }
-
-    fn paxos_rules(&self) -> Rules {
-        Rules {
-            promise_lower: self.mutant(Mutation::PromiseLower),
-            ignore_accepted: self.mutant(Mutation::IgnoreAccepted),
-            count_by_origin: self.mutant(Mutation::CountByOrigin),
-        }
-    }
-
     fn output(&mut self, output: Output) {
         self.outputs.push_back(output);
     }
@@ -143,13 +130,6 @@ impl Allocator {
     }
 
     // ---- what has to be stored --------------------------------------------------------------------------------
-
-    /// Stores the ring and what we promised, if they have changed: before anybody hears of them, and before anything is
-    /// handed out that we have by them.
-    fn save(&mut self) {
-        self.save_ring();
-        self.save_election();
-    }
 
     fn save_ring(&mut self) {
         if std::mem::take(&mut self.ring_unsaved) {
@@ -275,9 +255,7 @@ impl Allocator {
             self.done(request, Err(RequestError::Cancelled(Cancelled::Prime)));
         }
         self.cancel_claims(|claim| claim.request == Some(request));
-        if !self.mutant(Mutation::CancelLeaks) {
-            self.cancel_allocations(|allocation| allocation.request == request);
-        }
+        self.cancel_allocations(|allocation| allocation.request == request);
         self.finish(now);
     }
 

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use weave_types::{Now, PeerName};
 
 use super::{Allocator, Stale};
-use crate::mutation::Mutation;
 use crate::output::{Cancelled, HandOver, RemoveError, RequestError};
 use crate::ring::TAKEOVER_STEP;
 use crate::space::RangeSet;
@@ -82,8 +81,7 @@ impl Allocator {
             return Ok(0);
         }
         let before = self.space.free().count();
-        let step = if self.mutant(Mutation::TakeoverByOne) { 1 } else { TAKEOVER_STEP };
-        self.ring.transfer(peer, self.me(), step);
+        self.ring.transfer(peer, self.me(), TAKEOVER_STEP);
         self.ring_updated(false, now);
         let gained = self.space.free().count().saturating_sub(before);
         self.broadcast(now);

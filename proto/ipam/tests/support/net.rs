@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::message::{StateMessage, Unicast};
-use weave_ipam::{Allocator, Answer, Blame, Config, Init, Loaded, Mutation, Output, RequestId, Subnet};
+use weave_ipam::{Allocator, Answer, Blame, Config, Init, Loaded, Output, RequestId, Subnet};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
 /// What went wrong.
@@ -21,7 +21,6 @@ pub(crate) struct Setup {
     pub(crate) range: Subnet,
     pub(crate) init: Init,
     pub(crate) steps: usize,
-    pub(crate) mutation: Option<Mutation>,
     pub(crate) crashes: bool,
 }
 
@@ -87,7 +86,6 @@ impl Net {
             let name = PeerName::from_number(0x10 + index as u64).unwrap();
             let mut config = Config::new(name, PeerUid(0), format!("host{index}"), net.setup.range);
             config.init = net.setup.init.clone();
-            config.mutation = net.setup.mutation;
             net.hosts.push(Host {
                 config,
                 allocator: None,

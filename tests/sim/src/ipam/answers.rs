@@ -227,7 +227,7 @@ impl World {
             RequestError::OtherPeer { unreachable: true, .. } => {
                 self.clock - request.since >= host.time.at_least(Duration::from_secs(20))
             }
-            // 2.8.1 takes a denial of a whole subnet for an answer to every claim in it (`Mutation::DenialOfAnything`).
+            // 2.8.1 takes a denial of a whole subnet for an answer to every claim in it (`Policy::denial_fails_all_claims`).
             RequestError::OtherPeer { unreachable: false, .. } if self.host(id).legacy => true,
             RequestError::OtherPeer { peer, unreachable: false, .. } => match self.of_name(*peer) {
                 Some(owner) if !self.host(owner).legacy && owner != id => {

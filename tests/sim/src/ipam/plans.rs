@@ -1,7 +1,5 @@
 //! What is run.
 
-use weave_ipam::Mutation;
-
 use super::scenario::{Begin, Graph, Plan, subnet};
 
 /// Every plan. A seed is for one of them: its rest, divided by their number.
@@ -114,41 +112,3 @@ pub fn nodes() -> Vec<Plan> {
         },
     ]
 }
-
-/// Bugs that are planted in nodes, and are found. Those of order are not among them: a node stores first whatever its
-/// allocator says in one go. The driver's mistakes are [`Sabotage::OF_ADDRESSES`](crate::Sabotage::OF_ADDRESSES).
-pub const PLANTED_IN_NODES: [Mutation; 10] = [
-    Mutation::VersionOffByOne,
-    Mutation::HalfQuorum,
-    Mutation::ClaimIgnoresDonations,
-    Mutation::DonateUsed,
-    Mutation::KeepDonated,
-    Mutation::PromiseLower,
-    Mutation::CancelLeaks,
-    Mutation::ReleaseNotPersisted,
-    Mutation::AnswerBeforePersist,
-    Mutation::AskWithoutLimit,
-];
-
-/// Bugs that are planted, one at a time, in every peer, and are found. The others of `Mutation` are found by the tests of
-/// `proto/ipam` (docs/testing.md).
-pub const PLANTED: [Mutation; 18] = [
-    Mutation::VersionOffByOne,
-    Mutation::HalfQuorum,
-    Mutation::DonateBeforePersist,
-    Mutation::ClaimIgnoresDonations,
-    Mutation::DonateUsed,
-    Mutation::KeepDonated,
-    Mutation::PromiseBeforePersist,
-    Mutation::IgnoreAccepted,
-    Mutation::PromiseLower,
-    Mutation::CancelLeaks,
-    Mutation::ReleaseNotPersisted,
-    Mutation::AnswerBeforePersist,
-    Mutation::AskWithoutLimit,
-    Mutation::TakeoverByOne,
-    Mutation::DenialOfAnything,
-    Mutation::DenyUnowned,
-    Mutation::GiveEnds,
-    Mutation::UseDoubtful,
-];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use weave_ipam::{Mutation, Subnet};
+use weave_ipam::Subnet;
 use weave_types::Cidr;
 
 use super::calls::CONTAINERS;
@@ -148,8 +148,6 @@ pub struct Plan {
     pub password: Option<&'static str>,
     /// A mistake of their driver.
     pub sabotage: Option<Sabotage>,
-    /// A bug planted in every peer that does not behave like 2.8.1.
-    pub mutation: Option<Mutation>,
 }
 
 impl Plan {
@@ -179,7 +177,6 @@ impl Plan {
             bridge: false,
             password: None,
             sabotage: None,
-            mutation: None,
         }
     }
 
@@ -331,26 +328,6 @@ pub fn suite(name: &str, plans: &[Plan]) {
         }
     }
     println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
-}
-
-/// Runs the plans with a planted bug until one fails, at most so many seeds: the seed, the plan, and what failed.
-pub fn hunt(mutation: Mutation, plans: &[Plan], runs: u64) -> Option<(u64, &'static str, String)> {
-    let planted = |seed| Plan { mutation: Some(mutation), ..plan_of(seed, plans).clone() };
-    (1..=runs).map(|seed| (seed, planted(seed))).filter(|(_, plan)| shows(mutation, plan)).find_map(
-        |(seed, plan)| {
-            let why = attempt(seed, &plan, &generate(seed, &plan)).err()?;
-            Some((seed, plan.name, why))
-        },
-    )
-}
-
-/// Whether a planted bug can show in a plan. Some show seldom, and in one kind only: the other plans are left out.
-fn shows(mutation: Mutation, plan: &Plan) -> bool {
-    match mutation {
-        Mutation::IgnoreAccepted => plan.name.starts_with("election"),
-        Mutation::UseDoubtful => plan.contest && plan.legacy == 0,
-        _ => true,
-    }
 }
 
 /// Which plan a seed is for.

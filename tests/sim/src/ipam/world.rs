@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
-    Allocator, Blame, Config, Event as Said, Init, Mutation, Output, Persist, RequestId, Ring, Subnet,
+    Allocator, Blame, Config, Event as Said, Init, Output, Persist, Policy, RequestId, Ring, Subnet,
 };
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
@@ -370,7 +370,11 @@ impl World {
         host.told_gone.clear();
         host.forget_versions();
         host.find_orphans();
-        let loaded = host.disk.stored().clone();
+        let mut loaded = host.disk.stored().clone();
+        if host.legacy {
+            // 2.8.1 does not store what it has promised (docs/spec/ipam.md 15.11).
+            loaded.election = None;
+        }
         let running: BTreeSet<String> =
             host.containers.iter().filter(|(_, c)| c.running).map(|(id, _)| id.clone()).collect();
         for container in host.containers.values_mut().filter(|c| !c.running) {
@@ -423,11 +427,9 @@ impl World {
             Begin::Targets | Begin::Chain => Init::Consensus(None),
             Begin::Seed => Init::Seed(electors.iter().map(|&id| name_of(id, 0)).collect()),
         };
-        config.mutation = match host.legacy {
-            true if self.plan.early => Some(Mutation::LegacyEarly),
-            true => Some(Mutation::Legacy),
-            false => self.plan.mutation,
-        };
+        if host.legacy {
+            config.policy = Policy { send_before_persist: self.plan.early, ..Policy::V2_8_1 };
+        }
         config
     }
 
