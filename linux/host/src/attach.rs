@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use weave_types::Cidr;
 
 use crate::error::ignore_missing_device;
-use crate::multicast_rules::{Firewall, FirewallError, Rule};
+use crate::firewall::multicast::{self, MulticastRule};
+use crate::firewall::{Backend, FirewallError};
 use crate::{Error, Link, NetNs, Netlink, arp, ethtool, sysctl};
 
 /// How much of an id goes into the names of a veth pair: 15 bytes less `vethwepl`.
@@ -140,8 +141,8 @@ enum Change {
     AddressAdded(Link, Cidr),
     SetUp(Link),
     RouteAdded(Link),
-    RuleAdded(Firewall, Rule),
-    RuleRemoved(Firewall, Rule),
+    RuleAdded(Backend, MulticastRule),
+    RuleRemoved(Backend, MulticastRule),
     AddressesRemoved(Link, Vec<Cidr>, Vec<Vec<u8>>),
     /// The former value of `promote_secondaries`.
     PromoteSecondariesSet(String),
@@ -227,7 +228,7 @@ impl<'a> Transaction<'a> {
             sysctl::tune_neighbours(&end.name)
         })??;
         self.warnings.extend(warnings);
-        self.add_rule(Rule::Drop)?;
+        self.add_rule(MulticastRule::Drop)?;
         // An interface without its final name is incomplete: after a kill, the next attach removes it and starts again.
         self.inner.rename(&end, self.interface)?;
         let end = Link { name: self.interface.to_owned(), ..end };
@@ -272,7 +273,7 @@ impl<'a> Transaction<'a> {
             }
             // The rule comes first: if the process is killed in between, the missing address makes the next attach do both.
             if cidr.addr().is_ipv4() {
-                self.add_rule(Rule::Accept(cidr.network()))?;
+                self.add_rule(MulticastRule::Accept(cidr.network()))?;
             }
             self.inner.add_address(link, *cidr)?;
             self.changes.push(Change::AddressAdded(link.clone(), *cidr));
@@ -288,11 +289,11 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    fn add_rule(&mut self, rule: Rule) -> Result<(), Error> {
+    fn add_rule(&mut self, rule: MulticastRule) -> Result<(), Error> {
         let interface = self.interface;
-        let result = self.ns.run(|| ensure_rule(interface, rule))?;
+        let result = self.ns.run(|| multicast::add(interface, rule))?;
         match result {
-            Ok(Some(firewall)) => self.changes.push(Change::RuleAdded(firewall, rule)),
+            Ok(Some(backend)) => self.changes.push(Change::RuleAdded(backend, rule)),
             Ok(None) => {}
             Err(e) => self.warn(format!("multicast from other subnets is not filtered: {e}")),
         }
@@ -342,16 +343,16 @@ impl<'a> Transaction<'a> {
             self.remove_addresses(&link, &removed, &staying)?;
         }
         // Includes rules for addresses that are gone, in case an earlier detach was killed after removing them.
-        let mut stale: Vec<Rule> = removed
+        let mut stale: Vec<MulticastRule> = removed
             .iter()
             .chain(request.cidrs)
             .filter(|c| c.addr().is_ipv4() && !staying.iter().any(|s| s.network() == c.network()))
-            .map(|c| Rule::Accept(c.network()))
+            .map(|c| MulticastRule::Accept(c.network()))
             .collect();
         stale.sort_unstable();
         stale.dedup();
         if last {
-            stale.push(Rule::Drop);
+            stale.push(MulticastRule::Drop);
         }
         if !stale.is_empty() {
             self.remove_rules(&stale)?;
@@ -414,11 +415,11 @@ impl<'a> Transaction<'a> {
         self.restore_addresses(link, all)
     }
 
-    fn remove_rules(&mut self, rules: &[Rule]) -> Result<(), Error> {
+    fn remove_rules(&mut self, rules: &[MulticastRule]) -> Result<(), Error> {
         let interface = self.interface;
         for rule in rules {
-            let (firewalls, errors) = self.ns.run(|| remove_rule(interface, *rule))?;
-            self.changes.extend(firewalls.into_iter().map(|f| Change::RuleRemoved(f, *rule)));
+            let (backends, errors) = self.ns.run(|| multicast::remove(interface, *rule))?;
+            self.changes.extend(backends.into_iter().map(|b| Change::RuleRemoved(b, *rule)));
             self.warnings.extend(errors.iter().map(ToString::to_string));
         }
         Ok(())
@@ -449,8 +450,12 @@ impl<'a> Transaction<'a> {
             Change::RouteAdded(link) => {
                 ignore_missing_device(self.inner.remove_multicast_route(&link).map(|_| ()))
             }
-            Change::RuleAdded(f, rule) => firewall(self.ns.run(|| f.remove(interface, rule).map(|_| ()))?),
-            Change::RuleRemoved(f, rule) => firewall(self.ns.run(|| f.ensure(interface, rule).map(|_| ()))?),
+            Change::RuleAdded(backend, rule) => {
+                firewall(self.ns.run(|| multicast::remove_from(backend, interface, rule))?)
+            }
+            Change::RuleRemoved(backend, rule) => {
+                firewall(self.ns.run(|| multicast::add_to(backend, interface, rule))?)
+            }
             Change::PromoteSecondariesSet(before) => {
                 let set = || sysctl::set("ipv4/conf", interface, "promote_secondaries", &before);
                 self.ns.run(set)?.map(|_| ())
@@ -461,33 +466,6 @@ impl<'a> Transaction<'a> {
             }
         }
     }
-}
-
-/// Adds a rule with `iptables`, or with `nft` where `iptables` fails. Returns the program that added it.
-fn ensure_rule(interface: &str, rule: Rule) -> Result<Option<Firewall>, FirewallError> {
-    let first = Firewall::find()?;
-    let failure = match first.ensure(interface, rule) {
-        Ok(added) => return Ok(added.then_some(first)),
-        Err(e) => e,
-    };
-    let second = Firewall::nft().ok_or_else(|| failure.clone())?;
-    match second.ensure(interface, rule) {
-        Ok(added) => Ok(added.then_some(second)),
-        Err(_) => Err(failure),
-    }
-}
-
-/// Removes a rule with every program that finds it. Returns those programs, and the errors of others.
-fn remove_rule(interface: &str, rule: Rule) -> (Vec<Firewall>, Vec<FirewallError>) {
-    let (mut removed, mut errors) = (Vec::new(), Vec::new());
-    for firewall in Firewall::all() {
-        match firewall.remove(interface, rule) {
-            Ok(true) => removed.push(firewall),
-            Ok(false) => {}
-            Err(e) => errors.push(e),
-        }
-    }
-    (removed, errors)
 }
 
 /// A fixed delay, because the kernel reports no event to wait for (see [`arp::SETTLE`]).

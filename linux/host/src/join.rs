@@ -6,7 +6,7 @@
 //! ```
 
 use crate::error::ignore_missing_device;
-use crate::multicast_rules::{Firewall, FirewallError};
+use crate::firewall::{self, FirewallError};
 use crate::{Error, Link, Netlink, sysctl};
 
 /// Room for the other bridge's name in those of the pair.
@@ -38,7 +38,7 @@ pub fn join_bridges(bridge: &str, other: &str) -> Result<bool, Error> {
         if joined {
             let far = far.as_ref();
             [Some(&port), far].into_iter().flatten().try_for_each(|l| netlink.set_up(l, true))?;
-            accept(bridge).map_err(firewall)?;
+            firewall::keep_source_addresses(bridge).map_err(no_rule)?;
             return Ok(false);
         }
         // Half of a pair, or between other bridges: of no use to anybody.
@@ -46,7 +46,7 @@ pub fn join_bridges(bridge: &str, other: &str) -> Result<bool, Error> {
     }
     let (port, far) = netlink.create_veth(&local, &guest, Some(weave.mtu))?;
     plug(&mut netlink, [(&port, &weave), (&far, &second)])
-        .and_then(|()| accept(bridge).map_err(firewall))
+        .and_then(|()| firewall::keep_source_addresses(bridge).map_err(no_rule))
         .map_err(|cause| match ignore_missing_device(netlink.delete_link(&port)) {
             Ok(()) => cause,
             Err(left) => Error::Undo { cause: Box::new(cause), left: vec![left] },
@@ -68,35 +68,8 @@ fn plug(netlink: &mut Netlink, ends: [(&Link, &Link); 2]) -> Result<(), Error> {
     Ok(())
 }
 
-fn firewall(e: FirewallError) -> Error {
+fn no_rule(e: FirewallError) -> Error {
     Error::State(format!("the rule that keeps source addresses cannot be made: {e}"))
-}
-
-/// Without a firewall program nobody translates addresses.
-fn accept(bridge: &str) -> Result<(), FirewallError> {
-    let Ok(firewall) = Firewall::find() else { return Ok(()) };
-    if firewall.speaks_nft() {
-        let Ok(rules) = firewall.run(&["list", "chain", "ip", "nat", "POSTROUTING"]) else { return Ok(()) };
-        if rules.lines().any(|line| is_nft_rule(line, bridge)) {
-            return Ok(());
-        }
-        let rule = format!("oifname \"{bridge}\" accept");
-        return firewall.run(&["insert", "rule", "ip", "nat", "POSTROUTING", &rule]).map(drop);
-    }
-    if firewall.run(&rule("-C", bridge)).is_ok() {
-        return Ok(());
-    }
-    firewall.run(&rule("-I", bridge)).map(drop)
-}
-
-fn rule<'a>(verb: &'a str, bridge: &'a str) -> [&'a str; 8] {
-    ["-t", "nat", verb, "POSTROUTING", "-o", bridge, "-j", "ACCEPT"]
-}
-
-/// `oifname "weave" [counter packets N bytes N] accept`.
-fn is_nft_rule(line: &str, bridge: &str) -> bool {
-    let rest = line.trim().strip_prefix(&format!("oifname \"{bridge}\" "));
-    rest.is_some_and(|rest| rest.contains("accept"))
 }
 
 #[cfg(test)]
@@ -107,7 +80,5 @@ mod tests {
     fn names_fit() {
         assert_eq!(pair_names("docker0"), ["vethwebldocker0", "vethwebgdocker0"]);
         assert!(pair_names("br-0123456789").iter().all(|n| n.len() == 15));
-        assert!(is_nft_rule("\t\toifname \"weave\" counter packets 0 bytes 0 accept # handle 3", "weave"));
-        assert!(!is_nft_rule("oifname \"weave\" masquerade", "weave"));
     }
 }

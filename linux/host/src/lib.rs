@@ -44,7 +44,6 @@ mod ipset;
 mod join;
 mod legacy_devices;
 mod links;
-mod multicast_rules;
 mod name_resolution;
 mod netlink;
 mod netns;
@@ -69,13 +68,13 @@ pub use expose::{
     add_bridge_address, adopt_orphans, bridge_addresses, enable_forwarding, first_address,
     remove_bridge_address, restore_bridge_addresses,
 };
+pub use firewall::FirewallError;
 pub use join::join_bridges;
 pub use legacy_devices::{
     LegacyDatapath, RestoredDevices, legacy_bridge_kind, remove_legacy_datapath, restore_legacy_datapath,
     restore_legacy_devices,
 };
 pub use links::Link;
-pub use multicast_rules::{Firewall, FirewallError, Rule};
 pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceLock, NetNs};

@@ -65,9 +65,9 @@ pub struct Cidr {
 
 impl Cidr {
     /// Returns `None` if the prefix is longer than the address.
-    pub fn new(addr: IpAddr, prefix: u8) -> Option<Cidr> {
+    pub const fn new(addr: IpAddr, prefix: u8) -> Option<Cidr> {
         let max = if addr.is_ipv4() { 32 } else { 128 };
-        (prefix <= max).then_some(Cidr { addr, prefix })
+        if prefix <= max { Some(Cidr { addr, prefix }) } else { None }
     }
 
     /// The address with its host bits.

@@ -1,4 +1,4 @@
-//! The kernel counts changes of its newer packet filter: a cheap way to know that a look is not necessary.
+//! The generation of nftables: the kernel's count of changes, which shows cheaply that nothing has changed.
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
@@ -16,17 +16,19 @@ const HEADER: usize = 4;
 pub(crate) struct Generation(Netlink);
 
 impl Generation {
-    /// Opens a socket; without the newer packet filter the kernel answers nothing.
     pub(crate) fn open() -> Result<Generation, Error> {
         Netlink::open_protocol(NETLINK_NETFILTER).map(Generation)
     }
 
-    /// The number of changes so far, in 32 bits.
+    /// The number of changes so far, modulo 2^32. Fails if the kernel has no nftables.
     pub(crate) fn read(&mut self) -> Result<u32, Error> {
         let step = "reading the generation of nftables";
         let replies = self.0.ask(Request::new(GET_GENERATION, 0, &[0; HEADER]), step)?;
         let id = |body: &[u8]| <[u8; 4]>::try_from(find(body.get(HEADER..)?, NFTA_GEN_ID)?).ok();
         let found = replies.iter().find_map(|r| id(&r.body)).map(u32::from_be_bytes);
-        found.ok_or_else(|| Error::Unreadable { step: step.into(), detail: "no generation in it".into() })
+        found.ok_or_else(|| Error::Unreadable {
+            step: step.into(),
+            detail: "no generation in the answer".into(),
+        })
     }
 }

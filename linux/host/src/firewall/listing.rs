@@ -1,30 +1,30 @@
-//! What is there now: the output of `iptables-save`, with rules in a form that can be compared.
+//! The present rules: the output of `iptables-save`, with each rule in a form that can be compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::rules::Table;
 
-/// All tables of one program.
+/// The rules of all tables of one backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
     tables: BTreeMap<Table, BTreeMap<String, Vec<Line>>>,
 }
 
-/// A rule as it is printed.
+/// A rule as `iptables-save` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Without `-A <chain>`; the same program takes it back in this form.
+    /// Without `-A <chain>`; `iptables-restore` accepts it in this form.
     pub(crate) text: String,
     pub(crate) parts: Parts,
 }
 
-/// A rule as a set of options with their values. The programs, and their versions, print options in different orders, with
-/// or without the module that they belong to, with or without the prefix length of a single address.
+/// A rule as a set of options with their values. The variants and versions of `iptables` print options in different orders, with or
+/// without the module that they belong to, with or without the prefix length of a single address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Parts(BTreeSet<String>);
 
 impl Listing {
-    /// Reads `iptables-save`. Lines that are something else are left out.
+    /// Reads the output of `iptables-save`, and ignores lines of any other form.
     pub(crate) fn parse(text: &str) -> Listing {
         let mut listing = Listing::default();
         let mut table = None;
@@ -40,7 +40,7 @@ impl Listing {
                 chains.entry(name.to_owned()).or_default();
                 continue;
             }
-            // Counters stand in front if somebody asked for them.
+            // With option `-c` each rule begins with its counters.
             let rule = line.strip_prefix('[').and_then(|l| l.split_once("] ")).map_or(line, |(_, rule)| rule);
             if let Some((chain, text)) =
                 rule.strip_prefix("-A ").map(|r| r.split_once(' ').unwrap_or((r, "")))
@@ -52,19 +52,17 @@ impl Listing {
         listing
     }
 
-    /// Rules of a chain in order; none if there is no such chain.
+    /// The rules of a chain in order; `None` if there is no such chain.
     pub(crate) fn chain(&self, table: Table, chain: &str) -> Option<&[Line]> {
         self.tables.get(&table)?.get(chain).map(Vec::as_slice)
     }
 
-    /// All chains of a table.
     pub(crate) fn chains(&self, table: Table) -> impl Iterator<Item = (&str, &[Line])> {
         self.tables.get(&table).into_iter().flatten().map(|(name, lines)| (name.as_str(), lines.as_slice()))
     }
 }
 
 impl Parts {
-    /// Takes a rule apart.
     pub(crate) fn of(text: &str) -> Parts {
         let mut parts = BTreeSet::new();
         let mut words = words(text).into_iter().peekable();
@@ -80,9 +78,9 @@ impl Parts {
             {
                 values.push(value);
             }
-            // The module says nothing that its options do not say.
+            // Every option names its module implicitly.
             if word != "-m" {
-                let value = normal(&word, &values.join(" "));
+                let value = normalise(&word, &values.join(" "));
                 parts.insert(format!("{}{word} {value}", if negated { "! " } else { "" }));
             }
             negated = false;
@@ -90,22 +88,21 @@ impl Parts {
         Parts(parts)
     }
 
-    /// The chain it leads to, or its verdict.
+    /// The chain that it jumps to, or its verdict.
     pub(crate) fn target(&self) -> Option<&str> {
         self.0.iter().find_map(|p| p.strip_prefix("-j ").or_else(|| p.strip_prefix("-g ")))
     }
 
-    /// Whether it has this option with this value.
     pub(crate) fn has(&self, option: &str, value: &str) -> bool {
         self.0.contains(&format!("{option} {value}"))
     }
 
-    /// The value of an option, if it is there and not negated.
+    /// The value of an option that is not negated.
     pub(crate) fn value(&self, option: &str) -> Option<&str> {
         self.0.iter().find_map(|p| p.strip_prefix(option)?.strip_prefix(' '))
     }
 
-    /// The same without one option.
+    /// The same rule without one option.
     pub(crate) fn without(&self, option: &str) -> Parts {
         let is_it = |p: &str| {
             p.strip_prefix("! ").unwrap_or(p).strip_prefix(option).is_some_and(|r| r.starts_with(' '))
@@ -113,13 +110,13 @@ impl Parts {
         Parts(self.0.iter().filter(|p| !is_it(p)).cloned().collect())
     }
 
-    /// How many options there are.
+    /// The number of options.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 }
 
-fn normal(option: &str, value: &str) -> String {
+fn normalise(option: &str, value: &str) -> String {
     match option {
         "-s" | "-d" if !value.contains('/') => format!("{value}/32"),
         "--ctstate" | "--state" => {
@@ -130,7 +127,7 @@ fn normal(option: &str, value: &str) -> String {
     }
 }
 
-/// Words and whether they were quoted. In quotes a backslash takes the next character as it is.
+/// The words of a rule, and whether each is quoted. A backslash escapes the next character.
 fn words(text: &str) -> Vec<(String, bool)> {
     let mut words = Vec::new();
     let mut chars = text.chars().peekable();
@@ -157,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forms_of_one_rule() {
+    fn different_forms_of_a_rule_are_equal() {
         for (a, b) in [
             ("-d 10.2.1.1/32 -i ethwe -j DROP", "-i ethwe -d 10.2.1.1 -j DROP"),
             ("-p tcp -m tcp --dport 53 -j ACCEPT", "-p tcp --dport 53 -j ACCEPT"),
@@ -187,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn listings() {
+    fn listing_of_several_tables() {
         let text = "# Generated by iptables-save v1.8.9\n*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j X\nCOMMIT\n\
                     *filter\n:INPUT DROP [3:4]\n:WEAVE - [0:0]\n[7:8] -A INPUT -i a -j WEAVE\n-A WEAVE\nCOMMIT\n\
                     # Table `nat' is incompatible, use 'nft' tool.\n";
@@ -199,9 +196,8 @@ mod tests {
         assert_eq!(listing.chains(Table::Nat).count(), 0);
     }
 
-    /// Whatever is printed is read without a panic, and in the same way twice.
     #[test]
-    fn odd_texts() {
+    fn malformed_text_does_not_panic() {
         for text in [
             "",
             "!",

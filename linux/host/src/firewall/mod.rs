@@ -1,305 +1,300 @@
-//! The packet filter rules of a host (docs/spec/cli.md 4.3, 6): described as values, compared with what is there, changed at once.
+//! The packet filter rules of a host (docs/spec/cli.md 4.3, 6) and of containers: described as values, compared with the present
+//! rules, and changed atomically.
 //!
 //! ```text
-//! filter  INPUT ------- closed peer ports for Docker's containers, guarded control port
-//!         FORWARD ----- a block at the top: Docker's bridge -> weave: no; within weave: yes; to weave: WEAVE-EXPOSE; answers
+//! filter  INPUT ------- ports of the peer closed to Docker's containers, control port closed to other hosts
+//!         FORWARD ----- a block at the top: Docker's bridge -> weave: drop; within weave: accept; to weave: WEAVE-EXPOSE; replies
 //!         WEAVE-EXPOSE  one ACCEPT per exposed subnet
-//! nat     POSTROUTING - WEAVE: per exposed subnet, multicast stays as it is, the rest is masqueraded
+//! nat     POSTROUTING - WEAVE: per exposed subnet, multicast is not translated, other traffic is masqueraded
 //! all     WEAVE-CANARY  empty
 //! ```
 //!
-//! The rules lie where Docker's are: in the kernel's old packet filter (`iptables-legacy`), in the new one (`iptables-nft`), or, on
-//! a host without `iptables`, in a table of our own (`nft`). Other people's rules are never touched, and their order only
-//! changes relative to ours. [`FirewallManager`] brings the rules about, and sees when somebody took them away.
+//! The rules are in the backend that Docker uses: the kernel's older packet filter (`iptables-legacy`), nftables (`iptables-nft`), or,
+//! on a host without `iptables`, a table of our own (`nft`). Rules of other programs are never changed, and their order changes only
+//! in relation to ours. [`FirewallManager`] adds the rules, and notices when another program removes them.
 
-mod edits;
+mod driver;
 mod generation;
 mod listing;
-mod native;
-mod programs;
+pub(crate) mod multicast;
+mod nft;
+mod plan;
 mod rules;
 #[cfg(test)]
 mod tests;
 
 use std::time::{Duration, Instant};
 
+pub use driver::{Backend, FirewallError};
+use driver::{Driver, Drivers};
 use generation::Generation;
-use listing::Listing;
-pub use programs::Backend;
-use programs::{EditError, Programs};
+use nft::NftRule;
 pub use rules::{DockerBridge, ExposedAddress, FirewallConfig};
 
 use weave_types::Cidr;
 
-use crate::{FirewallError, ipset};
+use crate::ipset;
 
-/// A look that costs nothing much is taken at least so often where the kernel tells that nothing has changed.
-const FULL_LOOK: Duration = Duration::from_secs(60);
-/// And so often where it does not.
-const BLIND_LOOK: Duration = Duration::from_secs(4);
+/// Interval of complete checks while the generation of nftables shows no change.
+const FULL_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval of checks of a backend that has no generation.
+const POLL_INTERVAL: Duration = Duration::from_secs(4);
 
-/// Keeps the rules of one peer.
+/// Adds the rules of one peer, and restores and removes them.
 #[derive(Debug)]
 pub struct FirewallManager {
-    programs: Programs,
+    drivers: Drivers,
     backend: Option<Backend>,
     generation: Option<Generation>,
-    /// What the rules of earlier runs depended on.
-    former: Vec<FirewallConfig>,
-    /// Addresses behind this host (`--no-masq-local`).
+    /// The configurations of earlier runs, whose rules are removed.
+    previous: Vec<FirewallConfig>,
+    /// Networks of this host's containers (`--no-masq-local`).
     local: Vec<Cidr>,
-    looked: Option<Looked>,
-    /// The programs do not give back what they were given, so that nothing can be compared.
+    last_check: Option<Check>,
+    /// The program lists other rules than it was given, so that checks are not possible.
     unreadable: bool,
 }
 
 #[derive(Debug)]
-struct Looked {
+struct Check {
     at: Instant,
     generation: Option<u32>,
-    /// Our part as `nft` showed it after we had made it.
-    native: String,
-    /// The set that our rules name, which has no generation.
+    /// The rules as given to `nft` and as listed by it.
+    nft: String,
+    /// The set that a rule refers to, whose changes do not change the generation.
     set: Option<String>,
 }
 
 impl FirewallManager {
-    /// Looks for the programs, and for the place of Docker's rules. `former`: what rules left by earlier runs depend on.
-    pub fn new(former: Vec<FirewallConfig>) -> FirewallManager {
-        let programs = Programs::find();
-        let backend = programs.choose();
-        FirewallManager::with(programs, backend, former)
+    /// Finds the programs, and the backend that Docker uses. `previous`: the configurations on which rules of earlier runs depend.
+    pub fn new(previous: Vec<FirewallConfig>) -> FirewallManager {
+        let drivers = Drivers::find();
+        let backend = drivers.choose();
+        FirewallManager::with(drivers, backend, previous)
     }
 
-    /// With this backend, whatever else there is. `None` if its programs are not installed.
-    pub fn with_backend(backend: Backend, former: Vec<FirewallConfig>) -> Option<FirewallManager> {
-        let programs = Programs::find();
-        programs.has(backend).then(|| FirewallManager::with(programs, Some(backend), former))
+    /// Uses this backend in any case. `None` if its programs are not installed.
+    pub fn with_backend(backend: Backend, previous: Vec<FirewallConfig>) -> Option<FirewallManager> {
+        let drivers = Drivers::find();
+        drivers.get(backend)?;
+        Some(FirewallManager::with(drivers, Some(backend), previous))
     }
 
-    fn with(programs: Programs, backend: Option<Backend>, former: Vec<FirewallConfig>) -> FirewallManager {
-        let generation = Generation::open().ok();
+    fn with(drivers: Drivers, backend: Option<Backend>, previous: Vec<FirewallConfig>) -> FirewallManager {
         FirewallManager {
-            programs,
+            drivers,
             backend,
-            generation,
-            former,
+            generation: Generation::open().ok(),
+            previous,
             local: Vec::new(),
-            looked: None,
+            last_check: None,
             unreadable: false,
         }
     }
 
-    /// Where the rules are; none if no program can make any.
+    /// Where the rules are; `None` if no program is installed.
     pub fn backend(&self) -> Option<Backend> {
         self.backend
     }
 
-    /// What a person should know about the rules on this host, beyond that they are there.
-    pub fn warning(&self, setup: &FirewallConfig) -> Option<String> {
+    /// What is missing on this host because of its programs, for the log.
+    pub fn warning(&self, config: &FirewallConfig) -> Option<String> {
         match self.backend {
             None => Some(
                 "neither iptables nor nft is installed: there is no address translation for exposed networks, and the control \
                  port is not guarded; install one of them and launch again"
                     .into(),
             ),
-            Some(Backend::Nft) if setup.expect_npc => {
+            Some(Backend::Nft) if config.expect_npc => {
                 Some("network policies need iptables on this host; there is only nft, so nothing is filtered".into())
             }
             _ => None,
         }
     }
 
-    /// Addresses that belong to containers of this host, for `--no-masq-local`. They count with the next [`FirewallManager::ensure`].
+    /// Sets the networks of this host's containers, for `--no-masq-local`. The next [`FirewallManager::ensure`] uses them.
     pub fn set_local_networks(&mut self, networks: Vec<Cidr>) {
         self.local = networks;
-        self.looked = None;
+        self.last_check = None;
     }
 
-    /// What these rules depend on is over; they go with the next [`FirewallManager::ensure`].
-    pub fn add_previous(&mut self, setup: FirewallConfig) {
-        // A bridge of Docker's that comes and goes is one and the same.
-        if !self.former.contains(&setup) {
-            self.former.push(setup);
+    /// The next [`FirewallManager::ensure`] removes the rules that only this configuration needs.
+    pub fn add_previous(&mut self, config: FirewallConfig) {
+        if !self.previous.contains(&config) {
+            self.previous.push(config);
         }
     }
 
-    /// Whether somebody may have changed rules since [`FirewallManager::ensure`] last found all in order. Cheap.
+    /// Whether another program may have changed rules since the last [`FirewallManager::ensure`]. Cheap.
     pub fn may_have_changed(&mut self) -> bool {
         let Some(backend) = self.backend.filter(|_| !self.unreadable) else { return false };
         let now = self.generation();
-        match &self.looked {
+        match &self.last_check {
             None => true,
-            Some(l) if l.set.as_ref().is_some_and(|set| !ipset::holds(set, &self.local)) => true,
-            Some(l) if backend == Backend::IptablesLegacy || now.is_none() => l.at.elapsed() >= BLIND_LOOK,
-            Some(l) => l.generation != now || l.at.elapsed() >= FULL_LOOK,
+            Some(c) if c.set.as_ref().is_some_and(|set| !ipset::holds(set, &self.local)) => true,
+            Some(c) if backend == Backend::IptablesLegacy || now.is_none() => c.at.elapsed() >= POLL_INTERVAL,
+            Some(c) => c.generation != now || c.at.elapsed() >= FULL_CHECK_INTERVAL,
         }
     }
 
-    /// Sees to it that exactly these rules of ours are there. `true` if something had to be done.
+    /// Adds what is missing of the rules of this configuration, and removes what only previous ones need. `true` if something
+    /// was changed.
     ///
     /// # Errors
-    /// The program failed, more than once. What was there before is there still, or a part of the tables is done; asking again
-    /// is right.
+    /// The program failed repeatedly. Each table has either its old rules or its new ones; a repetition is safe.
     pub fn ensure(
         &mut self,
-        setup: &FirewallConfig,
+        config: &FirewallConfig,
         exposed: &[ExposedAddress],
     ) -> Result<bool, FirewallError> {
-        let Some(backend) = self.backend else { return Ok(false) };
-        // Read before looking, so that what changes afterwards is noticed.
+        // Read first, so that a change during the check is noticed by the next one.
         let generation = self.generation();
-        let set = (setup.no_masq_local && backend != Backend::Nft).then(|| setup.local_set());
-        let (changed, native) = if backend == Backend::Nft {
-            self.ensure_native(setup, exposed)?
+        let Some(driver) = self.backend.and_then(|backend| self.drivers.get(backend)) else {
+            return Ok(false);
+        };
+        let set = (config.no_masq_local && driver.backend() != Backend::Nft).then(|| config.local_set());
+        let (changed, nft) = if driver.backend() == Backend::Nft {
+            self.ensure_nft(driver, config, exposed)?
         } else {
             let filled = set.as_ref().map_or(Ok(false), |set| self.fill_set(set))?;
-            let edits = |now: &Listing| edits::towards(now, setup, exposed, &self.former);
-            let changed = self.programs.edit(backend, edits).inspect_err(|e| {
-                self.unreadable |= matches!(e, EditError::Unreadable(_));
-            })?;
-            (changed || filled, String::new())
+            match driver.edit(|now| plan::diff(now, config, exposed, &self.previous), true) {
+                Ok(changed) => (changed || filled, String::new()),
+                Err(e) => {
+                    self.unreadable |= matches!(e, FirewallError::Unreadable { .. });
+                    return Err(e);
+                }
+            }
         };
-        self.looked = Some(Looked { at: Instant::now(), generation, native, set });
+        self.last_check = Some(Check { at: Instant::now(), generation, nft, set });
         Ok(changed)
     }
 
-    /// The set that a rule names has to be there before the rule. `true` if it was missing or another one.
+    /// Fills the set, which must exist before a rule that refers to it. `true` if it was changed.
     fn fill_set(&self, name: &str) -> Result<bool, FirewallError> {
-        let wrong = !ipset::holds(name, &self.local);
-        if wrong {
-            ipset::replace(name, &self.local).map_err(|e| FirewallError(e.to_string()))?;
+        if ipset::holds(name, &self.local) {
+            return Ok(false);
         }
-        Ok(wrong)
+        ipset::replace(name, &self.local)?;
+        Ok(true)
     }
 
-    fn ensure_native(
+    fn ensure_nft(
         &self,
-        setup: &FirewallConfig,
+        nft: &Driver,
+        config: &FirewallConfig,
         exposed: &[ExposedAddress],
     ) -> Result<(bool, String), FirewallError> {
-        let wanted = native::script(setup, exposed, &self.local, None);
-        let instance = setup.instance.as_deref();
-        let before = self.native_part(instance);
-        if let Some(l) = &self.looked
-            && l.native == format!("{wanted}{before}")
+        let desired = nft::script(config, exposed, &self.local, None);
+        let instance = config.instance.as_deref();
+        let before = nft_rules(nft, instance);
+        if let Some(check) = &self.last_check
+            && check.nft == format!("{desired}{before}")
         {
-            return Ok((false, l.native.clone()));
+            return Ok((false, check.nft.clone()));
         }
-        let script = native::script(setup, exposed, &self.local, self.guest_chain().as_deref());
-        self.programs.nft_script(&script)?;
-        Ok((true, format!("{wanted}{}", self.native_part(instance))))
-    }
-
-    /// Our table, and the chain in which we are guests.
-    fn native_part(&self, instance: Option<&str>) -> String {
-        let (table, mark) = (native::table(instance), native::mark(instance));
-        let table = self.programs.nft(&["-s", "list", "table", "ip", &table]).unwrap_or_default();
-        let guests = self.guest_chain().unwrap_or_default();
-        let ours = |l: &&str| l.contains(&mark) || l.contains("chain FORWARD");
-        table
-            + &guests.lines().filter(ours).map(|l| l.split("counter").next().unwrap_or(l)).collect::<String>()
-    }
-
-    fn guest_chain(&self) -> Option<String> {
-        self.programs.nft(&["-s", "-a", "list", "chain", "ip", "filter", "FORWARD"]).ok()
+        let script = nft::script(config, exposed, &self.local, forward_chain(nft).as_deref());
+        nft.nft_script(&script)?;
+        Ok((true, format!("{desired}{}", nft_rules(nft, instance))))
     }
 
     fn generation(&mut self) -> Option<u32> {
         self.generation.as_mut().and_then(|g| g.read().ok())
     }
 
-    /// Takes away our rules and chains where they are not now: in the backends that are not in use.
-    pub fn remove_stale_backends(&mut self, setup: &FirewallConfig) -> Vec<FirewallError> {
-        let setups = self.setups(setup);
-        let others = [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft]
-            .into_iter()
-            .filter(|b| Some(*b) != self.backend);
-        others.filter_map(|backend| self.remove_from(backend, &setups).err()).collect()
+    /// Removes our rules and chains from the backends that are not in use. Returns what failed.
+    pub fn remove_stale_backends(&mut self, config: &FirewallConfig) -> Vec<FirewallError> {
+        let configs = self.configs(config);
+        let others = Backend::ALL.into_iter().filter(|backend| Some(*backend) != self.backend);
+        others.filter_map(|backend| self.remove_from(backend, &configs).err()).collect()
     }
 
-    /// Takes away everything of ours and of 2.8.1's, wherever it is. `true` if there was something.
+    /// Removes all rules, chains and sets of ours and of 2.8.1 from every backend. `true` if there were any.
     ///
     /// # Errors
-    /// All failures; the rest is gone.
-    pub fn remove(&mut self, setup: &FirewallConfig) -> Result<bool, Vec<FirewallError>> {
-        let setups = self.setups(setup);
-        self.looked = None;
+    /// All failures; everything else is removed.
+    pub fn remove(&mut self, config: &FirewallConfig) -> Result<bool, Vec<FirewallError>> {
+        let configs = self.configs(config);
+        self.last_check = None;
+        let rules = Backend::ALL.into_iter().map(|backend| self.remove_from(backend, &configs));
+        let sets = configs.iter().map(|c| ipset::destroy(&c.local_set()).map_err(FirewallError::from));
+        // A host has only one policy controller, whatever instances it has.
+        let policy_sets = config.instance.is_none().then(ipset::destroy_policy_sets).map(|n| Ok(n? > 0));
         let (mut removed, mut errors) = (false, Vec::new());
-        for backend in [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft] {
-            match self.remove_from(backend, &setups) {
+        for result in rules.chain(sets).chain(policy_sets) {
+            match result {
                 Ok(some) => removed |= some,
                 Err(e) => errors.push(e),
-            }
-        }
-        for setup in &setups {
-            match ipset::destroy(&setup.local_set()) {
-                Ok(some) => removed |= some,
-                Err(e) => errors.push(FirewallError(e.to_string())),
-            }
-        }
-        // Of the host's one policy controller.
-        if setup.instance.is_none() {
-            match ipset::destroy_policy_sets() {
-                Ok(some) => removed |= some > 0,
-                Err(e) => errors.push(FirewallError(e.to_string())),
             }
         }
         if errors.is_empty() { Ok(removed) } else { Err(errors) }
     }
 
-    /// Whether sets of 2.8.1's policy controller are there, which [`FirewallManager::remove`] takes away.
-    pub fn has_policy_sets(setup: &FirewallConfig) -> bool {
-        setup.instance.is_none() && ipset::has_policy_sets()
+    /// Whether there are sets of 2.8.1's policy controller, which [`FirewallManager::remove`] removes.
+    pub fn has_policy_sets(config: &FirewallConfig) -> bool {
+        config.instance.is_none() && ipset::has_policy_sets()
     }
 
-    fn setups(&self, setup: &FirewallConfig) -> Vec<FirewallConfig> {
-        self.former.iter().chain([setup]).cloned().collect()
+    fn configs(&self, config: &FirewallConfig) -> Vec<FirewallConfig> {
+        self.previous.iter().chain([config]).cloned().collect()
     }
 
-    /// Whether there is something of this setup in the form for `nft`.
-    fn is_native(&self, setup: &FirewallConfig) -> bool {
-        let instance = setup.instance.as_deref();
-        let part = self.native_part(instance);
-        part.contains(&format!("table ip {} {{", native::table(instance)))
-            || part.contains(&native::mark(instance))
-    }
-
-    /// Where [`FirewallManager::remove`] would find something, and where it cannot look.
-    pub fn backends_with_rules(&self, setup: &FirewallConfig) -> (Vec<Backend>, Vec<FirewallError>) {
-        let setups = self.setups(setup);
-        let (mut places, mut errors) = (Vec::new(), Vec::new());
-        for backend in
-            [Backend::IptablesLegacy, Backend::IptablesNft].into_iter().filter(|b| self.programs.has(*b))
-        {
-            match self.programs.list(backend) {
-                Ok(now) if edits::removal(&now, &setups).is_some() => places.push(backend),
+    /// The backends with rules that [`FirewallManager::remove`] would remove, and the errors of those that cannot be listed.
+    pub fn backends_with_rules(&self, config: &FirewallConfig) -> (Vec<Backend>, Vec<FirewallError>) {
+        let configs = self.configs(config);
+        let (mut found, mut errors) = (Vec::new(), Vec::new());
+        for driver in self.drivers.iptables() {
+            match driver.list() {
+                Ok(now) if plan::removal(&now, &configs).is_some() => found.push(driver.backend()),
                 Ok(_) => {}
                 Err(e) => errors.push(e),
             }
         }
-        if self.programs.has(Backend::Nft) && setups.iter().any(|s| self.is_native(s)) {
-            places.push(Backend::Nft);
+        if self.drivers.get(Backend::Nft).is_some_and(|nft| configs.iter().any(|c| has_nft_rules(nft, c))) {
+            found.push(Backend::Nft);
         }
-        (places, errors)
+        (found, errors)
     }
 
-    fn remove_from(&self, backend: Backend, setups: &[FirewallConfig]) -> Result<bool, FirewallError> {
-        if !self.programs.has(backend) {
-            return Ok(false);
+    fn remove_from(&self, backend: Backend, configs: &[FirewallConfig]) -> Result<bool, FirewallError> {
+        let Some(driver) = self.drivers.get(backend) else { return Ok(false) };
+        if backend != Backend::Nft {
+            return driver.edit(|now| plan::removal(now, configs), true);
         }
-        if backend == Backend::Nft {
-            let mut removed = false;
-            for setup in setups {
-                if self.is_native(setup) {
-                    let guest = self.guest_chain();
-                    let script = native::removal(setup.instance.as_deref(), guest.as_deref());
-                    self.programs.nft_script(&script)?;
-                    removed = true;
-                }
-            }
-            return Ok(removed);
+        let mut removed = false;
+        for config in configs.iter().filter(|c| has_nft_rules(driver, c)) {
+            driver.nft_script(&nft::removal(config.instance.as_deref(), forward_chain(driver).as_deref()))?;
+            removed = true;
         }
-        Ok(self.programs.edit(backend, |now| edits::removal(now, setups))?)
+        Ok(removed)
     }
+}
+
+/// Our table, and our rules in the chain of other programs, as `nft` lists them.
+fn nft_rules(nft: &Driver, instance: Option<&str>) -> String {
+    let (table, mark) = (nft::table(instance), nft::mark(instance));
+    let mut text = nft.nft(&["-s", "list", "table", "ip", &table]).unwrap_or_default();
+    if let Some(forward) = forward_chain(nft) {
+        text.push_str("chain FORWARD\n");
+        text.extend(forward.into_iter().map(|rule| rule.text).filter(|text| text.contains(&mark)));
+    }
+    text
+}
+
+fn forward_chain(nft: &Driver) -> Option<Vec<NftRule>> {
+    nft.nft_chain("filter", "FORWARD").ok().flatten()
+}
+
+/// Whether there are rules of this configuration that were made by `nft`.
+fn has_nft_rules(nft: &Driver, config: &FirewallConfig) -> bool {
+    let instance = config.instance.as_deref();
+    let rules = nft_rules(nft, instance);
+    rules.contains(&format!("table ip {} {{", nft::table(instance))) || rules.contains(&nft::mark(instance))
+}
+
+/// Excepts packets that are routed to a bridge from address translation (`weave attach-bridge`). Nothing is done on a host where
+/// no program can translate addresses.
+pub(crate) fn keep_source_addresses(bridge: &str) -> Result<(), FirewallError> {
+    let drivers = Drivers::find();
+    let added = drivers.preferred().map(|driver| driver.ensure(&rules::attached_bridge(bridge)));
+    added.transpose().map(drop)
 }

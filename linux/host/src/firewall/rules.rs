@@ -1,65 +1,65 @@
-//! Which rules a peer wants: pure values, texts of `iptables-save`.
+//! The rules that a peer needs, as values, and their form in `iptables-save`.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use weave_types::Cidr;
 
-/// Addresses that this peer's allocator owns (`--no-masq-local`); the name is 2.8.1's.
+/// Set of the networks that this peer's allocator owns (`--no-masq-local`); the name is that of 2.8.1.
 pub(crate) const LOCAL_SET: &str = "weaver-no-masq-local";
-/// Tells the rule that guards the control port, whatever the port.
+/// Identifies the rule that protects the control port, whatever the port is.
 pub(crate) const CONTROL_COMMENT: &str = "Block non-local access to Weave Net control port";
 const LOCAL_COMMENT: &str = "Prevent SNAT to locally running containers";
 const NPC_COMMENT: &str = "NOTE: this must go before '-j KUBE-FORWARD'";
-/// Where the network policy controller listens for dropped packets.
+/// NFLOG group on which the network policy controller receives dropped packets.
 const NPC_LOG_GROUP: u16 = 86;
-const MULTICAST: (Ipv4Addr, u8) = (Ipv4Addr::new(224, 0, 0, 0), 4);
+pub(crate) const MULTICAST: Cidr = network(Ipv4Addr::new(224, 0, 0, 0), 4);
 
-/// Empty; its absence tells a person, and 2.8.1, that the table was flushed.
+/// An empty chain: without it, the table was flushed.
 pub(crate) const CANARY: &str = "WEAVE-CANARY";
 pub(crate) const EXPOSE: &str = "WEAVE-EXPOSE";
 pub(crate) const NAT: &str = "WEAVE";
 const NPC: &str = "WEAVE-NPC";
 const NPC_EGRESS: &str = "WEAVE-NPC-EGRESS";
 
-/// What the rules depend on.
+/// The settings from which the rules are derived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirewallConfig {
-    /// One of several peers on the host has chains of its own; at most 8 characters.
+    /// Name of the instance, if several peers share the host: part of the names of its chains, at most 8 characters.
     pub instance: Option<String>,
-    /// The bridge that containers are on.
+    /// The bridge to which containers are attached.
     pub bridge: String,
-    /// TCP and UDP port of the peer; the one after it is the fast datapath's.
+    /// TCP and UDP port of the peer; the fast datapath of 2.8.1 uses the next one.
     pub port: u16,
-    /// TCP port of the control API if that listens on TCP.
+    /// TCP port of the HTTP API, if it listens on TCP.
     pub control_port: Option<u16>,
-    /// Docker's bridge, if there is one and it is not the peer's own.
+    /// Docker's bridge, if it exists and is another one.
     pub docker: Option<DockerBridge>,
-    /// Whether the network policy controller decides what reaches containers (`--expect-npc`).
+    /// Whether the network policy controller filters traffic to containers (`--expect-npc`).
     pub expect_npc: bool,
-    /// Whether addresses of local containers are kept when other local containers are addressed (`--no-masq-local`).
+    /// Whether traffic to containers of this host keeps its source address (`--no-masq-local`).
     pub no_masq_local: bool,
 }
 
-/// Docker's own bridge.
+/// Docker's bridge on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DockerBridge {
-    /// `docker0` as a rule.
+    /// Usually `docker0`.
     pub name: String,
     /// The host's address on it.
     pub address: Ipv4Addr,
 }
 
-/// An address of the bridge that the host was given by `weave expose`.
+/// An address of the bridge that was added by `weave expose`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExposedAddress {
-    /// The address with its prefix length.
+    /// With the prefix length of its subnet.
     pub address: Cidr,
-    /// Whether what passes between its subnet and the rest of the world gets an address of this host.
+    /// Whether traffic between its subnet and other networks gets an address of this host as its source.
     pub masquerade: bool,
 }
 
-/// A table of the packet filter.
+/// A table of `iptables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Table {
     Filter,
@@ -68,17 +68,17 @@ pub(crate) enum Table {
 }
 
 impl FirewallConfig {
-    /// `base`, or `base.<instance>`.
+    /// `base`, with an instance `base.<instance>`.
     fn chain(&self, base: &str) -> String {
         self.instance.as_ref().map_or_else(|| base.to_owned(), |instance| format!("{base}.{instance}"))
     }
 
-    /// The set of `--no-masq-local`.
+    /// Name of the set of local networks (`--no-masq-local`).
     pub(crate) fn local_set(&self) -> String {
         self.chain(LOCAL_SET)
     }
 
-    /// Whether a chain is one of those that this program or 2.8.1, with its policy controller and its IPsec, makes.
+    /// Whether this program creates a chain of that name, or 2.8.1 does, with its policy controller and its IPsec.
     pub(crate) fn owns(&self, chain: &str) -> bool {
         let Some(base) = (match &self.instance {
             None => Some(chain),
@@ -104,25 +104,25 @@ impl Table {
     }
 }
 
-/// How the rules of a chain lie among other people's.
+/// How the rules of a chain are combined with those of other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// One ordered block at the top; made anew as a whole if one is missing.
-    Top,
-    /// Each appended if it is missing.
-    End,
-    /// The chain is ours; the first rule stays the first.
-    Own,
-    /// The chain has to exist; somebody else fills it.
-    Lent,
+pub(crate) enum Placement {
+    /// One block at the top, in order; all of it is placed anew if a rule is missing.
+    Prepend,
+    /// Each missing rule is appended.
+    Append,
+    /// The chain is ours, and its rules are in order.
+    Owned,
+    /// The chain has to exist; the network policy controller fills it.
+    External,
 }
 
 /// The rules that one chain should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct DesiredChain {
     pub(crate) table: Table,
     pub(crate) chain: String,
-    pub(crate) place: Place,
+    pub(crate) placement: Placement,
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -132,19 +132,23 @@ pub(crate) struct Rule {
     pub(crate) verdict: Verdict,
 }
 
-/// Whether a match is to hold or to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Is {
-    It,
-    Not,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Match {
-    Source(Is, Cidr),
-    Destination(Is, Cidr),
+    Source {
+        negated: bool,
+        network: Cidr,
+    },
+    Destination {
+        negated: bool,
+        network: Cidr,
+    },
+    /// The interface by which the packet arrived.
     In(String),
-    Out(Is, String),
+    /// The interface by which the packet leaves.
+    Out {
+        negated: bool,
+        name: String,
+    },
     /// Protocol (`tcp` or `udp`) and destination port.
     Port(&'static str, u16),
     SourceNotLocal,
@@ -153,6 +157,30 @@ pub(crate) enum Match {
     New,
     ToLocalSet(String),
     Comment(&'static str),
+}
+
+impl Match {
+    pub(crate) fn source(network: Cidr) -> Match {
+        Match::Source { negated: false, network }
+    }
+
+    pub(crate) fn destination(network: Cidr) -> Match {
+        Match::Destination { negated: false, network }
+    }
+
+    pub(crate) fn out(name: &str) -> Match {
+        Match::Out { negated: false, name: name.to_owned() }
+    }
+
+    fn negate(mut self) -> Match {
+        if let Match::Source { negated, .. }
+        | Match::Destination { negated, .. }
+        | Match::Out { negated, .. } = &mut self
+        {
+            *negated = true;
+        }
+        self
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,40 +193,61 @@ pub(crate) enum Verdict {
     Log(u16),
 }
 
+const fn network(address: Ipv4Addr, prefix: u8) -> Cidr {
+    match Cidr::new(IpAddr::V4(address), prefix) {
+        Some(network) => network,
+        None => unreachable!(),
+    }
+}
+
 fn rule<const N: usize>(matches: [Match; N], verdict: Verdict) -> Rule {
     Rule { matches: matches.into(), verdict }
 }
 
-/// Everything (docs/spec/cli.md 4.3, 6.1), in the order in which `iptables-after-*.txt` shows it.
-pub(crate) fn wanted(setup: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<Wanted> {
-    let chain = |table, base: &str, place, rules| Wanted { table, chain: base.to_owned(), place, rules };
-    let mut all: Vec<Wanted> = Table::ALL
+/// All rules of the host (docs/spec/cli.md 4.3, 6.1), in the order of `tests/vectors/cli/iptables-after-*.txt`.
+pub(crate) fn desired_chains(config: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<DesiredChain> {
+    let chain = |table, base: &str, placement, rules| DesiredChain {
+        table,
+        chain: base.to_owned(),
+        placement,
+        rules,
+    };
+    let mut all: Vec<DesiredChain> = Table::ALL
         .into_iter()
-        .map(|table| chain(table, &setup.chain(CANARY), Place::Own, Vec::new()))
+        .map(|table| chain(table, &config.chain(CANARY), Placement::Owned, Vec::new()))
         .collect();
-    if setup.expect_npc {
+    if config.expect_npc {
         all.extend(
-            [NPC, NPC_EGRESS].map(|name| chain(Table::Filter, &setup.chain(name), Place::Lent, Vec::new())),
+            [NPC, NPC_EGRESS]
+                .map(|name| chain(Table::Filter, &config.chain(name), Placement::External, Vec::new())),
         );
     } else {
-        all.push(chain(Table::Filter, &setup.chain(EXPOSE), Place::Own, expose_rules(exposed)));
+        all.push(chain(Table::Filter, &config.chain(EXPOSE), Placement::Owned, expose_rules(exposed)));
     }
-    all.push(chain(Table::Filter, "INPUT", Place::End, input_rules(setup)));
-    all.push(chain(Table::Filter, "FORWARD", Place::Top, forward_rules(setup)));
-    all.push(chain(Table::Nat, &setup.chain(NAT), Place::Own, nat_rules(setup, exposed)));
-    all.push(chain(Table::Nat, "POSTROUTING", Place::End, vec![rule([], Verdict::Jump(setup.chain(NAT)))]));
+    all.push(chain(Table::Filter, "INPUT", Placement::Append, input_rules(config)));
+    all.push(chain(Table::Filter, "FORWARD", Placement::Prepend, forward_rules(config)));
+    all.push(chain(Table::Nat, &config.chain(NAT), Placement::Owned, nat_rules(config, exposed)));
+    all.push(chain(
+        Table::Nat,
+        "POSTROUTING",
+        Placement::Append,
+        vec![rule([], Verdict::Jump(config.chain(NAT)))],
+    ));
     all
 }
 
-fn input_rules(setup: &FirewallConfig) -> Vec<Rule> {
-    use Match::{Comment, Destination, In, NotEstablished, Port, SourceNotLocal};
+fn input_rules(config: &FirewallConfig) -> Vec<Rule> {
+    use Match::{Comment, In, NotEstablished, Port, SourceNotLocal};
     let mut rules = Vec::new();
-    if let Some(docker) = &setup.docker {
-        let closed = [("tcp", setup.port), ("udp", setup.port), ("udp", setup.port.saturating_add(1))];
-        // Containers of Docker's are no peers.
+    if let Some(docker) = &config.docker {
+        let closed = [("tcp", config.port), ("udp", config.port), ("udp", config.port.saturating_add(1))];
+        // Only peers connect to these ports, and containers of Docker are none.
         rules.extend(closed.map(|(protocol, port)| {
-            let matches =
-                [Destination(Is::It, host(docker.address)), In(docker.name.clone()), Port(protocol, port)];
+            let matches = [
+                Match::destination(network(docker.address, 32)),
+                In(docker.name.clone()),
+                Port(protocol, port),
+            ];
             rule(matches, Verdict::Drop)
         }));
         rules.extend(
@@ -206,72 +255,72 @@ fn input_rules(setup: &FirewallConfig) -> Vec<Rule> {
                 .map(|protocol| rule([In(docker.name.clone()), Port(protocol, 53)], Verdict::Accept)),
         );
     }
-    if let Some(port) = setup.control_port {
-        // With `route_localnet` neighbours on the wire reach 127.0.0.1.
-        let to = Destination(Is::It, host(Ipv4Addr::LOCALHOST));
+    if let Some(port) = config.control_port {
+        // With `route_localnet`, hosts on the same network could reach 127.0.0.1.
+        let to = Match::destination(network(Ipv4Addr::LOCALHOST, 32));
         let matches = [to, Port("tcp", port), SourceNotLocal, NotEstablished, Comment(CONTROL_COMMENT)];
         rules.push(rule(matches, Verdict::Drop));
     }
-    if setup.expect_npc {
-        rules.push(rule([In(setup.bridge.clone())], Verdict::Jump(setup.chain(NPC_EGRESS))));
+    if config.expect_npc {
+        rules.push(rule([In(config.bridge.clone())], Verdict::Jump(config.chain(NPC_EGRESS))));
     }
     rules
 }
 
-fn forward_rules(setup: &FirewallConfig) -> Vec<Rule> {
-    use Match::{Comment, Established, In, New, Out};
-    let into = || In(setup.bridge.clone());
-    let out = || Out(Is::It, setup.bridge.clone());
+fn forward_rules(config: &FirewallConfig) -> Vec<Rule> {
+    use Match::{Comment, Established, In, New};
+    let into = || In(config.bridge.clone());
+    let out = || Match::out(&config.bridge);
     let mut rules = Vec::new();
-    if let Some(docker) = &setup.docker {
+    if let Some(docker) = &config.docker {
         rules.push(rule([In(docker.name.clone()), out()], Verdict::Drop));
     }
-    if setup.expect_npc {
+    if config.expect_npc {
         rules.extend([
-            rule([into(), Comment(NPC_COMMENT)], Verdict::Jump(setup.chain(NPC_EGRESS))),
-            rule([out(), Comment(NPC_COMMENT)], Verdict::Jump(setup.chain(NPC))),
+            rule([into(), Comment(NPC_COMMENT)], Verdict::Jump(config.chain(NPC_EGRESS))),
+            rule([out(), Comment(NPC_COMMENT)], Verdict::Jump(config.chain(NPC))),
             rule([out(), New], Verdict::Log(NPC_LOG_GROUP)),
             rule([out()], Verdict::Drop),
         ]);
     } else {
         rules.extend([
             rule([into(), out()], Verdict::Accept),
-            rule([out()], Verdict::Jump(setup.chain(EXPOSE))),
+            rule([out()], Verdict::Jump(config.chain(EXPOSE))),
         ]);
     }
     rules.extend([
-        rule([into(), Out(Is::Not, setup.bridge.clone())], Verdict::Accept),
+        rule([into(), out().negate()], Verdict::Accept),
         rule([out(), Established], Verdict::Accept),
     ]);
     rules
 }
 
-/// One rule per subnet, however many of its addresses are exposed.
+/// One rule for each subnet, also if several of its addresses are exposed.
 fn expose_rules(exposed: &[ExposedAddress]) -> Vec<Rule> {
     subnets(exposed.iter())
         .into_iter()
-        .map(|subnet| rule([Match::Destination(Is::It, subnet)], Verdict::Accept))
+        .map(|subnet| rule([Match::destination(subnet)], Verdict::Accept))
         .collect()
 }
 
-fn nat_rules(setup: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<Rule> {
-    use Match::{Comment, Destination, Source, ToLocalSet};
+fn nat_rules(config: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<Rule> {
+    use Match::{Comment, ToLocalSet};
     let mut rules = Vec::new();
-    if setup.no_masq_local {
-        rules.push(rule([ToLocalSet(setup.local_set()), Comment(LOCAL_COMMENT)], Verdict::Return));
+    if config.no_masq_local {
+        rules.push(rule([ToLocalSet(config.local_set()), Comment(LOCAL_COMMENT)], Verdict::Return));
     }
     for subnet in subnets(exposed.iter().filter(|e| e.masquerade)) {
-        let multicast = Cidr::new(MULTICAST.0.into(), MULTICAST.1).unwrap_or(subnet);
+        let (from, to) = (Match::source(subnet), Match::destination(subnet));
         rules.extend([
-            rule([Source(Is::It, subnet), Destination(Is::It, multicast)], Verdict::Return),
-            rule([Source(Is::Not, subnet), Destination(Is::It, subnet)], Verdict::Masquerade),
-            rule([Source(Is::It, subnet), Destination(Is::Not, subnet)], Verdict::Masquerade),
+            rule([from.clone(), Match::destination(MULTICAST)], Verdict::Return),
+            rule([from.clone().negate(), to.clone()], Verdict::Masquerade),
+            rule([from, to.negate()], Verdict::Masquerade),
         ]);
     }
     rules
 }
 
-/// In order of their first address.
+/// Without duplicates, in the order of their first address.
 fn subnets<'a>(exposed: impl Iterator<Item = &'a ExposedAddress>) -> Vec<Cidr> {
     let mut subnets = Vec::new();
     for subnet in exposed.map(|e| e.address.network()) {
@@ -282,30 +331,30 @@ fn subnets<'a>(exposed: impl Iterator<Item = &'a ExposedAddress>) -> Vec<Cidr> {
     subnets
 }
 
-fn host(address: Ipv4Addr) -> Cidr {
-    let all_bits = Cidr::new(address.into(), 32);
-    all_bits.unwrap_or_else(|| unreachable!("32 bits are an IPv4 address"))
-}
-
-/// Rules in other people's chains that this or another setup of ours may have made: whatever of them is not wanted now
-/// is to go.
-pub(crate) fn possible(setup: &FirewallConfig) -> Vec<(Table, String, Rule)> {
-    let bare = FirewallConfig { docker: None, control_port: None, ..setup.clone() };
+/// The rules that this configuration, or the same one with other options, adds to chains of other programs. Those of them that are not
+/// desired any more are removed.
+pub(crate) fn known_rules(config: &FirewallConfig) -> Vec<(Table, String, Rule)> {
+    let bare = FirewallConfig { docker: None, control_port: None, ..config.clone() };
     let both =
         |s: &FirewallConfig| [true, false].map(|expect_npc| FirewallConfig { expect_npc, ..s.clone() });
-    let all = both(setup).into_iter().chain(both(&bare));
+    let all = both(config).into_iter().chain(both(&bare));
     let mut rules = Vec::new();
-    for wanted in all.flat_map(|s| wanted(&s, &[])) {
-        if matches!(wanted.place, Place::Top | Place::End) {
-            rules.extend(wanted.rules.into_iter().map(|rule| (wanted.table, wanted.chain.clone(), rule)));
+    for desired in all.flat_map(|s| desired_chains(&s, &[])) {
+        if matches!(desired.placement, Placement::Prepend | Placement::Append) {
+            rules.extend(desired.rules.into_iter().map(|rule| (desired.table, desired.chain.clone(), rule)));
         }
     }
     rules
 }
 
-/// What `weave attach-bridge` makes.
-pub(crate) fn attached_bridge(setup: &FirewallConfig) -> (Table, String, Rule) {
-    (Table::Nat, "POSTROUTING".to_owned(), rule([Match::Out(Is::It, setup.bridge.clone())], Verdict::Accept))
+/// The rule of `weave attach-bridge`: packets that are routed to the bridge keep their source address.
+pub(crate) fn attached_bridge(bridge: &str) -> DesiredChain {
+    DesiredChain {
+        table: Table::Nat,
+        chain: "POSTROUTING".to_owned(),
+        placement: Placement::Prepend,
+        rules: vec![rule([Match::out(bridge)], Verdict::Accept)],
+    }
 }
 
 /// As `iptables-save` prints it and `iptables-restore` reads it, without the chain.
@@ -318,19 +367,14 @@ impl fmt::Display for Rule {
     }
 }
 
-impl fmt::Display for Is {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Is::Not { "! " } else { "" })
-    }
-}
-
 impl fmt::Display for Match {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = |negated: &bool| if *negated { "! " } else { "" };
         match self {
-            Match::Source(is, cidr) => write!(f, "{is}-s {cidr}"),
-            Match::Destination(is, cidr) => write!(f, "{is}-d {cidr}"),
+            Match::Source { negated, network } => write!(f, "{}-s {network}", not(negated)),
+            Match::Destination { negated, network } => write!(f, "{}-d {network}", not(negated)),
             Match::In(name) => write!(f, "-i {name}"),
-            Match::Out(is, name) => write!(f, "{is}-o {name}"),
+            Match::Out { negated, name } => write!(f, "{}-o {name}", not(negated)),
             Match::Port(protocol, port) => write!(f, "-p {protocol} -m {protocol} --dport {port}"),
             Match::SourceNotLocal => f.write_str("-m addrtype ! --src-type LOCAL"),
             Match::Established => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),

@@ -1,17 +1,17 @@
-//! The rules against what 2.8.1 made, and the way from any state to them.
+//! The rules against those of 2.8.1, reached from any state.
 
 use std::collections::BTreeMap;
 
-use super::edits::{removal, towards};
 use super::listing::Listing;
+use super::plan::{diff, removal};
 use super::rules::{DockerBridge, ExposedAddress, FirewallConfig, Table};
 
 const AFTER_LAUNCH: &str = include_str!("../../../../tests/vectors/cli/iptables-after-launch.txt");
 const AFTER_EXPOSE: &str = include_str!("../../../../tests/vectors/cli/iptables-after-expose.txt");
 const NPC: &str = include_str!("../../../../tests/vectors/cli/iptables-expect-npc-no-masq-local.txt");
 
-/// That of the vectors.
-fn setup() -> FirewallConfig {
+/// The configuration of the vectors.
+fn config() -> FirewallConfig {
     FirewallConfig {
         instance: None,
         bridge: "weave".into(),
@@ -27,7 +27,7 @@ fn exposed(address: &str, masquerade: bool) -> ExposedAddress {
     ExposedAddress { address: address.parse().unwrap(), masquerade }
 }
 
-/// What `iptables-restore --noflush` does, as far as scripts of ours ask for it. Rules are compared as texts, as it does.
+/// A model of `iptables-restore --noflush` for the commands that our scripts use. It compares rules as texts, as the program does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Kernel {
     tables: BTreeMap<Table, BTreeMap<String, Vec<String>>>,
@@ -44,7 +44,7 @@ impl Kernel {
         Kernel { tables: tables.into() }
     }
 
-    /// From a vector: `iptables -S` of each table under its name. One of them leaves out the table in which there is nothing to see.
+    /// Reads a vector: the output of `iptables -S` for each table. Vectors leave out table mangle, which has the canary only.
     fn of(vector: &str) -> Kernel {
         let mut kernel = Kernel::empty();
         if !vector.contains("# table mangle") {
@@ -88,7 +88,7 @@ impl Kernel {
         Listing::parse(&self.save())
     }
 
-    /// Panics where the program would refuse.
+    /// Panics where the program would fail.
     fn restore(&mut self, script: &str) {
         let mut table = Table::Filter;
         for line in script.lines() {
@@ -128,44 +128,44 @@ impl Kernel {
         }
     }
 
-    /// Does what is to be done; whether there was something.
-    fn bring(
+    /// `true` if there was something to do.
+    fn ensure(
         &mut self,
-        setup: &FirewallConfig,
+        config: &FirewallConfig,
         exposed: &[ExposedAddress],
-        former: &[FirewallConfig],
+        previous: &[FirewallConfig],
     ) -> bool {
-        let Some(script) = towards(&self.listing(), setup, exposed, former) else { return false };
+        let Some(script) = diff(&self.listing(), config, exposed, previous) else { return false };
         self.restore(&script);
-        assert_eq!(towards(&self.listing(), setup, exposed, former), None, "once is enough:\n{script}");
+        assert_eq!(diff(&self.listing(), config, exposed, previous), None, "one script is enough:\n{script}");
         true
     }
 
-    fn remove(&mut self, setups: &[FirewallConfig]) {
-        if let Some(script) = removal(&self.listing(), setups) {
+    fn remove(&mut self, configs: &[FirewallConfig]) {
+        if let Some(script) = removal(&self.listing(), configs) {
             self.restore(&script);
         }
-        assert_eq!(removal(&self.listing(), setups), None);
+        assert_eq!(removal(&self.listing(), configs), None);
     }
 }
 
 #[test]
 fn vectors_are_reached_from_nothing() {
     let range = [exposed("10.32.0.1/12", true)];
-    let npc = FirewallConfig { expect_npc: true, no_masq_local: true, ..setup() };
+    let npc = FirewallConfig { expect_npc: true, no_masq_local: true, ..config() };
     let cases = [
-        (AFTER_LAUNCH, setup(), &[][..]),
-        (AFTER_EXPOSE, setup(), &range),
+        (AFTER_LAUNCH, config(), &[][..]),
+        (AFTER_EXPOSE, config(), &range),
         (NPC, npc, &[exposed("10.2.0.1/16", true)]),
     ];
-    for (vector, setup, exposed) in cases {
+    for (vector, config, exposed) in cases {
         let mut kernel = Kernel::empty();
-        kernel.bring(&setup, exposed, &[]);
+        kernel.ensure(&config, exposed, &[]);
         assert_eq!(kernel, Kernel::of(vector));
-        // And 2.8.1's own are recognised.
-        assert!(!Kernel::of(vector).bring(&setup, exposed, &[]));
+        // The rules that 2.8.1 made are recognised.
+        assert!(!Kernel::of(vector).ensure(&config, exposed, &[]));
         let mut kernel = Kernel::of(vector);
-        kernel.remove(&[setup]);
+        kernel.remove(&[config]);
         assert_eq!(kernel, Kernel::empty());
     }
 }
@@ -174,15 +174,15 @@ fn vectors_are_reached_from_nothing() {
 fn one_rule_per_subnet() {
     let mut kernel = Kernel::empty();
     let [a, b, other] = ["10.2.1.1/24", "10.2.1.2/24", "10.2.2.1/24"].map(|a| exposed(a, true));
-    kernel.bring(&setup(), &[a, b, other], &[]);
+    kernel.ensure(&config(), &[a, b, other], &[]);
     assert_eq!(
         kernel.chain(Table::Filter, "WEAVE-EXPOSE"),
         &["-d 10.2.1.0/24 -j ACCEPT", "-d 10.2.2.0/24 -j ACCEPT"]
     );
     assert_eq!(kernel.chain(Table::Nat, "WEAVE").len(), 6);
-    assert!(!kernel.bring(&setup(), &[b, a, other], &[]), "which address came first does not matter");
-    assert!(!kernel.bring(&setup(), &[b, other], &[]), "the second address needs the rules as well");
-    assert!(kernel.bring(&setup(), &[other], &[]));
+    assert!(!kernel.ensure(&config(), &[b, a, other], &[]), "the order of addresses does not matter");
+    assert!(!kernel.ensure(&config(), &[b, other], &[]), "the second address needs the rules as well");
+    assert!(kernel.ensure(&config(), &[other], &[]));
     assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE"), &["-d 10.2.2.0/24 -j ACCEPT"]);
     assert_eq!(
         kernel.chain(Table::Nat, "WEAVE"),
@@ -192,58 +192,58 @@ fn one_rule_per_subnet() {
             "-s 10.2.2.0/24 ! -d 10.2.2.0/24 -j MASQUERADE"
         ]
     );
-    kernel.bring(&setup(), &[exposed("10.2.2.1/24", false)], &[]);
+    kernel.ensure(&config(), &[exposed("10.2.2.1/24", false)], &[]);
     assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE").len(), 1);
     assert!(kernel.chain(Table::Nat, "WEAVE").is_empty());
-    kernel.bring(&setup(), &[exposed("10.2.2.1/24", false), exposed("10.2.2.2/24", true)], &[]);
-    assert_eq!(kernel.chain(Table::Nat, "WEAVE").len(), 3, "one that wants it is enough");
+    kernel.ensure(&config(), &[exposed("10.2.2.1/24", false), exposed("10.2.2.2/24", true)], &[]);
+    assert_eq!(kernel.chain(Table::Nat, "WEAVE").len(), 3, "one address with masquerading is enough");
 }
 
 #[test]
-fn other_peoples_rules_stay_where_they_are() {
+fn rules_of_other_programs_keep_their_order() {
     let mut kernel = Kernel::empty();
-    let theirs = ["-i eth9 -j ACCEPT", "-o weave -s 10.9.9.9/32 -j ACCEPT", "-j DOCKER-USER"];
+    let foreign = ["-i eth9 -j ACCEPT", "-o weave -s 10.9.9.9/32 -j ACCEPT", "-j DOCKER-USER"];
     for (table, chain) in [(Table::Filter, "INPUT"), (Table::Filter, "FORWARD"), (Table::Nat, "POSTROUTING")]
     {
-        kernel.chain(table, chain).extend(theirs.map(str::to_owned));
+        kernel.chain(table, chain).extend(foreign.map(str::to_owned));
     }
     let before = kernel.clone();
     let range = [exposed("10.32.0.1/12", true)];
-    kernel.bring(&setup(), &range, &[]);
-    assert_eq!(kernel.chain(Table::Filter, "FORWARD")[5..], theirs);
-    assert_eq!(kernel.chain(Table::Filter, "INPUT")[..3], theirs);
-    // Docker puts its rules before ours: they may stay there.
+    kernel.ensure(&config(), &range, &[]);
+    assert_eq!(kernel.chain(Table::Filter, "FORWARD")[5..], foreign);
+    assert_eq!(kernel.chain(Table::Filter, "INPUT")[..3], foreign);
+    // Docker inserts its rules before ours, which is accepted.
     kernel.chain(Table::Filter, "FORWARD").insert(0, "-j DOCKER-FORWARD".to_owned());
-    assert!(!kernel.bring(&setup(), &range, &[]));
-    // If one is missing, the block is made anew, at the top.
+    assert!(!kernel.ensure(&config(), &range, &[]));
+    // If a rule is missing, the whole block moves to the top.
     kernel.chain(Table::Filter, "FORWARD").remove(3);
-    assert!(kernel.bring(&setup(), &range, &[]));
+    assert!(kernel.ensure(&config(), &range, &[]));
     assert_eq!(kernel.chain(Table::Filter, "FORWARD")[5], "-j DOCKER-FORWARD");
-    // What an operator puts into our chains stays as well.
+    // Rules that an operator adds to our chains stay as well.
     kernel.chain(Table::Filter, "WEAVE-EXPOSE").insert(0, "-s 192.0.2.0/24 -j DROP".to_owned());
     kernel.chain(Table::Nat, "WEAVE").push("-s 10.32.0.7/32 -j RETURN".to_owned());
-    assert!(!kernel.bring(&setup(), &range, &[]));
-    kernel.bring(&setup(), &[], &[]);
+    assert!(!kernel.ensure(&config(), &range, &[]));
+    kernel.ensure(&config(), &[], &[]);
     assert_eq!(kernel.chain(Table::Filter, "WEAVE-EXPOSE"), &["-s 192.0.2.0/24 -j DROP"]);
     assert_eq!(kernel.chain(Table::Nat, "WEAVE"), &["-s 10.32.0.7/32 -j RETURN"]);
-    kernel.remove(&[setup()]);
+    kernel.remove(&[config()]);
     kernel.chain(Table::Filter, "FORWARD").remove(0);
     assert_eq!(kernel, before);
 }
 
 #[test]
-fn other_options_leave_nothing_behind() {
-    let npc = FirewallConfig { expect_npc: true, ..setup() };
-    let moved = FirewallConfig { port: 7000, control_port: Some(7001), docker: None, ..setup() };
-    let all = [setup(), npc, moved];
+fn changed_options_remove_the_rules_of_the_previous_ones() {
+    let npc = FirewallConfig { expect_npc: true, ..config() };
+    let moved = FirewallConfig { port: 7000, control_port: Some(7001), docker: None, ..config() };
+    let all = [config(), npc, moved];
     for a in &all {
         for b in &all {
             let mut kernel = Kernel::empty();
-            kernel.bring(a, &[], &[]);
-            kernel.bring(b, &[], std::slice::from_ref(a));
+            kernel.ensure(a, &[], &[]);
+            kernel.ensure(b, &[], std::slice::from_ref(a));
             let mut fresh = Kernel::empty();
-            fresh.bring(b, &[], &[]);
-            // Chains that others may use stay until the end.
+            fresh.ensure(b, &[], &[]);
+            // Chains stay, because other programs may use them.
             let rules = |k: &Kernel| {
                 k.save().lines().filter(|l| !l.starts_with(':')).map(str::to_owned).collect::<Vec<_>>()
             };
@@ -258,29 +258,29 @@ fn other_options_leave_nothing_behind() {
 }
 
 #[test]
-fn what_was_flushed_comes_back_and_nothing_else_moves() {
+fn flushed_rules_are_restored_in_order() {
     let exposes = [exposed("10.2.1.1/24", true), exposed("10.2.2.1/24", false)];
     let mut whole = Kernel::empty();
-    whole.bring(&setup(), &exposes, &[]);
+    whole.ensure(&config(), &exposes, &[]);
     for (table, chains) in whole.tables.clone() {
         for chain in chains.keys() {
             let mut kernel = whole.clone();
             kernel.chain(table, chain).clear();
             let flushed = kernel != whole;
-            assert_eq!(kernel.bring(&setup(), &exposes, &[]), flushed, "{table:?} {chain}");
+            assert_eq!(kernel.ensure(&config(), &exposes, &[]), flushed, "{table:?} {chain}");
             assert_eq!(kernel, whole, "{table:?} {chain}");
         }
         // `iptables -F; iptables -X` of one table.
         let mut kernel = whole.clone();
         *kernel.table(table) = Kernel::empty().table(table).clone();
-        assert!(kernel.bring(&setup(), &exposes, &[]));
+        assert!(kernel.ensure(&config(), &exposes, &[]));
         assert_eq!(kernel, whole, "{table:?}");
-        // Each rule alone.
+        // One rule missing.
         for (chain, rules) in &chains {
             for i in 0..rules.len() {
                 let mut kernel = whole.clone();
                 kernel.chain(table, chain).remove(i);
-                assert!(kernel.bring(&setup(), &exposes, &[]), "{table:?} {chain} {i}");
+                assert!(kernel.ensure(&config(), &exposes, &[]), "{table:?} {chain} {i}");
                 let ordered = chain.as_str() != "INPUT";
                 let mut now = kernel.chain(table, chain).clone();
                 let mut rules = rules.clone();
@@ -295,7 +295,7 @@ fn what_was_flushed_comes_back_and_nothing_else_moves() {
 }
 
 #[test]
-fn leftovers_of_the_original_go_with_a_reset() {
+fn removal_includes_rules_of_2_8_1() {
     let mut kernel = Kernel::of(NPC);
     let before = kernel.clone();
     let filter = kernel.table(Table::Filter);
@@ -316,7 +316,7 @@ fn leftovers_of_the_original_go_with_a_reset() {
         .push("-m state --state NEW -j WEAVE-NPC-EGRESS-DEFAULT".to_owned());
     filter.get_mut("INPUT").unwrap().extend([
         "-j WEAVE-IPSEC-IN".to_owned(),
-        // Of 2.6.3, which forgot the port; of a Docker bridge that had another address.
+        // A rule of 2.6.3, which left the port out, and one for an earlier address of Docker's bridge.
         "-d 127.0.0.1/32 -p tcp -m addrtype ! --src-type LOCAL -m conntrack ! --ctstate RELATED,ESTABLISHED -m comment \
          --comment \"Block non-local access to Weave Net control port\" -j DROP"
             .to_owned(),
@@ -324,6 +324,6 @@ fn leftovers_of_the_original_go_with_a_reset() {
     ]);
     kernel.chain(Table::Nat, "POSTROUTING").insert(0, "-o weave -j ACCEPT".to_owned());
     assert_ne!(kernel, before);
-    kernel.remove(&[setup()]);
+    kernel.remove(&[config()]);
     assert_eq!(kernel, Kernel::empty());
 }

@@ -1,0 +1,206 @@
+//! The firewall rules inside a container: multicast is accepted from the container's own subnets only
+//! (docs/spec/containers.md D.2 steps 6 and 8), by the rules that 2.8.1 makes as well:
+//!
+//! ```text
+//! -A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT      one per subnet, inserted at the top
+//! -A INPUT -d 224.0.0.0/4 -i ethwe -j DROP                        one, appended
+//! ```
+//!
+//! The host's `iptables` makes them, run inside the namespace. Without `iptables`, `nft` adds the same rules to the table and chain
+//! that `iptables-nft` would use.
+
+use weave_types::Cidr;
+
+use super::driver::{Backend, Driver, Drivers, FirewallError};
+use super::rules::{DesiredChain, MULTICAST, Match, Placement, Rule, Table, Verdict};
+
+/// How multicast from the weave network is treated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum MulticastRule {
+    /// Accepted from this subnet (host bits zero).
+    Accept(Cidr),
+    /// Dropped from everywhere else.
+    Drop,
+}
+
+impl MulticastRule {
+    fn in_chain(self, interface: &str) -> DesiredChain {
+        let input = Match::In(interface.to_owned());
+        let (placement, matches, verdict) = match self {
+            MulticastRule::Accept(subnet) => (
+                Placement::Prepend,
+                vec![input, Match::source(subnet), Match::destination(MULTICAST)],
+                Verdict::Accept,
+            ),
+            MulticastRule::Drop => {
+                (Placement::Append, vec![input, Match::destination(MULTICAST)], Verdict::Drop)
+            }
+        };
+        DesiredChain {
+            table: Table::Filter,
+            chain: "INPUT".to_owned(),
+            placement,
+            rules: vec![Rule { matches, verdict }],
+        }
+    }
+}
+
+/// Adds a rule unless it is there, with `iptables`, or with `nft` where `iptables` fails. Returns the backend in which it was added.
+pub(crate) fn add(interface: &str, rule: MulticastRule) -> Result<Option<Backend>, FirewallError> {
+    let drivers = Drivers::find();
+    let desired = rule.in_chain(interface);
+    let add = |driver: &Driver| driver.ensure(&desired).map(|added| added.then_some(driver.backend()));
+    let preferred = drivers.preferred().ok_or(FirewallError::NotInstalled)?;
+    add(preferred).or_else(|error| drivers.get(Backend::Nft).and_then(|nft| add(nft).ok()).ok_or(error))
+}
+
+/// Adds a rule in this backend unless it is there.
+pub(crate) fn add_to(backend: Backend, interface: &str, rule: MulticastRule) -> Result<(), FirewallError> {
+    let drivers = Drivers::find();
+    let driver = drivers.get(backend).ok_or(FirewallError::NotInstalled)?;
+    driver.ensure(&rule.in_chain(interface)).map(drop)
+}
+
+/// Removes every copy of a rule from this backend.
+pub(crate) fn remove_from(
+    backend: Backend,
+    interface: &str,
+    rule: MulticastRule,
+) -> Result<(), FirewallError> {
+    let drivers = Drivers::find();
+    let driver = drivers.get(backend).ok_or(FirewallError::NotInstalled)?;
+    driver.remove(&rule.in_chain(interface)).map(drop)
+}
+
+/// Removes every copy of a rule: 2.8.1, which has an `iptables` of its own, may have added it to another backend. Returns the backends
+/// that had it, and what failed.
+pub(crate) fn remove(interface: &str, rule: MulticastRule) -> (Vec<Backend>, Vec<FirewallError>) {
+    let drivers = Drivers::find();
+    let mut candidates: Vec<&Driver> = drivers.iptables().collect();
+    if candidates.is_empty() {
+        candidates.extend(drivers.get(Backend::Nft));
+    }
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    for driver in candidates {
+        match driver.remove(&rule.in_chain(interface)) {
+            Ok(true) => removed.push(driver.backend()),
+            Ok(false) => {}
+            Err(e) => errors.push(e),
+        }
+    }
+    (removed, errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listing::Listing;
+    use super::super::{nft, plan};
+    use super::*;
+
+    fn accept(subnet: &str) -> MulticastRule {
+        MulticastRule::Accept(subnet.parse().unwrap())
+    }
+
+    const ALL: [(&str, &str, &str); 3] = [
+        (
+            "10.32.0.0/12",
+            "-s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+            "iifname \"ethwe\" ip saddr 10.32.0.0/12 ip daddr 224.0.0.0/4 counter packets 7 bytes 8 accept",
+        ),
+        (
+            "10.2.1.1/32",
+            "-i ethwe -s 10.2.1.1 -d 224.0.0.0/4 -j ACCEPT",
+            "iifname \"ethwe\" ip saddr 10.2.1.1 ip daddr 224.0.0.0/4 counter accept",
+        ),
+        ("", "-d 224.0.0.0/4 -i ethwe -j DROP", "iifname \"ethwe\" ip daddr 224.0.0.0/4 drop"),
+    ];
+
+    fn rule(subnet: &str) -> MulticastRule {
+        if subnet.is_empty() { MulticastRule::Drop } else { accept(subnet) }
+    }
+
+    #[test]
+    fn rules_are_recognised_as_the_programs_list_them() {
+        for (subnet, iptables, nft) in ALL {
+            let desired = rule(subnet).in_chain("ethwe");
+            let listing =
+                Listing::parse(&format!("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT {iptables}\nCOMMIT\n"));
+            assert_eq!(plan::additions(&listing, &desired), None, "{iptables}");
+            assert_eq!(
+                plan::removals(&listing, &desired),
+                Some(format!("*filter\n-D INPUT {iptables}\nCOMMIT\n"))
+            );
+            let chain = nft::parse_chain(&format!("\t\t{nft} # handle 4\n"));
+            assert_eq!(nft::additions(Some(&chain), &desired), None, "{nft}");
+            let removal = "delete rule ip filter INPUT handle 4\n".to_owned();
+            assert_eq!(nft::removals(&chain, &desired), Some(removal));
+        }
+    }
+
+    #[test]
+    fn similar_rules_of_others_are_not_ours() {
+        let desired = MulticastRule::Drop.in_chain("ethwe");
+        for other in [
+            "INPUT -d 224.0.0.0/4 -i ethwe1 -j DROP",
+            "INPUT -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+            "INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j DROP",
+            "INPUT -d 224.0.0.0/8 -i ethwe -j DROP",
+            "INPUT -d 224.0.0.0/4 -i ethwe -p udp -j DROP",
+            "FORWARD -d 224.0.0.0/4 -i ethwe -j DROP",
+            "INPUT ! -d 224.0.0.0/4 -i ethwe -j DROP",
+        ] {
+            let listing = Listing::parse(&format!("*filter\n-A {other}\nCOMMIT\n"));
+            assert_eq!(plan::removals(&listing, &desired), None, "{other}");
+            assert!(plan::additions(&listing, &desired).is_some(), "{other}");
+        }
+        for other in [
+            "iifname \"ethwe2\" ip daddr 224.0.0.0/4 counter drop",
+            "iifname \"ethwe\" ip daddr 224.0.0.0/4 accept",
+        ] {
+            assert_eq!(nft::removals(&nft::parse_chain(&format!("{other} # handle 4")), &desired), None);
+        }
+    }
+
+    /// The rules of the INPUT chain as `iptables-nft` and `nft` list them.
+    #[test]
+    fn nft_and_iptables_nft_find_each_others_rules() {
+        let done = std::thread::spawn(|| {
+            if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                eprintln!("SKIPPED: no network namespace: {e}");
+                return;
+            }
+            let drivers = Drivers::find();
+            let (Some(nft), Some(iptables)) = (drivers.get(Backend::Nft), drivers.get(Backend::IptablesNft))
+            else {
+                eprintln!("SKIPPED: nft or iptables-nft is not installed");
+                return;
+            };
+            let (first, last) =
+                (accept("10.2.1.0/24").in_chain("ethwe"), MulticastRule::Drop.in_chain("ethwe"));
+            let texts = || {
+                let rules = nft.nft_chain("filter", "INPUT").unwrap().unwrap_or_default();
+                rules.into_iter().map(|rule| rule.text).collect::<Vec<_>>()
+            };
+            let order = [
+                "iifname \"ethwe\" ip saddr 10.2.1.0/24 ip daddr 224.0.0.0/4 accept",
+                "iifname \"ethwe\" ip daddr 224.0.0.0/4 drop",
+            ];
+            assert_eq!(texts(), [] as [&str; 0]);
+            assert_eq!(
+                (nft.ensure(&last), nft.ensure(&first), nft.ensure(&first)),
+                (Ok(true), Ok(true), Ok(false))
+            );
+            assert_eq!((iptables.ensure(&first), iptables.ensure(&last)), (Ok(false), Ok(false)));
+            assert_eq!(texts(), order);
+            assert_eq!((iptables.remove(&first), iptables.remove(&first)), (Ok(true), Ok(false)));
+            assert_eq!(texts(), order[1..]);
+            assert_eq!(iptables.ensure(&first), Ok(true));
+            assert_eq!(texts(), order);
+            for rule in [first, last] {
+                assert_eq!((nft.remove(&rule), nft.remove(&rule)), (Ok(true), Ok(false)));
+            }
+            assert_eq!(texts(), [] as [&str; 0]);
+        });
+        done.join().unwrap();
+    }
+}
