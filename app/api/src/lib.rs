@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows how a report comes about; no sockets but the client's.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod client;
 pub mod owned;

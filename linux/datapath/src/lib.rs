@@ -16,6 +16,7 @@
 //! unchanged in a simulator. This crate moves bytes in large pieces: super-frames come from and go to the bridge whole,
 //! datagrams are sealed where they are sent from and opened where they were received.
 #![warn(clippy::undocumented_unsafe_blocks)]
+#![warn(missing_docs)]
 #![deny(unsafe_code)]
 
 mod datapath;

@@ -25,6 +25,7 @@
 //!
 //! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`).
 #![warn(clippy::undocumented_unsafe_blocks)]
+#![warn(missing_docs)]
 
 mod addresses;
 mod arp;

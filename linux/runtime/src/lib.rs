@@ -11,6 +11,7 @@
 //! [`resolve`] finds out which namespace that is, refuses the host's own, and gives a [`Target`]: what `weave-host` needs
 //! to attach, and the id under which addresses and names are kept. Only the third way needs Docker, over [`Docker`].
 #![warn(clippy::undocumented_unsafe_blocks)]
+#![warn(missing_docs)]
 
 mod docker;
 mod engine;

@@ -12,6 +12,7 @@
 //!
 //! Not supported: writing interfaces that have content.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod cursor;
 mod decode;

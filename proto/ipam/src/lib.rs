@@ -19,6 +19,7 @@
 //!
 //! Not here: HTTP, containers' life (the driver says who died), the bridge, the file that things are stored in.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod address;
 mod allocator;

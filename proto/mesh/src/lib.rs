@@ -21,6 +21,7 @@
 //! The parts that are useful alone are public modules: [`handshake`] and [`wire`] (one connection's bytes),
 //! [`envelope`] and [`update`] (gossip's bytes), [`crypto`], [`features`].
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod admission;
 mod config;

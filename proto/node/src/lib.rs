@@ -15,6 +15,7 @@
 //! The order of outputs is the order in which the machines produced them, so that `Persist` stays before the writes that
 //! depend on it.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod ipam;
 mod link;

@@ -8,6 +8,7 @@
 //! What it does not do: it opens no socket and starts no thread. What becomes of a frame is decided by `weave-switch`, which
 //! connections there are by `weave-mesh`.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod forward;
 mod io;

@@ -20,6 +20,7 @@
 //! What it does not do: it knows no overlay, no mesh, no socket and no clock. Nothing on the path of a frame
 //! allocates, and no bytes make it panic.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod checksum;
 pub mod coalesce;

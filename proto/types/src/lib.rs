@@ -4,6 +4,7 @@
 //! * addresses: [`MacAddr`], [`Cidr`];
 //! * time: [`Instant`] (monotonic, for timers), [`Now`] (that and wall-clock time), [`TokenBucket`] (a rate limit).
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod address;
 mod name;
