@@ -1,23 +1,30 @@
-# Process 1 of a booted host: everything of the machine is read-only, out of reach or a copy, then systemd takes over.
-# Runs in mount, process and control group namespaces of its own.
+# Process 1 of a host with systemd. It makes the machine's files read-only, hides them or replaces them by copies, and becomes systemd.
+# It runs in mount, pid and control group namespaces of its own. Arguments: the programs `weave` and `lab`.
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /mnt
 root=/mnt/root
 mkdir $root
-# Without what is mounted below it.
+# Not recursive: other file systems of the machine are not visible.
 mount --bind / $root
 mount -o remount,bind,ro $root
 for d in /run /tmp /var/tmp /var/cache /dev; do mount -t tmpfs -o mode=755 tmpfs $root$d; done
 chmod 1777 $root/tmp $root/var/tmp
 mkdir $root/run/lock $root/dev/net $root/dev/pts $root/dev/shm
-# The host's disk.
+# Programs can be anywhere, also in a folder that is hidden here.
+mount -t tmpfs -o mode=755 tmpfs $root/usr/local/bin
+for name in weave lab; do
+  : > $root/usr/local/bin/$name
+  mount --bind "$1" $root/usr/local/bin/$name
+  shift
+done
+# The disk of the host.
 for d in /etc /var/lib /var/log; do mount --bind $d $root$d; done
 mount -t proc proc $root/proc
 mount --bind $root/proc/sys $root/proc/sys
 mount -o remount,bind,ro $root/proc/sys
 mount --bind $root/proc/sys/net $root/proc/sys/net
 mount -o remount,bind,rw $root/proc/sys/net
-# What cannot be written to needs no udev, says systemd.
+# systemd needs no udev if /sys is read-only.
 mount -t sysfs -o ro sysfs $root/sys
 mount -t cgroup2 cgroup2 $root/sys/fs/cgroup
 for n in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9" "tty 5 0" "net/tun 10 200"; do
@@ -29,7 +36,7 @@ ln -s pts/ptmx $root/dev/ptmx
 ln -s /proc/self/fd $root/dev/fd
 if [ -e $root/proc/sysrq-trigger ]; then mount --bind $root/dev/null $root/proc/sysrq-trigger; fi
 
-# None of the machine's own services, and of systemd's none that sets up a machine.
+# No services of the machine, and none of systemd's that set up hardware.
 units=$root/etc/systemd/system
 if [ ! -e $units/.of-the-lab ]; then
   rm -rf $units

@@ -1,20 +1,20 @@
-//! Captures: everything that passes a device, for tests to search.
+//! Captures of all frames on a device.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::host::{Host, probe_argv};
+use crate::host::Host;
 use crate::packet::{Udp, pcap_frames};
 use crate::run::Background;
 
-/// A capture that is going on.
+/// A running capture.
 #[derive(Debug)]
 pub struct Capture {
     probe: Background,
     file: Temporary,
 }
 
-/// A file that is gone with the value.
+/// A file that is removed when the value is dropped.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
@@ -24,7 +24,7 @@ impl Drop for Temporary {
     }
 }
 
-/// What a capture saw.
+/// The frames of a capture.
 #[derive(Debug)]
 pub struct Captured {
     bytes: Vec<u8>,
@@ -38,13 +38,13 @@ impl Capture {
         let file = std::env::temp_dir().join(format!("weave-lab-{}-{number}.pcap", std::process::id()));
         let path = file.to_string_lossy().into_owned();
         let net = container.map(|name| format!("/run/netns/{name}"));
-        let command = host.enter_net(net.as_deref(), &probe_argv(&["capture", device, &path]));
+        let command = host.enter_probe(net.as_deref(), &["capture", device, &path]);
         let probe = Background::start(command, true)
             .unwrap_or_else(|e| panic!("capture on {device} of {}: {e:#}", host.name()));
         Capture { probe, file: Temporary(file) }
     }
 
-    /// Ends it and gives what it saw.
+    /// Ends the capture.
     #[track_caller]
     pub fn finish(self) -> Captured {
         let Capture { probe, file } = self;
@@ -56,7 +56,6 @@ impl Capture {
 }
 
 impl Captured {
-    /// All frames in order.
     pub fn frames(&self) -> Vec<&[u8]> {
         pcap_frames(&self.bytes)
     }
@@ -66,12 +65,11 @@ impl Captured {
         self.frames().iter().filter(|f| f.windows(needle.len()).any(|w| w == needle)).count()
     }
 
-    /// All UDP datagrams in order.
     pub fn datagrams(&self) -> Vec<Udp<'_>> {
         self.frames().into_iter().filter_map(Udp::parse).collect()
     }
 
-    /// Keeps the capture as a pcap file, for a person to look at.
+    /// Writes a pcap file, for a person to look at.
     pub fn save(&self, path: &str) -> std::io::Result<()> {
         std::fs::write(path, &self.bytes)
     }

@@ -1,19 +1,19 @@
-//! A container and what it can do on the network.
+//! A container and its network traffic.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::capture::Capture;
-use crate::host::{Host, probe, probe_argv};
-use crate::run::{Background, Outcome, PATIENCE, run};
+use crate::host::{Host, probe};
+use crate::run::{Background, COMMAND_TIMEOUT, Outcome, run};
 use crate::wait::within;
 
-/// A process with a network of its own in a host. Ends with the host, or by [`Container::end`].
+/// A process in a host with a network namespace of its own. It ends with the host, or by [`Container::end`].
 #[derive(Clone, Debug)]
 pub struct Container {
     host: Host,
@@ -21,29 +21,27 @@ pub struct Container {
     pid: i32,
 }
 
-/// What a row of pings came to.
+/// The result of a series of pings.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Pings {
-    /// Requests sent.
     pub sent: u64,
-    /// Different requests that were answered.
+    /// Requests with at least one reply.
     pub received: u64,
-    /// Answers beyond the first.
+    /// Further replies to the same request.
     pub duplicates: u64,
-    /// TTL of the last answer.
+    /// TTL of the last reply.
     pub ttl: Option<u8>,
-    /// Longest time without an answered request, in milliseconds.
+    /// Longest time without a reply.
     pub longest_gap_ms: f64,
-    /// Median round trip in milliseconds.
+    /// Median round-trip time.
     pub median_ms: f64,
 }
 
-/// Pings that go on beside the test.
+/// Pings in the background.
 #[derive(Debug)]
 pub struct Pinger(Background);
 
 impl Pinger {
-    /// Ends the row and gives the result.
     #[track_caller]
     pub fn finish(self) -> Pings {
         let text = self.0.finish().unwrap_or_else(|e| panic!("{e:#}"));
@@ -51,28 +49,27 @@ impl Pinger {
     }
 }
 
-/// A TCP connection that is used all the time beside the test: numbered messages, each echoed.
+/// A TCP connection in the background that carries numbered messages, each of which is echoed.
 #[derive(Debug)]
 pub struct Chat {
     client: Background,
     _server: Background,
 }
 
-/// What a [`Chat`] came to.
+/// The result of a [`Chat`].
 #[derive(Clone, Debug, Deserialize)]
-pub struct Chatter {
-    /// Messages echoed.
+pub struct ChatResult {
+    /// Messages that came back.
     pub messages: u64,
-    /// Longest time between two echoes in milliseconds.
+    /// Longest time between two echoes.
     pub longest_gap_ms: f64,
-    /// Why the connection broke, if it did.
+    /// Why the connection failed, if it did.
     pub broken: Option<String>,
 }
 
 impl Chat {
-    /// Ends the conversation and gives the result.
     #[track_caller]
-    pub fn finish(self) -> Chatter {
+    pub fn finish(self) -> ChatResult {
         let text = self.client.finish().unwrap_or_else(|e| panic!("{e:#}"));
         parse(&text)
     }
@@ -81,50 +78,49 @@ impl Chat {
 #[track_caller]
 fn parse<T: for<'de> Deserialize<'de>>(text: &str) -> T {
     let last = text.lines().last().unwrap_or_default();
-    serde_json::from_str(last).unwrap_or_else(|e| panic!("probe said no JSON ({e}): {text}"))
+    serde_json::from_str(last).unwrap_or_else(|e| panic!("the probe printed no JSON ({e}): {text}"))
 }
 
-/// A server port that no other transfer of this test uses.
+/// A port that no other server of this process uses.
 fn next_port() -> String {
     static PORT: AtomicU16 = AtomicU16::new(20_000);
     PORT.fetch_add(1, Ordering::Relaxed).to_string()
 }
 
 impl Container {
-    #[track_caller]
-    pub(crate) fn start(host: &Host, name: &str) -> Container {
-        let binary = probe_argv(&[])[0];
-        let pid = host.command_ok(&[binary, "container", name]);
-        let pid = pid.trim().parse().unwrap_or_else(|e| panic!("container {name}: {e}: {pid}"));
-        Container { host: host.clone(), name: name.to_owned(), pid }
+    pub(crate) fn start(host: &Host, name: &str) -> Result<Container> {
+        let outcome = host.command(&[&host.lab_program(), "container", name]);
+        if !outcome.success() {
+            bail!("{}", outcome.stderr.trim().trim_start_matches("lab: "));
+        }
+        let pid = outcome.stdout.trim().parse().with_context(|| format!("container {name}: {outcome}"))?;
+        Ok(Container { host: host.clone(), name: name.to_owned(), pid })
     }
 
-    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The host it runs on.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// Its process id inside the host.
+    /// Its process id in the host.
     pub fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// As the `weave` command names it by its network namespace.
+    /// `netns:<name>`, a reference for the `weave` command.
     pub fn netns(&self) -> String {
         format!("netns:{}", self.name)
     }
 
-    /// As the `weave` command names it by its process.
+    /// `pid:<pid>`, a reference for the `weave` command.
     pub fn by_pid(&self) -> String {
         format!("pid:{}", self.pid)
     }
 
-    /// `weave attach <cidrs> <this>`: gives what was printed.
+    /// Runs `weave attach <cidrs> netns:<name>` and returns its output.
     #[track_caller]
     pub fn attach(&self, cidrs: &[&str]) -> String {
         let netns = self.netns();
@@ -134,7 +130,7 @@ impl Container {
         self.host.weave_ok(&args).trim_end().to_owned()
     }
 
-    /// `weave detach <cidrs> <this>`: gives what was printed.
+    /// Runs `weave detach <cidrs> netns:<name>` and returns its output.
     #[track_caller]
     pub fn detach(&self, cidrs: &[&str]) -> String {
         let netns = self.netns();
@@ -144,7 +140,7 @@ impl Container {
         self.host.weave_ok(&args).trim_end().to_owned()
     }
 
-    /// Joins it to a bridge by hand, as the original does: for the lab's own tests and for hosts that run another program.
+    /// Joins the container to a bridge by hand, as 2.8.1 does: for tests of the lab itself and for hosts without a daemon.
     #[track_caller]
     pub fn plug(&self, bridge: &str, cidr: &str) {
         let (pid, name) = (self.pid, &self.name);
@@ -163,7 +159,7 @@ impl Container {
     /// Runs a command in its network.
     #[track_caller]
     pub fn command(&self, argv: &[&str]) -> Outcome {
-        run(self.enter(argv), None, PATIENCE).unwrap_or_else(|e| panic!("{}: {e:#}", self.label()))
+        run(self.enter(argv), None, COMMAND_TIMEOUT).unwrap_or_else(|e| panic!("{}: {e:#}", self.label()))
     }
 
     /// Runs a command in its network that has to succeed; gives its standard output.
@@ -175,13 +171,13 @@ impl Container {
     /// Runs one of the lab's probes in its network.
     #[track_caller]
     pub fn probe(&self, args: &[&str]) -> Value {
-        probe(self.enter(&probe_argv(args)))
+        probe(self.host.enter_probe(Some(&self.namespace_file()), args))
     }
 
-    /// Starts a probe in its network beside the test.
+    /// Starts a probe in its network in the background.
     #[track_caller]
     pub fn probe_background(&self, args: &[&str]) -> Background {
-        Background::start(self.enter(&probe_argv(args)), true)
+        Background::start(self.host.enter_probe(Some(&self.namespace_file()), args), true)
             .unwrap_or_else(|e| panic!("{}: {e:#}", self.label()))
     }
 
@@ -191,7 +187,7 @@ impl Container {
         Capture::start(&self.host, Some(&self.name), "ethwe")
     }
 
-    /// Sends `count` pings (ten per second) and counts the answers.
+    /// Sends `count` pings, ten per second.
     #[track_caller]
     pub fn ping(&self, to: &str, count: u32) -> Pings {
         let value = self.probe(&["ping", to, "--count", &count.to_string(), "--interval-ms", "100"]);
@@ -211,7 +207,7 @@ impl Container {
         }
     }
 
-    /// Sends ten pings within a second, none of which may be answered.
+    /// Sends ten pings within a second; none of them may be answered.
     #[track_caller]
     pub fn never_reaches(&self, to: &str) {
         let pings = self.ping(to, 10);
@@ -233,7 +229,7 @@ impl Container {
         ]))
     }
 
-    /// Sends `bytes` to a server in `to` and back again, every byte checked on both sides.
+    /// Sends `bytes` to a server in `to` and back; both sides check every byte.
     #[track_caller]
     pub fn tcp(&self, to: &Container, ip: &str, bytes: u64) {
         let port = next_port();
@@ -251,7 +247,7 @@ impl Container {
         Chat { client, _server: server }
     }
 
-    /// Sends UDP datagrams of these payload sizes to an echo server in `to`; each has to come back unharmed.
+    /// Sends UDP datagrams of these payload sizes to an echo server in `to`; each has to come back unchanged.
     #[track_caller]
     pub fn udp(&self, to: &Container, ip: &str, sizes: &[usize]) {
         let port = next_port();
@@ -261,7 +257,7 @@ impl Container {
         assert_eq!(result["ok"], true, "UDP {} -> {}: {result}", self.label(), to.label());
     }
 
-    /// Which containers answer a datagram to a multicast or broadcast address: their addresses, sorted.
+    /// Sends a datagram to a multicast or broadcast address; returns the addresses that answer, sorted.
     #[track_caller]
     pub fn cast(&self, to: &str, expect: usize) -> Vec<String> {
         let value = self.probe(&["udp-cast", to, "--port", "7004", "--expect", &expect.to_string()]);
@@ -276,8 +272,8 @@ impl Container {
         self.probe_background(&args)
     }
 
-    /// Sends raw frames of the private EtherType 0x88b5 with `size` bytes of payload to everybody; gives the MACs of those who
-    /// echoed it unharmed (see [`Container::listen_raw`]). `tags`: 802.1Q tags, outermost first.
+    /// Sends raw frames of the private EtherType 0x88b5 with `size` bytes of payload; returns the MACs of the containers that
+    /// echo them unchanged (see [`Container::listen_raw`]). `tags`: 802.1Q tags, outermost first.
     #[track_caller]
     pub fn raw(&self, to_mac: &str, size: usize, tags: &[u16], expect: usize) -> Vec<String> {
         let (size, expect) = (size.to_string(), expect.to_string());
@@ -299,20 +295,18 @@ impl Container {
         self.probe_background(&args)
     }
 
-    /// Asks the network by ARP who has an address: the MACs that answer within a second.
+    /// Sends an ARP request; returns the MACs that answer within a second.
     #[track_caller]
     pub fn arp(&self, ip: &str) -> Vec<String> {
         let value = self.probe(&["arp", "ethwe", ip]);
         serde_json::from_value(value["macs"].clone()).unwrap_or_else(|e| panic!("{e}: {value}"))
     }
 
-    /// MAC address of `ethwe`.
     #[track_caller]
     pub fn mac(&self) -> String {
         self.ethwe()["address"].as_str().unwrap_or_else(|| panic!("{}: no MAC", self.label())).to_owned()
     }
 
-    /// MTU of `ethwe`.
     #[track_caller]
     pub fn mtu(&self) -> u64 {
         self.ethwe()["mtu"].as_u64().unwrap_or_else(|| panic!("{}: no MTU", self.label()))
@@ -335,7 +329,7 @@ impl Container {
         found.unwrap_or_else(|text| panic!("{text}"))
     }
 
-    /// Addresses of `ethwe` as `ip -j addr` tells them.
+    /// `ip -j addr show dev ethwe`.
     #[track_caller]
     fn ethwe(&self) -> Value {
         let text = self.command_ok(&["ip", "-j", "addr", "show", "dev", "ethwe"]);
@@ -343,12 +337,11 @@ impl Container {
         value[0].clone()
     }
 
-    /// Whether it has an interface `ethwe`.
     pub fn has_interface(&self) -> bool {
         self.command(&["ip", "link", "show", "dev", "ethwe"]).success()
     }
 
-    /// Ends it: process, namespace and name.
+    /// Ends the process and removes the namespace.
     #[track_caller]
     pub fn end(self) {
         let (pid, name) = (self.pid, &self.name);
@@ -356,7 +349,11 @@ impl Container {
     }
 
     fn enter(&self, argv: &[&str]) -> std::process::Command {
-        self.host.enter_net(Some(&format!("/run/netns/{}", self.name)), argv)
+        self.host.enter_net(Some(&self.namespace_file()), argv)
+    }
+
+    fn namespace_file(&self) -> String {
+        format!("/run/netns/{}", self.name)
     }
 
     fn label(&self) -> String {

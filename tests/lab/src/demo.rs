@@ -1,4 +1,4 @@
-//! `lab demo`: the network in a minute, step by step, and then left up to play with.
+//! `lab demo`: shows the network in a minute, step by step, and leaves it up.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -11,27 +11,21 @@ use crate::lab::{Lab, Topology};
 use crate::state::LabState;
 use crate::wait::within;
 
-/// The lab that the demo makes.
+/// Id of the lab.
 const ID: &str = "demo";
-/// A text that is searched for on the wire.
+/// Sent between containers and searched for on the wire.
 const SECRET: &[u8] = b"who is there?";
-/// What a step that needs the network to notice something may take.
-const PATIENCE: Duration = Duration::from_secs(100);
+/// For steps that wait for the network to notice a change.
+const STEP_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Shows the network. With `check`, takes the lab down at the end (for tests of the demo itself).
+/// Shows the network. With `check`, removes the lab at the end.
 pub fn demo(check: bool) -> Result<()> {
     let start = Instant::now();
     if LabState::load(ID).is_ok() {
-        say("The demo of an earlier run is still up; making a new one.");
+        say("The lab of an earlier demo is still up; replacing it.");
         down()?;
     }
-    let outcome = std::panic::catch_unwind(run);
-    let result = match outcome {
-        Ok(result) => result,
-        // The panic has been printed already; here it becomes an ordinary failure.
-        Err(_) => Err(anyhow::anyhow!("a step failed (see above); `lab status` shows what is up")),
-    };
-    if let Err(e) = result {
+    if let Err(e) = run() {
         if let Ok(lab) = Lab::open(ID) {
             eprintln!("{}", lab.diagnostics());
         }
@@ -45,7 +39,7 @@ pub fn demo(check: bool) -> Result<()> {
     Ok(())
 }
 
-/// Removes what the demo left up.
+/// Removes the lab of the demo.
 pub fn down() -> Result<()> {
     match LabState::load(ID) {
         Ok(state) => state.remove(),
@@ -64,7 +58,7 @@ fn run() -> Result<()> {
         say(&format!("{} {}", host.name(), host.ip()));
     }
 
-    step("Weave on each of them; h2 and h3 are told of h1 and find each other");
+    step("Weave on each of them; h2 and h3 are launched with the address of h1 and find each other");
     weave(h1, &["launch"])?;
     weave(h2, &["launch", "h1"])?;
     weave(h3, &["launch", "h1"])?;
@@ -74,11 +68,11 @@ fn run() -> Result<()> {
     step("A container on each host, all in 10.2.1.0/24");
     let mut containers = Vec::new();
     for (i, host) in lab.hosts().iter().enumerate() {
-        let container = host.container(&format!("c{}", i + 1));
+        let container = host.try_container(&format!("c{}", i + 1))?;
         weave(host, &["attach", &format!("10.2.1.{}/24", i + 1), &container.netns()])?;
         containers.push(container);
     }
-    let [c1, _, c3] = &containers[..] else { bail!("three containers") };
+    let [c1, _, c3] = &containers[..] else { bail!("not three containers") };
     ping(c1, "10.2.1.2")?;
     ping(c1, "10.2.1.3")?;
 
@@ -116,11 +110,11 @@ fn run() -> Result<()> {
         }
     }
 
-    step("What somebody on the wire can read: everything, without a password");
+    step("Without a password, everything can be read on the wire");
     say(&format!(
         "frames with the text \"{}\": {}",
         String::from_utf8_lossy(SECRET),
-        spy(&lab, &containers)?
+        count_secret(&lab, &containers)?
     ));
 
     step("The same network with a password");
@@ -134,7 +128,7 @@ fn run() -> Result<()> {
     weave(h1, &["status", "connections"])?;
     ping(c1, "10.2.1.2")?;
     ping(c1, "10.2.1.3")?;
-    let seen = spy(&lab, &containers)?;
+    let seen = count_secret(&lab, &containers)?;
     say(&format!("frames with the text \"{}\": {seen}", String::from_utf8_lossy(SECRET)));
     if seen != 0 {
         bail!("the wire is readable in spite of the password");
@@ -149,18 +143,18 @@ fn print_next() {
         ("shell h1", "a shell on h1: weave status, weave status peers, ip addr, ..."),
         ("enter h1 c1", "a shell in container c1: ping 10.2.1.3"),
         ("cut h1 h3", "nothing passes between h1 and h3; ping on and see"),
-        ("heal h1 h3", "... and back"),
+        ("heal h1 h3", "ends the cut"),
         ("run-container h2 web", "one more container; attach it with"),
         ("shell h2 -- weave attach 10.2.1.9/24 netns:web", ""),
-        ("demo-down", "everything is gone (also: make demo-down)"),
+        ("demo-down", "removes the lab (also: make demo-down)"),
     ] {
         println!("  {lab} {command:<48} {what}");
     }
     println!();
 }
 
-/// Sends a known text from c1 to c3 and counts the frames on the wire in which it can be read.
-fn spy(lab: &Lab, containers: &[Container]) -> Result<usize> {
+/// Sends [`SECRET`] from c1 to c3 and counts the frames on the wire that contain it.
+fn count_secret(lab: &Lab, containers: &[Container]) -> Result<usize> {
     let capture = lab.wire().capture("h3");
     let _server = containers[2].listen_cast(None);
     let answered = containers[0].cast("10.2.1.3", 1);
@@ -184,7 +178,7 @@ fn peer_name(host: &Host) -> Result<String> {
     Ok(report["Router"]["Name"].as_str().context("a report without a name")?.to_owned())
 }
 
-/// Over which neighbour a host sends to a peer.
+/// The neighbour over which a host sends to a peer.
 fn via(host: &Host, to: &str) -> Result<String> {
     let report = host.report().map_err(anyhow::Error::msg)?;
     let routes = report["Router"]["UnicastRoutes"].as_array().context("no routes")?;
@@ -210,10 +204,10 @@ fn ping(from: &Container, to: &str) -> Result<()> {
 }
 
 fn wait(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
-    within(what, PATIENCE, condition).map_err(anyhow::Error::msg)
+    within(what, STEP_TIMEOUT, condition).map_err(anyhow::Error::msg)
 }
 
-/// Runs `weave`, shows the command as a person would type it and what it says.
+/// Runs `weave` and shows the command and its output.
 fn weave(host: &Host, args: &[&str]) -> Result<()> {
     command(&format!("{}$ weave {}", host.name(), args.join(" ")));
     let outcome = host.weave(args);

@@ -1,4 +1,4 @@
-//! A Docker daemon of a host's own, and the static program that runs in its containers.
+//! A Docker daemon for one host, and the static program that runs in its containers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,35 +6,34 @@ use std::time::Duration;
 use crate::host::Host;
 use crate::run::Outcome;
 
-/// Starting takes a few seconds, more on a busy machine.
-const START: Duration = Duration::from_secs(60);
+/// Docker takes a few seconds to start, more on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Docker daemon inside a host, with everything of it on that host's disk and in its `/run`.
+/// A Docker daemon in a host, with its files on the host's disk and in its `/run`.
 #[derive(Debug)]
 pub struct Dockerd<'a> {
     host: &'a Host,
-    /// What it is told about networks.
-    network: &'static str,
+    network_options: &'static str,
 }
 
-/// Containers get no network from Docker.
+/// Docker gives containers no network.
 const NO_NETWORK: &str = "--bridge none --iptables=false";
 
 impl<'a> Dockerd<'a> {
-    /// Starts one: `None` (after a loud line) if Docker is not installed here.
+    /// Starts a daemon, or returns `None` after a notice if Docker is not installed.
     #[track_caller]
     pub fn start(host: &'a Host) -> Option<Dockerd<'a>> {
         Dockerd::start_as(host, NO_NETWORK)
     }
 
-    /// The same with Docker's own bridge `docker0` (172.17.0.1/16) and its packet filter rules.
+    /// The same with Docker's bridge `docker0` (172.17.0.1/16) and its firewall rules.
     #[track_caller]
     pub fn start_with_bridge(host: &'a Host) -> Option<Dockerd<'a>> {
         Dockerd::start_as(host, "")
     }
 
     #[track_caller]
-    fn start_as(host: &'a Host, network: &'static str) -> Option<Dockerd<'a>> {
+    fn start_as(host: &'a Host, network_options: &'static str) -> Option<Dockerd<'a>> {
         for program in ["dockerd", "docker"] {
             if !host.command(&["sh", "-c", &format!("command -v {program}")]).success() {
                 skipped(&format!("{program} is not installed (package docker.io)"));
@@ -42,36 +41,37 @@ impl<'a> Dockerd<'a> {
             }
         }
         host.sh("mkdir -p /etc/docker-lab && echo '{}' > /etc/docker-lab/daemon.json");
-        let dockerd = Dockerd { host, network };
+        let dockerd = Dockerd { host, network_options };
         dockerd.boot();
         Some(dockerd)
     }
 
-    /// What starts it when the host does. Nothing of it stays open here.
+    /// Starts the daemon again after a reboot of the host.
     #[track_caller]
     pub fn boot(&self) {
-        // Devices and limits of containers are in /sys/fs/cgroup, which all hosts share: each has its own group there.
+        // All hosts share /sys/fs/cgroup; the containers of each are in a group of their own.
         let group = format!("/weave-lab-{}", self.host.pid());
-        let network = self.network;
+        let network = self.network_options;
         self.host.sh(&format!(
             "setsid dockerd --config-file /etc/docker-lab/daemon.json --data-root /var/lib/docker-lab \
              --exec-root /run/docker-lab --pidfile /run/docker.pid --host unix:///run/docker.sock --group root \
              --cgroup-parent {group} --storage-driver vfs {network} --ip6tables=false \
              >> /var/log/dockerd.log 2>&1 < /dev/null &",
         ));
-        self.host.wait("Docker", START, || {
+        self.host.wait("Docker", START_TIMEOUT, || {
             let info = self.docker(&["info", "--format", "{{.ServerVersion}}"]);
             if info.success() { Ok(()) } else { Err(info.to_string()) }
         });
     }
 
-    /// Ends it as a service manager does, and waits until it has.
+    /// Ends the daemon as a service manager does, and waits for its end.
     #[track_caller]
     pub fn stop(&self) {
         let pid = self.host.command_ok(&["cat", "/run/docker.pid"]);
         self.host.command_ok(&["kill", pid.trim()]);
-        self.host
-            .wait("the end of Docker", START, || !self.host.command(&["kill", "-0", pid.trim()]).success());
+        self.host.wait("the end of Docker", START_TIMEOUT, || {
+            !self.host.command(&["kill", "-0", pid.trim()]).success()
+        });
     }
 
     /// Runs the Docker client.
@@ -82,7 +82,7 @@ impl<'a> Dockerd<'a> {
         self.host.command(&argv)
     }
 
-    /// Runs the Docker client, which has to succeed; gives its standard output without the final newline.
+    /// Runs the Docker client, which has to succeed; returns its standard output without the final newline.
     #[track_caller]
     pub fn ok(&self, args: &[&str]) -> String {
         self.docker(args).expect_ok().trim_end().to_owned()
@@ -91,7 +91,7 @@ impl<'a> Dockerd<'a> {
 
 impl Drop for Dockerd<'_> {
     fn drop(&mut self) {
-        // Its groups would stay behind in the shared hierarchy.
+        // The hierarchy of control groups is shared and would keep them.
         let group = format!("weave-lab-{}", self.host.pid());
         self.host.command(&[
             "sh",
@@ -107,11 +107,19 @@ impl Drop for Dockerd<'_> {
     }
 }
 
-/// The static program under test: `WEAVE_STATIC_BIN`, else the newest that cargo built for a named target (`make static`, or
-/// `make lab-test` without optimisation). `None` (after a loud line) if there is none.
+/// The static program under test: `WEAVE_STATIC_BIN`, else the newest one that `make lab-test` or `make static` built. `None` after
+/// a notice if there is none.
 pub fn static_binary() -> Option<String> {
+    let newest = newest_static_binary();
+    if newest.is_none() {
+        skipped("there is no static program (`make static`, or set WEAVE_STATIC_BIN)");
+    }
+    newest.map(|path| path.to_string_lossy().into_owned())
+}
+
+pub(crate) fn newest_static_binary() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("WEAVE_STATIC_BIN") {
-        return Some(path.to_string_lossy().into_owned());
+        return Some(path.into());
     }
     let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target"));
     let targets = std::fs::read_dir(&root).into_iter().flatten().flatten();
@@ -119,13 +127,7 @@ pub fn static_binary() -> Option<String> {
         .flat_map(|t| ["debug", "release"].map(|profile| t.path().join(profile).join("weave")))
         .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
         .max_by_key(|(time, _)| *time);
-    match newest {
-        Some((_, path)) => Some(path.canonicalize().unwrap_or(path).to_string_lossy().into_owned()),
-        None => {
-            skipped("there is no static program (`make static`, or set WEAVE_STATIC_BIN)");
-            None
-        }
-    }
+    newest.and_then(|(_, path)| path.canonicalize().ok())
 }
 
 fn skipped(reason: &str) {

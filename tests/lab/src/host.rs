@@ -1,6 +1,6 @@
-//! One host: commands in it, its daemon, its containers, and what can be seen from outside.
+//! One host: commands in it, its daemon and its containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use crate::capture::Capture;
 use crate::container::Container;
+use crate::docker;
 use crate::lab::lab_binary;
-use crate::run::{Background, Outcome, PATIENCE, run};
+use crate::run::{Background, COMMAND_TIMEOUT, Outcome, run};
 use crate::state::{Holder, LabState, Member};
 use crate::wait::{Attempt, within};
 
@@ -24,24 +25,24 @@ pub struct Host {
     holder: Holder,
     ip: Ipv4Addr,
     disk: Option<PathBuf>,
+    /// Where `weave` and `lab` are in the host, if not where they were built.
+    program_folder: Option<&'static str>,
 }
 
 /// One line of `weave status connections`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// `->` made here, `<-` made by the other side.
+    /// `->` (this peer opened it) rather than `<-`.
     pub outbound: bool,
-    /// Address and port of the other end.
     pub remote: String,
     /// established, pending, retrying, failed, connecting.
     pub state: String,
-    /// The rest: overlay, peer and attributes, or the reason of a failure.
+    /// Overlay, peer and attributes, or the reason of a failure.
     pub info: String,
 }
 
-/// What the topology still has to get over, if anything: a connection that is not known to both its ends, or that traffic does
-/// not take.
-fn unsettled(router: &Value) -> Option<String> {
+/// Why the topology has not converged, if it has not: a connection that one end has not announced, or no direct route.
+fn missing_convergence(router: &Value) -> Option<String> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let peers = list(&router["Peers"]);
     for peer in &peers {
@@ -65,34 +66,48 @@ impl Host {
             holder: member.holder,
             ip: member.ip,
             disk: Some(LabState::dir(lab).join("disk").join(&member.name)),
+            program_folder: None,
         }
     }
 
     pub(crate) fn bare(name: &str, holder: Holder) -> Host {
-        Host { name: name.to_owned(), holder, ip: Ipv4Addr::UNSPECIFIED, disk: None }
+        Host { name: name.to_owned(), holder, ip: Ipv4Addr::UNSPECIFIED, disk: None, program_folder: None }
     }
 
-    /// The same host in the namespaces of another of its processes (a pid as seen from outside).
-    pub(crate) fn inside(&self, pid: i32) -> Result<Host> {
-        Ok(Host { holder: Holder::of(pid)?, ..self.clone() })
+    /// The same host in the namespaces of another of its processes (a pid outside of the host), with the programs in this folder.
+    pub(crate) fn inside(&self, pid: i32, program_folder: &'static str) -> Result<Host> {
+        Ok(Host { holder: Holder::of(pid)?, program_folder: Some(program_folder), ..self.clone() })
     }
 
-    /// Its name.
+    /// Whether its namespaces still exist.
+    pub fn is_up(&self) -> bool {
+        self.holder.alive()
+    }
+
+    fn weave_program(&self) -> String {
+        self.program_folder.map_or_else(|| weave_binary().to_owned(), |folder| format!("{folder}/weave"))
+    }
+
+    pub(crate) fn lab_program(&self) -> String {
+        let built = || lab_binary().to_string_lossy().into_owned();
+        self.program_folder.map_or_else(built, |folder| format!("{folder}/lab"))
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The address under which the others know it (behind NAT: the router's).
+    /// Its address on the wire (behind NAT: the address of the router).
     pub fn ip(&self) -> Ipv4Addr {
         self.ip
     }
 
-    /// Pid of its init as seen from outside.
+    /// Pid of its init outside of the host.
     pub fn pid(&self) -> i32 {
         self.holder.pid
     }
 
-    /// A command that runs in the host's namespaces, in the given network namespace file or the host's own.
+    /// A command in the namespaces of the host, with the network namespace of a file or else the host's own.
     pub(crate) fn enter_net(&self, net: Option<&str>, argv: &[&str]) -> Command {
         let pid = self.holder.pid;
         let mut command = Command::new("nsenter");
@@ -104,9 +119,7 @@ impl Host {
         command.arg("--").args(argv);
         for (key, _) in std::env::vars_os() {
             let text = key.to_string_lossy();
-            let tool = ["WEAVE_BIN", "WEAVE_LAB_REQUIRED", "WEAVE_LAB_SKIP"].contains(&&*text);
-            if tool || text.starts_with("WEAVE_") || text.starts_with("DOCKER_") || text.starts_with("CARGO")
-            {
+            if ["WEAVE_", "DOCKER_", "CARGO"].iter().any(|prefix| text.starts_with(prefix)) {
                 command.env_remove(&key);
             }
         }
@@ -114,11 +127,19 @@ impl Host {
         command
     }
 
+    /// One of the lab's probes, as a command like [`Host::enter_net`].
+    pub(crate) fn enter_probe(&self, net: Option<&str>, args: &[&str]) -> Command {
+        let lab = self.lab_program();
+        let mut argv = vec![lab.as_str(), "probe"];
+        argv.extend(args);
+        self.enter_net(net, &argv)
+    }
+
     pub(crate) fn enter(&self, argv: &[&str]) -> Command {
         self.enter_net(None, argv)
     }
 
-    /// A shell (or a command) for a person, in the host or in one of its containers; `weave` and `lab` are on the PATH.
+    /// A shell or a command for a person, in the host or in one of its containers, with `weave` and `lab` on the PATH.
     pub fn interactive(&self, container: Option<&str>, prompt: &str, command: &[String]) -> Command {
         let net = container.map(|name| format!("/run/netns/{name}"));
         let mut argv: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -137,10 +158,10 @@ impl Host {
         process
     }
 
-    /// Runs a command to its end (or 60 s).
+    /// Runs a command, for at most 60 s.
     #[track_caller]
     pub fn command(&self, argv: &[&str]) -> Outcome {
-        self.command_with(&[], argv, PATIENCE)
+        self.command_with(&[], argv, COMMAND_TIMEOUT)
     }
 
     /// Runs a command that has to succeed and gives its standard output.
@@ -163,7 +184,7 @@ impl Host {
         run(command, None, deadline).unwrap_or_else(|e| panic!("{} {argv:?}: {e:#}", self.name))
     }
 
-    /// Starts a command beside the test; with `ready` it has to print that word first.
+    /// Starts a command in the background; with `ready` it has to print that word first.
     pub fn background(&self, argv: &[&str], ready: bool) -> Result<Background> {
         Background::start(self.enter(argv), ready)
     }
@@ -183,16 +204,17 @@ impl Host {
     /// Runs the `weave` program with environment variables.
     #[track_caller]
     pub fn weave_env(&self, env: &[(&str, &str)], args: &[&str]) -> Outcome {
-        let mut argv = vec![weave_binary()];
+        let program = self.weave_program();
+        let mut argv = vec![program.as_str()];
         argv.extend(args);
-        self.command_with(env, &argv, PATIENCE)
+        self.command_with(env, &argv, COMMAND_TIMEOUT)
     }
 
-    /// Runs the `weave` program, which finds a feature of the kernel missing: a name of [`crate::without::Feature`].
+    /// Runs the `weave` program without a feature of the kernel: a name of [`crate::without::Feature`].
     #[track_caller]
     pub fn weave_without(&self, feature: &str, args: &[&str]) -> Outcome {
-        let lab = lab_binary().to_string_lossy().into_owned();
-        let mut argv = vec![lab.as_str(), "without", feature, weave_binary()];
+        let (lab, weave) = (self.lab_program(), self.weave_program());
+        let mut argv = vec![lab.as_str(), "without", feature, weave.as_str()];
         argv.extend(args);
         self.command(&argv)
     }
@@ -200,18 +222,19 @@ impl Host {
     /// Runs one of the lab's own probes (`lab probe ...`) in the host's network.
     #[track_caller]
     pub fn probe(&self, args: &[&str]) -> Value {
-        probe(self.enter_net(None, &probe_argv(args)))
+        probe(self.enter_probe(None, args))
     }
 
-    /// Starts a probe beside the test.
+    /// Starts a probe in the background.
     #[track_caller]
     pub fn probe_background(&self, args: &[&str]) -> Background {
-        self.background(&probe_argv(args), true).unwrap_or_else(|e| panic!("{}: {e:#}", self.name))
+        Background::start(self.enter_probe(None, args), true)
+            .unwrap_or_else(|e| panic!("{}: {e:#}", self.name))
     }
 
-    /// Every network namespace of the host that has an `ethwe`, with its IPv4 addresses, as the kernel says.
+    /// The IPv4 addresses of `ethwe` in every network namespace of the host, as the kernel has them.
     pub fn holders(&self) -> Result<BTreeMap<String, Vec<String>>, String> {
-        let outcome = self.command(&probe_argv(&["holders"]));
+        let outcome = self.command(&[&self.lab_program(), "probe", "holders"]);
         if !outcome.success() {
             return Err(outcome.to_string());
         }
@@ -224,13 +247,21 @@ impl Host {
         Capture::start(self, None, device)
     }
 
-    /// Makes a container: a process with a network namespace of its own, as yet without any link.
+    /// Makes a container: a process with a network namespace of its own, without any link. Panics if it fails.
     #[track_caller]
     pub fn container(&self, name: &str) -> Container {
+        self.try_container(name).unwrap_or_else(|e| panic!("{}: {e:#}", self.name))
+    }
+
+    /// Makes a container, or says why that failed.
+    ///
+    /// # Errors
+    /// The name is in use, or the host is gone.
+    pub fn try_container(&self, name: &str) -> Result<Container> {
         Container::start(self, name)
     }
 
-    /// A plain bridge `weave` without any daemon, to try probes and the lab itself.
+    /// A bridge `weave` without a daemon, to test probes and the lab itself.
     pub fn plain_bridge(&self) {
         self.sh("ip link add name weave type bridge; ip link set weave up");
     }
@@ -264,8 +295,7 @@ impl Host {
         self.weave(&["status", "connections"]).stdout.lines().filter_map(Connection::parse).collect()
     }
 
-    /// Waits until the number of established connections is `n` and frames take them: a peer tells the others about a new
-    /// connection up to a second later, and until then everybody's routes go around it.
+    /// Waits until `n` connections are established and routes use them: a peer announces a new connection up to a second later.
     #[track_caller]
     pub fn wait_established(&self, n: usize, deadline: Duration) {
         self.wait("established connections", deadline, || {
@@ -274,7 +304,7 @@ impl Host {
             if have != n {
                 return Err(format!("{have} of {n} established: {all:#?}"));
             }
-            unsettled(&self.report()?["Router"]).map_or(Ok(()), Err)
+            missing_convergence(&self.report()?["Router"]).map_or(Ok(()), Err)
         });
     }
 
@@ -301,8 +331,7 @@ impl Host {
         }
     }
 
-    /// The parts of the host's configuration that a failed command must leave alone: links, addresses, routes, packet filter
-    /// rules and the files of the peer.
+    /// What a failed command must not change: links, addresses, routes, firewall rules, files of the peer and processes.
     pub fn snapshot(&self) -> String {
         self.command(&[
             "sh",
@@ -315,8 +344,8 @@ impl Host {
         .stdout
     }
 
-    /// Turns the machine off and on: every process and device of the host is gone, what is on disk stays.
-    /// Only what lives in the network namespace is taken away; the namespaces themselves are kept so that the wire stays joined.
+    /// Removes every process and device of the host as a reboot does; files on its disk stay. The namespaces stay too, because
+    /// the link to the wire is in them.
     #[track_caller]
     pub fn reboot(&self) {
         self.sh(
@@ -328,7 +357,7 @@ impl Host {
         );
     }
 
-    /// Path of a file of the host's disk as seen from outside: `lib/...`, `log/...`, `etc/...`.
+    /// Path of a file on the disk of the host, outside of the host: `lib/...`, `log/...`, `etc/...`.
     pub fn disk(&self, path: &str) -> PathBuf {
         self.disk.as_ref().unwrap_or_else(|| panic!("{} has no disk", self.name)).join(path)
     }
@@ -338,7 +367,8 @@ impl Host {
         text.push_str(&self.command(&["ip", "-br", "addr"]).stdout);
         if weave_candidates().is_some() && self.daemon_pid().is_some() {
             for page in [&["status"][..], &["status", "connections"], &["status", "peers"]] {
-                let mut argv = vec![weave_binary()];
+                let program = self.weave_program();
+                let mut argv = vec![program.as_str()];
                 argv.extend(page);
                 text.push_str(&self.command_with(&[], &argv, Duration::from_secs(5)).to_string());
                 text.push('\n');
@@ -372,30 +402,33 @@ impl Connection {
     }
 }
 
-pub(crate) fn probe_argv<'a>(args: &[&'a str]) -> Vec<&'a str> {
-    static LAB: OnceLock<String> = OnceLock::new();
-    let lab = LAB.get_or_init(|| lab_binary().to_string_lossy().into_owned());
-    let mut argv = vec![lab.as_str(), "probe"];
-    argv.extend(args);
-    argv
-}
-
-/// Runs a probe to its end; its last line is JSON.
+/// Runs a probe; the last line of its output is JSON.
 #[track_caller]
 pub(crate) fn probe(command: Command) -> Value {
     let outcome = run(command, None, Duration::from_secs(120)).unwrap_or_else(|e| panic!("{e:#}"));
     assert!(outcome.success(), "probe failed\n{outcome}");
     let last = outcome.stdout.lines().last().unwrap_or_default();
-    serde_json::from_str(last).unwrap_or_else(|e| panic!("probe said no JSON ({e})\n{outcome}"))
+    serde_json::from_str(last).unwrap_or_else(|e| panic!("the probe printed no JSON ({e})\n{outcome}"))
 }
 
-/// The program under test: `WEAVE_BIN`, else the newest of those that cargo built.
+/// The program under test: `WEAVE_BIN`, else the newest program that cargo built.
 #[track_caller]
 pub fn weave_binary() -> &'static str {
     match weave_candidates() {
         Some(path) => path,
         None => panic!("no `weave` program: build it (`cargo build -p weave-cli`) or set WEAVE_BIN"),
     }
+}
+
+/// The folders of all programs that run in hosts.
+pub(crate) fn program_folders() -> BTreeSet<PathBuf> {
+    let programs =
+        [Some(lab_binary()), weave_candidates().map(PathBuf::from), docker::newest_static_binary()];
+    programs
+        .iter()
+        .flatten()
+        .filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned()))
+        .collect()
 }
 
 fn weave_candidates() -> Option<&'static str> {

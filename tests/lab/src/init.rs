@@ -1,9 +1,9 @@
-//! The processes that hold namespaces: the init of a host, of a router, and the process of a container.
+//! The processes that hold namespaces: the init of a host or of a router, and the process of a container.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,19 +18,22 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 const NONE: Option<&str> = None;
 
-/// How to make a host or a router.
+/// Options of `lab init`.
 #[derive(Args, Clone, Debug)]
 pub struct InitArgs {
     /// Host name.
     #[arg(long)]
     name: String,
-    /// Folder with the host's disk (`lib`, `log`, `etc`, `opt`); none for a router, which has no disk.
+    /// Folder with the disk of the host (`lib`, `log`, `etc`, `opt`); a router has none.
     #[arg(long)]
     disk: Option<PathBuf>,
-    /// Forward packets between the interfaces and answer ARP for everybody.
+    /// Folder that stays visible, read-only, where the disk of the host would hide it.
+    #[arg(long)]
+    program_folder: Vec<PathBuf>,
+    /// Forward packets between the interfaces and answer ARP for all hosts.
     #[arg(long)]
     router: bool,
-    /// Stay when the standard input closes.
+    /// Do not end when the standard input closes.
     #[arg(long)]
     detached: bool,
 }
@@ -64,8 +67,7 @@ pub fn outer(args: &InitArgs) -> Result<()> {
     Ok(())
 }
 
-/// A disk starts as copies of the machine's folders where the content matters and empty otherwise. Done once per lab, so that a
-/// host that "reboots" finds what it wrote.
+/// Fills a new disk: `/etc` is a copy of the machine's, the rest is empty. A disk that exists already stays as it is.
 fn prepare_disk(disk: &Path, name: &str) -> Result<()> {
     if disk.exists() {
         return Ok(());
@@ -75,10 +77,10 @@ fn prepare_disk(disk: &Path, name: &str) -> Result<()> {
     }
     copy_tree(Path::new("/etc"), &disk.join("etc")).context("cannot copy /etc")?;
     fs::write(disk.join("etc/hostname"), format!("{name}\n"))?;
-    // No resolver: names that are not in /etc/hosts fail at once.
+    // Without a name server, names that are not in /etc/hosts fail immediately.
     let _ = fs::remove_file(disk.join("etc/resolv.conf"));
     fs::write(disk.join("etc/resolv.conf"), "# no name server in the lab\n")?;
-    // Peer names derive from the machine id, so each host has its own.
+    // The name of a peer depends on the machine id, so each host has its own.
     let mut id = fs::read_to_string("/proc/sys/kernel/random/uuid")?.replace('-', "");
     if !id.ends_with('\n') {
         id.push('\n');
@@ -106,7 +108,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `lab init-inner`: process 1 of the new namespaces. Sets them up, says "ready", reaps, and ends with its standard input.
+/// `lab init-inner`: process 1 of the new namespaces. It sets them up, prints `ready`, reaps processes, and ends when its standard
+/// input closes.
 pub fn inner(args: &InitArgs) -> Result<()> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGCHLD);
@@ -115,6 +118,9 @@ pub fn inner(args: &InitArgs) -> Result<()> {
 
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
         .context("cannot make mounts private")?;
+    // Opened before the mounts below may hide them.
+    let programs = args.program_folder.iter().map(|folder| Ok((folder, open_folder(folder)?)));
+    let programs = programs.collect::<Result<Vec<_>>>()?;
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).context("cannot mount /proc")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
         .context("cannot mount /run")?;
@@ -125,6 +131,13 @@ pub fn inner(args: &InitArgs) -> Result<()> {
         bind(&disk.join("lib"), "/var/lib")?;
         bind(&disk.join("log"), "/var/log")?;
     }
+    for (folder, opened) in programs.iter().filter(|(folder, _)| !folder.exists()) {
+        fs::create_dir_all(folder)?;
+        let target = folder.to_string_lossy();
+        bind(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd())), &target)?;
+        mount(NONE, &*target, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, NONE)
+            .with_context(|| format!("cannot make {target} read-only"))?;
+    }
     nix::unistd::sethostname(&args.name)?;
     ip(&["link", "set", "lo", "up"])?;
     if args.router {
@@ -132,7 +145,7 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     }
     println!("ready");
     std::io::stdout().flush()?;
-    // Whoever waits for the end of our output has what it needs.
+    // The reader of the output waits for its end.
     nix::unistd::dup2_stdout(fs::OpenOptions::new().write(true).open("/dev/null")?)?;
 
     let stdin = std::io::stdin();
@@ -146,11 +159,18 @@ pub fn inner(args: &InitArgs) -> Result<()> {
             Err(e) => return Err(e.into()),
         }
         if fds.get(1).and_then(|fd| fd.revents()).is_some_and(|r| !r.is_empty()) {
-            return Ok(()); // The lab's owner is gone; the kernel kills everything else in here.
+            return Ok(()); // The owner of the lab has ended; the kernel kills all other processes of this pid namespace.
         }
         while signals.read_signal()?.is_some() {}
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
     }
+}
+
+/// Opens a folder only to mount it again.
+fn open_folder(folder: &Path) -> Result<fs::File> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+    options.open(folder).with_context(|| format!("cannot open {}", folder.display()))
 }
 
 fn bind(from: &Path, to: &str) -> Result<()> {
@@ -158,15 +178,15 @@ fn bind(from: &Path, to: &str) -> Result<()> {
         .with_context(|| format!("cannot bind {} to {to}", from.display()))
 }
 
-/// Replaces a folder by a private one in which what it held can still be reached.
+/// Mounts a private folder in place of `folder`; its former subfolders except `cni` stay visible in it.
 fn bind_children(folder: &str, private: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
     for entry in
         entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && e.file_name() != "cni")
     {
-        let place = private.join(entry.file_name());
-        fs::create_dir_all(&place)?;
-        bind(&entry.path(), &place.to_string_lossy())?;
+        let target = private.join(entry.file_name());
+        fs::create_dir_all(&target)?;
+        bind(&entry.path(), &target.to_string_lossy())?;
     }
     mount(Some(private), folder, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
         .with_context(|| format!("cannot bind {} to {folder}", private.display()))
@@ -181,17 +201,17 @@ fn become_router() -> Result<()> {
         ("ipv4/conf/all/proxy_arp", "1"),
         ("ipv4/conf/all/send_redirects", "0"),
         ("ipv4/conf/default/send_redirects", "0"),
-        // Every "fragmentation needed" counts in a test of path MTU discovery.
+        // Tests of path MTU discovery need every "fragmentation needed" message.
         ("ipv4/icmp_ratelimit", "0"),
         ("ipv4/icmp_msgs_per_sec", "100000"),
         ("ipv6/conf/all/disable_ipv6", "1"),
         ("ipv6/conf/default/disable_ipv6", "1"),
     ] {
-        // Not every kernel has every key in every namespace; forwarding is the one that matters.
+        // Not every kernel has every key in every namespace; only forwarding is required.
         if let Err(e) = fs::write(net.join(key), value)
             && key == "ipv4/ip_forward"
         {
-            return Err(e).context("cannot switch forwarding on");
+            return Err(e).context("cannot enable forwarding");
         }
     }
     Ok(())
@@ -205,8 +225,17 @@ fn ip(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// `lab container NAME`, run inside a host: starts the holder of a container and prints its pid in the host.
+/// `lab container NAME`, run in a host: starts the process of a container and prints its pid in the host.
 pub fn container_outer(name: &str) -> Result<()> {
+    if name.is_empty()
+        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        || name.starts_with('.')
+    {
+        bail!("container name `{name}`: only letters, digits, `-`, `_` and `.`");
+    }
+    if Path::new("/run/netns").join(name).exists() {
+        bail!("container `{name}` already exists");
+    }
     let mut child = Command::new(std::env::current_exe()?)
         .args(["container-hold", name])
         .stdin(Stdio::null())
@@ -222,21 +251,22 @@ pub fn container_outer(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// `lab container-hold NAME`: becomes the container: own network and host name, known as `/run/netns/NAME`.
+/// `lab container-hold NAME`: the process of a container, with a network namespace and a host name of its own; the namespace is
+/// mounted at `/run/netns/NAME`.
 pub fn container_hold(name: &str) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS).context("cannot make namespaces")?;
     nix::unistd::sethostname(name)?;
     ip(&["link", "set", "lo", "up"])?;
-    let place = Path::new("/run/netns").join(name);
+    let mount_point = Path::new("/run/netns").join(name);
     fs::create_dir_all("/run/netns")?;
     fs::OpenOptions::new()
         .create_new(true)
         .write(true)
-        .open(&place)
+        .open(&mount_point)
         .with_context(|| format!("container {name}"))?;
-    fs::set_permissions(&place, fs::Permissions::from_mode(0o444))?;
-    mount(Some("/proc/self/ns/net"), &place, NONE, MsFlags::MS_BIND, NONE)
-        .with_context(|| format!("cannot keep the namespace as {}", place.display()))?;
+    fs::set_permissions(&mount_point, fs::Permissions::from_mode(0o444))?;
+    mount(Some("/proc/self/ns/net"), &mount_point, NONE, MsFlags::MS_BIND, NONE)
+        .with_context(|| format!("cannot mount the namespace at {}", mount_point.display()))?;
     println!("ready");
     std::io::stdout().flush()?;
     nix::unistd::dup2_stdout(fs::OpenOptions::new().write(true).open("/dev/null")?)?;

@@ -1,4 +1,4 @@
-//! A lab: hosts on a wire, and the troubles that a network can make.
+//! A lab: hosts on a wire, and the failures that a network can have.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::Host;
+use crate::host::{Host, program_folders};
+use crate::neighbour_limits;
 use crate::run::{must, run};
-use crate::state::{Holder, LabState, Member, sweep};
+use crate::state::{Holder, LabState, Member, remove_abandoned};
 use crate::wait::within;
 
-/// Addresses on the wire; h1 is .1 (198.18.0.0/15 is set aside for tests of network equipment).
+/// Addresses on the wire; h1 is .1 (RFC 2544 reserves 198.18.0.0/15 for benchmarks).
 const WIRE: [u8; 3] = [198, 18, 0];
-/// The wire's own address.
+/// The address of the router between the hosts.
 const GATEWAY: &str = "198.18.0.254";
 
-/// Which hosts a lab has.
+/// Limited by the addresses on the wire.
+const MAX_HOSTS: usize = 250;
+
+/// The hosts of a lab.
 #[derive(Clone, Debug, Default)]
 pub struct Topology {
     hosts: Vec<(String, bool)>,
@@ -30,38 +34,38 @@ impl Topology {
         Topology { hosts: (1..=n).map(|i| (format!("h{i}"), false)).collect() }
     }
 
-    /// One more host; it is named after its place.
+    /// Adds a host, named by its number.
     pub fn and_host(mut self) -> Topology {
         self.hosts.push((format!("h{}", self.hosts.len() + 1), false));
         self
     }
 
-    /// One more host behind a router that masquerades: it can dial the others, nobody can dial it.
+    /// Adds a host behind a router that masquerades: it can connect to the others, but they cannot connect to it.
     pub fn and_behind_nat(mut self) -> Topology {
         self.hosts.push((format!("h{}", self.hosts.len() + 1), true));
         self
     }
 }
 
-/// A running lab. Everything in it ends when the value is dropped (unless it was made to stay).
+/// A running lab. Dropping the value ends all of it, unless it was made to stay.
 #[derive(Debug)]
 pub struct Lab {
     state: LabState,
     hosts: Vec<Host>,
     wire: Host,
-    /// While these are open, the inits live.
+    /// The init of each host ends when its pipe closes.
     lifelines: Vec<ChildStdin>,
     owned: bool,
 }
 
 impl Lab {
-    /// A lab for a test: `None` (after a loud line) if this process may not make one. Panics if it may and cannot.
+    /// A lab for a test, or `None` after a notice if this process has no right to make one. Panics if it fails.
     pub fn start(name: &str, topology: &Topology) -> Option<Lab> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if !crate::privileged() {
             return None;
         }
-        sweep();
+        remove_abandoned();
         let id = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         match Lab::create(&id, topology, false) {
             Ok(lab) => Some(lab),
@@ -69,10 +73,14 @@ impl Lab {
         }
     }
 
-    /// Makes a lab with this id. With `stays` it outlives this process (`LabState::remove` ends it).
+    /// Makes a lab. With `stays` it outlives this process, and [`LabState::remove`] ends it.
     pub fn create(id: &str, topology: &Topology, stays: bool) -> Result<Lab> {
         let owner = if stays { None } else { Some(Holder::of(std::process::id() as i32)?) };
-        let mut state = LabState::create(id, owner)?;
+        let large = topology.hosts.len() > neighbour_limits::HOSTS_WITHIN_DEFAULTS;
+        let mut state = LabState::create(id, owner, large)?;
+        if large && let Err(e) = neighbour_limits::raise() {
+            eprintln!("NOTICE: neighbour tables may overflow, because their limits cannot be raised: {e:#}");
+        }
         match build(&mut state, topology, stays) {
             Ok((wire, hosts, lifelines)) => Ok(Lab { state, hosts, wire, lifelines, owned: !stays }),
             Err(e) => {
@@ -82,25 +90,25 @@ impl Lab {
         }
     }
 
-    /// A lab that is already up; dropping the value leaves it as it is.
+    /// A lab that another process made; dropping the value does not end it.
     pub fn open(id: &str) -> Result<Lab> {
         let state = LabState::load(id)?;
         let hosts = state.members.iter().map(|m| Host::new(&state.id, m)).collect();
-        let wire = Host::bare("wire", state.wire.context("the lab was never finished")?);
+        let wire = state.wire.filter(Holder::alive);
+        let wire =
+            wire.with_context(|| format!("lab `{id}` is not running (`lab --id {id} down` removes it)"))?;
+        let wire = Host::bare("wire", wire);
         Ok(Lab { state, hosts, wire, lifelines: Vec::new(), owned: false })
     }
 
-    /// Unique name of the lab.
     pub fn id(&self) -> &str {
         &self.state.id
     }
 
-    /// All hosts in order.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
     }
 
-    /// The host of this name.
     #[track_caller]
     pub fn host(&self, name: &str) -> &Host {
         self.hosts
@@ -109,28 +117,28 @@ impl Lab {
             .unwrap_or_else(|| panic!("no host {name} in lab {}", self.id()))
     }
 
-    /// The router between the hosts; its interfaces carry the hosts' names. For captures.
+    /// The router between the hosts, for captures; its interfaces are named after the hosts.
     pub fn wire(&self) -> &Host {
         &self.wire
     }
 
     /// Drops everything between two hosts, silently and in both directions.
     pub fn cut(&self, a: &str, b: &str) {
-        self.rule_on(&["-i", a, "-o", b, "-j", "DROP"]);
-        self.rule_on(&["-i", b, "-o", a, "-j", "DROP"]);
+        self.add_rule(&["-i", a, "-o", b, "-j", "DROP"]);
+        self.add_rule(&["-i", b, "-o", a, "-j", "DROP"]);
     }
 
-    /// Undoes `cut` and `block` between two hosts, in both directions.
+    /// Ends `cut` and `block` between two hosts, in both directions.
     pub fn heal(&self, a: &str, b: &str) {
         for (a, b) in [(a, b), (b, a)] {
-            self.rule_off(&["-i", a, "-o", b, "-j", "DROP"]);
-            self.rule_off(&["-i", a, "-o", b, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
+            self.remove_rule(&["-i", a, "-o", b, "-j", "DROP"]);
+            self.remove_rule(&["-i", a, "-o", b, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
         }
     }
 
     /// Drops what `a` sends to `b`, unless it belongs to a connection that `b` opened: a firewall in front of `b`.
     pub fn block(&self, a: &str, b: &str) {
-        self.rule_on(&["-i", a, "-o", b, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
+        self.add_rule(&["-i", a, "-o", b, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
     }
 
     /// A firewall in front of `host` that lets in only answers and what matches `allowed`: `tcp:6783`, `udp:6783`, ...
@@ -138,15 +146,15 @@ impl Lab {
         for rule in allowed {
             let (protocol, port) =
                 rule.split_once(':').unwrap_or_else(|| panic!("rule `{rule}`: protocol:port"));
-            self.rule_on(&["-o", host, "-p", protocol, "--dport", port, "-j", "RETURN"]);
+            self.add_rule(&["-o", host, "-p", protocol, "--dport", port, "-j", "RETURN"]);
         }
-        self.rule_on(&["-o", host, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
+        self.add_rule(&["-o", host, "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP"]);
     }
 
-    /// Loses this share (0 to 1) of what is sent to `host`.
+    /// Drops this share (0 to 1) of the packets that are sent to `host`.
     pub fn loss(&self, host: &str, share: f64) {
         let share = format!("{share:.4}");
-        self.rule_on(&[
+        self.add_rule(&[
             "-o",
             host,
             "-m",
@@ -160,15 +168,15 @@ impl Lab {
         ]);
     }
 
-    /// Takes away every cut, block, firewall and loss.
+    /// Ends every cut, block, firewall and loss.
     pub fn heal_all(&self) {
         self.wire.command_ok(&["iptables", "-w", "-F", "LAB"]);
     }
 
-    /// Limits the path to and from `host` to packets of `mtu` bytes while its own interface keeps its MTU. Without
-    /// `icmp` the wire drops what is too large and does not say so: a black hole.
+    /// Limits the path to and from `host` to packets of `mtu` bytes, while its own interface keeps its MTU. Without
+    /// `icmp` the router drops larger packets without an ICMP message: a black hole (RFC 2923 2.1).
     pub fn path_mtu(&self, host: &str, mtu: u16, icmp: bool) {
-        // A locked MTU on the routes works for forwarded packets; "from" is a rule for what arrives from the host.
+        // A locked MTU on a route applies to forwarded packets; a rule selects the table for those that come from the host.
         let mtu = mtu.to_string();
         let ip = self.host(host).ip().to_string();
         self.wire.command_ok(&[
@@ -201,20 +209,20 @@ impl Lab {
         }
         self.wire.command(&["ip", "rule", "del", "iif", host, "lookup", &table]);
         self.wire.command_ok(&["ip", "rule", "add", "iif", host, "lookup", &table]);
-        let silence = ["OUTPUT", "-p", "icmp", "--icmp-type", "fragmentation-needed", "-j", "DROP"];
-        let check = |verb| {
+        let drop_icmp = ["OUTPUT", "-p", "icmp", "--icmp-type", "fragmentation-needed", "-j", "DROP"];
+        let iptables = |verb| {
             let mut args = vec!["iptables", "-w", verb];
-            args.extend(silence);
+            args.extend(drop_icmp);
             self.wire.command(&args).success()
         };
-        while icmp && check("-D") {}
-        if !icmp && !check("-C") {
-            check("-A");
+        while icmp && iptables("-D") {}
+        if !icmp && !iptables("-C") {
+            iptables("-A");
         }
     }
 
-    /// Segmentation, coalescing and checksum offloads of every link of the wire, on or off: off shows on captures what a real wire
-    /// would carry.
+    /// Switches segmentation, coalescing and checksum offloads of every link of the wire on or off. Without them captures show
+    /// what a real wire would carry.
     pub fn wire_offloads(&self, on: bool) {
         let value = if on { "on" } else { "off" };
         for host in &self.hosts {
@@ -228,7 +236,7 @@ impl Lab {
         }
     }
 
-    fn rule_on(&self, rule: &[&str]) {
+    fn add_rule(&self, rule: &[&str]) {
         let mut args = vec!["iptables", "-w", "-C", "LAB"];
         args.extend(rule);
         if !self.wire.command(&args).success() {
@@ -237,13 +245,13 @@ impl Lab {
         }
     }
 
-    fn rule_off(&self, rule: &[&str]) {
+    fn remove_rule(&self, rule: &[&str]) {
         let mut args = vec!["iptables", "-w", "-D", "LAB"];
         args.extend(rule);
         while self.wire.command(&args).success() {}
     }
 
-    /// Everything a person needs to understand a failure: per host its interfaces, the status pages and the end of the log.
+    /// Interfaces, status pages and the end of the log of every host, to explain a failure.
     pub fn diagnostics(&self) -> String {
         let mut text = format!("=== diagnostics of lab {} ===\n", self.id());
         for host in &self.hosts {
@@ -270,9 +278,9 @@ impl Drop for Lab {
     }
 }
 
-/// The program whose `init` and `probe` commands the library uses: itself, or `lab` beside the test.
+/// The program whose `init` and `probe` commands the library uses: this one, or `lab` beside the test.
 pub(crate) fn lab_binary() -> PathBuf {
-    let exe = std::env::current_exe().unwrap_or_else(|e| panic!("who am I? {e}"));
+    let exe = std::env::current_exe().unwrap_or_else(|e| panic!("cannot find this program: {e}"));
     if exe.file_name().is_some_and(|n| n == "lab") {
         return exe;
     }
@@ -286,11 +294,11 @@ pub(crate) fn lab_binary() -> PathBuf {
 type Built = (Host, Vec<Host>, Vec<ChildStdin>);
 
 fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built> {
-    if topology.hosts.is_empty() || topology.hosts.len() > 100 {
-        bail!("a lab has 1 to 100 hosts");
+    if topology.hosts.is_empty() || topology.hosts.len() > MAX_HOSTS {
+        bail!("a lab has 1 to {MAX_HOSTS} hosts");
     }
     let dir = LabState::dir(&state.id);
-    // All inits start side by side; each takes some ten milliseconds for its mounts.
+    // All inits start concurrently; each takes some ten milliseconds for its mounts.
     let wire = spawn_init("wire", None, true, stays)?;
     let mut starting = Vec::new();
     for (name, nat) in &topology.hosts {
@@ -300,16 +308,17 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
         starting.push((name, host, nat));
     }
     let mut lifelines = Vec::new();
-    let mut settle = |child: Child| -> Result<Holder> {
+    let mut await_ready = |child: Child| -> Result<Holder> {
         let (holder, line) = ready(child)?;
         lifelines.extend(line);
         Ok(holder)
     };
-    let wire_holder = settle(wire)?;
+    let wire_holder = await_ready(wire)?;
     state.wire = Some(wire_holder);
     let mut failure = None;
     for (i, (name, host, nat)) in starting.into_iter().enumerate() {
-        let outcome = settle(host).and_then(|holder| Ok((holder, nat.map(&mut settle).transpose()?)));
+        let outcome =
+            await_ready(host).and_then(|holder| Ok((holder, nat.map(&mut await_ready).transpose()?)));
         match outcome {
             Ok((holder, nat)) => state.members.push(Member {
                 name: name.clone(),
@@ -335,9 +344,9 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
         ));
     }
     batch(&wire, &links)?;
-    // Answers ARP for the others at once; the default waits up to 0.8 s.
-    let prompt = "for d in /proc/sys/net/ipv4/neigh/*/proxy_delay; do echo 0 > $d || true; done";
-    must(wire.enter(&["sh", "-c", prompt]), None)?;
+    // The router answers ARP for the other hosts without the default delay of up to 0.8 s.
+    let no_delay = "for d in /proc/sys/net/ipv4/neigh/*/proxy_delay; do echo 0 > $d || true; done";
+    must(wire.enter(&["sh", "-c", no_delay]), None)?;
     for rule in ["-N LAB", "-A FORWARD -j LAB"] {
         let args: Vec<&str> = ["iptables", "-w"].into_iter().chain(rule.split(' ')).collect();
         must(wire.enter(&args), None)?;
@@ -384,12 +393,12 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
         std::fs::write(dir.join("disk").join(&m.name).join("etc/hosts"), &names)?;
         hosts.push(host);
     }
-    // The kernel wakes a new link up to a second after both ends are there; until then it swallows what is sent.
+    // The kernel brings a new link up as much as a second after both ends are there, and drops what is sent until then.
     for host in hosts.iter().chain([&wire]) {
         let up = within(&format!("{} to be on the wire", host.name()), Duration::from_secs(10), || {
             let links = must(host.enter(&["ip", "-o", "link"]), None)?;
-            let sleeping = links.lines().find(|l| !l.contains(" lo: ") && !l.contains("state UP"));
-            sleeping.map_or(Ok(()), |l| Err(anyhow::Error::msg(l.to_owned())))
+            let down = links.lines().find(|l| !l.contains(" lo: ") && !l.contains("state UP"));
+            down.map_or(Ok(()), |l| Err(anyhow::Error::msg(l.to_owned())))
         });
         up.map_err(anyhow::Error::msg)?;
     }
@@ -401,6 +410,9 @@ fn spawn_init(name: &str, disk: Option<&Path>, router: bool, detached: bool) -> 
     command.args(["init", "--name", name]);
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);
+        for folder in program_folders() {
+            command.arg("--program-folder").arg(folder);
+        }
     }
     if router {
         command.arg("--router");
@@ -425,7 +437,7 @@ fn batch(host: &Host, lines: &str) -> Result<()> {
     // Only the network namespace is entered: the pids in these lines are those of the outer pid namespace.
     let mut command = Command::new("nsenter");
     command.args(["-t", &host.pid().to_string(), "-n", "--", "ip", "-batch", "-"]);
-    let outcome = run(command, Some(lines), crate::run::PATIENCE)?;
+    let outcome = run(command, Some(lines), crate::run::COMMAND_TIMEOUT)?;
     if !outcome.success() {
         bail!("{outcome}\n{lines}");
     }

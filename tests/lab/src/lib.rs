@@ -1,4 +1,4 @@
-//! Hosts made of namespaces: real binaries on a real kernel, many "machines" on one.
+//! Hosts made of namespaces: real binaries on a real kernel, many hosts on one machine.
 //!
 //! ```text
 //!        host h1                 wire (router)               host h2
@@ -11,24 +11,25 @@
 //! ```
 //!
 //! A host is a network, mount, pid, uts and ipc namespace held by a small init (`lab init`). It has its own `/run`
-//! (empty at "boot"), its own disk (`/var/lib`, `/var/log`, `/etc`, `/opt`: private copies that live as long as the lab) and its own
-//! machine id. All hosts of a lab are neighbours in 198.18.0.0/24 and joined by a *router* that answers ARP for
-//! everybody. It is a router rather than a bridge because then one iptables chain makes every trouble that a network
-//! can make (cut, one-way block, loss, firewall, NAT), and a small path MTU behaves as on the Internet, with or without the
-//! ICMP messages. Nothing of it touches the hosts' own rules, so it cannot mix with what a daemon installs there.
+//! (empty after a reboot), its own disk (`/var/lib`, `/var/log`, `/etc`, `/opt`; private copies that exist as long as the lab) and its
+//! own machine id. All hosts of a lab are in 198.18.0.0/24, and a *router* between them answers ARP for all of them. With a router
+//! rather than a bridge one iptables chain simulates every failure of the network (cut, one-way block, loss, firewall, NAT), and a
+//! small path MTU behaves as on the Internet, with or without ICMP messages. The rules of the hosts themselves stay untouched, so
+//! that only a daemon changes them.
 //!
 //! A container is a network namespace in a host with a process that holds it: `netns:<name>` and `pid:<pid>` name it.
 //!
-//! Commands run inside by `nsenter` (not `ip netns exec`, which mounts another `/sys`). Everything dies with the [`Lab`] value,
+//! Commands run in a host by `nsenter` (not `ip netns exec`, which mounts another `/sys`). Everything ends with the [`Lab`] value,
 //! also when the test is killed: the init of a host ends when its pipe to the test closes.
 //!
-//! Tests wait only by [`eventually`], which says what it waited for. A failing test prints logs and status of every host.
+//! Tests wait only by [`eventually`], whose error names the condition. A failing test prints logs and status of every host.
 #![forbid(unsafe_code)]
 
 mod claims;
 mod container;
 mod host;
 mod lab;
+mod neighbour_limits;
 mod run;
 mod state;
 mod wait;
@@ -51,8 +52,8 @@ pub use run::{Background, Outcome};
 pub use state::{LabState, labs_up};
 pub use wait::{Attempt, eventually, throughout, within};
 
-/// Whether this process may make namespaces. If not, says so loudly; with `WEAVE_LAB_REQUIRED=1` it panics instead, so
-/// that a test run that was meant to include the lab cannot pass without it.
+/// Whether this process may make namespaces. If not, it prints a notice, or panics with `WEAVE_LAB_REQUIRED=1`, so that a run that
+/// must include the lab cannot pass without it.
 pub fn privileged() -> bool {
     let reason = if !nix::unistd::geteuid().is_root() {
         "not root"
@@ -69,7 +70,7 @@ pub fn privileged() -> bool {
     false
 }
 
-/// A script of the guide: the block of `docs/guide/<chapter>.md` that follows the mark `<!-- script: <name> -->`.
+/// A script of the guide: the block of `docs/guide/<chapter>.md` after `<!-- script: <name> -->`.
 #[track_caller]
 pub fn guide_script(chapter: &str, name: &str) -> String {
     let path = format!("{}/../../docs/guide/{chapter}.md", env!("CARGO_MANIFEST_DIR"));

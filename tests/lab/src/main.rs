@@ -1,7 +1,7 @@
-//! The `lab` program: labs by hand, the demo, and the helpers that tests run inside hosts.
+//! The `lab` program: labs for people, the demo, and the helpers that tests run in hosts.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use std::os::unix::process::CommandExt;
 use weave_lab::bench::{self, BenchArgs};
@@ -19,8 +19,8 @@ Example:
   lab up 3                 three hosts h1 h2 h3 on one wire
   lab shell h1             a shell on h1 (`weave` is on the PATH there)
   lab cut h1 h2            nothing passes between h1 and h2 any more
-  lab heal h1 h2           ... and again
-  lab down                 everything is gone"
+  lab heal h1 h2           ends the cut
+  lab down                 removes the lab"
 )]
 struct Cli {
     /// Which lab; needed only if several are up.
@@ -41,82 +41,59 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         nat: usize,
     },
-    /// Removes a lab and all that runs in it.
+    /// Removes a lab and everything that runs in it.
     Down,
     /// Opens a shell on a host, or runs a command there: `lab shell h1 -- ip addr`.
     Shell {
-        /// The host.
         host: String,
         /// The command; a shell if none is given.
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
-    /// Makes a container on a host: a network namespace with a process, to be attached as `netns:NAME`.
-    RunContainer {
-        /// The host.
-        host: String,
-        /// Its name.
-        name: String,
-    },
+    /// Makes a container on a host: a network namespace with a process. `weave attach netns:NAME` attaches it.
+    RunContainer { host: String, name: String },
     /// Opens a shell in a container, or runs a command there.
     Enter {
-        /// The host.
         host: String,
-        /// The container.
         container: String,
         /// The command; a shell if none is given.
         #[arg(trailing_var_arg = true)]
         command: Vec<String>,
     },
     /// Drops everything between two hosts.
-    Cut {
-        /// One host.
-        a: String,
-        /// The other.
-        b: String,
-    },
+    Cut { a: String, b: String },
     /// Undoes `cut` and `block`.
-    Heal {
-        /// One host.
-        a: String,
-        /// The other.
-        b: String,
-    },
+    Heal { a: String, b: String },
     /// Drops what A sends to B unless B opened the connection.
-    Block {
-        /// Who may not open connections.
-        a: String,
-        /// To whom.
-        b: String,
-    },
-    /// Loses a share of what is sent to a host, `lab loss h1 0.05`.
+    Block { a: String, b: String },
+    /// Drops a share of the packets that are sent to a host, `lab loss h1 0.05`.
     Loss {
-        /// The host.
         host: String,
         /// 0 to 1.
+        #[arg(value_parser = parse_share)]
         share: f64,
     },
     /// Limits the size of packets on the path to a host.
     Mtu {
-        /// The host.
         host: String,
         /// Bytes.
+        #[arg(value_parser = clap::value_parser!(u16).range(68..))]
         mtu: u16,
-        /// Do not tell senders: a black hole.
+        /// Send no ICMP messages: a black hole.
         #[arg(long)]
         silent: bool,
     },
-    /// What is up.
+    /// Lists the labs that are up.
     Status,
-    /// Shows a network of three hosts in a minute, and leaves it up to play with.
+    /// Shows a network of three hosts in a minute, and leaves it up.
     Demo {
-        /// Do not pause between the steps and take the lab down at the end.
+        /// Remove the lab at the end.
         #[arg(long)]
         check: bool,
     },
-    /// Removes what `demo` left up.
+    /// Removes the lab of `demo`.
     DemoDown,
-    /// Measures: ratios against kernel VXLAN, launch time, memory, size. Nothing fails for being slow.
+    /// Measures ratios against kernel VXLAN, launch time, memory and size.
     Bench(BenchArgs),
     /// (internal) Makes the namespaces of a host.
     #[command(hide = true)]
@@ -126,20 +103,13 @@ enum Command {
     InitInner(InitArgs),
     /// (internal) Starts a container's process.
     #[command(hide = true)]
-    Container {
-        /// Its name.
-        name: String,
-    },
+    Container { name: String },
     /// (internal) A container's process.
     #[command(hide = true)]
-    ContainerHold {
-        /// Its name.
-        name: String,
-    },
-    /// Runs a command that finds a feature of the kernel missing.
+    ContainerHold { name: String },
+    /// Runs a command without a feature of the kernel.
     #[command(hide = true)]
     Without {
-        /// Which.
         feature: Feature,
         /// The command.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -151,10 +121,24 @@ enum Command {
 }
 
 fn main() {
+    // The verbs of the library are made for tests and panic when they fail. For a person that is an error like any other.
+    std::panic::set_hook(Box::new(|panic| fail(panic.payload_as_str().unwrap_or("internal error"))));
     if let Err(e) = run(Cli::parse()) {
-        eprintln!("lab: {e:#}");
-        std::process::exit(1);
+        fail(&format!("{e:#}"));
     }
+}
+
+/// Ends the program with an error of one line.
+fn fail(text: &str) -> ! {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    eprintln!("lab: {}", lines.join("; "));
+    std::process::exit(1);
+}
+
+fn parse_share(text: &str) -> Result<f64> {
+    let share = text.parse()?;
+    ensure!((0.0..=1.0).contains(&share), "not between 0 and 1");
+    Ok(share)
 }
 
 fn run(cli: Cli) -> Result<()> {
@@ -201,7 +185,7 @@ fn manage(id: Option<String>, command: Command) -> Result<()> {
         }
         Command::RunContainer { host, name } => {
             let lab = open(id)?;
-            let container = find(&lab, &host)?.container(&name);
+            let container = find(&lab, &host)?.try_container(&name)?;
             println!("{}", container.netns());
         }
         Command::Cut { a, b } => with_two(id, &a, &b, |lab| lab.cut(&a, &b))?,
@@ -214,7 +198,7 @@ fn manage(id: Option<String>, command: Command) -> Result<()> {
         Command::Demo { check } => demo::demo(check)?,
         Command::DemoDown => demo::down()?,
         Command::Bench(args) => bench::bench(&args)?,
-        _ => unreachable!("handled without rights"),
+        _ => bail!("internal error: not a command for labs"),
     }
     Ok(())
 }
@@ -237,10 +221,10 @@ fn open(id: Option<String>) -> Result<Lab> {
 
 fn find<'l>(lab: &'l Lab, name: &str) -> Result<&'l weave_lab::Host> {
     let known: Vec<&str> = lab.hosts().iter().map(weave_lab::Host::name).collect();
-    lab.hosts()
-        .iter()
-        .find(|h| h.name() == name)
-        .with_context(|| format!("no host `{name}` (hosts: {})", known.join(" ")))
+    let host = lab.hosts().iter().find(|h| h.name() == name);
+    let host = host.with_context(|| format!("no host `{name}` (hosts: {})", known.join(" ")))?;
+    ensure!(host.is_up(), "host `{name}` is not running any more");
+    Ok(host)
 }
 
 fn with_two(id: Option<String>, a: &str, b: &str, action: impl FnOnce(&Lab)) -> Result<()> {
@@ -251,7 +235,7 @@ fn with_two(id: Option<String>, a: &str, b: &str, action: impl FnOnce(&Lab)) -> 
     Ok(())
 }
 
-/// Replaces this process by a shell or a command in a host; returns only if that fails.
+/// Replaces this process by a shell or a command in a host. Returns only if that fails.
 fn shell(lab: &Lab, host: &str, container: Option<&str>, command: &[String]) -> anyhow::Error {
     let host = match find(lab, host) {
         Ok(host) => host,
@@ -278,7 +262,7 @@ fn status() {
 fn describe(lab: &LabState) {
     println!("lab {}", lab.id);
     for member in &lab.members {
-        let state = if member.holder.alive() { "up" } else { "gone" };
+        let state = if member.holder.alive() { "up" } else { "down" };
         let nat = if member.nat.is_some() { "  behind NAT" } else { "" };
         println!("  {:<6} {:<15} pid {:<8} {state}{nat}", member.name, member.ip, member.holder.pid);
     }

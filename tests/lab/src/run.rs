@@ -10,36 +10,32 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Foreground commands may take this long unless told otherwise.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// For commands without a timeout of their own.
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// After a command has ended, its output must end within this time; otherwise something it started holds on to it.
-const DRAIN: Duration = Duration::from_secs(3);
+/// The output of a command must end within this time after the command; otherwise a process that it started keeps it open.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How a command ended and what it said.
+/// Exit code and output of a command.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The command line, for messages.
     pub command: String,
     /// Exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Standard output.
     pub stdout: String,
-    /// Standard error.
     pub stderr: String,
-    /// The deadline passed and it was killed.
+    /// The command was killed at its deadline.
     pub timed_out: bool,
-    /// How long it took.
     pub took: Duration,
 }
 
 impl Outcome {
-    /// Exit code 0 within the time.
+    /// Exit code 0 before the deadline.
     pub fn success(&self) -> bool {
         self.code == Some(0) && !self.timed_out
     }
 
-    /// Standard output of a command that has to succeed.
+    /// Standard output; panics if the command failed.
     #[track_caller]
     pub fn expect_ok(self) -> String {
         assert!(self.success(), "command failed\n{self}");
@@ -49,12 +45,12 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = match (self.timed_out, self.code) {
+        let result = match (self.timed_out, self.code) {
             (true, _) => "killed at its deadline".to_owned(),
             (false, Some(code)) => format!("exit code {code}"),
             (false, None) => "ended by a signal".to_owned(),
         };
-        write!(f, "$ {}\n  {end} after {:?}", self.command, self.took)?;
+        write!(f, "$ {}\n  {result} after {:?}", self.command, self.took)?;
         for (name, text) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
             for line in text.lines() {
                 write!(f, "\n  {name}: {line}")?;
@@ -64,7 +60,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs `command` to its end or to the deadline. `input` is its standard input.
+/// Runs `command` until it ends or the deadline passes. `input` is its standard input.
 pub(crate) fn run(mut command: Command, input: Option<&str>, deadline: Duration) -> Result<Outcome> {
     let text = describe(&command);
     let start = Instant::now();
@@ -98,7 +94,7 @@ pub(crate) fn run(mut command: Command, input: Option<&str>, deadline: Duration)
 
 /// Runs a set-up command of the lab itself; anything but success is an error.
 pub(crate) fn must(command: Command, input: Option<&str>) -> Result<String> {
-    let outcome = run(command, input, PATIENCE)?;
+    let outcome = run(command, input, COMMAND_TIMEOUT)?;
     if !outcome.success() {
         bail!("{outcome}");
     }
@@ -111,7 +107,7 @@ fn describe(command: &Command) -> String {
         let a = a.to_string_lossy();
         if a.is_empty() || a.contains(' ') { format!("'{a}'") } else { a.into_owned() }
     }));
-    // What a reader wants to see is the command, not how the lab got into the namespace.
+    // The words before `--` only enter the namespaces.
     let inner = words.iter().position(|w| w == "--").map_or(0, |i| i + 1);
     words[inner..].join(" ")
 }
@@ -129,10 +125,12 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
 }
 
 fn drained(rx: &mpsc::Receiver<String>, what: &str, so_far: &Outcome) -> Result<String> {
-    match rx.recv_timeout(DRAIN) {
+    match rx.recv_timeout(OUTPUT_TIMEOUT) {
         Ok(text) => Ok(text),
         Err(_) => {
-            bail!("{what} stays open after the end of the command: something it started holds it\n{so_far}")
+            bail!(
+                "{what} stays open after the end of the command: a process that it started keeps it open\n{so_far}"
+            )
         }
     }
 }
@@ -161,18 +159,18 @@ fn kill_tree(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
 
-fn first_of_namespace(pid: u32, this: bool) -> Option<i32> {
+fn first_of_namespace(pid: u32, may_be_itself: bool) -> Option<i32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let ids = status.lines().find_map(|l| l.strip_prefix("NSpid:")).unwrap_or_default();
-    if this && ids.split_whitespace().last() == Some("1") {
+    if may_be_itself && ids.split_whitespace().last() == Some("1") {
         return Some(pid as i32);
     }
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|c| c.parse().ok()).find_map(|c| first_of_namespace(c, true))
 }
 
-/// A command that runs beside the test: a server, a stream of pings, a capture. It ends when its standard input closes.
-/// Killed when dropped.
+/// A command in the background: a server, a series of pings, a capture. It ends when its standard input closes, and is killed when
+/// the value is dropped.
 #[derive(Debug)]
 pub struct Background {
     command: String,
@@ -182,7 +180,7 @@ pub struct Background {
 }
 
 impl Background {
-    /// Starts `command`; with `ready`, waits for its first line, which is the sign that it is working.
+    /// Starts `command`; with `ready`, waits for `ready` as its first line.
     pub(crate) fn start(mut command: Command, ready: bool) -> Result<Background> {
         let text = describe(&command);
         let mut child = command
@@ -198,37 +196,36 @@ impl Background {
             let mut line = String::new();
             background.lines.read_line(&mut line)?;
             if line.trim() != "ready" {
-                let said = background.stderr.recv_timeout(DRAIN).unwrap_or_default();
-                bail!("`{}` did not become ready: {line}{said}", background.command);
+                let stderr = background.stderr.recv_timeout(OUTPUT_TIMEOUT).unwrap_or_default();
+                bail!("`{}` did not become ready: {line}{stderr}", background.command);
             }
         }
         Ok(background)
     }
 
-    /// The process that is process 1 of a namespace, among what it started: its pid here.
+    /// Pid of the process under it that is process 1 of a pid namespace.
     pub(crate) fn process_one(&self) -> Option<i32> {
         first_of_namespace(self.child.id(), false)
     }
 
-    /// Whether it is still running.
     pub fn running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Closes its standard input, waits for its end and gives back what it printed.
+    /// Closes its standard input, waits for its end and returns its output.
     pub fn finish(mut self) -> Result<String> {
         drop(self.child.stdin.take());
-        let (status, late) = wait(&mut self.child, Instant::now() + Duration::from_secs(20))?;
+        let (status, timed_out) = wait(&mut self.child, Instant::now() + Duration::from_secs(20))?;
         let mut text = String::new();
         self.lines.read_to_string(&mut text)?;
-        if !status.success() || late {
-            let said = self.stderr.recv_timeout(DRAIN).unwrap_or_default();
-            bail!("`{}` failed ({status}): {text}{said}", self.command);
+        if !status.success() || timed_out {
+            let stderr = self.stderr.recv_timeout(OUTPUT_TIMEOUT).unwrap_or_default();
+            bail!("`{}` failed ({status}): {text}{stderr}", self.command);
         }
         Ok(text)
     }
 
-    /// Kills it with SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(self) {}
 }
 

@@ -1,4 +1,4 @@
-//! What is known about a lab outside of the process that made it: a small file per lab.
+//! The state of labs on disk, one file per lab, so that other processes can use and remove them.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -9,27 +9,25 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::neighbour_limits;
 use crate::wait::within;
 
-/// Where labs keep their state: one folder each.
-const ROOT: &str = "/tmp/weave-lab";
+/// Holds a folder for each lab.
+pub(crate) const ROOT: &str = "/tmp/weave-lab";
 
-/// A namespace holder: its pid as seen from outside, and the start time that tells it from a later process with that pid.
+/// The process that holds the namespaces of a host: its pid outside of them, and its start time, because pids are used again.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Holder {
-    /// Process id in the outer pid namespace.
     pub pid: i32,
     /// Start time in clock ticks since boot (`/proc/<pid>/stat`, field 22).
     pub started: u64,
 }
 
 impl Holder {
-    /// Describes a living process.
     pub fn of(pid: i32) -> Result<Holder> {
         Ok(Holder { pid, started: start_time(pid).with_context(|| format!("no process {pid}"))? })
     }
 
-    /// Whether that very process still runs.
     pub fn alive(&self) -> bool {
         start_time(self.pid) == Some(self.started)
     }
@@ -40,7 +38,7 @@ impl Holder {
         }
     }
 
-    fn ended(&self) {
+    fn wait_for_end(&self) {
         if self.alive() {
             let _ = within("the end of a namespace", std::time::Duration::from_secs(10), || !self.alive());
         }
@@ -57,40 +55,37 @@ fn start_time(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// A host or a router as written down.
+/// A host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Member {
-    /// Its name, also the name of its interface on the wire.
+    /// Also the name of its interface on the wire.
     pub name: String,
-    /// Init of its namespaces.
     pub holder: Holder,
     /// The address under which others reach it.
     pub ip: std::net::Ipv4Addr,
-    /// The router with MASQUERADE in front of it, if it is behind one.
+    /// The router with MASQUERADE in front of the host, if there is one.
     pub nat: Option<Holder>,
 }
 
-/// One lab as written down.
+/// One lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LabState {
-    /// Unique name.
     pub id: String,
-    /// The process that made it and in whose absence it is rubbish; none for labs that stay.
+    /// The process that made the lab, and after whose end it is removed; none for labs that stay.
     pub owner: Option<Holder>,
-    /// The wire's namespace.
     pub wire: Option<Holder>,
-    /// Hosts in order.
     pub members: Vec<Member>,
+    /// The lab has more hosts than the kernel's neighbour tables hold by default.
+    #[serde(default)]
+    pub raised_limits: bool,
 }
 
 impl LabState {
-    /// Folder of the lab with this id.
     pub fn dir(id: &str) -> PathBuf {
         Path::new(ROOT).join(id)
     }
 
-    /// Makes the folder and the first state file.
-    pub(crate) fn create(id: &str, owner: Option<Holder>) -> Result<LabState> {
+    pub(crate) fn create(id: &str, owner: Option<Holder>, raised_limits: bool) -> Result<LabState> {
         if id.is_empty() || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
             bail!("lab id `{id}`: only letters, digits and dashes");
         }
@@ -104,19 +99,18 @@ impl LabState {
             bail!("lab `{id}` is already up (`lab --id {id} down` removes it)");
         }
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let state = LabState { id: id.to_owned(), owner, wire: None, members: Vec::new() };
+        let state = LabState { id: id.to_owned(), owner, wire: None, members: Vec::new(), raised_limits };
         state.save()?;
         Ok(state)
     }
 
-    /// Reads the state of a lab.
     pub fn load(id: &str) -> Result<LabState> {
         let file = LabState::dir(id).join("lab.json");
         let text = fs::read_to_string(&file).with_context(|| format!("no lab `{id}` is up"))?;
         serde_json::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
     }
 
-    /// Writes the state, atomically.
+    /// Replaces the file atomically.
     pub(crate) fn save(&self) -> Result<()> {
         let dir = LabState::dir(&self.id);
         let temporary = dir.join("lab.json.new");
@@ -124,22 +118,23 @@ impl LabState {
         fs::rename(&temporary, dir.join("lab.json")).context("cannot write the lab's state")
     }
 
-    /// Ends every process of the lab and removes its folder.
+    /// Ends every process of the lab, removes its folder, and restores the limits that it raised.
     pub fn remove(&self) -> Result<()> {
-        // All at the same time: a host takes a while to end all that runs in it.
+        // All hosts end at the same time, because each takes a while to end what runs in it.
         let hosts = self.members.iter().flat_map(|member| [Some(&member.holder), member.nat.as_ref()]);
         let holders: Vec<&Holder> = hosts.chain([self.wire.as_ref()]).flatten().collect();
         holders.iter().for_each(|holder| holder.kill());
-        holders.iter().for_each(|holder| holder.ended());
+        holders.iter().for_each(|holder| holder.wait_for_end());
         let dir = LabState::dir(&self.id);
         fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-        // Fails while other labs are there, as it should.
+        neighbour_limits::restore()?;
+        // This fails as long as there are other labs.
         let _ = fs::remove_dir(ROOT);
         Ok(())
     }
 }
 
-/// Every lab that is written down.
+/// All labs, by their ids.
 pub fn labs_up() -> Vec<LabState> {
     let Ok(entries) = fs::read_dir(ROOT) else { return Vec::new() };
     let mut labs: Vec<LabState> =
@@ -148,8 +143,8 @@ pub fn labs_up() -> Vec<LabState> {
     labs
 }
 
-/// Removes what crashed test runs left behind.
-pub(crate) fn sweep() {
+/// Removes the labs of processes that ended without removing them.
+pub(crate) fn remove_abandoned() {
     for lab in labs_up() {
         if lab.owner.is_some_and(|owner| !owner.alive()) {
             let _ = lab.remove();

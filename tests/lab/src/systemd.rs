@@ -1,30 +1,31 @@
-//! A host whose process 1 is the machine's own systemd, with nothing of the machine within its reach.
+//! A host that runs the machine's systemd as process 1, without access to the rest of the machine.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::host::Host;
+use crate::host::{Host, weave_binary};
 use crate::run::Background;
 use crate::wait::within;
 
 /// Booting takes a second, more on a busy machine.
-const START: Duration = Duration::from_secs(60);
-/// What runs before systemd does (`$$` is a shell in the host's own namespaces).
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The script that prepares the file system and starts systemd. Its arguments are the programs `weave` and `lab`.
 const BOOT: &str = include_str!("boot.sh");
-/// The program.
 const SYSTEMD: &str = "/lib/systemd/systemd";
+/// `boot.sh` installs the programs here: a unit with a sandbox does not see `/tmp` or `/home`, where they may have been built.
+const PROGRAM_FOLDER: &str = "/usr/local/bin";
 
-/// A systemd in a host. The host's disk is its disk; `/run`, `/tmp` and `/dev` are its own, the rest is read-only.
+/// A systemd in a host. It uses the disk of the host and has `/run`, `/tmp` and `/dev` of its own; the rest is read-only.
 #[derive(Debug)]
 pub struct Systemd {
     inside: Host,
     group: PathBuf,
-    /// Gone once the system is off.
+    /// `None` after [`Systemd::power_off`].
     process: Option<Background>,
 }
 
 impl Systemd {
-    /// Boots: `None` (after a loud line) where systemd is not installed or gets no control group of its own.
+    /// Boots, or returns `None` after a notice if systemd is not installed or there are no control groups of version 2.
     #[track_caller]
     pub fn boot(host: &Host) -> Option<Systemd> {
         if !Path::new(SYSTEMD).exists() {
@@ -42,20 +43,17 @@ impl Systemd {
             return skipped(&format!("there can be no control group {}: {e}", group.display()));
         }
         let enter = format!(
-            "echo $$ > {}/cgroup.procs; exec unshare --mount --pid --cgroup --fork sh -ec \"$0\"",
+            "echo $$ > {}/cgroup.procs; exec unshare --mount --pid --cgroup --fork sh -ec \"$0\" boot.sh \"$@\"",
             group.display()
         );
-        let process = match host.background(&["sh", "-ec", &enter, BOOT], false) {
-            Ok(process) => process,
-            Err(e) => panic!("{}: {e:#}", host.name()),
-        };
+        let lab = host.lab_program();
+        let process = host.background(&["sh", "-ec", &enter, BOOT, weave_binary(), &lab], false);
+        let process = process.unwrap_or_else(|e| panic!("{}: {e:#}", host.name()));
         let mut system = Systemd { inside: host.clone(), group, process: Some(process) };
-        let pid = host.wait("process 1", START, || system.process.as_ref().and_then(Background::process_one));
-        system.inside = match host.inside(pid) {
-            Ok(inside) => inside,
-            Err(e) => panic!("{}: {e:#}", host.name()),
-        };
-        system.inside.wait("systemd", START, || {
+        let pid = host
+            .wait("process 1", START_TIMEOUT, || system.process.as_ref().and_then(Background::process_one));
+        system.inside = host.inside(pid, PROGRAM_FOLDER).unwrap_or_else(|e| panic!("{}: {e:#}", host.name()));
+        system.inside.wait("systemd", START_TIMEOUT, || {
             let state = system.inside.command(&["systemctl", "is-system-running"]);
             if matches!(state.stdout.trim(), "running" | "degraded") {
                 Ok(())
@@ -66,7 +64,7 @@ impl Systemd {
         Some(system)
     }
 
-    /// The host as it is for those who are logged in.
+    /// The host, in the namespaces of systemd.
     pub fn host(&self) -> &Host {
         &self.inside
     }
@@ -79,19 +77,21 @@ impl Systemd {
         self.inside.command_ok(&argv)
     }
 
-    /// What the units of this name have logged.
+    /// The log of a unit.
     #[track_caller]
     pub fn journal(&self, unit: &str) -> String {
         self.inside.command_ok(&["journalctl", "--no-pager", "--output=cat", "--unit", unit])
     }
 
-    /// Shuts down in order. What is in the kernel stays for [`Host::reboot`].
+    /// Shuts systemd down. Devices and firewall rules stay until [`Host::reboot`].
     #[track_caller]
     pub fn power_off(mut self) {
-        // The answer may be lost with the one who gives it.
+        // The answer may be lost because systemd ends.
         self.inside.command(&["systemctl", "poweroff"]);
         let mut process = self.process.take();
-        let off = within("the end of systemd", START, || !process.as_mut().is_some_and(Background::running));
+        let off = within("the end of systemd", START_TIMEOUT, || {
+            !process.as_mut().is_some_and(Background::running)
+        });
         assert!(off.is_ok(), "{off:?}");
     }
 }
@@ -103,9 +103,9 @@ impl Drop for Systemd {
             eprintln!("--- journal of {} ---\n{}", self.inside.name(), log.stdout);
         }
         drop(self.process.take());
-        // The kernel needs a moment for the last of its processes.
+        // The group is busy until the kernel has removed its last process.
         let group = self.group.display().to_string();
-        let _ = within("the end of a control group", START, || {
+        let _ = within("the end of a control group", START_TIMEOUT, || {
             let _ = std::process::Command::new("find")
                 .args([&group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"])
                 .stderr(std::process::Stdio::null())
@@ -116,7 +116,7 @@ impl Drop for Systemd {
 }
 
 fn skipped(reason: &str) -> Option<Systemd> {
-    // Unlike everything else in the lab, this depends on how the machine itself was started.
+    // Not even WEAVE_LAB_REQUIRED asks for it: unlike the rest of the lab, it depends on how the machine was started.
     eprintln!("SKIPPED: lab test with systemd: {reason}");
     None
 }

@@ -1,13 +1,12 @@
-//! Waiting for a condition with a deadline: the only way in which the lab waits.
+//! Waiting for a condition with a deadline. The lab waits in no other way.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
-/// What a condition may answer: `bool`, `Option` or `Result`.
+/// The result of a condition: `bool`, `Option` or `Result`.
 pub trait Attempt {
-    /// What is handed out when the condition holds.
     type Value;
-    /// The value, or why it does not hold yet.
+    /// The value, or why the condition does not hold yet.
     fn attempt(self) -> Result<Self::Value, String>;
 }
 
@@ -32,7 +31,7 @@ impl<T, E: Display> Attempt for Result<T, E> {
     }
 }
 
-/// Tries `condition` until it holds or `deadline` has passed. The error tells what was waited for and the last reason.
+/// Tries `condition` until it holds or `deadline` has passed. The error contains `what` and the last reason.
 pub fn within<A: Attempt>(
     what: &str,
     deadline: Duration,
@@ -52,7 +51,7 @@ pub fn within<A: Attempt>(
     }
 }
 
-/// As [`within`], but panics when the deadline has passed.
+/// As [`within`], but panics after the deadline.
 #[track_caller]
 pub fn eventually<A: Attempt>(what: &str, deadline: Duration, condition: impl FnMut() -> A) -> A::Value {
     match within(what, deadline, condition) {
@@ -61,7 +60,7 @@ pub fn eventually<A: Attempt>(what: &str, deadline: Duration, condition: impl Fn
     }
 }
 
-/// Watches for a while that something stays so; for what must *not* happen.
+/// Checks for a while that a condition keeps holding, for what must not happen.
 #[track_caller]
 pub fn throughout<A: Attempt>(what: &str, time: Duration, mut condition: impl FnMut() -> A) {
     let start = Instant::now();

@@ -1,7 +1,6 @@
-//! A command that finds one feature of the kernel missing: `lab without packet weave launch`.
+//! Runs a command without one feature of the kernel: `lab without packet weave launch`.
 //!
-//! A seccomp filter answers the calls that need the feature as a kernel without it would. It holds for all that the
-//! command starts, so also for a daemon.
+//! A seccomp filter makes system calls fail as they do in a kernel without the feature, also in processes that the command starts.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -15,7 +14,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// What can be taken away.
+/// A feature of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Feature {
     /// Packet sockets.
@@ -33,7 +32,7 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// The call, the arguments that make it one that needs the feature, and the answer of a kernel without it.
+    /// The system call, the arguments for which it needs the feature, and the error of a kernel without it.
     fn filter(self) -> (libc::c_long, &'static [(u8, i32)], Errno) {
         match self {
             Feature::Packet => (libc::SYS_socket, &[(0, libc::AF_PACKET)], Errno::EAFNOSUPPORT),
@@ -59,7 +58,7 @@ impl Feature {
             .iter()
             .map(|(index, value)| SeccompCondition::new(*index, Dword, Eq, u64::from(value.cast_unsigned())))
             .collect::<Result<Vec<_>, _>>()?;
-        // No rule at all means every such call.
+        // Without a rule every such call fails.
         let rules = if conditions.is_empty() { Vec::new() } else { vec![SeccompRule::new(conditions)?] };
         let filter = SeccompFilter::new(
             BTreeMap::from([(call, rules)]),
@@ -71,7 +70,7 @@ impl Feature {
     }
 }
 
-/// Becomes `command`, without the feature. Returns only if that fails.
+/// Replaces this process by `command`, without the feature. Returns only if that fails.
 pub fn main(feature: Feature, command: &[String]) -> Result<()> {
     let (program, arguments) = command.split_first().context("no command is given")?;
     seccompiler::apply_filter(&feature.program()?).map_err(|e| anyhow!("seccomp: {e}"))?;

@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and as JSON.
+//! The figures, as a table for people and as JSON.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::peer;
 
-/// What a value counts.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Unit {
@@ -33,13 +32,13 @@ impl Unit {
     }
 }
 
-/// What the project set itself.
+/// The aim of the project for a figure.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Bar {
-    /// For ratios.
+    /// Applies to the ratio.
     AtLeast(f64),
-    /// For values.
+    /// Applies to the value.
     AtMost(f64),
 }
 
@@ -124,21 +123,21 @@ impl Figure {
     }
 }
 
-/// The middle one; of two middle ones the upper.
+/// The median; of two middle values the upper.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// All figures, and where they come from.
+/// All figures, and the machine and program that they were measured with.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     processor: String,
     processors: usize,
     kernel: String,
     date: String,
-    /// Of the last minute, when the benchmark began: others who use the machine.
+    /// Load of the last minute before the benchmark, by other users of the machine.
     load: String,
     weave: String,
     profile: String,
@@ -168,7 +167,7 @@ impl Report {
         }
     }
 
-    /// Says what is measured, where and when.
+    /// Prints machine, program and method.
     pub(super) fn print_head(&self) -> Result<()> {
         Ok(std::io::stdout().write_all(self.head().as_bytes())?)
     }
@@ -188,17 +187,17 @@ impl Report {
         }
         let idle = self.load.parse::<f64>().is_ok_and(|load| load < 0.5);
         if !idle {
-            text.push_str("NOTICE: the machine is busy with other things; only ratios mean anything\n");
+            text.push_str("NOTICE: the machine is busy; only the ratios are meaningful\n");
         }
         text.push('\n');
         text
     }
 
-    /// Shows figures and keeps them.
+    /// Prints figures and adds them to the report.
     pub(super) fn print(&mut self, figures: Vec<Figure>) -> Result<()> {
         let text: String = figures.iter().map(Figure::line).collect();
         self.figures.extend(figures);
-        // A reader that went away is an error, not a panic: labs are to be taken down.
+        // Not `println!`: if the reader has gone, that must be an error and not a panic, so that labs are removed.
         Ok(std::io::stdout().write_all(text.as_bytes())?)
     }
 

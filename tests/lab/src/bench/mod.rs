@@ -1,7 +1,7 @@
-//! `lab bench`: what the network costs, as ratios against kernel VXLAN between the same kind of hosts in the same run.
+//! `lab bench`: the costs of the network, as ratios to kernel VXLAN between the same kind of hosts in the same run.
 //!
-//! Rounds are interleaved (VXLAN, plain, encrypted, and again), each round gives one ratio, and the median of the ratios is what
-//! is shown: machines are shared and noisy, and absolute figures mean nothing elsewhere. Nothing fails for being slow.
+//! Rounds are interleaved (VXLAN, plain, encrypted, and again). Each round gives one ratio, and the median of the ratios is shown,
+//! because machines are shared and absolute figures depend on the machine. A benchmark that is slow does not fail.
 
 mod cleanup;
 mod figures;
@@ -34,20 +34,20 @@ pub struct BenchArgs {
     json: Option<PathBuf>,
 }
 
-/// What can be measured alone.
+/// A measurement that can be made alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     /// One TCP stream.
     Stream,
-    /// One byte there and one back.
+    /// Round trips of one byte.
     Rr,
-    /// An address over HTTP against a read of the status page, on one connection.
+    /// Allocation of an address over HTTP, compared with a read of the status page on the same connection.
     Allocate,
-    /// From `weave launch` to ready.
+    /// Time of `weave launch`.
     Launch,
     /// Resident memory with three peers after traffic.
     Memory,
-    /// Share of a processor that a daemon without traffic takes.
+    /// Share of a processor that a daemon without traffic uses.
     Idle,
     /// Size of the binary.
     Size,
@@ -59,13 +59,13 @@ impl BenchArgs {
     }
 }
 
-/// Bars of design section 7.
+/// Lowest acceptable ratios.
 const STREAM_BARS: [(Kind, f64); 2] = [(Kind::Plain, 0.15), (Kind::Encrypted, 0.10)];
-/// At most twice the time of a status read.
+/// An allocation takes at most twice the time of a status read.
 const ALLOCATE_BAR: f64 = 0.5;
 const LAUNCH_BAR: f64 = 0.3;
 const MEMORY_BAR: f64 = 20e6;
-/// Peers beside the one whose memory is taken.
+/// Peers besides the one that is measured.
 const MEMORY_PEERS: usize = 3;
 const IDLE_TIME: Duration = Duration::from_secs(10);
 
@@ -83,7 +83,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             std::process::Command::new("iperf3").arg("--version").output().is_ok(),
             "iperf3 is missing: apt-get install iperf3"
         );
-        say("hosts with kernel VXLAN, plain and encrypted sleeve");
+        print_progress("hosts with kernel VXLAN, plain and encrypted sleeve");
         let kinds = [Kind::Vxlan, Kind::Plain, Kind::Encrypted];
         let paths = kinds.map(|kind| Path::start(kind, 2, &weave)).into_iter().collect::<Result<Vec<_>>>()?;
         for offloads in [true, false] {
@@ -91,10 +91,10 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             let mut rounds = Vec::new();
             for round in 1..=args.runs {
                 let wire = if offloads { "on" } else { "off" };
-                say(&format!("wire offloads {wire}, round {round} of {}", args.runs));
+                print_progress(&format!("wire offloads {wire}, round {round} of {}", args.runs));
                 rounds.push(one_round(args, &paths)?);
             }
-            // What is known is shown at once: a person who is tired of waiting has something.
+            // Shown immediately, because the rest takes minutes.
             if streams {
                 report.print(against_vxlan(&rounds, |m| m.stream, true, offloads))?;
             }
@@ -104,7 +104,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
     }
     if args.wants(What::Allocate) {
-        say("addresses over HTTP");
+        print_progress("addresses over HTTP");
         let rounds = peer::allocations(args.runs, &weave)?;
         let (reads, allocations): (Vec<f64>, Vec<f64>) = rounds.into_iter().unzip();
         let ratios = allocations.iter().zip(&reads).map(|(allocation, read)| allocation / read).collect();
@@ -115,14 +115,14 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         ])?;
     }
     if args.wants(What::Launch) {
-        say("launches");
+        print_progress("launches");
         let figure = Figure::new("launch to ready", Unit::Seconds, peer::launches(args.runs, &weave)?);
         report.print(vec![figure.bar(Bar::AtMost(LAUNCH_BAR))])?;
     }
     if one_peer {
-        say(&format!("a peer with {MEMORY_PEERS} peers"));
+        print_progress(&format!("a peer with {MEMORY_PEERS} peers"));
         let path = Path::start(Kind::Plain, MEMORY_PEERS + 1, &weave)?;
-        say("traffic to each of them");
+        print_progress("traffic to each of them");
         for other in 0..MEMORY_PEERS {
             path.stream_to(other, 1)?;
         }
@@ -142,7 +142,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             ])?;
         }
         if args.wants(What::Idle) {
-            say(&format!("a daemon without traffic, {} s", IDLE_TIME.as_secs()));
+            print_progress(&format!("a daemon without traffic, {} s", IDLE_TIME.as_secs()));
             let share = peer::processor_share(path.host(), pid, IDLE_TIME)?;
             report.print(vec![Figure::new(
                 "idle daemon's share of a processor",
@@ -166,7 +166,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-/// One path in one round.
+/// The results of one path in one round.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
     /// Gbit/s.
@@ -190,7 +190,7 @@ fn one_round(args: &BenchArgs, paths: &[Path]) -> Result<Vec<(Kind, Measured)>> 
     Ok(round)
 }
 
-/// One figure for VXLAN and one with a ratio for each other path.
+/// A figure for VXLAN, and one with a ratio for each other path.
 fn against_vxlan(
     rounds: &[Vec<(Kind, Measured)>],
     value: impl Fn(&Measured) -> f64,
@@ -222,12 +222,11 @@ fn against_vxlan(
         .collect()
 }
 
-/// Progress, for a person who waits.
-fn say(text: &str) {
+fn print_progress(text: &str) {
     eprintln!("  ... {text}");
 }
 
-/// The answer of a command in a host that has to succeed; its failure is an error, not a panic.
+/// Standard output of a command that has to succeed.
 fn succeed(outcome: crate::Outcome) -> Result<String> {
     if !outcome.success() {
         cleanup::unless_interrupted();

@@ -1,4 +1,4 @@
-//! Hosts with one container each, joined in one way or another.
+//! Hosts with one container each, joined by kernel VXLAN or by weave.
 
 use std::fmt;
 use std::path::Path as FilePath;
@@ -11,20 +11,19 @@ use super::{cleanup, peer, succeed};
 use crate::run::run;
 use crate::{Background, Container, Host, Lab, within};
 
-/// What containers get by default from weave; the reference gets the same.
+/// The default of weave; containers on VXLAN get the same.
 const MTU: u32 = 1376;
 const RR_PORT: &str = "7005";
-/// For links, connections and first answers.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For links, connections and the first replies.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How the hosts are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A bridge and a static VXLAN device of the kernel.
     Vxlan,
-    /// Weave without a password.
     Plain,
-    /// Weave with one.
+    /// Weave with a password.
     Encrypted,
 }
 
@@ -38,11 +37,11 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A lab whose first container can reach those of all other hosts.
+/// A lab whose first container reaches the containers of all other hosts.
 pub(super) struct Path {
     kind: Kind,
     containers: Vec<Container>,
-    // In this order: what runs in the hosts ends before the hosts do.
+    // Dropped before the lab, because they run in its hosts.
     _servers: Vec<Background>,
     lab: Lab,
 }
@@ -50,7 +49,8 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn start(kind: Kind, hosts: usize, weave: &FilePath) -> Result<Path> {
         let lab = cleanup::lab(hosts)?;
-        let containers: Vec<Container> = lab.hosts().iter().map(|host| host.container("c")).collect();
+        let containers: Vec<Container> =
+            lab.hosts().iter().map(|host| host.try_container("c")).collect::<Result<_>>()?;
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
             Kind::Plain => mesh(&lab, &containers, &[], weave)?,
@@ -58,11 +58,11 @@ impl Path {
         }
         let mut servers = Vec::new();
         for (i, container) in containers.iter().enumerate().skip(1) {
-            containers[0].reaches(&address(i), PATIENCE);
+            containers[0].reaches(&address(i), START_TIMEOUT);
             let server = ["sh", "-c", "exec iperf3 -s >/dev/null"];
             servers.push(Background::start(inside(container, &server), false)?);
             servers.push(container.probe_background(&["rr-serve", "--port", RR_PORT]));
-            let listening = within("iperf3 to listen", PATIENCE, || {
+            let listening = within("iperf3 to listen", START_TIMEOUT, || {
                 container.command(&["ss", "-Hltn", "sport = :5201"]).stdout.contains(":5201")
             });
             listening.map_err(anyhow::Error::msg)?;
@@ -124,7 +124,7 @@ fn inside(container: &Container, argv: &[&str]) -> std::process::Command {
     container.host().enter_net(Some(&format!("/run/netns/{}", container.name())), argv)
 }
 
-/// A bridge with a VXLAN device towards the one other host; containers keep their offloads, as weave leaves them.
+/// A bridge with a VXLAN device towards the other host; containers keep their offloads, as with weave.
 fn vxlan(lab: &Lab, containers: &[Container]) {
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
         let (other, pid) = (lab.hosts()[1 - i].ip(), container.pid());
@@ -155,7 +155,7 @@ fn mesh(lab: &Lab, containers: &[Container], options: &[&str], weave: &FilePath)
     let all = lab.hosts().len() - 1;
     for host in lab.hosts() {
         let what = format!("{} to have {all} connections", host.name());
-        let connected = within(&what, PATIENCE, || {
+        let connected = within(&what, START_TIMEOUT, || {
             let text = peer::weave(host, weave, &["status", "connections"]).stdout;
             let up = text.lines().filter(|line| line.contains(" established ")).count();
             if up == all { Ok(()) } else { Err(text) }

@@ -1,4 +1,4 @@
-//! One peer: how fast it starts, what it takes, how large it is.
+//! One peer: launch time, memory, processor time, size.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,9 +10,9 @@ use super::{cleanup, succeed};
 use crate::lab::lab_binary;
 use crate::{Host, Outcome};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The program to measure: `WEAVE_BIN`, else the one built beside this one.
+/// The program to measure: `WEAVE_BIN`, else the one beside this program.
 pub(super) fn program() -> Result<PathBuf> {
     let beside = || lab_binary().with_file_name("weave");
     let path = std::env::var_os("WEAVE_BIN").map_or_else(beside, PathBuf::from);
@@ -26,17 +26,17 @@ pub(super) fn weave(host: &Host, program: &Path, args: &[&str]) -> Outcome {
     let program = program.to_string_lossy();
     let mut argv = vec![&*program];
     argv.extend(args);
-    host.command_with(&[], &argv, PATIENCE)
+    host.command_with(&[], &argv, COMMAND_TIMEOUT)
 }
 
-/// Seconds from fork to the end of `weave launch`, on a host that knows nothing of weave each time.
+/// Seconds from fork to the end of `weave launch`, on a host without any state of weave.
 pub(super) fn launches(runs: u32, program: &Path) -> Result<Vec<f64>> {
     let lab = cleanup::lab(1)?;
     let host = lab.host("h1");
     let name = program.to_string_lossy();
     let mut times = Vec::new();
     for _ in 0..runs {
-        // Waited for by the kernel, not by polling; entering the host's namespaces is part of the time.
+        // Without polling; the time includes entering the namespaces of the host.
         let mut command = host.enter(&[&name, "launch"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let begin = Instant::now();
@@ -48,7 +48,7 @@ pub(super) fn launches(runs: u32, program: &Path) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// Status reads and allocations in a second, by their medians, on one connection; a pair for each round.
+/// Status reads and allocations per second (by their medians) on one connection, for each round.
 pub(super) fn allocations(runs: u32, program: &Path) -> Result<Vec<(f64, f64)>> {
     let lab = cleanup::lab(1)?;
     let host = lab.host("h1");
@@ -71,9 +71,9 @@ pub(super) fn daemon_pid(host: &Host) -> Result<i32> {
 pub(super) struct Memory {
     /// All resident pages.
     pub(super) resident: f64,
-    /// With shared pages divided by their users.
+    /// Shared pages count in part, divided by the number of their users.
     pub(super) share: f64,
-    /// Heap and stacks: not the program file, which the page cache holds once for all.
+    /// Heap and stacks, without the program file.
     pub(super) anonymous: f64,
 }
 
@@ -93,7 +93,7 @@ fn kilobytes(text: &str, key: &str) -> Result<f64> {
     Ok(number.with_context(|| format!("no {key} in {text}"))? * 1024.0)
 }
 
-/// Which part of one processor's time the threads of a process take, over a while.
+/// The share of one processor that the threads of a process use during `time`.
 pub(super) fn processor_share(host: &Host, pid: i32, time: Duration) -> Result<f64> {
     let before = processor_time(host, pid)?;
     let begin = Instant::now();
@@ -102,7 +102,7 @@ pub(super) fn processor_share(host: &Host, pid: i32, time: Duration) -> Result<f
     Ok((after - before) / begin.elapsed().as_secs_f64())
 }
 
-/// Seconds. The scheduler's own account, in nanoseconds: ticks are too coarse for an idle process.
+/// Seconds, from the schedstat of the kernel, because clock ticks are too coarse for an idle process.
 fn processor_time(host: &Host, pid: i32) -> Result<f64> {
     let text = succeed(host.command(&["sh", "-c", &format!("cat /proc/{pid}/task/*/schedstat")]))?;
     let mut sum = 0;
@@ -116,7 +116,7 @@ fn processor_time(host: &Host, pid: i32) -> Result<f64> {
     Ok(sum as f64 / 1e9)
 }
 
-/// The program's size, and that of static ones that `make static` built.
+/// Size of the program, and of the static programs that `make static` built.
 pub(super) fn sizes(program: &Path) -> Result<Vec<(String, u64)>> {
     let mut sizes = vec![(format!("size of the binary ({})", profile(program)), program.metadata()?.len())];
     let target = program.parent().and_then(Path::parent);
@@ -128,7 +128,7 @@ pub(super) fn sizes(program: &Path) -> Result<Vec<(String, u64)>> {
     Ok(sizes)
 }
 
-/// The cargo profile, going by the folder.
+/// The cargo profile, from the name of the folder.
 pub(super) fn profile(program: &Path) -> String {
     let folder = program.parent().and_then(Path::file_name);
     folder.map_or_else(|| "unknown build".to_owned(), |name| name.to_string_lossy().into_owned())

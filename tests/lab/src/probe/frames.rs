@@ -14,7 +14,7 @@ use nix::sys::socket::{LinkAddr, MsgFlags, bind, recv, sendto, setsockopt, socko
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Pattern, Woken, say_ready, wait};
+use super::{Pattern, Woken, print_ready, wait};
 use crate::packet::{ETHERTYPE_VLAN, Ethernet, PCAP_HEADER};
 
 /// IEEE 802 "local experimental EtherType 1".
@@ -108,7 +108,7 @@ impl Tap {
                 let n = recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty())?;
                 Ok(Some(&buffer[..n]))
             }
-            Woken::Ended | Woken::Late => Ok(None),
+            Woken::Closed | Woken::TimedOut => Ok(None),
         }
     }
 }
@@ -123,7 +123,7 @@ fn payload(size: usize) -> Vec<u8> {
 
 pub(super) fn echo(args: &EchoArgs) -> Result<Value> {
     let tap = Tap::open(&args.device, if args.tagged { ETHERTYPE_VLAN } else { PRIVATE })?;
-    say_ready()?;
+    print_ready()?;
     let mut buffer = vec![0; 70_000];
     let mut frames = 0;
     while let Some(frame) = tap.next(&mut buffer, true, None)? {
@@ -219,7 +219,7 @@ pub(super) fn capture(args: &CaptureArgs) -> Result<Value> {
     let tap = Tap::open(&args.device, ALL)?;
     let mut file = BufWriter::new(File::create(&args.file).context("cannot make the pcap file")?);
     file.write_all(&PCAP_HEADER)?;
-    say_ready()?;
+    print_ready()?;
     let mut buffer = vec![0; 300_000];
     let mut frames = 0;
     let write = |frame: &[u8], file: &mut BufWriter<File>| -> Result<()> {

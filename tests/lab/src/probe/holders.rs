@@ -1,4 +1,4 @@
-//! Who has which addresses, as the kernel says: every network namespace of a host, whatever made it.
+//! The addresses in every network namespace of a host, as the kernel has them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,27 +10,26 @@ use clap::Args;
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 
-/// Options of `probe holders`.
 #[derive(Args, Debug)]
 pub struct HoldersArgs {
-    /// The interface that has them.
+    /// The interface to look at.
     #[arg(long, default_value = "ethwe")]
     device: String,
 }
 
-/// Every namespace that has the interface, by a name or else by one of its processes, with its IPv4 addresses.
+/// Every namespace that has the interface, named by its file or else by one of its processes, with its IPv4 addresses.
 pub(super) fn holders(args: &HoldersArgs) -> Result<Value> {
-    // A namespace may have a name and processes; what is on the list last names it.
+    // A namespace may have a file and processes. Files come last, so that their names are used.
     let mut spaces: BTreeMap<u64, (String, File)> = BTreeMap::new();
     for (path, name) in by_process().into_iter().chain(by_name()) {
-        // It may be gone by now.
+        // A process may have ended.
         let Ok(file) = File::open(&path) else { continue };
         let Ok(meta) = file.metadata() else { continue };
         spaces.insert(meta.ino(), (name, file));
     }
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, file) in spaces.into_values() {
-        // What is only the place of a namespace that is being made or taken away is a plain file.
+        // While a namespace is being added or removed, its file is an ordinary one.
         if setns(file, CloneFlags::CLONE_NEWNET).is_err() {
             continue;
         }

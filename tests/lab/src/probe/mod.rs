@@ -1,5 +1,5 @@
-//! `lab probe ...`: small network tools that run inside hosts and containers. Each prints one line of JSON at its end; those that run
-//! beside a test first print `ready`, and end when their standard input closes.
+//! `lab probe ...`: small network tools that run in hosts and containers. Each prints one line of JSON at its end; those that run in
+//! the background print `ready` first, and end when their standard input closes.
 
 mod frames;
 mod holders;
@@ -20,7 +20,6 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// The tools.
 #[derive(Subcommand, Debug)]
 pub enum Probe {
     /// ICMP echo requests (IPv4 or IPv6; `fe80::1%ethwe` for link-local).
@@ -31,23 +30,23 @@ pub enum Probe {
     TcpSend(streams::SendArgs),
     /// Keeps one connection busy with numbered messages until the standard input closes.
     TcpChat(streams::ChatArgs),
-    /// TCP server that returns each byte at once.
+    /// TCP server that returns each byte immediately.
     RrServe(rr::ServeArgs),
-    /// One byte there and one back, as often as possible.
+    /// Sends one byte and waits for it to come back, as often as possible.
     Rr(rr::SendArgs),
     /// Status reads and allocations over one connection to the control API.
     HttpRates(http::RatesArgs),
-    /// UDP echo server, as a member of a multicast group if wished.
+    /// UDP echo server, optionally as a member of a multicast group.
     UdpServe(udp::ServeArgs),
     /// Sends datagrams of given sizes and compares what comes back.
     UdpSend(udp::SendArgs),
-    /// Sends to a broadcast or multicast address and lists who answers.
+    /// Sends to a broadcast or multicast address and lists the addresses that answer.
     UdpCast(udp::CastArgs),
     /// Echoes raw frames of a private EtherType.
     RawEcho(frames::EchoArgs),
-    /// Sends raw frames of a private EtherType and lists who echoes them.
+    /// Sends raw frames of a private EtherType and lists the MACs that echo them.
     RawSend(frames::SendArgs),
-    /// Asks who has an IPv4 address and lists the MACs that answer.
+    /// Sends an ARP request and lists the MACs that answer.
     Arp(frames::ArpArgs),
     /// Writes every frame of a device into a pcap file until the standard input closes.
     Capture(frames::CaptureArgs),
@@ -55,13 +54,12 @@ pub enum Probe {
     Garbage(stress::GarbageArgs),
     /// Lists every namespace of a host that has an interface, with its addresses.
     Holders(holders::HoldersArgs),
-    /// Lists the networks in a set of the packet filter.
+    /// Lists the networks in an ipset.
     Set(set::SetArgs),
-    /// Opens many TCP connections and leaves them silent (or nearly) until the standard input closes.
+    /// Opens many TCP connections and sends (nearly) nothing until the standard input closes.
     Hold(stress::HoldArgs),
 }
 
-/// Runs a tool.
 pub fn main(probe: &Probe) -> Result<()> {
     let result = match probe {
         Probe::Ping(args) => ping::ping(args)?,
@@ -87,26 +85,24 @@ pub fn main(probe: &Probe) -> Result<()> {
     Ok(())
 }
 
-/// Tells the test that the tool works now.
-fn say_ready() -> Result<()> {
+fn print_ready() -> Result<()> {
     let mut out = std::io::stdout();
     out.write_all(b"ready\n")?;
     out.flush()?;
     Ok(())
 }
 
-/// What ended a wait.
+/// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Woken {
-    /// The socket can be read.
     Readable,
-    /// The test closed our standard input.
-    Ended,
-    /// The time came.
-    Late,
+    /// The standard input was closed.
+    Closed,
+    /// The deadline has passed.
+    TimedOut,
 }
 
-/// Waits for a socket, for the end of the standard input (if `watch`), or for a moment.
+/// Waits for a socket, for the end of the standard input (if `watch`), or for a deadline.
 fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Result<Woken> {
     let stdin = std::io::stdin();
     loop {
@@ -119,7 +115,7 @@ fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Resul
         }
         let timeout = match until {
             None => PollTimeout::NONE,
-            // Rounded up, so that the moment has come when the poll ends.
+            // Rounded up, so that the deadline has passed when the poll ends.
             Some(t) => {
                 let left = t.saturating_duration_since(Instant::now());
                 PollTimeout::try_from(left.as_millis() as i64 + i64::from(!left.is_zero()))
@@ -127,10 +123,10 @@ fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Resul
             }
         };
         match poll(&mut fds, timeout) {
-            Ok(0) => return Ok(Woken::Late),
+            Ok(0) => return Ok(Woken::TimedOut),
             Ok(_) => {
                 let first = fds.first().and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
-                return Ok(if socket.is_some() && first { Woken::Readable } else { Woken::Ended });
+                return Ok(if socket.is_some() && first { Woken::Readable } else { Woken::Closed });
             }
             Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
@@ -156,7 +152,7 @@ fn millis(d: Duration) -> f64 {
     d.as_secs_f64() * 1000.0
 }
 
-/// Bytes that depend on a seed only: both ends of a transfer make them and compare.
+/// Pseudo-random bytes from a seed, which both ends of a transfer generate and compare.
 struct Pattern(u64);
 
 impl Pattern {

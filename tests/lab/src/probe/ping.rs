@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Woken, millis, parse_ip, say_ready, wait};
+use super::{Woken, millis, parse_ip, print_ready, wait};
 use crate::packet::sum;
 
 /// Options of `ping`.
@@ -42,7 +42,7 @@ pub(super) fn ping(args: &PingArgs) -> Result<Value> {
     let _ = socket.set_send_buffer_size(1 << 20);
     let endless = args.count == 0;
     if endless {
-        say_ready()?;
+        print_ready()?;
     }
     // Pings of the lab run in pid namespaces of their own, so the identifier needs the clock as well.
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
@@ -77,8 +77,8 @@ pub(super) fn ping(args: &PingArgs) -> Result<Value> {
             break;
         }
         match wait(Some(&socket), endless && stop_at.is_none(), Some(stop_at.unwrap_or(next)))? {
-            Woken::Late => {}
-            Woken::Ended => stop_at = Some(Instant::now() + Duration::from_millis(args.wait_ms)),
+            Woken::TimedOut => {}
+            Woken::Closed => stop_at = Some(Instant::now() + Duration::from_millis(args.wait_ms)),
             Woken::Readable => {
                 let Ok(n) = (&socket).read(&mut buffer) else { continue };
                 let Some((number, hops)) = echo_reply(v4, ident, &buffer[..n]) else { continue };

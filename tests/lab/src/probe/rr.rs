@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Woken, parse_ip, say_ready, wait};
+use super::{Woken, parse_ip, print_ready, wait};
 
 /// Patience with a connection that is to be made, and with an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ pub struct SendArgs {
 pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, args.port)))
         .with_context(|| format!("cannot listen on TCP {}", args.port))?;
-    say_ready()?;
+    print_ready()?;
     let mut connections = 0;
     while wait(Some(&listener), true, None)? == Woken::Readable {
         let (mut stream, _) = listener.accept()?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Pattern, Woken, millis, parse_ip, say_ready, wait};
+use super::{Pattern, Woken, millis, parse_ip, print_ready, wait};
 
 /// Options of `tcp-serve`.
 #[derive(Args, Debug)]
@@ -51,7 +51,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
     let listener = TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, args.port)))
         .or_else(|_| TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], args.port))))
         .with_context(|| format!("cannot listen on TCP {}", args.port))?;
-    say_ready()?;
+    print_ready()?;
     let mut connections = 0;
     while wait(Some(&listener), true, None)? == Woken::Readable {
         let (stream, _) = listener.accept()?;
@@ -155,7 +155,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
 pub(super) fn chat(args: &ChatArgs) -> Result<Value> {
     let mut stream = connect(&args.to, args.port, Duration::from_secs(10))?;
     stream.write_all(&[0; HEADER])?;
-    say_ready()?;
+    print_ready()?;
     let (mut messages, mut gap) = (0u64, Duration::ZERO);
     let mut last = Instant::now();
     let broken = loop {
@@ -167,7 +167,7 @@ pub(super) fn chat(args: &ChatArgs) -> Result<Value> {
         gap = gap.max(last.elapsed());
         last = Instant::now();
         let next = last + Duration::from_millis(args.interval_ms);
-        if wait(None, true, Some(next))? == Woken::Ended {
+        if wait(None, true, Some(next))? == Woken::Closed {
             break None;
         }
     };

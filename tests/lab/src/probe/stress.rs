@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Pattern, Woken, parse_ip, say_ready, wait};
+use super::{Pattern, Woken, parse_ip, print_ready, wait};
 
 /// Options of `garbage`.
 #[derive(Args, Debug)]
@@ -109,14 +109,14 @@ pub(super) fn hold(args: &HoldArgs) -> Result<Value> {
         }
     }
     let connected = open.len();
-    say_ready()?;
+    print_ready()?;
     // Counts how many the other side has ended, each quarter of a second.
     let start = Instant::now();
     let (mut closed, mut first_close, mut last_close) = (0, None, None);
     let mut said = 0;
     loop {
         let next = Instant::now() + Duration::from_millis(250);
-        let ended = wait(None, true, Some(next))? == Woken::Ended;
+        let ended = wait(None, true, Some(next))? == Woken::Closed;
         let due = start.elapsed().as_secs() as usize;
         while said < due.min(args.trickle.len()) {
             for stream in &mut open {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use super::{Pattern, Woken, parse_ip, say_ready, wait};
+use super::{Pattern, Woken, parse_ip, print_ready, wait};
 
 /// Options of `udp-serve`.
 #[derive(Args, Debug)]
@@ -67,7 +67,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
             .join_multicast_v4_n(group, &device)
             .context("cannot join the group")?;
     }
-    say_ready()?;
+    print_ready()?;
     let mut buffer = vec![0; 66_000];
     let mut datagrams = 0;
     while wait(Some(&socket), true, None)? == Woken::Readable {
