@@ -40,7 +40,7 @@ pub(crate) fn create(rest: &[String], env: &dyn Env) -> Result<(), Failure> {
     }
     require_root()?;
     let config = options::config(&Parsed::default(), env, "")?;
-    let name = weave_daemon::host::peer_name::find_peer_name(&config)?;
+    let name = weave_daemon::find_peer_name(&config)?;
     let mtu = config.mtu.map_or(Mtu::Default(config.new_mtu), Mtu::Exactly);
     let wanted = BridgeConfig { name: config.bridge, mac: MacAddr(name.to_bytes()), mtu };
     let bridge = weave_host::ensure_bridge(&wanted)?;

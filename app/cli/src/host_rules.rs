@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use weave_daemon::host::state::HostState;
+use weave_daemon::HostState;
 use weave_host::firewall::{DockerBridge, FirewallConfig, FirewallManager};
 use weave_host::{DeviceNames, unmanaged};
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use weave_api::{Client, ClientError, Endpoint};
 use weave_daemon::config::{Config, ListenAddr};
-use weave_daemon::{storage::pid_file, telemetry::log};
+use weave_daemon::{log, pid_file};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
@@ -54,7 +54,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let fatal = |e: &dyn std::fmt::Display| Failure::new(1, log::fatal_line(e));
     let config = options::config(parsed, env, &hostname()).map_err(|e| fatal(&e))?;
     if parsed.flag("print-peer-name") {
-        let name = weave_daemon::host::peer_name::find_peer_name(&config).map_err(|e| fatal(&e))?;
+        let name = weave_daemon::find_peer_name(&config).map_err(|e| fatal(&e))?;
         return print(&format!("{name}\n"));
     }
     require_root().map_err(|e| fatal(&e.message))?;
@@ -103,7 +103,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     let config = options::config(&parsed, env, &hostname())?;
     parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
     if parsed.flag("print-peer-name") {
-        return print(&format!("{}\n", weave_daemon::host::peer_name::find_peer_name(&config)?));
+        return print(&format!("{}\n", weave_daemon::find_peer_name(&config)?));
     }
     service::notice_ignored(env);
     require_root()?;
@@ -196,7 +196,7 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     }
     if original.runs() {
         // What can be known to fail is not tried on a host that works.
-        weave_daemon::host::legacy_database::find(config)?;
+        weave_daemon::legacy_database::find(config)?;
         return Ok(original);
     }
     // Somebody else's, in a container for instance.

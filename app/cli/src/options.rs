@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use weave_daemon::config::{
-    self, AllocationConfig, Config, ConfigError, ListenAddr, LogFile, LogLevel, Password,
+    self, AllocationConfig, Config, ConfigError, LegacySources, ListenAddr, LogFile, LogLevel, Password,
 };
-use weave_daemon::host::legacy_database::LegacySources;
 use weave_host::DeviceNames;
 use weave_ipam::{Init, ParseInitError, Subnet, SubnetError};
 use weave_runtime::Docker;
@@ -547,7 +546,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     }
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
-    config.original = original(parsed, env);
+    config.legacy = original(parsed, env);
     // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (docs/spec/cli.md 2.3).
     if let Some(addr) = parsed.text("http-addr") {
         config.http_addr = ListenAddr::parse("--http-addr", addr)?;

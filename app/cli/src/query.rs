@@ -28,7 +28,7 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
         }
         ClientError::Connect { .. } => {
             let run_dir = options::run_dir(parsed, env);
-            if weave_daemon::storage::pid_file::holder(&run_dir.join("weave.pid")).is_some() {
+            if weave_daemon::pid_file::holder(&run_dir.join("weave.pid")).is_some() {
                 // Code 7 is what curl gave to scripts.
                 Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
             } else {

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::storage::pid_file;
+use weave_daemon::{legacy_database, pid_file};
 use weave_host::fault_injection;
+use weave_host::files::temporary_path;
 use weave_runtime::{Docker, Network};
 
 use crate::args::Parsed;
@@ -29,19 +30,6 @@ const NETWORK: &str = "weave";
 const RUN_FILES: [&str; 3] = ["fresh", "launch.sock", "weave.sock"];
 /// Pid files there; each is removed by its process, if that gets to it.
 const PID_FILES: [&str; 3] = ["supervisor.pid", "weave.pid", "launch.pid"];
-/// Files in the state directory: the password, ours, and the databases of 2.8.1.
-const STATE_FILES: [&str; 7] = [
-    "password",
-    weave_daemon::storage::store::FILE_NAME,
-    ".peer.json.new",
-    weave_daemon::storage::allocation_store::FILE_NAME,
-    weave_daemon::storage::allocation_store::TEMPORARY,
-    "weave-netdata.db",
-    "weavedata.db",
-];
-/// What remembers the host's firewall goes when that is gone.
-const HOST_FILES: [&str; 2] = [weave_daemon::host::state::FILE_NAME, ".host.json.new"];
-
 /// A peer of this machine, as far as it can be known from outside.
 struct Peer<'a> {
     parsed: &'a Parsed,
@@ -297,17 +285,20 @@ impl Peer<'_> {
                 }
             }
         }
-        let files = STATE_FILES.iter().map(|f| self.state_dir.join(f));
-        // A database of 2.8.1 that stayed would be taken over again. A damaged file of ours must not keep anybody from
-        // removing it.
-        let original =
-            weave_daemon::storage::store::Store::read_original(&self.state_dir).unwrap_or_default();
-        let databases: Vec<PathBuf> =
-            STATE_FILES[3..].iter().map(|f| self.state_dir.join(f)).chain(original.path.clone()).collect();
-        let aside = databases.iter().map(|path| weave_daemon::host::legacy_database::retired_path(path));
-        let elsewhere = original.path.filter(|path| !path.starts_with(&self.state_dir));
-        let files = files.chain(elsewhere).chain(aside);
-        let host = HOST_FILES.iter().map(|f| self.state_dir.join(f));
+        let state_file = |name: &&str| self.state_dir.join(name);
+        // A database of 2.8.1 that stayed would be taken over again. A damaged file of ours does not prevent its removal.
+        let taken_over = weave_daemon::PeerState::read_original(&self.state_dir).unwrap_or_default().path;
+        let mut databases: Vec<PathBuf> = legacy_database::FILE_NAMES.iter().map(state_file).collect();
+        if let Some(path) = taken_over.filter(|path| !databases.contains(path)) {
+            databases.push(path);
+        }
+        let retired = databases.iter().map(|path| legacy_database::retired_path(path));
+        let written = weave_daemon::PEER_FILES.iter().chain(&["password"]).map(state_file);
+        let files = written.flat_map(|path| [temporary_path(&path), path]);
+        let files = files.chain(databases.iter().cloned()).chain(retired);
+        // What describes the host's firewall goes when the rules are gone.
+        let host = [&weave_daemon::HOST_FILE].into_iter().map(state_file);
+        let host = host.flat_map(|path| [temporary_path(&path), path]);
         // The lock that is held here goes with this process.
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
         things.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Thing::File));

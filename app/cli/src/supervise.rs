@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use weave_daemon::{storage::pid_file, telemetry::log};
+use weave_daemon::{log, pid_file};
 
 use crate::options::{self, Env};
 use crate::{Failure, args};

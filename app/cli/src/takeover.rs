@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::host::legacy_database;
-use weave_daemon::storage::store::Store;
+use weave_daemon::PeerState;
+use weave_daemon::legacy_database;
 use weave_host::BridgeKind;
 use weave_runtime::{Docker, OriginalContainer, OriginalProcess, original_processes};
 
@@ -241,7 +241,7 @@ fn gone(pid: u32) -> bool {
 /// `weave stop --hand-back`, after the daemon has ended: what 2.8.1 would stumble over goes, and what it had comes back.
 pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let names = options::devices(parsed, env);
-    let original = Store::read_original(&options::state_dir(parsed, env))?;
+    let original = PeerState::read_original(&options::state_dir(parsed, env))?;
     let kinds = [BridgeKind::Bridge, BridgeKind::Fastdp, BridgeKind::BridgedFastdp];
     let kind = kinds.into_iter().find(|k| original.bridge.as_deref() == Some(k.name()));
     let done = weave_host::restore_legacy_devices(&names, kind)?;

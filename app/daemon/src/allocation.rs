@@ -21,7 +21,7 @@ use weave_node::Node;
 use weave_types::{Cidr, Instant, Now};
 
 use crate::host::{Change, ContainerMonitor};
-use crate::storage::allocation_store::AllocationStore;
+use crate::storage::AllocationStore;
 use crate::telemetry::ipam_report;
 
 /// Most calls that wait at a time.

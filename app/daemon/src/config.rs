@@ -6,9 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use weave_ipam::{Init, Subnet};
+use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
-
-use crate::host::legacy_database::LegacySources;
 
 /// Everything a daemon needs to know.
 #[derive(Clone, Debug)]
@@ -62,13 +61,24 @@ pub struct Config {
     /// Name of this peer among several on the machine; `None`: the only one, with the usual names of devices and files.
     pub instance: Option<String>,
     /// Where else than in `state_dir` the database of 2.8.1 may be.
-    pub original: LegacySources,
+    pub legacy: LegacySources,
     /// Address allocation; `None`: off.
     pub allocation: Option<AllocationConfig>,
     /// Least severity that is logged.
     pub log_level: LogLevel,
     /// Where the log goes; `None`: stderr, as it is.
     pub log_file: Option<LogFile>,
+}
+
+/// Places where a database of 2.8.1 is looked for besides the state directory.
+#[derive(Clone, Debug, Default)]
+pub struct LegacySources {
+    /// `--db-prefix`. If it is given, no other place is searched.
+    pub prefix: Option<PathBuf>,
+    /// Docker of this host, which knows the volume, and which containers run.
+    pub docker: Option<Docker>,
+    /// The container with the volume.
+    pub container: String,
 }
 
 /// A log file of bounded size.
@@ -121,7 +131,7 @@ impl Default for Config {
             state_dir: PathBuf::from(STATE_DIR),
             run_dir: PathBuf::from(RUN_DIR),
             instance: None,
-            original: LegacySources::default(),
+            legacy: LegacySources::default(),
             allocation: None,
             log_level: LogLevel::Info,
             log_file: None,

@@ -18,9 +18,10 @@ use crate::allocation::{Allocation, own_networks};
 use crate::control::Request;
 use crate::host::{Command, ReconcilerHandle};
 use crate::net::{Event, Net};
-use crate::storage::store::Store;
+use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::Limiter;
+use crate::telemetry::printable::explain_error;
 use crate::telemetry::report;
 
 /// Inputs that wait for the peer. Readers stop while it is full.
@@ -99,7 +100,7 @@ pub(crate) struct Core {
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
-    pub(crate) store: Store,
+    pub(crate) store: PeerState,
     /// `None`: no addresses are allocated here.
     pub(crate) allocation: Option<Allocation>,
     /// What this peer owns of the range, as the reconciler was told; `None`: it does not ask (`--no-masq-local`).
@@ -245,8 +246,8 @@ impl Core {
                 weave_ipam::Event::Conflict { .. }
                 | weave_ipam::Event::QuorumTooSmall { .. }
                 | weave_ipam::Event::PreclaimFailed { .. },
-            ) => tracing::warn!("{}", report::explained(&event.to_string())),
-            _ => tracing::info!("{}", report::explained(&event.to_string())),
+            ) => tracing::warn!("{}", explain_error(&event.to_string())),
+            _ => tracing::info!("{}", explain_error(&event.to_string())),
         }
     }
 

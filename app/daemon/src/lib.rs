@@ -9,20 +9,31 @@
 //! [`run`] passes inputs to the node and carries out its outputs. What a peer is started with is a [`config::Config`].
 #![forbid(unsafe_code)]
 
-pub mod allocation;
+mod allocation;
 pub mod config;
-pub mod control;
+mod control;
 mod core;
-pub mod host;
-pub mod http;
+mod host;
+mod http;
 mod net;
 mod notify;
 mod resource_limits;
 mod start;
-pub mod storage;
-pub mod telemetry;
+mod storage;
+mod telemetry;
 
+pub use host::{find_peer_name, legacy_database};
 pub use start::{StartError, run};
+pub use storage::{HOST_FILE, HostState, PEER_FILES, PeerState, pid_file};
+pub use telemetry::log;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The HTTP server without a peer, for integration tests and fuzz targets.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::control::{Control, Request};
+    pub use crate::http::{Access, Limits, Listener, serve_connection};
+    pub use crate::telemetry::metrics::Snapshot;
+}

@@ -19,6 +19,7 @@ use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
+use weave_host::Netlink;
 use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
 use weave_types::{Cidr, PeerName, PeerUid};
@@ -35,9 +36,9 @@ use crate::host::peer_name;
 use crate::http::{Access, Listener};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
-use crate::storage::allocation_store::AllocationStore;
+use crate::storage::AllocationStore;
 use crate::storage::pid_file::{PidFile, PidFileError};
-use crate::storage::store::{Store, StoreError};
+use crate::storage::{PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log;
 use crate::{host, resource_limits};
@@ -56,7 +57,7 @@ pub enum StartError {
     Lock(PidFileError),
     /// The stored state.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    PeerState(#[from] StoreError),
     /// The state that 2.8.1 stored.
     #[error(transparent)]
     LegacyDatabase(#[from] LegacyDatabaseError),
@@ -180,7 +181,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     let name = peer_name::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
     log::info(format_args!("weave {}", crate::VERSION));
     log::info(format_args!("Our name is {name}({})", config.nickname));
-    let store = Store::open(&config.state_dir, name)?;
+    let store = PeerState::open(&config.state_dir, name)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, name, &store, import, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Ended),
@@ -283,13 +284,14 @@ struct Prepared {
 async fn prepare(
     config: &Config,
     name: PeerName,
-    store: &Store,
+    store: &PeerState,
     import: Option<LegacyDatabase>,
     clock: Clock,
     notifier: &Notifier,
 ) -> Result<(Prepared, LegacyTakeover), StartError> {
     let names = host::device_names(config);
     let takeover = LegacyTakeover::new(import, &names, store)?;
+    check_docker_bridge(config)?;
     let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
@@ -330,6 +332,16 @@ async fn prepare(
     ))
 }
 
+/// A bridge that was named must exist. The usual one may be created later.
+fn check_docker_bridge(config: &Config) -> Result<(), StartError> {
+    match &config.docker_bridge {
+        Some(name) if config.docker_bridge_named && Netlink::open()?.link(name)?.is_none() => {
+            Err(StartError::NoDockerBridge(name.clone()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What the allocator starts with; nothing if it is off.
 fn load_allocation(
     config: &Config,
@@ -359,7 +371,7 @@ fn load_allocation(
 /// Addresses that are in use on this host are claimed before any is given out, and those of containers that are gone are
 /// released.
 fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now) {
-    let inventory = match Inventory::take(&config.bridge, config.original.docker.clone()) {
+    let inventory = match Inventory::take(&config.bridge, config.legacy.docker.clone()) {
         Ok(inventory) => inventory,
         Err(e) => {
             tracing::warn!("addresses in use on this host are not known, they may be given out again: {e}");
@@ -383,7 +395,7 @@ fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now)
     });
 }
 
-fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> weave_mesh::Config {
+fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &PeerState) -> weave_mesh::Config {
     weave_mesh::Config {
         short_id: store.short_id(),
         version: store.version_ceiling(),
@@ -400,7 +412,7 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &Store) -> 
 /// What to connect to, and whether that is what was stored: a `weave launch` takes its arguments; any other start with
 /// the peers of the last one is a restart, and one with others has been told something new (docs/spec/cli.md 4.4). On a host that
 /// is taken over from 2.8.1, its database is what was stored, and also counts if no peer was named.
-fn initial_peers(config: &Config, store: &Store, import: Option<&LegacyDatabase>) -> (Vec<String>, bool) {
+fn initial_peers(config: &Config, store: &PeerState, import: Option<&LegacyDatabase>) -> (Vec<String>, bool) {
     let resumed = config.resume || (store.continues(&config.peers) && !config.fresh_file().exists());
     match import {
         Some(import) if resumed || config.peers.is_empty() => {

@@ -9,9 +9,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use weave_api::Report;
 use weave_daemon::config::ListenAddr;
-use weave_daemon::control::{Control, Request};
-use weave_daemon::http::{Access, Limits, Listener};
-use weave_daemon::telemetry::metrics::Snapshot;
+use weave_daemon::testing::Snapshot;
+use weave_daemon::testing::{Access, Limits, Listener};
+use weave_daemon::testing::{Control, Request};
 
 fn vector(name: &str) -> String {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli");

@@ -39,6 +39,7 @@ mod error;
 mod ethtool;
 mod expose;
 pub mod fault_injection;
+pub mod files;
 pub mod firewall;
 pub mod identity;
 mod ipset;

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{DeviceNames, Error, fault_injection};
+use crate::{DeviceNames, Error, fault_injection, files};
 
 /// The first line, by which our files are known.
 const MARK: &str = "# Written by 'weave launch', removed by 'weave reset'.";
@@ -121,13 +121,7 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    // A name that none of the programs reads.
-    let temporary = path.with_extension("weave-new");
-    fault_injection::io_fail_point(&format_args!("writing {}", path.display()))?;
-    let done = fs::write(&temporary, content)
-        .and_then(|()| fault_injection::io_fail_point(&format_args!("replacing {}", path.display())))
-        .and_then(|()| fs::rename(&temporary, path));
-    done.inspect_err(|_| drop(fs::remove_file(&temporary)))
+    files::write_atomically(path, content.as_bytes(), 0o644)
 }
 
 /// A program that does not run reads the file when it starts; one that does not listen is no reason to stop.
@@ -193,7 +187,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let network = root.path().join("etc/systemd/network");
         fs::create_dir_all(&network).unwrap();
-        fs::create_dir(network.join("05-weave.weave-new")).unwrap();
+        fs::create_dir(network.join(".05-weave.network.new")).unwrap();
         fs::create_dir_all(root.path().join("etc/NetworkManager")).unwrap();
         let error = install(root.path(), &DeviceNames::default()).unwrap_err();
         assert!(error.to_string().starts_with("writing "), "{error}");

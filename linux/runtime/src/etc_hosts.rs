@@ -3,8 +3,10 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+use weave_host::files::write_atomically;
 
 use crate::Error;
 
@@ -64,14 +66,9 @@ pub fn rewrite(path: &Path, contents: &str) -> Result<String, Error> {
         file.write_all(text.as_bytes())?;
         Ok::<_, io::Error>(())
     };
-    let replaced = write_in_place(contents).and_then(|()| {
-        let new = path.with_extension("weave-new");
-        let result = fs::write(&new, contents)
-            .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(meta.mode() & 0o7777)))
-            .and_then(|()| std::os::unix::fs::chown(&new, Some(meta.uid()), Some(meta.gid())))
-            .and_then(|()| fs::rename(&new, path));
-        result.inspect_err(|_| drop(fs::remove_file(&new)))
-    });
+    let replaced = write_in_place(contents)
+        .and_then(|()| write_atomically(path, contents.as_bytes(), meta.mode() & 0o7777))
+        .and_then(|()| std::os::unix::fs::chown(path, Some(meta.uid()), Some(meta.gid())));
     match replaced {
         Ok(()) => Ok(before),
         Err(e) => {
@@ -83,6 +80,8 @@ pub fn rewrite(path: &Path, contents: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[derive(serde::Deserialize)]

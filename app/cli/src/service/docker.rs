@@ -285,7 +285,7 @@ pub(crate) fn contained(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let path = Path::new("/proc/1/ns/mnt");
     let fatal = |step: &str, e: &dyn std::fmt::Display| {
         let text = format!("cannot {step} the host's mount namespace {}: {e}", path.display());
-        Failure::new(1, weave_daemon::telemetry::log::fatal_line(text))
+        Failure::new(1, weave_daemon::log::fatal_line(text))
     };
     let host = std::fs::File::open(path).map_err(|e| fatal("open", &e))?;
     setns(&host, CloneFlags::CLONE_NEWNS).map_err(|e| fatal("enter", &e))?;

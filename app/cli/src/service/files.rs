@@ -1,11 +1,12 @@
 //! Files that `launch` writes, and takes back if the daemon does not become ready.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use weave_host::fault_injection;
+use weave_host::files::write_atomically;
 
 use crate::Failure;
 
@@ -76,19 +77,7 @@ fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> 
     let Some(content) = content else {
         return remove(path);
     };
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    let _ = fs::remove_file(&temporary);
-    let written = fault_injection::io_fail_point(&format_args!("writing {}", temporary.display()))
-        .and_then(|()| OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary))
-        .and_then(|mut f| f.write_all(content).and_then(|()| f.sync_all()))
-        .and_then(|()| fault_injection::io_fail_point(&format_args!("replacing {}", path.display())))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|e| {
-        let _ = fs::remove_file(&temporary);
-        failed("write", path, &e)
-    })
+    write_atomically(path, content, mode).map_err(|e| failed("write", path, &e))
 }
 
 /// One that is not there is fine.

@@ -20,8 +20,10 @@ use weave_ipam::Database;
 use weave_runtime::Docker;
 
 use crate::config::Config;
-use crate::storage::store::Original;
+use crate::storage::Original;
 
+/// Its names in the state directory.
+pub const FILE_NAMES: [&str; 2] = ["weave-netdata.db", "weavedata.db"];
 /// No cluster's ring is nearly as large.
 const MAX_SIZE: u64 = 256 << 20;
 /// A daemon must not wait long for Docker, which may be starting itself.
@@ -30,17 +32,6 @@ const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 const VOLUME: &str = "/weavedb";
 /// Where Docker keeps volumes unless told otherwise, for when it does not answer.
 const VOLUMES: &str = "/var/lib/docker/volumes";
-
-/// Where a database of 2.8.1 is looked for besides the state directory.
-#[derive(Clone, Debug, Default)]
-pub struct LegacySources {
-    /// `--db-prefix`: the one and only place.
-    pub prefix: Option<PathBuf>,
-    /// Docker of this host, which knows the volume, and which containers run; `None`: there is none.
-    pub docker: Option<Docker>,
-    /// The container with the volume.
-    pub container: String,
-}
 
 /// A database that was found.
 #[derive(Clone, Debug)]
@@ -146,14 +137,14 @@ pub fn retire(original: &Original) -> Result<Option<PathBuf>, LegacyDatabaseErro
 }
 
 fn candidates(config: &Config) -> Vec<PathBuf> {
-    if let Some(prefix) = &config.original.prefix {
+    if let Some(prefix) = &config.legacy.prefix {
         let mut name = prefix.as_os_str().to_owned();
         name.push("data.db");
         return vec![name.into()];
     }
-    let mut places = ["weave-netdata.db", "weavedata.db"].map(|f| config.state_dir.join(f)).to_vec();
-    if let Some(docker) = &config.original.docker {
-        places.extend(volumes(docker, &config.original.container).iter().map(|v| v.join("weavedata.db")));
+    let mut places = FILE_NAMES.map(|f| config.state_dir.join(f)).to_vec();
+    if let Some(docker) = &config.legacy.docker {
+        places.extend(volumes(docker, &config.legacy.container).iter().map(|v| v.join("weavedata.db")));
     }
     places
 }
@@ -176,6 +167,7 @@ fn volumes(docker: &Docker, container: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::LegacySources;
     use std::fs::File;
 
     const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipam/sample-weavedata.db");
@@ -210,7 +202,7 @@ mod tests {
         // A prefix is no directory, and excludes the other places.
         let prefix = dir.path().join("sub-");
         let only = |prefix: &Path| Config {
-            original: LegacySources { prefix: Some(prefix.to_owned()), ..LegacySources::default() },
+            legacy: LegacySources { prefix: Some(prefix.to_owned()), ..LegacySources::default() },
             ..config.clone()
         };
         assert!(find(&only(&prefix)).unwrap().is_none());

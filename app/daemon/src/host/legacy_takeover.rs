@@ -3,7 +3,7 @@
 use weave_host::{BridgeKind, DeviceNames, Error, LegacyDatapath};
 
 use crate::host::legacy_database::LegacyDatabase;
-use crate::storage::store::{Original, Store};
+use crate::storage::{Original, PeerState};
 use crate::telemetry::log;
 
 /// What this start takes over.
@@ -20,7 +20,7 @@ impl LegacyTakeover {
     pub(crate) fn new(
         import: Option<LegacyDatabase>,
         names: &DeviceNames,
-        store: &Store,
+        store: &PeerState,
     ) -> Result<LegacyTakeover, Error> {
         let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
         if let Some(import) = &import {
@@ -53,7 +53,7 @@ impl LegacyTakeover {
     }
 
     /// Everything has been taken in: from now on our own state counts.
-    pub(crate) fn finish(self, store: &mut Store) {
+    pub(crate) fn finish(self, store: &mut PeerState) {
         let before = store.original().clone();
         let after = Original {
             digest: self.import.as_ref().map(|i| i.digest.clone()).or(before.digest.clone()),

@@ -5,12 +5,12 @@ mod devices;
 mod inventory;
 pub mod legacy_database;
 mod legacy_takeover;
-pub mod peer_name;
+pub(crate) mod peer_name;
 mod reconciler;
-pub mod state;
 
 pub(crate) use container_monitor::{Change, ContainerMonitor};
 pub(crate) use devices::device_names;
 pub(crate) use inventory::Inventory;
 pub(crate) use legacy_takeover::LegacyTakeover;
+pub use peer_name::find_peer_name;
 pub(crate) use reconciler::{Command, HostReconciler, ReconcilerHandle};

@@ -3,15 +3,19 @@
 use weave_host::identity::Sources;
 use weave_types::PeerName;
 
-use crate::StartError;
+use super::legacy_database::{self, LegacyDatabaseError};
 use crate::config::Config;
-use crate::host::legacy_database;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PeerNameError {
+    #[error(transparent)]
+    Database(#[from] LegacyDatabaseError),
+    #[error(transparent)]
+    Host(#[from] weave_host::Error),
+}
 
 /// The name that a daemon with this configuration has. `persisted` is the one in the database of 2.8.1.
-///
-/// # Errors
-/// None is given and the machine has no ids, or they cannot be read.
-pub fn peer_name(config: &Config, persisted: Option<PeerName>) -> Result<PeerName, weave_host::Error> {
+pub(crate) fn peer_name(config: &Config, persisted: Option<PeerName>) -> Result<PeerName, weave_host::Error> {
     match (config.name, &config.instance) {
         (Some(name), _) => Ok(name),
         (None, Some(instance)) => {
@@ -21,11 +25,8 @@ pub fn peer_name(config: &Config, persisted: Option<PeerName>) -> Result<PeerNam
     }
 }
 
-/// [`peer_name`] with what [`legacy_database::find`] finds.
-///
-/// # Errors
-/// As both of them.
-pub fn find_peer_name(config: &Config) -> Result<PeerName, StartError> {
-    let import = legacy_database::find(config)?;
-    Ok(peer_name(config, import.and_then(|i| i.database.peer_name))?)
+/// [`peer_name`] with the database of 2.8.1 that is found on this host.
+pub fn find_peer_name(config: &Config) -> Result<PeerName, PeerNameError> {
+    let database = legacy_database::find(config)?;
+    Ok(peer_name(config, database.and_then(|d| d.database.peer_name))?)
 }

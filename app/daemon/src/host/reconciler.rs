@@ -15,8 +15,7 @@ use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
 use crate::host::devices;
-use crate::host::state::HostState;
-use crate::start::StartError;
+use crate::storage::HostState;
 use crate::storage::StoreError;
 
 /// How often the host is looked at. What was flushed is to be back within ten seconds.
@@ -94,14 +93,8 @@ pub(crate) struct HostReconciler {
 
 impl HostReconciler {
     /// Reads what is remembered. Changes nothing.
-    pub(crate) fn new(config: &Config, name: PeerName) -> Result<HostReconciler, StartError> {
+    pub(crate) fn new(config: &Config, name: PeerName) -> Result<HostReconciler, StoreError> {
         let state = HostState::open(&config.state_dir)?;
-        if let Some(docker) = &config.docker_bridge
-            && config.docker_bridge_named
-            && Netlink::open()?.link(docker)?.is_none()
-        {
-            return Err(StartError::NoDockerBridge(docker.clone()));
-        }
         let control_port = match &config.http_addr {
             Some(ListenAddr::Tcp { port, .. }) => Some(*port),
             _ => None,

@@ -16,7 +16,7 @@ use super::{Access, Listener};
 use crate::allocation::{Allocation, AllocationRequest, own_networks};
 use crate::config::ListenAddr;
 use crate::control::{AllocationInfo, Control, Request};
-use crate::storage::allocation_store::AllocationStore;
+use crate::storage::AllocationStore;
 
 /// What a peer is started with.
 struct Setup {

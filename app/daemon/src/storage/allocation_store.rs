@@ -14,13 +14,10 @@ use weave_ipam::paxos::{AcceptedValue, Claims, NodeId, ProposalId};
 use weave_ipam::{AddrRange, Class, Election, Entry, Loaded, Persist, Record, Ring};
 use weave_types::{Cidr, PeerName, PeerUid};
 
-use crate::storage::StoreError;
-use crate::storage::journal::Journal;
+use super::StoreError;
+use super::journal::Journal;
 
-/// Name of the file in the state directory.
-pub const FILE_NAME: &str = "ipam.journal";
-/// The same while it is rewritten.
-pub const TEMPORARY: &str = "ipam.new";
+pub(super) const FILE_NAME: &str = "ipam.journal";
 
 const RING: &[u8] = b"ring";
 const ELECTION: &[u8] = b"election";
@@ -28,7 +25,7 @@ const OWNED: &[u8] = b"owned/";
 
 /// The journal, in the terms of the allocator.
 #[derive(Debug)]
-pub struct AllocationStore {
+pub(crate) struct AllocationStore {
     journal: Journal,
     path: std::path::PathBuf,
 }
@@ -38,13 +35,13 @@ impl AllocationStore {
     ///
     /// # Errors
     /// It cannot be read, or is damaged: starting without it could give addresses twice.
-    pub fn open(dir: &Path) -> Result<AllocationStore, StoreError> {
+    pub(crate) fn open(dir: &Path) -> Result<AllocationStore, StoreError> {
         let path = dir.join(FILE_NAME);
         Ok(AllocationStore { journal: Journal::open(&path)?, path })
     }
 
     /// Whether anything was ever stored.
-    pub fn is_new(&self) -> bool {
+    pub(crate) fn is_new(&self) -> bool {
         self.journal.is_empty() && !self.path.exists()
     }
 
@@ -52,7 +49,7 @@ impl AllocationStore {
     ///
     /// # Errors
     /// A value is not what was written.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
+    pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
         let damaged = |what: String| StoreError::Damaged { path: self.path.clone(), what };
         let json = |e: serde_json::Error| damaged(e.to_string());
         let mut loaded = Loaded::default();
@@ -78,7 +75,7 @@ impl AllocationStore {
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn replace(&mut self, loaded: &Loaded) -> Result<(), StoreError> {
+    pub(crate) fn replace(&mut self, loaded: &Loaded) -> Result<(), StoreError> {
         let owned = loaded.owned.iter();
         let all = owned
             .map(|(container, record)| Persist::Owned {
@@ -101,7 +98,7 @@ impl AllocationStore {
     ///
     /// # Errors
     /// The kernel refused; it goes out with the next change.
-    pub fn store(&mut self, persist: &Persist) -> Result<(), StoreError> {
+    pub(crate) fn store(&mut self, persist: &Persist) -> Result<(), StoreError> {
         match self.encode(persist)? {
             None => self.journal.replace(BTreeMap::new()),
             Some((key, value)) => {
@@ -124,11 +121,7 @@ impl AllocationStore {
                 ([OWNED, container.as_bytes()].concat(), value)
             }
         };
-        let value = value.transpose().map_err(|e| StoreError::Io {
-            step: "encode",
-            path: self.path.clone(),
-            source: e.into(),
-        })?;
+        let value = value.transpose().map_err(|e| StoreError::io("encode", &self.path)(e.into()))?;
         Ok(Some((key, value)))
     }
 
@@ -136,17 +129,12 @@ impl AllocationStore {
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn sync(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         self.journal.sync()
     }
 
-    /// Whether something is not on the disk yet.
-    pub fn is_dirty(&self) -> bool {
-        self.journal.is_dirty()
-    }
-
     /// Whether something could not be written and waits for the next change.
-    pub fn write_failed(&self) -> bool {
+    pub(crate) fn write_failed(&self) -> bool {
         self.journal.write_failed()
     }
 
@@ -154,12 +142,12 @@ impl AllocationStore {
     ///
     /// # Errors
     /// The kernel refused again.
-    pub fn retry_write(&mut self) -> Result<(), StoreError> {
+    pub(crate) fn retry_write(&mut self) -> Result<(), StoreError> {
         self.journal.rewrite()
     }
 
     /// Brings everything to the disk without waiting.
-    pub fn flush_in_background(&mut self) {
+    pub(crate) fn flush_in_background(&mut self) {
         let path = self.path.clone();
         self.journal.flush_in_background(move |e| {
             tracing::error!("addresses of containers are not on the disk yet: cannot sync {path:?}: {e}");

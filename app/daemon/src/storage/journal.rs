@@ -9,19 +9,16 @@
 //! A change is one `write`: after SIGKILL the kernel has it. Those that others depend on are synced before anything else
 //! is done; the rest follows within a second ([`Journal::flush_in_background`]). What a power loss leaves half-written at the
 //! end is cut off; damage in front of something that had been synced is refused, since it cannot come from a crash.
-//!
-//! Rewriting goes to a file of another name that is synced and renamed over the old one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use weave_host::fault_injection;
+use weave_host::{fault_injection, files};
 
-use crate::storage::StoreError;
+use super::StoreError;
 
 const HEADER: &[u8; 16] = b"weave journal 1\n";
 /// Length and check.
@@ -63,7 +60,7 @@ impl Journal {
         };
         let bytes = match fs::read(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(journal),
-            Err(e) => return Err(failed("read", path)(e)),
+            Err(e) => return Err(StoreError::io("read", path)(e)),
             Ok(bytes) => bytes,
         };
         journal.entries =
@@ -115,7 +112,7 @@ impl Journal {
             // The rest of a record must not stand in front of the next one.
             self.file = None;
             self.write_failed = true;
-            return Err(failed("write", &self.path)(e));
+            return Err(StoreError::io("write", &self.path)(e));
         }
         self.length += length;
         self.dirty = true;
@@ -131,11 +128,6 @@ impl Journal {
         self.rewrite()
     }
 
-    /// Whether something waits to be synced.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty
-    }
-
     /// Brings everything to the disk.
     ///
     /// # Errors
@@ -147,7 +139,7 @@ impl Journal {
         result.map_err(|e| {
             self.file = None;
             self.write_failed = true;
-            failed("sync", &self.path)(e)
+            StoreError::io("sync", &self.path)(e)
         })
     }
 
@@ -186,35 +178,20 @@ impl Journal {
     /// The kernel refused once more.
     pub(crate) fn rewrite(&mut self) -> Result<(), StoreError> {
         self.write_failed = true;
-        let new = self.path.with_extension("new");
         let mut bytes = HEADER.to_vec();
         for (key, value) in &self.entries {
             bytes.extend(record(key, Some(value), true));
         }
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(true).write(true).mode(0o600);
-        let mut file = fault_injection::io_fail_point(&"making a journal")
-            .and_then(|()| options.open(&new))
-            .map_err(failed("write", &new))?;
         self.file = None;
-        file.write_all(&bytes).map_err(failed("write", &new))?;
-        file.sync_all().map_err(failed("sync", &new))?;
-        fault_injection::io_fail_point(&"replacing the journal")
-            .and_then(|()| fs::rename(&new, &self.path))
-            .map_err(failed("replace", &self.path))?;
-        let dir = self.path.parent().unwrap_or(Path::new("/"));
-        File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", dir))?;
+        files::write_atomically(&self.path, &bytes, 0o600).map_err(StoreError::io("write", &self.path))?;
+        let file = OpenOptions::new().append(true).open(&self.path);
+        let file = file.map_err(StoreError::io("open", &self.path))?;
         self.length = bytes.len() as u64;
         self.file = Some(file);
         self.dirty = false;
         self.write_failed = false;
         Ok(())
     }
-}
-
-fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    let path = path.to_owned();
-    move |source| StoreError::Io { step, path, source }
 }
 
 fn record(key: &[u8], value: Option<&[u8]>, synced: bool) -> Vec<u8> {
@@ -423,12 +400,12 @@ mod tests {
         let states = story(&path);
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
-            fs::write(path.with_extension("new"), &whole[..length]).unwrap();
+            fs::write(files::temporary_path(&path), &whole[..length]).unwrap();
             assert_eq!(contents(&path), states.last().unwrap().0);
         }
         let mut journal = Journal::open(&path).unwrap();
         journal.append(b"x", Some(b"y"), true).unwrap();
-        assert!(!path.with_extension("new").exists());
+        assert!(!files::temporary_path(&path).exists());
     }
 
     #[test]
@@ -452,15 +429,15 @@ mod tests {
         let path = dir.path().join("ipam.journal");
         let mut journal = Journal::open(&path).unwrap();
         // A directory in the way of the temporary file fails for root, too.
-        fs::create_dir(path.with_extension("new")).unwrap();
+        fs::create_dir(files::temporary_path(&path)).unwrap();
         assert!(journal.append(b"a", Some(b"1"), true).is_err());
-        fs::remove_dir(path.with_extension("new")).unwrap();
+        fs::remove_dir(files::temporary_path(&path)).unwrap();
         journal.append(b"b", Some(b"2"), false).unwrap();
         assert_eq!(contents(&path).len(), 2);
         journal.append(b"c", Some(b"3"), false).unwrap();
-        assert!(journal.is_dirty());
+        assert!(journal.dirty);
         journal.flush_in_background(|e| panic!("{e}"));
-        assert!(!journal.is_dirty());
+        assert!(!journal.dirty);
         assert_eq!(contents(&path).len(), 3);
     }
 }

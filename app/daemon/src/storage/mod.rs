@@ -1,8 +1,20 @@
 //! Files that survive a restart, and the pid file.
 
-pub mod allocation_store;
+mod allocation_store;
+mod error;
+mod host_state;
 mod journal;
+mod json_file;
+mod peer_state;
 pub mod pid_file;
-pub mod store;
 
-pub use store::StoreError;
+pub(crate) use allocation_store::AllocationStore;
+pub(crate) use error::StoreError;
+pub use host_state::HostState;
+pub(crate) use peer_state::Original;
+pub use peer_state::PeerState;
+
+/// Names of the files in the state directory that belong to the peer.
+pub const PEER_FILES: [&str; 2] = [peer_state::FILE_NAME, allocation_store::FILE_NAME];
+/// Name of the file in the state directory that describes what was done to the host.
+pub const HOST_FILE: &str = host_state::FILE_NAME;

@@ -9,7 +9,7 @@ use weave_mesh::handshake::HandshakeError;
 use weave_mesh::{ConnectionError, ConnectionEvent, Event};
 use weave_types::Instant;
 
-use crate::telemetry::report;
+use super::printable::explain_error;
 
 /// How long a refusal is shown: a peer that keeps trying does so more often at first, and for the rest there is the log.
 const DISPLAY_TIME: Duration = Duration::from_secs(120);
@@ -37,11 +37,7 @@ impl FailedHandshakes {
                 if is_actionable(error) =>
             {
                 self.remove(from.ip());
-                self.0.push(FailedHandshake {
-                    from: *from,
-                    why: report::explained(&error.to_string()),
-                    at: now,
-                });
+                self.0.push(FailedHandshake { from: *from, why: explain_error(&error.to_string()), at: now });
                 if self.0.len() > CAPACITY {
                     self.0.remove(0);
                 }

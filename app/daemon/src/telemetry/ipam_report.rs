@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use weave_api::report::{ClaimedCidr, Ipam, IpamNotes, Paxos, PendingClaim, RingEntry};
 
-use crate::telemetry::report::printable;
+use super::printable::printable;
 use weave_ipam::{ConflictStatus, ElectionStatus, Named, Pending, Status, Why};
 
 /// Everything as of now.

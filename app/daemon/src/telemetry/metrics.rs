@@ -19,9 +19,9 @@ use weave_api::report::{Connection, Dns, Ipam};
 use crate::telemetry::process_stats::ProcessStats;
 
 /// What Prometheus of any age understands.
-pub const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What it prefers, and asks for.
-pub const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
 /// Overlays that always have their series; `unknown` is what has none yet.
@@ -270,7 +270,7 @@ impl Collector for Families {
 
 /// The page. `open` for OpenMetrics, else the format that 2.8.1 had (0.0.4), in which a counter's description bears its
 /// whole name and nothing marks the end.
-pub fn page(snapshot: &Snapshot, open: bool) -> String {
+pub(crate) fn page(snapshot: &Snapshot, open: bool) -> String {
     let mut families = Families::default();
     let report = &snapshot.report;
     families.process(&ProcessStats::now());

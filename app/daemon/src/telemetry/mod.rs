@@ -4,6 +4,7 @@ pub(crate) mod failed_handshakes;
 pub(crate) mod ipam_report;
 pub mod log;
 mod log_file;
-pub mod metrics;
+pub(crate) mod metrics;
+pub(crate) mod printable;
 mod process_stats;
 pub(crate) mod report;

@@ -10,8 +10,9 @@ use weave_mesh::PeerLabel;
 use weave_node::{ConnectionReport, Status};
 use weave_switch::DropReason;
 
-use crate::telemetry::ipam_report;
-use crate::telemetry::metrics::{Snapshot, Traffic};
+use super::ipam_report;
+use super::metrics::{Snapshot, Traffic};
+use super::printable::{explain_error, printable};
 
 /// Width of the word about encryption, and of the overlay's name, in a connection's line.
 const ENCRYPTION_WIDTH: usize = 11;
@@ -32,7 +33,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
             address: t.address.clone(),
             outbound: true,
             state: t.shown_state()?.to_owned(),
-            info: explained(&t.info()),
+            info: explain_error(&t.info()),
             ..Connection::default()
         })
     });
@@ -146,17 +147,6 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
     format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
 }
 
-/// What other peers say of themselves, fit for a terminal and for a line: no control characters.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// An error of the mesh, with what it most probably means where 2.8.1's words do not say it.
-pub(crate) fn explained(text: &str) -> String {
-    const UNREADABLE: &str = "Unable to decrypt TCP msg";
-    printable(text).replace(UNREADABLE, &format!("{UNREADABLE} (do both sides have the same password?)"))
-}
-
 /// What a scrape is made of.
 pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
     let counts = &data.counts;
@@ -235,6 +225,6 @@ mod tests {
             (&*peer.connections[0].nick_name, &*peer.connections[0].address),
             (" ]0;x  h 2J", " [1m:1")
         );
-        assert_eq!(explained("refused by \x1b[5m"), "refused by  [5m");
+        assert_eq!(explain_error("refused by \x1b[5m"), "refused by  [5m");
     }
 }

@@ -11,8 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 use tokio::runtime::Runtime;
 use weave_api::Report;
 use weave_daemon::config::{ListenAddr, check_peer};
-use weave_daemon::control::{Control, Request};
-use weave_daemon::http::{Access, serve_connection};
+use weave_daemon::testing::{Access, serve_connection};
+use weave_daemon::testing::{Control, Request};
 use weave_mesh::{Config, Mesh};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 

@@ -8,20 +8,16 @@
 //! Written as a whole like `peer.json`, before what it describes is begun and after it is undone: whoever is killed in between
 //! finds out at the next start.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use weave_host::fault_injection;
 use weave_host::firewall::{DockerBridge, ExposedAddress, FirewallConfig};
+use weave_types::ParseCidrError;
 
-use crate::storage::StoreError;
+use super::{StoreError, json_file};
 
-/// Name of the file in the state directory.
-pub const FILE_NAME: &str = "host.json";
+pub(super) const FILE_NAME: &str = "host.json";
 const FORMAT: u32 = 1;
 /// No state is nearly as large.
 const MAX_SIZE: u64 = 1 << 20;
@@ -70,21 +66,14 @@ impl HostState {
     /// See [`StoreError`].
     pub fn open(dir: &Path) -> Result<HostState, StoreError> {
         let path = dir.join(FILE_NAME);
-        let damaged = |what: String| StoreError::Damaged { path: path.clone(), what };
         let empty = HostState { dir: dir.to_owned(), exposed: Vec::new(), firewall: None };
-        let text = match fs::metadata(&path).and_then(|meta| Ok((meta.len(), fs::read(&path)?))) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(empty),
-            Err(source) => return Err(StoreError::Io { step: "read", path, source }),
-            Ok((size, _)) if size > MAX_SIZE => return Err(damaged("too large".to_owned())),
-            Ok((_, text)) => text,
-        };
-        let content: Content = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-        if content.format != FORMAT {
-            return Err(StoreError::Later { path, format: content.format });
-        }
+        let Some(content) = json_file::read::<Content>(&path, FORMAT, MAX_SIZE)? else { return Ok(empty) };
         let mut exposed: Vec<ExposedAddress> = Vec::new();
         for Address { address, masquerade } in content.exposed {
-            let address = address.parse().map_err(|e| damaged(format!("{e}")))?;
+            let address = address.parse().map_err(|e: ParseCidrError| StoreError::Damaged {
+                path: path.clone(),
+                what: e.to_string(),
+            })?;
             if !exposed.iter().any(|e| e.address == address) {
                 exposed.push(ExposedAddress { address, masquerade });
             }
@@ -122,40 +111,14 @@ impl HostState {
                 no_masq_local: s.no_masq_local,
             }),
         };
-        let (path, temporary) = (self.dir.join(FILE_NAME), self.dir.join(".host.json.new"));
-        let failed = |step, path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Io { step, path, source }
-        };
-        let mut text =
-            serde_json::to_vec(&content).map_err(|e| failed("encode", &path)(io::Error::other(e)))?;
-        text.push(b'\n');
-        let replaced = write_file(&temporary, &text).map_err(failed("write", &temporary)).and_then(|()| {
-            let rename = || fs::rename(&temporary, &path);
-            fault_injection::io_fail_point(&"replacing the host's state")
-                .and_then(|()| rename())
-                .map_err(failed("replace", &path))
-        });
-        if let Err(e) = replaced {
-            // On a full disk it would take what little room there is.
-            let _ = fs::remove_file(&temporary);
-            return Err(e);
-        }
-        fault_injection::io_fail_point(&"syncing the host's state")
-            .map_err(failed("sync directory", &self.dir))?;
-        File::open(&self.dir).and_then(|d| d.sync_all()).map_err(failed("sync directory", &self.dir))
+        json_file::write(&self.dir.join(FILE_NAME), &content)
     }
-}
-
-fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
-    fault_injection::io_fail_point(&"writing the host's state")?;
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-    file.write_all(text)?;
-    file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -191,7 +154,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         fs::write(&path, "{\"format\":2}").unwrap();
-        assert!(matches!(HostState::open(dir.path()), Err(StoreError::Later { format: 2, .. })));
+        assert!(matches!(HostState::open(dir.path()), Err(StoreError::LaterFormat { format: 2, .. })));
         fs::write(&path, "{\"format\":1,\"more\":{}}").unwrap();
         assert!(HostState::open(dir.path()).is_ok(), "what is unknown is left out");
     }

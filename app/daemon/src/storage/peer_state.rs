@@ -1,0 +1,247 @@
+//! What the mesh has to find again after a restart: one small JSON file, replaced as a whole.
+//!
+//! ```text
+//! /var/lib/weave/peer.json   {"format":1,"name":"8a:..","targets":["h2"],"short_id":7,"version_ceiling":4096}
+//! ```
+//!
+//! Of the state of another peer name only the targets are used.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use weave_host::fault_injection;
+use weave_types::{PeerName, ShortId};
+
+use super::{StoreError, json_file};
+
+pub(super) const FILE_NAME: &str = "peer.json";
+/// Layout of the file; a daemon refuses what a later one wrote.
+const FORMAT: u32 = 1;
+/// No state is nearly as large.
+const MAX_SIZE: u64 = 16 << 20;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    format: u32,
+    name: Option<String>,
+    #[serde(default)]
+    targets: Vec<String>,
+    /// Peers that the last start that took its arguments was given; `targets` are later.
+    #[serde(default)]
+    launched_with: Option<Vec<String>>,
+    #[serde(default)]
+    short_id: Option<u16>,
+    #[serde(default)]
+    version_ceiling: u64,
+    #[serde(default, skip_serializing_if = "Original::is_empty")]
+    original: Original,
+}
+
+/// What was taken over from 2.8.1. It is the host's, whatever the peer's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Original {
+    /// Digest of its database.
+    pub digest: Option<String>,
+    /// File of its database.
+    pub path: Option<PathBuf>,
+    /// Its set-up, in the words of `weave bridge-type`.
+    pub bridge: Option<String>,
+}
+
+impl Original {
+    fn is_empty(&self) -> bool {
+        *self == Original::default()
+    }
+}
+
+/// The file and its content.
+#[derive(Debug)]
+pub struct PeerState {
+    dir: PathBuf,
+    content: Content,
+    /// The directory was not there before.
+    created: bool,
+}
+
+impl PeerState {
+    /// Opens the state in `dir` for the peer `name`; makes the directory. Tries to write, so that a read-only or full
+    /// disk is found out before anything depends on it, but changes nothing yet.
+    pub fn open(dir: &Path, name: PeerName) -> Result<PeerState, StoreError> {
+        let created = !dir.exists();
+        fault_injection::io_fail_point(&"creating the state directory")
+            .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
+            .map_err(StoreError::io("create directory", dir))?;
+        let mut content = read(dir)?.unwrap_or_default();
+        if content.name.as_deref() != Some(name.to_string().as_str()) {
+            (content.short_id, content.version_ceiling) = (None, 0);
+        }
+        content.name = Some(name.to_string());
+        content.format = FORMAT;
+        json_file::check_writable(&dir.join(FILE_NAME), &content)?;
+        Ok(PeerState { dir: dir.to_owned(), content, created })
+    }
+
+    /// Takes the directory back if it was made here and nothing was stored.
+    pub fn abandon(self) {
+        if self.created {
+            // Only an empty one goes.
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+
+    /// Peers to connect to, as typed.
+    pub fn targets(&self) -> &[String] {
+        &self.content.targets
+    }
+
+    /// Whether the last run was started with these peers: another start with them continues it, with the stored targets
+    /// instead (docs/spec/cli.md 4.4).
+    pub fn continues(&self, peers: &[String]) -> bool {
+        self.content.launched_with.as_deref() == Some(peers)
+    }
+
+    /// Notes what this run was started with.
+    pub fn set_launched_with(&mut self, peers: &[String]) -> Result<(), StoreError> {
+        if self.continues(peers) {
+            return Ok(());
+        }
+        self.content.launched_with = Some(peers.to_vec());
+        self.write()
+    }
+
+    /// What was taken over from 2.8.1.
+    pub fn original(&self) -> &Original {
+        &self.content.original
+    }
+
+    /// What is stored in `dir` about 2.8.1, without opening the state for a peer.
+    pub fn read_original(dir: &Path) -> Result<Original, StoreError> {
+        Ok(read(dir)?.unwrap_or_default().original)
+    }
+
+    /// Replaces it.
+    pub fn set_original(&mut self, original: Original) -> Result<(), StoreError> {
+        self.content.original = original;
+        self.write()
+    }
+
+    /// Our short id of the last run.
+    pub fn short_id(&self) -> Option<ShortId> {
+        self.content.short_id.and_then(ShortId::new)
+    }
+
+    /// The version that a new run begins at.
+    pub fn version_ceiling(&self) -> u64 {
+        self.content.version_ceiling
+    }
+
+    /// Replaces the targets. What failed to be written goes out with the next change.
+    pub fn set_targets(&mut self, targets: Vec<String>) -> Result<(), StoreError> {
+        self.content.targets = targets;
+        self.write()
+    }
+
+    /// Replaces the short id.
+    pub fn set_short_id(&mut self, id: ShortId) -> Result<(), StoreError> {
+        self.content.short_id = Some(id.get());
+        self.write()
+    }
+
+    /// Raises the ceiling; it never sinks.
+    pub fn set_version_ceiling(&mut self, ceiling: u64) -> Result<(), StoreError> {
+        self.content.version_ceiling = self.content.version_ceiling.max(ceiling);
+        self.write()
+    }
+
+    fn write(&self) -> Result<(), StoreError> {
+        json_file::write(&self.dir.join(FILE_NAME), &self.content)
+    }
+}
+
+fn read(dir: &Path) -> Result<Option<Content>, StoreError> {
+    json_file::read(&dir.join(FILE_NAME), FORMAT, MAX_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(n: u64) -> PeerName {
+        PeerName::from_number(n).unwrap()
+    }
+
+    #[test]
+    fn comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made");
+        let store = PeerState::open(&path, name(1)).unwrap();
+        assert_eq!((store.targets(), store.short_id(), store.version_ceiling()), (&[][..], None, 0));
+        store.abandon();
+        assert!(!path.exists(), "nothing was stored");
+        let mut store = PeerState::open(&path, name(1)).unwrap();
+        store.set_targets(vec!["h2".into(), "h3:7000".into()]).unwrap();
+        store.set_short_id(ShortId::new(0).unwrap()).unwrap();
+        store.set_version_ceiling(4096).unwrap();
+        store.set_version_ceiling(7).unwrap();
+        store.abandon();
+        let store = PeerState::open(&path, name(1)).unwrap();
+        assert_eq!(store.targets(), ["h2", "h3:7000"]);
+        assert_eq!((store.short_id(), store.version_ceiling()), (ShortId::new(0), 4096));
+        let other = PeerState::open(&path, name(2)).unwrap();
+        assert_eq!(other.targets(), ["h2", "h3:7000"], "where to connect is not the name's");
+        assert_eq!((other.short_id(), other.version_ceiling()), (None, 0));
+    }
+
+    #[test]
+    fn a_crash_while_writing_leaves_the_old_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = PeerState::open(dir.path(), name(1)).unwrap();
+        store.set_targets(vec!["h2".into()]).unwrap();
+        let good = fs::read(dir.path().join(FILE_NAME)).unwrap();
+        // Before the rename only the temporary file is touched: cut it anywhere.
+        for cut in 0..good.len() {
+            fs::write(dir.path().join(".peer.json.new"), &good[..cut]).unwrap();
+            assert_eq!(PeerState::open(dir.path(), name(1)).unwrap().targets(), ["h2"]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for text in ["", "{", "[]", "{\"format\":1,\"targets\":3}", "\0\0\0"] {
+            fs::write(&path, text).unwrap();
+            let error = PeerState::open(dir.path(), name(1)).unwrap_err();
+            assert!(matches!(error, StoreError::Damaged { .. }), "{text}: {error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        fs::write(&path, "{\"format\":9,\"new\":[]}").unwrap();
+        let error = PeerState::open(dir.path(), name(1)).unwrap_err();
+        assert!(matches!(error, StoreError::LaterFormat { format: 9, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = PeerState::open(&file, name(1)).unwrap_err();
+        assert!(error.to_string().starts_with("cannot create directory"), "{error}");
+    }
+
+    #[test]
+    fn a_failed_write_goes_out_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = PeerState::open(dir.path(), name(1)).unwrap();
+        // A directory in the way of the temporary file fails for root, too.
+        let temporary = dir.path().join(".peer.json.new");
+        fs::create_dir(&temporary).unwrap();
+        assert!(store.set_targets(vec!["h2".into()]).is_err());
+        fs::remove_dir(&temporary).unwrap();
+        store.set_version_ceiling(5).unwrap();
+        assert_eq!(PeerState::open(dir.path(), name(1)).unwrap().targets(), ["h2"]);
+    }
+}
