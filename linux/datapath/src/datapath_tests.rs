@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use weave_overlay::forward::ForwarderEvent;
+use weave_overlay::ForwarderEvent;
 use weave_overlay::sleeve::Opener;
 use weave_switch::Segments;
 use weave_types::ConnectionId;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use weave_overlay::forward::ForwarderEvent;
+use weave_overlay::ForwarderEvent;
 
 use crate::DeviceState;
 use crate::sys;

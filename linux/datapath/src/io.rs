@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use weave_overlay::forward::ForwarderEvent;
+use weave_overlay::ForwarderEvent;
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Coalescer;
 use weave_types::Instant;

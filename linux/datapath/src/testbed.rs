@@ -14,7 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weave_datapath::{Datapath, DatapathConfig, DatapathEvent, DeviceState};
-use weave_overlay::forward::{ForwarderEvent, Neighbour, Overlay, Tables};
+use weave_overlay::ForwarderEvent;
+use weave_overlay::forward::{Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Session, SessionConfig, SleevePath};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, PeerName};

@@ -1,34 +1,37 @@
-//! The allocator and its gossip channel.
+//! The address allocator and its gossip channel.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 
 use weave_ipam::{Allocator, Blame, CHANNEL, GossipError, Loaded, Policy};
 use weave_mesh::{Channels, Mesh};
 use weave_types::{Now, PeerName};
 
-use crate::output::{Event, Output};
+use crate::event::Event;
+use crate::output::Output;
 
-/// What the allocator is started with.
+/// Parameters of address allocation.
 #[derive(Clone, Debug)]
 pub struct IpamConfig {
-    /// Range, default subnet, how the first owners are found. Name and nickname must be the mesh's.
+    /// Parameters of the allocator. Name and nickname must be those of the mesh.
     pub config: weave_ipam::Config,
-    /// What was stored.
+    /// State loaded from the data directory.
     pub loaded: Loaded,
 }
 
-/// The allocator, if there is one, and what it was told of the mesh. Without one the channel is passed on for others.
+/// The allocator, if address allocation is enabled, and the state of the mesh that it knows. Without an allocator the gossip
+/// of the channel is forwarded for other peers.
 #[derive(Default)]
 pub(crate) struct Ipam {
     pub(crate) allocator: Option<Allocator>,
-    /// Outputs that need the mesh, in order.
+    /// Outputs that were not processed yet, in order.
     waiting: VecDeque<weave_ipam::Output>,
-    /// Peers have come or gone since the allocator was told.
+    /// Whether the peers of the mesh may differ from `reachable`.
     pub(crate) peers_stale: bool,
-    /// Direct peers have come or gone, or were found to be ourself.
+    /// Whether the number of direct peers may differ from `others`.
     pub(crate) targets_stale: bool,
+    /// The peers that the allocator knows, with nicknames.
     reachable: BTreeMap<PeerName, String>,
+    /// The number of direct peers, without this one, that the allocator knows.
     others: Option<u32>,
     policy: Policy,
 }
@@ -38,8 +41,8 @@ impl Ipam {
         Ipam { allocator, policy, peers_stale: true, targets_stale: true, ..Ipam::default() }
     }
 
-    /// Moves what the allocator has put out. What is to be stored goes ahead of everything: of the bytes, too, that the mesh
-    /// is about to be given.
+    /// Moves the outputs of the allocator to `waiting`, except that `Persist` goes directly to `outputs`: before all bytes that
+    /// the mesh is going to write.
     fn collect(&mut self, outputs: &mut VecDeque<Output>) {
         let Some(allocator) = &mut self.allocator else { return };
         while let Some(output) = allocator.poll_output() {
@@ -53,14 +56,19 @@ impl Ipam {
         }
     }
 
-    /// Tells the allocator about the mesh and the mesh about the allocator; false if there was nothing to do.
-    pub(crate) fn settle(&mut self, mesh: &mut Mesh, outputs: &mut VecDeque<Output>, now: Now) -> bool {
-        self.tell(mesh, now);
+    /// Updates the allocator's view of the mesh, then processes one of its outputs. Returns `false` if there was none.
+    pub(crate) fn process_output(
+        &mut self,
+        mesh: &mut Mesh,
+        outputs: &mut VecDeque<Output>,
+        now: Now,
+    ) -> bool {
+        self.update_allocator(mesh, now);
         self.collect(outputs);
         let Some(output) = self.waiting.pop_front() else { return false };
         match output {
             weave_ipam::Output::Persist(persist) => outputs.push_back(Output::PersistIpam(persist)),
-            // The allocator asks again, or asks somebody else, if no answer comes.
+            // The allocator repeats the message, or asks another peer, if no answer arrives.
             weave_ipam::Output::Unicast { to, payload } => drop(mesh.unicast(CHANNEL, to, &payload, now)),
             weave_ipam::Output::Broadcast(payload) => {
                 mesh.broadcast(CHANNEL, &payload, &mut IpamChannels { ipam: self, outputs }, now);
@@ -71,7 +79,7 @@ impl Ipam {
         true
     }
 
-    fn tell(&mut self, mesh: &Mesh, now: Now) {
+    fn update_allocator(&mut self, mesh: &Mesh, now: Now) {
         let Some(allocator) = &mut self.allocator else { return };
         if std::mem::take(&mut self.targets_stale) {
             let others = u32::try_from(mesh.direct_peers(true).len()).unwrap_or(u32::MAX);
@@ -91,7 +99,7 @@ impl Ipam {
     }
 }
 
-/// The channel as the mesh wants it.
+/// The gossip channel of the allocator, for the mesh.
 pub(crate) struct IpamChannels<'a> {
     pub(crate) ipam: &'a mut Ipam,
     pub(crate) outputs: &'a mut VecDeque<Output>,
@@ -146,53 +154,5 @@ impl Channels for IpamChannels<'_> {
 
     fn merge(&mut self, _: &str, queued: &mut Vec<u8>, more: &[u8]) {
         Allocator::merge(queued, more);
-    }
-}
-
-/// A line for the log.
-pub(crate) fn describe(event: &weave_ipam::Event, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    use weave_ipam::Event as E;
-    f.write_str("[allocator] ")?;
-    let list = |items: Vec<String>| items.join(" ");
-    match event {
-        E::LoadedDiscarded(why) => write!(f, "{why}"),
-        E::LoadedRing { owned } => write!(f, "initialising from persisted data, {owned} addresses are ours"),
-        E::Electing { quorum: 0, source } => write!(f, "waiting for a ring from {source}"),
-        E::Electing { quorum, source } => {
-            write!(f, "assuming quorum size of {quorum}: more than half of {} ({source})", source.peers())
-        }
-        E::RingEstablished { seeds } => {
-            let seeds = list(seeds.iter().map(ToString::to_string).collect());
-            write!(f, "the range is divided; first among [{seeds}]")
-        }
-        E::QuorumTooSmall { quorum, known } => write!(
-            f,
-            "{known} peers elect, with a quorum of {quorum} two groups could decide differently: give all peers the same \
-             larger count (--ipalloc-init consensus={known}) before the first address is used"
-        ),
-        E::Donated { to, range } => write!(f, "gave {range} to {to}"),
-        E::Conflict { peer, conflict } => {
-            write!(f, "conflict with {peer}: {conflict}; {}", conflict.remedy())
-        }
-        E::ConflictOver { peer } => write!(f, "the conflict with {peer} is over"),
-        E::Yielded { addresses } => write!(f, "yielded {addresses} unused addresses to another peer"),
-        E::PreclaimFailed { container, cidr, error } => {
-            write!(
-                f,
-                "{cidr} is in use by {container} but cannot be claimed, it may be given out twice: {error}"
-            )
-        }
-        E::Released { container, cidrs } => {
-            let cidrs = list(cidrs.iter().map(ToString::to_string).collect());
-            write!(f, "released [{cidrs}] of {container}, which is gone")
-        }
-        E::Waiting { request, waited } => {
-            write!(
-                f,
-                "request {} has waited for {} s; 'weave status ipam' says why",
-                request.0,
-                waited.as_secs()
-            )
-        }
     }
 }

@@ -3,55 +3,43 @@ use std::time::Duration;
 
 use weave_types::{ConnectionId, MacAddr, PeerName};
 
-use crate::link::Links;
-
-/// All that status pages show of a peer, as plain values.
+/// Content of the status pages of a peer.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// What the mesh knows: peers, routes, connections, targets.
+    /// Peers, routes, connections and targets of the mesh.
     pub mesh: weave_mesh::Status,
-    /// What the overlays know of each connection that is prepared.
+    /// The overlays of each prepared connection.
     pub connections: BTreeMap<ConnectionId, ConnectionReport>,
-    /// The MAC table, in order.
+    /// The MAC table, sorted by address.
     pub macs: Vec<MacReport>,
-    /// Of address allocation; `None` if it is off.
+    /// Status of address allocation; `None` if it is disabled.
     pub ipam: Option<weave_ipam::Status>,
 }
 
 /// The overlay side of one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionReport {
-    /// The overlay in use; `None` before one is.
+    /// The overlay in use, if any.
     pub overlay: Option<String>,
-    /// Why it is this one.
+    /// The overlay in use and why preferred ones are not, as [`OverlaySwitch::reason`] describes it.
+    ///
+    /// [`OverlaySwitch::reason`]: weave_overlay::select::OverlaySwitch::reason
     pub reason: String,
     /// The longest inner IP packet that is sent unfragmented.
     pub mtu: usize,
-    /// Whether frames are sealed.
+    /// Whether frames are encrypted.
     pub encrypted: bool,
 }
 
-/// One line of the MAC table.
+/// One entry of the MAC table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MacReport {
     /// The address.
     pub mac: MacAddr,
-    /// The peer that it is behind.
+    /// The peer that has it.
     pub peer: PeerName,
-    /// That peer's nickname; empty if the peer is not known any more.
+    /// Nickname of the peer; empty if the peer is unknown.
     pub nickname: String,
-    /// When it was last seen, since the Unix epoch.
+    /// When its latest frame arrived, since the Unix epoch.
     pub last_seen: Duration,
-}
-
-impl Status {
-    pub(crate) fn new(
-        mesh: weave_mesh::Status,
-        macs: Vec<MacReport>,
-        links: &Links,
-        ipam: Option<weave_ipam::Status>,
-    ) -> Status {
-        let connections = links.reports().collect();
-        Status { mesh, connections, macs, ipam }
-    }
 }

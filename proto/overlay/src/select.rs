@@ -1,13 +1,12 @@
 //! Which overlays a connection has, and which one it uses (docs/spec/data-plane.md 3, docs/spec/mesh.md 6).
 //!
-//! Two orders must not be mixed up. The *index* of an overlay is its position in the list of those that both sides have, in
-//! the order in which they are advertised: control messages carry it, so both sides must agree on it. The *preference* is
-//! each side's own business: [`preference`].
+//! Two orders must not be confused. The *index* of an overlay is its position in the list of the overlays that both sides
+//! have, in the order in which they are advertised: control messages carry it, so both sides must agree on it. The
+//! *preference* is local to each side: [`preference`].
 
 use std::collections::VecDeque;
-use std::fmt;
 
-/// The original's UDP encapsulation.
+/// The UDP encapsulation of 2.8.1.
 pub const SLEEVE: &str = "sleeve";
 /// VXLAN by the kernel.
 pub const FASTDP: &str = "fastdp";
@@ -17,9 +16,9 @@ pub const WARP: &str = "warp";
 /// Control messages have one byte for the index.
 const MAX_COMMON: usize = 256;
 
-/// How much an overlay is liked, least number first. Overlays that this version does not know come last, in their order.
+/// Rank of an overlay; the lowest is preferred. Overlays that this version does not know come last, in their order.
 ///
-/// On a link that must be encrypted `fastdp` is the last resort: without ESP it is never established there.
+/// On a connection that must be encrypted `fastdp` is the last resort: without ESP it is never established there.
 pub fn preference(overlay: &str, encrypted: bool) -> u8 {
     match (overlay, encrypted) {
         (FASTDP, false) | (WARP, true) => 0,
@@ -30,64 +29,44 @@ pub fn preference(overlay: &str, encrypted: bool) -> u8 {
 }
 
 /// The two sides share no overlay: the connection fails and is retried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no overlays in common with peer")]
 pub struct NoCommonOverlay;
 
-impl fmt::Display for NoCommonOverlay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no overlays in common with peer")
-    }
-}
-
-impl std::error::Error for NoCommonOverlay {}
-
-/// A control message from the neighbour cannot be passed on. It is to be logged and otherwise ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A control message from the neighbour cannot be dispatched to an overlay. The owner logs the error and ignores the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DispatchError {
-    /// No room for index and tag.
+    /// The message is shorter than index and tag.
+    #[error("overlay control message of {len} bytes")]
     TooShort {
         /// Bytes after the mesh's tag.
         len: usize,
     },
-    /// The connection has not so many overlays.
+    /// The connection has fewer overlays.
+    #[error("overlay control message for overlay {index} of {overlays}")]
     IndexOutOfRange {
-        /// What it said.
+        /// Index in the message.
         index: u8,
-        /// How many there are.
+        /// Number of overlays of the connection.
         overlays: usize,
     },
-    /// With an index from a peer that advertised no overlays, or without from one that did.
+    /// The message has an index although the peer advertised no overlays, or has none although it did.
+    #[error("overlay control message in the wrong form")]
     IndexMismatch,
     /// The overlay has failed or could not be prepared.
+    #[error("overlay control message for dead overlay {index}")]
     OverlayFailed {
-        /// Its index.
+        /// Index in the message.
         index: u8,
     },
 }
 
-impl fmt::Display for DispatchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DispatchError::TooShort { len } => write!(f, "overlay control message of {len} bytes"),
-            DispatchError::IndexOutOfRange { index, overlays } => {
-                write!(f, "overlay control message for overlay {index} of {overlays}")
-            }
-            DispatchError::IndexMismatch => f.write_str("overlay control message in the wrong form"),
-            DispatchError::OverlayFailed { index } => {
-                write!(f, "overlay control message for dead overlay {index}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for DispatchError {}
-
-/// The payload of mesh message 7.
+/// Builds the payload of mesh message 7 (docs/spec/data-plane.md 3.3).
 pub fn control_payload(index: u8, tag: u8, body: &[u8]) -> Vec<u8> {
     [&[index, tag], body].concat()
 }
 
-/// Takes the payload of mesh message 7 apart: index, tag, body.
+/// Splits the payload of mesh message 7 into index, tag and body.
 pub fn parse_control(payload: &[u8]) -> Result<(u8, u8, &[u8]), DispatchError> {
     match payload {
         [index, tag, body @ ..] => Ok((*index, *tag, body)),
@@ -95,19 +74,19 @@ pub fn parse_control(payload: &[u8]) -> Result<(u8, u8, &[u8]), DispatchError> {
     }
 }
 
-/// What the owner is to do.
+/// What the owner must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// The first overlay is established, and with it the connection. Once.
+    /// The first overlay is established, and with it the connection. Emitted once.
     Established,
-    /// Frames go by another overlay. 2.8.1 logs `overlay_switch ->[<peer>] using <name>`.
+    /// Frames are sent by another overlay. 2.8.1 logs `overlay_switch ->[<peer>] using <name>`.
     BestChanged {
-        /// Its position in the common list.
+        /// Position in the common list.
         index: usize,
-        /// Its name.
+        /// Name of the overlay.
         name: String,
     },
-    /// Nothing is left to send with: the connection must end. Nothing comes after it.
+    /// No overlay works: the connection must end, for this reason. This is the last output.
     Failed(String),
 }
 
@@ -118,8 +97,8 @@ pub struct OverlaySwitch {
     encrypted: bool,
     /// Whether the peer advertised overlays; otherwise control messages carry no index.
     indexed: bool,
-    slots: Vec<Slot>,
-    /// Overlays that only one side has, for [`reason`](OverlaySwitch::reason), with whether it is ours.
+    overlays: Vec<OverlayState>,
+    /// Overlays that only one side has, and whether it is this side, for [`reason`](OverlaySwitch::reason).
     missing: Vec<(String, bool)>,
     best: Option<usize>,
     established: bool,
@@ -127,18 +106,19 @@ pub struct OverlaySwitch {
     outputs: VecDeque<Output>,
 }
 
+/// An overlay that both sides have.
 #[derive(Debug)]
-struct Slot {
+struct OverlayState {
     name: String,
-    /// Why it is dead.
+    /// Why the overlay failed, if it did.
     error: Option<String>,
     established: bool,
     on_hold: bool,
 }
 
 impl OverlaySwitch {
-    /// For the connection to `peer` (as logs name it). `own` is our list as advertised; `remote` is the peer's, `None` if it
-    /// advertised none: then only sleeve will do. `encrypted` is whether frames must not travel in clear.
+    /// Creates the state of a connection to `peer` (as logs name it). `own` is the list that this side advertises; `remote` is
+    /// the peer's, `None` if it advertised none and has only sleeve. `encrypted` is whether frames must be encrypted.
     pub fn new(
         peer: &str,
         own: &[String],
@@ -149,14 +129,19 @@ impl OverlaySwitch {
             Some(remote) => remote.contains(name),
             None => name == SLEEVE,
         };
-        let slot =
-            |name: &String| Slot { name: name.clone(), error: None, established: false, on_hold: false };
-        let slots: Vec<Slot> = own.iter().filter(|name| has(name)).map(slot).take(MAX_COMMON).collect();
-        if slots.is_empty() {
+        let state = |name: &String| OverlayState {
+            name: name.clone(),
+            error: None,
+            established: false,
+            on_hold: false,
+        };
+        let overlays: Vec<OverlayState> =
+            own.iter().filter(|name| has(name)).map(state).take(MAX_COMMON).collect();
+        if overlays.is_empty() {
             return Err(NoCommonOverlay);
         }
         let ours = own.iter().filter(|name| !has(name)).map(|name| (name.clone(), true));
-        // Of the peer's names only those that mean something here: the rest is its own wording.
+        // Other names of the peer are unknown here and not shown.
         let theirs = remote
             .unwrap_or_default()
             .iter()
@@ -166,7 +151,7 @@ impl OverlaySwitch {
             peer: peer.to_owned(),
             encrypted,
             indexed: remote.is_some(),
-            slots,
+            overlays,
             missing,
             best: None,
             established: false,
@@ -177,76 +162,75 @@ impl OverlaySwitch {
         Ok(switch)
     }
 
-    /// The overlays that both sides have. Position is the index in control messages. All are to be prepared; one that cannot
-    /// be is reported by [`handle_error`](OverlaySwitch::handle_error).
+    /// The overlays that both sides have; the position is the index in control messages. The owner prepares all of them and
+    /// reports failures to [`handle_error`](OverlaySwitch::handle_error).
     pub fn common(&self) -> impl Iterator<Item = &str> {
-        self.slots.iter().map(|slot| slot.name.as_str())
+        self.overlays.iter().map(|overlay| overlay.name.as_str())
     }
 
-    /// What to put before a control message of the overlay at `index`: its index, or nothing for a peer that advertised no
-    /// overlays.
+    /// The index that precedes a control message of the overlay at `index`; `None` for a peer that advertised no overlays.
     pub fn control_index(&self, index: usize) -> Option<u8> {
         if self.indexed { u8::try_from(index).ok() } else { None }
     }
 
-    /// Which overlay a control message with this index (`None`: without one) is for.
+    /// The position of the overlay that a control message with this index, or without one, is for.
     pub fn control_target(&self, index: Option<u8>) -> Result<usize, DispatchError> {
         let index = match index {
             Some(index) if self.indexed => index,
             None if !self.indexed => 0,
             _ => return Err(DispatchError::IndexMismatch),
         };
-        match self.slots.get(usize::from(index)) {
-            None => Err(DispatchError::IndexOutOfRange { index, overlays: self.slots.len() }),
-            Some(Slot { error: Some(_), .. }) => Err(DispatchError::OverlayFailed { index }),
+        match self.overlays.get(usize::from(index)) {
+            None => Err(DispatchError::IndexOutOfRange { index, overlays: self.overlays.len() }),
+            Some(OverlayState { error: Some(_), .. }) => Err(DispatchError::OverlayFailed { index }),
             Some(_) => Ok(usize::from(index)),
         }
     }
 
-    /// The overlay's datagrams reach the neighbour.
+    /// The neighbour receives the datagrams of the overlay.
     ///
     /// # Panics
-    /// Here and below: if `index` is not in the common list.
+    /// If `index` is not in the common list; the same applies to the other `handle_` functions.
     pub fn handle_established(&mut self, index: usize) {
-        let slot = &mut self.slots[index];
-        slot.established = slot.error.is_none();
-        if slot.established && !self.established && !self.failed {
+        let overlay = &mut self.overlays[index];
+        overlay.established = overlay.error.is_none();
+        if overlay.established && !self.established && !self.failed {
             self.established = true;
             self.outputs.push_back(Output::Established);
         }
         self.update();
     }
 
-    /// The overlay could not be prepared, or has failed: it is dead as long as the connection lives. 2.8.1 logs
+    /// The overlay could not be prepared or has failed. It is not used again on this connection. 2.8.1 logs
     /// `overlay_switch ->[<peer>] <name> <error>`.
     pub fn handle_error(&mut self, index: usize, error: &str) {
-        self.slots[index].error.get_or_insert_with(|| error.to_owned());
+        self.overlays[index].error.get_or_insert_with(|| error.to_owned());
         self.update();
     }
 
-    /// The overlay's path works or not; it may come back.
+    /// The path of the overlay has failed or recovered.
     pub fn handle_health(&mut self, index: usize, healthy: bool) {
-        self.slots[index].on_hold = !healthy;
+        self.overlays[index].on_hold = !healthy;
         self.update();
     }
 
-    /// What frames are sent with: index and name.
+    /// The overlay that frames are sent with: index and name.
     pub fn best(&self) -> Option<(usize, &str)> {
-        self.best.map(|index| (index, self.slots[index].name.as_str()))
+        self.best.map(|index| (index, self.overlays[index].name.as_str()))
     }
 
-    /// What to do next; `None` when that is all.
+    /// The next output, or `None` when there is none left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// Which overlay is used, and why not those that would be better, for people: `sleeve: fastdp not offered by peer`.
+    /// The overlay in use, and why preferred ones are not, for people: `sleeve: fastdp not offered by peer`.
     pub fn reason(&self) -> String {
         let rank = |name: &str| preference(name, self.encrypted);
         let best = self.best().map(|(index, name)| (rank(name), index));
         let mut better: Vec<((u8, usize), String)> = Vec::new();
-        for (index, slot) in self.slots.iter().enumerate() {
-            let Slot { name, error, established, on_hold } = slot;
+        for (index, overlay) in self.overlays.iter().enumerate() {
+            let OverlayState { name, error, established, on_hold } = overlay;
             let why = match error {
                 Some(error) => format!("{name} failed: {error}"),
                 None if *on_hold => format!("{name} is unhealthy"),
@@ -267,10 +251,10 @@ impl OverlaySwitch {
     }
 
     fn choose(&self) -> Option<usize> {
-        let usable = |slot: &Slot| slot.error.is_none() && !slot.on_hold;
-        (0..self.slots.len()).filter(|index| usable(&self.slots[*index])).min_by_key(|index| {
-            let slot = &self.slots[*index];
-            (!slot.established, preference(&slot.name, self.encrypted), *index)
+        let usable = |overlay: &OverlayState| overlay.error.is_none() && !overlay.on_hold;
+        (0..self.overlays.len()).filter(|index| usable(&self.overlays[*index])).min_by_key(|index| {
+            let overlay = &self.overlays[*index];
+            (!overlay.established, preference(&overlay.name, self.encrypted), *index)
         })
     }
 
@@ -285,7 +269,7 @@ impl OverlaySwitch {
         self.best = best;
         match best {
             Some(index) => {
-                let name = self.slots[index].name.clone();
+                let name = self.overlays[index].name.clone();
                 self.outputs.push_back(Output::BestChanged { index, name });
             }
             None => {
@@ -319,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn climbs_falls_back_and_dies() {
+    fn switches_to_better_overlays_and_fails_without_any() {
         let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
         assert_eq!(s.best(), Some((0, "fastdp")));
         assert_eq!(s.reason(), "fastdp: fastdp not established");
@@ -337,7 +321,7 @@ mod tests {
         s.handle_error(1, "timed out waiting for UDP heartbeat");
         assert_eq!(outputs(&mut s), [""; 0]);
         s.handle_established(1);
-        assert_eq!(s.best(), Some((0, "fastdp")), "the dead do not come back");
+        assert_eq!(s.best(), Some((0, "fastdp")), "a failed overlay is not used again");
         s.handle_health(0, false);
         assert_eq!(outputs(&mut s), ["no working forwarders to 7e:00:00:00:00:03(host3)"]);
         assert_eq!(
@@ -345,7 +329,7 @@ mod tests {
             "none: fastdp is unhealthy, sleeve failed: timed out waiting for UDP heartbeat"
         );
         s.handle_health(0, true);
-        assert_eq!(outputs(&mut s), [""; 0], "nothing after the end");
+        assert_eq!(outputs(&mut s), [""; 0], "no output after the failure");
     }
 
     #[test]
@@ -364,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_either_side_lacks() {
+    fn reason_names_overlays_that_one_side_lacks() {
         let mut s = switch("warp fastdp sleeve", "sleeve newthing", false);
         s.handle_established(0);
         assert_eq!(s.reason(), "sleeve: fastdp not offered by peer, warp not offered by peer");
@@ -374,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn control_messages_are_checked() {
+    fn control_messages_with_wrong_indices_are_rejected() {
         let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
         assert_eq!(s.control_index(1), Some(1));
         assert_eq!(s.control_target(Some(1)), Ok(1));
@@ -387,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_very_old_peer_has_sleeve_without_an_index() {
+    fn a_peer_without_overlay_feature_uses_sleeve_without_an_index() {
         let s = OverlaySwitch::new("x", &names("warp fastdp sleeve"), None, false).unwrap();
         assert_eq!(s.common().collect::<Vec<_>>(), ["sleeve"]);
         assert_eq!((s.control_index(0), s.control_target(None)), (None, Ok(0)));
@@ -396,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn not_more_than_an_index_can_name() {
+    fn common_overlays_are_limited_to_256() {
         let many: Vec<String> = (0..300).map(|i| format!("o{i}")).collect();
         let s = OverlaySwitch::new("x", &many, Some(&many), false).unwrap();
         assert_eq!(s.common().count(), 256);

@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// A running sum. Pieces are added in any order; each must have an even length, except the last one of the whole.
+/// A running sum. Parts may be added in any order; each must have an even length, except the last part of the data.
 ///
-/// It holds 16-bit words in the *memory order* of this machine, which the sum does not mind (RFC 1071, 2 B) as
-/// long as the result goes back the same way. Additions cannot overflow before 2^32 words.
+/// It adds 16-bit words in native byte order. The sum does not depend on the byte order (RFC 1071 section 2 B) as long as the
+/// result is converted back. Additions cannot overflow before 2^32 words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -18,7 +18,7 @@ impl Sum {
     pub fn bytes(self, bytes: &[u8]) -> Sum {
         const BLOCK: usize = 64;
         const LOW: u64 = 0xffff_ffff;
-        // Halves of eight independent words: compiles to vector additions.
+        // Eight independent sums of half words compile to vector additions.
         let mut low = [0u64; 8];
         let mut high = [0u64; 8];
         let blocks = bytes.chunks_exact(BLOCK);
@@ -44,26 +44,26 @@ impl Sum {
         Sum(self.0 + (sum & LOW) + (sum >> 32))
     }
 
-    /// Adds one word given as a number.
+    /// Adds one word.
     #[must_use]
     pub fn word(self, word: u16) -> Sum {
         Sum(self.0 + u64::from(word.to_be()))
     }
 
-    /// Adds the pseudo header of TCP or UDP over IPv4 (RFC 9293, 3.1).
+    /// Adds the pseudo header of TCP or UDP over IPv4 (RFC 9293 section 3.1).
     #[must_use]
     pub fn pseudo_v4(self, src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, len: u16) -> Sum {
         self.bytes(&src.octets()).bytes(&dst.octets()).word(u16::from(protocol)).word(len)
     }
 
-    /// Adds the pseudo header of an upper layer over IPv6 (RFC 8200, 8.1).
+    /// Adds the pseudo header of an upper layer over IPv6 (RFC 8200 section 8.1).
     #[must_use]
     pub fn pseudo_v6(self, src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, len: u32) -> Sum {
         let sum = self.bytes(&src.octets()).bytes(&dst.octets()).word(u16::from(protocol));
         sum.word((len >> 16) as u16).word(len as u16)
     }
 
-    /// The sum as a number, not complemented: what a partial checksum field holds.
+    /// The sum without complement, the content of a partial checksum field.
     pub fn folded(self) -> u16 {
         let mut sum = self.0;
         sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -79,7 +79,7 @@ impl Sum {
         !self.folded()
     }
 
-    /// The checksum for the field of UDP, where zero would mean "none".
+    /// The checksum for the UDP header, where zero would mean "no checksum".
     pub fn checksum_udp(self) -> u16 {
         match self.checksum() {
             0 => 0xffff,
@@ -87,7 +87,7 @@ impl Sum {
         }
     }
 
-    /// Whether a sum over everything, the checksum field included, says that the bytes are unharmed.
+    /// Whether a sum that includes the checksum field is correct.
     pub fn is_valid(self) -> bool {
         self.folded() == 0xffff
     }

@@ -1,9 +1,9 @@
-//! Merging received TCP segments into super-frames for the local bridge: the inverse of [`segment`](crate::segment).
+//! Merging of received TCP segments into super-frames for the local bridge: the inverse of [`segment`](crate::segment).
 //!
-//! A receiving kernel handles one frame of 64 KB much faster than 48 small ones, and it believes the checksum
-//! of a super-frame (the header says that it is "still to be computed"). So each segment's checksum is verified
-//! here before it is merged, and only what [`Segments`](crate::Segments) would restore is merged: segments of
-//! one flow in order, all alike but for the payload, all of one size but for a shorter last one.
+//! A receiving kernel handles one frame of 64 KB much faster than 48 small ones. It does not verify the checksum of a
+//! super-frame, which the virtio header marks as "still to be computed". Therefore the checksum of each segment is verified
+//! before it is merged, and segments are merged only if [`Segments`](crate::Segments) would restore them: consecutive
+//! segments of one flow with equal headers, all of one size except for a shorter last one.
 
 use std::fmt;
 
@@ -12,27 +12,28 @@ use crate::frame::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6};
 use crate::frame::{Network, PROTO_TCP, Tcp, be16, be32, transport};
 use crate::offload::{Csum, Gso, GsoKind, Offload};
 
-/// Flows that are merged at a time. Datagrams come in bursts of few flows; a search through eight costs little.
+/// Number of flows that are merged at the same time. Datagrams arrive in bursts of few flows, and a search through eight is
+/// cheap.
 const FLOWS: usize = 8;
 
-/// Longest super-frame, Ethernet header included.
+/// Maximum length of a super-frame, Ethernet header included.
 pub const MAX_FRAME: usize = 65535;
 
-/// Merges consecutive segments of TCP flows. One per injecting thread; all memory is taken at construction.
+/// Merges consecutive segments of TCP flows. One per injecting thread; all memory is allocated at construction.
 ///
-/// Frames of one TCP flow leave in the order in which they came; frames of different flows, and of other
-/// protocols, may overtake each other within a batch.
+/// Frames of one TCP flow keep their order; frames of different flows and of other protocols may overtake each other within a
+/// batch.
 pub struct Coalescer {
     flows: [Flow; FLOWS],
-    /// Counts frames, to find the flow that waited longest.
+    /// Number of frames, used to find the flow with the oldest frame.
     clock: u64,
 }
 
-/// A super-frame in the making.
+/// A super-frame that is being built.
 struct Flow {
-    /// Headers of the first segment as they came, then the payload.
+    /// Unchanged headers of the first segment, then the payload.
     buf: Box<[u8]>,
-    /// Zero: not in use.
+    /// Zero if the slot is free.
     len: usize,
     l3: usize,
     l4: usize,
@@ -42,42 +43,42 @@ struct Flow {
     mss: usize,
     segments: u16,
     next_seq: u32,
-    /// When the last segment came.
+    /// Value of [`Coalescer::clock`] at the latest segment.
     touched: u64,
 }
 
-/// A TCP segment and where its parts are.
+/// A TCP segment and the offsets of its headers.
 struct Segment<'a> {
     frame: &'a [u8],
     network: Network<'a>,
     tcp: Tcp<'a>,
     l3: usize,
     l4: usize,
-    /// No options, no flags and nothing else that could not be restored; the checksum is not looked at yet.
+    /// Whether segmentation could restore it: no IP options, no special flags, no padding. The checksum is checked later.
     plain: bool,
 }
 
 enum Parsed<'a> {
-    /// No TCP.
-    Unrelated,
-    /// Part of an unknown flow: a fragment, or broken.
-    Unclear,
+    /// Not TCP.
+    NotTcp,
+    /// Possibly part of a TCP flow, but a fragment or invalid.
+    UnknownFlow,
     Tcp(Segment<'a>),
 }
 
 impl Coalescer {
-    /// Takes all memory it will ever use: 512 KiB.
+    /// Allocates 512 KiB, all memory that it uses.
     pub fn new() -> Coalescer {
         Coalescer { flows: std::array::from_fn(|_| Flow::new()), clock: 0 }
     }
 
-    /// Takes one complete frame. `inject` is called for whatever has to go to the bridge now: the frame itself
-    /// if it cannot be merged, and super-frames that are finished.
+    /// Adds one complete frame. Calls `inject` for each frame that must go to the bridge now: the frame itself if it cannot be
+    /// merged, and finished super-frames.
     pub fn push(&mut self, frame: &[u8], inject: &mut impl FnMut(&[u8], Offload)) {
         let segment = match parse(frame) {
-            Parsed::Unrelated => return inject(frame, Offload::NONE),
-            Parsed::Unclear => {
-                // Whichever flow it is of, it has the same addresses.
+            Parsed::NotTcp => return inject(frame, Offload::NONE),
+            Parsed::UnknownFlow => {
+                // Its flow has the same MAC addresses.
                 self.emit_where(|flow| flow.buf[..12] == frame[..12], inject);
                 return inject(frame, Offload::NONE);
             }
@@ -85,7 +86,7 @@ impl Coalescer {
         };
         self.clock += 1;
         let known = self.flows.iter().position(|flow| flow.len != 0 && flow.is_of(&segment));
-        // A push without anything to end goes through. The most expensive question comes last.
+        // A segment with PSH ends a super-frame; alone it is not held back. The checksum is the most expensive check.
         let useful = segment.plain && (known.is_some() || !segment.psh());
         let mergeable = useful && segment.checksums_valid();
         if let Some(flow) = known.map(|i| &mut self.flows[i]) {
@@ -105,7 +106,7 @@ impl Coalescer {
         }
     }
 
-    /// Injects all that is held back. To be called at the end of each batch.
+    /// Injects all frames that are held back. To be called at the end of each batch.
     pub fn flush(&mut self, inject: &mut impl FnMut(&[u8], Offload)) {
         self.emit_where(|_| true, inject);
     }
@@ -118,13 +119,13 @@ impl Coalescer {
         }
     }
 
-    /// A slot that is not in use: that of the same flow, or a free one, or that of the flow that waited longest.
+    /// Frees a slot: that of the same flow, or a free one, or that of the flow with the oldest segment.
     fn free_flow(&mut self, known: Option<usize>, inject: &mut impl FnMut(&[u8], Offload)) -> &mut Flow {
-        let longest = || {
+        let oldest = || {
             let ages = self.flows.iter().enumerate();
             ages.min_by_key(|(_, flow)| if flow.len == 0 { 0 } else { flow.touched }).map_or(0, |(i, _)| i)
         };
-        let i = known.unwrap_or_else(longest);
+        let i = known.unwrap_or_else(oldest);
         let flow = &mut self.flows[i];
         if flow.len != 0 {
             flow.emit(inject);
@@ -148,18 +149,18 @@ impl fmt::Debug for Coalescer {
 }
 
 fn parse(frame: &[u8]) -> Parsed<'_> {
-    let Some(network) = Ethernet::parse(frame).map(|e| e.network()) else { return Parsed::Unrelated };
+    let Some(network) = Ethernet::parse(frame).map(|e| e.network()) else { return Parsed::NotTcp };
     if let Some((ethertype, _)) = network
         && ethertype != ETHERTYPE_IPV4
         && ethertype != ETHERTYPE_IPV6
     {
-        return Parsed::Unrelated;
+        return Parsed::NotTcp;
     }
-    let Some(found) = transport(frame) else { return Parsed::Unclear };
+    let Some(found) = transport(frame) else { return Parsed::UnknownFlow };
     if found.protocol != PROTO_TCP {
-        return Parsed::Unrelated;
+        return Parsed::NotTcp;
     }
-    let Some(tcp) = Tcp::parse(&frame[found.l4..found.end]) else { return Parsed::Unclear };
+    let Some(tcp) = Tcp::parse(&frame[found.l4..found.end]) else { return Parsed::UnknownFlow };
     let (bare, sized) = match found.network {
         Network::V4(ip) => (ip.header_len() == Ipv4::HEADER, ip.total_len() != 0),
         Network::V6(ip) => (found.l4 - found.l3 == Ipv6::HEADER, ip.payload_len() != 0),
@@ -216,27 +217,27 @@ impl Flow {
         l3 == segment.l3 && same(0, l3) && addresses && ports
     }
 
-    /// Whether a plain segment of this flow continues it and would be restored by cutting.
+    /// Whether a plain segment of this flow continues it and segmentation would restore it.
     fn accepts(&self, segment: &Segment<'_>) -> bool {
         let (mine, its) = (&self.buf[self.l3..self.payload], &segment.frame[segment.l3..]);
         let l4 = self.l4 - self.l3;
         let same = |from: usize, to: usize| mine.get(from..to) == its.get(from..to);
-        let ip_alike = if self.v4 {
-            // Cutting counts the identification up; where fragments are forbidden it means nothing (RFC 6864, 4.1).
+        let same_ip_header = if self.v4 {
+            // Segmentation counts the identification up. With the don't-fragment bit it has no meaning (RFC 6864 section 4.1).
             let df = be16(mine, 6) & Ipv4::DF != 0;
             let counted = be16(its, 4) == be16(mine, 4).wrapping_add(self.segments);
             same(0, 2) && same(6, 10) && (df || counted)
         } else {
             same(0, 4) && same(6, 8)
         };
-        let tcp_alike = self.payload - self.l4 == segment.tcp.header_len()
+        let same_tcp_header = self.payload - self.l4 == segment.tcp.header_len()
             // Acknowledgement number and data offset; window; urgent pointer and options.
             && same(l4 + 8, l4 + 13)
             && same(l4 + 14, l4 + 16)
             && same(l4 + 18, mine.len());
         let len = segment.tcp.payload().len();
         let fits = len <= self.mss && self.len + len <= self.buf.len();
-        ip_alike && tcp_alike && fits && segment.tcp.seq() == self.next_seq
+        same_ip_header && same_tcp_header && fits && segment.tcp.seq() == self.next_seq
     }
 
     fn start(&mut self, segment: &Segment<'_>) {
@@ -251,7 +252,7 @@ impl Flow {
         self.next_seq = segment.tcp.seq().wrapping_add(self.mss as u32);
     }
 
-    /// Adds an accepted segment and says whether nothing more can follow.
+    /// Adds an accepted segment and returns whether the super-frame is finished.
     fn append(&mut self, segment: &Segment<'_>, clock: u64) -> bool {
         let payload = segment.tcp.payload();
         self.buf[self.len..self.len + payload.len()].copy_from_slice(payload);

@@ -2,12 +2,12 @@ use std::time::Duration;
 
 use weave_types::Instant;
 
-use crate::SwitchEvent;
+use crate::verdict::SwitchEvent;
 
-/// Holds back repetitions of a [`SwitchEvent`] while its owner is busy making the table that knows it. One per data thread.
+/// Suppresses repetitions of a [`SwitchEvent`] until its owner has published a table that includes it. One per data thread.
 ///
-/// It may forget and let a repetition pass (there are few slots), but it never holds back a fact that it has not let
-/// pass within the last [`PAUSE`](DuplicateFilter::PAUSE).
+/// A repetition may pass, because there are few slots, but an event is suppressed only if it passed within the last
+/// [`REPEAT_INTERVAL`](DuplicateFilter::REPEAT_INTERVAL).
 #[derive(Clone, Debug)]
 pub struct DuplicateFilter {
     slots: Box<[Option<(SwitchEvent, Instant)>; SLOTS]>,
@@ -16,24 +16,24 @@ pub struct DuplicateFilter {
 const SLOTS: usize = 256;
 
 impl DuplicateFilter {
-    /// A fact passes again after this time, in case the channel to the owner was full.
-    pub const PAUSE: Duration = Duration::from_millis(100);
+    /// An event passes again after this time, in case the queue of the owner was full.
+    pub const REPEAT_INTERVAL: Duration = Duration::from_millis(100);
 
-    /// Nothing held back yet.
+    /// Creates a filter that has seen no event.
     pub fn new() -> DuplicateFilter {
         DuplicateFilter { slots: Box::new([None; SLOTS]) }
     }
 
-    /// Whether the owner should be told.
-    pub fn admit(&mut self, fact: &SwitchEvent, now: Instant) -> bool {
-        let slot = &mut self.slots[slot(fact)];
-        if let Some((held, at)) = slot
-            && held == fact
-            && now.saturating_since(*at) < Self::PAUSE
+    /// Whether the event should be reported to the owner.
+    pub fn admit(&mut self, event: &SwitchEvent, now: Instant) -> bool {
+        let slot = &mut self.slots[slot(event)];
+        if let Some((previous, at)) = slot
+            && previous == event
+            && now.saturating_since(*at) < Self::REPEAT_INTERVAL
         {
             return false;
         }
-        *slot = Some((*fact, now));
+        *slot = Some((*event, now));
         true
     }
 }
@@ -44,12 +44,13 @@ impl Default for DuplicateFilter {
     }
 }
 
-fn slot(fact: &SwitchEvent) -> usize {
+/// The slot that holds the latest event with this hash.
+fn slot(event: &SwitchEvent) -> usize {
     let (SwitchEvent::LocalMac(mac)
     | SwitchEvent::RemoteMac { mac, .. }
     | SwitchEvent::LocalConflict { mac, .. }
-    | SwitchEvent::OwnPacket { mac, .. }) = fact;
-    let kind: u32 = match fact {
+    | SwitchEvent::OwnPacket { mac, .. }) = event;
+    let kind: u32 = match event {
         SwitchEvent::LocalMac(_) => 0,
         SwitchEvent::RemoteMac { .. } => 1,
         SwitchEvent::LocalConflict { .. } => 2,

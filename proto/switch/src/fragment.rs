@@ -1,6 +1,5 @@
-//! Frames that are too long for a link: IPv4 fragmentation and the ICMP messages that ask for shorter packets.
+//! Frames that exceed an MTU: IPv4 fragmentation, and the ICMP messages that ask for shorter packets.
 
-use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use weave_types::MacAddr;
@@ -9,59 +8,51 @@ use crate::checksum::Sum;
 use crate::frame::{ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, Ipv4, Ipv6};
 use crate::frame::{PROTO_ICMP, PROTO_ICMPV6, skip_extensions};
 
-/// Frames made here are padded with zeros to this length, the least on an Ethernet without its checksum.
+/// Frames created here are padded with zeros to this length, the minimum on Ethernet without the frame check sequence.
 const MIN_FRAME: usize = 60;
-/// Whether a frame needs more than a link carries, `mtu` being the longest inner IP packet (docs/spec/data-plane.md 4.7).
+
+/// Whether a frame exceeds `mtu`, the longest IP packet in bytes (docs/spec/data-plane.md 4.7).
 pub fn too_big(frame_len: usize, mtu: usize) -> bool {
     frame_len > mtu.saturating_add(ETHERNET_HEADER)
 }
 
-/// The frame cannot be fragmented. Drop it and count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The frame cannot be fragmented. It is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FragmentError {
-    /// Not IPv4 with a sound header and a complete payload.
+    /// The frame is not IPv4 with a valid header and a complete payload.
+    #[error("not a complete IPv4 packet")]
     NotIpv4,
-    /// The packet forbids it.
+    /// The don't-fragment bit is set.
+    #[error("packet must not be fragmented")]
     DontFragment,
-    /// Not even 8 bytes of payload fit.
+    /// The MTU has no room for 8 bytes of payload.
+    #[error("mtu too small to fragment")]
     MtuTooSmall,
-    /// The fragment would end beyond the longest packet possible.
+    /// The frame is a fragment that ends beyond the maximum packet length.
+    #[error("fragment ends beyond 65535 bytes")]
     OffsetTooBig,
 }
 
-impl fmt::Display for FragmentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FragmentError::NotIpv4 => "not a complete IPv4 packet",
-            FragmentError::DontFragment => "packet must not be fragmented",
-            FragmentError::MtuTooSmall => "mtu too small to fragment",
-            FragmentError::OffsetTooBig => "fragment ends beyond 65535 bytes",
-        })
-    }
-}
-
-impl std::error::Error for FragmentError {}
-
-/// The pieces of an IPv4 frame (not behind a VLAN tag), each a complete frame (docs/spec/data-plane.md 4.7).
+/// Splits an IPv4 frame without VLAN tag into fragments, each a complete frame (docs/spec/data-plane.md 4.7).
 ///
-/// All options are repeated in each piece, as 2.8.1 does. What is behind the packet in the frame is dropped.
+/// Each fragment repeats all options, as in 2.8.1. Padding after the packet is dropped.
 #[derive(Clone, Debug)]
 pub struct Fragments<'a> {
-    /// Ethernet and IPv4 header of the whole.
+    /// Ethernet and IPv4 header of the frame.
     header: &'a [u8],
-    /// What is still to be sent.
+    /// The rest of the payload.
     payload: &'a [u8],
-    /// Payload bytes that the last piece may have, at least 8. The others have a multiple of 8.
+    /// Maximum payload of the last fragment, at least 8. The others have a multiple of 8.
     room: usize,
-    /// Offset of the next piece in units of 8 bytes.
+    /// Offset of the next fragment in units of 8 bytes.
     offset: u16,
-    /// Flags of the last piece: the whole may be a fragment itself.
+    /// Flags of the last fragment. The frame may be a fragment itself.
     flags: u16,
     done: bool,
 }
 
 impl<'a> Fragments<'a> {
-    /// Checks that the frame can be fragmented for links that carry IP packets of `mtu` bytes.
+    /// Checks that the frame can be fragmented into IP packets of at most `mtu` bytes.
     pub fn new(frame: &'a [u8], mtu: usize) -> Result<Fragments<'a>, FragmentError> {
         let ip = ipv4(frame).ok_or(FragmentError::NotIpv4)?;
         let payload = ip.payload().ok_or(FragmentError::NotIpv4)?;
@@ -83,38 +74,37 @@ impl<'a> Fragments<'a> {
 
     /// Length of the next frame; `None` after the last.
     pub fn next_len(&self) -> Option<usize> {
-        let len = self.header.len() + self.piece_len();
+        let len = self.header.len() + self.fragment_len();
         (!self.done).then_some(len.max(MIN_FRAME))
     }
 
-    /// Deviation: the original rounds down the last piece as well, so that a few bytes may follow in a frame of
-    /// their own.
-    fn piece_len(&self) -> usize {
+    /// Deviation: 2.8.1 rounds down the last fragment as well, so that a few bytes may need another one.
+    fn fragment_len(&self) -> usize {
         if self.payload.len() <= self.room { self.payload.len() } else { self.room & !7 }
     }
 
     /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Fragments::next_len).
-    /// `None` after the last, or if `buf` is too short, which changes nothing.
+    /// `None` after the last, or without a change if `buf` is too short.
     pub fn next_into(&mut self, buf: &mut [u8]) -> Option<usize> {
         let len = self.next_len()?;
         let out = buf.get_mut(..len)?;
-        let (piece, rest) = self.payload.split_at(self.piece_len());
+        let (fragment, rest) = self.payload.split_at(self.fragment_len());
         let (header, room) = out.split_at_mut(self.header.len());
         header.copy_from_slice(self.header);
-        let (data, padding) = room.split_at_mut(piece.len());
-        data.copy_from_slice(piece);
+        let (data, padding) = room.split_at_mut(fragment.len());
+        data.copy_from_slice(fragment);
         padding.fill(0);
 
         self.done = rest.is_empty();
         let more = if self.done { 0 } else { Ipv4::MF };
         let ip = &mut header[ETHERNET_HEADER..];
-        let total = (ip.len() + piece.len()) as u16;
+        let total = (ip.len() + fragment.len()) as u16;
         ip[2..4].copy_from_slice(&total.to_be_bytes());
         ip[6..8].copy_from_slice(&(self.flags | more | self.offset).to_be_bytes());
         fill_ipv4_checksum(ip);
 
-        // Cannot overflow while there is a rest: `new` checked the end of the whole.
-        self.offset = self.offset.wrapping_add((piece.len() / 8) as u16);
+        // Cannot overflow while payload is left: `new` has checked where it ends.
+        self.offset = self.offset.wrapping_add((fragment.len() / 8) as u16);
         self.payload = rest;
         Some(len)
     }
@@ -126,16 +116,16 @@ fn fill_ipv4_checksum(header: &mut [u8]) {
     header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-/// The IPv4 packet of a frame, if its header is sound and no VLAN tag is before it.
+/// The IPv4 packet of a frame, if its header is valid and not preceded by a VLAN tag.
 fn ipv4(frame: &[u8]) -> Option<Ipv4<'_>> {
     let ethernet = Ethernet::parse(frame).filter(|e| e.type_or_length() == ETHERTYPE_IPV4)?;
     Ipv4::parse(ethernet.payload()).filter(|ip| ip.total_len() >= ip.header_len())
 }
 
-/// Space that [`frag_needed`] and [`packet_too_big`] need at most.
+/// Maximum length of the frames of [`frag_needed`] and [`packet_too_big`].
 pub const MAX_ICMP_FRAME: usize = ETHERNET_HEADER + IPV6_MIN_MTU;
 
-/// Every IPv6 link carries this, and ICMPv6 errors must not be longer (RFC 4443, 2.4 c).
+/// Every IPv6 link carries this, and ICMPv6 errors must not be longer (RFC 4443 section 2.4 c).
 const IPV6_MIN_MTU: usize = 1280;
 /// Time to live and hop limit of answers, as in 2.8.1.
 const ANSWER_TTL: u8 = 64;
@@ -144,7 +134,7 @@ const ICMP_HEADER: usize = 8;
 /// Answer to an IPv4 packet that is too big and must not be fragmented: ICMP "fragmentation needed" from its
 /// destination to its source, written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 1122, 3.2.2): to ICMP errors, to fragments but the first, to group or
+/// `None` if no answer is allowed (RFC 1122 section 3.2.2): to ICMP errors, to fragments except the first, to group or
 /// broadcast addresses; and if the frame is not IPv4 or behind a VLAN tag. 2.8.1 answers all IPv4 packets.
 pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ip = ipv4(frame)?;
@@ -180,9 +170,9 @@ pub fn frag_needed(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
 /// Answer to an IPv6 packet that is too big: ICMPv6 "packet too big" from its destination to its source,
 /// written to `out` (at least [`MAX_ICMP_FRAME`]). Returns its length.
 ///
-/// `None` if there must be no answer (RFC 4443, 2.4 e): to ICMPv6 errors and redirects, to group addresses; if
+/// `None` if no answer is allowed (RFC 4443 section 2.4 e): to ICMPv6 errors and redirects, to group addresses; if
 /// `mtu` is less than 1280, which a host need not obey; and if the frame is not IPv6 or behind a VLAN tag.
-/// 2.8.1 has nothing of the kind.
+/// 2.8.1 never answers IPv6 packets.
 pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     let ethernet = Ethernet::parse(frame).filter(|e| e.type_or_length() == ETHERTYPE_IPV6)?;
     let ip = Ipv6::parse(ethernet.payload())?;
@@ -217,7 +207,8 @@ pub fn packet_too_big(frame: &[u8], mtu: u16, out: &mut [u8]) -> Option<usize> {
     Some(len)
 }
 
-/// The Ethernet header of `frame` the other way round; `None` if one of the ends is a group or nobody.
+/// Writes the Ethernet header of `frame` with source and destination exchanged; `None` if one of them is a group address or
+/// zero.
 fn answer_ethernet(frame: &[u8], out: &mut [u8]) -> Option<()> {
     let ethernet = Ethernet::parse(frame)?;
     let (src, dst) = (ethernet.src(), ethernet.dst());
@@ -236,12 +227,12 @@ fn is_host_v6(addr: Ipv6Addr) -> bool {
     !(addr.is_unspecified() || addr.is_multicast())
 }
 
-/// Unreachable, source quench, redirect, time exceeded, parameter problem; or cut short, so that nobody knows.
+/// Unreachable, source quench, redirect, time exceeded, parameter problem; or truncated, so that the type is unknown.
 fn is_icmp_error(kind: Option<u8>) -> bool {
     matches!(kind, None | Some(3 | 4 | 5 | 11 | 12))
 }
 
-/// Errors, redirects; or cut short, so that nobody knows.
+/// Errors and redirects; or truncated, so that the type is unknown.
 fn is_icmpv6_error(kind: Option<u8>) -> bool {
     matches!(kind, None | Some(0..=127 | 137))
 }

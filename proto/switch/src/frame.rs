@@ -1,5 +1,5 @@
-//! Bounds-checked views of frames and of the headers in them. A view exists only if its header is complete and makes
-//! sense, so its accessors cannot fail.
+//! Bounds-checked views of frames and their headers. A view exists only if its header is complete and valid, so its
+//! accessors cannot fail.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -24,9 +24,9 @@ pub const PROTO_UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const PROTO_ICMPV6: u8 = 58;
 
-/// Tags that [`Ethernet::network`] looks through.
+/// Maximum number of VLAN tags that [`Ethernet::network`] skips.
 const MAX_TAGS: usize = 2;
-/// Extension headers that [`transport`] looks through.
+/// Maximum number of extension headers that [`transport`] skips.
 const MAX_EXTENSIONS: usize = 8;
 
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -74,7 +74,7 @@ impl<'a> Ethernet<'a> {
         MacAddr(array(self.frame, 6))
     }
 
-    /// The type field as it is: an Ethernet type from 0x600 on, else the length of an 802.3 frame's payload.
+    /// The raw type field: an Ethernet type from 0x600 on, otherwise the payload length of an 802.3 frame.
     pub fn type_or_length(&self) -> u16 {
         be16(self.frame, 12)
     }
@@ -84,7 +84,7 @@ impl<'a> Ethernet<'a> {
         self.type_or_length() < 0x600
     }
 
-    /// What follows the 14 bytes.
+    /// The bytes after the header, tags included.
     pub fn payload(&self) -> &'a [u8] {
         &self.frame[ETHERNET_HEADER..]
     }
@@ -95,8 +95,8 @@ impl<'a> Ethernet<'a> {
         tagged.then(|| be16(self.frame, ETHERNET_HEADER) & 0x0fff)
     }
 
-    /// The Ethernet type behind up to two VLAN tags, and the offset of the network header in the frame. `None` if a
-    /// tag is cut short or there are more of them.
+    /// The Ethernet type after up to two VLAN tags, and the offset of the network header in the frame. `None` if a tag is
+    /// truncated or there are more than two.
     pub fn network(&self) -> Option<(u16, usize)> {
         let mut offset = ETHERNET_HEADER;
         let mut ethertype = self.type_or_length();
@@ -118,7 +118,7 @@ fn is_tag(ethertype: u16) -> bool {
     ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
 }
 
-/// An IPv4 packet with a complete header. The packet may be cut short behind it, or be followed by padding.
+/// An IPv4 packet with a complete header. The payload may be truncated or followed by padding.
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4<'a> {
     packet: &'a [u8],
@@ -135,8 +135,8 @@ impl<'a> Ipv4<'a> {
     /// Mask of the offset in [`flags_and_offset`](Ipv4::flags_and_offset), in units of 8 bytes.
     pub const OFFSET: u16 = 0x1fff;
 
-    /// `None` if the version is not 4 or the header is incomplete or impossible. The total length may exceed what is
-    /// there, or be less than the header (zero in super-frames longer than 64 KiB): see [`payload`](Ipv4::payload).
+    /// `None` if the version is not 4 or the header is incomplete or invalid. The total length may exceed the packet or be
+    /// shorter than the header (zero in super-frames longer than 64 KiB): see [`payload`](Ipv4::payload).
     pub fn parse(packet: &'a [u8]) -> Option<Ipv4<'a>> {
         let first = *packet.first()?;
         let header_len = usize::from(first & 0x0f) * 4;
@@ -179,7 +179,7 @@ impl<'a> Ipv4<'a> {
         self.flags_and_offset() & Self::DF != 0
     }
 
-    /// Whether this is a part of a packet.
+    /// Whether this is a fragment.
     pub fn is_fragment(&self) -> bool {
         self.flags_and_offset() & (Self::MF | Self::OFFSET) != 0
     }
@@ -204,7 +204,7 @@ impl<'a> Ipv4<'a> {
         array::<4>(self.packet, 16).into()
     }
 
-    /// The payload without padding; `None` if it is cut short or the total length is impossible.
+    /// The payload without padding; `None` if it is truncated or the total length is invalid.
     pub fn payload(&self) -> Option<&'a [u8]> {
         self.packet.get(self.header_len..self.total_len())
     }
@@ -225,12 +225,12 @@ impl<'a> Ipv6<'a> {
         (packet.len() >= Self::HEADER && packet[0] >> 4 == 6).then_some(Ipv6 { packet })
     }
 
-    /// Length of what follows the fixed header, according to it.
+    /// Length of the payload according to the header.
     pub fn payload_len(&self) -> usize {
         usize::from(be16(self.packet, 4))
     }
 
-    /// Protocol of what follows the fixed header.
+    /// Protocol of the payload.
     pub fn next_header(&self) -> u8 {
         self.packet[6]
     }
@@ -250,7 +250,7 @@ impl<'a> Ipv6<'a> {
         array::<16>(self.packet, 24).into()
     }
 
-    /// What follows the fixed header, without padding; `None` if it is cut short.
+    /// The payload without padding; `None` if it is truncated.
     pub fn payload(&self) -> Option<&'a [u8]> {
         self.packet.get(Self::HEADER..Self::HEADER + self.payload_len())
     }
@@ -277,7 +277,7 @@ impl<'a> Tcp<'a> {
     /// Offset of the checksum.
     pub const CHECKSUM: usize = 16;
 
-    /// `None` if the header is incomplete or impossible.
+    /// `None` if the header is incomplete or invalid.
     pub fn parse(segment: &'a [u8]) -> Option<Tcp<'a>> {
         let header_len = usize::from(segment.get(12)? >> 4) * 4;
         let complete = header_len >= Self::HEADER && segment.len() >= header_len;
@@ -362,7 +362,7 @@ impl<'a> Udp<'a> {
         be16(self.datagram, Self::CHECKSUM)
     }
 
-    /// All that follows the header.
+    /// Everything after the header.
     pub fn payload(&self) -> &'a [u8] {
         &self.datagram[Self::HEADER..]
     }
@@ -377,7 +377,7 @@ pub enum Network<'a> {
     V6(Ipv6<'a>),
 }
 
-/// Where the parts of an IP frame are; see [`transport`].
+/// Offsets of the headers in an IP frame; see [`transport`].
 #[derive(Clone, Copy, Debug)]
 pub struct Transport<'a> {
     /// The network layer. Its packet runs to the end of the frame, padding included.
@@ -388,14 +388,14 @@ pub struct Transport<'a> {
     pub l4: usize,
     /// Protocol of the transport layer, [`PROTO_TCP`] for one.
     pub protocol: u8,
-    /// End of the packet in the frame: padding follows. The end of the frame where the header carries no length
-    /// (super-frames longer than 64 KiB).
+    /// End of the packet in the frame; the rest is padding. The end of the frame if the header has no length (super-frames
+    /// longer than 64 KiB).
     pub end: usize,
 }
 
-/// Finds the transport header behind VLAN tags, IPv4 options and IPv6 extension headers. `None` if the frame is
-/// not IP, is cut short or impossible, a fragment (which need not have one), or routed by its source (whose
-/// checksums cover an address that the fixed header does not show).
+/// Finds the transport header after VLAN tags, IPv4 options and IPv6 extension headers. `None` if the frame is not IP, is
+/// truncated or invalid, is a fragment (which may have no transport header), or has a source route (its checksum covers an
+/// address that is not in the fixed header).
 pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
     let (ethertype, l3) = Ethernet::parse(frame)?.network()?;
     let packet = &frame[l3..];
@@ -404,8 +404,8 @@ pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
             let ip = Ipv4::parse(packet)?;
             let l4 = l3 + ip.header_len();
             let end = if ip.total_len() == 0 { frame.len() } else { l3 + ip.total_len() };
-            let sound = !ip.is_fragment() && l4 <= end && end <= frame.len();
-            sound.then_some(Transport { network: Network::V4(ip), l3, l4, protocol: ip.protocol(), end })
+            let valid = !ip.is_fragment() && l4 <= end && end <= frame.len();
+            valid.then_some(Transport { network: Network::V4(ip), l3, l4, protocol: ip.protocol(), end })
         }
         ETHERTYPE_IPV6 => {
             let ip = Ipv6::parse(packet)?;
@@ -413,15 +413,15 @@ pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
             let end = if ip.payload_len() == 0 { frame.len() } else { fixed + ip.payload_len() };
             let (protocol, skip) = skip_extensions(ip.next_header(), frame.get(fixed..end)?)?;
             let l4 = fixed + skip;
-            // Without a length there must be a jumbo option, which nobody here can adjust.
-            let sound = skip == 0 || ip.payload_len() != 0;
-            sound.then_some(Transport { network: Network::V6(ip), l3, l4, protocol, end })
+            // Without a length there must be a jumbo option, which segmentation does not support.
+            let valid = skip == 0 || ip.payload_len() != 0;
+            valid.then_some(Transport { network: Network::V6(ip), l3, l4, protocol, end })
         }
         _ => None,
     }
 }
 
-/// The protocol behind IPv6 extension headers and its offset (RFC 8200, 4).
+/// The protocol after IPv6 extension headers and its offset (RFC 8200 section 4).
 pub(crate) fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
@@ -445,22 +445,22 @@ pub(crate) fn skip_extensions(first: u8, payload: &[u8]) -> Option<(u8, usize)> 
     None
 }
 
-/// What an overlay has to know of a frame to choose how to send it. Decided as 2.8.1 does
-/// (`frame_classification.json`): IP behind a VLAN tag is not looked at.
+/// What an overlay must know about a frame to choose how to send it. As in 2.8.1 (`frame_classification.json`), IP behind a
+/// VLAN tag is not recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Shorter than 14 bytes: to be dropped.
+    /// Shorter than an Ethernet header.
     TooShort,
-    /// Both MACs and the type are zero: overlay control, never switched (docs/spec/data-plane.md 4.3).
+    /// Both MACs and the type are zero: an overlay control frame, never switched (docs/spec/data-plane.md 4.3).
     Control,
-    /// IPv4 with a sound header.
+    /// IPv4 with a valid header.
     Ipv4 {
         /// Whether it must not be fragmented.
         df: bool,
     },
     /// IPv6. 2.8.1 treats it as [`Other`](Class::Other).
     Ipv6,
-    /// Anything else, broken IP included.
+    /// Anything else, invalid IP included.
     Other,
 }
 

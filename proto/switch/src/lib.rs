@@ -1,24 +1,24 @@
-//! The L2 switch of a peer: a frame and a forwarding table give a verdict.
+//! The layer 2 switch of a peer: it decides from a frame and a forwarding table what happens to the frame.
 //!
 //! ```text
-//!            facts (MAC seen)                     snapshots
+//!           events (MAC seen)                     snapshots
 //!   data   ------------------>  MacTable (node)  ------------->  ForwardingTable
 //!  threads                                                             |
 //!     ^                local_frame / peer_frame                        |
 //!     +----------------------------------------------------------------+
 //! ```
 //!
-//! * Who is where: [`MacTable`] is the owner's side, [`MacMap`] the snapshot that data threads read.
-//! * What happens to a frame: [`local_frame`] for one captured from the local bridge, [`peer_frame`] for one
-//!   that came with a source and a destination peer from a neighbour. Both read a [`ForwardingTable`] and
-//!   return at most one [`SwitchEvent`] for its owner; [`DuplicateFilter`] keeps the stream of facts thin.
-//! * What is in a frame: [`frame`], bounds-checked views.
-//! * Work the sending kernel left over: [`offload`] (the virtio header), [`segment`] (segmentation and
-//!   checksums), and its inverse towards the local bridge, [`coalesce`].
-//! * Frames too long for a link: [`fragment`].
+//! * MAC learning: [`MacTable`] belongs to the owner, data threads read a snapshot of it, [`MacMap`].
+//! * Verdicts: [`local_frame`] for a frame captured from the local bridge, [`peer_frame`] for a frame that a neighbour
+//!   sent with a source and a destination peer. Both read a [`ForwardingTable`] and return at most one [`SwitchEvent`] for
+//!   its owner; [`DuplicateFilter`] suppresses repeated events.
+//! * Parsing: [`frame`], bounds-checked views of headers.
+//! * Offloads of the sending kernel: [`offload`] (the virtio header), [`segment`] (segmentation and checksums), and the
+//!   inverse towards the local bridge, [`coalesce`].
+//! * Frames that exceed an MTU: [`fragment`].
 //!
-//! What it does not do: it knows no overlay, no mesh, no socket and no clock. Nothing on the path of a frame
-//! allocates, and no bytes make it panic.
+//! The crate knows no overlay, mesh, socket or clock. Nothing on the path of a frame allocates, and no input makes it
+//! panic.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -10,22 +10,22 @@ use weave_types::{Instant, MacAddr, PeerName};
 /// Parameters of a [`MacTable`].
 #[derive(Clone, Debug)]
 pub struct MacConfig {
-    /// This peer; its entries are the local ones.
+    /// Name of this peer; its entries are the local ones.
     pub own: PeerName,
-    /// Entries silent for this long are dropped by [`MacTable::expire`]. 10 min, as in 2.8.1.
+    /// [`MacTable::expire`] removes entries that were silent for longer. 10 min, as in 2.8.1.
     pub max_age: Duration,
-    /// How long a remote MAC must have been silent before a local capture takes it over. 2 s, up to 100 ms less
-    /// because marks are written no more often; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
+    /// How long a remote MAC must have been silent before a local capture takes it over. 2 s, up to 100 ms less because
+    /// last-seen times are that inexact; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
     pub hold_down: Duration,
-    /// Bound on memory: MACs seen when this many are known are not learnt, so frames to them are flooded.
-    /// 65536; 2.8.1 has no bound, and a single container can invent 2^46 addresses.
+    /// Maximum number of entries. Further MACs are not learnt, so frames to them are flooded. 65536; 2.8.1 has no limit,
+    /// and a single container can use 2^46 addresses.
     pub max_entries: usize,
-    /// Mixed into the hash of addresses, so that nobody can choose addresses that collide. Random, any value.
+    /// Random seed of the hash, so that addresses with colliding hashes cannot be chosen.
     pub hash_seed: u64,
 }
 
 impl MacConfig {
-    /// Default values for the peer `own`.
+    /// Default values for the peer `own`, with a hash seed of 0.
     pub fn new(own: PeerName) -> MacConfig {
         MacConfig {
             own,
@@ -37,44 +37,44 @@ impl MacConfig {
     }
 }
 
-/// What [`MacTable::learn_local`] or [`MacTable::learn_remote`] did.
+/// Result of [`MacTable::learn_local`] and [`MacTable::learn_remote`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learned {
     /// The address was unknown. Logged as `Discovered local MAC <mac>` or `Discovered remote MAC <mac> at <peer>`.
     New,
-    /// It was known at this peer already, and is refreshed.
+    /// The address was known at this peer already and is refreshed.
     Known,
-    /// It was known at another peer and is moved. Logged with `(was at <from>)`.
+    /// The address was known at another peer and is moved. Logged with `(was at <from>)`.
     Moved {
-        /// The peer that had it before.
+        /// The previous peer.
         from: PeerName,
     },
-    /// Local captures only: another peer was heard sending from this address within the hold-down.
+    /// Local captures only: another peer has sent from this address within the hold-down.
     Refused {
-        /// That peer.
+        /// The peer that keeps the address.
         by: PeerName,
     },
     /// The table is full, or the address is a group address or zero: nothing changed.
     Ignored,
 }
 
-/// One line of the table.
+/// One entry of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacEntry {
     /// The address.
     pub mac: MacAddr,
-    /// The peer it is behind.
+    /// The peer that has it.
     pub peer: PeerName,
-    /// When a frame from it was seen last, up to 100 ms too early.
+    /// When its latest frame arrived, up to 100 ms too early.
     pub last_seen: Instant,
 }
 
-/// The last-seen mark of an entry: milliseconds since the origin of the clock. Shared by the table and all snapshots
-/// that contain the entry, so that data threads refresh it without a message.
+/// When the latest frame of an entry arrived, in milliseconds since the origin of the clock. Shared by the table and all
+/// snapshots that contain the entry, so that data threads refresh it without a message.
 #[derive(Clone)]
 struct LastSeen(Arc<AtomicU64>);
 
-/// Marks younger than this are not written again: a store per frame would bounce the cache line between the threads.
+/// A newer time is stored only after this interval: a store per frame would move the cache line between the threads.
 const GRANULARITY_MS: u64 = 100;
 
 impl LastSeen {
@@ -85,7 +85,7 @@ impl LastSeen {
     fn touch(&self, now: Instant) {
         let now = millis(now);
         if now.saturating_sub(self.0.load(Ordering::Relaxed)) >= GRANULARITY_MS {
-            // Two threads may race with slightly different clocks: either value is right to a millisecond or so.
+            // If two threads race, either value is correct to about a millisecond.
             self.0.store(now, Ordering::Relaxed);
         }
     }
@@ -109,23 +109,23 @@ struct Entry {
     last_seen: LastSeen,
 }
 
-/// Which peer each MAC is behind: the owner's side. It learns from facts that data threads report, and publishes
-/// snapshots (docs/spec/data-plane.md 2.2).
+/// Which peer has which MAC (docs/spec/data-plane.md 2.2). The owner feeds it with the events of data threads and publishes
+/// snapshots.
 ///
 /// Differences from 2.8.1: a local capture takes over an address that its remote peer has not used for the hold-down
 /// (docs/spec/data-plane.md 2.5), and moves are reported.
 pub struct MacTable {
     config: MacConfig,
     entries: BTreeMap<MacAddr, Entry>,
-    /// Emptied when entries come, go or move; a refresh shows in the old snapshot, too.
+    /// Cleared when entries are added, removed or moved. A refresh is visible in the old snapshot, too.
     snapshot: OnceLock<Arc<MacMap>>,
 }
 
 impl MacTable {
-    /// How often [`expire`](MacTable::expire) should be called.
+    /// Interval between calls of [`expire`](MacTable::expire).
     pub const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
 
-    /// An empty table.
+    /// Creates an empty table.
     pub fn new(config: MacConfig) -> MacTable {
         MacTable { config, entries: BTreeMap::new(), snapshot: OnceLock::new() }
     }
@@ -142,8 +142,8 @@ impl MacTable {
         self.learn(mac, own, now)
     }
 
-    /// A frame from `mac` came from an overlay with source peer `peer`. Overwrites at once what was known, even a
-    /// local entry (docs/spec/data-plane.md 2.4).
+    /// A frame from `mac` arrived from an overlay with source peer `peer`. Replaces any previous entry at once, even a local
+    /// one (docs/spec/data-plane.md 2.4).
     pub fn learn_remote(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
         self.learn(mac, peer, now)
     }
@@ -160,7 +160,7 @@ impl MacTable {
             }
             Some(entry) => {
                 let from = std::mem::replace(&mut entry.peer, peer);
-                // A new mark: data threads with an older snapshot go on refreshing the old peer's.
+                // A new value: data threads with an older snapshot still refresh the value of the old peer.
                 entry.last_seen = LastSeen::new(now);
                 Learned::Moved { from }
             }
@@ -174,13 +174,13 @@ impl MacTable {
         learned
     }
 
-    /// The peer left the topology: its entries go. Returns their addresses, sorted.
+    /// Removes the entries of a peer that left the topology. Returns their addresses, sorted.
     pub fn forget_peer(&mut self, peer: PeerName) -> Vec<MacAddr> {
         self.remove(|entry| entry.peer == peer).into_iter().map(|(mac, _)| mac).collect()
     }
 
-    /// Drops entries that were silent for longer than the maximum age and returns them, sorted by address. To
-    /// be called every [`EXPIRY_INTERVAL`](MacTable::EXPIRY_INTERVAL); logged as `Expired MAC <mac> at <peer>`.
+    /// Removes entries that were silent for longer than the maximum age and returns them, sorted by address. To be called
+    /// every [`EXPIRY_INTERVAL`](MacTable::EXPIRY_INTERVAL); logged as `Expired MAC <mac> at <peer>`.
     pub fn expire(&mut self, now: Instant) -> Vec<(MacAddr, PeerName)> {
         let max_age = self.config.max_age;
         self.remove(|entry| entry.last_seen.silent_for(now) > max_age)
@@ -195,13 +195,13 @@ impl MacTable {
         removed
     }
 
-    /// The peer that `mac` is behind.
+    /// The peer that has `mac`.
     pub fn lookup(&self, mac: MacAddr) -> Option<PeerName> {
         self.entries.get(&mac).map(|entry| entry.peer)
     }
 
-    /// What data threads read. The same `Arc` as before, unless an entry came, went or moved since; building a
-    /// new one takes time proportional to the number of entries, so collect some facts first.
+    /// The snapshot for data threads: the same `Arc` as before, unless an entry was added, removed or moved since. Building a
+    /// new one takes time proportional to the number of entries, so the caller should handle several events first.
     pub fn snapshot(&self) -> Arc<MacMap> {
         let build = || {
             let hasher = SeededHasher { seed: self.config.hash_seed };
@@ -217,12 +217,12 @@ impl MacTable {
         self.entries.iter().map(|(mac, e)| MacEntry { mac: *mac, peer: e.peer, last_seen: e.last_seen.at() })
     }
 
-    /// How many addresses are known.
+    /// Number of addresses.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no address is known.
+    /// Whether the table is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -234,24 +234,24 @@ impl fmt::Debug for MacTable {
     }
 }
 
-/// Whether frames may come from this address: neither a group address nor zero. Linux bridges drop others as well.
+/// Whether an address is a valid source: neither a group address nor zero. Linux bridges drop invalid ones as well.
 pub(crate) fn is_learnable(mac: MacAddr) -> bool {
     !mac.is_group() && mac != MacAddr::ZERO
 }
 
-/// Which peer each MAC is behind: an immutable snapshot of a [`MacTable`], but for the last-seen marks.
+/// Snapshot of a [`MacTable`], immutable except for the last-seen times.
 pub struct MacMap {
     entries: HashMap<u64, Entry, SeededHasher>,
     hold_down: Duration,
 }
 
-/// What a [`MacMap`] says of a source address.
+/// Result of [`MacMap::see`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Unknown,
-    /// Known at this peer; the mark is refreshed.
+    /// Known at this peer; its last-seen time is refreshed.
     Here,
-    /// Known at another peer, and whether that peer was heard within the hold-down.
+    /// Known at another peer. `active` is whether that peer has sent from it within the hold-down.
     Elsewhere {
         peer: PeerName,
         active: bool,
@@ -259,23 +259,23 @@ pub(crate) enum Seen {
 }
 
 impl MacMap {
-    /// A map that knows no address.
+    /// Creates an empty map.
     pub fn empty() -> Arc<MacMap> {
         let entries = HashMap::with_hasher(SeededHasher { seed: 0 });
         Arc::new(MacMap { entries, hold_down: Duration::ZERO })
     }
 
-    /// The peer that `mac` is behind.
+    /// The peer that has `mac`.
     pub fn lookup(&self, mac: MacAddr) -> Option<PeerName> {
         self.entries.get(&key(mac)).map(|entry| entry.peer)
     }
 
-    /// When a frame from `mac` was seen last, up to 100 ms too early.
+    /// When the latest frame from `mac` arrived, up to 100 ms too early.
     pub fn last_seen(&self, mac: MacAddr) -> Option<Instant> {
         self.entries.get(&key(mac)).map(|entry| entry.last_seen.at())
     }
 
-    /// A frame from `mac` came from `peer`.
+    /// Looks up the source of a frame from `peer` and refreshes its last-seen time.
     pub(crate) fn see(&self, mac: MacAddr, peer: PeerName, now: Instant) -> Seen {
         match self.entries.get(&key(mac)) {
             None => Seen::Unknown,
@@ -289,12 +289,12 @@ impl MacMap {
         }
     }
 
-    /// How many addresses are known.
+    /// Number of addresses.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no address is known.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -311,7 +311,7 @@ fn key(mac: MacAddr) -> u64 {
     u64::from_be_bytes([0, 0, b[0], b[1], b[2], b[3], b[4], b[5]])
 }
 
-/// One multiplication instead of the default hash, which costs as much as the rest of a verdict.
+/// A hash of one multiplication. The default hash costs as much as the rest of a verdict.
 #[derive(Clone)]
 struct SeededHasher {
     seed: u64,

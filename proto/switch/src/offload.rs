@@ -1,13 +1,11 @@
-//! What a sending kernel left to do, as `struct virtio_net_hdr` says it (virtio 1.2, 5.1.6; `linux/virtio_net.h`).
+//! Work that a sending kernel left to its network device, described by `struct virtio_net_hdr` (virtio 1.2 section 5.1.6;
+//! `linux/virtio_net.h`).
 //!
 //! ```text
 //!  0       1          2         4          6            8             10
 //!  | flags | gso_type | hdr_len | gso_size | csum_start | csum_offset | [num_buffers] |
 //! ```
-//! Numbers are in the byte order of this machine, which is what packet sockets and TAP devices use unless told
-//! otherwise.
-
-use std::fmt;
+//! Numbers are in native byte order, the default of packet sockets and TAP devices.
 
 /// Length of the header.
 pub const VIRTIO_HEADER: usize = 10;
@@ -19,11 +17,11 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// Says that the first segment may carry CWR, which is cleared in the following ones anyway.
+/// The first segment may carry CWR. Segmentation clears it in the following ones in any case.
 const GSO_ECN: u8 = 0x80;
 
-/// A checksum that is still to be computed: over everything from `start` on, stored at `start + offset`, where
-/// now the sum of the pseudo header is.
+/// A checksum that is still to be computed, over everything from `start` on. It is stored at `start + offset`, which contains
+/// the sum of the pseudo header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Csum {
     /// Offset of the transport header in the frame.
@@ -32,7 +30,7 @@ pub struct Csum {
     pub offset: u16,
 }
 
-/// What a super-frame is to be cut into.
+/// How a super-frame is segmented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GsoKind {
     /// TCP segments over IPv4.
@@ -43,51 +41,42 @@ pub enum GsoKind {
     Udp,
 }
 
-/// A super-frame that is still to be cut.
+/// A pending segmentation of a super-frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gso {
-    /// Into what.
+    /// Kind of the segments.
     pub kind: GsoKind,
-    /// Payload bytes in each piece but the last.
+    /// Payload bytes of each segment except the last.
     pub size: u16,
-    /// Length of all headers. A hint: the headers themselves decide.
+    /// Length of all headers. Only a hint; the headers are parsed.
     pub hdr_len: u16,
 }
 
-/// What is left to do with a frame. Both `None`: nothing.
+/// Pending work on a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// A checksum to complete.
+    /// The checksum to complete.
     pub csum: Option<Csum>,
-    /// A cut to make.
+    /// The segmentation to perform.
     pub gso: Option<Gso>,
 }
 
-/// The virtio header cannot be obeyed. Drop the frame and count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The virtio header is invalid. The frame is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OffloadError {
     /// Less than 10 bytes.
+    #[error("virtio header too short")]
     TooShort,
-    /// A kind of segmentation that was never agreed upon (UFO, for one).
+    /// A kind of segmentation that was not negotiated, for example UFO.
+    #[error("unknown segmentation kind {0:#04x}")]
     UnknownGso(u8),
 }
 
-impl fmt::Display for OffloadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            OffloadError::TooShort => f.write_str("virtio header too short"),
-            OffloadError::UnknownGso(kind) => write!(f, "unknown segmentation kind {kind:#04x}"),
-        }
-    }
-}
-
-impl std::error::Error for OffloadError {}
-
 impl Offload {
-    /// Nothing left to do.
+    /// No pending work.
     pub const NONE: Offload = Offload { csum: None, gso: None };
 
-    /// Reads a header of 10 bytes; more are ignored.
+    /// Parses a header of 10 bytes; further bytes are ignored.
     pub fn from_virtio(header: &[u8]) -> Result<Offload, OffloadError> {
         let &[flags, gso, l0, l1, s0, s1, c0, c1, o0, o1] =
             header.first_chunk::<VIRTIO_HEADER>().ok_or(OffloadError::TooShort)?;
@@ -128,15 +117,15 @@ impl Offload {
         header
     }
 
-    /// The header of 12 bytes, with zero buffers, as it is to be written.
+    /// The header of 12 bytes, with zero buffers, as the kernel expects it in writes.
     pub fn to_virtio_mrg(&self) -> [u8; VIRTIO_HEADER_MRG] {
         let mut header = [0; VIRTIO_HEADER_MRG];
         header[..VIRTIO_HEADER].copy_from_slice(&self.to_virtio());
         header
     }
 
-    /// The same after `by` bytes were put into the frame before the network header, such as a VLAN tag of 4
-    /// bytes that the kernel handed over beside the frame.
+    /// The offload after `by` bytes were inserted into the frame before the network header, such as a VLAN tag of 4 bytes
+    /// that the kernel delivered separately.
     #[must_use]
     pub fn shifted(self, by: u16) -> Offload {
         let csum = self.csum.map(|csum| Csum { start: csum.start.saturating_add(by), ..csum });

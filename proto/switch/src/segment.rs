@@ -1,42 +1,29 @@
-//! Segmentation and checksums that the sending kernel left to us.
-
+//! Segmentation and checksums that the sending kernel left to its network device.
 //!
-//! A super-frame has the headers of its first piece and the payload of all of them. Each piece gets a copy of
-//! the headers with what must differ: lengths, IPv4 identification (counting up), TCP sequence number, the TCP
-//! flags FIN and PSH (kept in the last piece only) and CWR (kept in the first only), and complete checksums.
-
-use std::fmt;
+//! A super-frame has the headers of its first segment and the payload of all segments. Each segment gets a copy of the
+//! headers with new lengths, IPv4 identification (counting up), TCP sequence number and complete checksums. The TCP flags FIN
+//! and PSH stay only in the last segment, CWR only in the first.
 
 use crate::checksum::Sum;
 use crate::frame::{Ipv4, Ipv6, Network, PROTO_TCP, PROTO_UDP, Tcp, Transport, Udp, transport};
 use crate::offload::{Csum, Gso, GsoKind, Offload};
 
-/// The frame does not fit its [`Offload`]. Drop it and count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The frame does not match its [`Offload`]. It is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SegmentError {
-    /// The checksum to complete lies outside of the frame.
+    /// The checksum to complete is outside of the frame.
+    #[error("checksum outside of the frame")]
     ChecksumOutside,
-    /// A segment size of zero.
+    /// The segment size is zero.
+    #[error("segment size zero")]
     ZeroSize,
-    /// The headers are not those of the kind of segmentation asked for, or are cut short.
+    /// The headers do not match the kind of segmentation, or are truncated.
+    #[error("headers do not fit the segmentation")]
     Headers,
 }
 
-impl fmt::Display for SegmentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SegmentError::ChecksumOutside => "checksum outside of the frame",
-            SegmentError::ZeroSize => "segment size zero",
-            SegmentError::Headers => "headers do not fit the segmentation",
-        })
-    }
-}
-
-impl std::error::Error for SegmentError {}
-
-/// The frames to send for one frame taken from the local bridge, each complete: cut, numbered, checksums filled in.
-///
-/// A frame with nothing left to do gives itself. Copies go straight to where the caller wants them.
+/// The complete frames to send for one frame captured from the local bridge. A frame without pending work yields itself. Each
+/// frame is written directly to the buffer of the caller.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     frame: &'a [u8],
@@ -48,14 +35,14 @@ enum Plan {
     Done,
     Copy,
     Checksum(Csum),
-    Cut(Cut),
+    Segment(Segmentation),
 }
 
 #[derive(Clone, Debug)]
-struct Cut {
+struct Segmentation {
     tcp: bool,
     v4: bool,
-    /// UDP over IPv4 that came without a checksum stays so.
+    /// Whether segments get a checksum. UDP over IPv4 without a checksum stays without.
     checksummed: bool,
     /// The constant part of the pseudo header.
     pseudo: Sum,
@@ -64,19 +51,19 @@ struct Cut {
     l4: usize,
     payload: usize,
     end: usize,
-    /// Payload bytes per piece, not zero.
+    /// Payload bytes per segment, not zero.
     size: usize,
-    /// Start of the next piece's payload.
+    /// Offset of the next segment's payload.
     at: usize,
-    /// Number of the next piece.
+    /// Number of the next segment.
     index: u32,
 }
 
 impl<'a> Segments<'a> {
-    /// Checks that the frame can be cut as asked.
+    /// Checks that the frame matches the offload.
     pub fn new(frame: &'a [u8], offload: Offload) -> Result<Segments<'a>, SegmentError> {
         let plan = match offload {
-            Offload { gso: Some(gso), csum } => Plan::Cut(Cut::new(frame, gso, csum)?),
+            Offload { gso: Some(gso), csum } => Plan::Segment(Segmentation::new(frame, gso, csum)?),
             Offload { gso: None, csum: Some(csum) } => {
                 checksum_range(frame, csum)?;
                 Plan::Checksum(csum)
@@ -86,12 +73,14 @@ impl<'a> Segments<'a> {
         Ok(Segments { frame, plan })
     }
 
-    /// How many frames are still to come.
+    /// Number of frames left.
     pub fn remaining(&self) -> usize {
         match &self.plan {
             Plan::Done => 0,
             Plan::Copy | Plan::Checksum(_) => 1,
-            Plan::Cut(cut) => (cut.end - cut.at).div_ceil(cut.size).max(1),
+            Plan::Segment(segmentation) => {
+                (segmentation.end - segmentation.at).div_ceil(segmentation.size).max(1)
+            }
         }
     }
 
@@ -100,12 +89,14 @@ impl<'a> Segments<'a> {
         match &self.plan {
             Plan::Done => None,
             Plan::Copy | Plan::Checksum(_) => Some(self.frame.len()),
-            Plan::Cut(cut) => Some(cut.payload + cut.size.min(cut.end - cut.at)),
+            Plan::Segment(segmentation) => {
+                Some(segmentation.payload + segmentation.size.min(segmentation.end - segmentation.at))
+            }
         }
     }
 
     /// Writes the next frame to the start of `buf` and returns its length, [`next_len`](Segments::next_len).
-    /// `None` after the last, or if `buf` is too short, which changes nothing.
+    /// `None` after the last, or without a change if `buf` is too short.
     pub fn next_into(&mut self, buf: &mut [u8]) -> Option<usize> {
         let len = self.next_len()?;
         let out = buf.get_mut(..len)?;
@@ -120,7 +111,7 @@ impl<'a> Segments<'a> {
                 // Cannot fail: it was tried on the same bytes at construction.
                 complete_checksum(out, *csum).is_ok()
             }
-            Plan::Cut(cut) => cut.next(self.frame, out),
+            Plan::Segment(segmentation) => segmentation.next(self.frame, out),
         };
         if done {
             self.plan = Plan::Done;
@@ -129,8 +120,8 @@ impl<'a> Segments<'a> {
     }
 }
 
-impl Cut {
-    fn new(frame: &[u8], gso: Gso, csum: Option<Csum>) -> Result<Cut, SegmentError> {
+impl Segmentation {
+    fn new(frame: &[u8], gso: Gso, csum: Option<Csum>) -> Result<Segmentation, SegmentError> {
         if gso.size == 0 {
             return Err(SegmentError::ZeroSize);
         }
@@ -165,7 +156,7 @@ impl Cut {
             return Err(SegmentError::Headers);
         }
         let bare = csum.is_none() && v4 && !tcp && segment[field..field + 2] == [0, 0];
-        Ok(Cut {
+        Ok(Segmentation {
             tcp,
             v4,
             checksummed: !bare,
@@ -180,7 +171,7 @@ impl Cut {
         })
     }
 
-    /// Fills `out`, which has the right length, and says whether this was the last piece.
+    /// Fills `out`, which has the right length, and returns whether this was the last segment.
     fn next(&mut self, frame: &[u8], out: &mut [u8]) -> bool {
         let taken = out.len() - self.payload;
         let (header, payload) = out.split_at_mut(self.payload);
@@ -217,7 +208,7 @@ impl Cut {
     }
 }
 
-/// Total length, identification and checksum of an IPv4 header (with options) for the piece `index`.
+/// Total length, identification and checksum of an IPv4 header (with options) for the segment `index`.
 fn number_ipv4(header: &mut [u8], payload_len: usize, index: u32) {
     let total = header.len() + payload_len;
     put16(header, 2, total);
@@ -228,7 +219,7 @@ fn number_ipv4(header: &mut [u8], payload_len: usize, index: u32) {
     put16(header, 10, usize::from(sum));
 }
 
-/// Sequence number and flags of a TCP header for the piece that starts `advance` bytes behind the first.
+/// Sequence number and flags of a TCP header for the segment that starts `advance` bytes after the first.
 fn number_tcp(header: &mut [u8], advance: u32, first: bool, last: bool) {
     let seq = Tcp::parse(header).map_or(0, |tcp| tcp.seq());
     header[4..8].copy_from_slice(&seq.wrapping_add(advance).to_be_bytes());
@@ -240,16 +231,16 @@ fn number_tcp(header: &mut [u8], advance: u32, first: bool, last: bool) {
     }
 }
 
-/// `value` is known to fit 16 bits, `at` to be within the header.
+/// Stores a 16-bit value. The caller ensures that `value` fits 16 bits and `at` is within the header.
 fn put16(header: &mut [u8], at: usize, value: usize) {
     header[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
 }
 
-/// Completes a checksum in place: sums from `csum.start` to the end of the packet, with the pseudo header's sum
-/// that is in the field already. Works for any protocol with such a checksum.
+/// Completes a checksum in place: sums from `csum.start` to the end of the packet, including the pseudo header's sum that the
+/// field contains. Works for any protocol with such a checksum.
 pub fn complete_checksum(frame: &mut [u8], csum: Csum) -> Result<(), SegmentError> {
     let (start, field, end) = checksum_range(frame, csum)?;
-    // Never zero, which would mean "none" for UDP and is as good as 0xffff for the others. The kernel does the same.
+    // Zero would mean "no checksum" for UDP and is equivalent to 0xffff for other protocols. The kernel does the same.
     let sum = Sum::ZERO.bytes(&frame[start..end]).checksum_udp();
     put16(frame, field, usize::from(sum));
     Ok(())
@@ -259,7 +250,7 @@ pub fn complete_checksum(frame: &mut [u8], csum: Csum) -> Result<(), SegmentErro
 fn checksum_range(frame: &[u8], csum: Csum) -> Result<(usize, usize, usize), SegmentError> {
     let start = usize::from(csum.start);
     let field = start + usize::from(csum.offset);
-    // Padding behind the packet does not belong to the sum.
+    // Padding after the packet is not part of the sum.
     let end = transport(frame).filter(|found| found.l4 == start).map_or(frame.len(), |found| found.end);
     if field + 2 <= end { Ok((start, field, end)) } else { Err(SegmentError::ChecksumOutside) }
 }

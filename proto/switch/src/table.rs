@@ -3,23 +3,23 @@ use std::sync::Arc;
 
 use weave_types::PeerName;
 
-use crate::MacMap;
+use crate::mac::MacMap;
 
-/// Where peers are, computed by the mesh from the topology (docs/spec/mesh.md 9).
+/// Routes to peers, which the mesh computes from the topology (docs/spec/mesh.md 9).
 pub trait Routes: Send + Sync {
-    /// The neighbour through which `dst` is reached; `None` if there is no way.
+    /// The neighbour through which `dst` is reached; `None` if there is no route.
     fn unicast(&self, dst: PeerName) -> Option<PeerName>;
-    /// The neighbours to which a broadcast that started at `src` is passed on from here.
+    /// The neighbours to which this peer forwards a broadcast that started at `src`.
     fn broadcast(&self, src: PeerName) -> &[PeerName];
     /// Whether the peer is part of the topology.
     fn knows(&self, peer: PeerName) -> bool;
 }
 
-/// All that the switch must know to judge a frame. An immutable snapshot, published by its owner and read by the data
-/// threads; only the last-seen marks inside [`MacMap`] are written through it.
+/// The state that verdicts are made from: an immutable snapshot, published by its owner and read by the data threads. Only
+/// the last-seen times inside [`MacMap`] are written through it.
 #[derive(Clone)]
 pub struct ForwardingTable {
-    /// This peer.
+    /// Name of this peer.
     pub own: PeerName,
     /// Which peer each MAC is behind.
     pub macs: Arc<MacMap>,

@@ -9,13 +9,13 @@ use crate::table::ForwardingTable;
 /// What to do with a frame captured from the local bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalVerdict<'t> {
-    /// Nothing, but count it.
+    /// Drop the frame and count it.
     Drop(DropReason),
-    /// Send it to neighbour `via` as (source = this peer, destination = `dst`).
+    /// Send the frame to neighbour `via` as (source = this peer, destination = `dst`).
     Unicast {
-        /// The peer that the destination MAC is behind.
+        /// The peer that has the destination MAC.
         dst: PeerName,
-        /// The neighbour on the way there.
+        /// The next hop.
         via: PeerName,
     },
     /// Send a copy to each of these neighbours, as (source = this peer, destination = that neighbour). May be empty.
@@ -25,44 +25,44 @@ pub enum LocalVerdict<'t> {
 /// What to do with a frame from a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerVerdict<'t> {
-    /// Nothing, but count it.
+    /// Drop the frame and count it.
     Drop(DropReason),
-    /// Pass it on to neighbour `via`, with source and destination peer unchanged.
+    /// Forward the frame to neighbour `via`, with source and destination peer unchanged.
     Relay {
-        /// The neighbour on the way to the destination peer.
+        /// The next hop.
         via: PeerName,
     },
-    /// Inject it into the local bridge, and send a copy to each neighbour in `flood` as (source unchanged,
+    /// Inject the frame into the local bridge, and send a copy to each neighbour in `flood` as (source unchanged,
     /// destination = that neighbour).
     Deliver {
-        /// The rest of the source's broadcast tree as seen from here. Empty if the destination MAC is local.
+        /// The next hops of the source's broadcast tree. Empty if the destination MAC is local.
         flood: &'t [PeerName],
     },
 }
 
-/// Why a frame goes nowhere. `as usize` numbers them for counters.
+/// Why a frame was dropped. `as usize` is the index for counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
     /// Shorter than an Ethernet header.
     TooShort,
     /// The source MAC is zero or a group address. 2.8.1 forwards such frames, but the receiving bridge drops them.
     InvalidSource,
-    /// Local: spanning tree, which must not cross the switch.
+    /// Captured locally: spanning tree, which must not cross the switch.
     SpanningTree,
-    /// Local: the destination MAC is local; the bridge has delivered the frame.
+    /// Captured locally: the destination MAC is local, so the bridge has delivered the frame.
     DestinationLocal,
-    /// Local: another peer is sending from this source MAC.
+    /// Captured locally: another peer is sending from this source MAC.
     LocalConflict,
     /// There is no route to the destination peer.
     NoRoute,
-    /// The source peer is this one: the frame went round a loop. 2.8.1 warns and goes on.
+    /// The source peer is this peer, so the frame went through a loop. 2.8.1 warns and forwards it.
     OwnPacket,
     /// The source or the destination peer is not part of the topology.
     UnknownPeer,
 }
 
 impl DropReason {
-    /// All reasons, each at the index of its number.
+    /// All reasons; each has its own number as index.
     pub const ALL: [DropReason; 8] = [
         DropReason::TooShort,
         DropReason::InvalidSource,
@@ -90,13 +90,15 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// What the owner of the table must be told. Repeats until a new table is published: see
+/// What the owner of the table must learn. The event repeats until a new table is published: see
 /// [`DuplicateFilter`](crate::DuplicateFilter).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SwitchEvent {
-    /// For [`MacTable::learn_local`](crate::MacTable::learn_local): a local MAC that the table has not at this peer.
+    /// A local MAC that the table does not have at this peer, for
+    /// [`MacTable::learn_local`](crate::MacTable::learn_local).
     LocalMac(MacAddr),
-    /// For [`MacTable::learn_remote`](crate::MacTable::learn_remote): a MAC that the table has not at this peer.
+    /// A MAC that the table does not have at the source peer, for
+    /// [`MacTable::learn_remote`](crate::MacTable::learn_remote).
     RemoteMac {
         /// The source MAC.
         mac: MacAddr,
@@ -110,7 +112,7 @@ pub enum SwitchEvent {
         mac: MacAddr,
         /// The destination MAC.
         dst: MacAddr,
-        /// Who sends from it.
+        /// The peer that sends from it.
         peer: PeerName,
     },
     /// A frame was dropped as [`DropReason::OwnPacket`]. 2.8.1 logs `Received own packet to peer <peer> from
@@ -125,7 +127,7 @@ pub enum SwitchEvent {
     },
 }
 
-/// Judges a frame captured from the local bridge (docs/spec/data-plane.md 2.3).
+/// Decides about a frame captured from the local bridge (docs/spec/data-plane.md 2.3).
 pub fn local_frame<'t>(
     table: &'t ForwardingTable,
     frame: &[u8],
@@ -138,15 +140,15 @@ pub fn local_frame<'t>(
     if !is_learnable(src) {
         return (LocalVerdict::Drop(DropReason::InvalidSource), None);
     }
-    let fact = match table.macs.see(src, table.own, now) {
+    let event = match table.macs.see(src, table.own, now) {
         Seen::Here => None,
         Seen::Elsewhere { peer, active: true } => {
-            let fact = SwitchEvent::LocalConflict { mac: src, dst, peer };
-            return (LocalVerdict::Drop(DropReason::LocalConflict), Some(fact));
+            let event = SwitchEvent::LocalConflict { mac: src, dst, peer };
+            return (LocalVerdict::Drop(DropReason::LocalConflict), Some(event));
         }
         Seen::Unknown | Seen::Elsewhere { active: false, .. } => Some(SwitchEvent::LocalMac(src)),
     };
-    (local_destination(table, src, dst), fact)
+    (local_destination(table, src, dst), event)
 }
 
 fn local_destination(table: &ForwardingTable, src: MacAddr, dst: MacAddr) -> LocalVerdict<'_> {
@@ -154,7 +156,7 @@ fn local_destination(table: &ForwardingTable, src: MacAddr, dst: MacAddr) -> Loc
     if dst == MacAddr::SPANNING_TREE {
         return LocalVerdict::Drop(DropReason::SpanningTree);
     }
-    // The snapshot may not have the source yet, the original's cache would.
+    // The snapshot may lack the source, which 2.8.1 would have learnt at this point.
     let peer = if dst == src { Some(own) } else { lookup(table, dst) };
     match peer {
         None => LocalVerdict::Flood(table.routes.broadcast(own)),
@@ -166,8 +168,8 @@ fn local_destination(table: &ForwardingTable, src: MacAddr, dst: MacAddr) -> Loc
     }
 }
 
-/// Judges a frame that a neighbour passed on, with source peer `src` and destination peer `dst`
-/// (docs/spec/data-plane.md 2.4). Overlay control frames (all MACs zero) must have been taken out before.
+/// Decides about a frame of a neighbour, with source peer `src` and destination peer `dst` (docs/spec/data-plane.md 2.4).
+/// The caller has handled overlay control frames (all MACs zero) before.
 pub fn peer_frame<'t>(
     table: &'t ForwardingTable,
     src: PeerName,
@@ -181,9 +183,9 @@ pub fn peer_frame<'t>(
     };
     let (mac, to) = (ethernet.src(), ethernet.dst());
     if src == table.own {
-        // Deviation: the original warns and goes on, which moves our own containers' MACs about and feeds the loop.
-        let fact = SwitchEvent::OwnPacket { peer: dst, mac, dst: to };
-        return (PeerVerdict::Drop(DropReason::OwnPacket), Some(fact));
+        // Deviation: 2.8.1 warns and forwards the frame, which moves the MACs of local containers and continues the loop.
+        let event = SwitchEvent::OwnPacket { peer: dst, mac, dst: to };
+        return (PeerVerdict::Drop(DropReason::OwnPacket), Some(event));
     }
     if !table.routes.knows(src) {
         return drop(DropReason::UnknownPeer);
@@ -200,17 +202,17 @@ pub fn peer_frame<'t>(
     if !is_learnable(mac) {
         return drop(DropReason::InvalidSource);
     }
-    let fact = match table.macs.see(mac, src, now) {
+    let event = match table.macs.see(mac, src, now) {
         Seen::Here => None,
         Seen::Unknown | Seen::Elsewhere { .. } => Some(SwitchEvent::RemoteMac { mac, peer: src }),
     };
-    // A source that has just moved here from there is not local, whatever the snapshot says.
+    // If the source MAC itself is the destination, it has just moved to `src`; the snapshot may still have it here.
     let local = to != mac && lookup(table, to) == Some(table.own);
     let flood = if local { &[] } else { table.routes.broadcast(src) };
-    (PeerVerdict::Deliver { flood }, fact)
+    (PeerVerdict::Deliver { flood }, event)
 }
 
-/// Group addresses are never in the map: no need to look.
+/// Looks up a destination. Group addresses are never in the map.
 fn lookup(table: &ForwardingTable, mac: MacAddr) -> Option<PeerName> {
     if mac.is_group() { None } else { table.macs.lookup(mac) }
 }

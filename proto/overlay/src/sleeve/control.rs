@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   connector                                acceptor
-//!     | -- heartbeat, each 500 ms ------------> |   learns the connector's UDP address
+//!     | -- heartbeat, every 500 ms -----------> |   learns the connector's UDP address
 //!     | <------------------------- heartbeat -- |
 //!     | <---- control 1 (over TCP) ------------ |   "your heartbeats arrive"
 //!     | ----- control 1 ----------------------> |
-//!   established                            established     then heartbeats each 10 s
+//!   established                            established     from now on heartbeats every 10 s
 //!     | -- fragmentation test (60001, non-DF) > | -- control 2 -->
-//!     | -- kick-off, MTU tests (DF) ----------> | -- control 3 -->      and the same the other way
+//!     | -- initial probe, MTU tests (DF) -----> | -- control 3 -->      and the same the other way
 //! ```
 
 use std::collections::VecDeque;
@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionUid, Instant};
 
 use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
@@ -24,43 +25,46 @@ use super::path::SleevePath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
 
-/// Until the neighbour acknowledges.
-const FAST_HEARTBEAT: Duration = Duration::from_millis(500);
-/// From then on.
-const SLOW_HEARTBEAT: Duration = Duration::from_secs(10);
-/// Six slow heartbeats; also for the first heartbeat.
+/// Interval of heartbeats until the neighbour acknowledges one.
+const UNACKNOWLEDGED_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval of heartbeats of an established connection.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Six heartbeat intervals. Also the time for the first heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between neighbours that both say so in the handshake, instead of [`SLOW_HEARTBEAT`]: traffic finds another way sooner.
-const LIVELY_HEARTBEAT: Duration = Duration::from_secs(2);
-/// Six of them.
-const LIVELY_TIMEOUT: Duration = Duration::from_secs(12);
+/// Replaces [`HEARTBEAT_INTERVAL`] between neighbours that both announce it in the handshake, so that traffic takes another
+/// route sooner.
+const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// Six fast heartbeat intervals.
+const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
 const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
-/// A test of 41 fragments is easily lost: it is repeated before it counts as failed.
-const FRAGMENTATION_TEST_WAIT: Duration = Duration::from_secs(1);
-const FRAGMENTATION_TESTS: u32 = 3;
+/// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
+const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
+const FRAGMENTATION_TEST_ATTEMPTS: u32 = 3;
 
-/// Control messages over TCP.
+/// Tags of the control messages over TCP.
 const ESTABLISHED: u8 = 1;
 const FRAGMENTATION_RECEIVED: u8 = 2;
 const MTU_VERIFIED: u8 = 3;
 
-/// What makes a [`SleeveControl`].
+/// Parameters of a [`SleeveControl`].
 #[derive(Clone, Debug)]
 pub struct SleeveControlConfig {
     /// Shared with the data threads.
     pub session: Arc<Session>,
-    /// The neighbour's UDP address, if we opened the TCP connection: its remote end. An acceptor learns it from datagrams.
+    /// The neighbour's UDP address: the remote address of the TCP connection if we opened it. An acceptor learns the address
+    /// from the first heartbeat.
     pub remote: Option<SocketAddr>,
 }
 
-/// What the owner is to do.
+/// What the owner must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Send this datagram, which is sealed.
+    /// Send this sealed datagram.
     Datagram {
         /// The neighbour's UDP address.
         to: SocketAddr,
-        /// With the don't-fragment bit. If the kernel refuses it as too long, tell [`SleeveControl::handle_path_mtu`].
+        /// Whether to set the don't-fragment bit. If the kernel refuses the datagram as too long, call
+        /// [`SleeveControl::handle_path_mtu`].
         df: bool,
         /// UDP payload.
         bytes: Vec<u8>,
@@ -72,26 +76,26 @@ pub enum Output {
         /// What follows the tag.
         body: Vec<u8>,
     },
-    /// The neighbour receives our datagrams. Once.
+    /// The neighbour receives our datagrams. Emitted once.
     Established,
-    /// The connection must end. Nothing comes after it.
+    /// The connection must end, for this reason. This is the last output.
     Failed(String),
-    /// [`SleeveControl::path`] has changed: tell the data threads.
+    /// [`SleeveControl::path`] has changed: publish it to the data threads.
     PathChanged,
-    /// For the log.
+    /// Log this event.
     Event(Event),
 }
 
-/// What a log tells. The texts are the original's where it has one.
+/// An event for the log. `Display` gives the texts of 2.8.1 where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The neighbour's datagrams come from elsewhere (NAT).
+    /// The neighbour's datagrams arrive from another address, after a NAT rebinding for example.
     AddressChanged(SocketAddr),
     /// A search for the path MTU ended.
     MtuVerified(usize),
     /// The neighbour did not receive a fragmented datagram: packets are fragmented before they are sealed.
     FragmentsLost,
-    /// Nothing can be sent any more with this key.
+    /// The session has no sequence numbers left.
     Exhausted,
 }
 
@@ -106,54 +110,40 @@ impl fmt::Display for Event {
     }
 }
 
-/// The neighbour sent a control message that makes no sense. It is to be logged and otherwise ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The neighbour sent an invalid control message. The owner logs the error and ignores the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlMessageError {
-    /// Not one of sleeve's.
+    /// The tag is not one of sleeve's.
+    #[error("unknown sleeve control message {0}")]
     UnknownTag(u8),
-    /// The wrong number of bytes after the tag.
+    /// The body has the wrong length.
+    #[error("sleeve control message {tag} with {len} bytes")]
     BadLength {
-        /// The message.
+        /// Tag of the message.
         tag: u8,
         /// Bytes after the tag.
         len: usize,
     },
-    /// It acknowledges heartbeats, but none was sent.
+    /// The message acknowledges a heartbeat, but none was sent.
+    #[error("sleeve heartbeat acknowledged before any was sent")]
     NothingToAcknowledge,
 }
 
-impl fmt::Display for ControlMessageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ControlMessageError::UnknownTag(tag) => write!(f, "unknown sleeve control message {tag}"),
-            ControlMessageError::BadLength { tag, len } => {
-                write!(f, "sleeve control message {tag} with {len} bytes")
-            }
-            ControlMessageError::NothingToAcknowledge => {
-                f.write_str("sleeve heartbeat acknowledged before any was sent")
-            }
-        }
-    }
-}
-
-impl std::error::Error for ControlMessageError {}
-
-/// One sleeve connection, without its data. Passive until it is confirmed.
+/// The control half of one sleeve connection. It sends nothing before [`confirm`](SleeveControl::confirm).
 #[derive(Debug)]
 pub struct SleeveControl {
     sealer: Sealer,
     remote: Option<SocketAddr>,
     pmtu: Pmtu,
     state: State,
-    /// Both ends send heartbeats each 2 s.
-    lively: bool,
-    /// Whether a heartbeat has come.
-    heard: bool,
-    /// Whether a heartbeat has gone, so that one can be acknowledged.
-    sent: bool,
-    fragments: Fragments,
+    /// Whether both ends use [`FAST_HEARTBEAT_INTERVAL`].
+    fast_heartbeats: bool,
+    heartbeat_received: bool,
+    heartbeat_sent: bool,
+    fragmentation: FragmentationTest,
     heartbeat_at: Option<Instant>,
     timeout_at: Option<Instant>,
+    /// The path that the owner knows.
     announced: SleevePath,
     outputs: VecDeque<Output>,
 }
@@ -166,17 +156,18 @@ enum State {
     Failed,
 }
 
-/// Whether the neighbour receives fragmented datagrams.
+/// The test whether the neighbour receives fragmented datagrams.
 #[derive(Debug, Default)]
-struct Fragments {
-    arrive: bool,
-    /// Tests sent since the last answer or verdict.
-    tests: u32,
-    next: Option<Instant>,
+struct FragmentationTest {
+    /// The latest result.
+    passed: bool,
+    /// Tests sent since the latest result.
+    attempts: u32,
+    next_at: Option<Instant>,
 }
 
 impl SleeveControl {
-    /// A link that waits for [`confirm`](SleeveControl::confirm).
+    /// Creates the control half, which waits for [`confirm`](SleeveControl::confirm).
     pub fn new(config: SleeveControlConfig) -> SleeveControl {
         let SleeveControlConfig { session, remote } = config;
         let pmtu = Pmtu::new(session.overhead());
@@ -187,10 +178,10 @@ impl SleeveControl {
             remote,
             pmtu,
             state: State::Prepared,
-            lively: false,
-            heard: false,
-            sent: false,
-            fragments: Fragments::default(),
+            fast_heartbeats: false,
+            heartbeat_received: false,
+            heartbeat_sent: false,
+            fragmentation: FragmentationTest::default(),
             heartbeat_at: None,
             timeout_at: None,
             announced,
@@ -198,49 +189,49 @@ impl SleeveControl {
         }
     }
 
-    /// The same, for a neighbour that sends heartbeats each 2 s once it is established, and expects as much: silence is noticed
-    /// after 12 s instead of 60.
+    /// Exchanges heartbeats every 2 s once the connection is established, so that silence is noticed after 12 s instead of
+    /// 60. The neighbour must do the same.
     pub fn with_fast_heartbeats(self) -> SleeveControl {
-        SleeveControl { lively: true, ..self }
+        SleeveControl { fast_heartbeats: true, ..self }
     }
 
-    /// The session it works for.
+    /// The session of the connection.
     pub fn session(&self) -> &Arc<Session> {
         self.sealer.session()
     }
 
-    /// What data threads must know.
+    /// What data threads need to send to the neighbour.
     pub fn path(&self) -> SleevePath {
         SleevePath {
             remote: self.remote,
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
-            stack_fragments: self.fragments.arrive,
+            stack_fragments: self.fragmentation.passed,
         }
     }
 
-    /// The mesh has accepted the connection.
+    /// The mesh has accepted the connection: starts sending.
     pub fn confirm(&mut self, now: Instant) {
         if self.state != State::Prepared {
             return;
         }
         self.state = State::Confirmed;
         self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
-        if self.heard {
+        if self.heartbeat_received {
             self.control(ESTABLISHED, Vec::new());
         }
         self.send_heartbeat(now);
     }
 
-    /// A control frame came in a datagram from `from`. It has been authenticated as far as the session allows: in plain
-    /// mode only the UID in a heartbeat tells that it is the neighbour's.
-    pub fn handle_control_frame(&mut self, control: ControlFrame, from: SocketAddr, now: Instant) {
+    /// Handles a control frame of a datagram from `from`. The session has authenticated it; without encryption only the UID
+    /// of a heartbeat proves that the neighbour sent it.
+    pub fn handle_control_frame(&mut self, frame: ControlFrame, from: SocketAddr, now: Instant) {
         if self.state == State::Failed {
             return;
         }
-        match control {
+        match frame {
             ControlFrame::Heartbeat(uid) => self.handle_heartbeat(uid, from, now),
-            // Passive before: a neighbour that tests has had our control message 1.
+            // The neighbour tests only after our control message 1, which is sent after the confirmation.
             _ if self.state == State::Prepared => {}
             ControlFrame::FragmentationTest => self.control(FRAGMENTATION_RECEIVED, Vec::new()),
             ControlFrame::MtuTest { mtu } => self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec()),
@@ -265,16 +256,17 @@ impl SleeveControl {
             }
         }
         if confirmed {
-            self.timeout_at = Some(now + if self.lively { LIVELY_TIMEOUT } else { HEARTBEAT_TIMEOUT });
-            if !self.heard {
+            self.timeout_at =
+                Some(now + if self.fast_heartbeats { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT });
+            if !self.heartbeat_received {
                 self.control(ESTABLISHED, Vec::new());
             }
         }
-        self.heard = true;
+        self.heartbeat_received = true;
         self.drain_pmtu();
     }
 
-    /// A control message came over the mesh connection.
+    /// Handles a control message that arrived over the mesh connection.
     pub fn handle_control(&mut self, tag: u8, body: &[u8], now: Instant) -> Result<(), ControlMessageError> {
         if self.state == State::Failed {
             return Ok(());
@@ -282,10 +274,9 @@ impl SleeveControl {
         match (tag, body) {
             (ESTABLISHED, []) => self.handle_established(now)?,
             (FRAGMENTATION_RECEIVED, []) => {
-                // However late: a verdict against it was premature then.
+                // A late answer counts too: it replaces an earlier negative result.
                 if self.state == State::Established {
-                    self.fragments =
-                        Fragments { arrive: true, tests: 0, next: Some(now + FRAGMENTATION_TEST_INTERVAL) };
+                    self.finish_fragmentation_test(true, now);
                 }
             }
             (MTU_VERIFIED, &[high, low]) => {
@@ -304,7 +295,7 @@ impl SleeveControl {
     fn handle_established(&mut self, now: Instant) -> Result<(), ControlMessageError> {
         match self.state {
             State::Established | State::Failed => return Ok(()),
-            State::Prepared | State::Confirmed if !self.sent => {
+            State::Prepared | State::Confirmed if !self.heartbeat_sent => {
                 return Err(ControlMessageError::NothingToAcknowledge);
             }
             State::Prepared | State::Confirmed => {}
@@ -312,13 +303,13 @@ impl SleeveControl {
         self.state = State::Established;
         self.heartbeat_at = Some(now + self.heartbeat_interval());
         self.push(Output::Established);
-        self.test_fragments(now);
+        self.send_fragmentation_test(now);
         self.pmtu.start(now);
         self.drain_pmtu();
         Ok(())
     }
 
-    /// The kernel refused a datagram of this connection: the path carries IP packets of `path_mtu` bytes.
+    /// The kernel refused a datagram of this connection: the path carries IP packets of at most `path_mtu` bytes.
     pub fn handle_path_mtu(&mut self, path_mtu: u16, now: Instant) {
         if self.state == State::Failed {
             return;
@@ -328,7 +319,7 @@ impl SleeveControl {
         self.announce();
     }
 
-    /// When to call [`handle_timeout`](SleeveControl::handle_timeout), and why.
+    /// When to call [`handle_timeout`](SleeveControl::handle_timeout), and the reason.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         if self.state == State::Failed {
             return None;
@@ -336,7 +327,7 @@ impl SleeveControl {
         [
             self.heartbeat_at.map(|at| (at, "sleeve heartbeat")),
             self.timeout_at.map(|at| (at, "sleeve heartbeat timeout")),
-            self.fragments.next.map(|at| (at, "sleeve fragmentation test")),
+            self.fragmentation.next_at.map(|at| (at, "sleeve fragmentation test")),
             self.pmtu.poll_timeout(),
         ]
         .into_iter()
@@ -344,7 +335,7 @@ impl SleeveControl {
         .min()
     }
 
-    /// Time has passed.
+    /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.state == State::Failed {
             return;
@@ -355,41 +346,46 @@ impl SleeveControl {
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
         }
-        if self.fragments.next.is_some_and(|at| now >= at) {
-            self.handle_fragments_timeout(now);
+        if self.fragmentation.next_at.is_some_and(|at| now >= at) {
+            self.handle_fragmentation_timeout(now);
         }
         self.pmtu.handle_timeout(now);
         self.drain_pmtu();
         self.announce();
     }
 
-    /// What to do next; `None` when that is all.
+    /// The next output, or `None` when there is none left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    fn handle_fragments_timeout(&mut self, now: Instant) {
-        if self.fragments.tests < FRAGMENTATION_TESTS {
-            return self.test_fragments(now);
+    fn handle_fragmentation_timeout(&mut self, now: Instant) {
+        if self.fragmentation.attempts < FRAGMENTATION_TEST_ATTEMPTS {
+            return self.send_fragmentation_test(now);
         }
-        if self.fragments.arrive {
+        if self.fragmentation.passed {
             self.push(Output::Event(Event::FragmentsLost));
         }
-        self.fragments = Fragments { arrive: false, tests: 0, next: Some(now + FRAGMENTATION_TEST_INTERVAL) };
+        self.finish_fragmentation_test(false, now);
     }
 
-    /// What was found out stays in force until the test is answered or has failed three times; the original fragments
-    /// packets itself for that while.
-    fn test_fragments(&mut self, now: Instant) {
-        self.fragments.tests += 1;
-        self.fragments.next = Some(now + FRAGMENTATION_TEST_WAIT);
+    fn finish_fragmentation_test(&mut self, passed: bool, now: Instant) {
+        let next_at = Some(now + FRAGMENTATION_TEST_INTERVAL);
+        self.fragmentation = FragmentationTest { passed, attempts: 0, next_at };
+    }
+
+    /// The previous result remains valid until the test is answered or has failed three times. (2.8.1 assumes failure for
+    /// that time.)
+    fn send_fragmentation_test(&mut self, now: Instant) {
+        self.fragmentation.attempts += 1;
+        self.fragmentation.next_at = Some(now + FRAGMENTATION_TEST_TIMEOUT);
         self.send_zeros(FRAGMENTATION_TEST_FRAME, false);
     }
 
     fn send_heartbeat(&mut self, now: Instant) {
         self.heartbeat_at = Some(now + self.heartbeat_interval());
         if self.remote.is_some() {
-            self.sent = true;
+            self.heartbeat_sent = true;
             let uid = self.session().uid().0.to_be_bytes();
             self.send(HEARTBEAT_FRAME, true, |frame| {
                 frame[HEARTBEAT_FRAME - uid.len()..HEARTBEAT_FRAME].copy_from_slice(&uid);
@@ -399,9 +395,9 @@ impl SleeveControl {
 
     fn heartbeat_interval(&self) -> Duration {
         match self.state {
-            State::Established if self.lively => LIVELY_HEARTBEAT,
-            State::Established => SLOW_HEARTBEAT,
-            _ => FAST_HEARTBEAT,
+            State::Established if self.fast_heartbeats => FAST_HEARTBEAT_INTERVAL,
+            State::Established => HEARTBEAT_INTERVAL,
+            _ => UNACKNOWLEDGED_HEARTBEAT_INTERVAL,
         }
     }
 
@@ -409,7 +405,7 @@ impl SleeveControl {
         while let Some(output) = self.pmtu.poll_output() {
             match output {
                 pmtu::Output::InitialProbe => self.send_zeros(INITIAL_PROBE_FRAME, true),
-                pmtu::Output::Probe(size) => self.send_zeros(usize::from(size) + 14, true),
+                pmtu::Output::Probe(size) => self.send_zeros(ETHERNET_HEADER + usize::from(size), true),
                 pmtu::Output::Verified => {
                     self.push(Output::Event(Event::MtuVerified(self.pmtu.mtu())));
                 }
@@ -421,18 +417,18 @@ impl SleeveControl {
         self.send(len, df, |_| {});
     }
 
-    /// Sends a control frame: zeros, but for what `fill` does.
+    /// Sends a control frame of zeros that `fill` may change.
     fn send(&mut self, len: usize, df: bool, fill: impl FnOnce(&mut [u8])) {
         let Some(to) = self.remote else { return };
         let session = self.session();
         let (own, remote) = (session.own(), session.remote());
         let mut bytes = vec![0; session.packet_overhead() + RECORD_OVERHEAD + len];
-        let mut draft = self.sealer.begin();
-        if let Some(space) = self.sealer.space(&draft, &mut bytes) {
+        let mut builder = self.sealer.begin();
+        if let Some(space) = self.sealer.space(&builder, &mut bytes) {
             fill(space);
         }
-        self.sealer.add(&mut draft, &mut bytes, own, remote, len);
-        match self.sealer.finish(draft, &mut bytes, df) {
+        self.sealer.add(&mut builder, &mut bytes, own, remote, len);
+        match self.sealer.finish(builder, &mut bytes, df) {
             Ok(_) => self.push(Output::Datagram { to, df, bytes }),
             Err(error) => {
                 self.push(Output::Event(Event::Exhausted));

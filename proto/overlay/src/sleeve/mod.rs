@@ -1,15 +1,15 @@
-//! The original's overlay: Ethernet frames in UDP datagrams, several to one datagram, NaCl-sealed if there is a key.
+//! Sleeve, the UDP overlay of 2.8.1: several Ethernet frames to a datagram, sealed with NaCl's secretbox if there is a key.
 //!
 //! ```text
-//!            control half, in node                         data half, in data threads
-//!   mesh <-- Control 1,2,3 --> SleeveControl ----- SleevePath, Session ----> Sealer --> datagrams
-//!                               ^                             Opener <-- datagrams
-//!                               +--------- ControlFrame -------------+
+//!            control half, in node                            data half, in data threads
+//!   mesh <-- control messages 1, 2, 3 --> SleeveControl -- SleevePath, Session --> Sealer --> datagrams
+//!                                               ^                                  Opener <-- datagrams
+//!                                               +------------- ControlFrame -------------+
 //! ```
 //!
-//! * [`Session`]: names, key and sequence counters of one connection; [`Sealer`] and [`Opener`] work with it.
-//! * [`SleeveControl`]: establishment, heartbeats, fragmentation test; [`pmtu`] finds out how long packets may be.
-//! * [`ControlFrame`]: the control frames that travel among the data.
+//! * [`Session`]: names, key and sequence counters of one connection, used by [`Sealer`] and [`Opener`].
+//! * [`SleeveControl`]: establishment, heartbeats, fragmentation test; [`pmtu`] discovers the path MTU.
+//! * [`ControlFrame`]: the control frames that travel between the data frames.
 
 mod control;
 mod control_frame;

@@ -1,87 +1,85 @@
-//! How long packets may be on a path, found out by asking (RFC 4821 in spirit; docs/spec/data-plane.md 4.5).
+//! Discovery of the path MTU by probing (after RFC 8899; docs/spec/data-plane.md 4.5).
 //!
 //! ```text
-//!             kick-off: a 60000-byte frame that may not be fragmented
-//!   Asking ------------------+---- the kernel refuses it: path MTU P ----> Searching up to P
-//!     |                      +---- it is acknowledged -------------------> Settled, no limit
-//!     +-- nothing, 3 times ----------------------------------------------> Searching up to the longest packet
+//!                 initial probe: a 60000-byte frame that may not be fragmented
+//!   InitialProbe -----+---- the kernel refuses it: path MTU P ----> Searching up to P
+//!     |               +---- it is acknowledged -------------------> SearchComplete, no limit
+//!     +-- no answer, 3 times -------------------------------------> Searching up to the longest packet
 //!
-//!   Searching -- rounds of probes, each size acknowledged by its length or taken as failed --> Settled
-//!   Settled ---- every 10 s: does the size still pass? no -------------------------------> Searching
-//!           ---- every 2 min: kick-off again; the kernel's P has grown, or has always been
-//!                more than what passed -----------------------------------------------> Searching upwards
+//!   Searching ------- rounds of probes, each size acknowledged by its length or taken as failed --> SearchComplete
+//!   SearchComplete -- every 10 s: does the size still pass? no -----------------------------------> Searching
+//!                  -- every 2 min: initial probe again; the kernel's P has grown, or has always
+//!                     exceeded the size that passed -----------------------------------------> Searching upwards
 //! ```
 //!
-//! The messages are the original's; the order is not. The original tries one size at a time, for 2.55 s if it does not pass
-//! (`live_sleeve_pmtu_search.json`: 17.9 s), never grows again, and does not notice when a size stops passing. Here a round
-//! tries several sizes at once, common ones first, and lasts half a second. Sizes are those of inner IP packets.
+//! The messages are those of 2.8.1, the order is not. 2.8.1 tries one size at a time, for 2.55 s if the size does not pass
+//! (`live_sleeve_pmtu_search.json`: 17.9 s), never raises the MTU again, and does not notice when a size stops passing. Here
+//! a round tries several sizes at once, common ones first, and lasts half a second. Sizes are those of inner IP packets.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::Instant;
 
 use super::control_frame::INITIAL_PROBE_FRAME;
-use super::session::MAX_DATAGRAM;
+use super::session::{MAX_DATAGRAM, OUTER_HEADERS};
 
-/// Status of a link that knows no limit; the original's.
+/// The MTU of a path without a known limit, as 2.8.1 shows it.
 pub const UNLIMITED: usize = 65535;
-/// Taken to pass without a test.
-pub const FLOOR: usize = 552;
-/// How often a settled size is tested again.
+/// The size that is assumed to pass without a test.
+pub const SEARCH_FLOOR: usize = 552;
+/// Interval between tests of the size found.
 pub const VERIFY_INTERVAL: Duration = Duration::from_secs(10);
-/// How often more is asked for.
+/// Interval between attempts to raise the MTU (RFC 8899 section 5.1.1: PMTU_RAISE_TIMER).
 pub const PROBE_UP_INTERVAL: Duration = Duration::from_secs(120);
 
-/// What an acknowledged kick-off says.
-const KICK_OFF: usize = INITIAL_PROBE_FRAME - ETHERNET_HEADER;
-const ETHERNET_HEADER: usize = 14;
-/// IPv4 and UDP.
-const OUTER_HEADERS: usize = 28;
-/// RFC 791: every path carries this. Less than it is nonsense.
-const SMALLEST_PATH_MTU: usize = 68;
+/// Size that the acknowledgement of an initial probe carries.
+const INITIAL_PROBE: usize = INITIAL_PROBE_FRAME - ETHERNET_HEADER;
+/// Every path carries IP packets of this size (RFC 791); smaller path MTUs are ignored.
+const MIN_PATH_MTU: usize = 68;
 
-/// For an answer of the kernel, or of the neighbour, to a kick-off.
-const KICK_OFF_WAIT: Duration = Duration::from_secs(1);
-const KICK_OFF_ATTEMPTS: u32 = 3;
+/// How long the kernel, or the neighbour, may take to answer an initial probe.
+const INITIAL_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const INITIAL_PROBE_ATTEMPTS: u32 = 3;
 
-/// When the probes of a round are sent again, and, last, when it is over. An answer that comes later still counts.
-const ROUND: &[Duration] = &[ms(50), ms(150), ms(300), ms(500)];
-/// The same for the test of a settled size, where a false alarm would hurt.
-const VERIFICATION: &[Duration] = &[ms(300), ms(1000), ms(2000), ms(5000)];
+/// When the probes of a search round are repeated and, last, when the round ends. A later acknowledgement still counts.
+const SEARCH_SCHEDULE: &[Duration] = &[ms(50), ms(150), ms(300), ms(500)];
+/// The same for the test of the size found. It is slower, because a false alarm would restart the search.
+const VERIFY_SCHEDULE: &[Duration] = &[ms(300), ms(1000), ms(2000), ms(5000)];
 
-/// SleevePath MTUs that are met in practice, outer headers included.
-const COMMON: &[usize] = &[
+/// Common path MTUs, outer headers included.
+const COMMON_PATH_MTUS: &[usize] = &[
     9000, 4352, 2304, 1500, 1492, 1480, 1476, 1460, 1450, 1440, 1420, 1400, 1380, 1360, 1320, 1280, 1200,
     1100, 1006, 900, 800, 700,
 ];
-/// Sizes in one round at most, where none is common.
-const SPLIT: usize = 16;
+/// Maximum number of sizes in a round that contains no common size.
+const MAX_SIZES: usize = 16;
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// What the link is to do.
+/// What the owner must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send the frame of [`INITIAL_PROBE_FRAME`] bytes.
     InitialProbe,
-    /// Send an MTU test for this size.
+    /// Send an MTU test of this size.
     Probe(u16),
-    /// A search ended; packets of [`Pmtu::mtu`] pass.
+    /// A search ended: packets of [`Pmtu::mtu`] pass.
     Verified,
 }
 
-/// The search, as a machine.
+/// State machine of the search.
 #[derive(Debug)]
 pub struct Pmtu {
     overhead: usize,
     mtu: usize,
-    /// The most that could pass, by what the kernel says.
+    /// The largest size that can pass according to the kernel.
     ceiling: usize,
     phase: Phase,
-    /// Sizes asked for since the last search began: only these can be acknowledged.
+    /// Sizes probed since the search began. Acknowledgements of other sizes are ignored.
     probed: BTreeSet<usize>,
     outputs: VecDeque<Output>,
 }
@@ -89,38 +87,38 @@ pub struct Pmtu {
 #[derive(Debug)]
 enum Phase {
     Idle,
-    Asking { attempt: u32, until: Instant },
+    InitialProbe { attempt: u32, until: Instant },
     Searching(Search),
-    Settled(Settled),
+    SearchComplete(SearchComplete),
 }
 
 #[derive(Debug)]
 struct Search {
-    /// The longest that passes.
+    /// The largest size known to pass.
     good: usize,
-    /// What had no answer in time; all longer than `good`.
+    /// Sizes that were not acknowledged in time, all larger than `good`.
     failed: BTreeSet<usize>,
-    /// Whether the ceiling is used until it has failed.
+    /// Whether the ceiling is used before a probe has confirmed it.
     optimistic: bool,
     round: Round,
 }
 
 #[derive(Debug)]
-struct Settled {
+struct SearchComplete {
     verify_at: Instant,
     verification: Option<Round>,
-    climb_at: Instant,
-    /// Until when a kick-off may be answered.
-    kick_off: Option<Instant>,
+    probe_up_at: Instant,
+    /// Until when an initial probe may be answered.
+    initial_probe_until: Option<Instant>,
 }
 
-/// Some sizes, asked for until they are acknowledged or time is up.
+/// Sizes that are probed together, repeatedly, until they are acknowledged or the round ends.
 #[derive(Debug)]
 struct Round {
     sizes: Vec<usize>,
     schedule: &'static [Duration],
     started: Instant,
-    /// How often they were asked for again.
+    /// How often the probes were repeated.
     repeats: usize,
 }
 
@@ -128,10 +126,14 @@ impl Round {
     fn due(&self) -> Instant {
         self.started + self.schedule[self.repeats]
     }
+
+    fn is_last_repeat(&self) -> bool {
+        self.repeats + 1 == self.schedule.len()
+    }
 }
 
 impl Pmtu {
-    /// For a connection whose datagrams make packets `overhead` bytes longer
+    /// Creates the state machine for a connection that adds `overhead` bytes to packets
     /// ([`Session::overhead`](super::Session::overhead)).
     pub fn new(overhead: usize) -> Pmtu {
         Pmtu {
@@ -144,73 +146,73 @@ impl Pmtu {
         }
     }
 
-    /// The longest inner IP packet to be sent unfragmented; [`UNLIMITED`] before anything is known.
+    /// The longest inner IP packet that is sent unfragmented; [`UNLIMITED`] before the first result.
     pub fn mtu(&self) -> usize {
         self.mtu
     }
 
-    /// The longest UDP payload to be sent unfragmented.
+    /// The longest UDP payload that is sent unfragmented.
     pub fn max_payload(&self) -> usize {
         (self.mtu + self.overhead - OUTER_HEADERS).min(MAX_DATAGRAM)
     }
 
-    /// The longest inner packet for which a datagram can be made at all.
+    /// The longest inner packet that fits a datagram.
     fn longest(&self) -> usize {
         MAX_DATAGRAM + OUTER_HEADERS - self.overhead
     }
 
-    /// The connection is established: begins, once.
+    /// The connection is established: starts the discovery. Repeated calls have no effect.
     pub fn start(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Idle) {
-            self.ask(1, now);
+            self.send_initial_probe(1, now);
         }
     }
 
-    fn ask(&mut self, attempt: u32, now: Instant) {
+    fn send_initial_probe(&mut self, attempt: u32, now: Instant) {
         self.outputs.push_back(Output::InitialProbe);
-        self.phase = Phase::Asking { attempt, until: now + KICK_OFF_WAIT };
+        self.phase = Phase::InitialProbe { attempt, until: now + INITIAL_PROBE_TIMEOUT };
     }
 
-    /// The kernel refused a datagram: the path carries outer packets of `path_mtu` bytes.
+    /// The kernel refused a datagram: the path carries outer packets of at most `path_mtu` bytes.
     pub fn handle_path_mtu(&mut self, path_mtu: u16, now: Instant) {
         let path_mtu = usize::from(path_mtu);
-        if path_mtu < self.overhead + SMALLEST_PATH_MTU {
+        if path_mtu < self.overhead + MIN_PATH_MTU {
             return;
         }
         let limit = path_mtu - self.overhead;
         match &mut self.phase {
             Phase::Idle => {}
-            Phase::Asking { .. } => self.search(FLOOR, limit, true, now),
-            // An echo of what is known, from datagrams that were on their way.
+            Phase::InitialProbe { .. } => self.search(SEARCH_FLOOR, limit, true, now),
+            // Already known: the answer to a datagram that was sent earlier.
             Phase::Searching(_) if limit >= self.ceiling => {}
             Phase::Searching(search) => {
                 let good = search.good;
                 let optimistic = self.mtu > limit;
-                self.search(if good <= limit { good } else { FLOOR }, limit, optimistic, now);
+                self.search(if good <= limit { good } else { SEARCH_FLOOR }, limit, optimistic, now);
             }
-            Phase::Settled(_) if limit < self.mtu => self.search(FLOOR, limit, true, now),
-            Phase::Settled(settled) => {
-                let asked = settled.kick_off.take().is_some();
+            Phase::SearchComplete(_) if limit < self.mtu => self.search(SEARCH_FLOOR, limit, true, now),
+            Phase::SearchComplete(complete) => {
+                let was_probing = complete.initial_probe_until.take().is_some();
                 let grown = limit > self.ceiling;
                 self.ceiling = limit;
-                if limit > self.mtu && (asked || grown) {
+                if limit > self.mtu && (was_probing || grown) {
                     self.search(self.mtu, limit, false, now);
                 }
             }
         }
     }
 
-    /// The neighbour received an MTU test of this size.
+    /// The neighbour acknowledged an MTU test of this size.
     pub fn handle_ack(&mut self, size: u16, now: Instant) {
         let size = usize::from(size);
         match &mut self.phase {
-            Phase::Asking { .. } if size == KICK_OFF => self.settle(now),
-            Phase::Idle | Phase::Asking { .. } => {}
+            Phase::InitialProbe { .. } if size == INITIAL_PROBE => self.complete_search(now),
+            Phase::Idle | Phase::InitialProbe { .. } => {}
             Phase::Searching(search) => {
                 if size > search.good && size <= self.ceiling && self.probed.contains(&size) {
                     search.good = size;
                     search.failed.retain(|failed| *failed > size);
-                    search.round.sizes.retain(|asked| *asked > size);
+                    search.round.sizes.retain(|probed| *probed > size);
                     if !search.optimistic {
                         self.mtu = size;
                     }
@@ -219,14 +221,14 @@ impl Pmtu {
                     }
                 }
             }
-            Phase::Settled(settled) => {
-                if settled.verification.as_ref().is_some_and(|round| round.sizes.contains(&size)) {
-                    settled.verification = None;
+            Phase::SearchComplete(complete) => {
+                if complete.verification.as_ref().is_some_and(|round| round.sizes.contains(&size)) {
+                    complete.verification = None;
                 }
-                if size == KICK_OFF {
-                    settled.kick_off = None;
+                if size == INITIAL_PROBE {
+                    complete.initial_probe_until = None;
                 }
-                // Too late for its round, but true.
+                // The acknowledgement of an earlier round, which is still valid.
                 if size > self.mtu && size <= self.ceiling && self.probed.contains(&size) {
                     self.search(size, self.ceiling, false, now);
                 }
@@ -234,10 +236,10 @@ impl Pmtu {
         }
     }
 
-    /// Asks for a test of the settled size now: something about the path has changed.
+    /// The path may have changed: tests the size found now instead of at the next interval.
     pub fn verify(&mut self, now: Instant) {
-        if let Phase::Settled(settled) = &mut self.phase {
-            settled.verify_at = now;
+        if let Phase::SearchComplete(complete) = &mut self.phase {
+            complete.verify_at = now;
             self.handle_timeout(now);
         }
     }
@@ -246,34 +248,38 @@ impl Pmtu {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         match &self.phase {
             Phase::Idle => None,
-            Phase::Asking { until, .. } => Some((*until, "pmtu kick-off unanswered")),
+            Phase::InitialProbe { until, .. } => Some((*until, "pmtu initial probe unanswered")),
             Phase::Searching(search) => Some((search.round.due(), "pmtu search round")),
-            Phase::Settled(settled) => {
-                let verify = match &settled.verification {
+            Phase::SearchComplete(complete) => {
+                let verify = match &complete.verification {
                     Some(round) => (round.due(), "pmtu verification repeat"),
-                    None => (settled.verify_at, "pmtu verification"),
+                    None => (complete.verify_at, "pmtu verification"),
                 };
-                let kick_off = settled.kick_off.map(|at| (at, "pmtu kick-off unanswered"));
-                [Some(verify), Some((settled.climb_at, "pmtu climb")), kick_off].into_iter().flatten().min()
+                let initial_probe =
+                    complete.initial_probe_until.map(|at| (at, "pmtu initial probe unanswered"));
+                [Some(verify), Some((complete.probe_up_at, "pmtu probe up")), initial_probe]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }
 
-    /// Time has passed.
+    /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.phase {
             Phase::Idle => {}
-            Phase::Asking { until, .. } if now < *until => {}
-            Phase::Asking { attempt: KICK_OFF_ATTEMPTS, .. } => {
-                self.search(FLOOR, self.longest(), false, now);
+            Phase::InitialProbe { until, .. } if now < *until => {}
+            Phase::InitialProbe { attempt: INITIAL_PROBE_ATTEMPTS, .. } => {
+                self.search(SEARCH_FLOOR, self.longest(), false, now);
             }
-            Phase::Asking { attempt, .. } => {
+            Phase::InitialProbe { attempt, .. } => {
                 let attempt = *attempt + 1;
-                self.ask(attempt, now);
+                self.send_initial_probe(attempt, now);
             }
             Phase::Searching(search) => {
                 if now < search.round.due() {
-                } else if search.round.repeats + 1 < search.round.schedule.len() {
+                } else if !search.round.is_last_repeat() {
                     repeat(&mut search.round, &mut self.outputs, now);
                 } else {
                     search.failed.extend(search.round.sizes.drain(..));
@@ -282,21 +288,21 @@ impl Pmtu {
                     self.next_round(now);
                 }
             }
-            Phase::Settled(_) => self.handle_settled_timeout(now),
+            Phase::SearchComplete(_) => self.handle_complete_timeout(now),
         }
     }
 
-    fn handle_settled_timeout(&mut self, now: Instant) {
-        let Phase::Settled(settled) = &mut self.phase else { return };
-        match &mut settled.verification {
-            None if now >= settled.verify_at => {
-                let size = self.mtu.min(KICK_OFF);
-                settled.verify_at = now + VERIFY_INTERVAL;
-                settled.verification = Some(begin(vec![size], VERIFICATION, &mut self.outputs, now));
+    fn handle_complete_timeout(&mut self, now: Instant) {
+        let Phase::SearchComplete(complete) = &mut self.phase else { return };
+        match &mut complete.verification {
+            None if now >= complete.verify_at => {
+                let size = self.mtu.min(INITIAL_PROBE);
+                complete.verify_at = now + VERIFY_INTERVAL;
+                complete.verification = Some(begin(vec![size], VERIFY_SCHEDULE, &mut self.outputs, now));
                 self.probed.insert(size);
             }
             Some(round) if now >= round.due() => {
-                if round.repeats + 1 < round.schedule.len() {
+                if !round.is_last_repeat() {
                     repeat(round, &mut self.outputs, now);
                 } else {
                     let failed = round.sizes[0];
@@ -305,44 +311,44 @@ impl Pmtu {
             }
             _ => {}
         }
-        if settled.kick_off.is_some_and(|at| now >= at) {
-            settled.kick_off = None;
+        if complete.initial_probe_until.is_some_and(|at| now >= at) {
+            complete.initial_probe_until = None;
             if self.mtu < self.ceiling {
                 return self.search(self.mtu, self.ceiling, false, now);
             }
         }
-        if now >= settled.climb_at {
-            settled.climb_at = now + PROBE_UP_INTERVAL;
-            if self.mtu < KICK_OFF {
-                settled.kick_off = Some(now + KICK_OFF_WAIT);
+        if now >= complete.probe_up_at {
+            complete.probe_up_at = now + PROBE_UP_INTERVAL;
+            if self.mtu < INITIAL_PROBE {
+                complete.initial_probe_until = Some(now + INITIAL_PROBE_TIMEOUT);
                 self.outputs.push_back(Output::InitialProbe);
             }
         }
     }
 
-    /// What to do next; `None` when that is all.
+    /// The next output, or `None` when there is none left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// Looks for the longest size between `good`, which passes, and `ceiling`.
+    /// Searches for the largest size between `good`, which passes, and `ceiling`.
     fn search(&mut self, good: usize, ceiling: usize, optimistic: bool, now: Instant) {
         let good = good.min(ceiling);
         self.ceiling = ceiling;
         self.mtu = if optimistic { ceiling } else { good };
         self.probed.clear();
-        let round = Round { sizes: Vec::new(), schedule: ROUND, started: now, repeats: 0 };
+        let round = Round { sizes: Vec::new(), schedule: SEARCH_SCHEDULE, started: now, repeats: 0 };
         self.phase = Phase::Searching(Search { good, failed: BTreeSet::new(), optimistic, round });
         self.next_round(now);
     }
 
-    /// The same after a size that used to pass has failed.
+    /// Searches below `failed`, a size that used to pass.
     fn search_below(&mut self, failed: usize, now: Instant) {
-        let good = FLOOR.min(failed.saturating_sub(1));
+        let good = SEARCH_FLOOR.min(failed.saturating_sub(1));
         self.mtu = good;
         self.probed.clear();
-        let round = Round { sizes: Vec::new(), schedule: ROUND, started: now, repeats: 0 };
-        // The ceiling may be higher; the next climb looks there.
+        let round = Round { sizes: Vec::new(), schedule: SEARCH_SCHEDULE, started: now, repeats: 0 };
+        // The ceiling stays: the next attempt to raise the MTU tries the sizes above `failed`.
         self.ceiling = self.ceiling.min(self.longest());
         let failed = BTreeSet::from([failed, self.ceiling]);
         self.phase = Phase::Searching(Search { good, failed, optimistic: false, round });
@@ -356,36 +362,36 @@ impl Pmtu {
         if bad <= good + 1 {
             self.mtu = good;
             self.outputs.push_back(Output::Verified);
-            return self.settle(now);
+            return self.complete_search(now);
         }
-        let mut sizes: Vec<usize> = COMMON
+        let mut sizes: Vec<usize> = COMMON_PATH_MTUS
             .iter()
             .filter_map(|path_mtu| path_mtu.checked_sub(self.overhead))
             .filter(|size| (good + 1..bad).contains(size))
             .collect();
         if bad > self.ceiling {
-            // In most cases all of it passes, and one probe says so.
+            // In most cases the ceiling passes, so it is probed alone.
             if search.optimistic {
                 sizes.clear();
             }
             sizes.push(self.ceiling);
         } else if sizes.is_empty() {
             let between = bad - good - 1;
-            let count = between.min(SPLIT);
+            let count = between.min(MAX_SIZES);
             sizes.extend((1..=count).map(|i| good + (between + 1) * i / (count + 1)));
         }
         sizes.sort_unstable();
         sizes.dedup();
         self.probed.extend(&sizes);
-        search.round = begin(sizes, ROUND, &mut self.outputs, now);
+        search.round = begin(sizes, SEARCH_SCHEDULE, &mut self.outputs, now);
     }
 
-    fn settle(&mut self, now: Instant) {
-        self.phase = Phase::Settled(Settled {
+    fn complete_search(&mut self, now: Instant) {
+        self.phase = Phase::SearchComplete(SearchComplete {
             verify_at: now + VERIFY_INTERVAL,
             verification: None,
-            climb_at: now + PROBE_UP_INTERVAL,
-            kick_off: None,
+            probe_up_at: now + PROBE_UP_INTERVAL,
+            initial_probe_until: None,
         });
     }
 }
@@ -402,13 +408,13 @@ fn begin(
 }
 
 fn repeat(round: &mut Round, outputs: &mut VecDeque<Output>, now: Instant) {
-    // Called late: the rest of the round keeps its pace.
+    // If the call was late, the rest of the round is delayed as much.
     round.started += now - round.due();
     round.repeats += 1;
     probe(round, outputs);
 }
 
-/// Longest first: what is acknowledged spares the shorter ones.
+/// The largest size goes first: its acknowledgement makes the smaller ones unnecessary.
 fn probe(round: &Round, outputs: &mut VecDeque<Output>) {
     outputs.extend(round.sizes.iter().rev().map(|size| Output::Probe(*size as u16)));
 }
@@ -417,7 +423,7 @@ fn probe(round: &Round, outputs: &mut VecDeque<Output>) {
 mod tests {
     use super::*;
 
-    /// A path with a round trip, on which longer packets vanish; the kernel knows `kernel`, in inner sizes.
+    /// A path that drops packets above `passes` bytes silently; the kernel refuses those above `kernel`. Inner sizes.
     struct Sim {
         pmtu: Pmtu,
         now: Instant,
@@ -425,7 +431,7 @@ mod tests {
         kernel: Option<usize>,
         rtt: Duration,
         /// Every n-th probe is lost.
-        lossy: usize,
+        lose_every: usize,
         probes: Vec<u16>,
         in_flight: VecDeque<(Instant, u16)>,
     }
@@ -440,7 +446,7 @@ mod tests {
                 passes,
                 kernel,
                 rtt: ms(2),
-                lossy: usize::MAX,
+                lose_every: usize::MAX,
                 probes: Vec::new(),
                 in_flight: VecDeque::new(),
             }
@@ -450,10 +456,10 @@ mod tests {
             while let Some(output) = self.pmtu.poll_output() {
                 let size = match output {
                     Output::Verified => continue,
-                    Output::InitialProbe => KICK_OFF as u16,
+                    Output::InitialProbe => INITIAL_PROBE as u16,
                     Output::Probe(size) => {
                         self.probes.push(size);
-                        if self.probes.len() % self.lossy == self.lossy - 1 {
+                        if self.probes.len() % self.lose_every == self.lose_every - 1 {
                             continue;
                         }
                         size
@@ -491,57 +497,58 @@ mod tests {
             self.now = end;
         }
 
-        fn settled(&self) -> Option<usize> {
-            matches!(self.pmtu.phase, Phase::Settled(_)).then_some(self.pmtu.mtu())
+        /// The MTU, if the search is complete.
+        fn found(&self) -> Option<usize> {
+            matches!(self.pmtu.phase, Phase::SearchComplete(_)).then_some(self.pmtu.mtu())
         }
     }
 
     #[test]
-    fn a_clean_path_needs_one_probe() {
+    fn a_path_without_black_hole_needs_one_probe() {
         for (overhead, mtu) in [(62, 1438), (86, 1414)] {
             let mut sim = Sim::new(overhead, mtu, Some(mtu));
             sim.run(ms(10));
-            assert_eq!((sim.settled(), sim.probes.as_slice()), (Some(mtu), &[mtu as u16][..]));
+            assert_eq!((sim.found(), sim.probes.as_slice()), (Some(mtu), &[mtu as u16][..]));
             assert_eq!(sim.pmtu.max_payload(), 1472);
         }
     }
 
     #[test]
     fn every_black_hole_is_found_within_three_seconds() {
-        for passes in (FLOOR..1438).step_by(7).chain([638, 1437]) {
+        for passes in (SEARCH_FLOOR..1438).step_by(7).chain([638, 1437]) {
             let mut sim = Sim::new(62, passes, Some(1438));
             sim.run(ms(3000));
-            assert_eq!(sim.settled(), Some(passes));
+            assert_eq!(sim.found(), Some(passes));
             assert!(sim.probes.len() <= 200, "{} probes", sim.probes.len());
         }
-        for passes in (FLOOR..8938).step_by(101) {
+        for passes in (SEARCH_FLOOR..8938).step_by(101) {
             let mut sim = Sim::new(62, passes, Some(8938));
             sim.run(ms(4000));
-            assert_eq!(sim.settled(), Some(passes));
+            assert_eq!(sim.found(), Some(passes));
         }
     }
 
     #[test]
-    fn packets_that_vanish_are_not_sent_for_long() {
+    fn an_unconfirmed_mtu_is_used_for_less_than_half_a_second() {
         let mut sim = Sim::new(62, 638, Some(1438));
         sim.run(ms(10));
-        assert_eq!(sim.pmtu.mtu(), 1438, "taken to work, as in the original");
+        assert_eq!(sim.pmtu.mtu(), 1438, "assumed to pass, as in 2.8.1");
         sim.run(ms(500));
-        assert_eq!(sim.pmtu.mtu(), 638, "what is known to work is used at once");
-        assert_eq!(sim.settled(), None);
+        assert_eq!(sim.pmtu.mtu(), 638, "a size known to pass is used at once");
+        assert_eq!(sim.found(), None);
     }
 
     #[test]
-    fn loss_and_long_round_trips_do_no_harm() {
-        for (rtt, lossy) in [(700, usize::MAX), (3000, usize::MAX), (20, 2), (20, 3), (400, 3)] {
+    fn loss_and_long_round_trips_do_not_change_the_result() {
+        for (rtt, lose_every) in [(700, usize::MAX), (3000, usize::MAX), (20, 2), (20, 3), (400, 3)] {
             let mut sim = Sim::new(62, 1000, Some(1438));
-            (sim.rtt, sim.lossy) = (ms(rtt), lossy);
+            (sim.rtt, sim.lose_every) = (ms(rtt), lose_every);
             sim.run(Duration::from_secs(25));
-            assert_eq!(sim.settled(), Some(1000), "rtt {rtt}, every {lossy}th lost");
+            assert_eq!(sim.found(), Some(1000), "rtt {rtt}, every {lose_every}th lost");
             let mut sim = Sim::new(62, 1438, Some(1438));
-            (sim.rtt, sim.lossy) = (ms(rtt), lossy);
+            (sim.rtt, sim.lose_every) = (ms(rtt), lose_every);
             sim.run(Duration::from_secs(25));
-            assert_eq!(sim.settled(), Some(1438), "rtt {rtt}, every {lossy}th lost");
+            assert_eq!(sim.found(), Some(1438), "rtt {rtt}, every {lose_every}th lost");
         }
     }
 
@@ -549,14 +556,14 @@ mod tests {
     fn a_path_without_a_limit_stays_unlimited() {
         let mut sim = Sim::new(62, 65535, None);
         sim.run(Duration::from_secs(600));
-        assert_eq!((sim.settled(), sim.pmtu.max_payload()), (Some(UNLIMITED), MAX_DATAGRAM));
+        assert_eq!((sim.found(), sim.pmtu.max_payload()), (Some(UNLIMITED), MAX_DATAGRAM));
     }
 
     #[test]
-    fn a_silent_kernel_does_not_stop_the_search() {
+    fn search_starts_without_an_answer_of_the_kernel() {
         let mut sim = Sim::new(86, 1414, None);
         sim.run(ms(3000 + 3000));
-        assert_eq!(sim.settled(), Some(1414));
+        assert_eq!(sim.found(), Some(1414));
     }
 
     #[test]
@@ -565,53 +572,53 @@ mod tests {
         sim.run(Duration::from_secs(100));
         sim.passes = 900;
         sim.run(VERIFY_INTERVAL + ms(5000 + 3000));
-        assert_eq!(sim.settled(), Some(900));
+        assert_eq!(sim.found(), Some(900));
     }
 
     #[test]
-    fn climbs_back_when_the_path_has_grown() {
-        // A black hole goes away.
+    fn mtu_is_raised_when_the_path_mtu_grows() {
+        // A black hole disappears.
         let mut sim = Sim::new(62, 900, Some(1438));
         sim.run(Duration::from_secs(10));
-        assert_eq!(sim.settled(), Some(900));
+        assert_eq!(sim.found(), Some(900));
         sim.passes = 1438;
         sim.run(PROBE_UP_INTERVAL + ms(3000));
-        assert_eq!(sim.settled(), Some(1438));
-        // The kernel forgets a lower path MTU.
+        assert_eq!(sim.found(), Some(1438));
+        // The kernel's cached path MTU expires.
         let mut sim = Sim::new(62, 1438, Some(1238));
         sim.run(Duration::from_secs(10));
-        assert_eq!(sim.settled(), Some(1238));
+        assert_eq!(sim.found(), Some(1238));
         sim.kernel = Some(1438);
         sim.run(PROBE_UP_INTERVAL + ms(3000));
-        assert_eq!(sim.settled(), Some(1438));
-        // And after a shrink that only our own test has noticed.
+        assert_eq!(sim.found(), Some(1438));
+        // The path MTU shrinks, which only verification detects, and grows again.
         sim.passes = 700;
         sim.run(VERIFY_INTERVAL + ms(8000));
-        assert_eq!(sim.settled(), Some(700));
+        assert_eq!(sim.found(), Some(700));
         sim.passes = 1438;
         sim.run(PROBE_UP_INTERVAL + ms(3000));
-        assert_eq!(sim.settled(), Some(1438));
+        assert_eq!(sim.found(), Some(1438));
     }
 
     #[test]
-    fn the_kernel_learns_of_a_shorter_path() {
+    fn a_smaller_path_mtu_reported_by_the_kernel_is_used() {
         let mut sim = Sim::new(62, 1438, Some(1438));
         sim.run(ms(100));
         (sim.kernel, sim.passes) = (Some(1138), 1138);
         sim.pmtu.handle_path_mtu(1200, sim.now);
         sim.run(ms(100));
-        assert_eq!(sim.settled(), Some(1138));
-        // Echoes change nothing.
+        assert_eq!(sim.found(), Some(1138));
+        // Repeated and invalid reports have no effect.
         let probes = sim.probes.len();
         sim.pmtu.handle_path_mtu(1200, sim.now);
         sim.pmtu.handle_path_mtu(0, sim.now);
         sim.pmtu.handle_path_mtu(100, sim.now);
         sim.run(ms(100));
-        assert_eq!((sim.settled(), sim.probes.len()), (Some(1138), probes));
+        assert_eq!((sim.found(), sim.probes.len()), (Some(1138), probes));
     }
 
     #[test]
-    fn a_settled_link_is_quiet() {
+    fn a_complete_search_sends_only_verifications() {
         let mut sim = Sim::new(62, 1438, Some(1438));
         let hour = Duration::from_secs(3600);
         sim.run(hour);
@@ -620,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledgements_of_what_was_not_asked_are_ignored() {
+    fn acknowledgements_of_sizes_not_probed_are_ignored() {
         let mut pmtu = Pmtu::new(62);
         pmtu.handle_ack(1438, Instant::ORIGIN);
         pmtu.start(Instant::ORIGIN);
@@ -632,6 +639,6 @@ mod tests {
         }
         pmtu.handle_ack(1438, Instant::ORIGIN);
         assert_eq!(pmtu.mtu(), 1438);
-        assert!(matches!(pmtu.phase, Phase::Settled(_)));
+        assert!(matches!(pmtu.phase, Phase::SearchComplete(_)));
     }
 }

@@ -1,52 +1,53 @@
 use std::mem;
 
-/// Sequence numbers per window: the original's unit (vector `sleeve_replay_window.json`).
+/// 2^20 sequence numbers form a window, as in 2.8.1 (vector `sleeve_replay_window.json`).
 const WINDOW_BITS: u32 = 20;
 const PAGE_BITS: u32 = 15;
 const PAGES: usize = 1 << (WINDOW_BITS - PAGE_BITS);
 const WORDS: usize = 1 << (PAGE_BITS - 6);
 
-/// Which sequence numbers were seen, as the original keeps it (docs/spec/data-plane.md 4.1): the numbers are cut into windows of
-/// 2^20; everything in the highest window seen and in the one below it is remembered exactly, older numbers are refused.
+/// The sequence numbers that were received, recorded as 2.8.1 does (docs/spec/data-plane.md 4.1): numbers are divided into
+/// windows of 2^20; the highest window seen and the one below it are recorded exactly, older numbers are rejected.
 ///
-/// Memory follows use: 4 KiB for each 2^15 numbers, at most 256 KiB, kept and reused when the windows move on.
+/// Memory is allocated in pages of 4 KiB for 2^15 numbers each, at most 256 KiB, and reused when the windows move.
 #[derive(Clone, Debug, Default)]
 pub struct ReplayWindow {
-    current: u64,
-    now: Bitmap,
-    below: Bitmap,
+    /// Number of the highest window.
+    highest: u64,
+    current: Bitmap,
+    previous: Bitmap,
 }
 
 impl ReplayWindow {
-    /// Nothing seen.
+    /// Creates a window that has seen nothing.
     pub fn new() -> ReplayWindow {
         ReplayWindow::default()
     }
 
-    /// Marks `seq` as seen. `false` if it was seen before, or is too old to tell.
+    /// Marks `seq` as seen. Returns `false` if it was seen before or is too old.
     ///
-    /// Only for numbers that have been authenticated: a forged one would move the window.
+    /// The number must be authenticated first: a forged one would move the window.
     pub fn accept(&mut self, seq: u64) -> bool {
         let window = seq >> WINDOW_BITS;
         let index = (seq & ((1 << WINDOW_BITS) - 1)) as usize;
-        if window > self.current {
-            mem::swap(&mut self.now, &mut self.below);
-            self.now.clear();
-            if window - self.current > 1 {
-                self.below.clear();
+        if window > self.highest {
+            mem::swap(&mut self.current, &mut self.previous);
+            self.current.clear();
+            if window - self.highest > 1 {
+                self.previous.clear();
             }
-            self.current = window;
+            self.highest = window;
         }
-        match self.current - window {
-            0 => self.now.mark(index),
-            1 => self.below.mark(index),
+        match self.highest - window {
+            0 => self.current.mark(index),
+            1 => self.previous.mark(index),
             _ => false,
         }
     }
 
-    /// The highest window seen: highest sequence number divided by 2^20.
-    pub fn current(&self) -> u64 {
-        self.current
+    /// Number of the highest window seen: the highest sequence number divided by 2^20.
+    pub fn highest_window(&self) -> u64 {
+        self.highest
     }
 }
 
@@ -56,7 +57,7 @@ struct Bitmap {
 }
 
 impl Bitmap {
-    /// Whether the bit was clear.
+    /// Sets a bit and returns whether it was clear.
     fn mark(&mut self, index: usize) -> bool {
         let page = self.pages[index >> PAGE_BITS].get_or_insert_with(|| Box::new([0; WORDS]));
         let word = &mut page[(index >> 6) % WORDS];
@@ -104,7 +105,7 @@ mod tests {
                 base += (jump == 4) as u64 * (1 << WINDOW_BITS);
                 let seq = (base + (jump << WINDOW_BITS) / 2 + (page << PAGE_BITS) + low).saturating_sub(2);
                 prop_assert_eq!(window.accept(seq), model.accept(seq), "{}", seq);
-                prop_assert_eq!(window.current(), model.current);
+                prop_assert_eq!(window.highest_window(), model.current);
             }
         }
     }

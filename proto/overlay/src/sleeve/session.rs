@@ -3,41 +3,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dryoc::classic::crypto_secretbox::{crypto_secretbox_easy_inplace, crypto_secretbox_open_easy_inplace};
+use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
 
 use super::replay::ReplayWindow;
 
 /// Bytes before each frame: source peer, destination peer, length.
 pub const RECORD_OVERHEAD: usize = 14;
-/// The largest UDP payload over IPv4; the limit of datagrams that may be fragmented.
+/// Bytes of the largest UDP payload over IPv4; the limit for datagrams that may be fragmented.
 pub const MAX_DATAGRAM: usize = 65507;
 
-/// The sending peer's name.
-const NAME: usize = 6;
-const SEQUENCE: usize = 8;
-const TAG: usize = 16;
+const NAME_LEN: usize = 6;
+const SEQUENCE_LEN: usize = 8;
+const TAG_LEN: usize = 16;
+/// Marks sequence numbers of datagrams with the don't-fragment bit, which are counted separately.
 const DF_BIT: u64 = 1 << 63;
+/// Bytes of the outer IPv4 and UDP headers.
+pub(super) const OUTER_HEADERS: usize = 28;
 
-/// What one connection's datagrams are made with. Shared by everyone who seals or opens for it: the counters are atomic,
-/// so that several threads may seal without a lock and no nonce is used twice.
+/// Keys and counters of one connection, shared by all sealers and openers. The counters are atomic, so that several threads
+/// can seal without a lock and no nonce is used twice.
 pub struct Session {
     config: SessionConfig,
     /// Next sequence number of non-DF (0) and DF (1) datagrams.
     next: [AtomicU64; 2],
 }
 
-/// What makes a [`Session`].
+/// Parameters of a [`Session`].
 #[derive(Clone)]
 pub struct SessionConfig {
-    /// This peer.
+    /// Name of this peer.
     pub own: PeerName,
-    /// The neighbour.
+    /// Name of the neighbour.
     pub remote: PeerName,
-    /// This process's handle for the connection.
+    /// Local handle of the connection.
     pub conn: ConnectionId,
-    /// The number in heartbeats.
+    /// Number that heartbeats carry.
     pub uid: ConnectionUid,
-    /// Whether this side opened the TCP connection: the polarity of the nonces.
+    /// Whether this side opened the TCP connection, which decides the polarity of the nonces.
     pub outbound: bool,
     /// The key of the mesh session, if datagrams are to be encrypted.
     pub key: Option<[u8; 32]>,
@@ -57,27 +60,27 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// With both sequence counters at zero: make one for each connection, never two for the same key and polarity.
+    /// Creates a session with both sequence counters at zero. There must never be two for the same key and polarity.
     pub fn new(config: SessionConfig) -> Arc<Session> {
         Arc::new(Session { config, next: [AtomicU64::new(0), AtomicU64::new(0)] })
     }
 
-    /// This peer.
+    /// Name of this peer.
     pub fn own(&self) -> PeerName {
         self.config.own
     }
 
-    /// The neighbour.
+    /// Name of the neighbour.
     pub fn remote(&self) -> PeerName {
         self.config.remote
     }
 
-    /// This process's handle for the connection.
+    /// Local handle of the connection.
     pub fn conn(&self) -> ConnectionId {
         self.config.conn
     }
 
-    /// The number in heartbeats.
+    /// Number that heartbeats carry.
     pub fn uid(&self) -> ConnectionUid {
         self.config.uid
     }
@@ -89,21 +92,21 @@ impl Session {
 
     /// Bytes of a datagram around its records: 6 plain, 30 encrypted.
     pub fn packet_overhead(&self) -> usize {
-        if self.is_encrypted() { NAME + SEQUENCE + TAG } else { NAME }
+        if self.is_encrypted() { NAME_LEN + SEQUENCE_LEN + TAG_LEN } else { NAME_LEN }
     }
 
-    /// Bytes that an inner IP packet grows by until it is an outer one, with one frame in the datagram: Ethernet header,
-    /// record, packet, UDP and IPv4 header. 62 plain, 86 encrypted (docs/spec/data-plane.md 4.5).
+    /// Bytes that encapsulation adds to an inner IP packet that is alone in its datagram: Ethernet header, record, packet,
+    /// UDP and IPv4 header. 62 plain, 86 encrypted (docs/spec/data-plane.md 4.5).
     pub fn overhead(&self) -> usize {
-        14 + RECORD_OVERHEAD + self.packet_overhead() + 28
+        ETHERNET_HEADER + RECORD_OVERHEAD + self.packet_overhead() + OUTER_HEADERS
     }
 
-    /// Where records start while a datagram is unsealed: encryption moves them by the tag's length.
-    fn start(&self) -> usize {
-        if self.is_encrypted() { NAME + SEQUENCE } else { NAME }
+    /// Offset of the records in an unsealed datagram. Encryption moves them by the tag's length.
+    fn records_offset(&self) -> usize {
+        if self.is_encrypted() { NAME_LEN + SEQUENCE_LEN } else { NAME_LEN }
     }
 
-    /// The next sequence number. The 63-bit counter fails closed: once used up it stays so.
+    /// Takes the next sequence number. An exhausted 63-bit counter stays exhausted.
     fn next_sequence(&self, df: bool) -> Result<u64, SequenceExhausted> {
         let next = &self.next[usize::from(df)];
         let seq = next.fetch_add(1, Ordering::Relaxed);
@@ -120,8 +123,8 @@ impl Session {
     }
 }
 
-/// 24 bytes: polarity of the sender, zeros, sequence word (docs/spec/data-plane.md 4.1).
-fn nonce(sender_outbound: bool, word: [u8; SEQUENCE]) -> [u8; 24] {
+/// Nonce of a datagram: polarity of the sender, zeros, sequence word (docs/spec/data-plane.md 4.1).
+fn nonce(sender_outbound: bool, word: [u8; SEQUENCE_LEN]) -> [u8; 24] {
     let mut nonce = [0; 24];
     nonce[0] = if sender_outbound { 0x80 } else { 0 };
     nonce[16..].copy_from_slice(&word);
@@ -129,18 +132,11 @@ fn nonce(sender_outbound: bool, word: [u8; SEQUENCE]) -> [u8; 24] {
 }
 
 /// All 2^63 sequence numbers of a session are used: nothing may be sealed with its key any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("sequence numbers exhausted")]
 pub struct SequenceExhausted;
 
-impl fmt::Display for SequenceExhausted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sequence numbers exhausted")
-    }
-}
-
-impl std::error::Error for SequenceExhausted {}
-
-/// Makes datagrams in buffers of the caller:
+/// Builds datagrams in buffers of the caller:
 ///
 /// ```text
 /// plain       name 6 | records
@@ -148,13 +144,14 @@ impl std::error::Error for SequenceExhausted {}
 /// record      source peer 6 | destination peer 6 | length 2 | Ethernet frame
 /// ```
 ///
-/// A datagram is begun as a [`DatagramBuilder`], filled, and finished once. The caller brings the same buffer to each call.
+/// A [`DatagramBuilder`] tracks one datagram from [`begin`](Sealer::begin) to [`finish`](Sealer::finish). The caller passes
+/// the same buffer to each call.
 #[derive(Clone, Debug)]
 pub struct Sealer {
     session: Arc<Session>,
 }
 
-/// How far an unsealed datagram is filled. The bytes are in the caller's buffer.
+/// Progress of an unsealed datagram, whose bytes are in the caller's buffer.
 #[derive(Debug)]
 pub struct DatagramBuilder {
     used: usize,
@@ -162,135 +159,146 @@ pub struct DatagramBuilder {
 }
 
 impl DatagramBuilder {
-    /// Frames in it.
+    /// Number of frames added.
     pub fn records(&self) -> usize {
         self.records
     }
 }
 
 impl Sealer {
-    /// Any number of sealers may work for one session.
+    /// Creates a sealer. A session may have any number of them.
     pub fn new(session: Arc<Session>) -> Sealer {
         Sealer { session }
     }
 
-    /// The session it works for.
+    /// The session that it seals with.
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
-    /// An empty datagram.
+    /// Starts an empty datagram.
     pub fn begin(&self) -> DatagramBuilder {
-        DatagramBuilder { used: self.session.start(), records: 0 }
+        DatagramBuilder { used: self.session.records_offset(), records: 0 }
     }
 
-    /// Bytes of the datagram once it is finished.
-    pub fn sealed_len(&self, draft: &DatagramBuilder) -> usize {
-        draft.used - self.session.start() + self.session.packet_overhead()
+    /// Length of the finished datagram.
+    pub fn sealed_len(&self, builder: &DatagramBuilder) -> usize {
+        builder.used - self.session.records_offset() + self.session.packet_overhead()
     }
 
     /// Bytes of the datagram once it is finished, if a frame of `frame` bytes is added before.
-    pub fn sealed_len_with(&self, draft: &DatagramBuilder, frame: usize) -> usize {
-        self.sealed_len(draft) + RECORD_OVERHEAD + frame
+    pub fn sealed_len_with(&self, builder: &DatagramBuilder, frame: usize) -> usize {
+        self.sealed_len(builder) + RECORD_OVERHEAD + frame
     }
 
-    /// Where the bytes of the next frame go, as far as `buf` has room; `None` if there is none for a record. Once they are
-    /// written, [`add`](Sealer::add) makes them a record.
-    pub fn space<'b>(&self, draft: &DatagramBuilder, buf: &'b mut [u8]) -> Option<&'b mut [u8]> {
-        let trailer = self.session.packet_overhead() - self.session.start();
-        let start = draft.used + RECORD_OVERHEAD;
+    /// The part of `buf` that the next frame is to be written to, before [`add`](Sealer::add); `None` if there is no room for
+    /// a record.
+    pub fn space<'b>(&self, builder: &DatagramBuilder, buf: &'b mut [u8]) -> Option<&'b mut [u8]> {
+        let trailer = self.session.packet_overhead() - self.session.records_offset();
+        let start = builder.used + RECORD_OVERHEAD;
         let end = buf.len().checked_sub(trailer)?.min(start + usize::from(u16::MAX));
         buf.get_mut(start..end)
     }
 
-    /// Makes a record of the first `len` bytes of [`space`](Sealer::space).
+    /// Turns the first `len` bytes of [`space`](Sealer::space) into a record.
     ///
     /// # Panics
     /// If `len` is more than that space.
-    pub fn add(&self, draft: &mut DatagramBuilder, buf: &mut [u8], src: PeerName, dst: PeerName, len: usize) {
-        let room = self.space(draft, buf).map(|space| space.len());
+    pub fn add(
+        &self,
+        builder: &mut DatagramBuilder,
+        buf: &mut [u8],
+        src: PeerName,
+        dst: PeerName,
+        len: usize,
+    ) {
+        let room = self.space(builder, buf).map(|space| space.len());
         assert!(room.is_some_and(|room| len <= room), "a record of {len} bytes in a space of {room:?}");
-        let header = &mut buf[draft.used..draft.used + RECORD_OVERHEAD];
+        let header = &mut buf[builder.used..builder.used + RECORD_OVERHEAD];
         header[..6].copy_from_slice(&src.to_bytes());
         header[6..12].copy_from_slice(&dst.to_bytes());
         header[12..].copy_from_slice(&(len as u16).to_be_bytes());
-        draft.used += RECORD_OVERHEAD + len;
-        draft.records += 1;
+        builder.used += RECORD_OVERHEAD + len;
+        builder.records += 1;
     }
 
-    /// Adds a record with a copy of `frame`. `false`, and nothing done, if `buf` has no room for it.
+    /// Adds a record with a copy of `frame`. Returns `false`, without a change, if `buf` has no room for it.
     #[must_use]
     pub fn push(
         &self,
-        draft: &mut DatagramBuilder,
+        builder: &mut DatagramBuilder,
         buf: &mut [u8],
         src: PeerName,
         dst: PeerName,
         frame: &[u8],
     ) -> bool {
-        let Some(space) = self.space(draft, buf).and_then(|space| space.get_mut(..frame.len())) else {
+        let Some(space) = self.space(builder, buf).and_then(|space| space.get_mut(..frame.len())) else {
             return false;
         };
         space.copy_from_slice(frame);
-        self.add(draft, buf, src, dst, frame.len());
+        self.add(builder, buf, src, dst, frame.len());
         true
     }
 
-    /// Seals the datagram in place and returns its length. `df` says which of the two sequences it takes its number
-    /// from, and must be how the datagram is sent.
+    /// Seals the datagram in place and returns its length. `df` selects the sequence that the number is taken from; the
+    /// datagram must be sent with the same don't-fragment bit.
     ///
     /// # Panics
-    /// If `buf` is shorter than [`sealed_len`](Sealer::sealed_len): it is not the buffer that the draft was filled in.
+    /// If `buf` is shorter than [`sealed_len`](Sealer::sealed_len).
     pub fn finish(
         &self,
-        draft: DatagramBuilder,
+        builder: DatagramBuilder,
         buf: &mut [u8],
         df: bool,
     ) -> Result<usize, SequenceExhausted> {
         let config = &self.session.config;
-        let len = self.sealed_len(&draft);
-        buf[..NAME].copy_from_slice(&config.own.to_bytes());
+        let len = self.sealed_len(&builder);
+        buf[..NAME_LEN].copy_from_slice(&config.own.to_bytes());
         if let Some(key) = &config.key {
             let seq = self.session.next_sequence(df)?;
             let word = (seq | if df { DF_BIT } else { 0 }).to_be_bytes();
-            buf[NAME..NAME + SEQUENCE].copy_from_slice(&word);
-            // Fails only for buffers shorter than a tag; it moves the records up by the tag's length.
-            crypto_secretbox_easy_inplace(&mut buf[NAME + SEQUENCE..len], &nonce(config.outbound, word), key)
-                .expect("the slice begins with room for the tag");
+            buf[NAME_LEN..NAME_LEN + SEQUENCE_LEN].copy_from_slice(&word);
+            // This moves the records up by the tag's length. It fails only for buffers shorter than a tag.
+            crypto_secretbox_easy_inplace(
+                &mut buf[NAME_LEN + SEQUENCE_LEN..len],
+                &nonce(config.outbound, word),
+                key,
+            )
+            .expect("the slice begins with room for the tag");
         }
         Ok(len)
     }
 }
 
-/// Takes the neighbour's datagrams apart. One per session: it has the replay windows.
+/// Authenticates and decrypts a neighbour's datagrams. There must be one per session, since it holds the replay windows.
 #[derive(Debug)]
 pub struct Opener {
     session: Arc<Session>,
-    /// Of non-DF (0) and DF (1) datagrams.
+    /// For non-DF (0) and DF (1) datagrams.
     windows: [ReplayWindow; 2],
 }
 
 impl Opener {
-    /// Nothing received yet.
+    /// Creates an opener that has received nothing yet.
     pub fn new(session: Arc<Session>) -> Opener {
         Opener { session, windows: Default::default() }
     }
 
-    /// The session it works for.
+    /// The session that it opens with.
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
-    /// Authenticates and decrypts a datagram in place. The sender's name has been looked at already, to find this
-    /// opener: [`sender`].
+    /// Authenticates and decrypts a datagram in place. The caller has found this opener by the name of the [`sender`].
     pub fn open<'d>(&mut self, datagram: &'d mut [u8]) -> Result<Records<'d>, OpenError> {
         let len = datagram.len();
-        let (_, body) = datagram.split_at_mut_checked(NAME).ok_or(OpenError::TooShort { len })?;
+        let (_, body) = datagram.split_at_mut_checked(NAME_LEN).ok_or(OpenError::TooShort { len })?;
         let Some(key) = &self.session.config.key else {
             return Ok(Records { rest: body });
         };
         let len = body.len();
-        let (word, sealed) = body.split_first_chunk_mut::<SEQUENCE>().ok_or(OpenError::NoSequence { len })?;
+        let (word, sealed) =
+            body.split_first_chunk_mut::<SEQUENCE_LEN>().ok_or(OpenError::NoSequence { len })?;
         let nonce = nonce(!self.session.config.outbound, *word);
         crypto_secretbox_open_easy_inplace(sealed, &nonce, key).map_err(|_| OpenError::Forged)?;
         let word = u64::from_be_bytes(*word);
@@ -298,12 +306,12 @@ impl Opener {
             return Err(OpenError::Replayed);
         }
         // The records have moved down by the length of the tag.
-        let records = sealed.len() - TAG;
+        let records = sealed.len() - TAG_LEN;
         Ok(Records { rest: &sealed[..records] })
     }
 }
 
-/// The peer that a datagram says it is from; `None` if it is too short to say.
+/// The peer that a datagram claims to be from; `None` if it is too short for a name.
 pub fn sender(datagram: &[u8]) -> Option<PeerName> {
     datagram.first_chunk().map(|name| PeerName::from_bytes(*name))
 }
@@ -311,15 +319,15 @@ pub fn sender(datagram: &[u8]) -> Option<PeerName> {
 /// One frame of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'d> {
-    /// The peer whose local bridge the frame came from.
+    /// The peer that captured the frame from its local bridge.
     pub src: PeerName,
-    /// The peer that is to deliver it.
+    /// The peer that is to deliver the frame.
     pub dst: PeerName,
-    /// The Ethernet frame; not checked, may be empty.
+    /// The Ethernet frame: unchecked, possibly empty.
     pub frame: &'d [u8],
 }
 
-/// The records of a datagram. Those before a malformed one are good, as in the original.
+/// The records of a datagram. Records before a malformed one are valid, as in 2.8.1.
 #[derive(Clone, Debug)]
 pub struct Records<'d> {
     rest: &'d [u8],
@@ -345,60 +353,43 @@ impl<'d> Iterator for Records<'d> {
     }
 }
 
-/// Why a datagram, or the rest of one, was not taken. All are the sender's or the network's doing, and none ends the
-/// connection. The texts are the original's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a datagram, or the rest of one, was dropped. The sender or the network caused it, and it does not end the connection.
+/// The texts are those of 2.8.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// No room for the sender's name.
+    /// The datagram is shorter than a peer name.
+    #[error("ignoring too short UDP packet")]
     TooShort {
         /// Bytes in the datagram.
         len: usize,
     },
-    /// Encrypted, but no room for the sequence number.
+    /// The session is encrypted, but the datagram has no complete sequence number.
+    #[error("Failed to decode packet: encrypted UDP packet too short; expected length >= 8, got {len}")]
     NoSequence {
         /// Bytes after the sender's name.
         len: usize,
     },
-    /// Not made with our key, from our other end, or damaged.
+    /// The datagram was sealed with another key or polarity, or was damaged.
+    #[error("Failed to decode packet: UDP packet decryption failed")]
     Forged,
-    /// Seen before, or too old to tell. The original is silent about it.
+    /// The sequence number was received before or is too old. 2.8.1 logs nothing here.
+    #[error("replayed UDP packet")]
     Replayed,
-    /// A frame is said to be longer than what is left.
+    /// The length of a frame exceeds what is left of the datagram.
+    #[error("Failed to decode packet: too short; expected frame of length {expected}, got {len}")]
     Truncated {
-        /// Its declared length.
+        /// Declared length of the frame.
         expected: usize,
         /// Bytes left.
         len: usize,
     },
-    /// Bytes after the last record.
+    /// There are bytes after the last record.
+    #[error("Failed to decode packet: {len} octets of trailing garbage")]
     Trailing {
-        /// How many.
+        /// Number of bytes.
         len: usize,
     },
 }
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            OpenError::TooShort { .. } => f.write_str("ignoring too short UDP packet"),
-            OpenError::NoSequence { len } => write!(
-                f,
-                "Failed to decode packet: encrypted UDP packet too short; expected length >= 8, got {len}"
-            ),
-            OpenError::Forged => f.write_str("Failed to decode packet: UDP packet decryption failed"),
-            OpenError::Replayed => f.write_str("replayed UDP packet"),
-            OpenError::Truncated { expected, len } => write!(
-                f,
-                "Failed to decode packet: too short; expected frame of length {expected}, got {len}"
-            ),
-            OpenError::Trailing { len } => {
-                write!(f, "Failed to decode packet: {len} octets of trailing garbage")
-            }
-        }
-    }
-}
-
-impl std::error::Error for OpenError {}
 
 #[cfg(test)]
 mod tests {
@@ -422,14 +413,14 @@ mod tests {
 
     fn seal(sealer: &Sealer, df: bool, frame: &[u8]) -> Result<Vec<u8>, SequenceExhausted> {
         let mut buf = vec![0; sealer.sealed_len_with(&sealer.begin(), frame.len())];
-        let mut draft = sealer.begin();
-        assert!(sealer.push(&mut draft, &mut buf, A, B, frame));
-        assert_eq!(sealer.finish(draft, &mut buf, df)?, buf.len());
+        let mut builder = sealer.begin();
+        assert!(sealer.push(&mut builder, &mut buf, A, B, frame));
+        assert_eq!(sealer.finish(builder, &mut buf, df)?, buf.len());
         Ok(buf)
     }
 
     #[test]
-    fn any_sequence_number_seals_as_the_original_does() {
+    fn a_large_sequence_number_seals_as_2_8_1_does() {
         let path =
             concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/data-plane/sleeve_encrypted.json");
         let vectors: serde_json::Value =
@@ -456,14 +447,14 @@ mod tests {
             assert_eq!(
                 seal(&sealer, true, &[1; 60]),
                 Err(SequenceExhausted),
-                "no wrap to numbers used before"
+                "the counter does not wrap to used numbers"
             );
         }
-        assert!(seal(&sealer, false, &[1; 60]).is_ok(), "the other sequence goes on");
+        assert!(seal(&sealer, false, &[1; 60]).is_ok(), "the other sequence is independent");
     }
 
     #[test]
-    fn threads_share_a_session_without_using_a_number_twice() {
+    fn concurrent_threads_never_get_the_same_sequence_number() {
         let session = Session::new(config(true));
         let mut seen: Vec<u64> = Vec::new();
         std::thread::scope(|scope| {
@@ -476,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_has_no_key() {
+    fn debug_output_omits_the_key() {
         let text = format!("{:?}", Session::new(config(true)));
         assert!(text.contains("encrypted: true") && !text.contains("key"), "{text}");
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
 use weave_overlay::Destination;
-use weave_overlay::forward::{Forwarder, ForwarderEvent, Neighbour, Overlay, Tables};
+use weave_overlay::ForwarderEvent;
+use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{ControlFrame, Opener, Sealer, Session, SessionConfig, SleevePath};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::{ConnectionId, ConnectionUid, Instant, MacAddr, PeerName};

@@ -4,7 +4,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weave_overlay::forward::{Forwarder, ForwarderEvent, Neighbour, Overlay, Tables};
+use weave_overlay::ForwarderEvent;
+use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{self, OverlaySwitch, parse_control};
 use weave_overlay::sleeve::{
     ControlFrame, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig, SleevePath,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde_json::Value;
-use weave_overlay::forward::ForwarderEvent;
+use weave_overlay::ForwarderEvent;
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
 use weave_types::PeerName;

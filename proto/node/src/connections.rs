@@ -8,14 +8,19 @@ use weave_overlay::select::{self, OverlaySwitch};
 use weave_overlay::sleeve::{self, ControlFrame, Session, SessionConfig, SleeveControl, SleeveControlConfig};
 use weave_types::{ConnectionId, Instant, Now, PeerName};
 
-use crate::node::overlays;
 use crate::status::ConnectionReport;
 
-/// Extension: the peer sends sleeve heartbeats each 2 s, and expects them (see [`SleeveControl::with_fast_heartbeats`]).
+/// The overlays of this version, in the order in which they are advertised.
+pub(crate) fn overlays() -> Vec<String> {
+    vec![select::SLEEVE.to_owned()]
+}
+
+/// Handshake feature: the peer sends sleeve heartbeats every 2 s and expects the same
+/// ([`SleeveControl::with_fast_heartbeats`]; docs/spec/mesh.md 18.2).
 pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
 
-/// What the overlays of one connection want.
-pub(crate) enum Effect {
+/// What the owner must do for the overlays of one connection.
+pub(crate) enum ConnectionOutput {
     Datagram { to: SocketAddr, df: bool, bytes: Vec<u8> },
     Control { index: usize, tag: u8, body: Vec<u8> },
     Established,
@@ -24,14 +29,14 @@ pub(crate) enum Effect {
     Event { peer: String, text: String },
 }
 
-/// The overlays of every connection that is prepared.
+/// The overlays of all prepared connections.
 #[derive(Default)]
-pub(crate) struct Links {
+pub(crate) struct Connections {
     connections: BTreeMap<ConnectionId, Connection>,
-    effects: VecDeque<(ConnectionId, Effect)>,
+    outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
 }
 
-/// The overlays of one connection: the choice, and each overlay's control half.
+/// The overlays of one connection: which one is used, and the control half of each.
 pub(crate) struct Connection {
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
@@ -39,10 +44,11 @@ pub(crate) struct Connection {
     /// Position of sleeve in the common list.
     sleeve_index: usize,
     confirmed: bool,
+    /// `NAME(NICK)` of the peer.
     label: String,
 }
 
-impl Links {
+impl Connections {
     pub(crate) fn prepare(
         &mut self,
         conn: ConnectionId,
@@ -63,7 +69,7 @@ impl Links {
             outbound: setup.outbound,
             key: setup.session_key,
         });
-        // An acceptor only knows the TCP source port, which is nobody's UDP port: it waits for a datagram.
+        // An acceptor knows only the TCP source port, which is not the UDP port: it waits for a datagram.
         let remote = setup.outbound.then_some(setup.remote_addr);
         let mut sleeve = SleeveControl::new(SleeveControlConfig { session, remote });
         if setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE) {
@@ -80,10 +86,10 @@ impl Links {
             connection.confirmed = true;
             connection.sleeve.confirm(now.mono);
         });
-        self.effects.push_back((conn, Effect::NeighbourChanged));
+        self.outputs.push_back((conn, ConnectionOutput::NeighbourChanged));
     }
 
-    /// Whether the data threads knew the connection.
+    /// Removes a connection; returns whether it was prepared.
     pub(crate) fn stop(&mut self, conn: ConnectionId) -> bool {
         self.connections.remove(&conn).is_some()
     }
@@ -91,18 +97,18 @@ impl Links {
     pub(crate) fn handle_control_frame(
         &mut self,
         conn: ConnectionId,
-        control: ControlFrame,
+        frame: ControlFrame,
         from: SocketAddr,
         now: Now,
     ) {
-        self.with(conn, |connection| connection.sleeve.handle_control_frame(control, from, now.mono));
+        self.with(conn, |connection| connection.sleeve.handle_control_frame(frame, from, now.mono));
     }
 
     pub(crate) fn handle_path_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {
         self.with(conn, |connection| connection.sleeve.handle_path_mtu(mtu, now.mono));
     }
 
-    /// A control message of the peer; what makes no sense is logged and ignored (docs/spec/mesh.md 6.3).
+    /// Handles a control message of the peer. An invalid one is logged and ignored (docs/spec/mesh.md 6.3).
     pub(crate) fn handle_control(
         &mut self,
         conn: ConnectionId,
@@ -111,9 +117,9 @@ impl Links {
         body: &[u8],
         now: Now,
     ) {
-        let mut complaint = None;
+        let mut problem = None;
         self.with(conn, |connection| {
-            complaint = match connection.switch.control_target(index) {
+            problem = match connection.switch.control_target(index) {
                 Ok(target) if target == connection.sleeve_index => {
                     connection.sleeve.handle_control(tag, body, now.mono).err().map(|e| e.to_string())
                 }
@@ -121,9 +127,9 @@ impl Links {
                 Err(error) => Some(error.to_string()),
             };
         });
-        if let (Some(text), Some(connection)) = (complaint, self.connections.get(&conn)) {
+        if let (Some(text), Some(connection)) = (problem, self.connections.get(&conn)) {
             let peer = connection.label.clone();
-            self.effects.push_back((conn, Effect::Event { peer, text }));
+            self.outputs.push_back((conn, ConnectionOutput::Event { peer, text }));
         }
     }
 
@@ -143,8 +149,8 @@ impl Links {
         self.connections.values().filter_map(|c| c.sleeve.poll_timeout()).min_by_key(|(at, _)| *at)
     }
 
-    pub(crate) fn poll_effect(&mut self) -> Option<(ConnectionId, Effect)> {
-        self.effects.pop_front()
+    pub(crate) fn poll_output(&mut self) -> Option<(ConnectionId, ConnectionOutput)> {
+        self.outputs.pop_front()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -163,7 +169,7 @@ impl Links {
         })
     }
 
-    /// What the data threads must know of each connection.
+    /// The neighbours for the data threads.
     pub(crate) fn neighbours(&self) -> Vec<Arc<Neighbour>> {
         let neighbour = |connection: &Connection| {
             Arc::new(Neighbour {
@@ -173,25 +179,26 @@ impl Links {
                 overlay: Overlay::Sleeve,
             })
         };
-        // A connection that is not confirmed may be a duplicate: it must not take the place of the one that works.
+        // An unconfirmed connection may be a duplicate: it must not replace the one that works.
         let (ready, waiting): (Vec<_>, Vec<_>) = self.connections.values().partition(|c| c.confirmed);
         let taken = |c: &&&Connection| !ready.iter().any(|r| r.remote == c.remote);
         ready.iter().chain(waiting.iter().filter(taken)).map(|c| neighbour(c)).collect()
     }
 
-    /// Runs an input on one connection and collects what comes out of it.
+    /// Gives an input to one connection and collects its outputs.
     fn with(&mut self, conn: ConnectionId, input: impl FnOnce(&mut Connection)) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         input(connection);
         while let Some(output) = connection.sleeve.poll_output() {
             let index = connection.sleeve_index;
-            let effect = match output {
-                sleeve::Output::Datagram { to, df, bytes } => Effect::Datagram { to, df, bytes },
-                sleeve::Output::Control { tag, body } => Effect::Control { index, tag, body },
-                sleeve::Output::PathChanged => Effect::NeighbourChanged,
-                sleeve::Output::Event(event) => {
-                    Effect::Event { peer: connection.label.clone(), text: format!("sleeve: {event}") }
-                }
+            let output = match output {
+                sleeve::Output::Datagram { to, df, bytes } => ConnectionOutput::Datagram { to, df, bytes },
+                sleeve::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
+                sleeve::Output::PathChanged => ConnectionOutput::NeighbourChanged,
+                sleeve::Output::Event(event) => ConnectionOutput::Event {
+                    peer: connection.label.clone(),
+                    text: format!("sleeve: {event}"),
+                },
                 sleeve::Output::Established => {
                     connection.switch.handle_established(index);
                     continue;
@@ -201,19 +208,20 @@ impl Links {
                     continue;
                 }
             };
-            self.effects.push_back((conn, effect));
+            self.outputs.push_back((conn, output));
         }
         while let Some(output) = connection.switch.poll_output() {
-            let effect = match output {
-                select::Output::Established => Effect::Established,
-                select::Output::Failed(error) => Effect::Failed(error),
+            let output = match output {
+                select::Output::Established => ConnectionOutput::Established,
+                select::Output::Failed(error) => ConnectionOutput::Failed(error),
                 select::Output::BestChanged { name, .. } => {
                     let text = format!("using {name}");
-                    self.effects.push_back((conn, Effect::Event { peer: connection.label.clone(), text }));
-                    Effect::NeighbourChanged
+                    self.outputs
+                        .push_back((conn, ConnectionOutput::Event { peer: connection.label.clone(), text }));
+                    ConnectionOutput::NeighbourChanged
                 }
             };
-            self.effects.push_back((conn, effect));
+            self.outputs.push_back((conn, output));
         }
     }
 }

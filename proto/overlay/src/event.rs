@@ -1,0 +1,32 @@
+use std::net::SocketAddr;
+
+use weave_switch::SwitchEvent;
+use weave_types::ConnectionId;
+
+use crate::sleeve::ControlFrame;
+
+/// What a data thread reports to the owner of the [`Tables`](crate::forward::Tables).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwarderEvent {
+    /// For the MAC table or the log.
+    Switch(SwitchEvent),
+    /// A control frame arrived: for the connection's [`SleeveControl`](crate::sleeve::SleeveControl). Limited to about 100 a
+    /// second for each connection.
+    Control {
+        /// The connection whose session authenticated the frame.
+        conn: ConnectionId,
+        /// The parsed frame.
+        frame: ControlFrame,
+        /// UDP source address of the datagram.
+        from: SocketAddr,
+    },
+    /// The kernel refused a datagram with the don't-fragment bit because it exceeds the path MTU: for the connection's
+    /// [`SleeveControl`](crate::sleeve::SleeveControl). The driver creates this event. It may rate-limit the refusals of data,
+    /// but reports every refusal of a datagram that `SleeveControl` itself sent.
+    PathMtu {
+        /// The connection that the datagram was for.
+        conn: ConnectionId,
+        /// Largest IP packet of the path in bytes, outer IP header included.
+        mtu: u16,
+    },
+}
