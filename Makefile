@@ -75,11 +75,18 @@ bench: packages ## ratios against kernel VXLAN, launch time, memory, size (needs
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench
 
-install: build ## the binary into PREFIX/bin, manual and completions into PREFIX/share
-	install -D -m 0755 target/release/weave $(DESTDIR)$(PREFIX)/bin/weave
-	mkdir -p target/share && for f in 'man weave.8' 'completions bash weave' 'completions zsh _weave' 'completions fish weave.fish'; do \
-	  target/release/weave $${f% *} > target/share/$${f##* } || exit 1; done
-	install -D -m 0644 target/share/weave.8 $(DESTDIR)$(PREFIX)/share/man/man8/weave.8
+install: ## the static binary into PREFIX/bin, manual and completions into PREFIX/share
+	@mkdir -p target/share/man
+	@if $(MAKE) --no-print-directory static; then cp target/$(STATIC_TARGET)/release/weave target/share/weave-binary; else \
+	  echo "NOTICE: no static binary can be built here (does the C library come with libc.a?); installing a dynamic one," \
+	    "which Docker cannot run as a container" >&2; \
+	  $(MAKE) --no-print-directory build && cp target/release/weave target/share/weave-binary; fi
+	install -D -m 0755 target/share/weave-binary $(DESTDIR)$(PREFIX)/bin/weave
+	target/share/weave-binary man --directory target/share/man
+	for f in 'bash weave' 'zsh _weave' 'fish weave.fish'; do \
+	  target/share/weave-binary completions $${f% *} > target/share/$${f##* } || exit 1; done
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 0644 target/share/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	install -D -m 0644 target/share/weave $(DESTDIR)$(PREFIX)/share/bash-completion/completions/weave
 	install -D -m 0644 target/share/_weave $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_weave
 	install -D -m 0644 target/share/weave.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/weave.fish

@@ -1,79 +1,16 @@
-//! Options as 2.8.1 and its forerunners spell them, from tables.
+//! What clap does not do for the command lines of 2.8.1 and before: one dash or two before any option, `=true` and `=false`
+//! after a flag, and old names with the warning `-iprange is deprecated; please use --ipalloc-range` (docs/spec/cli.md 3.2).
 //!
-//! One dash or two, `--name value` or `--name=value`, before or after the other arguments, `--` ends them. Old names
-//! work and say their new one: `Warning: -iprange is deprecated; please use --ipalloc-range` (docs/spec/cli.md 3.2). The tables
-//! also make the help texts, so that they cannot disagree.
+//! Every option is rewritten to `--name=value`, then clap parses the line.
 
-use std::fmt;
+use std::collections::BTreeSet;
 
-/// What an option takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Nothing, or `=true` / `=false`.
-    Flag,
-    /// Any text.
-    Text,
-    /// A whole number.
-    Number,
-    /// Any text, any number of times.
-    List,
-}
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Arg, ArgAction, Command};
 
-/// Whether an option does something in this version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// It does what it says.
-    Works,
-    /// It belongs to a feature that is not there yet; named so in the notice. Switching the feature off needs none.
-    Awaits(&'static str),
-    /// It has no meaning any more.
-    Gone,
-}
+use crate::launch_options;
 
-/// One option.
-#[derive(Debug)]
-pub(crate) struct Opt {
-    /// Name without dashes. One letter: with one dash.
-    pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
-    /// Placeholder of the value in help texts.
-    pub(crate) value: &'static str,
-    pub(crate) help: &'static str,
-    pub(crate) group: &'static str,
-    pub(crate) effect: Effect,
-}
-
-/// An old spelling: what it was, and what it means.
-#[derive(Debug)]
-pub(crate) struct Old {
-    /// Old name without dashes.
-    pub(crate) old: &'static str,
-    /// Today's option.
-    pub(crate) name: &'static str,
-    /// Put before the value; a flag becomes exactly this.
-    pub(crate) prefix: &'static str,
-    /// What the old one took.
-    pub(crate) kind: Kind,
-}
-
-/// Options of one command.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Table {
-    pub(crate) options: &'static [&'static [Opt]],
-    pub(crate) old: &'static [Old],
-}
-
-impl Table {
-    fn find(&self, name: &str) -> Option<&'static Opt> {
-        self.all().find(|o| o.name == name)
-    }
-
-    pub(crate) fn all(&self) -> impl Iterator<Item = &'static Opt> + use<> {
-        self.options.iter().copied().flatten()
-    }
-}
-
-/// The command line cannot be understood. Texts of 2.8.1.
+/// The command line is wrong. All but the last are texts of 2.8.1.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgsError {
     #[error("flag provided but not defined: {0}")]
@@ -84,81 +21,74 @@ pub(crate) enum ArgsError {
         "invalid boolean value {value:?} for flag {flag}: strconv.ParseBool: parsing {value:?}: invalid syntax"
     )]
     NotBool { flag: String, value: String },
-    #[error("invalid value {value:?} for flag {flag}: strconv.ParseInt: parsing {value:?}: {why}")]
-    NotNumber { flag: String, value: String, why: &'static str },
+    #[error("invalid value {value:?} for flag {flag}: {reason}")]
+    Invalid { flag: String, value: String, reason: String },
+    #[error("{0}")]
+    Usage(String),
 }
 
-/// What was on the command line.
+/// A parsed command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Parsed {
-    values: Vec<(&'static str, String)>,
+    /// Names without dashes and values, in the order of the command line. Kept as text, because `launch` passes them to the
+    /// daemon's own command line.
+    values: Vec<(String, String)>,
     /// Arguments that are not options.
     pub(crate) rest: Vec<String>,
     /// Lines for stderr about old spellings.
     pub(crate) warnings: Vec<String>,
-    /// Whether `--help` or `-h` (where that is nothing else) was given.
+    /// Options that are accepted without effect.
+    obsolete: BTreeSet<String>,
     pub(crate) help: bool,
+    /// `usage: weave attach ...`, for errors that are found later.
+    pub(crate) usage: String,
 }
 
 impl Parsed {
     /// The last value given.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        self.values.iter().rev().find(|(n, _)| *n == name).map(|(_, v)| v.as_str())
+        self.values.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
-    /// All values given, in order.
     pub(crate) fn list(&self, name: &str) -> Vec<&str> {
-        self.values.iter().filter(|(n, _)| *n == name).map(|(_, v)| v.as_str()).collect()
+        self.values.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect()
     }
 
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.text(name) == Some("true")
     }
 
-    /// A number; checked when parsed.
+    /// A number; clap has checked it.
     pub(crate) fn number(&self, name: &str) -> Option<i64> {
         self.text(name)?.parse().ok()
     }
 
-    /// All options as canonical arguments, `--name=value`, in order.
+    /// All options as `--name=value`.
     pub(crate) fn canonical(&self) -> Vec<String> {
         self.values.iter().map(|(n, v)| format!("{}={v}", dashed(n))).collect()
     }
 
     pub(crate) fn remove(&mut self, name: &str) {
-        self.values.retain(|(n, _)| *n != name);
+        self.values.retain(|(n, _)| n != name);
     }
 
-    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
-        self.values.push((name, value.into()));
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.values.push((name.to_owned(), value.into()));
     }
 
-    /// One line per missing feature that an option asks for.
-    pub(crate) fn notices(&self, table: Table) -> Vec<String> {
-        let mut by_feature: Vec<(&str, Vec<String>)> = Vec::new();
-        let mut gone = Vec::new();
-        for opt in table.all() {
-            let Some(value) = self.text(opt.name) else { continue };
-            let asks = if opt.kind == Kind::Flag { value == "true" } else { !value.is_empty() };
-            match opt.effect {
-                Effect::Awaits(feature) if asks => match by_feature.iter_mut().find(|(f, _)| *f == feature) {
-                    Some((_, names)) => names.push(dashed(opt.name)),
-                    None => by_feature.push((feature, vec![dashed(opt.name)])),
-                },
-                Effect::Gone => gone.push(dashed(opt.name)),
-                _ => {}
-            }
-        }
-        let mut lines: Vec<_> = by_feature
-            .into_iter()
-            .map(|(feature, names)| {
-                format!("Notice: this version does not do {feature} yet; no effect: {}", names.join(" "))
-            })
-            .collect();
-        if !gone.is_empty() {
-            lines.push(format!("Notice: obsolete, no effect: {}", gone.join(" ")));
-        }
-        lines
+    /// One line for each missing feature that an option asks for, and one for obsolete options. Switching a missing feature
+    /// off needs none.
+    pub(crate) fn notices(&self) -> Vec<String> {
+        let asked = |name: &&&str| self.text(name).is_some_and(|v| !matches!(v, "" | "false"));
+        let features = launch_options::MISSING.iter().filter_map(|(feature, names)| {
+            let names: Vec<_> = names.iter().filter(asked).map(|n| dashed(n)).collect();
+            let line =
+                format!("Notice: this version does not do {feature} yet; no effect: {}", names.join(" "));
+            (!names.is_empty()).then_some(line)
+        });
+        let obsolete: Vec<&str> = self.obsolete.iter().map(String::as_str).collect();
+        let line = format!("Notice: obsolete, no effect: {}", obsolete.join(" "));
+        features.chain((!obsolete.is_empty()).then_some(line)).collect()
     }
 }
 
@@ -167,8 +97,8 @@ pub(crate) fn dashed(name: &str) -> String {
     if name.len() == 1 { format!("-{name}") } else { format!("--{name}") }
 }
 
-/// Go's idea of a boolean.
-pub(crate) fn parse_bool(text: &str) -> Option<bool> {
+/// A boolean as Go's `strconv.ParseBool` reads it.
+fn parse_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
@@ -176,139 +106,128 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// Takes `args` apart by `table`.
-pub(crate) fn parse(table: Table, args: &[String]) -> Result<Parsed, ArgsError> {
-    let mut parsed = Parsed::default();
+/// A number, with the errors of Go's `strconv.ParseInt`.
+pub(crate) fn parse_number(text: &str) -> Result<i64, String> {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    text.parse().map_err(|e: std::num::ParseIntError| {
+        let range = matches!(e.kind(), PosOverflow | NegOverflow);
+        let reason = if range { "value out of range" } else { "invalid syntax" };
+        format!("strconv.ParseInt: parsing {text:?}: {reason}")
+    })
+}
+
+pub(crate) fn is_flag(option: &Arg) -> bool {
+    matches!(option.get_action(), ArgAction::SetTrue)
+}
+
+/// The option's name without dashes.
+pub(crate) fn name(option: &Arg) -> &str {
+    option.get_id().as_str()
+}
+
+/// Parses `args`, the arguments of `command`.
+pub(crate) fn parse(command: Command, args: &[String]) -> Result<Parsed, ArgsError> {
+    let usage = command.clone().render_usage().to_string().replacen("Usage", "usage", 1);
+    let mut parsed = Parsed { usage, ..Parsed::default() };
+    let args = rewrite(&command, args, &mut parsed)?;
+    if parsed.help {
+        return Ok(parsed);
+    }
+    // Rewritten flags have a value, and the last of several options counts.
+    let mut command = command.no_binary_name(true).mut_args(|option| match option.get_action() {
+        ArgAction::SetTrue => option.action(ArgAction::Append).num_args(1),
+        _ => option,
+    });
+    let matches = command.try_get_matches_from_mut(args).map_err(|e| usage_error(&e, &parsed.usage))?;
+    let mut values = Vec::new();
+    for arg in command.get_arguments() {
+        let given =
+            matches.get_raw(name(arg)).into_iter().flatten().map(|v| v.to_string_lossy().into_owned());
+        if arg.is_positional() {
+            parsed.rest.extend(given);
+        } else if let Some(indices) = matches.indices_of(name(arg)) {
+            values.extend(indices.zip(given).map(|(index, value)| (index, name(arg).to_owned(), value)));
+        }
+    }
+    values.sort_unstable();
+    parsed.values.extend(values.into_iter().map(|(_, name, value)| (name, value)));
+    Ok(parsed)
+}
+
+/// Rewrites every option to `--name=value`. Help, warnings and obsolete options go to `parsed`.
+fn rewrite(command: &Command, args: &[String], parsed: &mut Parsed) -> Result<Vec<String>, ArgsError> {
+    let launches = matches!(command.get_name(), "launch" | "daemon");
+    let old_names = if launches { launch_options::OLD } else { &[] };
+    let mut rewritten = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         if arg == "--" {
-            parsed.rest.extend(args.cloned());
+            rewritten.push(arg.clone());
+            rewritten.extend(args.cloned());
             break;
         }
-        let dashes = arg.bytes().take_while(|b| *b == b'-').count();
-        if !(1..=2).contains(&dashes) || arg.len() == dashes {
-            parsed.rest.push(arg.clone());
+        let body = arg.trim_start_matches('-');
+        let dashes = arg.len() - body.len();
+        if !(1..=2).contains(&dashes) || body.is_empty() {
+            rewritten.push(arg.clone());
             continue;
         }
-        let body = &arg[dashes..];
-        let (name, inline) = match body.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            None => (body, None),
-        };
-        let flag = format!("{}{name}", &arg[..dashes]);
-        let old = table.old.iter().find(|o| o.old == name);
-        let (opt, prefix, kind) = match (table.find(name), old) {
-            (Some(opt), _) => (opt, "", opt.kind),
-            (None, Some(old)) => {
-                let Some(opt) = table.find(old.name) else { return Err(ArgsError::Unknown(flag)) };
-                (opt, old.prefix, old.kind)
-            }
-            (None, None) if name == "help" || (name == "h" && dashes == 1) => {
+        let (given, inline) = body.split_once('=').map_or((body, None), |(n, v)| (n, Some(v)));
+        let flag = format!("{}{given}", &arg[..dashes]);
+        let current = command.get_arguments().find(|a| !a.is_positional() && name(a) == given);
+        let (name, prefix, takes_value) = match (current, old_names.iter().find(|o| o.old == given)) {
+            (Some(option), _) => (Some(given), "", !is_flag(option)),
+            (None, Some(old)) => (old.name, old.prefix, old.takes_value),
+            (None, None) if given == "help" || (given == "h" && dashes == 1) => {
                 parsed.help = true;
                 continue;
             }
             (None, None) => return Err(ArgsError::Unknown(flag)),
         };
-        let value = match (kind, inline) {
-            (Kind::Flag, None) => "true".to_owned(),
-            (Kind::Flag, Some(value)) => match parse_bool(&value) {
-                Some(on) => on.to_string(),
-                None => return Err(ArgsError::NotBool { flag, value }),
-            },
-            (_, Some(value)) => value,
-            (_, None) => args.next().cloned().ok_or_else(|| ArgsError::NoValue(flag.clone()))?,
+        let mut value = match inline {
+            Some(value) => value.to_owned(),
+            None if takes_value => args.next().cloned().ok_or_else(|| ArgsError::NoValue(flag.clone()))?,
+            None => "true".to_owned(),
         };
-        if kind == Kind::Number
-            && let Err(e) = value.parse::<i64>()
-        {
-            use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-            let range = matches!(e.kind(), PosOverflow | NegOverflow);
-            let why = if range { "value out of range" } else { "invalid syntax" };
-            return Err(ArgsError::NotNumber { flag, value, why });
+        if !takes_value {
+            value = parse_bool(&value).ok_or(ArgsError::NotBool { flag: flag.clone(), value })?.to_string();
         }
-        let value = match (kind, prefix) {
-            (_, "") => value,
-            // A flag that stands for a value: switched off it says nothing.
-            (Kind::Flag, prefix) if value == "true" => prefix.to_owned(),
-            (Kind::Flag, _) => continue,
-            (_, prefix) => format!("{prefix}{value}"),
+        let Some(name) = name else {
+            parsed.obsolete.insert(dashed(given));
+            continue;
         };
-        let modern = dashed(opt.name);
-        if old.is_some() && opt.name != name {
-            let new = if prefix.is_empty() { modern } else { format!("{modern} {value}") };
-            parsed.warnings.push(Deprecated { old: &flag, new: &new }.to_string());
-        } else if flag != modern && opt.effect != Effect::Gone {
-            parsed.warnings.push(Deprecated { old: &flag, new: &modern }.to_string());
-        }
-        parsed.set(opt.name, value);
-    }
-    Ok(parsed)
-}
-
-struct Deprecated<'a> {
-    old: &'a str,
-    new: &'a str,
-}
-
-impl fmt::Display for Deprecated<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Warning: {} is deprecated; please use {}", self.old, self.new)
-    }
-}
-
-/// Lines of help for `table`, by group in order of appearance.
-pub(crate) fn help(table: Table, width: usize) -> String {
-    let mut groups: Vec<&str> = Vec::new();
-    for opt in table.all() {
-        if !groups.contains(&opt.group) {
-            groups.push(opt.group);
-        }
-    }
-    let mut text = String::new();
-    for group in groups {
-        text.push_str(&format!("\n{group}:\n"));
-        for opt in table.all().filter(|o| o.group == group && o.effect != Effect::Gone) {
-            let head = match opt.kind {
-                Kind::Flag => dashed(opt.name),
-                _ => format!("{} {}", dashed(opt.name), opt.value),
+        let mut new = dashed(name);
+        if !prefix.is_empty() {
+            value = match (takes_value, value.as_str()) {
+                (true, value) => format!("{prefix}{value}"),
+                (false, "true") => prefix.to_owned(),
+                // The option's default counts.
+                (false, _) => continue,
             };
-            let tail = match opt.effect {
-                Effect::Awaits(_) => " [not in this version yet]",
-                _ => "",
-            };
-            text.push_str(&entry(&head, &format!("{}{tail}", opt.help), width));
+            new = format!("{new} {value}");
         }
+        if flag != new {
+            parsed.warnings.push(format!("Warning: {flag} is deprecated; please use {new}"));
+        }
+        rewritten.push(format!("{}={value}", dashed(name)));
     }
-    text
+    Ok(rewritten)
 }
 
-/// `  head   words...`, the words wrapped in their own column.
-pub(crate) fn entry(head: &str, words: &str, width: usize) -> String {
-    const COLUMN: usize = 34;
-    let mut text = format!("  {head}");
-    let mut column = text.chars().count();
-    if column + 1 > COLUMN {
-        text.push('\n');
-        column = 0;
-    }
-    text.push_str(&" ".repeat(COLUMN - column));
-    column = COLUMN;
-    let mut first = true;
-    for word in words.split(' ') {
-        let len = word.chars().count();
-        if !first && column + 1 + len > width.max(COLUMN + 20) {
-            text.push_str(&format!("\n{}", " ".repeat(COLUMN)));
-            column = COLUMN;
-            first = true;
+/// One line of clap's text, which has several.
+fn usage_error(error: &clap::Error, usage: &str) -> ArgsError {
+    let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    match (error.kind(), std::error::Error::source(error)) {
+        (ErrorKind::ValueValidation, Some(source)) => ArgsError::Invalid {
+            flag: context(ContextKind::InvalidArg).split([' ', '=']).next().unwrap_or_default().to_owned(),
+            value: context(ContextKind::InvalidValue),
+            reason: source.to_string(),
+        },
+        _ => {
+            let text = error.to_string();
+            let paragraph = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
+            let words: Vec<&str> = paragraph.split_whitespace().collect();
+            ArgsError::Usage(format!("{}; {usage}", words.join(" ")))
         }
-        if !first {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += len;
-        first = false;
     }
-    text.push('\n');
-    text
 }

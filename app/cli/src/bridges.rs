@@ -4,9 +4,8 @@ use weave_host::{BridgeConfig, Mtu};
 use weave_types::MacAddr;
 
 use crate::args::Parsed;
-use crate::docker_args::DOCKER_BRIDGE;
+use crate::docker_bridge::DOCKER_BRIDGE;
 use crate::options::{self, Env};
-use crate::usage::Command;
 use crate::{Failure, notice, print, require_root};
 
 /// Prints `bridge`, `bridged_fastdp` or `fastdp`; the last two are 2.8.1's.
@@ -18,11 +17,10 @@ pub(crate) fn kind(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// Joins Docker's bridge, or another, to the weave bridge.
-pub(crate) fn join(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn join(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let other = match parsed.rest.as_slice() {
+        [other, ..] => other.clone(),
         [] => env.var("DOCKER_BRIDGE").filter(|b| !b.is_empty()).unwrap_or_else(|| DOCKER_BRIDGE.to_owned()),
-        [other] => other.clone(),
-        _ => return Err(Failure::new(1, command.synopsis())),
     };
     require_root()?;
     weave_host::join_bridges(&options::bridge(parsed, env), &other)?;

@@ -7,7 +7,6 @@ use weave_types::Cidr;
 use crate::addresses::{self, Address, Book};
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::usage::Command;
 use crate::{Failure, hosts_file, notice, print, query, require_root};
 
 /// Addresses and the container, taken apart.
@@ -18,7 +17,8 @@ pub(crate) struct Call {
 }
 
 /// Leading arguments that look like addresses, then one container (docs/spec/cli.md 2.1).
-pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> {
+pub(crate) fn call(parsed: &Parsed) -> Result<Call, Failure> {
+    let (rest, usage) = (&parsed.rest, &parsed.usage);
     let container = addresses::after(rest);
     if let Some(first) = container.first() {
         // `10.2.1.1` or `10.2.1/24` is a slip more often than a container's name.
@@ -31,24 +31,20 @@ pub(crate) fn call(command: &Command, rest: &[String]) -> Result<Call, Failure> 
     let [container] = container else {
         return Err(match container.get(1) {
             Some(extra) if addresses::looks_like_address(extra) => {
-                Failure::new(1, format_args!("addresses come before the container; {}", command.synopsis()))
+                Failure::new(1, format_args!("addresses come before the container; {usage}"))
             }
             Some(extra) => Failure::new(
                 1,
-                format_args!(
-                    "'{}' and '{extra}' cannot both be the container; {}",
-                    container[0],
-                    command.synopsis()
-                ),
+                format_args!("'{}' and '{extra}' cannot both be the container; {usage}", container[0]),
             ),
-            None => Failure::new(1, command.synopsis()),
+            None => Failure::new(1, usage),
         });
     };
     Ok(Call { addresses: addresses::leading(rest)?.0, container: container.clone() })
 }
 
-pub(crate) fn attach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let call = call(command, &parsed.rest)?;
+pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let call = call(parsed)?;
     require_root()?;
     let extra = parsed.list("add-host");
     let extra = extra.into_iter().map(etc_hosts::parse_extra).collect::<Result<Vec<_>, _>>()?;
@@ -91,8 +87,8 @@ fn plug(
     })
 }
 
-pub(crate) fn detach(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let call = call(command, &parsed.rest)?;
+pub(crate) fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let call = call(parsed)?;
     require_root()?;
     let target = find(&call.container, env)?;
     let client = query::client(parsed, env);

@@ -8,14 +8,13 @@ use crate::args::Parsed;
 use crate::container::overlaps;
 use crate::options::{self, Env};
 use crate::query::{client, explain};
-use crate::usage::Command;
 use crate::{Failure, notice, print, require_root};
 
 /// Whose addresses they are for the allocator.
 const ID: &str = "weave:expose";
 
-pub(crate) fn expose(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let addresses = arguments(command, parsed)?;
+pub(crate) fn expose(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let addresses = arguments(parsed)?;
     require_root()?;
     let bridge = &options::devices(parsed, env).bridge;
     overlaps(&fixed(&addresses).collect::<Vec<_>>(), bridge)?.iter().for_each(notice);
@@ -34,8 +33,8 @@ pub(crate) fn expose(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resul
     print(&plain(&cidrs))
 }
 
-pub(crate) fn hide(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let addresses = arguments(command, parsed)?;
+pub(crate) fn hide(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let addresses = arguments(parsed)?;
     require_root()?;
     let client = client(parsed, env);
     let book = Book::of(&client, ID, false);
@@ -57,11 +56,11 @@ fn path(cidrs: &[Cidr], options: &[&str]) -> Option<String> {
     Some(format!("/expose/{first}{mark}{}", query.join("&")))
 }
 
-fn arguments(command: &Command, parsed: &Parsed) -> Result<Vec<Address>, Failure> {
+fn arguments(parsed: &Parsed) -> Result<Vec<Address>, Failure> {
     if let Some(other) = parsed.rest.iter().find(|a| !looks_like_address(a)) {
         return Err(Failure::new(
             1,
-            format_args!("'{other}' is no address, as 10.2.1.102/24 is; {}", command.synopsis()),
+            format_args!("'{other}' is no address, as 10.2.1.102/24 is; {}", parsed.usage),
         ));
     }
     Ok(addresses::leading(&parsed.rest)?.0)

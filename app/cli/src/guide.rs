@@ -1,79 +1,67 @@
-//! `docs/guide/options.md`, made from the tables that parse the command line. The test fails when they differ; with
+//! `docs/guide/options.md`, made from the definitions that parse the command line. The test fails when they differ; with
 //! `UPDATE_GUIDE=1` in its environment it writes the page.
 
 use std::fmt::Write;
 
-use crate::args::{Effect, Kind, dashed};
-use crate::environment::{FILES, VARIABLES};
-use crate::old;
-use crate::options::LAUNCH_TABLE;
-use crate::usage::COMMANDS;
+use clap::{Arg, Command};
+
+use crate::args::{dashed, is_flag, name};
+use crate::env_vars::{FILES, VARIABLES};
+use crate::{commands, deprecated, launch_options};
 
 const INTRODUCTION: &str = "\
 # Options, variables, files
 
 Options have one dash or two; their value follows after a blank or `=`; switches take nothing, `=true` or `=false`. They may stand before or
 after other arguments, `--` ends them. Where an option and a variable say different things, the option wins. `weave help <command>` and
-`man weave` say the same as this page, which is made from the program's own tables.
+`man weave` say the same as this page, which is made from the program's own definitions.
 
 ";
 
 fn page() -> String {
     let mut text = INTRODUCTION.to_owned();
     text.push_str("## Options of `weave launch`\n\n`weave daemon` takes the same, but for the few of the process around it.\n");
-    let mut groups: Vec<&str> = Vec::new();
-    let listed = || LAUNCH_TABLE.all().filter(|o| o.effect != Effect::Gone);
-    for option in listed() {
-        if !groups.contains(&option.group) {
-            groups.push(option.group);
-        }
-    }
-    for group in groups {
-        let _ = write!(text, "\n**{group}**\n\n| Option | |\n| --- | --- |\n");
-        for option in listed().filter(|o| o.group == group) {
-            let _ = writeln!(
-                text,
-                "| `{}` | {}{} |",
-                head(option.name, option.kind, option.value),
-                cell(option.help),
-                later(matches!(option.effect, Effect::Awaits(_)))
-            );
+    let launch: Vec<Arg> =
+        launch_options::launch_options().into_iter().chain(launch_options::daemon_options()).collect();
+    let mut headings: Vec<&str> = launch.iter().filter_map(Arg::get_help_heading).collect();
+    headings.dedup();
+    for heading in headings {
+        let _ = write!(text, "\n**{heading}**\n\n| Option | |\n| --- | --- |\n");
+        for option in launch.iter().filter(|o| o.get_help_heading() == Some(heading)) {
+            let help = option.get_help().cloned().unwrap_or_default().to_string();
+            let _ = writeln!(text, "| `{}` | {} |", head(option), cell(&help));
         }
     }
     text.push_str("\n## Options of other commands\n\n| Command | Options |\n| --- | --- |\n");
-    for command in COMMANDS.iter().filter(|c| !["launch", "daemon"].contains(&c.name)) {
-        let options: Vec<_> =
-            command.table().all().map(|o| format!("`{}`", head(o.name, o.kind, o.value))).collect();
+    for command in commands::all().iter().filter(|c| !["launch", "daemon"].contains(&c.get_name())) {
+        let options: Vec<_> = options_of(command).map(|o| format!("`{}`", head(o))).collect();
         if !options.is_empty() {
-            let _ = writeln!(text, "| `{}` | {} |", command.name, options.join(", "));
+            let _ = writeln!(text, "| `{}` | {} |", command.get_name(), options.join(", "));
         }
     }
     text.push_str("\n## Old names\n\nAccepted with a warning that names the new one. With one dash, every option is an old name.\n\n| Old | Now |\n| --- | --- |\n");
-    for option in LAUNCH_TABLE.old {
-        let _ = writeln!(text, "| `--{}` | `{} {}` |", option.old, dashed(option.name), option.prefix);
+    for option in launch_options::OLD {
+        if let Some(now) = option.name {
+            let _ = writeln!(text, "| `{}` | `{} {}` |", dashed(option.old), dashed(now), option.prefix);
+        }
     }
-    for (name, meaning) in old::OLD {
+    for (name, meaning) in deprecated::OLD {
         let now = match meaning {
-            old::Meaning::Now(words) => format!("`weave {}`", words.join(" ")),
-            old::Meaning::Nothing(why) => format!("nothing; {why}"),
-            old::Meaning::Part { .. } => "a part of the daemon: `weave launch`, `weave stop`".to_owned(),
-            old::Meaning::CreateBridge => {
+            deprecated::Meaning::Now(words) => format!("`weave {}`", words.join(" ")),
+            deprecated::Meaning::Nothing(reason) => format!("nothing; {reason}"),
+            deprecated::Meaning::CreateBridge => {
                 "`weave launch`; makes a plain bridge if `WEAVE_NO_FASTDP` is set".to_owned()
             }
         };
         let _ = writeln!(text, "| `weave {name}` | {now} |");
     }
-    let gone: Vec<_> = LAUNCH_TABLE
-        .all()
-        .filter(|o| o.effect == Effect::Gone)
-        .map(|o| format!("`{}`", dashed(o.name)))
-        .collect();
-    let _ = write!(text, "\nAccepted, without effect: {}.\n", gone.join(", "));
+    let obsolete = launch_options::OLD.iter().filter(|o| o.name.is_none());
+    let obsolete: Vec<_> = obsolete.map(|o| format!("`{}`", dashed(o.old))).collect();
+    let _ = write!(text, "\nAccepted, without effect: {}.\n", obsolete.join(", "));
     text.push_str("\n## Variables\n\n| Variable | Default | |\n| --- | --- | --- |\n");
     for v in VARIABLES {
         let default = if v.default.is_empty() { String::new() } else { format!("`{}`", v.default) };
-        let _ =
-            writeln!(text, "| `{}` | {default} | {}{} |", v.name, cell(v.effect), later(v.waits.is_some()));
+        let _ = writeln!(text, "| `{}` | {default} | {}{} |", v.name, cell(v.effect), missing(v.missing));
     }
     text.push_str("\n## Files\n\n| Path | |\n| --- | --- |\n");
     for (path, what) in FILES {
@@ -82,16 +70,21 @@ fn page() -> String {
     text.replace(" ` |", "` |")
 }
 
-fn head(name: &str, kind: Kind, value: &str) -> String {
-    if kind == Kind::Flag { dashed(name) } else { format!("{} {}", dashed(name), cell(value)) }
+fn options_of(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|arg| !arg.is_positional())
+}
+
+fn head(option: &Arg) -> String {
+    let value = option.get_value_names().map_or("", |names| names[0].as_str());
+    if is_flag(option) { dashed(name(option)) } else { format!("{} <{}>", dashed(name(option)), cell(value)) }
 }
 
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-fn later(waits: bool) -> &'static str {
-    if waits { " *(not in this version yet)*" } else { "" }
+fn missing(missing: bool) -> &'static str {
+    if missing { " *(not in this version yet)*" } else { "" }
 }
 
 #[test]

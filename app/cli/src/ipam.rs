@@ -4,7 +4,6 @@ use weave_api::{ClientError, client::encode};
 
 use crate::args::Parsed;
 use crate::options::Env;
-use crate::usage::Command;
 use crate::waiting::{self, Waiter};
 use crate::{Failure, notice, print, query, require_root};
 
@@ -23,10 +22,7 @@ pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 /// Takes over what peers had that are gone for good.
-pub(crate) fn rmpeer(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    if parsed.rest.is_empty() {
-        return Err(Failure::new(1, command.synopsis()));
-    }
+pub(crate) fn rmpeer(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let client = query::client(parsed, env);
     let force = if parsed.flag("force") { "?force=true" } else { "" };

@@ -64,7 +64,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         log::to_file(file).map_err(|e| fatal(&format_args!("cannot open the log file {path}: {e}")))?;
     }
     log::options_line(&shown(parsed));
-    parsed.notices(options::DAEMON_TABLE).iter().for_each(log::info);
+    parsed.notices().iter().for_each(log::info);
     // The reason has been logged and told to whoever waits for readiness.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
@@ -99,9 +99,8 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     if !range_given {
         parsed.set("ipalloc-range", options::DEFAULT_RANGE);
     }
-    service::check(&parsed)?;
     let config = options::config(&parsed, env, &hostname())?;
-    parsed.notices(options::LAUNCH_TABLE).iter().for_each(notice);
+    parsed.notices().iter().for_each(notice);
     if parsed.flag("print-peer-name") {
         return print(&format!("{}\n", weave_daemon::find_peer_name(&config)?));
     }

@@ -7,12 +7,14 @@
 mod addresses;
 mod args;
 mod bridges;
-mod complete;
+mod commands;
 mod container;
-mod docker_args;
-mod environment;
-mod exercise;
+mod deprecated;
+mod docker_bridge;
+mod env_vars;
 mod expose;
+mod fuzz_entry;
+mod generated;
 mod guard;
 #[cfg(test)]
 mod guide;
@@ -20,9 +22,7 @@ mod host_rules;
 mod hosts_file;
 mod ipam;
 mod launch;
-mod manual;
-mod names;
-mod old;
+mod launch_options;
 mod options;
 mod ps;
 mod query;
@@ -33,7 +33,6 @@ mod supervise;
 mod takeover;
 #[cfg(test)]
 mod tests;
-mod usage;
 mod waiting;
 mod weaveutil;
 
@@ -42,11 +41,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 #[doc(hidden)]
-pub use exercise::exercise;
+pub use fuzz_entry::fuzz_entry;
 
-use args::Parsed;
 use options::{Env, ProcessEnv};
-use usage::Command;
 
 /// Why a command failed: what it says on stderr (without final newline; may be empty) and its exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,120 +102,88 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
-    // The script of 2.8.1 ran itself in a container unless told `--local`; this is always local.
+    // The script of 2.8.1 ran itself in a container unless `--local` was given; this is always local.
     let args = args.strip_prefix(&["--local".to_owned()]).unwrap_or(args);
     let Some((name, rest)) = args.split_first() else {
-        return Err(Failure::new(1, usage::overview(width()).trim_end()));
+        return Err(Failure::new(1, commands::program().render_help()));
     };
     match name.as_str() {
-        "help" | "--help" | "-h" | "-help" => return help(rest),
+        "help" | "--help" | "-h" | "-help" => return help(rest.first()),
         "supervise" => return supervise::run(rest, env),
         "contained" => return service::docker::contained(rest, env),
         "weaveutil" => return weaveutil::run(rest, env),
-        "--version" => return query::version(&Parsed::default(), env),
+        "--version" => return run(&["version".to_owned()], env),
         _ => {}
     }
-    if let Some(meaning) = old::find(name) {
-        let old::Meaning::Now(now) = meaning else { return old::run(name, meaning, rest, env) };
-        notice(format_args!("Warning: 'weave {name}' is deprecated; please use 'weave {}'", now.join(" ")));
-        let now: Vec<String> = now.iter().map(|w| (*w).to_owned()).chain(rest.iter().cloned()).collect();
-        return run(&now, env);
+    if let Some(meaning) = deprecated::find(name) {
+        return deprecated::run(name, meaning, rest, env);
     }
-    let Some(command) = usage::find(name) else {
-        return Err(unknown(name, rest));
+    let Some(command) = commands::find(name) else {
+        return Err(unknown(name, rest.first().is_some_and(|a| a == "--help")));
     };
-    // Whatever it is, it is docker's.
-    if command.name == "dns-args" && !rest.iter().any(|a| a == "--help") {
-        return docker_args::dns_args(&Parsed::default(), env);
-    }
-    let parsed = args::parse(command.table(), rest).map_err(|e| {
-        // The daemon's code for it is 125 in 2.8.1.
-        let code = if command.name == "daemon" { 125 } else { 1 };
-        Failure::new(code, format_args!("{e}\nSee 'weave {} --help'.", command.name))
+    let parsed = args::parse(command, rest).map_err(|e| {
+        // 2.8.1's daemon exits with 125 then.
+        let code = if name == "daemon" { 125 } else { 1 };
+        Failure::new(code, format_args!("{e}\nSee 'weave {name} --help'."))
     })?;
     if parsed.help {
-        notice(usage::command(command, width()).trim_end());
-        return Ok(());
+        return help(Some(name));
     }
     parsed.warnings.iter().for_each(notice);
-    if !matches!(command.name, "launch" | "daemon" | "help") {
+    if !matches!(name.as_str(), "launch" | "daemon") {
         options::check_instance(&parsed, env)?;
     }
-    match command.name {
+    match name.as_str() {
         "launch" => launch::run(parsed, env),
         "daemon" => launch::daemon(&parsed, env),
-        "stop" => stop::stop(&only_options(command, parsed)?, env),
-        "setup" => setup::run(&only_options(command, parsed)?, env),
-        "reset" => stop::reset(&only_options(command, parsed)?, env),
-        "prime" | "consense" => ipam::prime(&only_options(command, parsed)?, env),
-        "rmpeer" => ipam::rmpeer(command, &parsed, env),
-        "connect" => query::connect(command, &parsed, env),
-        "forget" => query::forget(command, &parsed, env),
-        "attach" => container::attach(command, &parsed, env),
-        "detach" => container::detach(command, &parsed, env),
-        "expose" => expose::expose(command, &parsed, env),
-        "hide" => expose::hide(command, &parsed, env),
-        "status" => query::status(command, &parsed, env),
-        "report" => query::report(&only_options(command, parsed)?, env),
-        "version" => query::version(&only_options(command, parsed)?, env),
+        "stop" => stop::stop(&parsed, env),
+        "setup" => setup::run(&parsed, env),
+        "reset" => stop::reset(&parsed, env),
+        "prime" | "consense" => ipam::prime(&parsed, env),
+        "rmpeer" => ipam::rmpeer(&parsed, env),
+        "connect" => query::connect(&parsed, env),
+        "forget" => query::forget(&parsed, env),
+        "attach" => container::attach(&parsed, env),
+        "detach" => container::detach(&parsed, env),
+        "expose" => expose::expose(&parsed, env),
+        "hide" => expose::hide(&parsed, env),
+        "status" => query::status(&parsed, env),
+        "report" => query::report(&parsed, env),
+        "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),
-        "env" => docker_args::env(&only_options(command, parsed)?, env),
-        "config" => docker_args::config(&only_options(command, parsed)?, env),
-        "dns-add" => names::add(command, &parsed, env),
-        "dns-remove" => names::remove(command, &parsed, env),
-        "dns-lookup" => names::lookup(command, &parsed, env),
-        "attach-bridge" => bridges::join(command, &parsed, env),
-        "bridge-type" => bridges::kind(&only_options(command, parsed)?, env),
-        "docker-bridge-ip" => {
-            only_options(command, parsed)?;
-            docker_args::docker_bridge_ip(env)
+        "env" => docker_bridge::env(&parsed, env),
+        "attach-bridge" => bridges::join(&parsed, env),
+        "bridge-type" => bridges::kind(&parsed, env),
+        "docker-bridge-ip" => docker_bridge::print_ip(env),
+        "completions" => generated::completions(&parsed),
+        "man" => generated::man(&parsed),
+        _ => Err(unknown(name, false)),
+    }
+}
+
+fn unknown(name: &str, help: bool) -> Failure {
+    match commands::MISSING.iter().find(|(missing, _)| *missing == name) {
+        Some((_, part)) => {
+            let code = if help { 0 } else { 1 };
+            Failure::new(code, format_args!("weave {name}: {part} is not in this version yet"))
         }
-        "completions" => complete::run(command, &parsed),
-        "man" => manual::run(&only_options(command, parsed)?),
-        _ => Err(unknown(name, rest)),
+        None => Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'.")),
     }
 }
 
-fn unknown(name: &str, rest: &[String]) -> Failure {
-    let asks_help = rest.first().is_some_and(|a| a == "--help");
-    if usage::NOT_YET.contains(&name) {
-        let code = if asks_help { 0 } else { 1 };
-        return Failure::new(code, format_args!("weave {name} is not in this version yet; see 'weave help'"));
-    }
-    Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'."))
-}
-
-fn help(rest: &[String]) -> Result<(), Failure> {
-    let text = match rest.first().filter(|name| !name.starts_with('-')) {
-        None => usage::overview(width()),
-        Some(name) => match usage::find(name) {
-            Some(command) => usage::command(command, width()),
-            None => match old::find(name) {
-                Some(meaning) => old::explain(name, meaning),
-                None => return Err(unknown(name, &["--help".to_owned()])),
-            },
+fn help(command: Option<&String>) -> Result<(), Failure> {
+    let text = match command.filter(|name| !name.starts_with('-')) {
+        None => commands::program().render_help().to_string(),
+        Some(name) => match (commands::help(name), deprecated::find(name)) {
+            (Some(text), _) => text,
+            (None, Some(meaning)) => deprecated::explain(name, meaning),
+            (None, None) => return Err(unknown(name, true)),
         },
     };
     notice(text.trim_end());
     Ok(())
 }
 
-/// The command takes no arguments but options.
-fn only_options(command: &Command, parsed: Parsed) -> Result<Parsed, Failure> {
-    match parsed.rest.first() {
-        None => Ok(parsed),
-        Some(extra) => {
-            Err(Failure::new(1, format_args!("unexpected argument '{extra}'; {}", command.synopsis())))
-        }
-    }
-}
-
-/// Columns for help texts.
-fn width() -> usize {
-    std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(100).clamp(60, 120)
-}
-
-/// Most of what changes a host needs it.
 pub(crate) fn require_root() -> Result<(), Failure> {
     if nix::unistd::geteuid().is_root() {
         Ok(())

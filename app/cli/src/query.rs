@@ -4,7 +4,6 @@ use weave_api::{Client, ClientError, pages};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::usage::Command;
 use crate::{Failure, notice, print};
 
 /// The daemon of this host.
@@ -39,10 +38,10 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
     }
 }
 
-pub(crate) fn connect(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn connect(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let replace = parsed.flag("replace");
     if parsed.rest.is_empty() && !replace {
-        return Err(Failure::new(1, command.synopsis()));
+        return Err(Failure::new(1, &parsed.usage));
     }
     let mut form: Vec<_> = parsed.rest.iter().map(|peer| ("peer", peer.as_str())).collect();
     if replace {
@@ -52,19 +51,16 @@ pub(crate) fn connect(command: &Command, parsed: &Parsed, env: &dyn Env) -> Resu
     print(&answer.map_err(|e| explain(e, parsed, env))?)
 }
 
-pub(crate) fn forget(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    if parsed.rest.is_empty() {
-        return Err(Failure::new(1, command.synopsis()));
-    }
+pub(crate) fn forget(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let form: Vec<_> = parsed.rest.iter().map(|peer| ("peer", peer.as_str())).collect();
     let answer = client(parsed, env).post("/forget", &form);
     print(&answer.map_err(|e| explain(e, parsed, env))?)
 }
 
-pub(crate) fn status(command: &Command, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn status(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let invalid = || {
         let args = parsed.rest.join(" ");
-        Failure::new(1, format_args!("Invalid 'weave status' sub-command: {args}\n{}", command.synopsis()))
+        Failure::new(1, format_args!("Invalid 'weave status' sub-command: {args}\n{}", parsed.usage))
     };
     let page = match parsed.rest.as_slice() {
         [] => None,

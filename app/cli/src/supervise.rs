@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use weave_daemon::{log, pid_file};
 
 use crate::options::{self, Env};
-use crate::{Failure, args};
+use crate::{Failure, args, commands};
 
 /// Wait before the first new start; doubled with each, up to the limit.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         Some((first, rest)) if first == "--restart" => (true, rest),
         _ => (false, args),
     };
-    let parsed = args::parse(options::DAEMON_TABLE, args)?;
+    let parsed = args::parse(commands::daemon(), args)?;
     let config = options::config(&parsed, env, "")?;
     // Only fails if we lead a group already, and then nobody's terminal is ours.
     let _ = nix::unistd::setsid();

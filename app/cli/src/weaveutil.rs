@@ -1,109 +1,106 @@
 //! `weaveutil`, the helper of 2.8.1 that other projects' scripts call: as `weave weaveutil <command>`, or by a link of that
 //! name (docs/spec/cli.md 13).
 
+use std::ops::RangeInclusive;
+
+use clap::Command;
 use weave_host::identity::{Sources, SystemIds};
 use weave_host::{AttachRequest, DetachRequest, DeviceNames};
 use weave_runtime::{Kind, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
-use crate::args::{self, Effect, Kind as OptKind, Opt, Parsed, Table};
+use crate::args::{self, Parsed};
 use crate::options::Env;
-use crate::{Failure, addresses, docker_args, hosts_file, notice, print, ps, require_root};
+use crate::{
+    Failure, addresses, commands, docker_bridge, hosts_file, launch_options, notice, print, ps, require_root,
+};
 
 /// One command of the helper.
 pub(crate) struct Sub {
-    pub(crate) name: &'static str,
-    pub(crate) arguments: &'static str,
-    /// Most arguments that are not options; `None`: any number.
-    least: usize,
-    most: Option<usize>,
-    pub(crate) does: Does,
+    name: &'static str,
+    usage: &'static str,
+    /// How many arguments that are not options it takes.
+    count: RangeInclusive<usize>,
+    action: Action,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Does {
-    This(fn(&Parsed, &dyn Env) -> Result<(), Failure>),
-    /// The feature that it waits for.
-    Waits(&'static str),
+enum Action {
+    Run(fn(&Parsed, &dyn Env) -> Result<(), Failure>),
+    /// It needs this feature.
+    Missing(&'static str),
 }
+
+const ANY: usize = usize::MAX;
 
 const fn sub(
     name: &'static str,
-    arguments: &'static str,
-    counts: (usize, Option<usize>),
-    does: fn(&Parsed, &dyn Env) -> Result<(), Failure>,
+    usage: &'static str,
+    count: RangeInclusive<usize>,
+    run: fn(&Parsed, &dyn Env) -> Result<(), Failure>,
 ) -> Sub {
-    Sub { name, arguments, least: counts.0, most: counts.1, does: Does::This(does) }
+    Sub { name, usage, count, action: Action::Run(run) }
 }
 
-const fn waits(name: &'static str, arguments: &'static str, feature: &'static str) -> Sub {
-    Sub { name, arguments, least: 0, most: None, does: Does::Waits(feature) }
+const fn missing(name: &'static str, usage: &'static str, feature: &'static str) -> Sub {
+    Sub { name, usage, count: 0..=ANY, action: Action::Missing(feature) }
 }
 
-/// All of 2.8.1's.
-pub(crate) static SUBS: &[Sub] = &[
-    sub("help", "", (0, None), |_, _| {
+static SUBS: &[Sub] = &[
+    sub("help", "", 0..=ANY, |_, _| {
         notice(usage().trim_end());
         Ok(())
     }),
-    sub("netcheck", "<cidr> [<ignored interface> ...]", (1, None), netcheck),
-    sub("detect-bridge-type", "<bridge> <datapath>", (2, Some(2)), detect_bridge_type),
-    sub("bridge-ip", "<bridge>", (1, Some(1)), |p, _| {
-        print(&docker_args::first_address(&p.rest[0])?.to_string())
-    }),
-    sub("container-addrs", "<bridge> [<id>|weave:expose|weave:allids ...]", (1, None), |p, env| {
+    sub("netcheck", "<cidr> [<ignored interface> ...]", 1..=ANY, netcheck),
+    sub("detect-bridge-type", "<bridge> <datapath>", 2..=2, detect_bridge_type),
+    sub("bridge-ip", "<bridge>", 1..=1, |p, _| print(&docker_bridge::first_address(&p.rest[0])?.to_string())),
+    sub("container-addrs", "<bridge> [<id>|weave:expose|weave:allids ...]", 1..=ANY, |p, env| {
         ps::container_addrs(&p.rest[0], &p.rest[1..], env)
     }),
-    sub("process-addrs", "<bridge>", (1, Some(1)), |p, env| ps::process_addrs(&p.rest[0], env)),
-    sub("container-id", "<container>", (1, Some(1)), |p, env| print(&format!("{}\n", docker(p, env)?.id))),
-    sub("container-state", "<container>", (1, Some(1)), |p, env| {
-        print(&format!("{}\n", docker(p, env)?.state))
-    }),
-    sub("container-fqdn", "<container>", (1, Some(1)), container_fqdn),
-    sub("list-containers", "", (0, None), |_, env| {
+    sub("process-addrs", "<bridge>", 1..=1, |p, env| ps::process_addrs(&p.rest[0], env)),
+    sub("container-id", "<container>", 1..=1, |p, env| print(&format!("{}\n", docker(p, env)?.id))),
+    sub("container-state", "<container>", 1..=1, |p, env| print(&format!("{}\n", docker(p, env)?.state))),
+    sub("container-fqdn", "<container>", 1..=1, container_fqdn),
+    sub("list-containers", "", 0..=ANY, |_, env| {
         let ids = ps::docker(env).running()?;
         print(&ids.iter().map(|id| format!("{id}\n")).collect::<String>())
     }),
     sub(
         "attach-container",
         "[--no-multicast-route] [--keep-tx-on] [--hairpin-mode=false] <container> <bridge> <cidr> ...",
-        (3, None),
+        3..=ANY,
         attach,
     ),
-    sub("detach-container", "<container> <cidr> ...", (2, None), detach),
+    sub("detach-container", "<container> <cidr> ...", 2..=ANY, detach),
     sub(
         "rewrite-etc-hosts",
         "<container> <image> <cidr>[,<cidr>...] [<name>:<ip> ...]",
-        (3, None),
+        3..=ANY,
         rewrite_hosts,
     ),
-    sub("unique-id", "<db prefix> <host root>", (2, Some(2)), unique_id),
-    sub("check-datapath", "<datapath>", (1, Some(1)), check_datapath),
-    waits("create-datapath", "<datapath>", "the fast datapath"),
-    waits("delete-datapath", "<datapath>", "the fast datapath"),
-    waits("add-datapath-interface", "<datapath> <interface>", "the fast datapath"),
-    waits("docker-tls-args", "", "the Docker proxy and plugin"),
-    waits("run-container", "", "the Docker proxy and plugin"),
-    waits("stop-container", "<container>", "the Docker proxy and plugin"),
-    waits("kill-container", "<container>", "the Docker proxy and plugin"),
-    waits("remove-container", "<container>", "the Docker proxy and plugin"),
-    waits("create-volume-container", "", "the Docker proxy and plugin"),
-    waits("remove-plugin-network", "<name>", "the Docker proxy and plugin"),
-    waits("is-docker-plugin-enabled", "", "the Docker proxy and plugin"),
-    waits("swarm-manager-peers", "", "the Docker proxy and plugin"),
-    waits("cni-net", "", "CNI"),
-    waits("cni-ipam", "", "CNI"),
-    waits("get-db-flag", "<db prefix> <flag>", "CNI"),
-    waits("set-db-flag", "<db prefix> <flag> <value>", "CNI"),
+    sub("unique-id", "<db prefix> <host root>", 2..=2, unique_id),
+    sub("check-datapath", "<datapath>", 1..=1, check_datapath),
+    missing("create-datapath", "<datapath>", "the fast datapath"),
+    missing("delete-datapath", "<datapath>", "the fast datapath"),
+    missing("add-datapath-interface", "<datapath> <interface>", "the fast datapath"),
+    missing("docker-tls-args", "", "the Docker proxy and plugin"),
+    missing("run-container", "", "the Docker proxy and plugin"),
+    missing("stop-container", "<container>", "the Docker proxy and plugin"),
+    missing("kill-container", "<container>", "the Docker proxy and plugin"),
+    missing("remove-container", "<container>", "the Docker proxy and plugin"),
+    missing("create-volume-container", "", "the Docker proxy and plugin"),
+    missing("remove-plugin-network", "<name>", "the Docker proxy and plugin"),
+    missing("is-docker-plugin-enabled", "", "the Docker proxy and plugin"),
+    missing("swarm-manager-peers", "", "the Docker proxy and plugin"),
+    missing("cni-net", "", "CNI"),
+    missing("cni-ipam", "", "CNI"),
+    missing("get-db-flag", "<db prefix> <flag>", "CNI"),
+    missing("set-db-flag", "<db prefix> <flag> <value>", "CNI"),
 ];
 
-const fn flag(name: &'static str) -> Opt {
-    Opt { name, kind: OptKind::Flag, value: "", help: "", group: "", effect: Effect::Works }
+pub(crate) fn names() -> Vec<&'static str> {
+    SUBS.iter().map(|sub| sub.name).collect()
 }
-
-static OPTIONS: &[Opt] = &[flag("no-multicast-route"), flag("keep-tx-on"), flag("hairpin-mode")];
-static TABLE: Table = Table { options: &[OPTIONS], old: &[] };
-static NO_OPTIONS: Table = Table { options: &[], old: &[] };
 
 pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
     let Some((name, rest)) = arguments.split_first() else { return Err(Failure::new(1, usage().trim_end())) };
@@ -111,31 +108,33 @@ pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
     let Some(sub) = SUBS.iter().find(|s| s.name == name) else {
         return Err(Failure::new(1, format_args!("\"{name}\" cmd is not found\n{}", usage().trim_end())));
     };
-    let does = match sub.does {
-        Does::This(does) => does,
-        Does::Waits(feature) => {
+    let run = match sub.action {
+        Action::Run(run) => run,
+        Action::Missing(feature) => {
             return Err(Failure::new(
                 1,
-                format_args!("this version does not do {feature} yet: weaveutil {name}"),
+                format_args!("weaveutil {name}: {feature} is not in this version yet"),
             ));
         }
     };
-    let synopsis = || Failure::new(1, format!("usage: weaveutil {name} {}", sub.arguments).trim_end());
-    let table = if name == "attach-container" { TABLE } else { NO_OPTIONS };
-    let parsed = args::parse(table, rest).map_err(|e| Failure::new(1, e))?;
-    let count = parsed.rest.len();
-    if parsed.help || count < sub.least || sub.most.is_some_and(|most| count > most) {
-        return Err(synopsis());
+    let mut command = Command::new(sub.name).disable_help_flag(true).arg(commands::arguments("argument", ""));
+    if name == "attach-container" {
+        let flags = ["no-multicast-route", "keep-tx-on", "hairpin-mode"];
+        command = command.args(flags.map(|name| launch_options::flag(name, "")));
     }
-    does(&parsed, env)
+    let parsed = args::parse(command, rest)?;
+    if parsed.help || !sub.count.contains(&parsed.rest.len()) {
+        return Err(Failure::new(1, format!("usage: weaveutil {name} {}", sub.usage).trim_end()));
+    }
+    run(&parsed, env)
 }
 
 /// A line for each command.
-pub(crate) fn usage() -> String {
+fn usage() -> String {
     let mut text = String::from("Usage: weaveutil <command> [<argument> ...]\n");
     for sub in SUBS {
-        let tail = if matches!(sub.does, Does::Waits(_)) { " [not in this version yet]" } else { "" };
-        text.push_str(format!("  {} {}{tail}", sub.name, sub.arguments).trim_end());
+        let tail = if matches!(sub.action, Action::Missing(_)) { " [not in this version yet]" } else { "" };
+        text.push_str(format!("  {} {}{tail}", sub.name, sub.usage).trim_end());
         text.push('\n');
     }
     text

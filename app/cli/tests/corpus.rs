@@ -5,5 +5,5 @@ mod replay;
 
 #[test]
 fn command_line() {
-    replay::replay("command_line", 4000, weave_cli::exercise);
+    replay::replay("command_line", 4000, weave_cli::fuzz_entry);
 }

@@ -1,5 +1,5 @@
 //! Every command, option and variable with the real program, and what it does. The program itself lists what there is
-//! (completions and manual are made from the tables that parse); a row that no check covers fails, and so does a row that
+//! (completions and manual are made from the definitions that parse); a row that no check covers fails, and so does a row that
 //! is said to wait for a feature which is there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,6 +68,14 @@ const WAITING: &[(&str, Feature, Sign)] = {
         ("run", Proxy, Command),
         ("start", Proxy, Command),
         ("restart", Proxy, Command),
+        ("config", Proxy, Command),
+        ("launch-proxy", Proxy, Command),
+        ("launch-plugin", Plugin, Command),
+        ("dns-add", Dns, Command),
+        ("dns-remove", Dns, Command),
+        ("dns-lookup", Dns, Command),
+        ("dns-args", Dns, Command),
+        ("$DNS_ADDRESS", Dns, Report),
         ("launch --plugin", Plugin, Notice("")),
         ("launch --plugin-v2", Plugin, Notice("")),
         ("launch --plugin-v2-multicast", Plugin, Notice("")),
@@ -179,27 +187,18 @@ impl Stage<'_> {
 fn surface(host: &Host) -> BTreeSet<String> {
     let mut rows = BTreeSet::new();
     for line in host.weave_ok(&["completions", "fish"]).lines() {
-        let words: Vec<&str> = line.split(' ').collect();
-        match words.as_slice() {
-            ["complete", "-c", "weave", "-n", "__fish_use_subcommand", "-a", command, ..] => {
-                rows.insert((*command).to_owned());
+        // complete -c weave -n "<condition>" <option or command> ...
+        let mut quoted = line.split('"').skip(1);
+        let (Some(condition), Some(rest)) = (quoted.next(), quoted.next()) else { continue };
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        match (condition.strip_prefix("__fish_weave_using_subcommand "), words.as_slice()) {
+            (None, ["-f", "-a"]) if condition == "__fish_weave_needs_command" => {
+                rows.extend(quoted.next().map(str::to_owned));
             }
-            [
-                "complete",
-                "-c",
-                "weave",
-                "-n",
-                "'__fish_seen_subcommand_from",
-                command,
-                form @ ("-l" | "-s"),
-                name,
-                ..,
-            ] => {
-                // The daemon's own options are those that launch hands on.
-                let command = match command.trim_end_matches('\'') {
-                    "daemon" => "launch",
-                    command => command,
-                };
+            (Some(_), ["-l", "help", ..]) | (None, _) => {}
+            (Some(command), [form @ ("-l" | "-s"), name, ..]) => {
+                // The daemon's own options are those that launch passes on.
+                let command = if command == "daemon" { "launch" } else { command };
                 let dashes = if *form == "-l" { "--" } else { "-" };
                 rows.insert(format!("{command} {dashes}{name}"));
             }
@@ -208,8 +207,9 @@ fn surface(host: &Host) -> BTreeSet<String> {
     }
     let manual = host.weave_ok(&["man"]);
     let variables = manual.split(".SH ENVIRONMENT\n").nth(1).and_then(|t| t.split(".SH").next());
-    rows.extend(variables.unwrap().lines().filter_map(|l| Some(format!("${}", l.strip_prefix(".B ")?))));
-    let old = manual.split(".SH OLD COMMANDS\n").nth(1).and_then(|t| t.split(".SH").next()).unwrap();
+    let variables = variables.unwrap().lines().filter_map(|l| l.strip_prefix("\\fB")?.strip_suffix("\\fR"));
+    rows.extend(variables.map(|name| format!("${name}")));
+    let old = manual.split(".SH \"OLD COMMANDS\"\n").nth(1).and_then(|t| t.split(".SH").next()).unwrap();
     let old = old.lines().nth(1).unwrap().trim_end_matches('.').replace("\\-", "-");
     rows.extend(old.split(", ").map(str::to_owned));
     assert!(rows.len() > 150, "{rows:?}");
@@ -287,8 +287,12 @@ fn waiting_rows(stage: &Stage<'_>) {
         match sign {
             Sign::Report => {}
             Sign::Command => {
-                let outcome = stage.host.weave(&[row, "--help"]);
-                assert!(outcome.stderr.contains("is not in this version yet"), "{moved}\n{outcome}");
+                let outcome = stage.host.weave(&[row]);
+                let said = outcome.stderr.contains("is not in this version yet");
+                assert!(
+                    outcome.code == Some(1) && said && outcome.stderr.lines().count() == 1,
+                    "{moved}\n{outcome}"
+                );
             }
             Sign::Notice(value) => {
                 let mut args = vec!["launch", "--print-peer-name", "--name", "::1", option];

@@ -86,7 +86,7 @@ pub(crate) fn choose<'a>(job: &'a Job<'a>) -> Result<Box<dyn Keeper + 'a>, Failu
         "systemd" => Box::new(systemd::Systemd::new(job)?),
         "docker" => Box::new(docker::Container::new(job)?),
         "supervisor" | "none" => plain(None),
-        "auto" | "" => {
+        _ => {
             // Who says --no-restart has a service manager of his own, which may be running us.
             let systemd = if job.restart { systemd::Systemd::if_usable(job) } else { None };
             if let Some(systemd) = systemd {
@@ -102,23 +102,7 @@ pub(crate) fn choose<'a>(job: &'a Job<'a>) -> Result<Box<dyn Keeper + 'a>, Failu
                 })),
             }
         }
-        _ => return Err(unknown(wanted)),
     })
-}
-
-fn unknown(wanted: &str) -> Failure {
-    Failure::new(
-        1,
-        format_args!("--service {wanted:?}: must be one of auto, systemd, docker, supervisor and none"),
-    )
-}
-
-/// `--service` before anything else is looked at.
-pub(crate) fn check(parsed: &Parsed) -> Result<(), Failure> {
-    match parsed.text("service") {
-        None | Some("auto" | "" | "systemd" | "docker" | "supervisor" | "none") => Ok(()),
-        Some(wanted) => Err(unknown(wanted)),
-    }
 }
 
 /// Variables without effect that somebody may rely on.

@@ -5,11 +5,11 @@ use super::*;
 pub(super) const CHECKS: &[Check] = &[
     check(&["help"], help),
     check(&["version", "launch --version"], version),
-    check(&["completions", "man"], generated),
+    check(&["completions", "man", "man --directory"], generated),
     check(&["daemon"], daemon_errors),
     check(&["launch --print-peer-name"], peer_name),
     check(
-        &["env --restore", "$ORIG_DOCKER_HOST", "$COLUMNS", "$CHECKPOINT_DISABLE"],
+        &["env", "env --restore", "$ORIG_DOCKER_HOST", "$COLUMNS", "$CHECKPOINT_DISABLE"],
         variables_without_daemon,
     ),
     check(
@@ -21,9 +21,7 @@ pub(super) const CHECKS: &[Check] = &[
             "stop-router",
             "proxy-env",
             "proxy-config",
-            "launch-proxy",
             "stop-proxy",
-            "launch-plugin",
             "stop-plugin",
         ],
         old_commands,
@@ -60,7 +58,12 @@ fn generated(stage: &Stage<'_>) {
     for shell in ["bash", "zsh", "fish"] {
         assert!(stage.ok(&["completions", shell]).contains("weave"));
     }
-    assert!(stage.fails(1, &["completions", "tcsh"]).contains("usage: weave completions"));
+    assert!(stage.fails(1, &["completions", "tcsh"]).contains("[possible values: bash, zsh, fish]"));
+    stage.host.sh("mkdir /tmp/weave-cmds-man");
+    stage.ok(&["man", "--directory", "/tmp/weave-cmds-man"]);
+    let pages = stage.host.sh("ls /tmp/weave-cmds-man; rm -r /tmp/weave-cmds-man");
+    assert!(pages.contains("weave.8") && pages.contains("weave-attach.8"), "{pages}");
+    assert!(stage.ok(&["man", "launch"]).contains(".TH WEAVE-LAUNCH 8"));
     assert!(stage.ok(&["man"]).contains(".TH WEAVE 8"));
 }
 
@@ -123,6 +126,8 @@ fn variables_without_daemon(stage: &Stage<'_>) {
     let env = [("ORIG_DOCKER_HOST", "")];
     assert_eq!(stage.host.weave_env(&env, &["env", "--restore"]).expect_ok(), "DOCKER_HOST=\n");
     assert!(stage.fails(1, &["env", "--restore"]).contains("restore"));
+    let text = stage.fails(1, &["env"]);
+    assert_eq!(text, "weave env: the Docker API proxy is not in this version yet\n");
     let width = |columns| {
         let outcome = stage.host.weave_env(&[("COLUMNS", columns)], &["help", "launch"]);
         outcome.stderr.lines().map(|l| l.chars().count()).max().unwrap()
@@ -133,30 +138,16 @@ fn variables_without_daemon(stage: &Stage<'_>) {
 }
 
 fn old_commands(stage: &Stage<'_>) {
-    for command in ["launch-dns", "stop-dns", "attach-router"] {
+    for command in ["launch-dns", "stop-dns", "stop-proxy", "stop-plugin", "attach-router"] {
         let text = stage.fails(0, &[command, "10.2.254.1/24"]);
         assert!(text.starts_with(&format!("Warning: 'weave {command}' does nothing any more")), "{text}");
-    }
-    // Without a daemon its parts do not run either.
-    for command in ["stop-proxy", "stop-plugin"] {
-        assert_eq!(stage.ok(&[command]), "");
-    }
-    for command in ["launch-proxy", "launch-plugin"] {
-        assert!(stage.fails(1, &[command]).contains("weave is not running"));
     }
     let deprecated = |old: &str| format!("Warning: 'weave {old}' is deprecated; please use 'weave ");
     let outcome = stage.host.weave(&["launch-router", "--no-restart", "-nickname", "n1"]);
     assert!(outcome.success() && outcome.stderr.starts_with(&deprecated("launch-router")), "{outcome}");
     assert_eq!(outcome.stdout.lines().count(), 1, "{outcome}");
     assert_eq!(stage.told("{{.Router.NickName}}"), "n1");
-    for command in ["launch-proxy", "launch-plugin"] {
-        let text = stage.fails(1, &[command]);
-        assert!(text.contains("is a part of the daemon") && text.contains("'weave stop'"), "{text}");
-    }
-    for command in ["stop-proxy", "stop-plugin"] {
-        assert_eq!(stage.ok(&[command]), "");
-    }
-    assert!(stage.fails(0, &["proxy-env"]).starts_with(&deprecated("proxy-env")));
+    assert!(stage.fails(1, &["proxy-env"]).starts_with(&deprecated("proxy-env")));
     assert!(stage.fails(1, &["proxy-config"]).starts_with(&deprecated("proxy-config")));
     let outcome = stage.host.weave(&["stop-router"]);
     assert!(outcome.success() && outcome.stderr.starts_with(&deprecated("stop-router")), "{outcome}");
@@ -170,7 +161,7 @@ fn weaveutil(stage: &Stage<'_>) {
     let text = stage.fails(1, &["weaveutil", "nosuch"]);
     assert!(text.starts_with("\"nosuch\" cmd is not found\n") && text.ends_with(&usage), "{text}");
     assert!(stage.fails(1, &["weaveutil", "bridge-ip"]).contains("usage: weaveutil bridge-ip <bridge>"));
-    assert!(stage.fails(1, &["weaveutil", "cni-net"]).contains("does not do CNI yet"));
+    assert!(stage.fails(1, &["weaveutil", "cni-net"]).contains("CNI is not in this version yet"));
     // By a link of that name.
     let link = "/tmp/weave-cmds-weaveutil/weaveutil";
     let weave = weave_lab::weave_binary();

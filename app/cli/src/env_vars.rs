@@ -1,24 +1,23 @@
 //! Variables and files that matter to `weave`, for the manual and the guide.
 
-/// One variable.
 pub(crate) struct Variable {
     pub(crate) name: &'static str,
     /// Empty: none.
     pub(crate) default: &'static str,
     pub(crate) effect: &'static str,
-    /// The feature that it waits for.
-    pub(crate) waits: Option<&'static str>,
+    /// Its feature is not in this version yet.
+    pub(crate) missing: bool,
 }
 
 const fn var(name: &'static str, default: &'static str, effect: &'static str) -> Variable {
-    Variable { name, default, effect, waits: None }
+    Variable { name, default, effect, missing: false }
 }
 
-const fn later(name: &'static str, feature: &'static str, effect: &'static str) -> Variable {
-    Variable { name, default: "", effect, waits: Some(feature) }
+const fn missing(name: &'static str, effect: &'static str) -> Variable {
+    Variable { name, default: "", effect, missing: true }
 }
 
-/// All that mean something (docs/spec/cli.md 2.3).
+/// docs/spec/cli.md 2.3.
 pub(crate) static VARIABLES: &[Variable] = &[
     var("WEAVE_PASSWORD", "", "network password, as --password"),
     var("WEAVE_PORT", "6783", "port of the peer, as --port"),
@@ -37,36 +36,34 @@ pub(crate) static VARIABLES: &[Variable] = &[
     var(
         "WEAVE_DEBUG",
         "",
-        "not empty: each question to the daemon is shown on stderr, and launch logs at level debug",
+        "not empty: each request to the daemon is shown on stderr, and launch logs at level debug",
     ),
     var("WEAVE_INSTANCE", "", "which of several peers on this machine, as --instance"),
     var(
         "WEAVE_CONTAINER_NAME",
         "weave",
-        "name of the daemon's container where Docker keeps it, and of 2.8.1's",
+        "name of the daemon's container where Docker runs it, and of 2.8.1's",
     ),
-    var("WEAVE_DOCKER_ARGS", "", "further options of the daemon's container where Docker keeps it"),
+    var("WEAVE_DOCKER_ARGS", "", "accepted, without effect"),
     var(
         "DOCKER_HOST",
         "unix:///var/run/docker.sock",
         "where Docker is, for containers named by its name or id",
     ),
-    var("DOCKER_BRIDGE", "docker0", "Docker's bridge, for docker-bridge-ip, dns-args and attach-bridge"),
+    var("DOCKER_BRIDGE", "docker0", "Docker's bridge, for docker-bridge-ip and attach-bridge"),
     var("DOCKER_BRIDGE_IP", "", "its address, if it is not to be looked up"),
-    var("DNS_ADDRESS", "", "name server that dns-lookup asks instead of weaveDNS"),
-    var("DNS_DOMAIN", "weave.local.", "domain in dns-args while the daemon does not run"),
-    var("PROXY_HOST", "", "host in the address that env and config print for a proxy on all addresses"),
-    var("ORIG_DOCKER_HOST", "", "set by 'eval $(weave env)'; 'weave env --restore' puts it back"),
-    var("COLUMNS", "100", "width of help texts"),
-    later(
+    var("ORIG_DOCKER_HOST", "", "set by 'eval $(weave env)' of 2.8.1; 'weave env --restore' restores it"),
+    var("COLUMNS", "100", "width of help texts, where the terminal has none"),
+    missing("DNS_ADDRESS", "name server that dns-lookup asks instead of weaveDNS"),
+    missing("DNS_DOMAIN", "domain in dns-args while the daemon does not run"),
+    missing("PROXY_HOST", "host in the address that env and config print for a proxy on all addresses"),
+    missing(
         "WEAVE_CIDR",
-        "the Docker proxy and plugin",
-        "in a container's environment: addresses that the proxy gives it; none: leave it alone",
+        "in a container's environment: addresses that the proxy gives it; none: do not attach it",
     ),
     var("CHECKPOINT_DISABLE", "", "accepted; no version check is ever made"),
 ];
 
-/// Paths and what is there.
 pub(crate) static FILES: &[(&str, &str)] = &[
     ("/var/lib/weave", "state that survives reboots: name, targets, short id"),
     ("/run/weave/weave.sock", "control socket, for root"),
@@ -76,5 +73,5 @@ pub(crate) static FILES: &[(&str, &str)] = &[
         "/etc/weave/weave.conf",
         "PEERS, WEAVE_OPTIONS and variables for the systemd unit; also /etc/default/weave, /etc/sysconfig/weave",
     ),
-    ("/var/log/weave.log", "the daemon's log, where neither systemd nor Docker keeps it"),
+    ("/var/log/weave.log", "the daemon's log, where neither systemd nor Docker collects it"),
 ];

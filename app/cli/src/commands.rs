@@ -1,0 +1,332 @@
+//! The commands and their options. Parser, help, manual and completions are made from them.
+
+use clap::{Arg, ArgAction, Command, ValueHint};
+
+use crate::launch_options::{daemon_options, flag, launch_options, text};
+use crate::weaveutil;
+
+/// Where a command finds the daemon.
+fn common_options() -> Vec<Arg> {
+    let options = [
+        text(
+            "run-dir",
+            "dir",
+            "directory of the daemon's socket and pid file (default: $WEAVE_RUN_DIR or /run/weave)",
+        ),
+        text("instance", "name", "which of several peers on this host (default: $WEAVE_INSTANCE)"),
+        text("http-addr", "host:port", "address of the daemon (default: its socket, or $WEAVE_HTTP_ADDR)"),
+    ];
+    options.map(|option| option.help_heading("Common options")).into()
+}
+
+fn weave_bridge() -> Arg {
+    text("weave-bridge", "name", "name of the bridge (default: weave)")
+}
+
+fn state_dir() -> Arg {
+    text("state-dir", "dir", "state that survives reboots (default: $WEAVE_STATE_DIR or /var/lib/weave)")
+}
+
+/// Arguments that are not options, any number of them.
+pub(crate) fn arguments(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).action(ArgAction::Append).num_args(0..).help(help)
+}
+
+fn addresses() -> Arg {
+    arguments("addr", "<ip>/<bits>, net:<ip>/<bits> or net:default")
+}
+
+fn peers() -> Arg {
+    arguments("peer", "host name or address, with :<port> if it is not 6783").value_hint(ValueHint::Hostname)
+}
+
+/// A command without the common options.
+fn plain(name: &'static str, about: &'static str, detail: &'static str) -> Command {
+    Command::new(name)
+        .bin_name(format!("weave {name}"))
+        .display_name(format!("weave-{name}"))
+        .about(about)
+        .after_help(detail)
+        .disable_help_flag(true)
+        .disable_help_subcommand(true)
+        .max_term_width(120)
+}
+
+fn command(name: &'static str, about: &'static str, detail: &'static str) -> Command {
+    plain(name, about, detail).args(common_options())
+}
+
+pub(crate) fn daemon() -> Command {
+    plain(
+        "daemon",
+        "run the peer in the foreground, for a service manager",
+        "Logs to stderr, notifies the service manager when it is ready (sd_notify), ends on SIGTERM. Started again with the \
+         same peers it connects to those that were named last.",
+    )
+    .args(daemon_options())
+    .arg(peers())
+}
+
+/// All commands of this version.
+pub(crate) fn all() -> Vec<Command> {
+    vec![
+        plain(
+            "launch",
+            "start the peer of this host and connect it to others",
+            "Starts a daemon in the background, waits until it works and prints its peer name. A peer is <host>[:<port>]; one \
+             that is in the network already is enough, the others are found through it. Peers that are down are retried \
+             until they answer. The daemon is started again after a crash and after a reboot: by systemd (a unit \
+             weave.service), or by Docker (a container weave, whose id is printed then). Without both, a supervisor process \
+             starts it again after a crash only.\n\
+             \n\
+             Examples:\n\
+             \x20 host1$ weave launch\n\
+             \x20 host2$ weave launch host1\n\
+             \x20 host3$ weave launch --password wEaVe --trusted-subnets 10.0.0.0/8 host1 host2\n\
+             \n\
+             Exit status: 0 ready, 1 failed with the reason on stderr, 3 already running.",
+        )
+        .args(launch_options())
+        .args(daemon_options())
+        .arg(peers()),
+        command(
+            "setup",
+            "make the directories that a peer needs; not required",
+            "'weave launch' makes them, too. Nothing is downloaded.",
+        )
+        .arg(state_dir()),
+        command(
+            "stop",
+            "stop the peer; containers and their addresses stay",
+            "Stops the daemon. The bridge, attached containers and stored state stay, so that containers of this host still \
+             reach each other and 'weave launch' continues with them.",
+        )
+        .args([
+            flag("hand-back", "also prepare the host for the original Weave Net to come back"),
+            weave_bridge(),
+            state_dir(),
+        ]),
+        command(
+            "reset",
+            "remove the peer, its network devices and its stored state",
+            "Stops the peer and removes everything weave made on this host: bridge, devices of attached containers, stored \
+             state. Running containers lose this network. It is no error if there is nothing to remove.",
+        )
+        .args([
+            flag("force", "also if the daemon cannot leave the network in order"),
+            flag("dry-run", "only list what would be removed"),
+            weave_bridge(),
+            state_dir(),
+        ]),
+        command(
+            "prime",
+            "wait until this peer takes part in address allocation",
+            "Peers divide the address range once, when more than half of them agree. This starts the division if necessary, \
+             and waits until it is done and known here. Run it after each launch before the next one: then peers cannot \
+             divide into groups. On a terminal it prints what it waits for.",
+        ),
+        command("consense", "the same as prime", ""),
+        command(
+            "rmpeer",
+            "take over the addresses of peers that are gone for good",
+            "A peer is a name or nickname as 'weave status ipam' shows it. For peers that can never come back: a host that \
+             died without 'weave reset'. Run it on one peer only. A peer that can be reached is refused.",
+        )
+        .arg(flag("force", "also if the peer can be reached: its addresses may then be given out twice"))
+        .arg(peers().num_args(1..).required(true)),
+        command(
+            "connect",
+            "connect to more peers, now and after a restart",
+            "Examples:\n\
+             \x20 weave connect host4 host5:7000\n\
+             \x20 weave connect --replace host1      only host1 from now on; existing connections stay",
+        )
+        .arg(flag("replace", "forget all peers named before; without peers: forget them all"))
+        .arg(peers()),
+        command(
+            "forget",
+            "do not connect to these peers again",
+            "Spell a peer as when it was named; 'weave status targets' shows them. An existing connection stays.",
+        )
+        .arg(peers().num_args(1..).required(true)),
+        command(
+            "attach",
+            "give a running container addresses in the network",
+            "An address is <ip>/<bits>, or allocated: net:<ip>/<bits> in that subnet, net:default (also if none is given) in \
+             the default subnet. Several put the container into several subnets. A container is a Docker name or id, \
+             pid:<pid>, or netns:<name or path>. Prints the addresses. Repeating it does no harm.\n\
+             \n\
+             Examples:\n\
+             \x20 weave attach c1\n\
+             \x20 weave attach net:10.32.2.0/24 netns:blue\n\
+             \x20 weave attach 10.2.1.1/24 10.2.2.1/24 c1",
+        )
+        .override_usage("weave attach [<addr> ...] [options] <container>")
+        .args([
+            flag("no-multicast-route", "do not send the container's multicast through the network"),
+            flag("without-dns", "do not register the container's name"),
+            flag("rewrite-hosts", "write the addresses and the container's names into its /etc/hosts (Docker only)"),
+            text("add-host", "name:ip", "with --rewrite-hosts: one more line; may be repeated"),
+            flag("or-die", "accepted for old scripts"),
+            weave_bridge(),
+            addresses(),
+        ]),
+        command(
+            "detach",
+            "take addresses from a container",
+            "Addresses as for attach; the default is the one in the default subnet. The device goes with the last address. The \
+             addresses are free for others afterwards. Never waits.\n\
+             \n\
+             Example:\n\
+             \x20 weave detach 10.2.1.1/24 c1",
+        )
+        .override_usage("weave detach [<addr> ...] [options] <container>")
+        .args([weave_bridge(), addresses()]),
+        command(
+            "expose",
+            "give this host addresses in the network, so that both reach each other",
+            "An address is <ip>/<bits>, unused in the network. Traffic between its subnet and the rest of the world gets this \
+             host's address, unless --without-masquerade is given. Prints the addresses. Repeating it does no harm; it \
+             survives a restart of the daemon and a flushed firewall.\n\
+             \n\
+             Examples:\n\
+             \x20 weave expose 10.2.1.102/24\n\
+             \x20 iptables -t nat -A PREROUTING -p tcp -i eth0 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422",
+        )
+        .args([
+            text("h", "fqdn", "register this name for the addresses [not in this version yet]"),
+            flag("without-masquerade", "keep outside addresses; the outside then needs a route to the network"),
+            weave_bridge(),
+            addresses(),
+        ]),
+        command(
+            "hide",
+            "remove addresses that 'expose' gave to this host",
+            "The rules of a subnet go with its last address. An address that is not exposed is no error.",
+        )
+        .arg(addresses()),
+        command(
+            "status",
+            "show the state of the peer",
+            "Without a page: the peer and its services. Pages:\n\
+             \x20 targets       peers that were named\n\
+             \x20 connections   connections: state, overlay, peer, or why there is none\n\
+             \x20 peers         all peers of the network and their connections\n\
+             \x20 ipam          who owns how many addresses, why requests wait, and contradictions",
+        )
+        .arg(flag("json", "the same facts as JSON"))
+        .arg(arguments("page", "one of those below")),
+        command(
+            "report",
+            "print everything the peer knows as JSON",
+            "Examples:\n\
+             \x20 weave report | jq .Router.Peers\n\
+             \x20 weave report -f '{{range .Router.Connections}}{{.Address}} {{.State}}{{\"\\n\"}}{{end}}'",
+        )
+        .arg(text("f", "template", "print through a Go template, as '{{.Router.Name}}'")),
+        command(
+            "ps",
+            "list containers of this host with their addresses",
+            "One line for each interface: id, Ethernet address, addresses. weave:expose is the bridge itself. Without \
+             arguments: the bridge, Docker's running containers, named namespaces, namespaces of other processes.",
+        )
+        .args([weave_bridge(), arguments("container", "as for attach")]),
+        command("version", "print the version of the running daemon, else of this program", ""),
+        plain("help", "explain a command", "").arg(arguments("command", "its name").num_args(0..=1)),
+        daemon(),
+        plain(
+            "env",
+            "with --restore: print what makes a shell's docker stop using the proxy of 2.8.1",
+            "Example:\n\x20 eval $(weave env --restore)",
+        )
+        .arg(flag("restore", "print DOCKER_HOST as it was before 'eval $(weave env)'")),
+        command("attach-bridge", "connect another bridge to the network, docker0 unless named", "")
+            .args([weave_bridge(), arguments("bridge", "a Linux bridge").num_args(0..=1)]),
+        command(
+            "bridge-type",
+            "print the kind of the weave bridge",
+            "bridge, or one that 2.8.1 left: bridged_fastdp, fastdp. Fails if there is none.",
+        )
+        .arg(weave_bridge()),
+        command(
+            "docker-bridge-ip",
+            "print the address of Docker's bridge",
+            "That of the bridge $DOCKER_BRIDGE, else of docker0.",
+        ),
+        plain(
+            "weaveutil",
+            "low-level helper of 2.8.1, for scripts that call it",
+            "Also by a link named weaveutil to this program. 'weave weaveutil help' lists its commands.",
+        )
+        .arg(Arg::new("command").value_parser(weaveutil::names()))
+        .arg(arguments("argument", "arguments of the command")),
+        plain(
+            "completions",
+            "print the completion script of a shell",
+            "Examples:\n\
+             \x20 weave completions bash > /etc/bash_completion.d/weave\n\
+             \x20 weave completions zsh > /usr/share/zsh/vendor-completions/_weave\n\
+             \x20 weave completions fish > /etc/fish/completions/weave.fish",
+        )
+        .arg(Arg::new("shell").help("the shell").value_parser(["bash", "zsh", "fish"]).required(true)),
+        plain("man", "print a manual page, weave(8) or that of a command", "Example:\n\x20 weave man launch | man -l -")
+            .arg(text("directory", "dir", "write the pages of all commands into this directory"))
+            .arg(arguments("command", "its name").num_args(0..=1)),
+    ]
+}
+
+const PAGES: [&str; 5] = ["targets", "connections", "peers", "dns", "ipam"];
+
+/// The whole program, as help, manual and completions show it.
+pub(crate) fn program() -> Command {
+    let names = || all().iter().map(|command| command.get_name().to_owned()).collect::<Vec<_>>();
+    let help = Arg::new("help").long("help").action(ArgAction::HelpShort).help("explain the command");
+    Command::new("weave")
+        .about("connects containers on many hosts into one network")
+        .override_usage("weave <command> [arguments]")
+        .subcommand_help_heading("Commands")
+        .subcommands(all().into_iter().map(|command| command.arg(help.clone())))
+        // For completions only: their errors have other texts.
+        .mut_subcommand("status", |c| c.mut_arg("page", |page| page.value_parser(PAGES)))
+        .mut_subcommand("help", |c| c.mut_arg("command", |command| command.value_parser(names())))
+        .mut_subcommand("man", |c| c.mut_arg("command", |command| command.value_parser(names())))
+        .after_help(format!(
+            "Two hosts, one container on each:\n\
+             \x20 host1$ weave launch                          host2$ weave launch host1\n\
+             \x20 host1$ weave attach c1                       host2$ weave attach c2\n\
+             \x20 10.32.0.1                                    10.40.0.1\n\
+             \x20 c1$ ping 10.40.0.1\n\
+             \n\
+             'weave help <command>' explains a command and its options. Not in this version yet: {}.",
+            MISSING.map(|(name, _)| name).join(", ")
+        ))
+        .disable_help_flag(true)
+        .disable_help_subcommand(true)
+        .max_term_width(120)
+}
+
+/// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
+pub(crate) const MISSING: [(&str, &str); 11] = [
+    ("run", "starting containers"),
+    ("start", "starting containers"),
+    ("restart", "starting containers"),
+    ("config", "the Docker API proxy"),
+    ("launch-proxy", "the Docker API proxy"),
+    ("launch-plugin", "the Docker network plugin"),
+    ("setup-cni", "the CNI plugin"),
+    ("dns-add", "DNS"),
+    ("dns-remove", "DNS"),
+    ("dns-lookup", "DNS"),
+    ("dns-args", "DNS"),
+];
+
+pub(crate) fn find(name: &str) -> Option<Command> {
+    all().into_iter().find(|command| command.get_name() == name)
+}
+
+/// Help of one command.
+pub(crate) fn help(name: &str) -> Option<String> {
+    let mut program = program();
+    program.build();
+    program.find_subcommand_mut(name).map(|command| command.render_help().to_string())
+}

@@ -1,0 +1,64 @@
+//! Commands of earlier versions that are commands no more (docs/spec/cli.md 3.1).
+
+use crate::options::Env;
+use crate::{Failure, bridges, notice};
+
+/// What an old command means now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Meaning {
+    /// Another command, with these words before its arguments.
+    Now(&'static [&'static str]),
+    /// It has no effect any more, for this reason.
+    Nothing(&'static str),
+    CreateBridge,
+}
+
+pub(crate) static OLD: &[(&str, Meaning)] = &[
+    ("launch-router", Meaning::Now(&["launch", "--proxy=false", "--plugin=false"])),
+    ("stop-router", Meaning::Now(&["stop"])),
+    ("proxy-env", Meaning::Now(&["env"])),
+    ("proxy-config", Meaning::Now(&["config"])),
+    ("stop-proxy", Meaning::Nothing("the proxy is a part of the daemon that 'weave stop' stops")),
+    ("stop-plugin", Meaning::Nothing("the plugin is a part of the daemon that 'weave stop' stops")),
+    ("launch-dns", Meaning::Nothing("DNS is a part of the daemon that 'weave launch' starts")),
+    ("stop-dns", Meaning::Nothing("DNS is a part of the daemon that 'weave stop' stops")),
+    ("attach-router", Meaning::Nothing("'weave launch' does it")),
+    ("create-bridge", Meaning::CreateBridge),
+];
+
+pub(crate) fn find(name: &str) -> Option<Meaning> {
+    OLD.iter().find(|(old, _)| *old == name).map(|(_, meaning)| *meaning)
+}
+
+pub(crate) fn run(name: &str, meaning: Meaning, rest: &[String], env: &dyn Env) -> Result<(), Failure> {
+    if rest.first().is_some_and(|a| a == "--help") {
+        notice(explain(name, meaning));
+        return Ok(());
+    }
+    match meaning {
+        Meaning::Now(now) => {
+            notice(format_args!(
+                "Warning: 'weave {name}' is deprecated; please use 'weave {}'",
+                now.join(" ")
+            ));
+            let now: Vec<String> = now.iter().map(|w| (*w).to_owned()).chain(rest.iter().cloned()).collect();
+            crate::run(&now, env)
+        }
+        Meaning::Nothing(reason) => {
+            notice(format_args!("Warning: 'weave {name}' does nothing any more; {reason}."));
+            Ok(())
+        }
+        Meaning::CreateBridge => bridges::create(rest, env),
+    }
+}
+
+/// One line for help texts.
+pub(crate) fn explain(name: &str, meaning: Meaning) -> String {
+    match meaning {
+        Meaning::Now(words) => format!("weave {name}: now 'weave {}'", words.join(" ")),
+        Meaning::Nothing(reason) => format!("weave {name}: does nothing any more; {reason}"),
+        Meaning::CreateBridge => format!(
+            "weave {name}: 'weave launch' makes the bridge; with WEAVE_NO_FASTDP set this makes a plain one before"
+        ),
+    }
+}

@@ -1,0 +1,302 @@
+//! Options of `weave launch` and `weave daemon`, and their names in earlier versions (docs/spec/cli.md 2.2, 3.2, 5).
+
+use clap::{Arg, ArgAction};
+
+use crate::args;
+
+/// A flag. A name of one letter makes a short option.
+pub(crate) fn flag(name: &'static str, help: &'static str) -> Arg {
+    let missing = MISSING.iter().any(|(_, names)| names.contains(&name));
+    let help = if missing { format!("{help} [not in this version yet]") } else { help.to_owned() };
+    let option = Arg::new(name).help(help).action(ArgAction::SetTrue);
+    match name.chars().next() {
+        Some(letter) if name.len() == 1 => option.short(letter),
+        _ => option.long(name),
+    }
+}
+
+pub(crate) fn text(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    flag(name, help).action(ArgAction::Append).value_name(value_name)
+}
+
+fn number(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    text(name, value_name, help).value_parser(args::parse_number)
+}
+
+fn group<const N: usize>(heading: &'static str, options: [Arg; N]) -> Vec<Arg> {
+    options.map(|option| option.help_heading(heading)).into()
+}
+
+const PEER: &str = "Peer";
+
+/// Options of `launch` alone.
+pub(crate) fn launch_options() -> Vec<Arg> {
+    group(
+        PEER,
+        [
+            flag("no-restart", "do not start the daemon again when it crashes or the host reboots"),
+            text(
+                "service",
+                "service",
+                "who starts the daemon again: a systemd unit, a Docker container 'weave', a supervisor process, or nothing \
+                 (default: auto, the first of these that is available; with --no-restart not systemd)",
+            )
+            .value_parser(["auto", "systemd", "docker", "supervisor", "none"]),
+            flag(
+                "take-over",
+                "if the original Weave Net runs on this host: stop it and continue with its containers, peers and name",
+            ),
+        ],
+    )
+}
+
+/// Options of `launch` and `daemon`; `launch` passes them on.
+pub(crate) fn daemon_options() -> Vec<Arg> {
+    let peer = group(
+        PEER,
+        [
+            text(
+                "name",
+                "peer name",
+                "name of this peer, like a MAC address, unique in the network (default: from the bridge or the machine's ids)",
+            ),
+            text("nickname", "text", "name shown to people (default: host name)"),
+            number(
+                "port",
+                "port",
+                "TCP and UDP port of the peer, usually the same on all peers (default: $WEAVE_PORT or 6783)",
+            ),
+            text("host", "address", "listen on this address only (default: all)"),
+            text(
+                "password",
+                "text",
+                "network password, the same on all peers; switches encryption on (default: $WEAVE_PASSWORD)",
+            ),
+            text("password-file", "path", "read the network password from this file"),
+            text(
+                "trusted-subnets",
+                "cidr,...",
+                "do not encrypt between peers that both have an address in one of these",
+            ),
+            flag("no-discovery", "connect only to the peers named, not to those they know"),
+            number("conn-limit", "n", "most connections to other peers, 0 for no limit (default: 200)"),
+            flag("resume", "connect to the peers of the last run instead of naming them"),
+            number("min-protocol-version", "n", "refuse peers with an older protocol, 1 or 2 (default: 1)"),
+        ],
+    );
+    let network = group(
+        "Container network",
+        [
+            text("weave-bridge", "name", "name of the bridge (default: weave)"),
+            number(
+                "mtu",
+                "bytes",
+                "MTU of the container network (default: $WEAVE_MTU or 1376; 65535 with --no-fastdp)",
+            ),
+            flag("no-fastdp", "do not use the fast datapath (default: on if $WEAVE_NO_FASTDP is set)"),
+            flag("no-bridged-fastdp", "accepted; the fast datapath is always bridged"),
+            text(
+                "docker-bridge",
+                "name",
+                "Docker's own bridge, whose containers cannot reach the peer's ports; empty: none (default: $DOCKER_BRIDGE or \
+                 docker0)",
+            ),
+            flag("expect-npc", "let the network policy controller decide which traffic reaches containers"),
+            flag("no-masq-local", "keep source addresses of traffic to addresses that this host allocated"),
+            flag("awsvpc", "let AWS route between hosts"),
+        ],
+    );
+    let control = group(
+        "Control, files, logs",
+        [
+            text(
+                "http-addr",
+                "host:port",
+                "control API besides the socket in the run directory; empty: off (default: $WEAVE_HTTP_ADDR or 127.0.0.1:6784)",
+            ),
+            text(
+                "status-addr",
+                "host:port",
+                "read-only status pages; empty: off (default: $WEAVE_STATUS_ADDR or 127.0.0.1:6782)",
+            ),
+            text(
+                "metrics-addr",
+                "host:port",
+                "only Prometheus metrics, which the two above serve too (default: $WEAVE_METRICS_ADDR or off)",
+            ),
+            text("log-level", "level", "error, warning, info or debug (default: info)"),
+            text(
+                "state-dir",
+                "dir",
+                "state that survives reboots (default: $WEAVE_STATE_DIR or /var/lib/weave)",
+            ),
+            text("run-dir", "dir", "pid file and control socket (default: $WEAVE_RUN_DIR or /run/weave)"),
+            text(
+                "instance",
+                "name",
+                "name of this peer if there are several on this host: bridge weave-<name>, files, unit and container likewise \
+                 (default: $WEAVE_INSTANCE)",
+            ),
+            text(
+                "log-file",
+                "path",
+                "log to this file instead of stderr; the default of 'launch' without systemd and Docker is /var/log/weave.log",
+            ),
+            number("log-size", "MB", "begin a new log file at this size, 0 for never (default: 10)"),
+            number("log-keep", "n", "how many earlier log files are kept (default: 4)"),
+            flag("version", "print the version and exit"),
+            flag("print-peer-name", "print the name this peer would have and exit"),
+            text(
+                "db-prefix",
+                "path",
+                "import the 2.8.1 database <path>data.db (default: where 2.8.1 keeps it)",
+            ),
+        ],
+    );
+    let allocation = group(
+        "IP address allocation",
+        [
+            text(
+                "ipalloc-range",
+                "cidr",
+                "range that addresses are allocated from, the same on all peers; empty: off (default of launch: 10.32.0.0/12)",
+            ),
+            text("ipalloc-default-subnet", "cidr", "subnet used when none is named (default: the range)"),
+            text(
+                "ipalloc-init",
+                "consensus[=n]|seed=name,...|observer",
+                "how the first owners of the range are chosen: by agreement of more than half of n peers (default: of those \
+                 named at launch and this one), as listed, or by the other peers",
+            ),
+        ],
+    );
+    let names = group(
+        "Names",
+        [
+            flag("no-dns", "serve no names"),
+            text("dns-domain", "name", "domain of container names"),
+            text("dns-listen-address", "host:port", "where names are served"),
+            text("dns-ttl", "seconds", "how long clients may cache answers"),
+            text("dns-fallback-timeout", "duration", "timeout of queries to other resolvers"),
+            text("resolv-conf", "path", "file that names the other resolvers"),
+        ],
+    );
+    let docker = group(
+        "Docker proxy and plugin",
+        [
+            text(
+                "docker-api",
+                "endpoint",
+                "Docker API, which lists the running containers; empty: no Docker (default: $DOCKER_HOST or \
+                 unix:///var/run/docker.sock)",
+            ),
+            flag("proxy", "run the Docker API proxy"),
+            text("H", "endpoint", "where the proxy listens; may be repeated"),
+            text("hostname-from-label", "label", "take host names from this label"),
+            text("hostname-match", "regexp", "part of the container name that makes the host name"),
+            text("hostname-replacement", "text", "what it is replaced by"),
+            flag("rewrite-inspect", "show the weave address in docker inspect"),
+            flag("no-default-ipalloc", "attach containers only if WEAVE_CIDR is set"),
+            flag("no-rewrite-hosts", "do not change /etc/hosts in containers"),
+            flag("without-dns", "give containers no name service"),
+            flag("no-multicast-route", "give containers no multicast route"),
+            flag("tls", "TLS towards the proxy"),
+            flag("tlsverify", "TLS with client certificates"),
+            text("tlscacert", "file", "CA certificate"),
+            text("tlscert", "file", "certificate"),
+            text("tlskey", "file", "key"),
+            flag("no-detect-tls", "do not copy Docker's TLS settings"),
+            flag("plugin", "run the Docker network plugin"),
+            flag("plugin-v2", "run as managed plugin"),
+            flag("plugin-v2-multicast", "multicast in the managed plugin"),
+            text("plugin-socket", "path", "socket of the plugin"),
+            text("plugin-mesh-socket", "path", "socket of the second driver"),
+        ],
+    );
+    [peer, network, control, allocation, names, docker].concat()
+}
+
+/// Features that this version does not have, and the options that ask for them.
+pub(crate) static MISSING: &[(&str, &[&str])] = &[
+    ("DNS", &["dns-domain", "dns-listen-address", "dns-ttl", "dns-fallback-timeout", "resolv-conf"]),
+    (
+        "the Docker proxy and plugin",
+        &[
+            "proxy",
+            "H",
+            "hostname-from-label",
+            "hostname-match",
+            "hostname-replacement",
+            "rewrite-inspect",
+            "tls",
+            "tlsverify",
+            "tlscacert",
+            "tlscert",
+            "tlskey",
+            "plugin",
+            "plugin-v2",
+            "plugin-v2-multicast",
+            "plugin-socket",
+            "plugin-mesh-socket",
+        ],
+    ),
+    ("AWS routes", &["awsvpc"]),
+];
+
+/// An option of an earlier version (docs/spec/cli.md 3.2).
+#[derive(Debug)]
+pub(crate) struct Old {
+    pub(crate) old: &'static str,
+    pub(crate) takes_value: bool,
+    /// The current option; `None` if the old one has no effect any more.
+    pub(crate) name: Option<&'static str>,
+    /// What the current option's value begins with; an old flag becomes exactly this.
+    pub(crate) prefix: &'static str,
+}
+
+const fn value(old: &'static str, name: &'static str, prefix: &'static str) -> Old {
+    Old { old, takes_value: true, name: Some(name), prefix }
+}
+
+const fn switch(old: &'static str, name: &'static str, prefix: &'static str) -> Old {
+    Old { old, takes_value: false, name: Some(name), prefix }
+}
+
+const fn obsolete(old: &'static str, takes_value: bool) -> Old {
+    Old { old, takes_value, name: None, prefix: "" }
+}
+
+pub(crate) static OLD: &[Old] = &[
+    value("iprange", "ipalloc-range", ""),
+    value("ipsubnet", "ipalloc-default-subnet", ""),
+    value("initpeercount", "ipalloc-init", "consensus="),
+    value("init-peer-count", "ipalloc-init", "consensus="),
+    switch("observer", "ipalloc-init", "observer"),
+    value("ipam-seed", "ipalloc-init", "seed="),
+    switch("nodiscovery", "no-discovery", ""),
+    value("connlimit", "conn-limit", ""),
+    switch("debug", "log-level", "debug"),
+    value("httpaddr", "http-addr", ""),
+    value("api", "docker-api", ""),
+    value("D", "docker-api", ""),
+    value("domain", "dns-domain", ""),
+    switch("no-default-ipam", "no-default-ipalloc", ""),
+    obsolete("datapath", true),
+    obsolete("bufsz", true),
+    obsolete("pkt-debug", false),
+    obsolete("pktdebug", false),
+    obsolete("profile", true),
+    obsolete("host-root", true),
+    obsolete("proc-path", true),
+    obsolete("iface", true),
+    obsolete("wait", true),
+    obsolete("dns-effective-listen-address", true),
+    obsolete("create-datapath", false),
+    obsolete("delete-datapath", false),
+    obsolete("add-datapath-iface", true),
+    obsolete("with-dns", false),
+    obsolete("with-ipam", false),
+    obsolete("peer-discovery-url", true),
+    obsolete("token", true),
+    obsolete("advertise-address", true),
+];
