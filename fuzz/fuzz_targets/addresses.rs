@@ -1,4 +1,4 @@
-//! Any text as a peer name, a MAC, a CIDR.
+//! Parses arbitrary text as a peer name, a MAC address and a CIDR.
 #![no_main]
 
 #[path = "../../proto/types/tests/exercise/mod.rs"]

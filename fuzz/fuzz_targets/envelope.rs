@@ -1,4 +1,4 @@
-//! Any bytes as a gossip envelope.
+//! Decodes arbitrary bytes as a gossip envelope.
 #![no_main]
 
 #[path = "../../proto/mesh/tests/exercise/mod.rs"]

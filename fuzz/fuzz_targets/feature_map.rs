@@ -1,4 +1,4 @@
-//! Any bytes as a features message.
+//! Decodes arbitrary bytes as a features message.
 #![no_main]
 
 #[path = "../../proto/mesh/tests/exercise/mod.rs"]

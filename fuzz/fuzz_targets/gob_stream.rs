@@ -1,4 +1,4 @@
-//! Any bytes as a gob stream.
+//! Decodes arbitrary bytes as a gob stream.
 #![no_main]
 
 #[path = "../../proto/gob/tests/exercise/mod.rs"]

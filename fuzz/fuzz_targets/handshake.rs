@@ -1,4 +1,4 @@
-//! What a stranger may send when it connects.
+//! Handles arbitrary bytes from a remote that connects.
 #![no_main]
 
 #[path = "../../proto/mesh/tests/exercise/mod.rs"]

@@ -1,4 +1,4 @@
-//! What a peer may send after the handshake.
+//! Handles arbitrary bytes from a peer after the handshake.
 #![no_main]
 
 #[path = "../../proto/mesh/tests/exercise/mod.rs"]

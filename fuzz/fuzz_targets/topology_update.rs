@@ -1,4 +1,4 @@
-//! Any bytes as a topology update.
+//! Decodes arbitrary bytes as a topology update.
 #![no_main]
 
 #[path = "../../proto/mesh/tests/exercise/mod.rs"]

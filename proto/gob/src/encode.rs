@@ -151,8 +151,8 @@ impl Type {
     }
 }
 
-/// Writes a stream. Type ids start at 65; ids are assigned and definitions sent in the order of a Go process that has just
-/// started, so that the bytes are the same.
+/// Writes a stream. Type ids start at 65; ids are assigned and definitions sent in the order of a Go process that has
+/// just started, so that the bytes are the same.
 ///
 /// A value that does not fit its type is a bug of the caller: debug builds panic, release builds send a zero value.
 #[derive(Clone, Debug, Default)]
@@ -235,8 +235,8 @@ impl Encoder {
         self.types.iter().position(|known| known == ty)
     }
 
-    /// Id of a type, assigned at the first call. As in Go, a struct has a lower id than the types of its fields, but lists and
-    /// maps have higher ids than their elements.
+    /// Id of a type, assigned at the first call. As in Go, a struct has a lower id than the types of its fields, but
+    /// lists and maps have higher ids than their elements.
     fn assign_id(&mut self, ty: &Type) -> i64 {
         if let Some(id) = ty.builtin() {
             return id.0;

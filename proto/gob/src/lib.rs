@@ -1,4 +1,5 @@
-//! Go's gob stream format, as far as Weave Net uses it. Everything else that a Go program could send is decoded or skipped.
+//! Go's gob stream format, as far as Weave Net uses it. Everything else that a Go program could send is decoded or
+//! skipped.
 //!
 //! A stream is a sequence of messages, each `uint length ++ body`; a body is a type definition (`int -id ++ wireType`)
 //! or a value (`int id ++ value`). Definitions are valid for the rest of the stream. The reader follows the *sender's*

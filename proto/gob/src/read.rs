@@ -7,8 +7,8 @@ use crate::kind::{Kind, TypeId};
 use crate::types::{Definition, Limits, Types};
 use crate::value::{Struct, Value};
 
-/// Reads the content of one value without building a [`Value`]. The caller follows the sender's types; if it reads something
-/// else than [`Reader::types`] describes, the result is a wrong value or an error.
+/// Reads the content of one value without building a [`Value`]. The caller follows the sender's types; if it reads
+/// something else than [`Reader::types`] describes, the result is a wrong value or an error.
 #[derive(Debug)]
 pub struct Reader<'d, 'a> {
     types: &'d mut Types,
@@ -85,8 +85,8 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.cursor.count()
     }
 
-    /// Reads the number of the next field present in a struct with `fields` fields; `None` at the end of the struct. `next`
-    /// is zero before the first call and keeps the state between calls.
+    /// Reads the number of the next field present in a struct with `fields` fields; `None` at the end of the struct.
+    /// `next` is zero before the first call and keeps the state between calls.
     ///
     /// # Errors
     /// As [`Reader::uint`], and [`DecodeError::NoSuchField`].
@@ -177,7 +177,8 @@ impl<'d, 'a> Reader<'d, 'a> {
         }
     }
 
-    /// Skips an interface, but takes the definitions in it. Returns the name of its concrete type, which is empty for nil.
+    /// Skips an interface, but takes the definitions in it. Returns the name of its concrete type, which is empty for
+    /// nil.
     fn skip_interface(&mut self) -> Result<&'a [u8], DecodeError> {
         let name = self.cursor.bytes()?;
         if name.is_empty() {

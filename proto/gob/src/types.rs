@@ -154,7 +154,8 @@ impl Types {
         Ok(())
     }
 
-    /// Checks that `id` and all types that it refers to are defined, and sets the kinds in shapes. Types may be recursive.
+    /// Checks that `id` and all types that it refers to are defined, and sets the kinds in shapes. Types may be
+    /// recursive.
     pub(crate) fn resolve(&mut self, id: TypeId) -> Result<(), DecodeError> {
         if self.entries.get(&id).is_some_and(|entry| entry.resolved) {
             return Ok(());

@@ -103,8 +103,8 @@ impl Value {
     }
 }
 
-/// The fields present in a struct. Fields that the sender declared but did not send are zero; as in Go, the accessors check
-/// the declared kind of those too.
+/// The fields present in a struct. Fields that the sender declared but did not send are zero; as in Go, the accessors
+/// check the declared kind of those too.
 #[derive(Clone)]
 pub struct Struct {
     shape: Arc<Shape>,
@@ -128,8 +128,8 @@ macro_rules! field_accessor {
 }
 
 impl Struct {
-    /// Makes a struct to be encoded from its fields in any order. Zero values are not sent, except structs, arrays and maps
-    /// (docs/spec/mesh.md 3.3).
+    /// Makes a struct to be encoded from its fields in any order. Zero values are not sent, except structs, arrays and
+    /// maps (docs/spec/mesh.md 3.3).
     pub fn new<N: Into<String>>(fields: impl IntoIterator<Item = (N, Value)>) -> Struct {
         let mut shape = Shape::default();
         let mut values = Vec::new();

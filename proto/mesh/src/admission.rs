@@ -55,7 +55,7 @@ fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// Which of two connections to the same peer stays.
+/// Which of two connections to the same peer is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Survivor {
     Old,
@@ -63,8 +63,8 @@ pub(crate) enum Survivor {
     Neither,
 }
 
-/// Both ends see the same two numbers, so both keep the same connection (docs/spec/mesh.md 11.3).
-pub(crate) fn resolve(old: ConnectionUid, new: ConnectionUid) -> Survivor {
+/// Decides by numbers that both ends know, so that both keep the same connection (docs/spec/mesh.md 11.3).
+pub(crate) fn resolve_duplicate(old: ConnectionUid, new: ConnectionUid) -> Survivor {
     match new.cmp(&old) {
         std::cmp::Ordering::Less => Survivor::New,
         std::cmp::Ordering::Greater => Survivor::Old,
@@ -81,23 +81,23 @@ mod tests {
     }
 
     #[test]
-    fn one_source_leaves_room_for_the_others() {
+    fn a_flooding_source_does_not_exclude_others() {
         let mut admission = Admission::new();
         let [flood, other]: [IpAddr; 2] = ["10.0.0.9".parse().unwrap(), "10.0.0.2".parse().unwrap()];
         let admitted = (0..100).filter(|_| admission.admit(flood, at(0))).count();
         assert_eq!(admitted, 15);
-        assert_eq!(admission.delay(at(0)), Duration::from_millis(1), "refusals are cheap, not free");
+        assert_eq!(admission.delay(at(0)), Duration::from_millis(1), "a refusal delays the next accept");
         assert_eq!(admission.delay(at(1)), Duration::ZERO);
         assert!(admission.admit(other, at(1)));
-        // For ten seconds one keeps trying, as often as it can, and another now and then.
-        let mut got = [0; 2];
+        // For ten seconds one source connects as often as it can, and another one twice per second.
+        let mut admitted_of = [0; 2];
         let mut now = 1;
         while now < 10_000 {
-            let who = if now % 500 < 2 { other } else { flood };
-            got[usize::from(who == other)] += usize::from(admission.admit(who, at(now)));
+            let from = if now % 500 < 2 { other } else { flood };
+            admitted_of[usize::from(from == other)] += usize::from(admission.admit(from, at(now)));
             now += (admission.delay(at(now)).as_millis() as u64).max(1);
         }
-        assert!((38..=42).contains(&got[0]) && got[1] >= 19, "{got:?}");
+        assert!((38..=42).contains(&admitted_of[0]) && admitted_of[1] >= 19, "{admitted_of:?}");
         assert!(admission.sources.len() <= 2);
         let [a, b]: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::ffff:2".parse().unwrap()];
         let late = at(100_000);
@@ -105,10 +105,9 @@ mod tests {
         assert_eq!(admission.sources.len(), 1);
     }
 
-    /// All ways in which up to three connections between two peers can be added at both ends: never do the ends keep
-    /// different ones, and one survives if the lowest number is unique.
+    /// Tries all orders in which up to three connections between two peers can be added at the two ends.
     #[test]
-    fn both_ends_keep_the_same() {
+    fn both_ends_keep_the_same_duplicate() {
         fn orders(n: usize) -> Vec<Vec<usize>> {
             if n == 0 {
                 return vec![Vec::new()];
@@ -119,29 +118,31 @@ mod tests {
                 .flat_map(|o| (0..=o.len()).map(|i| [&o[..i], &[n - 1], &o[i..]].concat()))
                 .collect()
         }
-        /// Adds in this order; a connection that either end has closed before is not added any more.
-        fn kept(uids: &[u64], order: &[usize], dead: &mut [bool]) -> Option<usize> {
+        /// Adds connections in this order, except those that one end has closed, and returns the one that is kept.
+        fn kept(uids: &[u64], order: &[usize], closed: &mut [bool]) -> Option<usize> {
             let mut held: Option<usize> = None;
             for &new in order {
-                if dead[new] {
+                if closed[new] {
                     continue;
                 }
                 held = match held {
                     None => Some(new),
-                    Some(old) => match resolve(ConnectionUid(uids[old]), ConnectionUid(uids[new])) {
-                        Survivor::Old => {
-                            dead[new] = true;
-                            Some(old)
+                    Some(old) => {
+                        match resolve_duplicate(ConnectionUid(uids[old]), ConnectionUid(uids[new])) {
+                            Survivor::Old => {
+                                closed[new] = true;
+                                Some(old)
+                            }
+                            Survivor::New => {
+                                closed[old] = true;
+                                Some(new)
+                            }
+                            Survivor::Neither => {
+                                (closed[old], closed[new]) = (true, true);
+                                None
+                            }
                         }
-                        Survivor::New => {
-                            dead[old] = true;
-                            Some(new)
-                        }
-                        Survivor::Neither => {
-                            (dead[old], dead[new]) = (true, true);
-                            None
-                        }
-                    },
+                    }
                 };
             }
             held
@@ -153,17 +154,17 @@ mod tests {
                 let lowest = uids.iter().min().unwrap();
                 for a in orders(n) {
                     for b in orders(n) {
-                        // Each end alone, then each told of what the other has closed.
-                        for told in [false, true] {
-                            let mut dead_a = vec![false; n];
-                            let at_a = kept(&uids, &a, &mut dead_a);
-                            let mut dead_b = if told { dead_a.clone() } else { vec![false; n] };
-                            let at_b = kept(&uids, &b, &mut dead_b);
-                            let alive = |held: Option<usize>| held.filter(|&c| !dead_a[c] && !dead_b[c]);
+                        // First each end alone, then the second end knows what the first one has closed.
+                        for closed_known in [false, true] {
+                            let mut closed_a = vec![false; n];
+                            let at_a = kept(&uids, &a, &mut closed_a);
+                            let mut closed_b = if closed_known { closed_a.clone() } else { vec![false; n] };
+                            let at_b = kept(&uids, &b, &mut closed_b);
+                            let open = |held: Option<usize>| held.filter(|&c| !closed_a[c] && !closed_b[c]);
                             if uids.iter().filter(|u| *u == lowest).count() == 1 {
-                                assert_eq!(alive(at_a), alive(at_b), "{uids:?} {a:?} {b:?}");
+                                assert_eq!(open(at_a), open(at_b), "{uids:?} {a:?} {b:?}");
                                 assert_eq!(
-                                    alive(at_a).map(|c| uids[c]),
+                                    open(at_a).map(|c| uids[c]),
                                     Some(*lowest),
                                     "{uids:?} {a:?} {b:?}"
                                 );

@@ -6,44 +6,45 @@ use weave_types::{Cidr, PeerName, PeerUid, ShortId};
 
 use crate::crypto::Secret;
 
-/// What a [`Mesh`](crate::Mesh) is told at its start. Identity has no default; see [`Config::new`] for the rest.
+/// Configuration of a [`Mesh`](crate::Mesh). The identity has no default; see [`Config::new`] for the rest.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Our name (docs/spec/mesh.md 2.2).
+    /// Name of this peer (docs/spec/mesh.md 2.2).
     pub name: PeerName,
-    /// Free text that people know us by; the host's name.
+    /// Nickname of this peer, shown to people; usually the name of the host.
     pub nickname: String,
-    /// Random at each start of the process, not 0.
+    /// Identifies this run of the process: random, not 0.
     pub uid: PeerUid,
-    /// The short id of the last run; `None`: a random one. Default `None`.
+    /// Short id of the last run; `None` for a random one. Default `None`.
     pub short_id: Option<ShortId>,
-    /// Our record's version begins here: what [`Persist::VersionCeiling`](crate::Persist) said last. Default 0.
+    /// First version of our record: the last [`Persist::VersionCeiling`](crate::Persist) of the last run. Default 0.
     pub version: u64,
-    /// The TCP port on which we and, as far as we do not know better, all others listen. Default 6783.
+    /// TCP port on which we listen; also the port to dial where none is known. Default 6783.
     pub port: u16,
-    /// Both ends of a connection have the same one, or none. Default `None`.
+    /// Password of the network; both ends of a connection have the same one or none. Default `None`.
     pub password: Option<Secret>,
-    /// Connections to these networks need no encryption of data if the other side agrees. Default empty.
+    /// Networks to which data is not encrypted, provided that the remote peer trusts ours too. Default empty.
     pub trusted_subnets: Vec<Cidr>,
-    /// Whether to dial peers that others tell of. Default `true`.
+    /// Whether to dial peers that are learnt from the topology. Default `true`.
     pub discovery: bool,
-    /// How many connections there may be, 0: any number. Default 200.
+    /// Maximum number of connections; 0 for no limit. Default 200.
     pub connection_limit: usize,
-    /// 1 or 2: the lowest version of the protocol that is spoken. Default 1.
+    /// Lowest protocol version to accept, 1 or 2. Default 1.
     pub min_protocol: u8,
-    /// Names of the overlays that we have, in the order in which they are announced (design 4). Default empty: no
-    /// overlays at all, the node says itself when a connection is established.
+    /// Names of our overlays, in order of preference. Default empty: there are no overlays to negotiate, and the driver
+    /// alone decides when a connection is established.
     pub overlays: Vec<String>,
-    /// Pause between two rounds of complete state. Default 30 s.
+    /// Interval between gossips of complete state. Default 30 s.
     pub gossip_interval: Duration,
-    /// Whether to compare digests with peers that can, before the complete topology is sent. Default `true`.
+    /// Whether to compare digests of the topology with peers that support it, instead of sending the complete topology.
+    /// Default `true`.
     pub topology_digest: bool,
-    /// Handshake features beyond the mesh's own, for the overlays. 2.8.1 ignores what it does not know. Default empty.
+    /// Additional handshake features, for the overlays. 2.8.1 ignores unknown ones. Default empty.
     pub features: BTreeMap<String, String>,
 }
 
 impl Config {
-    /// The defaults of 2.8.1 for a peer of this identity.
+    /// A peer of this identity with the defaults of 2.8.1.
     pub fn new(name: PeerName, nickname: impl Into<String>, uid: PeerUid) -> Config {
         Config {
             name,

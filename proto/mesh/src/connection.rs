@@ -3,44 +3,41 @@ use std::time::Duration;
 
 use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName, PeerUid};
 
-use crate::dialer::Place;
+use crate::dialer::TargetAddr;
 use crate::event::ConnectionError;
 use crate::features::Features;
 use crate::gossip::Queue;
 use crate::handshake::{Handshake, Session};
 
-/// One TCP connection, from the attempt to its end (docs/spec/mesh.md 4.8).
+/// A TCP connection, from the attempt to its end (docs/spec/mesh.md 4.8).
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
-    /// The target that we dialled; `None` if they dialled us.
-    pub(crate) place: Option<Place>,
-    /// Whether a peer that nobody has told us of may live there.
-    pub(crate) accept_new: bool,
+    /// The target that we dialled; `None` for an inbound connection.
+    pub(crate) target_addr: Option<TargetAddr>,
+    /// Whether the remote peer may be one that the topology does not have.
+    pub(crate) accept_unknown: bool,
     pub(crate) state: State,
-    /// Bytes of `Output::Write` that the kernel has not taken yet.
+    /// Bytes of `Output::Write` that the driver has not written yet.
     pub(crate) unwritten: usize,
-    write_by: Option<Instant>,
-    /// The entry in the mesh's table of timers, not later than [`Connection::next_deadline`].
-    pub(crate) wake: Option<Instant>,
+    write_deadline: Option<Instant>,
+    /// When the mesh's timer for this connection expires; not later than [`Connection::next_deadline`].
+    pub(crate) timer: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(crate) enum State {
-    /// We wait for TCP.
+    /// Waits for the driver to open the TCP connection.
     Dialling,
-    /// We do not know yet who is there.
     Handshaking {
         handshake: Box<Handshake>,
-        /// What we tell of ourself.
-        ours: Box<Features>,
-        /// The header has come.
-        greeted: bool,
-        read_by: Instant,
+        own_features: Box<Features>,
+        header_received: bool,
+        read_deadline: Instant,
     },
-    /// We do.
+    /// The remote peer is authenticated.
     Running(Box<Running>),
 }
 
@@ -50,35 +47,35 @@ pub(crate) struct Running {
     pub(crate) peer: PeerName,
     pub(crate) peer_uid: PeerUid,
     pub(crate) uid: ConnectionUid,
-    /// The peer named no overlays: control messages have their old form.
+    /// The peer did not announce overlays, so control messages have the old form (docs/spec/mesh.md 6.3).
     pub(crate) legacy_overlay: bool,
     pub(crate) encrypted_overlay: bool,
-    /// The node was told to prepare an overlay.
-    pub(crate) prepared: bool,
-    /// One of our connections, in the topology.
+    /// [`Output::OverlayPrepare`](crate::Output) was sent.
+    pub(crate) overlay_prepared: bool,
+    /// The connection is in our topology record.
     pub(crate) added: bool,
     pub(crate) established: bool,
-    /// The peer compares digests of the topology.
-    pub(crate) digests: bool,
-    /// When we sent one that is not answered yet.
-    pub(crate) digest_sent: Option<Instant>,
+    /// The peer supports digests of the topology (module `digest`).
+    pub(crate) supports_digest: bool,
+    /// When the last digest was sent, if it is not answered.
+    pub(crate) digest_sent_at: Option<Instant>,
     pub(crate) queue: Queue,
     pub(crate) heartbeat_at: Instant,
-    pub(crate) read_by: Instant,
+    pub(crate) read_deadline: Instant,
 }
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// 2.8.1 has none and hangs with its peer (docs/spec/mesh.md 15.2).
+/// 2.8.1 has no such timeout: a peer that stops reading blocks it (docs/spec/mesh.md 15).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a deadline asks for.
+/// What to do at a deadline.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Due {
+pub(crate) enum Expired {
     Heartbeat,
-    End(ConnectionError),
+    Connection(ConnectionError),
 }
 
 impl Connection {
@@ -87,30 +84,34 @@ impl Connection {
             id,
             local,
             remote,
-            place: None,
-            accept_new: true,
+            target_addr: None,
+            accept_unknown: true,
             state: State::Dialling,
             unwritten: 0,
-            write_by: None,
-            wake: None,
+            write_deadline: None,
+            timer: None,
         }
     }
 
     pub(crate) fn outbound(&self) -> bool {
-        self.place.is_some()
+        self.target_addr.is_some()
     }
 
-    pub(crate) fn start(&mut self, handshake: Handshake, ours: Features, now: Instant) {
-        let (handshake, ours) = (Box::new(handshake), Box::new(ours));
-        self.state = State::Handshaking { handshake, ours, greeted: false, read_by: now + HEADER_TIMEOUT };
+    pub(crate) fn start_handshake(&mut self, handshake: Handshake, own_features: Features, now: Instant) {
+        self.state = State::Handshaking {
+            handshake: Box::new(handshake),
+            own_features: Box::new(own_features),
+            header_received: false,
+            read_deadline: now + HEADER_TIMEOUT,
+        };
     }
 
-    /// The header has come: the rest gets more time.
-    pub(crate) fn greeted(&mut self, now: Instant) {
-        if let State::Handshaking { greeted, read_by, .. } = &mut self.state
-            && !std::mem::replace(greeted, true)
+    /// The header has arrived: the rest of the handshake has a longer timeout.
+    pub(crate) fn on_header(&mut self, now: Instant) {
+        if let State::Handshaking { header_received, read_deadline, .. } = &mut self.state
+            && !std::mem::replace(header_received, true)
         {
-            *read_by = now + HANDSHAKE_TIMEOUT;
+            *read_deadline = now + HANDSHAKE_TIMEOUT;
         }
     }
 
@@ -128,54 +129,52 @@ impl Connection {
         }
     }
 
-    pub(crate) fn heard(&mut self, now: Instant) {
+    pub(crate) fn on_message(&mut self, now: Instant) {
         if let State::Running(running) = &mut self.state {
-            running.read_by = now + READ_TIMEOUT;
+            running.read_deadline = now + READ_TIMEOUT;
         }
     }
 
-    /// Bytes were handed to the driver.
-    pub(crate) fn wrote(&mut self, bytes: usize, now: Instant) {
+    pub(crate) fn on_write_queued(&mut self, bytes: usize, now: Instant) {
         self.unwritten += bytes;
-        self.write_by.get_or_insert(now + WRITE_TIMEOUT);
+        self.write_deadline.get_or_insert(now + WRITE_TIMEOUT);
     }
 
-    /// The kernel took some.
-    pub(crate) fn drained(&mut self, bytes: usize, now: Instant) {
+    pub(crate) fn on_written(&mut self, bytes: usize, now: Instant) {
         self.unwritten = self.unwritten.saturating_sub(bytes);
-        self.write_by = (self.unwritten > 0).then(|| now + WRITE_TIMEOUT);
+        self.write_deadline = (self.unwritten > 0).then(|| now + WRITE_TIMEOUT);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let (read_by, heartbeat) = match &self.state {
+        let (read_deadline, heartbeat) = match &self.state {
             State::Dialling => (None, None),
-            State::Handshaking { read_by, .. } => (Some(*read_by), None),
-            State::Running(running) => (Some(running.read_by), Some(running.heartbeat_at)),
+            State::Handshaking { read_deadline, .. } => (Some(*read_deadline), None),
+            State::Running(running) => (Some(running.read_deadline), Some(running.heartbeat_at)),
         };
-        [read_by, heartbeat, self.write_by].into_iter().flatten().min()
+        [read_deadline, heartbeat, self.write_deadline].into_iter().flatten().min()
     }
 
-    /// What has become due.
-    pub(crate) fn due(&mut self, now: Instant) -> Option<Due> {
+    /// What the deadlines that have passed require.
+    pub(crate) fn on_timeout(&mut self, now: Instant) -> Option<Expired> {
         let (local, remote) = (self.local, self.remote);
-        let read_by = match &self.state {
+        let read_deadline = match &self.state {
             State::Dialling => None,
-            State::Handshaking { read_by, .. } => Some(*read_by),
-            State::Running(running) => Some(running.read_by),
+            State::Handshaking { read_deadline, .. } => Some(*read_deadline),
+            State::Running(running) => Some(running.read_deadline),
         };
-        if read_by.is_some_and(|at| at <= now) {
-            if matches!(self.state, State::Handshaking { greeted: false, .. }) {
-                return Some(Due::End(ConnectionError::HeaderTimeout(local, remote)));
+        if read_deadline.is_some_and(|at| at <= now) {
+            if matches!(self.state, State::Handshaking { header_received: false, .. }) {
+                return Some(Expired::Connection(ConnectionError::HeaderTimeout(local, remote)));
             }
-            return Some(Due::End(ConnectionError::ReadTimeout(local, remote)));
+            return Some(Expired::Connection(ConnectionError::ReadTimeout(local, remote)));
         }
-        if self.write_by.is_some_and(|at| at <= now) {
-            return Some(Due::End(ConnectionError::WriteTimeout(local, remote)));
+        if self.write_deadline.is_some_and(|at| at <= now) {
+            return Some(Expired::Connection(ConnectionError::WriteTimeout(local, remote)));
         }
         match &mut self.state {
             State::Running(running) if running.heartbeat_at <= now => {
-                running.heartbeat_at = now + HEARTBEAT;
-                Some(Due::Heartbeat)
+                running.heartbeat_at = now + HEARTBEAT_INTERVAL;
+                Some(Expired::Heartbeat)
             }
             _ => None,
         }

@@ -1,4 +1,4 @@
-//! Keys and boxes of a password-protected connection (docs/spec/mesh.md 4.5, 4.6).
+//! Keys and encrypted messages of a connection with a password (docs/spec/mesh.md 4.5, 4.6).
 //!
 //! ```text
 //! shared  = HSalsa20(key = X25519(own private, remote public), input = 16 zero bytes)
@@ -13,12 +13,12 @@ use dryoc::classic::crypto_secretbox::{crypto_secretbox_detached, crypto_secretb
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// A password. Never empty, never printed.
+/// A password. It is not empty and is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// `None` if it is empty, which counts as no password.
+    /// Returns `None` for an empty text, which means no password.
     pub fn new(password: impl Into<String>) -> Option<Secret> {
         let password = password.into();
         (!password.is_empty()).then_some(Secret(password))
@@ -31,30 +31,23 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Bytes that a box is longer than its message: the tag.
+/// Number of bytes that encryption adds to a message: the authentication tag.
 pub const BOX_OVERHEAD: usize = 16;
 
-/// The remote's public key leads to a shared secret that everybody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The remote's public key gives a shared secret of zero, whatever our private key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("remote sent a public key of low order")]
 pub struct WeakKey;
-
-impl fmt::Display for WeakKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("remote sent a public key of low order")
-    }
-}
-
-impl std::error::Error for WeakKey {}
 
 /// The X25519 public key that belongs to a private one.
 pub fn public_key(private: &[u8; 32]) -> [u8; 32] {
     PublicKey::from(&StaticSecret::from(*private)).to_bytes()
 }
 
-/// NaCl's "beforenm": what both sides know without the password.
+/// The shared key before the password is mixed in: NaCl's `crypto_box_beforenm`.
 ///
 /// # Errors
-/// [`WeakKey`] if the shared secret is all zero. The original does not look (docs/spec/mesh.md 15.5).
+/// [`WeakKey`] if the shared secret is all zero. 2.8.1 does not check this (docs/spec/mesh.md 15.5).
 pub fn shared_key(private: &[u8; 32], remote_public: &[u8; 32]) -> Result<[u8; 32], WeakKey> {
     let secret = StaticSecret::from(*private).diffie_hellman(&PublicKey::from(*remote_public));
     if !secret.was_contributory() {
@@ -65,7 +58,7 @@ pub fn shared_key(private: &[u8; 32], remote_public: &[u8; 32]) -> Result<[u8; 3
     Ok(shared)
 }
 
-/// The key of a connection; both sides get the same.
+/// The key of a connection, the same on both sides.
 ///
 /// # Errors
 /// As [`shared_key`].
@@ -78,7 +71,7 @@ pub fn session_key(
     Ok(Sha256::new().chain_update(shared).chain_update(password.0.as_bytes()).finalize().into())
 }
 
-/// Nonces of one direction. The first eight bytes tell the direction, the last eight count (docs/spec/mesh.md 4.6).
+/// Nonces of one direction. The first byte holds the flags, the last eight the sequence number (docs/spec/mesh.md 4.6).
 #[derive(Clone, Copy, Debug)]
 struct Nonces {
     flags: u8,
@@ -86,7 +79,7 @@ struct Nonces {
 }
 
 impl Nonces {
-    /// Bit 7: the sender made the connection. Bit 6: this is TCP; sleeve uses the same key without it.
+    /// Flag 0x80: the sender dialled. Flag 0x40: TCP; sleeve uses the same key without it.
     fn new(sender_is_outbound: bool) -> Nonces {
         Nonces { flags: 0x40 | u8::from(sender_is_outbound) << 7, sequence: 0 }
     }
@@ -99,12 +92,12 @@ impl Nonces {
     }
 
     fn advance(&mut self) {
-        // 2^64 messages take longer than any connection lives.
+        // No connection lasts for 2^64 messages.
         self.sequence = self.sequence.wrapping_add(1);
     }
 }
 
-/// Seals the messages of one direction in order.
+/// Encrypts the messages of one direction in order.
 #[derive(Clone)]
 pub struct Sealer {
     key: [u8; 32],
@@ -112,19 +105,19 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// For the side that made the connection (`outbound`) or accepted it.
+    /// `outbound` is true on the side that dialled.
     pub fn new(key: [u8; 32], outbound: bool) -> Sealer {
         Sealer { key, nonces: Nonces::new(outbound) }
     }
 
-    /// Appends the box of `message` to `out`: [`BOX_OVERHEAD`] bytes more than the message.
+    /// Appends the encrypted `message` to `out`, [`BOX_OVERHEAD`] bytes more than its length.
     pub fn seal(&mut self, message: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + BOX_OVERHEAD + message.len(), 0);
         let (tag, ciphertext) = out[start..].split_at_mut(BOX_OVERHEAD);
         let mut mac = [0; BOX_OVERHEAD];
         crypto_secretbox_detached(ciphertext, &mut mac, message, &self.nonces.current(), &self.key)
-            .expect("the buffer was made for the message, and no memory holds one of 2^38 bytes");
+            .expect("the buffer has the size of the message, which is shorter than 2^38 bytes");
         tag.copy_from_slice(&mac);
         self.nonces.advance();
     }
@@ -136,27 +129,27 @@ impl fmt::Debug for Sealer {
     }
 }
 
-/// Opens the boxes of one direction in order.
+/// Decrypts the messages of one direction in order.
 #[derive(Clone)]
 pub struct Opener {
     key: [u8; 32],
     nonces: Nonces,
 }
 
-/// A box that was not sealed with our key as the next one: wrong password, or somebody in between.
+/// The bytes are not the next message encrypted with our key: the passwords differ, or the stream was altered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CannotOpen;
 
 impl Opener {
-    /// For the side that made the connection (`outbound`) or accepted it.
+    /// `outbound` is true on the side that dialled.
     pub fn new(key: [u8; 32], outbound: bool) -> Opener {
         Opener { key, nonces: Nonces::new(!outbound) }
     }
 
-    /// The message in a box.
+    /// Decrypts a message.
     ///
     /// # Errors
-    /// [`CannotOpen`]; the connection must end then.
+    /// [`CannotOpen`]; the caller ends the connection.
     pub fn open(&mut self, sealed: &[u8]) -> Result<Vec<u8>, CannotOpen> {
         let (tag, ciphertext) = sealed.split_first_chunk::<BOX_OVERHEAD>().ok_or(CannotOpen)?;
         let mut message = vec![0; ciphertext.len()];
@@ -177,9 +170,9 @@ impl fmt::Debug for Opener {
 mod tests {
     use super::*;
 
-    /// All recorded frames, those with sequence numbers out of reach of a test included.
+    /// Includes frames whose sequence numbers can only be set here.
     #[test]
-    fn recorded_boxes() {
+    fn recorded_frames_are_encrypted_and_decrypted() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/mesh/encrypted_frames.json");
         let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let frames = json["frames"].as_array().unwrap();

@@ -9,10 +9,10 @@ use weave_types::{ConnectionId, Instant, PeerName, PeerUid};
 
 use crate::topology::Topology;
 
-/// Whom to connect to (docs/spec/mesh.md 10).
+/// Decides which addresses to dial, and when (docs/spec/mesh.md 10).
 ///
-/// *Direct peers* are what the user asked for, *targets* the places to dial: those of the direct peers and those learnt
-/// from the topology. Each target is tried until it is connected, with growing pauses.
+/// *Direct peers* are given by the user. *Targets* are the addresses to dial: those of direct peers, and those that are
+/// learnt from the topology. A target is dialled until it is connected, with increasing intervals.
 ///
 /// ```text
 ///             evaluate, valid                    due                      added
@@ -20,26 +20,26 @@ use crate::topology::Topology;
 ///                               |  ^  ^                        |                          |
 ///          not valid, direct    |  |  +---- error: later ------+---- ended: later/now ----+
 ///                               v  | valid again
-///                            suspended            waiting, not valid, not direct: forgotten
+///                            suspended            waiting, not valid, not direct: removed
 /// ```
 #[derive(Debug)]
 pub(crate) struct Dialer {
-    /// Our own listening port, taken where none was given.
+    /// Our listening port, which is the default port of targets.
     port: u16,
     discovery: bool,
-    /// By the text that the user gave.
-    direct: BTreeMap<String, Place>,
-    targets: BTreeMap<Place, Target>,
+    /// Direct peers by the text that the user gave.
+    direct: BTreeMap<String, TargetAddr>,
+    targets: BTreeMap<TargetAddr, Target>,
     next_resolve: u64,
-    /// No target is due earlier.
-    due: Option<Instant>,
+    /// When the next target is due.
+    next_due: Option<Instant>,
 }
 
-/// Where a peer may listen. A name is looked up at every attempt.
+/// An address to dial. A host name is looked up at every attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct TargetAddr {
     host: Host,
-    /// `None` only for direct peers without one.
+    /// `None` only for direct peers that were given without a port.
     port: Option<u16>,
 }
 
@@ -49,7 +49,7 @@ enum Host {
     Name(String),
 }
 
-/// A question to the resolver.
+/// Identifies the lookup of a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResolveId(pub u64);
 
@@ -57,16 +57,16 @@ pub struct ResolveId(pub u64);
 struct Target {
     state: State,
     last_error: Option<String>,
-    /// `None`: never.
-    try_after: Option<Instant>,
+    /// When the next attempt is due; `None` for never.
+    retry_at: Option<Instant>,
     interval: Duration,
-    /// Who answered there last. As long as we have another connection to it there is no point in dialling (docs/spec/mesh.md
+    /// The peer that answered last. While it is connected at another address, the target is suspended (docs/spec/mesh.md
     /// 15.12).
-    occupant: Option<(PeerName, PeerUid)>,
-    /// What a name stood for when it was last looked up, IPv4 first.
+    last_peer: Option<(PeerName, PeerUid)>,
+    /// Result of the last lookup of a host name, IPv4 first.
     resolved: Vec<IpAddr>,
-    /// Which of them is next.
-    turn: usize,
+    /// Index of the next address in `resolved`.
+    next_ip: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,69 +78,68 @@ enum State {
     Suspended,
 }
 
-/// What to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     Resolve { id: ResolveId, host: String },
-    Dial { place: Place, addr: SocketAddr },
+    Dial { target_addr: TargetAddr, addr: SocketAddr },
 }
 
-/// Our connections, as far as they bear on targets.
+/// The properties of our connections that decide about targets.
 #[derive(Debug, Default)]
-pub(crate) struct Connected {
+pub(crate) struct OwnConnections {
     pub(crate) remotes: BTreeSet<SocketAddr>,
     pub(crate) inbound_from: BTreeSet<IpAddr>,
     pub(crate) peers: BTreeMap<PeerName, PeerUid>,
-    /// How many more there may be; `None`: any number.
+    /// How many more connections are allowed; `None` for no limit.
     pub(crate) room: Option<usize>,
-    /// There is no room, but one of them could be given up for a peer that is out of reach.
-    pub(crate) spare: bool,
-    /// The limit, for the text.
+    /// The limit is reached, but a connection could be ended in favour of an unreachable peer.
+    pub(crate) can_evict: bool,
+    /// The limit, for error texts.
     pub(crate) limit: usize,
 }
 
-/// When a target whose connection ended is tried again.
+/// When a target whose connection ended is dialled again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// After a pause; at once if the connection had lasted.
+    /// After an interval; immediately if the connection existed for [`RETRY_RESET_AFTER`].
     Later,
-    /// Only when the user asks for it.
+    /// Only if the user connects again.
     Never,
 }
 
-/// A target as people see it.
+/// Status of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetStatus {
-    /// The address to dial; for a name that was not found yet the name.
+    /// Address to dial; the host name while it is not resolved.
     pub address: String,
-    /// What it is doing.
+    /// State of the target.
     pub state: TargetState,
-    /// Why the last attempt ended.
+    /// Why the last attempt or connection ended.
     pub last_error: Option<String>,
-    /// When it will be tried; `None`: never. Only meaningful while waiting.
+    /// When the next attempt is due; `None` for never. Only meaningful while waiting.
     pub retry: Option<Instant>,
 }
 
-/// What a target is doing.
+/// State of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetState {
-    /// For its next attempt.
+    /// Waits for the next attempt.
     Waiting,
-    /// An attempt is under way.
+    /// An attempt has started.
     Attempting,
-    /// There is a connection.
+    /// A connection was added.
     Connected,
-    /// It has to be kept, but need not be tried.
+    /// A direct peer that need not be dialled.
     Suspended,
 }
 
-const FIRST_INTERVAL: Duration = Duration::from_secs(2);
-const MAX_INTERVAL: Duration = Duration::from_secs(6 * 60);
-/// A connection that lasted so long is tried again at once.
-const LASTED: Duration = Duration::from_secs(60);
-/// More places than this are not learnt from the topology, whatever peers report.
+const INITIAL_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(6 * 60);
+/// After a connection of this duration the next attempt is immediate.
+const RETRY_RESET_AFTER: Duration = Duration::from_secs(60);
+/// Maximum number of addresses that are learnt from the topology.
 const MAX_DISCOVERED: usize = 8192;
-/// A resolver's answer is cut here.
+/// Maximum number of addresses of a host name; further ones are ignored.
 const MAX_RESOLVED: usize = 64;
 
 impl Dialer {
@@ -151,14 +150,14 @@ impl Dialer {
             direct: BTreeMap::new(),
             targets: BTreeMap::new(),
             next_resolve: 0,
-            due: None,
+            next_due: None,
         }
     }
 
-    // ---- the user ---------------------------------------------------------------------------------------------
+    // ---- direct peers -----------------------------------------------------------------------------------------
 
-    /// Adds direct peers, after forgetting all others if they are to be replaced; each is due now. Returns the errors of
-    /// the refused ones.
+    /// Adds direct peers, which are due immediately, and removes all others if `replace`. Returns an error for each
+    /// text that is refused.
     pub(crate) fn connect(&mut self, peers: &[String], replace: bool, now: Instant) -> Vec<String> {
         if replace {
             self.direct.clear();
@@ -166,12 +165,12 @@ impl Dialer {
         let mut errors = Vec::new();
         for text in peers {
             match parse_peer(text) {
-                Ok(place) => {
-                    if let Some(target) = self.targets.get_mut(&place.or_port(self.port)) {
+                Ok(target_addr) => {
+                    if let Some(target) = self.targets.get_mut(&target_addr.with_default_port(self.port)) {
                         target.retry_now(now);
-                        target.occupant = None;
+                        target.last_peer = None;
                     }
-                    self.direct.insert(text.clone(), place);
+                    self.direct.insert(text.clone(), target_addr);
                 }
                 Err(error) => errors.push(error.to_string()),
             }
@@ -179,90 +178,96 @@ impl Dialer {
         errors
     }
 
-    /// Strikes direct peers out, by the text with which they were added.
+    /// Removes direct peers, by the text with which they were added.
     pub(crate) fn forget(&mut self, peers: &[String]) {
         for peer in peers {
             self.direct.remove(peer);
         }
     }
 
-    /// The direct peers as they were given.
+    /// The direct peers as the user gave them.
     pub(crate) fn direct_peers(&self) -> Vec<String> {
         self.direct.keys().cloned().collect()
     }
 
-    /// The same without those that are never tried again (docs/spec/mesh.md 10.5).
+    /// The direct peers that are still dialled (docs/spec/mesh.md 10.5).
     pub(crate) fn active_peers(&self) -> Vec<String> {
-        let given_up = |place: &Place| {
-            let target = self.targets.get(&place.or_port(self.port));
-            target.is_some_and(|t| t.state == State::Waiting && t.try_after.is_none())
+        let given_up = |target_addr: &TargetAddr| {
+            let target = self.targets.get(&target_addr.with_default_port(self.port));
+            target.is_some_and(|t| t.state == State::Waiting && t.retry_at.is_none())
         };
-        self.direct.iter().filter(|(_, place)| !given_up(place)).map(|(text, _)| text.clone()).collect()
+        self.direct
+            .iter()
+            .filter(|(_, target_addr)| !given_up(target_addr))
+            .map(|(text, _)| text.clone())
+            .collect()
     }
 
-    /// Whether the place is one that the user asked for.
-    pub(crate) fn is_direct(&self, place: &Place) -> bool {
-        self.direct.values().any(|p| p.or_port(self.port) == *place)
+    /// Whether the address is that of a direct peer.
+    pub(crate) fn is_direct(&self, target_addr: &TargetAddr) -> bool {
+        self.direct.values().any(|p| p.with_default_port(self.port) == *target_addr)
     }
 
-    // ---- decisions --------------------------------------------------------------------------------------------
+    // ---- choice of targets ------------------------------------------------------------------------------------
 
-    /// When [`Dialer::evaluate`] has something to begin.
+    /// When [`Dialer::evaluate`] has a target to dial.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.due
+        self.next_due
     }
 
-    /// Which targets there should be, and which of them to try now (docs/spec/mesh.md 10.2, 10.3).
+    /// Updates the targets, and returns the attempts to start now (docs/spec/mesh.md 10.2, 10.3).
     pub(crate) fn evaluate(
         &mut self,
-        connected: &Connected,
+        connected: &OwnConnections,
         topology: &Topology,
         rng: &mut impl Rng,
         now: Instant,
     ) -> Vec<Attempt> {
-        let direct: BTreeSet<Place> = self.direct.values().map(|p| p.or_port(self.port)).collect();
-        let valid = self.valid(connected, topology);
-        for place in &valid {
-            let target = self.targets.entry(place.clone()).or_insert_with(|| Target::new(now));
+        let direct: BTreeSet<TargetAddr> =
+            self.direct.values().map(|p| p.with_default_port(self.port)).collect();
+        let valid = self.valid_targets(connected, topology);
+        for target_addr in &valid {
+            let target = self.targets.entry(target_addr.clone()).or_insert_with(|| Target::new(now));
             if target.state == State::Suspended {
                 target.state = State::Waiting;
             }
         }
-        self.targets.retain(|place, target| {
+        self.targets.retain(|target_addr, target| {
             let idle = matches!(target.state, State::Waiting | State::Suspended);
-            if idle && !valid.contains(place) {
+            if idle && !valid.contains(target_addr) {
                 target.state = State::Suspended;
             }
-            target.state != State::Suspended || direct.contains(place)
+            target.state != State::Suspended || direct.contains(target_addr)
         });
-        self.begin(connected, &direct, topology, rng, now)
+        self.start_due(connected, &direct, topology, rng, now)
     }
 
-    fn valid(&self, connected: &Connected, topology: &Topology) -> BTreeSet<Place> {
+    fn valid_targets(&self, connected: &OwnConnections, topology: &Topology) -> BTreeSet<TargetAddr> {
         let mut valid = BTreeSet::new();
         for direct in self.direct.values() {
-            let place = direct.or_port(self.port);
-            let target = self.targets.get(&place);
+            let target_addr = direct.with_default_port(self.port);
+            let target = self.targets.get(&target_addr);
             let resolved = target.map_or(&[][..], |t| &t.resolved);
-            let met = |ip: &IpAddr| direct.port.is_none() && connected.inbound_from.contains(ip);
-            let useless = |ip: &IpAddr| met(ip) || connected.remotes.contains(&place.at(*ip));
-            let useless = match &place.host {
-                Host::Ip(ip) => useless(ip),
-                Host::Name(_) => !resolved.is_empty() && resolved.iter().all(useless),
+            let has_dialled_us = |ip: &IpAddr| direct.port.is_none() && connected.inbound_from.contains(ip);
+            let is_connected =
+                |ip: &IpAddr| has_dialled_us(ip) || connected.remotes.contains(&target_addr.socket_addr(*ip));
+            let is_connected = match &target_addr.host {
+                Host::Ip(ip) => is_connected(ip),
+                Host::Name(_) => !resolved.is_empty() && resolved.iter().all(is_connected),
             };
-            if !useless && !target.is_some_and(|t| t.occupied(connected)) {
-                valid.insert(place);
+            if !is_connected && !target.is_some_and(|t| t.is_connected_elsewhere(connected)) {
+                valid.insert(target_addr);
             }
         }
         if self.discovery {
             let mut seen = HashSet::new();
             for (_, peer) in topology.peers().filter(|&(name, _)| name != topology.own()) {
-                for link in &peer.links {
-                    if link.peer == topology.own() || connected.peers.contains_key(&link.peer) {
+                for connection in &peer.connections {
+                    if connection.peer == topology.own() || connected.peers.contains_key(&connection.peer) {
                         continue;
                     }
-                    let Some(mut addr) = link.address.socket() else { continue };
-                    if !link.outbound {
+                    let Some(mut addr) = connection.address.socket() else { continue };
+                    if !connection.outbound {
                         addr.set_port(self.port);
                     }
                     if seen.len() < MAX_DISCOVERED
@@ -270,9 +275,13 @@ impl Dialer {
                         && seen.insert(addr)
                         && !connected.remotes.contains(&addr)
                     {
-                        let place = Place { host: Host::Ip(addr.ip()), port: Some(addr.port()) };
-                        if !self.targets.get(&place).is_some_and(|t| t.occupied(connected)) {
-                            valid.insert(place);
+                        let target_addr = TargetAddr { host: Host::Ip(addr.ip()), port: Some(addr.port()) };
+                        if !self
+                            .targets
+                            .get(&target_addr)
+                            .is_some_and(|t| t.is_connected_elsewhere(connected))
+                        {
+                            valid.insert(target_addr);
                         }
                     }
                 }
@@ -281,38 +290,39 @@ impl Dialer {
         valid
     }
 
-    fn begin(
+    fn start_due(
         &mut self,
-        connected: &Connected,
-        direct: &BTreeSet<Place>,
+        connected: &OwnConnections,
+        direct: &BTreeSet<TargetAddr>,
         topology: &Topology,
         rng: &mut impl Rng,
         now: Instant,
     ) -> Vec<Attempt> {
         let due = self.targets.iter().filter(|(_, t)| t.state == State::Waiting);
-        let mut due: Vec<Place> =
-            due.filter(|(_, t)| t.try_after.is_some_and(|at| at <= now)).map(|(p, _)| p.clone()).collect();
-        // Chance keeps a large mesh from dialling the same peers first everywhere.
+        let mut due: Vec<TargetAddr> =
+            due.filter(|(_, t)| t.retry_at.is_some_and(|at| at <= now)).map(|(p, _)| p.clone()).collect();
+        // In random order, so that the peers of a large mesh do not all dial the same peer first.
         due.shuffle(rng);
-        due.sort_by_key(|place| !direct.contains(place));
+        due.sort_by_key(|target_addr| !direct.contains(target_addr));
 
-        let under_way = |t: &Target| matches!(t.state, State::Resolving(_) | State::Dialling(_));
-        let mut room =
-            connected.room.map(|r| r.saturating_sub(self.targets.values().filter(|t| under_way(t)).count()));
+        let is_attempting = |t: &Target| matches!(t.state, State::Resolving(_) | State::Dialling(_));
+        let mut room = connected
+            .room
+            .map(|r| r.saturating_sub(self.targets.values().filter(|t| is_attempting(t)).count()));
         let mut attempts = Vec::new();
-        for place in due {
-            let Some(target) = self.targets.get_mut(&place) else { continue };
-            // With all connections taken, a direct peer may still be what joins two parts of the mesh.
-            let known = target.occupant.is_some_and(|(peer, _)| topology.peer(peer).is_some());
-            let may_join = connected.spare && direct.contains(&place) && !known;
+        for target_addr in due {
+            let Some(target) = self.targets.get_mut(&target_addr) else { continue };
+            // At the limit, an unknown direct peer is dialled nevertheless: it may connect two parts of the mesh.
+            let known = target.last_peer.is_some_and(|(peer, _)| topology.peer(peer).is_some());
+            let may_join = connected.can_evict && direct.contains(&target_addr) && !known;
             if room == Some(0) && !may_join {
                 target.fail(format!("Connection limit reached ({})", connected.limit));
                 target.retry_later(rng, now);
                 continue;
             }
             room = room.map(|r| r.saturating_sub(1));
-            attempts.push(match &place.host {
-                Host::Ip(ip) => Attempt::Dial { addr: place.at(*ip), place },
+            attempts.push(match &target_addr.host {
+                Host::Ip(ip) => Attempt::Dial { addr: target_addr.socket_addr(*ip), target_addr },
                 Host::Name(host) => {
                     self.next_resolve += 1;
                     let id = ResolveId(self.next_resolve);
@@ -322,135 +332,133 @@ impl Dialer {
             });
         }
         let waiting = self.targets.values().filter(|t| t.state == State::Waiting);
-        // What is begun above is waiting only until `dialling` is called.
-        self.due = waiting.filter_map(|t| t.try_after).filter(|&at| at > now).min();
+        // The targets of the attempts above leave `Waiting` in `on_dial_started`.
+        self.next_due = waiting.filter_map(|t| t.retry_at).filter(|&at| at > now).min();
         attempts
     }
 
-    // ---- the course of an attempt -----------------------------------------------------------------------------
+    // ---- progress of an attempt -------------------------------------------------------------------------------
 
-    /// A name was looked up. Returns what to dial.
-    pub(crate) fn resolved(
+    /// A host name was looked up. Returns the attempt to start.
+    pub(crate) fn on_resolved(
         &mut self,
         id: ResolveId,
         result: Result<Vec<IpAddr>, String>,
-        connected: &Connected,
+        connected: &OwnConnections,
         rng: &mut impl Rng,
         now: Instant,
     ) -> Option<Attempt> {
-        let (place, target) = self.targets.iter_mut().find(|(_, t)| t.state == State::Resolving(id))?;
+        let (target_addr, target) = self.targets.iter_mut().find(|(_, t)| t.state == State::Resolving(id))?;
         target.state = State::Waiting;
+        let mut addr = None;
         match result {
             Ok(mut found) if !found.is_empty() => {
                 found.sort_by_key(|ip| ip.is_ipv6());
                 found.truncate(MAX_RESOLVED);
+                let count = found.len();
+                let in_turn =
+                    (0..count).map(|i| target_addr.socket_addr(found[(target.next_ip + i) % count]));
+                addr = in_turn.into_iter().find(|addr| !connected.remotes.contains(addr));
                 target.resolved = found;
             }
-            Ok(_) => {
-                target.fail(format!("lookup {place}: no such host"));
-                target.retry_later(rng, now);
-                self.due = earlier(self.due, target.try_after);
-                return None;
-            }
-            Err(error) => {
-                target.fail(error);
-                target.retry_later(rng, now);
-                self.due = earlier(self.due, target.try_after);
-                return None;
-            }
+            Ok(_) => target.fail(format!("lookup {target_addr}: no such host")),
+            Err(error) => target.fail(error),
         }
-        let count = target.resolved.len();
-        let in_turn = (0..count).map(|i| place.at(target.resolved[(target.turn + i) % count]));
-        let free = in_turn.into_iter().find(|addr| !connected.remotes.contains(addr));
-        match free {
-            Some(addr) => Some(Attempt::Dial { place: place.clone(), addr }),
-            None => {
-                target.retry_later(rng, now);
-                self.due = earlier(self.due, target.try_after);
-                None
-            }
+        if addr.is_none() {
+            target.retry_later(rng, now);
+            self.next_due = earliest(self.next_due, target.retry_at);
         }
+        addr.map(|addr| Attempt::Dial { target_addr: target_addr.clone(), addr })
     }
 
-    /// The attempt goes on under this handle.
-    pub(crate) fn dialling(&mut self, place: &Place, conn: ConnectionId) {
-        if let Some(target) = self.targets.get_mut(place) {
+    /// The attempt was started as this connection.
+    pub(crate) fn on_dial_started(&mut self, target_addr: &TargetAddr, conn: ConnectionId) {
+        if let Some(target) = self.targets.get_mut(target_addr) {
             target.state = State::Dialling(conn);
         }
     }
 
-    /// It is now known who listens there.
-    pub(crate) fn met(&mut self, place: &Place, conn: ConnectionId, peer: PeerName, uid: PeerUid) {
-        if let Some(target) = self.owned(place, conn) {
-            target.occupant = Some((peer, uid));
+    /// The handshake has identified the peer at this address.
+    pub(crate) fn on_peer_identified(
+        &mut self,
+        target_addr: &TargetAddr,
+        conn: ConnectionId,
+        peer: PeerName,
+        uid: PeerUid,
+    ) {
+        if let Some(target) = self.target_of(target_addr, conn) {
+            target.last_peer = Some((peer, uid));
         }
     }
 
-    /// The connection has been added.
-    pub(crate) fn connected(&mut self, place: &Place, conn: ConnectionId) {
-        if let Some(target) = self.owned(place, conn) {
+    pub(crate) fn on_connected(&mut self, target_addr: &TargetAddr, conn: ConnectionId) {
+        if let Some(target) = self.target_of(target_addr, conn) {
             target.state = State::Connected(conn);
         }
     }
 
-    /// There was no TCP connection.
-    pub(crate) fn unreachable(
+    /// No TCP connection could be made.
+    pub(crate) fn on_dial_failed(
         &mut self,
-        place: &Place,
+        target_addr: &TargetAddr,
         conn: ConnectionId,
         error: String,
         rng: &mut impl Rng,
         now: Instant,
     ) {
-        if let Some(target) = self.owned(place, conn) {
-            target.turn = target.turn.wrapping_add(1);
+        if let Some(target) = self.target_of(target_addr, conn) {
+            target.next_ip = target.next_ip.wrapping_add(1);
             target.fail(error);
             target.retry_later(rng, now);
-            let due = target.try_after;
-            self.due = earlier(self.due, due);
+            let due = target.retry_at;
+            self.next_due = earliest(self.next_due, due);
         }
     }
 
     /// The TCP connection has ended (docs/spec/mesh.md 10.4).
-    pub(crate) fn ended(
+    pub(crate) fn on_disconnected(
         &mut self,
-        place: &Place,
+        target_addr: &TargetAddr,
         conn: ConnectionId,
         error: String,
         retry: Retry,
         rng: &mut impl Rng,
         now: Instant,
     ) {
-        if let Some(target) = self.owned(place, conn) {
+        if let Some(target) = self.target_of(target_addr, conn) {
             target.fail(error);
-            // A name may stand for several hosts, of which one is ourself.
+            // A host name may have the addresses of several hosts, including ours.
             let others = target.resolved.len() > 1;
-            match (retry, target.try_after) {
-                (Retry::Never, _) if !others => target.try_after = None,
-                (Retry::Later, Some(at)) if now - at > LASTED => target.retry_now(now),
+            match (retry, target.retry_at) {
+                (Retry::Never, _) if !others => target.retry_at = None,
+                (Retry::Later, Some(at)) if now - at > RETRY_RESET_AFTER => target.retry_now(now),
                 _ => {
-                    target.turn = target.turn.wrapping_add(1);
+                    target.next_ip = target.next_ip.wrapping_add(1);
                     target.retry_later(rng, now);
                 }
             }
-            let due = target.try_after;
-            self.due = earlier(self.due, due);
+            let due = target.retry_at;
+            self.next_due = earliest(self.next_due, due);
         }
     }
 
-    fn owned(&mut self, place: &Place, conn: ConnectionId) -> Option<&mut Target> {
-        let target = self.targets.get_mut(place)?;
+    /// The target of an attempt or connection, unless it has another one by now.
+    fn target_of(&mut self, target_addr: &TargetAddr, conn: ConnectionId) -> Option<&mut Target> {
+        let target = self.targets.get_mut(target_addr)?;
         matches!(target.state, State::Dialling(c) | State::Connected(c) if c == conn).then_some(target)
     }
 
     // ---- status -----------------------------------------------------------------------------------------------
 
-    /// All targets, in order.
+    /// All targets, ordered by address.
     pub(crate) fn targets(&self) -> impl Iterator<Item = TargetStatus> + '_ {
-        self.targets.iter().map(|(place, target)| TargetStatus {
-            address: match (&place.host, target.resolved.get(target.turn % target.resolved.len().max(1))) {
-                (Host::Name(_), Some(ip)) => place.at(*ip).to_string(),
-                _ => place.to_string(),
+        self.targets.iter().map(|(target_addr, target)| TargetStatus {
+            address: match (
+                &target_addr.host,
+                target.resolved.get(target.next_ip % target.resolved.len().max(1)),
+            ) {
+                (Host::Name(_), Some(ip)) => target_addr.socket_addr(*ip).to_string(),
+                _ => target_addr.to_string(),
             },
             state: match target.state {
                 State::Waiting => TargetState::Waiting,
@@ -459,7 +467,7 @@ impl Dialer {
                 State::Suspended => TargetState::Suspended,
             },
             last_error: target.last_error.clone(),
-            retry: target.try_after,
+            retry: target.retry_at,
         })
     }
 }
@@ -469,11 +477,11 @@ impl Target {
         Target {
             state: State::Waiting,
             last_error: None,
-            try_after: Some(now),
-            interval: FIRST_INTERVAL,
-            occupant: None,
+            retry_at: Some(now),
+            interval: INITIAL_RETRY_INTERVAL,
+            last_peer: None,
             resolved: Vec::new(),
-            turn: 0,
+            next_ip: 0,
         }
     }
 
@@ -483,31 +491,31 @@ impl Target {
     }
 
     fn retry_now(&mut self, now: Instant) {
-        self.try_after = Some(now);
-        self.interval = FIRST_INTERVAL;
+        self.retry_at = Some(now);
+        self.interval = INITIAL_RETRY_INTERVAL;
     }
 
     fn retry_later(&mut self, rng: &mut impl Rng, now: Instant) {
-        self.try_after = Some(now + self.interval / 2 + self.interval.mul_f64(rng.random::<f64>()));
-        self.interval = (self.interval * 3 / 2).min(MAX_INTERVAL);
+        self.retry_at = Some(now + self.interval / 2 + self.interval.mul_f64(rng.random::<f64>()));
+        self.interval = (self.interval * 3 / 2).min(MAX_RETRY_INTERVAL);
     }
 
-    fn occupied(&self, connected: &Connected) -> bool {
-        self.occupant.is_some_and(|(peer, uid)| connected.peers.get(&peer) == Some(&uid))
+    fn is_connected_elsewhere(&self, connected: &OwnConnections) -> bool {
+        self.last_peer.is_some_and(|(peer, uid)| connected.peers.get(&peer) == Some(&uid))
     }
 }
 
-impl Place {
-    fn or_port(&self, port: u16) -> Place {
-        Place { host: self.host.clone(), port: self.port.or(Some(port)) }
+impl TargetAddr {
+    fn with_default_port(&self, port: u16) -> TargetAddr {
+        TargetAddr { host: self.host.clone(), port: self.port.or(Some(port)) }
     }
 
-    fn at(&self, ip: IpAddr) -> SocketAddr {
+    fn socket_addr(&self, ip: IpAddr) -> SocketAddr {
         SocketAddr::new(ip, self.port.unwrap_or(0))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TargetAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.host, self.port) {
             (Host::Ip(ip), Some(port)) => SocketAddr::new(*ip, port).fmt(f),
@@ -518,32 +526,26 @@ impl fmt::Display for Place {
     }
 }
 
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     [a, b].into_iter().flatten().min()
 }
 
-/// What peers report is not always worth dialling.
+/// Whether an address that a peer reports can be dialled.
 fn dialable(addr: SocketAddr) -> bool {
     addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast()
 }
 
-/// The text does not name a direct peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParsePlaceError(String);
+/// The text is not the address of a direct peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid peer name {0:?}, should be host[:port]")]
+pub struct ParsePeerAddrError(String);
 
-impl fmt::Display for ParsePlaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid peer name {:?}, should be host[:port]", self.0)
-    }
-}
-
-impl std::error::Error for ParsePlaceError {}
-
-/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address. Port 0 counts as none.
-fn parse_peer(text: &str) -> Result<Place, ParsePlaceError> {
-    let bad = || ParsePlaceError(text.to_owned());
+/// Parses `host`, `host:port`, `[v6]`, `[v6]:port` or an IPv6 address without brackets. Port 0 means that no port is
+/// given.
+fn parse_peer(text: &str) -> Result<TargetAddr, ParsePeerAddrError> {
+    let bad = || ParsePeerAddrError(text.to_owned());
     let (host, port) = if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(Place { host: Host::Ip(ip), port: None });
+        return Ok(TargetAddr { host: Host::Ip(ip), port: None });
     } else if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or_else(bad)?;
         let port = match rest {
@@ -558,13 +560,13 @@ fn parse_peer(text: &str) -> Result<Place, ParsePlaceError> {
             None => (text, None),
         }
     };
-    let plain = |host: &str| !host.is_empty() && !host.contains(['[', ']', '/', ' ']);
+    let is_name = |host: &str| !host.is_empty() && !host.contains(['[', ']', '/', ' ']);
     let host = match host.parse::<IpAddr>() {
         Ok(ip) => Host::Ip(ip),
-        Err(_) if plain(host) && !host.contains(':') => Host::Name(host.to_owned()),
+        Err(_) if is_name(host) && !host.contains(':') => Host::Name(host.to_owned()),
         Err(_) => return Err(bad()),
     };
-    // A bare IPv6 address was recognised above; here its last group would be mistaken for a port.
+    // An IPv6 address without brackets was parsed above; here its last group would be taken for a port.
     if matches!(host, Host::Ip(IpAddr::V6(_))) && !text.starts_with('[') {
         return Err(bad());
     }
@@ -573,25 +575,24 @@ fn parse_peer(text: &str) -> Result<Place, ParsePlaceError> {
         Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => Some(port.parse().map_err(|_| bad())?),
         Some(_) => return Err(bad()),
     };
-    Ok(Place { host, port: port.filter(|&p| p != 0) })
+    Ok(TargetAddr { host, port: port.filter(|&p| p != 0) })
 }
 
 #[cfg(test)]
 impl Dialer {
-    /// For the vectors: puts a target into a state.
-    pub(crate) fn force(&mut self, addr: SocketAddr, state: TargetState, now: Instant) {
+    /// Sets the state of a target.
+    pub(crate) fn set_state(&mut self, addr: SocketAddr, state: TargetState, now: Instant) {
         let mut target = Target::new(now);
-        target.retry_later(&mut crate::tests::support::rng(1), now);
+        target.retry_later(&mut crate::test_support::rng(1), now);
         target.state = match state {
             TargetState::Waiting => State::Waiting,
             TargetState::Attempting => State::Dialling(ConnectionId(77)),
             TargetState::Connected => State::Connected(ConnectionId(77)),
             TargetState::Suspended => State::Suspended,
         };
-        self.targets.insert(Place { host: Host::Ip(addr.ip()), port: Some(addr.port()) }, target);
+        self.targets.insert(TargetAddr { host: Host::Ip(addr.ip()), port: Some(addr.port()) }, target);
     }
 }
 
 #[cfg(test)]
-#[path = "tests/dialer.rs"]
 mod tests;

@@ -2,29 +2,29 @@
 //! (docs/spec/mesh.md 7.1).
 
 use std::borrow::Cow;
-use std::fmt;
 
+use thiserror::Error;
 use weave_gob::{DecodeError, Decoder, Encoder, FieldError, Kind, Reader};
 use weave_types::PeerName;
 
 /// A gossip message without its tag byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
-    /// Channel name, case-sensitive.
+    /// Name of the channel, case-sensitive.
     pub channel: Cow<'a, str>,
-    /// The originator; for neighbour gossip the immediate sender.
+    /// The originator; for neighbour gossip the neighbour.
     pub source: PeerName,
-    /// For unicasts only.
+    /// Set for unicasts only.
     pub destination: Option<PeerName>,
-    /// What the channel's receiver gets.
+    /// Content for the receiver of the channel.
     pub payload: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads the body of a message with tag 4 or 6, or 5 if `unicast`.
+    /// Reads the body of a gossip message, with a destination if `unicast`.
     ///
     /// # Errors
-    /// The body is malformed; 2.8.1 ends the connection then.
+    /// The body is malformed. The caller ends the connection, as 2.8.1 does.
     pub fn decode(body: &'a [u8], unicast: bool) -> Result<Envelope<'a>, EnvelopeError> {
         let mut decoder = Decoder::new(body);
         let channel = expect(&mut decoder, Kind::String)?.string()?;
@@ -34,7 +34,7 @@ impl<'a> Envelope<'a> {
         Ok(Envelope { channel, source, destination, payload })
     }
 
-    /// Writes it as 2.8.1 does, byte for byte.
+    /// Encodes to the same bytes as 2.8.1.
     pub fn encode(&self) -> Vec<u8> {
         let mut encoder = Encoder::new();
         encoder.string(&self.channel);
@@ -61,37 +61,16 @@ fn name(decoder: &mut Decoder<'_>) -> Result<PeerName, EnvelopeError> {
     PeerName::from_number(number).ok_or(EnvelopeError::BadName(number))
 }
 
-/// The remote sent an envelope that is none.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The envelope of a received message is malformed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EnvelopeError {
-    /// Malformed gob, or the end in the middle.
-    Gob(DecodeError),
+    /// Malformed gob, or a missing value.
+    #[error(transparent)]
+    Gob(#[from] DecodeError),
     /// A value of another kind.
-    Value(FieldError),
-    /// A peer name of more than 48 bits. The original takes it.
+    #[error(transparent)]
+    Value(#[from] FieldError),
+    /// A peer name of more than 48 bits, which 2.8.1 accepts.
+    #[error("peer name {0:#x} has more than 48 bits")]
     BadName(u64),
-}
-
-impl fmt::Display for EnvelopeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            EnvelopeError::Gob(error) => error.fmt(f),
-            EnvelopeError::Value(error) => error.fmt(f),
-            EnvelopeError::BadName(number) => write!(f, "peer name {number:#x} has more than 48 bits"),
-        }
-    }
-}
-
-impl std::error::Error for EnvelopeError {}
-
-impl From<DecodeError> for EnvelopeError {
-    fn from(error: DecodeError) -> EnvelopeError {
-        EnvelopeError::Gob(error)
-    }
-}
-
-impl From<FieldError> for EnvelopeError {
-    fn from(error: FieldError) -> EnvelopeError {
-        EnvelopeError::Value(error)
-    }
 }

@@ -1,105 +1,123 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use thiserror::Error;
 use weave_types::PeerName;
 
 use crate::features::FeatureError;
 use crate::handshake::HandshakeError;
 use crate::peers::PeerLabel;
 
-/// Something that people may want to know. `Display` gives the log lines of 2.8.1 (docs/spec/mesh.md 4.11).
+/// An event for the log. `Display` gives the log lines of 2.8.1 (docs/spec/mesh.md 4.11).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// We dial a target.
+    /// A target is dialled.
     Attempting(SocketAddr),
-    /// There was no TCP connection.
+    /// No TCP connection could be made.
     AttemptFailed(SocketAddr, String),
-    /// Nobody is connected, and the only peer that we were told of (as it was given) cannot be reached. Peers that were discovered
-    /// are not remembered over a restart. Not in 2.8.1.
-    OnlyTarget(String),
-    /// Somebody dialled us.
+    /// No peer is connected, and the only direct peer (as it was given) cannot be reached. Discovered peers are not
+    /// stored, so after a restart nothing else can be dialled. 2.8.1 does not log this.
+    OnlyTargetUnreachable(String),
+    /// An inbound connection was accepted.
     Accepted(SocketAddr),
-    /// The connection ended before it was known whose it is.
+    /// A connection ended before its peer was authenticated.
     HandshakeFailed(SocketAddr, ConnectionError),
-    /// Something about a connection whose peer is known.
+    /// An event of a connection whose peer is authenticated.
     Connection(SocketAddr, PeerLabel, ConnectionEvent),
-    /// A peer was forgotten.
+    /// A peer was removed from the topology.
     PeerRemoved(PeerLabel),
-    /// Gossip arrived on a channel that nobody serves here; it is passed on.
+    /// Gossip arrived on a channel without a receiver here; it is relayed.
     SurrogateCreated(String),
-    /// A message on a channel could not be passed on or was in vain.
+    /// A message on a channel could not be relayed.
     Gossip(String, String),
 }
 
-/// What happened to a connection.
+/// An event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectionEvent {
-    /// Handshake done.
+    /// The handshake is complete.
     Ready {
-        /// Of the protocol, 1 or 2.
+        /// Protocol version, 1 or 2.
         version: u8,
     },
-    /// Counted among our connections.
-    Added(Newcomer),
-    /// The data path works.
+    /// The connection was added to our topology record.
+    Added(PeerStatusOnConnect),
+    /// The overlay has verified the data path.
     Established,
-    /// No longer counted.
+    /// The connection was removed from our topology record.
     Deleted,
-    /// It is at its end.
+    /// The connection ended.
     Ended(ConnectionError),
-    /// A message without content.
+    /// The peer sent an empty message.
     BlankMessage,
-    /// A message of an unknown kind.
+    /// The peer sent a message with an unknown tag.
     UnknownTag(u8),
 }
 
-/// What we knew of the peer at the other end.
+/// What is known about the remote peer when a connection is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Newcomer {
-    /// Data had no way to it yet.
+pub enum PeerStatusOnConnect {
+    /// There was no route for data to the peer.
     New,
-    /// Another incarnation.
+    /// The peer has restarted.
     Restarted,
-    /// It is reached in other ways already.
+    /// There was a route for data to the peer.
     Known,
 }
 
-/// Why a connection ended. Shown as 2.8.1 does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a connection ended. The texts are those of 2.8.1.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConnectionError {
-    /// The peer or the kernel ended it; the driver's text.
+    /// The remote or the kernel closed the connection; the text is the driver's.
+    #[error("{0}")]
     Io(String),
-    /// The peer did not even say which protocol it speaks.
+    /// The header did not arrive in time.
+    #[error("failed to receive remote protocol header: read tcp {0}->{1}: i/o timeout")]
     HeaderTimeout(SocketAddr, SocketAddr),
-    /// Nothing could be read for too long.
+    /// Nothing was received in time.
+    #[error("read tcp {0}->{1}: i/o timeout")]
     ReadTimeout(SocketAddr, SocketAddr),
-    /// Nothing could be written for too long.
+    /// The driver could not write anything in time.
+    #[error("write tcp {0}->{1}: i/o timeout")]
     WriteTimeout(SocketAddr, SocketAddr),
     /// The handshake failed.
+    #[error(transparent)]
     Handshake(HandshakeError),
-    /// What the peer told of itself is not acceptable.
+    /// The features of the remote peer are not acceptable.
+    #[error(transparent)]
     Features(FeatureError),
-    /// Another peer than expected lives at a discovered address.
+    /// A peer that the topology does not have answered at a discovered address.
+    #[error("Found unknown remote name: {0} at {1}")]
     UnknownName(PeerName, SocketAddr),
-    /// Another host has our name.
+    /// Another host has our name (ours, then theirs).
+    #[error("local \"{0}\" and remote \"{1}\" peer names collision")]
     NameCollision(PeerLabel, PeerLabel),
-    /// We dialled ourself.
-    Ourself,
-    /// There is another connection between the two (remote, then ourself).
+    /// We dialled ourselves.
+    #[error("cannot connect to ourself")]
+    SelfConnection,
+    /// Another connection to the same peer is kept (the remote peer, then ours).
+    #[error("Multiple connections to {0} added to {1}")]
     Duplicate(PeerLabel, PeerLabel),
-    /// There are enough connections.
+    /// The maximum number of connections is reached.
+    #[error("Connection limit reached ({0})")]
     LimitReached(usize),
-    /// The two have no way of carrying frames in common.
+    /// The two peers have no overlay in common.
+    #[error("no overlays in common with peer")]
     NoCommonOverlay,
-    /// An overlay gave up.
+    /// The overlay reported a failure.
+    #[error("{0}")]
     Overlay(String),
-    /// The peer sent what it must not.
-    Misbehaved(String),
-    /// A channel's receiver refused a message.
+    /// The peer violated the protocol.
+    #[error("{0}")]
+    ProtocolViolation(String),
+    /// The receiver of a channel refused a message.
+    #[error("{0}")]
     Receiver(String),
-    /// More unauthenticated connections than we care to hold.
-    Crowded,
-    /// We are shutting down.
+    /// Too many inbound connections have not completed their handshake; this was the oldest one.
+    #[error("too many connections in handshake")]
+    TooManyPending,
+    /// This peer is shutting down.
+    #[error("shutting down")]
     Shutdown,
 }
 
@@ -110,10 +128,10 @@ impl fmt::Display for Event {
             Event::AttemptFailed(addr, error) => {
                 write!(f, "->[{addr}] error during connection attempt: {error}")
             }
-            Event::OnlyTarget(peer) => write!(
+            Event::OnlyTargetUnreachable(peer) => write!(
                 f,
-                "no peer is connected, and {peer}, which cannot be reached, is the only one that this peer was told of: \
-                 'weave connect <peer>' names another"
+                "no peer is connected, and the only known peer {peer} cannot be reached: \
+                 'weave connect <peer>' adds another"
             ),
             Event::Accepted(addr) => write!(f, "->[{addr}] connection accepted"),
             Event::HandshakeFailed(addr, error) => {
@@ -133,9 +151,11 @@ impl fmt::Display for ConnectionEvent {
             ConnectionEvent::Ready { version } => {
                 write!(f, "connection ready; using protocol version {version}")
             }
-            ConnectionEvent::Added(Newcomer::New) => f.write_str("connection added (new peer)"),
-            ConnectionEvent::Added(Newcomer::Restarted) => f.write_str("connection added (restarted peer)"),
-            ConnectionEvent::Added(Newcomer::Known) => f.write_str("connection added"),
+            ConnectionEvent::Added(PeerStatusOnConnect::New) => f.write_str("connection added (new peer)"),
+            ConnectionEvent::Added(PeerStatusOnConnect::Restarted) => {
+                f.write_str("connection added (restarted peer)")
+            }
+            ConnectionEvent::Added(PeerStatusOnConnect::Known) => f.write_str("connection added"),
             ConnectionEvent::Established => f.write_str("connection fully established"),
             ConnectionEvent::Deleted => f.write_str("connection deleted"),
             ConnectionEvent::Ended(error) => write!(f, "connection shutting down due to error: {error}"),
@@ -144,41 +164,3 @@ impl fmt::Display for ConnectionEvent {
         }
     }
 }
-
-impl fmt::Display for ConnectionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ConnectionError::Io(text) | ConnectionError::Overlay(text) | ConnectionError::Receiver(text) => {
-                f.write_str(text)
-            }
-            ConnectionError::Misbehaved(text) => f.write_str(text),
-            ConnectionError::HeaderTimeout(local, remote) => {
-                write!(f, "failed to receive remote protocol header: read tcp {local}->{remote}: i/o timeout")
-            }
-            ConnectionError::ReadTimeout(local, remote) => {
-                write!(f, "read tcp {local}->{remote}: i/o timeout")
-            }
-            ConnectionError::WriteTimeout(local, remote) => {
-                write!(f, "write tcp {local}->{remote}: i/o timeout")
-            }
-            ConnectionError::Handshake(error) => error.fmt(f),
-            ConnectionError::Features(error) => error.fmt(f),
-            ConnectionError::UnknownName(name, addr) => {
-                write!(f, "Found unknown remote name: {name} at {addr}")
-            }
-            ConnectionError::NameCollision(local, remote) => {
-                write!(f, "local \"{local}\" and remote \"{remote}\" peer names collision")
-            }
-            ConnectionError::Ourself => f.write_str("cannot connect to ourself"),
-            ConnectionError::Duplicate(remote, local) => {
-                write!(f, "Multiple connections to {remote} added to {local}")
-            }
-            ConnectionError::LimitReached(limit) => write!(f, "Connection limit reached ({limit})"),
-            ConnectionError::NoCommonOverlay => f.write_str("no overlays in common with peer"),
-            ConnectionError::Crowded => f.write_str("too many connections in handshake"),
-            ConnectionError::Shutdown => f.write_str("shutting down"),
-        }
-    }
-}
-
-impl std::error::Error for ConnectionError {}

@@ -1,39 +1,39 @@
-//! What two peers tell each other about themselves when they connect (docs/spec/mesh.md 4.7).
+//! The features that two peers exchange in the handshake (docs/spec/mesh.md 4.7).
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use crate::update::MAX_NICKNAME;
+use thiserror::Error;
 use weave_types::{ConnectionUid, ParsePeerNameError, PeerName, PeerUid, ShortId};
 
-/// The kind of names that this implementation uses; `hash` is the other one there ever was.
+use crate::update::MAX_NICKNAME;
+
+/// The format of peer names. The mesh library knows another one, `hash`, which Weave Net does not use.
 const FLAVOUR: &str = "mac";
 
-/// The five keys that protocol 1 carries, which are also the required ones, in the order of the checks.
+/// The required keys in the order of the checks. Protocol 1 carries only these.
 pub(crate) const REQUIRED: [&str; 5] = ["PeerNameFlavour", "Name", "NickName", "UID", "ConnID"];
 
 /// The features of one side of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Who it is.
+    /// Name of the peer.
     pub name: PeerName,
-    /// Free text for people.
+    /// Nickname of the peer.
     pub nickname: String,
-    /// Which incarnation it is; not zero.
+    /// Identifies the run of the peer's process; not zero.
     pub uid: PeerUid,
-    /// Random per connection and side.
+    /// Random number of this side for this connection.
     pub connection_id: u64,
-    /// Absent on protocol 1 and from peers too old to have one.
+    /// Short id; absent in protocol 1 and from old peers.
     pub short_id: Option<ShortId>,
-    /// The sender considers the receiver's address to be in one of its trusted subnets.
+    /// Whether the receiver's address is in one of the sender's trusted subnets.
     pub trusted: bool,
-    /// Overlays in order of preference. `None`: the peer is too old to choose and speaks sleeve with legacy control
-    /// messages.
+    /// Overlays in order of preference. `None` from an old peer, which uses sleeve with control messages of the old form.
     pub overlays: Option<Vec<String>>,
 }
 
 impl Features {
-    /// As the handshake carries them.
+    /// The keys and values that the handshake carries.
     pub fn to_map(&self) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
         let mut put = |key: &str, value: String| map.insert(key.to_owned(), value);
@@ -52,10 +52,10 @@ impl Features {
         map
     }
 
-    /// Checks what the remote sent, in the order of 2.8.1. Unknown keys are ignored.
+    /// Parses the features of the remote, with the checks of 2.8.1 in their order. Unknown keys are ignored.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// The first check that fails.
     pub fn from_map(map: &BTreeMap<String, String>) -> Result<Features, FeatureError> {
         let field = |key: &'static str| map.get(key).map(String::as_str).ok_or(FeatureError::Missing(key));
         for key in REQUIRED {
@@ -68,7 +68,6 @@ impl Features {
         let name = field("Name")?.parse().map_err(FeatureError::Name)?;
         let short_id = match map.get("ShortID") {
             None => None,
-            // In range by the parser's limit.
             Some(text) => ShortId::new(parse_uint(text, u64::from(ShortId::COUNT) - 1)? as u16),
         };
         let trusted = match map.get("Trusted") {
@@ -77,7 +76,7 @@ impl Features {
         };
         let uid = PeerUid(parse_uint(field("UID")?, u64::MAX)?);
         let connection_id = parse_uint(field("ConnID")?, u64::MAX)?;
-        // Both mean "nobody" elsewhere. The original takes them (docs/spec/mesh.md 15.6), but never sends them.
+        // Zero marks placeholders in gossip. 2.8.1 accepts it here (docs/spec/mesh.md 15.6), but never sends it.
         if name == PeerName::UNKNOWN || uid == PeerUid(0) {
             return Err(FeatureError::Reserved);
         }
@@ -91,61 +90,42 @@ impl Features {
         Ok(Features { name, nickname, uid, connection_id, short_id, trusted, overlays })
     }
 
-    /// The number that both sides know the connection by.
+    /// The number that identifies the connection on both sides.
     pub fn connection_uid(&self, remote: &Features) -> ConnectionUid {
         ConnectionUid(self.connection_id ^ remote.connection_id)
     }
 }
 
-/// The remote's features are not acceptable. Texts as 2.8.1 has them, except the last two.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The features of the remote are not acceptable. The texts of all but the last two are those of 2.8.1.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FeatureError {
     /// A required key is missing.
+    #[error("field {0} is missing")]
     Missing(&'static str),
-    /// The remote uses another kind of names.
+    /// The remote uses another format of names.
+    #[error("Peer name flavour mismatch (ours: '{FLAVOUR}', theirs: '{0}')")]
     Flavour(String),
-    /// The name is none.
+    /// The name is malformed.
+    #[error(transparent)]
     Name(ParsePeerNameError),
-    /// A number with something else than digits.
+    /// A number contains something else than digits.
+    #[error("strconv.ParseUint: parsing {0:?}: invalid syntax")]
     NumberSyntax(String),
-    /// A number too large.
+    /// A number is too large.
+    #[error("strconv.ParseUint: parsing {0:?}: value out of range")]
     NumberRange(String),
-    /// A bool spelled in a way that Go does not know.
+    /// A bool is spelled in a way that Go does not accept.
+    #[error("strconv.ParseBool: parsing {0:?}: invalid syntax")]
     BoolSyntax(String),
-    /// Name or UID is zero.
+    /// The name or the UID is zero.
+    #[error("remote has no name or no UID")]
     Reserved,
-    /// The nickname has so many bytes; gossip about such a peer would be refused.
+    /// The nickname, whose length in bytes this is, is longer than topology gossip accepts.
+    #[error("nickname of {0} bytes, at most {MAX_NICKNAME} allowed")]
     LongNickname(usize),
 }
 
-impl fmt::Display for FeatureError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FeatureError::Missing(key) => write!(f, "field {key} is missing"),
-            FeatureError::Flavour(theirs) => {
-                write!(f, "Peer name flavour mismatch (ours: '{FLAVOUR}', theirs: '{theirs}')")
-            }
-            FeatureError::Name(error) => error.fmt(f),
-            FeatureError::NumberSyntax(text) => {
-                write!(f, "strconv.ParseUint: parsing {text:?}: invalid syntax")
-            }
-            FeatureError::NumberRange(text) => {
-                write!(f, "strconv.ParseUint: parsing {text:?}: value out of range")
-            }
-            FeatureError::BoolSyntax(text) => {
-                write!(f, "strconv.ParseBool: parsing {text:?}: invalid syntax")
-            }
-            FeatureError::LongNickname(len) => {
-                write!(f, "nickname of {len} bytes, at most {MAX_NICKNAME} allowed")
-            }
-            FeatureError::Reserved => f.write_str("remote has no name or no UID"),
-        }
-    }
-}
-
-impl std::error::Error for FeatureError {}
-
-/// Digits only, as Go has it: no sign, no blanks. What is wrong first decides the error.
+/// Parses digits without sign or blanks. As in Go, the first wrong byte decides the error.
 fn parse_uint(text: &str, max: u64) -> Result<u64, FeatureError> {
     let syntax = || FeatureError::NumberSyntax(text.to_owned());
     let mut value = 0u64;

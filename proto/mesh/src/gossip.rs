@@ -5,18 +5,17 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use weave_types::{Instant, Now, PeerName};
 
-/// The services that gossip over the mesh (docs/spec/mesh.md 7.9). What arrives on a channel that is not listed is passed on
-/// for others (7.8).
+/// The receivers of gossip channels (docs/spec/mesh.md 7.9). Messages on other channels are relayed (7.8).
 ///
-/// An error of a receiver ends the connection over which the message came.
+/// An error of a receiver ends the connection on which the message arrived.
 pub trait Channels {
-    /// The channels that are served here.
+    /// Names of the channels.
     fn names(&self) -> &[&'static str];
 
-    /// A message from `src` for us alone.
+    /// Handles a unicast from `src`.
     fn on_unicast(&mut self, channel: &str, src: PeerName, payload: &[u8], now: Now) -> Result<(), String>;
 
-    /// A message from `src` for everybody. Returns what to pass on.
+    /// Handles a broadcast from `src`. Returns the payload to relay.
     fn on_broadcast(
         &mut self,
         channel: &str,
@@ -25,17 +24,17 @@ pub trait Channels {
         now: Now,
     ) -> Result<Option<Vec<u8>>, String>;
 
-    /// State that a neighbour knows. Returns what was news of it, for our other neighbours.
+    /// Merges a neighbour's state. Returns the part that is new, for our other neighbours.
     fn on_gossip(&mut self, channel: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String>;
 
-    /// All state that there is; `None` if there is none.
+    /// The complete state; `None` if there is none.
     fn state(&mut self, channel: &str, now: Now) -> Option<Vec<u8>>;
 
-    /// Adds a later message to one that could not be sent yet.
+    /// Merges a message into an earlier one that has not been sent.
     fn merge(&mut self, channel: &str, queued: &mut Vec<u8>, more: &[u8]);
 }
 
-/// Serves no channel.
+/// No channels.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoChannels;
 
@@ -65,174 +64,171 @@ impl Channels for NoChannels {
     }
 }
 
-/// What waits to be sent over one connection. News is merged into what waits already, so that a slow connection costs
-/// little memory and gets the latest state when it moves again (docs/spec/mesh.md 7.5).
+/// Gossip that waits to be sent on a connection. New messages are merged into waiting ones, so that a slow connection
+/// needs little memory and gets the latest state when it continues (docs/spec/mesh.md 7.5).
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    topology: Slots<Names>,
-    /// Peers of whose records only the age is to be told (module `digest`).
-    ages: BTreeSet<PeerName>,
-    channels: BTreeMap<Arc<str>, Slots<Waiting>>,
-    /// The channel that was served last: they take turns.
-    last: Option<Arc<str>>,
-    /// What all messages of [`Waiting::Each`] together count.
-    held: usize,
+    topology: Slots<PeerSelection>,
+    /// Peers of whose records only the versions are to be sent (module `digest`).
+    versions: BTreeSet<PeerName>,
+    channels: BTreeMap<Arc<str>, Slots<Queued>>,
+    /// The channel that was sent last, since the channels take turns.
+    last_channel: Option<Arc<str>>,
+    /// Cost of all messages in [`Queued::Separate`].
+    separate_bytes: usize,
 }
 
+/// Queued gossip, by kind.
 #[derive(Debug)]
 struct Slots<T> {
-    gossip: Option<T>,
+    neighbour: Option<T>,
     /// By source.
     broadcasts: BTreeMap<PeerName, T>,
 }
 
 impl<T> Default for Slots<T> {
     fn default() -> Slots<T> {
-        Slots { gossip: None, broadcasts: BTreeMap::new() }
+        Slots { neighbour: None, broadcasts: BTreeMap::new() }
     }
 }
 
-/// Peers whose records, as they are when they are sent, are to be sent.
+/// The peers whose records are to be sent. The records are read when the message is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Names {
+pub(crate) enum PeerSelection {
     All,
     Some(BTreeSet<PeerName>),
 }
 
-impl Names {
-    fn merge(&mut self, more: Names) {
+impl PeerSelection {
+    fn merge(&mut self, more: PeerSelection) {
         match (&mut *self, more) {
-            (Names::All, _) => {}
-            (_, Names::All) => *self = Names::All,
-            (Names::Some(names), Names::Some(more)) => names.extend(more),
+            (PeerSelection::All, _) => {}
+            (_, PeerSelection::All) => *self = PeerSelection::All,
+            (PeerSelection::Some(names), PeerSelection::Some(more)) => names.extend(more),
         }
     }
 }
 
-/// A message of a channel.
+/// Messages of a channel.
 #[derive(Debug)]
-pub(crate) enum Waiting {
-    /// Of a channel that is served here, and can be merged.
+pub(crate) enum Queued {
+    /// One payload, merged from the messages of a channel that has a receiver here.
     Merged(Vec<u8>),
-    /// Of a channel that is not, and what they count together.
-    Each(VecDeque<Vec<u8>>, usize),
+    /// The messages of a channel without receiver here, and their cost.
+    Separate(VecDeque<Vec<u8>>, usize),
 }
 
-/// Bytes of messages that one connection, channel and source may hold up for others; the oldest are dropped. Whoever
-/// misses them gets them with the next complete state.
-const MAX_SURROGATE_BYTES: usize = 1 << 20;
-/// The same of all channels and sources; what comes beyond it is dropped.
-const MAX_HELD_BYTES: usize = 8 << 20;
+/// Maximum cost of the messages that wait for one connection, channel and source; beyond it the oldest are dropped. The
+/// next complete state of the channel replaces them.
+const MAX_SLOT_BYTES: usize = 1 << 20;
+/// Maximum cost of the messages that wait for one connection; beyond it new ones are dropped.
+const MAX_TOTAL_BYTES: usize = 8 << 20;
 
-/// What a message counts: short ones take memory, too.
-fn weight(message: &[u8]) -> usize {
+/// Memory that a queued message takes, about.
+fn cost(message: &[u8]) -> usize {
     message.len() + 64
 }
 
-/// How a message travels.
+/// How a queued message is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// To this neighbour.
-    Gossip,
-    /// To everybody, from this peer.
+pub(crate) enum GossipKind {
+    Neighbour,
+    /// A broadcast from this peer.
     Broadcast(PeerName),
 }
 
-/// The next thing to send.
 #[derive(Debug)]
 pub(crate) enum Item {
-    Topology(Route, Names),
-    Ages(BTreeSet<PeerName>),
-    Channel(Route, Arc<str>, Vec<u8>),
+    Topology(GossipKind, PeerSelection),
+    Versions(BTreeSet<PeerName>),
+    Channel(GossipKind, Arc<str>, Vec<u8>),
 }
 
 impl<T> Slots<T> {
-    fn entry(&mut self, route: Route) -> Option<&mut T> {
-        match route {
-            Route::Gossip => self.gossip.as_mut(),
-            Route::Broadcast(src) => self.broadcasts.get_mut(&src),
+    fn entry(&mut self, kind: GossipKind) -> Option<&mut T> {
+        match kind {
+            GossipKind::Neighbour => self.neighbour.as_mut(),
+            GossipKind::Broadcast(src) => self.broadcasts.get_mut(&src),
         }
     }
 
-    fn insert(&mut self, route: Route, value: T) {
-        match route {
-            Route::Gossip => self.gossip = Some(value),
-            Route::Broadcast(src) => {
+    fn insert(&mut self, kind: GossipKind, value: T) {
+        match kind {
+            GossipKind::Neighbour => self.neighbour = Some(value),
+            GossipKind::Broadcast(src) => {
                 self.broadcasts.insert(src, value);
             }
         }
     }
 
-    fn take(&mut self) -> Option<(Route, T)> {
-        if let Some(gossip) = self.gossip.take() {
-            return Some((Route::Gossip, gossip));
+    fn take(&mut self) -> Option<(GossipKind, T)> {
+        if let Some(value) = self.neighbour.take() {
+            return Some((GossipKind::Neighbour, value));
         }
-        self.broadcasts.pop_first().map(|(src, value)| (Route::Broadcast(src), value))
+        self.broadcasts.pop_first().map(|(src, value)| (GossipKind::Broadcast(src), value))
     }
 
     fn is_empty(&self) -> bool {
-        self.gossip.is_none() && self.broadcasts.is_empty()
+        self.neighbour.is_none() && self.broadcasts.is_empty()
     }
 }
 
 impl Queue {
-    pub(crate) fn push_topology(&mut self, route: Route, names: Names) {
-        match self.topology.entry(route) {
+    pub(crate) fn push_topology(&mut self, kind: GossipKind, names: PeerSelection) {
+        match self.topology.entry(kind) {
             Some(slot) => slot.merge(names),
-            None => self.topology.insert(route, names),
+            None => self.topology.insert(kind, names),
         }
     }
 
-    pub(crate) fn push_ages(&mut self, names: BTreeSet<PeerName>) {
-        self.ages.extend(names);
+    pub(crate) fn push_versions(&mut self, names: BTreeSet<PeerName>) {
+        self.versions.extend(names);
     }
 
-    /// Queues a message of a channel that is served here.
+    /// Queues a message of a channel that has a receiver here.
     pub(crate) fn push(
         &mut self,
-        route: Route,
+        kind: GossipKind,
         channel: &Arc<str>,
         payload: &[u8],
         channels: &mut dyn Channels,
     ) {
         let slots = self.channels.entry(channel.clone()).or_default();
-        match slots.entry(route) {
-            Some(Waiting::Merged(queued)) => channels.merge(channel, queued, payload),
-            _ => slots.insert(route, Waiting::Merged(payload.to_vec())),
+        match slots.entry(kind) {
+            Some(Queued::Merged(queued)) => channels.merge(channel, queued, payload),
+            _ => slots.insert(kind, Queued::Merged(payload.to_vec())),
         }
     }
 
-    /// Queues a message of a channel that is not.
-    pub(crate) fn push_surrogate(&mut self, route: Route, channel: &Arc<str>, payload: &[u8]) {
-        if self.held > MAX_HELD_BYTES {
+    /// Queues a message of a channel without receiver here.
+    pub(crate) fn push_surrogate(&mut self, kind: GossipKind, channel: &Arc<str>, payload: &[u8]) {
+        if self.separate_bytes > MAX_TOTAL_BYTES {
             return;
         }
         let slots = self.channels.entry(channel.clone()).or_default();
-        if !matches!(slots.entry(route), Some(Waiting::Each(..))) {
-            slots.insert(route, Waiting::Each(VecDeque::new(), 0));
+        if !matches!(slots.entry(kind), Some(Queued::Separate(..))) {
+            slots.insert(kind, Queued::Separate(VecDeque::new(), 0));
         }
-        if let Some(Waiting::Each(list, total)) = slots.entry(route) {
+        if let Some(Queued::Separate(list, total)) = slots.entry(kind) {
             let before = *total;
             list.push_back(payload.to_vec());
-            *total += weight(payload);
-            while *total > MAX_SURROGATE_BYTES && list.len() > 1 {
-                *total -= list.pop_front().map_or(0, |m| weight(&m));
+            *total += cost(payload);
+            while *total > MAX_SLOT_BYTES && list.len() > 1 {
+                *total -= list.pop_front().map_or(0, |m| cost(&m));
             }
-            self.held = self.held - before + *total;
+            self.separate_bytes = self.separate_bytes - before + *total;
         }
     }
 
-    /// Takes the next item out: the topology first, then the channels in turn; each channel's gossip before its
-    /// broadcasts.
+    /// Removes the next item: the topology first, then the channels in turn, and neighbour gossip before broadcasts.
     pub(crate) fn pop(&mut self) -> Option<Item> {
-        if let Some((route, names)) = self.topology.take() {
-            return Some(Item::Topology(route, names));
+        if let Some((kind, names)) = self.topology.take() {
+            return Some(Item::Topology(kind, names));
         }
-        if !self.ages.is_empty() {
-            return Some(Item::Ages(std::mem::take(&mut self.ages)));
+        if !self.versions.is_empty() {
+            return Some(Item::Versions(std::mem::take(&mut self.versions)));
         }
-        let after = self.last.take();
-        let next = after.and_then(|last| {
+        let next = self.last_channel.take().and_then(|last| {
             use std::ops::Bound::{Excluded, Unbounded};
             self.channels
                 .range::<Arc<str>, _>((Excluded(last), Unbounded))
@@ -241,14 +237,14 @@ impl Queue {
         });
         let channel = next.or_else(|| self.channels.keys().next().cloned())?;
         let slots = self.channels.get_mut(&channel)?;
-        let (route, waiting) = slots.take()?;
+        let (kind, waiting) = slots.take()?;
         let payload = match waiting {
-            Waiting::Merged(payload) => payload,
-            Waiting::Each(mut list, total) => {
+            Queued::Merged(payload) => payload,
+            Queued::Separate(mut list, total) => {
                 let first = list.pop_front().unwrap_or_default();
-                self.held -= weight(&first);
+                self.separate_bytes -= cost(&first);
                 if !list.is_empty() {
-                    slots.insert(route, Waiting::Each(list, total - weight(&first)));
+                    slots.insert(kind, Queued::Separate(list, total - cost(&first)));
                 }
                 first
             }
@@ -256,32 +252,32 @@ impl Queue {
         if slots.is_empty() {
             self.channels.remove(&channel);
         }
-        self.last = Some(channel.clone());
-        Some(Item::Channel(route, channel, payload))
+        self.last_channel = Some(channel.clone());
+        Some(Item::Channel(kind, channel, payload))
     }
 }
 
-/// Channels that somebody uses and nobody serves here (docs/spec/mesh.md 7.8): remembers what was passed on lately.
+/// The channels of others that have no receiver here (docs/spec/mesh.md 7.8), with the messages relayed recently.
 #[derive(Debug, Default)]
 pub(crate) struct Surrogates {
-    /// When each message came, oldest first, and its hash: messages may be long.
+    /// Arrival time and hash of each message, oldest first. Hashes, since messages may be long.
     channels: BTreeMap<Arc<str>, VecDeque<(Instant, [u8; 32])>>,
 }
 
-/// A made-up channel name must cost nothing.
+/// Maximum number of channels, since any peer can make up names.
 const MAX_SURROGATES: usize = 64;
-/// Nobody names channels like that.
-const MAX_NAME: usize = 256;
+/// Bytes of a channel name. Real names are shorter.
+const MAX_CHANNEL_NAME: usize = 256;
 /// Messages remembered per channel.
-const MAX_RECENT: usize = 1024;
+const MAX_RECENT_MESSAGES: usize = 1024;
 
 impl Surrogates {
-    /// The channel, and whether it is new; `None` if there are too many.
+    /// Returns the channel, and whether it is new; `None` if there are too many.
     pub(crate) fn open(&mut self, channel: &str) -> Option<(Arc<str>, bool)> {
         if let Some((name, _)) = self.channels.get_key_value(channel) {
             return Some((name.clone(), false));
         }
-        if self.channels.len() >= MAX_SURROGATES || channel.len() > MAX_NAME {
+        if self.channels.len() >= MAX_SURROGATES || channel.len() > MAX_CHANNEL_NAME {
             return None;
         }
         let name: Arc<str> = channel.into();
@@ -289,18 +285,18 @@ impl Surrogates {
         Some((name, true))
     }
 
-    /// Whether neighbour gossip is news, that is: not the same bytes as lately. Whatever is said to be news goes round
-    /// until everybody has remembered it, so nothing is too long for that.
-    pub(crate) fn is_news(&mut self, channel: &str, payload: &[u8], memory: Duration, now: Instant) -> bool {
+    /// Whether the same gossip has not arrived within `interval`. New gossip is relayed until every peer has recorded
+    /// it, so messages of any length are recorded.
+    pub(crate) fn is_new(&mut self, channel: &str, payload: &[u8], interval: Duration, now: Instant) -> bool {
         let Some(seen) = self.channels.get_mut(channel) else { return false };
-        while seen.front().is_some_and(|(at, _)| now - *at > memory) {
+        while seen.front().is_some_and(|(at, _)| now - *at > interval) {
             seen.pop_front();
         }
         let hash: [u8; 32] = Sha256::digest(payload).into();
         if seen.iter().any(|(_, known)| *known == hash) {
             return false;
         }
-        if seen.len() >= MAX_RECENT {
+        if seen.len() >= MAX_RECENT_MESSAGES {
             seen.pop_front();
         }
         seen.push_back((now, hash));
@@ -312,26 +308,26 @@ impl Surrogates {
 mod tests {
     use super::*;
 
-    fn peer(n: u64) -> Route {
-        Route::Broadcast(PeerName::from_number(n).unwrap())
+    fn peer(n: u64) -> GossipKind {
+        GossipKind::Broadcast(PeerName::from_number(n).unwrap())
     }
 
     #[test]
-    fn gossip_for_others_is_news_once() {
+    fn surrogate_gossip_is_new_once_per_interval() {
         let mut surrogates = Surrogates::default();
-        let (memory, at) = (Duration::from_secs(30), |s| Instant::from_origin(Duration::from_secs(s)));
+        let (interval, at) = (Duration::from_secs(30), |s| Instant::from_origin(Duration::from_secs(s)));
         surrogates.open("x").unwrap();
-        // Longer than any bound on memory would like: it must not go round for ever.
+        // A long message must be recorded as well, or it would be relayed for ever.
         let long = vec![7; 6 << 20];
-        assert!(surrogates.is_news("x", &long, memory, at(0)));
-        assert!(!surrogates.is_news("x", &long, memory, at(1)));
-        assert!(surrogates.is_news("x", b"other", memory, at(1)));
-        assert!(surrogates.is_news("x", &long, memory, at(31)), "again, after a while");
-        assert!(!surrogates.is_news("never opened", b"", memory, at(31)));
+        assert!(surrogates.is_new("x", &long, interval, at(0)));
+        assert!(!surrogates.is_new("x", &long, interval, at(1)));
+        assert!(surrogates.is_new("x", b"other", interval, at(1)));
+        assert!(surrogates.is_new("x", &long, interval, at(31)), "new again after the interval");
+        assert!(!surrogates.is_new("never opened", b"", interval, at(31)));
     }
 
     #[test]
-    fn made_up_channels_cost_nothing() {
+    fn number_and_length_of_channel_names_are_limited() {
         let mut surrogates = Surrogates::default();
         assert_eq!(surrogates.open(&"x".repeat(1 << 20)), None);
         let opened = (0..1000).filter(|n| surrogates.open(&n.to_string()).is_some()).count();
@@ -339,24 +335,24 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_others_is_bounded_over_all_sources() {
+    fn queued_surrogate_messages_are_limited_over_all_sources() {
         let channel: Arc<str> = "x".into();
         let mut queue = Queue::default();
         for n in 1..=1000 {
             queue.push_surrogate(peer(n), &channel, &[0; 100_000]);
         }
-        assert!(queue.held < MAX_HELD_BYTES + 200_000, "{}", queue.held);
+        assert!(queue.separate_bytes < MAX_TOTAL_BYTES + 200_000, "{}", queue.separate_bytes);
         let mut sent = 0;
         while let Some(Item::Channel(_, _, payload)) = queue.pop() {
             assert_eq!(payload.len(), 100_000);
             sent += 1;
         }
-        assert_eq!((sent, queue.held), (MAX_HELD_BYTES / 100_064 + 1, 0));
-        // Empty ones take memory, too.
+        assert_eq!((sent, queue.separate_bytes), (MAX_TOTAL_BYTES / 100_064 + 1, 0));
+        // Empty messages have a cost too.
         for _ in 0..100_000 {
-            queue.push_surrogate(Route::Gossip, &channel, &[]);
+            queue.push_surrogate(GossipKind::Neighbour, &channel, &[]);
         }
-        assert!(queue.held <= MAX_SURROGATE_BYTES);
-        assert_eq!(std::iter::from_fn(|| queue.pop()).count(), MAX_SURROGATE_BYTES / 64);
+        assert!(queue.separate_bytes <= MAX_SLOT_BYTES);
+        assert_eq!(std::iter::from_fn(|| queue.pop()).count(), MAX_SLOT_BYTES / 64);
     }
 }

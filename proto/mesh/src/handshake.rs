@@ -1,49 +1,49 @@
-//! The handshake of a control connection (docs/spec/mesh.md 4.2 to 4.5), as a value: bytes in, bytes out.
+//! The handshake of a control connection (docs/spec/mesh.md 4.2 to 4.5), without I/O.
 //!
-//! Both sides do the same at the same time; neither waits for the other before it writes its part of a step.
+//! Both sides do the same; neither waits for the other before it writes its part of a step.
 //!
 //! ```text
-//! header     "weave" min max                              both versions, plain
-//! exchange   v2: flag 0, or flag 1 and an X25519 key      plain
-//! features   v2: first frame, boxed if there is a key     v1: first gob value, plain, with the key as a feature
-//! session    frames, boxed if there is a key
+//! header     "weave" min max                              both versions, unencrypted
+//! exchange   v2: flag 0, or flag 1 and an X25519 key      unencrypted
+//! features   v2: first frame, encrypted with a key        v1: first gob value, unencrypted, the key is a feature
+//! session    frames, encrypted with a key
 //! ```
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use thiserror::Error;
 use weave_gob::{DecodeError, Decoder, Encoder, FieldError, Limits, StreamDecoder, Type, Value};
 
 use crate::crypto::{self, Opener, Sealer, Secret, WeakKey};
 use crate::features::REQUIRED;
-use crate::wire::{FrameReader, FrameWriter, Frames, SessionError, session_limits};
+use crate::wire::{FrameBuffer, FrameReader, FrameWriter, SessionError, session_limits};
 
-/// Highest protocol version there is.
+/// Highest supported protocol version.
 pub const MAX_PROTOCOL: u8 = 2;
-/// Lowest protocol version there is.
+/// Lowest supported protocol version.
 pub const MIN_PROTOCOL: u8 = 1;
 
 const MAGIC: &[u8; 5] = b"weave";
 const HEADER: usize = MAGIC.len() + 2;
 const PUBLIC_KEY: &str = "PublicKey";
 
-/// Bytes of a features message that we take. The original takes up to the frame limit of 10 MiB from anybody who can
-/// connect; real ones have some 200 bytes.
+/// Maximum size of a features message in bytes. Real ones have about 200 bytes; 2.8.1 accepts 10 MiB from any host that
+/// can connect.
 pub const MAX_FEATURES: usize = 64 * 1024;
 
-/// What one side brings to a handshake.
+/// Configuration of one side of a handshake.
 #[derive(Clone, Debug)]
 pub struct HandshakeConfig {
-    /// What we tell the remote ([`Features::to_map`](crate::features::Features::to_map)). Protocol 1 leaves out all but
-    /// five.
+    /// Features to send ([`Features::to_map`](crate::features::Features::to_map)). Protocol 1 sends five of them.
     pub features: BTreeMap<String, String>,
-    /// Password of the network; both sides have one or neither.
+    /// Password of the network; either both sides have one or neither has.
     pub password: Option<Secret>,
     /// Lowest protocol version to accept, 1 or 2. Default 1.
     pub min_protocol: u8,
     /// Highest protocol version to offer, 1 or 2. Default 2; less only for tests.
     pub max_protocol: u8,
-    /// We made the connection.
+    /// Whether we dialled.
     pub outbound: bool,
 }
 
@@ -59,31 +59,31 @@ impl Default for HandshakeConfig {
     }
 }
 
-/// Where a handshake stands after some bytes.
+/// The state of a handshake after some bytes.
 #[derive(Debug)]
 pub enum Progress {
-    /// Waits for the rest of the header; the deadline is 10 s (docs/spec/mesh.md 4.10).
+    /// Waits for the rest of the header, for 10 s at most (docs/spec/mesh.md 4.10).
     Header,
-    /// The header is complete; the rest has 60 s from the first time this is seen.
+    /// The header is complete; the rest may take 60 s from then.
     Exchange,
-    /// Complete. Bytes that came after the handshake are in the session already: drain it.
+    /// Complete. The session already contains the bytes that followed the handshake.
     Done(Box<Session>),
 }
 
-/// One side of a handshake. Write what [`Handshake::poll_write`] gives after `new` and after each `handle_bytes`,
-/// failed or not, since the remote explains the failure to its own people from it.
+/// One side of a handshake. The driver writes the bytes of [`Handshake::poll_write`] after `new` and after each
+/// `handle_bytes`, also after a failure, since the remote's error text depends on them.
 #[derive(Debug)]
 pub struct Handshake {
     config: HandshakeConfig,
-    private: Private,
+    private: PrivateKey,
     output: Vec<u8>,
     stage: Stage,
 }
 
-/// Keeps the private key out of logs.
-struct Private([u8; 32]);
+/// A private key, which `Debug` does not show.
+struct PrivateKey([u8; 32]);
 
-impl fmt::Debug for Private {
+impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<redacted>")
     }
@@ -97,55 +97,55 @@ enum Stage {
     /// Protocol 2: waits for the first frame.
     Frame {
         key: Option<Keys>,
-        frames: Frames,
+        frames: FrameBuffer,
     },
     /// Protocol 1: waits for the first value.
     Value(StreamDecoder),
-    Over,
+    Finished,
 }
 
 impl Handshake {
-    /// A handshake from its beginning. `private` is fresh randomness; it is used only if there is a password.
+    /// Starts a handshake. `private` is a random key; it is used only with a password.
     pub fn new(config: HandshakeConfig, private: [u8; 32]) -> Handshake {
         let mut output = MAGIC.to_vec();
         output.extend([config.min_protocol, config.max_protocol]);
-        Handshake { config, private: Private(private), output, stage: Stage::Header(Vec::new()) }
+        Handshake { config, private: PrivateKey(private), output, stage: Stage::Header(Vec::new()) }
     }
 
-    /// What is to be written next, if anything.
+    /// The bytes to write next, if any.
     pub fn poll_write(&mut self) -> Option<Vec<u8>> {
         (!self.output.is_empty()).then(|| std::mem::take(&mut self.output))
     }
 
-    /// Bytes from the remote, cut anyhow.
+    /// Handles bytes from the remote, in pieces of any size.
     ///
     /// # Errors
     /// The handshake has failed; close the connection.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<Progress, HandshakeError> {
         let result = self.advance(bytes);
         if result.is_err() {
-            self.stage = Stage::Over;
+            self.stage = Stage::Finished;
         }
         result
     }
 
-    /// What it means that the remote has closed the connection at this point.
+    /// Handles the end of the stream and returns the error for this stage.
     pub fn handle_eof(&mut self) -> HandshakeError {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Header(header) => HandshakeError::HeaderCutOff(header),
+        match std::mem::replace(&mut self.stage, Stage::Finished) {
+            Stage::Header(header) => HandshakeError::IncompleteHeader(header),
             Stage::Key(bytes) => HandshakeError::eof(bytes.len() > 1),
-            Stage::Frame { frames, .. } => HandshakeError::eof(frames.is_inside()),
+            Stage::Frame { frames, .. } => HandshakeError::eof(frames.is_mid_frame()),
             Stage::Value(stream) => HandshakeError::eof(!stream.is_complete()),
-            Stage::Over => HandshakeError::Over,
+            Stage::Finished => HandshakeError::Finished,
         }
     }
 
     fn advance(&mut self, mut bytes: &[u8]) -> Result<Progress, HandshakeError> {
         loop {
-            // Every stage takes what it needs of `bytes` and either waits or leaves the rest to the next one.
+            // Every stage consumes the bytes that it needs, and then waits or leaves the rest to the next stage.
             match &mut self.stage {
                 Stage::Header(header) => {
-                    if !fill(header, HEADER, &mut bytes) {
+                    if !fill_to(header, HEADER, &mut bytes) {
                         return Ok(Progress::Header);
                     }
                     let (magic, versions) = header.split_at(MAGIC.len());
@@ -153,41 +153,41 @@ impl Handshake {
                         return Err(HandshakeError::NotWeave(magic.to_vec()));
                     }
                     let (min, max) = (versions[0], versions[1]);
-                    self.start(min, max)?;
+                    self.on_header(min, max)?;
                 }
                 Stage::Key(key) => {
-                    if !fill(key, 1, &mut bytes) {
+                    if !fill_to(key, 1, &mut bytes) {
                         return Ok(Progress::Exchange);
                     }
                     match (key[0], &self.config.password) {
-                        (0, None) => self.exchange(None)?,
+                        (0, None) => self.on_key_exchange(None)?,
                         (0, Some(_)) => return Err(HandshakeError::RemoteHasNoPassword),
                         (1, None) => return Err(HandshakeError::RemoteHasPassword),
                         (1, Some(_)) => {
-                            if !fill(key, 33, &mut bytes) {
+                            if !fill_to(key, 33, &mut bytes) {
                                 return Ok(Progress::Exchange);
                             }
                             let public = key[1..].try_into().unwrap_or([0; 32]);
-                            self.exchange(Some(public))?;
+                            self.on_key_exchange(Some(public))?;
                         }
-                        (flag, _) => return Err(HandshakeError::BadFlag(flag)),
+                        (flag, _) => return Err(HandshakeError::BadEncryptionFlag(flag)),
                     }
                 }
                 Stage::Frame { frames, .. } => {
                     frames.push(std::mem::take(&mut bytes));
-                    return self.first_frame();
+                    return self.read_features_frame();
                 }
                 Stage::Value(stream) => {
                     stream.push(std::mem::take(&mut bytes));
-                    return self.first_value();
+                    return self.read_features_value();
                 }
-                Stage::Over => return Err(HandshakeError::Over),
+                Stage::Finished => return Err(HandshakeError::Finished),
             }
         }
     }
 
-    /// Header complete: chooses the version and writes our part of the next step.
-    fn start(&mut self, min: u8, max: u8) -> Result<(), HandshakeError> {
+    /// Chooses the protocol version and writes our part of the next step.
+    fn on_header(&mut self, min: u8, max: u8) -> Result<(), HandshakeError> {
         let config = &self.config;
         let version = max.min(config.max_protocol);
         if version < min.max(config.min_protocol) {
@@ -206,7 +206,7 @@ impl Handshake {
             self.stage = Stage::Key(Vec::new());
             return Ok(());
         }
-        let mut features = first_version(&config.features);
+        let mut features = protocol_1_features(&config.features);
         if let Some(key) = public {
             features.insert(PUBLIC_KEY.to_owned(), to_hex(&key));
         }
@@ -221,8 +221,8 @@ impl Handshake {
         Ok(Keys { key, sealer: Sealer::new(key, outbound), opener: Opener::new(key, outbound) })
     }
 
-    /// Protocol 2, exchange complete: writes our features.
-    fn exchange(&mut self, remote_public: Option<[u8; 32]>) -> Result<(), HandshakeError> {
+    /// Protocol 2: derives the keys and writes our features.
+    fn on_key_exchange(&mut self, remote_public: Option<[u8; 32]>) -> Result<(), HandshakeError> {
         let mut key = match (remote_public, &self.config.password) {
             (Some(remote_public), Some(password)) => Some(self.keys(&remote_public, password)?),
             _ => None,
@@ -233,13 +233,13 @@ impl Handshake {
             key.sealer = sealer;
         }
         self.output.extend(frame);
-        self.stage = Stage::Frame { key, frames: Frames::new(MAX_FEATURES) };
+        self.stage = Stage::Frame { key, frames: FrameBuffer::new(MAX_FEATURES) };
         Ok(())
     }
 
-    /// Protocol 2: the remote's features, when they are complete.
-    fn first_frame(&mut self) -> Result<Progress, HandshakeError> {
-        let Stage::Frame { key, frames } = &mut self.stage else { return Err(HandshakeError::Over) };
+    /// Protocol 2: reads the features of the remote.
+    fn read_features_frame(&mut self) -> Result<Progress, HandshakeError> {
+        let Stage::Frame { key, frames } = &mut self.stage else { return Err(HandshakeError::Finished) };
         let opened;
         let content = match (frames.next().map_err(HandshakeError::Session)?, key) {
             (None, _) => return Ok(Progress::Exchange),
@@ -254,16 +254,16 @@ impl Handshake {
         };
         let value = Decoder::with_limits(content, feature_limits()).next()?;
         let features = decode_features(&value.ok_or(DecodeError::UnexpectedEof)?)?;
-        let Stage::Frame { key, mut frames } = std::mem::replace(&mut self.stage, Stage::Over) else {
-            return Err(HandshakeError::Over);
+        let Stage::Frame { key, mut frames } = std::mem::replace(&mut self.stage, Stage::Finished) else {
+            return Err(HandshakeError::Finished);
         };
         frames.set_limit(crate::wire::MAX_FRAME);
         Ok(Progress::Done(Box::new(Session::new(2, features, key, FrameReader::V2(frames)))))
     }
 
-    /// Protocol 1: the same.
-    fn first_value(&mut self) -> Result<Progress, HandshakeError> {
-        let Stage::Value(stream) = &mut self.stage else { return Err(HandshakeError::Over) };
+    /// Protocol 1: reads the features of the remote.
+    fn read_features_value(&mut self) -> Result<Progress, HandshakeError> {
+        let Stage::Value(stream) = &mut self.stage else { return Err(HandshakeError::Finished) };
         let Some(value) = stream.next()? else { return Ok(Progress::Exchange) };
         let mut features = decode_features(&value)?;
         let key = match (features.remove(PUBLIC_KEY), &self.config.password) {
@@ -275,17 +275,17 @@ impl Handshake {
                 Some(self.keys(&public, password)?)
             }
         };
-        let features = first_version(&features);
-        let Stage::Value(mut stream) = std::mem::replace(&mut self.stage, Stage::Over) else {
-            return Err(HandshakeError::Over);
+        let features = protocol_1_features(&features);
+        let Stage::Value(mut stream) = std::mem::replace(&mut self.stage, Stage::Finished) else {
+            return Err(HandshakeError::Finished);
         };
         stream.set_limits(session_limits());
         Ok(Progress::Done(Box::new(Session::new(1, features, key, FrameReader::V1(stream)))))
     }
 }
 
-/// Moves bytes until `buffer` has `length`; whether it has.
-fn fill(buffer: &mut Vec<u8>, length: usize, bytes: &mut &[u8]) -> bool {
+/// Moves bytes from `bytes` until `buffer` has `length`. Returns whether it has.
+fn fill_to(buffer: &mut Vec<u8>, length: usize, bytes: &mut &[u8]) -> bool {
     let missing = length.saturating_sub(buffer.len()).min(bytes.len());
     let (taken, rest) = bytes.split_at(missing);
     buffer.extend_from_slice(taken);
@@ -293,13 +293,13 @@ fn fill(buffer: &mut Vec<u8>, length: usize, bytes: &mut &[u8]) -> bool {
     buffer.len() >= length
 }
 
-/// The features that protocol 1 carries.
-fn first_version(features: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+/// The features that protocol 1 sends.
+fn protocol_1_features(features: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let five = REQUIRED.iter().filter_map(|key| features.get_key_value(*key));
     five.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// The features message: a fresh gob stream of one map of strings to strings (docs/spec/mesh.md 4.3, 4.4).
+/// Encodes the features message, a gob stream of one map of strings to strings (docs/spec/mesh.md 4.3, 4.4).
 pub fn encode_features(features: &BTreeMap<String, String>) -> Vec<u8> {
     let text = |text: &String| Value::String(text.clone());
     let pairs = features.iter().map(|(key, value)| (text(key), text(value))).collect();
@@ -341,7 +341,7 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(key)
 }
 
-/// Key and boxes of a session with a password.
+/// Key, sealer and opener of a session with a password.
 #[derive(Clone)]
 struct Keys {
     key: [u8; 32],
@@ -355,14 +355,15 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// A connection past its handshake: frames messages and cuts the incoming bytes into messages.
+/// An authenticated connection: makes frames of outgoing messages and messages of incoming bytes.
 pub struct Session {
     /// Protocol version in use.
     pub version: u8,
-    /// What the remote told about itself, not yet checked
-    /// ([`Features::from_map`](crate::features::Features::from_map)).
+    /// Features of the remote, not yet validated by
+    /// [`Features::from_map`](crate::features::Features::from_map).
     pub remote_features: BTreeMap<String, String>,
-    /// The key, also for the overlay where trust demands (docs/spec/mesh.md 4.9); `None` without a password.
+    /// Key of the connection, which the overlay uses as well unless both sides trust each other's network
+    /// (docs/spec/mesh.md 4.9); `None` without a password.
     pub session_key: Option<[u8; 32]>,
     writer: FrameWriter,
     reader: FrameReader,
@@ -385,15 +386,16 @@ impl Session {
         Session { version, remote_features, session_key, writer, reader, opener, failed: None }
     }
 
-    /// The message ready for the wire. Frames must be written in the order in which they were made.
+    /// Makes a frame of a message. Frames must be written in the order in which they were made.
     ///
     /// # Errors
-    /// [`SessionError::OutgoingTooLarge`]; nothing has happened then.
+    /// [`SessionError::OutgoingTooLarge`]; the session remains usable.
     pub fn seal(&mut self, message: &[u8]) -> Result<Vec<u8>, SessionError> {
         self.writer.frame(message)
     }
 
-    /// Bytes from the remote, cut anyhow. Drain [`Session::next`] after each call; ignored after an error.
+    /// Appends bytes from the remote, in pieces of any size. The caller drains [`Session::next`] after each call. Bytes
+    /// are ignored after an error.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.failed.is_none() {
             self.reader.push(bytes);
@@ -427,98 +429,58 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Why a handshake failed. Texts as 2.8.1 has them where it has one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a handshake failed. The texts are those of 2.8.1 where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HandshakeError {
-    /// Closed within the header; what there was of it.
-    HeaderCutOff(Vec<u8>),
-    /// Closed later. `inside`: in the middle of something.
+    /// The remote closed the connection after this part of the header.
+    #[error("{}", incomplete_header(.0))]
+    IncompleteHeader(Vec<u8>),
+    /// The remote closed the connection after the header.
+    #[error("{}", if *inside { "unexpected EOF" } else { "EOF" })]
     Eof {
-        /// In the middle of something.
+        /// Whether the stream ended inside a field or a frame.
         inside: bool,
     },
-    /// The remote does not speak our protocol; its first bytes.
+    /// The remote sent another protocol, with these first bytes.
+    #[error("remote protocol header not recognised: {}", decimals(.0))]
     NotWeave(Vec<u8>),
-    /// No version in common.
+    /// The two sides have no protocol version in common.
+    #[error("remote version range [{},{}] is incompatible with ours [{},{}]", remote.0, remote.1, ours.0, ours.1)]
     NoCommonVersion {
-        /// Lowest and highest of the remote.
+        /// Lowest and highest version of the remote.
         remote: (u8, u8),
-        /// Lowest and highest of ours.
+        /// Our lowest and highest version.
         ours: (u8, u8),
     },
-    /// We have a password, the remote has none.
+    /// We have a password and the remote has none.
+    #[error("password specified, but peer requested an unencrypted connection")]
     RemoteHasNoPassword,
-    /// The remote has a password, we have none.
+    /// The remote has a password and we have none.
+    #[error("no password specificed, but peer requested an encrypted connection")]
     RemoteHasPassword,
-    /// An encryption flag that is neither 0 nor 1.
-    BadFlag(u8),
+    /// An encryption flag other than 0 and 1.
+    #[error("Bad encryption flag {0}")]
+    BadEncryptionFlag(u8),
     /// Protocol 1: the public key is not 64 hex digits.
+    #[error("remote public key is not 64 hex digits")]
     BadPublicKey,
-    /// A public key that gives no secret.
-    WeakKey(WeakKey),
-    /// The features frame is too long or does not open.
+    /// The public key of the remote gives no secret.
+    #[error(transparent)]
+    WeakKey(#[from] WeakKey),
+    /// The features frame is too long or cannot be decrypted.
+    #[error(transparent)]
     Session(SessionError),
-    /// The features are no map of strings.
-    Features(FieldError),
-    /// The call came after the end of the handshake.
-    Over,
+    /// The features are not a map of strings.
+    #[error(transparent)]
+    Features(#[from] FieldError),
+    /// The handshake had finished before this call.
+    #[error("handshake is over")]
+    Finished,
 }
 
 impl HandshakeError {
     fn eof(inside: bool) -> HandshakeError {
         HandshakeError::Eof { inside }
-    }
-}
-
-/// Go's way to print a byte slice.
-fn decimals(bytes: &[u8]) -> String {
-    let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
-    format!("[{}]", numbers.join(" "))
-}
-
-impl fmt::Display for HandshakeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HandshakeError::HeaderCutOff(header) if header.is_empty() => {
-                f.write_str("failed to receive remote protocol header: EOF")
-            }
-            HandshakeError::HeaderCutOff(header) => write!(
-                f,
-                "received incomplete remote protocol header ({} octets instead of {HEADER}): {}; error: unexpected EOF",
-                header.len(),
-                decimals(header)
-            ),
-            HandshakeError::Eof { inside: false } => f.write_str("EOF"),
-            HandshakeError::Eof { inside: true } => f.write_str("unexpected EOF"),
-            HandshakeError::NotWeave(magic) => {
-                write!(f, "remote protocol header not recognised: {}", decimals(magic))
-            }
-            HandshakeError::NoCommonVersion { remote, ours } => write!(
-                f,
-                "remote version range [{},{}] is incompatible with ours [{},{}]",
-                remote.0, remote.1, ours.0, ours.1
-            ),
-            HandshakeError::RemoteHasNoPassword => {
-                f.write_str("password specified, but peer requested an unencrypted connection")
-            }
-            HandshakeError::RemoteHasPassword => {
-                f.write_str("no password specificed, but peer requested an encrypted connection")
-            }
-            HandshakeError::BadFlag(flag) => write!(f, "Bad encryption flag {flag}"),
-            HandshakeError::BadPublicKey => f.write_str("remote public key is not 64 hex digits"),
-            HandshakeError::WeakKey(error) => error.fmt(f),
-            HandshakeError::Session(error) => error.fmt(f),
-            HandshakeError::Features(error) => error.fmt(f),
-            HandshakeError::Over => f.write_str("handshake is over"),
-        }
-    }
-}
-
-impl std::error::Error for HandshakeError {}
-
-impl From<WeakKey> for HandshakeError {
-    fn from(error: WeakKey) -> HandshakeError {
-        HandshakeError::WeakKey(error)
     }
 }
 
@@ -528,8 +490,18 @@ impl From<DecodeError> for HandshakeError {
     }
 }
 
-impl From<FieldError> for HandshakeError {
-    fn from(error: FieldError) -> HandshakeError {
-        HandshakeError::Features(error)
+/// Formats bytes as Go does.
+fn decimals(bytes: &[u8]) -> String {
+    let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
+    format!("[{}]", numbers.join(" "))
+}
+
+fn incomplete_header(header: &[u8]) -> String {
+    if header.is_empty() {
+        return "failed to receive remote protocol header: EOF".to_owned();
     }
+    let (received, bytes) = (header.len(), decimals(header));
+    format!(
+        "received incomplete remote protocol header ({received} octets instead of {HEADER}): {bytes}; error: unexpected EOF"
+    )
 }

@@ -1,31 +1,33 @@
-//! One peer's view of the mesh: framing, handshake, session crypto, topology, routes, gossip, whom to dial.
+//! One peer's part in the mesh: framing, handshake, encryption, topology, routes, gossip, and the choice of peers to
+//! dial.
 //!
-//! [`Mesh`] is the machine: bytes, time and the user's wishes go in, [`Output`]s come out. It decides whom to connect to,
-//! brings connections up and takes them down, keeps the table of all peers, computes [`Routes`], and passes gossip on
-//! for itself and for the services behind [`Channels`].
+//! [`Mesh`] is a state machine: its inputs are bytes, time and commands of the user, its results are [`Output`]s. It
+//! decides which peers to dial, establishes and ends connections, keeps the records of all peers, computes [`Routes`],
+//! and relays gossip for itself and for the receivers behind [`Channels`].
 //!
 //! ```text
 //!   user: connect, forget      sockets: accepted, dialled, stream, written, closed      overlays: established, failed
 //!          |                              |                                                  |
-//!       dialer ----- Dial ------>  connection, life  ----- OverlayPrepare, Confirm, Stop ----+
+//!       dialer ----- Dial -----> connection_lifecycle ---- OverlayPrepare, Confirm, Stop ----+
 //!          ^                              | messages
-//!          | links of others              v
+//!          | connections of others        v
 //!       topology <--- records ---  relay, gossip, digest  ---> Channels (ipam, dns)
 //!          |
-//!          +--> routes (snapshot for gossip and for the threads that move frames)
+//!          +--> routes (snapshot for gossip and for the threads that forward frames)
 //! ```
 //!
-//! It does not know what carries frames (overlays, the node's business), what services gossip about, or how anything is
-//! stored: it says in [`Persist`] what has to be on disk before the messages that follow.
+//! It knows neither the overlays that carry frames nor the content of other channels' gossip. [`Persist`] is the state
+//! that has to be stored before the following messages are sent.
 //!
-//! The parts that are useful alone are public modules: [`handshake`] and [`wire`] (one connection's bytes),
-//! [`envelope`] and [`update`] (gossip's bytes), [`crypto`], [`features`].
+//! Modules that are useful alone are public: [`handshake`] and [`wire`] (the bytes of a connection), [`envelope`] and
+//! [`update`] (the bytes of gossip), [`crypto`], [`features`].
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod admission;
 mod config;
 mod connection;
+mod connection_lifecycle;
 pub mod crypto;
 mod dialer;
 mod digest;
@@ -34,7 +36,6 @@ mod event;
 pub mod features;
 mod gossip;
 pub mod handshake;
-mod life;
 mod mesh;
 mod output;
 mod peers;
@@ -48,15 +49,17 @@ pub mod wire;
 
 pub use config::Config;
 pub use crypto::Secret;
-pub use dialer::{ParsePlaceError, ResolveId, TargetState, TargetStatus};
-pub use event::{ConnectionError, ConnectionEvent, Event, Newcomer};
+pub use dialer::{ParsePeerAddrError, ResolveId, TargetState, TargetStatus};
+pub use event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect};
 pub use gossip::{Channels, NoChannels};
 pub use mesh::Mesh;
 pub use output::{Output, OverlayControl, OverlaySetup, Persist};
-pub use peers::{Address, Link, Peer, PeerLabel};
+pub use peers::{GossipAddress, Peer, PeerConnection, PeerLabel};
 pub use relay::UnicastError;
 pub use routes::Routes;
-pub use status::{ConnectionStatus, LinkStatus, PeerStatus, Status, TargetLine, Time};
+pub use status::{ConnectionStatus, PeerConnectionStatus, PeerStatus, Status, TargetLine, Time};
 
+#[cfg(test)]
+mod test_support;
 #[cfg(test)]
 mod tests;

@@ -9,22 +9,21 @@ use weave_types::{ConnectionId, Instant, Now, PeerName};
 
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::connection::{Connection, Due, State};
-use crate::dialer::{Attempt, Connected, Dialer, ResolveId};
-use crate::digest::Age;
+use crate::connection::{Connection, Expired, State};
+use crate::dialer::{Attempt, Dialer, OwnConnections, ResolveId};
 use crate::event::{ConnectionError, Event};
 use crate::gossip::{Channels, Surrogates};
 use crate::output::{Output, Persist};
-use crate::peers::Peer;
+use crate::peers::{Peer, RecordVersion};
 use crate::routes::Routes;
 use crate::short_ids::random_short_id;
 use crate::topology::{OwnPeer, Topology};
 
-/// One peer's part in the mesh: its connections, what it knows of the other peers, and the gossip that it passes on.
+/// One peer's part in the mesh: its connections, the records of the other peers, and the gossip that it relays.
 ///
-/// A machine without clock or sockets. The driver calls a `handle_…` for everything that happens, then takes
-/// [`Mesh::poll_output`] until there is none, and calls [`Mesh::handle_timeout`] at [`Mesh::poll_timeout`]. Whatever
-/// bytes peers send, the worst is that their connection ends.
+/// A state machine without clock or sockets. After each call of a `handle_` function the driver carries out
+/// [`Mesh::poll_output`] until it returns `None`; it calls [`Mesh::handle_timeout`] at [`Mesh::poll_timeout`]. Malformed
+/// bytes from a peer end the connection to it and have no other effect.
 #[derive(Debug)]
 pub struct Mesh {
     pub(crate) config: Config,
@@ -32,66 +31,66 @@ pub struct Mesh {
     pub(crate) routes: Arc<Routes>,
     pub(crate) dialer: Dialer,
     pub(crate) connections: BTreeMap<ConnectionId, Connection>,
-    /// Those that were added.
+    /// The connections that are in our topology record.
     pub(crate) by_peer: BTreeMap<PeerName, ConnectionId>,
-    /// Inbound ones in handshake, oldest first.
+    /// Inbound connections in handshake, oldest first.
     pub(crate) unauthenticated: BTreeSet<ConnectionId>,
     pub(crate) surrogates: Surrogates,
     pub(crate) rng: ChaCha12Rng,
     pub(crate) timers: Timers,
-    /// Whose records the next announcement contains, besides our own.
-    pub(crate) announced: BTreeSet<PeerName>,
-    /// Records that we have asked for, and how new they are said to be.
-    pub(crate) wanted: BTreeMap<PeerName, Age>,
-    /// News to pass on, and who has told us.
-    pub(crate) news: BTreeMap<PeerName, Vec<PeerName>>,
-    /// Something that targets depend on has changed.
+    /// Peers whose records the next announcement contains besides our own.
+    pub(crate) to_announce: BTreeSet<PeerName>,
+    /// Records that were requested from a neighbour, with the versions that it announced.
+    pub(crate) requested: BTreeMap<PeerName, RecordVersion>,
+    /// Peers with new records to relay, and the neighbours that have these records.
+    pub(crate) pending_news: BTreeMap<PeerName, Vec<PeerName>>,
+    /// The targets have to be evaluated again.
     pub(crate) targets_stale: bool,
-    /// It was said that the only target cannot be reached, since a peer was connected last.
-    pub(crate) alone_told: bool,
+    /// [`Event::OnlyTargetUnreachable`] was sent since the last peer was connected.
+    pub(crate) only_target_reported: bool,
     pub(crate) terminations: u64,
-    /// When a neighbour last gave way to a newcomer, the connection limit being reached.
-    pub(crate) made_room: Option<Instant>,
+    /// When a connection was last ended at the connection limit in favour of another peer.
+    pub(crate) last_eviction: Option<Instant>,
     admission: Admission,
     last_connection: u64,
     outputs: VecDeque<Output>,
     peers_changed: bool,
-    down: bool,
-    /// Instead of a fresh one: the key with which recorded bytes were made.
+    is_shut_down: bool,
+    /// The private key of recorded handshakes, instead of a random one.
     #[cfg(test)]
     pub(crate) private_key: Option<[u8; 32]>,
 }
 
-/// Every clock of the mesh but those of the dialer.
+/// All timers but those of the dialer.
 #[derive(Debug)]
 pub(crate) struct Timers {
-    /// For each connection an instant not later than its next deadline.
+    /// For each connection the time of its timer, which is not later than its next deadline.
     pub(crate) connections: BTreeSet<(Instant, ConnectionId)>,
-    /// Routes are to be computed again.
+    /// When routes are computed again.
     pub(crate) routes: Option<Instant>,
-    /// Our record, and those of new neighbours, are to be gossiped.
+    /// When our record and those of new neighbours are gossiped.
     pub(crate) announce: Option<Instant>,
-    /// News is to be passed on.
+    /// When news is relayed.
     pub(crate) relay: Option<Instant>,
-    /// When that may happen again at the earliest.
-    pub(crate) relay_free: Instant,
-    /// Records that we have asked for should have come.
-    pub(crate) wanted: Option<Instant>,
-    /// Unreachable peers are to be forgotten.
+    /// The earliest time at which news may be relayed again.
+    pub(crate) next_relay: Instant,
+    /// When requested records should have arrived.
+    pub(crate) requested: Option<Instant>,
+    /// When unreachable peers are removed.
     pub(crate) garbage: Option<Instant>,
-    /// The next round of complete state.
+    /// When complete state is gossiped next.
     pub(crate) gossip: Instant,
 }
 
-/// Changes are collected for so long before routes are computed again.
+/// Delay between a change of the topology and the computation of routes, so that several changes share one.
 const ROUTES_DELAY: Duration = Duration::from_millis(100);
 const ANNOUNCE_DELAY: Duration = Duration::from_secs(1);
 const GARBAGE_DELAY: Duration = Duration::from_secs(1);
-/// Of those who dialled us and have not shown yet who they are. The oldest one makes room for the next.
+/// Maximum number of inbound connections in handshake. Beyond it the oldest one is closed.
 const MAX_UNAUTHENTICATED: usize = 64;
 
 impl Mesh {
-    /// A peer without connections. Has things to persist at once.
+    /// A peer without connections. Its first outputs are state to persist.
     pub fn new(config: Config, mut rng: ChaCha12Rng, now: Now) -> Mesh {
         let topology = Topology::new(OwnPeer {
             name: config.name,
@@ -105,8 +104,8 @@ impl Mesh {
             routes: None,
             announce: None,
             relay: None,
-            relay_free: now.mono,
-            wanted: None,
+            next_relay: now.mono,
+            requested: None,
             garbage: None,
             gossip: now.mono + config.gossip_interval,
         };
@@ -119,50 +118,50 @@ impl Mesh {
             surrogates: Surrogates::default(),
             rng,
             timers,
-            announced: BTreeSet::new(),
-            wanted: BTreeMap::new(),
-            news: BTreeMap::new(),
+            to_announce: BTreeSet::new(),
+            requested: BTreeMap::new(),
+            pending_news: BTreeMap::new(),
             targets_stale: false,
-            alone_told: false,
+            only_target_reported: false,
             terminations: 0,
             admission: Admission::new(),
-            made_room: None,
+            last_eviction: None,
             last_connection: 0,
             outputs: VecDeque::new(),
             peers_changed: false,
-            down: false,
+            is_shut_down: false,
             #[cfg(test)]
             private_key: None,
             topology,
             config,
         };
-        mesh.absorb(now);
+        mesh.apply_topology_changes(now);
         mesh
     }
 
-    // ---- the user ---------------------------------------------------------------------------------------------
+    // ---- commands of the user ---------------------------------------------------------------------------------
 
-    /// Adds direct peers (`host[:port]`), in place of all others if `replace`. Returns a text for each that is refused;
-    /// the others are added all the same.
+    /// Adds direct peers (`host[:port]`), and removes all others if `replace`. Returns an error for each text that is
+    /// refused; the other peers are added nevertheless.
     pub fn connect(&mut self, peers: &[String], replace: bool, now: Now) -> Vec<String> {
         let errors = self.dialer.connect(peers, replace, now.mono);
         self.output(Output::Persist(Persist::Targets(self.dialer.direct_peers())));
         self.targets_stale = true;
-        self.settle(now);
+        self.finish_input(now);
         errors
     }
 
-    /// Strikes direct peers out, by the very text with which they were added. Connections stay.
+    /// Removes direct peers, by the text with which they were added. Their connections remain.
     pub fn forget(&mut self, peers: &[String], now: Now) {
         self.dialer.forget(peers);
         self.output(Output::Persist(Persist::Targets(self.dialer.direct_peers())));
         self.targets_stale = true;
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    /// Ends all connections; nothing is dialled or accepted any more.
+    /// Ends all connections. No further ones are dialled or accepted.
     pub fn shutdown(&mut self, now: Now) {
-        self.down = true;
+        self.is_shut_down = true;
         let all: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for conn in all {
             self.terminate(conn, ConnectionError::Shutdown, now);
@@ -171,112 +170,111 @@ impl Mesh {
 
     // ---- sockets ----------------------------------------------------------------------------------------------
 
-    /// A host name was looked up.
+    /// Handles the answer to [`Output::Resolve`].
     pub fn handle_resolved(&mut self, id: ResolveId, result: Result<Vec<IpAddr>, String>, now: Now) {
-        let connected = self.connected();
-        let attempt = self.dialer.resolved(id, result, &connected, &mut self.rng, now.mono);
-        if let Some(attempt) = attempt.filter(|_| !self.down) {
-            self.begin(attempt);
+        let connected = self.own_connections();
+        let attempt = self.dialer.on_resolved(id, result, &connected, &mut self.rng, now.mono);
+        if let Some(attempt) = attempt.filter(|_| !self.is_shut_down) {
+            self.start_attempt(attempt);
         }
         self.targets_stale = true;
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    /// Somebody dialled us. `None` when shutting down, or when the same address dials too often: close the socket. The
-    /// listener waits for
-    /// [`Mesh::accept_delay`] before it accepts the next one.
+    /// Handles an inbound connection. Returns `None` after a shutdown, and if the source connects too often: the driver
+    /// closes the socket. The listener waits for [`Mesh::accept_delay`] before it accepts the next connection.
     pub fn handle_accepted(
         &mut self,
         local: SocketAddr,
         remote: SocketAddr,
         now: Now,
     ) -> Option<ConnectionId> {
-        if self.down {
+        if self.is_shut_down {
             return None;
         }
-        let (local, remote) = (unmapped(local), unmapped(remote));
+        let (local, remote) = (to_canonical_addr(local), to_canonical_addr(remote));
         if !self.admission.admit(remote.ip(), now.mono) {
             return None;
         }
         while self.unauthenticated.len() >= MAX_UNAUTHENTICATED {
             let oldest = *self.unauthenticated.first()?;
             self.unauthenticated.remove(&oldest);
-            self.terminate(oldest, ConnectionError::Crowded, now);
+            self.terminate(oldest, ConnectionError::TooManyPending, now);
         }
         let conn = self.next_connection();
         self.connections.insert(conn, Connection::new(conn, local, remote));
         self.unauthenticated.insert(conn);
         self.output(Output::Event(Event::Accepted(remote)));
         self.start_handshake(conn, now);
-        self.settle(now);
+        self.finish_input(now);
         Some(conn)
     }
 
-    /// How long the listener waits before it accepts again (docs/spec/mesh.md 11.1).
+    /// How long the listener waits before it accepts the next connection (docs/spec/mesh.md 11.1).
     pub fn accept_delay(&self, now: Now) -> Duration {
         self.admission.delay(now.mono)
     }
 
-    /// An attempt succeeded.
+    /// Handles the success of [`Output::Dial`].
     pub fn handle_dialled(&mut self, conn: ConnectionId, local: SocketAddr, remote: SocketAddr, now: Now) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         if !matches!(connection.state, State::Dialling) {
             return;
         }
-        connection.local = unmapped(local);
-        connection.remote = unmapped(remote);
+        connection.local = to_canonical_addr(local);
+        connection.remote = to_canonical_addr(remote);
         self.start_handshake(conn, now);
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    /// An attempt failed.
+    /// Handles the failure of [`Output::Dial`].
     pub fn handle_dial_failed(&mut self, conn: ConnectionId, error: String, now: Now) {
         if self.connections.get(&conn).is_some_and(|c| matches!(c.state, State::Dialling)) {
             self.terminate(conn, ConnectionError::Io(error), now);
         }
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    /// Bytes came from a peer.
+    /// Handles bytes from a peer.
     pub fn handle_stream(&mut self, conn: ConnectionId, bytes: &[u8], channels: &mut dyn Channels, now: Now) {
-        self.feed(conn, bytes, channels, now);
-        self.settle(now);
+        self.on_bytes(conn, bytes, channels, now);
+        self.finish_input(now);
     }
 
-    /// The kernel has taken so many bytes of earlier [`Output::Write`]s.
+    /// Handles the progress of earlier [`Output::Write`]s: this number of bytes has been written.
     pub fn handle_written(&mut self, conn: ConnectionId, bytes: usize, now: Now) {
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.drained(bytes, now.mono);
-            self.pump(conn, now);
-            self.watch(conn);
+            connection.on_written(bytes, now.mono);
+            self.flush_queue(conn, now);
+            self.rearm_timer(conn);
         }
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    /// The peer or the kernel ended the connection.
+    /// Handles the end of a connection by the peer or the kernel.
     pub fn handle_closed(&mut self, conn: ConnectionId, error: String, now: Now) {
         let error = self.closing_error(conn, error);
         self.terminate(conn, error, now);
-        self.settle(now);
+        self.finish_input(now);
     }
 
     // ---- overlays ---------------------------------------------------------------------------------------------
 
-    /// Data can travel over the connection.
+    /// Handles the success of [`Output::OverlayConfirm`]: the data path is verified.
     pub fn handle_overlay_established(&mut self, conn: ConnectionId, now: Now) {
-        self.establish(conn, now);
-        self.settle(now);
+        self.on_established(conn, now);
+        self.finish_input(now);
     }
 
-    /// No overlay of the connection is of use.
+    /// Handles the failure of all overlays of a connection.
     pub fn handle_overlay_failed(&mut self, conn: ConnectionId, error: String, now: Now) {
         self.terminate(conn, ConnectionError::Overlay(error), now);
-        self.settle(now);
+        self.finish_input(now);
     }
 
     // ---- time -------------------------------------------------------------------------------------------------
 
-    /// When [`Mesh::handle_timeout`] wants to be called, and why.
+    /// When [`Mesh::handle_timeout`] is to be called, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let timers = &self.timers;
         [
@@ -284,20 +282,20 @@ impl Mesh {
             timers.routes.map(|at| (at, "routes")),
             timers.announce.map(|at| (at, "announce")),
             timers.relay.map(|at| (at, "relay")),
-            timers.wanted.map(|at| (at, "wanted")),
+            timers.requested.map(|at| (at, "requests")),
             timers.garbage.map(|at| (at, "garbage")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
         ]
         .into_iter()
         .flatten()
-        .filter(|_| !self.down)
+        .filter(|_| !self.is_shut_down)
         .min()
     }
 
-    /// Does what is due. Early or repeated calls do no harm.
+    /// Handles expired timers. Early or repeated calls have no effect.
     pub fn handle_timeout(&mut self, channels: &mut dyn Channels, now: Now) {
-        if self.down {
+        if self.is_shut_down {
             return;
         }
         while let Some(&(at, conn)) = self.timers.connections.first()
@@ -305,41 +303,41 @@ impl Mesh {
         {
             self.timers.connections.pop_first();
             let Some(connection) = self.connections.get_mut(&conn) else { continue };
-            connection.wake = None;
-            match connection.due(now.mono) {
-                Some(Due::Heartbeat) => self.heartbeat(conn, now),
-                Some(Due::End(error)) => self.terminate(conn, error, now),
+            connection.timer = None;
+            match connection.on_timeout(now.mono) {
+                Some(Expired::Heartbeat) => self.heartbeat(conn, now),
+                Some(Expired::Connection(error)) => self.terminate(conn, error, now),
                 None => {}
             }
-            self.watch(conn);
+            self.rearm_timer(conn);
         }
-        if due(&mut self.timers.garbage, now) {
-            self.topology.collect(&mut self.rng);
-            self.absorb(now);
+        if take_if_due(&mut self.timers.garbage, now) {
+            self.topology.collect_garbage(&mut self.rng);
+            self.apply_topology_changes(now);
         }
         if self.timers.routes.is_some_and(|at| at <= now.mono) {
             self.refresh_routes();
             self.targets_stale = true;
         }
-        if due(&mut self.timers.relay, now) {
+        if take_if_due(&mut self.timers.relay, now) {
             self.relay_news(now);
         }
-        if due(&mut self.timers.wanted, now) {
-            self.ask_again(now);
+        if take_if_due(&mut self.timers.requested, now) {
+            self.retry_requests(now);
         }
-        if due(&mut self.timers.announce, now) {
+        if take_if_due(&mut self.timers.announce, now) {
             self.announce(now);
         }
         if self.timers.gossip <= now.mono {
             self.timers.gossip = now.mono + self.config.gossip_interval;
             self.gossip_all(channels, now);
         }
-        self.settle(now);
+        self.finish_input(now);
     }
 
-    // ---- reads ------------------------------------------------------------------------------------------------
+    // ---- outputs and queries ----------------------------------------------------------------------------------
 
-    /// The next thing to do.
+    /// The next output to carry out.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -349,22 +347,22 @@ impl Mesh {
         self.routes.clone()
     }
 
-    /// Our name.
+    /// Name of this peer.
     pub fn name(&self) -> PeerName {
         self.config.name
     }
 
-    /// What is known of a peer.
+    /// Record of a peer.
     pub fn peer(&self, name: PeerName) -> Option<&Peer> {
         self.topology.peer(name)
     }
 
-    /// All known peers, ourself included, ascending by name.
+    /// All known peers including this one, ascending by name.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = (PeerName, &Peer)> + '_ {
         self.topology.peers()
     }
 
-    // ---- inside -----------------------------------------------------------------------------------------------
+    // ---- internal ---------------------------------------------------------------------------------------------
 
     pub(crate) fn output(&mut self, output: Output) {
         self.outputs.push_back(output);
@@ -379,39 +377,39 @@ impl Mesh {
         self.rng.random()
     }
 
-    /// Does what a change of the topology demands. Comes before any message that shows the change.
-    pub(crate) fn absorb(&mut self, now: Now) {
-        let effects = self.topology.take_effects();
-        if let Some(ceiling) = effects.ceiling {
+    /// Applies the consequences of changes in the topology. Called before any message that depends on them.
+    pub(crate) fn apply_topology_changes(&mut self, now: Now) {
+        let changes = self.topology.take_changes();
+        if let Some(ceiling) = changes.version_ceiling {
             self.output(Output::Persist(Persist::VersionCeiling(ceiling)));
         }
-        if let Some(id) = effects.short_id {
+        if let Some(id) = changes.short_id {
             self.output(Output::Persist(Persist::ShortId(id)));
         }
-        if effects.short_ids_invalidated {
+        if changes.short_ids_invalidated {
             self.output(Output::ShortIdsInvalidated);
         }
-        for peer in effects.removed {
+        for peer in changes.removed {
             self.output(Output::PeerRemoved(peer.name));
             self.output(Output::Event(Event::PeerRemoved(peer)));
         }
-        if effects.announce {
+        if changes.announce {
             self.timers.announce.get_or_insert(now.mono + ANNOUNCE_DELAY);
         }
-        if effects.changed {
+        if changes.changed {
             self.timers.routes.get_or_insert(now.mono + ROUTES_DELAY);
             self.peers_changed = true;
         }
     }
 
-    /// News came: what is unreachable now is forgotten soon.
+    /// Schedules the removal of peers that have become unreachable.
     pub(crate) fn schedule_collection(&mut self, now: Now) {
-        if self.topology.has_garbage() {
+        if self.topology.collection_due() {
             self.timers.garbage.get_or_insert(now.mono + GARBAGE_DELAY);
         }
     }
 
-    /// Computes the routes if anything that they depend on may have changed.
+    /// Computes the routes if the topology has changed.
     pub(crate) fn refresh_routes(&mut self) {
         if self.timers.routes.take().is_some()
             && let Some(routes) = self.routes.recompute(&self.topology)
@@ -421,17 +419,17 @@ impl Mesh {
         }
     }
 
-    /// Keeps the timer of a connection.
-    pub(crate) fn watch(&mut self, conn: ConnectionId) {
+    /// Sets the timer of a connection to its next deadline. A timer that expires earlier is kept, since it is set again
+    /// then.
+    pub(crate) fn rearm_timer(&mut self, conn: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let next = connection.next_deadline();
-        match (next, connection.wake) {
-            // Later deadlines are found out when it wakes.
-            (Some(next), Some(wake)) if wake <= next => {}
-            (Some(next), wake) => {
-                connection.wake = Some(next);
-                if let Some(wake) = wake {
-                    self.timers.connections.remove(&(wake, conn));
+        match (next, connection.timer) {
+            (Some(next), Some(timer)) if timer <= next => {}
+            (Some(next), timer) => {
+                connection.timer = Some(next);
+                if let Some(timer) = timer {
+                    self.timers.connections.remove(&(timer, conn));
                 }
                 self.timers.connections.insert((next, conn));
             }
@@ -439,32 +437,32 @@ impl Mesh {
         }
     }
 
-    /// At the end of every input.
-    fn settle(&mut self, now: Now) {
-        self.absorb(now);
+    /// Completes the handling of an input: applies changes and starts attempts that are due.
+    fn finish_input(&mut self, now: Now) {
+        self.apply_topology_changes(now);
         if std::mem::take(&mut self.peers_changed) {
             self.output(Output::PeersChanged);
         }
         let due = self.dialer.next_due().is_some_and(|at| at <= now.mono);
-        if !self.down && (due || std::mem::take(&mut self.targets_stale)) {
-            let connected = self.connected();
+        if !self.is_shut_down && (due || std::mem::take(&mut self.targets_stale)) {
+            let connected = self.own_connections();
             let attempts = self.dialer.evaluate(&connected, &self.topology, &mut self.rng, now.mono);
             for attempt in attempts {
-                self.begin(attempt);
+                self.start_attempt(attempt);
             }
         }
     }
 
-    fn begin(&mut self, attempt: Attempt) {
+    fn start_attempt(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Resolve { id, host } => self.output(Output::Resolve { id, host }),
-            Attempt::Dial { place, addr } => {
+            Attempt::Dial { target_addr, addr } => {
                 let conn = self.next_connection();
                 let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
                 let mut connection = Connection::new(conn, unknown, addr);
-                connection.accept_new = self.dialer.is_direct(&place);
-                self.dialer.dialling(&place, conn);
-                connection.place = Some(place);
+                connection.accept_unknown = self.dialer.is_direct(&target_addr);
+                self.dialer.on_dial_started(&target_addr, conn);
+                connection.target_addr = Some(target_addr);
                 self.connections.insert(conn, connection);
                 self.output(Output::Event(Event::Attempting(addr)));
                 self.output(Output::Dial { conn, addr });
@@ -472,15 +470,15 @@ impl Mesh {
         }
     }
 
-    /// Our connections, as the dialer looks at them.
-    fn connected(&self) -> Connected {
+    /// The properties of our connections that the dialer needs.
+    fn own_connections(&self) -> OwnConnections {
         let limit = self.config.connection_limit;
         let room = (limit > 0).then(|| limit.saturating_sub(self.by_peer.len()));
-        let mut connected = Connected {
+        let mut connected = OwnConnections {
             room,
-            spare: room == Some(0) && !self.topology.redundant_neighbours().is_empty(),
+            can_evict: room == Some(0) && !self.topology.redundant_neighbours().is_empty(),
             limit,
-            ..Connected::default()
+            ..OwnConnections::default()
         };
         for connection in self.by_peer.values().filter_map(|conn| self.connections.get(conn)) {
             connected.remotes.insert(connection.remote);
@@ -495,11 +493,11 @@ impl Mesh {
     }
 }
 
-fn due(timer: &mut Option<Instant>, now: Now) -> bool {
+fn take_if_due(timer: &mut Option<Instant>, now: Now) -> bool {
     timer.take_if(|at| *at <= now.mono).is_some()
 }
 
-/// A dual-stack listener shows IPv4 clients in IPv6 form; addresses are gossiped as text (docs/spec/mesh.md 4.1).
-fn unmapped(addr: SocketAddr) -> SocketAddr {
+/// Converts the IPv4-mapped address that a dual-stack listener reports for an IPv4 client (docs/spec/mesh.md 4.1).
+fn to_canonical_addr(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

@@ -6,108 +6,108 @@ use weave_types::{ConnectionId, ConnectionUid, PeerName, ShortId};
 use crate::dialer::ResolveId;
 use crate::event::Event;
 
-/// What a [`Mesh`](crate::Mesh) wants done, in this order.
+/// What the driver of a [`Mesh`](crate::Mesh) has to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Store this, durably, before anything that follows is done.
+    /// Store this durably before any following output is carried out.
     Persist(Persist),
-    /// Look a host name up, then call [`Mesh::handle_resolved`](crate::Mesh::handle_resolved).
+    /// Look up a host name, then call [`Mesh::handle_resolved`](crate::Mesh::handle_resolved).
     Resolve {
-        /// To be given back.
+        /// Identifies the lookup in [`Mesh::handle_resolved`](crate::Mesh::handle_resolved).
         id: ResolveId,
-        /// The name.
+        /// Host name to look up.
         host: String,
     },
     /// Open a TCP connection, then call [`Mesh::handle_dialled`](crate::Mesh::handle_dialled) or
     /// [`Mesh::handle_dial_failed`](crate::Mesh::handle_dial_failed).
     Dial {
-        /// The handle of what comes of it.
+        /// Identifies the attempt in [`Mesh::handle_dialled`](crate::Mesh::handle_dialled).
         conn: ConnectionId,
-        /// Whither.
+        /// Address to dial.
         addr: SocketAddr,
     },
-    /// Send bytes; say with [`Mesh::handle_written`](crate::Mesh::handle_written) how many the kernel has taken.
+    /// Write bytes; report with [`Mesh::handle_written`](crate::Mesh::handle_written) how many have been written.
     Write {
-        /// Over this connection.
+        /// Connection to use.
         conn: ConnectionId,
-        /// A whole number of messages.
+        /// One or more complete messages.
         bytes: Vec<u8>,
     },
-    /// Close the connection, or give the attempt up. What was not sent yet may be lost. The handle is not used again, and
-    /// no answer is expected.
+    /// Close the connection, or cancel the attempt. Bytes that have not been written may be lost. The connection needs no
+    /// further call.
     Close {
-        /// This one.
+        /// Connection to close.
         conn: ConnectionId,
     },
-    /// A connection is about to be added: get the overlays ready, passively (docs/spec/mesh.md 6.4). On failure call
+    /// A connection is about to be added: prepare the overlays without sending (docs/spec/mesh.md 6.4). On failure call
     /// [`Mesh::handle_overlay_failed`](crate::Mesh::handle_overlay_failed).
     OverlayPrepare {
-        /// Over this connection.
+        /// Connection to use.
         conn: ConnectionId,
-        /// What the overlays must know.
+        /// Properties of the connection.
         setup: Box<OverlaySetup>,
     },
-    /// It has been added: try the data path, then call
+    /// The connection has been added: verify the data path, then call
     /// [`Mesh::handle_overlay_established`](crate::Mesh::handle_overlay_established).
     OverlayConfirm {
-        /// Over this connection.
+        /// Connection to use.
         conn: ConnectionId,
     },
-    /// It is gone: let the overlays go.
+    /// The connection has ended: stop its overlays.
     OverlayStop {
-        /// Over this connection.
+        /// Connection to use.
         conn: ConnectionId,
     },
-    /// The peer's overlay says something.
+    /// The peer's overlay has sent a message.
     OverlayControl {
-        /// Over this connection.
+        /// Connection to use.
         conn: ConnectionId,
-        /// The message.
+        /// Content of the message.
         control: OverlayControl,
     },
-    /// [`Mesh::routes`](crate::Mesh::routes) gives another table.
+    /// [`Mesh::routes`](crate::Mesh::routes) has changed.
     RoutesChanged,
     /// Records of peers have changed.
     PeersChanged,
-    /// Short ids stand for other peers than before.
+    /// Some short ids belong to other peers than before.
     ShortIdsInvalidated,
-    /// A peer was forgotten: so must be what it had.
+    /// A peer was removed; whatever belongs to it can be removed as well.
     PeerRemoved(PeerName),
-    /// For the log.
+    /// An event for the log.
     Event(Event),
 }
 
-/// What has to survive a restart.
+/// State that has to survive a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Persist {
-    /// The direct peers, for `--resume`.
+    /// Direct peers, for `--resume`.
     Targets(Vec<String>),
     /// Our short id.
     ShortId(ShortId),
-    /// The version of our record may rise to just below this. A restart begins here.
+    /// All versions of our record so far are below this number, at which a restart begins.
     VersionCeiling(u64),
 }
 
-/// What the overlays of a connection are told about it.
+/// The properties of a connection that its overlays need.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OverlaySetup {
-    /// The peer at the other end.
+    /// Name of the remote peer.
     pub remote: PeerName,
-    /// Its nickname.
+    /// Nickname of the remote peer.
     pub remote_nickname: String,
-    /// Our end of the TCP connection.
+    /// Local address of the TCP connection.
     pub local_addr: SocketAddr,
-    /// The other end. A destination for datagrams only if we dialled it.
+    /// Remote address of the TCP connection. Datagrams can be sent to it only if we dialled it.
     pub remote_addr: SocketAddr,
-    /// We dialled.
+    /// Whether we dialled.
     pub outbound: bool,
-    /// The number by which both ends know the connection.
+    /// Identifies the connection at both ends.
     pub uid: ConnectionUid,
-    /// Only if data is to be encrypted with it: there is a password, and one side does not trust the other's network.
+    /// Key for encrypting data; `None` without a password, and if both sides trust each other's network.
     pub session_key: Option<[u8; 32]>,
-    /// What the peer announced; `None`: it is too old to, and means sleeve.
+    /// Overlays that the peer announced; `None` from an old peer, which uses sleeve.
     pub overlays: Option<Vec<String>>,
-    /// All that the peer said in the handshake.
+    /// All features that the peer sent in the handshake.
     pub remote_features: BTreeMap<String, String>,
 }
 
@@ -125,13 +125,13 @@ impl std::fmt::Debug for OverlaySetup {
     }
 }
 
-/// A message between the overlays of a connection's two ends (docs/spec/mesh.md 6.3). Neither number has been checked.
+/// A message between the overlays at the two ends of a connection (docs/spec/mesh.md 6.3). The numbers are not validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayControl {
-    /// Which of the common overlays; `None` for the old form, which means sleeve.
+    /// Index among the common overlays; `None` in the old form, which belongs to sleeve.
     pub index: Option<u8>,
-    /// The overlay's own.
+    /// Tag, defined by the overlay.
     pub tag: u8,
-    /// The overlay's own.
+    /// Content, defined by the overlay.
     pub body: Vec<u8>,
 }

@@ -4,107 +4,119 @@ use std::sync::Arc;
 
 use weave_types::{PeerName, PeerUid, ShortId};
 
-/// What is known about a peer: its own claims, spread by topology gossip.
+/// The record of a peer: what it says about itself, spread by topology gossip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Free text, need not be unique. Empty for a placeholder.
+    /// Nickname, which need not be unique. Empty for a placeholder.
     pub nickname: Arc<str>,
-    /// Incarnation; 0 for a placeholder, a peer only heard of as somebody's neighbour.
+    /// Identifies the run of the peer's process; 0 for a placeholder.
     pub uid: PeerUid,
-    /// Age of this record, counted by the peer itself.
+    /// Version of this record, raised by the peer at each change.
     pub version: u64,
-    /// `None`: too old to have one, or placeholder.
+    /// Short id; `None` for old peers and placeholders.
     pub short_id: Option<ShortId>,
-    /// Its connections as it reports them, ascending by the remote peer's name.
-    pub links: Vec<Link>,
-    /// Our connections (from step 3 of docs/spec/mesh.md 4.8 on) that keep the record alive; ourself counts as one.
+    /// The peer's connections as it reports them, ascending by the name of the other end.
+    pub connections: Vec<PeerConnection>,
+    /// Number of our connections that keep the record (from step 3 of docs/spec/mesh.md 4.8 on). Our own record has one
+    /// more.
     pub(crate) references: u32,
 }
 
 impl Peer {
+    /// A peer that is only known as another peer's neighbour.
     pub(crate) fn placeholder() -> Peer {
         Peer {
             nickname: Arc::from(""),
             uid: PeerUid(0),
             version: 0,
             short_id: None,
-            links: Vec::new(),
+            connections: Vec::new(),
             references: 0,
         }
     }
+
+    pub(crate) fn record_version(&self) -> RecordVersion {
+        RecordVersion { version: self.version, uid: self.uid }
+    }
 }
 
-/// One entry of a peer's connection list. Kept small: a large mesh holds tens of thousands.
+/// Orders the records of one peer: the record with the higher version, then with the higher UID, is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RecordVersion {
+    pub(crate) version: u64,
+    pub(crate) uid: PeerUid,
+}
+
+/// A connection as the peer at one of its ends reports it. A large mesh has tens of thousands, so the size matters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Link {
+pub struct PeerConnection {
     /// The peer at the other end.
     pub peer: PeerName,
-    /// The remote end as the reporting peer sees it: the address it dialled, or the source address it accepted.
-    pub address: Address,
-    /// Made by the reporting peer.
+    /// The remote end as the reporting peer sees it: the address that it dialled, or the source address that it accepted.
+    pub address: GossipAddress,
+    /// The reporting peer dialled.
     pub outbound: bool,
-    /// The reporting peer has verified the data path too.
+    /// The reporting peer has verified the data path.
     pub established: bool,
 }
 
-/// The text of a socket address as it is gossiped. Any text of any peer is kept as it came; the usual kind takes no
-/// memory of its own.
+/// The text of a socket address in topology gossip. Any text is kept unchanged; an IPv4 address needs no allocation.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Address {
+pub enum GossipAddress {
     /// `a.b.c.d:port`.
     V4(Ipv4Addr, u16),
-    /// Everything else.
+    /// Any other text.
     Text(Arc<str>),
 }
 
-impl Address {
-    /// As text came in. Only what prints as it was read is stored as numbers.
-    pub fn from_text(text: &str) -> Address {
+impl GossipAddress {
+    /// Stores a text. Only an address that prints as the same text is stored as numbers.
+    pub fn from_text(text: &str) -> GossipAddress {
         match text.parse::<SocketAddrV4>() {
-            Ok(a) if a.to_string() == text => Address::V4(*a.ip(), a.port()),
-            _ => Address::Text(text.into()),
+            Ok(a) if a.to_string() == text => GossipAddress::V4(*a.ip(), a.port()),
+            _ => GossipAddress::Text(text.into()),
         }
     }
 
-    /// The address, if it is one.
+    /// The socket address, if the text is one.
     pub fn socket(&self) -> Option<SocketAddr> {
         match self {
-            Address::V4(ip, port) => Some(SocketAddr::from((*ip, *port))),
-            Address::Text(text) => text.parse().ok(),
+            GossipAddress::V4(ip, port) => Some(SocketAddr::from((*ip, *port))),
+            GossipAddress::Text(text) => text.parse().ok(),
         }
     }
 }
 
-impl From<SocketAddr> for Address {
-    fn from(addr: SocketAddr) -> Address {
+impl From<SocketAddr> for GossipAddress {
+    fn from(addr: SocketAddr) -> GossipAddress {
         match addr {
-            SocketAddr::V4(a) => Address::V4(*a.ip(), a.port()),
-            SocketAddr::V6(a) => Address::Text(a.to_string().into()),
+            SocketAddr::V4(a) => GossipAddress::V4(*a.ip(), a.port()),
+            SocketAddr::V6(a) => GossipAddress::Text(a.to_string().into()),
         }
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for GossipAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::V4(ip, port) => write!(f, "{ip}:{port}"),
-            Address::Text(text) => f.write_str(text),
+            GossipAddress::V4(ip, port) => write!(f, "{ip}:{port}"),
+            GossipAddress::Text(text) => f.write_str(text),
         }
     }
 }
 
-impl fmt::Debug for Address {
+impl fmt::Debug for GossipAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// `NAME(NICK)`, as people see a peer (docs/spec/mesh.md 2.4).
+/// A peer as it is shown to people, `NAME(NICKNAME)` (docs/spec/mesh.md 2.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerLabel {
-    /// The name.
+    /// Name of the peer.
     pub name: PeerName,
-    /// The nickname.
+    /// Nickname of the peer.
     pub nickname: Arc<str>,
 }
 
@@ -123,15 +135,18 @@ mod tests {
         for text in
             ["10.0.0.1:6783", "010.0.0.1:6783", "10.0.0.1:06783", "[fd00::3]:1", "", "host:x", "1.2.3.4"]
         {
-            assert_eq!(Address::from_text(text).to_string(), text);
+            assert_eq!(GossipAddress::from_text(text).to_string(), text);
         }
-        assert_eq!(Address::from_text("10.0.0.1:6783"), Address::V4(Ipv4Addr::new(10, 0, 0, 1), 6783));
-        assert!(matches!(Address::from_text("10.0.0.1:06783"), Address::Text(_)));
-        assert_eq!(Address::from_text("[fd00::3]:1").socket(), "[fd00::3]:1".parse().ok());
+        assert_eq!(
+            GossipAddress::from_text("10.0.0.1:6783"),
+            GossipAddress::V4(Ipv4Addr::new(10, 0, 0, 1), 6783)
+        );
+        assert!(matches!(GossipAddress::from_text("10.0.0.1:06783"), GossipAddress::Text(_)));
+        assert_eq!(GossipAddress::from_text("[fd00::3]:1").socket(), "[fd00::3]:1".parse().ok());
     }
 
     #[test]
-    fn a_link_is_small() {
-        assert!(size_of::<Link>() <= 32, "{}", size_of::<Link>());
+    fn a_peer_connection_takes_32_bytes_at_most() {
+        assert!(size_of::<PeerConnection>() <= 32, "{}", size_of::<PeerConnection>());
     }
 }

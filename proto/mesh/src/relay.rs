@@ -1,17 +1,17 @@
-//! Messages that come, and gossip that goes (docs/spec/mesh.md 5 and 7).
+//! Receiving messages, and sending and relaying gossip (docs/spec/mesh.md 5, 7).
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use thiserror::Error;
 use weave_types::{ConnectionId, Now, PeerName};
 
 use crate::connection::Connection;
 use crate::digest;
 use crate::envelope::Envelope;
 use crate::event::{ConnectionError, ConnectionEvent, Event};
-use crate::gossip::{Channels, Item, Names, Route};
+use crate::gossip::{Channels, GossipKind, Item, PeerSelection};
 use crate::mesh::Mesh;
 use crate::output::{Output, OverlayControl};
 use crate::topology;
@@ -20,52 +20,43 @@ use crate::wire::Tag;
 
 pub(crate) const TOPOLOGY: &str = "topology";
 
-/// Gossip waits while the kernel has so many bytes of a connection to send: what waits can still be merged.
-const WINDOW: usize = 64 << 10;
-/// Beyond it, messages that cannot wait are dropped. The connection will end soon if nothing moves.
+/// Gossip waits, and can be merged, while this number of bytes of a connection is not written yet.
+const SEND_WINDOW: usize = 64 << 10;
+/// Beyond this number of unwritten bytes, messages that cannot be merged are dropped.
 const MAX_UNWRITTEN: usize = 16 << 20;
-/// Pause between two rounds of passing on what was news about peers.
-const RELAY_PAUSE: Duration = Duration::from_millis(100);
-/// A topology message is ended after about so many bytes: frames have a limit. The last record may go beyond it, and
-/// addresses may be longer than reckoned; see the limits of [`decode_update`].
-const MAX_UPDATE: usize = 2 << 20;
-/// What a record and a connection take.
-const RECORD: usize = 40;
-const LINK: usize = 36;
+/// Minimum interval between two relays of news about peers.
+const RELAY_INTERVAL: Duration = Duration::from_millis(100);
+/// Approximate size of a topology message in bytes, since frames have a limit. The last record may exceed it, and
+/// addresses may be longer than estimated.
+const MAX_UPDATE_SIZE: usize = 2 << 20;
+/// Approximate encoded size in bytes of a record without its connections, and of a connection.
+const RECORD_SIZE: usize = 40;
+const CONNECTION_SIZE: usize = 36;
 
-/// Why a unicast could not be sent. It may be lost without an error, too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a unicast could not be sent to the next hop.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnicastError {
-    /// There is no way to the peer.
+    /// The destination is unknown or unreachable.
+    #[error("unknown relay destination: {0}")]
     UnknownDestination(PeerName),
-    /// There was a way a moment ago.
+    /// The connection to the next hop has ended, and routes have not been computed again.
+    #[error("unable to find connection to relay peer {0}")]
     NoConnection(PeerName),
-    /// It came from the next hop, or from ourself: peers do not agree on the topology yet, and would send it round and round.
-    GoesRound(PeerName),
-    /// The next hop does not keep up.
+    /// The next hop or this peer sent the message. Peers that have different topologies would relay it in a loop.
+    #[error("the way to the relay destination leads back to {0}")]
+    RoutingLoop(PeerName),
+    /// The connection to the next hop has too many unwritten bytes.
+    #[error("connection to relay peer {0} is congested")]
     Congested(PeerName),
 }
 
-impl fmt::Display for UnicastError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UnicastError::UnknownDestination(peer) => write!(f, "unknown relay destination: {peer}"),
-            UnicastError::NoConnection(hop) => write!(f, "unable to find connection to relay peer {hop}"),
-            UnicastError::GoesRound(hop) => write!(f, "the way to the relay destination leads back to {hop}"),
-            UnicastError::Congested(hop) => write!(f, "connection to relay peer {hop} is congested"),
-        }
-    }
-}
-
-impl std::error::Error for UnicastError {}
-
 impl Mesh {
-    // ---- originating ------------------------------------------------------------------------------------------
+    // ---- messages of this peer --------------------------------------------------------------------------------
 
-    /// Sends a message to one peer over whatever hops there are.
+    /// Sends a message to one peer, over other peers if necessary. It may be lost on the way.
     ///
     /// # Errors
-    /// There is no way. Without an error it may be lost all the same.
+    /// The message could not be sent to the next hop.
     pub fn unicast(
         &mut self,
         channel: &str,
@@ -83,12 +74,12 @@ impl Mesh {
         self.relay_broadcast(self.config.name, None, &channel.into(), payload, channels, now);
     }
 
-    /// Sends state to some neighbours, who pass on what is news to them.
+    /// Sends state to some neighbours, which relay the part that is new to them.
     pub fn gossip(&mut self, channel: &str, payload: &[u8], channels: &mut dyn Channels, now: Now) {
-        self.gossip_to_some(None, &channel.into(), payload, channels, now);
+        self.gossip_to_neighbours(None, &channel.into(), payload, channels, now);
     }
 
-    /// Says something to the overlay at the other end, in the form that it understands. `index`: which of the common
+    /// Sends a message to the overlay at the other end, in the form that it supports. `index` selects among the common
     /// overlays.
     pub fn send_overlay_control(&mut self, conn: ConnectionId, index: u8, tag: u8, body: &[u8], now: Now) {
         let Some(running) = self.connections.get(&conn).and_then(Connection::running) else { return };
@@ -102,7 +93,7 @@ impl Mesh {
 
     // ---- sending ----------------------------------------------------------------------------------------------
 
-    /// Hands a message to the driver; false if there is too much before it.
+    /// Sends a message. Returns whether it was sent; otherwise the connection has too many unwritten bytes, or has ended.
     fn send(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
         let Some(connection) = self.connections.get_mut(&conn) else { return false };
         if connection.unwritten > MAX_UNWRITTEN {
@@ -111,21 +102,21 @@ impl Mesh {
         let Some(running) = connection.running_mut() else { return false };
         match running.session.seal(message) {
             Ok(bytes) => {
-                connection.wrote(bytes.len(), now.mono);
+                connection.on_write_queued(bytes.len(), now.mono);
                 self.output(Output::Write { conn, bytes });
-                self.watch(conn);
+                self.rearm_timer(conn);
                 true
             }
             Err(error) => {
-                self.terminate(conn, ConnectionError::Misbehaved(error.to_string()), now);
+                self.terminate(conn, ConnectionError::ProtocolViolation(error.to_string()), now);
                 false
             }
         }
     }
 
-    /// The same for what can be repeated as well later.
-    pub(crate) fn send_if_idle(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
-        let idle = self.connections.get(&conn).is_some_and(|c| c.unwritten < WINDOW);
+    /// Sends a message that may be dropped if gossip is waiting. Returns whether it was sent.
+    pub(crate) fn send_unless_busy(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
+        let idle = self.connections.get(&conn).is_some_and(|c| c.unwritten < SEND_WINDOW);
         if idle {
             self.send(conn, message, now);
         }
@@ -136,34 +127,34 @@ impl Mesh {
         self.send(conn, &[Tag::Heartbeat.byte()], now);
     }
 
-    /// Sends what waits, as long as the connection takes it.
-    pub(crate) fn pump(&mut self, conn: ConnectionId, now: Now) {
+    /// Sends queued gossip until the send window is full.
+    pub(crate) fn flush_queue(&mut self, conn: ConnectionId, now: Now) {
         loop {
             let Some(connection) = self.connections.get_mut(&conn) else { return };
-            if connection.unwritten >= WINDOW {
+            if connection.unwritten >= SEND_WINDOW {
                 return;
             }
             let Some(running) = connection.running_mut() else { return };
             let Some(item) = running.queue.pop() else { return };
-            let (route, channel, payload): (Route, Arc<str>, Vec<u8>) = match item {
-                Item::Channel(route, channel, payload) => (route, channel, payload),
-                Item::Ages(names) => {
-                    let message = self.ages_of(&names).encode();
+            let (kind, channel, payload): (GossipKind, Arc<str>, Vec<u8>) = match item {
+                Item::Channel(kind, channel, payload) => (kind, channel, payload),
+                Item::Versions(names) => {
+                    let message = self.versions_of(&names).encode();
                     self.send(conn, &message, now);
                     continue;
                 }
-                Item::Topology(route, names) => {
+                Item::Topology(kind, names) => {
                     let (payload, rest) = self.topology_update(names);
                     if let Some(rest) = rest {
-                        self.with_running(conn, |running| running.queue.push_topology(route, rest));
+                        self.with_running(conn, |running| running.queue.push_topology(kind, rest));
                     }
                     let Some(payload) = payload else { continue };
-                    (route, TOPOLOGY.into(), payload)
+                    (kind, TOPOLOGY.into(), payload)
                 }
             };
-            let (tag, source) = match route {
-                Route::Gossip => (Tag::Gossip, self.config.name),
-                Route::Broadcast(source) => (Tag::GossipBroadcast, source),
+            let (tag, source) = match kind {
+                GossipKind::Neighbour => (Tag::Gossip, self.config.name),
+                GossipKind::Broadcast(source) => (Tag::GossipBroadcast, source),
             };
             let envelope =
                 Envelope { channel: (&*channel).into(), source, destination: None, payload: &payload };
@@ -171,22 +162,22 @@ impl Mesh {
         }
     }
 
-    /// The records of these peers as they are, and those that are too many for one message.
-    fn topology_update(&self, names: Names) -> (Option<Vec<u8>>, Option<Names>) {
+    /// Encodes the records of these peers. Returns the peers that do not fit one message as well.
+    fn topology_update(&self, names: PeerSelection) -> (Option<Vec<u8>>, Option<PeerSelection>) {
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut rest = BTreeSet::new();
         let mut take = |name, peer: &crate::peers::Peer| {
-            if bytes > MAX_UPDATE {
+            if bytes > MAX_UPDATE_SIZE {
                 rest.insert(name);
             } else {
-                bytes += RECORD + peer.nickname.len() + LINK * peer.links.len();
+                bytes += RECORD_SIZE + peer.nickname.len() + CONNECTION_SIZE * peer.connections.len();
                 records.push(topology::record(name, peer));
             }
         };
         match names {
-            Names::All => self.topology.peers().for_each(|(name, peer)| take(name, peer)),
-            Names::Some(names) => {
+            PeerSelection::All => self.topology.peers().for_each(|(name, peer)| take(name, peer)),
+            PeerSelection::Some(names) => {
                 for name in names {
                     if let Some(peer) = self.topology.peer(name) {
                         take(name, peer);
@@ -195,14 +186,14 @@ impl Mesh {
             }
         }
         let payload = (!records.is_empty()).then(|| encode_update(&records));
-        (payload, (!rest.is_empty()).then_some(Names::Some(rest)))
+        (payload, (!rest.is_empty()).then_some(PeerSelection::Some(rest)))
     }
 
-    /// Lets a message of a channel wait for its turn on a connection.
+    /// Queues a message of a channel on a connection.
     pub(crate) fn queue(
         &mut self,
         conn: ConnectionId,
-        route: Route,
+        kind: GossipKind,
         channel: &Arc<str>,
         payload: &[u8],
         channels: &mut dyn Channels,
@@ -210,29 +201,29 @@ impl Mesh {
         let served = channels.names().contains(&&**channel);
         self.with_running(conn, |running| {
             if served {
-                running.queue.push(route, channel, payload, channels);
+                running.queue.push(kind, channel, payload, channels);
             } else {
-                running.queue.push_surrogate(route, channel, payload);
+                running.queue.push_surrogate(kind, channel, payload);
             }
         });
     }
 
-    fn queue_and_pump(
+    fn queue_and_flush(
         &mut self,
         hop: PeerName,
-        route: Route,
+        kind: GossipKind,
         channel: &Arc<str>,
         payload: &[u8],
         channels: &mut dyn Channels,
         now: Now,
     ) {
         if let Some(&conn) = self.by_peer.get(&hop) {
-            self.queue(conn, route, channel, payload, channels);
-            self.pump(conn, now);
+            self.queue(conn, kind, channel, payload, channels);
+            self.flush_queue(conn, now);
         }
     }
 
-    /// Some neighbours by chance, and all those to whom there are no routes yet: they would miss the news.
+    /// Random neighbours, and all neighbours that have no route yet, which would miss the news.
     fn gossip_hops(&mut self, except: Option<PeerName>) -> Vec<PeerName> {
         let mut hops = self.routes.random_neighbours(except, &mut self.rng);
         if self.timers.routes.is_some() {
@@ -243,7 +234,7 @@ impl Mesh {
         hops
     }
 
-    fn gossip_to_some(
+    fn gossip_to_neighbours(
         &mut self,
         except: Option<PeerName>,
         channel: &Arc<str>,
@@ -252,69 +243,68 @@ impl Mesh {
         now: Now,
     ) {
         for hop in self.gossip_hops(except) {
-            self.queue_and_pump(hop, Route::Gossip, channel, payload, channels, now);
+            self.queue_and_flush(hop, GossipKind::Neighbour, channel, payload, channels, now);
         }
     }
 
-    /// Somebody need not be told what we are about to pass on.
-    pub(crate) fn knows_too(&mut self, name: PeerName, peer: PeerName) {
-        if let Some(told_by) = self.news.get_mut(&name) {
-            told_by.push(peer);
+    /// Records that a neighbour has a record that we are about to relay.
+    pub(crate) fn mark_as_known(&mut self, name: PeerName, peer: PeerName) {
+        if let Some(known_by) = self.pending_news.get_mut(&name) {
+            known_by.push(peer);
         }
     }
 
-    pub(crate) fn push_topology(&mut self, hop: PeerName, route: Route, names: Names, now: Now) {
+    pub(crate) fn push_topology(&mut self, hop: PeerName, kind: GossipKind, names: PeerSelection, now: Now) {
         if let Some(&conn) = self.by_peer.get(&hop) {
-            self.with_running(conn, |running| running.queue.push_topology(route, names));
-            self.pump(conn, now);
+            self.with_running(conn, |running| running.queue.push_topology(kind, names));
+            self.flush_queue(conn, now);
         }
     }
 
-    /// Passes news about peers on, but not to those who know it already. The first news goes at once; what comes in the next
-    /// moments, when there usually is more about the same peers, goes together.
+    /// Relays new records of peers to neighbours that do not have them. The first news is relayed immediately, news
+    /// within the next [`RELAY_INTERVAL`] together.
     pub(crate) fn relay_news(&mut self, now: Now) {
-        let mut news = std::mem::take(&mut self.news);
+        let mut news = std::mem::take(&mut self.pending_news);
         if self.timers.announce.is_some() {
-            // The news may be about a new neighbour: who hears of it must hear of the link to it as well, or takes it for
-            // unreachable.
+            // The news may be about a new neighbour. Without our connection to it, receivers would find it unreachable.
             news.entry(self.config.name).or_default();
         }
         self.timers.relay = None;
-        self.timers.relay_free = now.mono + RELAY_PAUSE;
+        self.timers.next_relay = now.mono + RELAY_INTERVAL;
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
-        // As in the original, the only source of all news does not count among the neighbours.
+        // As in 2.8.1, the only source of all news is not one of the random neighbours.
         let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
-            let names = news.iter().filter(|(_, told_by)| !told_by.contains(&hop)).map(|(name, _)| *name);
+            let names = news.iter().filter(|(_, known_by)| !known_by.contains(&hop)).map(|(name, _)| *name);
             self.push_news(hop, names.collect(), now);
         }
     }
 
-    /// Our own record has changed, or we have new neighbours (docs/spec/mesh.md 8.5).
+    /// Gossips our record and those of new neighbours (docs/spec/mesh.md 8.5).
     pub(crate) fn announce(&mut self, now: Now) {
-        let mut names = std::mem::take(&mut self.announced);
+        let mut names = std::mem::take(&mut self.to_announce);
         names.insert(self.config.name);
-        // Whoever is new must be among the neighbours.
+        // Routes to new neighbours are needed, so that they can be chosen.
         self.refresh_routes();
         for hop in self.gossip_hops(None) {
-            self.push_topology(hop, Route::Gossip, Names::Some(names.clone()), now);
+            self.push_topology(hop, GossipKind::Neighbour, PeerSelection::Some(names.clone()), now);
         }
     }
 
-    /// The periodic round (docs/spec/mesh.md 7.6).
+    /// Gossips complete state periodically (docs/spec/mesh.md 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
-        self.offer_topology_to_some(now);
+        self.sync_topology_with_some(now);
         for name in channels.names().to_vec() {
             if let Some(state) = channels.state(name, now) {
-                self.gossip_to_some(None, &name.into(), &state, channels, now);
+                self.gossip_to_neighbours(None, &name.into(), &state, channels, now);
             }
         }
     }
 
-    pub(crate) fn offer_topology_to_some(&mut self, now: Now) {
+    pub(crate) fn sync_topology_with_some(&mut self, now: Now) {
         for hop in self.gossip_hops(None) {
             if let Some(&conn) = self.by_peer.get(&hop) {
-                self.offer_topology(conn, now);
+                self.sync_topology(conn, now);
             }
         }
     }
@@ -333,7 +323,7 @@ impl Mesh {
         }
         let hop = hop.ok_or(UnicastError::UnknownDestination(dst))?;
         if from == Some(hop) {
-            return Err(UnicastError::GoesRound(hop));
+            return Err(UnicastError::RoutingLoop(hop));
         }
         let conn = *self.by_peer.get(&hop).ok_or(UnicastError::NoConnection(hop))?;
         if self.send(conn, &tagged(Tag::GossipUnicast, body), now) {
@@ -343,9 +333,9 @@ impl Mesh {
         }
     }
 
-    /// Passes on to a neighbour what another is said to have sent, to all if there is no destination. For tests.
+    /// Sends a neighbour a message with a forged source: a broadcast if there is no destination.
     #[cfg(test)]
-    pub(crate) fn relay_as(
+    pub(crate) fn send_forged(
         &mut self,
         source: PeerName,
         destination: Option<PeerName>,
@@ -357,10 +347,10 @@ impl Mesh {
         self.send(self.by_peer[&hop], &tagged(tag, &envelope.encode()), now);
     }
 
-    /// To whom a broadcast goes on. Not back to the neighbour that it came from: while peers do not agree on the topology, each
-    /// may have the other below itself in the tree of the source, and they would send it to and fro.
+    /// Next hops of a broadcast, except the neighbour that sent it: while two peers have different topologies, each may
+    /// be below the other in its broadcast tree, and the message would loop.
     fn broadcast_hops(&mut self, src: PeerName, from: Option<PeerName>) -> Vec<PeerName> {
-        // Everybody has to see the same tree.
+        // All peers have to use the same tree.
         self.refresh_routes();
         self.routes.broadcast_all(src).iter().copied().filter(|&hop| Some(hop) != from).collect()
     }
@@ -375,13 +365,13 @@ impl Mesh {
         now: Now,
     ) {
         for hop in self.broadcast_hops(src, from) {
-            self.queue_and_pump(hop, Route::Broadcast(src), channel, payload, channels, now);
+            self.queue_and_flush(hop, GossipKind::Broadcast(src), channel, payload, channels, now);
         }
     }
 
     // ---- receiving --------------------------------------------------------------------------------------------
 
-    /// Takes up all messages that are complete.
+    /// Handles all complete messages.
     pub(crate) fn receive(&mut self, conn: ConnectionId, channels: &mut dyn Channels, now: Now) {
         loop {
             let Some(connection) = self.connections.get_mut(&conn) else { return };
@@ -389,10 +379,10 @@ impl Mesh {
             let result = match running.session.next() {
                 Ok(None) => return,
                 Ok(Some(message)) => {
-                    connection.heard(now.mono);
+                    connection.on_message(now.mono);
                     self.handle_message(conn, &message, channels, now)
                 }
-                Err(error) => Err(ConnectionError::Misbehaved(error.to_string())),
+                Err(error) => Err(ConnectionError::ProtocolViolation(error.to_string())),
             };
             if let Err(error) = result {
                 return self.terminate(conn, error, now);
@@ -408,7 +398,7 @@ impl Mesh {
         now: Now,
     ) -> Result<(), ConnectionError> {
         let Some((&tag, body)) = message.split_first() else {
-            self.log(conn, ConnectionEvent::BlankMessage);
+            self.log_event(conn, ConnectionEvent::BlankMessage);
             return Ok(());
         };
         let Some(running) = self.connections.get(&conn).and_then(Connection::running) else { return Ok(()) };
@@ -419,15 +409,17 @@ impl Mesh {
                 self.output(Output::OverlayControl { conn, control });
             }
             Some(Tag::OverlayControl) => {
-                // 2.8.1 would crash here (docs/spec/mesh.md 15.1).
+                // 2.8.1 crashes on such a message (docs/spec/mesh.md 15.1).
                 let [index, tag, body @ ..] = body else {
-                    return Err(ConnectionError::Misbehaved("overlay control message too short".to_owned()));
+                    return Err(ConnectionError::ProtocolViolation(
+                        "overlay control message too short".to_owned(),
+                    ));
                 };
                 let control = OverlayControl { index: Some(*index), tag: *tag, body: body.to_vec() };
                 self.output(Output::OverlayControl { conn, control });
             }
             Some(Tag::Gossip) => {
-                // The envelope names the neighbour as well; this is where it really came from.
+                // The envelope contains the neighbour's name as well, but that may be forged.
                 let from = running.peer;
                 self.handle_gossip(from, &envelope(body, false)?, channels, now)?;
             }
@@ -439,11 +431,11 @@ impl Mesh {
                 let from = running.peer;
                 self.handle_broadcast(from, &envelope(body, false)?, channels, now)?;
             }
-            None if tag == digest::TAG && running.digests => {
+            None if tag == digest::TAG && running.supports_digest => {
                 let peer = running.peer;
                 self.handle_digest(conn, peer, body, now)?;
             }
-            None => self.log(conn, ConnectionEvent::UnknownTag(tag)),
+            None => self.log_event(conn, ConnectionEvent::UnknownTag(tag)),
         }
         Ok(())
     }
@@ -459,7 +451,7 @@ impl Mesh {
         let dst = envelope.destination.unwrap_or(PeerName::UNKNOWN);
         if dst != self.config.name {
             let relayed = match envelope.source {
-                source if source == self.config.name => Err(UnicastError::GoesRound(source)),
+                source if source == self.config.name => Err(UnicastError::RoutingLoop(source)),
                 _ => self.relay_unicast(dst, Some(from), body, now),
             };
             if let Err(error) = relayed {
@@ -490,9 +482,14 @@ impl Mesh {
     ) -> Result<(), ConnectionError> {
         let (channel, source) = (&*envelope.channel, envelope.source);
         if channel == TOPOLOGY {
-            let named = self.merge(envelope.payload, now)?.named;
+            let named = self.merge_update(envelope.payload, now)?.named;
             for hop in self.broadcast_hops(source, Some(from)) {
-                self.push_topology(hop, Route::Broadcast(source), Names::Some(named.clone()), now);
+                self.push_topology(
+                    hop,
+                    GossipKind::Broadcast(source),
+                    PeerSelection::Some(named.clone()),
+                    now,
+                );
             }
         } else if channels.names().contains(&channel) {
             let onward = channels.on_broadcast(channel, source, envelope.payload, now);
@@ -514,37 +511,37 @@ impl Mesh {
     ) -> Result<(), ConnectionError> {
         let channel = &*envelope.channel;
         if channel == TOPOLOGY {
-            let merged = self.merge(envelope.payload, now)?;
+            let merged = self.merge_update(envelope.payload, now)?;
             for name in &merged.same {
-                self.knows_too(*name, source);
+                self.mark_as_known(*name, source);
             }
-            self.ask_for_mentioned(source, &merged.mentioned, now);
+            self.request_mentioned(source, &merged.mentioned, now);
             if !merged.new.is_empty() {
-                self.news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
-                if self.timers.relay_free <= now.mono {
+                self.pending_news.extend(merged.new.into_iter().map(|name| (name, vec![source])));
+                if self.timers.next_relay <= now.mono {
                     self.relay_news(now);
                 } else {
-                    self.timers.relay = Some(self.timers.relay_free);
+                    self.timers.relay = Some(self.timers.next_relay);
                 }
             }
         } else if channels.names().contains(&channel) {
             let delta = channels.on_gossip(channel, envelope.payload, now);
             if let Some(delta) = delta.map_err(ConnectionError::Receiver)? {
-                self.gossip_to_some(Some(source), &channel.into(), &delta, channels, now);
+                self.gossip_to_neighbours(Some(source), &channel.into(), &delta, channels, now);
             }
         } else if let Some(name) = self.surrogate(channel)
-            && self.surrogates.is_news(channel, envelope.payload, self.config.gossip_interval, now.mono)
+            && self.surrogates.is_new(channel, envelope.payload, self.config.gossip_interval, now.mono)
         {
-            self.gossip_to_some(Some(source), &name, envelope.payload, channels, now);
+            self.gossip_to_neighbours(Some(source), &name, envelope.payload, channels, now);
         }
         Ok(())
     }
 
-    fn merge(&mut self, payload: &[u8], now: Now) -> Result<topology::Merged, ConnectionError> {
-        let update = decode_update(payload).map_err(|e| ConnectionError::Misbehaved(e.to_string()))?;
+    fn merge_update(&mut self, payload: &[u8], now: Now) -> Result<topology::MergeResult, ConnectionError> {
+        let update = decode_update(payload).map_err(|e| ConnectionError::ProtocolViolation(e.to_string()))?;
         let merged = self.topology.merge(update.records, &mut self.rng);
         self.schedule_collection(now);
-        self.absorb(now);
+        self.apply_topology_changes(now);
         Ok(merged)
     }
 
@@ -558,7 +555,7 @@ impl Mesh {
 }
 
 fn envelope(body: &[u8], unicast: bool) -> Result<Envelope<'_>, ConnectionError> {
-    Envelope::decode(body, unicast).map_err(|e| ConnectionError::Misbehaved(e.to_string()))
+    Envelope::decode(body, unicast).map_err(|e| ConnectionError::ProtocolViolation(e.to_string()))
 }
 
 fn tagged(tag: Tag, body: &[u8]) -> Vec<u8> {

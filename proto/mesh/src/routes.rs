@@ -6,53 +6,53 @@ use weave_types::PeerName;
 
 use crate::topology::Topology;
 
-/// Whither data and gossip go, computed from one state of the topology (docs/spec/mesh.md 9). All peers must compute the same.
+/// Routes of data and gossip, computed from one state of the topology (docs/spec/mesh.md 9). All peers compute the same
+/// routes from the same topology.
 ///
-/// A snapshot: it does not change, and may be shared with the threads that move packets. Broadcast trees are computed
-/// when they are first asked for.
+/// A snapshot, which can be shared with the threads that forward packets. Broadcast trees are computed at the first use.
 ///
-/// Two graphs: *all* has an edge P to Q if P reports a connection to Q; the *established* one only if both report it
-/// and both have verified the data path.
+/// There are two graphs: *all* has an edge from P to Q if P reports a connection to Q; *established* only if both
+/// report it and have verified the data path.
 #[derive(Debug)]
 pub struct Routes {
-    /// Ascending, so that an index orders like the name it stands for.
+    /// Ascending, so that indices have the order of the names.
     names: Box<[PeerName]>,
     own: u32,
     established: Table,
     all: Table,
-    /// How many destinations each neighbour leads to, over all connections (docs/spec/mesh.md 7.7).
+    /// For each neighbour, the number of destinations behind it in the graph *all* (docs/spec/mesh.md 7.7).
     weights: Box<[(PeerName, u32)]>,
-    /// Neighbours to whom the data path works as we see it, ascending.
+    /// Neighbours to which we have verified the data path, ascending.
     direct: Box<[u32]>,
 }
 
 #[derive(Debug)]
 struct Table {
     edges: Edges,
-    /// By destination: the neighbour to send to, [`HERE`] or [`NOWHERE`].
+    /// The next hop by destination, or [`START`] or [`UNREACHABLE`].
     unicast: Box<[u32]>,
-    /// By source.
+    /// The next hops of broadcasts by source.
     broadcast: Box<[OnceLock<Box<[PeerName]>>]>,
 }
 
-/// Adjacency lists end to end: the neighbours of `i` are `targets[starts[i]..starts[i + 1]]`, ascending.
+/// Adjacency lists in one array: the neighbours of `i` are `targets[starts[i]..starts[i + 1]]`, ascending.
 #[derive(Debug, PartialEq, Eq)]
 struct Edges {
     starts: Box<[u32]>,
     targets: Box<[u32]>,
 }
 
-/// Not reached.
-const NOWHERE: u32 = u32::MAX;
-/// The start of a search.
-const HERE: u32 = u32::MAX - 1;
+/// The search did not reach this node.
+const UNREACHABLE: u32 = u32::MAX;
+/// This node is the start of the search.
+const START: u32 = u32::MAX - 1;
 
 impl Routes {
     pub(crate) fn compute(topology: &Topology) -> Routes {
         Routes::from_graph(Graph::of(topology))
     }
 
-    /// Like `compute`, but `None` if nothing that routes depend on has changed since `self`.
+    /// Like `compute`, but returns `None` if the routes would not change.
     pub(crate) fn recompute(&self, topology: &Topology) -> Option<Routes> {
         let graph = Graph::of(topology);
         let same = graph.own == self.own
@@ -71,75 +71,76 @@ impl Routes {
         Routes { names, own, established, all, weights, direct }
     }
 
-    /// Next hop for data to `dst`; `None` if there is no way, and for ourself.
+    /// Next hop for data to `dst`; `None` if it is unreachable, and for this peer.
     pub fn unicast(&self, dst: PeerName) -> Option<PeerName> {
-        self.hop(&self.established, dst)
+        self.next_hop(&self.established, dst)
     }
 
-    /// Like [`Routes::unicast`], but data for a neighbour goes straight to it from the moment at which our connection to it
-    /// is established. By the table it would wait for the neighbour's own word, which 2.8.1 gives a second later. What the
-    /// neighbour gets is at its destination, so that no loop can come of it; broadcasts, for which all peers have to agree,
-    /// do wait.
+    /// Like [`Routes::unicast`], but data for a neighbour is sent to it as soon as our end of the connection is
+    /// established. The table requires that the neighbour reports this as well, which 2.8.1 does a second later. Such
+    /// data has reached its destination, so there cannot be a loop. Broadcasts follow the table, since all peers must
+    /// use the same tree.
     pub fn unicast_or_direct(&self, dst: PeerName) -> Option<PeerName> {
         let direct = || self.direct.binary_search(&self.index(dst)?).ok().map(|_| dst);
         self.unicast(dst).or_else(direct)
     }
 
-    /// Next hop for gossip to `dst`; `None` if there is no way, and for ourself.
+    /// Next hop for gossip to `dst`; `None` if it is unreachable, and for this peer.
     pub fn unicast_all(&self, dst: PeerName) -> Option<PeerName> {
-        self.hop(&self.all, dst)
+        self.next_hop(&self.all, dst)
     }
 
-    /// The neighbours to which data goes on that `src` sent to everybody.
+    /// Next hops of broadcast data from `src`.
     pub fn broadcast(&self, src: PeerName) -> &[PeerName] {
-        self.tree(&self.established, src)
+        self.broadcast_hops(&self.established, src)
     }
 
-    /// The neighbours to which gossip goes on that `src` sent to everybody.
+    /// Next hops of broadcast gossip from `src`.
     pub fn broadcast_all(&self, src: PeerName) -> &[PeerName] {
-        self.tree(&self.all, src)
+        self.broadcast_hops(&self.all, src)
     }
 
-    /// Whether the topology has the peer, reachable or not.
+    /// Whether the topology contains the peer, reachable or not.
     pub fn knows(&self, peer: PeerName) -> bool {
         self.index(peer).is_some()
     }
 
-    /// Ourself.
+    /// Name of this peer.
     pub fn own(&self) -> PeerName {
         self.names[self.own as usize]
     }
 
-    /// Every destination that data can reach with its next hop, ascending; our own has [`PeerName::UNKNOWN`].
+    /// Every destination that data can reach, ascending, with its next hop, which is [`PeerName::UNKNOWN`] for this peer.
     pub fn unicast_table(&self) -> impl Iterator<Item = (PeerName, PeerName)> + '_ {
         self.table(&self.established)
     }
 
-    /// Every destination that gossip can reach with its next hop, ascending; our own has [`PeerName::UNKNOWN`].
+    /// Every destination that gossip can reach, ascending, with its next hop, which is [`PeerName::UNKNOWN`] for this
+    /// peer.
     pub fn unicast_all_table(&self) -> impl Iterator<Item = (PeerName, PeerName)> + '_ {
         self.table(&self.all)
     }
 
-    /// The data broadcast trees that were asked for so far, ascending by source.
+    /// The next hops of broadcast data computed so far, ascending by source.
     pub fn broadcast_table(&self) -> impl Iterator<Item = (PeerName, &[PeerName])> + '_ {
         let cached = self.names.iter().zip(&self.established.broadcast);
         cached.filter_map(|(&name, tree)| Some((name, &**tree.get()?)))
     }
 
-    /// For how many destinations each neighbour is the next hop of gossip, ascending by name. Destinations behind
-    /// `except` do not count.
+    /// For each neighbour but `except`, the number of destinations for which it is the next hop of gossip, ascending by
+    /// name.
     pub fn neighbour_weights(&self, except: Option<PeerName>) -> impl Iterator<Item = (PeerName, u32)> + '_ {
         self.weights.iter().copied().filter(move |(name, _)| Some(*name) != except)
     }
 
-    /// How many neighbours a gossip goes to (docs/spec/mesh.md 7.7).
+    /// Number of neighbours to which gossip is sent (docs/spec/mesh.md 7.7).
     pub fn gossip_neighbours(&self, except: Option<PeerName>) -> usize {
-        let reached = self.all.unicast.iter().filter(|&&hop| hop != NOWHERE).count();
+        let reached = self.all.unicast.iter().filter(|&&hop| hop != UNREACHABLE).count();
         let logarithmic = (2.0 * (reached as f64).log2()) as usize;
         logarithmic.min(self.neighbour_weights(except).count())
     }
 
-    /// Draws that many distinct neighbours, each time with a chance proportional to its weight among the remaining.
+    /// Chooses this number of distinct neighbours at random, with probabilities proportional to their weights.
     pub(crate) fn random_neighbours(&self, except: Option<PeerName>, rng: &mut impl Rng) -> Vec<PeerName> {
         let mut left: Vec<(PeerName, u32)> = self.neighbour_weights(except).collect();
         let mut total: u32 = left.iter().map(|(_, w)| w).sum();
@@ -163,32 +164,32 @@ impl Routes {
         self.names.binary_search(&peer).ok().map(|i| i as u32)
     }
 
-    fn hop(&self, table: &Table, dst: PeerName) -> Option<PeerName> {
+    fn next_hop(&self, table: &Table, dst: PeerName) -> Option<PeerName> {
         let hop = table.unicast[self.index(dst)? as usize];
         self.names.get(hop as usize).copied()
     }
 
     fn table<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = (PeerName, PeerName)> + 'a {
-        let entries = self.names.iter().zip(&table.unicast).filter(|&(_, &hop)| hop != NOWHERE);
+        let entries = self.names.iter().zip(&table.unicast).filter(|&(_, &hop)| hop != UNREACHABLE);
         entries.map(|(&dst, &hop)| (dst, self.names.get(hop as usize).copied().unwrap_or(PeerName::UNKNOWN)))
     }
 
-    fn tree<'a>(&'a self, table: &'a Table, src: PeerName) -> &'a [PeerName] {
+    fn broadcast_hops<'a>(&'a self, table: &'a Table, src: PeerName) -> &'a [PeerName] {
         let Some(index) = self.index(src) else { return &[] };
         table.broadcast[index as usize].get_or_init(|| {
-            let (hit, found) = table.edges.search(index, self.own);
-            if !hit {
+            let (reached, found) = table.edges.search(index, self.own);
+            if !reached {
                 return Box::default();
             }
             let own = table.edges.of(self.own).iter();
-            own.filter(|&&n| found[n as usize] == NOWHERE).map(|&n| self.names[n as usize]).collect()
+            own.filter(|&&n| found[n as usize] == UNREACHABLE).map(|&n| self.names[n as usize]).collect()
         })
     }
 }
 
 impl Table {
     fn new(edges: Edges, own: u32) -> Table {
-        let (_, unicast) = edges.search(own, NOWHERE);
+        let (_, unicast) = edges.search(own, UNREACHABLE);
         let broadcast = unicast.iter().map(|_| OnceLock::new()).collect();
         Table { edges, unicast: unicast.into(), broadcast }
     }
@@ -200,11 +201,11 @@ impl Edges {
         &self.targets[self.starts[node] as usize..self.starts[node + 1] as usize]
     }
 
-    /// Breadth first, each frontier in ascending order, until `stop` is taken up (docs/spec/mesh.md 9.1). Returns whether it
-    /// was, and for each node the first hop from `start`.
+    /// Searches breadth first, each frontier in ascending order, until it visits `stop` (docs/spec/mesh.md 9.1).
+    /// Returns whether it did, and for each node the first hop from `start`.
     fn search(&self, start: u32, stop: u32) -> (bool, Vec<u32>) {
-        let mut found = vec![NOWHERE; self.starts.len() - 1];
-        found[start as usize] = HERE;
+        let mut found = vec![UNREACHABLE; self.starts.len() - 1];
+        found[start as usize] = START;
         let mut frontier = vec![start];
         let mut next = Vec::new();
         while !frontier.is_empty() {
@@ -214,7 +215,7 @@ impl Edges {
                     return (true, found);
                 }
                 for &to in self.of(node) {
-                    if found[to as usize] == NOWHERE {
+                    if found[to as usize] == UNREACHABLE {
                         found[to as usize] = if node == start { to } else { found[node as usize] };
                         next.push(to);
                     }
@@ -252,16 +253,16 @@ impl Graph {
             names.iter().enumerate().map(|(i, &name)| (name, i as u32)).collect();
         let own = indices[&topology.own()];
 
-        // Links are ascending by name, hence the targets of each node by index.
+        // Connections are ascending by name, so the targets of each node are ascending by index.
         let mut starts = Vec::with_capacity(names.len() + 1);
         let mut targets: Vec<u32> = Vec::new();
         let mut flags: Vec<bool> = Vec::new();
         starts.push(0);
         for (_, peer) in topology.peers() {
-            for link in &peer.links {
-                if let Some(&to) = indices.get(&link.peer) {
+            for connection in &peer.connections {
+                if let Some(&to) = indices.get(&connection.peer) {
                     targets.push(to);
-                    flags.push(link.established);
+                    flags.push(connection.established);
                 }
             }
             starts.push(targets.len() as u32);

@@ -3,37 +3,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::{Rng, RngExt};
 use weave_types::{PeerName, ShortId};
 
-/// Who may be called by which short id (docs/spec/mesh.md 2.6).
+/// The owners of short ids (docs/spec/mesh.md 2.6).
 ///
-/// The claimant with the lowest name owns an id, so all peers agree without talking. An id whose owner changes, or that
-/// is taken up again after it was free, must be *invalidated* where it was cached.
+/// The claimant with the lowest name owns an id, so that all peers decide the same. If the owner of an id changes, or
+/// an id is claimed that was used and free, caches of owners must be *invalidated*.
 #[derive(Debug, Default)]
 pub(crate) struct ShortIds {
     slots: BTreeMap<ShortId, Slot>,
     invalidated: bool,
 }
 
-/// All claimants; the first one owns the id. An empty slot means "was used before".
+/// The claimants of an id, of which the first is the owner. An empty slot belongs to an id that was used before.
 #[derive(Debug, Default)]
 struct Slot {
     claimants: BTreeSet<PeerName>,
 }
 
-/// How often [`ShortIds::pick_free`] guesses before it looks at everything.
+/// Number of random tries of [`ShortIds::pick_free`] before it lists all free ids.
 const GUESSES: usize = 10;
 
 impl ShortIds {
-    /// The owner of an id.
     pub(crate) fn owner(&self, id: ShortId) -> Option<PeerName> {
         self.slots.get(&id)?.claimants.first().copied()
     }
 
-    /// Every id that is in use, ascending, with its owner.
+    /// Every id in use, ascending, with its owner.
     pub(crate) fn owners(&self) -> impl Iterator<Item = (ShortId, PeerName)> + '_ {
         self.slots.iter().filter_map(|(&id, slot)| Some((id, *slot.claimants.first()?)))
     }
 
-    /// Enters a claim. Returns the former owner if the claim has displaced it.
+    /// Adds a claim. Returns the previous owner if it is no longer the owner.
     pub(crate) fn claim(&mut self, id: ShortId, peer: PeerName) -> Option<PeerName> {
         let used_before = self.slots.contains_key(&id);
         let slot = self.slots.entry(id).or_default();
@@ -44,7 +43,7 @@ impl ShortIds {
         before.filter(|_| before != after)
     }
 
-    /// Takes a claim back.
+    /// Removes a claim.
     pub(crate) fn release(&mut self, id: ShortId, peer: PeerName) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let owned = slot.claimants.first() == Some(&peer);
@@ -52,12 +51,12 @@ impl ShortIds {
         self.invalidated |= owned && !slot.claimants.is_empty();
     }
 
-    /// Whether an id changed hands since the last call.
+    /// Whether caches have become invalid since the last call.
     pub(crate) fn take_invalidated(&mut self) -> bool {
         std::mem::take(&mut self.invalidated)
     }
 
-    /// An id without an owner, uniformly; `None` if all are taken.
+    /// A random id without an owner; `None` if there is none.
     pub(crate) fn pick_free(&self, rng: &mut impl Rng) -> Option<ShortId> {
         for _ in 0..GUESSES {
             let id = random_short_id(rng);
@@ -71,9 +70,8 @@ impl ShortIds {
     }
 }
 
-/// Any of the 4096.
 pub(crate) fn random_short_id(rng: &mut impl Rng) -> ShortId {
-    ShortId::new(rng.random_range(0..ShortId::COUNT)).expect("below COUNT")
+    ShortId::new(rng.random_range(0..ShortId::COUNT)).expect("the random number is below COUNT")
 }
 
 #[cfg(test)]
@@ -92,28 +90,28 @@ mod tests {
     }
 
     #[test]
-    fn lowest_name_owns_and_changes_invalidate() {
+    fn lowest_name_is_owner_and_changes_of_owner_invalidate() {
         let mut ids = ShortIds::default();
         assert_eq!(ids.claim(id(7), name(5)), None);
         assert!(!ids.take_invalidated(), "never used before");
         assert_eq!(ids.claim(id(7), name(9)), None);
-        assert!(!ids.take_invalidated(), "joined the others");
+        assert!(!ids.take_invalidated(), "the owner stays");
         assert_eq!(ids.claim(id(7), name(2)), Some(name(5)));
-        assert!(ids.take_invalidated(), "a lower name took it");
+        assert!(ids.take_invalidated(), "a lower name becomes the owner");
         ids.release(id(7), name(9));
-        assert!(!ids.take_invalidated(), "one of the others left");
+        assert!(!ids.take_invalidated(), "the owner stays");
         ids.release(id(7), name(2));
         assert_eq!(ids.owner(id(7)), Some(name(5)));
-        assert!(ids.take_invalidated(), "the next one took over");
+        assert!(ids.take_invalidated(), "the next lowest name becomes the owner");
         ids.release(id(7), name(5));
-        assert!(!ids.take_invalidated(), "the last one left");
+        assert!(!ids.take_invalidated(), "no new owner");
         assert_eq!(ids.owner(id(7)), None);
         assert_eq!(ids.claim(id(7), name(5)), None);
-        assert!(ids.take_invalidated(), "free now, but used before");
+        assert!(ids.take_invalidated(), "the id was used before");
     }
 
     #[test]
-    fn picks_the_last_free_one_and_none_if_full() {
+    fn the_last_free_id_is_found() {
         let mut rng = ChaCha12Rng::seed_from_u64(1);
         let mut ids = ShortIds::default();
         for n in (0..ShortId::COUNT).filter(|&n| n != 1234) {

@@ -10,36 +10,36 @@ use crate::handshake::{MAX_PROTOCOL, MIN_PROTOCOL};
 use crate::mesh::Mesh;
 use crate::peers::PeerLabel;
 
-/// All that the mesh can say about itself (docs/spec/mesh.md 13).
+/// The status of the mesh (docs/spec/mesh.md 13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Lowest protocol version that is spoken.
+    /// Lowest protocol version that is accepted.
     pub protocol_min: u8,
-    /// Highest protocol version that is spoken.
+    /// Highest protocol version that is accepted.
     pub protocol_max: u8,
-    /// There is a password.
+    /// Whether a password is set.
     pub encryption: bool,
-    /// Peers that others tell of are dialled.
+    /// Whether peers that are learnt from the topology are dialled.
     pub discovery: bool,
-    /// Ourself.
+    /// Name and nickname of this peer.
     pub own: PeerLabel,
-    /// Our TCP port.
+    /// Listening TCP port.
     pub port: u16,
     /// All known peers, ascending by name.
     pub peers: Vec<PeerStatus>,
-    /// Destination and next hop of data, ascending; our own has [`PeerName::UNKNOWN`].
+    /// Destinations and next hops of data, ascending; the next hop to this peer is [`PeerName::UNKNOWN`].
     pub unicast_routes: Vec<(PeerName, PeerName)>,
-    /// Source and next hops of broadcast data, as far as asked for.
+    /// Sources and next hops of broadcast data, as far as they have been computed.
     pub broadcast_routes: Vec<(PeerName, Vec<PeerName>)>,
-    /// Our connections, in the order in which they began.
+    /// Our connections, oldest first.
     pub connections: Vec<ConnectionStatus>,
-    /// All targets. A connections list shows those that are waiting or attempting, after the connections.
+    /// All targets. Lists of connections show the waiting and attempting ones after the connections.
     pub targets: Vec<TargetLine>,
-    /// Connections that have ended, except to ourself.
+    /// Number of connections that have ended, except those to this peer itself.
     pub terminations: u64,
-    /// The direct peers as they were given.
+    /// Direct peers as the user gave them.
     pub direct_peers: Vec<String>,
-    /// Networks that need no encryption.
+    /// Networks to which data is not encrypted.
     pub trusted_subnets: Vec<weave_types::Cidr>,
 }
 
@@ -48,47 +48,47 @@ pub struct Status {
 pub struct PeerStatus {
     /// Name and nickname.
     pub label: PeerLabel,
-    /// Incarnation, 0 for a placeholder.
+    /// Identifies the run of the peer's process; 0 for a placeholder.
     pub uid: PeerUid,
-    /// If it has one.
+    /// Short id of the peer, if it has one.
     pub short_id: Option<ShortId>,
-    /// Age of the record.
+    /// Version of the record.
     pub version: u64,
-    /// As the peer reports them.
-    pub connections: Vec<LinkStatus>,
+    /// Connections that the peer reports.
+    pub connections: Vec<PeerConnectionStatus>,
 }
 
 /// A connection that a peer reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinkStatus {
-    /// The peer at the other end.
+pub struct PeerConnectionStatus {
+    /// The remote peer.
     pub label: PeerLabel,
-    /// Its address there.
+    /// Address of the remote end.
     pub address: String,
-    /// Made by the reporting peer.
+    /// Whether the reporting peer dialled.
     pub outbound: bool,
-    /// The data path works.
+    /// Whether the data path is verified.
     pub established: bool,
 }
 
-/// One of our connections. Overlay name and attributes are for the node to add.
+/// One of our connections. The driver adds the name and attributes of the overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionStatus {
-    /// The handle.
+    /// Identifies the connection.
     pub conn: ConnectionId,
-    /// The other end.
+    /// Remote address.
     pub address: SocketAddr,
-    /// We dialled.
+    /// Whether we dialled.
     pub outbound: bool,
-    /// The data path works; else it is pending.
+    /// Whether the data path is verified; otherwise the connection is pending.
     pub established: bool,
-    /// Data is encrypted.
+    /// Whether data is encrypted.
     pub encrypted: bool,
-    /// The protocol version in use.
+    /// Protocol version in use.
     pub protocol: u8,
-    /// The peer at the other end.
+    /// The remote peer.
     pub peer: PeerLabel,
-    /// Bytes that the kernel has not taken yet.
+    /// Bytes that the driver has not written yet.
     pub unwritten: usize,
 }
 
@@ -168,7 +168,7 @@ impl TargetLine {
 }
 
 impl Mesh {
-    /// Everything at once, for people.
+    /// The status at this time.
     pub fn status(&self, now: Now) -> Status {
         let label = |name| self.topology.label(name);
         let peers = self.topology.peers().map(|(name, peer)| PeerStatus {
@@ -177,13 +177,13 @@ impl Mesh {
             short_id: peer.short_id,
             version: peer.version,
             connections: peer
-                .links
+                .connections
                 .iter()
-                .map(|link| LinkStatus {
-                    label: label(link.peer),
-                    address: link.address.to_string(),
-                    outbound: link.outbound,
-                    established: link.established,
+                .map(|connection| PeerConnectionStatus {
+                    label: label(connection.peer),
+                    address: connection.address.to_string(),
+                    outbound: connection.outbound,
+                    established: connection.established,
                 })
                 .collect(),
         });
@@ -225,22 +225,22 @@ impl Mesh {
         })
     }
 
-    /// The direct peers as they were given; if `active`, without those that are never tried again (docs/spec/mesh.md 10.5).
+    /// The direct peers as the user gave them; with `active` only those that are still dialled (docs/spec/mesh.md 10.5).
     pub fn direct_peers(&self, active: bool) -> Vec<String> {
         if active { self.dialer.active_peers() } else { self.dialer.direct_peers() }
     }
 
-    /// The short ids in use and whom they stand for, ascending.
+    /// The short ids in use and their owners, ascending.
     pub fn short_ids(&self) -> impl Iterator<Item = (ShortId, PeerName)> + '_ {
         self.topology.short_ids().owners()
     }
 
-    /// Whom a short id stands for.
+    /// Owner of a short id.
     pub fn short_id_owner(&self, id: ShortId) -> Option<PeerName> {
         self.topology.short_ids().owner(id)
     }
 
-    /// `NAME(NICK)` of a peer; one that is not known has no nickname.
+    /// Name and nickname of a peer; an unknown peer has no nickname.
     pub fn label(&self, name: PeerName) -> PeerLabel {
         self.topology.label(name)
     }

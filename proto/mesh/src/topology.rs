@@ -4,72 +4,73 @@ use std::sync::Arc;
 use rand::Rng;
 use weave_types::{PeerName, PeerUid, ShortId};
 
-use crate::peers::{Address, Link, Peer, PeerLabel};
+use crate::peers::{GossipAddress, Peer, PeerConnection, PeerLabel};
 use crate::short_ids::ShortIds;
 use crate::update::{ConnectionRecord, PeerRecord};
 
-/// All peers that we know of, ourself included, and the rules by which news about them is taken over (docs/spec/mesh.md 8).
+/// The records of all known peers, including our own, and the rules for merging updates (docs/spec/mesh.md 8).
 ///
-/// Each peer counts a *version* of its own record up; whoever hears of a higher one takes it over. What has to happen
-/// because of a change is collected in [`Effects`].
+/// Each peer raises the *version* of its own record at each change; a record with a higher version replaces the known
+/// one. The consequences of changes are collected in [`TopologyChanges`].
 #[derive(Debug)]
 pub(crate) struct Topology {
     own: PeerName,
     peers: BTreeMap<PeerName, Peer>,
     short_ids: ShortIds,
-    /// Links in the records of the others.
-    links: usize,
-    /// All versions that we use are below it; a restart begins there.
-    ceiling: u64,
-    /// How far beyond a version that others force upon us the next ceiling will be.
-    margin: u64,
-    /// Links or references have changed since the last garbage collection.
-    garbage: bool,
-    effects: Effects,
+    /// Number of connections in the records of other peers.
+    connection_count: usize,
+    /// All versions of our record are below this persisted number, at which a restart begins.
+    version_ceiling: u64,
+    /// Distance of the next ceiling from a version that another peer has made us exceed.
+    foreign_version_margin: u64,
+    /// Connections or references have changed since the last garbage collection.
+    collection_due: bool,
+    changes: TopologyChanges,
 }
 
-/// What a change of the topology demands of the others.
+/// The consequences of changes in the topology.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Effects {
-    /// Our versions may rise to just below this: to be persisted before anything else is sent.
-    pub(crate) ceiling: Option<u64>,
-    /// Our new short id: likewise.
+pub(crate) struct TopologyChanges {
+    /// The new version ceiling, to be persisted before any message is sent.
+    pub(crate) version_ceiling: Option<u64>,
+    /// Our new short id, to be persisted before any message is sent.
     pub(crate) short_id: Option<ShortId>,
-    /// Who may be called by which short id has changed.
+    /// Short ids have changed their owners.
     pub(crate) short_ids_invalidated: bool,
-    /// Our record has to be gossiped.
+    /// Our record has changed and has to be gossiped.
     pub(crate) announce: bool,
-    /// Records have changed: routes and targets have to be computed again.
+    /// Records have changed, so routes and targets have to be computed again.
     pub(crate) changed: bool,
-    /// Peers that are gone.
+    /// Peers that were removed.
     pub(crate) removed: Vec<PeerLabel>,
 }
 
-/// What an update brought (docs/spec/mesh.md 8.3 rule 3).
+/// The result of merging an update (docs/spec/mesh.md 8.3 rule 3).
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Merged {
-    /// Those about whom there was news: the delta to pass on from neighbour gossip.
+pub(crate) struct MergeResult {
+    /// Peers whose records are new or newer: the delta of neighbour gossip to relay.
     pub(crate) new: BTreeSet<PeerName>,
-    /// Those about whom the sender knows just as much as we do.
+    /// Peers whose records are the same as ours.
     pub(crate) same: BTreeSet<PeerName>,
-    /// Those who are known as somebody's neighbours only.
+    /// New peers that are only known as neighbours of others.
     pub(crate) mentioned: BTreeSet<PeerName>,
-    /// All whose records came: what to pass on from a broadcast.
+    /// All peers in the update: the records of a broadcast to relay.
     pub(crate) named: BTreeSet<PeerName>,
 }
 
-/// Versions are reserved in blocks of this size, so that the disk is not asked at each of them.
+/// Number of versions that are reserved at once, so that not every version is written to disk.
 const VERSION_BLOCK: u64 = 1024;
-/// Somebody else's idea of our version is outbid below this only. Nobody counts that far, so more is a forgery, and outbidding
-/// that would leave no room to count on. Those who believe it forget it when they lose sight of us.
-const HIGHEST_OUTBID: u64 = 1 << 63;
+/// Our version is raised above one that others report for us only below this number. No peer reaches it by counting, so a
+/// higher one is forged, and exceeding it would use up the numbers. Peers that accepted it drop it when they remove our
+/// record as unreachable.
+const MAX_FOREIGN_VERSION: u64 = 1 << 63;
 
-/// More peers than this are not taken in: memory must not depend on what a peer makes up. The short ids end at 4096.
+/// Maximum number of peers, which limits the memory that forged updates can use. There are 4096 short ids.
 const MAX_PEERS: usize = 65_536;
-/// Nor more links in all, those of a full mesh of 2,000 peers. What is beyond is left out, as if it were not there.
-pub(crate) const MAX_LINKS: usize = 4 << 20;
+/// Maximum number of connections in all records, enough for a full mesh of 2,000 peers. Further ones are left out.
+pub(crate) const MAX_PEER_CONNECTIONS: usize = 4 << 20;
 
-/// What is known of ourself at the start.
+/// The initial content of our own record.
 pub(crate) struct OwnPeer {
     pub(crate) name: PeerName,
     pub(crate) nickname: Arc<str>,
@@ -82,37 +83,35 @@ impl Topology {
     pub(crate) fn new(own: OwnPeer) -> Topology {
         let OwnPeer { name, nickname, uid, version, short_id } = own;
         let peer =
-            Peer { nickname, uid, version, short_id: Some(short_id), links: Vec::new(), references: 1 };
+            Peer { nickname, uid, version, short_id: Some(short_id), connections: Vec::new(), references: 1 };
         let mut short_ids = ShortIds::default();
         short_ids.claim(short_id, name);
-        let effects = Effects { short_id: Some(short_id), ..Effects::default() };
+        let changes = TopologyChanges { short_id: Some(short_id), ..TopologyChanges::default() };
         let peers = BTreeMap::from([(name, peer)]);
         let mut topology = Topology {
             own: name,
             peers,
             short_ids,
-            links: 0,
-            ceiling: version,
-            margin: VERSION_BLOCK,
-            garbage: false,
-            effects,
+            connection_count: 0,
+            version_ceiling: version,
+            foreign_version_margin: VERSION_BLOCK,
+            collection_due: false,
+            changes,
         };
         topology.reserve(version);
         topology
     }
 
-    /// Our name.
     pub(crate) fn own(&self) -> PeerName {
         self.own
     }
 
-    /// Our record.
     pub(crate) fn own_peer(&self) -> &Peer {
-        self.peers.get(&self.own).expect("we are never collected")
+        self.peers.get(&self.own).expect("our own record is never removed")
     }
 
     fn own_peer_mut(&mut self) -> &mut Peer {
-        self.peers.get_mut(&self.own).expect("we are never collected")
+        self.peers.get_mut(&self.own).expect("our own record is never removed")
     }
 
     /// All peers, ascending by name.
@@ -124,7 +123,7 @@ impl Topology {
         self.peers.get(&name)
     }
 
-    /// `NAME(NICK)`; an unknown peer has no nickname.
+    /// Name and nickname of a peer; an unknown peer has no nickname.
     pub(crate) fn label(&self, name: PeerName) -> PeerLabel {
         let nickname = self.peers.get(&name).map_or_else(|| Arc::from(""), |p| p.nickname.clone());
         PeerLabel { name, nickname }
@@ -134,23 +133,23 @@ impl Topology {
         &self.short_ids
     }
 
-    /// What has to be done because of the calls since the last time.
-    pub(crate) fn take_effects(&mut self) -> Effects {
-        self.effects.short_ids_invalidated |= self.short_ids.take_invalidated();
-        std::mem::take(&mut self.effects)
+    /// The consequences of all changes since the last call.
+    pub(crate) fn take_changes(&mut self) -> TopologyChanges {
+        self.changes.short_ids_invalidated |= self.short_ids.take_invalidated();
+        std::mem::take(&mut self.changes)
     }
 
-    // ---- connections of our own -------------------------------------------------------------------------------
+    // ---- our own connections ----------------------------------------------------------------------------------
 
-    /// A connection has learnt who is at its other end: makes the peer known and keeps it (docs/spec/mesh.md 4.8 step 3). What
-    /// the handshake said is only for a peer that is not known yet.
-    pub(crate) fn refer(
+    /// Adds a reference to the peer of an authenticated connection, which keeps its record (docs/spec/mesh.md 4.8 step
+    /// 3). An unknown peer is added with the properties from the handshake.
+    pub(crate) fn acquire_peer(
         &mut self,
         name: PeerName,
-        said: impl FnOnce() -> (Arc<str>, PeerUid, Option<ShortId>),
+        from_handshake: impl FnOnce() -> (Arc<str>, PeerUid, Option<ShortId>),
     ) {
         if !self.peers.contains_key(&name) {
-            let (nickname, uid, short_id) = said();
+            let (nickname, uid, short_id) = from_handshake();
             self.insert(name, Peer { nickname, uid, short_id, ..Peer::placeholder() });
         }
         if let Some(peer) = self.peers.get_mut(&name) {
@@ -158,46 +157,46 @@ impl Topology {
         }
     }
 
-    /// The connection is gone.
-    pub(crate) fn release(&mut self, name: PeerName) {
+    /// Removes the reference of a connection that has ended.
+    pub(crate) fn release_peer(&mut self, name: PeerName) {
         if let Some(peer) = self.peers.get_mut(&name) {
             peer.references = peer.references.saturating_sub(1);
-            self.garbage = true;
+            self.collection_due = true;
         }
     }
 
-    /// Enters a connection of ours (docs/spec/mesh.md 4.8 step 6).
-    pub(crate) fn connect(&mut self, link: Link) {
-        let links = &mut self.own_peer_mut().links;
-        match links.binary_search_by_key(&link.peer, |l| l.peer) {
-            Ok(at) => links[at] = link,
-            Err(at) => links.insert(at, link),
+    /// Adds or replaces one of our connections (docs/spec/mesh.md 4.8 step 6).
+    pub(crate) fn connect(&mut self, connection: PeerConnection) {
+        let connections = &mut self.own_peer_mut().connections;
+        match connections.binary_search_by_key(&connection.peer, |c| c.peer) {
+            Ok(at) => connections[at] = connection,
+            Err(at) => connections.insert(at, connection),
         }
         self.raise_version();
-        self.effects.announce = true;
-        self.effects.changed = true;
+        self.changes.announce = true;
+        self.changes.changed = true;
     }
 
-    /// Strikes a connection of ours out; garbage collection is due.
+    /// Removes one of our connections.
     pub(crate) fn disconnect(&mut self, peer: PeerName) {
-        let links = &mut self.own_peer_mut().links;
-        if let Ok(at) = links.binary_search_by_key(&peer, |l| l.peer) {
-            links.remove(at);
-            self.garbage = true;
+        let connections = &mut self.own_peer_mut().connections;
+        if let Ok(at) = connections.binary_search_by_key(&peer, |c| c.peer) {
+            connections.remove(at);
+            self.collection_due = true;
             self.raise_version();
-            self.effects.announce = true;
-            self.effects.changed = true;
+            self.changes.announce = true;
+            self.changes.changed = true;
         }
     }
 
-    /// The data path to `peer` works.
+    /// Marks our connection to `peer` as established.
     pub(crate) fn establish(&mut self, peer: PeerName) {
-        let links = &mut self.own_peer_mut().links;
-        if let Ok(at) = links.binary_search_by_key(&peer, |l| l.peer) {
-            links[at].established = true;
+        let connections = &mut self.own_peer_mut().connections;
+        if let Ok(at) = connections.binary_search_by_key(&peer, |c| c.peer) {
+            connections[at].established = true;
             self.raise_version();
-            self.effects.announce = true;
-            self.effects.changed = true;
+            self.changes.announce = true;
+            self.changes.changed = true;
         }
     }
 
@@ -219,25 +218,25 @@ impl Topology {
     }
 
     fn reserve_beyond(&mut self, version: u64, margin: u64) {
-        if version >= self.ceiling {
-            self.ceiling = version.saturating_add(margin);
-            self.effects.ceiling = Some(self.ceiling);
+        if version >= self.version_ceiling {
+            self.version_ceiling = version.saturating_add(margin);
+            self.changes.version_ceiling = Some(self.version_ceiling);
         }
     }
 
-    // ---- news -------------------------------------------------------------------------------------------------
+    // ---- updates ----------------------------------------------------------------------------------------------
 
-    /// Takes over what is news in an update (docs/spec/mesh.md 8.3).
-    pub(crate) fn merge(&mut self, update: Vec<PeerRecord>, rng: &mut impl Rng) -> Merged {
-        let mut merged = Merged::default();
-        // All peers of the update come first, so that none of them is taken for a mere neighbour.
+    /// Merges an update (docs/spec/mesh.md 8.3).
+    pub(crate) fn merge(&mut self, update: Vec<PeerRecord>, rng: &mut impl Rng) -> MergeResult {
+        let mut merged = MergeResult::default();
+        // All peers of the update are added first, so that none of them becomes a placeholder.
         for record in &update {
             merged.named.insert(record.name);
             if !self.peers.contains_key(&record.name) && self.peers.len() < MAX_PEERS {
                 let PeerRecord { name, nickname, uid, version, short_id, .. } = record;
-                let (nickname, links) = (nickname.as_str().into(), Vec::new());
+                let (nickname, connections) = (nickname.as_str().into(), Vec::new());
                 let (uid, version, short_id) = (*uid, *version, *short_id);
-                self.insert(*name, Peer { nickname, uid, version, short_id, links, references: 0 });
+                self.insert(*name, Peer { nickname, uid, version, short_id, connections, references: 0 });
                 merged.new.insert(*name);
             }
         }
@@ -246,38 +245,39 @@ impl Topology {
             if record.name == self.own {
                 self.merge_own(&record);
             } else if merged.new.contains(&record.name) && linked.insert(record.name) {
-                self.take_links(record.name, record.connections, &mut merged);
+                self.replace_connections(record.name, record.connections, &mut merged);
             } else if let Some(known) = self.peers.get(&record.name) {
-                if improves(&record, known) {
+                if is_newer(&record, known) {
                     merged.new.insert(record.name);
                     linked.insert(record.name);
-                    self.take_record(record, &mut merged);
-                } else if (record.version, record.uid) == (known.version, known.uid) {
+                    self.replace_record(record, &mut merged);
+                } else if record.record_version() == known.record_version() {
                     merged.same.insert(record.name);
                 }
             }
         }
         if !merged.new.is_empty() {
-            self.garbage = true;
-            self.effects.changed = true;
+            self.collection_due = true;
+            self.changes.changed = true;
         }
-        self.keep_short_id(rng);
+        self.ensure_own_short_id(rng);
         merged
     }
 
-    /// Somebody remembers an earlier incarnation of ours (or a host with our name): what we say must be newer.
+    /// If other peers have a record of an earlier run of ours, or of another host with our name, our record must become
+    /// newer.
     fn merge_own(&mut self, record: &PeerRecord) {
         let own = self.own_peer();
-        if record.uid != own.uid && record.version >= own.version && record.version < HIGHEST_OUTBID {
+        if record.uid != own.uid && record.version >= own.version && record.version < MAX_FOREIGN_VERSION {
             let beyond = record.version + 1;
-            // The disk is written to each time that the ceiling is reached. With a margin that doubles then, whoever sends
-            // ever higher versions makes that happen a few dozen times, not once for each message.
-            if beyond >= self.ceiling {
-                self.margin = self.margin.saturating_mul(2);
-                self.reserve_beyond(beyond, self.margin);
+            // The ceiling is written to disk when it is reached. The margin doubles each time, so that forged versions
+            // cause a few dozen writes at most, not one per message.
+            if beyond >= self.version_ceiling {
+                self.foreign_version_margin = self.foreign_version_margin.saturating_mul(2);
+                self.reserve_beyond(beyond, self.foreign_version_margin);
             }
             self.set_version(beyond);
-            self.effects.announce = true;
+            self.changes.announce = true;
         }
     }
 
@@ -286,11 +286,11 @@ impl Topology {
             self.short_ids.claim(id, name);
         }
         self.peers.insert(name, peer);
-        self.garbage = true;
-        self.effects.changed = true;
+        self.collection_due = true;
+        self.changes.changed = true;
     }
 
-    fn take_record(&mut self, record: PeerRecord, merged: &mut Merged) {
+    fn replace_record(&mut self, record: PeerRecord, merged: &mut MergeResult) {
         let Some(peer) = self.peers.get_mut(&record.name) else { return };
         peer.uid = record.uid;
         peer.version = record.version;
@@ -306,30 +306,35 @@ impl Topology {
                 self.short_ids.claim(id, record.name);
             }
         }
-        self.take_links(record.name, record.connections, merged);
+        self.replace_connections(record.name, record.connections, merged);
     }
 
-    fn take_links(&mut self, name: PeerName, connections: Vec<ConnectionRecord>, merged: &mut Merged) {
-        let mut links: Vec<Link> = connections.into_iter().map(link).collect();
-        links.sort_by_key(|l| l.peer);
-        links.dedup_by_key(|l| l.peer);
-        let before = self.peers.get(&name).map_or(0, |peer| peer.links.len());
-        links.truncate(MAX_LINKS - (self.links - before));
-        links.shrink_to_fit();
-        for to in links.iter().map(|l| l.peer) {
+    fn replace_connections(
+        &mut self,
+        name: PeerName,
+        connections: Vec<ConnectionRecord>,
+        merged: &mut MergeResult,
+    ) {
+        let mut connections: Vec<PeerConnection> = connections.into_iter().map(peer_connection).collect();
+        connections.sort_by_key(|c| c.peer);
+        connections.dedup_by_key(|c| c.peer);
+        let before = self.peers.get(&name).map_or(0, |peer| peer.connections.len());
+        connections.truncate(MAX_PEER_CONNECTIONS - (self.connection_count - before));
+        connections.shrink_to_fit();
+        for to in connections.iter().map(|c| c.peer) {
             if !self.peers.contains_key(&to) && self.peers.len() < MAX_PEERS {
                 self.insert(to, Peer::placeholder());
                 merged.mentioned.insert(to);
             }
         }
         if let Some(peer) = self.peers.get_mut(&name) {
-            self.links = self.links - before + links.len();
-            peer.links = links;
+            self.connection_count = self.connection_count - before + connections.len();
+            peer.connections = connections;
         }
     }
 
-    /// If a lower name has our short id, another one is chosen.
-    fn keep_short_id(&mut self, rng: &mut impl Rng) {
+    /// Chooses another short id if a peer with a lower name has ours.
+    fn ensure_own_short_id(&mut self, rng: &mut impl Rng) {
         let Some(id) = self.own_peer().short_id else { return };
         if self.short_ids.owner(id) == Some(self.own) {
             return;
@@ -338,21 +343,21 @@ impl Topology {
         self.short_ids.release(id, self.own);
         self.short_ids.claim(free, self.own);
         self.own_peer_mut().short_id = Some(free);
-        self.effects.short_id = Some(free);
+        self.changes.short_id = Some(free);
         self.raise_version();
-        self.effects.announce = true;
+        self.changes.announce = true;
     }
 
-    // ---- garbage ----------------------------------------------------------------------------------------------
+    // ---- garbage collection and reachability ------------------------------------------------------------------
 
-    /// Whether [`Topology::collect`] could find anything.
-    pub(crate) fn has_garbage(&self) -> bool {
-        self.garbage
+    /// Whether [`Topology::collect_garbage`] may find something to remove.
+    pub(crate) fn collection_due(&self) -> bool {
+        self.collection_due
     }
 
-    /// Forgets the peers that nobody leads to and nothing refers to (docs/spec/mesh.md 8.6).
-    pub(crate) fn collect(&mut self, rng: &mut impl Rng) {
-        if !std::mem::take(&mut self.garbage) {
+    /// Removes the peers that are unreachable and not referenced (docs/spec/mesh.md 8.6).
+    pub(crate) fn collect_garbage(&mut self, rng: &mut impl Rng) {
+        if !std::mem::take(&mut self.collection_due) {
             return;
         }
         let reached = self.reachable();
@@ -363,27 +368,27 @@ impl Topology {
         let mut any = false;
         for (name, peer) in gone {
             any = true;
-            self.links -= peer.links.len();
+            self.connection_count -= peer.connections.len();
             if let Some(id) = peer.short_id {
                 self.short_ids.release(id, name);
             }
-            self.effects.removed.push(PeerLabel { name, nickname: peer.nickname });
+            self.changes.removed.push(PeerLabel { name, nickname: peer.nickname });
         }
         if any {
-            self.effects.changed = true;
-            self.keep_short_id(rng);
+            self.changes.changed = true;
+            self.ensure_own_short_id(rng);
         }
     }
 
-    /// Whether links lead from us to the peer.
+    /// Whether a path of reported connections leads from us to the peer.
     pub(crate) fn is_reachable(&self, peer: PeerName) -> bool {
         self.reachable().contains(&peer)
     }
 
-    /// Those neighbours of ours that we would still reach without the link to them, by way of another neighbour.
+    /// Our neighbours that would be reachable through another neighbour without our connection to them.
     pub(crate) fn redundant_neighbours(&self) -> Vec<PeerName> {
-        // Two neighbours can do for each other if they are in the same component of the graph without ourself.
-        let neighbours: Vec<PeerName> = self.own_peer().links.iter().map(|l| l.peer).collect();
+        // Two neighbours can replace each other if they are in one component of the graph without this peer.
+        let neighbours: Vec<PeerName> = self.own_peer().connections.iter().map(|c| c.peer).collect();
         let mut component: HashMap<PeerName, usize> = HashMap::new();
         let mut sizes = vec![0; neighbours.len()];
         for (number, &start) in neighbours.iter().enumerate() {
@@ -395,7 +400,7 @@ impl Topology {
             component.insert(start, number);
             let mut open = vec![start];
             while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
-                for to in peer.links.iter().map(|l| l.peer).filter(|&to| to != self.own) {
+                for to in peer.connections.iter().map(|c| c.peer).filter(|&to| to != self.own) {
                     if self.peers.contains_key(&to) && !component.contains_key(&to) {
                         component.insert(to, number);
                         open.push(to);
@@ -410,11 +415,11 @@ impl Topology {
         let mut reached = HashSet::from([self.own]);
         let mut open = vec![self.own];
         while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
-            // A well-connected mesh has seen everybody after a few peers.
+            // In a well-connected mesh all peers are reached after a few steps.
             if reached.len() == self.peers.len() {
                 break;
             }
-            for to in peer.links.iter().map(|l| l.peer) {
+            for to in peer.connections.iter().map(|c| c.peer) {
                 if !reached.contains(&to) && self.peers.contains_key(&to) {
                     reached.insert(to);
                     open.push(to);
@@ -425,24 +430,25 @@ impl Topology {
     }
 }
 
-/// Whether a record is news compared with what is known (docs/spec/mesh.md 8.3 rule 2).
-pub(crate) fn improves(record: &PeerRecord, known: &Peer) -> bool {
-    let order = record.version.cmp(&known.version).then(record.uid.cmp(&known.uid));
-    order.is_gt() || order.is_eq() && record.short_id.is_some() && known.short_id.is_none()
+/// Whether a record replaces the known one (docs/spec/mesh.md 8.3 rule 2).
+pub(crate) fn is_newer(record: &PeerRecord, known: &Peer) -> bool {
+    let (version, known_version) = (record.record_version(), known.record_version());
+    version > known_version
+        || version == known_version && record.short_id.is_some() && known.short_id.is_none()
 }
 
-fn link(record: ConnectionRecord) -> Link {
-    let address = Address::from_text(&record.remote_tcp_addr);
-    Link { peer: record.name, address, outbound: record.outbound, established: record.established }
+fn peer_connection(record: ConnectionRecord) -> PeerConnection {
+    let address = GossipAddress::from_text(&record.remote_tcp_addr);
+    PeerConnection { peer: record.name, address, outbound: record.outbound, established: record.established }
 }
 
-/// A peer as it is gossiped.
+/// The record of a peer for topology gossip.
 pub(crate) fn record(name: PeerName, peer: &Peer) -> PeerRecord {
-    let connections = peer.links.iter().map(|l| ConnectionRecord {
-        name: l.peer,
-        remote_tcp_addr: l.address.to_string(),
-        outbound: l.outbound,
-        established: l.established,
+    let connections = peer.connections.iter().map(|c| ConnectionRecord {
+        name: c.peer,
+        remote_tcp_addr: c.address.to_string(),
+        outbound: c.outbound,
+        established: c.established,
     });
     PeerRecord {
         name,

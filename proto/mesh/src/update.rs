@@ -1,52 +1,61 @@
 //! Payload of the topology channel: for each peer a struct and the list of its connections (docs/spec/mesh.md 8.1, 8.2).
 //!
-//! Complete updates of large meshes run to megabytes, so both directions work on the bytes instead of a value tree:
-//! writing uses the type definitions that Go sends as constants; reading looks up, once per type that the sender
-//! defined, which of its fields are ours.
+//! A complete update of a large mesh has megabytes, so both directions work on the bytes instead of a tree of values.
+//! Writing uses constants for the type definitions that Go sends. Reading maps the fields of the sender's types to ours
+//! once per type.
 
-use std::fmt;
+use std::borrow::Cow;
 
+use thiserror::Error;
 use weave_gob::{DecodeError, Decoder, FieldError, Kind, Reader, TypeId, put_bytes, put_uint};
 use weave_types::{PeerName, PeerUid, ShortId};
 
-/// What gossip says about one peer.
+use crate::peers::RecordVersion;
+
+/// The record of a peer in topology gossip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRecord {
-    /// The peer.
+    /// Name of the peer.
     pub name: PeerName,
-    /// Free text for people.
+    /// Nickname of the peer.
     pub nickname: String,
-    /// Its incarnation; zero for a placeholder, of which nothing else is known.
+    /// Identifies the run of the peer's process; zero for a placeholder.
     pub uid: PeerUid,
-    /// Raised by the peer with each change of its record.
+    /// Version of the record, raised by the peer at each change.
     pub version: u64,
-    /// Its number in VXLAN headers, if it has one.
+    /// Short id of the peer, if it has one.
     pub short_id: Option<ShortId>,
-    /// Its connections, in no particular order.
+    /// Connections of the peer, in any order.
     pub connections: Vec<ConnectionRecord>,
 }
 
-/// One connection as the peer at one of its ends sees it.
+impl PeerRecord {
+    pub(crate) fn record_version(&self) -> RecordVersion {
+        RecordVersion { version: self.version, uid: self.uid }
+    }
+}
+
+/// A connection as the peer at one of its ends reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionRecord {
     /// The peer at the other end.
     pub name: PeerName,
-    /// `ip:port` of the other end: the address dialled if `outbound`, else an ephemeral one.
+    /// `ip:port` of the other end: the address dialled if `outbound`, otherwise with an ephemeral port.
     pub remote_tcp_addr: String,
-    /// The peer that the record is about made the connection.
+    /// The reporting peer dialled.
     pub outbound: bool,
-    /// The data plane works, in that peer's view.
+    /// The reporting peer has verified the data path.
     pub established: bool,
 }
 
-/// An update as read.
+/// A decoded update.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Update {
     /// Records in the sender's order.
     pub records: Vec<PeerRecord>,
-    /// Records left out because they are not credible (docs/spec/mesh.md 15.6): names that are not six bytes or zero, short
-    /// ids above 4095, peers with content but without UID, and what is larger than any real record: passed on, it would
-    /// fill everybody's memory and no frame would hold it.
+    /// Number of invalid records, which are left out (docs/spec/mesh.md 15.6): names that are zero or not six bytes,
+    /// short ids above 4095, peers with content but without UID, and records larger than any real one, since relaying
+    /// them would use up the memory of all peers.
     pub dropped: usize,
 }
 
@@ -60,11 +69,11 @@ const CONNECTIONS_TYPE: &[u8] = b"\x0d\xff\x85\x02\x01\x02\xff\x86\x00\x01\xff\x
 \x11connectionSummary\x01\xff\x84\x00\x01\x04\x01\x08NameByte\x01\x0a\x00\x01\x0dRemoteTCPAddr\x01\x0c\x00\x01\
 \x08Outbound\x01\x02\x00\x01\x0bEstablished\x01\x02\x00\x00\x00";
 
-/// Heads of the two kinds of values: type 65; type 67 and the zero before a value that is not a struct.
+/// The first bytes of the two kinds of values: type 65; type 67 and the zero before a value that is not a struct.
 const SUMMARY_HEAD: &[u8] = b"\xff\x82";
 const CONNECTIONS_HEAD: &[u8] = b"\xff\x86\x00";
 
-/// Writes an update as 2.8.1 does.
+/// Encodes an update as 2.8.1 does.
 pub fn encode_update<'r>(records: impl IntoIterator<Item = &'r PeerRecord>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut body = Vec::new();
@@ -85,7 +94,7 @@ pub fn encode_update<'r>(records: impl IntoIterator<Item = &'r PeerRecord>) -> V
     out
 }
 
-/// Writes the fields of a struct: each with its distance from the one before that was not zero.
+/// Writes the fields of a struct. A field starts with its distance from the last field that was not zero.
 struct Fields<'o> {
     out: &'o mut Vec<u8>,
     delta: u8,
@@ -96,7 +105,8 @@ impl<'o> Fields<'o> {
         Fields { out, delta: 0 }
     }
 
-    fn head(&mut self, is_zero: bool) -> bool {
+    /// Starts a field unless its value is zero. Returns whether the value has to follow.
+    fn start(&mut self, is_zero: bool) -> bool {
         self.delta += 1;
         if !is_zero {
             self.out.push(self.delta);
@@ -106,13 +116,13 @@ impl<'o> Fields<'o> {
     }
 
     fn bytes(&mut self, value: &[u8]) {
-        if self.head(value.is_empty()) {
+        if self.start(value.is_empty()) {
             put_bytes(self.out, value);
         }
     }
 
     fn uint(&mut self, value: u64) {
-        if self.head(value == 0) {
+        if self.start(value == 0) {
             put_uint(self.out, value);
         }
     }
@@ -151,48 +161,27 @@ fn put_connections(out: &mut Vec<u8>, connections: &[ConnectionRecord]) {
     }
 }
 
-/// The remote sent an update that 2.8.1 would not take either: it ends the connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The update is malformed. The caller ends the connection, as 2.8.1 does.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UpdateError {
     /// Malformed gob.
-    Gob(DecodeError),
-    /// Well-formed, but not what an update consists of.
-    Value(FieldError),
+    #[error(transparent)]
+    Gob(#[from] DecodeError),
+    /// The values are not those of an update.
+    #[error(transparent)]
+    Value(#[from] FieldError),
 }
 
-impl fmt::Display for UpdateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UpdateError::Gob(error) => error.fmt(f),
-            UpdateError::Value(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for UpdateError {}
-
-impl From<DecodeError> for UpdateError {
-    fn from(error: DecodeError) -> UpdateError {
-        UpdateError::Gob(error)
-    }
-}
-
-impl From<FieldError> for UpdateError {
-    fn from(error: FieldError) -> UpdateError {
-        UpdateError::Value(error)
-    }
-}
-
-/// Reads an update. The end of data between a peer and its connections is taken as the normal end, and that peer is
-/// left out (docs/spec/mesh.md 8.2).
+/// Decodes an update. Data that ends between a peer and its connections is accepted without that peer, as in 2.8.1
+/// (docs/spec/mesh.md 8.2).
 ///
 /// # Errors
 /// The payload is malformed.
 pub fn decode_update(payload: &[u8]) -> Result<Update, UpdateError> {
     let mut decoder = Decoder::new(payload);
     let mut update = Update::default();
-    let mut summaries = Plan::new(&SUMMARY_FIELDS);
-    let mut connections = Plan::new(&CONNECTION_FIELDS);
+    let mut summaries = FieldMap::new(&SUMMARY_FIELDS);
+    let mut connections = FieldMap::new(&CONNECTION_FIELDS);
     while let Some(mut reader) = decoder.next_reader()? {
         let id = reader.id();
         expect(&reader, id, Kind::Struct)?;
@@ -204,7 +193,7 @@ pub fn decode_update(payload: &[u8]) -> Result<Update, UpdateError> {
         let Some(mut reader) = decoder.next_reader()? else { break };
         let list = reader.id();
         expect(&reader, list, Kind::List)?;
-        // A list is never without element type; anything else would be refused as a wrong kind here.
+        // A list always has an element type, so the alternative is refused as a wrong kind.
         let element = reader.types().element(list).unwrap_or(list);
         expect(&reader, element, Kind::Struct)?;
         connections.prepare(&reader, element)?;
@@ -221,7 +210,7 @@ pub fn decode_update(payload: &[u8]) -> Result<Update, UpdateError> {
     Ok(update)
 }
 
-/// A peer only heard of as somebody's neighbour has no UID; one that is known has.
+/// Whether a record without UID has no other content either.
 fn is_placeholder(record: &PeerRecord, connections: &[ConnectionRecord]) -> bool {
     record.version == 0 && record.short_id.is_none() && connections.is_empty()
 }
@@ -249,18 +238,18 @@ const CONNECTION_FIELDS: [(&str, Kind); 4] = [
     ("Established", Kind::Bool),
 ];
 
-/// How the fields of a sender's struct relate to ours.
-struct Plan {
+/// Maps the field numbers of a sender's struct to ours.
+struct FieldMap {
     wanted: &'static [(&'static str, Kind)],
-    /// The type that `fields` is about.
+    /// The type that `fields` belongs to.
     id: Option<TypeId>,
-    /// By the sender's field number: our field number, or the type to pass over.
+    /// For each of the sender's fields, our field number, or the type of a field to skip.
     fields: Vec<Result<usize, TypeId>>,
 }
 
-impl Plan {
-    fn new(wanted: &'static [(&'static str, Kind)]) -> Plan {
-        Plan { wanted, id: None, fields: Vec::new() }
+impl FieldMap {
+    fn new(wanted: &'static [(&'static str, Kind)]) -> FieldMap {
+        FieldMap { wanted, id: None, fields: Vec::new() }
     }
 
     fn prepare(&mut self, reader: &Reader<'_, '_>, id: TypeId) -> Result<(), FieldError> {
@@ -283,12 +272,12 @@ impl Plan {
         Ok(())
     }
 
-    /// As Go has it: a struct without any fields is fine.
+    /// As in Go, a struct without any fields is accepted.
     fn matches_any(&self) -> bool {
         self.fields.is_empty() || self.fields.iter().any(Result::is_ok)
     }
 
-    /// The next field that is ours; others are passed over.
+    /// The next field that is ours; others are skipped.
     #[inline]
     fn next(&self, reader: &mut Reader<'_, '_>, at: &mut usize) -> Result<Option<usize>, DecodeError> {
         while let Some(number) = reader.field(at, self.fields.len())? {
@@ -306,13 +295,13 @@ fn read_name(reader: &mut Reader<'_, '_>) -> Result<Option<PeerName>, DecodeErro
     Ok(name.filter(|name| *name != PeerName::UNKNOWN))
 }
 
-/// `None` for a record to be dropped.
-fn read_summary(reader: &mut Reader<'_, '_>, plan: &Plan) -> Result<Option<PeerRecord>, UpdateError> {
+/// Returns `None` for an invalid record.
+fn read_summary(reader: &mut Reader<'_, '_>, map: &FieldMap) -> Result<Option<PeerRecord>, UpdateError> {
     let mut name = None;
     let mut nickname = String::new();
     let (mut uid, mut version, mut short_id, mut has_short_id) = (0, 0, 0, false);
     let mut at = 0;
-    while let Some(field) = plan.next(reader, &mut at)? {
+    while let Some(field) = map.next(reader, &mut at)? {
         match field {
             0 => name = read_name(reader)?,
             1 => nickname = reader.string()?.into_owned(),
@@ -337,30 +326,30 @@ fn read_summary(reader: &mut Reader<'_, '_>, plan: &Plan) -> Result<Option<PeerR
     Ok(name.map(|name| PeerRecord { name, nickname, uid, version, short_id, connections: Vec::new() }))
 }
 
-/// Bytes of the shortest connection with a name on the wire.
+/// Encoded size in bytes of the shortest connection that has a name.
 const SHORTEST_CONNECTION: usize = 9;
-/// Longer nicknames are not credible: a host's name has at most 64 bytes.
+/// Maximum length of a nickname in bytes. The name of a host has at most 64.
 pub(crate) const MAX_NICKNAME: usize = 1024;
-/// Nor are longer addresses: IPv6 with scope and port has some 70 bytes.
+/// Maximum length of an address in bytes. IPv6 with scope and port has about 70.
 const MAX_ADDRESS: usize = 100;
-/// Nor are more connections: short ids end at 4096.
+/// Maximum number of connections of a peer. There are 4096 short ids.
 const MAX_CONNECTIONS: usize = 16_384;
 
-/// `None` if one of them makes the record one to be dropped.
+/// Returns `None` if a connection makes the record invalid.
 fn read_connections(
     reader: &mut Reader<'_, '_>,
-    plan: &Plan,
+    map: &FieldMap,
 ) -> Result<Option<Vec<ConnectionRecord>>, UpdateError> {
     let count = reader.count()?;
-    let likely = count.min(reader.remaining() / SHORTEST_CONNECTION).min(MAX_CONNECTIONS);
-    let mut connections = Vec::with_capacity(likely);
-    let mut credible = count <= MAX_CONNECTIONS;
+    let capacity = count.min(reader.remaining() / SHORTEST_CONNECTION).min(MAX_CONNECTIONS);
+    let mut connections = Vec::with_capacity(capacity);
+    let mut valid = count <= MAX_CONNECTIONS;
     for _ in 0..count {
         let mut name = None;
-        let mut remote_tcp_addr = std::borrow::Cow::Borrowed("");
+        let mut remote_tcp_addr = Cow::Borrowed("");
         let (mut outbound, mut established) = (false, false);
         let mut at = 0;
-        while let Some(field) = plan.next(reader, &mut at)? {
+        while let Some(field) = map.next(reader, &mut at)? {
             match field {
                 0 => name = read_name(reader)?,
                 1 => remote_tcp_addr = reader.string()?,
@@ -369,9 +358,9 @@ fn read_connections(
             }
         }
         match name {
-            None => credible = false,
-            Some(_) if remote_tcp_addr.len() > MAX_ADDRESS => credible = false,
-            Some(name) if credible => connections.push(ConnectionRecord {
+            None => valid = false,
+            Some(_) if remote_tcp_addr.len() > MAX_ADDRESS => valid = false,
+            Some(name) if valid => connections.push(ConnectionRecord {
                 name,
                 remote_tcp_addr: remote_tcp_addr.into_owned(),
                 outbound,
@@ -380,5 +369,5 @@ fn read_connections(
             Some(_) => {}
         }
     }
-    Ok(credible.then_some(connections))
+    Ok(valid.then_some(connections))
 }

@@ -1,31 +1,29 @@
-//! Protocol messages and how they are framed (docs/spec/mesh.md 4.3, 4.4, 5).
+//! Protocol messages and their frames (docs/spec/mesh.md 4.3, 4.4, 5).
 //!
 //! ```text
-//! v2   u32 length L | L bytes: message, or its box
-//! v1   gob value of kind bytes in one stream per direction: message, or its box
+//! v2   u32 length L | L bytes: message, encrypted with a password
+//! v1   gob value of kind bytes in one stream per direction: message, encrypted with a password
 //! ```
 //! A message is a tag byte and a payload.
 
-use std::fmt;
-
+use thiserror::Error;
 use weave_gob::{DecodeError, FieldError, Limits, StreamDecoder, put_uint};
 
 use crate::crypto::{Opener, Sealer};
 
-/// Longest frame of protocol 2, length field not counted (docs/spec/mesh.md 4.3). Protocol 1 has no limit of its own; we
-/// apply the same.
+/// Maximum size of a frame without its length field (docs/spec/mesh.md 4.3). 2.8.1 applies it to protocol 2 only.
 pub const MAX_FRAME: usize = 10 * 1024 * 1024;
 
-/// First byte of a protocol message (docs/spec/mesh.md 5).
+/// The first byte of a protocol message (docs/spec/mesh.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tag {
-    /// Nothing but a sign of life.
+    /// Keeps the connection open.
     Heartbeat,
-    /// Legacy overlay control: sleeve heard our heartbeat.
+    /// Overlay control of the old form: sleeve received our heartbeat.
     ConnectionEstablished,
-    /// Legacy overlay control: sleeve received a fragment test.
+    /// Overlay control of the old form: sleeve received a fragmentation test.
     FragmentationReceived,
-    /// Legacy overlay control: sleeve received a path MTU probe.
+    /// Overlay control of the old form: sleeve received a path MTU probe.
     PmtuVerified,
     /// Gossip to a neighbour.
     Gossip,
@@ -33,12 +31,12 @@ pub enum Tag {
     GossipUnicast,
     /// Gossip to all peers.
     GossipBroadcast,
-    /// Overlay control with overlay index and inner tag.
+    /// Overlay control with the index of the overlay and an inner tag.
     OverlayControl,
 }
 
 impl Tag {
-    /// `None` for a tag that 2.8.1 does not know either.
+    /// Returns `None` for an unknown tag.
     pub const fn from_byte(byte: u8) -> Option<Tag> {
         Some(match byte {
             0 => Tag::Heartbeat,
@@ -53,49 +51,36 @@ impl Tag {
         })
     }
 
-    /// Its number on the wire.
+    /// The byte that is sent.
     pub const fn byte(self) -> u8 {
         self as u8
     }
 }
 
-/// Why a session ended. All but `OutgoingTooLarge` are the remote's doing. Texts as 2.8.1 has them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a session ended. All but `OutgoingTooLarge` are caused by the remote. The texts are those of 2.8.1.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SessionError {
-    /// We were asked to send more than fits a frame. Number of bytes; the session stays usable.
+    /// An outgoing message of this many bytes does not fit a frame. The session remains usable.
+    #[error("outgoing message exceeds maximum size: {0} > {MAX_FRAME}")]
     OutgoingTooLarge(usize),
     /// A frame is longer than allowed.
+    #[error("incoming message exceeds maximum size: {length} > {limit}")]
     IncomingTooLarge {
-        /// Announced length, bytes.
+        /// Announced length in bytes.
         length: u64,
-        /// What is allowed at this stage, bytes.
+        /// Allowed length in bytes at this stage.
         limit: usize,
     },
-    /// A box that does not open.
+    /// A message was not encrypted with our key.
+    #[error("Unable to decrypt TCP msg")]
     CannotDecrypt,
     /// Protocol 1: the stream is malformed.
+    #[error(transparent)]
     Gob(DecodeError),
-    /// Protocol 1: a value that is not bytes.
-    Value(FieldError),
+    /// Protocol 1: a value is not of kind bytes.
+    #[error(transparent)]
+    Value(#[from] FieldError),
 }
-
-impl fmt::Display for SessionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SessionError::OutgoingTooLarge(size) => {
-                write!(f, "outgoing message exceeds maximum size: {size} > {MAX_FRAME}")
-            }
-            SessionError::IncomingTooLarge { length, limit } => {
-                write!(f, "incoming message exceeds maximum size: {length} > {limit}")
-            }
-            SessionError::CannotDecrypt => f.write_str("Unable to decrypt TCP msg"),
-            SessionError::Gob(error) => error.fmt(f),
-            SessionError::Value(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for SessionError {}
 
 impl From<DecodeError> for SessionError {
     fn from(error: DecodeError) -> SessionError {
@@ -106,13 +91,7 @@ impl From<DecodeError> for SessionError {
     }
 }
 
-impl From<FieldError> for SessionError {
-    fn from(error: FieldError) -> SessionError {
-        SessionError::Value(error)
-    }
-}
-
-/// Frames and seals the messages of the outgoing direction.
+/// Encrypts and frames outgoing messages.
 #[derive(Debug)]
 pub(crate) struct FrameWriter {
     pub(crate) version: u8,
@@ -120,7 +99,7 @@ pub(crate) struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// The message ready for the wire.
+    /// Makes a frame of a message.
     pub(crate) fn frame(&mut self, message: &[u8]) -> Result<Vec<u8>, SessionError> {
         let overhead = if self.sealer.is_some() { crate::crypto::BOX_OVERHEAD } else { 0 };
         let length = message.len() + overhead;
@@ -131,7 +110,7 @@ impl FrameWriter {
         if self.version >= 2 {
             out.extend_from_slice(&(length as u32).to_be_bytes());
         } else {
-            // A gob value of kind bytes, written in place (docs/spec/mesh.md 4.4).
+            // The head of a gob value of kind bytes (docs/spec/mesh.md 4.4).
             let mut head = vec![0x0a, 0];
             put_uint(&mut head, length as u64);
             put_uint(&mut out, (head.len() + length) as u64);
@@ -145,21 +124,21 @@ impl FrameWriter {
     }
 }
 
-/// Bytes of buffer that a connection keeps once they have been used.
-const KEPT: usize = 64 << 10;
+/// Bytes of buffer that a connection keeps for the next frames.
+const MAX_IDLE_CAPACITY: usize = 64 << 10;
 
-/// Cuts the incoming direction of protocol 2 into frames. Holds one incomplete frame and the last piece pushed at
-/// most, provided that it is drained after each push.
+/// Splits the incoming direction of protocol 2 into frames. Holds at most one incomplete frame and the last piece,
+/// provided that the caller drains it after each push.
 #[derive(Debug)]
-pub(crate) struct Frames {
+pub(crate) struct FrameBuffer {
     buffer: Vec<u8>,
-    taken: usize,
+    consumed: usize,
     limit: usize,
 }
 
-impl Frames {
-    pub(crate) fn new(limit: usize) -> Frames {
-        Frames { buffer: Vec::new(), taken: 0, limit }
+impl FrameBuffer {
+    pub(crate) fn new(limit: usize) -> FrameBuffer {
+        FrameBuffer { buffer: Vec::new(), consumed: 0, limit }
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -167,20 +146,20 @@ impl Frames {
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
-        if self.taken > 0 {
-            self.buffer.drain(..self.taken);
-            self.taken = 0;
-            // One large message must not hold its memory for the life of the connection.
-            self.buffer.shrink_to(KEPT.max(bytes.len()));
+        if self.consumed > 0 {
+            self.buffer.drain(..self.consumed);
+            self.consumed = 0;
+            // The memory of one large message is not kept for the rest of the connection.
+            self.buffer.shrink_to(MAX_IDLE_CAPACITY.max(bytes.len()));
         }
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The content of the next complete frame. A frame that is too long is refused as soon as its length has arrived.
+    /// Content of the next complete frame. A frame that is too long is refused when its length has arrived.
     pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, SessionError> {
-        let Some((length, rest)) = self.buffer[self.taken..].split_first_chunk() else { return Ok(None) };
+        let Some((length, rest)) = self.buffer[self.consumed..].split_first_chunk() else { return Ok(None) };
         let length = u32::from_be_bytes(*length) as usize;
-        // Beyond the limit of the protocol, blame that one.
+        // A frame beyond the limit of the protocol is reported with that limit.
         let limit = if length > MAX_FRAME { MAX_FRAME } else { self.limit };
         if length > limit {
             return Err(SessionError::IncomingTooLarge { length: length as u64, limit });
@@ -188,23 +167,23 @@ impl Frames {
         if rest.len() < length {
             return Ok(None);
         }
-        let start = self.taken + 4;
-        self.taken = start + length;
+        let start = self.consumed + 4;
+        self.consumed = start + length;
         Ok(Some(&self.buffer[start..start + length]))
     }
 
-    /// Whether one of the two reads that a frame takes has begun and not ended.
-    pub(crate) fn is_inside(&self) -> bool {
-        let left = self.buffer.len() - self.taken;
+    /// Whether the length or the content of a frame is incomplete. 2.8.1 reads them separately.
+    pub(crate) fn is_mid_frame(&self) -> bool {
+        let left = self.buffer.len() - self.consumed;
         left != 0 && left != 4
     }
 }
 
-/// The incoming direction in either framing.
+/// Splits the incoming direction into messages, in either protocol version.
 #[derive(Debug)]
 pub(crate) enum FrameReader {
     V1(StreamDecoder),
-    V2(Frames),
+    V2(FrameBuffer),
 }
 
 impl FrameReader {
@@ -215,7 +194,7 @@ impl FrameReader {
         }
     }
 
-    /// The next message, opened if there is an `opener`.
+    /// The next message, decrypted if there is an `opener`.
     pub(crate) fn next(&mut self, opener: Option<&mut Opener>) -> Result<Option<Vec<u8>>, SessionError> {
         let owned;
         let content = match self {
@@ -239,8 +218,7 @@ impl FrameReader {
     }
 }
 
-/// Bounds on a protocol 1 stream once the handshake is over: messages of [`MAX_FRAME`] with a little room for gob's
-/// own bytes.
+/// Limits of a protocol 1 stream after the handshake: messages of [`MAX_FRAME`] and a few bytes that gob adds.
 pub(crate) fn session_limits() -> Limits {
     Limits { max_message: MAX_FRAME + 16, max_types: 16, ..Limits::default() }
 }

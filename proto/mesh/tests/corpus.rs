@@ -1,4 +1,4 @@
-//! Replays the corpora of the fuzz targets, and mutations of them.
+//! Replays the corpora of the fuzz targets and mutations of them.
 
 mod exercise;
 #[path = "../../../fuzz/replay.rs"]

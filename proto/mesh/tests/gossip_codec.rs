@@ -1,4 +1,4 @@
-//! Envelopes and topology updates: bytes of 2.8.1 read, and written again (docs/spec/mesh.md 7.1, 8, 16).
+//! Envelopes and topology updates of 2.8.1, decoded and encoded again (docs/spec/mesh.md 7.1, 8, 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
@@ -48,7 +48,7 @@ fn record(json: &Json) -> PeerRecord {
 }
 
 #[test]
-fn envelopes() {
+fn envelopes_decode_and_encode_as_in_2_8_1() {
     let all = vectors("gossip_envelopes");
     for json in list(&all) {
         let body = bytes(&json["envelope"]);
@@ -59,7 +59,7 @@ fn envelopes() {
         assert_eq!(envelope.destination, unicast.then(|| name(&json["dst"])));
         assert_eq!(hex::encode(envelope.payload), text(&json["payload"]));
         assert_eq!(envelope.encode(), body);
-        // The other form does not fit, and nothing shorter does.
+        // The other form and every prefix are refused.
         if unicast {
             assert!(Envelope::decode(&body, false).is_err());
         }
@@ -78,7 +78,7 @@ fn envelopes() {
 }
 
 #[test]
-fn updates() {
+fn updates_decode_and_encode_as_in_2_8_1() {
     let (mut exact, mut refused) = (0, 0);
     for file in ["topology_updates", "topology_updates_high_type_ids"] {
         let json = vectors(file);
@@ -95,7 +95,7 @@ fn updates() {
             }
             let update = update.unwrap_or_else(|error| panic!("{}: {error}", json["name"]));
             if json["name"] == "short_name_bytes" || json["peers"][0]["short_id"] == 65535 {
-                // The original takes a name of two bytes and any u16; docs/spec/mesh.md 15 wants the record dropped.
+                // 2.8.1 accepts a name of two bytes and any u16; these records are dropped (docs/spec/mesh.md 15.6).
                 assert_eq!((update.records.len(), update.dropped), (0, 1));
                 continue;
             }
@@ -129,8 +129,8 @@ fn peer(number: u64) -> PeerRecord {
     }
 }
 
-/// Encodes three peers, replaces `from` in the bytes of the second one's values by `to` of the same length.
-fn spoiled(from: &str, to: &str) -> Vec<u8> {
+/// Encodes three peers, and replaces `from` by `to` in the bytes of the second one.
+fn with_replaced_bytes(from: &str, to: &str) -> Vec<u8> {
     let all = hex::encode(encode_update(&[peer(1), peer(0x222222222222), peer(3)]));
     let at = all.find("222222222222").unwrap();
     let at = at + all[at..].find(from).unwrap();
@@ -139,24 +139,29 @@ fn spoiled(from: &str, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn records_that_are_not_credible_are_dropped() {
+fn invalid_records_are_dropped() {
     let all = [peer(1), peer(0x222222222222), peer(3)];
     assert_eq!(decode_update(&encode_update(&all)).unwrap().records, all);
-    // A name of zero, a connection to it.
+    // A name of zero, and a connection to a name of zero.
     for (from, to) in [("222222222222", "000000000000"), ("000000aabbcc", "000000000000")] {
-        let update = decode_update(&spoiled(from, to)).unwrap();
+        let update = decode_update(&with_replaced_bytes(from, to)).unwrap();
         assert_eq!((update.records, update.dropped), (vec![peer(1), peer(3)], 1));
     }
-    let mut nobody = peer(2);
-    nobody.uid = PeerUid(0);
-    let update = decode_update(&encode_update(&[nobody.clone(), peer(3)])).unwrap();
+    let mut without_uid = peer(2);
+    without_uid.uid = PeerUid(0);
+    let update = decode_update(&encode_update(&[without_uid.clone(), peer(3)])).unwrap();
     assert_eq!((update.records, update.dropped), (vec![peer(3)], 1));
-    nobody =
-        PeerRecord { version: 0, short_id: None, connections: vec![], nickname: String::new(), ..nobody };
-    let update = decode_update(&encode_update(&[nobody.clone()])).unwrap();
-    assert_eq!((update.records, update.dropped), (vec![nobody], 0));
+    without_uid = PeerRecord {
+        version: 0,
+        short_id: None,
+        connections: vec![],
+        nickname: String::new(),
+        ..without_uid
+    };
+    let update = decode_update(&encode_update(&[without_uid.clone()])).unwrap();
+    assert_eq!((update.records, update.dropped), (vec![without_uid], 0));
 
-    // What no real peer has, and would not fit a frame with what others make up.
+    // Records larger than any real one.
     let long_nickname = PeerRecord { nickname: "x".repeat(1025), ..peer(2) };
     let mut long_address = peer(2);
     long_address.connections[0].remote_tcp_addr = "1".repeat(101);
@@ -186,7 +191,7 @@ fn records_that_are_not_credible_are_dropped() {
 }
 
 #[test]
-fn other_shapes_are_refused() {
+fn values_of_other_types_are_refused() {
     use weave_gob::{Encoder, Struct, Type, Value};
     let update = |ty: &Type, value: &Value| {
         let mut encoder = Encoder::new();
@@ -203,7 +208,7 @@ fn other_shapes_are_refused() {
     };
     assert_eq!(fields("UID", Type::Int, Value::Int(0)), wrong("UID", Kind::Uint, Kind::Int));
     assert_eq!(update(&Type::Uint, &Value::Uint(1)), wrong("", Kind::Struct, Kind::Uint));
-    // A summary followed by something else than a list of structs.
+    // A summary that is followed by a list of strings.
     let mut encoder = Encoder::new();
     let summary = Type::structure("s", [("UID", Type::Uint)]);
     encoder.value(&summary, &Value::Struct(Struct::new([("UID", Value::Uint(1))])));
@@ -264,9 +269,8 @@ proptest! {
         prop_assert_eq!(Envelope::decode(&body, destination.is_some()), Ok(envelope));
     }
 
-    /// Where the generic decoder finds fault the direct path does too, and the other way round as far as it looks.
     #[test]
-    fn direct_and_generic_path_agree(
+    fn update_decoder_agrees_with_generic_decoder(
         records in records(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
     ) {
@@ -289,7 +293,7 @@ proptest! {
         match (decode_update(&stream), generic) {
             (Ok(update), Ok(values)) => prop_assert_eq!(update.records.len() + update.dropped, values / 2),
             (Err(UpdateError::Gob(direct)), Err(generic)) => prop_assert_eq!(direct, generic),
-            // The direct path may object to a kind before the generic one meets malformed bytes.
+            // The update decoder may find a wrong kind before the generic decoder finds malformed bytes.
             (Err(UpdateError::Value(_)), _) => {}
             (direct, generic) => prop_assert!(false, "{:?} {:?}", direct, generic),
         }

@@ -1,4 +1,4 @@
-//! Handshakes, frames, features: what 2.8.1 wrote and says, byte for byte (docs/spec/mesh.md 4, 16).
+//! Handshakes, frames and features, compared byte for byte with recordings of 2.8.1 (docs/spec/mesh.md 4, 16).
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ fn byte(json: &Json) -> u8 {
     json.as_u64().unwrap().try_into().unwrap()
 }
 
-/// A side of a recorded transcript, ready to start.
+/// A handshake with the configuration of one side of a transcript.
 fn side(json: &Json, own: &str) -> Handshake {
     let config = HandshakeConfig {
         features: features(&json[format!("{own}_features_offered")]),
@@ -60,7 +60,7 @@ fn side(json: &Json, own: &str) -> Handshake {
     Handshake::new(config, if private.is_null() { [0; 32] } else { key(private) })
 }
 
-/// Feeds a stream in pieces of the given sizes, over and over.
+/// Handles a stream in pieces of these sizes, repeatedly.
 fn feed(
     handshake: &mut Handshake,
     mut stream: &[u8],
@@ -111,7 +111,7 @@ fn check_transcript(json: &Json, sizes: &[usize]) {
             list(&incoming["messages"]).iter().map(|m| bytes(&m["message"])).collect();
         assert_eq!(messages, expected);
 
-        // What we wrote: exact but for the order of the features, which Go draws at random.
+        // Go writes the features in random order; everything else is equal.
         let writes = list(&outgoing["handshake_writes"]);
         let mut exact = bytes(&writes[0]);
         if session.version == 2 {
@@ -124,12 +124,12 @@ fn check_transcript(json: &Json, sizes: &[usize]) {
             let wire = session.seal(&bytes(&message["message"])).unwrap();
             assert_eq!(hex::encode(wire), text(&message["wire"]));
         }
-        assert!(matches!(handshake.handle_bytes(&[]), Err(HandshakeError::Over)));
+        assert!(matches!(handshake.handle_bytes(&[]), Err(HandshakeError::Finished)));
     }
 }
 
 #[test]
-fn transcripts() {
+fn transcripts_are_reproduced() {
     let all = vectors("handshakes");
     let transcripts = list(&all["transcripts"]);
     assert_eq!(transcripts.len(), 4);
@@ -137,7 +137,7 @@ fn transcripts() {
         for sizes in [&[1][..], &[usize::MAX], &[7, 1], &[3, 50]] {
             check_transcript(json, sizes);
         }
-        // Our two sides understand each other.
+        // Two handshakes of ours complete with each other.
         let (mut a, mut b) = (side(json, "a"), side(json, "b"));
         let (mut at_a, mut at_b) = (None, None);
         for _ in 0..4 {
@@ -166,7 +166,7 @@ fn transcripts() {
 
 proptest! {
     #[test]
-    fn any_chunking_gives_the_same(
+    fn pieces_of_any_size_give_the_same_result(
         index in 0usize..4,
         sizes in prop::collection::vec(1usize..200, 1..20),
     ) {
@@ -175,7 +175,7 @@ proptest! {
 }
 
 #[test]
-fn failures() {
+fn failures_have_the_errors_of_2_8_1() {
     let all = vectors("handshakes");
     for json in list(&all["failures"]) {
         for size in [1, 2, 1000] {
@@ -198,17 +198,17 @@ fn failures() {
             };
             assert_eq!(error.to_string(), text(&json["error"]), "{}", json["name"]);
             assert!(handshake.poll_write().is_some());
-            assert!(matches!(handshake.handle_bytes(b"weave"), Err(HandshakeError::Over)));
+            assert!(matches!(handshake.handle_bytes(b"weave"), Err(HandshakeError::Finished)));
         }
     }
 }
 
-fn plain(outbound: bool) -> Handshake {
+fn without_password(outbound: bool) -> Handshake {
     let features = BTreeMap::from([("Name".to_owned(), "x".to_owned())]);
     Handshake::new(HandshakeConfig { features, outbound, ..HandshakeConfig::default() }, [1; 32])
 }
 
-fn after(stream: &[u8], mut handshake: Handshake) -> String {
+fn error_after(stream: &[u8], mut handshake: Handshake) -> String {
     match handshake.handle_bytes(stream) {
         Ok(Progress::Done(session)) => panic!("{session:?}"),
         Ok(_) => handshake.handle_eof().to_string(),
@@ -217,7 +217,7 @@ fn after(stream: &[u8], mut handshake: Handshake) -> String {
 }
 
 #[test]
-fn ends_of_file_are_told_apart_as_go_does() {
+fn end_of_stream_gives_the_error_of_2_8_1() {
     for (stream, error) in [
         (&b"weave\x01\x02"[..], "EOF"),
         (b"weave\x01\x02\x00", "EOF"),
@@ -228,16 +228,16 @@ fn ends_of_file_are_told_apart_as_go_does() {
         (b"weave\x01\x01\x0e", "unexpected EOF"),
         (b"weave\x01\x01\x0e\xff\x81\x04\x01\x02\xff\x82\x00\x01\x0c\x01\x0c\x00\x00", "unexpected EOF"),
     ] {
-        assert_eq!(after(stream, plain(true)), error, "{stream:?}");
+        assert_eq!(error_after(stream, without_password(true)), error, "{stream:?}");
     }
     let secret = HandshakeConfig { password: Secret::new("x"), ..HandshakeConfig::default() };
     let started = || Handshake::new(secret.clone(), [1; 32]);
-    assert_eq!(after(b"weave\x01\x02\x01", started()), "EOF");
-    assert_eq!(after(b"weave\x01\x02\x01k", started()), "unexpected EOF");
+    assert_eq!(error_after(b"weave\x01\x02\x01", started()), "EOF");
+    assert_eq!(error_after(b"weave\x01\x02\x01k", started()), "unexpected EOF");
 }
 
 #[test]
-fn wrong_passwords_show_at_the_first_box() {
+fn different_passwords_fail_at_the_first_encrypted_message() {
     for version in [1, 2] {
         let config = |word: &str, outbound| HandshakeConfig {
             features: features(&vectors("handshakes")["transcripts"][0]["a_features_offered"]),
@@ -256,7 +256,7 @@ fn wrong_passwords_show_at_the_first_box() {
             }
         }
         let error = match result {
-            // Protocol 1 has its features in the clear.
+            // Protocol 1 sends its features unencrypted.
             Ok(Progress::Done(mut session)) if version == 1 => {
                 let key = [9; 32];
                 let mut sealed = Vec::new();
@@ -274,7 +274,7 @@ fn wrong_passwords_show_at_the_first_box() {
 }
 
 #[test]
-fn keys_without_a_secret_are_refused() {
+fn public_keys_of_low_order_are_refused() {
     for weak in [[0; 32], {
         let mut one = [0; 32];
         one[0] = 1;
@@ -284,12 +284,12 @@ fn keys_without_a_secret_are_refused() {
         let config = HandshakeConfig { password: Secret::new("x"), ..HandshakeConfig::default() };
         let mut stream = b"weave\x01\x02\x01".to_vec();
         stream.extend(weak);
-        assert_eq!(after(&stream, Handshake::new(config, [5; 32])), WeakKey.to_string());
+        assert_eq!(error_after(&stream, Handshake::new(config, [5; 32])), WeakKey.to_string());
     }
 }
 
 #[test]
-fn secrets_do_not_show() {
+fn debug_does_not_show_secrets() {
     assert!(Secret::new("").is_none());
     let config = HandshakeConfig { password: Secret::new("hunter2"), ..HandshakeConfig::default() };
     assert!(format!("{config:?}").contains("<redacted>"));
@@ -299,22 +299,28 @@ fn secrets_do_not_show() {
 }
 
 #[test]
-fn features_of_strangers_are_bounded() {
+fn size_and_kind_of_features_are_checked() {
     let mut stream = b"weave\x01\x02\x00".to_vec();
     stream.extend((MAX_FEATURES as u32 + 1).to_be_bytes());
-    assert_eq!(after(&stream, plain(false)), "incoming message exceeds maximum size: 65537 > 65536");
+    assert_eq!(
+        error_after(&stream, without_password(false)),
+        "incoming message exceeds maximum size: 65537 > 65536"
+    );
     let stream = b"weave\x01\x01\xfd\x01\x00\x01";
-    assert_eq!(after(stream, plain(false)), "incoming message exceeds maximum size: 65537 > 65536");
-    // Not a map of strings.
+    assert_eq!(
+        error_after(stream, without_password(false)),
+        "incoming message exceeds maximum size: 65537 > 65536"
+    );
+    // The features are not a map of strings.
     let mut stream = b"weave\x01\x02\x00\x00\x00\x00\x04".to_vec();
     stream.extend(b"\x03\x06\x00\x01");
-    assert_eq!(after(&stream, plain(false)), "gob: wrong type: wanted map, received uint");
+    assert_eq!(error_after(&stream, without_password(false)), "gob: wrong type: wanted map, received uint");
     let stream = b"weave\x01\x02\x00\x00\x00\x00\x00";
-    assert_eq!(after(stream, plain(false)), "unexpected EOF");
+    assert_eq!(error_after(stream, without_password(false)), "unexpected EOF");
 }
 
 #[test]
-fn sessions_are_bounded() {
+fn size_of_messages_is_limited() {
     for max_protocol in [1, 2] {
         let config = |outbound| HandshakeConfig { max_protocol, outbound, ..HandshakeConfig::default() };
         let (mut a, mut b) = (Handshake::new(config(true), [0; 32]), Handshake::new(config(false), [0; 32]));
@@ -333,14 +339,14 @@ fn sessions_are_bounded() {
         assert!(session.next().unwrap().unwrap() == longest);
         let error = session.seal(&vec![3; MAX_FRAME + 1]).unwrap_err();
         assert_eq!(error.to_string(), "outgoing message exceeds maximum size: 10485761 > 10485760");
-        // The length is enough to refuse.
+        // The length alone is refused.
         session.push(if max_protocol == 2 { &[0x00, 0xa0, 0, 1] } else { &[0xfc, 0x00, 0xa0, 0x00, 0x11] });
         assert!(matches!(session.next(), Err(SessionError::IncomingTooLarge { .. })));
     }
 }
 
 #[test]
-fn session_keys() {
+fn session_keys_are_those_of_2_8_1() {
     for json in list(&vectors("encrypted_frames")["session_keys"]) {
         let (a, b) = (key(&json["a_private"]), key(&json["b_private"]));
         assert_eq!(crypto::public_key(&a), key(&json["a_public"]));
@@ -353,9 +359,9 @@ fn session_keys() {
     }
 }
 
-/// Seals and opens the recorded frames; sequence numbers far apart are out of reach of the public interface.
+/// High sequence numbers cannot be reached through the public interface; a unit test of `crypto` covers them.
 #[test]
-fn encrypted_frames() {
+fn encrypted_frames_are_those_of_2_8_1() {
     let mut checked = 0;
     for json in list(&vectors("encrypted_frames")["frames"]) {
         let number: u64 = text(&json["seq_no"]).parse().unwrap();
@@ -388,7 +394,7 @@ fn encrypted_frames() {
 }
 
 #[test]
-fn feature_checks() {
+fn features_are_checked_as_in_2_8_1() {
     let all = vectors("handshakes");
     let ours = Features {
         name: "02:42:ac:11:00:01".parse().unwrap(),
@@ -438,9 +444,9 @@ fn feature_checks() {
     }
 }
 
-/// The conversation of two complete routers, read as its receiver would.
+/// A connection between two complete routers of 2.8.1, read as its receiver does.
 #[test]
-fn recorded_session() {
+fn recorded_session_is_read() {
     let json = vectors("session_v2_plain");
     for (direction, outbound) in [("a_to_b", false), ("b_to_a", true)] {
         let config = HandshakeConfig { outbound, ..HandshakeConfig::default() };

@@ -53,8 +53,8 @@ pub struct ParsePeerNameError(String);
 impl FromStr for PeerName {
     type Err = ParsePeerNameError;
 
-    /// Accepts six groups of one or two hex digits, or one to four groups around one `::`, which stands for groups of zero
-    /// (docs/spec/mesh.md 2.1).
+    /// Accepts six groups of one or two hex digits, or one to four groups around one `::`, which stands for groups of
+    /// zero (docs/spec/mesh.md 2.1).
     fn from_str(text: &str) -> Result<PeerName, ParsePeerNameError> {
         parse_groups(text).map(PeerName::from_bytes).ok_or_else(|| ParsePeerNameError(text.to_owned()))
     }

@@ -407,7 +407,7 @@ impl Host {
                     _,
                     peer,
                     ConnectionEvent::Ended(
-                        why @ (ConnectionError::Receiver(_) | ConnectionError::Misbehaved(_)),
+                        why @ (ConnectionError::Receiver(_) | ConnectionError::ProtocolViolation(_)),
                     ),
                 ))) if node.allocator().is_some() => {
                     self.noted.push(Noted::Refused(format!("{}: {why}", peer.name)));

@@ -212,7 +212,7 @@ mod tests {
             uid: weave_types::PeerUid(1),
             short_id: None,
             version: 1,
-            connections: vec![weave_mesh::LinkStatus {
+            connections: vec![weave_mesh::PeerConnectionStatus {
                 label,
                 address: "\x1b[1m:1".to_owned(),
                 outbound: true,

@@ -2,8 +2,8 @@
 
 use weave_gob::{DecodeError, Decoder, Limits, StreamDecoder, Value};
 
-/// The first byte selects the size of the pieces and the limits; the rest is the stream. Asserts that a stream decodes to the
-/// same values at once and in pieces, and that skipping a value finds the same errors as building it.
+/// The first byte selects the size of the pieces and the limits; the rest is the stream. Asserts that a stream decodes
+/// to the same values at once and in pieces, and that skipping a value finds the same errors as building it.
 pub(crate) fn decode_stream(data: &[u8]) {
     let Some((&options, stream)) = data.split_first() else { return };
     let limits = if options & 0x80 == 0 {

@@ -1,4 +1,4 @@
-//! A few peers, a clock that jumps, and pipes instead of TCP.
+//! A few peers with a simulated clock and simulated TCP connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid, ShortId};
 
-use super::support::{peer, rng};
+use crate::test_support::{peer, rng};
 use crate::{Channels, Config, Mesh, Output, OverlayControl, OverlaySetup, Persist};
 
 /// A channel whose state is a set of bytes.
@@ -17,8 +17,8 @@ pub(crate) struct Sets {
     pub(crate) unicasts: Vec<(PeerName, Vec<u8>)>,
     pub(crate) broadcasts: Vec<(PeerName, Vec<u8>)>,
     pub(crate) refuse: Option<String>,
-    /// How often gossip came, news or not.
-    pub(crate) heard: usize,
+    /// Number of gossip messages received.
+    pub(crate) received: usize,
 }
 
 impl Channels for Sets {
@@ -46,7 +46,7 @@ impl Channels for Sets {
         if let Some(error) = &self.refuse {
             return Err(error.clone());
         }
-        self.heard += 1;
+        self.received += 1;
         let state = self.state.entry(channel.to_owned()).or_default();
         let new: Vec<u8> = payload.iter().copied().filter(|b| state.insert(*b)).collect();
         Ok((!new.is_empty()).then_some(new))
@@ -67,9 +67,9 @@ pub(crate) struct Host {
     pub(crate) mesh: Mesh,
     pub(crate) channels: Sets,
     pub(crate) up: bool,
-    /// Its data path never works.
-    pub(crate) mute_overlay: bool,
-    /// What is written to it stays in the writer's kernel, as far as the writer can see.
+    /// The data path of this host is never established.
+    pub(crate) overlay_fails: bool,
+    /// Bytes written to this host are never acknowledged to the writer.
     pub(crate) stuck: bool,
     pub(crate) events: Vec<String>,
     pub(crate) removed: Vec<PeerName>,
@@ -85,7 +85,7 @@ pub(crate) struct Host {
 enum Delivery {
     Bytes(Vec<u8>),
     Closed,
-    Accept { from: usize, dialler: ConnectionId, to: SocketAddr },
+    Accept { from: usize, dialer: ConnectionId, to: SocketAddr },
     Dialled { local: SocketAddr, remote: SocketAddr },
     Refused(SocketAddr),
     Established,
@@ -96,7 +96,7 @@ pub(crate) struct Net {
     pub(crate) hosts: Vec<Host>,
     pub(crate) names: BTreeMap<String, Vec<IpAddr>>,
     /// Pairs of hosts that cannot dial each other.
-    pub(crate) apart: BTreeSet<(usize, usize)>,
+    pub(crate) separated: BTreeSet<(usize, usize)>,
     pipes: BTreeMap<(usize, ConnectionId), (usize, ConnectionId)>,
     in_flight: BTreeMap<(Instant, u64), (usize, ConnectionId, Delivery)>,
     sequence: u64,
@@ -106,13 +106,13 @@ pub(crate) struct Net {
 pub(crate) const LATENCY: Duration = Duration::from_millis(5);
 
 impl Net {
-    /// Peers `1..=n` at `10.0.0.1..=n`, told apart by `adjust`.
+    /// Peers `1..=n` at `10.0.0.1..=n`, configured by `adjust`.
     pub(crate) fn new(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
         let mut net = Net {
             now: Instant::ORIGIN,
             hosts: Vec::new(),
             names: BTreeMap::new(),
-            apart: BTreeSet::new(),
+            separated: BTreeSet::new(),
             pipes: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             sequence: 0,
@@ -134,7 +134,7 @@ impl Net {
             mesh,
             channels: Sets { names: vec!["set"], ..Sets::default() },
             up: true,
-            mute_overlay: false,
+            overlay_fails: false,
             stuck: false,
             events: Vec::new(),
             removed: Vec::new(),
@@ -153,7 +153,7 @@ impl Net {
         Now { mono: self.now, wall: self.now.since_origin() }
     }
 
-    /// Lets a host do something.
+    /// Calls a host's mesh and carries out its outputs.
     pub(crate) fn with<R>(&mut self, i: usize, act: impl FnOnce(&mut Mesh, &mut Sets, Now) -> R) -> R {
         let now = self.time();
         let host = &mut self.hosts[i];
@@ -168,16 +168,16 @@ impl Net {
         assert!(errors.is_empty(), "{errors:?}");
     }
 
-    /// The machine dies: nobody is told.
-    pub(crate) fn kill_silently(&mut self, i: usize) {
+    /// The host fails: its connections are not closed.
+    pub(crate) fn crash_host(&mut self, i: usize) {
         self.hosts[i].up = false;
         self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
         self.pipes.retain(|here, there| here.0 != i && there.0 != i);
         self.in_flight.retain(|_, (host, ..)| *host != i);
     }
 
-    /// The process dies; all its connections break.
-    pub(crate) fn kill(&mut self, i: usize) {
+    /// The process ends: its connections are closed.
+    pub(crate) fn stop_process(&mut self, i: usize) {
         self.hosts[i].up = false;
         self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
         let ends: Vec<_> = self.pipes.iter().filter(|(at, _)| at.0 == i).map(|(a, b)| (*a, *b)).collect();
@@ -189,22 +189,22 @@ impl Net {
         self.in_flight.retain(|_, (host, ..)| *host != i);
     }
 
-    /// No packets between two hosts; `told`: the connections break at once.
-    pub(crate) fn cut(&mut self, a: usize, b: usize, told: bool) {
-        self.apart.insert((a, b));
+    /// Separates two hosts; if `closed`, their connections are closed at once.
+    pub(crate) fn separate(&mut self, a: usize, b: usize, closed: bool) {
+        self.separated.insert((a, b));
         let between = |here: usize, there: usize| (here, there) == (a, b) || (here, there) == (b, a);
         let ends: Vec<_> =
             self.pipes.iter().filter(|(x, y)| between(x.0, y.0)).map(|(x, y)| (*x, *y)).collect();
         for (here, there) in ends {
             self.pipes.remove(&here);
-            if told {
+            if closed {
                 self.post(LATENCY, there.0, there.1, Delivery::Closed);
             }
         }
     }
 
-    /// A new process on a dead host, with what the old one persisted.
-    pub(crate) fn revive(&mut self, i: usize, adjust: impl Fn(&mut Config)) {
+    /// Starts a new process on a stopped host, with the state that the old one persisted.
+    pub(crate) fn restart(&mut self, i: usize, adjust: impl Fn(&mut Config)) {
         let old = &self.hosts[i];
         let mut config = config(i);
         config.uid = PeerUid(old.mesh.config.uid.0 + 1000);
@@ -226,7 +226,7 @@ impl Net {
     }
 
     fn drain(&mut self, i: usize) {
-        // `add` drains before the host is at its place.
+        // `add` drains before the host is at its index.
         let at = i.min(self.hosts.len() - 1);
         while let Some(output) = self.hosts[at].mesh.poll_output() {
             self.carry_out(at, output);
@@ -245,13 +245,13 @@ impl Net {
         match output {
             Output::Persist(Persist::ShortId(id)) => host.short_id = Some(id),
             Output::Persist(Persist::VersionCeiling(ceiling)) => {
-                assert!(ceiling > host.ceiling, "it only rises");
+                assert!(ceiling > host.ceiling, "the ceiling never falls");
                 host.ceiling = ceiling;
             }
             Output::Persist(Persist::Targets(targets)) => host.targets = targets,
             Output::Write { conn, bytes } => {
                 let own = host.mesh.peer(host.mesh.name()).unwrap();
-                assert!(own.version < host.ceiling, "a version is reserved before it is told");
+                assert!(own.version < host.ceiling, "a version is persisted before it is sent");
                 host.written += bytes.len();
                 if let Some(&(to, there)) = self.pipes.get(&(i, conn)) {
                     self.post(LATENCY, to, there, Delivery::Bytes(bytes));
@@ -265,9 +265,11 @@ impl Net {
             }
             Output::Dial { conn, addr } => {
                 let found = self.hosts.iter().position(|h| h.up && h.ip == addr.ip() && addr.port() == 6783);
-                match found.filter(|&to| !self.apart.contains(&(i, to)) && !self.apart.contains(&(to, i))) {
+                match found
+                    .filter(|&to| !self.separated.contains(&(i, to)) && !self.separated.contains(&(to, i)))
+                {
                     Some(to) => {
-                        let accept = Delivery::Accept { from: i, dialler: conn, to: addr };
+                        let accept = Delivery::Accept { from: i, dialer: conn, to: addr };
                         self.post(LATENCY, to, ConnectionId(0), accept);
                     }
                     None => self.post(LATENCY, i, conn, Delivery::Refused(addr)),
@@ -282,7 +284,7 @@ impl Net {
                 host.setups.insert(conn, *setup);
             }
             Output::OverlayConfirm { conn } => {
-                if !host.mute_overlay {
+                if !host.overlay_fails {
                     self.post(LATENCY, i, conn, Delivery::Established);
                 }
             }
@@ -296,7 +298,7 @@ impl Net {
         }
     }
 
-    /// Advances to the next thing that happens, unless it lies beyond `end`.
+    /// Advances to the next event, unless it is after `end`.
     fn step(&mut self, end: Instant) -> bool {
         let delivery = self.in_flight.keys().next().map(|&(at, _)| at);
         let timer = self.timers.first().copied();
@@ -313,7 +315,7 @@ impl Net {
                 self.now = self.now.max(at);
                 self.with(i, |mesh, channels, now| mesh.handle_timeout(channels, now));
                 let again = self.hosts[i].mesh.poll_timeout();
-                assert!(again.is_none_or(|(t, _)| t > self.now), "busy with {again:?}");
+                assert!(again.is_none_or(|(t, _)| t > self.now), "the timer {again:?} expires again at once");
                 true
             }
             _ => {
@@ -332,16 +334,16 @@ impl Net {
                 }
             }
             Delivery::Closed => self.with(i, |mesh, _, now| mesh.handle_closed(conn, "EOF".to_owned(), now)),
-            Delivery::Accept { from, dialler, to } => {
+            Delivery::Accept { from, dialer, to } => {
                 let source = SocketAddr::new(self.hosts[from].ip, 40_000 + self.sequence as u16 % 20_000);
                 let now = self.time();
                 let accepted = self.hosts[i].mesh.handle_accepted(to, source, now);
                 let Some(accepted) = accepted else {
-                    return self.post(LATENCY, from, dialler, Delivery::Refused(to));
+                    return self.post(LATENCY, from, dialer, Delivery::Refused(to));
                 };
-                self.pipes.insert((i, accepted), (from, dialler));
-                self.pipes.insert((from, dialler), (i, accepted));
-                self.post(LATENCY, from, dialler, Delivery::Dialled { local: source, remote: to });
+                self.pipes.insert((i, accepted), (from, dialer));
+                self.pipes.insert((from, dialer), (i, accepted));
+                self.post(LATENCY, from, dialer, Delivery::Dialled { local: source, remote: to });
                 self.drain(i);
             }
             Delivery::Dialled { local, remote } => {
@@ -366,15 +368,17 @@ impl Net {
         self.run(Duration::from_secs(seconds));
     }
 
-    // ---- what came of it --------------------------------------------------------------------------------------
+    // ---- assertions -------------------------------------------------------------------------------------------
 
-    /// All see all, with the same records, and data finds its way everywhere.
+    /// All hosts have the same records of all hosts, and data routes to all of them.
     pub(crate) fn assert_converged(&self) {
         let up: Vec<&Host> = self.hosts.iter().filter(|h| h.up).collect();
         let first = up[0];
         for host in &up {
-            let theirs: Vec<_> = host.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.links)).collect();
-            let ours: Vec<_> = first.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.links)).collect();
+            let theirs: Vec<_> =
+                host.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.connections)).collect();
+            let ours: Vec<_> =
+                first.mesh.peers().map(|(n, p)| (n, p.uid, p.version, &p.connections)).collect();
             assert_eq!(theirs, ours, "{} against {}", host.mesh.name(), first.mesh.name());
             assert_eq!(theirs.len(), up.len());
             let routes = host.mesh.routes();
@@ -389,12 +393,13 @@ impl Net {
         }
     }
 
-    /// The peers to which a host has an established connection, as it sees it.
+    /// The peers to which a host reports established connections.
     pub(crate) fn neighbours(&self, i: usize) -> Vec<PeerName> {
         let mesh = &self.hosts[i].mesh;
-        mesh.peer(mesh.name()).unwrap().links.iter().filter(|l| l.established).map(|l| l.peer).collect()
+        mesh.peer(mesh.name()).unwrap().connections.iter().filter(|c| c.established).map(|c| c.peer).collect()
     }
 
+    /// Number of logged events that contain a text.
     pub(crate) fn logged(&self, i: usize, text: &str) -> usize {
         self.hosts[i].events.iter().filter(|line| line.contains(text)).count()
     }

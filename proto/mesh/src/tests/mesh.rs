@@ -4,12 +4,12 @@ use std::time::Duration;
 use weave_types::{Now, PeerUid, ShortId};
 
 use super::harness::Net;
-use super::support::{connection, peer, record};
-use crate::gossip::{Names, Route};
+use crate::gossip::{GossipKind, PeerSelection};
+use crate::test_support::{connection, peer, record};
 use crate::update::PeerRecord;
 use crate::{Config, Secret, TargetState};
 
-fn plain(_: usize, _: &mut Config) {}
+fn default_config(_: usize, _: &mut Config) {}
 
 fn ip(i: usize) -> String {
     format!("10.0.0.{}", i + 1)
@@ -28,8 +28,8 @@ fn line(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
 }
 
 #[test]
-fn one_address_is_enough_for_a_full_mesh() {
-    let mut net = Net::new(5, plain);
+fn one_common_address_leads_to_a_full_mesh() {
+    let mut net = Net::new(5, default_config);
     for i in 1..5 {
         net.connect(i, &["10.0.0.1"]);
     }
@@ -38,7 +38,7 @@ fn one_address_is_enough_for_a_full_mesh() {
     for i in 0..5 {
         assert_eq!(net.neighbours(i).len(), 4, "{:#?}", net.hosts[i].events);
     }
-    // Nothing more to dial, nothing in the log but life.
+    // After that nothing is dialled and no event is logged.
     let quiet: Vec<usize> = net.hosts.iter().map(|h| h.events.len()).collect();
     net.run_s(600);
     assert_eq!(net.hosts.iter().map(|h| h.events.len()).collect::<Vec<_>>(), quiet);
@@ -46,8 +46,8 @@ fn one_address_is_enough_for_a_full_mesh() {
 }
 
 #[test]
-fn a_line_stays_a_line_and_carries_gossip() {
-    let mut net = line(5, plain);
+fn gossip_crosses_a_line_of_peers_without_discovery() {
+    let mut net = line(5, default_config);
     net.run_s(20);
     net.assert_converged();
     for i in 0..5 {
@@ -74,28 +74,28 @@ fn a_line_stays_a_line_and_carries_gossip() {
 }
 
 #[test]
-fn a_message_does_not_go_back_where_it_came_from() {
-    let mut net = line(3, plain);
+fn messages_are_not_relayed_back_to_their_sender() {
+    let mut net = line(3, default_config);
     net.run_s(20);
     net.assert_converged();
-    // The first believes that the way to itself, and to a peer that is not there, leads through the second.
+    // The first peer sends unicasts to the second whose route leads back, to itself and to their own source.
     for (source, destination) in [(peer(9), peer(1)), (peer(2), peer(3))] {
-        net.with(0, |mesh, _, now| mesh.relay_as(source, Some(destination), peer(2), now));
+        net.with(0, |mesh, _, now| mesh.send_forged(source, Some(destination), peer(2), now));
     }
     net.run_s(1);
     assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:01"), 1);
     assert_eq!(net.logged(1, "leads back to 00:00:00:00:00:02"), 1);
     assert!(net.hosts.iter().all(|host| host.channels.unicasts.is_empty()));
-    // It believes that what the third says to all comes to the second by way of itself.
-    net.with(0, |mesh, _, now| mesh.relay_as(peer(3), None, peer(2), now));
+    // It relays a broadcast of the third peer to the second, whose tree has the first below itself.
+    net.with(0, |mesh, _, now| mesh.send_forged(peer(3), None, peer(2), now));
     net.run_s(1);
     assert_eq!(net.hosts[1].channels.broadcasts, [(peer(3), Vec::new())]);
     assert!(net.hosts[0].channels.broadcasts.is_empty());
 }
 
 #[test]
-fn unserved_channels_are_passed_on() {
-    let mut net = line(3, plain);
+fn channels_without_receiver_are_relayed() {
+    let mut net = line(3, default_config);
     net.hosts[1].channels.names.clear();
     net.run_s(20);
     net.with(0, |mesh, channels, now| mesh.broadcast("set", b"b", channels, now));
@@ -104,32 +104,35 @@ fn unserved_channels_are_passed_on() {
     assert_eq!(net.hosts[2].channels.broadcasts, [(peer(1), b"b".to_vec())]);
     assert_eq!(net.hosts[2].channels.state["set"], BTreeSet::from([1]));
     assert_eq!(net.logged(1, "[gossip set]: created surrogate channel"), 1);
-    let heard = net.hosts[2].channels.heard;
+    let received = net.hosts[2].channels.received;
     net.with(0, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
     net.run_s(1);
-    assert_eq!(net.hosts[2].channels.heard, heard, "the same again within the interval goes no further");
+    assert_eq!(
+        net.hosts[2].channels.received, received,
+        "repeated gossip is not relayed within the interval"
+    );
     net.run_s(31);
     net.with(0, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
     net.run_s(1);
-    assert!(net.hosts[2].channels.heard > heard);
+    assert!(net.hosts[2].channels.received > received);
 }
 
 #[test]
-fn a_newcomer_gets_all_state_at_once() {
-    let mut net = line(2, plain);
+fn new_peer_receives_complete_state_immediately() {
+    let mut net = line(2, default_config);
     net.run_s(1);
-    let mut fresh = line(3, plain);
+    let mut fresh = line(3, default_config);
     fresh.hosts[0].channels.state.entry("set".into()).or_default().extend([1, 2, 3]);
     fresh.run_s(2);
-    // Over two hops within two seconds, long before the first periodic round.
+    // Over two hops within two seconds, before the first periodic gossip.
     assert_eq!(fresh.hosts[2].channels.state["set"], BTreeSet::from([1, 2, 3]));
     net.hosts[0].channels.state.entry("set".into()).or_default().extend([4]);
     net.run_s(31);
-    assert_eq!(net.hosts[1].channels.state["set"], BTreeSet::from([4]), "periodic round");
+    assert_eq!(net.hosts[1].channels.state["set"], BTreeSet::from([4]), "periodic gossip");
 }
 
 #[test]
-fn simultaneous_dials_end_in_one_connection() {
+fn simultaneous_dials_leave_one_connection() {
     for seed in 0..20 {
         let mut net = Net::new(2, |i, config| config.uid = PeerUid(seed * 10 + i as u64 + 1));
         net.connect(0, &["10.0.0.2:6783"]);
@@ -139,13 +142,13 @@ fn simultaneous_dials_end_in_one_connection() {
         let ends: Vec<bool> = (0..2)
             .map(|i| {
                 let own = net.hosts[i].mesh.peer(peer(i as u64 + 1)).unwrap();
-                assert_eq!(own.links.len(), 1);
-                assert!(own.links[0].established);
-                own.links[0].outbound
+                assert_eq!(own.connections.len(), 1);
+                assert!(own.connections[0].established);
+                own.connections[0].outbound
             })
             .collect();
-        assert_ne!(ends[0], ends[1], "both keep the same one");
-        // With explicit ports 2.8.1 would go on dialling in vain.
+        assert_ne!(ends[0], ends[1], "both ends keep the same connection");
+        // With explicit ports 2.8.1 continues to dial (docs/spec/mesh.md 15.12).
         let events = net.hosts[0].events.len() + net.hosts[1].events.len();
         net.run_s(3600);
         assert_eq!(net.hosts[0].events.len() + net.hosts[1].events.len(), events);
@@ -153,8 +156,8 @@ fn simultaneous_dials_end_in_one_connection() {
 }
 
 #[test]
-fn one_peer_at_two_addresses() {
-    let mut net = Net::new(2, plain);
+fn peer_with_two_addresses_is_dialled_once() {
+    let mut net = Net::new(2, default_config);
     net.names.insert("host2".into(), vec![net.hosts[1].ip]);
     net.connect(0, &["10.0.0.2", "host2:6783", "10.0.0.2:6783"]);
     net.run_s(30);
@@ -165,56 +168,56 @@ fn one_peer_at_two_addresses() {
 }
 
 #[test]
-fn a_dead_peer_is_forgotten_and_one_that_comes_back_is_known_again() {
-    let mut net = line(3, plain);
+fn dead_peer_is_removed_and_added_after_its_restart() {
+    let mut net = line(3, default_config);
     net.run_s(10);
-    net.kill(2);
+    net.stop_process(2);
     net.run_s(3);
     assert_eq!(net.hosts[0].removed, [peer(3)]);
     assert_eq!(net.logged(0, "Removed unreachable peer 00:00:00:00:00:03(h3)"), 1);
     net.assert_converged();
 
     let before = net.hosts[1].mesh.peer(peer(2)).unwrap().version;
-    net.revive(2, |config| config.discovery = false);
+    net.restart(2, |config| config.discovery = false);
     net.run_s(10);
     net.assert_converged();
     assert!(net.hosts[1].mesh.peer(peer(2)).unwrap().version > before);
 }
 
 #[test]
-fn a_restart_behind_a_live_link_is_noticed() {
-    let mut net = Net::new(3, plain);
+fn restart_of_a_distant_peer_is_noticed() {
+    let mut net = Net::new(3, default_config);
     for i in 1..3 {
         net.connect(i, &["10.0.0.1"]);
     }
     net.run_s(10);
     let short_id = net.hosts[2].short_id;
     let old = net.hosts[2].mesh.peer(peer(3)).unwrap().version;
-    net.kill(2);
-    // Faster than anybody forgets; and, as 2.8.1 does, from version 0.
-    net.revive(2, |config| config.version = 0);
+    net.stop_process(2);
+    // Before other peers remove its record, and from version 0 as in 2.8.1.
+    net.restart(2, |config| config.version = 0);
     net.run_s(10);
     net.assert_converged();
     assert!(net.hosts[0].mesh.peer(peer(3)).unwrap().version > old || net.hosts[0].removed == [peer(3)]);
-    assert_eq!(net.hosts[2].short_id, short_id, "kept over the restart");
+    assert_eq!(net.hosts[2].short_id, short_id, "kept after the restart");
     assert_eq!(net.hosts[0].mesh.peer(peer(3)).unwrap().short_id, short_id);
 }
 
 #[test]
-fn a_half_dead_connection_gives_way_to_the_next_incarnation() {
-    let mut net = line(2, plain);
+fn restarted_peer_replaces_its_broken_connection() {
+    let mut net = line(2, default_config);
     net.run_s(5);
-    // The old process vanishes without a word.
+    // The old process ends without closing its connections.
     net.hosts[0].events.clear();
-    net.kill_silently(1);
-    net.revive(1, |config| config.discovery = false);
+    net.crash_host(1);
+    net.restart(1, |config| config.discovery = false);
     net.run_s(3);
     net.assert_converged();
     assert_eq!(net.logged(0, "connection added (restarted peer)"), 1, "{:#?}", net.hosts[0].events);
 }
 
 #[test]
-fn passwords() {
+fn wrong_or_missing_passwords_end_the_handshake() {
     let with = |password: &str| Secret::new(password);
     for (ours, theirs, error_here, error_there) in [
         ("secret", "secret", None, None),
@@ -259,7 +262,7 @@ fn passwords() {
 }
 
 #[test]
-fn trust_takes_both_sides() {
+fn data_is_unencrypted_only_if_both_sides_trust() {
     for (first, second, encrypted) in [
         ("10.0.0.0/8", "10.0.0.0/24", false),
         ("10.0.0.0/8", "192.168.0.0/16", true),
@@ -280,7 +283,7 @@ fn trust_takes_both_sides() {
 }
 
 #[test]
-fn overlays_must_have_something_in_common() {
+fn peers_without_common_overlay_do_not_connect() {
     let some = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
     let mut net = Net::new(2, |i, config| {
         config.overlays = if i == 0 { some(&["fastdp", "sleeve"]) } else { some(&["awsvpc"]) };
@@ -288,11 +291,13 @@ fn overlays_must_have_something_in_common() {
     net.connect(0, &["10.0.0.2"]);
     net.run_s(1);
     for i in 0..2 {
-        assert!(net.logged(i, "connection shutting down due to error: no overlays in common with peer") > 0);
+        assert!(
+            net.logged(i, "connection shutting down due to error: no overlays in common with peer") > 0
+        );
         assert!(net.hosts[i].setups.is_empty());
     }
 
-    // A peer that names none means sleeve, and gets control messages in the old form.
+    // A peer that announces no overlays uses sleeve with control messages of the old form.
     let mut net = Net::new(2, |i, config| {
         config.overlays = if i == 0 { some(&["fastdp", "sleeve"]) } else { some(&[]) };
     });
@@ -313,13 +318,13 @@ fn overlays_must_have_something_in_common() {
 }
 
 #[test]
-fn ourself_is_never_dialled_again() {
-    let mut net = Net::new(2, plain);
+fn own_address_is_dialled_once() {
+    let mut net = Net::new(2, default_config);
     net.connect(0, &["10.0.0.1", "10.0.0.2"]);
     net.run_s(3600);
     net.assert_converged();
     assert_eq!(net.logged(0, "->[10.0.0.1:6783] attempting connection"), 1);
-    assert_eq!(net.logged(0, "cannot connect to ourself"), 2, "both ends of the loop");
+    assert_eq!(net.logged(0, "cannot connect to ourself"), 2, "both ends of the connection");
     let status = net.hosts[0].mesh.status(net.time());
     assert_eq!(status.terminations, 0);
     let own = status.targets.iter().find(|t| t.address == "10.0.0.1:6783").unwrap();
@@ -328,9 +333,9 @@ fn ourself_is_never_dialled_again() {
 }
 
 #[test]
-fn one_unreachable_target_and_nobody_else_is_told_once() {
-    const TEXT: &str = "is the only one that this peer was told of";
-    let mut net = Net::new(3, plain);
+fn unreachable_only_target_is_reported_once() {
+    const TEXT: &str = "and the only known peer";
+    let mut net = Net::new(3, default_config);
     net.connect(0, &["10.0.0.9"]);
     net.connect(1, &["10.0.0.9", "10.0.0.8"]);
     net.connect(2, &["10.0.0.3"]);
@@ -338,11 +343,11 @@ fn one_unreachable_target_and_nobody_else_is_told_once() {
     assert_eq!([0, 1, 2].map(|i| net.logged(i, TEXT)), [1, 0, 0]);
     net.connect(0, &["10.0.0.3"]);
     net.run_s(60);
-    assert_eq!(net.logged(2, TEXT), 0, "somebody is connected");
+    assert_eq!(net.logged(2, TEXT), 0, "a peer is connected");
 }
 
 #[test]
-fn a_clone_of_ours_is_refused_by_name() {
+fn peer_with_our_name_is_refused() {
     let mut net = Net::new(2, |i, config| {
         config.name = peer(1);
         config.nickname = format!("clone{i}");
@@ -356,7 +361,7 @@ fn a_clone_of_ours_is_refused_by_name() {
 }
 
 #[test]
-fn colliding_short_ids_converge() {
+fn colliding_short_ids_are_resolved() {
     let mut net = Net::new(4, |_, config| config.short_id = ShortId::new(7));
     for i in 1..4 {
         net.connect(i, &["10.0.0.1"]);
@@ -374,7 +379,7 @@ fn colliding_short_ids_converge() {
 }
 
 #[test]
-fn the_connection_limit_holds() {
+fn connection_limit_is_not_exceeded() {
     let mut net = Net::new(4, |i, config| config.connection_limit = if i == 0 { 2 } else { 0 });
     for i in 1..4 {
         net.connect(i, &["10.0.0.1", "10.0.0.2"]);
@@ -386,11 +391,11 @@ fn the_connection_limit_holds() {
 }
 
 #[test]
-fn a_discovered_address_must_not_add_strangers() {
-    // The first and the second cannot dial each other; the third tells each of the other. Meanwhile a fourth, of whom
-    // nobody has heard, lives where the second was.
+fn unknown_peer_at_a_discovered_address_is_refused() {
+    // The first and the second peer cannot dial each other, but learn each other's address from the third. A fourth
+    // peer that is in no topology has taken the second one's address.
     let mut net = Net::new(4, |_, config| config.discovery = true);
-    net.apart.insert((0, 1));
+    net.separated.insert((0, 1));
     net.connect(0, &["10.0.0.3"]);
     net.connect(1, &["10.0.0.3"]);
     net.run_s(5);
@@ -404,10 +409,10 @@ fn a_discovered_address_must_not_add_strangers() {
 }
 
 #[test]
-fn silence_ends_a_connection_after_a_minute() {
-    let mut net = line(2, plain);
+fn silent_connection_ends_after_a_minute() {
+    let mut net = line(2, default_config);
     net.run_s(5);
-    net.kill_silently(1);
+    net.crash_host(1);
     net.run_s(61);
     let text = "connection shutting down due to error: read tcp 10.0.0.1:6783->10.0.0.2:4";
     assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
@@ -415,8 +420,8 @@ fn silence_ends_a_connection_after_a_minute() {
 }
 
 #[test]
-fn whoever_does_not_read_is_cut_off_and_costs_little() {
-    let mut net = line(3, plain);
+fn gossip_for_a_stuck_peer_is_merged_until_the_write_timeout() {
+    let mut net = line(3, default_config);
     net.run_s(5);
     net.hosts[2].stuck = true;
     let before = net.hosts[1].written;
@@ -425,43 +430,43 @@ fn whoever_does_not_read_is_cut_off_and_costs_little() {
         net.run_s(1);
     }
     let written = net.hosts[1].written - before;
-    assert!((100_000..200_000).contains(&written), "merged while it waits: {written}");
+    assert!((100_000..200_000).contains(&written), "merged while waiting: {written}");
     net.run_s(11);
     assert_eq!(net.logged(1, "error: write tcp 10.0.0.2:6783->10.0.0.3:4"), 1, "{:#?}", net.hosts[1].events);
 }
 
 #[test]
-fn strangers_in_the_handshake_are_bounded_in_number_and_time() {
-    let mut net = Net::new(2, plain);
+fn pending_handshakes_are_limited_in_number_and_time() {
+    let mut net = Net::new(2, default_config);
     let local = "10.0.0.1:6783".parse().unwrap();
-    let mut silent = Vec::new();
+    let mut pending = Vec::new();
     for n in 0..200u16 {
         let remote = format!("10.9.{n}.1:1000").parse().unwrap();
         let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
-        silent.push(conn);
+        pending.push(conn);
     }
     assert_eq!(net.logged(0, "too many connections in handshake"), 200 - 64);
     assert_eq!(net.hosts[0].mesh.accept_delay(net.time()), Duration::from_millis(181 * 50));
-    // Some say hello and no more.
-    for conn in &silent[150..] {
+    // Some remotes send the header and nothing else.
+    for conn in &pending[150..] {
         net.with(0, |mesh, channels, now| mesh.handle_stream(*conn, b"weave\x01\x02", channels, now));
     }
     net.run_s(11);
     assert_eq!(net.logged(0, "failed to receive remote protocol header: read tcp 10.0.0.1:6783->10.9."), 14);
     net.run_s(60);
     assert_eq!(net.logged(0, "i/o timeout"), 64);
-    // An honest peer gets through all the same.
+    // Another peer can connect nevertheless.
     net.connect(1, &["10.0.0.1"]);
     net.run_s(3);
     net.assert_converged();
 }
 
 #[test]
-fn garbage_costs_its_connection_only() {
+fn malformed_bytes_end_only_their_connection() {
     use rand::RngExt;
-    let mut net = line(2, plain);
+    let mut net = line(2, default_config);
     net.run_s(3);
-    let mut rng = super::support::rng(5);
+    let mut rng = crate::test_support::rng(5);
     let local = "10.0.0.1:6783".parse().unwrap();
     let features = crate::features::Features {
         name: peer(99),
@@ -497,19 +502,18 @@ fn garbage_costs_its_connection_only() {
     assert_eq!(net.neighbours(0), [peer(2)]);
 }
 
-/// However much somebody makes up: what we pass on of it fits frames, so that no other connection suffers.
 #[test]
-fn a_topology_of_any_size_is_passed_on_in_pieces() {
-    let mut net = line(2, plain);
+fn large_topology_is_sent_in_several_messages() {
+    let mut net = line(2, default_config);
     net.run_s(5);
     let uid = net.hosts[0].mesh.peer(peer(2)).unwrap().uid;
     net.with(0, |mesh, _, now| {
         let fakes = (1000..13_000).map(peer);
-        let links = fakes.clone().chain([peer(1)]).map(|name| connection(name, true)).collect();
-        let mut records = vec![PeerRecord { uid, version: 1 << 20, ..record(peer(2), links) }];
+        let connections = fakes.clone().chain([peer(1)]).map(|name| connection(name, true)).collect();
+        let mut records = vec![PeerRecord { uid, version: 1 << 20, ..record(peer(2), connections) }];
         records.extend(fakes.map(|n| PeerRecord { nickname: "x".repeat(1000), ..record(n, Vec::new()) }));
-        mesh.topology.merge(records, &mut super::support::rng(1));
-        mesh.push_topology(peer(2), Route::Gossip, Names::All, now);
+        mesh.topology.merge(records, &mut crate::test_support::rng(1));
+        mesh.push_topology(peer(2), GossipKind::Neighbour, PeerSelection::All, now);
     });
     net.run_s(20);
     assert_eq!(net.logged(0, "shutting down"), 0, "{:#?}", net.hosts[0].events);
@@ -518,8 +522,8 @@ fn a_topology_of_any_size_is_passed_on_in_pieces() {
 }
 
 #[test]
-fn a_refusing_receiver_ends_the_connection_with_its_text() {
-    let mut net = line(2, plain);
+fn error_of_a_receiver_ends_the_connection() {
+    let mut net = line(2, default_config);
     net.run_s(3);
     net.hosts[0].channels.refuse = Some("IP allocation was seeded by different peers".into());
     net.with(1, |mesh, channels, now| mesh.gossip("set", &[1], channels, now));
@@ -529,8 +533,8 @@ fn a_refusing_receiver_ends_the_connection_with_its_text() {
 }
 
 #[test]
-fn forget_and_connect_persist_the_list() {
-    let mut net = Net::new(1, plain);
+fn connect_and_forget_persist_the_direct_peers() {
+    let mut net = Net::new(1, default_config);
     net.connect(0, &["10.0.0.8", "10.0.0.9"]);
     assert_eq!(net.hosts[0].targets, ["10.0.0.8", "10.0.0.9"]);
     net.with(0, |mesh, _, now| mesh.forget(&["10.0.0.8".to_owned()], now));
@@ -538,12 +542,12 @@ fn forget_and_connect_persist_the_list() {
     net.with(0, |mesh, _, now| {
         assert_eq!(mesh.connect(&[":".to_owned()], true, now).len(), 1);
     });
-    assert!(net.hosts[0].targets.is_empty(), "replaced, in spite of the error");
+    assert!(net.hosts[0].targets.is_empty(), "the peers are replaced in spite of the error");
 }
 
 #[test]
-fn shutdown_closes_everything() {
-    let mut net = line(2, plain);
+fn shutdown_ends_all_connections() {
+    let mut net = line(2, default_config);
     net.run_s(3);
     net.with(0, |mesh, _, now: Now| mesh.shutdown(now));
     net.run_s(1);
@@ -553,7 +557,7 @@ fn shutdown_closes_everything() {
 }
 
 /// Bytes per host and minute in a settled full mesh.
-fn idle_cost(n: usize, digest: bool) -> usize {
+fn idle_traffic(n: usize, digest: bool) -> usize {
     let mut net = Net::new(n, |_, config| config.topology_digest = digest);
     for i in 1..n {
         net.connect(i, &["10.0.0.1"]);
@@ -567,15 +571,15 @@ fn idle_cost(n: usize, digest: bool) -> usize {
 }
 
 #[test]
-fn an_idle_mesh_costs_little() {
-    let (with, without) = (idle_cost(20, true), idle_cost(20, false));
-    // Heartbeats and digests against twice the complete topology to eight neighbours.
+fn digests_reduce_the_traffic_of_an_idle_mesh() {
+    let (with, without) = (idle_traffic(20, true), idle_traffic(20, false));
+    // Heartbeats and digests, instead of the complete topology to eight neighbours twice.
     assert!(with < 500, "{with}");
     assert!(without > 100 * with, "{without}");
 }
 
 #[test]
-fn old_and_new_peers_mix() {
+fn peers_with_and_without_digests_converge() {
     for pattern in [0b01010, 0b11011, 0b00100u32] {
         let has = |i: usize| pattern >> i & 1 == 1;
         let mut net = line(5, |i, config| config.topology_digest = has(i));
@@ -584,9 +588,9 @@ fn old_and_new_peers_mix() {
         for i in 0..5 {
             assert_eq!(net.logged(i, "unknown protocol tag"), 0);
         }
-        net.kill(4);
+        net.stop_process(4);
         net.run_s(5);
-        net.revive(4, |config| {
+        net.restart(4, |config| {
             config.discovery = false;
             config.topology_digest = !has(4);
             config.version = 0;
@@ -597,7 +601,7 @@ fn old_and_new_peers_mix() {
 }
 
 #[test]
-fn halves_that_meet_tell_each_other_everything() {
+fn two_joined_halves_exchange_all_records() {
     let mut net = Net::new(16, |_, config| config.discovery = false);
     for i in (1..16).filter(|&i| i != 8) {
         net.connect(i, &[&ip(i - 1)]);
@@ -612,40 +616,42 @@ fn halves_that_meet_tell_each_other_everything() {
 }
 
 #[test]
-fn what_nobody_delivers_is_looked_for() {
+fn missing_requested_records_are_requested_again() {
     use crate::digest::Message;
+    use crate::peers::RecordVersion;
     use std::collections::BTreeMap;
-    let mut net = line(2, plain);
+    let mut net = line(2, default_config);
     net.run_s(5);
     let conn = *net.hosts[0].setups.keys().next().unwrap();
-    let news = Message::News(BTreeMap::from([(peer(9), (1, PeerUid(1)))])).encode();
-    let hear = |net: &mut Net| {
+    let news =
+        Message::News(BTreeMap::from([(peer(9), RecordVersion { version: 1, uid: PeerUid(1) })])).encode();
+    let send_news = |net: &mut Net| {
         let before = net.hosts[0].written;
         net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &news[1..], now)).unwrap();
         net.hosts[0].written - before
     };
-    assert_eq!(hear(&mut net), 4 + 2 + 6, "asked for");
-    assert_eq!(hear(&mut net), 0, "once");
+    assert_eq!(send_news(&mut net), 4 + 2 + 6, "requested");
+    assert_eq!(send_news(&mut net), 0, "not requested again");
     let before = net.hosts[0].written;
     net.run_s(3);
-    assert_eq!(net.hosts[0].written - before, 4 + 2 + 8, "then digests are compared");
-    assert_eq!(hear(&mut net), 4 + 2 + 6, "asked for again");
+    assert_eq!(net.hosts[0].written - before, 4 + 2 + 8, "digests are compared after the timeout");
+    assert_eq!(send_news(&mut net), 4 + 2 + 6, "requested again");
 }
 
 #[test]
-fn nobody_can_speak_for_another_neighbour() {
-    // The second host says that the third, on the far side of the first, has told it: the news must reach the third.
+fn gossip_with_a_forged_source_reaches_that_source() {
+    // The second peer sends gossip whose envelope names the third as its source. It must reach the third.
     let mut net = Net::new(3, |_, config| config.discovery = false);
     net.connect(1, &[&ip(0)]);
     net.connect(2, &[&ip(0)]);
     net.run_s(10);
-    let liar = crate::update::PeerRecord {
+    let forged = crate::update::PeerRecord {
         version: 1 << 30,
         nickname: "changed".into(),
         uid: net.hosts[0].mesh.peer(peer(2)).unwrap().uid,
-        ..super::support::record(peer(2), vec![super::support::connection(peer(1), true)])
+        ..crate::test_support::record(peer(2), vec![crate::test_support::connection(peer(1), true)])
     };
-    let payload = crate::update::encode_update([&liar]);
+    let payload = crate::update::encode_update([&forged]);
     let (source, destination) = (peer(3), None);
     let envelope =
         crate::envelope::Envelope { channel: "topology".into(), source, destination, payload: &payload };
@@ -662,8 +668,8 @@ fn nobody_can_speak_for_another_neighbour() {
 }
 
 #[test]
-fn a_limit_does_not_keep_parts_of_the_mesh_apart() {
-    // Two triangles in which everybody has all the connections there may be.
+fn connection_limit_does_not_separate_parts_of_the_mesh() {
+    // Two triangles in which every peer is at its limit.
     let mut net = Net::new(6, |_, config| config.connection_limit = 2);
     for i in [1, 2, 4, 5] {
         net.connect(i, &[&ip(i / 3 * 3)]);
@@ -676,7 +682,7 @@ fn a_limit_does_not_keep_parts_of_the_mesh_apart() {
     for i in 0..6 {
         assert!(net.neighbours(i).len() <= 2, "{i}");
     }
-    // And then it is quiet: nobody gives up a connection for somebody who is there already.
+    // After that no connection is ended in favour of a peer that is reachable.
     net.run_s(600);
     let given_up: Vec<usize> = (0..6).map(|i| net.logged(i, "connection deleted")).collect();
     net.run_s(3600);
@@ -684,12 +690,12 @@ fn a_limit_does_not_keep_parts_of_the_mesh_apart() {
     net.assert_converged();
 }
 
-/// Hosts die, come back, and lose sight of each other, in any order. Afterwards all is as if nothing had been.
+/// Hosts fail, restart and lose their connections in random order.
 #[test]
-fn chaos_passes() {
+fn random_failures_are_followed_by_convergence() {
     use rand::RngExt;
     for seed in 0..12 {
-        let mut rng = super::support::rng(seed);
+        let mut rng = crate::test_support::rng(seed);
         let n = rng.random_range(3..9usize);
         let (discovery, mask) = (rng.random(), rng.random::<u32>());
         let same_ids: bool = rng.random();
@@ -706,32 +712,32 @@ fn chaos_passes() {
             let to = rng.random_range(0..i);
             net.connect(i, &[&ip(to), &ip(rng.random_range(0..n))]);
         }
-        let mut down = BTreeSet::new();
+        let mut stopped = BTreeSet::new();
         for _ in 0..30 {
             net.run(Duration::from_millis(rng.random_range(1..4000)));
             let (a, b) = (rng.random_range(0..n), rng.random_range(0..n));
             match rng.random_range(0..5) {
-                0 if down.insert(a) => net.kill(a),
-                1 if down.insert(a) => net.kill_silently(a),
-                2 if down.remove(&a) => {
+                0 if stopped.insert(a) => net.stop_process(a),
+                1 if stopped.insert(a) => net.crash_host(a),
+                2 if stopped.remove(&a) => {
                     let persisted: bool = rng.random();
-                    net.revive(a, |config| {
+                    net.restart(a, |config| {
                         adjust(a, config);
                         config.version = if persisted { config.version } else { 0 };
                     });
                 }
-                3 if a != b => net.cut(a, b, rng.random()),
+                3 if a != b => net.separate(a, b, rng.random()),
                 4 => {
-                    net.apart.pop_first();
+                    net.separated.pop_first();
                 }
                 _ => {}
             }
         }
-        net.apart.clear();
-        for a in down {
-            net.revive(a, |config| adjust(a, config));
+        net.separated.clear();
+        for a in stopped {
+            net.restart(a, |config| adjust(a, config));
         }
-        // Attempts may be six minutes apart by now.
+        // Retry intervals may have grown to six minutes.
         net.run_s(1200);
         net.assert_converged();
         let ids: BTreeSet<_> = net.hosts.iter().map(|h| h.short_id).collect();

@@ -1,8 +1,7 @@
-//! Tests that need more than one file of the crate.
+//! Tests of several modules together.
 
 mod harness;
 mod mesh;
 mod replay;
 mod routes;
-pub(crate) mod support;
 mod topology;

@@ -1,4 +1,4 @@
-//! Conversations recorded between peers of 2.8.1, with ourself in the place of one of them.
+//! Replays connections recorded between two peers of 2.8.1, with our mesh in the place of one of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,9 +7,9 @@ use serde_json::Value;
 use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid, ShortId};
 
 use super::harness::Sets;
-use super::support::{array, name, rng, text, vector};
 use crate::envelope::Envelope;
 use crate::handshake::{Handshake, HandshakeConfig, Progress, Session};
+use crate::test_support::{array, name, rng, text, vector};
 use crate::update::{PeerRecord, decode_update};
 use crate::wire::Tag;
 use crate::{Config, Mesh, Output, OverlaySetup, Secret};
@@ -29,8 +29,8 @@ fn features(value: &Value) -> BTreeMap<String, String> {
     value.as_object().unwrap().iter().map(|(k, v)| (k.clone(), text(v).to_owned())).collect()
 }
 
-/// A mesh with one connection, and what it has said.
-struct Player {
+/// A mesh with one connection, and its outputs.
+struct Replay {
     mesh: Mesh,
     conn: ConnectionId,
     channels: Sets,
@@ -41,8 +41,8 @@ struct Player {
     established: bool,
 }
 
-impl Player {
-    fn new(config: Config, key: Option<[u8; 32]>, dials: Option<&str>, from: &str) -> Player {
+impl Replay {
+    fn new(config: Config, key: Option<[u8; 32]>, dials: Option<&str>, from: &str) -> Replay {
         let now = Now { mono: Instant::ORIGIN, wall: Duration::ZERO };
         let (port, channels) = (config.port, Sets { names: vec!["chanA"], ..Sets::default() });
         let mut mesh = Mesh::new(config, rng(1), now);
@@ -63,7 +63,7 @@ impl Player {
                 conn
             }
         };
-        let mut player = Player {
+        let mut replay = Replay {
             mesh,
             conn,
             channels,
@@ -73,8 +73,8 @@ impl Player {
             events: Vec::new(),
             established: false,
         };
-        player.drain();
-        player
+        replay.drain();
+        replay
     }
 
     fn time(&self) -> Now {
@@ -110,15 +110,15 @@ impl Player {
         self.now = at;
     }
 
-    fn hear(&mut self, bytes: &[u8]) {
+    fn receive(&mut self, bytes: &[u8]) {
         let now = self.time();
         self.mesh.handle_stream(self.conn, bytes, &mut self.channels, now);
         self.drain();
     }
 }
 
-/// What the other side would have understood.
-fn understood(written: &[u8], side: HandshakeConfig, key: [u8; 32]) -> (Session, Vec<Vec<u8>>) {
+/// Reads the written bytes as the remote does: the session and its messages.
+fn read_by_remote(written: &[u8], side: HandshakeConfig, key: [u8; 32]) -> (Session, Vec<Vec<u8>>) {
     let mut handshake = Handshake::new(side, key);
     let Progress::Done(mut session) = handshake.handle_bytes(written).unwrap() else {
         panic!("the handshake is not complete")
@@ -127,15 +127,15 @@ fn understood(written: &[u8], side: HandshakeConfig, key: [u8; 32]) -> (Session,
     (*session, messages)
 }
 
-/// A message with what it means, comparable.
+/// The content of a message in a form that can be compared.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Said {
+enum Summary {
     /// Tag, source, and each peer's record as text.
     Topology(u8, PeerName, BTreeMap<PeerName, String>),
     Channel(u8, PeerName, Option<PeerName>, Vec<u8>),
 }
 
-fn said(message: &[u8]) -> Option<Said> {
+fn summary(message: &[u8]) -> Option<Summary> {
     let (&tag, body) = message.split_first()?;
     if tag == Tag::Heartbeat.byte() {
         return None;
@@ -143,99 +143,100 @@ fn said(message: &[u8]) -> Option<Said> {
     let envelope = Envelope::decode(body, tag == Tag::GossipUnicast.byte()).unwrap();
     if envelope.channel != "topology" {
         assert_eq!(envelope.channel, "chanA");
-        return Some(Said::Channel(tag, envelope.source, envelope.destination, envelope.payload.to_vec()));
+        return Some(Summary::Channel(tag, envelope.source, envelope.destination, envelope.payload.to_vec()));
     }
     let peer = |record: PeerRecord| {
         let links: BTreeSet<String> = record.connections.iter().map(|c| format!("{c:?}")).collect();
         (record.name, format!("{:?}", (record.nickname, record.uid, record.version, record.short_id, links)))
     };
     let records = decode_update(envelope.payload).unwrap().records;
-    Some(Said::Topology(tag, envelope.source, records.into_iter().map(peer).collect()))
+    Some(Summary::Topology(tag, envelope.source, records.into_iter().map(peer).collect()))
 }
 
-/// Plays `ours` against the recorded other side. Returns what was said here, and what was said there.
-fn play(ours: &str) -> (Vec<Said>, Vec<Said>, Player) {
+/// Replays the side `ours` against the recorded other side. Returns the messages sent here and those sent in the
+/// recording.
+fn play(ours: &str) -> (Vec<Summary>, Vec<Summary>, Replay) {
     let session = vector("session_v2_plain.json");
     let (theirs, direction) = if ours == "a" { ("b_to_a", "a_to_b") } else { ("a_to_b", "b_to_a") };
     let recorded = array(&session["decoded"][direction]);
     let mut config = config(&recorded[2]["features"]);
     config.gossip_interval = Duration::from_secs(3);
-    // The address of a as b sees it, and of b as a does.
+    // The addresses of a and b in the recording.
     let (a, b) = ("127.0.0.1:35656", "127.0.0.1:36785");
     config.port = 36785;
-    let mut player =
-        if ours == "a" { Player::new(config, None, Some(b), a) } else { Player::new(config, None, None, a) };
+    let mut replay =
+        if ours == "a" { Replay::new(config, None, Some(b), a) } else { Replay::new(config, None, None, a) };
     let state = if ours == "a" { "stateA" } else { "stateB" };
-    player.channels.state.entry("chanA".into()).or_default().extend(state.bytes());
+    replay.channels.state.entry("chanA".into()).or_default().extend(state.bytes());
     for chunk in array(&session["chunks"]).iter().filter(|c| text(&c["dir"]) == theirs) {
-        player.until(Instant::from_origin(Duration::from_millis(chunk["ms"].as_u64().unwrap())));
-        player.hear(&hex::decode(text(&chunk["hex"])).unwrap());
+        replay.until(Instant::from_origin(Duration::from_millis(chunk["ms"].as_u64().unwrap())));
+        replay.receive(&hex::decode(text(&chunk["hex"])).unwrap());
     }
-    player.until(Instant::from_origin(Duration::from_millis(3100)));
+    replay.until(Instant::from_origin(Duration::from_millis(3100)));
     let their_features = &array(&session["decoded"][theirs])[2]["features"];
     let side =
         HandshakeConfig { features: features(their_features), outbound: ours == "b", ..Default::default() };
-    let (session, messages) = understood(&player.written, side, [0; 32]);
-    let mut told = session.remote_features.clone();
+    let (session, messages) = read_by_remote(&replay.written, side, [0; 32]);
+    let mut announced = session.remote_features.clone();
     let mut expected = features(&recorded[2]["features"]);
-    assert!(told.remove("ConnID").is_some() && expected.remove("ConnID").is_some());
-    assert_eq!(told.remove("TopologyDigest").as_deref(), Some("1"));
-    assert_eq!(told, expected);
+    assert!(announced.remove("ConnID").is_some() && expected.remove("ConnID").is_some());
+    assert_eq!(announced.remove("TopologyDigest").as_deref(), Some("1"));
+    assert_eq!(announced, expected);
     let recorded = recorded.iter().filter_map(|m| m["message"].as_str());
-    let there = recorded.filter_map(|m| said(&hex::decode(m).unwrap())).collect();
-    (messages.iter().filter_map(|m| said(m)).collect(), there, player)
+    let there = recorded.filter_map(|m| summary(&hex::decode(m).unwrap())).collect();
+    (messages.iter().filter_map(|m| summary(m)).collect(), there, replay)
 }
 
 #[test]
-fn a_session_from_either_side() {
+fn recorded_session_is_replayed_from_either_side() {
     for ours in ["a", "b"] {
-        let (here, there, player) = play(ours);
-        assert!(!player.events.iter().any(|line| line.contains("error")), "{:#?}", player.events);
-        let topologies = |said: &[Said]| {
-            let of = |s: &Said| matches!(s, Said::Topology(..)).then(|| format!("{s:?}"));
-            said.iter().filter_map(of).collect::<Vec<_>>()
+        let (here, there, replay) = play(ours);
+        assert!(!replay.events.iter().any(|line| line.contains("error")), "{:#?}", replay.events);
+        let topologies = |summary: &[Summary]| {
+            let of = |s: &Summary| matches!(s, Summary::Topology(..)).then(|| format!("{s:?}"));
+            summary.iter().filter_map(of).collect::<Vec<_>>()
         };
         let (mine, recorded) = (topologies(&here), topologies(&there));
-        // At the start, one second later, and with the periodic round. The first one shows how far the overlay was at
-        // that moment, which is chance; the others must be the same to the letter.
+        // At the start, one second later, and periodically. The first message depends on the state of the overlay at that
+        // moment; the others must be equal.
         assert_eq!(mine.len(), 3, "{mine:#?}");
         assert_eq!(mine[1..], recorded[1..], "{ours}");
-        let Said::Topology(4, source, peers) = &here[0] else { panic!("{here:#?}") };
-        assert_eq!((*source, peers.len()), (player.mesh.name(), 2));
+        let Summary::Topology(4, source, peers) = &here[0] else { panic!("{here:#?}") };
+        assert_eq!((*source, peers.len()), (replay.mesh.name(), 2));
 
-        // State of the other channel: at the start and with the periodic round (the rest of the recording are messages
-        // that a user of the channel sent).
-        let gossips = |said: &[Said]| {
-            let of = |s: &&Said| matches!(s, Said::Channel(4, ..));
-            said.iter().filter(of).count()
+        // State of the other channel: at the start and periodically. The other recorded messages were sent by a user of
+        // the channel.
+        let gossips = |summary: &[Summary]| {
+            let of = |s: &&Summary| matches!(s, Summary::Channel(4, ..));
+            summary.iter().filter(of).count()
         };
         assert_eq!((gossips(&here), gossips(&there)), (2, 2));
-        let heard: Vec<u8> = player.channels.state["chanA"].iter().copied().collect();
-        assert_eq!(heard, b"ABaest", "both states");
+        let merged: Vec<u8> = replay.channels.state["chanA"].iter().copied().collect();
+        assert_eq!(merged, b"ABaest", "both states");
         if ours == "a" {
             assert_eq!(
-                player.channels.unicasts,
+                replay.channels.unicasts,
                 [(name(&"02:00:00:00:00:0b".into()), b"unicast from B".to_vec())]
             );
         } else {
             assert_eq!(
-                player.channels.broadcasts,
+                replay.channels.broadcasts,
                 [(name(&"02:00:00:00:00:0a".into()), b"bcast from A".to_vec())]
             );
         }
-        let routes = player.mesh.routes();
-        assert_eq!(routes.unicast_table().count(), 2, "data has a way");
+        let routes = replay.mesh.routes();
+        assert_eq!(routes.unicast_table().count(), 2, "data has a route");
     }
 }
 
 #[test]
-fn handshakes_from_either_side() {
+fn recorded_handshakes_are_replayed_from_either_side() {
     let cases = vector("handshakes.json");
     for case in array(&cases["transcripts"]) {
         for (ours, theirs, direction) in [("a", "b", "b_to_a"), ("b", "a", "a_to_b")] {
             let about = format!("{} as {ours}", text(&case["name"]));
             if case[&format!("{ours}_header")]["max"] != 2 {
-                continue; // An old peer, which we cannot play.
+                continue; // The mesh cannot offer only protocol 1.
             }
             let offered = |side: &str| features(&case[&format!("{side}_features_offered")]);
             let key = |side: &str| -> Option<[u8; 32]> {
@@ -246,16 +247,16 @@ fn handshakes_from_either_side() {
             config.password = case["password"].as_str().and_then(Secret::new);
             let (a, b) = ("10.0.0.1:40000", "10.0.0.2:6783");
             let dials = (ours == "a").then_some(b);
-            let mut player = Player::new(config.clone(), key(ours), dials, a);
+            let mut replay = Replay::new(config.clone(), key(ours), dials, a);
             let stream = hex::decode(text(&case[direction]["handshake"])).unwrap();
             for piece in stream.chunks(5) {
-                player.hear(piece);
+                replay.receive(piece);
             }
             let version = case["negotiated_version"].as_u64().unwrap();
             let ready = format!("connection ready; using protocol version {version}");
-            assert!(player.events.iter().any(|line| line.contains(&ready)), "{about}: {:#?}", player.events);
+            assert!(replay.events.iter().any(|line| line.contains(&ready)), "{about}: {:#?}", replay.events);
 
-            let setup = player.setup.clone().unwrap();
+            let setup = replay.setup.clone().unwrap();
             let received = features(&case[&format!("{theirs}_features_received_by_{ours}")]);
             assert_eq!(setup.remote_features, received, "{about}");
             assert_eq!(setup.remote, offered(theirs)["Name"].parse().unwrap());
@@ -265,7 +266,7 @@ fn handshakes_from_either_side() {
             let overlays = received.get("Overlays").map(|o| o.split(' ').map(str::to_owned).collect());
             assert_eq!(setup.overlays, overlays, "{about}");
 
-            // And the other side has understood us.
+            // The other side reads our features.
             let header = &case[&format!("{theirs}_header")];
             let side = HandshakeConfig {
                 features: offered(theirs),
@@ -274,33 +275,33 @@ fn handshakes_from_either_side() {
                 max_protocol: header["max"].as_u64().unwrap() as u8,
                 outbound: theirs == "a",
             };
-            let (session, messages) = understood(&player.written, side, key(theirs).unwrap_or_default());
+            let (session, messages) = read_by_remote(&replay.written, side, key(theirs).unwrap_or_default());
             let mut expected = features(&case[&format!("{ours}_features_received_by_{theirs}")]);
-            let mut told = session.remote_features.clone();
-            let ours_id: u64 = told.remove("ConnID").unwrap().parse().unwrap();
+            let mut announced = session.remote_features.clone();
+            let ours_id: u64 = announced.remove("ConnID").unwrap().parse().unwrap();
             let theirs_id: u64 = received["ConnID"].parse().unwrap();
             assert_eq!(setup.uid.0, ours_id ^ theirs_id, "{about}");
             expected.remove("ConnID");
-            told.remove("TopologyDigest");
-            // Who trusts whom is up to the side's own subnets, of which we have none here.
-            for map in [&mut expected, &mut told] {
+            announced.remove("TopologyDigest");
+            // `Trusted` depends on the configured subnets, of which there are none here.
+            for map in [&mut expected, &mut announced] {
                 map.remove("Trusted");
             }
-            assert_eq!(told, expected, "{about}");
-            assert!(said(&messages[0]).is_some(), "all our state follows at once");
+            assert_eq!(announced, expected, "{about}");
+            assert!(summary(&messages[0]).is_some(), "complete state follows immediately");
 
-            // The recorded messages include topology gossip that is none: 2.8.1 ends the connection as well.
+            // The recorded messages include malformed topology gossip, which ends the connection in 2.8.1 as well.
             for message in array(&case[direction]["messages"]) {
-                player.hear(&hex::decode(text(&message["wire"])).unwrap());
+                replay.receive(&hex::decode(text(&message["wire"])).unwrap());
             }
-            let end = player.events.iter().filter(|line| line.contains("shutting down due to error")).count();
-            assert_eq!(end, 1, "{about}: {:#?}", player.events);
+            let end = replay.events.iter().filter(|line| line.contains("shutting down due to error")).count();
+            assert_eq!(end, 1, "{about}: {:#?}", replay.events);
         }
     }
 }
 
 #[test]
-fn handshakes_that_fail() {
+fn recorded_handshake_failures_have_the_same_error() {
     let cases = vector("handshakes.json");
     assert_eq!(array(&cases["failures"]).len(), 12);
     for case in array(&cases["failures"]) {
@@ -310,15 +311,15 @@ fn handshakes_that_fail() {
         let mut config = Config::new(name(&"02:00:00:00:00:01".into()), "us", PeerUid(1));
         config.password = case["password"].as_str().and_then(Secret::new);
         config.min_protocol = case["our_min"].as_u64().unwrap() as u8;
-        let mut player = Player::new(config, None, None, "10.0.0.2:40000");
-        player.hear(&hex::decode(text(&case["remote_bytes"])).unwrap());
+        let mut replay = Replay::new(config, None, None, "10.0.0.2:40000");
+        replay.receive(&hex::decode(text(&case["remote_bytes"])).unwrap());
         if case["remote_then_closes"] == true {
-            player.mesh.handle_closed(player.conn, "EOF".to_owned(), player.time());
-            player.drain();
+            replay.mesh.handle_closed(replay.conn, "EOF".to_owned(), replay.time());
+            replay.drain();
         }
         let error = text(&case["error"]);
         let line =
             format!("->[10.0.0.2:40000] connection shutting down due to error during handshake: {error}");
-        assert!(player.events.contains(&line), "{}: {:#?}", text(&case["name"]), player.events);
+        assert!(replay.events.contains(&line), "{}: {:#?}", text(&case["name"]), replay.events);
     }
 }

@@ -2,9 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weave_types::PeerName;
 
-use super::support::{array, connection, name, names, peer, record, rng, text, topology, vector};
 use crate::Routes;
-use crate::peers::{Address, Link};
+use crate::peers::{GossipAddress, PeerConnection};
+use crate::test_support::{array, connection, name, names, peer, record, rng, text, topology, vector};
 use crate::topology::Topology;
 use crate::update::ConnectionRecord;
 
@@ -18,8 +18,8 @@ fn view(own: PeerName, peers: &[PeerName], edges: &[(PeerName, PeerName, bool)])
     }
     for own in lists.remove(&own).unwrap() {
         let (peer, established) = (own.name, own.established);
-        let address = Address::from_text("10.0.0.1:6783");
-        topology.connect(Link { peer, address, outbound: true, established });
+        let address = GossipAddress::from_text("10.0.0.1:6783");
+        topology.connect(PeerConnection { peer, address, outbound: true, established });
     }
     topology.merge(lists.into_iter().map(|(name, list)| record(name, list)).collect(), &mut rng(1));
     topology
@@ -30,7 +30,7 @@ fn set<T: Ord>(items: impl IntoIterator<Item = T>) -> BTreeSet<T> {
 }
 
 #[test]
-fn vectors() {
+fn routes_are_those_of_2_8_1() {
     let mut views = 0;
     for case in array(&vector("routes.json")) {
         let peers = names(&case["peers"]);
@@ -65,7 +65,7 @@ fn vectors() {
             for (src, to) in trees("broadcast_all") {
                 assert_eq!(set(routes.broadcast_all(src).iter().copied()), to, "{about}, from {src}");
             }
-            assert_eq!(routes.broadcast_table().count(), peers.len(), "all were asked for");
+            assert_eq!(routes.broadcast_table().count(), peers.len(), "all trees have been computed");
 
             let weights = expected["neighbour_weights"].as_object().unwrap();
             let weights = set(weights
@@ -82,7 +82,7 @@ fn vectors() {
                 assert!(!chosen.contains(&except));
             }
 
-            topology.collect(&mut rng(1));
+            topology.collect_garbage(&mut rng(1));
             let reachable = set(topology.peers().map(|(name, _)| name));
             assert_eq!(reachable, set(names(&expected["reachable_for_gc"])), "{about}");
         }
@@ -90,9 +90,8 @@ fn vectors() {
     assert!(views > 80, "{views}");
 }
 
-/// Each peer hands a broadcast on to where it has not been yet: on a stable topology everybody gets it once.
 #[test]
-fn broadcasts_arrive_exactly_once() {
+fn broadcasts_reach_every_peer_once() {
     use rand::RngExt;
     let mut rng = rng(3);
     for _ in 0..30 {
@@ -124,7 +123,7 @@ fn broadcasts_arrive_exactly_once() {
 }
 
 #[test]
-fn an_unchanged_graph_keeps_its_routes() {
+fn routes_are_recomputed_only_after_a_change() {
     let peers = [peer(1), peer(2), peer(3)];
     let edges = [(peer(1), peer(2), true), (peer(2), peer(1), true), (peer(2), peer(3), false)];
     let mut topology = view(peer(1), &peers, &edges);
@@ -137,23 +136,23 @@ fn an_unchanged_graph_keeps_its_routes() {
 }
 
 #[test]
-fn a_neighbour_need_not_say_so_itself_to_get_data() {
+fn data_for_a_neighbour_does_not_wait_for_its_report() {
     let [own, a, b, c] = [1, 2, 3, 4].map(|n| PeerName::from_number(n).unwrap());
     let peers = [own, a, b, c];
-    // a has not told yet, b has not even verified it here, c is behind a.
+    // a has not reported its connection to us, we have not verified the one to b, and c is behind a.
     let edges =
         [(own, a, true), (a, own, false), (own, b, false), (b, own, true), (a, c, true), (c, a, true)];
     let before = Routes::compute(&view(own, &peers, &edges));
     assert_eq!([a, b, c].map(|p| before.unicast(p)), [None; 3]);
     assert_eq!([own, a, b, c].map(|p| before.unicast_or_direct(p)), [None, Some(a), None, None]);
-    assert!(before.broadcast(own).is_empty(), "broadcasts wait for the other side's word");
-    // Only our own flag differs: that is a change, too.
+    assert!(before.broadcast(own).is_empty(), "broadcasts wait for the report of the other side");
+    // Our own report alone changes the routes as well.
     let without = view(own, &peers, &[(own, a, false), (a, own, false), (own, b, false), (b, own, true)]);
     let with = view(own, &peers, &[(own, a, true), (a, own, false), (own, b, false), (b, own, true)]);
     let routes = Routes::compute(&without);
     assert_eq!(routes.unicast_or_direct(a), None);
     assert_eq!(routes.recompute(&with).unwrap().unicast_or_direct(a), Some(a));
-    // A way that all agree on comes first.
+    // A route in the table has precedence.
     let detour =
         [(own, a, true), (a, own, false), (own, b, true), (b, own, true), (b, a, true), (a, b, true)];
     let routes = Routes::compute(&view(own, &peers, &detour));

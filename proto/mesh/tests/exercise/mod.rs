@@ -1,4 +1,4 @@
-//! Any bytes from a remote. Shared by the fuzz targets and the tests that replay their corpora.
+//! Handles arbitrary bytes from a remote. The fuzz targets and the tests that replay their corpora share this module.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use weave_mesh::features::Features;
 use weave_mesh::handshake::{Handshake, HandshakeConfig, Progress, Session, encode_features};
 use weave_mesh::update::{decode_update, encode_update};
 
-/// First byte: password, versions, who dialled, size of the pieces; the rest is what the remote sends. Checks that the
-/// pieces make no difference, neither before nor after the handshake.
+/// The first byte selects password, versions, the dialling side and the size of the pieces; the rest is the stream of the
+/// remote. Asserts that the size of the pieces makes no difference.
 pub(crate) fn handshake(data: &[u8]) {
     let Some((&options, stream)) = data.split_first() else { return };
     let config = HandshakeConfig {
@@ -56,7 +56,7 @@ fn drain(session: &mut Session, messages: &mut Vec<Vec<u8>>) -> Result<(), Strin
     Ok(())
 }
 
-/// A session without password whose remote has said nothing yet.
+/// A session without password whose remote has sent no message yet.
 fn session(version: u8) -> Session {
     let config = HandshakeConfig { max_protocol: version, ..HandshakeConfig::default() };
     let mut handshake = Handshake::new(config, [0; 32]);
@@ -73,8 +73,8 @@ fn session(version: u8) -> Session {
     }
 }
 
-/// First byte: version and size of the pieces; the rest is what the remote sends after the handshake. Checks that the
-/// pieces make no difference, and that what was received can be sent in the same way.
+/// The first byte selects the version and the size of the pieces; the rest is the stream of the remote after the
+/// handshake. Asserts that the size of the pieces makes no difference, and that received messages can be sent again.
 pub(crate) fn session_frames(data: &[u8]) {
     let Some((&options, stream)) = data.split_first() else { return };
     let version = 1 + (options & 1);
@@ -103,7 +103,7 @@ pub(crate) fn session_frames(data: &[u8]) {
     }
 }
 
-/// A topology update. Checks that what was read is written and read again the same.
+/// Decodes a topology update. Asserts that it encodes and decodes to the same records.
 pub(crate) fn topology_update(data: &[u8]) {
     let Ok(update) = decode_update(data) else { return };
     let again = encode_update(&update.records);
@@ -113,7 +113,7 @@ pub(crate) fn topology_update(data: &[u8]) {
     }
 }
 
-/// A gossip envelope of either form. Checks that what was read is written and read again the same.
+/// Decodes a gossip envelope of either form. Asserts that it encodes and decodes to the same envelope.
 pub(crate) fn envelope(data: &[u8]) {
     for unicast in [false, true] {
         let Ok(envelope) = Envelope::decode(data, unicast) else { continue };
@@ -122,7 +122,7 @@ pub(crate) fn envelope(data: &[u8]) {
     }
 }
 
-/// A features message. Checks that what was read and accepted is written and read again the same.
+/// Decodes a features message. Asserts that accepted features encode and decode to the same features.
 pub(crate) fn feature_map(data: &[u8]) {
     let mut stream = b"weave\x01\x02\x00".to_vec();
     stream.extend((data.len() as u32).to_be_bytes());

@@ -1,3 +1,5 @@
+//! Helpers of the unit tests.
+
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use serde_json::Value;

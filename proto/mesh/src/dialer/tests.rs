@@ -1,8 +1,8 @@
 use serde_json::Value;
 
 use super::*;
-use crate::peers::{Address, Link};
-use crate::tests::support::{array, name, peer, record, rng, text, topology, vector};
+use crate::peers::{GossipAddress, PeerConnection};
+use crate::test_support::{array, name, peer, record, rng, text, topology, vector};
 use crate::update::ConnectionRecord;
 
 const NOW: Instant = Instant::from_origin(Duration::from_secs(1000));
@@ -15,18 +15,22 @@ fn states(dialer: &Dialer) -> Vec<(String, TargetState)> {
     dialer.targets().map(|t| (t.address, t.state)).collect()
 }
 
-fn evaluate(dialer: &mut Dialer, connected: &Connected, now: Instant) -> Vec<Attempt> {
+fn evaluate(dialer: &mut Dialer, connected: &OwnConnections, now: Instant) -> Vec<Attempt> {
     dialer.evaluate(connected, &topology(peer(1)), &mut rng(1), now)
 }
 
-/// Evaluates and starts what is due under handles from 1.
-fn dial(dialer: &mut Dialer, connected: &Connected, now: Instant) -> Vec<(Place, SocketAddr, ConnectionId)> {
+/// Evaluates, and starts the attempts as connections 1, 2 and so on.
+fn dial(
+    dialer: &mut Dialer,
+    connected: &OwnConnections,
+    now: Instant,
+) -> Vec<(TargetAddr, SocketAddr, ConnectionId)> {
     let attempts = evaluate(dialer, connected, now).into_iter().zip(1..);
     attempts
         .map(|(attempt, n)| {
-            let Attempt::Dial { place, addr } = attempt else { panic!("{attempt:?}") };
-            dialer.dialling(&place, ConnectionId(n));
-            (place, addr, ConnectionId(n))
+            let Attempt::Dial { target_addr, addr } = attempt else { panic!("{attempt:?}") };
+            dialer.on_dial_started(&target_addr, ConnectionId(n));
+            (target_addr, addr, ConnectionId(n))
         })
         .collect()
 }
@@ -42,19 +46,19 @@ fn state_from(value: &Value) -> TargetState {
 }
 
 #[test]
-fn vectors() {
+fn targets_are_chosen_as_in_2_8_1() {
     let cases = vector("connection_targets.json");
     assert_eq!(array(&cases).len(), 18);
     for case in array(&cases) {
         let about = text(&case["name"]);
         let mut topology = topology(name(&case["self"]));
-        let mut connected = Connected::default();
+        let mut connected = OwnConnections::default();
         for own in array(&case["own_connections"]) {
             let (peer, address) = (name(&own["peer"]), text(&own["address"]));
             let outbound = own["outbound"].as_bool().unwrap();
-            topology.connect(Link {
+            topology.connect(PeerConnection {
                 peer,
-                address: Address::from_text(address),
+                address: GossipAddress::from_text(address),
                 outbound,
                 established: true,
             });
@@ -81,24 +85,24 @@ fn vectors() {
         let direct: Vec<String> = array(&case["direct_peers"]).iter().map(|p| text(p).to_owned()).collect();
         assert!(dialer.connect(&direct, false, NOW).is_empty(), "{about}");
         for (address, state) in case["targets_before"].as_object().unwrap() {
-            dialer.force(address.parse().unwrap(), state_from(state), NOW);
+            dialer.set_state(address.parse().unwrap(), state_from(state), NOW);
         }
         for attempt in dialer.evaluate(&connected, &topology, &mut rng(1), NOW) {
-            let Attempt::Dial { place, .. } = attempt else { panic!("{about}: {attempt:?}") };
-            dialer.dialling(&place, ConnectionId(1));
+            let Attempt::Dial { target_addr, .. } = attempt else { panic!("{about}: {attempt:?}") };
+            dialer.on_dial_started(&target_addr, ConnectionId(1));
         }
-        // The original loses the brackets here and dials in vain (docs/spec/mesh.md 15.7).
-        let mend =
+        // 2.8.1 omits the brackets, so that its dial fails (docs/spec/mesh.md 15.7).
+        let with_brackets =
             |text: &str| if text == "fd00::3:6783" { "[fd00::3]:6783".to_owned() } else { text.to_owned() };
         let after = case["targets_after"].as_object().unwrap();
-        let mut expected: Vec<_> = after.iter().map(|(a, s)| (mend(a), state_from(s))).collect();
+        let mut expected: Vec<_> = after.iter().map(|(a, s)| (with_brackets(a), state_from(s))).collect();
         expected.sort_by_key(|(address, _)| address.parse::<SocketAddr>().unwrap());
         assert_eq!(states(&dialer), expected, "{about}");
     }
 }
 
 #[test]
-fn texts_that_name_a_peer() {
+fn addresses_of_direct_peers_are_parsed() {
     for (text, shown) in [
         ("10.0.0.2", "10.0.0.2"),
         ("10.0.0.2:7000", "10.0.0.2:7000"),
@@ -131,7 +135,7 @@ fn texts_that_name_a_peer() {
 }
 
 #[test]
-fn connect_replaces_and_reports_but_goes_on() {
+fn connect_adds_valid_peers_and_returns_errors() {
     let mut dialer = Dialer::new(6783, true);
     let list = |texts: &[&str]| texts.iter().map(|&t| t.to_owned()).collect::<Vec<String>>();
     let errors = dialer.connect(&list(&["10.0.0.2", ":1", "10.0.0.3"]), false, NOW);
@@ -146,19 +150,19 @@ fn connect_replaces_and_reports_but_goes_on() {
 }
 
 #[test]
-fn pauses_grow_to_six_minutes() {
+fn retry_intervals_grow_to_six_minutes() {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["10.0.0.2".to_owned()], false, NOW);
     let mut now = NOW;
     let mut interval = 2.0;
     for _ in 0..20 {
-        let (place, addr, conn) = dial(&mut dialer, &Connected::default(), now)[0].clone();
+        let (target_addr, addr, conn) = dial(&mut dialer, &OwnConnections::default(), now)[0].clone();
         assert_eq!(addr.to_string(), "10.0.0.2:6783");
-        dialer.unreachable(&place, conn, "connection refused".into(), &mut rng(2), now);
+        dialer.on_dial_failed(&target_addr, conn, "connection refused".into(), &mut rng(2), now);
         let due = dialer.next_due().unwrap();
         let pause = (due - now).as_secs_f64();
         assert!((interval / 2.0..interval * 1.5).contains(&pause), "{pause} for {interval}");
-        assert!(dial(&mut dialer, &Connected::default(), now).is_empty(), "not yet");
+        assert!(dial(&mut dialer, &OwnConnections::default(), now).is_empty(), "not yet");
         let status = dialer.targets().next().unwrap();
         assert_eq!(status.last_error.as_deref(), Some("connection refused"));
         assert_eq!((status.state, status.retry), (TargetState::Waiting, Some(due)));
@@ -168,75 +172,92 @@ fn pauses_grow_to_six_minutes() {
     assert_eq!(interval, 360.0);
     dialer.connect(&["10.0.0.2".to_owned()], false, now + Duration::from_secs(1));
     assert_eq!(
-        dial(&mut dialer, &Connected::default(), now + Duration::from_secs(1)).len(),
+        dial(&mut dialer, &OwnConnections::default(), now + Duration::from_secs(1)).len(),
         1,
-        "asked for again"
+        "connecting again resets the interval"
     );
 }
 
 #[test]
-fn what_ended_is_retried_now_later_or_never() {
+fn ended_connection_is_retried_immediately_later_or_never() {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["10.0.0.2".to_owned()], false, NOW);
-    let none = Connected::default();
-    let (place, _, conn) = dial(&mut dialer, &none, NOW)[0].clone();
-    dialer.connected(&place, conn);
-    dialer.ended(&place, ConnectionId(99), "of another connection".into(), Retry::Never, &mut rng(1), NOW);
+    let none = OwnConnections::default();
+    let (target_addr, _, conn) = dial(&mut dialer, &none, NOW)[0].clone();
+    dialer.on_connected(&target_addr, conn);
+    dialer.on_disconnected(
+        &target_addr,
+        ConnectionId(99),
+        "of another connection".into(),
+        Retry::Never,
+        &mut rng(1),
+        NOW,
+    );
     assert_eq!(states(&dialer)[0].1, TargetState::Connected);
 
-    dialer.ended(&place, conn, "EOF".into(), Retry::Later, &mut rng(1), after(60.0));
-    assert!(dialer.next_due().unwrap() > after(60.0), "one minute is not long enough");
+    dialer.on_disconnected(&target_addr, conn, "EOF".into(), Retry::Later, &mut rng(1), after(60.0));
+    assert!(dialer.next_due().unwrap() > after(60.0), "the connection was too short for an immediate retry");
     let at = dialer.next_due().unwrap();
-    let (place, _, conn) = dial(&mut dialer, &none, at)[0].clone();
-    dialer.connected(&place, conn);
+    let (target_addr, _, conn) = dial(&mut dialer, &none, at)[0].clone();
+    dialer.on_connected(&target_addr, conn);
     let end = at + Duration::from_secs(61);
-    dialer.ended(&place, conn, "EOF".into(), Retry::Later, &mut rng(1), end);
+    dialer.on_disconnected(&target_addr, conn, "EOF".into(), Retry::Later, &mut rng(1), end);
     assert_eq!(dialer.next_due(), Some(end));
 
-    let (place, _, conn) = dial(&mut dialer, &none, end)[0].clone();
-    dialer.ended(&place, conn, "cannot connect to ourself".into(), Retry::Never, &mut rng(1), end);
+    let (target_addr, _, conn) = dial(&mut dialer, &none, end)[0].clone();
+    dialer.on_disconnected(
+        &target_addr,
+        conn,
+        "cannot connect to ourself".into(),
+        Retry::Never,
+        &mut rng(1),
+        end,
+    );
     assert!(dial(&mut dialer, &none, after(1e9)).is_empty());
     assert_eq!(dialer.targets().next().unwrap().retry, None);
     assert!(dialer.active_peers().is_empty());
     assert_eq!(dialer.direct_peers(), ["10.0.0.2"]);
     dialer.connect(&["10.0.0.2".to_owned()], false, after(1e9));
-    assert_eq!(dial(&mut dialer, &none, after(1e9)).len(), 1, "the user asked for it");
+    assert_eq!(dial(&mut dialer, &none, after(1e9)).len(), 1, "the user connects again");
 }
 
 #[test]
-fn a_peer_met_elsewhere_is_not_dialled_again() {
+fn target_of_a_peer_connected_elsewhere_is_suspended() {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["10.0.0.2:6783".to_owned(), "192.168.0.2:6783".to_owned()], false, NOW);
-    let both = dial(&mut dialer, &Connected::default(), NOW);
-    let (place, addr, conn) = both[0].clone();
-    let mut connected = Connected::default();
+    let both = dial(&mut dialer, &OwnConnections::default(), NOW);
+    let (target_addr, addr, conn) = both[0].clone();
+    let mut connected = OwnConnections::default();
     connected.remotes.insert(addr);
     connected.peers.insert(peer(2), PeerUid(5));
-    dialer.met(&place, conn, peer(2), PeerUid(5));
-    dialer.connected(&place, conn);
+    dialer.on_peer_identified(&target_addr, conn, peer(2), PeerUid(5));
+    dialer.on_connected(&target_addr, conn);
     let (other, _, conn) = both[1].clone();
-    dialer.met(&other, conn, peer(2), PeerUid(5));
-    dialer.ended(&other, conn, "Multiple connections".into(), Retry::Later, &mut rng(1), NOW);
+    dialer.on_peer_identified(&other, conn, peer(2), PeerUid(5));
+    dialer.on_disconnected(&other, conn, "Multiple connections".into(), Retry::Later, &mut rng(1), NOW);
     assert!(dial(&mut dialer, &connected, after(1e6)).is_empty());
     assert!(states(&dialer).contains(&(other.to_string(), TargetState::Suspended)));
-    assert_eq!(dialer.next_due(), None, "and does not wake us");
-    // The other incarnation may be anybody; so may whoever listens there when the connection is gone.
+    assert_eq!(dialer.next_due(), None, "a suspended target has no timer");
+    // After a restart of the peer, its other address may belong to another peer.
     connected.peers.insert(peer(2), PeerUid(6));
     assert_eq!(dial(&mut dialer, &connected, after(1e6))[0].0, other);
 }
 
 #[test]
-fn names_are_looked_up_at_each_attempt() {
+fn host_names_are_looked_up_at_each_attempt() {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["host2".to_owned()], false, NOW);
-    let none = Connected::default();
-    let ask = |dialer: &mut Dialer, now| match &evaluate(dialer, &none, now)[..] {
+    let none = OwnConnections::default();
+    let resolve_id = |dialer: &mut Dialer, now| match &evaluate(dialer, &none, now)[..] {
         [Attempt::Resolve { id, host }] if host == "host2" => *id,
         other => panic!("{other:?}"),
     };
-    let id = ask(&mut dialer, NOW);
+    let id = resolve_id(&mut dialer, NOW);
     assert_eq!(states(&dialer), [("host2:6783".to_owned(), TargetState::Attempting)]);
-    assert_eq!(dialer.resolved(id, Err("lookup host2: no such host".into()), &none, &mut rng(1), NOW), None);
+    assert_eq!(
+        dialer.on_resolved(id, Err("lookup host2: no such host".into()), &none, &mut rng(1), NOW),
+        None
+    );
     let status = dialer.targets().next().unwrap();
     assert_eq!(status.last_error.as_deref(), Some("lookup host2: no such host"));
 
@@ -244,34 +265,35 @@ fn names_are_looked_up_at_each_attempt() {
     let mut dialled = Vec::new();
     for _ in 0..4 {
         let now = dialer.next_due().unwrap();
-        let id = ask(&mut dialer, now);
-        assert_eq!(dialer.resolved(ResolveId(id.0 + 1), Ok(ips.clone()), &none, &mut rng(1), now), None);
-        let Some(Attempt::Dial { place, addr }) =
-            dialer.resolved(id, Ok(ips.clone()), &none, &mut rng(1), now)
+        let id = resolve_id(&mut dialer, now);
+        assert_eq!(dialer.on_resolved(ResolveId(id.0 + 1), Ok(ips.clone()), &none, &mut rng(1), now), None);
+        let Some(Attempt::Dial { target_addr, addr }) =
+            dialer.on_resolved(id, Ok(ips.clone()), &none, &mut rng(1), now)
         else {
             panic!()
         };
-        dialer.dialling(&place, ConnectionId(1));
-        dialer.unreachable(&place, ConnectionId(1), "refused".into(), &mut rng(1), now);
+        dialer.on_dial_started(&target_addr, ConnectionId(1));
+        dialer.on_dial_failed(&target_addr, ConnectionId(1), "refused".into(), &mut rng(1), now);
         dialled.push(addr.to_string());
     }
     assert_eq!(
         dialled,
         ["10.0.0.2:6783", "10.0.0.3:6783", "[fd00::2]:6783", "10.0.0.2:6783"],
-        "in turn, IPv4 first"
+        "in next_ip, IPv4 first"
     );
 
-    // All that it stands for has dialled us.
-    let connected = Connected { inbound_from: ips.iter().copied().collect(), ..Connected::default() };
+    // All addresses of the name have dialled us.
+    let connected =
+        OwnConnections { inbound_from: ips.iter().copied().collect(), ..OwnConnections::default() };
     assert!(evaluate(&mut dialer, &connected, after(1e6)).is_empty());
     assert_eq!(states(&dialer)[0].1, TargetState::Suspended);
 }
 
 #[test]
-fn nothing_is_dialled_beyond_the_limit() {
+fn no_target_is_dialled_beyond_the_connection_limit() {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["10.0.0.2".to_owned(), "10.0.0.3".to_owned()], false, NOW);
-    let connected = Connected { room: Some(1), limit: 30, ..Connected::default() };
+    let connected = OwnConnections { room: Some(1), limit: 30, ..OwnConnections::default() };
     assert_eq!(dial(&mut dialer, &connected, NOW).len(), 1);
     let waiting = dialer.targets().find(|t| t.state == TargetState::Waiting).unwrap();
     assert_eq!(waiting.last_error.as_deref(), Some("Connection limit reached (30)"));
