@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
-use weave_types::{ConnectionId, Instant, PeerName, PeerUid};
+use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid};
 
 use crate::topology::Topology;
 
@@ -117,7 +117,7 @@ pub struct TargetStatus {
     /// Why the last attempt or connection ended.
     pub last_error: Option<String>,
     /// When the next attempt is due; `None` for never. Only meaningful while waiting.
-    pub retry: Option<Instant>,
+    pub retry: Option<Now>,
 }
 
 /// State of a target.
@@ -451,8 +451,8 @@ impl Dialer {
     // ---- status -----------------------------------------------------------------------------------------------
 
     /// All targets, ordered by address.
-    pub(crate) fn targets(&self) -> impl Iterator<Item = TargetStatus> + '_ {
-        self.targets.iter().map(|(target_addr, target)| TargetStatus {
+    pub(crate) fn targets(&self, now: Now) -> impl Iterator<Item = TargetStatus> + '_ {
+        self.targets.iter().map(move |(target_addr, target)| TargetStatus {
             address: match (
                 &target_addr.host,
                 target.resolved.get(target.next_ip % target.resolved.len().max(1)),
@@ -467,7 +467,7 @@ impl Dialer {
                 State::Suspended => TargetState::Suspended,
             },
             last_error: target.last_error.clone(),
-            retry: target.retry_at,
+            retry: target.retry_at.map(|mono| Now { mono, wall: now.wall_at(mono) }),
         })
     }
 }

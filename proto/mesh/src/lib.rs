@@ -57,7 +57,7 @@ pub use output::{Output, OverlayControl, OverlaySetup, Persist};
 pub use peers::{GossipAddress, Peer, PeerConnection, PeerLabel};
 pub use relay::UnicastError;
 pub use routes::Routes;
-pub use status::{ConnectionStatus, PeerConnectionStatus, PeerStatus, Status, TargetLine, Time};
+pub use status::{ConnectionStatus, PeerConnectionStatus, PeerStatus, Status};
 
 #[cfg(test)]
 mod test_support;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use weave_api::report::{BroadcastRoute, Connection, Mac, Peer, PeerConnection, Router, UnicastRoute};
 use weave_api::{Report, Timestamp};
 use weave_datapath::{DatapathStats, DeviceState};
-use weave_mesh::PeerLabel;
+use weave_mesh::{PeerLabel, TargetState, TargetStatus};
 use weave_node::{ConnectionReport, Status};
 use weave_switch::DropReason;
 
@@ -28,15 +28,7 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
     // Ourself first; the others by name.
     peers.sort_by_key(|p| p.name != own.to_string());
     let live = mesh.connections.iter().map(|c| live_connection(c, overlays.get(&c.conn), mesh.encryption));
-    let targets = mesh.targets.iter().filter_map(|t| {
-        Some(Connection {
-            address: t.address.clone(),
-            outbound: true,
-            state: t.shown_state()?.to_owned(),
-            info: explain_error(&t.info()),
-            ..Connection::default()
-        })
-    });
+    let targets = mesh.targets.iter().filter_map(target);
     let router = Router {
         protocol: "weave".to_owned(),
         protocol_min_version: mesh.protocol_min,
@@ -87,6 +79,30 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
         drops: all_drops(data).into_iter().filter(|(_, n)| *n > 0).collect(),
     };
     Report { ready: true, version: crate::VERSION.to_owned(), router, ipam, ipam_notes, ..Report::default() }
+}
+
+/// A target that is waiting or attempting; others are not in the list of connections.
+fn target(target: &TargetStatus) -> Option<Connection> {
+    let error = target.last_error.as_deref();
+    let retry = target.retry.map_or("never".to_owned(), |at| {
+        let mono = at.mono.since_origin();
+        let wall = Timestamp::from_unix(at.wall).go_text();
+        format!("{wall} m=+{}.{:09}", mono.as_secs(), mono.subsec_nanos())
+    });
+    let (state, info) = match (target.state, error) {
+        (TargetState::Waiting, None) => ("waiting", format!("until: {retry}")),
+        (TargetState::Waiting, Some(error)) => ("failed", format!("{error}, retry: {retry}")),
+        (TargetState::Attempting, None) => ("connecting", String::new()),
+        (TargetState::Attempting, Some(error)) => ("retrying", error.to_owned()),
+        (TargetState::Connected | TargetState::Suspended, _) => return None,
+    };
+    Some(Connection {
+        address: target.address.clone(),
+        outbound: true,
+        state: state.to_owned(),
+        info: explain_error(&info),
+        ..Connection::default()
+    })
 }
 
 fn peer(peer: &weave_mesh::PeerStatus) -> Peer {
@@ -186,6 +202,10 @@ fn all_drops(data: &DatapathStats) -> BTreeMap<String, u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use weave_types::{Instant, Now};
+
     use super::*;
 
     /// The lines of `encrypted-awaiting-consensus-host1` and `three-peers-host3`.
@@ -199,6 +219,28 @@ mod tests {
             (None, false, false, "none   8a:3e:3e:3e:3e:02(host2)"),
         ] {
             assert_eq!(info(overlay, encrypted, password, &peer), line);
+        }
+    }
+
+    #[test]
+    fn lines_of_targets() {
+        let mono = Instant::from_origin(Duration::from_millis(12_345));
+        let at = Some(Now { mono, wall: Duration::from_secs(60) });
+        let time = "1970-01-01 00:01:00 +0000 UTC m=+12.345000000";
+        for (state, error, retry, expected) in [
+            (TargetState::Waiting, None, at, Some(("waiting", format!("until: {time}")))),
+            (TargetState::Waiting, Some("EOF"), at, Some(("failed", format!("EOF, retry: {time}")))),
+            (TargetState::Waiting, Some("EOF"), None, Some(("failed", "EOF, retry: never".to_owned()))),
+            (TargetState::Attempting, None, at, Some(("connecting", String::new()))),
+            (TargetState::Attempting, Some("EOF"), at, Some(("retrying", "EOF".to_owned()))),
+            (TargetState::Suspended, Some("EOF"), at, None),
+        ] {
+            let (address, last_error) = ("10.0.0.1:6783".to_owned(), error.map(str::to_owned));
+            let shown = target(&TargetStatus { address, state, last_error, retry });
+            assert_eq!(
+                shown.map(|c| (c.state, c.info)),
+                expected.map(|(state, info)| (state.to_owned(), info))
+            );
         }
     }
 
