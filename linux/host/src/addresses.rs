@@ -12,23 +12,23 @@ use crate::{Error, Link};
 /// An address on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// Number of the link.
+    /// Interface index.
     pub index: u32,
-    /// The address with its prefix length.
+    /// Address with its prefix length.
     pub cidr: Cidr,
     /// `RT_SCOPE_*`; 0 is global, 253 link-local.
     pub scope: u8,
 }
 
 impl Netlink {
-    /// All addresses of the namespace, IPv4 first.
+    /// All addresses in the namespace, IPv4 first.
     pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
         let mut all = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let request = Request::new(libc::RTM_GETADDR, 0, &header(family as u8, 0, 0));
             match self.dump(request, "listing addresses") {
                 Ok(replies) => all.extend(replies.iter().filter_map(|r| parse(&r.body))),
-                // A kernel without IPv6.
+                // This kernel has no IPv6.
                 Err(e) if family == libc::AF_INET6 && e.errno() == Some(Errno::EOPNOTSUPP) => {}
                 Err(e) => return Err(e),
             }
@@ -36,7 +36,7 @@ impl Netlink {
         Ok(all)
     }
 
-    /// The addresses of one link, in the kernel's order.
+    /// The addresses of a link, in the kernel's order.
     pub fn addresses_of(&mut self, link: &Link) -> Result<Vec<Cidr>, Error> {
         let all = self.addresses()?;
         Ok(all.into_iter().filter(|a| a.index == link.index).map(|a| a.cidr).collect())
@@ -87,7 +87,7 @@ fn header(family: u8, prefix: u8, index: u32) -> [u8; 8] {
     [family, prefix, 0, 0, i[0], i[1], i[2], i[3]]
 }
 
-/// IPv4 has the own address in LOCAL (ADDRESS is the far end of a point-to-point link), IPv6 in ADDRESS.
+/// IPv4 has the address of the link in LOCAL (ADDRESS is the other end of a point-to-point link), IPv6 has it in ADDRESS.
 fn parse(body: &[u8]) -> Option<Address> {
     let (head, rest) = body.split_at_checked(8)?;
     let (mut local, mut address) = (None, None);

@@ -1,4 +1,4 @@
-//! Gratuitous ARP: tell everybody on the segment which Ethernet address an IP address has now.
+//! ARP announcements (RFC 5227 section 2.3): all hosts on the segment learn the Ethernet address of an IP address.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -13,16 +13,16 @@ use crate::{Error, Link, fault_injection};
 const ETH_P_ARP: u16 = 0x0806;
 const REQUEST: u16 = 1;
 
-/// What a link needs after it was set up before it sends anything; frames are dropped silently until then. (The queue
-/// is attached by a kernel worker that runs after the call that sets the link up.)
-pub(crate) const SETTLE: Duration = Duration::from_millis(1);
+/// Time after which a link that was set up sends frames; until then they are dropped silently. (A worker of the kernel attaches the
+/// queue after the call that sets the link up.)
+pub(crate) const SET_UP_DELAY: Duration = Duration::from_millis(1);
 
-/// Sends one gratuitous ARP request for `addr` from `link`, which is in the namespace of the calling thread.
+/// Sends an ARP announcement of `addr` from `link`, which is in the namespace of the calling thread.
 pub fn announce(link: &Link, addr: Ipv4Addr) -> Result<(), Error> {
     let step = || format!("announcing {addr} on {}", link.name);
     let mac = link.mac.ok_or_else(|| Error::Argument(format!("{} has no Ethernet address", link.name)))?;
     fault_injection::fail_point(&step()).map_err(|e| Error::refused(step(), e, ""))?;
-    // Protocol 0: this socket never receives.
+    // With protocol 0 the socket receives nothing.
     let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
         .map_err(|e| Error::socket(step(), e, "packet sockets (CONFIG_PACKET, module af_packet)"))?;
     let frame = request(mac, addr);
@@ -47,7 +47,7 @@ pub fn announce(link: &Link, addr: Ipv4Addr) -> Result<(), Error> {
     if sent < 0 { Err(Error::refused(step(), Errno::last(), "")) } else { Ok(()) }
 }
 
-/// A broadcast request in which sender and target address are the same.
+/// A broadcast request whose sender and target addresses are the same.
 fn request(mac: MacAddr, addr: Ipv4Addr) -> [u8; 42] {
     let mut f = [0; 42];
     f[0..6].copy_from_slice(&MacAddr::BROADCAST.0);
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layout() {
+    fn request_layout() {
         let f = request(MacAddr([2, 0, 0, 0, 0, 7]), Ipv4Addr::new(10, 32, 0, 1));
         let hex = "ffffffffffff020000000007080600010800060400010200000000070a200001000000000000\
                    0a200001";

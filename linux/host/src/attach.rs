@@ -311,7 +311,7 @@ impl<'a> Transaction<'a> {
         if new.is_empty() {
             return Ok(());
         }
-        self.wait_until_passing(link, port)?;
+        self.wait_until_forwarding(link, port)?;
         for addr in new {
             pause();
             self.ns.run(|| arp::announce(link, addr))??;
@@ -319,12 +319,12 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    fn wait_until_passing(&mut self, link: &Link, port: Option<&Link>) -> Result<(), Error> {
-        let mut passing = self.inner.wait_until_passing(link)?;
+    fn wait_until_forwarding(&mut self, link: &Link, port: Option<&Link>) -> Result<(), Error> {
+        let mut passing = self.inner.wait_until_forwarding(link)?;
         if let Some(port) = port {
             let bridge = port.master.map(|index| self.host.link_by_index(index)).transpose()?.flatten();
             if bridge.is_some_and(|b| b.up) {
-                passing &= self.host.wait_until_passing(port)?;
+                passing &= self.host.wait_until_forwarding(port)?;
             }
         }
         if !passing {
@@ -391,7 +391,7 @@ impl<'a> Transaction<'a> {
         }
         self.restore_addresses(link, staying)?;
         if !promoted {
-            self.inner.restore_made_routes(&routes);
+            self.inner.restore_configured_routes(&routes);
         }
         Ok(())
     }
@@ -468,7 +468,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// A fixed delay, because the kernel reports no event to wait for (see [`arp::SETTLE`]).
+/// A fixed delay, because the kernel reports no event to wait for (see [`arp::SET_UP_DELAY`]).
 fn pause() {
-    std::thread::sleep(arp::SETTLE);
+    std::thread::sleep(arp::SET_UP_DELAY);
 }

@@ -1,4 +1,4 @@
-//! The smallest eBPF program: drop the packet. Loaded by the raw system call, so that nothing else is needed.
+//! An eBPF program of two instructions that drops every packet, loaded by the system call itself.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -19,7 +19,7 @@ struct Instruction {
     immediate: i32,
 }
 
-/// The head of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes what it is not given as zero.
+/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -34,7 +34,7 @@ struct LoadAttributes {
     program_flags: u32,
 }
 
-/// Loads `r0 = TC_ACT_SHOT; exit` as a traffic control classifier.
+/// Loads `r0 = TC_ACT_SHOT; exit` as a classifier of traffic control.
 pub(crate) fn load_drop() -> Result<OwnedFd, Error> {
     let program = [
         // BPF_ALU64 | BPF_MOV | BPF_K
@@ -60,6 +60,6 @@ pub(crate) fn load_drop() -> Result<OwnedFd, Error> {
     if fd < 0 {
         return Err(Error::refused(step, Errno::last(), ""));
     }
-    // SAFETY: the call succeeded, so this is a descriptor that nobody else owns.
+    // SAFETY: the call succeeded, so this is a new descriptor that has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -1,4 +1,4 @@
-//! The host's own devices: bridge `weave` and the switch's uplink on it (docs/spec/data-plane.md 1).
+//! The devices of the host: the bridge `weave`, and the uplink that connects it to the switch (docs/spec/data-plane.md 1).
 
 use weave_types::MacAddr;
 
@@ -6,49 +6,49 @@ use crate::error::ignore_missing_device;
 use crate::tc::IngressDrop;
 use crate::{Error, Link, Netlink, openvswitch, sysctl};
 
-/// Fits any underlay of 1460 bytes under VXLAN and ESP (docs/spec/data-plane.md 1.3).
+/// Fits into an underlay of 1460 bytes with the headers of VXLAN and ESP (docs/spec/data-plane.md 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
-/// What a bridge is called until it is complete.
+/// Name of a bridge that is not completely configured yet.
 const UNFINISHED: &str = "vethwe-newbr";
 /// `arp_ignore`: do not reply for any local address.
 const ARP_IGNORE_ALL: &str = "8";
 
-/// What the devices are called.
+/// The names of a peer's devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceNames {
-    /// The bridge that containers are plugged into.
+    /// The bridge to which containers are attached.
     pub bridge: String,
     /// The end of the uplink that is a port of the bridge.
     pub port: String,
-    /// The end of the uplink at which the switch takes and gives frames.
+    /// The end of the uplink at which the switch captures and injects frames.
     pub device: String,
-    /// The Open vSwitch datapath of 2.8.1, if this host ever had one.
+    /// The Open vSwitch datapath that 2.8.1 creates; empty if none can exist.
     pub legacy_datapath: String,
-    /// What the names of all other devices begin with.
+    /// Prefix of the names of all other devices.
     pub prefix: String,
-    /// Of the devices with the prefix only the ports of this bridge are ours: one peer of several on a machine.
+    /// Several peers share the host: of the devices with the prefix, only the ports of this bridge belong to this peer.
     pub only_bridge_ports: bool,
 }
 
-/// Bridges of instances (see [`DeviceNames::instance`]) begin with this.
+/// Prefix of the bridges of instances (see [`DeviceNames::instance`]).
 const INSTANCE_BRIDGE: &str = "weave-";
 
 impl DeviceNames {
-    /// The devices of a peer that has a name of its own because there are others on the machine. The name has at most 8
-    /// characters, so that it fits.
+    /// The devices of an instance: one of several peers that share a host. Its name has at most 8 characters, so that device names
+    /// have at most 15.
     pub fn instance(name: &str) -> DeviceNames {
         DeviceNames {
             bridge: format!("{INSTANCE_BRIDGE}{name}"),
             port: format!("vethwb-{name}"),
             device: format!("vethwd-{name}"),
-            // No version that knew this device had instances.
+            // 2.8.1, which creates this device, has no instances.
             legacy_datapath: String::new(),
             only_bridge_ports: true,
             ..DeviceNames::default()
         }
     }
 
-    /// Which of `links` belong to this peer.
+    /// Those of `links` that belong to this peer.
     fn owned<'a>(&self, links: &'a [Link]) -> Vec<&'a Link> {
         let bridge = links.iter().find(|l| l.name == self.bridge).map(|l| l.index);
         let others: Vec<u32> = links
@@ -82,12 +82,12 @@ impl Default for DeviceNames {
     }
 }
 
-/// The payload size of the network.
+/// The MTU of the container network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
-    /// For a bridge that is created now; one that exists keeps its own.
+    /// For a new bridge; an existing one keeps its MTU.
     Default(u32),
-    /// For any bridge (`WEAVE_MTU`).
+    /// Also for an existing bridge (`WEAVE_MTU`).
     Exactly(u32),
 }
 
@@ -97,46 +97,46 @@ impl Default for Mtu {
     }
 }
 
-/// What [`ensure_bridge`] is to bring about.
+/// The bridge that [`ensure_bridge`] sets up.
 #[derive(Clone, Debug)]
 pub struct BridgeConfig {
-    /// Its name; `weave` unless several peers share a host.
+    /// Usually `weave`.
     pub name: String,
-    /// Its Ethernet address: the peer name.
+    /// Ethernet address, which is the peer name.
     pub mac: MacAddr,
-    /// Its payload size.
+    /// MTU.
     pub mtu: Mtu,
 }
 
-/// The bridge as it is now.
+/// Result of [`ensure_bridge`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeInfo {
-    /// Its number.
+    /// Interface index.
     pub index: u32,
-    /// Payload size in effect; containers take it over.
+    /// MTU in effect; interfaces of containers get the same.
     pub mtu: u32,
-    /// Whether it did not exist before.
+    /// Whether it was created.
     pub created: bool,
-    /// What this kernel could not be made to do; the network works nevertheless.
+    /// Optional settings that this kernel does not have.
     pub warnings: Vec<String>,
 }
 
-/// The uplink as it is now.
+/// Result of [`ensure_uplink`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkInfo {
-    /// Number of the port of the bridge.
+    /// Interface index of the bridge port.
     pub port_index: u32,
-    /// Number of the device at which the switch takes and gives frames.
+    /// Interface index of the end at which the switch captures and injects frames.
     pub device_index: u32,
-    /// Payload size of both ends.
+    /// MTU of both ends.
     pub mtu: u32,
-    /// Whether it did not exist before.
+    /// Whether it was created.
     pub created: bool,
-    /// How the host's stack is kept from the switch's frames.
+    /// How the host's network stack is kept from processing the frames of the switch.
     pub ingress_drop: IngressDrop,
 }
 
-/// Which of the set-ups of 2.8.1 the devices on a host amount to (docs/spec/data-plane.md 1.1).
+/// The kinds of bridge that 2.8.1 sets up (docs/spec/data-plane.md 1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BridgeKind {
     /// A Linux bridge.
@@ -148,7 +148,7 @@ pub enum BridgeKind {
 }
 
 impl BridgeKind {
-    /// As `weave bridge-type` prints it.
+    /// The output of `weave bridge-type`.
     pub fn name(self) -> &'static str {
         match self {
             BridgeKind::Bridge => "bridge",
@@ -158,11 +158,10 @@ impl BridgeKind {
     }
 }
 
-/// What is there; none if nothing is. A mixture that 2.8.1 never makes is an error with its advice.
+/// The kind of bridge on this host; `None` if there is none. A combination of devices that 2.8.1 does not make is an error.
 pub fn bridge_kind(names: &DeviceNames) -> Result<Option<BridgeKind>, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = netlink.link(&names.bridge)?;
-    // Only the first peer of a host can have had one.
     let datapath = match names.legacy_datapath.as_str() {
         "" => None,
         name => netlink.link(name)?,
@@ -184,13 +183,13 @@ fn classify(bridge: Option<&Link>, datapath: Option<&Link>) -> Result<Option<Bri
     }
 }
 
-/// The Ethernet address of an interface; none if there is no such interface.
+/// The Ethernet address of an interface; `None` if there is no such interface.
 pub fn link_mac(name: &str) -> Result<Option<MacAddr>, Error> {
     Ok(Netlink::open()?.link(name)?.and_then(|l| l.mac))
 }
 
-/// Sees to it that the bridge exists with the address given, is up, and neither believes router advertisements nor old
-/// neighbours. A bridge made here goes again if a later step fails.
+/// Creates the bridge, or configures an existing one: address, MTU, no router advertisements, short neighbour timeouts, up. A bridge
+/// that was created is deleted if a later step fails.
 pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
     if config.mac.is_group() || config.mac == MacAddr::ZERO {
         return Err(Error::Argument(format!(
@@ -219,17 +218,16 @@ pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
     }
 }
 
-/// A new bridge with address and payload size, still down. It gets its name last: one that a killed launch left half made
-/// would pass for the bridge of a peer with another name.
+/// Creates a bridge with address and MTU, which is down. It is renamed last: the bridge of a launch that was killed before the address
+/// was set would be taken for that of a peer with another name.
 fn make_bridge(netlink: &mut Netlink, config: &BridgeConfig) -> Result<Link, Error> {
     if let Some(left) = netlink.link(UNFINISHED)? {
         ignore_missing_device(netlink.delete_link(&left))?;
     }
     let link = netlink.create_bridge_step(UNFINISHED, &format!("creating bridge {}", config.name))?;
     let (Mtu::Exactly(mtu) | Mtu::Default(mtu)) = config.mtu;
-    // Set afterwards, not at creation: kernels before 3.14 lose the local entry of the forwarding table otherwise. Once
-    // set, the address stays when ports come and go.
-    // What is told of a failure is about the bridge that was asked for.
+    // Set after the creation, because kernels before 3.14 lose the local entry of the forwarding table otherwise. An address that was
+    // set does not change with the ports. Errors name the bridge by its final name.
     let named = Link { name: config.name.clone(), ..link.clone() };
     let made = netlink
         .set_mac(&named, config.mac)
@@ -260,20 +258,22 @@ fn set_up_bridge(
     if !link.up {
         netlink.set_up(link, true)?;
     }
-    // When the host's first address of a subnet goes, the others stay. Where it cannot be set they are put back.
+    // Otherwise the kernel removes all addresses of a subnet together with the first one. `remove_bridge_address` adds them again
+    // where this setting is missing.
     let _ = sysctl::set("ipv4/conf", &link.name, "promote_secondaries", "1");
     let warnings = sysctl::tune_neighbours(&link.name)?;
     Ok((wanted, warnings))
 }
 
-/// Sees to it that the veth pair between bridge and switch exists, has the bridge's payload size, is up and silent.
+/// Creates the veth pair between bridge and switch, or configures an existing one: MTU of the bridge, up, and without packets of the
+/// host's network stack.
 pub fn ensure_uplink(names: &DeviceNames) -> Result<UplinkInfo, Error> {
     let mut netlink = Netlink::open()?;
     let bridge = match netlink.link(&names.bridge)? {
         Some(link) if link.is("bridge") => link,
         _ => return Err(Error::no_bridge(&names.bridge)),
     };
-    if let Some((port, device)) = adoptable(&mut netlink, names)? {
+    if let Some((port, device)) = existing_uplink(&mut netlink, names)? {
         return set_up_uplink(&mut netlink, &bridge, &port, &device, false);
     }
     let (port, device) = netlink.create_veth(&names.port, &names.device, Some(bridge.mtu))?;
@@ -281,9 +281,8 @@ pub fn ensure_uplink(names: &DeviceNames) -> Result<UplinkInfo, Error> {
         .map_err(|cause| after_deleting(&mut netlink, &port, cause))
 }
 
-/// The pair if it is there. Half of one, or a pair with another partner (`vethwe-pcap` of 2.8.1), is removed: nobody
-/// uses it any more.
-fn adoptable(netlink: &mut Netlink, names: &DeviceNames) -> Result<Option<(Link, Link)>, Error> {
+/// The pair, if it exists. One end alone, or an end of another pair (with `vethwe-pcap` of 2.8.1), is unused and is deleted.
+fn existing_uplink(netlink: &mut Netlink, names: &DeviceNames) -> Result<Option<(Link, Link)>, Error> {
     let port = netlink.link(&names.port)?;
     let device = netlink.link(&names.device)?;
     if let (Some(port), Some(device)) = (&port, &device)
@@ -315,7 +314,7 @@ fn set_up_uplink(
         if end.mtu != bridge.mtu {
             netlink.set_mtu(end, bridge.mtu)?;
         }
-        // Both before they are up: afterwards the kernel greets its neighbours at once.
+        // Set before the links are up, when the kernel would send router solicitations.
         sysctl::disable_ipv6(&end.name)?;
     }
     sysctl::set("ipv4/conf", &device.name, "arp_ignore", ARP_IGNORE_ALL)?;
@@ -323,7 +322,7 @@ fn set_up_uplink(
     if port.master != Some(bridge.index) {
         netlink.set_master(port, Some(bridge))?;
     }
-    // A frame that the switch injects must never come back to it.
+    // The bridge must not return frames that the switch injects.
     if port.hairpin != Some(false) {
         netlink.set_hairpin(port, false)?;
     }
@@ -333,7 +332,7 @@ fn set_up_uplink(
         }
     }
     if bridge.up {
-        netlink.wait_until_passing(port)?;
+        netlink.wait_until_forwarding(port)?;
     }
     Ok(UplinkInfo {
         port_index: port.index,
@@ -351,7 +350,7 @@ fn after_deleting(netlink: &mut Netlink, link: &Link, cause: Error) -> Error {
     }
 }
 
-/// Leftovers of operations that were killed half-way, and of 2.8.1's: nothing refers to them any more.
+/// Links that operations which were killed left behind, and unused ones of 2.8.1.
 pub fn stale_links(names: &DeviceNames) -> Result<Vec<Link>, Error> {
     let links = Netlink::open()?.links()?;
     let container_end = format!("{}pg", names.prefix);
@@ -360,21 +359,21 @@ pub fn stale_links(names: &DeviceNames) -> Result<Vec<Link>, Error> {
             && !links
                 .iter()
                 .any(|l| Some(l.index) == link.peer && (l.name == names.port || l.name == names.device));
-        // A container's end has left the host's namespace by the time anybody uses it.
+        // A container's end is moved into the namespace of the container before it is used.
         let unfinished = link.is("veth") && link.name.starts_with(&container_end);
         half_uplink || unfinished || link.name == UNFINISHED || link.name == format!("{}du", names.prefix)
     };
     Ok(links.iter().filter(is_stale).cloned().collect())
 }
 
-/// Names of the devices that [`remove_all`] would remove.
+/// Names of the devices that [`remove_all`] removes.
 pub fn owned_devices(names: &DeviceNames) -> Result<Vec<String>, Error> {
     let links = Netlink::open()?.links()?;
     Ok(names.owned(&links).iter().map(|l| l.name.clone()).collect())
 }
 
-/// Removes all devices: the bridge, its uplink, every container's interface. Goes on after a failure, and gives what
-/// was removed together with all failures.
+/// Removes all devices: the bridge, its uplink, and the interfaces of containers. Returns the names of those that were removed, and the
+/// errors of those that were not.
 pub fn remove_all(names: &DeviceNames) -> (Vec<String>, Vec<Error>) {
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
     let links = Netlink::open().and_then(|mut n| n.links().map(|links| (n, links)));
@@ -383,7 +382,7 @@ pub fn remove_all(names: &DeviceNames) -> (Vec<String>, Vec<Error>) {
         Err(e) => return (removed, vec![e]),
     };
     for link in names.owned(&links) {
-        // One end of a pair takes the other with it.
+        // The deletion of one end of a pair has deleted the other.
         match netlink.link_by_index(link.index) {
             Ok(Some(present)) if present.name == link.name => {}
             Ok(_) => {
@@ -427,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_devices() {
+    fn devices_of_an_instance_are_its_bridge_ports() {
         let named = |index, name: &str, master| Link { index, name: name.into(), master, ..link(None) };
         let links = [
             named(1, "weave", None),
@@ -454,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds() {
+    fn bridge_kind_of_devices() {
         let (bridge, ovs, bare, veth) =
             (link(Some("bridge")), link(Some("openvswitch")), link(None), link(Some("veth")));
         assert_eq!(classify(None, None), Ok(None));

@@ -1,10 +1,10 @@
-//! Which interfaces and addresses containers have on the weave network (docs/spec/containers.md D.4).
+//! The interfaces and addresses of containers on the weave network (docs/spec/containers.md D.4).
 
 use weave_types::{Cidr, MacAddr};
 
 use crate::{Error, Link, NamespaceId, NetNs, Netlink};
 
-/// The container interfaces on a bridge, as seen from the host. Take it once, then ask about many containers.
+/// The ports of a bridge that belong to containers. One scan serves queries about many containers.
 #[derive(Debug)]
 pub struct BridgePorts {
     host: NamespaceId,
@@ -13,21 +13,21 @@ pub struct BridgePorts {
     ports: Vec<Link>,
 }
 
-/// A container's interface on the weave network.
+/// A container's interface on the weave network, or the bridge itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerInterface {
-    /// Its number in the container.
+    /// Interface index in the container.
     pub index: u32,
-    /// Its name in the container.
+    /// Name in the container.
     pub name: String,
-    /// Its Ethernet address.
+    /// Ethernet address.
     pub mac: MacAddr,
-    /// Its addresses, without link-local ones.
+    /// Addresses, except link-local ones.
     pub addresses: Vec<Cidr>,
 }
 
 impl BridgePorts {
-    /// Looks at the ports of `bridge` in the namespace of the calling thread.
+    /// Lists the ports of `bridge` in the namespace of the calling thread.
     pub fn scan(bridge: &str) -> Result<BridgePorts, Error> {
         let host = NetNs::current()?.id();
         let mut netlink = Netlink::open()?;
@@ -37,18 +37,18 @@ impl BridgePorts {
         Ok(BridgePorts { host, netlink, bridge, ports })
     }
 
-    /// The bridge itself: what `weave ps` shows as `weave:expose`.
+    /// The bridge itself, which `weave ps` shows as `weave:expose`.
     pub fn bridge(&mut self) -> Result<ContainerInterface, Error> {
         describe(&self.bridge, &mut self.netlink)
     }
 
-    /// The interfaces in `ns` whose other end is on the bridge. The host's own namespace has none.
+    /// The interfaces in `ns` whose other end is a port of the bridge. The namespace of the host has none.
     pub fn in_namespace(&mut self, ns: &NetNs) -> Result<Vec<ContainerInterface>, Error> {
         if ns.id() == self.host {
             return Ok(Vec::new());
         }
-        // Numbers of links repeat from namespace to namespace; the namespace itself has to match as well. Kernels that
-        // do not tell it (before 4.0) do not tell the peer's number either: it is the one before.
+        // Interface indexes are unique within a namespace only, so the namespace has to match too. Kernels before 4.0 report neither
+        // the namespace nor the peer; its index is the previous one there.
         let number = ns.number(&mut self.netlink)?;
         let mut candidates = Vec::new();
         for port in &self.ports {

@@ -1,5 +1,5 @@
-//! Connections that the kernel's packet filter remembers (`nf_conntrack`): those of a peer's port are forgotten when it stops, so
-//! that no translation that was decided for the old one meets the next (docs/spec/cli.md 4.5).
+//! Connection tracking (`nf_conntrack`): the entries of a peer's port are deleted when it stops, so that an address translation of the
+//! stopped peer does not apply to the next one (docs/spec/cli.md 4.5).
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
 /// `struct nfgenmsg`.
 const HEADER: usize = 4;
-/// The direction in which the connection began.
+/// Addresses, protocol and ports of the first packet of a connection.
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -21,7 +21,8 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 0x8000;
 
-/// Forgets the connections by UDP to this port, of any address; how many there were. A kernel that remembers none has none.
+/// Deletes the entries of connections to this UDP port at any address, and returns their number, which is 0 without connection
+/// tracking.
 ///
 /// # Errors
 /// The kernel refuses.
@@ -34,40 +35,43 @@ pub fn flush_udp_connections(port: u16) -> Result<usize, Error> {
         }
         Err(e) => return Err(e),
     };
-    let mut forgotten = 0;
-    for Tracked { family, original, zone } in all.iter().filter_map(|r| to_port(&r.body, port)) {
+    let mut deleted = 0;
+    for Entry { family, original, zone } in all.iter().filter_map(|r| entry_of_port(&r.body, port)) {
         let mut request = Request::new(DELETE, 0, &[family, 0, 0, 0]);
         request.attribute(CTA_TUPLE_ORIG | NESTED, original);
         if let Some(zone) = zone {
             request.attribute(CTA_ZONE, zone);
         }
-        match netlink.execute(request, format_args!("forgetting a connection to UDP port {port}")) {
-            Ok(()) => forgotten += 1,
-            // It has ended meanwhile.
+        match netlink.execute(
+            request,
+            format_args!("deleting the connection tracking entry of a connection to UDP port {port}"),
+        ) {
+            Ok(()) => deleted += 1,
+            // The connection has ended meanwhile.
             Err(e) if e.errno() == Some(Errno::ENOENT) => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(forgotten)
+    Ok(deleted)
 }
 
-/// By what the kernel knows a connection.
-struct Tracked<'a> {
+/// The key of an entry.
+struct Entry<'a> {
     family: u8,
-    /// Addresses, protocol and ports of the direction in which it began.
+    /// Addresses, protocol and ports of the first packet.
     original: &'a [u8],
     zone: Option<&'a [u8]>,
 }
 
-/// The connection, if it goes to that port by UDP.
-fn to_port(body: &[u8], port: u16) -> Option<Tracked<'_>> {
+/// The entry, if it is of a connection to this UDP port.
+fn entry_of_port(body: &[u8], port: u16) -> Option<Entry<'_>> {
     let (header, attributes) = body.split_at_checked(HEADER)?;
     let original = find(attributes, CTA_TUPLE_ORIG)?;
     let protocol = find(original, CTA_TUPLE_PROTO)?;
     let is_udp = find(protocol, CTA_PROTO_NUM)?.first() == Some(&(libc::IPPROTO_UDP as u8));
-    let there = find(protocol, CTA_PROTO_DST_PORT)?.get(..2)? == port.to_be_bytes();
+    let is_port = find(protocol, CTA_PROTO_DST_PORT)?.get(..2)? == port.to_be_bytes();
     let zone = find(attributes, CTA_ZONE);
-    (is_udp && there).then_some(Tracked { family: *header.first()?, original, zone })
+    (is_udp && is_port).then_some(Entry { family: *header.first()?, original, zone })
 }
 
 #[cfg(test)]
@@ -89,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn only_those_of_the_port() {
-        let found = |protocol, port| to_port(&connection(protocol, port), 6783).is_some();
+    fn only_entries_of_the_udp_port_match() {
+        let found = |protocol, port| entry_of_port(&connection(protocol, port), 6783).is_some();
         assert!(found(17, 6783));
         assert!(!found(17, 6784) && !found(6, 6783) && !found(17, 0x7f1a));
         let body = connection(17, 6783);
-        assert_eq!(to_port(&body, 6783).map(|t| (t.family, t.zone)), Some((2, None)));
+        assert_eq!(entry_of_port(&body, 6783).map(|t| (t.family, t.zone)), Some((2, None)));
         for cut in 0..body.len() {
-            to_port(&body[..cut], 6783);
+            entry_of_port(&body[..cut], 6783);
         }
     }
 }

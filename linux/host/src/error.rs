@@ -1,60 +1,60 @@
 use nix::errno::Errno;
 
-/// Why a host operation failed, split by who has to act. Every text names the step and the object.
+/// Why an operation on the host failed, by who has to act. Every text names the operation and the object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The kernel refused a request that it understands.
+    /// The kernel refused a request.
     #[error("{step}: {}{}", errno_text(*.errno), explanation(.detail))]
     Refused {
-        /// What was tried on what.
+        /// The operation and its object.
         step: String,
-        /// The kernel's reason.
+        /// The error code of the kernel.
         errno: Errno,
-        /// The kernel's own words (netlink extended acknowledgement), often empty.
+        /// The text of the netlink extended acknowledgement, often empty.
         detail: String,
     },
-    /// The kernel was built without something that is needed.
+    /// The kernel was built without a feature that is needed.
     #[error("{step}: this kernel lacks {feature}; load the module, or use a kernel that has it")]
     MissingFeature {
-        /// What was tried on what.
+        /// The operation and its object.
         step: String,
-        /// What is missing, as a person would look for it.
+        /// The name of the feature, with its configuration option or module.
         feature: &'static str,
     },
-    /// This process may not do that.
+    /// This process lacks the privileges for the operation.
     #[error(
         "{step}: permission denied (this needs root, or the capabilities NET_ADMIN, NET_RAW and SYS_ADMIN)"
     )]
     Permission {
-        /// What was tried on what.
+        /// The operation and its object.
         step: String,
     },
-    /// The caller asked for something that cannot be.
+    /// An argument of the caller is invalid.
     #[error("{0}")]
     Argument(String),
-    /// The host is in a state in which this cannot be done; the text says what to do.
+    /// The state of the host does not allow the operation; the text says what to do.
     #[error("{0}")]
     State(String),
-    /// A named interface does not exist; the words of 2.8.1.
+    /// An interface does not exist; the text is that of 2.8.1.
     #[error("Link not found")]
     LinkNotFound,
-    /// A namespace cannot be entered because its process or file is gone.
+    /// A namespace does not exist (any more), nor does its process or file.
     #[error("{0}")]
     NamespaceGone(String),
-    /// The kernel's answer could not be read. A bug, here or there.
+    /// The reply of the kernel is malformed, which is a bug.
     #[error("{step}: unreadable answer from the kernel: {detail}")]
     Unreadable {
-        /// What was tried on what.
+        /// The operation and its object.
         step: String,
-        /// What was wrong with it.
+        /// What is wrong with it.
         detail: String,
     },
-    /// A step failed, and then undoing an earlier one failed as well.
+    /// A step failed, and undoing an earlier one failed as well.
     #[error("{cause} (and could not be undone: {})", join(.left))]
     Undo {
-        /// The first failure.
+        /// Why the operation failed.
         cause: Box<Error>,
-        /// What remains to be cleaned up.
+        /// Why changes could not be undone.
         left: Vec<Error>,
     },
 }
@@ -68,7 +68,7 @@ impl Error {
         }
     }
 
-    /// A socket of a family that the kernel may lack.
+    /// For the creation of a socket of a family that the kernel may not have.
     pub(crate) fn socket(step: impl ToString, errno: Errno, feature: &'static str) -> Error {
         match errno {
             Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT => {
@@ -89,7 +89,7 @@ impl Error {
         Error::State(format!("bridge {name:?} not present; did you launch weave?"))
     }
 
-    /// The kernel's reason, if it was the kernel that refused.
+    /// The error code of the kernel, if the kernel refused the operation.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Error::Refused { errno, .. } => Some(*errno),
@@ -108,7 +108,7 @@ pub(crate) fn ignore_missing_device(result: Result<(), Error>) -> Result<(), Err
     }
 }
 
-/// The C library's words in lower case, as they follow a colon.
+/// The text of the C library, in lower case because it follows a colon.
 fn errno_text(errno: Errno) -> String {
     if errno == Errno::UnknownErrno {
         return "unknown error".into();
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_name_step_object_and_reason() {
+    fn texts_name_operation_object_and_reason() {
         let e = Error::refused("creating veth pair a-b", Errno::EEXIST, "");
         assert_eq!(e.to_string(), "creating veth pair a-b: file exists");
         assert_eq!(e.errno(), Some(Errno::EEXIST));

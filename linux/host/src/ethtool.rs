@@ -1,4 +1,4 @@
-//! TX checksum offload, by the legacy ethtool calls (docs/spec/data-plane.md 1.5).
+//! TX checksum offload, by the ioctl of ethtool (docs/spec/data-plane.md 1.5).
 
 use std::os::fd::AsRawFd;
 
@@ -18,12 +18,12 @@ struct Value {
     data: u32,
 }
 
-/// Whether the interface of the current namespace leaves checksums of what it sends to whoever comes next.
+/// Whether the interface, in the current namespace, sends packets without checksums, which are left to the next device.
 pub fn tx_checksum(interface: &str) -> Result<bool, Error> {
     call(interface, ETHTOOL_GTXCSUM, 0, "reading the TX checksum offload of").map(|v| v != 0)
 }
 
-/// Makes the kernel complete checksums before a frame leaves by the interface. `false` if it already did.
+/// Makes the kernel complete checksums before the interface sends a packet. `false` if it already does.
 pub fn disable_tx_checksum(interface: &str) -> Result<bool, Error> {
     if !tx_checksum(interface)? {
         return Ok(false);

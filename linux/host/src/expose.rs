@@ -6,7 +6,7 @@ use std::thread::sleep;
 use nix::errno::Errno;
 use weave_types::Cidr;
 
-use crate::arp::{SETTLE, announce};
+use crate::arp::{SET_UP_DELAY, announce};
 use crate::{DeviceNames, Error, Link, Netlink, fault_injection, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
@@ -25,7 +25,7 @@ pub fn add_bridge_address(bridge: &str, cidr: Cidr) -> Result<bool, Error> {
     if let IpAddr::V4(ip) = cidr.addr()
         && link.up
     {
-        sleep(SETTLE);
+        sleep(SET_UP_DELAY);
         // Others find out by asking; it only takes longer.
         let _ = announce(&link, ip);
     }

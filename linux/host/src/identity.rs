@@ -1,5 +1,5 @@
-//! The name of a peer that was given none (docs/spec/mesh.md 2.2): the bridge's address if there is a bridge, else made from
-//! what identifies the machine, so that it stays the same over reboots.
+//! The default name of a peer (docs/spec/mesh.md 2.2): the address of the bridge if it exists, else a hash of the ids of the machine,
+//! which do not change with a reboot.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::{Error, link_mac};
 
 const SALT: &[u8] = b"9oBJ0Jmip-";
 
-/// Where to look for the ids of a machine.
+/// Where the ids of the machine are read.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Where the host's file system is (`--host-root`); the machine id is read below it.
+    /// Root of the host's file system (`--host-root`), with the machine id.
     pub host_root: PathBuf,
-    /// Where sysfs is; the product UUID is read below it.
+    /// Mount point of sysfs, with the product UUID.
     pub sys: PathBuf,
 }
 
@@ -26,12 +26,12 @@ impl Default for Sources {
     }
 }
 
-/// What identifies this machine: file contents exactly as read, newlines included.
+/// The ids of the machine: exact contents of files, with newlines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SystemIds {
-    /// `/etc/machine-id`, or D-Bus's.
+    /// `/etc/machine-id`, or that of D-Bus.
     pub machine_id: Vec<u8>,
-    /// The product UUID of the firmware, or the hypervisor's.
+    /// The product UUID of the firmware, or that of the hypervisor.
     pub system_uuid: Vec<u8>,
 }
 
@@ -48,13 +48,13 @@ impl SystemIds {
         })
     }
 
-    /// The name made from them. `persisted` is the name that an old database remembers: it is kept if it was made from
-    /// the UUID alone, as versions before 1.9 did.
+    /// The name derived from the ids. `persisted` is the name in a database of 2.8.1, which is kept if it was derived from the UUID alone,
+    /// as versions before 1.9 did.
     pub fn peer_name(&self, persisted: Option<PeerName>) -> Result<PeerName, Error> {
         if !self.system_uuid.is_empty() {
-            let old_style = derive(&self.system_uuid);
-            if persisted == Some(old_style) {
-                return Ok(old_style);
+            let from_uuid_alone = derive(&self.system_uuid);
+            if persisted == Some(from_uuid_alone) {
+                return Ok(from_uuid_alone);
             }
         }
         if self.machine_id.is_empty() && self.system_uuid.is_empty() {
@@ -64,8 +64,7 @@ impl SystemIds {
     }
 }
 
-/// The name of this host's peer: the address of the interface `bridge` if there is one, else
-/// [`SystemIds::peer_name`].
+/// The name of the peer of this host: the address of the interface `bridge` if it exists, else [`SystemIds::peer_name`].
 pub fn peer_name(bridge: &str, sources: &Sources, persisted: Option<PeerName>) -> Result<PeerName, Error> {
     match link_mac(bridge)? {
         Some(mac) => Ok(PeerName::from_bytes(mac.0)),
@@ -73,21 +72,20 @@ pub fn peer_name(bridge: &str, sources: &Sources, persisted: Option<PeerName>) -
     }
 }
 
-/// The same for one of several peers on a machine: their bridges and what identifies the machine together with the
-/// instance's name.
+/// The name of an instance, one of several peers that share a host: derived from the ids of the machine and the name of the instance.
 pub fn instance_peer_name(bridge: &str, sources: &Sources, instance: &str) -> Result<PeerName, Error> {
     if let Some(mac) = link_mac(bridge)? {
         return Ok(PeerName::from_bytes(mac.0));
     }
     let mut ids = SystemIds::read(sources)?;
-    // A machine without ids is refused as ever.
+    // Without ids of the machine, instances of different hosts would get the same name.
     if !(ids.machine_id.is_empty() && ids.system_uuid.is_empty()) {
         ids.system_uuid.extend_from_slice(instance.as_bytes());
     }
     ids.peer_name(None)
 }
 
-/// A locally administered unicast address from the hash of `id`.
+/// The hash of `id` as a locally administered unicast address.
 pub fn derive(id: &[u8]) -> PeerName {
     let hash = Sha256::new().chain_update(SALT).chain_update(id).finalize();
     PeerName::from_bytes([hash[0] & 0xfe | 0x02, hash[1], hash[2], hash[3], hash[4], hash[5]])
@@ -115,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_the_original() {
+    fn derived_names_equal_those_of_2_8_1() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/mesh/peer_names.json");
         let vectors: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let cases = vectors["derived"].as_array().unwrap();
@@ -130,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_old_style_is_kept_only_if_it_is_this_machines() {
+    fn name_of_versions_before_1_9_is_kept_on_the_same_machine() {
         let ids = SystemIds { machine_id: b"m\n".into(), system_uuid: b"u\n".into() };
         let (old, new) = (derive(b"u\n"), derive(b"m\nu\n"));
         assert_eq!(ids.peer_name(Some(old)), Ok(old));
@@ -141,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn files() {
+    fn ids_are_read_from_files() {
         let dir = tempfile::tempdir().unwrap();
         let sources = Sources { host_root: dir.path().join("root"), sys: dir.path().join("sys") };
         let put = |path: &str, text: &str| {
@@ -158,7 +156,7 @@ mod tests {
         put("sys/class/dmi/id/product_uuid", "p\n");
         let ids = SystemIds::read(&sources).unwrap();
         assert_eq!((&ids.machine_id[..], &ids.system_uuid[..]), (&b"m\n"[..], &b"p\n"[..]));
-        // A directory in the place of a file cannot be read: an error, not "empty".
+        // A directory instead of a file is an error.
         std::fs::remove_file(dir.path().join("root/etc/machine-id")).unwrap();
         std::fs::create_dir(dir.path().join("root/etc/machine-id")).unwrap();
         assert!(SystemIds::read(&sources).is_err());

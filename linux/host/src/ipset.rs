@@ -1,5 +1,5 @@
-//! Sets of networks in the kernel (`ipset`, type `hash:net`), which packet filter rules refer to by name. Spoken to directly: the
-//! `ipset` program is installed on few hosts.
+//! Sets of networks in the kernel (ipset, type `hash:net`), to which packet filter rules refer by name. They are changed over netlink,
+//! because few hosts have the program `ipset`.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,69 +24,68 @@ const TYPE: u16 = SUBSYSTEM | 13;
 const ATTR_PROTOCOL: u16 = 1;
 const ATTR_NAME: u16 = 2;
 const ATTR_TYPE: u16 = 3;
-/// Of a swap: the other set.
+/// The other set, in a swap.
 const ATTR_NAME2: u16 = 3;
 const ATTR_REVISION: u16 = 4;
 const ATTR_FAMILY: u16 = 5;
 const ATTR_FLAGS: u16 = 6;
-/// Of a list: names are enough.
+/// A list contains the names only.
 const FLAG_NAMES: u32 = 1 << 1;
 const ATTR_DATA: u16 = 7;
-/// Elements, each an `ATTR_DATA`.
+/// The elements, each of them an `ATTR_DATA`.
 const ATTR_ADT: u16 = 8;
 const DATA_IP: u16 = 1;
 const IP_V4: u16 = 1;
 const DATA_PREFIX: u16 = 3;
 const DATA_FLAGS: u16 = 8;
-/// Elements may carry a comment, as those of 2.8.1 do.
+/// Elements may have a comment, as those of 2.8.1 do.
 const FLAG_COMMENT: u32 = 1 << 4;
 /// The attribute is in network byte order.
 const NET_BYTEORDER: u16 = 0x4000;
 const PROTOCOL: u8 = 6;
 const KIND: &str = "hash:net";
 
-/// Makes a set contain exactly these networks, at once; makes the set if there is none.
+/// Atomically replaces the content of a set by these networks. Creates the set if it does not exist.
 ///
 /// # Errors
-/// The kernel has no such sets, or refuses.
+/// The kernel does not support such sets, or refuses the request.
 pub(crate) fn replace(name: &str, networks: &[Cidr]) -> Result<(), Error> {
     let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
     let revision = revision(&mut netlink)?;
     create(&mut netlink, name, revision)?;
-    // Filled beside it and exchanged, so that no packet meets half of it.
-    let beside = beside(name);
-    destroy_with(&mut netlink, &beside)?;
-    create(&mut netlink, &beside, revision)?;
+    // Another set is filled and swapped with this one, so that no packet is compared with an incomplete set.
+    let temporary = temporary_name(name);
+    destroy_set(&mut netlink, &temporary)?;
+    create(&mut netlink, &temporary, revision)?;
     let fill = |netlink: &mut Netlink| {
         for network in networks {
-            add(netlink, &beside, *network)?;
+            add(netlink, &temporary, *network)?;
         }
         let mut swap = request(SWAP, 0, name);
-        swap.string(ATTR_NAME2, &beside);
-        netlink.execute(swap, format_args!("exchanging set {name}"))
+        swap.string(ATTR_NAME2, &temporary);
+        netlink.execute(swap, format_args!("swapping set {name}"))
     };
     let filled = fill(&mut netlink);
-    let tidied = destroy_with(&mut netlink, &beside);
-    filled.and_then(|()| tidied.map(drop))
+    let destroyed = destroy_set(&mut netlink, &temporary);
+    filled.and_then(|()| destroyed.map(drop))
 }
 
-/// Name of the set that is filled to take another's place. A name has at most 31 characters, and `weaver-no-masq-local` of an
-/// instance up to 29.
-fn beside(name: &str) -> String {
+/// Name of the set that is filled and swapped. A name may have 31 characters, and `weaver-no-masq-local` of an instance has up to 29.
+fn temporary_name(name: &str) -> String {
     format!("{name}~")
 }
 
-/// Removes a set, and what a [`replace`] that was killed left; `false` if there was none.
+/// Removes a set, and the temporary set of a [`replace`] that was killed. `false` if neither exists.
 ///
 /// # Errors
-/// A rule refers to it, or the kernel refuses.
+/// A rule refers to the set, or the kernel refuses the request.
 pub(crate) fn destroy(name: &str) -> Result<bool, Error> {
     let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
-    let left = destroy_with(&mut netlink, &beside(name))?;
-    Ok(destroy_with(&mut netlink, name)? || left)
+    let temporary = destroy_set(&mut netlink, &temporary_name(name))?;
+    Ok(destroy_set(&mut netlink, name)? || temporary)
 }
 
-/// Whether there is such a set with exactly these networks in it. A kernel without sets has none.
+/// Whether the set exists and contains exactly these networks.
 pub(crate) fn holds(name: &str, networks: &[Cidr]) -> bool {
     let wanted: BTreeSet<Cidr> =
         networks.iter().map(|n| n.network()).filter(|n| n.addr().is_ipv4()).collect();
@@ -99,7 +98,7 @@ fn members(name: &str) -> Result<BTreeSet<Cidr>, Error> {
     Ok(replies.iter().flat_map(|r| elements(&r.body)).collect())
 }
 
-/// Those in one message of a list.
+/// The elements in one message of a list.
 fn elements(body: &[u8]) -> impl Iterator<Item = Cidr> {
     let all = body.get(4..).and_then(|b| find(b, ATTR_ADT)).unwrap_or_default();
     attributes(all).filter(|(kind, _)| *kind == ATTR_DATA).filter_map(|(_, element)| {
@@ -109,20 +108,20 @@ fn elements(body: &[u8]) -> impl Iterator<Item = Cidr> {
     })
 }
 
-/// Removes the sets of 2.8.1's policy controller, which outlive it; gives how many there were.
+/// Removes the sets that the policy controller of 2.8.1 left, and returns their number.
 ///
 /// # Errors
-/// Rules of somebody else refer to one, or the kernel refuses.
+/// Rules of another program refer to a set, or the kernel refuses the request.
 pub(crate) fn destroy_policy_sets() -> Result<usize, Error> {
     let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER)?;
     let mut left = policy_sets(&mut netlink)?;
     let all = left.len();
-    // Sets of sets hold on to those that they list.
+    // A set cannot be removed before the sets that list it, so refused ones are tried again.
     while !left.is_empty() {
         let mut refused = Vec::new();
         let mut error = None;
         for name in &left {
-            if let Err(e) = destroy_with(&mut netlink, name) {
+            if let Err(e) = destroy_set(&mut netlink, name) {
                 error = Some(e);
                 refused.push(name.clone());
             }
@@ -135,18 +134,18 @@ pub(crate) fn destroy_policy_sets() -> Result<usize, Error> {
     Ok(all)
 }
 
-/// Whether there are any.
+/// Whether there are sets of the policy controller of 2.8.1.
 pub(crate) fn has_policy_sets() -> bool {
     let Ok(mut netlink) = Netlink::open_protocol(NETLINK_NETFILTER) else { return false };
     policy_sets(&mut netlink).is_ok_and(|sets| !sets.is_empty())
 }
 
 fn policy_sets(netlink: &mut Netlink) -> Result<Vec<String>, Error> {
-    let mut list = bare(LIST, 0);
+    let mut list = base_request(LIST, 0);
     list.attribute(ATTR_FLAGS | NET_BYTEORDER, &FLAG_NAMES.to_be_bytes());
     let replies = match netlink.dump(list, "listing sets") {
         Ok(replies) => replies,
-        // No sets at all.
+        // This kernel has no sets.
         Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)) => {
             return Ok(Vec::new());
         }
@@ -156,31 +155,31 @@ fn policy_sets(netlink: &mut Netlink) -> Result<Vec<String>, Error> {
     Ok(replies.iter().filter_map(|r| name(&r.body)).filter(|n| is_policy_set(n)).collect())
 }
 
-/// `weave-` and a SHA-1 digest in 85 symbols (docs/spec/containers.md E.6): 25 of them, or a few less where the number is small.
+/// `weave-` and a SHA-1 digest in base 85 (docs/spec/containers.md E.6), which has at most 25 digits, and rarely less than 24.
 fn is_policy_set(name: &str) -> bool {
     let symbol = |b: u8| b.is_ascii_alphanumeric() || b"(){}[]+=_$%^!*|/?.;:@#~".contains(&b);
     name.strip_prefix("weave-")
         .is_some_and(|rest| (22..=25).contains(&rest.len()) && rest.bytes().all(symbol))
 }
 
-fn destroy_with(netlink: &mut Netlink, name: &str) -> Result<bool, Error> {
-    // Without this flag newer kernels find nothing wrong with a set that is not there.
+fn destroy_set(netlink: &mut Netlink, name: &str) -> Result<bool, Error> {
+    // Without this flag newer kernels report success for a set that does not exist.
     match netlink.execute(request(DESTROY, NLM_F_EXCL, name), format_args!("removing set {name}")) {
         Ok(()) => Ok(true),
-        // No such set, no sets at all.
+        // The set does not exist, or this kernel has no sets.
         Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(false),
         Err(e) => Err(e),
     }
 }
 
-/// The newest form of the type that the kernel knows.
+/// The newest revision of the set type that the kernel supports.
 fn revision(netlink: &mut Netlink) -> Result<u8, Error> {
-    let step = "looking for sets of networks";
-    let mut ask = bare(TYPE, 0);
-    ask.string(ATTR_TYPE, KIND).attribute(ATTR_FAMILY, &[libc::AF_INET as u8]);
+    let step = "querying the set type hash:net";
+    let mut query = base_request(TYPE, 0);
+    query.string(ATTR_TYPE, KIND).attribute(ATTR_FAMILY, &[libc::AF_INET as u8]);
     let missing =
         || Error::MissingFeature { step: step.into(), feature: "ipset hash:net (CONFIG_IP_SET_HASH_NET)" };
-    let replies = netlink.ask(ask, step).map_err(|e| match e {
+    let replies = netlink.query(query, step).map_err(|e| match e {
         Error::Refused { .. } => missing(),
         other => other,
     })?;
@@ -197,7 +196,7 @@ fn create(netlink: &mut Netlink, name: &str, revision: u8) -> Result<(), Error> 
         .nested(ATTR_DATA, |data| {
             data.attribute(DATA_FLAGS | NET_BYTEORDER, &FLAG_COMMENT.to_be_bytes());
         });
-    match netlink.execute(create, format_args!("making set {name}")) {
+    match netlink.execute(create, format_args!("creating set {name}")) {
         Err(e) if e.errno() == Some(Errno::EEXIST) => Ok(()),
         other => other,
     }
@@ -215,14 +214,14 @@ fn add(netlink: &mut Netlink, name: &str, network: Cidr) -> Result<(), Error> {
     netlink.execute(add, format_args!("adding {network} to set {name}"))
 }
 
-fn bare(kind: u16, flags: u16) -> Request {
+fn base_request(kind: u16, flags: u16) -> Request {
     let mut request = Request::new(kind, flags, &[libc::AF_INET as u8, 0, 0, 0]);
     request.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
     request
 }
 
 fn request(kind: u16, flags: u16, name: &str) -> Request {
-    let mut request = bare(kind, flags);
+    let mut request = base_request(kind, flags);
     request.string(ATTR_NAME, name);
     request
 }
@@ -232,11 +231,11 @@ mod tests {
     use super::*;
 
     const TYPE_LIST: &str = "list:set";
-    /// Of an element of a set of sets.
+    /// Name of the set that is an element of a set of sets.
     const DATA_NAME: u16 = 18;
 
     #[test]
-    fn names_of_the_policy_controller() {
+    fn names_of_policy_sets() {
         for name in ["weave-iuZcey(5DeXbzgRFs8Szo]+@p", "weave-k?Z;25^M}|1s7P3|H9i;*;Mhx"] {
             assert!(is_policy_set(name), "{name}");
         }
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_of_the_policy_controller_go() {
+    fn policy_sets_are_removed() {
         let done = std::thread::spawn(|| {
             if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
                 eprintln!("SKIPPED: no network namespace for sets: {e}");
@@ -273,23 +272,23 @@ mod tests {
             for name in [one, "weave-mine"] {
                 create(&mut netlink, name, revision).unwrap();
             }
-            // A set of sets, which keeps the other from being removed first.
+            // The other set cannot be removed before this one, which lists it.
             let mut sets = request(CREATE, NLM_F_CREATE | NLM_F_EXCL, list);
             sets.string(ATTR_TYPE, TYPE_LIST)
                 .attribute(ATTR_REVISION, &[3])
                 .attribute(ATTR_FAMILY, &[0])
                 .nested(ATTR_DATA, |_| ());
-            netlink.execute(sets, "making a set of sets").unwrap();
+            netlink.execute(sets, "creating a set of sets").unwrap();
             let mut add = request(ADD, 0, list);
             add.nested(ATTR_DATA, |data| {
                 data.string(DATA_NAME, one);
             });
             netlink.execute(add, "filling it").unwrap();
-            assert!(destroy(one).is_err(), "it is listed");
+            assert!(destroy(one).is_err(), "another set lists it");
             assert!(has_policy_sets());
             assert_eq!(destroy_policy_sets().unwrap(), 2);
             assert!(!has_policy_sets() && members(one).is_err() && members(list).is_err());
-            assert!(members("weave-mine").is_ok(), "somebody else's");
+            assert!(members("weave-mine").is_ok(), "a set of another program");
         });
         done.join().unwrap();
     }
@@ -299,14 +298,14 @@ mod tests {
     }
 
     #[test]
-    fn a_set_holds_what_it_was_given() {
+    fn set_contains_exactly_the_given_networks() {
         let done = std::thread::spawn(|| {
             if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
                 eprintln!("SKIPPED: no network namespace for sets: {e}");
                 return;
             }
             let name = "weaver-no-masq-local.instance";
-            assert!(!holds(name, &[]), "there is none");
+            assert!(!holds(name, &[]), "the set does not exist");
             assert_eq!(destroy(name), Ok(false));
             match replace(name, &[]) {
                 Err(Error::MissingFeature { .. }) => {
@@ -316,23 +315,26 @@ mod tests {
                 made => made.unwrap(),
             }
             assert!(holds(name, &[]) && !holds(name, &networks("10.32.0.0/13")));
-            // More than one message of a list has room for.
+            // The list of these takes more than one message.
             let many: Vec<Cidr> = (0..2000u32).map(|n| block(n * 2)).collect();
             for set in [networks("10.40.0.0/13 10.32.0.1/32 10.36.0.0/14"), many, networks("10.32.0.0/13")] {
                 replace(name, &set).unwrap();
                 let reversed: Vec<Cidr> = set.iter().rev().copied().collect();
                 assert!(holds(name, &set) && holds(name, &reversed));
-                assert!(!holds(name, &set[1..]), "one more than asked for");
-                assert!(!holds(name, &[&set[..], &networks("192.0.2.0/24")].concat()), "one is missing");
+                assert!(!holds(name, &set[1..]), "one network too many");
+                assert!(
+                    !holds(name, &[&set[..], &networks("192.0.2.0/24")].concat()),
+                    "one network is missing"
+                );
             }
-            assert!(!holds(name, &networks("10.32.0.0/14")), "another length");
-            assert!(holds(name, &networks("10.32.0.0/13 fd00::/64")), "only IPv4 is held");
-            // As a `replace` leaves it that is killed half-way.
+            assert!(!holds(name, &networks("10.32.0.0/14")), "another prefix length");
+            assert!(holds(name, &networks("10.32.0.0/13 fd00::/64")), "IPv6 networks are ignored");
+            // State after a `replace` that was killed.
             let mut netlink = Netlink::open_protocol(NETLINK_NETFILTER).unwrap();
             let revision = revision(&mut netlink).unwrap();
-            create(&mut netlink, &beside(name), revision).unwrap();
+            create(&mut netlink, &temporary_name(name), revision).unwrap();
             assert_eq!(destroy(name), Ok(true));
-            assert!(members(name).is_err() && members(&beside(name)).is_err());
+            assert!(members(name).is_err() && members(&temporary_name(name)).is_err());
         });
         done.join().unwrap();
     }
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_lists_have_no_elements() {
+    fn malformed_elements_are_ignored() {
         let mut list = Request::new(0, 0, &[]);
         list.nested(ATTR_ADT, |all| {
             for (address, prefix) in

@@ -1,13 +1,12 @@
-//! The devices that 2.8.1 leaves on a host, and what it needs to find when it comes back (docs/spec/data-plane.md 1, docs/spec/cli.md 4.2).
+//! The devices that 2.8.1 leaves on a host, and those that it needs after a return to it (docs/spec/data-plane.md 1, docs/spec/cli.md 4.2).
 //!
 //! ```text
 //!   plain bridge (WEAVE_NO_FASTDP)        weave --- vethwe-bridge = vethwe-pcap
 //!   bridged fastdp (the default)          weave --- vethwe-bridge = vethwe-datapath --- datapath (Open vSwitch)
-//!   ours                                  weave --- vethwe-bridge = vethwe-datapath
+//!   this program                          weave --- vethwe-bridge = vethwe-datapath
 //! ```
 //!
-//! Bridge and container interfaces are the same in all three, so that they stay as they are: only the uplink changes
-//! hands.
+//! Bridge and container interfaces are the same in all cases and are kept; only the uplink is replaced.
 
 use nix::errno::Errno;
 
@@ -16,12 +15,12 @@ use crate::{
     BridgeKind, BridgePorts, DeviceNames, Error, Link, NetNs, Netlink, bridge_kind, ethtool, openvswitch,
 };
 
-/// The end of the uplink at which 2.8.1 captures packets if it has no datapath.
+/// Suffix of the end of the uplink at which 2.8.1 captures packets without a datapath.
 const CAPTURE: &str = "-pcap";
-/// 2.8.1's tunnels are ports of its datapath by these names.
+/// Prefix of the tunnel ports of the datapath.
 const TUNNEL: &str = "vxlan-";
 
-/// Which set-up of 2.8.1 is on this host; none if its uplink is not there (any more).
+/// The kind of bridge that 2.8.1 left on this host; `None` if there is no uplink of 2.8.1.
 ///
 /// # Errors
 /// The links cannot be listed.
@@ -42,40 +41,40 @@ fn classify(links: &[Link], names: &DeviceNames) -> Option<BridgeKind> {
     named(&format!("{}{CAPTURE}", names.prefix)).map(|_| BridgeKind::Bridge)
 }
 
-/// Older kernels do not name the kind.
+/// Older kernels do not report the kind.
 fn is_datapath(link: &Link) -> bool {
     link.kind.is_none() || link.is("openvswitch")
 }
 
-/// What became of the Open vSwitch datapath of 2.8.1.
+/// Result of [`remove_legacy_datapath`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LegacyDatapath {
-    /// There is none.
+    /// There is no datapath.
     NotFound,
-    /// It was removed. While it was there it took all frames of the uplink, and UDP port 6784.
+    /// It was removed, which releases the frames of the uplink and UDP port 6784.
     Removed(String),
-    /// Somebody else's port is in it, so it stays.
+    /// It was not removed, because it has a port of another program.
     InUse {
-        /// Its name.
+        /// Name of the datapath.
         name: String,
-        /// The port that is not of 2.8.1.
+        /// Name of the port.
         port: String,
     },
 }
 
-/// Removes the Open vSwitch datapath that 2.8.1 hung the uplink into. The uplink itself stays, and so do bridge and
-/// containers. One in which a stranger's port hangs stays, without the uplink, which is removed.
+/// Removes the Open vSwitch datapath of 2.8.1. The uplink stays, which was a port of it, and so do bridge and containers. A datapath
+/// with a port of another program stays; then the uplink is removed.
 ///
 /// # Errors
-/// The kernel refuses, or has no Open vSwitch (any more); nothing was changed then.
+/// The kernel refuses the request, or has no Open vSwitch (any more). Then nothing was changed.
 pub fn remove_legacy_datapath(names: &DeviceNames) -> Result<LegacyDatapath, Error> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let Some(datapath) = links.iter().find(|l| l.name == names.legacy_datapath && is_datapath(l)) else {
         return Ok(LegacyDatapath::NotFound);
     };
-    if let Some(port) = strangers_port(&links, datapath, names) {
-        // A port of a datapath goes with its device; the uplink is made again.
+    if let Some(port) = foreign_port(&links, datapath, names) {
+        // Deleting the device removes the port; the uplink is created again later.
         let ours = links.iter().find(|l| l.name == names.device && l.master == Some(datapath.index));
         if let Some(device) = ours {
             ignore_missing_device(netlink.delete_link(device))?;
@@ -86,17 +85,17 @@ pub fn remove_legacy_datapath(names: &DeviceNames) -> Result<LegacyDatapath, Err
     Ok(LegacyDatapath::Removed(datapath.name.clone()))
 }
 
-fn strangers_port(links: &[Link], datapath: &Link, names: &DeviceNames) -> Option<String> {
-    let strange = |l: &&Link| {
+fn foreign_port(links: &[Link], datapath: &Link, names: &DeviceNames) -> Option<String> {
+    let is_foreign = |l: &&Link| {
         l.master == Some(datapath.index) && !l.name.starts_with(&names.prefix) && !l.name.starts_with(TUNNEL)
     };
-    links.iter().find(strange).map(|l| l.name.clone())
+    links.iter().find(is_foreign).map(|l| l.name.clone())
 }
 
-/// Makes the datapath again, empty, as 2.8.1 wants to find it.
+/// Creates an empty datapath for 2.8.1, unless it exists.
 ///
 /// # Errors
-/// The kernel refuses, or has no Open vSwitch.
+/// The kernel refuses the request, or has no Open vSwitch.
 pub fn restore_legacy_datapath(names: &DeviceNames) -> Result<(), Error> {
     if Netlink::open()?.link(&names.legacy_datapath)?.is_some() {
         return Ok(());
@@ -104,36 +103,35 @@ pub fn restore_legacy_datapath(names: &DeviceNames) -> Result<(), Error> {
     openvswitch::create(&names.legacy_datapath)
 }
 
-/// What [`restore_legacy_devices`] did.
+/// Result of [`restore_legacy_devices`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoredDevices {
-    /// What 2.8.1 will find.
+    /// The kind of bridge that 2.8.1 will find.
     pub kind: BridgeKind,
-    /// Devices that are gone.
+    /// Devices that were removed.
     pub removed: Vec<String>,
-    /// Container interfaces, by process, whose TX checksum offload was switched off.
+    /// Interfaces whose TX checksum offload was switched off, with the processes of their containers.
     pub checksums: Vec<String>,
 }
 
-/// Leaves the devices so that 2.8.1 can start on them: bridge and containers stay, the uplink goes, since it makes its own.
-/// `kind` is what the host had before; none lets the kernel decide as 2.8.1 does, by whether it has Open vSwitch.
-/// No daemon may be running.
+/// Prepares the devices for a start of 2.8.1: bridge and containers stay, the uplink is removed, because 2.8.1 creates its own. `kind` is
+/// the kind of bridge before the takeover; without it, it depends on Open vSwitch in the kernel, as in 2.8.1. No daemon may be running.
 ///
 /// # Errors
-/// A step failed; doing it again goes on from there.
+/// A step failed; a repetition continues there.
 pub fn restore_legacy_devices(
     names: &DeviceNames,
     kind: Option<BridgeKind>,
 ) -> Result<RestoredDevices, Error> {
     let kind = match kind {
-        // Containers on an unbridged datapath are never taken over, so there is none to go back to.
+        // An unbridged datapath is never taken over, so that there are no containers on it.
         Some(BridgeKind::Fastdp | BridgeKind::BridgedFastdp) => BridgeKind::BridgedFastdp,
         Some(BridgeKind::Bridge) => BridgeKind::Bridge,
         None if openvswitch::supported()? => BridgeKind::BridgedFastdp,
         None => BridgeKind::Bridge,
     };
     let has_bridge = bridge_kind(names)?.is_some();
-    // First what may fail: until then everything is as it was.
+    // These steps come first because they may fail; the uplink is kept in that case.
     let mut checksums = Vec::new();
     match kind {
         BridgeKind::Bridge if has_bridge => checksums = complete_checksums(names)?,
@@ -151,8 +149,8 @@ pub fn restore_legacy_devices(
     Ok(RestoredDevices { kind, removed, checksums })
 }
 
-/// 2.8.1's packet capture sees what a container sends as it is, so that checksums have to be complete by then. It sees to that for
-/// containers that it attaches itself.
+/// Switches off the TX checksum offload of all containers: 2.8.1 captures packets as containers send them, so that their checksums have
+/// to be complete. It does the same for containers that it attaches itself.
 fn complete_checksums(names: &DeviceNames) -> Result<Vec<String>, Error> {
     let mut changed = Vec::new();
     if ethtool::disable_tx_checksum(&names.bridge)? {
@@ -164,7 +162,7 @@ fn complete_checksums(names: &DeviceNames) -> Result<Vec<String>, Error> {
             match ns.run(|| ethtool::disable_tx_checksum(&link.name))? {
                 Ok(true) => changed.push(format!("{} of process {pid}", link.name)),
                 Ok(false) => {}
-                // It has ended meanwhile.
+                // The container has ended meanwhile.
                 Err(Error::LinkNotFound) => {}
                 Err(e) if e.errno() == Some(Errno::ENODEV) => {}
                 Err(e) => return Err(e),
@@ -196,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn set_ups_of_2_8_1() {
+    fn kinds_of_bridge_of_2_8_1() {
         let names = DeviceNames::default();
         let bridge = link(1, "weave", Some("bridge"), None);
         let port = link(2, "vethwe-bridge", Some("veth"), Some(1));
@@ -205,20 +203,24 @@ mod tests {
             classify(&links, &names)
         };
         assert_eq!(kind(&[]), None);
-        assert_eq!(kind(&[link(3, "vethwe-datapath", Some("veth"), None)]), None, "ours");
+        assert_eq!(
+            kind(&[link(3, "vethwe-datapath", Some("veth"), None)]),
+            None,
+            "the uplink of this program"
+        );
         assert_eq!(kind(&[link(3, "vethwe-pcap", Some("veth"), None)]), Some(BridgeKind::Bridge));
         for k in [Some("openvswitch"), None] {
             let fast = [link(3, "datapath", k, None), link(4, "vethwe-datapath", Some("veth"), Some(3))];
             assert_eq!(kind(&fast), Some(BridgeKind::BridgedFastdp));
         }
-        assert_eq!(kind(&[link(3, "datapath", Some("dummy"), None)]), None, "somebody else's");
+        assert_eq!(kind(&[link(3, "datapath", Some("dummy"), None)]), None, "a device of another program");
         let unbridged = [link(1, "weave", Some("openvswitch"), None)];
         assert_eq!(classify(&unbridged, &names), Some(BridgeKind::Fastdp));
         assert_eq!(classify(&[], &names), None);
     }
 
     #[test]
-    fn a_datapath_with_a_strangers_port_stays() {
+    fn port_of_another_program_is_found() {
         let names = DeviceNames::default();
         let datapath = link(3, "datapath", Some("openvswitch"), None);
         let ours = [
@@ -227,8 +229,8 @@ mod tests {
             link(5, "vxlan-6784", Some("vxlan"), Some(3)),
             link(6, "eth1", None, Some(9)),
         ];
-        assert_eq!(strangers_port(&ours, &datapath, &names), None);
-        let strange: Vec<Link> = ours.iter().cloned().chain([link(7, "eth0", None, Some(3))]).collect();
-        assert_eq!(strangers_port(&strange, &datapath, &names).as_deref(), Some("eth0"));
+        assert_eq!(foreign_port(&ours, &datapath, &names), None);
+        let foreign: Vec<Link> = ours.iter().cloned().chain([link(7, "eth0", None, Some(3))]).collect();
+        assert_eq!(foreign_port(&foreign, &datapath, &names).as_deref(), Some("eth0"));
     }
 }

@@ -1,5 +1,5 @@
-//! What a peer does to its Linux host: links, bridge, veth, namespaces, addresses, routes, sysctls, firewall rules of host and
-//! containers. Verbs are idempotent and undo what they did when a step fails.
+//! Operations on the Linux host of a peer: links, bridge, veth, namespaces, addresses, routes, sysctls, firewall rules of host and
+//! containers. They are idempotent, and undo their changes when a step fails.
 //!
 //! ```text
 //!   container namespace            host namespace
@@ -12,18 +12,17 @@
 //!                                 +--------------------------------------------------------------+
 //! ```
 //!
-//! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the host's own devices (docs/spec/data-plane.md 1);
-//! * [`attach()`], [`detach()`]: a container's interface (docs/spec/containers.md D.2, D.3);
-//! * [`BridgePorts`]: which addresses containers have (docs/spec/containers.md D.4);
-//! * [`NetNs`], [`Netlink`]: namespaces, and the verbs on links, addresses and routes in one of them;
-//! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: what 2.8.1 left, and what it needs to come back;
-//! * [`identity`]: the peer name a host has without being told (docs/spec/mesh.md 2.2).
+//! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the devices of the host (docs/spec/data-plane.md 1);
+//! * [`attach()`], [`detach()`]: the interface of a container (docs/spec/containers.md D.2, D.3);
+//! * [`BridgePorts`]: interfaces and addresses of containers (docs/spec/containers.md D.4);
+//! * [`add_bridge_address`] and others: addresses of the host on the network (docs/spec/cli.md 6);
+//! * [`firewall`]: packet filter rules (docs/spec/cli.md 4.3);
+//! * [`NetNs`], [`Netlink`]: network namespaces, and links, addresses and routes in one of them;
+//! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: takeover from 2.8.1, and the return to it;
+//! * [`identity`]: the default name of a peer (docs/spec/mesh.md 2.2);
+//! * [`unmanaged`]: configuration files by which other programs do not change the devices.
 //!
-//! * [`firewall`]: the host's packet filter rules (docs/spec/cli.md 4.3); [`add_bridge_address`] and its sisters: the host's own addresses
-//!   on the network (docs/spec/cli.md 6);
-//! * [`unmanaged`]: files that keep other programs from changing these devices.
-//!
-//! What it does not do: decide when to do any of this, or know what a container is (`weave-runtime`).
+//! The crate does not decide when these operations happen, and does not know containers, only namespaces (`weave-runtime`).
 #![warn(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 

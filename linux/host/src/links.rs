@@ -1,4 +1,4 @@
-//! Links: look up, create, change, move, delete.
+//! Network interfaces, which route-netlink calls links.
 
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -20,43 +20,42 @@ const IFLA_BRPORT_STATE: u16 = 1;
 const BR_STATE_FORWARDING: u8 = 3;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IF_OPER_UP: u8 = 6;
-/// Usually microseconds; a busy machine may take longer. On a bridge with spanning tree it is half a minute, which
-/// nobody waits for.
-const WORKER_PATIENCE: Duration = Duration::from_secs(1);
-const WORKER_POLL: Duration = Duration::from_millis(1);
+/// Usually it takes microseconds, on a busy host longer. With the spanning tree protocol it would take half a minute.
+const FORWARDING_TIMEOUT: Duration = Duration::from_secs(1);
+const FORWARDING_POLL_INTERVAL: Duration = Duration::from_millis(1);
 const IFINFO: usize = 16;
 
-/// A network interface as the kernel described it at some moment.
+/// A network interface, as it was when it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Number in its namespace.
+    /// Index in its namespace.
     pub index: u32,
     /// Name in its namespace.
     pub name: String,
-    /// Ethernet address, if it is that kind of link.
+    /// Ethernet address, if it has one.
     pub mac: Option<MacAddr>,
-    /// Bytes of payload.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Whether it is set up (it may still lack a carrier).
+    /// Whether it is administratively up.
     pub up: bool,
-    /// Whether frames can pass: up, with carrier.
+    /// Whether it is operationally up: it also has a carrier.
     pub running: bool,
-    /// `bridge`, `veth`, `openvswitch`, ...; none for hardware.
+    /// `bridge`, `veth`, `openvswitch`, ...; `None` for hardware.
     pub kind: Option<String>,
-    /// Index of the bridge or the like that it is a port of.
+    /// Index of the bridge, or of another master, of which it is a port.
     pub master: Option<u32>,
-    /// Index of what it hangs on: for a veth the other end, in the namespace `peer_nsid`.
+    /// Index of the other end of a veth pair, or of the underlying link, in the namespace `peer_nsid`.
     pub peer: Option<u32>,
-    /// The namespace of `peer` by the number that this namespace gave it; none if it is the same namespace.
+    /// The id of the namespace of `peer` in this namespace; `None` if it is the same namespace.
     pub peer_nsid: Option<i32>,
-    /// Whether frames may leave by the bridge port by which they came in; none if it is no bridge port.
+    /// Whether the bridge may send a frame back by the port on which it arrived; `None` if this is no bridge port.
     pub hairpin: Option<bool>,
-    /// Whether the bridge passes frames from and to this port of it; none if it is no bridge port.
+    /// Whether the bridge forwards frames from and to this port; `None` if this is no bridge port.
     pub forwarding: Option<bool>,
 }
 
 impl Link {
-    /// Whether it is of that kind.
+    /// Whether it is of this kind.
     pub fn is(&self, kind: &str) -> bool {
         self.kind.as_deref() == Some(kind)
     }
@@ -114,7 +113,7 @@ fn header(family: libc::c_int, index: u32, flags: u32, change: u32) -> [u8; IFIN
     h
 }
 
-/// Refuses what the kernel would refuse, and what would lead a path under `/proc/sys` astray.
+/// Rejects names that the kernel rejects; accepted ones are safe in paths under `/proc/sys`.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let fits = !name.is_empty() && name.len() <= NAME_MAX && name != "." && name != "..";
     if fits && !name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace()) {
@@ -125,7 +124,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
 }
 
 impl Netlink {
-    /// All links of the namespace, in the kernel's order.
+    /// All links in the namespace, in the kernel's order.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
         let mut request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
         request.number(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
@@ -133,34 +132,33 @@ impl Netlink {
         Ok(parse_links(&replies).collect())
     }
 
-    /// The link of that name, if there is one.
+    /// The link of this name, if it exists.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
         check_name(name)?;
         let mut request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
         request.string(libc::IFLA_IFNAME, name);
-        match self.ask(request, format_args!("looking up link {name}")) {
+        match self.query(request, format_args!("looking up link {name}")) {
             Ok(replies) => Ok(parse_links(&replies).next()),
             Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// The link with that number, if there is one.
+    /// The link with this index, if it exists.
     pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, Error> {
         let request = Request::new(libc::RTM_GETLINK, 0, &header(libc::AF_UNSPEC, index, 0, 0));
-        match self.ask(request, format_args!("looking up link number {index}")) {
+        match self.query(request, format_args!("looking up link number {index}")) {
             Ok(replies) => Ok(parse_links(&replies).next()),
             Err(e) if e.errno() == Some(Errno::ENODEV) => Ok(None),
             Err(e) => Err(e),
         }
     }
 
-    /// The link of that name, which must exist.
     pub(crate) fn existing(&mut self, name: &str) -> Result<Link, Error> {
         self.link(name)?.ok_or(Error::LinkNotFound)
     }
 
-    /// Creates a Linux bridge. It is down and has a random address.
+    /// Creates a Linux bridge, which is down and has a random address.
     pub fn create_bridge(&mut self, name: &str) -> Result<Link, Error> {
         self.create_bridge_step(name, &format!("creating bridge {name}"))
     }
@@ -171,12 +169,12 @@ impl Netlink {
         request.string(libc::IFLA_IFNAME, name).nested(libc::IFLA_LINKINFO, |r| {
             r.string(libc::IFLA_INFO_KIND, "bridge");
         });
-        self.execute(request, step).map_err(|e| unknown_kind(e, step, "Linux bridges (CONFIG_BRIDGE)"))?;
+        self.execute(request, step).map_err(|e| missing_kind(e, step, "Linux bridges (CONFIG_BRIDGE)"))?;
         let made = self.existing(name);
         self.or_delete(name, made)
     }
 
-    /// Creates a pair of connected links, both down. `mtu` none leaves the kernel's default (1500).
+    /// Creates a veth pair, whose ends are down. Without `mtu` they have the default of the kernel (1500).
     pub fn create_veth(&mut self, name: &str, peer: &str, mtu: Option<u32>) -> Result<(Link, Link), Error> {
         self.create_veth_step(name, peer, mtu, &format!("creating veth pair {name}-{peer}"))
     }
@@ -206,12 +204,12 @@ impl Netlink {
                 });
             });
         });
-        self.execute(request, step).map_err(|e| unknown_kind(e, step, "veth devices (CONFIG_VETH)"))?;
+        self.execute(request, step).map_err(|e| missing_kind(e, step, "veth devices (CONFIG_VETH)"))?;
         let made = self.existing(name).and_then(|link| Ok((link, self.existing(peer)?)));
         self.or_delete(name, made)
     }
 
-    /// Takes back a link that was made just now if the next step failed.
+    /// Deletes a link that has just been created if the next step failed.
     fn or_delete<T>(&mut self, name: &str, next: Result<T, Error>) -> Result<T, Error> {
         next.map_err(|cause| {
             let mut request = Request::new(libc::RTM_DELLINK, 0, &header(libc::AF_UNSPEC, 0, 0, 0));
@@ -223,7 +221,7 @@ impl Netlink {
         })
     }
 
-    /// Deletes a link (and the other end of a veth pair with it).
+    /// Deletes a link, and with it the other end if it belongs to a veth pair.
     pub fn delete_link(&mut self, link: &Link) -> Result<(), Error> {
         let request = Request::new(libc::RTM_DELLINK, 0, &header(libc::AF_UNSPEC, link.index, 0, 0));
         self.execute(request, format_args!("deleting link {}", link.name))
@@ -237,7 +235,7 @@ impl Netlink {
         self.execute(request, format_args!("setting {} {}", link.name, if up { "up" } else { "down" }))
     }
 
-    /// Sets the payload size in bytes.
+    /// Sets the MTU in bytes.
     pub fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<(), Error> {
         let step = format!("setting the MTU of {} to {mtu}", link.name);
         self.change(link, step, |r| r.number(libc::IFLA_MTU, mtu))
@@ -249,7 +247,7 @@ impl Netlink {
         self.change(link, step, |r| r.attribute(libc::IFLA_ADDRESS, &mac.0))
     }
 
-    /// Makes the link a port of `bridge`, or of nothing.
+    /// Adds the link to a bridge, or removes it from the one to which it belongs.
     pub fn set_master(&mut self, link: &Link, bridge: Option<&Link>) -> Result<(), Error> {
         let (step, index) = match bridge {
             Some(b) => (format!("adding {} to bridge {}", link.name, b.name), b.index),
@@ -258,7 +256,7 @@ impl Netlink {
         self.change(link, step, |r| r.number(libc::IFLA_MASTER, index))
     }
 
-    /// Renames a link (older kernels want it down).
+    /// Renames a link, which older kernels require to be down.
     pub fn rename(&mut self, link: &Link, name: &str) -> Result<(), Error> {
         check_name(name)?;
         let step = format!("renaming {} to {name}", link.name);
@@ -271,7 +269,7 @@ impl Netlink {
         self.change(link, step, |r| r.number(libc::IFLA_NET_NS_FD, ns.as_raw_fd() as u32))
     }
 
-    /// Whether frames may leave by the bridge port `link` if they came in by it.
+    /// Sets whether the bridge may send a frame back by the port on which it arrived.
     pub fn set_hairpin(&mut self, link: &Link, on: bool) -> Result<(), Error> {
         let mut request = Request::new(libc::RTM_SETLINK, 0, &header(libc::AF_BRIDGE, link.index, 0, 0));
         request.nested(libc::IFLA_PROTINFO, |r| {
@@ -281,11 +279,10 @@ impl Netlink {
         self.execute(request, format_args!("switching hairpin mode of {} {state}", link.name))
     }
 
-    /// Waits until frames pass through `link`: it has a carrier, and if it is a bridge port, the bridge forwards. Both
-    /// come from a kernel worker some time after the links were set up, and until then frames are lost silently. `false`
-    /// if that takes uncommonly long.
-    pub(crate) fn wait_until_passing(&mut self, link: &Link) -> Result<bool, Error> {
-        let deadline = Instant::now() + WORKER_PATIENCE;
+    /// Waits until `link` has a carrier and, if it is a bridge port, the bridge forwards its frames. A worker of the kernel changes both
+    /// some time after the links were set up, and until then frames are lost silently. `false` after a timeout.
+    pub(crate) fn wait_until_forwarding(&mut self, link: &Link) -> Result<bool, Error> {
+        let deadline = Instant::now() + FORWARDING_TIMEOUT;
         loop {
             match self.link_by_index(link.index)? {
                 Some(l) if !l.running || l.forwarding == Some(false) => {}
@@ -294,7 +291,7 @@ impl Netlink {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            std::thread::sleep(WORKER_POLL);
+            std::thread::sleep(FORWARDING_POLL_INTERVAL);
         }
     }
 
@@ -314,8 +311,8 @@ fn create() -> Request {
     Request::new(libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &header(libc::AF_UNSPEC, 0, 0, 0))
 }
 
-/// The kernel answers "not supported" to a kind of link that it does not have.
-fn unknown_kind(error: Error, step: &str, feature: &'static str) -> Error {
+/// For kinds of links that it does not have, the kernel returns `EOPNOTSUPP`.
+fn missing_kind(error: Error, step: &str, feature: &'static str) -> Error {
     if error.errno() == Some(Errno::EOPNOTSUPP) {
         Error::MissingFeature { step: step.into(), feature }
     } else {
@@ -332,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn interface_names() {
         for good in ["weave", "vethwe-datapath", "eth0.5", "a"] {
             assert!(check_name(good).is_ok(), "{good}");
         }
@@ -342,18 +339,18 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_the_kernel_lacks() {
+    fn error_for_a_kind_that_the_kernel_lacks() {
         let refused = |errno| Error::refused("creating veth pair a-b", errno, "Unknown device type");
         let error =
-            unknown_kind(refused(Errno::EOPNOTSUPP), "creating veth pair a-b", "veth devices (CONFIG_VETH)");
+            missing_kind(refused(Errno::EOPNOTSUPP), "creating veth pair a-b", "veth devices (CONFIG_VETH)");
         let text = "creating veth pair a-b: this kernel lacks veth devices (CONFIG_VETH); load the module, or use a kernel that \
                     has it";
         assert_eq!(error.to_string(), text);
-        assert_eq!(unknown_kind(refused(Errno::EEXIST), "x", "y"), refused(Errno::EEXIST));
+        assert_eq!(missing_kind(refused(Errno::EEXIST), "x", "y"), refused(Errno::EEXIST));
     }
 
     #[test]
-    fn damaged_messages_are_no_links() {
+    fn truncated_messages_are_no_links() {
         assert_eq!(Link::parse(&[]), None);
         assert_eq!(Link::parse(&[0; 15]), None);
         assert!(Link::parse(&[0; 16]).is_some_and(|l| l.name.is_empty() && !l.up));

@@ -1,8 +1,8 @@
-//! Names of hosts in a statically linked program.
+//! Resolution of host names in a statically linked program.
 
-/// Makes look-ups of host names use `/etc/hosts` and DNS only, whatever `/etc/nsswitch.conf` says. To be called before
-/// anything else happens. Does something in a program that is statically linked with glibc only: there, any other service is
-/// a shared library of this host, which brings a C library of its own along that is not the one the program was made with.
+/// Makes glibc resolve host names by `/etc/hosts` and DNS only, whatever services `/etc/nsswitch.conf` names. Call it before any other
+/// thread exists. It has an effect in a program that is statically linked with glibc only: other services are shared libraries of the
+/// host, which load the C library of the host, and that may be incompatible with the one in the program.
 pub fn use_builtin_name_resolution() {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     {
@@ -12,10 +12,12 @@ pub fn use_builtin_name_resolution() {
                 services: *const libc::c_char,
             ) -> libc::c_int;
         }
-        // SAFETY: the function only reads the two texts, which end with a zero and live forever.
+        // SAFETY: both arguments are static strings that end with a zero, which the function only reads.
         let result = unsafe { __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr()) };
         if result != 0 {
-            tracing::warn!("host names are looked up as /etc/nsswitch.conf says");
+            tracing::warn!(
+                "host names are resolved by the services of /etc/nsswitch.conf, which may fail in a static binary"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
-//! A route-netlink socket: one request at a time, acknowledged or dumped.
+//! A netlink socket with one request at a time, whose reply ends with an acknowledgement or with the end of a dump.
 //!
-//! Answers are read attribute by attribute, and only those that somebody asks for: a link of a kind that is newer than
-//! this program, or a kernel that added a field, never makes a dump fail.
+//! Of a reply only the attributes that are used are parsed: kinds of links and attributes that are newer than this program do not make
+//! a dump fail.
 
 use std::fmt::Display;
 
@@ -15,17 +15,16 @@ const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
-/// Set in an acknowledgement whose original request is cut off after its header.
+/// Set in an acknowledgement that contains the header of the request only.
 const NLM_F_CAPPED: u16 = 0x100;
 /// Set in an acknowledgement that carries attributes.
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NLA_F_NESTED: u16 = 0x8000;
-/// How often a dump that the kernel marks as inconsistent is taken again before it is an error.
+/// Attempts to get a dump that the kernel does not mark as interrupted by changes.
 const DUMP_ATTEMPTS: usize = 16;
 
-/// A socket that speaks to the kernel about the links, addresses and routes of the network namespace in which it was
-/// opened, wherever its thread goes later.
+/// A route-netlink socket. It works on the network namespace in which it was opened, whatever namespace its thread enters later.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -33,14 +32,15 @@ pub struct Netlink {
     sequence: u32,
 }
 
-/// A message of an answer, without its netlink header.
+/// A message of a reply, without its netlink header.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) kind: u16,
     pub(crate) body: Vec<u8>,
 }
 
-struct Refusal {
+/// An error that the kernel returned.
+struct KernelError {
     errno: Errno,
     detail: String,
 }
@@ -66,17 +66,17 @@ impl Netlink {
         Ok(Netlink { socket, port, sequence: 0 })
     }
 
-    /// Sends a request and waits for its acknowledgement.
+    /// Sends a request and waits for the acknowledgement.
     pub(crate) fn execute(&mut self, request: Request, step: impl Display) -> Result<(), Error> {
         self.exchange(request, NLM_F_ACK, &step).map(|_| ())
     }
 
-    /// Sends a request for one object and gives the messages that came before the acknowledgement.
-    pub(crate) fn ask(&mut self, request: Request, step: impl Display) -> Result<Vec<Reply>, Error> {
+    /// Sends a request for an object, and returns the messages before the acknowledgement.
+    pub(crate) fn query(&mut self, request: Request, step: impl Display) -> Result<Vec<Reply>, Error> {
         self.exchange(request, NLM_F_ACK, &step)
     }
 
-    /// Asks for all objects of a kind. A dump that something changed meanwhile is taken again.
+    /// Requests all objects of a kind, again if they change during the dump.
     pub(crate) fn dump(&mut self, request: Request, step: impl Display) -> Result<Vec<Reply>, Error> {
         self.exchange(request, NLM_F_DUMP, &step)
     }
@@ -95,14 +95,14 @@ impl Netlink {
             match self.receive(step)? {
                 Ok((_, true)) => {}
                 Ok((replies, false)) => return Ok(replies),
-                Err(refusal) => return Err(Error::refused(step, refusal.errno, refusal.detail)),
+                Err(e) => return Err(Error::refused(step, e.errno, e.detail)),
             }
         }
         Err(Error::refused(step, Errno::EBUSY, "the list kept changing while it was read"))
     }
 
     /// The messages up to the acknowledgement or end of the dump, and whether the dump was interrupted.
-    fn receive(&mut self, step: &dyn Display) -> Result<Result<(Vec<Reply>, bool), Refusal>, Error> {
+    fn receive(&mut self, step: &dyn Display) -> Result<Result<(Vec<Reply>, bool), KernelError>, Error> {
         let bad = |detail: &str| Error::Unreadable { step: step.to_string(), detail: detail.into() };
         let mut replies = Vec::new();
         let mut interrupted = false;
@@ -123,7 +123,7 @@ impl Netlink {
                 let message = &rest[..length];
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
                 let (kind, flags) = (u16_at(message, 4).unwrap_or(0), u16_at(message, 6).unwrap_or(0));
-                // Left over from an exchange that was given up.
+                // Belongs to an exchange that was abandoned.
                 if u32_at(message, 8) != Some(self.sequence) || u32_at(message, 12) != Some(self.port) {
                     continue;
                 }
@@ -132,17 +132,17 @@ impl Netlink {
                 match kind {
                     NLMSG_NOOP => {}
                     NLMSG_ERROR | NLMSG_DONE => {
-                        // An end-of-dump mark of old kernels may be empty.
+                        // The end of a dump of old kernels may be empty.
                         let code = u32_at(body, 0).unwrap_or(0) as i32;
                         return Ok(match code {
                             0 => Ok((replies, interrupted)),
-                            // A dump that was overtaken says so with an error as well.
+                            // An interrupted dump may end with an error as well.
                             code if interrupted && kind == NLMSG_DONE && code == -(Errno::EINTR as i32) => {
                                 Ok((replies, true))
                             }
-                            code => Err(Refusal {
+                            code => Err(KernelError {
                                 errno: Errno::from_raw(code.saturating_neg()),
-                                detail: extended_text(kind, flags, body).unwrap_or_default(),
+                                detail: extended_acknowledgement(kind, flags, body).unwrap_or_default(),
                             }),
                         });
                     }
@@ -162,8 +162,8 @@ fn send(socket: &Socket, bytes: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// The kernel's explanation behind the error code: after the (possibly cut) copy of the request.
-fn extended_text(kind: u16, flags: u16, body: &[u8]) -> Option<String> {
+/// The extended acknowledgement, which follows the copy of the request in an error message.
+fn extended_acknowledgement(kind: u16, flags: u16, body: &[u8]) -> Option<String> {
     if kind != NLMSG_ERROR || flags & NLM_F_ACK_TLVS == 0 {
         return None;
     }
@@ -180,7 +180,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// `kind` is `RTM_*`, `flags` are those beyond request/ack/dump, `header` is the family's fixed part.
+    /// `kind` is the message type, `flags` are those other than request, acknowledge and dump, `header` is the fixed part of the family.
     pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Request {
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -216,7 +216,7 @@ impl Request {
         self
     }
 
-    /// A fixed part inside a nested attribute (the peer of a veth).
+    /// Adds the fixed part inside a nested attribute (the peer of a veth).
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> &mut Request {
         debug_assert!(bytes.len().is_multiple_of(4));
         self.bytes.extend_from_slice(bytes);
@@ -237,7 +237,7 @@ impl Request {
     }
 }
 
-/// The well-formed attributes in `bytes`, flags stripped from their kinds.
+/// The attributes in `bytes` up to the first malformed one. Flags are removed from their kinds.
 pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes).map_while(Result::ok).map(|a| {
         let start = a.into_inner();
@@ -246,12 +246,12 @@ pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The first attribute of that kind.
+/// The first attribute of this kind.
 pub(crate) fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
 }
 
-/// A string attribute, up to its terminating zero.
+/// The value of a string attribute, up to its terminating zero.
 pub(crate) fn text(value: &[u8]) -> String {
     let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
     String::from_utf8_lossy(&value[..end]).into_owned()
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_reads_back() {
+    fn encoded_request_is_parsed() {
         let mut r = Request::new(16, 0x400, &[7; 16]);
         r.string(3, "weave").nested(18, |r| {
             r.string(1, "veth").number(4, 1376);
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_attributes_end_the_list() {
+    fn malformed_attribute_ends_the_list() {
         for bytes in [&[][..], &[1], &[3, 0, 1, 0], &[0, 0, 0, 0, 0], &[200, 0, 1, 0, 1, 2, 3, 4]] {
             assert_eq!(attributes(bytes).count(), 0, "{bytes:?}");
         }
@@ -299,18 +299,21 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_explains_itself() {
+    fn extended_acknowledgement_is_found() {
         let mut body = (-22i32).to_ne_bytes().to_vec();
         body.extend([16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let mut attrs = Request::new(0, 0, &[]);
         attrs.string(NLMSGERR_ATTR_MSG, "Invalid MTU");
         body.extend(&attrs.bytes[HEADER..]);
         assert_eq!(
-            extended_text(NLMSG_ERROR, NLM_F_ACK_TLVS | NLM_F_CAPPED, &body).as_deref(),
+            extended_acknowledgement(NLMSG_ERROR, NLM_F_ACK_TLVS | NLM_F_CAPPED, &body).as_deref(),
             Some("Invalid MTU")
         );
-        assert_eq!(extended_text(NLMSG_ERROR, NLM_F_ACK_TLVS, &body).as_deref(), Some("Invalid MTU"));
-        assert_eq!(extended_text(NLMSG_ERROR, 0, &body), None);
-        assert_eq!(extended_text(NLMSG_ERROR, NLM_F_ACK_TLVS, &body[..3]), None);
+        assert_eq!(
+            extended_acknowledgement(NLMSG_ERROR, NLM_F_ACK_TLVS, &body).as_deref(),
+            Some("Invalid MTU")
+        );
+        assert_eq!(extended_acknowledgement(NLMSG_ERROR, 0, &body), None);
+        assert_eq!(extended_acknowledgement(NLMSG_ERROR, NLM_F_ACK_TLVS, &body[..3]), None);
     }
 }

@@ -159,7 +159,7 @@ impl NetNs {
         // struct rtgenmsg, padded.
         let mut request = Request::new(libc::RTM_GETNSID, 0, &[0; 4]);
         request.number(NETNSA_FD, self.as_raw_fd() as u32);
-        let replies = seen_from.ask(request, format_args!("looking up the number of {self}"))?;
+        let replies = seen_from.query(request, format_args!("looking up the number of {self}"))?;
         let number = replies
             .iter()
             .filter(|r| r.kind == libc::RTM_NEWNSID)

@@ -1,5 +1,5 @@
-//! Open vSwitch datapaths that 2.8.1 left. They are not deleted like other links but through their own generic netlink
-//! family. While one exists, the kernel holds UDP port 6784 for its VXLAN port.
+//! Open vSwitch datapaths, as 2.8.1 uses them: created and deleted by a generic netlink family. While one with a VXLAN port exists, the
+//! kernel listens on UDP port 6784.
 
 use netlink_sys::protocols::NETLINK_GENERIC;
 use nix::errno::Errno;
@@ -20,19 +20,19 @@ const OVS_DP_ATTR_NAME: u16 = 1;
 const OVS_DP_ATTR_UPCALL_PID: u16 = 2;
 const GENL_HEADER: usize = 4;
 
-/// Deletes the datapath whose local port is `link`, with all its ports (devices that were plugged in stay).
+/// Deletes the datapath whose local port is `link`. The devices that were its other ports stay.
 pub(crate) fn delete(link: &Link) -> Result<(), Error> {
     let step = format!("deleting Open vSwitch datapath {}", link.name);
     execute(&step, |family| request(family, OVS_DP_CMD_DEL, link.index))
 }
 
-/// Creates an empty datapath; its local port is a link of that name.
+/// Creates a datapath without ports, except for its local port, which is a link of that name.
 pub(crate) fn create(name: &str) -> Result<(), Error> {
     check_name(name)?;
     execute(&format!("creating Open vSwitch datapath {name}"), |family| create_request(family, name))
 }
 
-/// Whether the kernel has Open vSwitch. Asking loads its module.
+/// Whether the kernel has Open vSwitch. The request loads its module.
 pub(crate) fn supported() -> Result<bool, Error> {
     let mut netlink = Netlink::open_protocol(NETLINK_GENERIC)?;
     Ok(family(&mut netlink, OVS_DATAPATH_FAMILY)?.is_some())
@@ -50,7 +50,7 @@ fn execute(step: &str, request: impl FnOnce(u16) -> Request) -> Result<(), Error
 
 fn create_request(family: u16, name: &str) -> Request {
     let mut request = request(family, OVS_DP_CMD_NEW, 0);
-    // Nobody is told of frames without a flow until 2.8.1 says so.
+    // Frames without a flow are dropped until 2.8.1 sets the receiver of upcalls.
     request.string(OVS_DP_ATTR_NAME, name).number(OVS_DP_ATTR_UPCALL_PID, 0);
     request
 }
@@ -58,16 +58,16 @@ fn create_request(family: u16, name: &str) -> Request {
 fn request(family: u16, command: u8, index: u32) -> Request {
     let mut header = [0; GENL_HEADER + 4];
     header[..2].copy_from_slice(&[command, OVS_DATAPATH_VERSION]);
-    // struct ovs_header: the local port tells which datapath.
+    // struct ovs_header: the local port identifies the datapath.
     header[GENL_HEADER..].copy_from_slice(&index.to_ne_bytes());
     Request::new(family, 0, &header)
 }
 
-/// The number by which the kernel knows a generic netlink family; none if it does not know it.
+/// The id of a generic netlink family; `None` if the kernel does not have it.
 fn family(netlink: &mut Netlink, name: &str) -> Result<Option<u16>, Error> {
     let mut request = Request::new(GENL_ID_CTRL, 0, &[CTRL_CMD_GETFAMILY, 1, 0, 0]);
     request.string(CTRL_ATTR_FAMILY_NAME, name);
-    match netlink.ask(request, format_args!("looking up netlink family {name}")) {
+    match netlink.query(request, format_args!("looking up netlink family {name}")) {
         Ok(replies) => {
             let id = |body: &[u8]| u16_at(find(body.get(GENL_HEADER..)?, CTRL_ATTR_FAMILY_ID)?, 0);
             Ok(replies.iter().find_map(|r| id(&r.body)))
@@ -82,14 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families() {
+    fn family_ids() {
         let mut netlink = Netlink::open_protocol(NETLINK_GENERIC).unwrap();
         assert_eq!(family(&mut netlink, "nlctrl"), Ok(Some(GENL_ID_CTRL)));
         assert_eq!(family(&mut netlink, "no_such_family"), Ok(None));
     }
 
     #[test]
-    fn requests_as_the_kernel_reads_them() {
+    fn request_layout() {
         // struct nlmsghdr, struct genlmsghdr, struct ovs_header, attributes.
         let mut create = create_request(0x1c, "datapath");
         let bytes = create.encoded();

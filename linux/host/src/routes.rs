@@ -15,11 +15,11 @@ const HEADER: usize = 12;
 /// An IPv4 route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads; `0.0.0.0/0` is the default route.
+    /// `0.0.0.0/0` for the default route.
     pub destination: Cidr,
-    /// The router on the way, if the destination is not on the link.
+    /// The next hop, if the destination is not on the link.
     pub gateway: Option<IpAddr>,
-    /// Number of the link by which packets leave, if there is just one.
+    /// Index of the outgoing link, if there is exactly one.
     pub index: Option<u32>,
     /// `RT_SCOPE_*`; 0 is global, 253 link.
     pub scope: u8,
@@ -43,7 +43,7 @@ impl Netlink {
         Ok(replies)
     }
 
-    /// Adds `224.0.0.0/4 dev <link> scope link`. `false` if it was there.
+    /// Adds the route `224.0.0.0/4 dev <link> scope link`. `false` if it exists.
     pub fn add_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
         let request = multicast_route(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, link);
         match self.execute(request, format_args!("adding the multicast route of {}", link.name)) {
@@ -53,7 +53,7 @@ impl Netlink {
         }
     }
 
-    /// Removes what [`Netlink::add_multicast_route`] added. `false` if it was not there.
+    /// Removes the route of [`Netlink::add_multicast_route`]. `false` if it does not exist.
     pub fn remove_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
         let request = multicast_route(libc::RTM_DELROUTE, 0, link);
         match self.execute(request, format_args!("removing the multicast route of {}", link.name)) {
@@ -63,21 +63,22 @@ impl Netlink {
         }
     }
 
-    /// The routes as messages that [`Netlink::restore_routes`] understands.
+    /// The routes, as messages for [`Netlink::restore_routes`].
     pub(crate) fn save_routes(&mut self) -> Result<Vec<Vec<u8>>, Error> {
         Ok(self.raw_routes()?.into_iter().map(|r| r.body).collect())
     }
 
-    /// Adds those saved routes that somebody had made and that went along with an address, as far as they are still possible.
-    pub(crate) fn restore_made_routes(&mut self, saved: &[Vec<u8>]) {
-        let made = |body: &&Vec<u8>| body.get(5) != Some(&libc::RTPROT_KERNEL);
-        for body in saved.iter().filter(made) {
-            // One that led over what is removed is refused.
+    /// Restores those saved routes that the kernel did not add by itself, as far as they are still possible after the removal of an
+    /// address.
+    pub(crate) fn restore_configured_routes(&mut self, saved: &[Vec<u8>]) {
+        let configured = |body: &&Vec<u8>| body.get(5) != Some(&libc::RTPROT_KERNEL);
+        for body in saved.iter().filter(configured) {
+            // Fails for routes that need the removed address.
             let _ = self.restore_routes(std::slice::from_ref(body));
         }
     }
 
-    /// Adds those saved routes that have gone. Those over a gateway come last: they need the way to it.
+    /// Adds the saved routes that are missing. Those with a gateway come last, because they need the route to it.
     pub(crate) fn restore_routes(&mut self, saved: &[Vec<u8>]) -> Result<(), Error> {
         let present = self.save_routes()?;
         let mut missing: Vec<_> = saved.iter().filter(|r| !present.contains(r)).collect();

@@ -1,4 +1,4 @@
-//! Settings under `/proc/sys/net`, which show the network namespace of the calling thread.
+//! Settings under `/proc/sys/net`, which are those of the network namespace of the calling thread.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -8,18 +8,18 @@ use nix::errno::Errno;
 use crate::links::check_name;
 use crate::{Error, fault_injection};
 
-/// Neighbour cache of interfaces on the weave network: addresses move between containers, so believe entries for
-/// seconds only, and probe them soon (docs/spec/data-plane.md 1.2).
-pub(crate) const NEIGHBOURS: [(&str, &str); 3] =
+/// Settings of the neighbour cache on the weave network. Addresses move between containers, so entries are valid for seconds only and
+/// are probed soon (docs/spec/data-plane.md 1.2).
+pub(crate) const NEIGHBOUR_SETTINGS: [(&str, &str); 3] =
     [("base_reachable_time", "5"), ("delay_first_probe_time", "2"), ("ucast_solicit", "1")];
 
-/// One setting of one interface, as in `ipv4/neigh/<interface>/ucast_solicit`.
+/// The file of a setting, such as `ipv4/neigh/<interface>/ucast_solicit`.
 fn path(tree: &str, interface: &str, key: &str) -> Result<PathBuf, Error> {
     check_name(interface)?;
     Ok(["/proc/sys/net", tree, interface, key].iter().collect())
 }
 
-/// Writes `value` if it is not the present one. `false` if this kernel has no such setting.
+/// Writes a setting unless it has this value. `false` if this kernel does not have the setting.
 pub(crate) fn set(tree: &str, interface: &str, key: &str, value: &str) -> Result<bool, Error> {
     let path = path(tree, interface, key)?;
     match std::fs::read_to_string(&path) {
@@ -43,7 +43,7 @@ pub(crate) fn set(tree: &str, interface: &str, key: &str, value: &str) -> Result
     Ok(true)
 }
 
-/// The present value; none if this kernel has no such setting.
+/// The present value; `None` if this kernel does not have the setting.
 pub(crate) fn read(tree: &str, interface: &str, key: &str) -> Result<Option<String>, Error> {
     let path = path(tree, interface, key)?;
     match std::fs::read_to_string(&path) {
@@ -53,21 +53,21 @@ pub(crate) fn read(tree: &str, interface: &str, key: &str) -> Result<Option<Stri
     }
 }
 
-/// No address, and no route, from router advertisements. Nothing to do on a kernel without IPv6.
+/// Disables the processing of router advertisements. A kernel without IPv6 processes none.
 pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<(), Error> {
     set("ipv6/conf", interface, "accept_ra", "0").map(|_| ())
 }
 
-/// No IPv6 on a link that only carries other people's frames.
+/// Disables IPv6 on a link that only carries frames of containers.
 pub(crate) fn disable_ipv6(interface: &str) -> Result<(), Error> {
     ignore_router_advertisements(interface)?;
     set("ipv6/conf", interface, "disable_ipv6", "1").map(|_| ())
 }
 
-/// Applies [`NEIGHBOURS`]. A setting that is missing or read-only is worth a warning, not a failure.
+/// Applies [`NEIGHBOUR_SETTINGS`]. Returns a warning for each setting that is missing or read-only.
 pub(crate) fn tune_neighbours(interface: &str) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
-    for (key, value) in NEIGHBOURS {
+    for (key, value) in NEIGHBOUR_SETTINGS {
         match set("ipv4/neigh", interface, key, value) {
             Ok(true) => {}
             Ok(false) => {

@@ -1,5 +1,5 @@
-//! Frames that reach `vethwe-datapath` belong to the switch. Packet sockets see them first; behind those a filter on the
-//! link's ingress drops them, so that the host's own network stack neither answers nor handles them a second time.
+//! Frames that arrive on `vethwe-datapath` are for the switch. It receives them by packet sockets; after that a filter at the ingress of
+//! the link drops them, so that the host's network stack does not process them as well.
 
 use std::os::fd::AsRawFd;
 
@@ -14,7 +14,7 @@ const CLSACT_HANDLE: u32 = 0xffff_0000;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const TC_H_INGRESS_HOOK: u32 = 0xffff_fff2;
 const ETH_P_ALL: u16 = 0x0003;
-/// Late, so that any program put there for another purpose (the kernel fast path) decides first.
+/// Low, so that a program with another purpose (the kernel fast path) comes first.
 const PRIORITY: u16 = 65000;
 const HANDLE: u32 = 1;
 
@@ -28,20 +28,20 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
-/// How frames are kept from the host's network stack.
+/// How the host's network stack is kept from processing the frames of the switch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IngressDrop {
-    /// By classifier `matchall` with action `gact`.
+    /// Classifier `matchall` with action `gact` drops them.
     MatchAll,
-    /// By a two-instruction program on classifier `bpf`.
+    /// Classifier `bpf` drops them, with a program of two instructions.
     Bpf,
-    /// Not at all: the kernel has none of the means. The host's stack sees broadcasts twice; ARP stays silent on the
-    /// link (`arp_ignore`), and it has no address. The reason names what is missing.
+    /// They are not dropped, because the kernel has neither classifier; the text says what is missing. The host's network stack receives
+    /// broadcasts twice. It does not answer ARP requests on the link (`arp_ignore`), which has no address.
     Missing(String),
 }
 
 impl Netlink {
-    /// Sees to it that frames that come in by `link` are dropped behind the packet sockets.
+    /// Drops frames that arrive on `link`, after packet sockets have received them.
     pub fn ensure_ingress_drop(&mut self, link: &Link) -> Result<IngressDrop, Error> {
         match self.add_clsact(link) {
             Ok(()) => {}
@@ -56,9 +56,9 @@ impl Netlink {
         }
         match self.add_bpf_drop(link) {
             Ok(()) => Ok(IngressDrop::Bpf),
-            // A kernel that did not list it above.
+            // This kernel did not list the filter above.
             Err(e) if e.errno() == Some(Errno::EEXIST) => Ok(IngressDrop::Bpf),
-            // "Not permitted" is what sandboxes say.
+            // In sandboxes the operation is not permitted.
             Err(e) => Ok(IngressDrop::Missing(format!(
                 "{e}; to drop frames at ingress this kernel needs CONFIG_NET_CLS_BPF with CONFIG_BPF_SYSCALL, or \
                  CONFIG_NET_CLS_MATCHALL with CONFIG_NET_ACT_GACT"
@@ -66,7 +66,7 @@ impl Netlink {
         }
     }
 
-    /// The drop filter that is on `link`, if any.
+    /// The drop filter of `link`, if it has one.
     pub fn ingress_drop(&mut self, link: &Link) -> Result<Option<IngressDrop>, Error> {
         let request = Request::new(libc::RTM_GETTFILTER, 0, &header(link, 0, TC_H_INGRESS_HOOK, 0));
         let step = format!("listing the ingress filters of {}", link.name);
@@ -107,7 +107,7 @@ impl Netlink {
         let mut request = filter(link, "matchall");
         request.nested(libc::TCA_OPTIONS, |r| {
             r.nested(TCA_MATCHALL_ACT, |r| {
-                // The first and only action.
+                // Number of the action, the only one.
                 r.nested(1, |r| {
                     r.string(TCA_ACT_KIND, "gact").nested(TCA_ACT_OPTIONS, |r| {
                         // struct tc_gact: index, capabilities, action, two counts.

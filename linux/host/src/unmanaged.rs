@@ -1,7 +1,7 @@
-//! Files that tell NetworkManager, systemd-networkd and udev to leave our devices alone: the first two would take addresses and
-//! routes from them, and udev's usual policy gives every new virtual device another Ethernet address after it was made.
+//! Configuration files by which NetworkManager, systemd-networkd and udev do not manage our devices. The first two would remove their
+//! addresses and routes, and udev by default changes the Ethernet address of every new virtual device.
 //!
-//! A file is written only where the program's directory exists, and removed only if it is still one of ours.
+//! A file is written only if the directory of the program exists, and removed only if this program has written it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -10,20 +10,22 @@ use std::process::{Command, Stdio};
 
 use crate::{DeviceNames, Error, fault_injection, files};
 
-/// The first line, by which our files are known.
+/// The first line of our files, which identifies them.
 const MARK: &str = "# Written by 'weave launch', removed by 'weave reset'.";
 
-/// A file: its directory below `/etc` and name, what it says, the program to tell of it, the directory that shows that it runs.
-struct Kept {
+struct ConfigFile {
     directory: &'static str,
+    /// Path below `directory`.
     file: String,
     text: String,
+    /// Command that makes the program read its configuration again.
     reload: &'static [&'static str],
-    running: &'static str,
+    /// Exists while the program is running.
+    runtime_directory: &'static str,
 }
 
-fn files(names: &DeviceNames) -> [Kept; 3] {
-    // One of several peers on the host has files of its own.
+fn files(names: &DeviceNames) -> [ConfigFile; 3] {
+    // An instance has files of its own.
     let name = if names.only_bridge_ports { names.bridge.as_str() } else { "weave" };
     let mut devices = vec![names.bridge.clone()];
     if names.only_bridge_ports {
@@ -32,20 +34,20 @@ fn files(names: &DeviceNames) -> [Kept; 3] {
     devices.push(format!("{}*", names.prefix));
     let (list, listed) = (devices.join(" "), devices.iter().map(|d| format!("interface-name:{d}")));
     let listed = listed.collect::<Vec<_>>().join(";");
-    let networkd = |suffix: &str, text: String, reload, running| Kept {
+    let networkd = |suffix: &str, text: String, reload, runtime_directory| ConfigFile {
         directory: "etc/systemd/network",
         file: format!("05-{name}.{suffix}"),
         text: format!("{MARK}\n{text}"),
         reload,
-        running,
+        runtime_directory,
     };
     [
-        Kept {
+        ConfigFile {
             directory: "etc/NetworkManager",
             file: format!("conf.d/90-{name}.conf"),
             text: format!("{MARK}\n[keyfile]\nunmanaged-devices+={listed}\n"),
             reload: &["nmcli", "general", "reload", "conf"],
-            running: "run/NetworkManager",
+            runtime_directory: "run/NetworkManager",
         },
         networkd(
             "network",
@@ -53,7 +55,7 @@ fn files(names: &DeviceNames) -> [Kept; 3] {
             &["networkctl", "reload"],
             "run/systemd/netif",
         ),
-        // udev looks for other files at an event, but not within three seconds of the one before, and ours come at once.
+        // udev notices new files by itself, but only three seconds after the previous event, which is too late for our devices.
         networkd(
             "link",
             format!("[Match]\nOriginalName={list}\n\n[Link]\nMACAddressPolicy=none\n"),
@@ -63,38 +65,38 @@ fn files(names: &DeviceNames) -> [Kept; 3] {
     ]
 }
 
-/// Writes the files that are missing below `root` (`/`); gives those that were written. Where somebody put a file of his own in the
-/// place of ours, his stays. Nothing is left half-written.
+/// Writes the missing files below `root` (`/`) and returns their paths. A file with the same name that this program has not written is
+/// kept. Files are written atomically.
 ///
 /// # Errors
-/// A file cannot be written; those before it are taken back.
+/// A file cannot be written; those that were written are removed.
 pub fn install(root: &Path, names: &DeviceNames) -> Result<Vec<PathBuf>, Error> {
     let mut written = Vec::new();
-    for kept in files(names) {
-        let directory = root.join(kept.directory);
+    for config in files(names) {
+        let directory = root.join(config.directory);
         if !directory.is_dir() {
             continue;
         }
-        let path = directory.join(&kept.file);
+        let path = directory.join(&config.file);
         match fs::read_to_string(&path) {
-            Ok(present) if present == kept.text || !present.starts_with(MARK) => continue,
+            Ok(present) if present == config.text || !present.starts_with(MARK) => continue,
             _ => {}
         }
-        if let Err(e) = replace(&path, &kept.text) {
+        if let Err(e) = replace(&path, &config.text) {
             written.iter().for_each(|path| drop(fs::remove_file(path)));
             return Err(Error::io(format!("writing {}", path.display()), &e));
         }
         written.push(path);
-        tell(root, kept.reload, kept.running);
+        reload(root, config.reload, config.runtime_directory);
     }
     Ok(written)
 }
 
-/// Removes our files below `root`; gives those that were there, and every failure.
+/// Removes our files below `root`. Returns the paths of those that were removed, and the errors of those that were not.
 pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
     let (mut removed, mut errors) = (Vec::new(), Vec::new());
-    for kept in files(names) {
-        let path = root.join(kept.directory).join(&kept.file);
+    for config in files(names) {
+        let path = root.join(config.directory).join(&config.file);
         if !fs::read_to_string(&path).is_ok_and(|text| text.starts_with(MARK)) {
             continue;
         }
@@ -102,7 +104,7 @@ pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
         match gone.and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
                 removed.push(path);
-                tell(root, kept.reload, kept.running);
+                reload(root, config.reload, config.runtime_directory);
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => errors.push(Error::io(format!("removing {}", path.display()), &e)),
@@ -111,9 +113,9 @@ pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
     (removed, errors)
 }
 
-/// Our files below `root` that are there.
+/// Our files that exist below `root`.
 pub fn present(root: &Path, names: &DeviceNames) -> Vec<PathBuf> {
-    let paths = files(names).into_iter().map(|kept| root.join(kept.directory).join(kept.file));
+    let paths = files(names).into_iter().map(|config| root.join(config.directory).join(config.file));
     paths.filter(|p| fs::read_to_string(p).is_ok_and(|text| text.starts_with(MARK))).collect()
 }
 
@@ -124,19 +126,24 @@ fn replace(path: &Path, content: &str) -> io::Result<()> {
     files::write_atomically(path, content.as_bytes(), 0o644)
 }
 
-/// A program that does not run reads the file when it starts; one that does not listen is no reason to stop.
-fn tell(root: &Path, command: &[&str], running: &str) {
+/// Makes a program read its configuration again, if it is running. A failure is only logged, since the file takes effect at the next
+/// start of the program.
+fn reload(root: &Path, command: &[&str], runtime_directory: &str) {
     if let [program, arguments @ ..] = command
-        && root.join(running).is_dir()
+        && root.join(runtime_directory).is_dir()
     {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let told = fault_injection::io_fail_point(&format_args!("running {program}"))
+        let status = fault_injection::io_fail_point(&format_args!("running {program}"))
             .and_then(|()| command.status());
-        match told {
+        match status {
             Ok(status) if status.success() => {}
-            Ok(status) => tracing::warn!("{program} did not read its configuration again: {status}"),
-            Err(e) => tracing::warn!("{program} did not read its configuration again: {e}"),
+            Ok(status) => tracing::warn!(
+                "{program} failed to reload its configuration, so it may change our devices: {status}"
+            ),
+            Err(e) => tracing::warn!(
+                "{program} failed to reload its configuration, so it may change our devices: {e}"
+            ),
         }
     }
 }
@@ -146,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn written_where_the_program_is_and_removed() {
+    fn files_are_written_for_installed_programs_and_removed() {
         let root = tempfile::tempdir().unwrap();
         let names = DeviceNames::default();
         assert_eq!(install(root.path(), &names), Ok(vec![]));
@@ -166,7 +173,7 @@ mod tests {
         );
         let manager = root.path().join("etc/NetworkManager/conf.d/90-weave.conf");
         assert!(text(manager).ends_with("unmanaged-devices+=interface-name:weave;interface-name:vethwe*\n"));
-        // Another bridge: ours are written anew; a stranger's is neither written nor removed.
+        // With another bridge our files are written again; the file of another program is neither written nor removed.
         fs::write(network.join("05-weave.link"), "[Match]\n").unwrap();
         let names = DeviceNames { bridge: "w2".into(), ..DeviceNames::default() };
         let written = install(root.path(), &names).unwrap();
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_takes_back_what_was_written() {
+    fn failure_removes_the_files_that_were_written() {
         let root = tempfile::tempdir().unwrap();
         let network = root.path().join("etc/systemd/network");
         fs::create_dir_all(&network).unwrap();

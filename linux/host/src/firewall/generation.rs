@@ -23,7 +23,7 @@ impl Generation {
     /// The number of changes so far, modulo 2^32. Fails if the kernel has no nftables.
     pub(crate) fn read(&mut self) -> Result<u32, Error> {
         let step = "reading the generation of nftables";
-        let replies = self.0.ask(Request::new(GET_GENERATION, 0, &[0; HEADER]), step)?;
+        let replies = self.0.query(Request::new(GET_GENERATION, 0, &[0; HEADER]), step)?;
         let id = |body: &[u8]| <[u8; 4]>::try_from(find(body.get(HEADER..)?, NFTA_GEN_ID)?).ok();
         let found = replies.iter().find_map(|r| id(&r.body)).map(u32::from_be_bytes);
         found.ok_or_else(|| Error::Unreadable {

@@ -54,13 +54,13 @@ fn attach_does_what_2_8_1_does() {
             assert_eq!(arp[28..32], target);
         }
 
-        let before = (picture(), picture_of(&ns));
+        let before = (snapshot(), snapshot_of(&ns));
         let again = attach(&AttachRequest::new(&ns, "1234567890", &wanted)).unwrap();
         assert_eq!(again, weave_host::Attached::default());
         // An address is the same whatever its prefix length is.
         let longer = cidrs("10.32.0.1/16");
         assert_eq!(attach(&AttachRequest::new(&ns, "1", &longer)).unwrap(), weave_host::Attached::default());
-        assert_eq!((picture(), picture_of(&ns)), before);
+        assert_eq!((snapshot(), snapshot_of(&ns)), before);
     });
 }
 
@@ -91,7 +91,7 @@ fn containers_reach_each_other_and_detach_leaves_nothing() {
     host(|| {
         launch();
         let (one, two) = (container(), container());
-        let before = (picture(), picture_of(&one));
+        let before = (snapshot(), snapshot_of(&one));
         let addresses = cidrs("10.32.0.1/12");
         attach(&AttachRequest::new(&one, "1", &addresses)).unwrap();
         attach(&AttachRequest::new(&two, "2", &cidrs("10.32.0.2/12"))).unwrap();
@@ -100,7 +100,7 @@ fn containers_reach_each_other_and_detach_leaves_nothing() {
         assert!(detached.interface_removed && detached.removed == addresses && detached.warnings.is_empty());
         assert_eq!(detach(&DetachRequest::new(&one, &addresses)), Err(Error::LinkNotFound));
         detach(&DetachRequest::new(&two, &cidrs("10.32.0.2/12"))).unwrap();
-        assert_eq!((picture(), picture_of(&one)), before);
+        assert_eq!((snapshot(), snapshot_of(&one)), before);
     });
 }
 
@@ -187,7 +187,7 @@ fn attach_that_fails_at_any_operation_changes_nothing() {
         let set_down = || drop(sh_in(&used, "ip link set ethwe down"));
         set_down();
         let addresses = cidrs("10.32.0.1/12 10.2.1.1/24");
-        let lines = |ns: &NetNs| vec![picture(), picture_of(ns)];
+        let lines = |ns: &NetNs| vec![snapshot(), snapshot_of(ns)];
         let request = AttachRequest { keep_tx_on: false, ..AttachRequest::new(&fresh, "1", &addresses) };
         let undo = || drop(detach(&DetachRequest::new(&fresh, &addresses)).unwrap());
         let count = fail_each(&fresh, || attach(&request), undo, || lines(&fresh));
@@ -215,7 +215,7 @@ fn detach_that_fails_at_any_operation_changes_nothing() {
         attach_all();
         let lines = || {
             let mut lines: Vec<String> =
-                format!("{}\n{}", picture(), picture_of(&ns)).lines().map(str::to_owned).collect();
+                format!("{}\n{}", snapshot(), snapshot_of(&ns)).lines().map(str::to_owned).collect();
             lines.sort();
             lines
         };
@@ -238,7 +238,7 @@ fn detach_that_fails_at_any_operation_changes_nothing() {
 fn errors_of_attach() {
     host(|| {
         let ns = container();
-        let before = (picture(), picture_of(&ns));
+        let before = (snapshot(), snapshot_of(&ns));
         let addresses = cidrs("10.32.0.1/12");
         let error = attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap_err();
         assert_eq!(error.to_string(), "bridge \"weave\" not present; did you launch weave?");
@@ -252,7 +252,7 @@ fn errors_of_attach() {
             );
             weave_host::remove_all(&weave_host::DeviceNames::default());
         }
-        assert_eq!((picture(), picture_of(&ns)), before);
+        assert_eq!((snapshot(), snapshot_of(&ns)), before);
 
         launch();
         attach(&AttachRequest::new(&ns, "1", &addresses)).unwrap();

@@ -13,7 +13,7 @@ fn sysctl(path: &str) -> String {
 }
 
 #[test]
-fn bridge_and_uplink_are_made_and_kept() {
+fn bridge_and_uplink_are_created_once() {
     host(|| {
         assert_eq!(bridge_kind(&DeviceNames::default()), Ok(None));
         let info = ensure_bridge(&bridge_config()).unwrap();
@@ -34,7 +34,7 @@ fn bridge_and_uplink_are_made_and_kept() {
         assert_eq!((bridge.mtu, port.mtu, device.mtu), (1376, 1376, 1376));
         assert_eq!((port.master, port.hairpin), (Some(bridge.index), Some(false)));
         assert_eq!((device.master, port.peer), (None, Some(device.index)));
-        // The bridge's address is the peer name, whatever its ports are.
+        // The address of the bridge is the peer name, and does not change with its ports.
         assert_eq!(bridge.mac, Some(PEER));
         assert_eq!(sysctl("ipv6/conf/weave/accept_ra"), "0");
         for (key, value) in
@@ -48,18 +48,18 @@ fn bridge_and_uplink_are_made_and_kept() {
         }
         assert_eq!(sysctl("ipv4/conf/vethwe-datapath/arp_ignore"), "8");
 
-        let before = picture();
+        let before = snapshot();
         let again = ensure_bridge(&bridge_config()).unwrap();
         assert!(!again.created && again.index == bridge.index);
         let second = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(second, weave_host::UplinkInfo { created: false, ..uplink });
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
         assert_eq!(stale_links(&DeviceNames::default()).unwrap(), []);
     });
 }
 
 #[test]
-fn an_adopted_bridge_keeps_its_mtu_unless_told() {
+fn existing_bridge_keeps_its_mtu_unless_configured() {
     host(|| {
         sh("ip link add weave type bridge; ip link set weave mtu 8950");
         let info = ensure_bridge(&bridge_config()).unwrap();
@@ -77,13 +77,13 @@ fn an_adopted_bridge_keeps_its_mtu_unless_told() {
 }
 
 #[test]
-fn a_failed_launch_leaves_nothing() {
+fn failed_setup_leaves_nothing() {
     host(|| {
-        let before = picture();
+        let before = snapshot();
         let config = BridgeConfig { mtu: Mtu::Default(70_000), ..bridge_config() };
         let error = ensure_bridge(&config).unwrap_err().to_string();
         assert!(error.starts_with("setting the MTU of weave to 70000: "), "{error}");
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
         for mac in [MacAddr([1, 2, 3, 4, 5, 6]), MacAddr::ZERO] {
             let error = ensure_bridge(&BridgeConfig { mac, ..bridge_config() }).unwrap_err();
             assert!(
@@ -91,7 +91,7 @@ fn a_failed_launch_leaves_nothing() {
                 "{error}"
             );
         }
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
         let none = Error::State("bridge \"weave\" not present; did you launch weave?".into());
         assert_eq!(ensure_uplink(&DeviceNames::default()), Err(none));
 
@@ -107,7 +107,7 @@ fn a_failed_launch_leaves_nothing() {
 }
 
 #[test]
-fn half_an_uplink_and_the_one_of_2_8_1_are_replaced() {
+fn incomplete_and_legacy_uplinks_are_replaced() {
     host(|| {
         ensure_bridge(&bridge_config()).unwrap();
         sh(
@@ -132,24 +132,24 @@ fn half_an_uplink_and_the_one_of_2_8_1_are_replaced() {
 }
 
 #[test]
-fn an_uplink_that_somebody_broke_is_mended() {
+fn changed_uplink_is_restored() {
     host(|| {
         let first = launch();
-        let before = picture();
+        let before = snapshot();
         sh("ip link set vethwe-datapath down; ip link set vethwe-bridge nomaster mtu 1500");
         sh("tc qdisc del dev vethwe-datapath clsact");
-        assert_ne!(picture(), before);
+        assert_ne!(snapshot(), before);
         let second = ensure_uplink(&DeviceNames::default()).unwrap();
         assert_eq!(second, weave_host::UplinkInfo { created: false, ..first });
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
         sh("bridge link set dev vethwe-bridge hairpin on");
         ensure_uplink(&DeviceNames::default()).unwrap();
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
     });
 }
 
 #[test]
-fn the_hosts_stack_keeps_off_the_switchs_frames() {
+fn host_stack_ignores_frames_of_the_switch() {
     host(|| {
         launch();
         sh("ip addr add 10.32.0.1/24 dev weave");
@@ -168,17 +168,23 @@ fn the_hosts_stack_keeps_off_the_switchs_frames() {
             .unwrap();
         };
         sh_in(&ns, "ip route add 255.255.255.255/32 dev ethwe");
-        let answers = |patience| inside.find(patience, |f| is_arp_reply_from(f, [10, 32, 0, 1])).is_some();
+        let answers = |timeout| inside.find(timeout, |f| is_arp_reply_from(f, [10, 32, 0, 1])).is_some();
 
         ask();
         assert!(answers(SOON), "the bridge answers");
-        assert!(!answers(SILENCE), "nobody else answers");
-        assert!(switch.find(SOON, |f| is_arp_request_for(f, [10, 32, 0, 1])).is_some(), "the switch sees it");
+        assert!(!answers(SILENCE), "nothing else answers");
+        assert!(
+            switch.find(SOON, |f| is_arp_request_for(f, [10, 32, 0, 1])).is_some(),
+            "the switch receives it"
+        );
         broadcast();
         assert_eq!(count_datagrams(&server), 1);
-        assert!(switch.find(SOON, |f| f.len() == 47 && f[12..14] == [8, 0]).is_some(), "the switch sees it");
+        assert!(
+            switch.find(SOON, |f| f.len() == 47 && f[12..14] == [8, 0]).is_some(),
+            "the switch receives it"
+        );
 
-        // The other way round: without the precautions everything comes twice.
+        // Without filter and setting everything is received twice.
         sh(
             "tc qdisc del dev vethwe-datapath clsact; echo 0 > /proc/sys/net/ipv4/conf/vethwe-datapath/arp_ignore",
         );
@@ -190,10 +196,10 @@ fn the_hosts_stack_keeps_off_the_switchs_frames() {
 }
 
 #[test]
-fn reset_removes_everything_of_ours_and_nothing_else() {
+fn remove_all_removes_our_devices_only() {
     host(|| {
         sh("ip link add br0 type bridge; ip link add other type veth peer name another");
-        let before = picture();
+        let before = snapshot();
         launch();
         let (one, two) = (container(), container());
         attach(&AttachRequest::new(&one, "1", &cidrs("10.32.0.1/12"))).unwrap();
@@ -202,7 +208,7 @@ fn reset_removes_everything_of_ours_and_nothing_else() {
         assert_eq!(errors, []);
         removed.sort();
         assert_eq!(removed, ["vethwe-bridge", "vethwe-datapath", "vethwepl1", "vethwepl2", "weave"]);
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
         assert_eq!(one.netlink().unwrap().link("ethwe"), Ok(None));
         assert_eq!(remove_all(&DeviceNames::default()), (vec![], vec![]));
     });

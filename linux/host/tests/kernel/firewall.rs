@@ -1,4 +1,4 @@
-//! Rules in each of the kernel's packet filters, made by each of the programs.
+//! Packet filter rules with every backend.
 
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use weave_host::{
 
 use crate::support::*;
 
-fn setup() -> FirewallConfig {
+fn config() -> FirewallConfig {
     FirewallConfig {
         instance: None,
         bridge: "weave".into(),
@@ -26,7 +26,7 @@ fn exposed(address: &str) -> ExposedAddress {
     ExposedAddress { address: address.parse().unwrap(), masquerade: true }
 }
 
-/// Runs `test` with each backend that is installed, in a namespace of its own each time.
+/// Runs `test` with each installed backend, in a namespace of its own each time.
 fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
     for backend in [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft] {
         if FirewallManager::with_backend(backend, vec![]).is_none() {
@@ -38,7 +38,7 @@ fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
     }
 }
 
-/// All rules of this backend, without counters and volatile numbers.
+/// All rules of this backend, without counters.
 fn rules(backend: Backend) -> String {
     match backend {
         Backend::IptablesLegacy => sh("iptables-legacy-save | sed '/^#/d; s/ \\[.*//'"),
@@ -57,42 +57,46 @@ fn policy_drop(backend: Backend) {
 }
 
 #[test]
-fn made_once_kept_and_removed() {
+fn rules_are_added_once_and_removed() {
     with_each(|backend| {
         let exposes = [exposed("10.2.1.1/24"), exposed("10.2.2.1/24")];
-        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
-        assert!(guard.may_have_changed());
-        assert_eq!(guard.ensure(&setup(), &exposes), Ok(true));
+        let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
+        assert!(manager.may_have_changed());
+        assert_eq!(manager.ensure(&config(), &exposes), Ok(true));
         let made = rules(backend);
-        assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "{made}");
+        assert_eq!(manager.ensure(&config(), &exposes), Ok(false), "{made}");
         assert_eq!(
-            FirewallManager::with_backend(backend, vec![]).unwrap().ensure(&setup(), &exposes),
+            FirewallManager::with_backend(backend, vec![]).unwrap().ensure(&config(), &exposes),
             Ok(backend == Backend::Nft)
         );
-        assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "made again by another, but the same");
+        assert_eq!(
+            manager.ensure(&config(), &exposes),
+            Ok(false),
+            "another manager has added the same rules"
+        );
         assert_eq!(rules(backend), made);
         for word in ["WEAVE-EXPOSE", "WEAVE-CANARY", "6784", "10.2.1.0/24", "10.2.2.0/24"] {
             assert!(made.contains(word), "{word} in {made}");
         }
-        assert_eq!(guard.ensure(&setup(), &exposes[1..]), Ok(true));
+        assert_eq!(manager.ensure(&config(), &exposes[1..]), Ok(true));
         assert!(!rules(backend).contains("10.2.1.0/24"));
-        assert_eq!(guard.remove(&setup()), Ok(true));
+        assert_eq!(manager.remove(&config()), Ok(true));
         assert!(!rules(backend).to_lowercase().contains("weave"), "{}", rules(backend));
         assert!(!rules(backend).contains("docker0"), "{}", rules(backend));
-        assert_eq!(guard.remove(&setup()), Ok(false));
+        assert_eq!(manager.remove(&config()), Ok(false));
     });
 }
 
 #[test]
-fn a_flush_is_noticed_and_repaired() {
+fn flushed_rules_are_noticed_and_restored() {
     with_each(|backend| {
         let exposes = [exposed("10.2.1.1/24")];
-        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
-        guard.ensure(&setup(), &exposes).unwrap();
-        guard.ensure(&setup(), &exposes).unwrap();
+        let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
+        manager.ensure(&config(), &exposes).unwrap();
+        manager.ensure(&config(), &exposes).unwrap();
         let made = rules(backend);
         if backend != Backend::IptablesLegacy {
-            assert!(!guard.may_have_changed(), "nobody did anything");
+            assert!(!manager.may_have_changed(), "nothing has changed");
         }
         let flushes: &[&str] = match backend {
             Backend::IptablesLegacy => &[
@@ -122,34 +126,34 @@ fn a_flush_is_noticed_and_repaired() {
         for flush in flushes {
             sh(flush);
             assert_ne!(rules(backend), made, "{flush}");
-            eventually("the change to be noticed", || guard.may_have_changed());
-            assert_eq!(guard.ensure(&setup(), &exposes), Ok(true), "{flush}");
+            eventually("the change to be noticed", || manager.may_have_changed());
+            assert_eq!(manager.ensure(&config(), &exposes), Ok(true), "{flush}");
             let sorted = |text: String| {
                 let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
                 lines.sort();
                 lines
             };
             assert_eq!(sorted(rules(backend)), sorted(made.clone()), "{flush}");
-            assert_eq!(guard.ensure(&setup(), &exposes), Ok(false), "{flush}");
+            assert_eq!(manager.ensure(&config(), &exposes), Ok(false), "{flush}");
         }
     });
 }
 
-/// Traffic to containers of this host keeps its source; everything else is masqueraded as before.
+/// Traffic to containers of this host keeps its source address; everything else is masqueraded.
 #[test]
 fn local_containers_are_not_masqueraded() {
     with_each(|backend| {
-        let setup = FirewallConfig { no_masq_local: true, ..setup() };
+        let config = FirewallConfig { no_masq_local: true, ..config() };
         let exposes = [exposed("10.2.1.1/24")];
-        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
-        guard.set_local_networks(cidrs("10.2.1.64/26 10.2.1.8/29"));
-        assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
-        assert_eq!(guard.ensure(&setup, &exposes), Ok(false));
+        let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
+        manager.set_local_networks(cidrs("10.2.1.64/26 10.2.1.8/29"));
+        assert_eq!(manager.ensure(&config, &exposes), Ok(true));
+        assert_eq!(manager.ensure(&config, &exposes), Ok(false));
         let made = rules(backend);
         let first =
             made.lines().find(|l| l.contains("-A WEAVE ") || l.contains("@weaver-no-masq-local")).unwrap();
         assert!(first.contains("weaver-no-masq-local"), "{made}");
-        // Which addresses it is: a rule of ours counts what matches.
+        // A rule with the set counts the addresses that match.
         if backend != Backend::Nft {
             let program = if backend == Backend::IptablesLegacy { "iptables-legacy" } else { "iptables-nft" };
             let hit = |ip: &str| {
@@ -166,28 +170,27 @@ fn local_containers_are_not_masqueraded() {
                     && !hit("10.2.1.63")
                     && !hit("10.2.1.16")
             );
-            guard.set_local_networks(cidrs("10.2.1.0/26"));
-            assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
+            manager.set_local_networks(cidrs("10.2.1.0/26"));
+            assert_eq!(manager.ensure(&config, &exposes), Ok(true));
             assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
-            // Rules that name a set say nothing of what somebody has put into it.
+            // A change of the set is noticed too, although it does not change the rules.
             let mut other = FirewallManager::with_backend(backend, vec![]).unwrap();
             other.set_local_networks(cidrs("10.2.1.64/26"));
-            assert_eq!(other.ensure(&setup, &exposes), Ok(true));
-            assert!(guard.may_have_changed());
-            assert_eq!(guard.ensure(&setup, &exposes), Ok(true));
-            assert_eq!(guard.ensure(&setup, &exposes), Ok(false));
+            assert_eq!(other.ensure(&config, &exposes), Ok(true));
+            assert!(manager.may_have_changed());
+            assert_eq!(manager.ensure(&config, &exposes), Ok(true));
+            assert_eq!(manager.ensure(&config, &exposes), Ok(false));
             assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
             sh(&format!("{program} -F OUTPUT"));
         }
-        assert_eq!(guard.remove(&setup), Ok(true));
+        assert_eq!(manager.remove(&config), Ok(true));
         assert!(!rules(backend).contains("no-masq-local"));
-        assert_eq!(guard.remove(&setup), Ok(false));
+        assert_eq!(manager.remove(&config), Ok(false));
     });
 }
 
-/// Others change rules all the time, also while ours are made.
 #[test]
-fn rules_of_others_survive_and_do_not_disturb() {
+fn concurrent_changes_of_other_programs_are_kept() {
     with_each(|backend| {
         let program = match backend {
             Backend::IptablesLegacy => "iptables-legacy",
@@ -197,7 +200,7 @@ fn rules_of_others_survive_and_do_not_disturb() {
         let namespace = weave_host::NetNs::current().unwrap();
         let stop = Mutex::new(false);
         std::thread::scope(|scope| {
-            let noise = scope.spawn(|| {
+            let other_program = scope.spawn(|| {
                 namespace
                     .run(|| {
                         for i in 0.. {
@@ -210,24 +213,24 @@ fn rules_of_others_survive_and_do_not_disturb() {
                     })
                     .unwrap()
             });
-            let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
+            let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
             for i in 1..20 {
                 let exposes: Vec<ExposedAddress> =
                     (1..=i % 4).map(|n| exposed(&format!("10.2.{n}.1/24"))).collect();
-                guard.ensure(&setup(), &exposes).unwrap();
+                manager.ensure(&config(), &exposes).unwrap();
             }
             *stop.lock().unwrap() = true;
-            let count: usize = noise.join().unwrap();
+            let count: usize = other_program.join().unwrap();
             assert_eq!(rules(backend).lines().filter(|l| l.contains("192.0.2.")).count(), 2 * count);
-            assert_eq!(guard.remove(&setup()), Ok(true));
+            assert_eq!(manager.remove(&config()), Ok(true));
             assert_eq!(rules(backend).lines().filter(|l| l.contains("192.0.2.")).count(), 2 * count);
         });
     });
 }
 
-/// Docker's policy for forwarded packets is DROP, and with br_netfilter frames within a bridge count as forwarded.
+/// Docker sets the policy DROP for forwarded packets, which includes frames within a bridge with br_netfilter.
 #[test]
-fn containers_talk_where_the_policy_is_to_drop() {
+fn containers_communicate_with_forward_policy_drop() {
     with_each(|backend| {
         launch();
         policy_drop(backend);
@@ -240,12 +243,12 @@ fn containers_talk_where_the_policy_is_to_drop() {
         let reaches =
             || sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo yes || echo no").trim() == "yes";
         let filtered = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1").is_ok();
-        assert!(!filtered || !reaches(), "the policy was to drop");
-        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
-        assert_eq!(guard.ensure(&setup(), &[]), Ok(true));
-        assert_eq!(guard.ensure(&setup(), &[]), Ok(false));
+        assert!(!filtered || !reaches(), "the policy is DROP");
+        let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
+        assert_eq!(manager.ensure(&config(), &[]), Ok(true));
+        assert_eq!(manager.ensure(&config(), &[]), Ok(false));
         eventually("the other container", reaches);
-        assert_eq!(guard.remove(&setup()), Ok(true));
+        assert_eq!(manager.remove(&config()), Ok(true));
         let after = rules(backend);
         assert!(before.lines().all(|line| after.contains(line)), "{before}\n{after}");
         assert!(!after.contains("\"weave\"") && !after.contains("WEAVE"), "{after}");
@@ -253,9 +256,9 @@ fn containers_talk_where_the_policy_is_to_drop() {
     });
 }
 
-/// What is behind the host reaches containers through an exposed subnet, and they it, with the host's address.
+/// Hosts of another network reach containers of an exposed subnet, and the other way round, with the host's address as source.
 #[test]
-fn an_exposed_subnet_is_translated_both_ways() {
+fn exposed_subnet_is_translated_in_both_directions() {
     with_each(|backend| {
         launch();
         policy_drop(backend);
@@ -274,28 +277,27 @@ fn an_exposed_subnet_is_translated_both_ways() {
         );
         let cidr = "10.2.1.1/24".parse().unwrap();
         assert_eq!(add_bridge_address("weave", cidr), Ok(true));
-        let mut guard = FirewallManager::with_backend(backend, vec![]).unwrap();
-        guard.ensure(&setup(), &[exposed("10.2.1.1/24")]).unwrap();
+        let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
+        manager.ensure(&config(), &[exposed("10.2.1.1/24")]).unwrap();
         let ping = |ns, ip: &str| {
             sh_in(ns, &format!("ping -c 1 -W 1 {ip} >/dev/null && echo yes || echo no")).trim() == "yes"
         };
         eventually("inside from outside", || ping(&outside, "10.2.1.7"));
         assert!(ping(&inside, "192.0.2.2"));
-        // Whose address is seen: the host's on the side of the receiver.
+        // The receiver sees the address of this host in its own network.
         let tap = Tap::in_container(&inside, "ethwe");
         assert!(ping(&outside, "10.2.1.7"));
         let echo =
             tap.find(SOON, |f| f.len() > 34 && f[12..14] == [8, 0] && f[23] == 1 && f[34] == 8).unwrap();
         assert_eq!(echo[26..30], [10, 2, 1, 1]);
-        // Docker's containers do not get in.
-        guard.ensure(&setup(), &[]).unwrap();
-        assert!(!ping(&outside, "10.2.1.7"), "hidden again");
-        assert!(guard.remove(&setup()).unwrap());
+        manager.ensure(&config(), &[]).unwrap();
+        assert!(!ping(&outside, "10.2.1.7"), "the subnet is not exposed any more");
+        assert!(manager.remove(&config()).unwrap());
     });
 }
 
 #[test]
-fn addresses_of_the_bridge() {
+fn bridge_addresses_are_added_and_removed() {
     host(|| {
         let [a, b, c] = ["10.2.1.1/24", "10.2.1.11/24", "10.2.2.1/24"].map(|a| a.parse().unwrap());
         assert!(add_bridge_address("weave", a).unwrap_err().to_string().contains("did you launch weave?"));
@@ -306,7 +308,7 @@ fn addresses_of_the_bridge() {
             assert_eq!(add_bridge_address("weave", cidr), Ok(false));
         }
         assert_eq!(remove_bridge_address("weave", "10.2.1.1/25".parse().unwrap()), Ok(false));
-        // The kernel would take the second address of the subnet with the first.
+        // The kernel must not remove the second address of the subnet together with the first.
         assert_eq!(remove_bridge_address("weave", a), Ok(true));
         assert_eq!(remove_bridge_address("weave", a), Ok(false));
         let mut left = bridge_addresses("weave").unwrap();
@@ -322,7 +324,7 @@ fn addresses_of_the_bridge() {
 }
 
 #[test]
-fn a_new_address_is_told_to_everybody() {
+fn new_address_is_announced() {
     host(|| {
         launch();
         let ns = container();
@@ -339,7 +341,7 @@ fn a_new_address_is_told_to_everybody() {
 }
 
 #[test]
-fn containers_return_to_a_bridge_that_was_deleted() {
+fn containers_are_added_to_a_recreated_bridge() {
     host(|| {
         launch();
         let (a, b) = (container(), container());

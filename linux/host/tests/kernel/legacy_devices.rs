@@ -1,5 +1,5 @@
-//! A host of 2.8.1 taken over and given back. This kernel may have no Open vSwitch: then `lo`, a link without a kind, plays a
-//! datapath that cannot be removed.
+//! Takeover of a host of 2.8.1, and the return to it. The kernel may have no Open vSwitch: then `lo`, a link without a kind, stands for
+//! a datapath that cannot be removed.
 
 use weave_host::{
     AttachRequest, BridgeKind, DeviceNames, Error, LegacyDatapath, attach, bridge_kind, ensure_bridge,
@@ -8,7 +8,7 @@ use weave_host::{
 
 use crate::support::*;
 
-/// As 2.8.1 makes it without a fast datapath: 65535 bytes, and a bridge that takes its MTU from its ports.
+/// The devices that 2.8.1 creates without a fast datapath: MTU 65535, and a bridge that takes its MTU from its ports.
 fn plain_host() {
     sh("ip link add weave type bridge; ip link set weave address 02:42:ac:11:00:01; \
         ip link add vethwedu mtu 65535 type veth peer name vethwedup mtu 65535; ip link set vethwedu master weave; \
@@ -19,7 +19,7 @@ fn plain_host() {
 }
 
 #[test]
-fn a_plain_bridge_with_containers_and_back() {
+fn plain_bridge_is_taken_over_and_restored() {
     host(|| {
         plain_host();
         let names = DeviceNames::default();
@@ -30,7 +30,7 @@ fn a_plain_bridge_with_containers_and_back() {
             attach(&AttachRequest { keep_tx_on: false, ..AttachRequest::new(&ns, &id, &cidrs) }).unwrap();
             ns
         });
-        let inside = [picture_of(&a), picture_of(&b)];
+        let inside = [snapshot_of(&a), snapshot_of(&b)];
         let addresses = || sh("ip -4 -o addr show dev weave");
         let before = addresses();
 
@@ -39,17 +39,17 @@ fn a_plain_bridge_with_containers_and_back() {
         let uplink = ensure_uplink(&names).unwrap();
         assert_eq!((bridge.created, bridge.mtu, uplink.mtu), (false, 65535, 65535));
         assert_eq!((link_mac("vethwe-pcap"), legacy_bridge_kind(&names)), (Ok(None), Ok(None)));
-        assert_eq!([picture_of(&a), picture_of(&b)], inside, "containers are as they were");
+        assert_eq!([snapshot_of(&a), snapshot_of(&b)], inside, "containers are as they were");
         assert_eq!(addresses(), before);
         let reaches =
             || sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo yes || echo no").trim() == "yes";
         eventually("the other container", reaches);
 
-        // One that was attached meanwhile leaves its checksums to others, which packet capture cannot cope with.
+        // A container that was attached meanwhile sends packets without checksums, which packet capture does not support.
         let (c, cidr) = (container(), cidrs("10.2.1.3/24"));
         attach(&AttachRequest::new(&c, "33333", &cidr)).unwrap();
         let offload = |ns: &weave_host::NetNs| ns.run(|| tx_checksum("ethwe")).unwrap();
-        // Found by its process, as containers are.
+        // Containers are found by their processes.
         let path = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&c));
         let mut process = std::process::Command::new("nsenter")
             .args([&format!("--net={path}"), "sleep", "600"])
@@ -67,7 +67,7 @@ fn a_plain_bridge_with_containers_and_back() {
         assert_eq!((done.kind, &done.removed[..]), (BridgeKind::Bridge, &["vethwe-bridge".to_owned()][..]));
         assert_eq!(done.checksums.len(), 1, "{done:?}");
         assert_eq!(offload(&c), Ok(false));
-        assert_eq!([picture_of(&a), picture_of(&b)], inside);
+        assert_eq!([snapshot_of(&a), snapshot_of(&b)], inside);
         assert_eq!(
             (link_mac("vethwe-datapath"), bridge_kind(&names)),
             (Ok(None), Ok(Some(BridgeKind::Bridge)))
@@ -76,7 +76,7 @@ fn a_plain_bridge_with_containers_and_back() {
         assert!(sh("ip link show weave").contains("mtu 65535"));
         assert!(
             restore_legacy_devices(&names, Some(BridgeKind::Bridge)).unwrap().removed.is_empty(),
-            "once is enough"
+            "nothing is left to remove"
         );
     });
 }
@@ -98,28 +98,27 @@ fn a_bridge_without_containers_keeps_its_mtu() {
 }
 
 #[test]
-fn a_datapath_that_cannot_be_removed_changes_nothing() {
+fn failed_removal_of_a_datapath_changes_nothing() {
     host(|| {
         plain_host();
         let names = DeviceNames { legacy_datapath: "lo".into(), ..DeviceNames::default() };
         assert_eq!(legacy_bridge_kind(&names), Ok(Some(BridgeKind::BridgedFastdp)));
-        let before = picture();
+        let before = snapshot();
         match remove_legacy_datapath(&names) {
             Err(Error::MissingFeature { step, feature }) => {
                 assert_eq!(step, "deleting Open vSwitch datapath lo");
                 assert_eq!(feature, "Open vSwitch (module openvswitch)");
             }
-            // With Open vSwitch the kernel says that this is no datapath.
+            // A kernel with Open vSwitch reports that this is no datapath.
             Err(Error::Refused { step, .. }) => assert_eq!(step, "deleting Open vSwitch datapath lo"),
             other => panic!("{other:?}"),
         }
-        assert_eq!(picture(), before);
+        assert_eq!(snapshot(), before);
     });
 }
 
-/// Only where the kernel has it.
 #[test]
-fn a_bridged_datapath_and_back() {
+fn bridged_datapath_is_taken_over_and_restored() {
     host(|| {
         let names = DeviceNames { legacy_datapath: "wtest-dp".into(), ..DeviceNames::default() };
         sh("ip link add weave type bridge; ip link set weave up");

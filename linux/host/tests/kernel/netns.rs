@@ -5,7 +5,7 @@ use weave_host::{Error, NetNs, Netlink};
 
 use crate::support::*;
 
-/// A process that stays in its namespace until the end of the test.
+/// A process that runs in a namespace until the end of the test.
 struct Sleeper(Child);
 
 impl Sleeper {
@@ -23,7 +23,7 @@ impl Drop for Sleeper {
 }
 
 #[test]
-fn namespaces_are_told_apart_by_identity() {
+fn namespaces_are_identified_by_inode() {
     host(|| {
         let here = NetNs::current().unwrap();
         let other = container();
@@ -39,13 +39,13 @@ fn namespaces_are_told_apart_by_identity() {
         assert_eq!(all.iter().filter(|(_, ns)| ns.id() == other.id()).count(), 1);
 
         assert_eq!(other.run(|| NetNs::current().unwrap().id()).unwrap(), other.id());
-        assert_eq!(NetNs::current().unwrap().id(), here.id(), "only the helper thread went there");
+        assert_eq!(NetNs::current().unwrap().id(), here.id(), "only the helper thread entered it");
         assert_eq!(other.netlink().unwrap().links().unwrap().len(), 1);
     });
 }
 
 #[test]
-fn named_namespaces() {
+fn namespace_by_name() {
     host(|| {
         let name = format!("weave-test-{}", std::process::id());
         sh(&format!("ip netns add {name}"));
@@ -61,7 +61,7 @@ fn named_namespaces() {
 }
 
 #[test]
-fn what_is_no_namespace_is_refused() {
+fn other_files_are_refused() {
     host(|| {
         let text = NetNs::of_process(u32::MAX).unwrap_err().to_string();
         assert_eq!(text, "process 4294967295 not found; it may have ended meanwhile");
@@ -72,7 +72,7 @@ fn what_is_no_namespace_is_refused() {
             assert!(matches!(NetNs::named(name), Err(Error::Argument(_))), "{name:?}");
         }
         let mut ended = Command::new("true").spawn().unwrap();
-        eventually("a process that ended is found to be gone", || {
+        eventually("an ended process not to be found", || {
             matches!(NetNs::of_process(ended.id()), Err(Error::NamespaceGone(_)))
         });
         ended.wait().unwrap();
@@ -80,7 +80,7 @@ fn what_is_no_namespace_is_refused() {
 }
 
 #[test]
-fn a_lock_excludes_others() {
+fn lock_is_exclusive() {
     host(|| {
         let ns = container();
         let same = ns.try_clone().unwrap();
@@ -99,7 +99,7 @@ fn a_lock_excludes_others() {
 }
 
 #[test]
-fn the_number_of_a_namespace_is_that_of_the_links_into_it() {
+fn namespace_id_equals_that_of_links_into_it() {
     host(|| {
         let (one, two) = (container(), container());
         let mut netlink = Netlink::open().unwrap();
@@ -116,7 +116,7 @@ fn the_number_of_a_namespace_is_that_of_the_links_into_it() {
 }
 
 #[test]
-fn verbs_on_links_addresses_and_routes() {
+fn links_addresses_and_routes() {
     host(|| {
         let mut netlink = Netlink::open().unwrap();
         let (a, _) = netlink.create_veth("a", "b", None).unwrap();
@@ -148,7 +148,7 @@ fn verbs_on_links_addresses_and_routes() {
         netlink.rename(&netlink_down(&a), "renamed").unwrap();
         assert_eq!(netlink.link("renamed").unwrap().map(|l| l.index), Some(a.index));
         netlink.delete_link(&a).unwrap();
-        assert_eq!(netlink.links().unwrap().len(), 1, "both ends went");
+        assert_eq!(netlink.links().unwrap().len(), 1, "both ends were deleted");
         assert!(netlink.delete_link(&a).is_err());
     });
 }
@@ -159,7 +159,7 @@ fn netlink_down(link: &weave_host::Link) -> weave_host::Link {
 }
 
 #[test]
-fn a_long_list_comes_whole_while_it_changes() {
+fn long_dump_is_complete_during_changes() {
     host(|| {
         let mut netlink = Netlink::open().unwrap();
         for n in 0..150 {

@@ -1,4 +1,4 @@
-//! Hosts and containers made of namespaces, packets, and pictures of what is configured.
+//! Namespaces as hosts and containers, packets, and snapshots of the configuration.
 
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,13 +11,13 @@ use nix::sys::time::TimeVal;
 use weave_host::{BridgeConfig, DeviceNames, Mtu, NetNs, Netlink, UplinkInfo, ensure_bridge, ensure_uplink};
 use weave_types::{Cidr, MacAddr};
 
-/// Longest wait for anything that should happen.
+/// Longest wait for an expected event.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
-/// How long one listens for what should not happen.
+/// Time in which an event that is not expected would happen.
 pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 pub(crate) const PEER: MacAddr = MacAddr([0x02, 0x42, 0xac, 0x11, 0x00, 0x01]);
 
-/// Runs `test` on a thread that is in a network namespace of its own. Without root it says so and does nothing.
+/// Runs `test` in a thread with a network namespace of its own. Without root the test is skipped, with a message.
 pub(crate) fn host(test: impl FnOnce() + Send + 'static) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: network namespaces need root");
@@ -37,7 +37,7 @@ pub(crate) fn host(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// A new namespace that lives as long as its handle.
+/// A new namespace, which exists as long as its handle.
 pub(crate) fn container() -> NetNs {
     let ns = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).unwrap();
@@ -55,13 +55,13 @@ pub(crate) fn bridge_config() -> BridgeConfig {
     BridgeConfig { name: "weave".into(), mac: PEER, mtu: Mtu::default() }
 }
 
-/// Bridge and uplink, as a daemon makes them.
+/// Sets up bridge and uplink like the daemon.
 pub(crate) fn launch() -> UplinkInfo {
     ensure_bridge(&bridge_config()).unwrap();
     ensure_uplink(&DeviceNames::default()).unwrap()
 }
 
-/// Runs a command in the namespace of this thread and gives what it printed.
+/// Runs a command in the namespace of this thread and returns its output.
 pub(crate) fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -80,8 +80,8 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Everything that verbs may change in the namespace of this thread, except what changes by itself.
-pub(crate) fn picture() -> String {
+/// The configuration of the namespace of this thread, without values that change by themselves.
+pub(crate) fn snapshot() -> String {
     let mut lines: Vec<String> = Vec::new();
     let links = Netlink::open().unwrap().links().unwrap();
     lines.extend(links.iter().map(|l| {
@@ -97,14 +97,14 @@ pub(crate) fn picture() -> String {
     rules.sort();
     lines.extend(rules);
     lines.push(sh("tc qdisc show"));
-    // A program that is loaded again has another number.
+    // A program that is loaded again has another id.
     let filters = |name: &str| sh(&format!("tc filter show dev {name} ingress | sed 's/ id [0-9]*//'"));
     lines.extend(links.iter().map(|l| filters(&l.name)));
     lines.join("\n")
 }
 
-pub(crate) fn picture_of(ns: &NetNs) -> String {
-    ns.run(picture).unwrap()
+pub(crate) fn snapshot_of(ns: &NetNs) -> String {
+    ns.run(snapshot).unwrap()
 }
 
 /// A packet socket on one interface.
@@ -137,9 +137,9 @@ impl Tap {
         nix::unistd::write(&self.fd, frame).unwrap();
     }
 
-    /// The next frame, in either direction, that `wanted` accepts.
-    pub(crate) fn find(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let deadline = Instant::now() + patience;
+    /// The next frame, in either direction, for which `wanted` is true.
+    pub(crate) fn find(&self, timeout: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + timeout;
         let mut buffer = [0; 2048];
         while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
             let timeout = TimeVal::new(left.as_secs() as i64, i64::from(left.subsec_micros()).max(1));
@@ -170,7 +170,7 @@ pub(crate) fn is_arp_request_for(frame: &[u8], target: [u8; 4]) -> bool {
     frame.len() >= 42 && frame[12..14] == [8, 6] && frame[20..22] == [0, 1] && frame[38..42] == target
 }
 
-/// How many datagrams arrive until there is silence.
+/// The number of datagrams that arrive until none arrives any more.
 pub(crate) fn count_datagrams(socket: &UdpSocket) -> usize {
     let mut count = 0;
     loop {
