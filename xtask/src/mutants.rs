@@ -110,7 +110,7 @@ impl Copy {
             .filter(|line| line.starts_with("run ") || line.ends_with("... FAILED"))
             .map(|line| line.trim_start_matches("test ").trim_end_matches(" ... FAILED"))
             .collect();
-        Ok(Some(failed.join(", ")))
+        Ok(Some(failed.join(", ").chars().take(160).collect()))
     }
 
     fn cargo(&self, arguments: &[&str]) -> Result<Output> {

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use weave_ipam::{
-    Answer, Class, Container, HandOver, Loaded, NO_ID, Persist, ReleaseError, RequestError, RequestId, Subnet,
+    Answer, Container, Durability, HandOver, Loaded, NO_ID, Persist, ReleaseError, RequestError, RequestId,
+    Subnet,
 };
 use weave_node::Node;
 use weave_types::{Cidr, Instant, Now};
@@ -233,9 +234,7 @@ impl Allocation {
                     Err(e) => AllocationResponse::Refused(e.to_string()),
                 })
             }
-            AllocationRequest::Leave => {
-                node.with_allocator(now, |a| AllocationResponse::Left(a.shut_down(now)))
-            }
+            AllocationRequest::Leave => node.with_allocator(now, |a| AllocationResponse::Left(a.leave(now))),
         };
         // `None` while allocation is off, which no request reaches.
         Some((answer, response?))
@@ -359,7 +358,7 @@ impl Allocation {
             tracing::error!("addresses are not saved, a restart may give them twice: {e}");
             self.flush_at.get_or_insert(now.mono + RETRY_INTERVAL);
         }
-        if persist.class() == Class::Synced {
+        if persist.durability() == Durability::Synced {
             self.unsynced = true;
         } else {
             self.flush_at.get_or_insert(now.mono + FLUSH_INTERVAL);
@@ -404,8 +403,8 @@ impl Allocation {
             self.monitor.retain(|container| self.owned.contains_key(container));
             for change in changes {
                 node.with_allocator(now, |a| match &change {
-                    Change::Stopped(container) => a.container_died(container, now),
-                    Change::Started(container) => a.container_started(container, now),
+                    Change::Stopped(container) => a.handle_container_died(container, now),
+                    Change::Started(container) => a.handle_container_started(container, now),
                 });
             }
         }

@@ -4,17 +4,7 @@ use std::net::Ipv4Addr;
 use weave_types::PeerName;
 
 use crate::address::AddrRange;
-use crate::ring::RingFault;
-
-/// Whose doing it is that a message was not taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Blame {
-    /// The message is malformed: end the connection that it came over.
-    Sender,
-    /// Two peers disagree about addresses. Keep the connection: data goes on to flow, and the conflict is in
-    /// [`Status::conflicts`](crate::Status::conflicts) until it is over.
-    Conflict,
-}
+use crate::ring::RingError;
 
 /// Why a message was not taken over. Nothing has changed then, but for nicknames and what is in doubt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,16 +13,6 @@ pub enum GossipError {
     Malformed(Malformed),
     /// It contradicts what we know.
     Conflict(Conflict),
-}
-
-impl GossipError {
-    /// Whose doing it is.
-    pub fn blame(&self) -> Blame {
-        match self {
-            GossipError::Malformed(_) => Blame::Sender,
-            GossipError::Conflict(_) => Blame::Conflict,
-        }
-    }
 }
 
 impl fmt::Display for GossipError {
@@ -64,7 +44,7 @@ pub enum Malformed {
     /// A number above 48 bits where a peer name stands.
     PeerName(u64),
     /// The ring breaks the rules of rings.
-    Ring(RingFault),
+    Ring(RingError),
 }
 
 impl fmt::Display for Malformed {
@@ -95,14 +75,14 @@ impl From<weave_gob::FieldError> for Malformed {
 
 /// A peer with its nickname, as messages show it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Named {
+pub struct NamedPeer {
     /// The peer.
     pub name: PeerName,
     /// Its nickname; empty if not known.
     pub nickname: String,
 }
 
-impl fmt::Display for Named {
+impl fmt::Display for NamedPeer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.name.fmt(f)?;
         if self.nickname.is_empty() { Ok(()) } else { write!(f, "({})", self.nickname) }
@@ -115,9 +95,9 @@ pub enum Conflict {
     /// Two clusters that began apart have met.
     Seeds {
         /// Those among whom the other one was divided first.
-        received: Vec<Named>,
+        received: Vec<NamedPeer>,
         /// Those among whom ours was.
-        ours: Vec<Named>,
+        ours: Vec<NamedPeer>,
     },
     /// The peers were given different ranges.
     Range {
@@ -161,12 +141,12 @@ pub enum Conflict {
         their_version: u32,
     },
     /// What would come of merging breaks the rules of rings.
-    Result(RingFault),
+    Result(RingError),
 }
 
 impl Conflict {
     /// Who owns the range in question according to the message, where it is about one.
-    pub fn rival(&self) -> Option<PeerName> {
+    pub fn claimant(&self) -> Option<PeerName> {
         match self {
             Conflict::Inconsistent { theirs, .. }
             | Conflict::Split { theirs, .. }
@@ -203,8 +183,8 @@ impl Conflict {
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |names: &[Named]| {
-            let texts: Vec<String> = names.iter().map(Named::to_string).collect();
+        let list = |names: &[NamedPeer]| {
+            let texts: Vec<String> = names.iter().map(NamedPeer::to_string).collect();
             format!("[{}]", texts.join(" "))
         };
         match self {

@@ -4,7 +4,7 @@
 //! contract: what has to be on the disk stands before the messages and answers that depend on it.
 //!
 //! ```text
-//!   requests: allocate, claim, prime, release      gossip: on_gossip, on_broadcast, on_unicast, state
+//!   requests: allocate, claim, prime, release      gossip: handle_gossip, handle_broadcast, handle_unicast, state
 //!                 |                                              |
 //!              allocator  --- waits for space: asks other peers --+-- donates, merges
 //!                 |                                              |
@@ -40,17 +40,18 @@ pub use address::{AddrRange, Subnet, SubnetError};
 pub use allocator::Allocator;
 pub use config::{Config, ConfigError, Init, ParseInitError, Policy};
 pub use database::{Database, DatabaseError};
-pub use gossip_error::{Blame, Conflict, GossipError, Malformed, Named};
+pub use gossip_error::{Conflict, GossipError, Malformed, NamedPeer};
 pub use output::{
-    Answer, Cancelled, Class, Container, Discarded, Event, HandOver, NO_ID, Output, Persist, QuorumSource,
-    ReleaseError, RemoveError, RequestError, RequestId,
+    Answer, Cancelled, Container, DiscardReason, Durability, Event, HandOver, NO_ID, Output, Persist,
+    QuorumSource, ReleaseError, RemoveError, RequestError, RequestId,
 };
 pub use owned::Record;
 pub use paxos::Election;
 pub use persist::Loaded;
-pub use ring::{Entry, Ring, RingFault};
+pub use ring::{Entry, Ring, RingError};
 pub use status::{
-    ConflictStatus, ElectionStatus, EntryStatus, OwnerStatus, Pending, PendingStatus, State, Status, Why,
+    ConflictStatus, ElectionStatus, EntryStatus, OwnerStatus, PendingKind, PendingStatus, State, Status,
+    WaitReason,
 };
 
 /// The gossip channel.

@@ -2,7 +2,7 @@
 
 use crate::address::AddrRange;
 use crate::gossip_error::Conflict;
-use crate::ring::{Entry, Ring, RingFault};
+use crate::ring::{Entry, Ring, RingError};
 use crate::space::RangeSet;
 
 /// What a merge has changed.
@@ -18,7 +18,7 @@ pub struct Merged {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MergeError {
     /// Theirs breaks the rules of rings.
-    Fault(RingFault),
+    Fault(RingError),
     /// Theirs began with other peers.
     Seeds,
     /// Theirs is of another range.
@@ -28,7 +28,7 @@ pub enum MergeError {
         /// How.
         conflict: Conflict,
         /// What would no longer be ours.
-        doubtful: Vec<AddrRange>,
+        disputed: Vec<AddrRange>,
     },
 }
 
@@ -75,7 +75,7 @@ impl Ring {
         }
         let owned = |ring: &Ring| ring.ranges_owned_by(self.peer).into_iter().collect::<RangeSet>();
         let lost = if updated { owned(self).minus(&owned(&result)) } else { RangeSet::default() };
-        let conflict = |conflict| MergeError::Conflict { conflict, doubtful: lost.iter().collect() };
+        let conflict = |conflict| MergeError::Conflict { conflict, disputed: lost.iter().collect() };
         if objection.is_none() {
             result.check().map_err(|fault| conflict(Conflict::Result(fault)))?;
             let used = lost.iter().find_map(&first_used);

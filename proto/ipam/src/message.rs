@@ -9,7 +9,7 @@ use crate::address::{AddrRange, cidr, ipv4};
 use crate::gossip_error::Malformed;
 use crate::output::Container;
 use crate::owned::Record;
-use crate::paxos::{AcceptedValue, Claims, Knowledge, NodeId, ProposalId};
+use crate::paxos::{AcceptedValue, ElectorId, ElectorState, Knowledge, ProposalId};
 use crate::ring::{Entry, Ring};
 
 /// What a peer says about itself: with gossip, to all, or as the answer to one.
@@ -311,12 +311,12 @@ fn node_type() -> Type {
     Type::structure("NodeID", [("Name", Type::Uint), ("UID", Type::Uint)])
 }
 
-fn node_value(node: &NodeId) -> Value {
+fn node_value(node: &ElectorId) -> Value {
     Value::Struct(Struct::new([("Name", peer(node.name)), ("UID", Value::Uint(node.uid.0))]))
 }
 
-fn node_of(node: &Struct) -> Result<NodeId, Malformed> {
-    Ok(NodeId { name: name_of(node.uint("Name")?)?, uid: PeerUid(node.uint("UID")?) })
+fn node_of(node: &Struct) -> Result<ElectorId, Malformed> {
+    Ok(ElectorId { name: name_of(node.uint("Name")?)?, uid: PeerUid(node.uint("UID")?) })
 }
 
 fn proposal_type() -> Type {
@@ -340,7 +340,7 @@ fn claims_type() -> Type {
     )
 }
 
-fn claims_value(claims: &Claims) -> Value {
+fn claims_value(claims: &ElectorState) -> Value {
     let accepted = [("Value", peers(&claims.value.value)), ("Origin", proposal_value(&claims.value.origin))];
     Value::Struct(Struct::new([
         ("Promise", proposal_value(&claims.promise)),
@@ -349,8 +349,8 @@ fn claims_value(claims: &Claims) -> Value {
     ]))
 }
 
-fn claims_of(claims: &Struct) -> Result<Claims, Malformed> {
-    Ok(Claims {
+fn claims_of(claims: &Struct) -> Result<ElectorState, Malformed> {
+    Ok(ElectorState {
         promise: nested(claims, "Promise", proposal_of)?,
         accepted: nested(claims, "Accepted", proposal_of)?,
         value: nested(claims, "AcceptedVal", |accepted| {

@@ -42,7 +42,7 @@ pub enum Output {
     Event(Event),
 }
 
-/// What has to survive a restart. See [`Persist::class`] for how well.
+/// What has to survive a restart. See [`Persist::durability`] for how well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Persist {
     /// Forget all that was stored before: it belongs to another name or range, or there is none.
@@ -62,7 +62,7 @@ pub enum Persist {
 
 /// How well something has to be stored (design: two classes of persistence).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub enum Durability {
     /// On the disk before the next output: it survives a power loss.
     Synced,
     /// In the kernel's hands before the next output, on the disk within a second: it survives the process. After a power
@@ -72,10 +72,10 @@ pub enum Class {
 
 impl Persist {
     /// How well it has to be stored.
-    pub fn class(&self) -> Class {
+    pub fn durability(&self) -> Durability {
         match self {
-            Persist::Clear | Persist::Ring(_) | Persist::Election(_) => Class::Synced,
-            Persist::Owned { .. } => Class::Record,
+            Persist::Clear | Persist::Ring(_) | Persist::Election(_) => Durability::Synced,
+            Persist::Owned { .. } => Durability::Record,
         }
     }
 }
@@ -251,7 +251,7 @@ pub enum HandOver {
         addresses: u32,
     },
     /// Nobody was there to take them. They stay ours for all others, until `rmpeer` there.
-    Nobody {
+    NoPeer {
         /// How many addresses.
         addresses: u32,
     },
@@ -261,7 +261,7 @@ pub enum HandOver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// What was stored cannot be used; why.
-    LoadedDiscarded(Discarded),
+    LoadedDiscarded(DiscardReason),
     /// What was stored is used.
     LoadedRing {
         /// Addresses of the range that are ours.
@@ -378,7 +378,7 @@ impl fmt::Display for QuorumSource {
 
 /// Why what was stored is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Discarded {
+pub enum DiscardReason {
     /// There is no ring in it.
     NoRing,
     /// It is another peer's.
@@ -389,15 +389,15 @@ pub enum Discarded {
     Invalid(String),
 }
 
-impl fmt::Display for Discarded {
+impl fmt::Display for DiscardReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Discarded::NoRing => f.write_str("no valid persisted data"),
-            Discarded::Name(name) => write!(f, "deleting persisted data for peername {name}"),
-            Discarded::Range(range) => {
+            DiscardReason::NoRing => f.write_str("no valid persisted data"),
+            DiscardReason::Name(name) => write!(f, "deleting persisted data for peername {name}"),
+            DiscardReason::Range(range) => {
                 write!(f, "deleting persisted data for IPAM range {}", range.as_cidr())
             }
-            Discarded::Invalid(error) => write!(f, "deleting persisted data: {error}"),
+            DiscardReason::Invalid(error) => write!(f, "deleting persisted data: {error}"),
         }
     }
 }

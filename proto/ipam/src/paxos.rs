@@ -17,7 +17,7 @@ use crate::address::AddrRange;
 
 /// One elector: a peer, in one incarnation or as long as its election is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct NodeId {
+pub struct ElectorId {
     /// The peer.
     pub name: PeerName,
     /// Which incarnation.
@@ -30,7 +30,7 @@ pub struct ProposalId {
     /// Higher than all that the proposer had seen.
     pub round: u64,
     /// Who proposes.
-    pub proposer: NodeId,
+    pub proposer: ElectorId,
 }
 
 impl ProposalId {
@@ -51,7 +51,7 @@ pub struct AcceptedValue {
 
 /// What one elector has promised and accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Claims {
+pub struct ElectorState {
     /// It takes part in no proposal before this one.
     pub promise: ProposalId,
     /// The last proposal that it accepted.
@@ -61,7 +61,7 @@ pub struct Claims {
 }
 
 /// What electors are known to have promised and accepted: the message.
-pub type Knowledge = BTreeMap<NodeId, Claims>;
+pub type Knowledge = BTreeMap<ElectorId, ElectorState>;
 
 /// What an elector must not forget.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -69,9 +69,9 @@ pub struct Election {
     /// What is to be divided. A promise of one election says nothing in that of another range.
     pub range: AddrRange,
     /// Who we are in it.
-    pub node: NodeId,
+    pub elector: ElectorId,
     /// What we have promised and accepted.
-    pub claims: Claims,
+    pub state: ElectorState,
 }
 
 /// More are not taken in: memory must not depend on what a peer makes up.
@@ -81,26 +81,26 @@ const MAX_ROUND: u64 = 1 << 62;
 /// One elector.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Paxos {
-    own: NodeId,
+    own: ElectorId,
     quorum: u32,
     knows: Knowledge,
 }
 
 impl Paxos {
     /// An elector that knows nothing.
-    pub fn new(own: NodeId) -> Paxos {
+    pub fn new(own: ElectorId) -> Paxos {
         Paxos { own, quorum: 0, knows: Knowledge::new() }
     }
 
     /// One that goes on after a restart.
     pub fn resume(election: Election) -> Paxos {
-        let mut paxos = Paxos::new(election.node);
-        paxos.knows.insert(election.node, election.claims);
+        let mut paxos = Paxos::new(election.elector);
+        paxos.knows.insert(election.elector, election.state);
         paxos
     }
 
     /// Who we are.
-    pub fn own(&self) -> NodeId {
+    pub fn own(&self) -> ElectorId {
         self.own
     }
 
@@ -121,8 +121,8 @@ impl Paxos {
 
     /// What we must not forget of the election over `range`; `None` before the first promise.
     pub fn election(&self, range: AddrRange) -> Option<Election> {
-        let claims = self.knows.get(&self.own)?.clone();
-        Some(Election { range, node: self.own, claims })
+        let state = self.knows.get(&self.own)?.clone();
+        Some(Election { range, elector: self.own, state })
     }
 
     /// Takes over what is newer in a message; true if anything is.
@@ -165,7 +165,7 @@ impl Paxos {
         }
     }
 
-    /// Promises and accepts what there is to; true if our claims changed.
+    /// Promises and accepts what there is to; true if our state changed.
     pub fn think(&mut self) -> bool {
         let before = self.knows.get(&self.own).cloned();
         let mut own = before.clone().unwrap_or_default();
@@ -207,11 +207,11 @@ impl Paxos {
             return None;
         }
         let mut votes: BTreeMap<ProposalId, u32> = BTreeMap::new();
-        for claims in self.knows.values().filter(|c| c.accepted.is_valid()) {
-            let count = votes.entry(claims.accepted).or_default();
+        for state in self.knows.values().filter(|c| c.accepted.is_valid()) {
+            let count = votes.entry(state.accepted).or_default();
             *count += 1;
             if *count >= self.quorum {
-                let peers: BTreeSet<PeerName> = claims.value.value.iter().copied().collect();
+                let peers: BTreeSet<PeerName> = state.value.value.iter().copied().collect();
                 return Some(peers.into_iter().collect());
             }
         }

@@ -37,7 +37,7 @@ pub struct Ring {
 
 /// A ring breaks the rules of rings. Shown in 2.8.1's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingFault {
+pub enum RingError {
     /// Tokens are not in order.
     NotSorted,
     /// One token is there twice.
@@ -57,13 +57,13 @@ pub enum RingFault {
     },
 }
 
-impl fmt::Display for RingFault {
+impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            RingFault::NotSorted => f.write_str("Ring not sorted"),
-            RingFault::Repeated => f.write_str("Token appears twice in ring"),
-            RingFault::OutOfRange => f.write_str("Token is out of range"),
-            RingFault::TooMuchFree { token, next, free, distance } => write!(
+            RingError::NotSorted => f.write_str("Ring not sorted"),
+            RingError::Repeated => f.write_str("Token appears twice in ring"),
+            RingError::OutOfRange => f.write_str("Token is out of range"),
+            RingError::TooMuchFree { token, next, free, distance } => write!(
                 f,
                 "Entry {}-{} reporting too much free space: {free} > {distance}",
                 Ipv4Addr::from(token),
@@ -73,7 +73,7 @@ impl fmt::Display for RingFault {
     }
 }
 
-impl std::error::Error for RingFault {}
+impl std::error::Error for RingError {}
 
 impl Ring {
     /// A ring without tokens, held by `peer`.
@@ -115,23 +115,23 @@ impl Ring {
     ///
     /// # Errors
     /// The first rule broken.
-    pub fn check(&self) -> Result<(), RingFault> {
+    pub fn check(&self) -> Result<(), RingError> {
         let tokens = || self.entries.windows(2).map(|pair| (pair[0].token, pair[1].token));
         if tokens().any(|(a, b)| a > b) {
-            return Err(RingFault::NotSorted);
+            return Err(RingError::NotSorted);
         }
         if tokens().any(|(a, b)| a == b) {
-            return Err(RingFault::Repeated);
+            return Err(RingError::Repeated);
         }
         let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) else { return Ok(()) };
         if first.token < self.range.start() || last.token >= self.range.end() {
-            return Err(RingFault::OutOfRange);
+            return Err(RingError::OutOfRange);
         }
         for (index, entry) in self.entries.iter().enumerate() {
             let next = self.next_token(index);
             let distance = self.distance(entry.token, next);
             if entry.free > distance {
-                return Err(RingFault::TooMuchFree { token: entry.token, next, free: entry.free, distance });
+                return Err(RingError::TooMuchFree { token: entry.token, next, free: entry.free, distance });
             }
         }
         Ok(())

@@ -3,7 +3,7 @@ use std::time::Duration;
 use weave_types::{Cidr, PeerName};
 
 use crate::address::{AddrRange, Subnet};
-use crate::gossip_error::{Conflict, Named};
+use crate::gossip_error::{Conflict, NamedPeer};
 use crate::output::{Container, QuorumSource, RequestId};
 
 /// Everything that `status`, `status ipam`, `report` and the metrics show (docs/spec/ipam.md 12).
@@ -22,7 +22,7 @@ pub struct Status {
     /// The election, while it goes on here.
     pub election: Option<ElectionStatus>,
     /// Among whom the range was first divided; empty without a ring.
-    pub seeds: Vec<Named>,
+    pub seeds: Vec<NamedPeer>,
     /// The ring, in order; an entry that wraps round as two.
     pub entries: Vec<EntryStatus>,
     /// Who owns how much: ourself first, the others by name.
@@ -60,7 +60,7 @@ impl Status {
             let percent = owner.addresses as f32 * 100.0 / total;
             let info = match owner {
                 OwnerStatus { ours: true, .. } => format!("({} active)", self.active),
-                OwnerStatus { known: true, .. } => String::new(),
+                OwnerStatus { reachable: true, .. } => String::new(),
                 _ => "- unreachable!".to_owned(),
             };
             format!("{label:<37} {:>8} IPs ({percent:04.1}% of total) {info}\n", owner.addresses)
@@ -107,11 +107,11 @@ pub struct ElectionStatus {
     /// Electors known of (those that have answered, ourself included).
     pub known: u32,
     /// Those that have answered, and are reachable now.
-    pub present: Vec<Named>,
+    pub present: Vec<NamedPeer>,
     /// Those that have answered once, and are not reachable now.
-    pub absent: Vec<Named>,
+    pub absent: Vec<NamedPeer>,
     /// Reachable peers that have not taken part: observers, and electors that have not heard of the election yet.
-    pub silent: Vec<Named>,
+    pub silent: Vec<NamedPeer>,
     /// How many more electors are needed at least.
     pub missing: u32,
     /// Where the quorum comes from.
@@ -130,7 +130,7 @@ pub struct EntryStatus {
     /// Its nickname; empty if not known.
     pub nickname: String,
     /// It is reachable, or ourself.
-    pub known: bool,
+    pub reachable: bool,
     /// Version of the entry.
     pub version: u32,
     /// Free addresses in it, as the owner last said.
@@ -151,7 +151,7 @@ pub struct OwnerStatus {
     /// It is ourself.
     pub ours: bool,
     /// It is reachable, or ourself.
-    pub known: bool,
+    pub reachable: bool,
     /// For how long it has not been reachable; `None` if it is, or never was since we run.
     pub unreachable_for: Option<Duration>,
 }
@@ -162,16 +162,16 @@ pub struct PendingStatus {
     /// Its id; `None` if nobody waits for the answer.
     pub request: Option<RequestId>,
     /// What it is.
-    pub what: Pending,
+    pub kind: PendingKind,
     /// For how long it waits.
     pub waited: Duration,
     /// Why it waits.
-    pub why: Why,
+    pub reason: WaitReason,
 }
 
 /// What waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pending {
+pub enum PendingKind {
     /// For the ring.
     Prime,
     /// For an address.
@@ -192,47 +192,47 @@ pub enum Pending {
 
 /// Why a request waits, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum WaitReason {
     /// There is no ring yet: see [`Status::election`].
     NoRing,
     /// Space in what was asked for belongs to others.
     Space {
         /// Reachable peers with free space; asked now or at the next tick.
-        asked: Vec<Named>,
+        asked: Vec<NamedPeer>,
         /// Those with free space that cannot be reached, and for how long; `None`: never since we run.
-        unreachable: Vec<(Named, Option<Duration>)>,
+        unreachable: Vec<(NamedPeer, Option<Duration>)>,
         /// Reachable peers that have said lately that they have nothing usable.
-        denied: Vec<Named>,
+        denied: Vec<NamedPeer>,
         /// Addresses there that are ours, but in doubt because of a conflict.
-        doubtful: u32,
+        disputed: u32,
     },
     /// The address is another peer's, who is being asked.
     Owner {
         /// Who.
-        peer: Named,
+        peer: NamedPeer,
         /// It is reachable.
         reachable: bool,
         /// For how long it has not been; `None` if it is, or never was since we run.
         unreachable_for: Option<Duration>,
     },
     /// The address is ours, but in doubt because of a conflict.
-    Doubtful,
+    Disputed,
 }
 
-impl Why {
+impl WaitReason {
     /// One line for people: what is waited for, and what would help.
     pub fn explain(&self) -> String {
-        let names = |list: &[Named]| list.iter().map(Named::to_string).collect::<Vec<_>>().join(" ");
+        let names = |list: &[NamedPeer]| list.iter().map(NamedPeer::to_string).collect::<Vec<_>>().join(" ");
         let ago = |since: &Option<Duration>| match since {
             Some(duration) => format!("unreachable for {} s", duration.as_secs()),
             None => "not seen since this peer started".to_owned(),
         };
         match self {
-            Why::NoRing => {
+            WaitReason::NoRing => {
                 "waiting for a quorum of peers: 'weave status ipam' says who is missing; connect them"
                     .to_owned()
             }
-            Why::Space { asked, unreachable, denied, doubtful } => {
+            WaitReason::Space { asked, unreachable, denied, disputed } => {
                 let mut parts = Vec::new();
                 if !asked.is_empty() {
                     parts.push(format!("asking {} for space", names(asked)));
@@ -248,20 +248,22 @@ impl Why {
                 if !denied.is_empty() {
                     parts.push(format!("{} had nothing usable", names(denied)));
                 }
-                if *doubtful > 0 {
-                    parts.push(format!("{doubtful} addresses are in doubt: resolve the conflict shown"));
+                if *disputed > 0 {
+                    parts.push(format!("{disputed} addresses are in doubt: resolve the conflict shown"));
                 }
-                if asked.is_empty() && unreachable.is_empty() && *doubtful == 0 {
+                if asked.is_empty() && unreachable.is_empty() && *disputed == 0 {
                     parts.push("all addresses are in use: release some, or use another subnet".to_owned());
                 }
                 parts.join("; ")
             }
-            Why::Owner { peer, reachable: true, .. } => format!("asking {peer}, which owns the address"),
-            Why::Owner { peer, unreachable_for, .. } => format!(
+            WaitReason::Owner { peer, reachable: true, .. } => {
+                format!("asking {peer}, which owns the address")
+            }
+            WaitReason::Owner { peer, unreachable_for, .. } => format!(
                 "the address belongs to {peer}, {}: reconnect it, or run 'weave rmpeer' if it is dead",
                 ago(unreachable_for)
             ),
-            Why::Doubtful => "the address is in doubt: resolve the conflict shown".to_owned(),
+            WaitReason::Disputed => "the address is in doubt: resolve the conflict shown".to_owned(),
         }
     }
 }
@@ -270,11 +272,11 @@ impl Why {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConflictStatus {
     /// Whose view it is: the holder of the ring received.
-    pub peer: Named,
+    pub peer: NamedPeer,
     /// The contradiction. It knows its remedy.
     pub conflict: Conflict,
     /// For how long we know of it.
     pub since: Duration,
     /// What is not handed out because of it.
-    pub doubtful: Vec<AddrRange>,
+    pub disputed: Vec<AddrRange>,
 }

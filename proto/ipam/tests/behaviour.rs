@@ -8,8 +8,8 @@ use std::net::Ipv4Addr;
 use support::peer::{Peer, Sent, subnet};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
-    AddrRange, Answer, Blame, Config, Entry, Event, Init, Loaded, NO_ID, Pending, RequestError, Ring, State,
-    Why,
+    AddrRange, Answer, Config, Entry, Event, GossipError, Init, Loaded, NO_ID, PendingKind, RequestError,
+    Ring, State, WaitReason,
 };
 use weave_types::{PeerName, PeerUid};
 
@@ -101,9 +101,9 @@ fn a_denial_leads_to_the_next_donor_at_once() {
     assert_eq!(requests(&peer.take_sent()), 0, "both have been asked in this tick");
     let status = peer.allocator.status(peer.now());
     assert_eq!(status.state, State::WaitingForSpace);
-    let Why::Space { asked, denied, .. } = &status.pending[0].why else { panic!("{status:?}") };
+    let WaitReason::Space { asked, denied, .. } = &status.pending[0].reason else { panic!("{status:?}") };
     assert_eq!((asked.len(), denied.len()), (0, 2));
-    assert!(status.pending[0].why.explain().contains("nothing usable"));
+    assert!(status.pending[0].reason.explain().contains("nothing usable"));
     peer.pass(5);
     assert_eq!(requests(&peer.take_sent()), 1, "and again");
     assert_eq!(peer.result(id), "pending");
@@ -215,9 +215,9 @@ fn a_range_in_doubt_is_not_handed_out() {
     assert_eq!(peer.result(id), "pending");
     let status = peer.allocator.status(peer.now());
     assert_eq!(status.conflicts.len(), 1);
-    assert_eq!(status.conflicts[0].doubtful, [AddrRange::new(addr(0), addr(128))]);
-    let Why::Space { doubtful, .. } = &status.pending[0].why else { panic!() };
-    assert_eq!(*doubtful, 126);
+    assert_eq!(status.conflicts[0].disputed, [AddrRange::new(addr(0), addr(128))]);
+    let WaitReason::Space { disputed, .. } = &status.pending[0].reason else { panic!() };
+    assert_eq!(*disputed, 126);
     assert_eq!(peer.events.iter().filter(|e| matches!(e, Event::Conflict { .. })).count(), 1);
     // Nor given to others.
     peer.reach(&[name(1), name(2), name(3)]);
@@ -326,8 +326,8 @@ fn other_seeds_are_contained() {
     other.divide(&[name(3)]);
     let other = with_entries(&other, 3, |entries| entries[0].free = 0);
     let state = StateMessage { ring: Some(other), ..StateMessage::default() };
-    let result = peer.allocator.on_gossip(&state.encode(), peer.now()).map_err(|error| error.blame());
-    assert_eq!(result, Err(Blame::Conflict));
+    let result = peer.allocator.handle_gossip(&state.encode(), peer.now());
+    assert!(matches!(result, Err(GossipError::Conflict(_))), "{result:?}");
 }
 
 /// Holes that the rules for single entries leave.
@@ -370,13 +370,13 @@ fn a_takeover_beats_changes_unheard_of() {
 #[test]
 fn our_own_address_does_not_count() {
     let mut peer = Peer::new(config(1, Init::Consensus(None)));
-    peer.allocator.targets_changed(1, peer.now());
+    peer.allocator.handle_target_count(1, peer.now());
     let id = peer.prime();
     assert_eq!(peer.result(id), "pending");
     let election = peer.allocator.status(peer.now()).election.unwrap();
     assert_eq!((election.quorum, election.known, election.missing), (2, 1, 1));
     // The connection attempt has shown that the address is our own.
-    peer.allocator.targets_changed(0, peer.now());
+    peer.allocator.handle_target_count(0, peer.now());
     peer.drain();
     assert_eq!(peer.result(id), "ok");
 }
@@ -404,8 +404,8 @@ fn status_says_what_an_election_waits_for() {
     let election = status.election.unwrap();
     assert_eq!((election.quorum, election.missing, election.silent.len()), (6, 5, 2));
     assert_eq!(election.source.to_string(), "the peer count given at launch, 10");
-    assert_eq!(status.pending[0].what, Pending::Prime);
-    assert!(status.pending[0].why.explain().contains("quorum"));
+    assert_eq!(status.pending[0].kind, PendingKind::Prime);
+    assert!(status.pending[0].reason.explain().contains("quorum"));
 }
 
 // ---- requests ---------------------------------------------------------------------------------------------------
@@ -452,34 +452,34 @@ fn a_thousand_requests_at_once() {
 fn containers_live_and_die() {
     let mut peer = seeded(1, 1);
     peer.allocate("c1", NET);
-    peer.allocator.container_died("c1", peer.now());
+    peer.allocator.handle_container_died("c1", peer.now());
     peer.pass(29);
     assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1);
-    peer.allocator.container_started("c1", peer.now());
+    peer.allocator.handle_container_started("c1", peer.now());
     peer.pass(60);
     assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1, "it came back");
-    peer.allocator.container_died("c1", peer.now());
+    peer.allocator.handle_container_died("c1", peer.now());
     assert_eq!(peer.allocator.poll_timeout().unwrap().1, "addresses of dead containers");
     peer.pass(20);
     // Told twice, it is dead since the first time. Found by the simulator (addresses, seed 4586).
-    peer.allocator.container_died("c1", peer.now());
+    peer.allocator.handle_container_died("c1", peer.now());
     peer.pass(10);
     assert!(peer.allocator.owned().is_empty());
     assert!(peer.disk.owned.is_empty());
     peer.allocate("c2", NET);
-    peer.allocator.container_destroyed("c2", peer.now());
+    peer.allocator.handle_container_destroyed("c2", peer.now());
     peer.drain();
     assert!(peer.allocator.owned().is_empty(), "at once");
     // One that dies while it waits gets nothing.
     let mut waits = Peer::new(config(1, Init::Consensus(Some(2))));
     let id = waits.allocate("c3", NET);
-    waits.allocator.container_died("c3", waits.now());
+    waits.allocator.handle_container_died("c3", waits.now());
     waits.drain();
     assert!(matches!(waits.done[&id], Err(RequestError::Cancelled(_))));
     // What is no container is not touched.
     let id = peer.request();
     peer.allocator.allocate(id, "weave:expose".to_owned(), subnet(NET), false, peer.now());
-    peer.allocator.container_destroyed("weave:expose", peer.now());
+    peer.allocator.handle_container_destroyed("weave:expose", peer.now());
     peer.allocator.prune(&Default::default(), peer.now());
     peer.drain();
     assert_eq!(peer.allocator.owned().len(), 1);

@@ -42,10 +42,10 @@ fn disputed(from: u64) -> Peer {
     disputed_by(2, from)
 }
 
-fn disputed_by(rival: u64, from: u64) -> Peer {
+fn disputed_by(claimant: u64, from: u64) -> Peer {
     let mut peer = seeded(1);
     peer.allocate("c", NET);
-    let theirs = taken(peer.allocator.ring(), from, rival);
+    let theirs = taken(peer.allocator.ring(), from, claimant);
     peer.receive(name(from), &theirs).unwrap_err();
     assert_eq!(peer.allocator.status(peer.now()).conflicts.len(), 1);
     peer.take_sent();
@@ -120,8 +120,8 @@ fn a_promise_is_of_one_range() {
         peer.prime();
         peer.disk.election.clone().unwrap()
     };
-    assert_eq!(again(NET).node, stored.node);
-    assert_eq!((again(OTHER).node.uid, again(OTHER).range), (PeerUid(77), subnet(OTHER).range()));
+    assert_eq!(again(NET).elector, stored.elector);
+    assert_eq!((again(OTHER).elector.uid, again(OTHER).range), (PeerUid(77), subnet(OTHER).range()));
 }
 
 /// Found by the simulator (addresses, seed 585395): what a peer that has left had said too late was in doubt until the next
@@ -165,22 +165,22 @@ fn who_disputes_and_owns_nothing_can_be_removed() {
     assert!(peer.allocator.status(now).conflicts.is_empty());
 }
 
-/// Who leaves gives what is in doubt to nobody but its rival, who may be using it.
+/// Who leaves gives what is in doubt to nobody but its claimant, who may be using it.
 #[test]
 fn who_leaves_gives_in() {
-    for rival in [2, 3] {
-        let mut peer = disputed_by(rival, rival);
+    for claimant in [2, 3] {
+        let mut peer = disputed_by(claimant, claimant);
         let range = AddrRange::new(subnet(NET).range().start(), peer.allocator.ring().entries()[1].token);
         let now = peer.now();
-        let HandOver::To { peer: heir, .. } = peer.allocator.shut_down(now) else {
+        let HandOver::To { peer: heir, .. } = peer.allocator.leave(now) else {
             panic!("nobody to hand over to")
         };
         peer.drain();
         // Found by the simulator (addresses over nodes, seed 284750): told was who would have got the rest, had there been one.
-        assert_eq!(heir, name(rival));
+        assert_eq!(heir, name(claimant));
         let ring = peer.allocator.ring();
-        assert_eq!(ring.owner_of(range.start()), Some(name(rival)));
-        assert_eq!(ring.owner_of(range.end() - 1), Some(name(rival)));
+        assert_eq!(ring.owner_of(range.start()), Some(name(claimant)));
+        assert_eq!(ring.owner_of(range.end() - 1), Some(name(claimant)));
         assert!(!ring.owners().contains(&name(1)));
         assert_eq!(peer.disk.ring.as_ref(), Some(ring), "stored");
     }

@@ -5,7 +5,7 @@ mod support;
 
 use support::{knowledge, list, name, number, range, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
-use weave_ipam::paxos::{NodeId, Paxos};
+use weave_ipam::paxos::{ElectorId, Paxos};
 use weave_types::PeerUid;
 
 fn both_ways(bytes: &[u8], expected: &StateMessage, what: &str) {
@@ -69,9 +69,9 @@ fn unicasts() {
 fn election_steps() {
     let vectors = vectors("paxos_gossip.json");
     let steps = list(&vectors["steps"]);
-    let a = NodeId { name: "01:00:00:00:00:0a".parse().unwrap(), uid: PeerUid(1_111_111_111_111_111_111) };
-    let b = NodeId { name: "02:00:00:00:00:0b".parse().unwrap(), uid: PeerUid(2) };
-    let c = NodeId { name: "03:00:00:00:00:0c".parse().unwrap(), uid: PeerUid(3) };
+    let a = ElectorId { name: "01:00:00:00:00:0a".parse().unwrap(), uid: PeerUid(1_111_111_111_111_111_111) };
+    let b = ElectorId { name: "02:00:00:00:00:0b".parse().unwrap(), uid: PeerUid(2) };
+    let c = ElectorId { name: "03:00:00:00:00:0c".parse().unwrap(), uid: PeerUid(3) };
     let mut nodes: std::collections::BTreeMap<&str, Paxos> =
         [("A", a), ("B", b), ("C", c)].map(|(label, id)| (label, Paxos::new(id))).into();
     nodes.values_mut().for_each(|node| node.set_quorum(2));
@@ -91,12 +91,12 @@ fn election_steps() {
         }
         check(&nodes[label], step);
     }
-    let mut alone = Paxos::new(NodeId { uid: PeerUid(5), ..a });
+    let mut alone = Paxos::new(ElectorId { uid: PeerUid(5), ..a });
     alone.propose(1);
     check(&alone, &steps[10]);
 
     // A restarted peer without stored state is another acceptor.
-    let again = NodeId { uid: PeerUid(11), ..a };
+    let again = ElectorId { uid: PeerUid(11), ..a };
     let mut restarted = Paxos::new(again);
     restarted.set_quorum(2);
     let mut heard = knowledge(&steps[11]["state_after"]);

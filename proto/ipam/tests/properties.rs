@@ -215,8 +215,8 @@ proptest! {
             }
             Err(error) => {
                 prop_assert_eq!(&ring, &before);
-                if let MergeError::Conflict { doubtful, .. } = error {
-                    prop_assert!(doubtful.iter().all(|r| owned.count_in(*r) == r.size()));
+                if let MergeError::Conflict { disputed, .. } = error {
+                    prop_assert!(disputed.iter().all(|r| owned.count_in(*r) == r.size()));
                 }
             }
         }

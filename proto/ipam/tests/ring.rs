@@ -194,7 +194,7 @@ fn doubtful_ranges() {
         let used: Vec<u32> = list(&case["allocated_by_me"]).iter().map(addr).collect();
         let first_used = |range: AddrRange| used.iter().copied().find(|&a| range.contains(a));
         match ring(&case["mine"]).merge(&ring(&case["theirs"]), first_used) {
-            Err(MergeError::Conflict { conflict, doubtful }) => (conflict, doubtful),
+            Err(MergeError::Conflict { conflict, disputed }) => (conflict, disputed),
             other => panic!("{other:?}"),
         }
     };

@@ -11,7 +11,7 @@ use support::peer::{Peer, Sent, subnet};
 use support::{list, name, range, records, ring, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
-    Blame, Config, Entry, Event, HandOver, Init, Loaded, Record, RequestError, Ring, State, Subnet,
+    Config, Entry, Event, GossipError, HandOver, Init, Loaded, Record, RequestError, Ring, State, Subnet,
 };
 use weave_types::{Cidr, PeerName, PeerUid};
 
@@ -138,10 +138,10 @@ fn claims_of_another_peers_address() {
     // As in the run, A knows B's nickname.
     let hello = two.allocator.state(two.now());
     two.drain();
-    one.allocator.on_gossip(&hello, one.now()).unwrap();
+    one.allocator.handle_gossip(&hello, one.now()).unwrap();
     one.drain();
     let hello = Peer::new(config(a(), 101, "host-a", Init::Seed(vec![a(), b()]))).allocator.state(one.now());
-    two.allocator.on_gossip(&hello, two.now()).unwrap();
+    two.allocator.handle_gossip(&hello, two.now()).unwrap();
     two.drain();
 
     let granted = one.claim("ca", "10.2.0.200/24", false);
@@ -217,7 +217,7 @@ fn an_observer_calls_an_election() {
     assert_sent(&from_elector, &steps[1]["A_sends"]);
     assert_ring(&elector, &steps[1]["A_ring"]);
     let Sent::Broadcast(bytes) = &sent[0] else { panic!() };
-    other.allocator.on_gossip(bytes, other.now()).unwrap();
+    other.allocator.handle_gossip(bytes, other.now()).unwrap();
     other.drain();
     assert_eq!(other.take_sent(), [], "periodic gossip starts no election");
 
@@ -250,9 +250,9 @@ fn reset() {
     let (mut one, mut two) = pair(Init::Seed(vec![a(), b()]));
     let hello = two.allocator.state(two.now());
     two.drain();
-    one.allocator.on_gossip(&hello, one.now()).unwrap();
+    one.allocator.handle_gossip(&hello, one.now()).unwrap();
     one.allocate("c1", NET);
-    let hand_over = one.allocator.shut_down(one.now());
+    let hand_over = one.allocator.leave(one.now());
     one.drain();
     assert_eq!(hand_over, HandOver::To { peer: b(), nickname: "host-b".to_owned(), addresses: 128 });
     let sent = one.take_sent();
@@ -273,9 +273,9 @@ fn reset() {
 
     // To whoever is leaving too, it is not given without end.
     let (mut one, mut two) = pair(Init::Seed(vec![a(), b()]));
-    one.allocator.shut_down(one.now());
+    one.allocator.leave(one.now());
     one.drain();
-    two.allocator.shut_down(two.now());
+    two.allocator.leave(two.now());
     two.drain();
     let mut hops = 0;
     let mut sent: Vec<(bool, Sent)> = one.take_sent().into_iter().map(|sent| (true, sent)).collect();
@@ -291,7 +291,7 @@ fn reset() {
     // Nobody there: says so, and does not pretend.
     let (mut alone, _) = pair(Init::Seed(vec![a(), b()]));
     alone.reach(&[a()]);
-    assert_eq!(alone.allocator.shut_down(alone.now()), HandOver::Nobody { addresses: 128 });
+    assert_eq!(alone.allocator.leave(alone.now()), HandOver::NoPeer { addresses: 128 });
     alone.drain();
     assert_eq!(alone.take_sent(), []);
 }
@@ -300,25 +300,24 @@ fn reset() {
 fn merge_errors() {
     let steps = steps(4);
     let (mut one, _) = pair(Init::Seed(vec![a(), b()]));
-    let blame = |peer: &mut Peer, bytes: &[u8]| {
+    let is_conflict = |error: &GossipError| matches!(error, GossipError::Conflict(_));
+    let receive = |peer: &mut Peer, bytes: &[u8]| {
         let error =
-            peer.allocator.on_broadcast(peer_name("03:00:00:00:00:0c"), bytes, peer.now()).unwrap_err();
+            peer.allocator.handle_broadcast(peer_name("03:00:00:00:00:0c"), bytes, peer.now()).unwrap_err();
         peer.drain();
-        (error.to_string(), error.blame())
+        (error.to_string(), is_conflict(&error))
     };
+    let expected = |step: usize, conflict: bool| (text(&steps[step]["error"]).to_owned(), conflict);
     let payload = hex::decode(text(&steps[0]["payload"]["hex"])).unwrap();
-    assert_eq!(blame(&mut one, &payload), (text(&steps[0]["error"]).to_owned(), Blame::Conflict));
+    assert_eq!(receive(&mut one, &payload), expected(0, true));
     for (step, other) in [(1, "10.3.0.0/24"), (2, "10.2.0.0/25")] {
         let ring = Ring::new(subnet(other).range(), peer_name("03:00:00:00:00:0c"));
         let state = StateMessage { ring: Some(ring), ..StateMessage::default() };
-        assert_eq!(
-            blame(&mut one, &state.encode()),
-            (text(&steps[step]["error"]).to_owned(), Blame::Conflict)
-        );
+        assert_eq!(receive(&mut one, &state.encode()), expected(step, true));
     }
     let undecodable = payload[..payload.len() / 2].to_vec();
-    assert_eq!(blame(&mut one, &undecodable), (text(&steps[3]["error"]).to_owned(), Blame::Sender));
-    assert_eq!(blame(&mut one, &[]), (text(&steps[4]["error"]).to_owned(), Blame::Sender));
+    assert_eq!(receive(&mut one, &undecodable), expected(3, false));
+    assert_eq!(receive(&mut one, &[]), expected(4, false));
     // Both sides go on to serve their own, and say what to do.
     let id = one.allocate("c1", NET);
     assert_eq!(one.result(id), "10.2.0.1");
@@ -411,7 +410,7 @@ fn quorums() {
 
 fn quorum(init: Init, targets: u32) -> u64 {
     let mut peer = Peer::new(config(a(), 1, "host-a", init));
-    peer.allocator.targets_changed(targets, peer.now());
+    peer.allocator.handle_target_count(targets, peer.now());
     peer.prime();
     let quorum = peer.events.iter().find_map(|event| match event {
         Event::Electing { quorum, .. } => Some(u64::from(*quorum)),
@@ -500,13 +499,13 @@ fn http_run() {
                 Ok(format!("{taken} IPs taken over from {id}\n"))
             }
             ("DELETE", ["peer"]) => {
-                peer.allocator.shut_down(peer.now());
+                peer.allocator.leave(peer.now());
                 Ok(String::new())
             }
             other => panic!("{other:?}"),
         };
         if text(&step["note"]).contains("after shutdown: cancelled") && replayed > 0 {
-            peer.allocator.shut_down(peer.now());
+            peer.allocator.leave(peer.now());
         }
         peer.drain();
         let expected = text(&step["body"]);
@@ -580,7 +579,7 @@ fn status_pages() {
         let known = entries.iter().filter(|e| e["IsKnownPeer"] == true);
         let known: BTreeMap<PeerName, String> =
             known.map(|e| (name(&e["Peer"]), text(&e["Nickname"]).to_owned())).collect();
-        peer.allocator.topology_changed(&known, peer.now());
+        peer.allocator.handle_topology_change(&known, peer.now());
         let nicknames: BTreeMap<PeerName, String> = entries
             .iter()
             .map(|e| (name(&e["Peer"]), text(&e["Nickname"]).to_owned()))
@@ -589,7 +588,7 @@ fn status_pages() {
         let ring = (!entries.is_empty()).then(|| peer.allocator.ring().clone());
         if ring.is_some() {
             let state = StateMessage { nicknames, ring, ..StateMessage::default() };
-            peer.allocator.on_gossip(&state.encode(), peer.now()).unwrap();
+            peer.allocator.handle_gossip(&state.encode(), peer.now()).unwrap();
         }
         peer.drain();
         if what.starts_with("waiting") {
@@ -632,7 +631,7 @@ fn status_pages() {
         let shown: Vec<Value> = status
             .entries
             .iter()
-            .map(|e| json!({"Token": std::net::Ipv4Addr::from(e.range.start()).to_string(), "Size": e.range.size(), "Peer": e.peer.to_string(), "Nickname": e.nickname, "IsKnownPeer": e.known}))
+            .map(|e| json!({"Token": std::net::Ipv4Addr::from(e.range.start()).to_string(), "Size": e.range.size(), "Peer": e.peer.to_string(), "Nickname": e.nickname, "IsKnownPeer": e.reachable}))
             .collect();
         let expected: Vec<Value> = entries
             .iter()

@@ -64,7 +64,7 @@ fn hash(value: &impl Hash) -> u64 {
 mod paxos {
     use super::*;
     use weave_ipam::AddrRange;
-    use weave_ipam::paxos::{Knowledge, NodeId, Paxos, ProposalId};
+    use weave_ipam::paxos::{ElectorId, Knowledge, Paxos, ProposalId};
     use weave_types::{PeerName, PeerUid};
 
     const PEERS: usize = 3;
@@ -101,8 +101,8 @@ mod paxos {
         decided: Option<Vec<PeerName>>,
     }
 
-    fn id(peer: usize, uid: u64) -> NodeId {
-        NodeId { name: PeerName::from_number(peer as u64 + 1).unwrap(), uid: PeerUid(uid) }
+    fn id(peer: usize, uid: u64) -> ElectorId {
+        ElectorId { name: PeerName::from_number(peer as u64 + 1).unwrap(), uid: PeerUid(uid) }
     }
 
     impl Elections {
@@ -117,7 +117,7 @@ mod paxos {
                 state.nodes.iter().filter_map(|node| node.consensus()).collect();
             let mut votes: BTreeMap<ProposalId, u32> = BTreeMap::new();
             for election in state.nodes.iter().filter_map(|node| node.election(range())) {
-                let claims = election.claims;
+                let claims = election.state;
                 if claims.accepted.is_valid() {
                     let count = votes.entry(claims.accepted).or_default();
                     *count += 1;
@@ -252,9 +252,9 @@ fn elections_agree_with_more_proposals_and_delays() {
 /// chosen: that would be two decisions of three electors without loss or restart. Too long a history for the search.
 #[test]
 fn votes_of_different_proposals_are_not_added() {
-    use weave_ipam::paxos::{NodeId, Paxos};
+    use weave_ipam::paxos::{ElectorId, Paxos};
     use weave_types::{PeerName, PeerUid};
-    let node = |n| Paxos::new(NodeId { name: PeerName::from_number(n).unwrap(), uid: PeerUid(n) });
+    let node = |n| Paxos::new(ElectorId { name: PeerName::from_number(n).unwrap(), uid: PeerUid(n) });
     let mut nodes: Vec<Paxos> = (1..=3).map(node).collect();
     nodes.iter_mut().for_each(|node| node.set_quorum(2));
     let (a, b, c) = (0, 1, 2);
@@ -358,7 +358,7 @@ mod donations {
             let rng = ChaCha12Rng::seed_from_u64(1);
             let mut allocator = Allocator::new(self.config(peer, init), rng, disk, now(0));
             let reachable = (0..PEERS).map(|peer| (name(peer), String::new())).collect();
-            allocator.topology_changed(&reachable, now(0));
+            allocator.handle_topology_change(&reachable, now(0));
             allocator
         }
 
@@ -451,7 +451,7 @@ mod donations {
                     for other in (0..PEERS).filter(|other| *other != peer) {
                         let theirs = state.hosts[other].allocator.state(now(0));
                         while self.one_of(&mut state, other) {}
-                        let _ = state.hosts[peer].allocator.on_gossip(&theirs, now(0));
+                        let _ = state.hosts[peer].allocator.handle_gossip(&theirs, now(0));
                     }
                 }
             }
@@ -512,9 +512,9 @@ mod donations {
                     let allocator = &mut next.hosts[to].allocator;
                     allocator.reseed(ChaCha12Rng::seed_from_u64(seed));
                     let result = if unicast {
-                        allocator.on_unicast(name(from), &bytes, now(0))
+                        allocator.handle_unicast(name(from), &bytes, now(0))
                     } else {
-                        allocator.on_broadcast(name(from), &bytes, now(0)).map(drop)
+                        allocator.handle_broadcast(name(from), &bytes, now(0)).map(drop)
                     };
                     allocator.reseed(ChaCha12Rng::seed_from_u64(0));
                     if let Err(error) = result {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use weave_ipam::{Allocator, Blame, CHANNEL, GossipError, Loaded, Policy};
+use weave_ipam::{Allocator, CHANNEL, GossipError, Loaded, Policy};
 use weave_mesh::{Channels, Mesh};
 use weave_types::{Now, PeerName};
 
@@ -85,14 +85,14 @@ impl Ipam {
             let others = u32::try_from(mesh.direct_peers(true).len()).unwrap_or(u32::MAX);
             if self.others != Some(others) {
                 self.others = Some(others);
-                allocator.targets_changed(others, now);
+                allocator.handle_target_count(others, now);
             }
         }
         if std::mem::take(&mut self.peers_stale) {
             let reachable: BTreeMap<_, _> =
                 mesh.peers().map(|(name, peer)| (name, peer.nickname.to_string())).collect();
             if reachable != self.reachable {
-                allocator.topology_changed(&reachable, now);
+                allocator.handle_topology_change(&reachable, now);
                 self.reachable = reachable;
             }
         }
@@ -115,9 +115,7 @@ impl IpamChannels<'_> {
         self.ipam.collect(self.outputs);
         match result {
             // The status shows a conflict about addresses; it must not disconnect containers.
-            Err(error) if error.blame() == Blame::Conflict && !self.ipam.policy.disconnect_on_conflict => {
-                Ok(R::default())
-            }
+            Err(GossipError::Conflict(_)) if !self.ipam.policy.disconnect_on_conflict => Ok(R::default()),
             result => result.map_err(|e| e.to_string()),
         }
     }
@@ -129,7 +127,7 @@ impl Channels for IpamChannels<'_> {
     }
 
     fn on_unicast(&mut self, _: &str, src: PeerName, payload: &[u8], now: Now) -> Result<(), String> {
-        self.with(|allocator| allocator.on_unicast(src, payload, now))
+        self.with(|allocator| allocator.handle_unicast(src, payload, now))
     }
 
     fn on_broadcast(
@@ -139,11 +137,11 @@ impl Channels for IpamChannels<'_> {
         payload: &[u8],
         now: Now,
     ) -> Result<Option<Vec<u8>>, String> {
-        self.with(|allocator| allocator.on_broadcast(src, payload, now))
+        self.with(|allocator| allocator.handle_broadcast(src, payload, now))
     }
 
     fn on_gossip(&mut self, _: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String> {
-        self.with(|allocator| allocator.on_gossip(payload, now))
+        self.with(|allocator| allocator.handle_gossip(payload, now))
     }
 
     fn state(&mut self, _: &str, now: Now) -> Option<Vec<u8>> {

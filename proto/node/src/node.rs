@@ -398,7 +398,7 @@ impl Node {
                 self.stale |= !self.macs.forget_peer(peer).is_empty();
                 self.ipam.peers_stale = true;
                 if let Some(allocator) = &mut self.ipam.allocator {
-                    allocator.peer_gone(peer, now);
+                    allocator.handle_peer_removed(peer, now);
                 }
                 return;
             }

@@ -10,7 +10,7 @@ use crate::event::Event;
 pub enum Output {
     /// Write this to stable storage, and finish before draining further: later outputs depend on it.
     Persist(Persist),
-    /// The same for address allocation; [`weave_ipam::Persist::class`] is the required durability.
+    /// The same for address allocation; [`weave_ipam::Persist::durability`] is the required durability.
     PersistIpam(weave_ipam::Persist),
     /// A request to the address allocator is complete.
     Done {

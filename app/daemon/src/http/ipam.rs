@@ -211,7 +211,7 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
 fn left(what: &HandOver) -> String {
     match what {
         HandOver::Nothing | HandOver::To { .. } => String::new(),
-        HandOver::Nobody { addresses } => format!(
+        HandOver::NoPeer { addresses } => format!(
             "no other peer was reachable to take over {addresses} addresses; once this peer is gone, run 'weave rmpeer' for \
              it on one of the others\n"
         ),

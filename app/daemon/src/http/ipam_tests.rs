@@ -111,7 +111,7 @@ impl Peer {
                 },
                 Some(n) = others.recv() => {
                     let now = self.now();
-                    self.node.with_allocator(now, |a| a.targets_changed(n, now));
+                    self.node.with_allocator(now, |a| a.handle_target_count(n, now));
                 }
                 () = tokio::time::sleep(at.min(Duration::from_millis(100))) => {
                     let now = self.now();

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use weave_ipam::paxos::{AcceptedValue, Claims, NodeId, ProposalId};
-use weave_ipam::{AddrRange, Class, Election, Entry, Loaded, Persist, Record, Ring};
+use weave_ipam::paxos::{AcceptedValue, ElectorId, ElectorState, ProposalId};
+use weave_ipam::{AddrRange, Durability, Election, Entry, Loaded, Persist, Record, Ring};
 use weave_types::{Cidr, PeerName, PeerUid};
 
 use super::StoreError;
@@ -102,7 +102,7 @@ impl AllocationStore {
         match self.encode(persist)? {
             None => self.journal.replace(BTreeMap::new()),
             Some((key, value)) => {
-                self.journal.append(&key, value.as_deref(), persist.class() == Class::Synced)
+                self.journal.append(&key, value.as_deref(), persist.durability() == Durability::Synced)
             }
         }
     }
@@ -209,8 +209,8 @@ struct ElectionText {
     origin: ProposalText,
 }
 
-fn node(text: &NodeText) -> Option<NodeId> {
-    Some(NodeId { name: text.0.parse().ok()?, uid: PeerUid(text.1) })
+fn node(text: &NodeText) -> Option<ElectorId> {
+    Some(ElectorId { name: text.0.parse().ok()?, uid: PeerUid(text.1) })
 }
 
 fn proposal(text: &ProposalText) -> Option<ProposalId> {
@@ -219,24 +219,25 @@ fn proposal(text: &ProposalText) -> Option<ProposalId> {
 
 impl ElectionText {
     fn write(election: &Election) -> ElectionText {
-        let node = |n: &NodeId| (n.name.to_string(), n.uid.0);
+        let node = |n: &ElectorId| (n.name.to_string(), n.uid.0);
         let proposal = |p: &ProposalId| (p.round, node(&p.proposer));
-        let claims = &election.claims;
+        let state = &election.state;
         ElectionText {
             range: (election.range.start(), election.range.end()),
-            node: node(&election.node),
-            promise: proposal(&claims.promise),
-            accepted: proposal(&claims.accepted),
-            value: claims.value.value.iter().map(ToString::to_string).collect(),
-            origin: proposal(&claims.value.origin),
+            node: node(&election.elector),
+            promise: proposal(&state.promise),
+            accepted: proposal(&state.accepted),
+            value: state.value.value.iter().map(ToString::to_string).collect(),
+            origin: proposal(&state.value.origin),
         }
     }
 
     fn read(self) -> Option<Election> {
         let value = AcceptedValue { value: names(&self.value)?, origin: proposal(&self.origin)? };
-        let claims = Claims { promise: proposal(&self.promise)?, accepted: proposal(&self.accepted)?, value };
+        let state =
+            ElectorState { promise: proposal(&self.promise)?, accepted: proposal(&self.accepted)?, value };
         let range = AddrRange::new(self.range.0, self.range.1);
-        Some(Election { range, node: node(&self.node)?, claims })
+        Some(Election { range, elector: node(&self.node)?, state })
     }
 }
 
@@ -272,17 +273,17 @@ mod tests {
             Entry { token: 0x0a20_0000, peer: name(1), version: 7, free: 12 },
             Entry { token: 0x0a28_0000, peer: name(2), version: u32::MAX, free: 0x8_0000 },
         ];
-        let node = |n| NodeId { name: name(n), uid: PeerUid(u64::MAX - n) };
+        let node = |n| ElectorId { name: name(n), uid: PeerUid(u64::MAX - n) };
         let proposal = |round| ProposalId { round, proposer: node(2) };
         let value = AcceptedValue { value: vec![name(2), name(1)], origin: proposal(3) };
-        let claims = Claims { promise: proposal(u64::MAX), accepted: proposal(4), value };
+        let state = ElectorState { promise: proposal(u64::MAX), accepted: proposal(4), value };
         let record = |is_container, cidrs: &[&str]| Record {
             is_container,
             cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
         };
         Loaded {
             ring: Some(Ring::from_parts(range, name(1), entries, vec![name(1), name(2)])),
-            election: Some(Election { range, node: node(1), claims }),
+            election: Some(Election { range, elector: node(1), state }),
             owned: BTreeMap::from([
                 ("weave:expose".to_owned(), record(false, &["10.32.0.1/12"])),
                 ("netns:/proc/7/ns/net".to_owned(), record(true, &["10.32.0.2/12", "10.2.1.1/24"])),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use weave_api::report::{ClaimedCidr, Ipam, IpamNotes, Paxos, PendingClaim, RingEntry};
 
 use super::printable::printable;
-use weave_ipam::{ConflictStatus, ElectionStatus, Named, Pending, Status, Why};
+use weave_ipam::{ConflictStatus, ElectionStatus, NamedPeer, PendingKind, Status, WaitReason};
 
 /// Everything as of now.
 pub(crate) fn report(status: &Status) -> Ipam {
@@ -18,18 +18,18 @@ pub(crate) fn report(status: &Status) -> Ipam {
         size: entry.range.size().into(),
         peer: entry.peer.to_string(),
         nickname: printable(&entry.nickname),
-        is_known_peer: entry.known,
+        is_known_peer: entry.reachable,
         version: entry.version.into(),
     });
     let mut pending_claims = Vec::new();
     let mut pending_allocates = Vec::new();
     for pending in &status.pending {
-        match &pending.what {
-            Pending::Prime => {}
-            Pending::Allocate { container, subnet } => {
+        match &pending.kind {
+            PendingKind::Prime => {}
+            PendingKind::Allocate { container, subnet } => {
                 pending_allocates.push(format!("{} {subnet}", printable(container)));
             }
-            Pending::Claim { container, cidr } => pending_claims.push(PendingClaim {
+            PendingKind::Claim { container, cidr } => pending_claims.push(PendingClaim {
                 ident: printable(container),
                 cidr: ClaimedCidr { addr: cidr.addr().to_string(), prefix_len: cidr.prefix() },
             }),
@@ -55,8 +55,8 @@ pub(crate) fn notes(status: &Status) -> Option<IpamNotes> {
 
 fn conflicts(status: &Status) -> Vec<String> {
     let line = |c: &ConflictStatus| {
-        let doubtful: Vec<_> = c.doubtful.iter().map(ToString::to_string).collect();
-        let kept = match doubtful.as_slice() {
+        let disputed: Vec<_> = c.disputed.iter().map(ToString::to_string).collect();
+        let kept = match disputed.as_slice() {
             [] => String::new(),
             ranges => format!(" (not handed out: {})", ranges.join(" ")),
         };
@@ -71,14 +71,16 @@ pub(crate) fn waiting(status: &Status) -> Vec<String> {
     if let Some(election) = &status.election {
         lines.push(electing(election));
     }
-    for pending in status.pending.iter().filter(|p| p.why != Why::NoRing || status.election.is_none()) {
-        let what = match &pending.what {
-            Pending::Prime => "the ring".to_owned(),
-            Pending::Allocate { container, subnet } => format!("an address of {subnet} for {container}"),
-            Pending::Claim { container, cidr } => format!("{cidr} for {container}"),
+    for pending in
+        status.pending.iter().filter(|p| p.reason != WaitReason::NoRing || status.election.is_none())
+    {
+        let what = match &pending.kind {
+            PendingKind::Prime => "the ring".to_owned(),
+            PendingKind::Allocate { container, subnet } => format!("an address of {subnet} for {container}"),
+            PendingKind::Claim { container, cidr } => format!("{cidr} for {container}"),
         };
-        let (seconds, why) = (pending.waited.as_secs(), pending.why.explain());
-        lines.push(printable(&format!("{what}, for {seconds} s: {why}")));
+        let (seconds, reason) = (pending.waited.as_secs(), pending.reason.explain());
+        lines.push(printable(&format!("{what}, for {seconds} s: {reason}")));
     }
     lines
 }
@@ -89,7 +91,7 @@ pub(crate) fn lines(lines: &[String]) -> String {
 }
 
 fn electing(election: &ElectionStatus) -> String {
-    let names = |list: &[Named]| list.iter().map(Named::to_string).collect::<Vec<_>>().join(" ");
+    let names = |list: &[NamedPeer]| list.iter().map(NamedPeer::to_string).collect::<Vec<_>>().join(" ");
     let seconds = election.waited.as_secs();
     let mut parts = Vec::new();
     if election.elector {

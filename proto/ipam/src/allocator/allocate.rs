@@ -72,7 +72,7 @@ impl Allocator {
         if !subnet.range().overlaps(self.config.range.range()) {
             return Some(Err(RequestError::OutOfBounds { subnet, range: self.config.range }));
         }
-        let avoid = if self.config.policy.use_disputed { &RangeSet::default() } else { &self.doubtful };
+        let avoid = if self.config.policy.use_disputed { &RangeSet::default() } else { &self.disputed };
         let addr = self.space.allocate(subnet.hosts(), avoid)?;
         let cidr = subnet.with_host(addr);
         let answer = Ok(Answer::Allocated(cidr));

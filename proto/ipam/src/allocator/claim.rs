@@ -126,7 +126,7 @@ impl Allocator {
             return self.claim_of(claim, owner, addr);
         }
         let Some(holder) = self.owned.holder(addr).cloned() else {
-            if self.doubtful.contains(addr) && !self.config.policy.use_disputed {
+            if self.disputed.contains(addr) && !self.config.policy.use_disputed {
                 return Verdict::Open { asked: true };
             }
             self.space.claim(addr);

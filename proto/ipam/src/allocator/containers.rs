@@ -9,13 +9,13 @@ use crate::output::{Container, Event};
 
 impl Allocator {
     /// A container runs (again): it keeps its addresses.
-    pub fn container_started(&mut self, container: &str, now: Now) {
+    pub fn handle_container_started(&mut self, container: &str, now: Now) {
         self.dead.remove(container);
         self.finish(now);
     }
 
     /// A container has ended: its requests are cancelled, its addresses released in 30 seconds unless it starts again.
-    pub fn container_died(&mut self, container: &str, now: Now) {
+    pub fn handle_container_died(&mut self, container: &str, now: Now) {
         self.cancel_of(container);
         if self.owned.record(container).is_some_and(|record| record.is_container) {
             // Docker may tell it twice.
@@ -25,7 +25,7 @@ impl Allocator {
     }
 
     /// A container is gone for good: its addresses are released.
-    pub fn container_destroyed(&mut self, container: &str, now: Now) {
+    pub fn handle_container_destroyed(&mut self, container: &str, now: Now) {
         self.cancel_of(container);
         if self.owned.record(container).is_some_and(|record| record.is_container) {
             self.release_of(container, now);

@@ -136,7 +136,7 @@ impl Allocator {
     }
 
     /// Somebody asks for some of these addresses.
-    pub(super) fn on_request(&mut self, from: PeerName, range: AddrRange, now: Now) {
+    pub(super) fn handle_space_request(&mut self, from: PeerName, range: AddrRange, now: Now) {
         if self.ring.is_empty() || from == self.me() {
             // It will ask again.
             return;
@@ -175,7 +175,7 @@ impl Allocator {
             return None;
         }
         let universe = self.config.range.range();
-        let offer = |range: AddrRange| self.space.offer(range.intersection(universe), &self.doubtful);
+        let offer = |range: AddrRange| self.space.offer(range.intersection(universe), &self.disputed);
         let first = offer(range)?;
         if range.size() < 4 || self.config.policy.unchecked_donations {
             return Some(first);

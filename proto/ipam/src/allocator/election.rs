@@ -8,7 +8,7 @@ use crate::output::{Event, Output, Persist, QuorumSource};
 impl Allocator {
     /// Number of peer addresses that we have been given and that are not known to lead to ourself: a guess at the number
     /// of electors. To be called before the first request, and whenever that changes.
-    pub fn targets_changed(&mut self, others: u32, now: Now) {
+    pub fn handle_target_count(&mut self, others: u32, now: Now) {
         let before = self.quorum();
         self.targets = others;
         let quorum = self.quorum();
@@ -96,7 +96,7 @@ impl Allocator {
             let seeds = self.ring.seeds().to_vec();
             self.event(Event::RingEstablished { seeds });
         }
-        self.refresh_doubts();
+        self.update_disputed();
         self.retry(now);
     }
 }

@@ -2,7 +2,7 @@
 
 use weave_types::{Now, PeerName};
 
-use super::{Allocator, Doubt};
+use super::{Allocator, Dispute};
 use crate::address::AddrRange;
 use crate::gossip_error::{Conflict, GossipError, Malformed};
 use crate::merge::MergeError;
@@ -19,8 +19,8 @@ impl Allocator {
     /// State that a neighbour knows. What it returns is to be passed on: nothing.
     ///
     /// # Errors
-    /// It was not taken over; [`GossipError::blame`] says whether the connection should end.
-    pub fn on_gossip(&mut self, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, GossipError> {
+    /// The message was not merged. [`GossipError::Malformed`]: the connection should be closed.
+    pub fn handle_gossip(&mut self, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, GossipError> {
         let state = StateMessage::decode(payload)?;
         let result = self.receive(None, state, now);
         self.finish(now);
@@ -30,8 +30,8 @@ impl Allocator {
     /// A message from `src` for everybody. What it returns is to be passed on in its place: all that we know.
     ///
     /// # Errors
-    /// As [`on_gossip`](Allocator::on_gossip); nothing is passed on then.
-    pub fn on_broadcast(
+    /// As [`handle_gossip`](Allocator::handle_gossip); nothing is passed on then.
+    pub fn handle_broadcast(
         &mut self,
         src: PeerName,
         payload: &[u8],
@@ -47,12 +47,12 @@ impl Allocator {
     /// A message from `src` for us. Of an unknown kind, it is ignored.
     ///
     /// # Errors
-    /// As [`on_gossip`](Allocator::on_gossip).
-    pub fn on_unicast(&mut self, src: PeerName, payload: &[u8], now: Now) -> Result<(), GossipError> {
+    /// As [`handle_gossip`](Allocator::handle_gossip).
+    pub fn handle_unicast(&mut self, src: PeerName, payload: &[u8], now: Now) -> Result<(), GossipError> {
         let result = match Unicast::decode(payload)? {
             None => Ok(()),
             Some(Unicast::Request(range)) => {
-                self.on_request(src, range, now);
+                self.handle_space_request(src, range, now);
                 Ok(())
             }
             Some(Unicast::State(state)) => {
@@ -166,13 +166,13 @@ impl Allocator {
         let was_empty = self.ring.is_empty();
         let space = &self.space;
         let merged = self.ring.merge(theirs, |range| space.first_used(range));
-        let (conflict, doubtful) = match merged {
+        let (conflict, disputed) = match merged {
             Ok(merged) => {
                 let tie = self.ring.break_ties(theirs);
                 self.ring_unsaved |= merged.changed || tie.settled;
                 match tie.lost.or_else(|| self.ring.overlooked_by(theirs)) {
-                    Some((conflict, doubtful)) => {
-                        self.disagreed(theirs.peer(), conflict, doubtful, now);
+                    Some((conflict, disputed)) => {
+                        self.disagreed(theirs.peer(), conflict, disputed, now);
                     }
                     None => self.agreed(theirs.peer()),
                 }
@@ -197,12 +197,12 @@ impl Allocator {
                 (Conflict::Range { received: theirs.range(), ours: self.ring.range() }, Vec::new())
             }
             // Somebody has more free addresses than there is room for, because part of them is ours.
-            Err(MergeError::Conflict { conflict: conflict @ Conflict::Result(_), doubtful }) => {
-                self.ring.overlooked_by(theirs).unwrap_or((conflict, doubtful))
+            Err(MergeError::Conflict { conflict: conflict @ Conflict::Result(_), disputed }) => {
+                self.ring.overlooked_by(theirs).unwrap_or((conflict, disputed))
             }
-            Err(MergeError::Conflict { conflict, doubtful }) => (conflict, doubtful),
+            Err(MergeError::Conflict { conflict, disputed }) => (conflict, disputed),
         };
-        self.disagreed(theirs.peer(), conflict.clone(), doubtful, now);
+        self.disagreed(theirs.peer(), conflict.clone(), disputed, now);
         Err(GossipError::Conflict(conflict))
     }
 
@@ -217,20 +217,20 @@ impl Allocator {
         if known.is_none_or(|known| known.conflict != conflict) {
             self.event(Event::Conflict { peer, conflict: conflict.clone() });
         }
-        let rival = conflict.rival().unwrap_or(peer);
-        self.conflicts.insert(peer, Doubt { conflict, rival, since, ranges });
-        self.refresh_doubts();
+        let claimant = conflict.claimant().unwrap_or(peer);
+        self.conflicts.insert(peer, Dispute { conflict, claimant, since, ranges });
+        self.update_disputed();
     }
 
     pub(super) fn agreed(&mut self, peer: PeerName) {
         if self.conflicts.remove(&peer).is_some() {
             self.event(Event::ConflictOver { peer });
-            self.refresh_doubts();
+            self.update_disputed();
         }
     }
 
-    pub(super) fn refresh_doubts(&mut self) {
-        self.doubtful = self.conflicts.values().flat_map(|doubt| doubt.ranges.iter().copied()).collect();
+    pub(super) fn update_disputed(&mut self) {
+        self.disputed = self.conflicts.values().flat_map(|doubt| doubt.ranges.iter().copied()).collect();
     }
 
     /// Those of peers that neither own anything nor are there (docs/spec/ipam.md 6.4).

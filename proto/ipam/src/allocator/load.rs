@@ -10,7 +10,7 @@ use super::donate::Asks;
 use super::{Allocator, Stale, is_empty, node_of};
 use crate::address::ipv4;
 use crate::config::{Config, Init};
-use crate::output::{Container, Discarded, Event, Output, Persist};
+use crate::output::{Container, DiscardReason, Event, Output, Persist};
 use crate::owned::{Owned, Record};
 use crate::paxos::{Election, Paxos};
 use crate::persist::Loaded;
@@ -38,7 +38,7 @@ impl Allocator {
             reachable: BTreeMap::new(),
             lost_sight: BTreeMap::new(),
             conflicts: BTreeMap::new(),
-            doubtful: RangeSet::default(),
+            disputed: RangeSet::default(),
             dead: BTreeMap::new(),
             primes: VecDeque::new(),
             claims: VecDeque::new(),
@@ -64,7 +64,7 @@ impl Allocator {
         let Loaded { ring, election, owned } = loaded;
         if let Some(why) = self.refusal(ring.as_ref()) {
             // Without a ring, addresses in use are still in use, and a promise is a promise.
-            if why != Discarded::NoRing {
+            if why != DiscardReason::NoRing {
                 self.output(Output::Persist(Persist::Clear));
                 self.event(Event::LoadedDiscarded(why));
                 self.vote(None);
@@ -89,18 +89,18 @@ impl Allocator {
     }
 
     /// Why a stored ring cannot be used.
-    fn refusal(&self, ring: Option<&Ring>) -> Option<Discarded> {
-        let Some(ring) = ring else { return Some(Discarded::NoRing) };
+    fn refusal(&self, ring: Option<&Ring>) -> Option<DiscardReason> {
+        let Some(ring) = ring else { return Some(DiscardReason::NoRing) };
         if ring.peer() != self.me() {
-            return Some(Discarded::Name(ring.peer()));
+            return Some(DiscardReason::Name(ring.peer()));
         }
         if ring.range() != self.config.range.range() {
-            return Some(Discarded::Range(ring.range()));
+            return Some(DiscardReason::Range(ring.range()));
         }
         if ring.is_empty() {
-            return Some(Discarded::NoRing);
+            return Some(DiscardReason::NoRing);
         }
-        ring.check().err().map(|fault| Discarded::Invalid(fault.to_string()))
+        ring.check().err().map(|fault| DiscardReason::Invalid(fault.to_string()))
     }
 
     /// Takes part in elections, unless we are an observer.
@@ -110,10 +110,10 @@ impl Allocator {
             return;
         }
         let range = self.config.range.range();
-        let stored = election.filter(|e| e.node.name == self.me() && e.range == range);
+        let stored = election.filter(|e| e.elector.name == self.me() && e.range == range);
         self.paxos = Some(match stored {
             Some(election) => {
-                self.node = election.node;
+                self.node = election.elector;
                 Paxos::resume(election)
             }
             None => Paxos::new(self.node),

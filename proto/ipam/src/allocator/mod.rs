@@ -16,12 +16,12 @@ use weave_types::{Instant, Now, PeerName, PeerUid};
 
 use crate::address::AddrRange;
 use crate::config::{Config, Init};
-use crate::gossip_error::{Conflict, Named};
+use crate::gossip_error::{Conflict, NamedPeer};
 use crate::output::{
     Answer, Cancelled, Container, Event, Output, Persist, QuorumSource, RequestError, RequestId,
 };
 use crate::owned::{Owned, Record};
-use crate::paxos::{Election, NodeId, Paxos};
+use crate::paxos::{Election, ElectorId, Paxos};
 use crate::ring::Ring;
 use crate::space::{RangeSet, Space};
 use allocate::Allocation;
@@ -36,8 +36,8 @@ const GRACE: Duration = Duration::from_secs(30);
 /// One peer's address allocation. See the crate's page.
 ///
 /// After every call the driver drains [`poll_output`](Allocator::poll_output), and before anything else leaves the
-/// process: that includes the bytes that [`state`](Allocator::state), [`on_gossip`](Allocator::on_gossip) and
-/// [`on_broadcast`](Allocator::on_broadcast) return.
+/// process: that includes the bytes that [`state`](Allocator::state), [`handle_gossip`](Allocator::handle_gossip) and
+/// [`handle_broadcast`](Allocator::handle_broadcast) return.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Allocator {
     config: Config,
@@ -49,7 +49,7 @@ pub struct Allocator {
     owned: Owned,
 
     /// Who we are in an election: of this incarnation, or of the one that began it.
-    node: NodeId,
+    node: ElectorId,
     /// Only while there is no ring, and not in an observer.
     paxos: Option<Paxos>,
     /// When the election began here, if it has and goes on.
@@ -65,9 +65,9 @@ pub struct Allocator {
     nicknames: BTreeMap<PeerName, String>,
     reachable: BTreeMap<PeerName, String>,
     lost_sight: BTreeMap<PeerName, Instant>,
-    conflicts: BTreeMap<PeerName, Doubt>,
+    conflicts: BTreeMap<PeerName, Dispute>,
     /// Ours, but another peer says that it is not: not handed out.
-    doubtful: RangeSet,
+    disputed: RangeSet,
 
     dead: BTreeMap<Container, Instant>,
     primes: VecDeque<(RequestId, Instant)>,
@@ -91,10 +91,10 @@ enum Stale {
 
 /// A conflict with one peer.
 #[derive(Clone, Debug, PartialEq)]
-struct Doubt {
+struct Dispute {
     conflict: Conflict,
     /// Who says, or is said, to own what is in doubt.
-    rival: PeerName,
+    claimant: PeerName,
     since: Instant,
     ranges: Vec<AddrRange>,
 }
@@ -116,8 +116,8 @@ impl Allocator {
         self.output(Output::Done(request, result));
     }
 
-    fn named(&self, name: PeerName) -> Named {
-        Named { name, nickname: self.nickname(name) }
+    fn named(&self, name: PeerName) -> NamedPeer {
+        NamedPeer { name, nickname: self.nickname(name) }
     }
 
     fn nickname(&self, name: PeerName) -> String {
@@ -314,8 +314,8 @@ impl Allocator {
 }
 
 /// The first identity in elections.
-fn node_of(config: &Config, uid: PeerUid) -> NodeId {
-    NodeId { name: config.name, uid }
+fn node_of(config: &Config, uid: PeerUid) -> ElectorId {
+    ElectorId { name: config.name, uid }
 }
 
 /// Where the quorum comes from.

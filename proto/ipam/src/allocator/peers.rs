@@ -16,7 +16,7 @@ const MAX_BEQUESTS: u32 = 3;
 impl Allocator {
     /// Which peers can be reached, directly or not; with their nicknames. Ourself may be among them. To be called whenever
     /// that changes.
-    pub fn topology_changed(&mut self, reachable: &BTreeMap<PeerName, String>, now: Now) {
+    pub fn handle_topology_change(&mut self, reachable: &BTreeMap<PeerName, String>, now: Now) {
         let mut found = false;
         for (&name, nickname) in reachable {
             if self.reachable.get(&name) != Some(nickname) {
@@ -45,7 +45,7 @@ impl Allocator {
     }
 
     /// The mesh has forgotten a peer.
-    pub fn peer_gone(&mut self, peer: PeerName, now: Now) {
+    pub fn handle_peer_removed(&mut self, peer: PeerName, now: Now) {
         if !self.ring.owners().contains(&peer) {
             self.nicknames.remove(&peer);
             self.lost_sight.remove(&peer);
@@ -65,8 +65,12 @@ impl Allocator {
     pub fn remove_peer(&mut self, peer: &str, force: bool, now: Now) -> Result<u32, RemoveError> {
         let Some(peer) = self.resolve(peer) else { return Ok(0) };
         let owns = self.ring.entries().iter().any(|entry| entry.peer == peer);
-        let disputes: Vec<PeerName> =
-            self.conflicts.iter().filter(|(_, doubt)| doubt.rival == peer).map(|(&with, _)| with).collect();
+        let disputes: Vec<PeerName> = self
+            .conflicts
+            .iter()
+            .filter(|(_, doubt)| doubt.claimant == peer)
+            .map(|(&with, _)| with)
+            .collect();
         if peer == self.me() || !owns && disputes.is_empty() || self.leaving {
             return Ok(0);
         }
@@ -97,7 +101,7 @@ impl Allocator {
 
     /// We leave for good (`weave reset`): hands our ranges over and cancels all requests, later ones too. Whatever still
     /// arrives for us is handed on.
-    pub fn shut_down(&mut self, now: Now) -> HandOver {
+    pub fn leave(&mut self, now: Now) -> HandOver {
         self.leaving = true;
         for (request, _) in std::mem::take(&mut self.primes) {
             self.done(request, Err(RequestError::Cancelled(Cancelled::Prime)));
@@ -124,13 +128,13 @@ impl Allocator {
             return HandOver::Nothing;
         }
         let back = ranges.iter().any(|&range| self.bequeathed.count_in(range) > 0);
-        let Some(heir) = self.heir(back) else { return HandOver::Nobody { addresses } };
+        let Some(heir) = self.heir(back) else { return HandOver::NoPeer { addresses } };
         *self.heirs.entry(heir).or_default() += 1;
         ranges.iter().for_each(|&range| self.bequeathed.insert(range));
         self.give_in();
         // Who is told of: the one that gets what is not in doubt, if there is such.
-        let rival = ranges.first().and_then(|range| self.ring.owner_of(range.start()));
-        let peer = if self.ring.owners().contains(&self.me()) { heir } else { rival.unwrap_or(heir) };
+        let claimant = ranges.first().and_then(|range| self.ring.owner_of(range.start()));
+        let peer = if self.ring.owners().contains(&self.me()) { heir } else { claimant.unwrap_or(heir) };
         self.ring.transfer(self.me(), heir, TAKEOVER_STEP);
         self.space.clear();
         self.stale = Stale::Nothing;
@@ -141,10 +145,12 @@ impl Allocator {
 
     /// Gives what is in doubt to who says that it is its own: it may be using it, which anybody else would not know.
     fn give_in(&mut self) {
-        for (rival, range) in self.conflicts.values().flat_map(|d| d.ranges.iter().map(|&r| (d.rival, r))) {
+        for (claimant, range) in
+            self.conflicts.values().flat_map(|d| d.ranges.iter().map(|&r| (d.claimant, r)))
+        {
             let mine: RangeSet = self.ring.ranges_owned_by(self.config.name).into_iter().collect();
             if mine.count_in(range) == range.size() {
-                self.ring.grant(range, rival);
+                self.ring.grant(range, claimant);
             }
         }
     }

@@ -8,10 +8,11 @@ use weave_types::{Now, PeerName};
 use super::Allocator;
 use super::claim::Claim;
 use crate::address::{AddrRange, Subnet, ipv4};
-use crate::gossip_error::Named;
+use crate::gossip_error::NamedPeer;
 use crate::output::QuorumSource;
 use crate::status::{
-    ConflictStatus, ElectionStatus, EntryStatus, OwnerStatus, Pending, PendingStatus, State, Status, Why,
+    ConflictStatus, ElectionStatus, EntryStatus, OwnerStatus, PendingKind, PendingStatus, State, Status,
+    WaitReason,
 };
 
 impl Allocator {
@@ -21,7 +22,7 @@ impl Allocator {
             peer: self.named(peer),
             conflict: doubt.conflict.clone(),
             since: now.mono - doubt.since,
-            doubtful: doubt.ranges.clone(),
+            disputed: doubt.ranges.clone(),
         });
         Status {
             state: self.progress(),
@@ -61,7 +62,7 @@ impl Allocator {
         let mut electors: Vec<PeerName> =
             self.paxos.iter().flat_map(|paxos| paxos.knowledge().keys().map(|node| node.name)).collect();
         electors.dedup();
-        let named = |names: &mut dyn Iterator<Item = PeerName>| -> Vec<Named> {
+        let named = |names: &mut dyn Iterator<Item = PeerName>| -> Vec<NamedPeer> {
             names.map(|name| self.named(name)).collect()
         };
         let present = named(&mut electors.iter().copied().filter(|&name| self.is_reachable(name)));
@@ -91,7 +92,7 @@ impl Allocator {
                     range,
                     peer: entry.peer,
                     nickname: self.nickname(entry.peer),
-                    known: self.is_reachable(entry.peer),
+                    reachable: self.is_reachable(entry.peer),
                     version: entry.version,
                     free: entry.free,
                 });
@@ -116,7 +117,7 @@ impl Allocator {
                 addresses,
                 free,
                 ours: peer == self.me(),
-                known: self.is_reachable(peer),
+                reachable: self.is_reachable(peer),
                 unreachable_for: self.unreachable_for(peer, now),
             })
             .collect();
@@ -131,38 +132,39 @@ impl Allocator {
     fn pending(&self, now: Now) -> Vec<PendingStatus> {
         let primes = self.primes.iter().map(|&(request, since)| PendingStatus {
             request: Some(request),
-            what: Pending::Prime,
+            kind: PendingKind::Prime,
             waited: now.mono - since,
-            why: Why::NoRing,
+            reason: WaitReason::NoRing,
         });
         let claims = self.claims.iter().map(|claim| PendingStatus {
             request: claim.request,
-            what: Pending::Claim { container: claim.container.clone(), cidr: claim.cidr },
+            kind: PendingKind::Claim { container: claim.container.clone(), cidr: claim.cidr },
             waited: now.mono - claim.since,
-            why: self.why_claim(claim, now),
+            reason: self.wait_reason_of_claim(claim, now),
         });
         // There may be thousands that wait for the same.
-        let mut reasons: BTreeMap<Subnet, Why> = BTreeMap::new();
+        let mut reasons: BTreeMap<Subnet, WaitReason> = BTreeMap::new();
         let mut pending: Vec<PendingStatus> = primes.chain(claims).collect();
         for allocation in &self.allocations {
             let subnet = allocation.subnet;
-            let why = reasons.entry(subnet).or_insert_with(|| self.why_allocation(subnet, now)).clone();
+            let reason =
+                reasons.entry(subnet).or_insert_with(|| self.wait_reason_of_allocation(subnet, now)).clone();
             pending.push(PendingStatus {
                 request: Some(allocation.request),
-                what: Pending::Allocate { container: allocation.container.clone(), subnet },
+                kind: PendingKind::Allocate { container: allocation.container.clone(), subnet },
                 waited: now.mono - allocation.since,
-                why,
+                reason,
             });
         }
         pending
     }
 
-    fn why_claim(&self, claim: &Claim, now: Now) -> Why {
+    fn wait_reason_of_claim(&self, claim: &Claim, now: Now) -> WaitReason {
         let owner = ipv4(claim.cidr).and_then(|addr| self.ring.owner_of(addr));
         match owner {
-            None => Why::NoRing,
-            Some(owner) if owner == self.me() => Why::Doubtful,
-            Some(owner) => Why::Owner {
+            None => WaitReason::NoRing,
+            Some(owner) if owner == self.me() => WaitReason::Disputed,
+            Some(owner) => WaitReason::Owner {
                 peer: self.named(owner),
                 reachable: self.is_reachable(owner),
                 unreachable_for: self.unreachable_for(owner, now),
@@ -170,9 +172,9 @@ impl Allocator {
         }
     }
 
-    fn why_allocation(&self, subnet: Subnet, now: Now) -> Why {
+    fn wait_reason_of_allocation(&self, subnet: Subnet, now: Now) -> WaitReason {
         if self.ring.is_empty() {
-            return Why::NoRing;
+            return WaitReason::NoRing;
         }
         let range: AddrRange = subnet.range();
         let refused = self.asks.denied(range);
@@ -188,7 +190,7 @@ impl Allocator {
             }
         }
         let free = self.space.free();
-        let doubtful = self.doubtful.within(subnet.hosts()).map(|part| free.count_in(part)).sum();
-        Why::Space { asked, unreachable, denied, doubtful }
+        let disputed = self.disputed.within(subnet.hosts()).map(|part| free.count_in(part)).sum();
+        WaitReason::Space { asked, unreachable, denied, disputed }
     }
 }

@@ -32,12 +32,12 @@ fn peers() -> Vec<Allocator> {
         config.init = init;
         let mut peer = Allocator::new(config, ChaCha12Rng::seed_from_u64(1), Loaded::default(), now());
         let reachable: BTreeMap<PeerName, String> = names().into_iter().map(|n| (n, String::new())).collect();
-        peer.topology_changed(&reachable, now());
+        peer.handle_topology_change(&reachable, now());
         peer.allocate(RequestId(1), "c1".to_owned(), range(), true, now());
         let Ok(cidr) = "10.2.0.200/24".parse() else { panic!("it is a CIDR") };
         peer.claim(RequestId(2), "c2".to_owned(), cidr, true, false, now());
         if index == 3 {
-            peer.shut_down(now());
+            peer.leave(now());
         }
         drain(&mut peer);
         peers.push(peer);
@@ -70,18 +70,18 @@ pub(crate) fn ipam_state(data: &[u8]) {
     for mut peer in peers() {
         let was = peer.ring().clone();
         let mut other = peer.clone();
-        let gossiped = peer.on_gossip(data, now());
+        let gossiped = peer.handle_gossip(data, now());
         assert!(decoded.is_ok() || gossiped.is_err());
         if gossiped.is_err() {
             assert_eq!(*peer.ring(), was, "on an error nothing changes");
         }
         drain(&mut peer);
-        let broadcast = other.on_broadcast(names()[1], data, now());
+        let broadcast = other.handle_broadcast(names()[1], data, now());
         assert_eq!(broadcast.is_ok(), gossiped.is_ok());
         drain(&mut other);
         // Once more: nothing that was merged is merged again.
         let ring = peer.ring().clone();
-        if gossiped.is_ok() && peer.on_gossip(data, now()).is_ok() {
+        if gossiped.is_ok() && peer.handle_gossip(data, now()).is_ok() {
             assert_eq!(peer.ring().ranges_owned_by(names()[0]), ring.ranges_owned_by(names()[0]));
         }
         drain(&mut peer);
@@ -94,7 +94,7 @@ pub(crate) fn ipam_unicast(data: &[u8]) {
         assert_eq!(Unicast::decode(&message.encode()), Ok(Some(message)));
     }
     for mut peer in peers() {
-        let _ = peer.on_unicast(names()[1], data, now());
+        let _ = peer.handle_unicast(names()[1], data, now());
         drain(&mut peer);
         peer.handle_timeout(Now { mono: Instant::ORIGIN + Duration::from_secs(6), ..now() });
         drain(&mut peer);

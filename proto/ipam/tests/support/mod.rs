@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 use weave_ipam::message::StateMessage;
-use weave_ipam::paxos::{AcceptedValue, Claims, Knowledge, NodeId, ProposalId};
+use weave_ipam::paxos::{AcceptedValue, ElectorId, ElectorState, Knowledge, ProposalId};
 use weave_ipam::{AddrRange, Entry, Record, Ring};
 use weave_types::{PeerName, PeerUid};
 
@@ -83,17 +83,17 @@ pub(crate) fn records(value: &Value) -> BTreeMap<String, Record> {
         .collect()
 }
 
-fn node(value: &Value) -> NodeId {
-    NodeId { name: name(&value["name"]), uid: PeerUid(number(&value["uid"])) }
+fn node(value: &Value) -> ElectorId {
+    ElectorId { name: name(&value["name"]), uid: PeerUid(number(&value["uid"])) }
 }
 
 fn proposal(value: &Value) -> ProposalId {
     ProposalId { round: number(&value["round"]), proposer: node(&value["proposer"]) }
 }
 
-pub(crate) fn claims(value: &Value) -> (NodeId, Claims) {
+pub(crate) fn claims(value: &Value) -> (ElectorId, ElectorState) {
     let accepted = &value["accepted_val"];
-    let claims = Claims {
+    let claims = ElectorState {
         promise: proposal(&value["promise"]),
         accepted: proposal(&value["accepted"]),
         value: AcceptedValue {

@@ -9,7 +9,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::message::{StateMessage, Unicast};
-use weave_ipam::{Allocator, Answer, Blame, Config, Init, Loaded, Output, RequestId, Subnet};
+use weave_ipam::{Allocator, Answer, Config, GossipError, Init, Loaded, Output, RequestId, Subnet};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
 /// What went wrong.
@@ -166,7 +166,7 @@ impl Net {
             let fresh: Vec<PeerName> = names.difference(&host.known).copied().collect();
             host.known = names;
             if let Some(allocator) = &mut host.allocator {
-                allocator.topology_changed(&reachable, now);
+                allocator.handle_topology_change(&reachable, now);
                 self.drain(index)?;
             }
             // A new connection begins with everything that is known.
@@ -295,7 +295,7 @@ impl Net {
         }
         for (node, claims) in state.paxos.iter().flatten() {
             if node.name == host.config.name
-                && host.disk.election.as_ref().is_some_and(|e| e.node == *node && e.claims != *claims)
+                && host.disk.election.as_ref().is_some_and(|e| e.elector == *node && e.state != *claims)
             {
                 return Err("S6: a promise was sent before it was on the disk".to_owned());
             }
@@ -442,15 +442,17 @@ impl Net {
         let (now, src) = (self.now(), self.hosts[message.from].config.name);
         let Some(allocator) = &mut self.hosts[message.to].allocator else { return Ok(()) };
         let result = match message.kind {
-            Kind::Gossip => allocator.on_gossip(&message.bytes, now).map(drop),
-            Kind::Broadcast => allocator.on_broadcast(src, &message.bytes, now).map(drop),
-            Kind::Unicast => allocator.on_unicast(src, &message.bytes, now),
+            Kind::Gossip => allocator.handle_gossip(&message.bytes, now).map(drop),
+            Kind::Broadcast => allocator.handle_broadcast(src, &message.bytes, now).map(drop),
+            Kind::Unicast => allocator.handle_unicast(src, &message.bytes, now),
         };
         if let Err(error) = result {
             let what = Unicast::decode(&message.bytes);
-            return Err(match error.blame() {
-                Blame::Sender => format!("S8: a message of ours is malformed: {error}, {what:?}"),
-                Blame::Conflict => format!("L8: conflict without a cause: {error}"),
+            return Err(match error {
+                GossipError::Malformed(error) => {
+                    format!("S8: a message of ours is malformed: {error}, {what:?}")
+                }
+                GossipError::Conflict(error) => format!("L8: conflict without a cause: {error}"),
             });
         }
         self.drain(message.to)?;

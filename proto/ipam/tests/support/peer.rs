@@ -116,9 +116,9 @@ impl Peer {
     pub(crate) fn receive(&mut self, from: PeerName, sent: &Sent) -> Result<(), String> {
         let now = self.now();
         let result = match sent {
-            Sent::Broadcast(bytes) => self.allocator.on_broadcast(from, bytes, now).map(drop),
+            Sent::Broadcast(bytes) => self.allocator.handle_broadcast(from, bytes, now).map(drop),
             Sent::Unicast(to, bytes) if *to == self.config.name => {
-                self.allocator.on_unicast(from, bytes, now)
+                self.allocator.handle_unicast(from, bytes, now)
             }
             Sent::Unicast(..) => Ok(()),
         };
@@ -129,7 +129,7 @@ impl Peer {
     pub(crate) fn reach(&mut self, names: &[PeerName]) {
         let peers: BTreeSet<PeerName> = names.iter().copied().collect();
         let peers = peers.into_iter().map(|name| (name, String::new())).collect();
-        self.allocator.topology_changed(&peers, self.now());
+        self.allocator.handle_topology_change(&peers, self.now());
         self.drain();
     }
 

@@ -103,7 +103,7 @@ impl World {
         let now = self.now(id);
         let status = host.allocator.as_ref().filter(|_| !had && !host.legacy).map(|a| a.status(now));
         let in_doubt = |status: &weave_ipam::Status| {
-            status.conflicts.iter().flat_map(|conflict| &conflict.doubtful).any(|range| range.contains(addr))
+            status.conflicts.iter().flat_map(|conflict| &conflict.disputed).any(|range| range.contains(addr))
         };
         if status.as_ref().is_some_and(in_doubt) {
             violation!("host {}: {cidr} is given out, and is in doubt: {:?}", id.0, status);

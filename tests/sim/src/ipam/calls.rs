@@ -69,7 +69,7 @@ impl World {
     fn tell_started(&mut self, id: HostId, number: u8) {
         let name = container(id, number);
         if number < LABELS {
-            self.call(id, |a, now| a.container_started(&name, now));
+            self.call(id, |a, now| a.handle_container_started(&name, now));
         }
     }
 
@@ -163,12 +163,9 @@ impl World {
         }
         let host = self.host_mut(id);
         host.unsettled.retain(|(container, _)| *container != name);
-        self.call(
-            id,
-            |a, now| {
-                if gone { a.container_destroyed(&name, now) } else { a.container_died(&name, now) }
-            },
-        );
+        self.call(id, |a, now| {
+            if gone { a.handle_container_destroyed(&name, now) } else { a.handle_container_died(&name, now) }
+        });
         // What it had before its peer lost the disk, and was not certain of yet, is not claimed any more.
         self.drop_unknown(id);
         let left = self.requests.values().any(|request| request.host == id && request.cancelled);
@@ -198,7 +195,7 @@ impl World {
             request.cancelled = true;
         }
         self.host_mut(id).leaving = true;
-        let hand_over = self.call(id, |a, now| a.shut_down(now));
+        let hand_over = self.call(id, |a, now| a.leave(now));
         self.trace(id, || format!("leaves: {hand_over:?}"));
         if let (Some(HandOver::To { peer, .. }), true) = (&hand_over, self.runs(id)) {
             let there = self.host(id).view().is_some_and(|ring| ring.owners().contains(peer));

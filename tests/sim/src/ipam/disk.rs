@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
-use weave_ipam::{Class, Container, Loaded, Persist, Record};
+use weave_ipam::{Container, Durability, Loaded, Persist, Record};
 use weave_types::Instant;
 
 /// After this time at the latest a record is on the platter.
@@ -32,13 +32,13 @@ impl Disk {
     pub(super) fn write(&mut self, persist: &Persist, now: Instant) {
         self.write_back(now);
         self.stored.apply(persist);
-        match (persist.class(), persist) {
-            (Class::Record, _) => self.unsynced.push_back((now, persist.clone())),
-            (Class::Synced, Persist::Clear) => {
+        match (persist.durability(), persist) {
+            (Durability::Record, _) => self.unsynced.push_back((now, persist.clone())),
+            (Durability::Synced, Persist::Clear) => {
                 self.platter.clear();
                 self.unsynced.clear();
             }
-            (Class::Synced, _) => {}
+            (Durability::Synced, _) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use weave_ipam::{Pending, PendingStatus, Why};
+use weave_ipam::{PendingKind, PendingStatus, WaitReason};
 use weave_types::{Instant, PeerName};
 
 use super::answers::{Ask, number_of, show};
@@ -89,8 +89,8 @@ impl World {
             .status(now)
             .pending
             .into_iter()
-            .filter_map(|pending| match pending.what {
-                Pending::Claim { container, cidr } if pending.request.is_none() => {
+            .filter_map(|pending| match pending.kind {
+                PendingKind::Claim { container, cidr } if pending.request.is_none() => {
                     Some((container, number_of(cidr.addr())))
                 }
                 _ => None,
@@ -156,12 +156,12 @@ impl World {
         }
         for (number, request) in self.requests.iter().filter(|(_, request)| request.host == id) {
             let shown = status.pending.iter().find(|pending| pending.request == Some(*number));
-            let right = shown.is_some_and(|shown| match (&shown.what, &request.what) {
-                (Pending::Prime, Ask::Prime) => true,
-                (Pending::Allocate { container, subnet }, Ask::Allocate(who, what)) => {
+            let right = shown.is_some_and(|shown| match (&shown.kind, &request.what) {
+                (PendingKind::Prime, Ask::Prime) => true,
+                (PendingKind::Allocate { container, subnet }, Ask::Allocate(who, what)) => {
                     container == who && subnet == what
                 }
-                (Pending::Claim { container, cidr }, Ask::Claim(who, addr)) => {
+                (PendingKind::Claim { container, cidr }, Ask::Claim(who, addr)) => {
                     container == who && number_of(cidr.addr()) == *addr
                 }
                 _ => false,
@@ -171,10 +171,10 @@ impl World {
             }
         }
         for pending in &status.pending {
-            if (pending.why == Why::NoRing) != allocator.ring().is_empty() {
+            if (pending.reason == WaitReason::NoRing) != allocator.ring().is_empty() {
                 violation!("host {}: {pending:?}, and the ring is {:?}", id.0, allocator.ring());
             }
-            if pending.why.explain().is_empty() {
+            if pending.reason.explain().is_empty() {
                 violation!("host {}: no word about {pending:?}", id.0);
             }
         }
@@ -360,8 +360,10 @@ impl World {
         let gone: BTreeSet<PeerName> = self.graves.iter().map(|grave| grave.name).collect();
         for id in self.ids() {
             let conflicts = self.conflicts_of(id);
-            for rival in
-                conflicts.iter().filter_map(|c| c.conflict.rival()).filter(|rival| gone.contains(rival))
+            for rival in conflicts
+                .iter()
+                .filter_map(|c| c.conflict.claimant())
+                .filter(|claimant| gone.contains(claimant))
             {
                 self.call(id, |a, now| a.remove_peer(&rival.to_string(), false, now).is_ok());
             }

@@ -191,10 +191,10 @@ impl World {
             .map(|grave| grave.name)
             .filter(|name| !self.host(id).told_gone.contains(name))
             .collect();
-        self.call(id, |allocator, now| allocator.topology_changed(&reachable, now));
+        self.call(id, |allocator, now| allocator.handle_topology_change(&reachable, now));
         for name in gone {
             self.host_mut(id).told_gone.insert(name);
-            self.call(id, |allocator, now| allocator.peer_gone(name, now));
+            self.call(id, |allocator, now| allocator.handle_peer_removed(name, now));
         }
     }
 }

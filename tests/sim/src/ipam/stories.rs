@@ -117,7 +117,7 @@ pub fn removed_before_it_was_known(seed: u64, used: bool) {
         let other = world.host(other).name;
         let told = world.conflicts_of(id).into_iter().any(|doubt| {
             doubt.peer.name == other
-                && !doubt.doubtful.is_empty()
+                && !doubt.disputed.is_empty()
                 && doubt.conflict.remedy().contains("reset")
         });
         if !told {

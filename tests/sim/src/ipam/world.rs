@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
-    Allocator, Blame, Config, Event as Said, Init, Output, Persist, Policy, RequestId, Ring, Subnet,
+    Allocator, Config, Event as Said, GossipError, Init, Output, Persist, Policy, RequestId, Ring, Subnet,
 };
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
@@ -395,7 +395,7 @@ impl World {
         let mut alive = self.settle(id);
         if alive && self.nodes.is_none() {
             let others = self.plan.electors().saturating_sub(1);
-            self.call(id, |allocator, now| allocator.targets_changed(others.into(), now));
+            self.call(id, |allocator, now| allocator.handle_target_count(others.into(), now));
         }
         for (container, addrs, is_container) in in_use {
             let cidrs: Vec<_> = addrs.iter().map(|&addr| self.plan.cidr(addr)).collect();
@@ -559,11 +559,11 @@ impl World {
         let now = self.now(to);
         let Some(allocator) = self.host_mut(to).allocator.as_mut() else { return };
         let result = match message {
-            Message::Unicast { src, payload } => allocator.on_unicast(*src, payload, now).map(|()| None),
+            Message::Unicast { src, payload } => allocator.handle_unicast(*src, payload, now).map(|()| None),
             Message::Broadcast { src, payload } => {
-                allocator.on_broadcast(*src, payload, now).map(|relay| relay.map(|bytes| (*src, bytes)))
+                allocator.handle_broadcast(*src, payload, now).map(|relay| relay.map(|bytes| (*src, bytes)))
             }
-            Message::Gossip(payload) => allocator.on_gossip(payload, now).map(|news| {
+            Message::Gossip(payload) => allocator.handle_gossip(payload, now).map(|news| {
                 assert!(news.is_none(), "gossip is not passed on");
                 None
             }),
@@ -579,7 +579,7 @@ impl World {
                     self.check_known(to, payload);
                 }
             }
-            Err(error) if error.blame() == Blame::Sender => {
+            Err(GossipError::Malformed(error)) => {
                 violation!("host {} blames an honest peer: {error}", to.0)
             }
             Err(error) if !self.plan.conflicts => {
@@ -605,7 +605,7 @@ impl World {
         let (now, outputs) = (self.now(id), self.host(id).outputs);
         let Some(allocator) = self.host_mut(id).allocator.as_mut() else { return };
         let before = allocator.ring().clone();
-        let result = allocator.on_gossip(payload, now);
+        let result = allocator.handle_gossip(payload, now);
         let same = *allocator.ring() == before;
         if self.settle(id) && (result != Ok(None) || !same || self.host(id).outputs != outputs) {
             violation!("host {}: gossip is news a second time: {result:?}", id.0);
@@ -656,7 +656,7 @@ impl World {
         }
         let Some(knowledge) = state.paxos.as_ref().filter(|_| !host.legacy) else { return };
         match &stored.election {
-            Some(election) if knowledge.get(&election.node) != Some(&election.claims) => {
+            Some(election) if knowledge.get(&election.elector) != Some(&election.state) => {
                 violation!("host {} promises what is not on its disk: {knowledge:?}", id.0)
             }
             None if host
