@@ -1,5 +1,5 @@
-//! Runs what a fuzz target runs over its corpus and over mutations of it. The tests of each crate that has targets take this
-//! file in by path, as the targets take in the crates' `exercise` modules.
+//! Runs the function of a fuzz target on its corpus and on mutations of it. The tests of the crates include this file by path,
+//! as the fuzz targets include the `fuzz_entry` modules of the crates.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;

@@ -1,8 +1,8 @@
 //! Parses arbitrary text as a peer name, a MAC address and a CIDR.
 #![no_main]
 
-#[path = "../../proto/types/tests/exercise/mod.rs"]
+#[path = "../../proto/types/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::addresses(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::addresses(data));

@@ -1,8 +1,8 @@
 //! Decodes arbitrary bytes as a gossip envelope.
 #![no_main]
 
-#[path = "../../proto/mesh/tests/exercise/mod.rs"]
+#[path = "../../proto/mesh/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::envelope(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::envelope(data));

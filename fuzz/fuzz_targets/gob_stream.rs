@@ -1,7 +1,7 @@
 //! Decodes arbitrary bytes as a gob stream.
 #![no_main]
 
-#[path = "../../proto/gob/tests/exercise/mod.rs"]
-mod exercise;
+#[path = "../../proto/gob/tests/it/fuzz_entry.rs"]
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::decode_stream(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::decode_stream(data));

@@ -1,8 +1,8 @@
 //! Handles arbitrary bytes from a remote that connects.
 #![no_main]
 
-#[path = "../../proto/mesh/tests/exercise/mod.rs"]
+#[path = "../../proto/mesh/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::handshake(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::handshake(data));

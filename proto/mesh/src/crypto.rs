@@ -170,11 +170,9 @@ impl fmt::Debug for Opener {
 mod tests {
     use super::*;
 
-    /// Includes frames whose sequence numbers can only be set here.
     #[test]
     fn recorded_frames_are_encrypted_and_decrypted() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/mesh/encrypted_frames.json");
-        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let json = crate::test_support::vector("encrypted_frames.json");
         let frames = json["frames"].as_array().unwrap();
         assert!(frames.len() > 30);
         for json in frames {
@@ -189,7 +187,15 @@ mod tests {
             let mut sealed = Vec::new();
             sealer.seal(&bytes("plaintext"), &mut sealed);
             assert_eq!(sealed, bytes("box"));
+            let mut altered = sealed.clone();
+            *altered.last_mut().unwrap() ^= 1;
+            assert_eq!(opener.open(&altered), Err(CannotOpen));
+            assert_eq!(opener.open(&sealed[..BOX_OVERHEAD - 1]), Err(CannotOpen));
             assert_eq!(opener.open(&sealed), Ok(bytes("plaintext")));
+            assert_eq!(opener.open(&sealed), Err(CannotOpen), "a sequence number is used once");
+            assert_eq!(bytes("v2_frame"), [&(sealed.len() as u32).to_be_bytes()[..], &sealed].concat());
+            let value = weave_gob::Decoder::new(&bytes("v1_frame")).next().unwrap().unwrap();
+            assert_eq!(value.as_bytes(), Ok(&sealed[..]));
         }
     }
 }

@@ -1,43 +1,18 @@
 //! Decodes the bytes that 2.8.1 wrote, and encodes them again where their order is defined (docs/spec/mesh.md 16).
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use serde_json::Value as Json;
-use weave_gob::{Decoder, Encoder, FieldError, Kind, Limits, StreamDecoder, Struct, Type, Value};
+use weave_gob::{Encoder, FieldError, Kind, Limits, Struct, Type, Value};
 
-fn vectors(name: &str) -> Json {
-    let path = format!("{}/../../tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn bytes(json: &Json) -> Vec<u8> {
-    hex::decode(json.as_str().unwrap()).unwrap()
-}
-
-fn list(json: &Json) -> &[Json] {
-    json.as_array().map_or(&[], Vec::as_slice)
-}
+use crate::fuzz_entry::decode_both_ways;
+use crate::support::{bytes, list, vectors};
 
 fn text<'j>(json: &'j Json, key: &str) -> &'j str {
     json[key].as_str().unwrap()
 }
 
 fn decode_all(stream: &[u8]) -> Vec<Value> {
-    let mut decoder = Decoder::new(stream);
-    let mut values = Vec::new();
-    while let Some(value) = decoder.next().unwrap() {
-        values.push(value);
-    }
-    // Decoding byte by byte gives the same values.
-    let mut decoder = StreamDecoder::new(Limits::default());
-    let mut again = Vec::new();
-    for byte in stream {
-        decoder.push(&[*byte]);
-        while let Some(value) = decoder.next().unwrap() {
-            again.push(value);
-        }
-    }
-    assert!(decoder.is_complete());
-    assert_eq!(values, again);
+    let (values, error) = decode_both_ways(stream, Limits::default(), 1);
+    assert_eq!(error, None);
     values
 }
 
@@ -244,14 +219,8 @@ fn topology_updates_decode_or_fail_as_in_go() {
         for json in cases.iter().flat_map(|key| list(&file[key])) {
             let stream = bytes(&json["hex"]);
             if json["accepted"] == Json::Bool(false) {
-                let mut decoder = Decoder::new(&stream);
-                let error = loop {
-                    match decoder.next() {
-                        Ok(Some(_)) => {}
-                        Ok(None) => panic!("{} is accepted", json["name"]),
-                        Err(error) => break error,
-                    }
-                };
+                let (_, error) = decode_both_ways(&stream, Limits::default(), 1);
+                let error = error.unwrap_or_else(|| panic!("{} is accepted", json["name"]));
                 assert_eq!(error.to_string(), text(json, "error"));
                 continue;
             }
@@ -279,26 +248,6 @@ fn fields_of_unknown_kinds_are_decoded() {
     assert_eq!(future.int::<i32>("Signed"), Ok(-129));
     assert_eq!(future.list("Arr").unwrap(), [1, 0, 300].map(Value::Uint));
     assert_eq!(future.uint::<u16>("ShortID"), Ok(2748));
-}
-
-#[test]
-fn envelopes_decode_and_encode() {
-    for json in list(&vectors("mesh/gossip_envelopes.json")) {
-        let stream = bytes(&json["envelope"]);
-        let values = decode_all(&stream);
-        assert_eq!(values[0].as_str(), Ok(text(json, "channel")));
-        assert_eq!(name(values[1].as_uint().unwrap()), text(json, "src"));
-        let mut encoder = Encoder::new();
-        for value in &values {
-            match value {
-                Value::String(v) => encoder.string(v),
-                Value::Uint(v) => encoder.uint(*v),
-                Value::Bytes(v) => encoder.bytes(v),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(encoder.finish(), stream);
-    }
 }
 
 #[test]

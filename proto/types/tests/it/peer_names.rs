@@ -1,5 +1,4 @@
 //! Peer names that 2.8.1 accepts and refuses (`tests/vectors/mesh/peer_names.json`).
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use serde_json::Value;
 use weave_types::PeerName;

@@ -1,5 +1,4 @@
 //! Envelopes and topology updates of 2.8.1, decoded and encoded again (docs/spec/mesh.md 7.1, 8, 16).
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -8,22 +7,7 @@ use weave_mesh::envelope::{Envelope, EnvelopeError};
 use weave_mesh::update::{ConnectionRecord, PeerRecord, UpdateError, decode_update, encode_update};
 use weave_types::{PeerName, PeerUid, ShortId};
 
-fn vectors(name: &str) -> Json {
-    let path = format!("{}/../../tests/vectors/mesh/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-fn list(json: &Json) -> &[Json] {
-    json.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn text(json: &Json) -> &str {
-    json.as_str().unwrap()
-}
-
-fn bytes(json: &Json) -> Vec<u8> {
-    hex::decode(text(json)).unwrap()
-}
+use crate::support::{bytes, list, text, vectors};
 
 fn name(json: &Json) -> PeerName {
     text(json).parse().unwrap()

@@ -1,13 +1,10 @@
 //! Encoded values decode to the same values, and malformed input gives errors.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use proptest::prelude::*;
 use weave_gob::{DecodeError, Decoder, Encoder, Field, Limits, StreamDecoder, Struct, Type, Value};
 
-fn vectors(name: &str) -> serde_json::Value {
-    let path = format!("{}/../../tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
+use crate::fuzz_entry::decode_both_ways;
+use crate::support::{bytes, list, vectors};
 
 fn types() -> impl Strategy<Value = Type> {
     let leaf = prop_oneof![
@@ -111,54 +108,19 @@ fn without_zero_fields(ty: &Type, value: &Value) -> Value {
     }
 }
 
-/// Decodes a stream at once, and asserts that decoding it in pieces gives the same values and error.
-fn decode_both_ways(stream: &[u8], limits: Limits, pieces: &[usize]) -> (Vec<Value>, Option<DecodeError>) {
-    let mut decoder = Decoder::with_limits(stream, limits);
-    let mut values = Vec::new();
-    let error = loop {
-        match decoder.next() {
-            Ok(Some(value)) => values.push(value),
-            Ok(None) => break None,
-            Err(error) => break Some(error),
-        }
-    };
-    let mut incremental = StreamDecoder::new(limits);
-    let mut seen = Vec::new();
-    let mut rest = stream;
-    let mut sizes = pieces.iter().copied().cycle();
-    let incremental_error = 'all: loop {
-        loop {
-            match incremental.next() {
-                Ok(Some(value)) => seen.push(value),
-                Ok(None) => break,
-                Err(error) => break 'all Some(error),
-            }
-        }
-        if rest.is_empty() {
-            break (!incremental.is_complete()).then_some(DecodeError::UnexpectedEof);
-        }
-        let size = sizes.next().unwrap_or(1).clamp(1, rest.len());
-        incremental.push(&rest[..size]);
-        rest = &rest[size..];
-    };
-    assert_eq!(format!("{values:?}"), format!("{seen:?}"));
-    assert_eq!(error, incremental_error);
-    (values, error)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
     fn values_round_trip(
         all in prop::collection::vec(types().prop_flat_map(|ty| { let v = values(&ty); (Just(ty), v) }), 1..4),
-        pieces in prop::collection::vec(1usize..40, 1..8),
+        piece in 1usize..40,
     ) {
         let mut encoder = Encoder::new();
         for (ty, value) in &all {
             encoder.value(ty, value);
         }
-        let (decoded, error) = decode_both_ways(&encoder.finish(), Limits::default(), &pieces);
+        let (decoded, error) = decode_both_ways(&encoder.finish(), Limits::default(), piece);
         prop_assert_eq!(error, None);
         let expected: Vec<Value> = all.iter().map(|(ty, value)| without_zero_fields(ty, value)).collect();
         prop_assert_eq!(decoded, expected);
@@ -166,7 +128,7 @@ proptest! {
 
     #[test]
     fn random_bytes_do_not_panic(stream in prop::collection::vec(any::<u8>(), 0..200)) {
-        decode_both_ways(&stream, Limits::default(), &[1, 7, 3]);
+        decode_both_ways(&stream, Limits::default(), 1);
     }
 }
 
@@ -181,9 +143,9 @@ fn mutated_vectors_decode_equally_at_once_and_in_pieces() {
         ("ipam/paxos_gossip.json", "messages"),
         ("dns/gossip_gob.json", "vectors"),
     ] {
-        for json in vectors(file)[key].as_array().unwrap() {
-            streams.extend(json["hex"].as_str().map(|text| hex::decode(text).unwrap()));
-        }
+        let all = vectors(file);
+        let in_hex = list(&all[key]).iter().filter(|json| json["hex"].is_string());
+        streams.extend(in_hex.map(|json| bytes(&json["hex"])));
     }
     assert!(streams.len() > 40);
     let strategy = (
@@ -210,8 +172,8 @@ fn mutated_vectors_decode_equally_at_once_and_in_pieces() {
                     _ => stream.extend_from_within(at..),
                 }
             }
-            let (_, error) = decode_both_ways(&stream, limits, &[5, 1, 60]);
-            decode_both_ways(&stream, Limits::default(), &[11]);
+            let (_, error) = decode_both_ways(&stream, limits, 5);
+            decode_both_ways(&stream, Limits::default(), 11);
             let mut counts = counts.borrow_mut();
             if error.is_some() {
                 *counts.1 += 1
@@ -233,7 +195,7 @@ fn stream(messages: &[&str]) -> Vec<u8> {
 }
 
 fn first_error(stream: &[u8], limits: Limits) -> DecodeError {
-    decode_both_ways(stream, limits, &[3]).1.expect("an error")
+    decode_both_ways(stream, limits, 3).1.expect("an error")
 }
 
 #[test]
@@ -260,18 +222,18 @@ fn nested_and_recursive_values_are_limited() {
     for _ in 0..3 {
         nested = Value::List(vec![nested]);
     }
-    assert_eq!(decode_both_ways(&stream(&[definition, "ff820001010100"]), limits, &[1]).0, [nested]);
+    assert_eq!(decode_both_ways(&stream(&[definition, "ff820001010100"]), limits, 1).0, [nested]);
 
     // A struct with a field of its own type.
     let definition = "ff81 03 01010178 01ff8200 0101 010161 01ff8200 0000".replace(' ', "");
     let definition = definition.as_str();
     let (values, error) =
-        decode_both_ways(&stream(&[definition, "ff8201010000 00".replace(' ', "").as_str()]), limits, &[2]);
+        decode_both_ways(&stream(&[definition, "ff8201010000 00".replace(' ', "").as_str()]), limits, 2);
     assert_eq!((values.len(), error), (1, None));
 
     // An array of zero elements of its own type.
     let definition = "ff81010102ff820001ff820000";
-    assert_eq!(decode_both_ways(&stream(&[definition, "ff820000"]), limits, &[2]).0, [Value::List(vec![])]);
+    assert_eq!(decode_both_ways(&stream(&[definition, "ff820000"]), limits, 2).0, [Value::List(vec![])]);
     assert_eq!(first_error(&stream(&[definition, "ff82000100"]), limits), DecodeError::ArrayLength);
 }
 
@@ -340,7 +302,7 @@ fn values_of_own_marshallers_are_opaque() {
     for kind in ["05", "06", "07"] {
         let definition = format!("ff81{kind}0102ff82000000");
         let (values, error) =
-            decode_both_ways(&stream(&[&definition, "ff820003010203"]), Limits::default(), &[1]);
+            decode_both_ways(&stream(&[&definition, "ff820003010203"]), Limits::default(), 1);
         assert_eq!((values, error), (vec![Value::Opaque(vec![1, 2, 3])], None));
     }
 }
@@ -354,7 +316,7 @@ fn definitions_inside_interfaces_are_accepted() {
     inner.extend(hex::decode("ff84 03 000100".replace(' ', "")).unwrap());
     let value = format!("ff82000200{}", hex::encode(&inner));
     let all = stream(&["ff81020102ff820001100000", &value]);
-    let (values, error) = decode_both_ways(&all, Limits::default(), &[4]);
+    let (values, error) = decode_both_ways(&all, Limits::default(), 4);
     assert_eq!(error, None);
     assert_eq!(values, [Value::List(vec![Value::Interface(String::new()), Value::Interface("x".into())])]);
 }

@@ -1,0 +1,10 @@
+//! Tests of the public interface, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
+
+mod corpus;
+mod fuzz_entry;
+mod properties;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
+mod support;
+mod vectors;

@@ -1,0 +1,15 @@
+use serde_json::Value as Json;
+
+/// A file of `tests/vectors`.
+pub(crate) fn vectors(name: &str) -> Json {
+    let path = format!("{}/../../tests/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+pub(crate) fn list(json: &Json) -> &[Json] {
+    json.as_array().map_or(&[], Vec::as_slice)
+}
+
+pub(crate) fn bytes(json: &Json) -> Vec<u8> {
+    hex::decode(json.as_str().unwrap()).unwrap()
+}

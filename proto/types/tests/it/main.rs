@@ -1,0 +1,8 @@
+//! Tests of the public interface, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
+
+mod corpus;
+mod fuzz_entry;
+mod peer_names;
+#[path = "../../../../fuzz/replay.rs"]
+mod replay;
