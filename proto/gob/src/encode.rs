@@ -173,19 +173,9 @@ impl Encoder {
         Encoder::default()
     }
 
-    /// Writes a top-level bool.
-    pub fn bool(&mut self, value: bool) {
-        self.value(&Type::Bool, &Value::Bool(value));
-    }
-
     /// Writes a top-level unsigned integer.
     pub fn uint(&mut self, value: u64) {
         self.value(&Type::Uint, &Value::Uint(value));
-    }
-
-    /// Writes a top-level signed integer.
-    pub fn int(&mut self, value: i64) {
-        self.value(&Type::Int, &Value::Int(value));
     }
 
     /// Writes a top-level string.

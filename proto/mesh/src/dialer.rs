@@ -538,7 +538,7 @@ fn dialable(addr: SocketAddr) -> bool {
 /// The text is not the address of a direct peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid peer name {0:?}, should be host[:port]")]
-pub struct ParsePeerAddrError(String);
+struct ParsePeerAddrError(String);
 
 /// Parses `host`, `host:port`, `[v6]`, `[v6]:port` or an IPv6 address without brackets. Port 0 means that no port is
 /// given.

@@ -34,36 +34,6 @@ pub trait Channels {
     fn merge(&mut self, channel: &str, queued: &mut Vec<u8>, more: &[u8]);
 }
 
-/// No channels.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoChannels;
-
-impl Channels for NoChannels {
-    fn names(&self) -> &[&'static str] {
-        &[]
-    }
-
-    fn on_unicast(&mut self, _: &str, _: PeerName, _: &[u8], _: Now) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn on_broadcast(&mut self, _: &str, _: PeerName, _: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
-        Ok(None)
-    }
-
-    fn on_gossip(&mut self, _: &str, _: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
-        Ok(None)
-    }
-
-    fn state(&mut self, _: &str, _: Now) -> Option<Vec<u8>> {
-        None
-    }
-
-    fn merge(&mut self, _: &str, queued: &mut Vec<u8>, more: &[u8]) {
-        *queued = more.to_vec();
-    }
-}
-
 /// Gossip that waits to be sent on a connection. New messages are merged into waiting ones, so that a slow connection
 /// needs little memory and gets the latest state when it continues (docs/spec/mesh.md 7.5).
 #[derive(Debug, Default)]

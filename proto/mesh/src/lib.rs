@@ -49,9 +49,9 @@ pub mod wire;
 
 pub use config::Config;
 pub use crypto::Secret;
-pub use dialer::{ParsePeerAddrError, ResolveId, TargetState, TargetStatus};
+pub use dialer::{ResolveId, TargetState, TargetStatus};
 pub use event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect};
-pub use gossip::{Channels, NoChannels};
+pub use gossip::Channels;
 pub use mesh::Mesh;
 pub use output::{Output, OverlayControl, OverlaySetup, Persist};
 pub use peers::{GossipAddress, Peer, PeerConnection, PeerLabel};

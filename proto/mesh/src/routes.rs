@@ -140,7 +140,7 @@ impl Routes {
         logarithmic.min(self.neighbour_weights(except).count())
     }
 
-    /// Chooses this number of distinct neighbours at random, with probabilities proportional to their weights.
+    /// Chooses distinct neighbours for gossip at random, with probabilities proportional to their weights.
     pub(crate) fn random_neighbours(&self, except: Option<PeerName>, rng: &mut impl Rng) -> Vec<PeerName> {
         let mut left: Vec<(PeerName, u32)> = self.neighbour_weights(except).collect();
         let mut total: u32 = left.iter().map(|(_, w)| w).sum();

@@ -28,6 +28,7 @@ impl ShortIds {
     }
 
     /// Every id in use, ascending, with its owner.
+    #[cfg(test)]
     pub(crate) fn owners(&self) -> impl Iterator<Item = (ShortId, PeerName)> + '_ {
         self.slots.iter().filter_map(|(&id, slot)| Some((id, *slot.claimants.first()?)))
     }

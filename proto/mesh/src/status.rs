@@ -142,23 +142,8 @@ impl Mesh {
         })
     }
 
-    /// The direct peers as the user gave them; with `active` only those that are still dialled (docs/spec/mesh.md 10.5).
-    pub fn direct_peers(&self, active: bool) -> Vec<String> {
-        if active { self.dialer.active_peers() } else { self.dialer.direct_peers() }
-    }
-
-    /// The short ids in use and their owners, ascending.
-    pub fn short_ids(&self) -> impl Iterator<Item = (ShortId, PeerName)> + '_ {
-        self.topology.short_ids().owners()
-    }
-
-    /// Owner of a short id.
-    pub fn short_id_owner(&self, id: ShortId) -> Option<PeerName> {
-        self.topology.short_ids().owner(id)
-    }
-
-    /// Name and nickname of a peer; an unknown peer has no nickname.
-    pub fn label(&self, name: PeerName) -> PeerLabel {
-        self.topology.label(name)
+    /// The direct peers that are still dialled, as the user gave them (docs/spec/mesh.md 10.5).
+    pub fn active_direct_peers(&self) -> Vec<String> {
+        self.dialer.active_peers()
     }
 }

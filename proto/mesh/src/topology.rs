@@ -129,6 +129,7 @@ impl Topology {
         PeerLabel { name, nickname }
     }
 
+    #[cfg(test)]
     pub(crate) fn short_ids(&self) -> &ShortIds {
         &self.short_ids
     }

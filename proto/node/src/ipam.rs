@@ -82,7 +82,7 @@ impl Ipam {
     fn update_allocator(&mut self, mesh: &Mesh, now: Now) {
         let Some(allocator) = &mut self.allocator else { return };
         if std::mem::take(&mut self.targets_stale) {
-            let others = u32::try_from(mesh.direct_peers(true).len()).unwrap_or(u32::MAX);
+            let others = u32::try_from(mesh.active_direct_peers().len()).unwrap_or(u32::MAX);
             if self.others != Some(others) {
                 self.others = Some(others);
                 allocator.handle_target_count(others, now);
