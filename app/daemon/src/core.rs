@@ -212,7 +212,7 @@ impl Core {
         let now = own_networks(&self.node);
         if *told != now {
             told.clone_from(&now);
-            self.reconciler.send(Command::Local(now));
+            self.reconciler.send(Command::SetLocalNetworks(now));
         }
     }
 

@@ -4,7 +4,6 @@ use weave_host::{BridgeKind, DeviceNames, Error, LegacyDatapath};
 
 use crate::host::legacy_database::LegacyDatabase;
 use crate::storage::{Original, PeerState};
-use crate::telemetry::log;
 
 /// What this start takes over.
 #[derive(Debug, Default)]
@@ -24,7 +23,7 @@ impl LegacyTakeover {
     ) -> Result<LegacyTakeover, Error> {
         let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
         if let Some(import) = &import {
-            log::info(format_args!("taking over what 2.8.1 left in {}", import.path.display()));
+            tracing::info!("taking over what 2.8.1 left in {}", import.path.display());
         }
         Ok(LegacyTakeover { import, kind: weave_host::legacy_bridge_kind(names)? })
     }
@@ -39,10 +38,10 @@ impl LegacyTakeover {
         match weave_host::remove_legacy_datapath(names)? {
             LegacyDatapath::NotFound => Ok(Undo(None)),
             LegacyDatapath::Removed(name) => {
-                log::info(format_args!(
+                tracing::info!(
                     "removed the Open vSwitch datapath {name:?} of 2.8.1; frames go through {} instead",
                     names.device
-                ));
+                );
                 Ok(Undo(Some(names.clone())))
             }
             LegacyDatapath::InUse { name, port } => {

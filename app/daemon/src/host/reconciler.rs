@@ -1,8 +1,8 @@
 //! Keeps the host as the peer needs it: bridge and uplink, exposed addresses, firewall rules.
 //!
-//! A thread of its own, because programs and locks are waited for. It does what `expose` and `hide` ask for, one after the
-//! other, and looks every two seconds whether somebody has changed what it made: a flushed firewall, a deleted
-//! bridge, a lost address.
+//! It runs in its own thread, because it waits for programs and locks. The thread executes [`Command`]s one after the other,
+//! and checks every two seconds whether other programs have changed what it set up: a flushed firewall, a deleted bridge, a
+//! missing address.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -18,23 +18,21 @@ use crate::host::devices;
 use crate::storage::HostState;
 use crate::storage::StoreError;
 
-/// How often the host is looked at. What was flushed is to be back within ten seconds.
+/// Interval between checks of firewall and devices; a flushed rule is back within it.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a piece of work that has begun is waited for when the daemon ends.
+/// Longest wait for a command in progress when the daemon ends.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What to do. The text that comes back is for a person.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// All or none.
+    /// Adds all of the addresses to the bridge, or none.
     Expose(Vec<ExposedAddress>, oneshot::Sender<Result<(), String>>),
-    /// All or none.
+    /// Removes all of the addresses from the bridge, or none.
     Hide(Vec<Cidr>, oneshot::Sender<Result<(), String>>),
-    /// What the allocator owns from now on, for `--no-masq-local`.
-    Local(Vec<Cidr>),
+    /// The networks that the allocator owns have changed (`--no-masq-local`).
+    SetLocalNetworks(Vec<Cidr>),
 }
 
-/// The way to the thread.
 #[derive(Debug)]
 pub(crate) struct ReconcilerHandle {
     commands: Option<Sender<Command>>,
@@ -43,27 +41,25 @@ pub(crate) struct ReconcilerHandle {
 }
 
 impl ReconcilerHandle {
-    /// Whoever asked gets no answer once the thread has ended.
+    /// Once the thread has ended, the answer channel of the command is dropped.
     pub(crate) fn send(&self, command: Command) {
         if let Some(commands) = &self.commands {
             let _ = commands.send(command);
         }
     }
 
-    /// Waits until what has begun is done.
+    /// Waits for the command in progress.
     pub(crate) fn stop(mut self) {
         self.commands = None;
         if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(
-                "the host's firewall does not answer, it may be left half-way until the next start"
-            );
+            tracing::warn!("a change of the firewall did not finish in time; the next start completes it");
         } else if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// Why an address was not exposed or hidden. Everything is as it was, unless the text says otherwise.
+/// Why an address was not exposed or hidden. The host is as it was before, unless the text says otherwise.
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
     #[error(transparent)]
@@ -78,28 +74,39 @@ enum CommandError {
 pub(crate) struct HostReconciler {
     names: DeviceNames,
     bridge: BridgeConfig,
-    setup: FirewallConfig,
-    /// Docker's bridge as configured; it may come later.
-    docker: Option<String>,
-    guard: FirewallManager,
+    firewall_config: FirewallConfig,
+    /// Configured name of Docker's bridge, which may be created later.
+    docker_bridge: Option<String>,
+    firewall: FirewallManager,
     state: HostState,
-    /// The file does not say what is in `state`.
+    /// The last write of `state` failed.
     unsaved: bool,
-    /// What was told already.
-    told: Vec<String>,
-    /// How often rules were put back.
-    repairs: u64,
+    /// Problems that last, with the text that was logged for each.
+    already_logged: Vec<(Problem, String)>,
+    /// How often rules were installed.
+    rule_changes: u64,
+}
+
+/// A condition that is logged once until it is resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Problem {
+    BridgeDown,
+    Devices,
+    ExposedAddress(Cidr),
+    HairpinMode,
+    Rules,
+    State,
 }
 
 impl HostReconciler {
-    /// Reads what is remembered. Changes nothing.
+    /// Reads the stored state. Changes nothing.
     pub(crate) fn new(config: &Config, name: PeerName) -> Result<HostReconciler, StoreError> {
         let state = HostState::open(&config.state_dir)?;
         let control_port = match &config.http_addr {
             Some(ListenAddr::Tcp { port, .. }) => Some(*port),
             _ => None,
         };
-        let setup = FirewallConfig {
+        let firewall_config = FirewallConfig {
             instance: config.instance.clone(),
             bridge: config.bridge.clone(),
             port: config.port,
@@ -108,26 +115,27 @@ impl HostReconciler {
             expect_npc: config.expect_npc,
             no_masq_local: config.no_masq_local,
         };
-        let former: Vec<FirewallConfig> = state.firewall.iter().filter(|f| **f != setup).cloned().collect();
+        let previous = state.firewall.iter().filter(|f| **f != firewall_config).cloned().collect();
         Ok(HostReconciler {
             names: devices::device_names(config),
             bridge: devices::bridge(config, name),
-            setup,
-            docker: config.docker_bridge.clone(),
-            guard: FirewallManager::new(former),
+            firewall_config,
+            docker_bridge: config.docker_bridge.clone(),
+            firewall: FirewallManager::new(previous),
             state,
             unsaved: false,
-            told: Vec::new(),
-            repairs: 0,
+            already_logged: Vec::new(),
+            rule_changes: 0,
         })
     }
 
-    /// Makes everything; gives the MTU of bridge and uplink. Only a device that cannot be made is a failure, and is undone:
-    /// without firewall rules a peer is better than none. `local`: what the allocator owns, for `--no-masq-local`.
-    pub(crate) fn start(&mut self, local: Vec<Cidr>) -> Result<u32, Error> {
+    /// Creates devices, addresses and rules, and returns the MTU of bridge and uplink. Only a device that cannot be created is
+    /// a failure, and is undone: a peer without firewall rules is better than no peer. `local_networks` are those that the
+    /// allocator owns.
+    pub(crate) fn start(&mut self, local_networks: Vec<Cidr>) -> Result<u32, Error> {
         let root = std::path::Path::new("/");
         let files = weave_host::unmanaged::install(root, &self.names).unwrap_or_else(|e| {
-            tracing::warn!("other programs may change our devices: {e}");
+            tracing::warn!("NetworkManager, systemd-networkd or udev may change weave's devices: {e}");
             Vec::new()
         });
         let mtu = devices::ensure(&self.names, &self.bridge).inspect_err(|_| {
@@ -136,34 +144,39 @@ impl HostReconciler {
             }
         })?;
         self.bridge.mtu = Mtu::Exactly(mtu);
-        self.setup.docker = self.find_docker();
+        self.firewall_config.docker = self.find_docker_bridge();
         self.adopt_addresses();
-        self.state.firewall = Some(self.setup.clone());
+        self.state.firewall = Some(self.firewall_config.clone());
         self.save();
-        self.guard.warning(&self.setup).iter().for_each(|n| tracing::warn!("{n}"));
-        self.guard
-            .remove_stale_backends(&self.setup)
+        self.firewall.warning(&self.firewall_config).iter().for_each(|n| tracing::warn!("{n}"));
+        self.firewall
+            .remove_stale_backends(&self.firewall_config)
             .iter()
-            .for_each(|e| tracing::debug!("tidying other rules: {e}"));
-        self.guard.set_local_networks(local);
+            .for_each(|e| tracing::debug!("cannot remove rules of another firewall backend: {e}"));
+        self.firewall.set_local_networks(local_networks);
         self.reconcile_rules();
         Ok(mtu)
     }
 
-    /// Writes down what was done; if that fails it is tried again at the next look.
+    /// Writes the state. After a failure the next check tries again.
     fn save(&mut self) {
-        let done = self.state.write();
-        self.unsaved = done.is_err();
-        if let Err(e) = done {
-            self.tell(format!("what was done to this host is not written down, it is tried again: {e}"));
+        let result = self.state.write();
+        self.unsaved = result.is_err();
+        match result {
+            Ok(()) => self.resolved(Problem::State),
+            Err(e) => {
+                let text =
+                    format!("exposed addresses are not saved and may be lost at a restart, retrying: {e}");
+                self.log_once(Problem::State, text);
+            }
         }
     }
 
-    /// What is remembered goes to the bridge; what is on the bridge was exposed by somebody and is remembered, with address
-    /// translation (docs/spec/cli.md 4.2).
+    /// Addresses that are on the bridge but not in the state were exposed by an operator, and are added to the state with
+    /// masquerading (docs/spec/cli.md 4.2). Then all addresses of the state are put on the bridge.
     fn adopt_addresses(&mut self) {
         let present = weave_host::bridge_addresses(&self.names.bridge).unwrap_or_else(|e| {
-            tracing::warn!("{e}");
+            tracing::warn!("addresses of the bridge are not known: {e}");
             Vec::new()
         });
         for address in present {
@@ -171,61 +184,69 @@ impl HostReconciler {
                 self.state.exposed.push(ExposedAddress { address, masquerade: true });
             }
         }
-        // A daemon that was killed while it hid some had not taken away all of them; they come back in their order.
+        // A daemon that was killed during `hide` has removed some of the addresses. Their order matters: the first one is the
+        // source address of the host's own packets.
         let wanted: Vec<Cidr> = self.state.exposed.iter().map(|e| e.address).collect();
         if let Err(e) = weave_host::restore_bridge_addresses(&self.names.bridge, &wanted) {
-            tracing::debug!("{e}");
+            tracing::debug!("cannot restore the order of exposed addresses: {e}");
         }
-        self.put_addresses();
-        if !self.state.exposed.is_empty() {
-            let _ = self.forward();
+        self.add_missing_addresses();
+        if !self.state.exposed.is_empty()
+            && let Err(e) = self.enable_forwarding()
+        {
+            tracing::warn!("other hosts cannot reach the exposed networks through this host: {e}");
         }
     }
 
-    /// Addresses that are missing, and all of them announced.
-    fn put_addresses(&mut self) {
-        let exposed = self.state.exposed.clone();
-        for ExposedAddress { address, .. } in exposed {
+    /// Adds exposed addresses that are missing, and announces all of them.
+    fn add_missing_addresses(&mut self) {
+        for ExposedAddress { address, .. } in self.state.exposed.clone() {
             match weave_host::add_bridge_address(&self.names.bridge, address) {
                 Ok(added) => {
+                    self.resolved(Problem::ExposedAddress(address));
                     if added {
-                        tracing::info!("{address} is on {} again", self.names.bridge);
+                        tracing::info!("restored exposed address {address} on {}", self.names.bridge);
                     }
                 }
-                Err(e) => self.tell(format!("{address} stays hidden: {e}")),
+                Err(e) => self.log_once(
+                    Problem::ExposedAddress(address),
+                    format!("cannot restore exposed address {address}, it stays hidden: {e}"),
+                ),
             }
         }
     }
 
-    fn forward(&self) -> Result<bool, Error> {
-        let changed = weave_host::enable_forwarding()?;
-        if changed {
+    fn enable_forwarding(&self) -> Result<(), Error> {
+        if weave_host::enable_forwarding()? {
             tracing::info!(
-                "this host forwards packets from now on (net.ipv4.ip_forward), for its exposed networks"
+                "enabled IP forwarding on this host (net.ipv4.ip_forward) for its exposed networks"
             );
         }
-        Ok(changed)
+        Ok(())
     }
 
-    fn find_docker(&self) -> Option<DockerBridge> {
-        let name = self.docker.as_ref().filter(|name| **name != self.names.bridge)?;
+    fn find_docker_bridge(&self) -> Option<DockerBridge> {
+        let name = self.docker_bridge.as_ref().filter(|name| **name != self.names.bridge)?;
         let address = weave_host::first_address(name).ok().flatten()?;
         Some(DockerBridge { name: name.clone(), address })
     }
 
-    /// Says a thing once until it is over.
-    fn tell(&mut self, text: String) {
-        const MOST: usize = 32;
-        if self.told.len() >= MOST {
-            self.told.clear();
+    fn log_once(&mut self, problem: Problem, text: String) {
+        // Bounds the memory for a text that is different each time.
+        const CAPACITY: usize = 32;
+        if self.already_logged.len() >= CAPACITY {
+            self.already_logged.clear();
         }
-        if !self.told.contains(&text) {
+        if !self.already_logged.iter().any(|(p, t)| *p == problem && *t == text) {
             tracing::warn!("{text}");
-            self.told.push(text);
+            self.already_logged.push((problem, text));
         }
     }
 
-    /// Starts the thread.
+    fn resolved(&mut self, problem: Problem) {
+        self.already_logged.retain(|(p, _)| *p != problem);
+    }
+
     pub(crate) fn spawn(mut self) -> std::io::Result<ReconcilerHandle> {
         let (commands, todo) = channel();
         let (end, ended) = channel();
@@ -244,16 +265,16 @@ impl HostReconciler {
 
     fn execute(&mut self, command: Command) {
         match command {
-            Command::Local(networks) => {
-                let all = list(networks.iter().copied());
-                self.guard.set_local_networks(networks);
+            Command::SetLocalNetworks(networks) => {
+                let all = join(networks.iter().copied());
+                self.firewall.set_local_networks(networks);
                 if self.ensure_rules() {
-                    tracing::debug!("reached without translation: {all}");
+                    tracing::debug!("local networks without masquerading: {all}");
                 }
             }
             Command::Expose(exposed, answer) => {
                 let _operation = fault_injection::operation("expose");
-                let all = list(exposed.iter().map(|e| e.address));
+                let all = join(exposed.iter().map(|e| e.address));
                 let result = self.expose(&exposed).map_err(|e| e.to_string());
                 match &result {
                     Ok(()) => tracing::info!(
@@ -266,7 +287,7 @@ impl HostReconciler {
             }
             Command::Hide(addresses, answer) => {
                 let _operation = fault_injection::operation("hide");
-                let all = list(addresses.iter().copied());
+                let all = join(addresses.iter().copied());
                 let result = self.hide(&addresses).map_err(|e| e.to_string());
                 match &result {
                     Ok(()) => tracing::info!("hidden {all}"),
@@ -277,8 +298,8 @@ impl HostReconciler {
         }
     }
 
-    /// Written down first: who is killed on the way finds the rest done at the next start. That the host forwards is last,
-    /// because nobody knows what it would be good to go back to.
+    /// The state is written first, so that the next start completes what a killed daemon has begun. Forwarding is enabled
+    /// last, because it is not undone: other programs may rely on it.
     fn expose(&mut self, new: &[ExposedAddress]) -> Result<(), CommandError> {
         let before = self.state.exposed.clone();
         for new in new {
@@ -294,20 +315,23 @@ impl HostReconciler {
                     added.push(new.address);
                 }
             }
-            self.guard.ensure(&self.setup, &self.state.exposed)?;
-            Ok(self.forward().map(drop)?)
+            self.firewall.ensure(&self.firewall_config, &self.state.exposed)?;
+            Ok(self.enable_forwarding()?)
         });
         done.inspect_err(|_| {
             self.state.exposed = before;
             for address in added.into_iter().rev() {
                 let removed = weave_host::remove_bridge_address(&self.names.bridge, address);
-                removed.map_or_else(|e| tracing::error!("could not be undone: {e}"), drop);
+                removed.map_or_else(
+                    |e| tracing::error!("cannot take back exposed address {address}: {e}"),
+                    drop,
+                );
             }
             self.restore_rules_and_state();
         })
     }
 
-    /// Forgotten last: who is killed on the way is exposed again at the next start.
+    /// The state is written last, so that the next start exposes again what a killed daemon has begun to hide.
     fn hide(&mut self, addresses: &[Cidr]) -> Result<(), CommandError> {
         let before = self.state.exposed.clone();
         let present = weave_host::bridge_addresses(&self.names.bridge)?;
@@ -320,66 +344,77 @@ impl HostReconciler {
                 .map(drop)
                 .map_err(CommandError::from)
         });
-        let rules =
-            removed.and_then(|()| Ok(self.guard.ensure(&self.setup, &self.state.exposed).map(drop)?));
+        let rules = removed
+            .and_then(|()| Ok(self.firewall.ensure(&self.firewall_config, &self.state.exposed).map(drop)?));
         rules.and_then(|()| Ok(self.state.write()?)).inspect_err(|_| {
             self.state.exposed = before;
             let restored = weave_host::restore_bridge_addresses(&self.names.bridge, &present);
-            restored.unwrap_or_else(|e| tracing::error!("could not be undone: {e}"));
+            restored.unwrap_or_else(|e| tracing::error!("cannot restore hidden addresses: {e}"));
             self.restore_rules_and_state();
         })
     }
 
-    /// Rules and file as the list says.
+    /// Makes rules and file match the list of exposed addresses again.
     fn restore_rules_and_state(&mut self) {
         self.save();
-        if let Err(e) = self.guard.ensure(&self.setup, &self.state.exposed) {
-            tracing::error!("could not be undone, it is tried again: {e}");
+        if let Err(e) = self.firewall.ensure(&self.firewall_config, &self.state.exposed) {
+            tracing::error!("cannot restore firewall rules, retrying: {e}");
         }
     }
 
-    /// Everything that others may have changed.
+    /// Puts back what other programs have changed.
     fn reconcile(&mut self) {
         if self.unsaved {
             self.save();
         }
-        if let Err(e) = self.reconcile_devices() {
-            self.tell(format!("the bridge or its uplink cannot be looked after: {e}"));
+        match self.reconcile_devices() {
+            Ok(()) => self.resolved(Problem::Devices),
+            Err(e) => {
+                let text = format!("cannot check or restore the bridge and its uplink: {e}");
+                self.log_once(Problem::Devices, text);
+            }
         }
-        let docker = self.find_docker();
-        if docker != self.setup.docker {
-            tracing::info!("Docker's bridge is another one now: {docker:?}");
-            self.guard.add_previous(self.setup.clone());
-            self.setup.docker = docker;
-            self.state.firewall = Some(self.setup.clone());
+        let docker = self.find_docker_bridge();
+        if docker != self.firewall_config.docker {
+            match &docker {
+                Some(DockerBridge { name, address }) => {
+                    tracing::info!(
+                        "updating firewall rules: Docker's bridge is {name} with address {address}"
+                    );
+                }
+                None => tracing::info!("updating firewall rules: Docker's bridge is gone"),
+            }
+            self.firewall.add_previous(self.firewall_config.clone());
+            self.firewall_config.docker = docker;
+            self.state.firewall = Some(self.firewall_config.clone());
             self.save();
             self.reconcile_rules();
-        } else if self.guard.may_have_changed() {
+        } else if self.firewall.may_have_changed() {
             self.reconcile_rules();
         }
     }
 
     fn reconcile_rules(&mut self) {
-        // Somebody may take them away all the time: told less and less often.
         if self.ensure_rules() {
-            let place = self.guard.backend().map_or("none", Backend::name);
-            if self.repairs.is_power_of_two() || self.repairs == 0 {
-                tracing::info!("firewall rules are in place ({place}, made {} times)", self.repairs + 1);
+            // Another program may remove them again and again, so only the first change and powers of two are logged.
+            let backend = self.firewall.backend().map_or("none", Backend::name);
+            if self.rule_changes.is_power_of_two() || self.rule_changes == 0 {
+                let count = self.rule_changes + 1;
+                tracing::info!("firewall rules are in place ({backend}, made {count} times)");
             }
-            self.repairs += 1;
+            self.rule_changes += 1;
         }
     }
 
-    /// Whether something had to be done for them, and could be.
+    /// Whether rules had to be changed and could be changed.
     fn ensure_rules(&mut self) -> bool {
-        const MISSING: &str = "firewall rules are missing";
-        match self.guard.ensure(&self.setup, &self.state.exposed) {
+        match self.firewall.ensure(&self.firewall_config, &self.state.exposed) {
             Ok(changed) => {
-                self.told.retain(|text| !text.starts_with(MISSING));
+                self.resolved(Problem::Rules);
                 changed
             }
             Err(e) => {
-                self.tell(format!("{MISSING}, it is tried again: {e}"));
+                self.log_once(Problem::Rules, format!("firewall rules are missing, retrying: {e}"));
                 false
             }
         }
@@ -392,38 +427,43 @@ impl HostReconciler {
             links.push(netlink.link(name)?);
         }
         let [Some(bridge), Some(port), Some(_)] = &links[..] else {
-            tracing::warn!("{} or its uplink was removed: making it again", self.names.bridge);
+            tracing::warn!("bridge {} or its uplink was removed, creating it again", self.names.bridge);
             devices::ensure(&self.names, &self.bridge)?;
             let adopted = weave_host::adopt_orphans(&self.names)?;
             if !adopted.is_empty() {
-                tracing::info!("containers joined to it again: {}", adopted.join(" "));
+                tracing::info!("reconnected containers to {}: {}", self.names.bridge, adopted.join(" "));
             }
-            self.put_addresses();
+            self.add_missing_addresses();
             return Ok(());
         };
-        // Words of 2.8.1, which scripts look for.
+        // Texts of 2.8.1, which scripts look for.
         let down = format!(
             "Interface \"{}\" which needs to be in UP state for Weave functioning is found to be in DOWN state",
             bridge.name
         );
         let hairpin = format!("Hairpin mode enabled on \"{}\"", port.name);
-        for (is_so, text) in [(!bridge.up, down), (port.hairpin == Some(true), hairpin)] {
-            if is_so {
-                self.tell(text);
+        for (problem, exists, text) in [
+            (Problem::BridgeDown, !bridge.up, down),
+            (Problem::HairpinMode, port.hairpin == Some(true), hairpin),
+        ] {
+            if exists {
+                self.log_once(problem, text);
             } else {
-                self.told.retain(|t| *t != text);
+                self.resolved(problem);
             }
         }
         let present = netlink.addresses_of(bridge)?;
         if self.state.exposed.iter().any(|e| !present.contains(&e.address)) {
-            tracing::warn!("an exposed address was taken from {}; use 'weave hide' for that", bridge.name);
-            self.put_addresses();
+            tracing::warn!(
+                "an exposed address was removed from {}, restoring it; use 'weave hide' to hide it",
+                bridge.name
+            );
+            self.add_missing_addresses();
         }
         Ok(())
     }
 }
 
-/// Addresses as one text.
-fn list(addresses: impl Iterator<Item = Cidr>) -> String {
+fn join(addresses: impl Iterator<Item = Cidr>) -> String {
     addresses.map(|a| a.to_string()).collect::<Vec<_>>().join(" ")
 }
