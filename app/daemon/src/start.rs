@@ -179,8 +179,8 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     let mut signals = Signals::new().map_err(system("wait for signals"))?;
     let import = legacy_database::find(&config)?;
     let name = peer_name::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
-    log::info(format_args!("weave {}", crate::VERSION));
-    log::info(format_args!("Our name is {name}({})", config.nickname));
+    tracing::info!("weave {}", crate::VERSION);
+    tracing::info!("Our name is {name}({})", config.nickname);
     let store = PeerState::open(&config.state_dir, name)?;
     let prepared = tokio::select! {
         prepared = prepare(&config, name, &store, import, clock, notifier) => prepared,
@@ -240,7 +240,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     } else {
         "Launch detected - using supplied peer list"
     };
-    log::info(format_args!("{what}: [{}]", peers.join(" ")));
+    tracing::info!("{what}: [{}]", peers.join(" "));
     // Targets that are down or do not resolve are tried again; they never stop a launch.
     for error in core.node.connect(&peers, true, clock.now()) {
         tracing::warn!("{error}");
@@ -295,7 +295,7 @@ async fn prepare(
     let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
-    let mut rng = ChaCha12Rng::from_seed(entropy()?);
+    let mut rng = ChaCha12Rng::from_seed(random_seed()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
     let (ipam, allocation) = load_allocation(config, name, uid, takeover.import())?.unzip();
@@ -457,9 +457,8 @@ async fn listen_for_requests(config: &Config) -> Result<Vec<Listener>, StartErro
     Ok(listeners)
 }
 
-/// A seed from the kernel.
-fn entropy() -> Result<[u8; 32], StartError> {
+fn random_seed() -> Result<[u8; 32], StartError> {
     let mut seed = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| io::Read::read_exact(&mut f, &mut seed));
-    read.map(|()| seed).map_err(system("read /dev/urandom"))
+    getrandom::fill(&mut seed).map_err(|e| system("get random bytes from the kernel")(e.into()))?;
+    Ok(seed)
 }

@@ -1,43 +1,52 @@
-//! Log lines on stderr, or in a file of bounded size, in the form of 2.8.1: `INFO: 2026/11/20 08:51:42.126037 message`, times in UTC.
-//!
-//! A `tracing` subscriber of its own: one line per event, no spans. What a general one costs in size and memory is
-//! worth more here than what it can do.
+//! Log lines on stderr, or in a file of bounded size, in the format of 2.8.1: `INFO: 2026/11/20 08:51:42.126037 message`, times in
+//! UTC. The fields of an event and of the spans around it follow the message as `name=value`.
 
-use std::fmt::{Display, Write as _};
-use std::io::Write as _;
-use std::sync::OnceLock;
+use std::fmt::{self, Display, Write as _};
+use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
 use weave_api::Timestamp;
 use weave_types::{Instant, TokenBucket};
 
+use super::log_file;
 use crate::config::{LogFile, LogLevel};
-use crate::telemetry::log_file;
 
 /// Characters of a message that are shown.
 const MAX_LINE: usize = 4096;
 
-static LEVEL: OnceLock<LogLevel> = OnceLock::new();
-
-/// Sends everything of at least `level` to stderr from now on. Only the first call counts.
+/// Starts to write all events of weave's crates of at least this level. Only the first call has an effect.
 pub fn init(level: LogLevel) {
-    if LEVEL.set(level).is_ok() {
-        let _ = tracing::subscriber::set_global_default(Lines { level });
-    }
+    let _ = tracing::subscriber::set_global_default(subscriber(level, || Output));
 }
 
-/// Sends all lines to `file` from now on, and what libraries write to stderr as well. Only the first call counts.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn to_file(file: &LogFile) -> std::io::Result<()> {
+fn subscriber<W>(level: LogLevel, writer: W) -> impl Subscriber
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warning => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let lines = tracing_subscriber::fmt::layer().event_format(LineFormat).with_writer(writer);
+    tracing_subscriber::registry().with(lines).with(Targets::new().with_target("weave", level))
+}
+
+/// Redirects all lines to `file`, and stderr and stdout of this process as well. Only the first call has an effect.
+pub fn to_file(file: &LogFile) -> io::Result<()> {
     log_file::begin(file)
 }
 
-/// An INFO line.
+/// For callers that have no `tracing` of their own.
 pub fn info(message: impl Display) {
     tracing::info!("{message}");
 }
@@ -45,74 +54,73 @@ pub fn info(message: impl Display) {
 /// The first line: `Command line options: map[key:value ...]`.
 pub fn options_line(options: &[(String, String)]) {
     let options: Vec<_> = options.iter().map(|(k, v)| format!("{k}:{v}")).collect();
-    info(format_args!("Command line options: map[{}]", options.join(" ")));
+    tracing::info!("Command line options: map[{}]", options.join(" "));
 }
 
-/// What a daemon that cannot go on says last.
+/// The last line of a daemon that cannot go on.
 pub fn fatal_line(error: impl Display) -> String {
     format_line("FATA", &error.to_string())
 }
 
-/// Writes a line, whatever the level.
+/// Writes a line without regard to the log level.
 pub fn line(level: &str, message: &str) {
-    write_out(&(format_line(level, message) + "\n"));
+    write_out((format_line(level, message) + "\n").as_bytes());
 }
 
 fn format_line(level: &str, message: &str) -> String {
     let now = Timestamp::from_unix(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
-    // A line stays a line, whatever a peer puts into its nickname.
+    // The nickname of a peer, for example, may contain a line break.
     let clean = message.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c });
     let clean: String = clean.take(MAX_LINE).collect();
     let more = if message.chars().nth(MAX_LINE).is_some() { " ..." } else { "" };
     format!("{level}: {}.{:06} {clean}{more}", now.slashes(), now.subsec_nanos() / 1000)
 }
 
-/// In one write, so that lines of several processes do not mix. A full disk must not stop the network.
-fn write_out(text: &str) {
+/// Uses one write per line, so that lines of several processes do not mix. A full disk must not stop the network, so errors
+/// are ignored.
+fn write_out(text: &[u8]) {
     if !log_file::write(text) {
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        let _ = io::stderr().lock().write_all(text);
     }
 }
 
-struct Lines {
-    level: LogLevel,
-}
+struct Output;
 
-fn word(level: Level) -> (LogLevel, &'static str) {
-    match level {
-        Level::ERROR => (LogLevel::Error, "ERRO"),
-        Level::WARN => (LogLevel::Warning, "WARN"),
-        Level::INFO => (LogLevel::Info, "INFO"),
-        _ => (LogLevel::Debug, "DEBU"),
+impl io::Write for Output {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        write_out(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Per packet is TRACE, and nobody reads that here.
-        *metadata.level() <= Level::DEBUG
-            && metadata.target().starts_with("weave")
-            && word(*metadata.level()).0 <= self.level
-    }
+struct LineFormat;
 
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut text = Text::default();
+impl<S, N> FormatEvent<S, N> for LineFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = EventText::default();
         event.record(&mut text);
+        for span in ctx.event_scope().into_iter().flatten() {
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>().filter(|f| !f.is_empty()) {
+                write!(text.fields, " {fields}")?;
+            }
+        }
+        let level = match *event.metadata().level() {
+            Level::ERROR => "ERRO",
+            Level::WARN => "WARN",
+            Level::INFO => "INFO",
+            _ => "DEBU",
+        };
         let message = text.message + &text.fields;
-        line(word(*event.metadata().level()).1, message.trim_start());
+        writeln!(to, "{}", format_line(level, message.trim_start()))
     }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
 }
 
 /// Limits the lines that other hosts can cause.
@@ -143,12 +151,12 @@ impl Default for Limiter {
 }
 
 #[derive(Default)]
-struct Text {
+struct EventText {
     message: String,
     fields: String,
 }
 
-impl Visit for Text {
+impl Visit for EventText {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
@@ -169,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn form() {
+    fn lines_have_the_format_of_the_original() {
         let line = fatal_line("two\nlines");
         let (level, rest) = line.split_once(": ").unwrap();
         assert_eq!(level, "FATA");
@@ -178,6 +186,24 @@ mod tests {
         assert_eq!(shape, "0000/00/00 00:00:00.000000");
         let long = fatal_line("ä".repeat(1 << 20));
         assert!(long.chars().count() < MAX_LINE + 100 && long.ends_with("ä ..."));
+    }
+
+    #[test]
+    fn fields_of_events_and_spans_follow_the_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let subscriber = subscriber(LogLevel::Info, std::fs::File::create(&path).unwrap());
+        tracing::subscriber::with_default(subscriber, || {
+            let _outer = tracing::info_span!("connection", peer = "h2", address = %"10.0.0.2:6783").entered();
+            let _inner = tracing::debug_span!("filtered", detail = 7).entered();
+            tracing::warn!(frames = 3, "left out");
+            tracing::debug!("below the level");
+            tracing::error!(target: "other", "of another crate");
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("WARN: ") && text.ends_with('\n'), "{text:?}");
+        let message = &text[text.match_indices(' ').nth(2).unwrap().0..];
+        assert_eq!(message, " left out frames=3 peer=\"h2\" address=10.0.0.2:6783\n");
     }
 
     #[test]

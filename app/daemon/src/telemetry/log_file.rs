@@ -12,7 +12,7 @@ use crate::config::LogFile;
 
 static WRITER: OnceLock<Mutex<Writer>> = OnceLock::new();
 
-pub(crate) fn begin(to: &LogFile) -> io::Result<()> {
+pub(super) fn begin(to: &LogFile) -> io::Result<()> {
     let writer = Writer::open(to)?;
     if WRITER.get().is_none() {
         writer.take_stderr();
@@ -22,13 +22,13 @@ pub(crate) fn begin(to: &LogFile) -> io::Result<()> {
 }
 
 /// `false`: there is no log file. A full disk must not stop the network, so that is all that can go wrong.
-pub(crate) fn write(text: &str) -> bool {
+pub(super) fn write(line: &[u8]) -> bool {
     let Some(writer) = WRITER.get() else { return false };
     let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-    if writer.prepare(text.len() as u64) {
+    if writer.prepare(line.len() as u64) {
         writer.take_stderr();
     }
-    let _ = writer.file.write_all(text.as_bytes());
+    let _ = writer.file.write_all(line);
     true
 }
 
