@@ -98,7 +98,6 @@ impl Nonces {
 }
 
 /// Encrypts the messages of one direction in order.
-#[derive(Clone)]
 pub struct Sealer {
     key: [u8; 32],
     nonces: Nonces,
@@ -130,7 +129,6 @@ impl fmt::Debug for Sealer {
 }
 
 /// Decrypts the messages of one direction in order.
-#[derive(Clone)]
 pub struct Opener {
     key: [u8; 32],
     nonces: Nonces,

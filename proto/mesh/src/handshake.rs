@@ -17,7 +17,7 @@ use weave_gob::{DecodeError, Decoder, Encoder, FieldError, Limits, StreamDecoder
 
 use crate::crypto::{self, Opener, Sealer, Secret, WeakKey};
 use crate::features::REQUIRED;
-use crate::wire::{FrameBuffer, FrameReader, FrameWriter, SessionError, session_limits};
+use crate::wire::{FrameBuffer, FrameReader, FrameWriter, SessionError};
 
 /// Highest supported protocol version.
 pub const MAX_PROTOCOL: u8 = 2;
@@ -95,10 +95,7 @@ enum Stage {
     /// Protocol 2: waits for the encryption flag, then for the key.
     Key(Vec<u8>),
     /// Protocol 2: waits for the first frame.
-    Frame {
-        key: Option<Keys>,
-        frames: FrameBuffer,
-    },
+    Frame(Box<Session>),
     /// Protocol 1: waits for the first value.
     Value(StreamDecoder),
     Finished,
@@ -134,7 +131,9 @@ impl Handshake {
         match std::mem::replace(&mut self.stage, Stage::Finished) {
             Stage::Header(header) => HandshakeError::IncompleteHeader(header),
             Stage::Key(bytes) => HandshakeError::eof(bytes.len() > 1),
-            Stage::Frame { frames, .. } => HandshakeError::eof(frames.is_mid_frame()),
+            Stage::Frame(session) => HandshakeError::eof(
+                matches!(&session.reader, FrameReader::V2(frames) if frames.is_mid_frame()),
+            ),
             Stage::Value(stream) => HandshakeError::eof(!stream.is_complete()),
             Stage::Finished => HandshakeError::Finished,
         }
@@ -173,8 +172,8 @@ impl Handshake {
                         (flag, _) => return Err(HandshakeError::BadEncryptionFlag(flag)),
                     }
                 }
-                Stage::Frame { frames, .. } => {
-                    frames.push(std::mem::take(&mut bytes));
+                Stage::Frame(session) => {
+                    session.push(std::mem::take(&mut bytes));
                     return self.read_features_frame();
                 }
                 Stage::Value(stream) => {
@@ -215,72 +214,74 @@ impl Handshake {
         Ok(())
     }
 
-    fn keys(&self, remote_public: &[u8; 32], password: &Secret) -> Result<Keys, HandshakeError> {
-        let key = crypto::session_key(&self.private.0, remote_public, password)?;
+    /// A session that encrypts if both sides have a password.
+    fn session(
+        &self,
+        version: u8,
+        remote_public: Option<[u8; 32]>,
+        reader: FrameReader,
+    ) -> Result<Session, HandshakeError> {
+        let session_key = match (remote_public, &self.config.password) {
+            (Some(public), Some(password)) => Some(crypto::session_key(&self.private.0, &public, password)?),
+            _ => None,
+        };
         let outbound = self.config.outbound;
-        Ok(Keys { key, sealer: Sealer::new(key, outbound), opener: Opener::new(key, outbound) })
+        Ok(Session {
+            version,
+            remote_features: BTreeMap::new(),
+            session_key,
+            writer: FrameWriter { version, sealer: session_key.map(|key| Sealer::new(key, outbound)) },
+            reader,
+            opener: session_key.map(|key| Opener::new(key, outbound)),
+            failed: None,
+        })
     }
 
     /// Protocol 2: derives the keys and writes our features.
     fn on_key_exchange(&mut self, remote_public: Option<[u8; 32]>) -> Result<(), HandshakeError> {
-        let mut key = match (remote_public, &self.config.password) {
-            (Some(remote_public), Some(password)) => Some(self.keys(&remote_public, password)?),
-            _ => None,
-        };
-        let mut writer = FrameWriter { version: 2, sealer: key.as_mut().map(|key| key.sealer.clone()) };
-        let frame = writer.frame(&encode_features(&self.config.features)).map_err(HandshakeError::Session)?;
-        if let (Some(key), Some(sealer)) = (&mut key, writer.sealer) {
-            key.sealer = sealer;
-        }
+        let reader = FrameReader::V2(FrameBuffer::new(MAX_FEATURES));
+        let mut session = self.session(2, remote_public, reader)?;
+        let frame = session.seal(&encode_features(&self.config.features)).map_err(HandshakeError::Session)?;
         self.output.extend(frame);
-        self.stage = Stage::Frame { key, frames: FrameBuffer::new(MAX_FEATURES) };
+        self.stage = Stage::Frame(Box::new(session));
         Ok(())
     }
 
     /// Protocol 2: reads the features of the remote.
     fn read_features_frame(&mut self) -> Result<Progress, HandshakeError> {
-        let Stage::Frame { key, frames } = &mut self.stage else { return Err(HandshakeError::Finished) };
-        let opened;
-        let content = match (frames.next().map_err(HandshakeError::Session)?, key) {
-            (None, _) => return Ok(Progress::Exchange),
-            (Some(content), None) => content,
-            (Some(content), Some(key)) => {
-                opened = key
-                    .opener
-                    .open(content)
-                    .map_err(|_| HandshakeError::Session(SessionError::CannotDecrypt))?;
-                &opened
-            }
-        };
-        let value = Decoder::with_limits(content, feature_limits()).next()?;
-        let features = decode_features(&value.ok_or(DecodeError::UnexpectedEof)?)?;
-        let Stage::Frame { key, mut frames } = std::mem::replace(&mut self.stage, Stage::Finished) else {
+        let Stage::Frame(mut session) = std::mem::replace(&mut self.stage, Stage::Finished) else {
             return Err(HandshakeError::Finished);
         };
-        frames.set_limit(crate::wire::MAX_FRAME);
-        Ok(Progress::Done(Box::new(Session::new(2, features, key, FrameReader::V2(frames)))))
+        let Some(content) = session.next().map_err(HandshakeError::Session)? else {
+            self.stage = Stage::Frame(session);
+            return Ok(Progress::Exchange);
+        };
+        let value = Decoder::with_limits(&content, feature_limits()).next()?;
+        session.remote_features = decode_features(&value.ok_or(DecodeError::UnexpectedEof)?)?;
+        session.reader.allow_long_messages();
+        Ok(Progress::Done(session))
     }
 
     /// Protocol 1: reads the features of the remote.
     fn read_features_value(&mut self) -> Result<Progress, HandshakeError> {
-        let Stage::Value(stream) = &mut self.stage else { return Err(HandshakeError::Finished) };
-        let Some(value) = stream.next()? else { return Ok(Progress::Exchange) };
-        let mut features = decode_features(&value)?;
-        let key = match (features.remove(PUBLIC_KEY), &self.config.password) {
-            (None, None) => None,
-            (None, Some(_)) => return Err(HandshakeError::RemoteHasNoPassword),
-            (Some(_), None) => return Err(HandshakeError::RemoteHasPassword),
-            (Some(text), Some(password)) => {
-                let public = from_hex(&text).ok_or(HandshakeError::BadPublicKey)?;
-                Some(self.keys(&public, password)?)
-            }
-        };
-        let features = protocol_1_features(&features);
         let Stage::Value(mut stream) = std::mem::replace(&mut self.stage, Stage::Finished) else {
             return Err(HandshakeError::Finished);
         };
-        stream.set_limits(session_limits());
-        Ok(Progress::Done(Box::new(Session::new(1, features, key, FrameReader::V1(stream)))))
+        let Some(value) = stream.next()? else {
+            self.stage = Stage::Value(stream);
+            return Ok(Progress::Exchange);
+        };
+        let mut features = decode_features(&value)?;
+        let public = match (features.remove(PUBLIC_KEY), &self.config.password) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(HandshakeError::RemoteHasNoPassword),
+            (Some(_), None) => return Err(HandshakeError::RemoteHasPassword),
+            (Some(text), Some(_)) => Some(from_hex(&text).ok_or(HandshakeError::BadPublicKey)?),
+        };
+        let mut session = self.session(1, public, FrameReader::V1(stream))?;
+        session.remote_features = protocol_1_features(&features);
+        session.reader.allow_long_messages();
+        Ok(Progress::Done(Box::new(session)))
     }
 }
 
@@ -341,20 +342,6 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(key)
 }
 
-/// Key, sealer and opener of a session with a password.
-#[derive(Clone)]
-struct Keys {
-    key: [u8; 32],
-    sealer: Sealer,
-    opener: Opener,
-}
-
-impl fmt::Debug for Keys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keys").finish_non_exhaustive()
-    }
-}
-
 /// An authenticated connection: makes frames of outgoing messages and messages of incoming bytes.
 pub struct Session {
     /// Protocol version in use.
@@ -372,20 +359,6 @@ pub struct Session {
 }
 
 impl Session {
-    fn new(
-        version: u8,
-        remote_features: BTreeMap<String, String>,
-        keys: Option<Keys>,
-        reader: FrameReader,
-    ) -> Session {
-        let (session_key, sealer, opener) = match keys {
-            None => (None, None, None),
-            Some(Keys { key, sealer, opener }) => (Some(key), Some(sealer), Some(opener)),
-        };
-        let writer = FrameWriter { version, sealer };
-        Session { version, remote_features, session_key, writer, reader, opener, failed: None }
-    }
-
     /// Makes a frame of a message. Frames must be written in the order in which they were made.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ impl FrameBuffer {
         FrameBuffer { buffer: Vec::new(), consumed: 0, limit }
     }
 
-    pub(crate) fn set_limit(&mut self, limit: usize) {
+    fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }
 
@@ -194,6 +194,14 @@ impl FrameReader {
         }
     }
 
+    /// Applies the limits for messages after the handshake.
+    pub(crate) fn allow_long_messages(&mut self) {
+        match self {
+            FrameReader::V1(stream) => stream.set_limits(session_limits()),
+            FrameReader::V2(frames) => frames.set_limit(MAX_FRAME),
+        }
+    }
+
     /// The next message, decrypted if there is an `opener`.
     pub(crate) fn next(&mut self, opener: Option<&mut Opener>) -> Result<Option<Vec<u8>>, SessionError> {
         let owned;
@@ -219,6 +227,6 @@ impl FrameReader {
 }
 
 /// Limits of a protocol 1 stream after the handshake: messages of [`MAX_FRAME`] and a few bytes that gob adds.
-pub(crate) fn session_limits() -> Limits {
+fn session_limits() -> Limits {
     Limits { max_message: MAX_FRAME + 16, max_types: 16, ..Limits::default() }
 }
