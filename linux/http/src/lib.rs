@@ -1,0 +1,240 @@
+//! An HTTP/1.1 client over unix sockets, TCP and TLS: for the daemon's control API and for container engines.
+//!
+//! * [`Client::send`] gives an answer whose body can be read as a stream (events of an engine);
+//! * [`Client::exchange`] reads the whole body, with a limit on time and size;
+//! * [`Client::exchange_blocking`] does the same for callers without an async runtime.
+//!
+//! A client keeps one idle connection and uses it again. Requests are not retried.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod connect;
+mod tls;
+
+use std::fmt::Write;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper_util::rt::TokioIo;
+
+pub use connect::Endpoint;
+pub use tls::{Tls, TlsError};
+
+/// Largest status line with headers.
+const MAX_HEAD: usize = 64 << 10;
+/// Largest body unless [`Client::with_max_body`] says otherwise.
+const DEFAULT_MAX_BODY: usize = 8 << 20;
+
+/// A request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request<'a> {
+    /// `GET`, `POST`, ...
+    pub method: &'a str,
+    /// Path and query, percent-encoded (see [`encode`]).
+    pub path: &'a str,
+    /// Further headers, besides `Host`, `Content-Type` and `Content-Length`.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// Media type and bytes of the body.
+    pub body: Option<(&'a str, &'a [u8])>,
+}
+
+/// A complete answer, whatever its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status.
+    pub status: u16,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no complete answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection could be made.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// The certificates of one side do not satisfy the other.
+    #[error("no TLS session: {0}")]
+    Tls(io::Error),
+    /// The connection broke.
+    #[error("connection lost: {0}")]
+    Io(io::Error),
+    /// There was no complete answer in time.
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// The answer is not HTTP.
+    #[error("unreadable answer: {0}")]
+    Malformed(String),
+    /// The body is larger than allowed.
+    #[error("answer too large: more than {0} bytes")]
+    TooLarge(usize),
+    /// The caller's method, path or header cannot be sent.
+    #[error("invalid request: {0}")]
+    Request(#[from] hyper::http::Error),
+}
+
+impl From<hyper::Error> for Error {
+    fn from(error: hyper::Error) -> Error {
+        if error.is_parse() || error.is_incomplete_message() {
+            return Error::Malformed(error.to_string());
+        }
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            if let Some(cause) = cause.downcast_ref::<io::Error>() {
+                return match cause.kind() {
+                    io::ErrorKind::UnexpectedEof
+                    | io::ErrorKind::InvalidData
+                    | io::ErrorKind::InvalidInput => Error::Malformed(cause.to_string()),
+                    kind => Error::Io(io::Error::new(kind, cause.to_string())),
+                };
+            }
+            source = cause.source();
+        }
+        Error::Malformed(error.to_string())
+    }
+}
+
+/// A server, and the limits of exchanges with it.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    timeout: Option<Duration>,
+    max_body: usize,
+    idle: Arc<Mutex<Option<SendRequest<Full<Bytes>>>>>,
+}
+
+impl Client {
+    /// No connection is made before the first request.
+    pub fn new(endpoint: Endpoint) -> Client {
+        Client { endpoint, timeout: None, max_body: DEFAULT_MAX_BODY, idle: Arc::default() }
+    }
+
+    /// Limits the time of a whole exchange, connecting included. Without it, only connecting is limited, to three seconds.
+    pub fn with_timeout(self, timeout: Duration) -> Client {
+        Client { timeout: Some(timeout), ..self }
+    }
+
+    /// Limits the size of a body, in bytes; 8 MiB by default.
+    pub fn with_max_body(self, max_body: usize) -> Client {
+        Client { max_body, ..self }
+    }
+
+    /// Where the server listens.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Sends a request and returns the answer when its head has arrived. The body is a stream without limits on its time or
+    /// size; while it is read, further requests use connections of their own.
+    ///
+    /// # Errors
+    /// There is no answer; see [`Error`].
+    pub async fn send(&self, request: Request<'_>) -> Result<hyper::Response<Incoming>, Error> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut sender = match idle.filter(SendRequest::is_ready) {
+            Some(sender) => sender,
+            None => self.connect(None).await?,
+        };
+        let response = sender.send_request(self.build(request)?).await?;
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        Ok(response)
+    }
+
+    /// Sends a request and reads the whole answer.
+    ///
+    /// # Errors
+    /// There is no complete answer; see [`Error`].
+    pub async fn exchange(&self, request: Request<'_>) -> Result<Response, Error> {
+        self.within_timeout(async { self.complete(self.send(request).await?).await }).await
+    }
+
+    /// [`Client::exchange`] for a caller that may block, from any thread. With `fd`, the server receives a duplicate of this
+    /// file descriptor with the request; only a unix socket carries it.
+    ///
+    /// # Errors
+    /// There is no complete answer; see [`Error`].
+    pub fn exchange_blocking(&self, request: Request<'_>, fd: Option<&OwnedFd>) -> Result<Response, Error> {
+        let exchange = async {
+            let mut sender = self.connect(fd).await?;
+            self.complete(sender.send_request(self.build(request)?).await?).await
+        };
+        // The thread of an async runtime must not block on another runtime, so that one runs on a thread of its own.
+        std::thread::scope(|scope| {
+            let run = || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map_err(Error::Io)?.block_on(self.within_timeout(exchange))
+            };
+            match tokio::runtime::Handle::try_current() {
+                Err(_) => run(),
+                Ok(_) => scope
+                    .spawn(run)
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::Io(io::Error::other("the exchange panicked")))),
+            }
+        })
+    }
+
+    async fn within_timeout<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match self.timeout {
+            None => work.await,
+            Some(timeout) => {
+                tokio::time::timeout(timeout, work).await.unwrap_or(Err(Error::Timeout(timeout)))
+            }
+        }
+    }
+
+    async fn connect(&self, fd: Option<&OwnedFd>) -> Result<SendRequest<Full<Bytes>>, Error> {
+        let stream = connect::connect(&self.endpoint, fd.map(AsFd::as_fd)).await?;
+        let mut builder = hyper::client::conn::http1::Builder::new();
+        let (sender, connection) = builder.max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
+        // Errors are reported to the sender as well.
+        tokio::spawn(connection);
+        Ok(sender)
+    }
+
+    fn build(&self, request: Request<'_>) -> Result<hyper::Request<Full<Bytes>>, Error> {
+        let mut builder = hyper::Request::builder().method(request.method).uri(request.path);
+        builder = builder.header(HOST, self.endpoint.host());
+        for (name, value) in request.headers {
+            builder = builder.header(*name, *value);
+        }
+        let body = match request.body {
+            Some((media_type, bytes)) => {
+                builder = builder.header(CONTENT_TYPE, media_type);
+                Bytes::copy_from_slice(bytes)
+            }
+            None => Bytes::new(),
+        };
+        Ok(builder.body(Full::new(body))?)
+    }
+
+    async fn complete(&self, response: hyper::Response<Incoming>) -> Result<Response, Error> {
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), self.max_body).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => Error::from(*error),
+            Err(_) => Error::TooLarge(self.max_body),
+        })?;
+        Ok(Response { status, body: body.to_bytes().into() })
+    }
+}
+
+/// Percent-encodes everything but unreserved characters (RFC 3986 2.3).
+pub fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}

@@ -1,0 +1,96 @@
+//! TLS with the certificates that `DOCKER_CERT_PATH` holds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+
+use crate::Error;
+
+/// The certificate authority that a server is checked against, and the client's certificate.
+#[derive(Clone)]
+pub struct Tls {
+    directory: PathBuf,
+    config: Arc<ClientConfig>,
+}
+
+/// Why certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing or is not PEM.
+    #[error("cannot read {path:?}: {source}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// A certificate or key is not acceptable.
+    #[error("certificates in {directory:?} cannot be used: {source}")]
+    Certificates {
+        /// Where they are.
+        directory: PathBuf,
+        /// What is wrong with them.
+        source: rustls::Error,
+    },
+}
+
+impl Tls {
+    /// Reads `ca.pem`, `cert.pem` and `key.pem` of a directory, as Docker's client does.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn from_directory(directory: &Path) -> Result<Tls, TlsError> {
+        let path = |name: &str| directory.join(name);
+        let certificates = |name: &str| -> Result<Vec<CertificateDer<'static>>, TlsError> {
+            let pem = |source| TlsError::Pem { path: path(name), source };
+            CertificateDer::pem_file_iter(path(name)).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)
+        };
+        let unusable = |source| TlsError::Certificates { directory: directory.to_owned(), source };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("ca.pem")? {
+            roots.add(certificate).map_err(unusable)?;
+        }
+        let key = PrivateKeyDer::from_pem_file(path("key.pem"))
+            .map_err(|source| TlsError::Pem { path: path("key.pem"), source })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(certificates("cert.pem")?, key)
+            .map_err(unusable)?;
+        Ok(Tls { directory: directory.to_owned(), config: Arc::new(config) })
+    }
+
+    pub(crate) async fn connect(
+        &self,
+        address: &str,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, Error> {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+            .map_err(|error| Error::Tls(std::io::Error::other(error)))?;
+        TlsConnector::from(self.config.clone()).connect(name, stream).await.map_err(Error::Tls)
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Tls) -> bool {
+        self.directory == other.directory
+    }
+}
+
+impl Eq for Tls {}
