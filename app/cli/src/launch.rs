@@ -232,9 +232,9 @@ fn refuse_second(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<(), 
     // One of ours that Docker is about to start again.
     if let Some(docker) = docker::local(env) {
         let name = docker::container_name(options::named("weave", parsed, env), env);
-        if let Some(there) = docker.service(&name)?
+        if let Some(there) = docker.inspect(&name)?
             && docker::is_peer(&there)
-            && !docker::is_original(&there)
+            && !there.is_legacy_daemon()
             && let Some(refusal) = docker::refusal(&name, &there)
         {
             return Err(refusal);

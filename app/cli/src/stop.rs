@@ -408,7 +408,7 @@ impl Peer<'_> {
     fn stopped_container(&self) -> Result<bool, Failure> {
         let Some(docker) = &self.docker else { return Ok(false) };
         let name = docker::container_name(options::named("weave", self.parsed, self.env), self.env);
-        Ok(docker.service(&name)?.is_some_and(|s| docker::is_peer(&s) && s.state != "running"))
+        Ok(docker.inspect(&name)?.is_some_and(|s| docker::is_peer(&s) && s.state != "running"))
     }
 }
 

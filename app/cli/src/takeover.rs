@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use weave_daemon::PeerState;
 use weave_daemon::legacy_database;
 use weave_host::BridgeKind;
-use weave_runtime::{Docker, OriginalContainer, OriginalProcess, original_processes};
+use weave_runtime::{ContainerInfo, Docker, LegacyProcess, legacy_processes};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
@@ -28,17 +28,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Original {
     docker: Docker,
     /// Daemons that run.
-    processes: Vec<OriginalProcess>,
+    processes: Vec<LegacyProcess>,
     /// Their containers, and the one that has ended but would be started again.
-    containers: Vec<OriginalContainer>,
+    containers: Vec<ContainerInfo>,
 }
 
 impl Original {
     /// Looks for it. A Docker that does not answer hides containers that have ended, not daemons that run.
     pub(crate) fn find(parsed: &Parsed, env: &dyn Env) -> Result<Original, Failure> {
         let api = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
-        let docker = Docker::at(api.as_deref()).with_patience(PATIENCE);
-        let processes = original_processes()?;
+        let docker = Docker::at(api.as_deref()).with_timeout(PATIENCE);
+        let processes = legacy_processes()?;
         let mut names: Vec<String> = processes.iter().filter_map(|p| p.container.clone()).collect();
         if parsed.text("docker-api") != Some("") {
             names.push(options::original_container(env));
@@ -49,7 +49,7 @@ impl Original {
 
     /// Whether a daemon of it runs.
     pub(crate) fn runs(&self) -> bool {
-        !self.processes.is_empty() || self.containers.iter().any(|c| c.running)
+        !self.processes.is_empty() || self.containers.iter().any(|c| c.is_running())
     }
 
     /// One line that says what is in the way and what to do.
@@ -57,7 +57,7 @@ impl Original {
         if self.in_kubernetes() {
             return self.kubernetes();
         }
-        let by_hand = match self.containers.iter().find(|c| c.running) {
+        let by_hand = match self.containers.iter().find(|c| c.is_running()) {
             Some(container) => format!("'docker stop {}'", container.name),
             None => self.processes.iter().map(|p| format!("'kill {}'", p.pid)).collect::<Vec<_>>().join(", "),
         };
@@ -106,7 +106,7 @@ impl Original {
 
     /// Keeps Docker from starting a container that has ended already: at the next boot there would be two.
     pub(crate) fn retire(&self) {
-        for container in self.containers.iter().filter(|c| !c.running && comes_back(c)) {
+        for container in self.containers.iter().filter(|c| !c.is_running() && comes_back(c)) {
             match self.docker.set_restart_policy(&container.id, "no") {
                 Ok(()) => notice(format_args!(
                     "container {} of the original Weave Net will not be started by Docker any more (its restart policy \
@@ -125,31 +125,33 @@ impl Original {
 impl fmt::Display for Original {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let containers =
-            self.containers.iter().filter(|c| c.running).map(|c| format!("container {}", c.name));
+            self.containers.iter().filter(|c| c.is_running()).map(|c| format!("container {}", c.name));
         let processes = self.processes.iter().map(|p| format!("process {}", p.pid));
         f.write_str(&containers.chain(processes).collect::<Vec<_>>().join(", "))
     }
 }
 
 /// Docker starts it when it is started itself. One that was stopped by hand stays so only with another policy than this.
-fn comes_back(container: &OriginalContainer) -> bool {
+fn comes_back(container: &ContainerInfo) -> bool {
     container.restart_policy == "always"
 }
 
-fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<OriginalContainer>) {
+fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<ContainerInfo>) {
     // What DOCKER_HOST names may be the proxy that is part of 2.8.1.
-    let usual = Docker::at(None).with_patience(PATIENCE);
-    let mut containers: Vec<OriginalContainer> = Vec::new();
+    let usual = Docker::at(None).with_timeout(PATIENCE);
+    let mut containers: Vec<ContainerInfo> = Vec::new();
     let mut answering = docker;
     for name in names {
-        let mut found = answering.original(name);
+        let mut found = answering.inspect(name);
         if found.is_err() {
-            found = usual.original(name);
+            found = usual.inspect(name);
             if found.is_ok() {
                 answering = usual.clone();
             }
         }
+        // The same name may be that of a container of ours.
         if let Ok(Some(container)) = found
+            && container.is_legacy_daemon()
             && !containers.iter().any(|c| c.id == container.id)
         {
             containers.push(container);
@@ -162,17 +164,13 @@ fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<OriginalContainer>) {
 #[derive(Debug)]
 pub(crate) struct Stopped {
     docker: Docker,
-    containers: Vec<OriginalContainer>,
+    containers: Vec<ContainerInfo>,
     bare: Vec<u32>,
 }
 
 impl Stopped {
-    fn all(
-        &mut self,
-        processes: &[OriginalProcess],
-        containers: &[OriginalContainer],
-    ) -> Result<(), Failure> {
-        for container in containers.iter().filter(|c| c.running) {
+    fn all(&mut self, processes: &[LegacyProcess], containers: &[ContainerInfo]) -> Result<(), Failure> {
+        for container in containers.iter().filter(|c| c.is_running()) {
             self.containers.push(container.clone());
             self.docker.set_restart_policy(&container.id, "no")?;
             self.docker.stop(&container.id, GRACE)?;
@@ -271,15 +269,16 @@ mod tests {
             docker: Docker::at(Some("unix:///nonexistent")),
             processes: processes
                 .iter()
-                .map(|&(pid, kubernetes)| OriginalProcess { pid, container: None, kubernetes })
+                .map(|&(pid, kubernetes)| LegacyProcess { pid, container: None, kubernetes })
                 .collect(),
             containers: containers
                 .iter()
-                .map(|&(name, running, policy)| OriginalContainer {
+                .map(|&(name, running, policy)| ContainerInfo {
                     id: name.repeat(3),
                     name: name.into(),
-                    running,
+                    pid: running.then_some(1),
                     restart_policy: policy.into(),
+                    ..ContainerInfo::default()
                 })
                 .collect(),
         }

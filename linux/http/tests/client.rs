@@ -1,4 +1,5 @@
 //! The client against servers that answer well, badly, slowly or not at all.
+#![expect(clippy::unwrap_used, reason = "the lint spares tests, but not their helper functions")]
 
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

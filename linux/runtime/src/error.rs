@@ -1,5 +1,3 @@
-use crate::HttpError;
-
 /// Why a container could not be found or may not be attached. The texts are 2.8.1's where it has one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -38,7 +36,7 @@ pub enum Error {
         /// Where Docker was looked for.
         endpoint: String,
         /// What went wrong.
-        source: HttpError,
+        source: weave_http::Error,
     },
     /// What runs on this host cannot be seen.
     #[error("{0}")]

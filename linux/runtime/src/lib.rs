@@ -14,16 +14,12 @@
 #![warn(missing_docs)]
 
 mod docker;
-mod engine;
 mod error;
 pub mod etc_hosts;
-mod http;
-mod original;
+mod legacy;
 mod reference;
 
-pub use docker::{ContainerInfo, Docker};
-pub use engine::{Info, Network, Service};
+pub use docker::{ContainerInfo, Docker, EngineInfo, Network};
 pub use error::Error;
-pub use http::HttpError;
-pub use original::{OriginalContainer, OriginalProcess, original_processes};
+pub use legacy::{LegacyProcess, legacy_processes};
 pub use reference::{Kind, Reference, Target, resolve};

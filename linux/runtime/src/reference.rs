@@ -71,7 +71,7 @@ pub enum Kind {
     /// A process.
     Pid,
     /// A Docker container.
-    Docker(ContainerInfo),
+    Docker(Box<ContainerInfo>),
 }
 
 /// A container that was found, and can be attached.
@@ -134,7 +134,13 @@ fn by_docker(name: &str, docker: &Docker, host: weave_host::NamespaceId) -> Resu
     if docker.inspect(&info.id)?.and_then(|i| i.pid) != Some(pid) {
         return Err(Error::Died(name.to_owned()));
     }
-    Ok(Target { id: info.id.clone(), pid: Some(pid), ns, naming: pid.to_string(), kind: Kind::Docker(info) })
+    Ok(Target {
+        id: info.id.clone(),
+        pid: Some(pid),
+        ns,
+        naming: pid.to_string(),
+        kind: Kind::Docker(Box::new(info)),
+    })
 }
 
 /// The name itself if it fits and cannot be taken for a process number, else the beginning of its hash.

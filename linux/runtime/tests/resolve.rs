@@ -89,7 +89,7 @@ impl FakeDocker {
             }
         });
         let docker = Docker::at(Some(&format!("unix://{}", path.display())));
-        FakeDocker { _dir: dir, docker: docker.with_patience(Duration::from_secs(10)), asked }
+        FakeDocker { _dir: dir, docker: docker.with_timeout(Duration::from_secs(10)), asked }
     }
 }
 
@@ -198,7 +198,7 @@ fn what_docker_may_say_instead() {
         assert_eq!(error("web", &fake.docker), text);
     }
     for (status, body, text) in
-        [(500, r#"{"message":"on fire"}"#, "on fire"), (503, "", "status 503"), (200, "[", "unknown")]
+        [(500, r#"{"message":"on fire"}"#, "on fire"), (503, "", "status 503"), (200, "[", "cannot be read")]
     {
         let fake = FakeDocker::saying(vec![(status, body.into())]);
         let error = error("web", &fake.docker);

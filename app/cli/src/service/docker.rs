@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use weave_runtime::{Docker, Service};
+use weave_runtime::{ContainerInfo, Docker};
 
 use super::{Job, Keeper, elf};
 use crate::options::Env;
@@ -54,8 +54,8 @@ pub(crate) fn local(env: &dyn Env) -> Option<Docker> {
     if !docker.is_local() {
         return None;
     }
-    docker.clone().with_patience(PATIENCE).ping().ok()?;
-    Some(docker.with_patience(WORK))
+    docker.clone().with_timeout(PATIENCE).ping().ok()?;
+    Some(docker.with_timeout(WORK))
 }
 
 /// Name of this peer's container.
@@ -64,15 +64,10 @@ pub(crate) fn container_name(named: String, env: &dyn Env) -> String {
 }
 
 /// Whether it is a Weave Net peer: ours or one of 2.8.1 (`weaveworks/weave:2.8.1`, or somebody's copy of it).
-pub(crate) fn is_peer(service: &Service) -> bool {
+pub(crate) fn is_peer(service: &ContainerInfo) -> bool {
     let image = service.image.rsplit('/').next().unwrap_or_default();
     let name = image.split([':', '@']).next();
     matches!(name, Some("weave" | "weaver"))
-}
-
-/// Whether it is the original's, which `takeover` is about.
-pub(crate) fn is_original(service: &Service) -> bool {
-    service.program == "/home/weave/weaver" || service.image.starts_with("weaveworks/weave:")
 }
 
 /// What the original's container is called while ours has its name.
@@ -84,20 +79,20 @@ fn set_aside(name: &str) -> String {
 pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(), Failure> {
     let Some(docker) = local(env) else { return Ok(()) };
     let name = container_name(options::named("weave", parsed, env), env);
-    if let Some(ours) = docker.service(&name)?
+    if let Some(ours) = docker.inspect(&name)?
         && is_peer(&ours)
-        && !is_original(&ours)
+        && !ours.is_legacy_daemon()
     {
         docker.remove(&ours.id)?;
     }
-    if let Some(original) = docker.service(&set_aside(&name))? {
+    if let Some(original) = docker.inspect(&set_aside(&name))? {
         docker.rename(&original.id, &name)?;
     }
     Ok(())
 }
 
 /// A container of the name that must not be there for a launch (docs/spec/cli.md 2.2). One that has ended may be removed.
-pub(crate) fn refusal(name: &str, service: &Service) -> Option<Failure> {
+pub(crate) fn refusal(name: &str, service: &ContainerInfo) -> Option<Failure> {
     let running = service.state == "running";
     if !is_peer(service) {
         let running = if running { "running " } else { "" };
@@ -139,7 +134,7 @@ impl<'a> Container<'a> {
         if !docker.is_local() {
             return Ok(Err("DOCKER_HOST does not name a Docker of this machine".to_owned()));
         }
-        if let Err(e) = docker.clone().with_patience(PATIENCE).ping() {
+        if let Err(e) = docker.clone().with_timeout(PATIENCE).ping() {
             // Most of its text is about what a container needs.
             let text = e.to_string();
             return Ok(Err(format!("there is no {}", text.split(';').next().unwrap_or("docker"))));
@@ -152,9 +147,9 @@ impl<'a> Container<'a> {
             ));
         }
         let name = container_name(job.named("weave"), job.env);
-        let docker = docker.with_patience(WORK);
-        if let Some(there) = docker.service(&name)?
-            && !is_original(&there)
+        let docker = docker.with_timeout(WORK);
+        if let Some(there) = docker.inspect(&name)?
+            && !there.is_legacy_daemon()
             && let Some(refusal) = refusal(&name, &there)
         {
             return Err(refusal);
@@ -234,8 +229,8 @@ fn capabilities() -> Vec<&'static str> {
 impl Keeper for Container<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         let image = self.image()?;
-        if let Some(old) = self.docker.service(&self.name)? {
-            if is_original(&old) {
+        if let Some(old) = self.docker.inspect(&self.name)? {
+            if old.is_legacy_daemon() {
                 // It has been stopped, and may come back if we do not work.
                 self.docker.rename(&old.id, &set_aside(&self.name))?;
                 self.renamed = Some(old.id);
@@ -257,11 +252,11 @@ impl Keeper for Container<'_> {
         }
         self.looked = Instant::now();
         let died = "The weave container has died. Consult the container logs for further details.";
-        let Some(service) = self.docker.service(id)? else { return Ok(Some(died.to_owned())) };
+        let Some(service) = self.docker.inspect(id)? else { return Ok(Some(died.to_owned())) };
         if service.state == "running" {
             return Ok(None);
         }
-        let last = self.docker.last_line(id).unwrap_or_default();
+        let last = self.docker.last_log_line(id).unwrap_or_default();
         Ok(Some(if last.is_empty() { died.to_owned() } else { format!("{died} It said: {last}") }))
     }
 
@@ -300,7 +295,7 @@ pub(crate) fn containers(
     docker: &Docker,
     parsed: &crate::args::Parsed,
     env: &dyn Env,
-) -> Result<Vec<Service>, Failure> {
+) -> Result<Vec<ContainerInfo>, Failure> {
     let name = container_name(options::named("weave", parsed, env), env);
     let mut names = vec![set_aside(&name), name];
     if options::instance(parsed, env).is_none() {
@@ -308,7 +303,7 @@ pub(crate) fn containers(
     }
     let mut found = Vec::new();
     for name in names {
-        if let Some(service) = docker.service(&name)? {
+        if let Some(service) = docker.inspect(&name)? {
             let helper = service.name != "weave" && service.image.contains("weave");
             if is_peer(&service) || helper {
                 found.push(service);
@@ -322,15 +317,13 @@ pub(crate) fn containers(
 mod tests {
     use super::*;
 
-    fn service(image: &str, state: &str) -> Service {
-        Service {
+    fn service(image: &str, state: &str) -> ContainerInfo {
+        ContainerInfo {
             id: "1".into(),
             name: "weave".into(),
             image: image.into(),
-            program: String::new(),
             state: state.into(),
-            exit_code: 0,
-            started_at: String::new(),
+            ..ContainerInfo::default()
         }
     }
 

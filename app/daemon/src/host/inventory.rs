@@ -71,7 +71,7 @@ impl Inventory {
             let cidrs = links.into_iter().flat_map(|l| l.addresses).filter(|c| c.addr().is_ipv4()).collect();
             in_use.push(InUse { container, cidrs, is_container: true });
         }
-        let docker = RefCell::new(docker.map(|docker| docker.with_patience(DOCKER_TIMEOUT)));
+        let docker = RefCell::new(docker.map(|docker| docker.with_timeout(DOCKER_TIMEOUT)));
         Ok(Inventory { in_use, attached, docker })
     }
 

@@ -151,11 +151,13 @@ fn candidates(config: &Config) -> Vec<PathBuf> {
 
 /// Directories that may be the container's volume.
 fn volumes(docker: &Docker, container: &str) -> Vec<PathBuf> {
-    let ask =
-        |docker: &Docker| docker.clone().with_patience(DOCKER_TIMEOUT).volume(container, Path::new(VOLUME));
+    let ask = |docker: &Docker| docker.clone().with_timeout(DOCKER_TIMEOUT).inspect(container);
     // The first may be the proxy of the daemon that is not there any more.
     match ask(docker).or_else(|_| ask(&Docker::at(None))) {
-        Ok(volume) => volume.into_iter().collect(),
+        Ok(found) => {
+            let volume = found.as_ref().and_then(|c| c.volume(Path::new(VOLUME)));
+            volume.map(Path::to_owned).into_iter().collect()
+        }
         Err(e) => {
             tracing::debug!("looking for the volume of {container} in {VOLUMES}: {e}");
             let entries = fs::read_dir(VOLUMES).into_iter().flatten().flatten();

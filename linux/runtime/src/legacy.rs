@@ -1,0 +1,81 @@
+//! Daemons of 2.8.1 on this host (docs/spec/cli.md 1).
+
+use weave_host::NetNs;
+
+use crate::Error;
+
+/// Name of the daemon's process.
+const DAEMON: &str = "weaver";
+/// Length of a container's full id.
+const ID_LENGTH: usize = 64;
+
+/// A running daemon of 2.8.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegacyProcess {
+    /// Its process id.
+    pub pid: u32,
+    /// Full id of its container, if it runs in one.
+    pub container: Option<String>,
+    /// Whether it belongs to a pod, which Kubernetes would restart.
+    pub kubernetes: bool,
+}
+
+/// The daemons of 2.8.1 in the network namespace of the caller, in order of their process ids. Processes that the caller may
+/// not inspect are left out.
+///
+/// # Errors
+/// The namespace, or the list of processes, cannot be read.
+pub fn legacy_processes() -> Result<Vec<LegacyProcess>, Error> {
+    let here = NetNs::current()?.id();
+    let unreadable = |e| Error::Processes(format!("listing processes: {e}"));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(unreadable)?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        if read("comm").trim_end() != DAEMON || !NetNs::of_process(pid).is_ok_and(|ns| ns.id() == here) {
+            continue;
+        }
+        // The command line of a zombie is empty.
+        if read("cmdline").is_empty() {
+            continue;
+        }
+        let groups = read("cgroup");
+        let container = container_id(&groups).or_else(|| container_id(&read("mountinfo")));
+        found.push(LegacyProcess { pid, container, kubernetes: groups.contains("kubepods") });
+    }
+    found.sort_by_key(|p| p.pid);
+    Ok(found)
+}
+
+/// The first id of a container in a process's list of control groups or mounts.
+fn container_id(text: &str) -> Option<String> {
+    let is_id = |word: &&str| word.len() == ID_LENGTH && word.bytes().all(|b| b.is_ascii_hexdigit());
+    // `/docker/<id>`, `docker-<id>.scope`, `.../containers/<id>/hostname`.
+    let of_container =
+        |line: &&str| line.contains("docker") || line.contains("/containers/") || line.contains("cri-");
+    let mut words = text.lines().filter(of_container).flat_map(|l| l.split(['/', '-', '.', ':', ' ']));
+    words.find(is_id).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_ids_are_found_in_control_groups_and_mounts() {
+        let id = "0123456789abcdef".repeat(4);
+        for text in [
+            format!("12:pids:/docker/{id}\n"),
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("0::/kubepods/besteffort/pod1-2/cri-containerd-{id}.scope\n"),
+            format!(
+                "700 600 8:1 /var/lib/docker/containers/{id}/hostname /etc/hostname rw - ext4 /dev/sda1 rw\n"
+            ),
+        ] {
+            assert_eq!(container_id(&text).as_deref(), Some(&id[..]), "{text}");
+        }
+        for text in ["0::/user.slice/session-1.scope\n", "", "0::/docker/abc\n"] {
+            assert_eq!(container_id(text), None, "{text}");
+        }
+    }
+}
