@@ -1,12 +1,13 @@
-//! Ranges and subnets (docs/spec/ipam.md 2). IPv4 only, as the wire is.
+//! Ranges and subnets (docs/spec/ipam.md 2). IPv4 only, like the protocol.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
+use thiserror::Error;
 use weave_types::Cidr;
 
-/// A half-open range of IPv4 addresses. Shown as `first-last`.
+/// A half-open range of IPv4 addresses. Displayed as `first-last`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddrRange {
     start: u32,
@@ -14,12 +15,12 @@ pub struct AddrRange {
 }
 
 impl AddrRange {
-    /// `[start, end)`; empty if `end` is not behind `start`.
+    /// `[start, end)`; empty if `end` is not above `start`.
     pub fn new(start: u32, end: u32) -> AddrRange {
         AddrRange { start, end: end.max(start) }
     }
 
-    /// The one address.
+    /// The range of one address.
     pub fn single(addr: u32) -> AddrRange {
         AddrRange { start: addr, end: addr.saturating_add(1) }
     }
@@ -29,7 +30,7 @@ impl AddrRange {
         self.start
     }
 
-    /// The address behind the last one.
+    /// The address after the last one.
     pub fn end(self) -> u32 {
         self.end
     }
@@ -39,27 +40,27 @@ impl AddrRange {
         self.end - self.start
     }
 
-    /// Whether there is no address in it.
+    /// Whether the range contains no address.
     pub fn is_empty(self) -> bool {
         self.start == self.end
     }
 
-    /// Whether `addr` lies in it.
+    /// Whether the range contains `addr`.
     pub fn contains(self, addr: u32) -> bool {
         self.start <= addr && addr < self.end
     }
 
-    /// What both have, maybe nothing.
+    /// The common part, possibly empty.
     pub fn intersection(self, other: AddrRange) -> AddrRange {
         AddrRange::new(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// Whether they have an address in common.
+    /// Whether there is a common address.
     pub fn overlaps(self, other: AddrRange) -> bool {
         !self.intersection(other).is_empty()
     }
 
-    /// The biggest aligned block in it (docs/spec/ipam.md 2): what is worth giving away.
+    /// The biggest aligned block in the range (docs/spec/ipam.md 2): the preferred size of a donation.
     pub fn biggest_block(self) -> AddrRange {
         let (start, size) = (u64::from(self.start), u64::from(self.size()));
         if size == 0 {
@@ -79,7 +80,7 @@ impl AddrRange {
         AddrRange::new(from as u32, (from + len) as u32)
     }
 
-    /// The fewest aligned blocks that make it up, ascending.
+    /// The smallest set of aligned blocks that makes up the range, ascending.
     pub fn cover(self) -> Vec<Cidr> {
         let (mut at, end) = (u64::from(self.start), u64::from(self.end));
         let mut blocks = Vec::new();
@@ -92,7 +93,8 @@ impl AddrRange {
         blocks
     }
 
-    /// `start/prefix` if the size is a power of two, aligned or not, else `first-last`: the form of error messages.
+    /// `start/prefix` if the size is a power of two, even if not aligned, else `first-last`: the form of error
+    /// messages.
     pub fn as_cidr(self) -> String {
         if self.size().is_power_of_two() {
             format!("{}/{}", Ipv4Addr::from(self.start), 32 - self.size().ilog2())
@@ -114,8 +116,8 @@ impl fmt::Debug for AddrRange {
     }
 }
 
-/// An IPv4 network with at least four addresses, no host bits set, that does not reach the end of the address space
-/// (the wire cannot express it): what can be asked for, and what a peer allocates from.
+/// An IPv4 network with at least four addresses and no host bits set that does not reach the end of the address
+/// space, which the protocol cannot express. Subnets are what requests name and what the allocation range is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet {
     start: u32,
@@ -126,7 +128,7 @@ impl Subnet {
     /// Checks a CIDR.
     ///
     /// # Errors
-    /// It is no subnet, in 2.8.1's words.
+    /// The CIDR is not such a network.
     pub fn new(cidr: Cidr) -> Result<Subnet, SubnetError> {
         let IpAddr::V4(addr) = cidr.addr() else { return Err(SubnetError::NotIpv4(cidr.to_string())) };
         if cidr.prefix() > 30 || cidr.prefix() == 0 {
@@ -137,17 +139,17 @@ impl Subnet {
         }
         let subnet = Subnet { start: addr.into(), prefix: cidr.prefix() };
         if u64::from(subnet.start) + (1u64 << (32 - subnet.prefix)) > u64::from(u32::MAX) {
-            return Err(SubnetError::AtTheEnd(cidr));
+            return Err(SubnetError::ReachesEnd(cidr));
         }
         Ok(subnet)
     }
 
-    /// All its addresses.
+    /// All addresses of the subnet.
     pub fn range(self) -> AddrRange {
         AddrRange { start: self.start, end: self.start + (1u32 << (32 - self.prefix)) }
     }
 
-    /// Its addresses but the first and the last: what allocation hands out (RFC 1122).
+    /// All addresses except the first and the last: those that allocation hands out (RFC 1122).
     pub fn hosts(self) -> AddrRange {
         let all = self.range();
         AddrRange { start: all.start + 1, end: all.end - 1 }
@@ -158,7 +160,7 @@ impl Subnet {
         self.prefix
     }
 
-    /// As the general type.
+    /// The subnet as a CIDR.
     pub fn cidr(self) -> Cidr {
         self.with_host(self.start)
     }
@@ -168,7 +170,7 @@ impl Subnet {
     }
 }
 
-/// An address with a prefix length, which is cut to 32.
+/// A CIDR of an IPv4 address; the prefix length is limited to 32.
 pub(crate) fn cidr(addr: u32, prefix: u8) -> Cidr {
     let ip = IpAddr::V4(addr.into());
     Cidr::new(ip, prefix.min(32)).expect("32 bits are allowed for IPv4")
@@ -206,37 +208,22 @@ impl FromStr for Subnet {
     }
 }
 
-/// The text or CIDR is not a [`Subnet`]. Shows the wording of 2.8.1, which the HTTP interface promises.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The text or CIDR is not a [`Subnet`]. The texts are those of 2.8.1, which the HTTP interface promises.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SubnetError {
-    /// Not `address/length`.
+    /// Not of the form `address/length`.
+    #[error("invalid CIDR address: {0}")]
     NotCidr(String),
-    /// IPv6.
+    /// An IPv6 network.
+    #[error("invalid Non-IPv4 address not supported: {0}")]
     NotIpv4(String),
-    /// Bits behind the prefix.
+    /// Host bits are set.
+    #[error("invalid subnet - bits after network prefix are not all zero: {0}")]
     HostBits(Cidr),
-    /// Fewer than four addresses, or all there are.
+    /// Fewer than four addresses, or the whole address space.
+    #[error("invalid subnet - smaller than minimum size 4: {0}")]
     TooSmall(Cidr),
-    /// It ends at 255.255.255.255.
-    AtTheEnd(Cidr),
+    /// The last address is 255.255.255.255.
+    #[error("invalid subnet - ends at 255.255.255.255, choose a lower one: {0}")]
+    ReachesEnd(Cidr),
 }
-
-impl fmt::Display for SubnetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SubnetError::NotCidr(text) => write!(f, "invalid CIDR address: {text}"),
-            SubnetError::NotIpv4(text) => write!(f, "invalid Non-IPv4 address not supported: {text}"),
-            SubnetError::HostBits(cidr) => {
-                write!(f, "invalid subnet - bits after network prefix are not all zero: {cidr}")
-            }
-            SubnetError::TooSmall(cidr) => {
-                write!(f, "invalid subnet - smaller than minimum size 4: {cidr}")
-            }
-            SubnetError::AtTheEnd(cidr) => {
-                write!(f, "invalid subnet - ends at 255.255.255.255, choose a lower one: {cidr}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for SubnetError {}

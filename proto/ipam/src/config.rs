@@ -1,31 +1,32 @@
 use std::fmt;
 use std::str::FromStr;
 
+use thiserror::Error;
 use weave_types::{PeerName, PeerUid};
 
 use crate::address::Subnet;
 
-/// What an [`Allocator`](crate::Allocator) is told at its start.
+/// Configuration of an [`Allocator`](crate::Allocator).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Our name.
+    /// This peer's name.
     pub name: PeerName,
-    /// Our incarnation: stands for us in elections, unless a stored election continues.
+    /// This peer's UID: its identity in elections, unless a stored election is resumed.
     pub uid: PeerUid,
-    /// What people call us; other peers show it.
+    /// This peer's nickname, shown by other peers.
     pub nickname: String,
-    /// The range that all peers share (`--ipalloc-range`). The same on all.
+    /// The allocation range (`--ipalloc-range`), the same on all peers.
     pub range: Subnet,
-    /// Where an allocation is made that names no subnet. It should overlap the range.
+    /// The subnet of allocations that name none (`--ipalloc-default-subnet`). It must overlap the range.
     pub default_subnet: Subnet,
-    /// How the ring comes to be.
+    /// How the range is first divided.
     pub init: Init,
-    /// Decisions in which 2.8.1 differs; only the simulator changes them.
+    /// Compatibility decisions; only the simulator changes them.
     pub policy: Policy,
 }
 
 impl Config {
-    /// A peer that elects, with the range as default subnet.
+    /// A peer that takes part in elections, with the range as default subnet.
     pub fn new(name: PeerName, uid: PeerUid, nickname: impl Into<String>, range: Subnet) -> Config {
         Config {
             name,
@@ -38,10 +39,10 @@ impl Config {
         }
     }
 
-    /// Checks what no type excludes.
+    /// Checks what the types do not exclude.
     ///
     /// # Errors
-    /// The default subnet lies outside the range.
+    /// The default subnet does not overlap the range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.range.range().overlaps(self.default_subnet.range()) {
             Ok(())
@@ -58,24 +59,24 @@ impl Config {
 /// (docs/spec/ipam.md 15.11) and ends when it loses part of its space (15.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Every change of the ring leads to the next request for space at once, without waiting for the answer to the last
-    /// one (docs/spec/ipam.md 15.8).
+    /// Every change of the ring leads to the next request for space at once, without waiting for the answer to the
+    /// last one (docs/spec/ipam.md 15.8).
     pub unlimited_requests: bool,
-    /// As a donor: gives the ends of a subnet, which the requester cannot use (docs/spec/ipam.md 15.8), gives to peers that
-    /// it cannot reach, and denies requests for ranges that it does not own (8.10).
+    /// As a donor: gives the ends of a subnet, which the requester cannot use (docs/spec/ipam.md 15.8), gives to
+    /// unreachable peers, and denies requests for ranges that it does not own (8.10).
     pub unchecked_donations: bool,
-    /// A denial fails all claims in its range, also those of which another peer is the owner (docs/spec/ipam.md 15.7).
+    /// A denial fails all claims in its range, even if another peer owns the address (docs/spec/ipam.md 15.7).
     pub denial_fails_all_claims: bool,
-    /// Addresses of which another peer says that it owns them are handed out (docs/spec/ipam.md 8.11).
+    /// Addresses that another peer claims to own are handed out (docs/spec/ipam.md 8.11).
     pub use_disputed: bool,
-    /// A conflict ends the connection over which it was received (docs/spec/ipam.md 8.11).
+    /// A conflict closes the connection over which it was received (docs/spec/ipam.md 8.11).
     pub disconnect_on_conflict: bool,
-    /// A donation is sent before it is stored; a crash in between loses it (docs/spec/ipam.md 9).
+    /// A donation is sent before it is stored; a crash between the two loses it (docs/spec/ipam.md 9).
     pub send_before_persist: bool,
 }
 
 impl Policy {
-    /// All that 2.8.1 does differently, but it stores donations before it sends them.
+    /// Everything that 2.8.1 does differently, except that donations are stored before they are sent.
     pub const V2_8_1: Policy = Policy {
         unlimited_requests: true,
         unchecked_donations: true,
@@ -86,35 +87,25 @@ impl Policy {
     };
 }
 
-/// The default subnet lies outside the range.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The default subnet does not overlap the allocation range.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("IP address allocation default subnet {subnet} does not overlap with allocation range {range}")]
 pub struct ConfigError {
-    /// The default subnet.
+    /// The configured default subnet.
     pub subnet: Subnet,
-    /// The range.
+    /// The configured allocation range.
     pub range: Subnet,
 }
 
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "IP address allocation default subnet {} does not overlap with allocation range {}",
-            self.subnet, self.range
-        )
-    }
-}
-
-impl std::error::Error for ConfigError {}
-
-/// How the first division of the range is found (`--ipalloc-init`, docs/spec/ipam.md 3).
+/// How the range is first divided (`--ipalloc-init`, docs/spec/ipam.md 3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Init {
-    /// Elect. The number of peers decides the quorum; without one it is guessed from the addresses that we were given.
+    /// By election. The quorum is computed from this number of peers, or estimated from the configured peer
+    /// addresses.
     Consensus(Option<u32>),
-    /// Everybody knows it beforehand: divided among these.
+    /// Among these peers, known to all beforehand.
     Seed(Vec<PeerName>),
-    /// Never vote, take what the others decide.
+    /// By the election of others; this peer never votes.
     Observer,
 }
 
@@ -162,35 +153,22 @@ impl fmt::Display for Init {
     }
 }
 
-/// The text after `--ipalloc-init` is not understood. 2.8.1 puts `Unable to parse --ipalloc-init: ` before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why the value of `--ipalloc-init` is invalid. 2.8.1 puts `Unable to parse --ipalloc-init: ` before the text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParseInitError {
-    /// Neither consensus, seed nor observer.
+    /// Neither `consensus`, `seed` nor `observer`.
+    #[error("unknown mode: {0}")]
     UnknownMode(String),
     /// `seed` without `=`.
+    #[error("seed mode requires peer name list")]
     NoSeedList,
-    /// One of the names is none; says which.
+    /// An invalid peer name in the list; contains the reason.
+    #[error("bad seed parameter: error parsing peer names: {0}")]
     BadSeed(String),
-    /// The count is no number.
+    /// The count is not a number.
+    #[error("bad consensus parameter: strconv.Atoi: parsing {0:?}: invalid syntax")]
     BadCount(String),
     /// `observer=`.
+    #[error("observer mode takes no parameter")]
     ObserverParameter,
 }
-
-impl fmt::Display for ParseInitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ParseInitError::UnknownMode(mode) => write!(f, "unknown mode: {mode}"),
-            ParseInitError::NoSeedList => f.write_str("seed mode requires peer name list"),
-            ParseInitError::BadSeed(error) => {
-                write!(f, "bad seed parameter: error parsing peer names: {error}")
-            }
-            ParseInitError::BadCount(text) => {
-                write!(f, "bad consensus parameter: strconv.Atoi: parsing {text:?}: invalid syntax")
-            }
-            ParseInitError::ObserverParameter => f.write_str("observer mode takes no parameter"),
-        }
-    }
-}
-
-impl std::error::Error for ParseInitError {}

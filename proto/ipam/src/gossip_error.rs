@@ -1,84 +1,50 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use thiserror::Error;
 use weave_types::PeerName;
 
 use crate::address::AddrRange;
 use crate::ring::RingError;
 
-/// Why a message was not taken over. Nothing has changed then, but for nicknames and what is in doubt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a message was not merged. Nothing has changed except nicknames and disputed ranges.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum GossipError {
-    /// Not a message of this channel.
-    Malformed(Malformed),
-    /// It contradicts what we know.
-    Conflict(Conflict),
+    /// The message is malformed: the connection that it came over should be closed.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The sender and this peer disagree about addresses. The connection stays, so that containers remain connected;
+    /// the conflict is in [`Status::conflicts`](crate::Status::conflicts) until it is resolved.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
 }
 
-impl fmt::Display for GossipError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            GossipError::Malformed(error) => error.fmt(f),
-            GossipError::Conflict(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for GossipError {}
-
-impl From<Malformed> for GossipError {
-    fn from(error: Malformed) -> GossipError {
-        GossipError::Malformed(error)
-    }
-}
-
-/// The sender's fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A message, or stored state, that cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
-    /// There is no value in the stream.
+    /// The stream contains no value.
+    #[error("EOF")]
     Empty,
     /// Not a gob stream.
-    Gob(weave_gob::DecodeError),
-    /// Another value than this channel carries.
-    Value(weave_gob::FieldError),
-    /// A number above 48 bits where a peer name stands.
+    #[error(transparent)]
+    Gob(#[from] weave_gob::DecodeError),
+    /// A value of another type than expected.
+    #[error(transparent)]
+    Value(#[from] weave_gob::FieldError),
+    /// A number above 48 bits in the place of a peer name.
+    #[error("peer name {0:#x} has more than 48 bits")]
     PeerName(u64),
-    /// The ring breaks the rules of rings.
-    Ring(RingError),
+    /// The ring is invalid.
+    #[error(transparent)]
+    Ring(#[from] RingError),
 }
 
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Malformed::Empty => f.write_str("EOF"),
-            Malformed::Gob(error) => error.fmt(f),
-            Malformed::Value(error) => error.fmt(f),
-            Malformed::PeerName(number) => write!(f, "peer name {number:#x} has more than 48 bits"),
-            Malformed::Ring(fault) => fault.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for Malformed {}
-
-impl From<weave_gob::DecodeError> for Malformed {
-    fn from(error: weave_gob::DecodeError) -> Malformed {
-        Malformed::Gob(error)
-    }
-}
-
-impl From<weave_gob::FieldError> for Malformed {
-    fn from(error: weave_gob::FieldError) -> Malformed {
-        Malformed::Value(error)
-    }
-}
-
-/// A peer with its nickname, as messages show it.
+/// A peer name with its nickname. Displayed as `name(nickname)`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NamedPeer {
-    /// The peer.
+    /// The peer's name.
     pub name: PeerName,
-    /// Its nickname; empty if not known.
+    /// The peer's nickname; empty if not known.
     pub nickname: String,
 }
 
@@ -89,63 +55,89 @@ impl fmt::Display for NamedPeer {
     }
 }
 
-/// Two peers disagree about addresses. Shown in 2.8.1's words; [`Conflict::remedy`] says what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A disagreement of two peers about addresses. The texts are those of 2.8.1 where it has one; [`Conflict::remedy`]
+/// says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Conflict {
-    /// Two clusters that began apart have met.
+    /// Two clusters that were created separately have met.
+    #[error(
+        "IP allocation was seeded by different peers (received: [{}], ours: [{}])",
+        joined(received),
+        joined(ours)
+    )]
     Seeds {
-        /// Those among whom the other one was divided first.
+        /// The peers among which the sender's range was first divided.
         received: Vec<NamedPeer>,
-        /// Those among whom ours was.
+        /// The peers among which this peer's range was first divided.
         ours: Vec<NamedPeer>,
     },
-    /// The peers were given different ranges.
+    /// The peers have different allocation ranges.
+    #[error(
+        "Incompatible IP allocation ranges (received: {}, ours: {})",
+        received.as_cidr(),
+        ours.as_cidr()
+    )]
     Range {
-        /// The other one.
+        /// The sender's range.
         received: AddrRange,
-        /// Ours.
+        /// This peer's range.
         ours: AddrRange,
     },
-    /// E1: at the same version, the owner differs, and it matters to us.
+    /// E1: the same version of an entry has different owners, and this peer uses addresses of it.
+    #[error(
+        "Inconsistent entries for {}: owned by {ours} but incoming message says {theirs}",
+        Ipv4Addr::from(*token)
+    )]
     Inconsistent {
         /// First address of the range.
         token: u32,
-        /// Owner according to us.
+        /// The owner as known here.
         ours: PeerName,
-        /// Owner according to the message.
+        /// The owner according to the message.
         theirs: PeerName,
     },
-    /// E2: part of a range of ours, with addresses in use, is said to be another's.
+    /// E2: part of an own range with addresses in use has another owner.
+    #[error("Peer {theirs} says it owns the IP range from {}, which I think I own", Ipv4Addr::from(*token))]
     Split {
         /// First address of that part.
         token: u32,
-        /// Owner according to the message.
+        /// The owner according to the message.
         theirs: PeerName,
     },
-    /// A range of ours is counted to another's by one that took that over without having heard that we were given part of it.
+    /// A peer has taken over the range before an own range without knowing that part of it had been given to this
+    /// peer.
+    #[error(
+        "Peer {theirs} took over the IP range before {} without knowing that it ends where mine begins",
+        Ipv4Addr::from(*token)
+    )]
     Overlooked {
-        /// First address of the range.
+        /// First address of the own range.
         token: u32,
-        /// Owner according to the message.
+        /// The owner according to the message.
         theirs: PeerName,
     },
-    /// E3: a range of ours, with addresses in use, is said to have been given to another later.
+    /// E3: an own range with addresses in use was given to another peer at a later version.
+    #[error(
+        "Received update for IP range I own at {} v{version}: incoming message says owner {theirs} v{their_version}",
+        Ipv4Addr::from(*token)
+    )]
     Taken {
         /// First address of the range.
         token: u32,
-        /// Our version.
+        /// The version known here.
         version: u32,
-        /// Owner according to the message.
+        /// The owner according to the message.
         theirs: PeerName,
-        /// Version according to the message.
+        /// The version according to the message.
         their_version: u32,
     },
-    /// What would come of merging breaks the rules of rings.
+    /// The merged ring would be invalid.
+    #[error("Merge of incoming data causes: {0}")]
     Result(RingError),
 }
 
 impl Conflict {
-    /// Who owns the range in question according to the message, where it is about one.
+    /// The other owner of the disputed range according to the message, if the conflict is about a range.
     pub fn claimant(&self) -> Option<PeerName> {
         match self {
             Conflict::Inconsistent { theirs, .. }
@@ -156,7 +148,7 @@ impl Conflict {
         }
     }
 
-    /// What people can do about it.
+    /// What an operator can do about the conflict.
     pub fn remedy(&self) -> &'static str {
         match self {
             Conflict::Seeds { .. } => {
@@ -181,49 +173,7 @@ impl Conflict {
     }
 }
 
-impl fmt::Display for Conflict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |names: &[NamedPeer]| {
-            let texts: Vec<String> = names.iter().map(NamedPeer::to_string).collect();
-            format!("[{}]", texts.join(" "))
-        };
-        match self {
-            Conflict::Seeds { received, ours } => write!(
-                f,
-                "IP allocation was seeded by different peers (received: {}, ours: {})",
-                list(received),
-                list(ours)
-            ),
-            Conflict::Range { received, ours } => write!(
-                f,
-                "Incompatible IP allocation ranges (received: {}, ours: {})",
-                received.as_cidr(),
-                ours.as_cidr()
-            ),
-            Conflict::Inconsistent { token, ours, theirs } => write!(
-                f,
-                "Inconsistent entries for {}: owned by {ours} but incoming message says {theirs}",
-                Ipv4Addr::from(*token)
-            ),
-            Conflict::Split { token, theirs } => write!(
-                f,
-                "Peer {theirs} says it owns the IP range from {}, which I think I own",
-                Ipv4Addr::from(*token)
-            ),
-            Conflict::Overlooked { token, theirs } => write!(
-                f,
-                "Peer {theirs} took over the IP range before {} without knowing that it ends where mine begins",
-                Ipv4Addr::from(*token)
-            ),
-            Conflict::Taken { token, version, theirs, their_version } => write!(
-                f,
-                "Received update for IP range I own at {} v{version}: incoming message says owner {theirs} \
-                 v{their_version}",
-                Ipv4Addr::from(*token)
-            ),
-            Conflict::Result(fault) => write!(f, "Merge of incoming data causes: {fault}"),
-        }
-    }
+fn joined(peers: &[NamedPeer]) -> String {
+    let texts: Vec<String> = peers.iter().map(NamedPeer::to_string).collect();
+    texts.join(" ")
 }
-
-impl std::error::Error for Conflict {}

@@ -1,23 +1,24 @@
-//! Address allocation without a server: who owns which part of the range, and who uses which address.
+//! Address allocation without a server: which peer owns which part of the range, and which container uses which
+//! address.
 //!
-//! [`Allocator`] is the machine. Requests, gossip and time go in; [`Output`]s come out, in an order that is part of the
-//! contract: what has to be on the disk stands before the messages and answers that depend on it.
+//! [`Allocator`] is the state machine. Requests, gossip and time are its inputs, [`Output`]s its results. Their order
+//! is part of the contract: what has to be stored comes before the messages and answers that depend on it.
 //!
 //! ```text
-//!   requests: allocate, claim, prime, release      gossip: handle_gossip, handle_broadcast, handle_unicast, state
-//!                 |                                              |
-//!              allocator  --- waits for space: asks other peers --+-- donates, merges
-//!                 |                                              |
-//!   owned (container -> addresses)    space (free, used)   <---  ring (who owns what)  <---  paxos (first division)
+//!   requests: allocate, claim, prime, free       gossip: handle_gossip, handle_broadcast, handle_unicast, state
+//!                  |                                            |
+//!              allocator --- requests space from other peers ---+--- donates, merges
+//!                  |                                            |
+//!   owned (container -> addresses)   space (free, used)  <---  ring (owners)  <---  paxos (first division)
 //! ```
 //!
-//! * [`ring`]: the range as tokens with owners, its merge, and the changes that a peer may make to it.
-//! * [`space`]: which of our addresses are free.
+//! * [`ring`]: the division of the range as tokens with owners, and a peer's changes of it; [`merge`]: its merge.
+//! * [`space`]: which own addresses are free.
 //! * [`paxos`]: agreement on the peers among which the range is first divided.
-//! * [`message`]: the bytes of gossip and of what is stored.
+//! * [`message`]: the encoding of gossip and of stored state.
 //! * [`database`]: reads what 2.8.1 has stored.
 //!
-//! Not here: HTTP, containers' life (the driver says who died), the bridge, the file that things are stored in.
+//! HTTP, the observation of containers, the bridge and the files are the driver's part.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -54,5 +55,5 @@ pub use status::{
     WaitReason,
 };
 
-/// The gossip channel.
+/// The name of the gossip channel (docs/spec/ipam.md 4.1).
 pub const CHANNEL: &str = "IPallocation";

@@ -1,4 +1,4 @@
-//! Taking over what another peer's ring knows better (docs/spec/ipam.md 6.4).
+//! Merge of another peer's ring (docs/spec/ipam.md 6.4).
 
 use crate::address::AddrRange;
 use crate::gossip_error::Conflict;
@@ -8,56 +8,56 @@ use crate::space::RangeSet;
 /// What a merge has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Merged {
-    /// Something of theirs was taken.
+    /// An entry was taken from the other ring.
     pub updated: bool,
-    /// Anything is other than before, versions and seeds included.
+    /// Anything changed, including versions and seeds.
     pub changed: bool,
 }
 
-/// Why nothing was merged.
+/// Why a ring was not merged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MergeError {
-    /// Theirs breaks the rules of rings.
-    Fault(RingError),
-    /// Theirs began with other peers.
+    /// The other ring is invalid.
+    Invalid(RingError),
+    /// The other ring was first divided among other peers.
     Seeds,
-    /// Theirs is of another range.
+    /// The other ring divides another range.
     Range,
-    /// It contradicts what is in use here.
+    /// The other ring contradicts the use of addresses here.
     Conflict {
-        /// How.
+        /// The first contradiction found.
         conflict: Conflict,
-        /// What would no longer be ours.
+        /// Own ranges that the other ring gives to others.
         disputed: Vec<AddrRange>,
     },
 }
 
-/// What became of entries of which it could not be told whose they are.
+/// What [`Ring::break_ties`] has done with entries of which it is undecided who owns them.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Ties {
-    /// Some are ours for certain now, or for certain not, and others have to hear of it.
-    pub won: bool,
-    /// Some have another owner now, neither of whom is us.
-    pub settled: bool,
-    /// Some will be the other's, once it says so; until then they are in doubt.
-    pub lost: Option<(Conflict, Vec<AddrRange>)>,
+pub struct TieBreak {
+    /// The version of an entry was raised; others must learn of it.
+    pub raised: bool,
+    /// The owner of an entry changed from one other peer to another.
+    pub changed: bool,
+    /// Own ranges that the other owner will get; disputed until it raises their version.
+    pub conceded: Option<(Conflict, Vec<AddrRange>)>,
 }
 
 impl Ring {
-    /// Takes over what is newer in `theirs`. `first_used` gives the lowest address in use here in a range.
+    /// Merges newer entries of `theirs`. `first_used` returns the lowest address in use here in a range.
     ///
-    /// Entry by entry the rules are those of 2.8.1, so that views converge in mixed clusters. What they overlook is
-    /// caught at the end: no address in use here may belong to another afterwards. That only rejects more than 2.8.1
-    /// does, where it would have led to an address in use twice.
+    /// The rules for single entries are those of 2.8.1, so that views converge in mixed clusters. A final check
+    /// covers the cases that they miss: no address in use here may belong to another peer in the result. The check
+    /// only rejects rings that 2.8.1 would accept and then use an address twice (docs/spec/ipam.md 15.2).
     ///
     /// # Errors
-    /// Nothing has changed then.
+    /// The ring is unchanged.
     pub fn merge(
         &mut self,
         theirs: &Ring,
         first_used: impl Fn(AddrRange) -> Option<u32>,
     ) -> Result<Merged, MergeError> {
-        theirs.check().map_err(MergeError::Fault)?;
+        theirs.check().map_err(MergeError::Invalid)?;
         let both_seeded = !self.seeds.is_empty() && !theirs.seeds.is_empty();
         if both_seeded && self.seeds != theirs.seeds {
             return Err(MergeError::Seeds);
@@ -66,7 +66,7 @@ impl Ring {
             return Err(MergeError::Range);
         }
 
-        let Candidate { entries, updated, mut objection } = self.combine(theirs, &first_used);
+        let Candidate { entries, updated, mut conflict } = self.combine(theirs, &first_used);
         let mut result = Ring { entries, ..self.clone() };
         for index in 0..result.entries.len() {
             if result.entries[index].peer == self.peer {
@@ -75,14 +75,14 @@ impl Ring {
         }
         let owned = |ring: &Ring| ring.ranges_owned_by(self.peer).into_iter().collect::<RangeSet>();
         let lost = if updated { owned(self).minus(&owned(&result)) } else { RangeSet::default() };
-        let conflict = |conflict| MergeError::Conflict { conflict, disputed: lost.iter().collect() };
-        if objection.is_none() {
-            result.check().map_err(|fault| conflict(Conflict::Result(fault)))?;
+        let rejected = |conflict| MergeError::Conflict { conflict, disputed: lost.iter().collect() };
+        if conflict.is_none() {
+            result.check().map_err(|error| rejected(Conflict::Result(error)))?;
             let used = lost.iter().find_map(&first_used);
-            objection = used.and_then(|addr| self.objection_to(&result, addr));
+            conflict = used.and_then(|addr| self.conflict_at(&result, addr));
         }
-        if let Some(objection) = objection {
-            return Err(conflict(objection));
+        if let Some(conflict) = conflict {
+            return Err(rejected(conflict));
         }
 
         if result.seeds.is_empty() {
@@ -93,18 +93,19 @@ impl Ring {
         Ok(Merged { updated, changed })
     }
 
-    /// After a merge: entries that `theirs` gives to another at the same version and with as many free addresses, as when two
-    /// take over the same peer at once. By the rules of the merge both sides keep theirs, for ever. Here
+    /// After a merge: decides on entries that `theirs` gives to another peer at the same version and with the same free
+    /// count, as when two peers take over the same one at once. By the rules of the merge both sides would keep their own
+    /// view for ever. Instead
     ///
-    /// * of two owners that both take an entry for theirs the lower name raises its version, and the other one then yields;
-    ///   until it hears that, it does not hand these addresses out;
-    /// * who is told that it owns what it has given away, or never got, says so with a higher version: it knows best what it
-    ///   does not use. (If each says so of the other, one of them gets further ahead.)
-    /// * everybody else takes the lower name for the owner.
+    /// * of two peers that both consider themselves the owner, the one with the lower name raises the version, and the
+    ///   other one then yields; until then it does not hand out these addresses;
+    /// * a peer that is named as owner of what it has given away, or never got, denies that with a higher version, because
+    ///   it knows what it does not use. (If each names the other, the different steps end the tie.)
+    /// * all other peers take the lower name for the owner.
     ///
-    /// 2.8.1 does none of this, but yields to the higher version just the same.
-    pub fn break_ties(&mut self, theirs: &Ring) -> Ties {
-        let mut ties = Ties::default();
+    /// 2.8.1 does none of this (docs/spec/ipam.md 15.4), but also yields to the higher version.
+    pub fn break_ties(&mut self, theirs: &Ring) -> TieBreak {
+        let mut ties = TieBreak::default();
         for index in 0..self.entries.len() {
             let mine = self.entries[index];
             let same = theirs.entries.binary_search_by_key(&mine.token, |entry| entry.token);
@@ -115,28 +116,28 @@ impl Ring {
             if other.peer == self.peer {
                 let step = if self.peer < mine.peer { 2 } else { 1 };
                 self.entries[index].version = mine.version.saturating_add(step);
-                ties.won = true;
+                ties.raised = true;
             } else if mine.peer != self.peer {
                 self.entries[index].peer = mine.peer.min(other.peer);
-                ties.settled |= other.peer < mine.peer;
+                ties.changed |= other.peer < mine.peer;
             } else if self.peer < other.peer {
                 self.entries[index].version = mine.version.saturating_add(1);
-                ties.won = true;
+                ties.raised = true;
             } else {
                 let ranges = self.ranges_of(index).collect::<Vec<_>>();
                 let (token, ours, theirs) = (mine.token, mine.peer, other.peer);
                 let conflict = Conflict::Inconsistent { token, ours, theirs };
-                ties.lost.get_or_insert((conflict, Vec::new())).1.extend(ranges);
+                ties.conceded.get_or_insert((conflict, Vec::new())).1.extend(ranges);
             }
         }
         ties
     }
 
-    /// What is ours, and `theirs` counts to the range of another before it, although it knows all that has happened to
-    /// that range. Whoever gives away a part of a range raises the version of the rest, so a ring that has this version has the
-    /// part as well; unless somebody took the range over (`rmpeer`) without having heard of the gift. That one hands the part
-    /// out, too. Of 2.8.1 only the one who took it over would notice.
-    pub fn overlooked_by(&self, theirs: &Ring) -> Option<(Conflict, Vec<AddrRange>)> {
+    /// Own ranges that `theirs` counts as part of another peer's range, although it knows the latest version of that
+    /// range. A donor raises the version of the rest, so a ring with that version contains the donation; unless the
+    /// range was taken over (`rmpeer`) by a peer that did not know of the donation. That peer hands out the same
+    /// addresses. In 2.8.1 only the peer that took it over would notice.
+    pub fn find_overlooked(&self, theirs: &Ring) -> Option<(Conflict, Vec<AddrRange>)> {
         let mut found: Option<(Conflict, Vec<AddrRange>)> = None;
         for (index, mine) in self.entries.iter().enumerate().filter(|(_, mine)| mine.peer == self.peer) {
             let Err(place) = theirs.entries.binary_search_by_key(&mine.token, |entry| entry.token) else {
@@ -158,13 +159,13 @@ impl Ring {
         found
     }
 
-    /// Applies the rules for each token. Where they forbid what is received, the first such case is noted, and the entry
-    /// is taken all the same: the caller throws the result away, and sees from it what is in doubt.
+    /// Applies the rules for each token. If they forbid a received entry, the first such conflict is recorded and the
+    /// entry is taken nevertheless: the caller discards the result, and finds the disputed ranges by it.
     fn combine(&self, theirs: &Ring, first_used: &impl Fn(AddrRange) -> Option<u32>) -> Candidate {
         let me = self.peer;
         let in_use = |from: u32, to: u32| self.parts(from, to).any(|part| first_used(part).is_some());
         let mut candidate = Candidate::default();
-        // Owner of the entry of ours that was taken last, if nothing of theirs has come since.
+        // Owner of the last own-ring entry taken, or `None` after a received one.
         let mut before = None;
         let (mut i, mut j) = (0, 0);
         loop {
@@ -178,7 +179,7 @@ impl Ring {
                 (mine, Some(other)) if mine.is_none_or(|mine| other.token < mine.token) => {
                     let next = mine.or(self.entries.first()).map_or(self.range.end(), |e| e.token);
                     if before == Some(me) && other.peer != me && in_use(other.token, next) {
-                        candidate.object(Conflict::Split { token: other.token, theirs: other.peer });
+                        candidate.note(Conflict::Split { token: other.token, theirs: other.peer });
                     }
                     candidate.take(*other);
                     before = None;
@@ -192,7 +193,7 @@ impl Ring {
                         keep = Some(*mine);
                     } else if !newer {
                         if mine.peer != other.peer && mine.peer == me && in_use() {
-                            candidate.object(Conflict::Inconsistent {
+                            candidate.note(Conflict::Inconsistent {
                                 token: mine.token,
                                 ours: mine.peer,
                                 theirs: other.peer,
@@ -201,14 +202,14 @@ impl Ring {
                             keep = Some(*mine);
                         }
                     } else if mine.peer == me && other.peer == me {
-                        // Nobody knows better what is ours; we have lost state since.
+                        // This peer knows its own ranges best. Its state was lost since that version.
                         let version = other.version.saturating_add(1);
                         candidate.entries.push(Entry { version, ..*mine });
                         i += 1;
                         j += 1;
                         continue;
                     } else if mine.peer == me && in_use() {
-                        candidate.object(Conflict::Taken {
+                        candidate.note(Conflict::Taken {
                             token: mine.token,
                             version: mine.version,
                             theirs: other.peer,
@@ -228,13 +229,13 @@ impl Ring {
                     i += 1;
                     j += 1;
                 }
-                // The guards above have taken all these.
+                // The guards above cover these cases.
                 (None, Some(_)) | (Some(_), None) => return candidate,
             }
         }
     }
 
-    /// From one token until the next comes, which may be round the end.
+    /// The range from one token to the next one, which may wrap around the end.
     fn parts(&self, from: u32, to: u32) -> impl Iterator<Item = AddrRange> + use<> {
         if to > from {
             [AddrRange::new(from, to), AddrRange::new(0, 0)].into_iter()
@@ -243,8 +244,8 @@ impl Ring {
         }
     }
 
-    /// In `result` an address in use is not ours.
-    fn objection_to(&self, result: &Ring, addr: u32) -> Option<Conflict> {
+    /// The conflict about an address in use that is another peer's in `result`.
+    fn conflict_at(&self, result: &Ring, addr: u32) -> Option<Conflict> {
         let other = result.entries.get(result.position(addr)?)?;
         Some(match self.entries.iter().find(|mine| mine.token == other.token) {
             Some(mine) => Conflict::Taken {
@@ -258,12 +259,12 @@ impl Ring {
     }
 }
 
-/// The result, unless there is an objection.
+/// The merged entries, valid unless a conflict was found.
 #[derive(Default)]
 struct Candidate {
     entries: Vec<Entry>,
     updated: bool,
-    objection: Option<Conflict>,
+    conflict: Option<Conflict>,
 }
 
 impl Candidate {
@@ -272,7 +273,7 @@ impl Candidate {
         self.updated = true;
     }
 
-    fn object(&mut self, conflict: Conflict) {
-        self.objection.get_or_insert(conflict);
+    fn note(&mut self, conflict: Conflict) {
+        self.conflict.get_or_insert(conflict);
     }
 }

@@ -1,4 +1,4 @@
-//! The bytes of gossip (docs/spec/ipam.md 4), and of what is stored. All are gob streams of one value.
+//! Encoding of gossip messages (docs/spec/ipam.md 4) and of stored state (9). Each is a gob stream of one value.
 
 use std::collections::BTreeMap;
 
@@ -12,29 +12,29 @@ use crate::owned::Record;
 use crate::paxos::{AcceptedValue, ElectorId, ElectorState, Knowledge, ProposalId};
 use crate::ring::{Entry, Ring};
 
-/// What a peer says about itself: with gossip, to all, or as the answer to one.
+/// The state of a peer: sent as gossip, as a broadcast, and as an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct StateMessage {
-    /// The sender's clock, seconds since the epoch. Peers before 1.5 look at it.
+    /// The sender's wall clock in seconds since the epoch. Only peers before 1.5 read it.
     pub now: i64,
-    /// Nicknames that the sender knows.
+    /// The nicknames that the sender knows.
     pub nicknames: BTreeMap<PeerName, String>,
-    /// What it knows of the election, maybe nothing; absent if it has a ring or does not vote.
+    /// Known states of the electors; `None` if the sender has a ring or does not vote.
     pub paxos: Option<Knowledge>,
-    /// Its ring; absent if that has no tokens.
+    /// The sender's ring; `None` without tokens.
     pub ring: Option<Ring>,
-    /// The range that it wants to divide; only without a ring, which has its own. Not in messages of 2.8.1, which ignores it.
+    /// The allocation range of a sender without a ring. Our addition: 2.8.1 does not send it, and ignores it.
     pub range: Option<AddrRange>,
 }
 
 /// A message to one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unicast {
-    /// Please give me some of these addresses.
+    /// A request for space in this range.
     Request(AddrRange),
-    /// What I know.
+    /// The sender's state: the answer to a request.
     State(StateMessage),
-    /// There are none.
+    /// The sender has no usable space in this range.
     Denied(AddrRange),
 }
 
@@ -43,14 +43,15 @@ const STATE: u8 = 1;
 const DENIED: u8 = 2;
 
 impl StateMessage {
-    /// Writes it.
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         let mut types = vec![("Now", Type::Int), ("Nicknames", Type::map(Type::Uint, Type::String))];
         let nicknames = self.nicknames.iter().map(|(name, nick)| (peer(*name), Value::String(nick.clone())));
         let mut fields = vec![("Now", Value::Int(self.now)), ("Nicknames", Value::Map(nicknames.collect()))];
         if let Some(paxos) = &self.paxos {
-            types.push(("Paxos", Type::map(node_type(), claims_type())));
-            let pairs = paxos.iter().map(|(node, claims)| (node_value(node), claims_value(claims)));
+            types.push(("Paxos", Type::map(elector_id_type(), elector_state_type())));
+            let pairs =
+                paxos.iter().map(|(elector, state)| (elector_id_value(elector), elector_state_value(state)));
             fields.push(("Paxos", Value::Map(pairs.collect())));
         }
         if let Some(ring) = &self.ring {
@@ -64,10 +65,10 @@ impl StateMessage {
         write(&Type::structure("gossipState", types), Struct::new(fields))
     }
 
-    /// Reads one.
+    /// Decodes a message.
     ///
     /// # Errors
-    /// The sender made it up.
+    /// The message is malformed.
     pub fn decode(bytes: &[u8]) -> Result<StateMessage, Malformed> {
         let value = read(bytes)?;
         let state = value.as_struct()?;
@@ -80,8 +81,9 @@ impl StateMessage {
             None => None,
             Some(pairs) => {
                 let mut knowledge = Knowledge::new();
-                for (node, claims) in pairs {
-                    knowledge.insert(node_of(node.as_struct()?)?, claims_of(claims.as_struct()?)?);
+                for (elector, state) in pairs {
+                    knowledge
+                        .insert(elector_id_of(elector.as_struct()?)?, elector_state_of(state.as_struct()?)?);
                 }
                 Some(knowledge)
             }
@@ -93,7 +95,7 @@ impl StateMessage {
 }
 
 impl Unicast {
-    /// Writes it.
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, body) = match self {
             Unicast::Request(range) => (REQUEST, encode_range(*range)),
@@ -105,10 +107,10 @@ impl Unicast {
         out
     }
 
-    /// Reads one; `None` if it is empty or of an unknown kind, which is to be ignored.
+    /// Decodes a message. Returns `None` if it is empty or of an unknown kind; such messages are ignored.
     ///
     /// # Errors
-    /// The sender made it up.
+    /// The message is malformed.
     pub fn decode(bytes: &[u8]) -> Result<Option<Unicast>, Malformed> {
         Ok(match bytes.split_first() {
             Some((&REQUEST, body)) => Some(Unicast::Request(decode_range(body)?)),
@@ -120,7 +122,7 @@ impl Unicast {
 }
 
 impl Ring {
-    /// The stored form, which is also that of 2.8.1.
+    /// Encodes the ring as it is stored, in the format of 2.8.1 (docs/spec/ipam.md 9).
     pub fn to_bytes(&self) -> Vec<u8> {
         match ring_value(self) {
             Value::Struct(fields) => write(&ring_type(), fields),
@@ -128,10 +130,10 @@ impl Ring {
         }
     }
 
-    /// Reads the stored form.
+    /// Decodes a stored ring.
     ///
     /// # Errors
-    /// It is damaged, or breaks the rules of rings.
+    /// The bytes are damaged, or the ring is invalid.
     pub fn from_bytes(bytes: &[u8]) -> Result<Ring, Malformed> {
         let ring = Ring::decode(bytes)?;
         ring.check().map_err(Malformed::Ring)?;
@@ -147,7 +149,7 @@ impl Ring {
 }
 
 impl Record {
-    /// The stored form.
+    /// Encodes the record as it is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
         let element = Type::structure("CIDR", [("Addr", Type::Uint), ("PrefixLen", Type::Int)]);
         let ty = Type::structure("Record", [("IsContainer", Type::Bool), ("Cidrs", Type::slice(element))]);
@@ -165,27 +167,28 @@ impl Record {
         )
     }
 
-    /// Reads the stored form.
+    /// Decodes a stored record.
     ///
     /// # Errors
-    /// It is damaged.
+    /// The bytes are damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Record, Malformed> {
         let value = read(bytes)?;
         record_of(&value)
     }
 }
 
-/// The whole of 2.8.1's records.
+/// Decodes all records as 2.8.1 stores them.
 pub(crate) fn decode_records(bytes: &[u8]) -> Result<BTreeMap<Container, Record>, Malformed> {
     let value = read(bytes)?;
     let pairs = value.as_map()?;
     pairs.iter().map(|(id, record)| Ok((id.as_str()?.to_owned(), record_of(record)?))).collect()
 }
 
-/// The one value of a stream. What follows it is ignored, as Go does.
+/// Reads the first value of a stream and ignores the rest, like Go's decoder.
 pub(crate) fn read(bytes: &[u8]) -> Result<Value, Malformed> {
     let limits = Limits::default();
-    // A value cannot take more than so much for each of its bytes; made-up ones could ask for the limit at no cost.
+    // Limits memory in proportion to the length of the input, so that a short hostile message cannot allocate up to
+    // the general limit.
     let max_memory = limits.max_memory.min(4096 + bytes.len().saturating_mul(256));
     Decoder::with_limits(bytes, Limits { max_memory, ..limits }).next()?.ok_or(Malformed::Empty)
 }
@@ -195,8 +198,6 @@ fn write(ty: &Type, fields: Struct) -> Vec<u8> {
     encoder.value(ty, &Value::Struct(fields));
     encoder.finish()
 }
-
-// ---- pieces, each as type, value and back -----------------------------------------------------------------------
 
 fn range_type() -> Type {
     Type::structure("Range", [("Start", Type::Uint), ("End", Type::Uint)])
@@ -245,7 +246,7 @@ fn peers_of(list: &[Value]) -> Result<Vec<PeerName>, Malformed> {
     list.iter().map(peer_of).collect()
 }
 
-/// A struct field; its zero if absent.
+/// Reads a struct field; the default if it is absent.
 fn nested<T: Default>(
     of: &Struct,
     name: &str,
@@ -307,31 +308,34 @@ fn ring_of(ring: &Struct) -> Result<Ring, Malformed> {
     })
 }
 
-fn node_type() -> Type {
+fn elector_id_type() -> Type {
     Type::structure("NodeID", [("Name", Type::Uint), ("UID", Type::Uint)])
 }
 
-fn node_value(node: &ElectorId) -> Value {
-    Value::Struct(Struct::new([("Name", peer(node.name)), ("UID", Value::Uint(node.uid.0))]))
+fn elector_id_value(elector: &ElectorId) -> Value {
+    Value::Struct(Struct::new([("Name", peer(elector.name)), ("UID", Value::Uint(elector.uid.0))]))
 }
 
-fn node_of(node: &Struct) -> Result<ElectorId, Malformed> {
-    Ok(ElectorId { name: name_of(node.uint("Name")?)?, uid: PeerUid(node.uint("UID")?) })
+fn elector_id_of(elector: &Struct) -> Result<ElectorId, Malformed> {
+    Ok(ElectorId { name: name_of(elector.uint("Name")?)?, uid: PeerUid(elector.uint("UID")?) })
 }
 
 fn proposal_type() -> Type {
-    Type::structure("ProposalID", [("Round", Type::Uint), ("Proposer", node_type())])
+    Type::structure("ProposalID", [("Round", Type::Uint), ("Proposer", elector_id_type())])
 }
 
 fn proposal_value(id: &ProposalId) -> Value {
-    Value::Struct(Struct::new([("Round", Value::Uint(id.round)), ("Proposer", node_value(&id.proposer))]))
+    Value::Struct(Struct::new([
+        ("Round", Value::Uint(id.round)),
+        ("Proposer", elector_id_value(&id.proposer)),
+    ]))
 }
 
 fn proposal_of(id: &Struct) -> Result<ProposalId, Malformed> {
-    Ok(ProposalId { round: id.uint("Round")?, proposer: nested(id, "Proposer", node_of)? })
+    Ok(ProposalId { round: id.uint("Round")?, proposer: nested(id, "Proposer", elector_id_of)? })
 }
 
-fn claims_type() -> Type {
+fn elector_state_type() -> Type {
     let accepted =
         Type::structure("AcceptedValue", [("Value", Type::slice(Type::Uint)), ("Origin", proposal_type())]);
     Type::structure(
@@ -340,20 +344,20 @@ fn claims_type() -> Type {
     )
 }
 
-fn claims_value(claims: &ElectorState) -> Value {
-    let accepted = [("Value", peers(&claims.value.value)), ("Origin", proposal_value(&claims.value.origin))];
+fn elector_state_value(state: &ElectorState) -> Value {
+    let accepted = [("Value", peers(&state.value.value)), ("Origin", proposal_value(&state.value.origin))];
     Value::Struct(Struct::new([
-        ("Promise", proposal_value(&claims.promise)),
-        ("Accepted", proposal_value(&claims.accepted)),
+        ("Promise", proposal_value(&state.promise)),
+        ("Accepted", proposal_value(&state.accepted)),
         ("AcceptedVal", Value::Struct(Struct::new(accepted))),
     ]))
 }
 
-fn claims_of(claims: &Struct) -> Result<ElectorState, Malformed> {
+fn elector_state_of(state: &Struct) -> Result<ElectorState, Malformed> {
     Ok(ElectorState {
-        promise: nested(claims, "Promise", proposal_of)?,
-        accepted: nested(claims, "Accepted", proposal_of)?,
-        value: nested(claims, "AcceptedVal", |accepted| {
+        promise: nested(state, "Promise", proposal_of)?,
+        accepted: nested(state, "Accepted", proposal_of)?,
+        value: nested(state, "AcceptedVal", |accepted| {
             Ok(AcceptedValue {
                 value: peers_of(accepted.list("Value")?)?,
                 origin: nested(accepted, "Origin", proposal_of)?,

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use thiserror::Error;
 use weave_types::{Cidr, PeerName};
 
 use crate::address::{AddrRange, Subnet};
@@ -9,69 +10,70 @@ use crate::owned::Record;
 use crate::paxos::Election;
 use crate::ring::Ring;
 
-/// Names one request of the driver, which chooses it and does not use it twice.
+/// Identifies a request. The driver chooses it and never reuses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// A container's id; or a label such as `weave:expose`; or [`NO_ID`].
+/// A container id, a label such as `weave:expose`, or [`NO_ID`].
 pub type Container = String;
 
-/// `_`: no id. What is obtained under it is filed under its own address, and can be released with that as id.
+/// A request without a container id. The address is recorded under its own text, which is then the id to release it
+/// with.
 pub const NO_ID: &str = "_";
 
-/// What an [`Allocator`](crate::Allocator) wants done, in this order.
+/// What the driver of an [`Allocator`](crate::Allocator) has to do, in this order.
 ///
-/// Everything that was put out before has to be done first: above all, what follows a [`Persist`] depends on it. A crash
-/// between any two outputs is safe.
+/// Each output is carried out before the next one; in particular, everything after a [`Persist`] depends on it. A
+/// crash between any two outputs is safe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Store this before anything that follows is done.
+    /// Store this before the next output.
     Persist(Persist),
     /// Send this to one peer over channel [`CHANNEL`](crate::CHANNEL). It may be lost.
     Unicast {
-        /// To whom.
+        /// The destination.
         to: PeerName,
-        /// The message.
+        /// An encoded [`Unicast`](crate::message::Unicast).
         payload: Vec<u8>,
     },
     /// Send this to all peers over channel [`CHANNEL`](crate::CHANNEL).
     Broadcast(Vec<u8>),
-    /// The answer to a request; there is exactly one.
+    /// The answer to a request; each request gets exactly one.
     Done(RequestId, Result<Answer, RequestError>),
-    /// For the log.
+    /// Something to log.
     Event(Event),
 }
 
-/// What has to survive a restart. See [`Persist::durability`] for how well.
+/// State that has to survive a restart; [`Persist::durability`] says how well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Persist {
-    /// Forget all that was stored before: it belongs to another name or range, or there is none.
+    /// Remove everything stored before: it belongs to another name or range, or is unusable.
     Clear,
     /// Replaces the stored ring.
     Ring(Ring),
-    /// Replaces the stored election; `None`: there is none any more.
+    /// Replaces the stored election; `None` removes it.
     Election(Option<Election>),
-    /// Replaces what a container owns; `None`: nothing any more.
+    /// Replaces the stored addresses of a container.
     Owned {
-        /// The container.
+        /// The key of the record.
         container: Container,
-        /// Its addresses.
+        /// The container's addresses; `None` if it has none left.
         record: Option<Record>,
     },
 }
 
-/// How well something has to be stored (design: two classes of persistence).
+/// How well something has to be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// On the disk before the next output: it survives a power loss.
+    /// On the disk before the next output: survives a power loss.
     Synced,
-    /// In the kernel's hands before the next output, on the disk within a second: it survives the process. After a power
-    /// loss the containers are gone, too.
+    /// Written to the kernel before the next output and on the disk within a second: survives the process. A power
+    /// loss ends the containers, too.
     Record,
 }
 
 impl Persist {
-    /// How well it has to be stored.
+    /// The durability that this state needs.
     pub fn durability(&self) -> Durability {
         match self {
             Persist::Clear | Persist::Ring(_) | Persist::Election(_) => Durability::Synced,
@@ -80,275 +82,234 @@ impl Persist {
     }
 }
 
-/// What a request has led to.
+/// The successful answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The address, with the prefix length of its subnet. The container had it before, or has it now.
+    /// The address that the container now has, or had before, with the prefix length of the requested subnet.
     Allocated(Cidr),
-    /// The container may use the address that it claimed. `false`: nothing is known about it yet, and the claim goes on in
-    /// silence (only if the caller asked for that).
+    /// The container may use the address that it claimed.
     Claimed {
-        /// It is ours for certain.
+        /// The address is owned by this peer. If `false`, its owner is not known yet or cannot be reached, and the
+        /// claim continues in the background; only with `accept_unknown`.
         settled: bool,
     },
     /// There is a ring.
     Primed,
 }
 
-/// Why a request failed. Shown as 2.8.1 does, without the prefix that the HTTP layer gives.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a request failed. The texts are those of 2.8.1 without the prefix of the HTTP interface.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RequestError {
-    /// The caller, the container's death, or our end.
+    /// Cancelled by the caller, by the death of the container, or because this peer is leaving.
+    #[error(transparent)]
     Cancelled(Cancelled),
-    /// The subnet has nothing in common with the range.
+    /// The subnet does not overlap the allocation range.
+    #[error("range {subnet} out of bounds: {range}")]
     OutOfBounds {
-        /// What was asked for.
+        /// The requested subnet.
         subnet: Subnet,
-        /// What there is.
+        /// The allocation range.
         range: Subnet,
     },
-    /// Nothing but IPv4 can be claimed.
+    /// Only IPv4 addresses can be claimed.
+    #[error("invalid Non-IPv4 address not supported: {0}")]
     NotIpv4(Cidr),
-    /// Outside the range: somebody on this host has it.
+    /// Another container of this host has an address outside the allocation range.
+    #[error("address {cidr} already in use{}", holder.as_ref().map(|holder| format!(" by {holder}")).unwrap_or_default())]
     InUse {
-        /// The address.
+        /// The claimed address.
         cidr: Cidr,
-        /// Who; `None` if it was claimed without an id.
+        /// The container that has it; `None` if it was claimed without an id.
         holder: Option<Container>,
     },
-    /// Inside the range: somebody on this host has it.
+    /// Another container of this host has an address inside the allocation range.
+    #[error("address {cidr} is already owned by {holder}")]
     Owned {
-        /// The address.
+        /// The claimed address.
         cidr: Cidr,
-        /// Who.
+        /// The container that has it.
         holder: Container,
     },
-    /// Another peer has it.
+    /// Another peer owns the address.
+    #[error("address {cidr} is owned by other peer {}", owner_text(*peer, nickname, *unreachable))]
     OtherPeer {
-        /// The address.
+        /// The claimed address.
         cidr: Cidr,
-        /// Who.
+        /// The owner.
         peer: PeerName,
-        /// Its nickname; may be empty.
+        /// The owner's nickname; may be empty.
         nickname: String,
-        /// It could not be asked.
+        /// The owner could not be asked.
         unreachable: bool,
     },
 }
 
-/// What was cancelled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The kind of request that was cancelled.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Cancelled {
     /// An allocation for this container.
+    #[error("Allocate request for {0} cancelled")]
     Allocate(Container),
-    /// A claim.
+    /// A claim of this container and address.
+    #[error("Claim request for {1} by {0} cancelled")]
     Claim(Container, Cidr),
-    /// The wait for a ring.
+    /// A wait for the ring.
+    #[error("prime cancelled")]
     Prime,
 }
 
-impl fmt::Display for RequestError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RequestError::Cancelled(Cancelled::Allocate(id)) => {
-                write!(f, "Allocate request for {id} cancelled")
-            }
-            RequestError::Cancelled(Cancelled::Claim(id, cidr)) => {
-                write!(f, "Claim request for {cidr} by {id} cancelled")
-            }
-            RequestError::Cancelled(Cancelled::Prime) => f.write_str("prime cancelled"),
-            RequestError::OutOfBounds { subnet, range } => {
-                write!(f, "range {subnet} out of bounds: {range}")
-            }
-            RequestError::NotIpv4(cidr) => write!(f, "invalid Non-IPv4 address not supported: {cidr}"),
-            RequestError::InUse { cidr, holder: None } => write!(f, "address {cidr} already in use"),
-            RequestError::InUse { cidr, holder: Some(holder) } => {
-                write!(f, "address {cidr} already in use by {holder}")
-            }
-            RequestError::Owned { cidr, holder } => {
-                write!(f, "address {cidr} is already owned by {holder}")
-            }
-            RequestError::OtherPeer { cidr, peer, nickname, unreachable } => {
-                write!(f, "address {cidr} is owned by other peer {peer}")?;
-                if !nickname.is_empty() {
-                    write!(f, " ({nickname})")?;
-                }
-                if *unreachable {
-                    write!(f, " - unknown relay destination: {peer}")?;
-                }
-                Ok(())
-            }
-        }
-    }
+fn owner_text(peer: PeerName, nickname: &str, unreachable: bool) -> String {
+    let nickname = if nickname.is_empty() { String::new() } else { format!(" ({nickname})") };
+    let reason = if unreachable { format!(" - unknown relay destination: {peer}") } else { String::new() };
+    format!("{peer}{nickname}{reason}")
 }
 
-impl std::error::Error for RequestError {}
-
-/// Why a release failed; 2.8.1's words. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a release failed, in the words of 2.8.1. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ReleaseError {
     /// The container does not have that address.
+    #[error("Free: address {addr} not found for {container}")]
     NotFound {
-        /// The container.
+        /// The container of the request.
         container: Container,
-        /// The address.
+        /// The address of the request.
         addr: std::net::IpAddr,
     },
-    /// The container has none.
+    /// The container has no address.
+    #[error("Delete: no addresses for {0}")]
     NoAddresses(Container),
 }
 
-impl fmt::Display for ReleaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReleaseError::NotFound { container, addr } => {
-                write!(f, "Free: address {addr} not found for {container}")
-            }
-            ReleaseError::NoAddresses(container) => write!(f, "Delete: no addresses for {container}"),
-        }
-    }
-}
-
-impl std::error::Error for ReleaseError {}
-
 /// Why a peer was not removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RemoveError {
-    /// It is connected, directly or not, and may be using its addresses.
+    /// The peer is connected, directly or not, and may be using its addresses.
+    #[error(
+        "peer {peer}({nickname}) is reachable and may be using its addresses: run 'weave reset' on it, or 'weave rmpeer \
+         --force' here if that is what you want"
+    )]
     Reachable {
-        /// The peer.
+        /// The name of the peer.
         peer: PeerName,
-        /// Its nickname; may be empty.
+        /// The nickname of the peer; may be empty.
         nickname: String,
     },
 }
 
-impl fmt::Display for RemoveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RemoveError::Reachable { peer, nickname } = self;
-        write!(
-            f,
-            "peer {peer}({nickname}) is reachable and may be using its addresses: run 'weave reset' on it, or 'weave \
-             rmpeer --force' here if that is what you want"
-        )
-    }
-}
-
-impl std::error::Error for RemoveError {}
-
-/// What became of our ranges when we left.
+/// The result of leaving the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandOver {
-    /// We had none.
+    /// This peer owned no range.
     Nothing,
-    /// They were given to a peer that was reachable, which does not confirm that; what another says is its own, to that one.
+    /// The ranges were given to a reachable peer, which does not confirm that. Disputed ranges were given to their
+    /// claimant.
     To {
-        /// The heir; who disputed the first of them if all were in dispute.
+        /// The new owner; if all ranges were disputed, the claimant of the first one.
         peer: PeerName,
-        /// Its nickname; may be empty.
+        /// The nickname of that peer; may be empty.
         nickname: String,
-        /// How many addresses.
+        /// Number of addresses transferred.
         addresses: u32,
     },
-    /// Nobody was there to take them. They stay ours for all others, until `rmpeer` there.
+    /// No peer was reachable. All other peers count the ranges as this peer's until it is removed with `rmpeer`.
     NoPeer {
-        /// How many addresses.
+        /// Number of addresses not transferred.
         addresses: u32,
     },
 }
 
-/// For the log.
+/// An event for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What was stored cannot be used; why.
+    /// Stored state is not used.
     LoadedDiscarded(DiscardReason),
-    /// What was stored is used.
+    /// Stored state is used.
     LoadedRing {
-        /// Addresses of the range that are ours.
+        /// Number of addresses of the range that this peer owns.
         owned: u32,
     },
-    /// An election has begun here.
+    /// An election was started here.
     Electing {
-        /// How many must agree; 0 for an observer.
+        /// Number of electors that must agree; 0 for an observer.
         quorum: u32,
-        /// Where that comes from.
+        /// How the quorum was determined.
         source: QuorumSource,
     },
     /// The ring exists from now on.
     RingEstablished {
-        /// Among whom it was first divided.
+        /// The peers among which the range was first divided.
         seeds: Vec<PeerName>,
     },
-    /// More electors take part than the number of peers that we were told allows: groups may form that do not know of each
-    /// other.
+    /// More electors take part than the configured number of peers allows. Separate groups may reach different
+    /// decisions.
     QuorumTooSmall {
-        /// Our quorum.
+        /// The quorum of this peer.
         quorum: u32,
-        /// Electors seen.
+        /// Number of electors seen.
         known: u32,
     },
-    /// Range given to another peer.
+    /// A range was given to another peer.
     Donated {
-        /// To whom.
+        /// The new owner.
         to: PeerName,
-        /// What.
+        /// The range given.
         range: AddrRange,
     },
-    /// What a peer says contradicts what we know. Said once per peer and conflict.
+    /// A peer's state contradicts this peer's. Put out once per peer and conflict.
     Conflict {
-        /// Whose view it is.
+        /// The peer that sent the state.
         peer: PeerName,
-        /// The contradiction and its remedy.
+        /// The contradiction; it names a remedy.
         conflict: Conflict,
     },
     /// The contradiction is resolved.
     ConflictOver {
-        /// Whose view it was.
+        /// The peer that had sent the contradicting state.
         peer: PeerName,
     },
-    /// A peer's message contained ranges of ours that nothing was allocated from; it has them now.
+    /// A received state gives unused ranges of this peer to another one; they are now that peer's.
     Yielded {
-        /// How many addresses.
+        /// Number of addresses lost.
         addresses: u32,
     },
-    /// A claim made without anybody waiting failed: the address may be used twice.
+    /// A claim without a waiting caller failed: the address may be used twice.
     PreclaimFailed {
-        /// Who uses it.
+        /// The container that uses the address.
         container: Container,
-        /// The address.
+        /// The address that could not be claimed.
         cidr: Cidr,
-        /// Why.
+        /// The reason.
         error: RequestError,
     },
-    /// A container has been dead for long enough, or was destroyed, or was gone when we came back.
+    /// The addresses of a container that has ended were released.
     Released {
-        /// The container.
+        /// The container that has ended.
         container: Container,
-        /// Its addresses.
+        /// Its former addresses.
         cidrs: Vec<Cidr>,
     },
-    /// A request waits for longer than a tick.
+    /// A request has waited for longer than a tick.
     Waiting {
-        /// Which.
+        /// The request that waits.
         request: RequestId,
-        /// Since when it waits.
+        /// Time since the request.
         waited: Duration,
     },
 }
 
-/// Where the number of electors comes from.
+/// How the quorum was determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuorumSource {
-    /// Given: `--ipalloc-init consensus=N`.
+    /// By the configured number of peers (`--ipalloc-init consensus=N`).
     Count(u32),
-    /// The peer addresses that we have, plus ourself.
+    /// By the number of configured peer addresses, not counting this peer.
     Targets(u32),
-    /// We do not vote.
+    /// Not at all: an observer does not vote.
     Observer,
 }
 
 impl QuorumSource {
-    /// How many peers that means.
+    /// The assumed number of peers.
     pub fn peers(self) -> u32 {
         match self {
             QuorumSource::Count(n) => n,
@@ -357,7 +318,7 @@ impl QuorumSource {
         }
     }
 
-    /// More than half of them.
+    /// The number of electors that must agree: more than half of the peers.
     pub fn quorum(self) -> u32 {
         match self {
             QuorumSource::Observer => 0,
@@ -376,28 +337,19 @@ impl fmt::Display for QuorumSource {
     }
 }
 
-/// Why what was stored is not used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why stored state is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DiscardReason {
-    /// There is no ring in it.
+    /// It contains no ring.
+    #[error("no valid persisted data")]
     NoRing,
-    /// It is another peer's.
+    /// It belongs to a peer of another name.
+    #[error("deleting persisted data for peername {0}")]
     Name(PeerName),
-    /// It is of another range.
+    /// It belongs to another allocation range.
+    #[error("deleting persisted data for IPAM range {}", .0.as_cidr())]
     Range(AddrRange),
-    /// It breaks the rules of rings; says which.
+    /// The ring is invalid; contains the reason.
+    #[error("deleting persisted data: {0}")]
     Invalid(String),
-}
-
-impl fmt::Display for DiscardReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DiscardReason::NoRing => f.write_str("no valid persisted data"),
-            DiscardReason::Name(name) => write!(f, "deleting persisted data for peername {name}"),
-            DiscardReason::Range(range) => {
-                write!(f, "deleting persisted data for IPAM range {}", range.as_cidr())
-            }
-            DiscardReason::Invalid(error) => write!(f, "deleting persisted data: {error}"),
-        }
-    }
 }

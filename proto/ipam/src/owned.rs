@@ -1,4 +1,4 @@
-//! Who on this host has which addresses (docs/spec/ipam.md 8.1).
+//! The addresses of containers of this host (docs/spec/ipam.md 8.1).
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use weave_types::Cidr;
 use crate::address::ipv4;
 use crate::output::Container;
 
-/// What one container has.
+/// The addresses of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
-    /// It is a container, whose death releases its addresses; otherwise somebody releases them explicitly.
+    /// The death of the container releases the addresses; otherwise only an explicit request does.
     pub is_container: bool,
-    /// Its addresses in the order of assignment.
+    /// Addresses with prefix lengths, in order of assignment.
     pub cidrs: Vec<Cidr>,
 }
 
-/// All records, and who has an address.
+/// All records, and an index by address.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Owned {
     records: BTreeMap<Container, Record>,
@@ -36,12 +36,12 @@ impl Owned {
         self.holders.get(&addr)
     }
 
-    /// All addresses, ascending, with their holders.
+    /// All addresses in ascending order with their containers.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (u32, &Container)> + '_ {
         self.holders.iter().map(|(&addr, container)| (addr, container))
     }
 
-    /// Files an address that nobody has.
+    /// Adds an address that no container has.
     pub(crate) fn add(&mut self, container: &str, cidr: Cidr, is_container: bool) {
         let Some(addr) = ipv4(cidr) else { return };
         self.holders.insert(addr, container.to_owned());
@@ -50,7 +50,7 @@ impl Owned {
         record.cidrs.push(cidr);
     }
 
-    /// Takes one address of a container off the books; false if it does not have it.
+    /// Removes one address of a container; returns whether the container had it.
     pub(crate) fn remove(&mut self, container: &str, addr: u32) -> bool {
         let Some(record) = self.records.get_mut(container) else { return false };
         let Some(at) = record.cidrs.iter().position(|&cidr| ipv4(cidr) == Some(addr)) else { return false };
@@ -62,7 +62,7 @@ impl Owned {
         true
     }
 
-    /// Takes all of a container off the books.
+    /// Removes all addresses of a container and returns them.
     pub(crate) fn remove_all(&mut self, container: &str) -> Option<Record> {
         let record = self.records.remove(container)?;
         for addr in record.cidrs.iter().filter_map(|&cidr| ipv4(cidr)) {

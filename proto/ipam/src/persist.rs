@@ -1,4 +1,4 @@
-//! What comes back from the disk.
+//! Stored state, as it is read at the start.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use crate::owned::Record;
 use crate::paxos::Election;
 use crate::ring::Ring;
 
-/// What was stored, to be given to [`Allocator::new`](crate::Allocator::new).
+/// Stored state, given to [`Allocator::new`](crate::Allocator::new).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
-    /// The ring; its holder is the peer that stored it.
+    /// The ring as stored by its holder.
     pub ring: Option<Ring>,
-    /// The election that went on.
+    /// An election that had not ended.
     pub election: Option<Election>,
-    /// Who has which addresses.
+    /// The addresses of all containers.
     pub owned: BTreeMap<Container, Record>,
 }
 
 impl Loaded {
-    /// Does to what is stored what an output asks for: the rule that every store follows.
+    /// Applies an output to the stored state, as every store must.
     pub fn apply(&mut self, persist: &Persist) {
         match persist {
             Persist::Clear => *self = Loaded::default(),

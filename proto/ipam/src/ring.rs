@@ -1,32 +1,32 @@
-//! The ring: which peer owns which part of the range, as tokens in order (docs/spec/ipam.md 6).
+//! The ring: the division of the range among peers, as ordered tokens (docs/spec/ipam.md 6).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::Ipv4Addr;
 
+use thiserror::Error;
 use weave_types::{Cidr, PeerName};
 
 use crate::address::AddrRange;
 use crate::space::RangeSet;
 
-/// What is added to a version when a peer's ranges are taken over or handed over: it beats changes that the owner made
-/// without our hearing of them.
+/// Added to the version of entries that are taken over or transferred, so that they are newer than unseen changes of
+/// the former owner (docs/spec/ipam.md 6.3).
 pub const TAKEOVER_STEP: u32 = 100;
 
 /// One token. Its owner owns the addresses from it to the next token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// First address.
+    /// First address of the entry.
     pub token: u32,
-    /// The owner.
+    /// The owner of the entry.
     pub peer: PeerName,
-    /// Raised with each change of this entry, never lowered.
+    /// Raised with each change of the entry, never lowered.
     pub version: u32,
-    /// Free addresses, as the owner last said. For information.
+    /// Number of free addresses as last reported by the owner. For information only.
     pub free: u32,
 }
 
-/// All tokens as one peer knows them.
+/// One peer's view of all tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ring {
     pub(crate) range: AddrRange,
@@ -35,45 +35,35 @@ pub struct Ring {
     pub(crate) seeds: Vec<PeerName>,
 }
 
-/// A ring breaks the rules of rings. Shown in 2.8.1's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a ring is invalid, in the words of 2.8.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RingError {
-    /// Tokens are not in order.
+    /// Tokens are not in ascending order.
+    #[error("Ring not sorted")]
     NotSorted,
-    /// One token is there twice.
+    /// A token occurs twice.
+    #[error("Token appears twice in ring")]
     Repeated,
-    /// A token outside the range.
+    /// A token is outside the range.
+    #[error("Token is out of range")]
     OutOfRange,
-    /// More free addresses than there are.
+    /// An entry reports more free addresses than it has.
+    #[error(
+        "Entry {}-{} reporting too much free space: {free} > {distance}",
+        Ipv4Addr::from(*token),
+        Ipv4Addr::from(*next)
+    )]
     TooMuchFree {
         /// Token of the entry.
         token: u32,
-        /// The next one.
+        /// The next token.
         next: u32,
-        /// What is said.
+        /// Number of free addresses reported.
         free: u32,
-        /// What there are.
+        /// Number of addresses of the entry.
         distance: u32,
     },
 }
-
-impl fmt::Display for RingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            RingError::NotSorted => f.write_str("Ring not sorted"),
-            RingError::Repeated => f.write_str("Token appears twice in ring"),
-            RingError::OutOfRange => f.write_str("Token is out of range"),
-            RingError::TooMuchFree { token, next, free, distance } => write!(
-                f,
-                "Entry {}-{} reporting too much free space: {free} > {distance}",
-                Ipv4Addr::from(token),
-                Ipv4Addr::from(next)
-            ),
-        }
-    }
-}
-
-impl std::error::Error for RingError {}
 
 impl Ring {
     /// A ring without tokens, held by `peer`.
@@ -81,7 +71,7 @@ impl Ring {
         Ring { range, peer, entries: Vec::new(), seeds: Vec::new() }
     }
 
-    /// The same with tokens, as a store or a message has them; not checked.
+    /// A ring with tokens from a store or a message; not checked.
     pub fn from_parts(range: AddrRange, peer: PeerName, entries: Vec<Entry>, seeds: Vec<PeerName>) -> Ring {
         Ring { range, peer, entries, seeds }
     }
@@ -91,30 +81,30 @@ impl Ring {
         self.range
     }
 
-    /// Whose view this is.
+    /// The peer whose view this is.
     pub fn peer(&self) -> PeerName {
         self.peer
     }
 
-    /// The tokens in order.
+    /// The tokens in ascending order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Among whom the range was first divided; empty if not known.
+    /// The peers among which the range was first divided; empty if not known.
     pub fn seeds(&self) -> &[PeerName] {
         &self.seeds
     }
 
-    /// Whether there is no token.
+    /// Whether the ring has no tokens.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Checks the rules of rings (docs/spec/ipam.md 6.1).
+    /// Checks the rules of docs/spec/ipam.md 6.1.
     ///
     /// # Errors
-    /// The first rule broken.
+    /// The first rule that is broken.
     pub fn check(&self) -> Result<(), RingError> {
         let tokens = || self.entries.windows(2).map(|pair| (pair[0].token, pair[1].token));
         if tokens().any(|(a, b)| a > b) {
@@ -137,12 +127,12 @@ impl Ring {
         Ok(())
     }
 
-    /// Token of the entry behind that at `index`; behind the last comes the first.
+    /// The token after the entry at `index`; after the last one follows the first.
     pub(crate) fn next_token(&self, index: usize) -> u32 {
         self.entries.get(index + 1).or(self.entries.first()).map_or(self.range.end(), |e| e.token)
     }
 
-    /// Addresses from `a` on until `b` comes, round the end if need be; from a token to itself it is the whole range.
+    /// Number of addresses from `a` up to `b`, wrapping around the end; from a token to itself it is the whole range.
     pub(crate) fn distance(&self, a: u32, b: u32) -> u32 {
         if b > a { b - a } else { self.range.end().saturating_sub(a) + b.saturating_sub(self.range.start()) }
     }
@@ -153,12 +143,12 @@ impl Ring {
         behind.checked_sub(1).or_else(|| self.entries.len().checked_sub(1))
     }
 
-    /// Who owns an address; `None` without tokens.
+    /// The owner of an address; `None` without tokens.
     pub fn owner_of(&self, addr: u32) -> Option<PeerName> {
         self.position(addr).map(|index| self.entries[index].peer)
     }
 
-    /// The ranges of the entry at `index`: one, or two if it wraps round, the lower first.
+    /// The ranges of the entry at `index`: one, or two in ascending order if it wraps around.
     pub(crate) fn ranges_of(&self, index: usize) -> impl Iterator<Item = AddrRange> + use<> {
         let token = self.entries[index].token;
         let (first, second) = if index + 1 < self.entries.len() {
@@ -181,7 +171,7 @@ impl Ring {
         ranges
     }
 
-    /// All that a peer owns, as the fewest networks that make it up, ascending; empty if it owns nothing.
+    /// All that a peer owns as the smallest set of networks, ascending.
     pub fn networks_of(&self, peer: PeerName) -> Vec<Cidr> {
         let joined: RangeSet = self.ranges_owned_by(peer).into_iter().collect();
         joined.iter().flat_map(AddrRange::cover).collect()
@@ -197,7 +187,7 @@ impl Ring {
         self.entries.iter().map(|e| e.peer).collect()
     }
 
-    /// Divides the whole range among peers (docs/spec/ipam.md 6.2). All peers compute the same.
+    /// Divides the whole range among peers (docs/spec/ipam.md 6.2). All peers compute the same result.
     pub fn divide(&mut self, peers: &[PeerName]) {
         let unique: BTreeSet<PeerName> = peers.iter().copied().collect();
         self.seeds = unique.into_iter().collect();
@@ -206,7 +196,8 @@ impl Ring {
         self.entries = entries;
     }
 
-    /// Gives part of what the holder owns to another peer (docs/spec/ipam.md 6.3). The caller has checked that it is all ours.
+    /// Gives part of the holder's ranges to another peer (docs/spec/ipam.md 6.3). The caller has checked that the
+    /// holder owns all of it.
     pub fn grant(&mut self, what: AddrRange, to: PeerName) {
         let Some(at) = self.position(what.start()) else { return };
         if what.is_empty() {
@@ -241,7 +232,7 @@ impl Ring {
         }
     }
 
-    /// Gives all that `from` owns to `to`; returns what that is.
+    /// Gives all ranges of `from` to `to` and returns them.
     pub fn transfer(&mut self, from: PeerName, to: PeerName, step: u32) -> Vec<AddrRange> {
         let ranges = self.ranges_owned_by(from);
         for entry in self.entries.iter_mut().filter(|e| e.peer == from) {
@@ -251,8 +242,8 @@ impl Ring {
         ranges
     }
 
-    /// Sets the number of free addresses of the holder's entries, raising the version of those where it differs; true if
-    /// any did.
+    /// Sets the free counts of the holder's entries and raises the version of those that change; returns whether any
+    /// did.
     pub fn report_free(&mut self, free_in: impl Fn(AddrRange) -> u32) -> bool {
         let mut changed = false;
         for index in 0..self.entries.len() {
@@ -261,7 +252,7 @@ impl Ring {
         changed
     }
 
-    /// The same for the entry that an address belongs to.
+    /// Does the same for the entry that an address belongs to.
     pub(crate) fn report_free_at(&mut self, addr: u32, free_in: impl Fn(AddrRange) -> u32) -> bool {
         self.position(addr).is_some_and(|index| self.report_entry(index, &free_in))
     }
@@ -280,7 +271,8 @@ impl Ring {
         true
     }
 
-    /// Other owners of free space in a range, with the free addresses of their entries there (docs/spec/ipam.md 6.5).
+    /// Other owners with free addresses in a range, weighted by the free counts of their entries there
+    /// (docs/spec/ipam.md 6.5).
     pub fn candidates(&self, range: AddrRange) -> BTreeMap<PeerName, u64> {
         let mut weights = BTreeMap::new();
         for (index, entry) in self.entries.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Which of our addresses are free (docs/spec/ipam.md 7).
+//! Own addresses, used and free (docs/spec/ipam.md 7).
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::address::AddrRange;
 pub struct RangeSet(BTreeMap<u32, u32>);
 
 impl RangeSet {
-    /// The ranges in order.
+    /// The ranges in ascending order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = AddrRange> + '_ {
         self.0.iter().map(|(&start, &end)| AddrRange::new(start, end))
     }
 
-    /// The parts of it in a range, in order.
+    /// The parts within a range, in ascending order.
     pub fn within(&self, range: AddrRange) -> impl DoubleEndedIterator<Item = AddrRange> + '_ {
-        // One that begins before the range may reach into it.
+        // A part that begins before the range may reach into it.
         let first = self.0.range(..=range.start()).next_back().map_or(range.start(), |(&start, _)| start);
         self.0
             .range(first..range.end().max(first))
@@ -29,28 +29,28 @@ impl RangeSet {
         self.iter().map(AddrRange::size).sum()
     }
 
-    /// Number of addresses in a range.
+    /// Number of addresses within a range.
     pub fn count_in(&self, range: AddrRange) -> u32 {
         self.within(range).map(AddrRange::size).sum()
     }
 
-    /// Whether an address is in it.
+    /// Whether an address is in the set.
     pub fn contains(&self, addr: u32) -> bool {
         self.0.range(..=addr).next_back().is_some_and(|(_, &end)| addr < end)
     }
 
-    /// Whether there is no address.
+    /// Whether the set contains no address.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Adds addresses; some may be there already.
+    /// Adds addresses; some may be in the set already.
     pub fn insert(&mut self, range: AddrRange) {
         if range.is_empty() {
             return;
         }
         let (mut start, mut end) = (range.start(), range.end());
-        // What touches or overlaps becomes one.
+        // Ranges that touch or overlap are joined.
         while let Some((&from, &to)) = self.0.range(..=end).next_back().filter(|&(_, &to)| to >= start) {
             self.0.remove(&from);
             start = start.min(from);
@@ -59,7 +59,7 @@ impl RangeSet {
         self.0.insert(start, end);
     }
 
-    /// Takes addresses out; some may not be there.
+    /// Removes addresses; some may not be in the set.
     pub fn remove(&mut self, range: AddrRange) {
         let parts: Vec<AddrRange> = self.within(range).collect();
         for part in parts {
@@ -74,7 +74,7 @@ impl RangeSet {
         }
     }
 
-    /// What is in this set and not in the other.
+    /// The addresses that are in this set and not in the other.
     pub fn minus(&self, other: &RangeSet) -> RangeSet {
         let mut rest = self.clone();
         other.iter().for_each(|range| rest.remove(range));
@@ -90,7 +90,7 @@ impl FromIterator<AddrRange> for RangeSet {
     }
 }
 
-/// Our addresses of the range: used ones and free ones. Together they are what the ring says is ours.
+/// This peer's own addresses, used and free. Together they are what it owns in the ring.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Space {
     used: RangeSet,
@@ -98,23 +98,23 @@ pub struct Space {
 }
 
 impl Space {
-    /// Those in use.
+    /// Addresses in use.
     pub fn used(&self) -> &RangeSet {
         &self.used
     }
 
-    /// Those that can be handed out.
+    /// Addresses that can be allocated or donated.
     pub fn free(&self) -> &RangeSet {
         &self.free
     }
 
-    /// Lowest address in use in a range.
+    /// The lowest address in use in a range.
     pub fn first_used(&self, range: AddrRange) -> Option<u32> {
         self.used.within(range).next().map(AddrRange::start)
     }
 
-    /// Exactly these are ours from now on: what is new is free. Gives the free addresses that are no longer ours. An
-    /// address in use stays, whatever the ring says.
+    /// Sets the owned ranges. New addresses are free; returns the free addresses that are no longer owned. An address
+    /// in use stays in use.
     pub fn set_owned(&mut self, ranges: impl IntoIterator<Item = AddrRange>) -> RangeSet {
         let free = ranges.into_iter().collect::<RangeSet>().minus(&self.used);
         let lost = self.free.minus(&free);
@@ -122,7 +122,7 @@ impl Space {
         lost
     }
 
-    /// Uses the lowest free address of a range that is not in `avoid`.
+    /// Allocates the lowest free address in a range that is not in `avoid`.
     pub fn allocate(&mut self, range: AddrRange, avoid: &RangeSet) -> Option<u32> {
         let addr = self.lowest(range, avoid)?;
         self.claim(addr);
@@ -139,7 +139,7 @@ impl Space {
         })
     }
 
-    /// Uses an address; false if it is not free.
+    /// Marks a free address as used; returns whether it was free.
     pub fn claim(&mut self, addr: u32) -> bool {
         let free = self.free.contains(addr);
         if free {
@@ -149,7 +149,7 @@ impl Space {
         free
     }
 
-    /// Makes an address free; false if it was not in use.
+    /// Marks a used address as free; returns whether it was used.
     pub fn release(&mut self, addr: u32) -> bool {
         let used = self.used.contains(addr);
         if used {
@@ -159,8 +159,8 @@ impl Space {
         used
     }
 
-    /// What would be given to a peer that asks for a range: the biggest aligned block of free addresses, of several the
-    /// last; half of it if that is more than half of what is free there. Nothing in `avoid`.
+    /// The range to donate to a peer that requests `range`: the biggest aligned block of free addresses, the last one
+    /// of equals, or half of it if it is more than half of what is free there. Contains nothing of `avoid`.
     pub fn offer(&self, range: AddrRange, avoid: &RangeSet) -> Option<AddrRange> {
         let free: RangeSet = self.free.within(range).collect::<RangeSet>().minus(avoid);
         let block = free.iter().map(AddrRange::biggest_block).max_by_key(|block| block.size())?;
@@ -170,12 +170,12 @@ impl Space {
         Some(block)
     }
 
-    /// Takes free addresses out: they are another's now.
+    /// Removes free addresses that were given away.
     pub fn remove(&mut self, range: AddrRange) {
         self.free.remove(range);
     }
 
-    /// Nothing is ours any more.
+    /// Removes all addresses.
     pub fn clear(&mut self) {
         *self = Space::default();
     }

@@ -9,34 +9,34 @@ use crate::output::{Container, QuorumSource, RequestId};
 /// Everything that `status`, `status ipam`, `report` and the metrics show (docs/spec/ipam.md 12).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// How far we are.
+    /// The state of the ring.
     pub state: State,
-    /// The range.
+    /// The allocation range.
     pub range: Subnet,
-    /// Where allocations are made that name no subnet.
+    /// The subnet of allocations that name none.
     pub default_subnet: Subnet,
-    /// Addresses of the range in use on this host.
+    /// Number of addresses of the range in use on this host.
     pub active: u32,
-    /// Addresses of the range that are ours and free.
+    /// Number of own free addresses of the range.
     pub free: u32,
-    /// The election, while it goes on here.
+    /// The election, while one is running.
     pub election: Option<ElectionStatus>,
-    /// Among whom the range was first divided; empty without a ring.
+    /// The peers among which the range was first divided; empty without a ring.
     pub seeds: Vec<NamedPeer>,
-    /// The ring, in order; an entry that wraps round as two.
+    /// The ring in ascending order; an entry that wraps around is shown as two.
     pub entries: Vec<EntryStatus>,
-    /// Who owns how much: ourself first, the others by name.
+    /// All owners: this peer first, the others by name.
     pub owners: Vec<OwnerStatus>,
-    /// Requests that wait, in the order in which they will be tried.
+    /// Requests that wait, in the order in which they are retried.
     pub pending: Vec<PendingStatus>,
-    /// Peers whose view contradicts ours.
+    /// Peers whose state contradicts this peer's.
     pub conflicts: Vec<ConflictStatus>,
-    /// We are leaving.
+    /// This peer is leaving the network.
     pub shutting_down: bool,
 }
 
 impl Status {
-    /// 2.8.1's words for how far we are.
+    /// The state in the words of 2.8.1.
     pub fn state_text(&self) -> String {
         match (self.state, &self.election) {
             (State::Idle, _) => "idle".to_owned(),
@@ -52,7 +52,7 @@ impl Status {
         }
     }
 
-    /// The lines of `status ipam`, as 2.8.1 has them: one for each owner.
+    /// The lines of `status ipam` as in 2.8.1, one for each owner.
     pub fn owner_lines(&self) -> String {
         let total = self.range.range().size() as f32;
         let line = |owner: &OwnerStatus| {
@@ -69,25 +69,25 @@ impl Status {
     }
 }
 
-/// How far we are.
+/// The state of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// No ring, and nobody has asked for one here.
+    /// There is no ring, and none was requested here.
     Idle,
-    /// No ring, and an election has begun here.
+    /// There is no ring, and an election is running.
     Electing,
-    /// No ring; we are an observer and wait for those who vote.
+    /// There is no ring, and this peer is an observer that waits for the election of others.
     Priming,
     /// There is a ring.
     Ready,
     /// There is a ring, and an allocation waits for space.
     WaitingForSpace,
-    /// There is a ring, and nobody in it is reachable, nor owns this peer anything.
+    /// There is a ring, but this peer owns nothing in it and no owner is reachable.
     AllUnreachable,
 }
 
 impl State {
-    /// The seeds' word for it.
+    /// The word that the status summary shows for it.
     pub fn consensus(self) -> &'static str {
         match self {
             State::Idle => "deferred",
@@ -97,130 +97,131 @@ impl State {
     }
 }
 
-/// An election that we wait for.
+/// A running election.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElectionStatus {
-    /// We vote; an observer does not.
+    /// Whether this peer votes; an observer does not.
     pub elector: bool,
-    /// How many must agree; 0 for an observer.
+    /// Number of electors that must agree; 0 for an observer.
     pub quorum: u32,
-    /// Electors known of (those that have answered, ourself included).
+    /// Number of electors that have answered, including this peer.
     pub known: u32,
-    /// Those that have answered, and are reachable now.
+    /// Electors that have answered and are reachable.
     pub present: Vec<NamedPeer>,
-    /// Those that have answered once, and are not reachable now.
+    /// Electors that have answered and are no longer reachable.
     pub absent: Vec<NamedPeer>,
-    /// Reachable peers that have not taken part: observers, and electors that have not heard of the election yet.
+    /// Reachable peers that have not answered: observers, and electors that have not yet received a message of the
+    /// election.
     pub silent: Vec<NamedPeer>,
-    /// How many more electors are needed at least.
+    /// Least number of further electors needed.
     pub missing: u32,
-    /// Where the quorum comes from.
+    /// How the quorum was determined.
     pub source: QuorumSource,
-    /// For how long it goes on.
+    /// Time since the start of the election.
     pub waited: Duration,
 }
 
 /// One range of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryStatus {
-    /// The addresses.
+    /// The addresses of the entry.
     pub range: AddrRange,
-    /// The owner.
+    /// The owner of the entry.
     pub peer: PeerName,
-    /// Its nickname; empty if not known.
+    /// The owner's nickname; empty if not known.
     pub nickname: String,
-    /// It is reachable, or ourself.
+    /// Whether the owner is reachable, or this peer.
     pub reachable: bool,
-    /// Version of the entry.
+    /// The version of the entry.
     pub version: u32,
-    /// Free addresses in it, as the owner last said.
+    /// Number of free addresses as last reported by the owner.
     pub free: u32,
 }
 
-/// What one peer owns.
+/// The share of one peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerStatus {
-    /// The peer.
+    /// The name of the owner.
     pub peer: PeerName,
-    /// Its nickname; empty if not known.
+    /// The owner's nickname; empty if not known.
     pub nickname: String,
-    /// Addresses of the range.
+    /// Number of addresses owned.
     pub addresses: u32,
-    /// Free ones among them, as it last said.
+    /// Number of free addresses as last reported by the owner.
     pub free: u32,
-    /// It is ourself.
+    /// Whether the owner is this peer.
     pub ours: bool,
-    /// It is reachable, or ourself.
+    /// Whether the owner is reachable, or this peer.
     pub reachable: bool,
-    /// For how long it has not been reachable; `None` if it is, or never was since we run.
+    /// Time since the owner became unreachable; `None` if it is reachable, or was not since this peer started.
     pub unreachable_for: Option<Duration>,
 }
 
 /// A request that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingStatus {
-    /// Its id; `None` if nobody waits for the answer.
+    /// The request; `None` for a claim without a waiting caller.
     pub request: Option<RequestId>,
-    /// What it is.
+    /// The kind of request.
     pub kind: PendingKind,
-    /// For how long it waits.
+    /// Time since the request.
     pub waited: Duration,
-    /// Why it waits.
+    /// The reason for the wait.
     pub reason: WaitReason,
 }
 
-/// What waits.
+/// The kind of a waiting request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PendingKind {
-    /// For the ring.
+    /// A wait for the ring.
     Prime,
-    /// For an address.
+    /// An allocation.
     Allocate {
-        /// For whom.
+        /// The container that gets the address.
         container: Container,
-        /// In which subnet.
+        /// The requested subnet.
         subnet: Subnet,
     },
-    /// For a certain address.
+    /// A claim.
     Claim {
-        /// For whom.
+        /// The container that gets the address.
         container: Container,
-        /// The address.
+        /// The claimed address.
         cidr: Cidr,
     },
 }
 
-/// Why a request waits, and what would help.
+/// Why a request waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitReason {
-    /// There is no ring yet: see [`Status::election`].
+    /// There is no ring; [`Status::election`] has details.
     NoRing,
-    /// Space in what was asked for belongs to others.
+    /// No usable address in the requested subnet is free here.
     Space {
-        /// Reachable peers with free space; asked now or at the next tick.
+        /// Reachable peers with free space, which are asked now or with the next tick.
         asked: Vec<NamedPeer>,
-        /// Those with free space that cannot be reached, and for how long; `None`: never since we run.
+        /// Unreachable peers with free space, and for how long they have been; `None`: since this peer started.
         unreachable: Vec<(NamedPeer, Option<Duration>)>,
-        /// Reachable peers that have said lately that they have nothing usable.
+        /// Reachable peers whose last answer was that they have nothing usable.
         denied: Vec<NamedPeer>,
-        /// Addresses there that are ours, but in doubt because of a conflict.
+        /// Number of own free addresses that are disputed.
         disputed: u32,
     },
-    /// The address is another peer's, who is being asked.
+    /// The address belongs to another peer.
     Owner {
-        /// Who.
+        /// The owner.
         peer: NamedPeer,
-        /// It is reachable.
+        /// Whether the owner is reachable, and therefore asked.
         reachable: bool,
-        /// For how long it has not been; `None` if it is, or never was since we run.
+        /// Time since the owner became unreachable; `None` if it is reachable, or was not since this peer started.
         unreachable_for: Option<Duration>,
     },
-    /// The address is ours, but in doubt because of a conflict.
+    /// The address is owned by this peer, but disputed.
     Disputed,
 }
 
 impl WaitReason {
-    /// One line for people: what is waited for, and what would help.
+    /// One line for people: what the request waits for, and what would help.
     pub fn explain(&self) -> String {
         let names = |list: &[NamedPeer]| list.iter().map(NamedPeer::to_string).collect::<Vec<_>>().join(" ");
         let ago = |since: &Option<Duration>| match since {
@@ -268,15 +269,15 @@ impl WaitReason {
     }
 }
 
-/// A peer whose view contradicts ours.
+/// A peer whose state contradicts this peer's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConflictStatus {
-    /// Whose view it is: the holder of the ring received.
+    /// The peer that sent the contradicting ring.
     pub peer: NamedPeer,
-    /// The contradiction. It knows its remedy.
+    /// The contradiction; it names a remedy.
     pub conflict: Conflict,
-    /// For how long we know of it.
+    /// Time since the conflict was found.
     pub since: Duration,
-    /// What is not handed out because of it.
+    /// Ranges that are not handed out because of the conflict.
     pub disputed: Vec<AddrRange>,
 }

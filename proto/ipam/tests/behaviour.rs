@@ -1,4 +1,4 @@
-//! Single situations that need to be set up.
+//! Single situations that need preparation: requests for space, conflicts, elections, containers.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -29,12 +29,12 @@ fn config(n: u64, init: Init) -> Config {
 
 fn seeded(n: u64, of: u64) -> Peer {
     let mut peer = Peer::new(config(n, Init::Seed((1..=of).map(name).collect())));
-    peer.reach(&(1..=of).map(name).collect::<Vec<_>>());
+    peer.set_reachable(&(1..=of).map(name).collect::<Vec<_>>());
     peer.take_sent();
     peer
 }
 
-fn say(ring: Ring) -> Sent {
+fn broadcast_of(ring: Ring) -> Sent {
     Sent::Broadcast(StateMessage { ring: Some(ring), ..StateMessage::default() }.encode())
 }
 
@@ -52,11 +52,9 @@ fn requests(sent: &[Sent]) -> usize {
     sent.iter().filter(is_request).count()
 }
 
-// ---- askers and donors ------------------------------------------------------------------------------------------
-
-/// A donor that behaves like 2.8.1: it gives the useless end of the subnet, and then nothing, but says that it has some.
+/// The donor behaves like 2.8.1: it donates the unusable end of the subnet, then nothing, but reports free space.
 #[test]
-fn askers_are_limited() {
+fn requester_waits_for_the_next_tick() {
     let mut peer = seeded(1, 2);
     for n in 0..127 {
         peer.allocate(&format!("c{n}"), NET);
@@ -82,7 +80,7 @@ fn askers_are_limited() {
 }
 
 #[test]
-fn a_denial_leads_to_the_next_donor_at_once() {
+fn denial_leads_to_the_next_donor_at_once() {
     let mut peer = seeded(1, 3);
     for n in 0..127 {
         peer.allocate(&format!("c{n}"), NET);
@@ -104,7 +102,7 @@ fn a_denial_leads_to_the_next_donor_at_once() {
     let WaitReason::Space { asked, denied, .. } = &status.pending[0].reason else { panic!("{status:?}") };
     assert_eq!((asked.len(), denied.len()), (0, 2));
     assert!(status.pending[0].reason.explain().contains("nothing usable"));
-    peer.pass(5);
+    peer.advance(5);
     assert_eq!(requests(&peer.take_sent()), 1, "and again");
     assert_eq!(peer.result(id), "pending");
     peer.allocator.cancel(id, peer.now());
@@ -113,9 +111,9 @@ fn a_denial_leads_to_the_next_donor_at_once() {
 }
 
 #[test]
-fn useless_ends_are_not_given() {
+fn subnet_ends_are_not_donated() {
     let mut donor = seeded(1, 1);
-    donor.reach(&[name(1), name(2)]);
+    donor.set_reachable(&[name(1), name(2)]);
     for _ in 0..254 {
         donor.allocate(NO_ID, NET);
     }
@@ -131,7 +129,7 @@ fn useless_ends_are_not_given() {
         }
     };
     assert_eq!(ask(&mut donor, subnet(NET).range()), "denied", "only the ends are free");
-    assert_eq!(ask(&mut donor, AddrRange::single(addr(255))), "given", "somebody wants exactly that");
+    assert_eq!(ask(&mut donor, AddrRange::single(addr(255))), "given", "exactly that address is requested");
     donor.allocator.free("10.2.0.77", "10.2.0.77".parse().unwrap(), donor.now()).unwrap();
     donor.drain();
     assert_eq!(ask(&mut donor, subnet(NET).range()), "given");
@@ -139,7 +137,7 @@ fn useless_ends_are_not_given() {
 }
 
 #[test]
-fn a_denial_answers_only_what_it_is_about() {
+fn denial_fails_only_the_claim_of_its_address() {
     let mut peer = seeded(1, 2);
     let id = peer.claim("c", "10.2.0.200/24", false);
     let denied = Unicast::Denied(subnet(NET).range()).encode();
@@ -152,12 +150,12 @@ fn a_denial_answers_only_what_it_is_about() {
     assert_eq!(peer.result(id), "error: address 10.2.0.200/24 is owned by other peer 00:00:00:00:00:02");
 }
 
-/// A range is on its way to peer 1, and peer 3 has heard of that before: what 1 answers when it is asked for it. Found by
-/// the simulator (addresses, seeds 2663 and 9867).
+/// A range was given to peer 1, and peer 3 learned of it before peer 1. Found by the simulator (addresses, seeds 2663
+/// and 9867).
 #[test]
-fn who_does_not_own_it_does_not_deny_it() {
+fn request_for_an_unowned_range_is_not_denied() {
     let mut peer = seeded(1, 2);
-    peer.reach(&[name(1), name(2), name(3)]);
+    peer.set_reachable(&[name(1), name(2), name(3)]);
     let request = Unicast::Request(AddrRange::single(addr(200))).encode();
     peer.receive(name(3), &Sent::Unicast(name(1), request)).unwrap();
     let sent = peer.take_sent();
@@ -169,47 +167,45 @@ fn who_does_not_own_it_does_not_deny_it() {
     assert!(matches!(answer[..], [Unicast::State(_)]), "{answer:?}");
 }
 
-/// A denial that was under way for long, of an address that nobody claims any more, is none of the next claim's.
+/// The denied address was claimed before; the claim was cancelled.
 #[test]
-fn a_late_denial_answers_no_later_claim() {
+fn late_denial_does_not_fail_a_later_claim() {
     let mut peer = seeded(1, 2);
     let first = peer.claim("c", "10.2.0.200/24", false);
     peer.allocator.cancel(first, peer.now());
     peer.drain();
     peer.prime();
-    peer.pass(5);
-    peer.reach(&[name(1)]);
+    peer.advance(5);
+    peer.set_reachable(&[name(1)]);
     let second = peer.claim("c", "10.2.0.200/24", false);
     let denied = Unicast::Denied(AddrRange::single(addr(200))).encode();
     peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
     assert_eq!(peer.result(second), "pending");
 }
 
-/// A request that arrives after its sender has died. Found by the simulator (addresses, seed 4535): what it was given was
-/// lost until somebody removed the dead peer a second time.
+/// A request arrives after its sender has died. What it was given would be lost until the dead peer is removed again.
+/// Found by the simulator (addresses, seed 4535).
 #[test]
-fn nothing_is_given_to_who_is_gone() {
+fn unreachable_requester_gets_nothing() {
     let mut peer = seeded(1, 2);
-    peer.reach(&[name(1), name(3)]);
+    peer.set_reachable(&[name(1), name(3)]);
     let request = Unicast::Request(subnet(NET).range()).encode();
     peer.receive(name(2), &Sent::Unicast(name(1), request.clone())).unwrap();
     assert!(peer.take_sent().is_empty());
-    peer.reach(&[name(1), name(2)]);
+    peer.set_reachable(&[name(1), name(2)]);
     peer.receive(name(2), &Sent::Unicast(name(1), request)).unwrap();
     assert!(!peer.take_sent().is_empty());
 }
 
-// ---- conflicts --------------------------------------------------------------------------------------------------
-
-/// Another peer took over our range while we were using it; what we can still give out of it, until that is resolved.
+/// Another peer took over a range that is in use here.
 #[test]
-fn a_range_in_doubt_is_not_handed_out() {
+fn disputed_range_is_not_handed_out() {
     let mut peer = seeded(1, 2);
     peer.allocate("c1", NET);
     let theirs = with_entries(peer.allocator.ring(), 2, |entries| {
         (entries[0].peer, entries[0].version) = (name(2), 101);
     });
-    let error = peer.receive(name(2), &say(theirs)).unwrap_err();
+    let error = peer.receive(name(2), &broadcast_of(theirs)).unwrap_err();
     assert!(error.starts_with("Received update for IP range I own at 10.2.0.0"), "{error}");
     let id = peer.allocate("c2", NET);
     assert_eq!(peer.result(id), "pending");
@@ -219,21 +215,21 @@ fn a_range_in_doubt_is_not_handed_out() {
     let WaitReason::Space { disputed, .. } = &status.pending[0].reason else { panic!() };
     assert_eq!(*disputed, 126);
     assert_eq!(peer.events.iter().filter(|e| matches!(e, Event::Conflict { .. })).count(), 1);
-    // Nor given to others.
-    peer.reach(&[name(1), name(2), name(3)]);
+    // A disputed range is not donated either.
+    peer.set_reachable(&[name(1), name(2), name(3)]);
     peer.take_sent();
     let request = Unicast::Request(subnet(NET).range()).encode();
     peer.receive(name(3), &Sent::Unicast(name(1), request)).unwrap();
     let sent = peer.take_sent();
     let Sent::Unicast(_, bytes) = &sent[0] else { panic!("{sent:?}") };
     assert!(matches!(Unicast::decode(bytes), Ok(Some(Unicast::Denied(_)))));
-    // A claim of what is in doubt waits.
+    // A claim of a disputed address waits.
     let claim = peer.claim("c3", "10.2.0.50/24", false);
     assert_eq!(peer.result(claim), "pending");
-    // The other peer gives in: everything goes on.
+    // The other peer yields, and the requests continue.
     let agreed = with_entries(peer.allocator.ring(), 2, |_| {});
-    peer.receive(name(2), &say(agreed)).unwrap();
-    peer.pass(5);
+    peer.receive(name(2), &broadcast_of(agreed)).unwrap();
+    peer.advance(5);
     assert_eq!(peer.result(claim), "ok");
     assert!(peer.allocator.status(peer.now()).conflicts.is_empty());
     assert!(peer.events.iter().any(|e| matches!(e, Event::ConflictOver { .. })));
@@ -245,49 +241,49 @@ fn unused_ranges_are_yielded() {
     let theirs = with_entries(peer.allocator.ring(), 2, |entries| {
         (entries[0].peer, entries[0].version) = (name(2), 101);
     });
-    peer.receive(name(2), &say(theirs)).unwrap();
+    peer.receive(name(2), &broadcast_of(theirs)).unwrap();
     assert_eq!(peer.allocator.space().free().count(), 0);
     assert!(peer.events.contains(&Event::Yielded { addresses: 128 }));
     let id = peer.allocate("c", NET);
     assert_eq!(peer.result(id), "pending");
 }
 
-/// Two take over the same peer at once, and neither has used anything of it: 2.8.1 leaves both the owner for ever. Found by
-/// the simulator (addresses, seed 228).
+/// Two peers take over the same one at once, and neither has used any of its addresses. In 2.8.1 both remain owners
+/// for ever. Found by the simulator (addresses, seed 228).
 #[test]
-fn two_that_take_over_at_once_do_not_both_hand_out() {
+fn concurrent_takeover_leaves_one_owner() {
     let mut peers: Vec<Peer> = (1..=2).map(|n| seeded(n, 3)).collect();
     let all: Vec<PeerName> = (1..=2).map(name).collect();
     for peer in &mut peers {
-        peer.reach(&all);
+        peer.set_reachable(&all);
         let now = peer.now();
         peer.allocator.remove_peer(&name(3).to_string(), false, now).unwrap();
         peer.drain();
         peer.take_sent();
     }
     let views: Vec<Ring> = peers.iter().map(|peer| peer.allocator.ring().clone()).collect();
-    // Who has the higher name waits, and says why.
-    peers[1].receive(name(1), &say(views[0].clone())).unwrap();
+    // The peer with the higher name waits and reports the conflict.
+    peers[1].receive(name(1), &broadcast_of(views[0].clone())).unwrap();
     let now = peers[1].now();
     assert_eq!(peers[1].allocator.status(now).conflicts.len(), 1);
-    // Who has the lower one goes on, and tells the other, who yields.
-    peers[0].receive(name(2), &say(views[1].clone())).unwrap();
+    // The peer with the lower name raises the version; the other one yields.
+    peers[0].receive(name(2), &broadcast_of(views[1].clone())).unwrap();
     assert!(!peers[0].take_sent().is_empty());
     let settled = peers[0].allocator.ring().clone();
-    peers[1].receive(name(1), &say(settled.clone())).unwrap();
+    peers[1].receive(name(1), &broadcast_of(settled.clone())).unwrap();
     assert!(peers[1].allocator.status(now).conflicts.is_empty());
     assert_eq!(peers[1].allocator.ring().entries(), settled.entries());
 }
 
-/// Two took over the same peer at the same version; one of them got to know that too late, has given in, and is told by
-/// third parties that it is the owner. Found by the simulator (addresses, seed 7238).
+/// Two peers took over the same one at the same version. One of them has yielded, and third peers still name it as
+/// the owner. Found by the simulator (addresses, seed 7238).
 #[test]
-fn who_is_taken_for_the_owner_says_that_it_is_not() {
+fn wrongly_named_owner_raises_the_version() {
     let owner = |peer: &Peer| peer.allocator.ring().entries()[0];
     let entry = |n: u64, version| Entry { token: addr(0), peer: name(n), version, free: 64 };
     let tell = |peer: &mut Peer, from: u64, n: u64, version| {
         let theirs = with_entries(peer.allocator.ring(), from, |entries| entries[0] = entry(n, version));
-        peer.receive(name(from), &say(theirs)).unwrap();
+        peer.receive(name(from), &broadcast_of(theirs)).unwrap();
     };
     let view = |me: u64, n: u64| {
         let mut peer = seeded(me, 4);
@@ -295,13 +291,13 @@ fn who_is_taken_for_the_owner_says_that_it_is_not() {
         peer.take_sent();
         peer
     };
-    // The one that is named.
+    // The peer that is named as the owner.
     let mut named = view(1, 3);
     tell(&mut named, 2, 1, 200);
     assert_eq!((owner(&named).peer, owner(&named).version), (name(3), 202));
     assert!(!named.take_sent().is_empty(), "and others hear of it");
     assert_eq!(named.allocator.space().free().count(), 0);
-    // If each of the two names the other, one of them is it in the end.
+    // If each of the two names the other, one of them becomes the owner.
     let mut other = view(3, 1);
     tell(&mut other, 2, 3, 200);
     assert_eq!((owner(&other).peer, owner(&other).version), (name(1), 201));
@@ -309,18 +305,18 @@ fn who_is_taken_for_the_owner_says_that_it_is_not() {
     assert_eq!(owner(&other).peer, name(3));
     tell(&mut named, 3, 1, 201);
     assert_eq!(owner(&named).peer, name(3));
-    // Who is neither takes the lower name for the owner, whatever it hears first.
+    // A third peer takes the lower name for the owner, in whichever order it learns of them.
     for (first, second) in [(1, 3), (3, 1)] {
         let mut third = view(2, first);
         tell(&mut third, 4, second, 200);
         assert_eq!(owner(&third).peer, name(1));
-        // What is passed on is on the disk.
+        // What is passed on is stored.
         assert_eq!(third.disk.ring.as_ref().map(|ring| ring.entries()[0].peer), Some(name(1)));
     }
 }
 
 #[test]
-fn other_seeds_are_contained() {
+fn ring_with_other_seeds_is_rejected() {
     let mut peer = seeded(1, 2);
     let mut other = Ring::new(subnet(NET).range(), name(3));
     other.divide(&[name(3)]);
@@ -330,9 +326,9 @@ fn other_seeds_are_contained() {
     assert!(matches!(result, Err(GossipError::Conflict(_))), "{result:?}");
 }
 
-/// Holes that the rules for single entries leave.
+/// The rules for single entries alone would accept this ring.
 #[test]
-fn no_address_in_use_changes_hands() {
+fn address_in_use_keeps_its_owner() {
     let mut peer = seeded(1, 1);
     for _ in 0..150 {
         peer.allocate(NO_ID, NET);
@@ -344,45 +340,43 @@ fn no_address_in_use_changes_hands() {
         }
     });
     assert_eq!(
-        peer.receive(name(2), &say(theirs)).unwrap_err(),
+        peer.receive(name(2), &broadcast_of(theirs)).unwrap_err(),
         "Peer 00:00:00:00:00:03 says it owns the IP range from 10.2.0.128, which I think I own"
     );
 }
 
-/// The peer removed had changed its entries since the taker heard of it; third peers know that.
+/// The removed peer had changed its entries, and a third peer knows the newer versions.
 #[test]
-fn a_takeover_beats_changes_unheard_of() {
-    let mut taker = seeded(1, 3);
-    let third = with_entries(taker.allocator.ring(), 3, |entries| {
+fn takeover_is_newer_than_unseen_changes() {
+    let mut new_owner = seeded(1, 3);
+    let third = with_entries(new_owner.allocator.ring(), 3, |entries| {
         entries.iter_mut().filter(|e| e.peer == name(2)).for_each(|e| (e.version, e.free) = (40, 24));
     });
-    taker.reach(&[name(1)]);
-    assert_eq!(taker.allocator.remove_peer("host2", false, taker.now()), Ok(0), "nickname not known");
-    let gained = taker.allocator.remove_peer("::2", false, taker.now()).unwrap();
-    taker.drain();
+    new_owner.set_reachable(&[name(1)]);
+    assert_eq!(new_owner.allocator.remove_peer("host2", false, new_owner.now()), Ok(0), "nickname not known");
+    let gained = new_owner.allocator.remove_peer("::2", false, new_owner.now()).unwrap();
+    new_owner.drain();
     assert_eq!(gained, 64);
-    taker.receive(name(3), &say(third)).unwrap();
-    assert!(taker.allocator.ring().ranges_owned_by(name(2)).is_empty());
+    new_owner.receive(name(3), &broadcast_of(third)).unwrap();
+    assert!(new_owner.allocator.ring().ranges_owned_by(name(2)).is_empty());
 }
 
-// ---- elections --------------------------------------------------------------------------------------------------
-
 #[test]
-fn our_own_address_does_not_count() {
+fn own_address_does_not_count_for_the_quorum() {
     let mut peer = Peer::new(config(1, Init::Consensus(None)));
     peer.allocator.handle_target_count(1, peer.now());
     let id = peer.prime();
     assert_eq!(peer.result(id), "pending");
     let election = peer.allocator.status(peer.now()).election.unwrap();
     assert_eq!((election.quorum, election.known, election.missing), (2, 1, 1));
-    // The connection attempt has shown that the address is our own.
+    // The connection attempt has shown that the address is this peer's own.
     peer.allocator.handle_target_count(0, peer.now());
     peer.drain();
     assert_eq!(peer.result(id), "ok");
 }
 
 #[test]
-fn a_restarted_elector_keeps_its_word() {
+fn restarted_elector_keeps_its_promise() {
     let mut config = config(1, Init::Consensus(Some(3)));
     let mut peer = Peer::new(config.clone());
     peer.prime();
@@ -395,9 +389,9 @@ fn a_restarted_elector_keeps_its_word() {
 }
 
 #[test]
-fn status_says_what_an_election_waits_for() {
+fn status_of_a_waiting_election() {
     let mut peer = Peer::new(config(1, Init::Consensus(Some(10))));
-    peer.reach(&[name(1), name(2), name(3)]);
+    peer.set_reachable(&[name(1), name(2), name(3)]);
     peer.prime();
     let status = peer.allocator.status(peer.now());
     assert_eq!(status.state.consensus(), "waiting");
@@ -408,10 +402,8 @@ fn status_says_what_an_election_waits_for() {
     assert!(status.pending[0].reason.explain().contains("quorum"));
 }
 
-// ---- requests ---------------------------------------------------------------------------------------------------
-
 #[test]
-fn cancelled_requests_leave_nothing() {
+fn cancelled_requests_allocate_nothing() {
     let mut peer = Peer::new(config(1, Init::Consensus(Some(2))));
     let allocation = peer.allocate("c1", NET);
     let claim = peer.claim("c2", "10.2.0.9/24", false);
@@ -423,60 +415,60 @@ fn cancelled_requests_leave_nothing() {
     }
     let mut ring = Ring::new(subnet(NET).range(), name(2));
     ring.divide(&[name(1), name(2)]);
-    peer.receive(name(2), &say(ring)).unwrap();
+    peer.receive(name(2), &broadcast_of(ring)).unwrap();
     assert!(peer.allocator.owned().is_empty());
     assert_eq!(peer.allocator.space().used().count(), 0);
 }
 
 #[test]
-fn a_thousand_requests_at_once() {
+fn thousand_concurrent_requests() {
     let mut peer = Peer::new(config(1, Init::Consensus(Some(2))));
     peer.config.range = subnet(NET);
     let ids: Vec<_> = (0..1000).map(|n| peer.allocate(&format!("c{n}"), NET)).collect();
     assert!(peer.done.is_empty());
     let mut ring = Ring::new(subnet(NET).range(), name(2));
     ring.divide(&[name(1)]);
-    peer.receive(name(2), &say(ring)).unwrap();
+    peer.receive(name(2), &broadcast_of(ring)).unwrap();
     let answered: Vec<String> =
         ids.iter().map(|id| peer.result(*id)).filter(|result| result != "pending").collect();
     assert_eq!(answered.len(), 254);
     let different: std::collections::BTreeSet<&String> = answered.iter().collect();
     assert_eq!(different.len(), 254, "none twice");
-    // Whoever releases one serves the next in the queue.
+    // A release serves the next request in the queue.
     peer.allocator.delete("c0", peer.now()).unwrap();
     peer.drain();
     assert_eq!(peer.done[&ids[254]], Ok(Answer::Allocated("10.2.0.1/24".parse().unwrap())));
 }
 
 #[test]
-fn containers_live_and_die() {
+fn addresses_are_released_after_container_death() {
     let mut peer = seeded(1, 1);
     peer.allocate("c1", NET);
     peer.allocator.handle_container_died("c1", peer.now());
-    peer.pass(29);
+    peer.advance(29);
     assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1);
     peer.allocator.handle_container_started("c1", peer.now());
-    peer.pass(60);
+    peer.advance(60);
     assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1, "it came back");
     peer.allocator.handle_container_died("c1", peer.now());
     assert_eq!(peer.allocator.poll_timeout().unwrap().1, "addresses of dead containers");
-    peer.pass(20);
-    // Told twice, it is dead since the first time. Found by the simulator (addresses, seed 4586).
+    peer.advance(20);
+    // A second report of the death does not start the time again. Found by the simulator (addresses, seed 4586).
     peer.allocator.handle_container_died("c1", peer.now());
-    peer.pass(10);
+    peer.advance(10);
     assert!(peer.allocator.owned().is_empty());
     assert!(peer.disk.owned.is_empty());
     peer.allocate("c2", NET);
     peer.allocator.handle_container_destroyed("c2", peer.now());
     peer.drain();
     assert!(peer.allocator.owned().is_empty(), "at once");
-    // One that dies while it waits gets nothing.
+    // A container that dies while it waits gets no address.
     let mut waits = Peer::new(config(1, Init::Consensus(Some(2))));
     let id = waits.allocate("c3", NET);
     waits.allocator.handle_container_died("c3", waits.now());
     waits.drain();
     assert!(matches!(waits.done[&id], Err(RequestError::Cancelled(_))));
-    // What is no container is not touched.
+    // Addresses of other users are not released.
     let id = peer.request();
     peer.allocator.allocate(id, "weave:expose".to_owned(), subnet(NET), false, peer.now());
     peer.allocator.handle_container_destroyed("weave:expose", peer.now());
@@ -486,8 +478,8 @@ fn containers_live_and_die() {
 }
 
 #[test]
-fn what_was_in_use_is_claimed_before_anything_new() {
-    // The data is lost; the containers are not.
+fn addresses_in_use_are_claimed_before_allocations() {
+    // The stored state was lost, and the containers still run.
     let mut peer = Peer::new(config(1, Init::Observer));
     peer.allocator.preclaim("c1".to_owned(), &["10.2.0.1/24".parse().unwrap()], true, peer.now());
     peer.allocator.preclaim(NO_ID.to_owned(), &["10.2.0.2/24".parse().unwrap()], false, peer.now());
@@ -495,14 +487,14 @@ fn what_was_in_use_is_claimed_before_anything_new() {
     let id = peer.allocate("c3", NET);
     let mut ring = Ring::new(subnet(NET).range(), name(2));
     ring.divide(&[name(1)]);
-    peer.receive(name(2), &say(ring)).unwrap();
+    peer.receive(name(2), &broadcast_of(ring)).unwrap();
     assert_eq!(peer.result(id), "10.2.0.3");
     assert!(peer.allocator.owned()["c1"].is_container, "its death releases it");
     peer.allocator.free("10.2.0.2", "10.2.0.2".parse().unwrap(), peer.now()).unwrap();
 }
 
 #[test]
-fn stored_addresses_that_are_anothers_now_are_asked_for() {
+fn stored_addresses_of_other_owners_are_claimed_again() {
     let mut first = seeded(1, 2);
     first.allocate("c1", NET);
     let mut disk: Loaded = first.disk.clone();
@@ -511,7 +503,7 @@ fn stored_addresses_that_are_anothers_now_are_asked_for() {
     let mut peer = Peer::restored(first.config.clone(), disk);
     assert!(!peer.allocator.owned().contains_key("c9"));
     assert_eq!(peer.allocator.status(peer.now()).pending.len(), 1);
-    peer.reach(&[name(2)]);
+    peer.set_reachable(&[name(2)]);
     assert_eq!(requests(&peer.take_sent()), 1);
     let denied = Unicast::Denied(AddrRange::single(addr(200))).encode();
     peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
@@ -520,7 +512,7 @@ fn stored_addresses_that_are_anothers_now_are_asked_for() {
 }
 
 #[test]
-fn nothing_is_said_to_who_would_choke_on_it() {
+fn unknown_unicasts_are_not_answered() {
     let mut peer = seeded(1, 2);
     for bytes in [vec![], vec![3], vec![200, 1, 2]] {
         peer.receive(name(2), &Sent::Unicast(name(1), bytes)).unwrap();
@@ -529,7 +521,7 @@ fn nothing_is_said_to_who_would_choke_on_it() {
 }
 
 #[test]
-fn bad_ranges_are_refused_with_a_reason() {
+fn invalid_configuration_is_rejected_with_a_reason() {
     let error = |text: &str| text.parse::<weave_ipam::Subnet>().unwrap_err().to_string();
     assert!(error("240.0.0.0/4").contains("ends at 255.255.255.255"));
     assert!(error("128.0.0.0/1").contains("ends at 255.255.255.255"));

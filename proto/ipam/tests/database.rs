@@ -1,4 +1,4 @@
-//! The database of 2.8.1, against a file that the real code wrote.
+//! Reads the database of 2.8.1, from a file that 2.8.1 wrote.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -11,7 +11,7 @@ fn sample() -> Vec<u8> {
 }
 
 #[test]
-fn sample_file() {
+fn reads_a_database_of_2_8_1() {
     let database = Database::read(&sample()).unwrap();
     let keys = support::vectors("persistence.json");
     let expected = |key: &str| {
@@ -28,22 +28,22 @@ fn sample_file() {
 }
 
 #[test]
-fn not_a_database() {
+fn other_files_are_rejected() {
     assert_eq!(Database::read(b""), Err(DatabaseError::NotBolt));
     assert_eq!(Database::read(&[0; 100_000]), Err(DatabaseError::NotBolt));
     assert_eq!(Database::read(b"#!/bin/sh"), Err(DatabaseError::NotBolt));
-    // Cut off in the middle of the tree.
+    // The file is truncated in the middle of the tree.
     let cut = &sample()[..8192];
     assert!(matches!(Database::read(cut), Err(DatabaseError::Damaged(_))), "{:?}", Database::read(cut));
 }
 
 #[test]
-fn either_meta_page_is_enough() {
+fn one_valid_meta_page_suffices() {
     let whole = Database::read(&sample()).unwrap();
     for page in 0..2 {
         let mut file = sample();
         file[page * 4096 + 16 + 60] ^= 1;
-        // The other one may be of an earlier transaction; what it shows must be consistent all the same.
+        // The other copy may belong to an earlier transaction; its content must still be consistent.
         match Database::read(&file) {
             Ok(database) => assert_eq!(database.peer_name.or(whole.peer_name), whole.peer_name),
             Err(error) => {
@@ -54,9 +54,9 @@ fn either_meta_page_is_enough() {
 }
 
 #[test]
-fn other_versions_are_refused() {
+fn other_versions_are_rejected() {
     let mut file = sample();
-    // The raw value of the key "version".
+    // The raw value of the key `version`.
     let at = file.windows(9).rposition(|w| w == b"version\x01\x00").unwrap();
     file[at + 7] = 2;
     for copy in file.clone().windows(9).enumerate().filter(|(_, w)| *w == b"version\x01\x00").map(|(i, _)| i)
@@ -77,7 +77,7 @@ proptest! {
         }
         file.truncate(len);
         let _ = Database::read(&file);
-        // Also where checksums would catch most of it.
+        // Most of these would be caught by checksums.
         file.resize(32768, 0);
         let _ = Database::read(&file);
     }

@@ -1,4 +1,4 @@
-//! Who else says that it owns something, or wants to divide something else: how that ends.
+//! Conflicts: another peer claims the same ranges, or divides another range.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -20,16 +20,16 @@ fn elector(n: u64, net: &str) -> Config {
     Config { init, ..Config::new(name(n), PeerUid(n), format!("host{n}"), subnet(net)) }
 }
 
-/// One of three among whom the range is divided, that knows all of them.
+/// One of three peers among which the range was divided; it knows the others.
 fn seeded(n: u64) -> Peer {
     let init = Init::Seed((1..=3).map(name).collect());
     let mut peer = Peer::new(Config { init, ..elector(n, NET) });
-    peer.reach(&[name(1), name(2), name(3)]);
+    peer.set_reachable(&[name(1), name(2), name(3)]);
     peer.take_sent();
     peer
 }
 
-/// What peer `from` sees, according to which the first range is another's.
+/// The state of peer `from`, in which the first range belongs to `by`.
 fn taken(of: &Ring, from: u64, by: u64) -> Sent {
     let mut entries: Vec<Entry> = of.entries().to_vec();
     (entries[0].peer, entries[0].version) = (name(by), 101);
@@ -37,7 +37,7 @@ fn taken(of: &Ring, from: u64, by: u64) -> Sent {
     Sent::Broadcast(StateMessage { ring: Some(ring), ..StateMessage::default() }.encode())
 }
 
-/// Peer 1 uses what peer 2 has taken over, and hears of that from `from`.
+/// Peer 1 uses addresses that peer 2 has taken over, and `from` tells it so.
 fn disputed(from: u64) -> Peer {
     disputed_by(2, from)
 }
@@ -52,20 +52,20 @@ fn disputed_by(claimant: u64, from: u64) -> Peer {
     peer
 }
 
-/// A message of the first election that arrives after the second has begun. Found by the simulator (addresses, seeds 486198,
-/// 629671 and 846888): the second range was then divided in two ways.
+/// A message of the first election arrives after the second has begun. Found by the simulator (addresses, seeds
+/// 486198, 629671 and 846888): the second range was then divided in two ways.
 #[test]
-fn an_election_is_of_one_range() {
+fn electors_of_different_ranges_do_not_mix() {
     let decided = |net: &str, receiver: &str| {
         let mut electors = [Peer::new(elector(1, net)), Peer::new(elector(2, net))];
         for peer in &mut electors {
-            peer.reach(&[name(1), name(2), name(3)]);
+            peer.set_reachable(&[name(1), name(2), name(3)]);
         }
         let mut third = Peer::new(elector(3, receiver));
-        third.reach(&[name(1), name(2), name(3)]);
+        third.set_reachable(&[name(1), name(2), name(3)]);
         let waiting = third.prime();
         electors[0].prime();
-        // The two agree, and all they say on the way reaches the third as well.
+        // The two electors agree; the third one receives all of their messages.
         for _ in 0..10 {
             for (from, to) in [(0, 1), (1, 0)] {
                 for sent in electors[from].take_sent() {
@@ -83,7 +83,7 @@ fn an_election_is_of_one_range() {
     let (result, third) = decided(NET, OTHER);
     assert_eq!(result, "pending");
     assert!(third.allocator.ring().is_empty());
-    // It knows why, though nobody has a ring with its range.
+    // The third one knows of the conflict, although no peer has a ring of its range.
     let conflicts = third.allocator.status(third.now()).conflicts;
     let range = |net| subnet(net).range();
     let expected = Conflict::Range { received: range(NET), ours: range(OTHER) };
@@ -91,9 +91,9 @@ fn an_election_is_of_one_range() {
 }
 
 #[test]
-fn who_takes_part_in_the_same_election_again_is_in_no_conflict() {
+fn range_conflict_ends_when_the_ranges_agree() {
     let mut peer = Peer::new(elector(1, NET));
-    peer.reach(&[name(1), name(2)]);
+    peer.set_reachable(&[name(1), name(2)]);
     let say = |net| {
         let range = Some(subnet(net).range());
         Sent::Broadcast(StateMessage { range, ..StateMessage::default() }.encode())
@@ -107,9 +107,9 @@ fn who_takes_part_in_the_same_election_again_is_in_no_conflict() {
     assert!(peer.disk.election.is_some());
 }
 
-/// What was promised in the election over one range does not bind in that over another.
+/// A promise in the election over one range does not bind in the election over another.
 #[test]
-fn a_promise_is_of_one_range() {
+fn promise_is_valid_for_one_range() {
     let mut before = Peer::new(elector(1, NET));
     before.prime();
     let stored = before.disk.election.clone().unwrap();
@@ -124,13 +124,13 @@ fn a_promise_is_of_one_range() {
     assert_eq!((again(OTHER).elector.uid, again(OTHER).range), (PeerUid(77), subnet(OTHER).range()));
 }
 
-/// Found by the simulator (addresses, seed 585395): what a peer that has left had said too late was in doubt until the next
-/// restart.
+/// The removed peer had claimed a range before it left. Found by the simulator (addresses, seed 585395): the range
+/// stayed disputed until the next restart.
 #[test]
-fn a_dispute_with_who_is_gone_is_ended_by_its_removal() {
-    // Peer 3 has told of peer 2's take-over; both are gone.
+fn removing_the_claimant_ends_the_dispute() {
+    // Peer 3 has reported the take-over by peer 2, and both are gone.
     let mut peer = disputed(3);
-    peer.reach(&[name(1)]);
+    peer.set_reachable(&[name(1)]);
     let waiting = peer.allocate("d", NET);
     assert_eq!(peer.result(waiting), "pending");
     let mut remove = |n: u64| {
@@ -139,7 +139,7 @@ fn a_dispute_with_who_is_gone_is_ended_by_its_removal() {
         peer.drain();
         (gained, peer.allocator.status(now).conflicts.len(), peer.result(waiting) == "pending")
     };
-    // Who told of it is not the one that may be using it.
+    // Peer 3 only reported it; peer 2 may be using the range.
     let (gained, conflicts, _) = remove(3);
     assert!(gained > 0);
     assert_eq!(conflicts, 1);
@@ -147,37 +147,38 @@ fn a_dispute_with_who_is_gone_is_ended_by_its_removal() {
     assert_eq!((conflicts, waits), (0, false));
 }
 
-/// The same, of one that owns nothing according to the one who removes it.
+/// The peer to remove owns nothing in the ring of the peer that removes it.
 #[test]
-fn who_disputes_and_owns_nothing_can_be_removed() {
+fn claimant_without_ranges_can_be_removed() {
     let mut peer = disputed(3);
-    peer.reach(&[name(1), name(3)]);
+    peer.set_reachable(&[name(1), name(3)]);
     let now = peer.now();
     peer.allocator.remove_peer(&name(2).to_string(), false, now).unwrap();
     peer.drain();
     let theirs = taken(peer.allocator.ring(), 3, 2);
     peer.receive(name(3), &theirs).unwrap_err();
     assert_eq!(peer.allocator.status(now).conflicts.len(), 1);
-    peer.reach(&[name(1), name(2), name(3)]);
+    peer.set_reachable(&[name(1), name(2), name(3)]);
     assert!(peer.allocator.remove_peer(&name(2).to_string(), false, now).is_err(), "it is there");
-    peer.reach(&[name(1), name(3)]);
+    peer.set_reachable(&[name(1), name(3)]);
     assert_eq!(peer.allocator.remove_peer(&name(2).to_string(), false, now), Ok(0));
     assert!(peer.allocator.status(now).conflicts.is_empty());
 }
 
-/// Who leaves gives what is in doubt to nobody but its claimant, who may be using it.
+/// Disputed ranges go to their claimant, which may be using them.
 #[test]
-fn who_leaves_gives_in() {
+fn leaving_peer_gives_disputed_ranges_to_the_claimant() {
     for claimant in [2, 3] {
         let mut peer = disputed_by(claimant, claimant);
         let range = AddrRange::new(subnet(NET).range().start(), peer.allocator.ring().entries()[1].token);
         let now = peer.now();
-        let HandOver::To { peer: heir, .. } = peer.allocator.leave(now) else {
-            panic!("nobody to hand over to")
+        let HandOver::To { peer: new_owner, .. } = peer.allocator.leave(now) else {
+            panic!("no range was transferred")
         };
         peer.drain();
-        // Found by the simulator (addresses over nodes, seed 284750): told was who would have got the rest, had there been one.
-        assert_eq!(heir, name(claimant));
+        // The result names the claimant if everything was disputed. Found by the simulator (addresses over nodes,
+        // seed 284750).
+        assert_eq!(new_owner, name(claimant));
         let ring = peer.allocator.ring();
         assert_eq!(ring.owner_of(range.start()), Some(name(claimant)));
         assert_eq!(ring.owner_of(range.end() - 1), Some(name(claimant)));
@@ -186,10 +187,10 @@ fn who_leaves_gives_in() {
     }
 }
 
-/// What a donor knows may arrive before its denial. Found by the simulator (addresses, seeds 578595 and 641460): it was taken
-/// for the answer, and the claim waited for ever.
+/// The state of a donor may arrive before its denial. Found by the simulator (addresses, seeds 578595 and 641460):
+/// the state was taken for the answer, and the claim waited for ever.
 #[test]
-fn a_denial_counts_after_its_sender_has_said_what_it_knows() {
+fn denial_after_a_state_message_fails_the_claim() {
     use weave_ipam::message::Unicast;
     let mut peer = seeded(1);
     let addr = subnet(NET).range().end() - 2;
@@ -203,7 +204,7 @@ fn a_denial_counts_after_its_sender_has_said_what_it_knows() {
     let denied = Unicast::Denied(AddrRange::single(addr)).encode();
     peer.receive(owner, &Sent::Unicast(name(1), denied.clone())).unwrap();
     assert!(matches!(peer.done.values().next_back(), Some(Err(RequestError::OtherPeer { .. }))));
-    // One that arrives twice is no answer to the next claim.
+    // A repeated denial does not fail the next claim.
     let next = peer.claim("d", "10.2.0.254/24", false);
     peer.receive(owner, &Sent::Unicast(name(1), denied)).unwrap();
     assert_eq!(peer.result(next), "pending");

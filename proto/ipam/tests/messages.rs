@@ -1,4 +1,4 @@
-//! Bytes of gossip, against what 2.8.1 wrote.
+//! Encoding of gossip, compared with messages of 2.8.1.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -8,9 +8,9 @@ use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::paxos::{ElectorId, Paxos};
 use weave_types::PeerUid;
 
-fn both_ways(bytes: &[u8], expected: &StateMessage, what: &str) {
+fn assert_round_trip(bytes: &[u8], expected: &StateMessage, what: &str) {
     let mut read = StateMessage::decode(bytes).unwrap();
-    // The order of a value's peers has no meaning; the vectors list them sorted.
+    // The order of peers in a value has no meaning; the vectors list them sorted.
     for claims in read.paxos.iter_mut().flat_map(|paxos| paxos.values_mut()) {
         claims.value.value.sort();
     }
@@ -21,14 +21,22 @@ fn both_ways(bytes: &[u8], expected: &StateMessage, what: &str) {
 #[test]
 fn rings() {
     for case in list(&vectors("ring_gossip.json")["cases"]) {
-        both_ways(&hex::decode(text(&case["hex"])).unwrap(), &state(&case["decoded"]), text(&case["name"]));
+        assert_round_trip(
+            &hex::decode(text(&case["hex"])).unwrap(),
+            &state(&case["decoded"]),
+            text(&case["name"]),
+        );
     }
 }
 
 #[test]
 fn elections() {
     for case in list(&vectors("paxos_gossip.json")["messages"]) {
-        both_ways(&hex::decode(text(&case["hex"])).unwrap(), &state(&case["decoded"]), text(&case["name"]));
+        assert_round_trip(
+            &hex::decode(text(&case["hex"])).unwrap(),
+            &state(&case["decoded"]),
+            text(&case["name"]),
+        );
     }
 }
 
@@ -38,7 +46,7 @@ fn foreign_encodings() {
         let bytes = hex::decode(text(&case["hex"])).unwrap();
         let decoded = &case["decoded"];
         if decoded.get("now").is_some() {
-            both_ways(&bytes, &state(decoded), text(&case["name"]));
+            assert_round_trip(&bytes, &state(decoded), text(&case["name"]));
         } else {
             assert_eq!(Unicast::decode(&bytes), Ok(Some(Unicast::Request(range(decoded)))));
         }
@@ -64,7 +72,7 @@ fn unicasts() {
     assert_eq!(Unicast::decode(&[77, 1, 2, 3]), Ok(None));
 }
 
-/// The hand-driven run, step by step.
+/// Replays an election step by step.
 #[test]
 fn election_steps() {
     let vectors = vectors("paxos_gossip.json");
@@ -86,7 +94,7 @@ fn election_steps() {
             let node = nodes.get_mut(label).unwrap();
             let updated = node.update(&received);
             assert_eq!(serde_json::json!(updated), step["update_changed"], "{what}");
-            let changed = updated && node.think();
+            let changed = updated && node.promise_and_accept();
             assert_eq!(serde_json::json!(changed), step["think_changed"], "{what}");
         }
         check(&nodes[label], step);
@@ -95,17 +103,17 @@ fn election_steps() {
     alone.propose(1);
     check(&alone, &steps[10]);
 
-    // A restarted peer without stored state is another acceptor.
+    // A restarted peer without stored state is a new acceptor.
     let again = ElectorId { uid: PeerUid(11), ..a };
     let mut restarted = Paxos::new(again);
     restarted.set_quorum(2);
-    let mut heard = knowledge(&steps[11]["state_after"]);
-    heard.remove(&again);
-    assert!(restarted.update(&heard) && restarted.think());
+    let mut received = knowledge(&steps[11]["state_after"]);
+    received.remove(&again);
+    assert!(restarted.update(&received) && restarted.promise_and_accept());
     check(&restarted, &steps[11]);
     restarted.propose(2);
     let other = knowledge(&steps[12]["state_after"]).into_iter().filter(|(node, _)| node.name == b.name);
-    assert!(restarted.update(&other.collect()) && restarted.think());
+    assert!(restarted.update(&other.collect()) && restarted.promise_and_accept());
     check(&restarted, &steps[12]);
 }
 

@@ -1,4 +1,4 @@
-//! Rings with histories free of conflicts: whoever hears whom in whatever order, all end with the same owners.
+//! Rings with conflict-free histories converge to the same owners, in whatever order the peers exchange them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -20,11 +20,11 @@ fn peer(n: usize) -> PeerName {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// The peer uses its lowest free address, and says so.
+    /// The peer uses its lowest free address and updates its free count.
     Use(usize),
-    /// It gives to another whatever it would.
+    /// The peer donates a range to another one.
     Give(usize, usize),
-    /// One hears another.
+    /// One peer merges the ring of another.
     Hear(usize, usize),
 }
 
@@ -47,7 +47,7 @@ impl World {
         let mut world = World { rings: Vec::new(), spaces: Vec::new() };
         for n in 0..4 {
             let mut ring = Ring::new(AddrRange::new(256, 256 + SIZE), peer(n));
-            // The fourth has not heard of the ring.
+            // The fourth peer has no ring yet.
             if n < 3 {
                 ring.divide(&names);
             }
@@ -69,10 +69,10 @@ impl World {
             }
             Op::Give(n, to) => {
                 if n != to
-                    && let Some(gift) = self.spaces[n].offer(self.rings[n].range(), &nothing)
+                    && let Some(donation) = self.spaces[n].offer(self.rings[n].range(), &nothing)
                 {
-                    self.spaces[n].remove(gift);
-                    self.rings[n].grant(gift, peer(to));
+                    self.spaces[n].remove(donation);
+                    self.rings[n].grant(donation, peer(to));
                     self.rings[n].check().unwrap();
                     let free = self.spaces[n].free().clone();
                     self.rings[n].report_free(|range| free.count_in(range));
@@ -95,7 +95,7 @@ impl World {
                 }
                 ring.check().unwrap();
                 prop_assert!(space.set_owned(ring.ranges_owned_by(peer(n))).is_empty());
-                // Once more changes nothing.
+                // A second merge changes nothing.
                 let once = ring.clone();
                 let again = ring.merge(&theirs, |range| space.first_used(range));
                 prop_assert!(again.is_ok_and(|merged| !merged.updated));
@@ -124,21 +124,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
-    fn all_views_become_one(ops in prop::collection::vec(op(), 0..80)) {
+    fn all_views_converge(ops in prop::collection::vec(op(), 0..80)) {
         let mut world = World::new();
         for op in &ops {
             world.apply(op)?;
-            let mut everybody = RangeSet::default();
+            let mut all = RangeSet::default();
             for (space, ring) in world.spaces.iter().zip(&world.rings) {
                 for range in space.used().iter().chain(space.free().iter()) {
-                    prop_assert_eq!(everybody.count_in(range), 0, "two peers have one address");
-                    everybody.insert(range);
+                    prop_assert_eq!(all.count_in(range), 0, "two peers have one address");
+                    all.insert(range);
                 }
                 prop_assert!(ring.check().is_ok());
             }
         }
 
-        // Two views, merged one way and the other, differ in nothing but the numbers of free addresses.
+        // Merging two views in either order gives the same ring, except for free counts.
         let merged = |a: usize, b: usize| {
             let observer = peer(9);
             let as_seen = |ring: &Ring| Ring::from_parts(ring.range(), observer, ring.entries().to_vec(), ring.seeds().to_vec());
@@ -162,9 +162,9 @@ proptest! {
         }
     }
 
-    /// The networks of a peer are its addresses, each once, ascending, and no two of them make one.
+    /// The networks of a peer contain each of its addresses once, are ascending, and no two of them could be joined.
     #[test]
-    fn networks_are_exact_and_few(
+    fn networks_cover_exactly_and_are_fewest(
         tokens in prop::collection::btree_map(0u32..64, 0usize..3, 0..12),
     ) {
         let range = AddrRange::new(256, 256 + SIZE);
@@ -183,9 +183,9 @@ proptest! {
         }
     }
 
-    /// Whatever is received: no panic, on an error nothing changes, and no address in use changes hands.
+    /// For any received ring: no panic, no change after an error, and addresses in use keep their owner.
     #[test]
-    fn hostile_rings(
+    fn hostile_rings_are_safe(
         mine in prop::collection::btree_map(0u32..16, (0usize..3, 0u32..4), 1..6),
         theirs in prop::collection::vec((0u32..18, 0usize..3, 0u32..5, 0u32..8), 0..8),
         used in prop::collection::btree_set(0u32..16, 0..4),

@@ -1,4 +1,4 @@
-//! Rings, against what 2.8.1 did with them.
+//! Ring operations, compared with results of 2.8.1.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -60,7 +60,7 @@ fn free_space_reports() {
             .iter()
             .map(|(token, n)| (addr(&Value::String(token.clone())), number(n) as u32))
             .collect();
-        // By the start of a range, as the vector has it; a wrapped part counts with its other part.
+        // By the start of the range, as in the vector; a wrapped part counts with its other part.
         let updated = mine.report_free(|range| free.get(&range.start()).copied().unwrap_or(0));
         assert_eq!(Value::Bool(updated), case["updated"], "{}", case["name"]);
         assert_eq!(mine, ring(&case["after"]), "{}", case["name"]);
@@ -89,11 +89,11 @@ fn networks() {
     assert_eq!(networks_of(&[], 1), "");
     assert_eq!(networks_of(&[(0, 1)], 1), "10.0.0.0/24");
     assert_eq!(networks_of(&[(0, 1)], 2), "");
-    // Neighbours are one; a range that is no network is several.
+    // Adjacent ranges are joined; a range that is not a network is covered by several.
     assert_eq!(networks_of(&[(0, 1), (64, 1), (128, 1), (192, 2)], 1), "10.0.0.0/25 10.0.0.128/26");
     assert_eq!(networks_of(&[(0, 1), (192, 2)], 2), "10.0.0.192/26");
     assert_eq!(networks_of(&[(0, 2), (3, 1), (8, 2)], 1), "10.0.0.3/32 10.0.0.4/30");
-    // Round the end: two parts.
+    // A range that wraps around the end has two parts.
     assert_eq!(networks_of(&[(64, 2), (128, 1)], 1), "10.0.0.0/26 10.0.0.128/25");
 }
 
@@ -117,7 +117,7 @@ fn owners() {
     }
 }
 
-/// What the case marks as wrong in 2.8.1, and what is right instead.
+/// The correct outcome of cases that the vectors mark as wrong in 2.8.1.
 fn safe_outcome(case: &Value) -> Option<Result<Ring, &'static str>> {
     case.get("do_not_imitate")?;
     let mine = || ring(&case["mine"]);
@@ -161,7 +161,7 @@ fn merges() {
             Ok(_) => None,
             Err(MergeError::Seeds) => Some("Received ring was seeded differently from ours".to_owned()),
             Err(MergeError::Range) => Some("Received range differs from ours".to_owned()),
-            Err(MergeError::Fault(fault)) => Some(fault.to_string()),
+            Err(MergeError::Invalid(fault)) => Some(fault.to_string()),
             Err(MergeError::Conflict { conflict, .. }) => Some(conflict.to_string()),
         };
         let what = &case["name"];
@@ -181,16 +181,15 @@ fn merges() {
     }
 }
 
-/// The final check is what closes the holes: without it the cases pass as in 2.8.1.
-/// What is in doubt after a conflict: exactly what the other view takes from us.
+/// After a conflict, exactly the own ranges that the other ring claims are disputed.
 #[test]
-fn doubtful_ranges() {
+fn disputed_ranges() {
     let vectors = vectors("ring_merge.json");
     let case = |wanted: &str| {
         let mut cases = list(&vectors["cases"]).iter();
         cases.rfind(|c| text(&c["name"]).starts_with(wanted)).unwrap().clone()
     };
-    let doubt = |case: &Value| {
+    let disputed_by = |case: &Value| {
         let used: Vec<u32> = list(&case["allocated_by_me"]).iter().map(addr).collect();
         let first_used = |range: AddrRange| used.iter().copied().find(|&a| range.contains(a));
         match ring(&case["mine"]).merge(&ring(&case["theirs"]), first_used) {
@@ -198,45 +197,47 @@ fn doubtful_ranges() {
             other => panic!("{other:?}"),
         }
     };
-    let (conflict, ranges) = doubt(&case("concurrent rmpeer, both allocated"));
+    let (conflict, ranges) = disputed_by(&case("concurrent rmpeer, both allocated"));
     assert!(matches!(conflict, Conflict::Inconsistent { .. }));
     assert_eq!(ranges.len(), 1);
-    let (conflict, ranges) = doubt(&case("newer version, other owner, of my entry; something allocated"));
+    let (conflict, ranges) =
+        disputed_by(&case("newer version, other owner, of my entry; something allocated"));
     assert!(matches!(conflict, Conflict::Taken { .. }), "{conflict:?}");
     assert_eq!(ranges[0].start(), u32::from(std::net::Ipv4Addr::new(10, 0, 0, 0)));
 }
 
-/// A giver splits its range and dies; who takes it over has not heard of that, and who was given the part finds out.
+/// A donor splits its range and dies. The peer that takes it over does not know of the donation; the recipient
+/// detects that.
 #[test]
-fn a_gift_that_a_taker_over_has_not_heard_of() {
+fn takeover_without_knowledge_of_a_donation() {
     let peers = [1, 2, 3].map(|n| PeerName::from_bytes([2, 0, 0, 0, 0, n]));
-    let [taker_over, giver, given] = peers;
+    let [new_owner, donor, recipient] = peers;
     let range = AddrRange::new(0x0a00_0000, 0x0a00_0100);
-    let mut divided = Ring::new(range, taker_over);
-    divided.divide(&[taker_over, giver]);
+    let mut divided = Ring::new(range, new_owner);
+    divided.divide(&[new_owner, donor]);
     let held_by = |peer| Ring::from_parts(range, peer, divided.entries().to_vec(), divided.seeds().to_vec());
     let nothing = |_: AddrRange| None;
     let merge = |ring: &mut Ring, theirs: &Ring| ring.merge(theirs, nothing).map(drop);
 
-    let mut theirs = held_by(giver);
-    let gift = AddrRange::new(0x0a00_00c0, 0x0a00_0100);
-    theirs.grant(gift, given);
-    let mut mine = held_by(given);
-    // An older ring without the gift is no contradiction, nor is one that has heard of it.
+    let mut theirs = held_by(donor);
+    let donation = AddrRange::new(0x0a00_00c0, 0x0a00_0100);
+    theirs.grant(donation, recipient);
+    let mut mine = held_by(recipient);
+    // An older ring without the donation is no conflict, nor is one that contains it.
     merge(&mut mine, &theirs).unwrap();
-    assert_eq!(mine.overlooked_by(&divided), None);
-    assert_eq!(mine.overlooked_by(&theirs), None);
+    assert_eq!(mine.find_overlooked(&divided), None);
+    assert_eq!(mine.find_overlooked(&theirs), None);
 
-    let mut over = held_by(taker_over);
-    over.transfer(giver, taker_over, 100);
-    let conflict = Conflict::Overlooked { token: gift.start(), theirs: taker_over };
-    let found = Some((conflict, vec![gift]));
-    assert_eq!(mine.overlooked_by(&over), found);
-    // Also when a third has told of the new version before, or it was merged.
+    let mut over = held_by(new_owner);
+    over.transfer(donor, new_owner, 100);
+    let conflict = Conflict::Overlooked { token: donation.start(), theirs: new_owner };
+    let found = Some((conflict, vec![donation]));
+    assert_eq!(mine.find_overlooked(&over), found);
+    // The conflict is also found if a third peer told of the new version before, or the version was merged.
     over.report_free(|_| 0);
     merge(&mut mine, &over).unwrap();
-    assert_eq!(mine.overlooked_by(&over), found);
-    // Until the other knows of it.
+    assert_eq!(mine.find_overlooked(&over), found);
+    // The conflict ends when the other peer knows of the donation.
     merge(&mut over, &mine).unwrap();
-    assert_eq!(mine.overlooked_by(&over), None);
+    assert_eq!(mine.find_overlooked(&over), None);
 }

@@ -1,4 +1,4 @@
-//! Runs of whole allocators, against runs of 2.8.1's.
+//! Runs of whole allocators, compared with runs of 2.8.1.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -36,8 +36,8 @@ fn config(name: PeerName, uid: u64, nickname: &str, init: Init) -> Config {
 fn pair(init: Init) -> (Peer, Peer) {
     let mut one = Peer::new(config(a(), 101, "host-a", init.clone()));
     let mut two = Peer::new(config(b(), 202, "host-b", init));
-    one.reach(&[a(), b()]);
-    two.reach(&[a(), b()]);
+    one.set_reachable(&[a(), b()]);
+    two.set_reachable(&[a(), b()]);
     one.take_sent();
     two.take_sent();
     (one, two)
@@ -52,7 +52,7 @@ fn assert_sent(sent: &[Sent], expected: &Value) {
     assert_eq!(sent.len(), expected.len(), "{sent:?}");
     let sorted = |mut message: StateMessage| {
         message.paxos.iter_mut().flat_map(|p| p.values_mut()).for_each(|c| c.value.value.sort());
-        // 2.8.1 does not say what it wants to divide.
+        // 2.8.1 does not send its allocation range.
         assert_eq!(message.range.take().is_some(), message.ring.is_none());
         message
     };
@@ -117,14 +117,14 @@ fn bootstrap_and_donation() {
     assert_sent(&one.take_sent(), &json!([]));
 
     assert!(one.allocator.remove_peer("host-b", false, one.now()).is_err(), "it is reachable");
-    one.reach(&[a()]);
+    one.set_reachable(&[a()]);
     let moved = one.allocator.remove_peer("host-b", false, one.now()).unwrap();
     one.drain();
     assert_eq!(json!(moved), steps[9]["transferred"]);
     assert_sent(&one.take_sent(), &steps[9]["A_sends"]);
     assert_ring(&one, &steps[9]["A_ring"]);
-    for nobody in ["nobody", "host-a", "01:00:00:00:00:0a", "host-b"] {
-        assert_eq!(one.allocator.remove_peer(nobody, true, one.now()), Ok(0), "{nobody}");
+    for unknown in ["nobody", "host-a", "01:00:00:00:00:0a", "host-b"] {
+        assert_eq!(one.allocator.remove_peer(unknown, true, one.now()), Ok(0), "{unknown}");
     }
 }
 
@@ -135,7 +135,7 @@ fn claims_of_another_peers_address() {
     assert_ring(&one, &steps[0]["A_ring"]);
     let id = two.allocate("cb", NET);
     assert_eq!(two.result(id), text(&steps[1]["allocate_result"]));
-    // As in the run, A knows B's nickname.
+    // As in the recorded run, A knows B's nickname.
     let hello = two.allocator.state(two.now());
     two.drain();
     one.allocator.handle_gossip(&hello, one.now()).unwrap();
@@ -172,11 +172,11 @@ fn claims_of_another_peers_address() {
     assert_eq!(one.result(denied), text(&steps[7]["claim_result"]));
     one.receive(b(), &sent[1]).unwrap();
 
-    one.reach(&[a()]);
+    one.set_reachable(&[a()]);
     let unreachable = one.claim("ca", "10.2.0.140/24", false);
     let mut results = vec![one.result(unreachable)];
     for _ in 0..5 {
-        one.pass(5);
+        one.advance(5);
         results.push(one.result(unreachable));
     }
     assert_eq!(json!(results), json!(list(&steps[8]["claim_results"])[..6]));
@@ -184,8 +184,8 @@ fn claims_of_another_peers_address() {
     assert_eq!(one.result(silent), text(&steps[9]["claim_result"]));
     let pending = one.allocator.status(one.now()).pending;
     assert_eq!(json!(pending.len()), steps[9]["still_pending"]);
-    // It goes on, and succeeds in the end.
-    one.reach(&[a(), b()]);
+    // The claim continues and succeeds in the end.
+    one.set_reachable(&[a(), b()]);
     for message in one.take_sent() {
         two.receive(a(), &message).unwrap();
     }
@@ -197,7 +197,7 @@ fn claims_of_another_peers_address() {
 }
 
 #[test]
-fn an_observer_calls_an_election() {
+fn observer_triggers_an_election() {
     let steps = steps(2);
     let o = peer_name("03:00:00:00:00:0c");
     let mut observer = Peer::new(config(o, 303, "host-o", Init::Observer));
@@ -205,8 +205,8 @@ fn an_observer_calls_an_election() {
     let mut other = Peer::new(config(a(), 101, "host-a", Init::Consensus(Some(1))));
     let nick = text(&steps[0]["O_sends"][0]["decoded"]["nicknames"]["03:00:00:00:00:0c"]).to_owned();
     observer.allocator = Peer::new(config(o, 303, &nick, Init::Observer)).allocator;
-    observer.reach(&[a(), o]);
-    elector.reach(&[a(), o]);
+    observer.set_reachable(&[a(), o]);
+    elector.set_reachable(&[a(), o]);
 
     let wanted = observer.allocate("co", NET);
     let sent = observer.take_sent();
@@ -245,7 +245,7 @@ fn an_observer_calls_an_election() {
 }
 
 #[test]
-fn reset() {
+fn leaving_transfers_all_ranges() {
     let steps = steps(3);
     let (mut one, mut two) = pair(Init::Seed(vec![a(), b()]));
     let hello = two.allocator.state(two.now());
@@ -263,7 +263,7 @@ fn reset() {
     two.receive(a(), &sent[0]).unwrap();
     assert_ring(&two, &steps[2]["B_ring"]);
 
-    // What still arrives is handed on.
+    // A range that arrives after the transfer is transferred, too.
     let mut late = two.allocator.ring().clone();
     late.grant(weave_ipam::AddrRange::new(late.range().start(), late.range().start() + 64), a());
     let state = StateMessage { ring: Some(late), ..StateMessage::default() };
@@ -271,7 +271,7 @@ fn reset() {
     assert!(one.allocator.ring().ranges_owned_by(a()).is_empty());
     assert_eq!(one.take_sent().len(), 1);
 
-    // To whoever is leaving too, it is not given without end.
+    // The number of transfers to a peer that returns the range each time is limited.
     let (mut one, mut two) = pair(Init::Seed(vec![a(), b()]));
     one.allocator.leave(one.now());
     one.drain();
@@ -288,16 +288,16 @@ fn reset() {
         sent.extend(to.take_sent().into_iter().map(|sent| (!to_two, sent)));
     }
 
-    // Nobody there: says so, and does not pretend.
+    // Without a reachable peer nothing is transferred, and the result says so.
     let (mut alone, _) = pair(Init::Seed(vec![a(), b()]));
-    alone.reach(&[a()]);
+    alone.set_reachable(&[a()]);
     assert_eq!(alone.allocator.leave(alone.now()), HandOver::NoPeer { addresses: 128 });
     alone.drain();
     assert_eq!(alone.take_sent(), []);
 }
 
 #[test]
-fn merge_errors() {
+fn conflicts_with_other_seeds_and_ranges() {
     let steps = steps(4);
     let (mut one, _) = pair(Init::Seed(vec![a(), b()]));
     let is_conflict = |error: &GossipError| matches!(error, GossipError::Conflict(_));
@@ -318,7 +318,7 @@ fn merge_errors() {
     let undecodable = payload[..payload.len() / 2].to_vec();
     assert_eq!(receive(&mut one, &undecodable), expected(3, false));
     assert_eq!(receive(&mut one, &[]), expected(4, false));
-    // Both sides go on to serve their own, and say what to do.
+    // Both sides continue to serve their own requests, and their status names a remedy.
     let id = one.allocate("c1", NET);
     assert_eq!(one.result(id), "10.2.0.1");
     let status = one.allocator.status(one.now());
@@ -327,7 +327,7 @@ fn merge_errors() {
 }
 
 #[test]
-fn restarts() {
+fn restart_with_stored_state() {
     let vectors = vectors("persistence.json");
     let keys = list(&vectors["keys"]);
     let key = |name: &str| keys.iter().find(|k| k["key"] == name).unwrap();
@@ -366,7 +366,7 @@ fn restarts() {
             .map(|(id, record)| (id, record.cidrs.iter().map(Cidr::to_string).collect()))
             .collect();
         assert_eq!(json!(owned), case["state"]["owned"], "{what}");
-        // The free addresses' number may be stored later, before it is told.
+        // The number of free addresses may be stored later, but before it is sent.
         peer.allocator.state(peer.now());
         peer.drain();
         let stored =
@@ -377,7 +377,7 @@ fn restarts() {
 }
 
 #[test]
-fn stored_forms() {
+fn stored_encodings() {
     let vectors = vectors("persistence.json");
     for key in list(&vectors["keys"]) {
         if key["key"] == "ring" && key.get("hex").is_some() {
@@ -394,7 +394,7 @@ fn stored_forms() {
 }
 
 #[test]
-fn quorums() {
+fn quorum_of_each_init_mode() {
     let vectors = vectors("quorum.json");
     for case in list(&vectors["from_count"]) {
         let count = case["consensus_count"].as_i64().unwrap();
@@ -419,9 +419,9 @@ fn quorum(init: Init, targets: u32) -> u64 {
     quorum.unwrap()
 }
 
-/// What the HTTP handlers make of the answers is the daemon's business; the answers are these.
+/// The HTTP handlers of the daemon turn these answers into responses.
 #[test]
-fn http_run() {
+fn answers_to_http_requests() {
     let vectors = vectors("http.json");
     let mut config = config(a(), 1, "host-a", Init::Consensus(Some(1)));
     config.range = subnet("10.2.0.0/24");
@@ -510,7 +510,7 @@ fn http_run() {
         peer.drain();
         let expected = text(&step["body"]);
         if expected == "cancelled" {
-            // The vector's shutdown has no step of its own.
+            // The shutdown of the vector has no step of its own.
             continue;
         }
         match answer {
@@ -569,7 +569,7 @@ fn status_pages() {
                 token: support::addr(&e["Token"]),
                 peer: name(&e["Peer"]),
                 version: e["Version"].as_u64().unwrap() as u32,
-                // No donor has anything, so that what waits goes on to wait.
+                // No donor has free addresses, so that requests continue to wait.
                 free: 0,
             });
             disk.ring = Some(Ring::from_parts(default.range(), a(), tokens.collect(), vec![a(), b()]));
@@ -592,7 +592,7 @@ fn status_pages() {
         }
         peer.drain();
         if what.starts_with("waiting") {
-            // Waiting with free space of our own cannot be; it stands for any peer that waits. See below.
+            // A request cannot wait while there is free space; any waiting peer will do here.
             continue;
         }
         for n in 0..active {

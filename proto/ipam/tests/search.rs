@@ -1,5 +1,6 @@
-//! Every order of events for three peers, with one crash: breadth first over all reachable states, so a counterexample is
-//! a shortest one. `cargo test -p weave-ipam --test search -- --nocapture` prints the numbers of states.
+//! All orders of events for three peers with one crash: a breadth-first search over all reachable states, so that a
+//! counterexample is a shortest one. `cargo test -p weave-ipam --test search -- --nocapture` prints the number of
+//! states.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -8,25 +9,25 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Debug)]
 struct Found {
     states: usize,
-    /// The first state that breaks a rule, and how it came to be.
+    /// The first state that violates a rule, and the events that led to it.
     fault: Option<(String, Vec<String>)>,
 }
 
 trait Model {
     type State: Clone;
-    /// Equal numbers stand for equal states.
+    /// Equal fingerprints stand for equal states.
     fn fingerprint(&self, state: &Self::State) -> u64;
-    /// All that can happen next; an error is a broken rule.
+    /// All possible next events; an error is a violated rule.
     fn next(&self, state: &Self::State) -> Vec<(String, Result<Self::State, String>)>;
 }
 
 fn search<M: Model>(model: &M, start: M::State, limit: usize) -> Found {
     let mut seen = HashSet::from([model.fingerprint(&start)]);
-    // Each state with the step that led to it and the place of the one before.
+    // Each state with the event that led to it and the index of its predecessor.
     let mut steps: Vec<(usize, String)> = vec![(0, "start".to_owned())];
     let mut open = VecDeque::from([(0, start)]);
     while let Some((at, state)) = open.pop_front() {
@@ -69,7 +70,7 @@ mod paxos {
 
     const PEERS: usize = 3;
 
-    /// What is divided: the search looks at the agreement only.
+    /// The range has no influence on the agreement.
     fn range() -> AddrRange {
         AddrRange::new(0, 8)
     }
@@ -77,25 +78,25 @@ mod paxos {
     #[derive(Clone, Copy)]
     pub(super) struct Elections {
         pub(super) quorum: u32,
-        /// How often a proposal may be made in all.
+        /// Limit on proposals of all peers together.
         pub(super) proposals: usize,
-        /// Messages that may be on their way while their senders go on.
+        /// Limit on messages that are delayed while their senders continue.
         pub(super) delayed: usize,
         pub(super) crash: Option<Crash>,
     }
 
     #[derive(Clone, Copy, PartialEq)]
     pub(super) enum Crash {
-        /// It comes back as it was stored.
+        /// The peer restarts with its stored state.
         WithState,
-        /// It comes back as another elector.
+        /// The peer restarts as a new elector.
         WithoutState,
     }
 
     #[derive(Clone, Hash)]
     pub(super) struct State {
         nodes: Vec<Paxos>,
-        flying: Vec<(usize, Knowledge)>,
+        in_flight: Vec<(usize, Knowledge)>,
         proposals: usize,
         crashed: bool,
         decided: Option<Vec<PeerName>>,
@@ -108,11 +109,11 @@ mod paxos {
     impl Elections {
         pub(super) fn start(&self) -> State {
             let nodes = (0..PEERS).map(|peer| Paxos::new(id(peer, 1))).collect();
-            State { nodes, flying: Vec::new(), proposals: 0, crashed: false, decided: None }
+            State { nodes, in_flight: Vec::new(), proposals: 0, crashed: false, decided: None }
         }
 
-        /// One value only, for whoever may have concluded, and for who sees everything at once.
-        fn settle(&self, mut state: State) -> Result<State, String> {
+        /// Checks that all peers, and an observer that sees all states at once, find the same decision.
+        fn check(&self, mut state: State) -> Result<State, String> {
             let mut decisions: Vec<Vec<PeerName>> =
                 state.nodes.iter().filter_map(|node| node.consensus()).collect();
             let mut votes: BTreeMap<ProposalId, u32> = BTreeMap::new();
@@ -138,16 +139,16 @@ mod paxos {
                     Some(_) => {}
                 }
             }
-            state.flying.sort_by_key(hash);
+            state.in_flight.sort_by_key(hash);
             Ok(state)
         }
 
-        fn hear(&self, mut state: State, to: usize, message: &Knowledge) -> Option<Result<State, String>> {
+        fn receive(&self, mut state: State, to: usize, message: &Knowledge) -> Option<Result<State, String>> {
             if !state.nodes[to].update(message) {
                 return None;
             }
-            state.nodes[to].think();
-            Some(self.settle(state))
+            state.nodes[to].promise_and_accept();
+            Some(self.check(state))
         }
     }
 
@@ -161,26 +162,26 @@ mod paxos {
         fn next(&self, state: &State) -> Vec<(String, Result<State, String>)> {
             let mut all = Vec::new();
             for from in 0..PEERS {
-                // With two proposals it is all the same which of the others does not make one.
+                // With two proposals, the three choices of the peer that makes none are equivalent.
                 if state.proposals < self.proposals && (self.proposals > 2 || from < 2) {
                     let mut next = state.clone();
                     next.proposals += 1;
                     next.nodes[from].propose(self.quorum);
-                    all.push((format!("{from} proposes"), self.settle(next)));
+                    all.push((format!("{from} proposes"), self.check(next)));
                 }
                 for to in (0..PEERS).filter(|to| *to != from) {
                     let message = state.nodes[from].knowledge();
                     if message.is_empty() {
                         continue;
                     }
-                    if let Some(next) = self.hear(state.clone(), to, message) {
-                        all.push((format!("{to} hears {from}"), next));
+                    if let Some(next) = self.receive(state.clone(), to, message) {
+                        all.push((format!("{to} receives from {from}"), next));
                     }
-                    let flying = (to, message.clone());
-                    if state.flying.len() < self.delayed && !state.flying.contains(&flying) {
+                    let in_flight = (to, message.clone());
+                    if state.in_flight.len() < self.delayed && !state.in_flight.contains(&in_flight) {
                         let mut next = state.clone();
-                        next.flying.push(flying);
-                        all.push((format!("{from} sends to {to}"), self.settle(next)));
+                        next.in_flight.push(in_flight);
+                        all.push((format!("{from} sends to {to}"), self.check(next)));
                     }
                 }
                 if let (Some(crash), false) = (self.crash, state.crashed) {
@@ -191,14 +192,14 @@ mod paxos {
                         (Crash::WithState, None) => Paxos::new(id(from, 1)),
                         (Crash::WithoutState, _) => Paxos::new(id(from, 2)),
                     };
-                    all.push((format!("{from} restarts"), self.settle(next)));
+                    all.push((format!("{from} restarts"), self.check(next)));
                 }
             }
-            for at in 0..state.flying.len() {
+            for at in 0..state.in_flight.len() {
                 let mut next = state.clone();
-                let (to, message) = next.flying.remove(at);
-                if let Some(next) = self.hear(next, to, &message) {
-                    all.push((format!("{to} hears what was sent"), next));
+                let (to, message) = next.in_flight.remove(at);
+                if let Some(next) = self.receive(next, to, &message) {
+                    all.push((format!("{to} receives a delayed message"), next));
                 }
             }
             all
@@ -248,8 +249,8 @@ fn elections_agree_with_more_proposals_and_delays() {
     ]);
 }
 
-/// Why votes are counted by the proposal that was accepted, and not, as in 2.8.1, by that in which the value was first
-/// chosen: that would be two decisions of three electors without loss or restart. Too long a history for the search.
+/// In this history, counting votes by the proposal in which the value was first chosen, as 2.8.1 does, gives two
+/// decisions without loss or restart. It is too long for the search.
 #[test]
 fn votes_of_different_proposals_are_not_added() {
     use weave_ipam::paxos::{ElectorId, Paxos};
@@ -259,7 +260,7 @@ fn votes_of_different_proposals_are_not_added() {
     nodes.iter_mut().for_each(|node| node.set_quorum(2));
     let (a, b, c) = (0, 1, 2);
     let mut decided = Vec::new();
-    // `None`: proposes. The middle peer hears of little until late.
+    // `None`: the peer proposes. The middle peer receives little until late.
     let steps = [
         (a, None),
         (c, Some(a)),
@@ -277,13 +278,13 @@ fn votes_of_different_proposals_are_not_added() {
         (a, Some(b)),
         (b, Some(a)),
     ];
-    for (who, heard) in steps {
-        match heard {
+    for (who, received_from) in steps {
+        match received_from {
             None => nodes[who].propose(2),
             Some(from) => {
                 let message = nodes[from].knowledge().clone();
                 if nodes[who].update(&message) {
-                    nodes[who].think();
+                    nodes[who].promise_and_accept();
                 }
             }
         }
@@ -294,9 +295,9 @@ fn votes_of_different_proposals_are_not_added() {
     assert_eq!(decided.len(), 1);
 }
 
-/// The search finds what breaks an election: a quorum that is not a majority, and an elector that forgets its promises.
+/// The search finds faults: a quorum that is not a majority, and an elector that forgets its promises.
 #[test]
-fn unsafe_elections_are_found() {
+fn search_finds_unsafe_elections() {
     let cases = [
         ("quorum of half", Elections { quorum: 1, proposals: 2, ..PLAIN }),
         ("promises are forgotten", Elections { proposals: 2, crash: Some(Crash::WithoutState), ..PLAIN }),
@@ -306,7 +307,7 @@ fn unsafe_elections_are_found() {
     }
 }
 
-/// Space that changes hands, with the whole machine.
+/// Donations, with complete allocators.
 mod donations {
     use super::*;
     use std::net::IpAddr;
@@ -322,7 +323,7 @@ mod donations {
     #[derive(Clone)]
     pub(super) struct Donations {
         pub(super) range: &'static str,
-        /// Who asks for an address, and how often.
+        /// Number of address requests of each peer.
         pub(super) requests: [usize; PEERS],
         pub(super) crash: Option<Crash>,
     }
@@ -338,8 +339,8 @@ mod donations {
     #[derive(Clone)]
     pub(super) struct State {
         hosts: Vec<Host>,
-        /// On their way, in any order; each may get lost by never arriving.
-        flying: Vec<(usize, usize, bool, Vec<u8>)>,
+        /// Messages, delivered in any order or never.
+        in_flight: Vec<(usize, usize, bool, Vec<u8>)>,
         crashed: bool,
     }
 
@@ -362,9 +363,9 @@ mod donations {
             allocator
         }
 
-        /// The first peer owns everything.
+        /// The first peer owns the whole range.
         pub(super) fn start(&self) -> State {
-            let mut state = State { hosts: Vec::new(), flying: Vec::new(), crashed: false };
+            let mut state = State { hosts: Vec::new(), in_flight: Vec::new(), crashed: false };
             for (peer, &requests) in self.requests.iter().enumerate() {
                 let allocator = self.host(peer, Init::Seed(vec![name(0)]), Loaded::default());
                 state.hosts.push(Host {
@@ -374,32 +375,32 @@ mod donations {
                     live: BTreeMap::new(),
                 });
             }
-            let mut state = self.all_of(state);
-            state.flying.clear();
+            let mut state = self.carry_out_all(state);
+            state.in_flight.clear();
             state
         }
 
-        fn all_of(&self, mut state: State) -> State {
+        fn carry_out_all(&self, mut state: State) -> State {
             for peer in 0..PEERS {
-                while self.one_of(&mut state, peer) {}
+                while self.carry_out_next(&mut state, peer) {}
             }
             state
         }
 
-        /// Does the next thing that a host asks for.
-        fn one_of(&self, state: &mut State, peer: usize) -> bool {
+        /// Carries out the next output of a host.
+        fn carry_out_next(&self, state: &mut State, peer: usize) -> bool {
             let host = &mut state.hosts[peer];
             match host.allocator.poll_output() {
                 None => return false,
                 Some(Output::Persist(persist)) => host.disk.apply(&persist),
                 Some(Output::Broadcast(bytes)) => {
                     for to in (0..PEERS).filter(|to| *to != peer) {
-                        state.flying.push((peer, to, false, bytes.clone()));
+                        state.in_flight.push((peer, to, false, bytes.clone()));
                     }
                 }
                 Some(Output::Unicast { to, payload }) => {
                     let to = (to.number() - 1) as usize;
-                    state.flying.push((peer, to, true, payload));
+                    state.in_flight.push((peer, to, true, payload));
                 }
                 Some(Output::Done(request, Ok(Answer::Allocated(cidr)))) => {
                     host.live.insert(request, cidr.addr());
@@ -409,8 +410,8 @@ mod donations {
             true
         }
 
-        /// All ends of an input: everything is done that it asks for, or the host stops in between and starts again.
-        fn ends(
+        /// All results of an input: all outputs are carried out, or the host stops in between and restarts.
+        fn branch(
             &self,
             what: &str,
             peer: usize,
@@ -422,16 +423,16 @@ mod donations {
                 let mut done = 0;
                 loop {
                     let next = self.restart(partial.clone(), peer, crash);
-                    all.push((format!("{what}, stops after {done}"), self.settle(next)));
-                    if !self.one_of(&mut partial, peer) {
+                    all.push((format!("{what}, stops after {done}"), self.check(next)));
+                    if !self.carry_out_next(&mut partial, peer) {
                         break;
                     }
                     done += 1;
                 }
             }
             let mut whole = state;
-            while self.one_of(&mut whole, peer) {}
-            all.push((what.to_owned(), self.settle(whole)));
+            while self.carry_out_next(&mut whole, peer) {}
+            all.push((what.to_owned(), self.check(whole)));
         }
 
         fn restart(&self, mut state: State, peer: usize, crash: Crash) -> State {
@@ -443,25 +444,26 @@ mod donations {
                     state.hosts[peer].disk = disk;
                 }
                 Crash::WithoutState => {
-                    // Nothing is left of its containers, nor of what it had sent and nobody has heard; and it hears from
-                    // all what was its own. Otherwise it could not know what it gave away (docs/spec/ipam.md 16.2, A5).
-                    state.flying.retain(|(from, ..)| *from != peer);
+                    // The containers are gone, as are messages that were not delivered. The host learns from all
+                    // others what it owned; otherwise it could not know what it gave away (docs/spec/ipam.md 16.2,
+                    // A5).
+                    state.in_flight.retain(|(from, ..)| *from != peer);
                     state.hosts[peer].live.clear();
                     state.hosts[peer].allocator = self.host(peer, Init::Observer, Loaded::default());
                     for other in (0..PEERS).filter(|other| *other != peer) {
                         let theirs = state.hosts[other].allocator.state(now(0));
-                        while self.one_of(&mut state, other) {}
+                        while self.carry_out_next(&mut state, other) {}
                         let _ = state.hosts[peer].allocator.handle_gossip(&theirs, now(0));
                     }
                 }
             }
-            while self.one_of(&mut state, peer) {}
+            while self.carry_out_next(&mut state, peer) {}
             state
         }
 
-        fn settle(&self, mut state: State) -> Result<State, String> {
-            state.flying.sort();
-            state.flying.dedup();
+        fn check(&self, mut state: State) -> Result<State, String> {
+            state.in_flight.sort();
+            state.in_flight.dedup();
             let mut users = BTreeMap::new();
             for (peer, host) in state.hosts.iter().enumerate() {
                 host.allocator.check_invariants()?;
@@ -488,7 +490,7 @@ mod donations {
 
         fn fingerprint(&self, state: &State) -> u64 {
             let hosts = state.hosts.iter().map(|host| format!("{host:?}")).collect::<Vec<_>>();
-            hash(&(hosts, &state.flying, state.crashed))
+            hash(&(hosts, &state.in_flight, state.crashed))
         }
 
         fn next(&self, state: &State) -> Vec<(String, Result<State, String>)> {
@@ -501,14 +503,14 @@ mod donations {
                     host.requests -= 1;
                     let container = format!("{peer}-{}", request.0);
                     host.allocator.allocate(request, container, subnet(self.range), true, now(0));
-                    self.ends(&format!("{peer} asks for an address"), peer, next, &mut all);
+                    self.branch(&format!("{peer} asks for an address"), peer, next, &mut all);
                 }
             }
-            for at in 0..state.flying.len() {
-                // Which of two donors is asked is a matter of chance.
+            for at in 0..state.in_flight.len() {
+                // The choice between two donors is random.
                 for seed in 1..=2 {
                     let mut next = state.clone();
-                    let (from, to, unicast, bytes) = next.flying.remove(at);
+                    let (from, to, unicast, bytes) = next.in_flight.remove(at);
                     let allocator = &mut next.hosts[to].allocator;
                     allocator.reseed(ChaCha12Rng::seed_from_u64(seed));
                     let result = if unicast {
@@ -518,10 +520,10 @@ mod donations {
                     };
                     allocator.reseed(ChaCha12Rng::seed_from_u64(0));
                     if let Err(error) = result {
-                        all.push((format!("{to} hears {from}"), Err(format!("L8: {error}"))));
+                        all.push((format!("{to} receives from {from}"), Err(format!("L8: {error}"))));
                         continue;
                     }
-                    self.ends(&format!("{to} hears {from}"), to, next, &mut all);
+                    self.branch(&format!("{to} receives from {from}"), to, next, &mut all);
                 }
             }
             all

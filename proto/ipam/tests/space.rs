@@ -1,4 +1,4 @@
-//! Local bookkeeping, against what 2.8.1 did, and against a model.
+//! Used and free addresses, compared with 2.8.1 and with a model.
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
@@ -30,7 +30,7 @@ fn one(text: &str) -> AddrRange {
         Err(_) => {
             let (addr, len) = text.split_once('/').unwrap();
             let start: u32 = addr.parse::<Ipv4Addr>().unwrap().into();
-            // Not aligned, some of them: what is meant is the network around.
+            // Some ranges are not aligned; the network that contains them is meant.
             let size = 1u32 << (32 - len.parse::<u32>().unwrap());
             AddrRange::new(start & !(size - 1), (start & !(size - 1)) + size)
         }
@@ -38,7 +38,7 @@ fn one(text: &str) -> AddrRange {
 }
 
 #[test]
-fn steps() {
+fn recorded_allocation_steps() {
     let nothing = RangeSet::default();
     for case in list(&vectors("space.json")["cases"]) {
         let mut space = Space::default();
@@ -63,16 +63,16 @@ fn steps() {
                 "free" => format!("Address {arg} is not ours"),
                 "donate" => match space.offer(one(arg), &nothing) {
                     None => "none".to_owned(),
-                    Some(gift) => {
-                        space.remove(gift);
+                    Some(donation) => {
+                        space.remove(donation);
                         owned = owned
                             .iter()
                             .copied()
                             .collect::<RangeSet>()
-                            .minus(&[gift].into_iter().collect())
+                            .minus(&[donation].into_iter().collect())
                             .iter()
                             .collect();
-                        format!("{}+{}", Ipv4Addr::from(gift.start()), gift.size())
+                        format!("{}+{}", Ipv4Addr::from(donation.start()), donation.size())
                     }
                 },
                 "numfree" => space.free().count_in(one(arg)).to_string(),
@@ -85,7 +85,7 @@ fn steps() {
 }
 
 #[test]
-fn blocks_covers_and_texts() {
+fn blocks_covers_and_display() {
     for case in list(&vectors("space.json")["biggest_cidr_range"]) {
         let whole = range(case);
         let biggest = whole.biggest_block();
@@ -120,7 +120,7 @@ fn ops() -> impl Strategy<Value = Op> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Two plain sets do the same.
+    /// A model made of two plain sets.
     #[test]
     fn agrees_with_a_model(ops in prop::collection::vec(ops(), 1..40), avoid in prop::collection::btree_set(0u32..64, 0..6)) {
         let avoided: RangeSet = avoid.iter().map(|&a| AddrRange::single(a)).collect();
@@ -152,14 +152,14 @@ proptest! {
                     let there: Vec<u32> = free.range(a..b.max(a)).copied().filter(|x| !avoid.contains(x)).collect();
                     match space.offer(asked, &avoided) {
                         None => prop_assert!(there.is_empty()),
-                        Some(gift) => {
-                            prop_assert!(gift.size() > 0);
-                            prop_assert!(there.len() == 1 || gift.size() as usize <= there.len() / 2 + 1);
-                            for addr in gift.start()..gift.end() {
+                        Some(donation) => {
+                            prop_assert!(donation.size() > 0);
+                            prop_assert!(there.len() == 1 || donation.size() as usize <= there.len() / 2 + 1);
+                            for addr in donation.start()..donation.end() {
                                 prop_assert!(there.contains(&addr));
                                 free.remove(&addr);
                             }
-                            space.remove(gift);
+                            space.remove(donation);
                         }
                     }
                 }

@@ -1,4 +1,4 @@
-//! Requests for any address of a subnet (docs/spec/ipam.md 8.4), and releases (8.6).
+//! Requests for any free address of a subnet (docs/spec/ipam.md 8.4), and releases (8.6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::output::{Answer, Cancelled, Container, Event, NO_ID, ReleaseError, Re
 use crate::owned::Record;
 use crate::space::RangeSet;
 
-/// A request that waits.
+/// A request that waits for space.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Allocation {
     pub(super) request: RequestId,
@@ -19,14 +19,14 @@ pub(super) struct Allocation {
     pub(super) subnet: Subnet,
     pub(super) is_container: bool,
     pub(super) since: Instant,
-    /// It has been said that it waits.
+    /// An [`Event::Waiting`] was put out for it.
     pub(super) announced: bool,
 }
 
 impl Allocator {
-    /// Asks for an address of `subnet` for a container: that which it has there, or a new one. Answered by
-    /// [`Output::Done`](crate::Output::Done) with [`Answer::Allocated`], maybe much later. `is_container`: the
-    /// container's death releases it.
+    /// Requests an address of `subnet` for a container: the one that it already has there, or a free one. The answer
+    /// is an [`Output::Done`](crate::Output::Done) with [`Answer::Allocated`], possibly much later. `is_container`:
+    /// the address is released when the container dies.
     pub fn allocate(
         &mut self,
         request: RequestId,
@@ -45,9 +45,9 @@ impl Allocator {
                 None => {
                     self.allocations.push_back(allocation);
                     if self.ring.is_empty() {
-                        self.establish(now);
+                        self.start_election(now);
                     } else {
-                        self.ask_for(subnet.range());
+                        self.request_space(subnet.range());
                     }
                 }
             }
@@ -55,7 +55,7 @@ impl Allocator {
         self.finish(now);
     }
 
-    /// The answer, if there is one without the help of others.
+    /// The answer, or `None` if space of another peer is needed.
     fn try_allocate(&mut self, allocation: &Allocation) -> Option<Result<Answer, RequestError>> {
         let Allocation { container, subnet, is_container, .. } = allocation;
         let subnet = *subnet;
@@ -65,7 +65,7 @@ impl Allocator {
                 addrs.into_iter().find(|&addr| subnet.range().contains(addr))
             });
             if let Some(addr) = has {
-                self.dead.remove(container);
+                self.died_at.remove(container);
                 return Some(Ok(Answer::Allocated(subnet.with_host(addr))));
             }
         }
@@ -76,26 +76,27 @@ impl Allocator {
         let addr = self.space.allocate(subnet.hosts(), avoid)?;
         let cidr = subnet.with_host(addr);
         let answer = Ok(Answer::Allocated(cidr));
-        self.file(container, cidr, *is_container);
-        self.asks.progress(subnet.range());
+        self.record_address(container, cidr, *is_container);
+        self.space_requests.satisfied(subnet.range());
         Some(answer)
     }
 
-    /// Writes down who has an address. Without an id it is filed under itself.
-    pub(super) fn file(&mut self, container: &str, cidr: Cidr, is_container: bool) {
+    /// Records and stores the owner of an address. An address without a container id is recorded under its own text.
+    pub(super) fn record_address(&mut self, container: &str, cidr: Cidr, is_container: bool) {
         let own_name = cidr.addr().to_string();
         let container = if container == NO_ID { &own_name } else { container };
         self.owned.add(container, cidr, is_container);
         self.save_owned(container);
         if let Some(addr) = ipv4(cidr) {
-            self.touch(addr);
+            self.mark_free_count_stale(addr);
         }
     }
 
-    pub(super) fn retry_allocations(&mut self, _now: Now) {
+    pub(super) fn retry_allocations(&mut self) {
         let mut without = BTreeSet::new();
         for allocation in std::mem::take(&mut self.allocations) {
-            // Of those that want the same, the first one that fails speaks for all; but one may have what it wants.
+            // A container that already has an address is answered even if an earlier request for the same subnet
+            // failed.
             match self.try_allocate(&allocation) {
                 Some(result) => self.done(allocation.request, result),
                 None => {
@@ -105,11 +106,11 @@ impl Allocator {
             }
         }
         for range in without {
-            self.ask_for(range);
+            self.request_space(range);
         }
     }
 
-    /// Says of those that have waited for a tick that they do.
+    /// Puts out an event for each request that has waited for a tick.
     pub(super) fn announce_waiting(&mut self, now: Now) {
         for index in 0..self.allocations.len() {
             let allocation = &mut self.allocations[index];
@@ -131,34 +132,34 @@ impl Allocator {
         }
     }
 
-    /// The container's addresses among the hosts of `subnet`. Never waits, changes nothing.
+    /// The container's addresses in the host range of `subnet`.
     pub fn lookup(&self, container: &str, subnet: Subnet) -> Vec<Cidr> {
         let hosts = subnet.hosts();
         let cidrs = self.owned.record(container).map(|record| record.cidrs.as_slice()).unwrap_or_default();
         cidrs.iter().copied().filter(|&c| ipv4(c).is_some_and(|addr| hosts.contains(addr))).collect()
     }
 
-    /// Who has which addresses.
+    /// The addresses of all containers of this host.
     pub fn owned(&self) -> &BTreeMap<Container, Record> {
         self.owned.records()
     }
 
-    /// Releases one address.
+    /// Releases one address of a container.
     ///
     /// # Errors
-    /// The container does not have it.
+    /// The container does not have the address.
     pub fn free(&mut self, container: &str, addr: IpAddr, now: Now) -> Result<(), ReleaseError> {
         let number = match addr {
             IpAddr::V4(addr) => Some(u32::from(addr)),
             IpAddr::V6(_) => None,
         };
-        let unasked = self.drop_unasked(container, number);
+        let background = self.drop_background_claims(container, number);
         let removed = number.is_some_and(|addr| self.owned.remove(container, addr));
-        if removed || unasked {
-            self.released(container, number.filter(|_| removed), now);
+        if removed || background {
+            self.released(container, number.filter(|_| removed));
         }
         self.finish(now);
-        if removed || unasked {
+        if removed || background {
             return Ok(());
         }
         Err(ReleaseError::NotFound { container: container.to_owned(), addr })
@@ -167,37 +168,37 @@ impl Allocator {
     /// Releases all addresses of a container.
     ///
     /// # Errors
-    /// It has none.
+    /// The container has no address.
     pub fn delete(&mut self, container: &str, now: Now) -> Result<(), ReleaseError> {
-        let released = self.release_all(container, now).is_some();
+        let released = self.release_all(container).is_some();
         self.finish(now);
         if released { Ok(()) } else { Err(ReleaseError::NoAddresses(container.to_owned())) }
     }
 
-    /// Releases what a container has; gives what that was.
-    pub(super) fn release_all(&mut self, container: &str, now: Now) -> Option<Vec<Cidr>> {
-        let unasked = self.drop_unasked(container, None);
+    /// Releases all addresses of a container and returns them.
+    pub(super) fn release_all(&mut self, container: &str) -> Option<Vec<Cidr>> {
+        let background = self.drop_background_claims(container, None);
         let record = self.owned.remove_all(container);
-        if record.is_none() && !unasked {
+        if record.is_none() && !background {
             return None;
         }
-        self.dead.remove(container);
+        self.died_at.remove(container);
         let cidrs = record.unwrap_or_default().cidrs;
-        self.released(container, cidrs.iter().filter_map(|&cidr| ipv4(cidr)), now);
+        self.released(container, cidrs.iter().filter_map(|&cidr| ipv4(cidr)));
         Some(cidrs)
     }
 
-    /// After addresses were taken off the books: stores that, makes them free, and serves who waits for them.
-    fn released(&mut self, container: &str, addrs: impl IntoIterator<Item = u32>, now: Now) {
+    /// Finishes a release: stores it, adds the addresses to the free space, and retries waiting requests.
+    fn released(&mut self, container: &str, addrs: impl IntoIterator<Item = u32>) {
         self.save_owned(container);
         for addr in addrs {
-            // Outside the range it is just forgotten.
+            // An address outside the range does not belong to the space.
             if self.space.release(addr) {
-                self.touch(addr);
+                self.mark_free_count_stale(addr);
             }
         }
         if !self.allocations.is_empty() || !self.claims.is_empty() {
-            self.retry(now);
+            self.retry();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Requests for certain addresses (docs/spec/ipam.md 8.5), and those found in use at launch (8.8).
+//! Requests for specific addresses (docs/spec/ipam.md 8.5), and addresses found in use at launch (8.8).
 
 use weave_types::{Cidr, Instant, Now, PeerName};
 
@@ -6,59 +6,59 @@ use super::Allocator;
 use crate::address::{AddrRange, ipv4};
 use crate::output::{Answer, Cancelled, Container, Event, NO_ID, RequestError, RequestId};
 
-/// Attempts to reach an owner who cannot be reached, one a tick, after which the claim fails.
-const TRIES: u32 = 6;
+/// Number of ticks after which a claim fails whose owner cannot be reached.
+const MAX_ATTEMPTS: u32 = 6;
 
-/// A request that waits.
+/// A claim that waits.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Claim {
-    /// `None`: nobody waits for the answer (any more).
+    /// `None`: no caller waits for the answer.
     pub(super) request: Option<RequestId>,
     pub(super) container: Container,
     pub(super) cidr: Cidr,
     pub(super) is_container: bool,
-    /// Say yes where nothing certain can be said at once.
-    no_error_on_unknown: bool,
+    /// Answer with success if the owner cannot be asked yet.
+    accept_unknown: bool,
     pub(super) since: Instant,
-    /// Attempts to reach an owner who could not be reached.
-    tries: u32,
+    /// Number of ticks in which the owner could not be reached.
+    attempts: u32,
 }
 
 impl Claim {
-    /// One that nobody waits for.
-    pub(super) fn unasked(container: Container, cidr: Cidr, is_container: bool, now: Now) -> Claim {
-        let no_error_on_unknown = true;
-        Claim { request: None, container, cidr, is_container, no_error_on_unknown, since: now.mono, tries: 1 }
+    /// A claim without a waiting caller.
+    pub(super) fn background(container: Container, cidr: Cidr, is_container: bool, now: Now) -> Claim {
+        let accept_unknown = true;
+        Claim { request: None, container, cidr, is_container, accept_unknown, since: now.mono, attempts: 1 }
     }
 }
 
-/// What a claim has led to so far.
-enum Verdict {
-    Settled,
-    Failed(RequestError),
-    /// Somebody else must say something first; said how far it is certain.
-    Open {
-        /// The owner is known and can be asked.
+/// Result of an attempt to claim an address.
+enum ClaimOutcome {
+    Granted,
+    Refused(RequestError),
+    /// The claim waits for a ring, for the owner, or for the end of a conflict.
+    Pending {
+        /// The owner is known and can be reached.
         asked: bool,
     },
 }
 
 impl Allocator {
-    /// Asks for a certain address. Answered by [`Output::Done`](crate::Output::Done) with
-    /// [`Answer::Claimed`].
-    /// `no_error_on_unknown`: where nothing certain can be said at once, say yes and go on trying.
+    /// Claims a specific address. The answer is an [`Output::Done`](crate::Output::Done) with [`Answer::Claimed`].
+    /// `accept_unknown`: if the owner cannot be asked yet, the answer is success at once, and the claim continues in
+    /// the background.
     pub fn claim(
         &mut self,
         request: RequestId,
         container: Container,
         cidr: Cidr,
         is_container: bool,
-        no_error_on_unknown: bool,
+        accept_unknown: bool,
         now: Now,
     ) {
         let request = Some(request);
         let claim =
-            Claim { request, container, cidr, is_container, no_error_on_unknown, since: now.mono, tries: 1 };
+            Claim { request, container, cidr, is_container, accept_unknown, since: now.mono, attempts: 1 };
         if self.leaving {
             self.cancel_claim(claim);
         } else {
@@ -66,40 +66,32 @@ impl Allocator {
             let inside = ipv4(cidr).is_some_and(|addr| universe.contains(addr));
             self.process_claim(claim);
             if inside && self.ring.is_empty() {
-                self.establish(now);
+                self.start_election(now);
             }
         }
         self.finish(now);
     }
 
-    /// Addresses found in use at launch: claimed before anything new is handed out; nobody waits for the result. All such
-    /// calls come before the first other request.
+    /// Claims addresses that were found in use at launch. They have priority over new allocations if this is called
+    /// before the first request. No answer is put out; a failure is an [`Event::PreclaimFailed`].
     pub fn preclaim(&mut self, container: Container, cidrs: &[Cidr], is_container: bool, now: Now) {
         for &cidr in cidrs {
-            // One that is known from the disk already needs no second attempt.
+            // A claim that was restored from the disk already waits.
             let again = self.claims.iter().any(|c| c.cidr == cidr && c.container == container);
             if !again {
-                self.process_claim(Claim::unasked(container.clone(), cidr, is_container, now));
+                self.process_claim(Claim::background(container.clone(), cidr, is_container, now));
             }
         }
         self.finish(now);
     }
 
-    /// Decides a claim, or puts it where it is tried again.
+    /// Tries a claim; queues it if it cannot be decided yet.
     fn process_claim(&mut self, mut claim: Claim) {
         match self.try_claim(&claim) {
-            Verdict::Settled => self.answer_claim(&mut claim, Ok(Answer::Claimed { settled: true })),
-            Verdict::Failed(error) => {
-                if claim.request.is_none() {
-                    self.save_owned(&claim.container);
-                    let Claim { container, cidr, .. } = claim;
-                    self.event(Event::PreclaimFailed { container, cidr, error });
-                } else {
-                    self.answer_claim(&mut claim, Err(error));
-                }
-            }
-            Verdict::Open { asked } => {
-                if claim.no_error_on_unknown && !asked {
+            ClaimOutcome::Granted => self.answer_claim(&mut claim, Ok(Answer::Claimed { settled: true })),
+            ClaimOutcome::Refused(error) => self.refuse_claim(claim, error),
+            ClaimOutcome::Pending { asked } => {
+                if claim.accept_unknown && !asked {
                     self.answer_claim(&mut claim, Ok(Answer::Claimed { settled: false }));
                 }
                 self.claims.push_back(claim);
@@ -113,95 +105,103 @@ impl Allocator {
         }
     }
 
-    fn try_claim(&mut self, claim: &Claim) -> Verdict {
+    fn refuse_claim(&mut self, claim: Claim, error: RequestError) {
+        if let Some(request) = claim.request {
+            return self.done(request, Err(error));
+        }
+        self.save_owned(&claim.container);
+        let Claim { container, cidr, .. } = claim;
+        self.event(Event::PreclaimFailed { container, cidr, error });
+    }
+
+    fn try_claim(&mut self, claim: &Claim) -> ClaimOutcome {
         let Claim { container, cidr, is_container, .. } = claim;
         let cidr = *cidr;
-        let Some(addr) = ipv4(cidr) else { return Verdict::Failed(RequestError::NotIpv4(cidr)) };
+        let Some(addr) = ipv4(cidr) else { return ClaimOutcome::Refused(RequestError::NotIpv4(cidr)) };
         if !self.config.range.range().contains(addr) {
             return self.claim_outside(claim, addr);
         }
-        self.dead.remove(container);
-        let Some(owner) = self.ring.owner_of(addr) else { return Verdict::Open { asked: false } };
+        self.died_at.remove(container);
+        let Some(owner) = self.ring.owner_of(addr) else { return ClaimOutcome::Pending { asked: false } };
         if owner != self.me() {
-            return self.claim_of(claim, owner, addr);
+            return self.claim_from_owner(claim, owner, addr);
         }
         let Some(holder) = self.owned.holder(addr).cloned() else {
             if self.disputed.contains(addr) && !self.config.policy.use_disputed {
-                return Verdict::Open { asked: true };
+                return ClaimOutcome::Pending { asked: true };
             }
             self.space.claim(addr);
-            self.file(container, cidr, *is_container);
-            self.asks.progress(AddrRange::single(addr));
-            return Verdict::Settled;
+            self.record_address(container, cidr, *is_container);
+            self.space_requests.satisfied(AddrRange::single(addr));
+            return ClaimOutcome::Granted;
         };
         let nameless = holder == cidr.addr().to_string();
         if holder == *container || container == NO_ID {
-            // Without an id it cannot be told who asks: believe it.
-            Verdict::Settled
+            // A claim without an id may come from the holder itself.
+            ClaimOutcome::Granted
         } else if nameless {
-            Verdict::Failed(RequestError::InUse { cidr, holder: None })
+            ClaimOutcome::Refused(RequestError::InUse { cidr, holder: None })
         } else {
-            Verdict::Failed(RequestError::Owned { cidr, holder })
+            ClaimOutcome::Refused(RequestError::Owned { cidr, holder })
         }
     }
 
-    fn claim_outside(&mut self, claim: &Claim, addr: u32) -> Verdict {
+    fn claim_outside(&mut self, claim: &Claim, addr: u32) -> ClaimOutcome {
         let Claim { container, cidr, is_container, .. } = claim;
         let Some(holder) = self.owned.holder(addr).cloned() else {
-            self.file(container, *cidr, *is_container);
-            return Verdict::Settled;
+            self.record_address(container, *cidr, *is_container);
+            return ClaimOutcome::Granted;
         };
         if holder == *container || container == NO_ID {
-            return Verdict::Settled;
+            return ClaimOutcome::Granted;
         }
-        if self.dead.contains_key(&holder) {
+        if self.died_at.contains_key(&holder) {
             self.owned.remove(&holder, addr);
             self.save_owned(&holder);
-            self.file(container, *cidr, *is_container);
-            return Verdict::Settled;
+            self.record_address(container, *cidr, *is_container);
+            return ClaimOutcome::Granted;
         }
-        Verdict::Failed(RequestError::InUse { cidr: *cidr, holder: Some(holder) })
+        ClaimOutcome::Refused(RequestError::InUse { cidr: *cidr, holder: Some(holder) })
     }
 
-    /// The address is another peer's: ask for it.
-    fn claim_of(&mut self, claim: &Claim, owner: PeerName, addr: u32) -> Verdict {
+    /// Requests an address that belongs to another peer.
+    fn claim_from_owner(&mut self, claim: &Claim, owner: PeerName, addr: u32) -> ClaimOutcome {
         if self.is_reachable(owner) {
-            self.ask(owner, AddrRange::single(addr));
-            return Verdict::Open { asked: true };
+            self.request_space_from(owner, AddrRange::single(addr));
+            return ClaimOutcome::Pending { asked: true };
         }
-        if claim.tries >= TRIES && !claim.no_error_on_unknown {
-            return Verdict::Failed(RequestError::OtherPeer {
+        if claim.attempts >= MAX_ATTEMPTS && !claim.accept_unknown {
+            return ClaimOutcome::Refused(RequestError::OtherPeer {
                 cidr: claim.cidr,
                 peer: owner,
                 nickname: self.nickname(owner),
                 unreachable: true,
             });
         }
-        Verdict::Open { asked: false }
+        ClaimOutcome::Pending { asked: false }
     }
 
-    /// Another tick has passed: those whose owner cannot be reached have tried once more.
-    pub(super) fn count_tries(&mut self) {
+    /// Counts a failed attempt for each claim whose owner cannot be reached.
+    pub(super) fn count_attempts(&mut self) {
         for claim in &mut self.claims {
             let owner = ipv4(claim.cidr).and_then(|addr| self.ring.owner_of(addr));
             let reachable = owner.is_some_and(|owner| self.reachable.contains_key(&owner));
-            claim.tries = if reachable { 1 } else { claim.tries.saturating_add(1) };
+            claim.attempts = if reachable { 1 } else { claim.attempts.saturating_add(1) };
         }
     }
 
-    pub(super) fn retry_claims(&mut self, _now: Now) {
+    pub(super) fn retry_claims(&mut self) {
         for claim in std::mem::take(&mut self.claims) {
             self.process_claim(claim);
         }
     }
 
-    /// The owner says that it has nothing to give in a range. That answers a claim for exactly that address, if the owner
-    /// was asked for it and has not answered yet; a denial for a whole subnet answers none (2.8.1 takes it for an answer to
-    /// all claims there).
-    pub(super) fn claims_denied(&mut self, by: PeerName, range: AddrRange) {
+    /// Handles a denial. It fails the claim of exactly that address if the sender owns the address, was asked for it
+    /// and has not answered yet. A denial of a larger range fails no claim, unlike in 2.8.1 (docs/spec/ipam.md 15.7).
+    pub(super) fn handle_claim_denied(&mut self, by: PeerName, range: AddrRange) {
         let anything = self.config.policy.denial_fails_all_claims;
-        let awaited = self.asks.decided(by, range);
-        for mut claim in std::mem::take(&mut self.claims) {
+        let awaited = self.space_requests.take_denial(by, range);
+        for claim in std::mem::take(&mut self.claims) {
             let addr = ipv4(claim.cidr);
             let denied = addr.is_some_and(|addr| {
                 awaited && range == AddrRange::single(addr) && self.ring.owner_of(addr) == Some(by)
@@ -213,13 +213,7 @@ impl Allocator {
             }
             let nickname = self.nickname(by);
             let error = RequestError::OtherPeer { cidr: claim.cidr, peer: by, nickname, unreachable: false };
-            if claim.request.is_some() {
-                self.answer_claim(&mut claim, Err(error));
-            } else {
-                self.save_owned(&claim.container);
-                let Claim { container, cidr, .. } = claim;
-                self.event(Event::PreclaimFailed { container, cidr, error });
-            }
+            self.refuse_claim(claim, error);
         }
     }
 
@@ -239,8 +233,9 @@ impl Allocator {
         }
     }
 
-    /// Gives up claims that nobody waits for, of a container that releases the address (or all, if `None`).
-    pub(super) fn drop_unasked(&mut self, container: &str, addr: Option<u32>) -> bool {
+    /// Drops background claims of one address of a container (of all its addresses if `None`). Returns whether there
+    /// were any.
+    pub(super) fn drop_background_claims(&mut self, container: &str, addr: Option<u32>) -> bool {
         let before = self.claims.len();
         self.claims.retain(|claim| {
             let own_name = claim.cidr.addr().to_string();

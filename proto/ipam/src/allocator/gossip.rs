@@ -1,4 +1,4 @@
-//! What peers say about themselves, and what we say (docs/spec/ipam.md 8.11).
+//! Gossip of the complete state, sent and received (docs/spec/ipam.md 8.11).
 
 use weave_types::{Now, PeerName};
 
@@ -10,16 +10,17 @@ use crate::message::{StateMessage, Unicast};
 use crate::output::{Event, Output};
 use crate::ring::Ring;
 
-/// Longer nicknames are not kept, nor more than so many: memory must not depend on what a peer makes up.
+/// Limits on what is kept of received messages: memory must not depend on what a peer sends.
 const MAX_NICKNAME: usize = 1024;
 const MAX_NICKNAMES: usize = 65_536;
 const MAX_CONFLICTS: usize = 1024;
 
 impl Allocator {
-    /// State that a neighbour knows. What it returns is to be passed on: nothing.
+    /// Handles the complete state of a neighbour. Nothing is passed on.
     ///
     /// # Errors
-    /// The message was not merged. [`GossipError::Malformed`]: the connection should be closed.
+    /// The message was not merged. After [`GossipError::Malformed`] the connection should be closed; a
+    /// [`GossipError::Conflict`] is kept in [`Status::conflicts`](crate::Status::conflicts) until it is resolved.
     pub fn handle_gossip(&mut self, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, GossipError> {
         let state = StateMessage::decode(payload)?;
         let result = self.receive(None, state, now);
@@ -27,10 +28,10 @@ impl Allocator {
         result.map(|()| None)
     }
 
-    /// A message from `src` for everybody. What it returns is to be passed on in its place: all that we know.
+    /// Handles a broadcast of `src`. Returns the message to pass on in its place: this peer's complete state.
     ///
     /// # Errors
-    /// As [`handle_gossip`](Allocator::handle_gossip); nothing is passed on then.
+    /// As [`handle_gossip`](Allocator::handle_gossip); nothing is passed on.
     pub fn handle_broadcast(
         &mut self,
         src: PeerName,
@@ -44,7 +45,7 @@ impl Allocator {
         result.map(|()| relay)
     }
 
-    /// A message from `src` for us. Of an unknown kind, it is ignored.
+    /// Handles a message of `src` to this peer. Unknown kinds are ignored.
     ///
     /// # Errors
     /// As [`handle_gossip`](Allocator::handle_gossip).
@@ -57,12 +58,12 @@ impl Allocator {
             }
             Some(Unicast::State(state)) => {
                 let result = self.receive(Some(src), state, now);
-                self.answered(src, None, false, now);
+                self.answered(src, None, false);
                 result
             }
             Some(Unicast::Denied(range)) => {
-                self.claims_denied(src, range);
-                self.answered(src, Some(range), true, now);
+                self.handle_claim_denied(src, range);
+                self.answered(src, Some(range), true);
                 Ok(())
             }
         };
@@ -70,15 +71,15 @@ impl Allocator {
         result
     }
 
-    /// All that we know, for gossip. What it depends on is put out first.
+    /// The complete state, for periodic gossip. Outputs that it depends on are queued first.
     pub fn state(&mut self, now: Now) -> Vec<u8> {
         let bytes = self.encode_state(now);
         self.finish(now);
         bytes
     }
 
-    /// Adds a later message of this channel to one that could not be sent yet. Both are all that we know, so the later one
-    /// is enough.
+    /// Merges a message of this channel into an earlier one that is still queued. Each contains the complete state,
+    /// so the later one replaces the earlier one.
     pub fn merge(queued: &mut Vec<u8>, more: &[u8]) {
         more.clone_into(queued);
     }
@@ -93,7 +94,8 @@ impl Allocator {
         }
     }
 
-    /// Stores what a message is about to say.
+    /// Stores everything that the next message contains. With [`send_before_persist`](crate::Policy), the ring is
+    /// stored after the message.
     fn save_before_sending(&mut self) {
         if !self.config.policy.send_before_persist {
             self.save_ring();
@@ -122,7 +124,7 @@ impl Allocator {
     fn receive(&mut self, from: Option<PeerName>, state: StateMessage, now: Now) -> Result<(), GossipError> {
         for (name, nickname) in state.nicknames {
             let fits = nickname.len() <= MAX_NICKNAME && self.nicknames.len() < MAX_NICKNAMES;
-            // Our own we know best.
+            // A peer's own nickname is not taken from others.
             if fits && name != self.me() {
                 self.nicknames.insert(name, nickname);
             }
@@ -131,32 +133,32 @@ impl Allocator {
         let foreign = state.range.filter(|&range| range != ours && state.ring.is_none());
         match (foreign, from) {
             (Some(received), Some(from)) => {
-                self.disagreed(from, Conflict::Range { received, ours }, Vec::new(), now);
+                self.record_conflict(from, Conflict::Range { received, ours }, Vec::new(), now);
             }
-            (None, Some(from)) if state.range == Some(ours) => self.agreed(from),
+            (None, Some(from)) if state.range == Some(ours) => self.resolve_conflict(from),
             _ => {}
         }
         match (state.ring, state.paxos) {
             (Some(ring), _) => return self.receive_ring(&ring, now),
             (None, _) if !self.ring.is_empty() => {
-                // Who has no ring gets ours, if we know who that is.
+                // A peer without a ring gets this one; in gossip the sender is not known.
                 if let Some(from) = from {
                     self.send_state(from, now);
                 }
             }
-            // Electors of another range agree on something else.
+            // An election over another range has a different result.
             (None, _) if foreign.is_some() => {}
             (None, Some(knowledge)) => {
                 let Some(paxos) = &mut self.paxos else { return Ok(()) };
                 if paxos.update(&knowledge) {
-                    if paxos.think() {
+                    if paxos.promise_and_accept() {
                         self.broadcast(now);
                     }
-                    self.conclude(now);
+                    self.check_consensus(now);
                 }
             }
-            // An observer wants an election.
-            (None, None) if self.paxos.is_some() && from.is_some() => self.establish(now),
+            // An observer asks for an election.
+            (None, None) if self.paxos.is_some() && from.is_some() => self.start_election(now),
             (None, None) => {}
         }
         Ok(())
@@ -169,25 +171,25 @@ impl Allocator {
         let (conflict, disputed) = match merged {
             Ok(merged) => {
                 let tie = self.ring.break_ties(theirs);
-                self.ring_unsaved |= merged.changed || tie.settled;
-                match tie.lost.or_else(|| self.ring.overlooked_by(theirs)) {
+                self.ring_unsaved |= merged.changed || tie.changed;
+                match tie.conceded.or_else(|| self.ring.find_overlooked(theirs)) {
                     Some((conflict, disputed)) => {
-                        self.disagreed(theirs.peer(), conflict, disputed, now);
+                        self.record_conflict(theirs.peer(), conflict, disputed, now);
                     }
-                    None => self.agreed(theirs.peer()),
+                    None => self.resolve_conflict(theirs.peer()),
                 }
                 if merged.updated {
                     self.forget_nicknames();
-                    self.ring_updated(was_empty, now);
-                    self.hand_on(now);
+                    self.ring_updated(was_empty);
+                    self.transfer_if_leaving(now);
                 }
-                if tie.won {
+                if tie.raised {
                     self.ring_unsaved = true;
                     self.broadcast(now);
                 }
                 return Ok(());
             }
-            Err(MergeError::Fault(fault)) => return Err(Malformed::Ring(fault).into()),
+            Err(MergeError::Invalid(error)) => return Err(Malformed::Ring(error).into()),
             Err(MergeError::Seeds) => {
                 let named = |names: &[PeerName]| names.iter().map(|&name| self.named(name)).collect();
                 let received = named(theirs.seeds());
@@ -196,19 +198,17 @@ impl Allocator {
             Err(MergeError::Range) => {
                 (Conflict::Range { received: theirs.range(), ours: self.ring.range() }, Vec::new())
             }
-            // Somebody has more free addresses than there is room for, because part of them is ours.
+            // The free addresses reported for an entry may exceed its size because part of it is this peer's.
             Err(MergeError::Conflict { conflict: conflict @ Conflict::Result(_), disputed }) => {
-                self.ring.overlooked_by(theirs).unwrap_or((conflict, disputed))
+                self.ring.find_overlooked(theirs).unwrap_or((conflict, disputed))
             }
             Err(MergeError::Conflict { conflict, disputed }) => (conflict, disputed),
         };
-        self.disagreed(theirs.peer(), conflict.clone(), disputed, now);
+        self.record_conflict(theirs.peer(), conflict.clone(), disputed, now);
         Err(GossipError::Conflict(conflict))
     }
 
-    // ---- conflicts --------------------------------------------------------------------------------------------
-
-    fn disagreed(&mut self, peer: PeerName, conflict: Conflict, ranges: Vec<AddrRange>, now: Now) {
+    fn record_conflict(&mut self, peer: PeerName, conflict: Conflict, ranges: Vec<AddrRange>, now: Now) {
         let known = self.conflicts.get(&peer);
         if known.is_none() && self.conflicts.len() >= MAX_CONFLICTS {
             return;
@@ -222,7 +222,7 @@ impl Allocator {
         self.update_disputed();
     }
 
-    pub(super) fn agreed(&mut self, peer: PeerName) {
+    pub(super) fn resolve_conflict(&mut self, peer: PeerName) {
         if self.conflicts.remove(&peer).is_some() {
             self.event(Event::ConflictOver { peer });
             self.update_disputed();
@@ -230,10 +230,10 @@ impl Allocator {
     }
 
     pub(super) fn update_disputed(&mut self) {
-        self.disputed = self.conflicts.values().flat_map(|doubt| doubt.ranges.iter().copied()).collect();
+        self.disputed = self.conflicts.values().flat_map(|dispute| dispute.ranges.iter().copied()).collect();
     }
 
-    /// Those of peers that neither own anything nor are there (docs/spec/ipam.md 6.4).
+    /// Forgets nicknames of peers that neither own anything nor can be reached (docs/spec/ipam.md 6.4).
     fn forget_nicknames(&mut self) {
         let owners = self.ring.owners();
         let (me, reachable) = (self.config.name, &self.reachable);

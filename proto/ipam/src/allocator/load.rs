@@ -1,4 +1,4 @@
-//! The start: what was stored, or a first ring (docs/spec/ipam.md 9).
+//! Start with stored state, or with a new ring (docs/spec/ipam.md 9).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,48 +6,48 @@ use rand_chacha::ChaCha12Rng;
 use weave_types::Now;
 
 use super::claim::Claim;
-use super::donate::Asks;
-use super::{Allocator, Stale, is_empty, node_of};
+use super::donate::SpaceRequests;
+use super::{Allocator, StaleFreeCounts};
 use crate::address::ipv4;
 use crate::config::{Config, Init};
 use crate::output::{Container, DiscardReason, Event, Output, Persist};
 use crate::owned::{Owned, Record};
-use crate::paxos::{Election, Paxos};
+use crate::paxos::{Election, ElectorId, Paxos};
 use crate::persist::Loaded;
 use crate::ring::Ring;
 use crate::space::{RangeSet, Space};
 
 impl Allocator {
-    /// A peer at its start. What was stored is used if it is of the same name and range (docs/spec/ipam.md 9). `rng` breaks ties
-    /// among donors.
+    /// Starts a peer. Stored state is used if it belongs to the same name and range (docs/spec/ipam.md 9), else
+    /// discarded. `rng` chooses among donors.
     pub fn new(config: Config, rng: ChaCha12Rng, loaded: Loaded, now: Now) -> Allocator {
         let range = config.range.range();
         let mut allocator = Allocator {
             ring: Ring::new(range, config.name),
-            stale: Stale::Nothing,
+            stale_free_counts: StaleFreeCounts::Nothing,
             space: Space::default(),
             owned: Owned::default(),
-            node: node_of(&config, config.uid),
+            elector: ElectorId { name: config.name, uid: config.uid },
             paxos: None,
-            waiting: None,
+            election_since: None,
             targets: 0,
             warned_quorum: false,
             ring_unsaved: false,
             saved_election: None,
             nicknames: BTreeMap::from([(config.name, config.nickname.clone())]),
             reachable: BTreeMap::new(),
-            lost_sight: BTreeMap::new(),
+            unreachable_since: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             disputed: RangeSet::default(),
-            dead: BTreeMap::new(),
+            died_at: BTreeMap::new(),
             primes: VecDeque::new(),
             claims: VecDeque::new(),
             allocations: VecDeque::new(),
-            asks: Asks::default(),
+            space_requests: SpaceRequests::default(),
             next_tick: None,
             leaving: false,
-            bequeathed: RangeSet::default(),
-            heirs: BTreeMap::new(),
+            transferred: RangeSet::default(),
+            transfer_targets: BTreeMap::new(),
             outputs: VecDeque::new(),
             config,
             rng,
@@ -62,23 +62,23 @@ impl Allocator {
 
     fn load(&mut self, loaded: Loaded, now: Now) {
         let Loaded { ring, election, owned } = loaded;
-        if let Some(why) = self.refusal(ring.as_ref()) {
-            // Without a ring, addresses in use are still in use, and a promise is a promise.
+        if let Some(why) = self.discard_reason(ring.as_ref()) {
+            // Without a ring, the stored addresses in use and promises of an election stay valid.
             if why != DiscardReason::NoRing {
                 self.output(Output::Persist(Persist::Clear));
                 self.event(Event::LoadedDiscarded(why));
-                self.vote(None);
+                self.join_election(None);
                 return;
             }
             if ring.is_some() {
                 self.event(Event::LoadedDiscarded(why));
             }
-            self.vote(election);
+            self.join_election(election);
             self.load_owned(owned, now);
         } else if let Some(ring) = ring {
             self.ring = ring;
             self.space.set_owned(self.ring.ranges_owned_by(self.me()));
-            self.stale = Stale::All;
+            self.stale_free_counts = StaleFreeCounts::All;
             if election.is_some() {
                 self.output(Output::Persist(Persist::Election(None)));
             }
@@ -88,8 +88,8 @@ impl Allocator {
         }
     }
 
-    /// Why a stored ring cannot be used.
-    fn refusal(&self, ring: Option<&Ring>) -> Option<DiscardReason> {
+    /// Why the stored ring cannot be used.
+    fn discard_reason(&self, ring: Option<&Ring>) -> Option<DiscardReason> {
         let Some(ring) = ring else { return Some(DiscardReason::NoRing) };
         if ring.peer() != self.me() {
             return Some(DiscardReason::Name(ring.peer()));
@@ -100,11 +100,11 @@ impl Allocator {
         if ring.is_empty() {
             return Some(DiscardReason::NoRing);
         }
-        ring.check().err().map(|fault| DiscardReason::Invalid(fault.to_string()))
+        ring.check().err().map(|error| DiscardReason::Invalid(error.to_string()))
     }
 
-    /// Takes part in elections, unless we are an observer.
-    fn vote(&mut self, election: Option<Election>) {
+    /// Takes part in elections, except as an observer.
+    fn join_election(&mut self, election: Option<Election>) {
         self.saved_election.clone_from(&election);
         if self.config.init == Init::Observer {
             return;
@@ -113,20 +113,20 @@ impl Allocator {
         let stored = election.filter(|e| e.elector.name == self.me() && e.range == range);
         self.paxos = Some(match stored {
             Some(election) => {
-                self.node = election.elector;
+                self.elector = election.elector;
                 Paxos::resume(election)
             }
-            None => Paxos::new(self.node),
+            None => Paxos::new(self.elector),
         });
     }
 
-    /// Addresses in use: those that are ours by the ring are used, those outside the range are only remembered, and the
-    /// others have to be claimed again.
+    /// Restores addresses in use. Addresses in own ranges are used, addresses outside the range are only recorded,
+    /// and all others have to be claimed again.
     fn load_owned(&mut self, owned: BTreeMap<Container, Record>, now: Now) {
         let universe = self.config.range.range();
         for (container, record) in owned {
             let Record { is_container, cidrs } = &record;
-            if is_empty(&record) {
+            if cidrs.is_empty() {
                 continue;
             }
             for &cidr in cidrs {
@@ -137,7 +137,7 @@ impl Allocator {
                 if !universe.contains(addr) || self.space.claim(addr) {
                     self.owned.add(&container, cidr, *is_container);
                 } else {
-                    self.claims.push_back(Claim::unasked(container.clone(), cidr, *is_container, now));
+                    self.claims.push_back(Claim::background(container.clone(), cidr, *is_container, now));
                 }
             }
         }

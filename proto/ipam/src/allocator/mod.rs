@@ -12,78 +12,77 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use rand_chacha::ChaCha12Rng;
-use weave_types::{Instant, Now, PeerName, PeerUid};
+use weave_types::{Instant, Now, PeerName};
 
 use crate::address::AddrRange;
-use crate::config::{Config, Init};
+use crate::config::Config;
 use crate::gossip_error::{Conflict, NamedPeer};
-use crate::output::{
-    Answer, Cancelled, Container, Event, Output, Persist, QuorumSource, RequestError, RequestId,
-};
-use crate::owned::{Owned, Record};
+use crate::output::{Answer, Cancelled, Container, Event, Output, Persist, RequestError, RequestId};
+use crate::owned::Owned;
 use crate::paxos::{Election, ElectorId, Paxos};
 use crate::ring::Ring;
 use crate::space::{RangeSet, Space};
 use allocate::Allocation;
 use claim::Claim;
-use donate::Asks;
+use donate::SpaceRequests;
 
-/// Proposals, requests for space and claims are repeated at this interval while something waits.
+/// Interval at which elections, requests for space and claims are retried while something waits (docs/spec/ipam.md
+/// 8.3).
 const TICK: Duration = Duration::from_secs(5);
-/// A container that starts again within this time keeps its addresses.
+/// A container that starts again within this time keeps its addresses (docs/spec/ipam.md 8.7).
 const GRACE: Duration = Duration::from_secs(30);
 
-/// One peer's address allocation. See the crate's page.
+/// Address allocation of one peer; see the crate documentation.
 ///
-/// After every call the driver drains [`poll_output`](Allocator::poll_output), and before anything else leaves the
-/// process: that includes the bytes that [`state`](Allocator::state), [`handle_gossip`](Allocator::handle_gossip) and
-/// [`handle_broadcast`](Allocator::handle_broadcast) return.
+/// After every call the driver carries out all outputs of [`poll_output`](Allocator::poll_output) before it sends
+/// anything else. That includes the bytes that [`state`](Allocator::state),
+/// [`handle_gossip`](Allocator::handle_gossip) and [`handle_broadcast`](Allocator::handle_broadcast) return.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Allocator {
     config: Config,
     rng: ChaCha12Rng,
     ring: Ring,
-    /// Entries whose number of free addresses may be out of date: of an address, or all.
-    stale: Stale,
+    /// Entries of the ring whose number of free addresses has to be recomputed.
+    stale_free_counts: StaleFreeCounts,
     space: Space,
     owned: Owned,
 
-    /// Who we are in an election: of this incarnation, or of the one that began it.
-    node: ElectorId,
-    /// Only while there is no ring, and not in an observer.
+    /// This peer's identity in an election: with the current UID, or with that of a resumed election.
+    elector: ElectorId,
+    /// `None` with a ring, and in an observer.
     paxos: Option<Paxos>,
-    /// When the election began here, if it has and goes on.
-    waiting: Option<Instant>,
-    /// Peer addresses given that do not lead to ourself.
+    /// Start of the running election.
+    election_since: Option<Instant>,
+    /// Number of configured peer addresses that are not this peer's own.
     targets: u32,
     warned_quorum: bool,
 
-    /// Ring and election have changed since they were stored.
+    /// The ring has changed since it was last stored.
     ring_unsaved: bool,
     saved_election: Option<Election>,
 
     nicknames: BTreeMap<PeerName, String>,
     reachable: BTreeMap<PeerName, String>,
-    lost_sight: BTreeMap<PeerName, Instant>,
+    unreachable_since: BTreeMap<PeerName, Instant>,
     conflicts: BTreeMap<PeerName, Dispute>,
-    /// Ours, but another peer says that it is not: not handed out.
+    /// Own addresses that another peer claims. They are not handed out.
     disputed: RangeSet,
 
-    dead: BTreeMap<Container, Instant>,
+    died_at: BTreeMap<Container, Instant>,
     primes: VecDeque<(RequestId, Instant)>,
     claims: VecDeque<Claim>,
     allocations: VecDeque<Allocation>,
-    asks: Asks,
+    space_requests: SpaceRequests,
     next_tick: Option<Instant>,
     leaving: bool,
-    /// What we have given away since we are leaving, and to whom how often.
-    bequeathed: RangeSet,
-    heirs: BTreeMap<PeerName, u32>,
+    /// What was given away after `leaving` was set, and how often to each peer.
+    transferred: RangeSet,
+    transfer_targets: BTreeMap<PeerName, u32>,
     outputs: VecDeque<Output>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stale {
+enum StaleFreeCounts {
     Nothing,
     At(u32),
     All,
@@ -93,7 +92,7 @@ enum Stale {
 #[derive(Clone, Debug, PartialEq)]
 struct Dispute {
     conflict: Conflict,
-    /// Who says, or is said, to own what is in doubt.
+    /// The other owner of the disputed ranges: the peer itself, or a third one.
     claimant: PeerName,
     since: Instant,
     ranges: Vec<AddrRange>,
@@ -124,12 +123,10 @@ impl Allocator {
         self.nicknames.get(&name).cloned().unwrap_or_default()
     }
 
-    /// Connected, directly or not; we are always.
+    /// Whether a peer is connected, directly or not. This peer always is.
     fn is_reachable(&self, name: PeerName) -> bool {
         name == self.me() || self.reachable.contains_key(&name)
     }
-
-    // ---- what has to be stored --------------------------------------------------------------------------------
 
     fn save_ring(&mut self) {
         if std::mem::take(&mut self.ring_unsaved) {
@@ -139,7 +136,7 @@ impl Allocator {
     }
 
     fn save_election(&mut self) {
-        // An observer keeps what it promised when it still voted.
+        // An observer keeps a stored promise from an earlier start as elector.
         let Some(paxos) = &self.paxos else { return };
         let election = paxos.election(self.config.range.range());
         if election != self.saved_election {
@@ -148,92 +145,87 @@ impl Allocator {
         }
     }
 
-    /// Stores what a container has now.
     fn save_owned(&mut self, container: &str) {
         let record = self.owned.record(container).cloned();
         self.output(Output::Persist(Persist::Owned { container: container.to_owned(), record }));
     }
 
-    /// The end of every input: brings the ring's numbers of free addresses up to date (docs/spec/ipam.md 6.3) and the timer.
+    /// The end of every input: updates the free counts of the ring (docs/spec/ipam.md 6.3) and the timer.
     fn finish(&mut self, now: Now) {
         let free = self.space.free();
-        self.ring_unsaved |= match self.stale {
-            Stale::Nothing => false,
-            Stale::At(addr) => self.ring.report_free_at(addr, |range| free.count_in(range)),
-            Stale::All => self.ring.report_free(|range| free.count_in(range)),
+        self.ring_unsaved |= match self.stale_free_counts {
+            StaleFreeCounts::Nothing => false,
+            StaleFreeCounts::At(addr) => self.ring.report_free_at(addr, |range| free.count_in(range)),
+            StaleFreeCounts::All => self.ring.report_free(|range| free.count_in(range)),
         };
-        self.stale = Stale::Nothing;
-        if !self.waits() {
+        self.stale_free_counts = StaleFreeCounts::Nothing;
+        if !self.has_pending() {
             self.next_tick = None;
         } else if self.next_tick.is_none() {
             self.next_tick = Some(now.mono + TICK);
         }
     }
 
-    fn touch(&mut self, addr: u32) {
-        self.stale = match self.stale {
-            Stale::Nothing => Stale::At(addr),
-            Stale::At(other) if other == addr => Stale::At(addr),
-            _ => Stale::All,
+    fn mark_free_count_stale(&mut self, addr: u32) {
+        self.stale_free_counts = match self.stale_free_counts {
+            StaleFreeCounts::Nothing => StaleFreeCounts::At(addr),
+            StaleFreeCounts::At(other) if other == addr => StaleFreeCounts::At(addr),
+            _ => StaleFreeCounts::All,
         };
     }
 
-    fn waits(&self) -> bool {
-        self.waiting.is_some()
+    fn has_pending(&self) -> bool {
+        self.election_since.is_some()
             || !self.primes.is_empty()
             || !self.claims.is_empty()
             || !self.allocations.is_empty()
     }
 
-    // ---- outputs and time -------------------------------------------------------------------------------------
-
-    /// The next thing to do; drain until `None`.
+    /// The next output; called until it returns `None`.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// When to call [`handle_timeout`](Allocator::handle_timeout), and what for. `None` if nothing waits.
+    /// When to call [`handle_timeout`](Allocator::handle_timeout), and the reason. `None` if nothing waits.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let tick = self.next_tick.map(|at| (at, "address requests"));
-        let release = self.dead.values().min().map(|&died| (died + GRACE, "addresses of dead containers"));
+        let release = self.died_at.values().min().map(|&died| (died + GRACE, "addresses of dead containers"));
         [tick, release].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// Time has passed. Late or too often is harmless.
+    /// Handles the passing of time. A late or an extra call is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
         if self.next_tick.is_some_and(|at| now.mono >= at) {
             self.next_tick = None;
-            self.asks.new_tick();
-            if self.waiting.is_some() {
+            self.space_requests.new_tick();
+            if self.election_since.is_some() {
                 self.propose(now);
             } else if self.ring.is_empty() {
-                self.establish(now);
+                self.start_election(now);
             } else {
-                self.count_tries();
-                self.retry(now);
+                self.count_attempts();
+                self.retry();
             }
-            self.forget_asks();
+            self.drop_stale_requests();
             self.announce_waiting(now);
         }
         self.release_dead(now);
         self.finish(now);
     }
 
-    /// Tries everything that waits again: primes, then claims, then allocations, each in the order they came.
-    fn retry(&mut self, now: Now) {
+    /// Retries everything that waits: prime requests, then claims, then allocations, each in order of arrival.
+    fn retry(&mut self) {
         if self.ring.is_empty() {
             return;
         }
         for (request, _) in std::mem::take(&mut self.primes) {
             self.done(request, Ok(Answer::Primed));
         }
-        self.retry_claims(now);
-        self.retry_allocations(now);
+        self.retry_claims();
+        self.retry_allocations();
     }
 
-    // ---- waiting for a ring, and giving up --------------------------------------------------------------------
-
-    /// Waits for a ring, and sees to it that there will be one. Answered by [`Output::Done`] with
+    /// Waits for a ring; starts an election if none is running. The answer is an [`Output::Done`] with
     /// [`Answer::Primed`].
     pub fn prime(&mut self, request: RequestId, now: Now) {
         if !self.ring.is_empty() {
@@ -242,13 +234,14 @@ impl Allocator {
             self.done(request, Err(RequestError::Cancelled(Cancelled::Prime)));
         } else {
             self.primes.push_back((request, now.mono));
-            self.establish(now);
+            self.start_election(now);
         }
         self.finish(now);
     }
 
-    /// Nobody waits for the answer any more: it is [`Cancelled`](crate::RequestError::Cancelled), and nothing is left
-    /// allocated. A request already answered is left as it is: the driver then calls [`free`](Allocator::free).
+    /// Cancels a request: the answer is [`Cancelled`](crate::RequestError::Cancelled), and nothing stays allocated.
+    /// If the request was answered before, this does nothing, and the driver releases the address with
+    /// [`free`](Allocator::free).
     pub fn cancel(&mut self, request: RequestId, now: Now) {
         if let Some(at) = self.primes.iter().position(|(id, _)| *id == request) {
             self.primes.remove(at);
@@ -259,36 +252,36 @@ impl Allocator {
         self.finish(now);
     }
 
-    /// The ring as we know it.
+    /// The ring as this peer knows it.
     pub fn ring(&self) -> &Ring {
         &self.ring
     }
 
-    /// Other random numbers from now on. For tests.
+    /// Replaces the random number generator. For tests.
     #[doc(hidden)]
     pub fn reseed(&mut self, rng: ChaCha12Rng) {
         self.rng = rng;
     }
 
-    /// Our addresses. For tests.
+    /// This peer's own addresses. For tests.
     #[doc(hidden)]
     pub fn space(&self) -> &Space {
         &self.space
     }
 
-    /// What we know of the election; `None` with a ring, and in an observer. For tests.
+    /// The state of the election; `None` with a ring, and in an observer. For tests.
     #[doc(hidden)]
     pub fn paxos(&self) -> Option<&Paxos> {
         self.paxos.as_ref()
     }
 
-    /// What must hold between any two inputs (docs/spec/ipam.md 16.2, S3 and S7). For tests.
+    /// Checks what must hold between any two inputs (docs/spec/ipam.md 16.2, S3 and S7). For tests.
     ///
     /// # Errors
-    /// It does not; says what.
+    /// The first violation.
     #[doc(hidden)]
     pub fn check_invariants(&self) -> Result<(), String> {
-        self.ring.check().map_err(|fault| fault.to_string())?;
+        self.ring.check().map_err(|error| error.to_string())?;
         let mine: RangeSet = self.ring.ranges_owned_by(self.me()).into_iter().collect();
         let mut all = self.space.free().clone();
         for used in self.space.used().iter() {
@@ -311,23 +304,4 @@ impl Allocator {
         }
         Ok(())
     }
-}
-
-/// The first identity in elections.
-fn node_of(config: &Config, uid: PeerUid) -> ElectorId {
-    ElectorId { name: config.name, uid }
-}
-
-/// Where the quorum comes from.
-fn quorum_source(init: &Init, targets: u32) -> QuorumSource {
-    match init {
-        Init::Consensus(Some(count)) => QuorumSource::Count(*count),
-        Init::Consensus(None) | Init::Seed(_) => QuorumSource::Targets(targets),
-        Init::Observer => QuorumSource::Observer,
-    }
-}
-
-/// An empty record has nothing to be stored for.
-fn is_empty(record: &Record) -> bool {
-    record.cidrs.is_empty()
 }

@@ -1,4 +1,4 @@
-//! What people and metrics are shown (docs/spec/ipam.md 12).
+//! The status of the allocator (docs/spec/ipam.md 12).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,16 +16,16 @@ use crate::status::{
 };
 
 impl Allocator {
-    /// Everything that people and metrics are shown.
+    /// Everything that the status page, the report and the metrics show.
     pub fn status(&self, now: Now) -> Status {
-        let conflicts = self.conflicts.iter().map(|(&peer, doubt)| ConflictStatus {
+        let conflicts = self.conflicts.iter().map(|(&peer, dispute)| ConflictStatus {
             peer: self.named(peer),
-            conflict: doubt.conflict.clone(),
-            since: now.mono - doubt.since,
-            disputed: doubt.ranges.clone(),
+            conflict: dispute.conflict.clone(),
+            since: now.mono - dispute.since,
+            disputed: dispute.ranges.clone(),
         });
         Status {
-            state: self.progress(),
+            state: self.current_state(),
             range: self.config.range,
             default_subnet: self.config.default_subnet,
             active: self.space.used().count(),
@@ -40,9 +40,9 @@ impl Allocator {
         }
     }
 
-    fn progress(&self) -> State {
+    fn current_state(&self) -> State {
         if self.ring.is_empty() {
-            return match (self.waiting, &self.paxos) {
+            return match (self.election_since, &self.paxos) {
                 (None, _) => State::Idle,
                 (Some(_), Some(_)) => State::Electing,
                 (Some(_), None) => State::Priming,
@@ -58,7 +58,7 @@ impl Allocator {
     }
 
     fn election_status(&self, now: Now) -> Option<ElectionStatus> {
-        let waited = now.mono - self.waiting.filter(|_| self.ring.is_empty())?;
+        let waited = now.mono - self.election_since.filter(|_| self.ring.is_empty())?;
         let mut electors: Vec<PeerName> =
             self.paxos.iter().flat_map(|paxos| paxos.knowledge().keys().map(|node| node.name)).collect();
         electors.dedup();
@@ -126,7 +126,7 @@ impl Allocator {
     }
 
     fn unreachable_for(&self, peer: PeerName, now: Now) -> Option<Duration> {
-        self.lost_sight.get(&peer).map(|&since| now.mono - since)
+        self.unreachable_since.get(&peer).map(|&since| now.mono - since)
     }
 
     fn pending(&self, now: Now) -> Vec<PendingStatus> {
@@ -142,7 +142,7 @@ impl Allocator {
             waited: now.mono - claim.since,
             reason: self.wait_reason_of_claim(claim, now),
         });
-        // There may be thousands that wait for the same.
+        // The reason is computed once per subnet: thousands of requests may wait for the same one.
         let mut reasons: BTreeMap<Subnet, WaitReason> = BTreeMap::new();
         let mut pending: Vec<PendingStatus> = primes.chain(claims).collect();
         for allocation in &self.allocations {
@@ -177,7 +177,7 @@ impl Allocator {
             return WaitReason::NoRing;
         }
         let range: AddrRange = subnet.range();
-        let refused = self.asks.denied(range);
+        let refused = self.space_requests.denied(range);
         let (mut asked, mut unreachable, mut denied) = (Vec::new(), Vec::new(), Vec::new());
         for &peer in self.ring.candidates(range).keys() {
             let named = self.named(peer);

@@ -1,8 +1,8 @@
-//! BoltDB's file format, reading only: pages, and a B+tree of them per bucket. Numbers are little-endian, as on every
-//! machine that 2.8.1 was built for.
+//! Reader of BoltDB's file format: pages, and a B+tree of pages for each bucket. Numbers are little-endian, as on all
+//! platforms of 2.8.1.
 //!
-//! Damaged and hostile files are read, too: every offset is checked, each page is visited at most once, and keys and
-//! values together may not be longer than twice the file (a bucket may lie in a value).
+//! Damaged and hostile files are safe to read: every offset is checked, each page is visited at most once, and all
+//! keys and values together are at most twice as long as the file (a bucket may be stored inside a value).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,13 +17,13 @@ const BRANCH_PAGE: u16 = 0x01;
 const LEAF_PAGE: u16 = 0x02;
 const META_PAGE: u16 = 0x04;
 const BUCKET_ELEMENT: u32 = 0x01;
-/// No tree of real data is as deep.
+/// Limit on the depth of a tree; real ones are much shallower.
 const MAX_DEPTH: usize = 64;
 
-/// Keys of one bucket with their values.
+/// The keys and values of one bucket.
 pub(super) type Bucket<'a> = BTreeMap<&'a [u8], &'a [u8]>;
 
-/// Reads the top-level bucket `name`; `None` if there is none of that name.
+/// Reads the top-level bucket `name`; `None` if there is no such bucket.
 pub(super) fn read_bucket<'a>(file: &'a [u8], name: &[u8]) -> Result<Option<Bucket<'a>>, DatabaseError> {
     let meta = newest_meta(file)?;
     let mut reader =
@@ -34,7 +34,7 @@ pub(super) fn read_bucket<'a>(file: &'a [u8], name: &[u8]) -> Result<Option<Buck
     let root = u64_at(bucket.value, 0).ok_or(damaged("bucket header"))?;
     let mut items = Vec::new();
     if root == 0 {
-        // A small bucket lives in its value: a page without a number.
+        // A small bucket is stored inside its value, as a page without a number.
         let page = bucket.value.get(PAGE_HEADER..).ok_or(damaged("inline bucket"))?;
         reader.page(page, 0, &mut items)?;
     } else {
@@ -49,10 +49,11 @@ struct Meta {
     transaction: u64,
 }
 
-/// Of the two copies the one that was written last: a crash damages the other at most.
+/// The newer of the two copies of the meta page. A crash damages at most the other one.
 fn newest_meta(file: &[u8]) -> Result<Meta, DatabaseError> {
     let first = read_meta(file, 0);
-    // Where the second one lies is known from the first, or found by trying.
+    // The first copy contains the page size and thereby the place of the second; if the first is damaged, all sizes
+    // are tried.
     let sizes: Vec<usize> = match &first {
         Ok(meta) => vec![meta.page_size],
         Err(_) => (9..=17).map(|bits| 1usize << bits).collect(),
@@ -103,14 +104,14 @@ struct Item<'a> {
 struct Reader<'a> {
     file: &'a [u8],
     page_size: usize,
-    /// Pages seen: a tree has no cycles, and no page belongs to two.
+    /// Pages visited so far. A valid file has no cycles and no shared pages.
     visited: BTreeSet<u64>,
-    /// Bytes of keys and values that may still come.
+    /// Bytes of keys and values that may still be read.
     budget: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// All items below the page of that number.
+    /// Collects all items below the page with this number.
     fn tree(&mut self, number: u64, depth: usize, items: &mut Vec<Item<'a>>) -> Result<(), DatabaseError> {
         let start = usize::try_from(number).ok().and_then(|n| n.checked_mul(self.page_size));
         let page = start.and_then(|start| self.file.get(start..)).ok_or(damaged("page number"))?;

@@ -1,12 +1,12 @@
-//! The database of 2.8.1, read once when a host moves over (docs/spec/ipam.md 9, docs/spec/cli.md 11).
+//! The database of 2.8.1, read once when a host migrates (docs/spec/ipam.md 9, docs/spec/cli.md 11).
 //!
-//! A BoltDB file with the bucket `top`; all values but `version` are gob streams. Nothing is written.
+//! It is a BoltDB file with the bucket `top`; all values except `version` are gob streams. It is never written.
 
 mod bolt;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
+use thiserror::Error;
 use weave_gob::{FieldError, Value};
 use weave_types::PeerName;
 
@@ -17,18 +17,18 @@ use crate::owned::Record;
 use crate::persist::Loaded;
 use crate::ring::Ring;
 
-/// What 2.8.1 has stored.
+/// The content of the database.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Database {
-    /// Name of the peer.
+    /// The peer's name.
     pub peer_name: Option<PeerName>,
-    /// Its ring; may be without tokens.
+    /// The peer's ring; may have no tokens.
     pub ring: Option<Ring>,
-    /// Who has which addresses; `None` if that was never stored.
+    /// The addresses of containers; `None` if they were never stored.
     pub owned: Option<BTreeMap<Container, Record>>,
-    /// The direct peers, as typed: for `--resume`.
+    /// The configured direct peers as typed, for `--resume`.
     pub direct_peers: Option<Vec<String>>,
-    /// What scripts have kept there, without the prefix `flag:`.
+    /// Values stored by scripts, without the key prefix `flag:`.
     pub flags: BTreeMap<String, String>,
 }
 
@@ -42,12 +42,11 @@ fn owned_text(value: &Value) -> Result<String, FieldError> {
 }
 
 impl Database {
-    /// Reads a whole file. Any bytes are safe to give; it costs no more time and memory than a small multiple of their
-    /// number.
+    /// Reads a whole file. Any input is safe; time and memory are a small multiple of its length.
     ///
     /// # Errors
-    /// It is no such database, or a damaged one, or of another version. Nothing should be started with it then: an old
-    /// ring is worse than none, and none is worse than the right one.
+    /// The file is not such a database, is damaged, or has another version. The caller should not start a peer then:
+    /// with an old ring, or without one, it could use addresses of others.
     pub fn read(file: &[u8]) -> Result<Database, DatabaseError> {
         let bucket = bolt::read_bucket(file, BUCKET)?.ok_or(DatabaseError::NoBucket)?;
         let version = bucket.get(VERSION_KEY).copied().unwrap_or_default();
@@ -92,9 +91,9 @@ impl Database {
         Ok(database)
     }
 
-    /// What an [`Allocator`](crate::Allocator) takes over from it.
+    /// The state that an [`Allocator`](crate::Allocator) starts with.
     pub fn loaded(&self) -> Loaded {
-        // The ring's holder is who stored it, even if the field should say something else.
+        // The holder of the ring is the peer that stored it, whatever the field says.
         let ring = self.ring.clone().zip(self.peer_name).map(|(mut ring, name)| {
             ring.peer = name;
             ring
@@ -104,50 +103,29 @@ impl Database {
 }
 
 /// Why a database cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DatabaseError {
-    /// Not a BoltDB file; nothing of it matches.
+    /// Not a BoltDB file.
+    #[error("not a database of weave 2.8.1")]
     NotBolt,
-    /// Another format, by its number.
+    /// An unknown version of the BoltDB format.
+    #[error("database format {0} is not known: only that of weave 2.8.1 is")]
     Format(u32),
-    /// A page or element makes no sense; which.
+    /// A page or element is damaged; names it.
+    #[error("database is damaged ({0}): restore it from a copy, or move it away to start afresh")]
     Damaged(&'static str),
-    /// It has no bucket `top`: no Weave database.
+    /// There is no bucket `top`.
+    #[error("database has no bucket \"top\": not one of weave")]
     NoBucket,
-    /// Another version of Weave's own layout.
+    /// An unknown version of Weave's layout.
+    #[error("mismatched version {}", .0.iter().map(|byte| format!("{byte:02x}")).collect::<String>())]
     Version(Vec<u8>),
-    /// A value is not what it should be.
+    /// A value cannot be decoded.
+    #[error("database value {key:?} cannot be read: {error}")]
     Value {
-        /// Its key.
+        /// The key of the value.
         key: String,
-        /// What is wrong with it.
+        /// The decoding error.
         error: String,
     },
 }
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            DatabaseError::NotBolt => f.write_str("not a database of weave 2.8.1"),
-            DatabaseError::Format(version) => {
-                write!(f, "database format {version} is not known: only that of weave 2.8.1 is")
-            }
-            DatabaseError::Damaged(what) => {
-                write!(
-                    f,
-                    "database is damaged ({what}): restore it from a copy, or move it away to start afresh"
-                )
-            }
-            DatabaseError::NoBucket => f.write_str("database has no bucket \"top\": not one of weave"),
-            DatabaseError::Version(bytes) => {
-                f.write_str("mismatched version ")?;
-                bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
-            }
-            DatabaseError::Value { key, error } => {
-                write!(f, "database value {key:?} cannot be read: {error}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for DatabaseError {}

@@ -1,4 +1,5 @@
-//! Any bytes from a peer, or as a database. Shared by the fuzz targets and the tests that replay their corpora.
+//! Arbitrary bytes as messages of a peer, or as a database. Used by the fuzz targets and by the tests that replay
+//! their corpora.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +14,7 @@ fn now() -> Now {
     Now { mono: Instant::ORIGIN, wall: Duration::from_secs(1_700_000_000) }
 }
 
-/// The range of most vectors.
+/// The allocation range of most vectors.
 fn range() -> Subnet {
     let Ok(range) = "10.2.0.0/24".parse() else { panic!("it is a subnet") };
     range
@@ -23,7 +24,7 @@ fn names() -> Vec<PeerName> {
     [0x0100_0000_000a, 0x0200_0000_000b].into_iter().filter_map(PeerName::from_number).collect()
 }
 
-/// Peers in several states: one that votes and has been asked, an observer, one with a ring, one that is leaving.
+/// Peers in several states: an elector with a request, an observer, one with a ring, and one that is leaving.
 fn peers() -> Vec<Allocator> {
     let inits = [Init::Consensus(Some(2)), Init::Observer, Init::Seed(names()), Init::Seed(names())];
     let mut peers = Vec::new();
@@ -45,7 +46,7 @@ fn peers() -> Vec<Allocator> {
     peers
 }
 
-/// What an input leads to is bounded, and leaves the machine in order.
+/// Checks that the outputs of an input are bounded, and the invariants of the allocator.
 fn drain(peer: &mut Allocator) {
     let mut bytes = 0;
     let mut outputs = 0;
@@ -61,7 +62,7 @@ fn drain(peer: &mut Allocator) {
     }
 }
 
-/// A state message: with gossip, and for everybody. Checks that what was read is written and read again the same.
+/// A state message, as gossip and as a broadcast. Decoding, encoding and decoding again must give the same message.
 pub(crate) fn ipam_state(data: &[u8]) {
     let decoded = StateMessage::decode(data);
     if let Ok(state) = &decoded {
@@ -79,7 +80,7 @@ pub(crate) fn ipam_state(data: &[u8]) {
         let broadcast = other.handle_broadcast(names()[1], data, now());
         assert_eq!(broadcast.is_ok(), gossiped.is_ok());
         drain(&mut other);
-        // Once more: nothing that was merged is merged again.
+        // A second merge changes nothing.
         let ring = peer.ring().clone();
         if gossiped.is_ok() && peer.handle_gossip(data, now()).is_ok() {
             assert_eq!(peer.ring().ranges_owned_by(names()[0]), ring.ranges_owned_by(names()[0]));
@@ -88,7 +89,7 @@ pub(crate) fn ipam_state(data: &[u8]) {
     }
 }
 
-/// A message to one peer.
+/// A unicast message.
 pub(crate) fn ipam_unicast(data: &[u8]) {
     if let Ok(Some(message)) = Unicast::decode(data) {
         assert_eq!(Unicast::decode(&message.encode()), Ok(Some(message)));
@@ -101,7 +102,7 @@ pub(crate) fn ipam_unicast(data: &[u8]) {
     }
 }
 
-/// A database file, as it is and with its checksums made right. What can be read can be started with.
+/// A database file, as it is and with corrected checksums. A peer must start with whatever can be read.
 pub(crate) fn ipam_database(data: &[u8]) {
     let mut repaired = data.to_vec();
     for page in [0, 4096] {
@@ -120,7 +121,7 @@ pub(crate) fn ipam_database(data: &[u8]) {
     }
 }
 
-/// Makes the checksum of a meta page right.
+/// Corrects the checksum of a meta page.
 fn repair(file: &mut [u8], page: usize) {
     let Some(meta) = file.get_mut(page + 16..page + 80) else { return };
     let (content, sum) = meta.split_at_mut(56);

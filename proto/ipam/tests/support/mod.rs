@@ -1,7 +1,6 @@
-//! Vectors, and what they say as our types.
+//! Test vectors and their conversion to our types.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part")]
 
-pub(crate) mod net;
 pub(crate) mod peer;
 
 use std::collections::BTreeMap;
@@ -33,7 +32,7 @@ pub(crate) fn list(value: &Value) -> &[Value] {
 }
 
 pub(crate) fn name(value: &Value) -> PeerName {
-    // The vectors print the unknown peer as nothing.
+    // The vectors print the unknown peer as an empty text.
     if text(value).is_empty() {
         return PeerName::UNKNOWN;
     }

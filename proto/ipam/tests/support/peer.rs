@@ -1,4 +1,4 @@
-//! One allocator with a disk, and what came out of it.
+//! One allocator with a disk that records its outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl Peer {
         id
     }
 
-    /// The answer in the words of the vectors.
+    /// The answer as the vectors print it.
     pub(crate) fn result(&self, id: RequestId) -> String {
         match self.done.get(&id) {
             None => "pending".to_owned(),
@@ -126,14 +126,14 @@ impl Peer {
         result.map_err(|error| error.to_string())
     }
 
-    pub(crate) fn reach(&mut self, names: &[PeerName]) {
+    pub(crate) fn set_reachable(&mut self, names: &[PeerName]) {
         let peers: BTreeSet<PeerName> = names.iter().copied().collect();
         let peers = peers.into_iter().map(|name| (name, String::new())).collect();
         self.allocator.handle_topology_change(&peers, self.now());
         self.drain();
     }
 
-    pub(crate) fn pass(&mut self, seconds: u64) {
+    pub(crate) fn advance(&mut self, seconds: u64) {
         self.seconds += seconds;
         self.allocator.handle_timeout(self.now());
         self.drain();
