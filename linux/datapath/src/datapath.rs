@@ -1,4 +1,3 @@
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,24 +9,24 @@ use weave_overlay::Destination;
 use weave_overlay::forward::{Stats, Tables};
 use weave_types::ConnectionId;
 
-use crate::events::{DatapathEvent, EventQueue, EventReceiver, Wake};
+use crate::error::StartError;
+use crate::events::{DatapathEvent, EventQueue, EventReceiver, WakeFd};
 use crate::io::report_path_mtu;
 use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
 use crate::threads::{self, Shared};
-use crate::udp::{OpenUdpError, UdpSockets};
+use crate::udp::UdpSockets;
 
-/// What a [`Datapath`] works on.
+/// Parameters of a [`Datapath`].
 #[derive(Clone, Debug)]
 pub struct DatapathConfig {
-    /// The uplink, `vethwe-datapath`; `None` for a peer that only relays. It may be missing at the start.
+    /// The uplink device, `vethwe-datapath`; `None` for a peer that only relays. It may be missing at the start.
     pub device: Option<String>,
-    /// Where to listen; `None` for all addresses of IPv4.
+    /// The address to listen on; `None` for all IPv4 addresses.
     pub listen: Option<IpAddr>,
-    /// The sleeve port, 6783. 0 lets the kernel choose.
+    /// The sleeve port, 6783 by default. 0 lets the kernel choose.
     pub port: u16,
-    /// Where the clock starts that `weave_types::Instant` counts from: the daemon's, so that data threads and node mean
-    /// the same.
+    /// The origin of `weave_types::Instant`, the same as in the daemon, so that data threads and node share a clock.
     pub origin: Instant,
 }
 
@@ -42,62 +41,38 @@ impl Default for DatapathConfig {
     }
 }
 
-/// The data threads could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// No UDP socket; most often the port is taken.
-    #[error(transparent)]
-    Udp(#[from] OpenUdpError),
-    /// The kernel was built without something that is needed, or does not let this process have it.
-    #[error("{step}: {why}")]
-    Feature {
-        /// What was tried.
-        step: &'static str,
-        /// What is missing and what to do.
-        why: &'static str,
-    },
-    /// Out of descriptors or threads.
-    #[error("{step}: {error}")]
-    System {
-        /// What was tried.
-        step: &'static str,
-        /// What the kernel said.
-        error: io::Error,
-    },
-}
-
-/// What happened since the start.
+/// State and counters since the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatapathStats {
-    /// Whether the uplink works.
+    /// State of the uplink.
     pub device: DeviceState,
-    /// At the sockets.
+    /// Counters of the sockets.
     pub counts: Counts,
-    /// In the forwarders of all threads.
+    /// Counters of the forwarders of all threads.
     pub forwarder: Stats,
-    /// Facts that were lost because nobody took them.
+    /// Events that were dropped because the queue was full.
     pub events_dropped: u64,
-    /// Datagrams that the kernel dropped because the UDP thread was too slow.
+    /// Datagrams that the kernel dropped because the receive buffer was full.
     pub receive_dropped: u64,
 }
 
-/// The running data path of one peer. Dropping it stops the threads.
+/// The running data path of a peer. Dropping it stops the threads.
 pub struct Datapath {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Datapath {
-    /// Opens the sockets and starts the threads, in the network namespace of the calling thread. The port is bound when
-    /// this returns; the uplink is opened in the background and its state reported. With an uplink it is an error if this
-    /// process cannot have packet sockets: that would never get better. Needs CAP_NET_RAW for the uplink.
+    /// Opens the sockets and starts the threads, in the network namespace of the calling thread. The port is bound when this
+    /// returns; the uplink is opened in the background and its state reported. An uplink requires CAP_NET_RAW: it is an error
+    /// if the process may not open packet sockets, since that would not change later.
     pub fn start(
         config: &DatapathConfig,
         tables: Arc<Tables>,
     ) -> Result<(Datapath, EventReceiver), StartError> {
         let failed = |step| move |error| StartError::System { step, error };
         if config.device.is_some() {
-            packet::check()?;
+            packet::check_support()?;
         }
         let sockets = Arc::new(UdpSockets::open(config.listen, config.port)?);
         let events = EventQueue::new().map_err(failed("eventfd"))?;
@@ -115,7 +90,7 @@ impl Datapath {
             forwarder_stats: Default::default(),
             origin: config.origin,
             stopping: AtomicBool::new(false),
-            wake: Wake::new().map_err(failed("eventfd"))?,
+            wake: WakeFd::new().map_err(failed("eventfd"))?,
         });
         let mut datapath = Datapath { shared, threads: Vec::new() };
         datapath.spawn("weave-udp", threads::run_udp)?;
@@ -131,27 +106,27 @@ impl Datapath {
         work: impl FnOnce(&Arc<Shared>) + Send + 'static,
     ) -> Result<(), StartError> {
         let shared = Arc::clone(&self.shared);
-        let ended = Ended { events: Arc::clone(&self.shared.events), name: name.to_owned() };
+        let reporter = PanicReporter { events: Arc::clone(&self.shared.events), name: name.to_owned() };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let _ended = ended;
+            let _reporter = reporter;
             work(&shared);
         });
         self.threads.push(thread.map_err(|error| StartError::System { step: "thread", error })?);
         Ok(())
     }
 
-    /// Where the UDP sockets are bound.
+    /// The local address of the UDP sockets.
     pub fn local_addr(&self) -> SocketAddr {
         self.shared.sockets.local_addr()
     }
 
-    /// Makes the threads use other tables from their next batch on.
+    /// Replaces the tables; the threads use them from their next batch on.
     pub fn publish(&self, tables: Arc<Tables>) {
         self.shared.tables.store(tables);
     }
 
-    /// Sends a control datagram at once, from any thread; only a congested device can make it wait, for up to 20 ms. It may
-    /// be lost, as on any network; one that is larger than the path takes is answered by a `ForwarderEvent::PathMtu`.
+    /// Sends a control datagram at once, from any thread. A congested device delays the call by up to 20 ms. A datagram that
+    /// exceeds the path MTU causes a [`ForwarderEvent::PathMtu`](weave_overlay::ForwarderEvent::PathMtu).
     pub fn transmit(&self, to: SocketAddr, df: bool, datagram: &[u8], conn: ConnectionId) {
         let Shared { sockets, events, counters, .. } = &*self.shared;
         let count = match sockets.send(to, df, datagram) {
@@ -174,12 +149,12 @@ impl Datapath {
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether the uplink works.
+    /// State of the uplink.
     pub fn device_state(&self) -> DeviceState {
         self.shared.device_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Counters, up to date to the last finished batch.
+    /// State and counters as of the last finished batch.
     pub fn stats(&self) -> DatapathStats {
         let mut forwarder = Stats::default();
         for stats in &self.shared.forwarder_stats {
@@ -200,7 +175,7 @@ impl Datapath {
         }
     }
 
-    /// Stops the threads and waits for them. Sockets are closed when this returns.
+    /// Stops the threads and waits for them. The sockets are closed when this returns.
     pub fn stop(mut self) {
         self.halt();
     }
@@ -209,19 +184,19 @@ impl Datapath {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.wake.set();
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A panic was reported by `PanicReporter`.
             let _ = thread.join();
         }
     }
 }
 
-/// Tells of a thread that panics: without it frames would go nowhere and nobody knew.
-struct Ended {
+/// Reports a panic of its thread, so that the daemon does not continue without a data path.
+struct PanicReporter {
     events: Arc<EventQueue>,
     name: String,
 }
 
-impl Drop for Ended {
+impl Drop for PanicReporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.events.push(DatapathEvent::ThreadPanicked(std::mem::take(&mut self.name)));
@@ -246,7 +221,7 @@ mod tests {
     use crate::testbed::StaticRoutes;
 
     #[test]
-    fn a_thread_that_panics_is_told_of() {
+    fn a_panic_of_a_thread_is_reported() {
         let config = DatapathConfig {
             device: None,
             listen: Some(IpAddr::from([127, 0, 0, 1])),
@@ -259,9 +234,9 @@ mod tests {
         let tables = Tables::new(1, ForwardingTable { own, macs, routes }, Vec::new());
         let (mut datapath, events) = Datapath::start(&config, Arc::new(tables)).unwrap();
         datapath.spawn("weave-good", |_| {}).unwrap();
-        datapath.spawn("weave-bad", |_| panic!("on purpose, for a test")).unwrap();
-        let told = events.recv_timeout(Duration::from_secs(20));
-        assert_eq!(told, [DatapathEvent::ThreadPanicked("weave-bad".to_owned())]);
+        datapath.spawn("weave-bad", |_| panic!("intended by this test")).unwrap();
+        let reported = events.recv_timeout(Duration::from_secs(20));
+        assert_eq!(reported, [DatapathEvent::ThreadPanicked("weave-bad".to_owned())]);
         datapath.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! What data threads tell the daemon: a bounded queue with a descriptor to wait on.
+//! The events of data threads: a bounded queue with a descriptor to wait on.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,22 +10,22 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weave_overlay::ForwarderEvent;
 
-use crate::DeviceState;
+use crate::stats::DeviceState;
 use crate::sys;
 
-/// Reports that may wait. Facts come again if what caused them goes on, so losing some costs only time.
+/// Maximum number of queued forwarder events. A lost event repeats while its cause persists.
 const CAPACITY: usize = 1024;
-/// How many of the latest reports a new one is compared with.
+/// Number of queued events that a new one is compared with to suppress duplicates.
 const COMPARED: usize = 16;
 
-/// One thing that a data thread has seen.
+/// An event of a data thread.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DatapathEvent {
-    /// For the node.
+    /// An event for the node.
     Forwarder(ForwarderEvent),
-    /// The uplink came, or went.
+    /// The state of the uplink changed.
     Device(DeviceState),
-    /// A data thread with this name panicked. Where panics end the process nobody hears of it.
+    /// The data thread with this name panicked. Not reported if panics abort the process.
     ThreadPanicked(String),
 }
 
@@ -33,44 +33,44 @@ pub enum DatapathEvent {
 pub(crate) struct EventQueue {
     waiting: Mutex<VecDeque<DatapathEvent>>,
     dropped: AtomicU64,
-    wake: Wake,
+    wake: WakeFd,
 }
 
 impl EventQueue {
     pub(crate) fn new() -> io::Result<Arc<EventQueue>> {
         let waiting = Mutex::new(VecDeque::with_capacity(CAPACITY));
-        Ok(Arc::new(EventQueue { waiting, dropped: AtomicU64::new(0), wake: Wake::new()? }))
+        Ok(Arc::new(EventQueue { waiting, dropped: AtomicU64::new(0), wake: WakeFd::new()? }))
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<DatapathEvent>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a report, unless an equal one is among the latest. Only facts are ever dropped.
-    pub(crate) fn push(&self, report: DatapathEvent) {
+    /// Adds an event, unless an equal one is among the latest. Only forwarder events are ever dropped.
+    pub(crate) fn push(&self, event: DatapathEvent) {
         let mut waiting = self.lock();
-        let is_fact = matches!(report, DatapathEvent::Forwarder(_));
-        if is_fact && waiting.iter().rev().take(COMPARED).any(|other| *other == report) {
+        let is_forwarder_event = matches!(event, DatapathEvent::Forwarder(_));
+        if is_forwarder_event && waiting.iter().rev().take(COMPARED).any(|other| *other == event) {
             return;
         }
-        if is_fact && waiting.len() >= CAPACITY {
+        if is_forwarder_event && waiting.len() >= CAPACITY {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        waiting.push_back(report);
+        waiting.push_back(event);
         if waiting.len() == 1 {
             self.wake.set();
         }
     }
 
-    /// Facts lost because nobody took them.
+    /// Number of events dropped because the queue was full.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 }
 
-/// The daemon's end. Waits by polling its descriptor, which is readable while there is something to
-/// [`drain`](EventReceiver::drain), or in [`recv_timeout`](EventReceiver::recv_timeout).
+/// The receiving end of the queue. Its descriptor is readable while there are events to [`drain`](EventReceiver::drain);
+/// [`recv_timeout`](EventReceiver::recv_timeout) waits for them.
 #[derive(Debug)]
 pub struct EventReceiver {
     queue: Arc<EventQueue>,
@@ -81,21 +81,21 @@ impl EventReceiver {
         EventReceiver { queue }
     }
 
-    /// Takes all that waits, in order, into `into`. Never blocks.
+    /// Moves all queued events, in order, to `into`. Never blocks.
     pub fn drain(&self, into: &mut Vec<DatapathEvent>) {
         let mut waiting = self.queue.lock();
         self.queue.wake.clear();
         into.extend(waiting.drain(..));
     }
 
-    /// Waits until there is something, or the time is over, and takes it.
+    /// Waits until there are events or the timeout expires, and returns them.
     pub fn recv_timeout(&self, timeout: Duration) -> Vec<DatapathEvent> {
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-        let mut reports = Vec::new();
-        // Whatever ends the wait, the queue knows.
+        let mut events = Vec::new();
+        // Interrupted or not, the queue is read.
         let _ = poll(&mut polled, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
-        self.drain(&mut reports);
-        reports
+        self.drain(&mut events);
+        events
     }
 }
 
@@ -105,16 +105,16 @@ impl AsFd for EventReceiver {
     }
 }
 
-/// A descriptor that is readable while it is set.
+/// A descriptor that is readable between `set` and `clear`.
 #[derive(Debug)]
-pub(crate) struct Wake(OwnedFd);
+pub(crate) struct WakeFd(OwnedFd);
 
-impl Wake {
-    pub(crate) fn new() -> io::Result<Wake> {
-        sys::eventfd().map(Wake)
+impl WakeFd {
+    pub(crate) fn new() -> io::Result<WakeFd> {
+        sys::eventfd().map(WakeFd)
     }
 
-    /// Cannot fail: the counter would have to reach 2^64 - 1.
+    /// Cannot fail unless the counter reaches 2^64 - 1.
     pub(crate) fn set(&self) {
         let _ = nix::unistd::write(&self.0, &1u64.to_ne_bytes());
     }
@@ -124,7 +124,7 @@ impl Wake {
     }
 }
 
-impl AsFd for Wake {
+impl AsFd for WakeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_facts_are_told_once_and_the_rest_in_order() {
+    fn duplicate_events_are_suppressed_and_order_is_kept() {
         let queue = EventQueue::new().unwrap();
         let receiver = EventReceiver::new(Arc::clone(&queue));
         assert_eq!(receiver.recv_timeout(Duration::ZERO), []);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_does_not_listen_costs_bounded_memory() {
+    fn queue_is_bounded_while_nobody_receives() {
         let queue = EventQueue::new().unwrap();
         let receiver = EventReceiver::new(Arc::clone(&queue));
         for i in 0..2000 {

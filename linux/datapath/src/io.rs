@@ -1,4 +1,4 @@
-//! What a forwarder asks of the world, on sockets.
+//! The [`Io`] of a forwarder on sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use weave_switch::Coalescer;
 use weave_types::Instant;
 
 use crate::events::{DatapathEvent, EventQueue};
-use crate::packet::{Injected, Injector, PacketSocket};
+use crate::packet::{InjectCounts, Injector, PacketSocket};
 use crate::stats::Counters;
-use crate::transmit::{Outlet, Sent, TransmitQueue};
+use crate::transmit::{SendContext, SendCounts, TransmitQueue};
 use crate::udp::UdpSockets;
 
-/// A connection's datagrams that are too big come in swarms until the tables say how long they may be; the kernel is
-/// asked for the path MTU once in a while.
-const MTU_QUESTION_INTERVAL: Duration = Duration::from_millis(10);
+/// Minimum interval between two queries of the path MTU of one destination. Until new tables arrive, many datagrams may exceed
+/// it.
+const MTU_QUERY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// One thread's batches. Nothing is held back beyond [`finish`](KernelIo::finish).
+/// The batches of one thread. [`finish`](KernelIo::finish) sends everything.
 pub(crate) struct KernelIo {
     sockets: Arc<UdpSockets>,
     events: Arc<EventQueue>,
@@ -26,10 +26,11 @@ pub(crate) struct KernelIo {
     queue: TransmitQueue,
     coalescer: Coalescer,
     injector: Injector,
-    sent: Sent,
-    injected: Injected,
+    sent: SendCounts,
+    injected: InjectCounts,
     now: Instant,
-    asked: Option<(Destination, Instant)>,
+    /// The latest query of a path MTU.
+    queried: Option<(Destination, Instant)>,
 }
 
 impl KernelIo {
@@ -41,10 +42,10 @@ impl KernelIo {
             queue: TransmitQueue::new(),
             coalescer: Coalescer::new(),
             injector: Injector::new(),
-            sent: Sent::default(),
-            injected: Injected::default(),
+            sent: SendCounts::default(),
+            injected: InjectCounts::default(),
             now: Instant::ORIGIN,
-            asked: None,
+            queried: None,
         }
     }
 
@@ -54,33 +55,33 @@ impl KernelIo {
         self.now = now;
     }
 
-    /// Ends a batch: everything leaves.
+    /// Ends a batch: sends and injects everything.
     pub(crate) fn finish(&mut self, counters: &Counters) {
         let KernelIo { coalescer, injector, injected, device, .. } = self;
         let device = device.as_deref();
         coalescer.flush(&mut |frame, offload| *injected += injector.push(frame, offload, device));
         *injected += injector.flush(device);
-        self.with_queue(|queue, outlet| queue.flush(outlet));
-        // A device that is lost meanwhile is closed, even if no other batch comes.
+        self.with_queue(|queue, context| queue.flush(context));
+        // Drop the reference, so that a device that disappears is closed even if no further batch follows.
         self.device = None;
-        counters.on_injected(std::mem::take(&mut self.injected));
-        counters.on_sent(std::mem::take(&mut self.sent));
+        counters.add_injected(std::mem::take(&mut self.injected));
+        counters.add_sent(std::mem::take(&mut self.sent));
     }
 
-    fn with_queue<T>(&mut self, work: impl FnOnce(&mut TransmitQueue, &mut Outlet<'_>) -> T) -> T {
-        let KernelIo { queue, sockets, events, sent, asked, now, .. } = self;
+    fn with_queue<T>(&mut self, work: impl FnOnce(&mut TransmitQueue, &mut SendContext<'_>) -> T) -> T {
+        let KernelIo { queue, sockets, events, sent, queried, now, .. } = self;
         let mut too_big = |to: Destination| {
-            if asked.is_some_and(|(whom, at)| whom == to && *now - at < MTU_QUESTION_INTERVAL) {
+            if queried.is_some_and(|(previous, at)| previous == to && *now - at < MTU_QUERY_INTERVAL) {
                 return;
             }
-            *asked = Some((to, *now));
+            *queried = Some((to, *now));
             report_path_mtu(sockets, events, to);
         };
-        work(queue, &mut Outlet { sockets, sent, too_big: &mut too_big })
+        work(queue, &mut SendContext { sockets, counts: sent, too_big: &mut too_big })
     }
 }
 
-/// Asks the kernel and tells the node.
+/// Queries the kernel for the path MTU and reports it.
 pub(crate) fn report_path_mtu(sockets: &UdpSockets, events: &EventQueue, to: Destination) {
     if let Ok(mtu) = sockets.path_mtu(to.to) {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
@@ -90,7 +91,7 @@ pub(crate) fn report_path_mtu(sockets: &UdpSockets, events: &EventQueue, to: Des
 
 impl Io for KernelIo {
     fn reserve(&mut self, to: Destination, room: usize) -> Slot {
-        self.with_queue(|queue, outlet| queue.reserve(to, room, outlet))
+        self.with_queue(|queue, context| queue.reserve(to, room, context))
     }
 
     fn buffer(&mut self, slot: Slot) -> &mut [u8] {

@@ -1,4 +1,4 @@
-//! What the kernel really does with these sockets. Each test has namespaces of its own.
+//! Tests of the sockets with the real kernel. Each test uses namespaces of its own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -13,20 +13,20 @@ use crate::namespace::Namespace;
 use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
 use crate::sys::RecvBatch;
 use crate::testbed::Site;
-use crate::transmit::{Outlet, Sent, TransmitQueue};
+use crate::transmit::{SendContext, SendCounts, TransmitQueue};
 use crate::udp::{self, UdpSockets, segment_size};
 
 const CONN: ConnectionId = ConnectionId(7);
 
-/// Waits until one of them can be read.
+/// Waits up to 2 s until one of the descriptors is readable.
 fn readable(fds: &[BorrowedFd<'_>]) -> bool {
     let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     poll(&mut polled, PollTimeout::try_from(Duration::from_secs(2)).unwrap()).unwrap() > 0
 }
 
-/// Everything that arrives until `count` datagrams are there.
+/// Receives until `count` datagrams have arrived or none arrives for 2 s.
 fn receive_datagrams(sockets: &UdpSockets, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
-    let mut batch = RecvBatch::new(4, udp::MESSAGE);
+    let mut batch = RecvBatch::new(4, udp::MAX_MESSAGE);
     let mut got = Vec::new();
     while got.len() < count && readable(&sockets.both()) {
         for socket in sockets.both() {
@@ -42,7 +42,7 @@ fn receive_datagrams(sockets: &UdpSockets, count: usize) -> Vec<(SocketAddr, Vec
     got
 }
 
-/// Two namespaces, 10.9.0.1 and 10.9.0.2, joined by a veth pair `wire` with this MTU.
+/// Two namespaces, 10.9.0.1 and 10.9.0.2, connected by a veth pair `wire` with this MTU.
 fn pair(mtu: u32) -> Option<(Namespace, Namespace)> {
     let (a, b) = (Namespace::new()?, Namespace::new()?);
     a.sh(&format!(
@@ -61,36 +61,36 @@ pub(crate) fn send(
     to: SocketAddr,
     datagrams: &[(usize, bool)],
     mut too_big: impl FnMut(Destination),
-) -> Sent {
-    let mut sent = Sent::default();
+) -> SendCounts {
+    let mut sent = SendCounts::default();
     let mut queue = TransmitQueue::new();
-    let mut outlet = Outlet { sockets, sent: &mut sent, too_big: &mut too_big };
+    let mut context = SendContext { sockets, counts: &mut sent, too_big: &mut too_big };
     for (i, &(len, df)) in datagrams.iter().enumerate() {
-        // More room than is used, as the forwarder asks for.
-        let slot = queue.reserve(Destination { conn: CONN, to, df }, (len + 500).min(65_507), &mut outlet);
+        // More room than is used, as the forwarder does.
+        let slot = queue.reserve(Destination { conn: CONN, to, df }, (len + 500).min(65_507), &mut context);
         queue.buffer(slot)[..len].fill(i as u8);
         queue.commit(slot, len);
     }
-    queue.flush(&mut outlet);
+    queue.flush(&mut context);
     sent
 }
 
 #[test]
-fn a_datagram_arrives_whichever_socket_the_kernel_picks() {
+fn datagrams_arrive_at_either_socket() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
-        // A connected socket is preferred for what its peer sends: each has its turn.
+        // The kernel prefers a connected socket for datagrams of its peer: each is connected in turn.
         for (index, df) in [true, false].into_iter().enumerate() {
             let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket2::SockRef::from(&sockets.both()[index])
                 .connect(&sender.local_addr().unwrap().into())
                 .unwrap();
             sender.send_to(&[u8::from(df)], "127.0.0.1:6783").unwrap();
-            assert!(readable(&sockets.both()[index..=index]), "the kernel picks this one");
+            assert!(readable(&sockets.both()[index..=index]), "the kernel chooses the connected socket");
             let from = sender.local_addr().unwrap();
             assert_eq!(receive_datagrams(&sockets, 1), [(from, vec![u8::from(df)])]);
-            // Both send from the one port.
+            // Both send from the same port.
             sockets.send(from, df, &[8]).unwrap();
             assert_eq!(sender.recv_from(&mut [0; 8]).unwrap().1.port(), 6783);
         }
@@ -98,23 +98,23 @@ fn a_datagram_arrives_whichever_socket_the_kernel_picks() {
 }
 
 #[test]
-fn the_port_is_ours_alone() {
+fn the_port_cannot_be_shared() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {
         let first = UdpSockets::open(None, 6783).unwrap();
         let error = UdpSockets::open(None, 6783).unwrap_err();
         assert_eq!(error.error.kind(), std::io::ErrorKind::AddrInUse);
         assert_eq!(error.to_string(), "bind for UDP 0.0.0.0:6783: Address already in use (os error 98)");
-        let intruder = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
-        intruder.set_reuse_address(true).unwrap();
-        intruder.set_reuse_port(true).unwrap();
-        assert!(intruder.bind(&first.local_addr().into()).is_err());
+        let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+        other.set_reuse_address(true).unwrap();
+        other.set_reuse_port(true).unwrap();
+        assert!(other.bind(&first.local_addr().into()).is_err());
         assert!(UdpSockets::open(Some("127.0.0.1".parse().unwrap()), 0).unwrap().local_addr().port() != 0);
     });
 }
 
 #[test]
-fn equal_datagrams_leave_in_one_message_and_arrive_as_they_were() {
+fn equal_datagrams_are_sent_in_one_message() {
     let Some((a, b)) = pair(1500) else { return };
     for gso in ["on", "off"] {
         let switch = format!("ethtool -K wire tx-udp-segmentation {gso} gso {gso} tso {gso} gro {gso}");
@@ -129,8 +129,8 @@ fn equal_datagrams_leave_in_one_message_and_arrive_as_they_were() {
             send(&sockets, B, &sizes, |to| panic!("{to:?} too big"))
         });
         let bytes = sizes.iter().map(|s| s.0 as u64).sum();
-        // With DF 45 full ones that end with the shorter one, then 1410, then 1472; without two of 60.
-        assert_eq!(sent, Sent { datagrams: 50, bytes, messages: 4, ..Sent::default() });
+        // With DF: 45 of 1410 and a shorter one, then 1410, then 1472. Without: two of 60.
+        assert_eq!(sent, SendCounts { datagrams: 50, bytes, messages: 4, ..SendCounts::default() });
         let mut got: Vec<(usize, u8)> =
             receive_datagrams(&receiver, 50).into_iter().map(|(_, d)| (d.len(), d[0])).collect();
         got.sort_by_key(|d| d.1);
@@ -146,24 +146,24 @@ fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
     a.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
         assert_eq!(sockets.path_mtu(B).unwrap(), 1500);
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let sizes =
             [(1473, true), (1472, true), (60_000, true), (1473, false), (1473, false), (65_507, false)];
-        let sent = send(&sockets, B, &sizes, |to| told.push(to));
+        let sent = send(&sockets, B, &sizes, |to| reported.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big, sent.dropped_error), (4, 2, 0));
-        let whom = Destination { conn: CONN, to: B, df: true };
-        assert_eq!(told, [whom; 2]);
-        told.clear();
-        // A whole run, at once.
-        let sent = send(&sockets, B, &[(1473, true); 20], |to| told.push(to));
+        let destination = Destination { conn: CONN, to: B, df: true };
+        assert_eq!(reported, [destination; 2]);
+        reported.clear();
+        // A whole run in one message.
+        let sent = send(&sockets, B, &[(1473, true); 20], |to| reported.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big), (0, 20));
-        assert_eq!(told, [whom]);
+        assert_eq!(reported, [destination]);
         assert_eq!(sockets.send(B, true, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     });
     let mut got: Vec<usize> = receive_datagrams(&receiver, 4).into_iter().map(|(_, d)| d.len()).collect();
     got.sort_unstable();
     assert_eq!(got, [1472, 1473, 1473, 65_507]);
-    // The route's MTU counts, as a learnt path MTU does.
+    // The MTU of a route limits the path MTU.
     a.sh("ip route add 10.9.0.2/32 dev wire mtu 1300");
     a.run(|| {
         let sockets = UdpSockets::open(None, 6784).unwrap();
@@ -174,16 +174,17 @@ fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
 }
 
 #[test]
-fn many_destinations_are_served_at_once() {
+fn datagrams_to_many_destinations_are_open_at_the_same_time() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
         let receivers: Vec<UdpSocket> = (0..100).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-        let mut sent = Sent::default();
+        let mut sent = SendCounts::default();
         let mut queue = TransmitQueue::new();
-        let mut outlet = Outlet { sockets: &sockets, sent: &mut sent, too_big: &mut |to| panic!("{to:?}") };
+        let mut context =
+            SendContext { sockets: &sockets, counts: &mut sent, too_big: &mut |to| panic!("{to:?}") };
         for round in 0..3 {
-            // All are open at the same time, and two of three turns are committed with what was written.
+            // All are open at the same time; two of three rounds are committed, the other is discarded.
             let slots: Vec<_> = receivers
                 .iter()
                 .enumerate()
@@ -192,7 +193,7 @@ fn many_destinations_are_served_at_once() {
                     queue.reserve(
                         Destination { conn: ConnectionId(i as u64), to, df: true },
                         65_507,
-                        &mut outlet,
+                        &mut context,
                     )
                 })
                 .collect();
@@ -201,7 +202,7 @@ fn many_destinations_are_served_at_once() {
             }
             slots.iter().for_each(|slot| queue.commit(*slot, if round == 1 { 0 } else { 2 }));
         }
-        queue.flush(&mut outlet);
+        queue.flush(&mut context);
         assert_eq!((sent.datagrams, sent.messages), (200, 100));
         for (i, receiver) in receivers.iter().enumerate() {
             for round in [0, 2] {
@@ -214,18 +215,18 @@ fn many_destinations_are_served_at_once() {
 }
 
 #[test]
-fn errors_of_the_network_drop_datagrams_and_nothing_else() {
+fn network_errors_drop_only_the_affected_datagrams() {
     let Some(ns) = Namespace::new() else { return };
     ns.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
         let sent = send(&sockets, B, &[(100, true); 3], |_| ());
         assert_eq!((sent.datagrams, sent.dropped_error), (0, 3), "no route");
-        // Nobody listens: the refusal that comes back must not end up in a later send.
+        // Nothing listens on the port: the ICMP error must not fail a later send.
         let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
         for _ in 0..3 {
             sockets.send(closed, true, b"anybody?").unwrap();
         }
-        let mut batch = RecvBatch::new(1, udp::MESSAGE);
+        let mut batch = RecvBatch::new(1, udp::MAX_MESSAGE);
         for socket in sockets.both() {
             assert_eq!(batch.receive(socket, 4).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         }
@@ -235,7 +236,7 @@ fn errors_of_the_network_drop_datagrams_and_nothing_else() {
 /// A host with bridge and uplink, and a container behind it.
 fn bridged(mtu: u32) -> Option<(Namespace, Namespace)> {
     let site = Site::new(1, mtu)?;
-    site.plug(mtu);
+    site.add_uplink(mtu);
     Some((site.host, site.container))
 }
 
@@ -257,12 +258,12 @@ fn next_frame(
 }
 
 #[test]
-fn tags_come_back_into_the_frame_and_its_header_follows() {
+fn vlan_tags_are_inserted_and_offsets_adjusted() {
     let Some((host, container)) = bridged(1500) else { return };
     let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
     let mut batch = RecvBatch::new(1, MAX_FRAME);
     let inside = container.run(|| PacketSocket::open("ethwe").unwrap());
-    // The kernel takes a tag out of any frame that it receives.
+    // The kernel removes a VLAN tag from any frame that it receives.
     let mut tagged = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 0x81, 0, 0x20, 5, 8, 0, 0x45]].concat();
     tagged.resize(142, 7);
     let offload = Offload { csum: Some(Csum { start: 38, offset: 6 }), gso: None };
@@ -270,7 +271,7 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
     injector.push(&tagged, offload, Some(&inside));
     assert_eq!(injector.flush(Some(&inside)).sent, 1);
     let (got, frame) = next_frame(&socket, &mut batch, |f| f[12..14] == [0x81, 0]).unwrap();
-    // The checksum is unfinished, and starts behind the tag.
+    // The checksum is still to be computed, and starts after the tag.
     assert_eq!((frame, got), (tagged, offload));
     container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
     container.run(|| UdpSocket::bind("10.32.0.1:0").unwrap().send_to(&[9; 100], "10.32.0.2:53").unwrap());
@@ -279,11 +280,11 @@ fn tags_come_back_into_the_frame_and_its_header_follows() {
 }
 
 #[test]
-fn super_frames_arrive_whole_and_drops_are_counted() {
+fn super_frames_are_captured_whole_and_drops_are_counted() {
     let Some((host, container)) = bridged(1376) else { return };
     container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
     let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
-    // One send of 40 segments from the container is one frame here.
+    // One send of 40 segments in the container is captured as one frame.
     let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
     send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
     let mut batch = RecvBatch::new(4, MAX_FRAME);
@@ -301,7 +302,7 @@ fn super_frames_arrive_whole_and_drops_are_counted() {
 }
 
 #[test]
-fn a_device_that_is_not_there_or_down_says_so() {
+fn opening_a_missing_or_down_device_fails() {
     let Some((host, _container)) = bridged(1500) else { return };
     host.run(|| {
         let missing = PacketSocket::open("vethwe-other").unwrap_err();

@@ -1,4 +1,4 @@
-//! Network namespaces for tests: made by threads, gone with the last descriptor.
+//! Network namespaces for tests. They disappear with their last descriptor.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -6,11 +6,11 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace of its own, with loopback up.
+/// A network namespace with loopback up.
 pub(crate) struct Namespace(File);
 
 impl Namespace {
-    /// `None`, loudly, without the rights to make one.
+    /// Creates a namespace; `None`, with a message, without the rights to do so.
     pub(crate) fn new() -> Option<Namespace> {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -29,18 +29,18 @@ impl Namespace {
         }
     }
 
-    /// Runs `work` on a thread inside.
+    /// Runs `work` on a thread inside the namespace.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = || {
-                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("entering a namespace that we made");
+                setns(&self.0, CloneFlags::CLONE_NEWNET).expect("entering our own namespace");
                 work()
             };
             scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
-    /// Runs shell commands inside; they must succeed.
+    /// Runs shell commands inside the namespace; they must succeed.
     pub(crate) fn sh(&self, script: &str) -> String {
         self.run(|| {
             let output = Command::new("sh").args(["-e", "-c", script]).output().expect("sh exists");
@@ -49,7 +49,7 @@ impl Namespace {
         })
     }
 
-    /// A name that `ip link set .. netns` takes.
+    /// A path for `ip link set .. netns`.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }

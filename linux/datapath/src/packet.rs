@@ -1,10 +1,10 @@
 //! Packet sockets on the switch's uplink: frames with their virtio header, in both directions.
 //!
-//! Every frame is preceded by the 10 bytes of a `virtio_net_hdr`, so that the kernel neither completes checksums nor
-//! cuts super-frames (up to 64 kB) for us, and takes super-frames back. What a header with `NEEDS_CSUM` or a GSO type
-//! describes is unfinished: whoever sends such a frame over a wire that has no room for the header has to finish it.
+//! Every frame is preceded by the 10 bytes of a `virtio_net_hdr`, so that the kernel neither completes checksums nor segments
+//! super-frames (up to 64 kB) on capture, and accepts super-frames for injection. A header with `NEEDS_CSUM` or a GSO type
+//! describes pending work, which must be done before the frame is sent without the header.
 //!
-//! VLAN tags that the kernel keeps beside the frame are put back into it; the header's offsets move along.
+//! The kernel delivers VLAN tags separately; they are inserted into the frame, and the offsets of the header are adjusted.
 
 use std::io::{self, IoSlice};
 use std::ops::AddAssign;
@@ -15,61 +15,62 @@ use socket2::SockRef;
 use weave_switch::Offload;
 use weave_switch::offload::{OffloadError, VIRTIO_HEADER};
 
-use crate::StartError;
+use crate::error::StartError;
 use crate::sys::{self, OutMessage, RawAddress, RecvBatch, SendBatch};
 
-/// Bytes of the virtio header before each frame.
-const VNET_LEN: usize = VIRTIO_HEADER;
-/// A super-frame: 65,535 bytes of IP packet, an Ethernet header and two VLAN tags, rounded up.
-pub const MAX_FRAME: usize = 65_600;
+/// Bytes of a super-frame: 65,535 bytes of IP packet, an Ethernet header and two VLAN tags, rounded up.
+pub(crate) const MAX_FRAME: usize = 65_600;
 
 const ETH_P_ALL: u16 = libc::ETH_P_ALL as u16;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 const TP_STATUS_VLAN_TPID_VALID: u32 = 1 << 6;
 const VLAN_TAG: usize = 4;
-const MACS: usize = 12;
-/// A packet socket takes frames off a sender's account at once, so that only this limits how much containers may have
-/// under way: it should hold the windows of a few TCP connections (4 MB each by default). More would only add delay.
+/// Bytes of both MAC addresses.
+const MACS_LEN: usize = 12;
+/// The kernel credits the sender's socket when a packet socket receives a frame, so that only this limits the data in flight
+/// from containers. It should hold the windows of a few TCP connections (4 MB each by default). More would only add delay.
 const RECEIVE_BUFFER: i32 = 8 << 20;
 const SEND_BUFFER: i32 = 8 << 20;
-/// Frames above this are handed to the kernel where they are; below, a copy costs less than a call for each.
+/// Larger frames are passed to the kernel without a copy, in a call of their own; smaller ones are copied into a batch, which is
+/// cheaper than a call for each.
 const COPY_LIMIT: usize = 8192;
-const INJECT_SLOTS: usize = 64;
-/// Arena for frames to inject.
-const INJECT_ARENA: usize = 128 << 10;
+/// Maximum number of frames in a batch.
+const INJECT_BATCH: usize = 64;
+/// Bytes of the buffer for a batch.
+const INJECT_BUFFER: usize = 128 << 10;
 
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenDeviceError {
+pub(crate) enum OpenDeviceError {
     /// There is no such device in this network namespace.
     #[error("no device {0}")]
     Missing(String),
-    /// It exists, but is down.
+    /// The device is down.
     #[error("device {0} is down")]
     Down(String),
     /// The kernel refused a step.
     #[error("{step} on {device}: {error}")]
     System {
-        /// The name of the device.
+        /// Name of the device.
         device: String,
-        /// What was tried.
+        /// The failed step.
         step: &'static str,
-        /// What the kernel said.
+        /// Error of the kernel.
         error: io::Error,
     },
 }
 
-/// A pair of packet sockets on one device: one captures what arrives from the bridge, the other injects.
+/// A pair of packet sockets on one device: one captures frames from the bridge, the other injects frames.
 #[derive(Debug)]
-pub struct PacketSocket {
+pub(crate) struct PacketSocket {
     capture: OwnedFd,
     inject: OwnedFd,
-    /// The kernel is too old to leave out what we injected ourselves.
+    /// Whether the capture socket also receives injected frames, because the kernel lacks PACKET_IGNORE_OUTGOING.
     sees_outgoing: bool,
 }
 
-/// Whether this process can have what [`PacketSocket::open`] asks for, device or no device.
-pub(crate) fn check() -> Result<(), StartError> {
+/// Checks that the kernel and the permissions of this process allow [`PacketSocket::open`], independently of a device.
+pub(crate) fn check_support() -> Result<(), StartError> {
     let missing = |step, why| Err(StartError::Feature { step, why });
     let socket = match sys::packet_socket() {
         Ok(socket) => socket,
@@ -97,18 +98,18 @@ pub(crate) fn check() -> Result<(), StartError> {
     }
 }
 
-/// What the kernel counted since the last question.
+/// Counters of the kernel since the last query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CaptureStatistics {
-    /// Frames that matched, dropped ones included.
-    pub packets: u32,
+pub(crate) struct CaptureStatistics {
+    /// Frames received, dropped ones included.
+    pub(crate) packets: u32,
     /// Frames for which the receive buffer had no room.
-    pub drops: u32,
+    pub(crate) drops: u32,
 }
 
 impl PacketSocket {
     /// Opens the device by name, in the network namespace of the calling thread. Needs CAP_NET_RAW.
-    pub fn open(device: &str) -> Result<PacketSocket, OpenDeviceError> {
+    pub(crate) fn open(device: &str) -> Result<PacketSocket, OpenDeviceError> {
         let failed = |step| move |error| OpenDeviceError::System { device: device.to_owned(), step, error };
         let index = if_nametoindex(device).map_err(|_| OpenDeviceError::Missing(device.to_owned()))?;
         let capture = sys::packet_socket().map_err(failed("packet socket"))?;
@@ -121,12 +122,12 @@ impl PacketSocket {
             .map_err(failed("PACKET_AUXDATA"))?;
         let sees_outgoing =
             sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1).is_err();
-        // PACKET_QDISC_BYPASS was tried: it gains nothing on a veth, and hides injected frames from tcpdump.
-        grow(capture.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER);
-        grow(inject.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER);
+        // PACKET_QDISC_BYPASS gains nothing on a veth, and hides injected frames from tcpdump.
+        sys::set_receive_buffer(capture.as_fd(), RECEIVE_BUFFER);
+        sys::set_send_buffer(inject.as_fd(), SEND_BUFFER);
         sys::bind_packet(inject.as_fd(), index, 0).map_err(failed("bind"))?;
         sys::bind_packet(capture.as_fd(), index, ETH_P_ALL).map_err(failed("bind"))?;
-        // Binding to a device that is down succeeds and leaves the reason as the pending error.
+        // Binding to a device that is down succeeds and leaves a pending error.
         match sys::option_words(capture.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
             Ok([0]) => Ok(PacketSocket { capture, inject, sees_outgoing }),
             Ok([error]) if error as i32 == libc::ENETDOWN => Err(OpenDeviceError::Down(device.to_owned())),
@@ -135,17 +136,17 @@ impl PacketSocket {
         }
     }
 
-    /// To poll for captured frames.
+    /// The descriptor to poll for captured frames.
     pub(crate) fn capture_fd(&self) -> BorrowedFd<'_> {
         self.capture.as_fd()
     }
 
-    /// Takes captured frames, up to `limit`, without waiting.
+    /// Receives up to `limit` captured frames without waiting.
     pub(crate) fn receive(&self, batch: &mut RecvBatch, limit: usize) -> io::Result<usize> {
         batch.receive(self.capture.as_fd(), limit)
     }
 
-    /// Frame `index` of what `receive` brought, and what is left to do with it; `None` if it is not one to forward.
+    /// Frame `index` of the latest `receive`, with its pending work; `None` if it must not be forwarded.
     pub(crate) fn frame<'b>(
         &self,
         batch: &'b mut RecvBatch,
@@ -164,38 +165,31 @@ impl PacketSocket {
             Err(error) => return Some(Err(FrameError::Offload(error))),
         };
         match tag {
-            None => Some(Ok((&message.data[VNET_LEN..], offload))),
-            Some(tag) if message.data.len() >= VNET_LEN + MACS => {
+            None => Some(Ok((&message.data[VIRTIO_HEADER..], offload))),
+            Some(tag) if message.data.len() >= VIRTIO_HEADER + MACS_LEN => {
                 Some(Ok((insert_tag(message.data, tag), offload.shifted(VLAN_TAG as u16))))
             }
             Some(_) => None,
         }
     }
 
-    /// What was captured and dropped since the last call.
+    /// Counters since the last call.
     pub(crate) fn statistics(&self) -> io::Result<CaptureStatistics> {
         sys::option_words(self.capture.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
             .map(|[packets, drops]| CaptureStatistics { packets, drops })
     }
 }
 
-/// A frame that was captured and cannot be forwarded.
+/// Why a captured frame cannot be forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrameError {
-    /// It is longer than [`MAX_FRAME`].
+    /// The frame is longer than [`MAX_FRAME`].
     Truncated,
-    /// Its header asks for the unknown.
+    /// The virtio header is invalid.
     Offload(OffloadError),
 }
 
-/// `SO_*BUFFORCE` passes the system's limit but needs CAP_NET_ADMIN.
-pub(crate) fn grow(socket: BorrowedFd<'_>, force: i32, plain: i32, bytes: i32) {
-    if sys::set_option(socket, libc::SOL_SOCKET, force, bytes).is_err() {
-        let _ = sys::set_option(socket, libc::SOL_SOCKET, plain, bytes);
-    }
-}
-
-/// The tag in a `tpacket_auxdata`, in wire order: u32 status, len, snaplen; u16 mac, net, tci, tpid.
+/// The VLAN tag of a `tpacket_auxdata` (u32 status, len, snaplen; u16 mac, net, tci, tpid), in network byte order.
 fn vlan_tag(aux: &[u8]) -> Option<[u8; VLAN_TAG]> {
     let status = u32::from_ne_bytes(*aux.first_chunk()?);
     if status & TP_STATUS_VLAN_VALID == 0 {
@@ -210,33 +204,34 @@ fn vlan_tag(aux: &[u8]) -> Option<[u8; VLAN_TAG]> {
     Some([a, b, c, d])
 }
 
-/// The MACs move into the room of the header, which has been read; what follows stays where it is.
+/// Inserts a VLAN tag into the frame of a message, which starts with the virtio header. The MAC addresses are moved over the
+/// header, which has been parsed already; the rest stays in place.
 fn insert_tag(message: &mut [u8], tag: [u8; VLAN_TAG]) -> &mut [u8] {
-    let start = VNET_LEN - VLAN_TAG;
-    message.copy_within(VNET_LEN..VNET_LEN + MACS, start);
-    message[start + MACS..start + MACS + VLAN_TAG].copy_from_slice(&tag);
+    let start = VIRTIO_HEADER - VLAN_TAG;
+    message.copy_within(VIRTIO_HEADER..VIRTIO_HEADER + MACS_LEN, start);
+    message[start + MACS_LEN..start + MACS_LEN + VLAN_TAG].copy_from_slice(&tag);
     &mut message[start..]
 }
 
-/// Frames on their way to the device, sent by [`flush`](Injector::flush) in one go.
+/// A batch of frames to inject, which [`flush`](Injector::flush) sends in one call.
 pub(crate) struct Injector {
-    arena: Box<[u8]>,
+    buffer: Box<[u8]>,
     used: usize,
-    /// Where each frame with its header ends.
+    /// End of each frame with its header in the buffer.
     ends: Vec<usize>,
     batch: SendBatch,
 }
 
-/// What became of injected frames.
+/// Results of injection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Injected {
+pub(crate) struct InjectCounts {
     pub(crate) sent: u64,
-    /// Refused by the kernel: device down or gone, or larger than its MTU.
+    /// Refused by the kernel: the device is down or gone, or the frame exceeds its MTU.
     pub(crate) dropped: u64,
 }
 
-impl AddAssign for Injected {
-    fn add_assign(&mut self, other: Injected) {
+impl AddAssign for InjectCounts {
+    fn add_assign(&mut self, other: InjectCounts) {
         self.sent += other.sent;
         self.dropped += other.dropped;
     }
@@ -245,20 +240,25 @@ impl AddAssign for Injected {
 impl Injector {
     pub(crate) fn new() -> Injector {
         Injector {
-            arena: vec![0; INJECT_ARENA].into(),
+            buffer: vec![0; INJECT_BUFFER].into(),
             used: 0,
-            ends: Vec::with_capacity(INJECT_SLOTS),
-            batch: SendBatch::new(INJECT_SLOTS),
+            ends: Vec::with_capacity(INJECT_BATCH),
+            batch: SendBatch::new(INJECT_BATCH),
         }
     }
 
-    /// Injects a frame with the next flush, or at once with all before it if it is large.
-    pub(crate) fn push(&mut self, frame: &[u8], offload: Offload, device: Option<&PacketSocket>) -> Injected {
+    /// Queues a frame for the next flush. A large frame is injected at once, after those before it.
+    pub(crate) fn push(
+        &mut self,
+        frame: &[u8],
+        offload: Offload,
+        device: Option<&PacketSocket>,
+    ) -> InjectCounts {
         let header = offload.to_virtio();
-        let mut outcome = Injected::default();
-        let (start, len) = (self.used, VNET_LEN + frame.len());
+        let mut outcome = InjectCounts::default();
+        let (start, len) = (self.used, VIRTIO_HEADER + frame.len());
         let large = frame.len() > COPY_LIMIT;
-        if large || self.ends.len() == INJECT_SLOTS || start + len > self.arena.len() {
+        if large || self.ends.len() == INJECT_BATCH || start + len > self.buffer.len() {
             outcome = self.flush(device);
         }
         if large {
@@ -270,18 +270,18 @@ impl Injector {
             outcome.dropped += u64::from(!sent);
         } else {
             let start = self.used;
-            let room = &mut self.arena[start..start + len];
-            room[..VNET_LEN].copy_from_slice(&header);
-            room[VNET_LEN..].copy_from_slice(frame);
+            let room = &mut self.buffer[start..start + len];
+            room[..VIRTIO_HEADER].copy_from_slice(&header);
+            room[VIRTIO_HEADER..].copy_from_slice(frame);
             self.used += len;
             self.ends.push(self.used);
         }
         outcome
     }
 
-    /// Sends everything. Without a device everything is dropped.
-    pub(crate) fn flush(&mut self, device: Option<&PacketSocket>) -> Injected {
-        let mut outcome = Injected::default();
+    /// Injects the batch. Without a device all frames are dropped.
+    pub(crate) fn flush(&mut self, device: Option<&PacketSocket>) -> InjectCounts {
+        let mut outcome = InjectCounts::default();
         let mut next = 0;
         while next < self.ends.len() {
             let Some(device) = device else {
@@ -289,11 +289,11 @@ impl Injector {
                 break;
             };
             let mut start = if next == 0 { 0 } else { self.ends[next - 1] };
-            let waiting = self.ends[next..].iter().map(|&end| {
-                let bytes = &self.arena[std::mem::replace(&mut start, end)..end];
+            let messages = self.ends[next..].iter().map(|&end| {
+                let bytes = &self.buffer[std::mem::replace(&mut start, end)..end];
                 OutMessage { bytes, to: RawAddress::NONE, segment: 0 }
             });
-            match self.batch.send(device.inject.as_fd(), waiting) {
+            match self.batch.send(device.inject.as_fd(), messages) {
                 Ok(sent) => {
                     outcome.sent += sent as u64;
                     next += sent.max(1);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_beside_the_frame_is_read_with_and_without_tpid() {
+    fn vlan_tag_of_auxdata_is_read_with_and_without_tpid() {
         assert_eq!(vlan_tag(&auxdata(1, 5, 0x88a8)), None);
         assert_eq!(vlan_tag(&auxdata(0x11, 0x2005, 0x88a8)), Some([0x81, 0, 0x20, 5]));
         assert_eq!(vlan_tag(&auxdata(0x51, 0x2005, 0x88a8)), Some([0x88, 0xa8, 0x20, 5]));
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_goes_between_macs_and_type() {
+    fn vlan_tag_is_inserted_between_macs_and_type() {
         let mut message: Vec<u8> = (0..40).collect();
         let frame = insert_tag(&mut message, [0x81, 0, 0, 7]);
         assert_eq!(frame[..12], (10..22).collect::<Vec<u8>>());

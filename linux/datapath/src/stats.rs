@@ -2,27 +2,27 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::packet::Injected;
-use crate::transmit::Sent;
+use crate::packet::InjectCounts;
+use crate::transmit::SendCounts;
 
-/// Whether frames come and go through the local bridge.
+/// State of the uplink, the connection to the local bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceState {
-    /// None was asked for: this peer only relays.
+    /// No uplink is configured: this peer only relays.
     None,
-    /// Working.
+    /// The device works.
     Up,
-    /// Gone or down, for this reason; opened again when it is back.
+    /// The device is missing or down, for this reason. It is opened as soon as it is back.
     Unavailable(String),
 }
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Shared by the threads, which add up per batch.
+        /// Counters shared by the threads, updated once per batch.
         #[derive(Debug, Default)]
         pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)* }
 
-        /// What happened since the start.
+        /// Counters since the start.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counts { $($(#[$doc])* pub $name: u64,)* }
 
@@ -35,35 +35,35 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Frames captured from the bridge; a super-frame is one.
+    /// Frames captured from the bridge; a super-frame counts once.
     captured,
-    /// Their bytes.
+    /// Bytes of captured frames.
     captured_bytes,
-    /// Frames that the kernel dropped because the device thread was too slow.
+    /// Frames that the kernel dropped because the capture buffer was full.
     capture_dropped,
-    /// Captured frames that were too long, or had a header that cannot be obeyed.
+    /// Captured frames that were too long or had an invalid virtio header.
     capture_refused,
-    /// Frames injected into the bridge; a super-frame is one.
+    /// Frames injected into the bridge; a super-frame counts once.
     injected,
-    /// Frames that the device did not take.
+    /// Frames that the device did not accept.
     inject_dropped,
     /// Datagrams sent.
     sent,
-    /// Their bytes.
+    /// Bytes of sent datagrams.
     sent_bytes,
-    /// Messages handed to the kernel for them: fewer, where it cuts.
+    /// Messages passed to the kernel; fewer than datagrams if it segments.
     sent_messages,
-    /// Datagrams dropped because socket or device had no room in time.
+    /// Datagrams dropped because socket or device stayed full.
     send_dropped_busy,
-    /// Datagrams dropped because the path takes less.
+    /// Datagrams dropped because they exceed the path MTU.
     send_dropped_too_big,
     /// Datagrams dropped for any other error, such as no route.
     send_dropped_error,
     /// Datagrams received.
     received,
-    /// Their bytes.
+    /// Bytes of received datagrams.
     received_bytes,
-    /// Messages they came in: fewer, where the kernel merges.
+    /// Messages received from the kernel; fewer than datagrams if it merges.
     received_messages,
 }
 
@@ -74,12 +74,12 @@ fn add(counter: &AtomicU64, by: u64) {
 }
 
 impl Counters {
-    pub(crate) fn on_injected(&self, injected: Injected) {
+    pub(crate) fn add_injected(&self, injected: InjectCounts) {
         add(&self.injected, injected.sent);
         add(&self.inject_dropped, injected.dropped);
     }
 
-    pub(crate) fn on_sent(&self, sent: Sent) {
+    pub(crate) fn add_sent(&self, sent: SendCounts) {
         add(&self.sent, sent.datagrams);
         add(&self.sent_bytes, sent.bytes);
         add(&self.sent_messages, sent.messages);
@@ -88,13 +88,13 @@ impl Counters {
         add(&self.send_dropped_error, sent.dropped_error);
     }
 
-    pub(crate) fn on_captured(&self, frames: u64, bytes: u64, refused: u64) {
+    pub(crate) fn add_captured(&self, frames: u64, bytes: u64, refused: u64) {
         add(&self.captured, frames);
         add(&self.captured_bytes, bytes);
         add(&self.capture_refused, refused);
     }
 
-    pub(crate) fn on_received(&self, messages: u64, datagrams: u64, bytes: u64) {
+    pub(crate) fn add_received(&self, messages: u64, datagrams: u64, bytes: u64) {
         add(&self.received_messages, messages);
         add(&self.received, datagrams);
         add(&self.received_bytes, bytes);

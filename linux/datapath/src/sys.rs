@@ -1,5 +1,5 @@
-//! System calls that neither std, nix nor socket2 offer in a form without allocation: batched send and receive,
-//! packet sockets, integer socket options. All `unsafe` of this crate is in this file.
+//! System calls that std, nix and socket2 do not offer without allocation: batched send and receive, packet sockets, integer
+//! socket options. All `unsafe` code of this crate is in this file.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_void, socklen_t};
 
-/// Bytes of the largest address the kernel hands over here (`sockaddr_in6`; `sockaddr_ll` has 20).
+/// Bytes of the largest socket address used here (`sockaddr_in6`; `sockaddr_ll` has 20).
 const NAME_LEN: usize = 28;
-/// Room for the control messages of one datagram; what is asked for needs 24 (UDP_GRO) or 36 (PACKET_AUXDATA).
+/// Bytes for the control messages of one datagram; UDP_GRO needs 24, PACKET_AUXDATA 36.
 const CONTROL_LEN: usize = 64;
-/// `cmsghdr`: length as the kernel's `size_t`, level, type; data follows.
+/// Bytes of a `cmsghdr`: length as `size_t`, level, type.
 const CMSG_HEADER: usize = size_of::<usize>() + 8;
 
 fn check(result: c_int) -> io::Result<c_int> {
@@ -73,7 +73,7 @@ fn parse_address(b: &[u8]) -> Option<SocketAddr> {
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_LEN]);
 
-/// What the kernel said about one received message.
+/// What the kernel reported about one received message.
 #[derive(Clone, Copy, Default)]
 struct Outcome {
     len: usize,
@@ -82,33 +82,33 @@ struct Outcome {
     control_len: usize,
 }
 
-/// Buffers for one `recvmmsg`, allocated once. It belongs to the thread that made it.
+/// Buffers for `recvmmsg`, allocated once. Not `Send`: it stays with the thread that created it.
 pub(crate) struct RecvBatch {
     slot_len: usize,
     data: Box<[u8]>,
     names: Box<[[u8; NAME_LEN]]>,
     controls: Box<[Control]>,
     outcomes: Box<[Outcome]>,
-    // Scratch: the pointers in it mean something only inside `receive`.
+    // The pointers in these are valid only during `receive`.
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
 
 /// One received message.
 pub(crate) struct Received<'a> {
-    /// The bytes.
+    /// Payload of the message.
     pub(crate) data: &'a mut [u8],
-    /// Longer than the slot; the rest is lost.
+    /// Whether the message was longer than the slot, so that the rest is lost.
     pub(crate) truncated: bool,
-    /// Sender, where the socket has internet addresses.
+    /// Sender, if the socket has internet addresses.
     pub(crate) from: Option<SocketAddr>,
-    /// `sll_pkttype`, where it is a packet socket.
+    /// `sll_pkttype`, if it is a packet socket.
     pub(crate) packet_type: Option<u8>,
     control: &'a [u8],
 }
 
 impl Received<'_> {
-    /// The data of the control message of this kind, cut to what has arrived.
+    /// The data of the control message of this kind, as far as it was received.
     pub(crate) fn control(&self, level: c_int, kind: c_int) -> Option<&[u8]> {
         let mut rest = self.control;
         while rest.len() >= CMSG_HEADER {
@@ -131,7 +131,7 @@ impl Received<'_> {
 impl RecvBatch {
     /// Room for `slots` messages of up to `slot_len` bytes each.
     pub(crate) fn new(slots: usize, slot_len: usize) -> RecvBatch {
-        // SAFETY: both are plain C structs of integers and pointers, for which all-zero is a valid value.
+        // SAFETY: both are C structs of integers and raw pointers, for which all zeros are a valid value.
         let (iovec, header): (libc::iovec, libc::mmsghdr) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         RecvBatch {
@@ -145,12 +145,12 @@ impl RecvBatch {
         }
     }
 
-    /// How many messages one call may bring.
+    /// Maximum number of messages in one call.
     pub(crate) fn slots(&self) -> usize {
         self.outcomes.len()
     }
 
-    /// Takes what is there, up to `limit` messages, without waiting. `WouldBlock` if that is nothing.
+    /// Receives up to `limit` messages without waiting. `WouldBlock` if there are none.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
         let limit = limit.min(self.slots());
         let slots = self.data.chunks_exact_mut(self.slot_len).zip(&mut self.names).zip(&mut self.controls);
@@ -169,8 +169,8 @@ impl RecvBatch {
             h.msg_flags = 0;
         }
         let count = loop {
-            // SAFETY: the headers describe buffers that this value owns, that do not overlap and that nobody else
-            // touches during the call; the count is that of the headers.
+            // SAFETY: `limit` is at most the number of headers. Each header was filled above with pointers to buffers of
+            // `self` and their lengths; the buffers do not overlap, and `&mut self` excludes other access during the call.
             let result = unsafe {
                 libc::recvmmsg(
                     socket.as_raw_fd(),
@@ -217,15 +217,15 @@ impl RecvBatch {
 /// One message to send.
 #[derive(Clone, Copy)]
 pub(crate) struct OutMessage<'a> {
-    /// What.
+    /// Payload.
     pub(crate) bytes: &'a [u8],
-    /// Whom to; [`RawAddress::NONE`] on a bound packet socket.
+    /// Destination; [`RawAddress::NONE`] on a bound packet socket.
     pub(crate) to: RawAddress,
-    /// Not 0: the kernel cuts the message in datagrams of that size (UDP_SEGMENT).
+    /// Size of the datagrams that the kernel divides the message into (UDP_SEGMENT); 0 for a single datagram.
     pub(crate) segment: u16,
 }
 
-/// Scratch for `sendmmsg`, allocated once.
+/// Headers for `sendmmsg`, allocated once.
 pub(crate) struct SendBatch {
     names: Box<[RawAddress]>,
     controls: Box<[Control]>,
@@ -234,9 +234,9 @@ pub(crate) struct SendBatch {
 }
 
 impl SendBatch {
-    /// For up to `slots` messages in one call.
+    /// Room for `slots` messages in one call.
     pub(crate) fn new(slots: usize) -> SendBatch {
-        // SAFETY: both are plain C structs of integers and pointers, for which all-zero is a valid value.
+        // SAFETY: both are C structs of integers and raw pointers, for which all zeros are a valid value.
         let (iovec, header): (libc::iovec, libc::mmsghdr) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         SendBatch {
@@ -247,7 +247,7 @@ impl SendBatch {
         }
     }
 
-    /// Sends the first of `messages`, as many as fit and the kernel takes; an error is about the very first.
+    /// Sends as many of `messages` as fit one call and the kernel accepts, in order. An error is that of the first message.
     pub(crate) fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -257,7 +257,7 @@ impl SendBatch {
         let slots =
             self.names.iter_mut().zip(&mut self.controls).zip(&mut self.iovecs).zip(&mut self.headers);
         for (message, (((name, control), iovec), header)) in messages.zip(slots) {
-            // The kernel only reads through it; the type has no const form.
+            // The kernel only reads from it; `iovec` has no const variant.
             iovec.iov_base = message.bytes.as_ptr().cast_mut().cast();
             iovec.iov_len = message.bytes.len();
             *name = message.to;
@@ -280,8 +280,8 @@ impl SendBatch {
             return Ok(0);
         }
         loop {
-            // SAFETY: the first `count` headers were filled above with buffers of `self` and with bytes that are
-            // borrowed for 'a, which outlasts this call.
+            // SAFETY: the first `count` headers were filled above with pointers to buffers of `self` and to payloads that are
+            // borrowed for 'a, with their lengths. All of them stay valid during the call, which only reads them.
             let result = unsafe {
                 libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, libc::MSG_NOSIGNAL as _)
             };
@@ -305,7 +305,7 @@ fn encode_control(buf: &mut [u8; CONTROL_LEN], level: c_int, kind: c_int, value:
 
 /// Sets an integer option.
 pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-    // SAFETY: the option value is a live integer and its size is passed.
+    // SAFETY: the pointer refers to `value`, which is valid during the call, and the length is its size.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -318,7 +318,24 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     check(result).map(drop)
 }
 
-/// Reads an option that consists of up to `N` integers; those that the kernel does not give are 0.
+/// Sets the size of the receive buffer, above the system's limit if CAP_NET_ADMIN permits it.
+pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: c_int) {
+    set_buffer(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);
+}
+
+/// Sets the size of the send buffer, above the system's limit if CAP_NET_ADMIN permits it.
+pub(crate) fn set_send_buffer(socket: BorrowedFd<'_>, bytes: c_int) {
+    set_buffer(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes);
+}
+
+fn set_buffer(socket: BorrowedFd<'_>, force: c_int, plain: c_int, bytes: c_int) {
+    if set_option(socket, libc::SOL_SOCKET, force, bytes).is_err() {
+        // The kernel limits the value instead of failing.
+        let _ = set_option(socket, libc::SOL_SOCKET, plain, bytes);
+    }
+}
+
+/// Reads an option that consists of up to `N` integers; those that the kernel does not write are 0.
 pub(crate) fn option_words<const N: usize>(
     socket: BorrowedFd<'_>,
     level: c_int,
@@ -326,22 +343,22 @@ pub(crate) fn option_words<const N: usize>(
 ) -> io::Result<[u32; N]> {
     let mut value = [0u32; N];
     let mut len = size_of_val(&value) as socklen_t;
-    // SAFETY: `value` has `len` bytes and outlives the call; any bytes make valid integers.
+    // SAFETY: `value` has `len` bytes and is valid during the call; any bytes are valid integers.
     let result = unsafe {
         libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast::<c_void>(), &raw mut len)
     };
     check(result).map(|_| value)
 }
 
-/// A packet socket that is bound to nothing and receives nothing.
+/// Creates a packet socket that is not bound and receives nothing.
 pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
+    // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: just made, and owned by nobody else.
+    // SAFETY: the descriptor was just created and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Binds a packet socket to a device. `protocol` is an EtherType in host order; 0 receives nothing.
+/// Binds a packet socket to a device. `protocol` is an Ethernet type in host byte order; with 0 it receives nothing.
 pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -352,7 +369,7 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) ->
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    // SAFETY: `address` is live and its size is passed.
+    // SAFETY: the pointer refers to `address`, which is valid during the call, and the length is its size.
     let result = unsafe {
         libc::bind(
             socket.as_raw_fd(),
@@ -363,21 +380,21 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) ->
     check(result).map(drop)
 }
 
-/// Undoes a `connect`, of a datagram socket, with all that the kernel derived from it.
+/// Undoes a `connect` of a datagram socket, including the source address that the kernel chose.
 pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
     let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
-    // SAFETY: `address` is live and its size is passed.
+    // SAFETY: the pointer refers to `address`, which is valid during the call, and the length is its size.
     let result = unsafe {
         libc::connect(socket.as_raw_fd(), &raw const address, size_of::<libc::sockaddr>() as socklen_t)
     };
     check(result).map(drop)
 }
 
-/// A counter to wake a poll with.
+/// Creates an event counter, to wake a poll.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers.
+    // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-    // SAFETY: just made, and owned by nobody else.
+    // SAFETY: the descriptor was just created and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -386,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_survive_the_kernels_layout() {
+    fn socket_addresses_round_trip() {
         for text in ["10.1.2.3:6783", "0.0.0.0:1", "[fd00::1]:6783", "[fe80::2%7]:65535"] {
             let address: SocketAddr = text.parse().unwrap();
             let raw = RawAddress::from(address);
@@ -397,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn control_messages_are_found_and_short_ones_end_the_search() {
+    fn control_messages_are_found_and_invalid_ones_end_the_search() {
         let mut buf = [0; CONTROL_LEN];
         let used = encode_control(&mut buf, libc::SOL_UDP, libc::UDP_SEGMENT, 1410);
         let received =
@@ -405,7 +422,7 @@ mod tests {
         let message = received(&buf[..used]);
         assert_eq!(message.control(libc::SOL_UDP, libc::UDP_SEGMENT).unwrap()[..2], 1410u16.to_ne_bytes());
         assert!(message.control(libc::SOL_UDP, libc::UDP_GRO).is_none());
-        // A length below the header's own must not loop.
+        // A length below that of the header must not cause an endless loop.
         assert!(received(&[0; 32]).control(libc::SOL_UDP, libc::UDP_GRO).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Hosts, containers and peers on one machine, for tests and the `pair` example.
+//! Hosts, containers and peers made of network namespaces, for tests.
 //!
 //! ```text
 //!  container 1 - bridge - uplink      underlay        uplink - bridge - container 2
@@ -13,25 +13,27 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use weave_datapath::{Datapath, DatapathConfig, DatapathEvent, DeviceState};
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Neighbour, Overlay, Tables};
 use weave_overlay::sleeve::{Session, SessionConfig, SleevePath};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
 
+use crate::datapath::{Datapath, DatapathConfig};
+use crate::events::DatapathEvent;
 use crate::namespace::Namespace;
+use crate::stats::DeviceState;
 
 /// A host with one container.
 pub(crate) struct Site {
-    /// Has the bridge `weave`, and a way to other hosts.
+    /// The namespace of the host, with the bridge `weave`.
     pub(crate) host: Namespace,
-    /// Has `ethwe`.
+    /// The namespace of the container, with `ethwe`.
     pub(crate) container: Namespace,
 }
 
 impl Site {
-    /// Host and container number `n` with bridge, without uplink and underlay. `None` without the rights.
+    /// Creates host and container number `n` with bridge, without uplink and underlay. `None` without the rights to do so.
     pub(crate) fn new(n: u8, mtu: u32) -> Option<Site> {
         let site = Site { host: Namespace::new()?, container: Namespace::new()? };
         site.host.sh(&format!(
@@ -48,14 +50,14 @@ impl Site {
         Some(site)
     }
 
-    /// A port forwards only once the kernel has noticed its carrier, which may take a second.
+    /// A port forwards only after the kernel has detected its carrier, which may take a second.
     fn wait_for_ports(&self, count: usize) {
         eventually("all ports of the bridge forward", || {
             self.host.sh("bridge link").matches("state forwarding").count() == count
         });
     }
 
-    /// Sites 1 and 2, their hosts joined by `wire`, of MTU 1500.
+    /// Creates sites 1 and 2, whose hosts are connected by `wire` with an MTU of 1500.
     pub(crate) fn pair(mtu: u32) -> Option<[Site; 2]> {
         let sites = [Site::new(1, mtu)?, Site::new(2, mtu)?];
         let peer = sites[1].host.path();
@@ -66,8 +68,8 @@ impl Site {
         Some(sites)
     }
 
-    /// Adds the uplink.
-    pub(crate) fn plug(&self, mtu: u32) {
+    /// Adds the uplink to the host.
+    pub(crate) fn add_uplink(&self, mtu: u32) {
         self.host.sh(&format!(
             "ip link add vethwe-bridge mtu {mtu} type veth peer name vethwe-datapath mtu {mtu}
              ip link set vethwe-bridge master weave up; ip link set vethwe-datapath up"
@@ -76,12 +78,12 @@ impl Site {
     }
 }
 
-/// Peer number `n`.
+/// Name of peer number `n`.
 pub(crate) fn name(n: u8) -> PeerName {
     PeerName::from_bytes([2, 0, 0, 0, 0, n])
 }
 
-/// The session of peers `own` and `remote`, as `own` has it.
+/// The session between peers `own` and `remote`, on the side of `own`.
 pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session> {
     Session::new(SessionConfig {
         own: name(own),
@@ -104,7 +106,7 @@ pub(crate) fn neighbour(session: Arc<Session>, remote: SocketAddr, mtu: usize) -
     Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve }
 }
 
-/// Routes that do not change.
+/// Constant routes.
 pub(crate) struct StaticRoutes {
     pub(crate) own: PeerName,
     /// Next hop by destination.
@@ -114,7 +116,7 @@ pub(crate) struct StaticRoutes {
 }
 
 impl StaticRoutes {
-    /// Of peer `own` that talks to `remote` directly, and to nobody else.
+    /// Routes of peer `own`, whose only neighbour is `remote`.
     pub(crate) fn direct(own: u8, remote: u8) -> StaticRoutes {
         let (own, remote) = (name(own), name(remote));
         StaticRoutes { own, unicast: [(remote, remote)].into(), broadcast: [(own, vec![remote])].into() }
@@ -133,16 +135,16 @@ impl Routes for StaticRoutes {
     }
 }
 
-/// A data path with a node that only learns MACs.
+/// A data path with a simple node that only learns MACs.
 pub(crate) struct Peer {
     pub(crate) datapath: Arc<Datapath>,
-    reports: Arc<Mutex<Vec<DatapathEvent>>>,
+    events: Arc<Mutex<Vec<DatapathEvent>>>,
     stopping: Arc<AtomicBool>,
     node: JoinHandle<()>,
 }
 
 impl Peer {
-    /// Starts it in the namespace of a host, with the uplink if `device`, and waits until that is up.
+    /// Starts the peer in the namespace of a host, with the uplink if `device`, and waits until the uplink works.
     pub(crate) fn start(
         host: &Namespace,
         device: bool,
@@ -161,18 +163,18 @@ impl Peer {
         config.device = config.device.filter(|_| device);
         let origin = config.origin;
         let first = tables(0, &macs);
-        let (datapath, events) = host.run(|| Datapath::start(&config, first)).expect("sockets and threads");
+        let (datapath, receiver) = host.run(|| Datapath::start(&config, first)).expect("sockets and threads");
         let (datapath, stopping) = (Arc::new(datapath), Arc::new(AtomicBool::new(false)));
-        let all_reports = Arc::new(Mutex::new(Vec::new()));
+        let all_events = Arc::new(Mutex::new(Vec::new()));
         let node = std::thread::spawn({
-            let (datapath, stopping, all) = (datapath.clone(), stopping.clone(), all_reports.clone());
+            let (datapath, stopping, all) = (datapath.clone(), stopping.clone(), all_events.clone());
             move || {
                 let mut generation = 0;
                 while !stopping.load(Ordering::Relaxed) {
-                    let reports = events.recv_timeout(Duration::from_millis(100));
+                    let events = receiver.recv_timeout(Duration::from_millis(100));
                     let now = weave_types::Instant::from_origin(origin.elapsed());
-                    for report in &reports {
-                        match report {
+                    for event in &events {
+                        match event {
                             DatapathEvent::Forwarder(ForwarderEvent::Switch(
                                 weave_switch::SwitchEvent::LocalMac(mac),
                             )) => {
@@ -186,24 +188,24 @@ impl Peer {
                             _ => {}
                         }
                     }
-                    if !reports.is_empty() {
+                    if !events.is_empty() {
                         generation += 1;
                         datapath.publish(tables(generation, &macs));
                     }
-                    all.lock().unwrap_or_else(PoisonError::into_inner).extend(reports);
+                    all.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
                 }
             }
         });
-        let peer = Peer { datapath, reports: all_reports, stopping, node };
+        let peer = Peer { datapath, events: all_events, stopping, node };
         if device {
             eventually("the uplink is up", || peer.datapath.device_state() == DeviceState::Up);
         }
         peer
     }
 
-    /// Whether the threads have told this.
-    pub(crate) fn told(&self, is_it: impl Fn(&DatapathEvent) -> bool) -> bool {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().any(is_it)
+    /// Whether the threads have reported such an event.
+    pub(crate) fn has_reported(&self, matches: impl Fn(&DatapathEvent) -> bool) -> bool {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).iter().any(matches)
     }
 
     /// Stops node and data path.
@@ -214,7 +216,7 @@ impl Peer {
     }
 }
 
-/// Two peers that know each other.
+/// Two connected peers.
 pub(crate) fn peers(sites: &[Site; 2], key: Option<[u8; 32]>, path_mtu: usize) -> [Peer; 2] {
     [(1, 2), (2, 1)].map(|(own, remote)| {
         let address = SocketAddr::from(([10, 9, 0, remote], 6783));
@@ -224,11 +226,11 @@ pub(crate) fn peers(sites: &[Site; 2], key: Option<[u8; 32]>, path_mtu: usize) -
     })
 }
 
-/// Waits for what must come about. A condition that does not wait by itself is asked again after a moment.
+/// Waits until a condition is true, for at most 10 s. It is checked every few milliseconds.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
 }

@@ -4,8 +4,8 @@
 //!  uplink --capture--> device thread --(Forwarder)--> UDP        ICMP answers are injected
 //!  UDP    -----------> UDP thread    --(Forwarder)--> uplink     relayed frames go to UDP
 //! ```
-//! Each owns a forwarder and waits in poll. A batch is what one call brings; whatever it leads to has left before the
-//! next call, so that nothing waits for company.
+//! Each owns a forwarder and waits in poll. A batch is what one receive call returns. Everything that it causes is sent before
+//! the next receive call.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,54 +19,54 @@ use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockT
 use weave_overlay::forward::{Forwarder, Stats, Tables};
 use weave_types::Instant;
 
-use crate::DeviceState;
-use crate::events::{DatapathEvent, EventQueue, Wake};
+use crate::events::{DatapathEvent, EventQueue, WakeFd};
 use crate::io::KernelIo;
 use crate::packet::{MAX_FRAME, PacketSocket};
-use crate::stats::Counters;
+use crate::stats::{Counters, DeviceState};
 use crate::sys::RecvBatch;
 use crate::udp::{self, UdpSockets};
 
-/// Messages per call, at most: as many segments as make a super-frame, so that those that arrive one by one can be merged.
-const SLOTS: usize = 64;
-/// Messages per call when there is little to do.
-const FEW_SLOTS: usize = 8;
-/// Bytes per call that still lie in the second-level cache between the kernel's copy and ours. Super-frames exceed it.
+/// Maximum number of messages per call: enough for the segments of a super-frame, so that they can be merged.
+const MAX_MESSAGES: usize = 64;
+/// Number of messages per call at low load.
+const MIN_MESSAGES: usize = 8;
+/// Bytes per call that fit the second-level cache, so that the kernel's copy is still there when the data is processed.
+/// Batches of super-frames exceed it.
 const BATCH_BYTES: u64 = 256 << 10;
-/// Batches from one socket before the others are looked at.
-const TURN: usize = 8;
-/// A lost device is looked for when links change, and this often, in milliseconds.
+/// Maximum number of batches from one socket before the other is read.
+const MAX_BATCHES: usize = 8;
+/// Milliseconds between attempts to open a missing device. A change of network interfaces causes an attempt at once.
 const REOPEN_INTERVAL_MS: u16 = 1000;
 
-/// How many messages the next call asks for.
-struct Pace(usize);
+/// The number of messages that the next receive call asks for, adapted to the load.
+struct BatchSize(usize);
 
-impl Pace {
-    /// After a call that brought so much. Whether there may be more.
-    fn next(&mut self, count: usize, bytes: u64) -> bool {
+impl BatchSize {
+    /// Adapts to the result of a call. Returns whether there may be more messages.
+    fn update(&mut self, count: usize, bytes: u64) -> bool {
         let full = count == self.0;
         if bytes > BATCH_BYTES || count * 4 < self.0 {
-            self.0 = (self.0 / 2).max(FEW_SLOTS);
+            self.0 = (self.0 / 2).max(MIN_MESSAGES);
         } else if full {
-            self.0 = (self.0 * 2).min(SLOTS);
+            self.0 = (self.0 * 2).min(MAX_MESSAGES);
         }
         full
     }
 }
 
-/// A receiving socket's buffers.
-struct Inbox {
+/// The receive buffers of a socket.
+struct ReceiveBuffers {
     batch: RecvBatch,
-    pace: Pace,
+    size: BatchSize,
 }
 
-impl Inbox {
-    fn new(message: usize) -> Inbox {
-        Inbox { batch: RecvBatch::new(SLOTS, message), pace: Pace(FEW_SLOTS) }
+impl ReceiveBuffers {
+    fn new(message_len: usize) -> ReceiveBuffers {
+        ReceiveBuffers { batch: RecvBatch::new(MAX_MESSAGES, message_len), size: BatchSize(MIN_MESSAGES) }
     }
 }
 
-/// What the threads and the handle share.
+/// State shared by the threads and the [`Datapath`](crate::Datapath) handle.
 pub(crate) struct Shared {
     pub(crate) sockets: Arc<UdpSockets>,
     pub(crate) device: ArcSwapOption<PacketSocket>,
@@ -77,8 +77,8 @@ pub(crate) struct Shared {
     pub(crate) forwarder_stats: [Mutex<Stats>; 2],
     pub(crate) origin: time::Instant,
     pub(crate) stopping: AtomicBool,
-    /// Set for good when stopping.
-    pub(crate) wake: Wake,
+    /// Set when the threads must stop, and never cleared.
+    pub(crate) wake: WakeFd,
 }
 
 impl Shared {
@@ -99,12 +99,12 @@ impl Shared {
     }
 }
 
-/// One thread's forwarder with its batches.
+/// The forwarder of one thread with its batches.
 struct Worker {
     shared: Arc<Shared>,
     forwarder: Forwarder,
     io: KernelIo,
-    /// Which of `Shared::forwarder_stats` is ours.
+    /// Index of this thread in `Shared::forwarder_stats`.
     index: usize,
 }
 
@@ -133,10 +133,10 @@ impl Worker {
         *stats = *self.forwarder.stats();
     }
 
-    /// One batch of frames. Whether there may be more, or an error that says that the device is gone.
-    fn capture(&mut self, device: &PacketSocket, inbox: &mut Inbox) -> io::Result<bool> {
-        let Inbox { batch, pace } = inbox;
-        let count = match device.receive(batch, pace.0) {
+    /// Handles one batch of frames. Returns whether there may be more, or an error if the device is gone.
+    fn capture(&mut self, device: &PacketSocket, buffers: &mut ReceiveBuffers) -> io::Result<bool> {
+        let ReceiveBuffers { batch, size } = buffers;
+        let count = match device.receive(batch, size.0) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
@@ -154,15 +154,15 @@ impl Worker {
             }
         }
         self.finish();
-        self.shared.counters.on_captured(count as u64, bytes, refused);
-        Ok(pace.next(count, bytes))
+        self.shared.counters.add_captured(count as u64, bytes, refused);
+        Ok(size.update(count, bytes))
     }
 
-    /// One batch of datagrams. Whether there may be more.
-    fn receive(&mut self, socket: BorrowedFd<'_>, inbox: &mut Inbox) -> bool {
-        // An error is somebody's ICMP message, or a passing shortage: the next poll tells.
-        let Inbox { batch, pace } = inbox;
-        let Ok(count) = batch.receive(socket, pace.0) else { return false };
+    /// Handles one batch of datagrams. Returns whether there may be more.
+    fn receive(&mut self, socket: BorrowedFd<'_>, buffers: &mut ReceiveBuffers) -> bool {
+        // An error is an ICMP message from the network or a temporary shortage; the next poll continues.
+        let ReceiveBuffers { batch, size } = buffers;
+        let Ok(count) = batch.receive(socket, size.0) else { return false };
         let now = self.begin();
         let (mut bytes, mut datagrams) = (0, 0);
         for index in 0..count {
@@ -176,23 +176,23 @@ impl Worker {
             }
         }
         self.finish();
-        self.shared.counters.on_received(count as u64, datagrams, bytes);
-        pace.next(count, bytes)
+        self.shared.counters.add_received(count as u64, datagrams, bytes);
+        size.update(count, bytes)
     }
 }
 
-/// Runs until stopped: frames from the bridge.
+/// The device thread: handles frames from the bridge until stopped.
 pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
     let mut worker = Worker::new(Arc::clone(shared), 0);
-    let mut inbox = Inbox::new(MAX_FRAME);
-    let links = link_monitor().ok();
+    let mut buffers = ReceiveBuffers::new(MAX_FRAME);
+    let monitor = interface_monitor().ok();
     while !shared.stopping() {
         match PacketSocket::open(name) {
             Ok(device) => {
                 let device = Arc::new(device);
                 shared.device.store(Some(Arc::clone(&device)));
                 shared.set_device_state(DeviceState::Up);
-                let reason = capture_until_lost(shared, &mut worker, &device, &mut inbox);
+                let reason = capture_until_lost(shared, &mut worker, &device, &mut buffers);
                 shared.device.store(None);
                 if let Some(error) = reason {
                     shared.set_device_state(DeviceState::Unavailable(format!("device {name}: {error}")));
@@ -200,26 +200,26 @@ pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
             }
             Err(error) => {
                 shared.set_device_state(DeviceState::Unavailable(error.to_string()));
-                wait_for_links(shared, links.as_ref());
+                wait_for_interfaces(shared, monitor.as_ref());
             }
         }
     }
 }
 
-/// `None` when stopping.
+/// Handles frames until the device is gone; returns `None` when stopping.
 fn capture_until_lost(
     shared: &Shared,
     worker: &mut Worker,
     device: &PacketSocket,
-    inbox: &mut Inbox,
+    buffers: &mut ReceiveBuffers,
 ) -> Option<io::Error> {
     while !shared.stopping() {
         let mut polled =
             [device.capture_fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        // Interrupted or not: the sockets are asked.
+        // Interrupted or not, the socket is read.
         let _ = poll(&mut polled, PollTimeout::NONE);
         loop {
-            match worker.capture(device, inbox) {
+            match worker.capture(device, buffers) {
                 Ok(true) if !shared.stopping() => {}
                 Ok(_) => break,
                 Err(error) => return Some(error),
@@ -229,30 +229,31 @@ fn capture_until_lost(
     None
 }
 
-fn link_monitor() -> nix::Result<OwnedFd> {
+fn interface_monitor() -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let monitor = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     bind(std::os::fd::AsRawFd::as_raw_fd(&monitor), &NetlinkAddr::new(0, libc::RTMGRP_LINK as u32))?;
     Ok(monitor)
 }
 
-/// Waits until something happened to a link, for a while, or until stopping. What happened is not read: the attempt to
-/// open the device tells.
-fn wait_for_links(shared: &Shared, links: Option<&OwnedFd>) {
+/// Waits until a network interface changes, [`REOPEN_INTERVAL_MS`] has passed, or the threads must stop. The notifications are
+/// only discarded: the next attempt to open the device shows its state.
+fn wait_for_interfaces(shared: &Shared, monitor: Option<&OwnedFd>) {
     let wake = shared.wake.as_fd();
-    let mut polled = [wake, links.map_or(wake, AsFd::as_fd)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let mut polled = [wake, monitor.map_or(wake, AsFd::as_fd)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let _ = poll(&mut polled, PollTimeout::from(REOPEN_INTERVAL_MS));
     let mut message = [0; 8192];
-    // An overrun is reported once, as an error, before what is left.
-    while links
-        .is_some_and(|links| !matches!(nix::unistd::read(links, &mut message), Err(nix::Error::EAGAIN)))
-    {}
+    // An overrun is reported once, as an error, before the remaining messages.
+    while monitor
+        .is_some_and(|monitor| !matches!(nix::unistd::read(monitor, &mut message), Err(nix::Error::EAGAIN)))
+    {
+    }
 }
 
-/// Runs until stopped: datagrams from neighbours.
+/// The UDP thread: handles datagrams from neighbours until stopped.
 pub(crate) fn run_udp(shared: &Arc<Shared>) {
     let mut worker = Worker::new(Arc::clone(shared), 1);
-    let mut inbox = Inbox::new(udp::MESSAGE);
+    let mut buffers = ReceiveBuffers::new(udp::MAX_MESSAGE);
     let sockets = Arc::clone(&shared.sockets);
     let [first, second] = sockets.both();
     while !shared.stopping() {
@@ -260,9 +261,9 @@ pub(crate) fn run_udp(shared: &Arc<Shared>) {
         let _ = poll(&mut polled, PollTimeout::NONE);
         let ready = [polled[0].any(), polled[1].any()].map(|any| any.unwrap_or(true));
         for (socket, ready) in [first, second].into_iter().zip(ready) {
-            let mut turns = if ready { TURN } else { 0 };
-            while turns > 0 && worker.receive(socket, &mut inbox) {
-                turns -= 1;
+            let mut batches = if ready { MAX_BATCHES } else { 0 };
+            while batches > 0 && worker.receive(socket, &mut buffers) {
+                batches -= 1;
             }
         }
     }

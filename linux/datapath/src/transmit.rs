@@ -1,60 +1,61 @@
-//! Datagrams on their way out: written in place, merged into few messages, sent in few calls.
+//! The send queue: datagrams are written in place, merged into few messages, and sent in few calls.
 //!
-//! Each destination has a lane, a buffer in which its datagrams lie end to end. Neighbours of equal size form a run that
-//! leaves as one message, cut by the kernel (UDP_SEGMENT).
+//! Each destination has a queue, a buffer with its datagrams end to end. Consecutive datagrams of equal size form a run, which
+//! is one message that the kernel segments (UDP_SEGMENT).
 
 use std::io;
 
+use weave_overlay::sleeve::MAX_DATAGRAM;
 use weave_overlay::{Destination, Slot};
 
 use crate::sys::{OutMessage, RawAddress, SendBatch};
 use crate::udp::UdpSockets;
 
-/// The largest UDP payload over IPv4.
-pub(crate) const MAX_DATAGRAM: usize = 65_507;
-/// The kernel's limit for one segmented send (UDP_MAX_SEGMENTS; later kernels allow 128).
+/// Limit of the kernel for one segmented send (UDP_MAX_SEGMENTS; recent kernels allow 128).
 const MAX_SEGMENTS: usize = 64;
 /// IPv4 and UDP header.
 const OVERHEAD_V4: usize = 28;
 /// IPv6 and UDP header.
 const OVERHEAD_V6: usize = 48;
-/// Bytes a lane holds before they have to be sent. More would only wash them out of the processor's cache.
-const LANE: usize = 256 << 10;
-/// Lanes of that size. The further ones that a flood to many neighbours takes are just large enough for any datagram;
-/// pages that are never written cost nothing.
-const LARGE_LANES: usize = 8;
-const SMALL_LANE: usize = 68 << 10;
-const SEND_SLOTS: usize = 256;
+/// Bytes of a queue. A larger one would exceed the processor's cache.
+const LARGE_QUEUE: usize = 256 << 10;
+/// Number of queues of that size. The further ones, which a flood to many neighbours needs, have room for one datagram of any
+/// size. Pages that are never written use no memory.
+const LARGE_QUEUES: usize = 8;
+const SMALL_QUEUE: usize = 68 << 10;
+/// Maximum number of messages in one call.
+const MAX_MESSAGES: usize = 256;
 
-/// Datagrams that follow each other in a lane and leave in one message.
+/// Consecutive datagrams of a queue that are sent in one message.
 #[derive(Clone, Copy)]
 struct Run {
     start: usize,
     len: usize,
-    /// Size of all datagrams but the last, which may be shorter.
+    /// Size of all datagrams except the last, which may be shorter.
     segment: usize,
     count: usize,
-    /// The last one was shorter: nothing may follow.
+    /// Whether the last datagram is shorter, so that none may follow.
     closed: bool,
 }
 
 impl Run {
-    fn takes(&self, len: usize) -> bool {
+    fn accepts(&self, len: usize) -> bool {
         !self.closed && len <= self.segment && self.count < MAX_SEGMENTS && self.len + len <= MAX_DATAGRAM
     }
 }
 
-struct Lane {
+/// The queued datagrams of one destination.
+struct DestinationQueue {
     to: Destination,
     address: RawAddress,
     buffer: Box<[u8]>,
     used: usize,
-    /// Length of the datagram that is being written behind `used`.
+    /// Room of the open datagram, which starts at `used`.
     open: usize,
     runs: Vec<Run>,
 }
 
-impl Lane {
+impl DestinationQueue {
     fn message(&self, run: &Run) -> OutMessage<'_> {
         let segment = if run.count > 1 { run.segment as u16 } else { 0 };
         OutMessage { bytes: &self.buffer[run.start..run.start + run.len], to: self.address, segment }
@@ -67,232 +68,244 @@ impl Lane {
     }
 }
 
-/// What became of datagrams.
+/// Results of sending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sent {
+pub(crate) struct SendCounts {
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
-    /// System calls' messages: the fewer per datagram, the better segmentation worked.
+    /// Messages passed to the kernel: fewer than datagrams if it segments.
     pub(crate) messages: u64,
-    /// The device or the socket buffer had no room in time.
+    /// Dropped because device or socket buffer stayed full.
     pub(crate) dropped_busy: u64,
-    /// Larger than the path takes.
+    /// Dropped because of the path MTU.
     pub(crate) dropped_too_big: u64,
-    /// Anything else: no route, forbidden, ...
+    /// Dropped for another error, such as no route.
     pub(crate) dropped_error: u64,
 }
 
-/// Where messages go, and what hears of the outcome.
-pub(crate) struct Outlet<'a> {
+/// The sockets to send with, and where results are recorded.
+pub(crate) struct SendContext<'a> {
     pub(crate) sockets: &'a UdpSockets,
-    pub(crate) sent: &'a mut Sent,
-    /// Called for a destination with DF whose path turned out smaller than a datagram.
+    pub(crate) counts: &'a mut SendCounts,
+    /// Called for a destination with the don't-fragment bit if a datagram exceeds the path MTU.
     pub(crate) too_big: &'a mut dyn FnMut(Destination),
 }
 
-impl Outlet<'_> {
-    fn failed(&mut self, to: Destination, datagrams: usize, error: &io::Error) {
+impl SendContext<'_> {
+    fn record_failure(&mut self, to: Destination, datagrams: usize, error: &io::Error) {
         let datagrams = datagrams as u64;
         match error.raw_os_error() {
             Some(libc::EMSGSIZE) => {
-                self.sent.dropped_too_big += datagrams;
+                self.counts.dropped_too_big += datagrams;
                 if to.df {
                     (self.too_big)(to);
                 }
             }
-            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => self.sent.dropped_busy += datagrams,
-            _ => self.sent.dropped_error += datagrams,
+            Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => self.counts.dropped_busy += datagrams,
+            _ => self.counts.dropped_error += datagrams,
         }
     }
 }
 
-/// All lanes of one thread.
+/// The send queue of one thread.
 pub(crate) struct TransmitQueue {
-    /// Those below `active` have a destination.
-    lanes: Vec<Lane>,
+    /// The first `active` queues have a destination; the others are kept for reuse.
+    queues: Vec<DestinationQueue>,
     active: usize,
-    /// The lane used last, where the next datagram most likely goes.
+    /// Index of the queue used last, which the next datagram most likely uses as well.
     last: usize,
     batch: SendBatch,
-    /// Scratch: lane and run of each message, those with DF first.
+    /// Reused buffer: indices of queue and run of each message, those with the don't-fragment bit first.
     order: Vec<(usize, usize)>,
 }
 
 impl TransmitQueue {
     pub(crate) fn new() -> TransmitQueue {
         TransmitQueue {
-            lanes: Vec::new(),
+            queues: Vec::new(),
             active: 0,
             last: 0,
-            batch: SendBatch::new(SEND_SLOTS),
-            order: Vec::with_capacity(SEND_SLOTS),
+            batch: SendBatch::new(MAX_MESSAGES),
+            order: Vec::with_capacity(MAX_MESSAGES),
         }
     }
 
-    /// Opens a datagram of up to `room` bytes, at most [`MAX_DATAGRAM`], behind what is queued for that destination;
-    /// sends that first if its lane is full.
-    pub(crate) fn reserve(&mut self, to: Destination, room: usize, outlet: &mut Outlet<'_>) -> Slot {
+    /// Opens a datagram of up to `room` bytes, at most [`MAX_DATAGRAM`], at the end of the destination's queue. Sends the queue
+    /// first if it is full.
+    pub(crate) fn reserve(&mut self, to: Destination, room: usize, context: &mut SendContext<'_>) -> Slot {
         debug_assert!(room <= MAX_DATAGRAM);
-        let index = self.lane(to);
-        let lane = &self.lanes[index];
-        if lane.used + room > lane.buffer.len() || lane.runs.len() == SEND_SLOTS {
+        let index = self.queue_for(to);
+        let queue = &self.queues[index];
+        if queue.used + room > queue.buffer.len() || queue.runs.len() == MAX_MESSAGES {
             self.order.clear();
-            self.order.extend((0..lane.runs.len()).map(|run| (index, run)));
-            self.send(outlet);
-            self.lanes[index].reset();
+            self.order.extend((0..queue.runs.len()).map(|run| (index, run)));
+            self.send(context);
+            self.queues[index].reset();
         }
-        self.lanes[index].open = room;
+        self.queues[index].open = room;
         self.last = index;
         Slot(index as u32)
     }
 
-    fn lane(&mut self, to: Destination) -> usize {
-        let active = &self.lanes[..self.active];
-        if active.get(self.last).is_some_and(|lane| lane.to == to) {
+    fn queue_for(&mut self, to: Destination) -> usize {
+        let active = &self.queues[..self.active];
+        if active.get(self.last).is_some_and(|queue| queue.to == to) {
             return self.last;
         }
-        if let Some(index) = active.iter().position(|lane| lane.to == to) {
+        if let Some(index) = active.iter().position(|queue| queue.to == to) {
             return index;
         }
         let address = RawAddress::from(to.to);
-        match self.lanes.get_mut(self.active) {
-            Some(lane) => (lane.to, lane.address) = (to, address),
+        match self.queues.get_mut(self.active) {
+            Some(queue) => (queue.to, queue.address) = (to, address),
             None => {
-                let len = if self.active < LARGE_LANES { LANE } else { SMALL_LANE };
+                let len = if self.active < LARGE_QUEUES { LARGE_QUEUE } else { SMALL_QUEUE };
                 let buffer = vec![0; len].into();
-                self.lanes.push(Lane { to, address, buffer, used: 0, open: 0, runs: Vec::new() });
+                self.queues.push(DestinationQueue {
+                    to,
+                    address,
+                    buffer,
+                    used: 0,
+                    open: 0,
+                    runs: Vec::new(),
+                });
             }
         }
         self.active += 1;
         self.active - 1
     }
 
-    /// The room of an open datagram; empty if it is none.
+    /// The room of an open datagram; empty if there is none.
     pub(crate) fn buffer(&mut self, slot: Slot) -> &mut [u8] {
-        match self.lanes.get_mut(slot.0 as usize) {
-            Some(lane) => &mut lane.buffer[lane.used..lane.used + lane.open],
+        match self.queues.get_mut(slot.0 as usize) {
+            Some(queue) => &mut queue.buffer[queue.used..queue.used + queue.open],
             None => &mut [],
         }
     }
 
-    /// Closes an open datagram with the first `len` bytes of its room. A length of 0, or of more than the room, takes
-    /// it back.
+    /// Closes an open datagram with the first `len` bytes of its room. Discards it if `len` is 0 or exceeds the room.
     pub(crate) fn commit(&mut self, slot: Slot, len: usize) {
-        let Some(lane) = self.lanes.get_mut(slot.0 as usize) else { return };
-        let room = std::mem::take(&mut lane.open);
+        let Some(queue) = self.queues.get_mut(slot.0 as usize) else { return };
+        let room = std::mem::take(&mut queue.open);
         if len == 0 || len > room {
             return;
         }
-        match lane.runs.last_mut() {
-            Some(run) if run.takes(len) => {
+        match queue.runs.last_mut() {
+            Some(run) if run.accepts(len) => {
                 run.len += len;
                 run.count += 1;
                 run.closed = len < run.segment;
             }
-            _ => lane.runs.push(Run { start: lane.used, len, segment: len, count: 1, closed: false }),
+            _ => queue.runs.push(Run { start: queue.used, len, segment: len, count: 1, closed: false }),
         }
-        lane.used += len;
+        queue.used += len;
     }
 
-    /// Sends everything that is queued. Open datagrams are taken back.
-    pub(crate) fn flush(&mut self, outlet: &mut Outlet<'_>) {
+    /// Sends everything that is queued. Open datagrams are discarded.
+    pub(crate) fn flush(&mut self, context: &mut SendContext<'_>) {
         if self.active == 0 {
             return;
         }
         self.order.clear();
         for df in [true, false] {
-            for (index, lane) in
-                self.lanes[..self.active].iter().enumerate().filter(|(_, lane)| lane.to.df == df)
+            for (index, queue) in
+                self.queues[..self.active].iter().enumerate().filter(|(_, queue)| queue.to.df == df)
             {
-                self.order.extend((0..lane.runs.len()).map(|run| (index, run)));
+                self.order.extend((0..queue.runs.len()).map(|run| (index, run)));
             }
         }
-        self.send(outlet);
-        self.lanes[..self.active].iter_mut().for_each(Lane::reset);
+        self.send(context);
+        self.queues[..self.active].iter_mut().for_each(DestinationQueue::reset);
         self.active = 0;
     }
 
-    /// Sends what `order` names.
-    fn send(&mut self, outlet: &mut Outlet<'_>) {
+    /// Sends the messages in `order`.
+    fn send(&mut self, context: &mut SendContext<'_>) {
         let mut next = 0;
-        while let Some(&(lane, run)) = self.order.get(next) {
-            let (lane, run) = (&self.lanes[lane], self.lanes[lane].runs[run]);
-            let (to, segments) = (lane.to, outlet.sockets.segments());
+        while let Some(&(queue, run)) = self.order.get(next) {
+            let (queue, run) = (&self.queues[queue], self.queues[queue].runs[run]);
+            let (to, segments) = (queue.to, context.sockets.supports_segmentation());
             if run.count > 1 && !segments {
-                self.send_singly(self.order[next], run, outlet);
+                self.send_individually(self.order[next], run, context);
                 next += 1;
                 continue;
             }
-            let lanes = &self.lanes;
-            let same = self.order[next..]
+            let queues = &self.queues;
+            let batch = self.order[next..]
                 .iter()
-                .map(|&(lane, run)| (&lanes[lane], &lanes[lane].runs[run]))
-                .take_while(|(lane, run)| lane.to.df == to.df && (segments || run.count == 1))
-                .map(|(lane, run)| lane.message(run));
-            match self.batch.send(outlet.sockets.fd(to.df), same) {
+                .map(|&(queue, run)| (&queues[queue], &queues[queue].runs[run]))
+                .take_while(|(queue, run)| queue.to.df == to.df && (segments || run.count == 1))
+                .map(|(queue, run)| queue.message(run));
+            match self.batch.send(context.sockets.fd(to.df), batch) {
                 Ok(count) => {
-                    for &(lane, run) in &self.order[next..next + count] {
-                        let run = &self.lanes[lane].runs[run];
-                        outlet.sent.datagrams += run.count as u64;
-                        outlet.sent.bytes += run.len as u64;
+                    for &(queue, run) in &self.order[next..next + count] {
+                        let run = &self.queues[queue].runs[run];
+                        context.counts.datagrams += run.count as u64;
+                        context.counts.bytes += run.len as u64;
                     }
-                    outlet.sent.messages += count as u64;
+                    context.counts.messages += count as u64;
                     next += count.max(1);
                 }
                 Err(error) => {
-                    self.failed(self.order[next], run, &error, outlet);
+                    self.handle_failure(self.order[next], run, &error, context);
                     next += 1;
                 }
             }
         }
     }
 
-    /// The kernel refused a message: find out whether its datagrams pass one by one.
-    fn failed(&mut self, at: (usize, usize), run: Run, error: &io::Error, outlet: &mut Outlet<'_>) {
-        let to = self.lanes[at.0].to;
+    /// The kernel refused a message: sends its datagrams individually if that may succeed.
+    fn handle_failure(
+        &mut self,
+        at: (usize, usize),
+        run: Run,
+        error: &io::Error,
+        context: &mut SendContext<'_>,
+    ) {
+        let to = self.queues[at.0].to;
         if run.count == 1 {
-            return outlet.failed(to, 1, error);
+            return context.record_failure(to, 1, error);
         }
         match error.raw_os_error() {
-            // Segments larger than the path: with DF none will pass, without it the kernel fragments single ones.
+            // Segments exceed the path MTU. Without the don't-fragment bit the kernel fragments individual datagrams.
             Some(libc::EMSGSIZE | libc::EINVAL) => {
                 let overhead = if to.to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
                 let fits = |mtu: u32| run.segment + overhead <= mtu as usize;
-                if !to.df || outlet.sockets.path_mtu(to.to).is_ok_and(fits) {
-                    return self.send_singly(at, run, outlet);
+                if !to.df || context.sockets.path_mtu(to.to).is_ok_and(fits) {
+                    return self.send_individually(at, run, context);
                 }
-                // Only a shorter last one may still fit.
+                // Only a shorter last datagram may still fit.
                 let full = run.count - usize::from(run.closed);
-                outlet.failed(to, full, &io::Error::from_raw_os_error(libc::EMSGSIZE));
+                context.record_failure(to, full, &io::Error::from_raw_os_error(libc::EMSGSIZE));
                 let rest =
                     Run { start: run.start + full * run.segment, len: run.len - full * run.segment, ..run };
-                self.send_singly(at, rest, outlet);
+                self.send_individually(at, rest, context);
             }
-            // Not on this kernel, or not through this device (no checksum offload, IPsec).
+            // Segmentation is not supported by this kernel or device (no checksum offload, IPsec).
             Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
-                outlet.sockets.stop_segmenting(error);
-                self.send_singly(at, run, outlet);
+                context.sockets.disable_segmentation(error);
+                self.send_individually(at, run, context);
             }
-            _ => outlet.failed(to, run.count, error),
+            _ => context.record_failure(to, run.count, error),
         }
     }
 
-    fn send_singly(&mut self, (lane, _): (usize, usize), run: Run, outlet: &mut Outlet<'_>) {
-        let lane = &self.lanes[lane];
-        let mut rest = &lane.buffer[run.start..run.start + run.len];
+    fn send_individually(&mut self, (queue, _): (usize, usize), run: Run, context: &mut SendContext<'_>) {
+        let queue = &self.queues[queue];
+        let mut rest = &queue.buffer[run.start..run.start + run.len];
         while !rest.is_empty() {
             let pieces =
-                rest.chunks(run.segment).map(|bytes| OutMessage { bytes, to: lane.address, segment: 0 });
-            let done = match self.batch.send(outlet.sockets.fd(lane.to.df), pieces) {
+                rest.chunks(run.segment).map(|bytes| OutMessage { bytes, to: queue.address, segment: 0 });
+            let done = match self.batch.send(context.sockets.fd(queue.to.df), pieces) {
                 Ok(count) => {
                     let bytes = (count.max(1) * run.segment).min(rest.len());
-                    outlet.sent.datagrams += count as u64;
-                    outlet.sent.messages += count as u64;
-                    outlet.sent.bytes += bytes as u64;
+                    context.counts.datagrams += count as u64;
+                    context.counts.messages += count as u64;
+                    context.counts.bytes += bytes as u64;
                     bytes
                 }
                 Err(error) => {
-                    outlet.failed(lane.to, 1, &error);
+                    context.record_failure(queue.to, 1, &error);
                     run.segment.min(rest.len())
                 }
             };

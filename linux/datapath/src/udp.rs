@@ -1,9 +1,9 @@
-//! The two UDP sockets of a peer, batched.
+//! The two UDP sockets of a peer (docs/spec/data-plane.md 4.2).
 //!
-//! Both are bound to the same address and port, so that everything leaves with the source port that peers (and their
-//! NATs) know; they differ in the don't-fragment bit. The kernel may deliver a datagram to either, so both are read.
-//! What goes to one address in datagrams of equal size leaves in one call that the kernel cuts (UDP_SEGMENT); what
-//! arrives like that may come in one piece (UDP_GRO).
+//! Both are bound to the same address and port, so that all datagrams have the source port that peers (and their NATs) know;
+//! one sets the don't-fragment bit. The kernel may deliver a datagram to either, so both are read. Datagrams of equal size to
+//! one address are sent in one message that the kernel segments (UDP_SEGMENT); the kernel may merge received datagrams in the
+//! same way (UDP_GRO).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,48 +14,47 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::packet::grow;
 use crate::sys::{self, Received};
 
-/// Room for one received message: datagrams that the kernel merged have at most 64 kB together.
-pub(crate) const MESSAGE: usize = 65_536;
-/// Bursts of whole TCP windows must fit while the thread is busy.
+/// Bytes of one received message: datagrams that the kernel merges have at most 64 kB together.
+pub(crate) const MAX_MESSAGE: usize = 65_536;
+/// Must hold bursts of whole TCP windows while the thread is busy.
 const RECEIVE_BUFFER: i32 = 16 << 20;
-/// What may wait in the queue of a slow device: 30 ms at 1 Gbit/s. More would only add delay, as the senders in containers
-/// learn of a bottleneck by losses.
+/// Limits the queue of a slow device: 30 ms at 1 Gbit/s. More would only add delay, since senders in containers detect a
+/// bottleneck by loss.
 const SEND_BUFFER: i32 = 4 << 20;
-/// How long a send may wait for the device before its datagrams are dropped.
-const SEND_PATIENCE: Duration = Duration::from_millis(20);
+/// How long a send waits for the device before its datagrams are dropped.
+const SEND_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// The sockets could not be made.
+/// The sockets could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{step} for UDP {address}: {error}")]
 pub struct OpenUdpError {
-    /// Where they were to listen.
+    /// The local address.
     pub address: SocketAddr,
-    /// What was tried.
+    /// The failed step.
     pub step: &'static str,
-    /// What the kernel said.
+    /// Error of the kernel.
     #[source]
     pub error: io::Error,
 }
 
-/// The two sockets. Shared by all threads.
+/// The two sockets, shared by all threads.
 #[derive(Debug)]
-pub struct UdpSockets {
+pub(crate) struct UdpSockets {
     df: Socket,
     plain: Socket,
-    /// Sends nothing: connected to one address after the other to learn what the kernel knows about the path.
+    /// Never sends. It is connected to an address to query the path MTU that the kernel knows.
     probe: Mutex<Socket>,
     local: SocketAddr,
-    /// Cleared when the kernel turns out not to segment.
-    segments: AtomicBool,
+    /// Whether the kernel supports segmentation, as far as known.
+    segmentation: AtomicBool,
 }
 
 impl UdpSockets {
-    /// Binds both sockets, in the network namespace of the calling thread. Without an address they listen on all of
-    /// IPv4. Port 0 lets the kernel choose. A port that any other socket holds is refused.
-    pub fn open(listen: Option<IpAddr>, port: u16) -> Result<UdpSockets, OpenUdpError> {
+    /// Binds both sockets, in the network namespace of the calling thread. Without an address they listen on all IPv4
+    /// addresses. Port 0 lets the kernel choose. Fails if any other socket uses the port.
+    pub(crate) fn open(listen: Option<IpAddr>, port: u16) -> Result<UdpSockets, OpenUdpError> {
         let address = SocketAddr::new(listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
         let failed = |step| move |error| OpenUdpError { address, step, error };
         let new = || Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP));
@@ -64,14 +63,14 @@ impl UdpSockets {
         set_discovery(&plain, address, false).map_err(failed("IP_MTU_DISCOVER"))?;
         set_discovery(&df, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
         for socket in [&plain, &df] {
-            grow(socket.as_fd(), libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER);
-            grow(socket.as_fd(), libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER);
-            socket.set_write_timeout(Some(SEND_PATIENCE)).map_err(failed("SO_SNDTIMEO"))?;
-            // Since Linux 5.0; without it datagrams come one by one.
+            sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
+            sys::set_send_buffer(socket.as_fd(), SEND_BUFFER);
+            socket.set_write_timeout(Some(SEND_TIMEOUT)).map_err(failed("SO_SNDTIMEO"))?;
+            // Linux 5.0 or later; without it the kernel does not merge datagrams.
             let _ = sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
         }
-        // The first is bound alone, which finds out whether the port is taken. Only then may the port be shared, and
-        // only until the second is bound: nobody else gets in.
+        // The first socket is bound without SO_REUSEADDR, which fails if the port is in use. Then the port is shared only until
+        // the second socket is bound, so that no other process can share it.
         plain.bind(&address.into()).map_err(failed("bind"))?;
         let bound = plain.local_addr().map_err(failed("getsockname"))?;
         let local = bound.as_socket().unwrap_or(address);
@@ -81,17 +80,17 @@ impl UdpSockets {
         share(false).map_err(failed("SO_REUSEADDR"))?;
         let probe = new().map_err(failed("socket"))?;
         set_discovery(&probe, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
-        // Routes may depend on the source.
+        // Routes may depend on the source address.
         probe.bind(&SocketAddr::new(local.ip(), 0).into()).map_err(failed("bind"))?;
-        Ok(UdpSockets { df, plain, probe: Mutex::new(probe), local, segments: AtomicBool::new(true) })
+        Ok(UdpSockets { df, plain, probe: Mutex::new(probe), local, segmentation: AtomicBool::new(true) })
     }
 
-    /// Where they are bound.
-    pub fn local_addr(&self) -> SocketAddr {
+    /// The local address of both sockets.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Both sockets, to be polled and read.
+    /// Both sockets, for polling and receiving.
     pub(crate) fn both(&self) -> [BorrowedFd<'_>; 2] {
         [self.df.as_fd(), self.plain.as_fd()]
     }
@@ -100,32 +99,32 @@ impl UdpSockets {
         if df { &self.df } else { &self.plain }
     }
 
-    /// The socket that sends with or without DF.
+    /// The socket that sends with or without the don't-fragment bit.
     pub(crate) fn fd(&self, df: bool) -> BorrowedFd<'_> {
         self.socket(df).as_fd()
     }
 
-    /// Whether the kernel cuts messages for us, as far as we know.
-    pub(crate) fn segments(&self) -> bool {
-        self.segments.load(Ordering::Relaxed)
+    /// Whether the kernel segments messages, as far as known.
+    pub(crate) fn supports_segmentation(&self) -> bool {
+        self.segmentation.load(Ordering::Relaxed)
     }
 
-    /// It turned out that it does not.
-    pub(crate) fn stop_segmenting(&self, error: &io::Error) {
-        if self.segments.swap(false, Ordering::Relaxed) {
-            tracing::info!(%error, "UDP segmentation does not work here, sending datagrams one by one");
+    /// Records that the kernel does not segment messages.
+    pub(crate) fn disable_segmentation(&self, error: &io::Error) {
+        if self.segmentation.swap(false, Ordering::Relaxed) {
+            tracing::info!(%error, "UDP segmentation is not supported here; sending datagrams individually, which costs throughput");
         }
     }
 
-    /// Sends one datagram: control traffic from any thread. Behind a full queue it waits for up to 20 ms, since losing
-    /// heartbeats to the data that they vouch for would end a connection that is only busy.
+    /// Sends one control datagram, from any thread. If the queue is full it waits for up to 20 ms: if data displaced the
+    /// heartbeats, a busy connection would time out.
     pub(crate) fn send(&self, to: SocketAddr, df: bool, datagram: &[u8]) -> io::Result<()> {
         self.socket(df).send_to_with_flags(datagram, &to.into(), libc::MSG_NOSIGNAL).map(drop)
     }
 
-    /// Datagrams that the kernel dropped for want of room, since the sockets were made.
+    /// Datagrams that the kernel dropped because the receive buffers were full.
     pub(crate) fn receive_drops(&self) -> u64 {
-        /// `SK_MEMINFO_DROPS` in the words of SO_MEMINFO.
+        /// Index of `SK_MEMINFO_DROPS` in SO_MEMINFO.
         const DROPS: usize = 8;
         let drops = |socket| {
             sys::option_words::<9>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO).map_or(0, |w| w[DROPS])
@@ -133,10 +132,10 @@ impl UdpSockets {
         self.both().into_iter().map(|socket| u64::from(drops(socket))).sum()
     }
 
-    /// What the kernel believes to be the MTU of the path to `to`, in bytes of IP packet.
+    /// The path MTU to `to` that the kernel knows, in bytes of IP packet.
     pub(crate) fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
         let probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
-        // Otherwise it would keep the source address chosen for the path before.
+        // Otherwise it would keep the source address that was chosen for the previous address.
         sys::disconnect(probe.as_fd())?;
         probe.connect(&to.into())?;
         let (level, name) = match to {
@@ -157,7 +156,7 @@ fn set_discovery(socket: &Socket, address: SocketAddr, df: bool) -> io::Result<(
     sys::set_option(socket.as_fd(), level, name, value)
 }
 
-/// Size of the datagrams that a received message consists of: all but the last have it.
+/// Size of the datagrams in a received message; the last one may be shorter.
 pub(crate) fn segment_size(message: &Received<'_>) -> usize {
     message
         .control(libc::SOL_UDP, libc::UDP_GRO)

@@ -1,18 +1,17 @@
-//! The data path: three peers in a line, wired to each other without a network.
+//! The data path of several peers in a line, connected without a network.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Line, Recorder, addr, array, bytes, name, vectors};
+use crate::support::{Line, Recorder, UID, addr, array, bytes, name, session, vectors};
 use weave_overlay::Destination;
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
-use weave_overlay::sleeve::{ControlFrame, Opener, Sealer, Session, SessionConfig, SleevePath};
+use weave_overlay::sleeve::{ControlFrame, Opener, Sealer, SleevePath};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
-use weave_types::{ConnectionId, ConnectionUid, Instant, MacAddr, PeerName};
+use weave_types::{ConnectionId, Instant, MacAddr, PeerName};
 
-const UID: ConnectionUid = ConnectionUid(0x77);
 const NOW: Instant = Instant::from_origin(Duration::from_secs(1000));
 
 struct Node {
@@ -22,18 +21,6 @@ struct Node {
     macs: MacTable,
     neighbours: Vec<Neighbour>,
     io: Recorder,
-}
-
-fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session> {
-    Session::new(SessionConfig {
-        own: name(own),
-        remote: name(remote),
-        conn: ConnectionId(u64::from(remote)),
-        uid: UID,
-        // As in the captures: A opens to B, B to C.
-        outbound: own < remote,
-        key,
-    })
 }
 
 fn path(remote: u8, overhead: usize) -> SleevePath {
@@ -61,10 +48,10 @@ impl Node {
         Node { n, peers, forwarder: Forwarder::new(tables), macs, neighbours, io: Recorder::default() }
     }
 
-    /// What node does with facts about MACs.
+    /// Learns MACs from the events, as the node does, and publishes new tables.
     fn learn(&mut self) {
-        for fact in &self.io.events {
-            match fact {
+        for event in &self.io.events {
+            match event {
                 ForwarderEvent::Switch(weave_switch::SwitchEvent::LocalMac(mac)) => {
                     _ = self.macs.learn_local(*mac, NOW)
                 }
@@ -74,7 +61,7 @@ impl Node {
                 _ => {}
             }
         }
-        self.io.events.retain(|fact| matches!(fact, ForwarderEvent::Control { .. }));
+        self.io.events.retain(|event| matches!(event, ForwarderEvent::Control { .. }));
         self.publish();
     }
 
@@ -83,8 +70,20 @@ impl Node {
         self.forwarder.set_tables(tables, &mut self.io);
     }
 
+    /// Makes the node know that peer `n` has the MAC `mac(n)`.
+    fn learn_peer(&mut self, n: u8) {
+        self.macs.learn_remote(mac(n), name(n), NOW);
+        self.publish();
+    }
+
     fn local(&mut self, frame: &[u8], offload: Offload) {
-        self.forwarder.handle_local(frame, offload, NOW, &mut self.io);
+        self.local_batch(&[(frame, offload)]);
+    }
+
+    fn local_batch(&mut self, frames: &[(&[u8], Offload)]) {
+        for (frame, offload) in frames {
+            self.forwarder.handle_local(frame, *offload, NOW, &mut self.io);
+        }
         self.forwarder.flush(&mut self.io);
     }
 
@@ -100,7 +99,7 @@ fn tables(n: u8, peers: u8, macs: &MacTable, neighbours: &[Neighbour]) -> Arc<Ta
     Arc::new(Tables::new(0, forwarding, neighbours.iter().cloned().map(Arc::new).collect()))
 }
 
-/// Peers 1, 2, 3, ...
+/// Peers 1, 2, 3 and so on.
 struct Net(Vec<Node>);
 
 impl Net {
@@ -112,7 +111,7 @@ impl Net {
         &mut self.0[usize::from(n) - 1]
     }
 
-    /// Carries datagrams until all is quiet, and lets everybody learn.
+    /// Delivers datagrams until there are none left. All nodes learn MACs.
     fn settle(&mut self) {
         loop {
             let mut sent = Vec::new();
@@ -131,6 +130,16 @@ impl Net {
         }
     }
 
+    /// Broadcasts from each of these peers, so that all peers learn their MACs.
+    fn announce(&mut self, peers: [u8; 2]) {
+        for n in peers {
+            self.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
+            self.settle();
+        }
+        self.injected();
+    }
+
+    /// The frames injected at each node since the last call.
     fn injected(&mut self) -> Vec<Vec<Vec<u8>>> {
         self.0.iter_mut().map(|node| std::mem::take(&mut node.io.injected)).collect()
     }
@@ -184,7 +193,7 @@ fn tcp_super_frame(dst: MacAddr, src: MacAddr, payload: usize, mss: u16) -> (Vec
 }
 
 #[test]
-fn a_broadcast_reaches_everybody_once() {
+fn a_broadcast_reaches_every_peer_once() {
     for key in [None, Some([9; 32])] {
         for origin in 1..=4 {
             let mut net = Net::line(4, key);
@@ -197,20 +206,16 @@ fn a_broadcast_reaches_everybody_once() {
             }
             for node in &net.0 {
                 let peer = name(origin);
-                assert_eq!(node.macs.lookup(mac(origin)), Some(peer), "everybody has learnt the source");
+                assert_eq!(node.macs.lookup(mac(origin)), Some(peer), "all peers have learnt the source");
             }
         }
     }
 }
 
 #[test]
-fn unicast_takes_the_route_and_is_sealed_anew_at_each_hop() {
+fn unicast_follows_the_route_and_is_sealed_at_each_hop() {
     let mut net = Net::line(4, Some([9; 32]));
-    for n in [1, 4] {
-        net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
-        net.settle();
-    }
-    net.injected();
+    net.announce([1, 4]);
     let frame = ipv4(mac(4), mac(1), true, 17, &[5; 100]);
     net.node(1).local(&frame, Offload::NONE);
     let (to, first) = net.node(1).io.sent[0].clone();
@@ -225,17 +230,17 @@ fn unicast_takes_the_route_and_is_sealed_anew_at_each_hop() {
     assert_eq!(record, Ok((name(1), name(4), frame.clone())));
     net.node(3).datagram(addr(2), &second);
     net.settle();
-    assert_eq!(net.injected(), [vec![], vec![], vec![], vec![frame]], "relays deliver nothing");
-    // A relay checks replays, too.
+    assert_eq!(net.injected(), [vec![], vec![], vec![], vec![frame]], "relays inject nothing");
+    // A relay detects replays, too.
     second.truncate(second.len());
     net.node(3).datagram(addr(2), &second);
     assert_eq!(net.node(3).forwarder.stats().drop_replayed, 1);
     assert!(net.node(3).io.sent.is_empty());
 }
 
-/// The data frames of the captures: A, B and C send what the original sent, byte for byte.
+/// A, B and C send the data frames of the captures, byte for byte.
 #[test]
-fn data_goes_as_the_original_sends_it() {
+fn datagrams_equal_those_of_2_8_1() {
     for (file, key) in [("live_sleeve_plain", false), ("live_sleeve_encrypted", true)] {
         let file = vectors(file);
         let key = |pair: (&str, &str)| -> Option<[u8; 32]> {
@@ -246,7 +251,7 @@ fn data_goes_as_the_original_sends_it() {
         let (ab, bc) = (key(("A", "7a:00:00:00:00:02")), key(("B", "7a:00:00:00:00:03")));
         let neighbour = |own: u8, remote: u8, key| {
             let session = session(own, remote, key);
-            // Heartbeat, kick-off and MTU test; fragmentation test.
+            // Sequence numbers of heartbeat, initial probe and MTU test, and of the fragmentation test.
             let sealer = Sealer::new(session.clone());
             for df in [true, true, true, false] {
                 sealer.finish(sealer.begin(), &mut [0; 30], df).unwrap();
@@ -259,7 +264,7 @@ fn data_goes_as_the_original_sends_it() {
             Node::with(2, 3, vec![neighbour(2, 1, ab), neighbour(2, 3, bc)]),
             Node::with(3, 3, vec![neighbour(3, 2, bc)]),
         ]);
-        // After the establishment, without the heartbeats that go on meanwhile.
+        // Only what was sent after the establishment, without heartbeats.
         let recorded = |link: &str, from: &str| -> Vec<Vec<u8>> {
             array(&file["links"][link]["udp"])
                 .iter()
@@ -304,7 +309,7 @@ fn data_goes_as_the_original_sends_it() {
         assert!(!hop(&mut net, 3, &c[0], &reply));
         relay(&mut net, 3, 1, &c[0], &b_to_a[0]);
         if ab.is_some() {
-            // A heartbeat each, in between, has no number in the test.
+            // The heartbeats in between have no sequence number in this test.
             assert_eq!(a[1][13], 3);
         }
         assert!(hop(&mut net, 1, &a[1], &bytes(&frames["small_df_icmp"])));
@@ -320,9 +325,9 @@ fn data_goes_as_the_original_sends_it() {
     }
 }
 
-/// The packets of live_sleeve_pmtu_search.json: path MTU 700, fragments not trusted.
+/// The packets of live_sleeve_pmtu_search.json: the path MTU is 700, and fragmented datagrams do not arrive.
 #[test]
-fn fragments_are_those_of_the_original() {
+fn fragments_equal_those_of_2_8_1() {
     let file = vectors("live_sleeve_pmtu_search");
     let mut net = Net::line(3, None);
     net.node(1).neighbours[0].path =
@@ -345,13 +350,9 @@ fn fragments_are_those_of_the_original() {
 }
 
 #[test]
-fn a_relay_answers_the_source_of_what_is_too_big() {
+fn a_relay_answers_the_source_of_a_frame_above_the_path_mtu() {
     let mut net = Net::line(3, None);
-    for n in [1, 3] {
-        net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
-        net.settle();
-    }
-    net.injected();
+    net.announce([1, 3]);
     net.node(2).neighbours[1].path.mtu = 1000;
     net.node(2).publish();
     let frame = ipv4(mac(3), mac(1), true, 17, &[5; 1100]);
@@ -367,7 +368,7 @@ fn a_relay_answers_the_source_of_what_is_too_big() {
 }
 
 #[test]
-fn floods_are_not_answered_on_their_way_either() {
+fn a_relay_does_not_answer_flooded_frames() {
     let mut net = Net::line(3, None);
     net.node(2).neighbours[1].path.mtu = 1000;
     net.node(2).publish();
@@ -378,12 +379,12 @@ fn floods_are_not_answered_on_their_way_either() {
 }
 
 #[test]
-fn too_big_without_an_answer() {
+fn flooded_and_oversize_frames_are_not_answered() {
     let mut net = Net::line(2, None);
-    // Destination unknown: the frame is flooded, nobody is told.
+    // The destination is unknown, so the frame is flooded.
     net.node(1).local(&ipv4(mac(2), mac(1), true, 17, &[0; 1500]), Offload::NONE);
     assert_eq!(net.node(1).forwarder.stats().drop_too_big_flood, 1);
-    // Nor is anybody about what no datagram can carry.
+    // No datagram can carry the frame.
     let path = &mut net.node(1).neighbours[0].path;
     (path.mtu, path.max_payload) = (65535, 65507);
     net.node(1).publish();
@@ -393,10 +394,9 @@ fn too_big_without_an_answer() {
 }
 
 #[test]
-fn ipv6_sources_are_told_too() {
+fn ipv6_frames_above_the_path_mtu_are_answered() {
     let mut net = Net::line(2, None);
-    net.node(1).macs.learn_remote(mac(2), name(2), NOW);
-    net.node(1).publish();
+    net.node(1).learn_peer(2);
     let packet = |payload: usize| {
         let mut packet = vec![0u8; 40 + payload];
         packet[0] = 0x60;
@@ -413,27 +413,23 @@ fn ipv6_sources_are_told_too() {
     let answer = net.node(1).io.injected.pop().unwrap();
     assert_eq!((answer[20], answer[54]), (58, 2), "ICMPv6 packet too big");
     assert_eq!(answer[58..62], 1438u32.to_be_bytes());
-    // Nobody may be asked for less than 1280: the kernel fragments instead.
+    // Below an MTU of 1280 there is no answer: the kernel fragments instead.
     net.node(1).neighbours[0].path.mtu = 900;
     net.node(1).publish();
     net.node(1).local(&packet(1000), Offload::NONE);
     assert!(!net.node(1).io.sent.pop().unwrap().0.df);
 }
 
-/// Hosts with different MTUs on one network: what is too long for the receiving bridge is cut or answered there.
+/// Hosts may have different MTUs.
 #[test]
-fn frames_longer_than_the_local_bridge_takes() {
+fn frames_above_the_local_mtu_are_fragmented_or_answered() {
     let mut net = Net::line(2, None);
-    for n in [1, 2] {
-        net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
-        net.settle();
-    }
-    net.injected();
+    net.announce([1, 2]);
     let node = net.node(2);
     let tables = Tables::clone(node.forwarder.tables()).with_local_mtu(576);
     node.forwarder.set_tables(Arc::new(tables), &mut node.io);
     type Datagrams = Vec<(Destination, Vec<u8>)>;
-    /// Sends from 1 to 2; gives what 2 injected and what it sent.
+    /// Sends a frame from 1 to 2; returns what 2 injected and what it sent.
     fn deliver(net: &mut Net, frame: &[u8]) -> (Vec<Vec<u8>>, Datagrams) {
         net.node(1).local(frame, Offload::NONE);
         for (_, datagram) in std::mem::take(&mut net.node(1).io.sent) {
@@ -445,7 +441,7 @@ fn frames_longer_than_the_local_bridge_takes() {
     let payload = |len: usize| vec![7; len];
 
     let fits = ipv4(mac(2), mac(1), true, 17, &payload(576 - 20));
-    assert_eq!(deliver(&mut net, &fits).0, [fits], "as long as the bridge takes");
+    assert_eq!(deliver(&mut net, &fits).0, [fits], "exactly the MTU");
 
     let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), false, 17, &payload(1000)));
     assert!(sent.is_empty());
@@ -453,24 +449,23 @@ fn frames_longer_than_the_local_bridge_takes() {
 
     let (pieces, sent) = deliver(&mut net, &ipv4(mac(2), mac(1), true, 17, &payload(1000)));
     assert!(pieces.is_empty());
-    assert_eq!(sent.len(), 1, "its source is told");
+    assert_eq!(sent.len(), 1, "the source is answered");
     net.node(1).datagram(addr(2), &sent[0].1);
     let answer = net.node(1).io.injected.pop().unwrap();
     assert_eq!((&answer[..6], &answer[34..36]), (&mac(1).0[..], &[3, 4][..]));
     assert_eq!(answer[40..42], 576u16.to_be_bytes());
 
-    // Not ours: it was flooded, and whoever has it answers.
+    // The destination is not local: the frame was flooded, and the peer that has it answers.
     let (pieces, sent) = deliver(&mut net, &ipv4(mac(9), mac(1), true, 17, &payload(1000)));
     assert!(pieces.is_empty() && sent.is_empty());
     assert_eq!(net.node(2).forwarder.stats().drop_too_big, 1);
 }
 
 #[test]
-fn small_frames_share_a_datagram() {
+fn small_frames_are_collected_in_a_datagram() {
     let mut net = Net::line(2, Some([1; 32]));
     let node = net.node(1);
-    node.macs.learn_remote(mac(2), name(2), NOW);
-    node.publish();
+    node.learn_peer(2);
     let frame = ipv4(mac(2), mac(1), true, 17, &[1; 26]);
     let per_datagram = (1472 - 30) / (14 + frame.len());
     for _ in 0..per_datagram + 1 {
@@ -482,7 +477,7 @@ fn small_frames_share_a_datagram() {
     assert_eq!(sent.len(), 2);
     assert!(sent[0].1.len() <= 1472 && sent[0].1.len() + 14 + frame.len() > 1472);
     assert_eq!(sent[1].1.len(), 30 + 14 + frame.len());
-    // Not more than a hundred, however much fits.
+    // At most 100 frames, even if more fit.
     node.neighbours[0].path.max_payload = 65507;
     node.publish();
     for _ in 0..101 {
@@ -498,11 +493,10 @@ fn small_frames_share_a_datagram() {
 }
 
 #[test]
-fn frames_with_and_without_df_do_not_mix() {
+fn frames_with_and_without_df_are_in_separate_datagrams() {
     let mut net = Net::line(2, None);
     let node = net.node(1);
-    node.macs.learn_remote(mac(2), name(2), NOW);
-    node.publish();
+    node.learn_peer(2);
     for df in [true, false, true, false] {
         node.forwarder.handle_local(
             &ipv4(mac(2), mac(1), df, 17, &[1; 26]),
@@ -517,21 +511,14 @@ fn frames_with_and_without_df_do_not_mix() {
 }
 
 #[test]
-fn super_frames_are_cut_into_equal_datagrams() {
+fn super_frames_are_sent_in_equal_datagrams() {
     for key in [None, Some([8; 32])] {
         let mut net = Net::line(3, key);
-        for n in [1, 3] {
-            net.node(n).local(&arp(MacAddr::BROADCAST, mac(n)), Offload::NONE);
-            net.settle();
-        }
-        net.injected();
+        net.announce([1, 3]);
         let (frame, offload) = tcp_super_frame(mac(3), mac(1), 10 * 1336 + 100, 1336);
         let small = ipv4(mac(3), mac(1), true, 17, &[1; 20]);
         let node = net.node(1);
-        for (frame, offload) in [(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)] {
-            node.forwarder.handle_local(frame, offload, NOW, &mut node.io);
-        }
-        node.forwarder.flush(&mut node.io);
+        node.local_batch(&[(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)]);
         let overhead = if key.is_some() { 44 } else { 20 };
         let lengths: Vec<_> = node.io.sent.iter().map(|(to, d)| (to.df, d.len() - overhead)).collect();
         let mut expected = vec![(true, 54)];
@@ -556,26 +543,21 @@ fn super_frames_are_cut_into_equal_datagrams() {
 }
 
 #[test]
-fn small_segments_have_datagrams_of_their_own_too() {
+fn small_segments_are_not_collected() {
     let mut net = Net::line(2, None);
-    net.node(1).macs.learn_remote(mac(2), name(2), NOW);
-    net.node(1).publish();
+    net.node(1).learn_peer(2);
     let node = net.node(1);
     let small = ipv4(mac(2), mac(1), true, 17, &[1; 20]);
     let (frame, offload) = tcp_super_frame(mac(2), mac(1), 2000, 500);
-    for (frame, offload) in [(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)] {
-        node.forwarder.handle_local(frame, offload, NOW, &mut node.io);
-    }
-    node.forwarder.flush(&mut node.io);
+    node.local_batch(&[(&small, Offload::NONE), (&frame, offload), (&small, Offload::NONE)]);
     let lengths: Vec<_> = node.io.take().sent.iter().map(|(_, d)| d.len() - 20).collect();
     assert_eq!(lengths, [54, 554, 554, 554, 554, 54]);
 }
 
 #[test]
-fn super_frames_too_big_for_the_path_are_answered_once() {
+fn super_frames_above_the_path_mtu_are_answered_once() {
     let mut net = Net::line(2, None);
-    net.node(1).macs.learn_remote(mac(2), name(2), NOW);
-    net.node(1).publish();
+    net.node(1).learn_peer(2);
     let (frame, offload) = tcp_super_frame(mac(2), mac(1), 30000, 1460);
     net.node(1).local(&frame, offload);
     assert!(net.node(1).io.sent.is_empty());
@@ -587,7 +569,7 @@ fn super_frames_too_big_for_the_path_are_answered_once() {
 }
 
 #[test]
-fn checksums_are_completed() {
+fn pending_checksums_are_completed() {
     let mut net = Net::line(2, None);
     let (frame, mut offload) = tcp_super_frame(mac(2), mac(1), 100, 1336);
     offload.gso = None;
@@ -601,7 +583,7 @@ fn checksums_are_completed() {
 }
 
 #[test]
-fn what_strangers_send_is_dropped() {
+fn datagrams_of_unknown_senders_are_dropped() {
     let key = Some([6; 32]);
     let mut net = Net::line(3, key);
     let [early, good] = [(); 2].map(|()| {
@@ -630,7 +612,7 @@ fn what_strangers_send_is_dropped() {
     node.publish();
     node.datagram(addr(1), &good);
     assert_eq!(stats(node), [1, 1, 1, 2, 1]);
-    assert_eq!(node.io.injected.len(), 1, "the original arrives in spite of all of them, once");
+    assert_eq!(node.io.injected.len(), 1, "the genuine datagram arrives once");
 }
 
 /// A datagram of peer 1 to peer 2 with these frames.
@@ -647,7 +629,7 @@ fn datagram(frames: &[(PeerName, PeerName, &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn records_before_a_malformed_one_count() {
+fn records_before_a_malformed_one_are_delivered() {
     let mut net = Net::line(2, None);
     let frame = arp(MacAddr::BROADCAST, mac(1));
     let mut bytes =
@@ -661,7 +643,7 @@ fn records_before_a_malformed_one_count() {
 }
 
 #[test]
-fn control_frames_become_facts() {
+fn control_frames_are_reported() {
     let mut net = Net::line(2, None);
     let heartbeat = |uid: u64| [&[0; 14][..], &uid.to_be_bytes()].concat();
     let (one, two) = (name(1), name(2));
@@ -676,13 +658,13 @@ fn control_frames_become_facts() {
     let mut damaged = [0; 60001];
     damaged[60000] = 1;
     net.node(2).datagram(addr(1), &datagram(&[(one, two, &damaged)]));
-    let fact = |control, from| ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from };
+    let event = |control, from| ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from };
     assert_eq!(
         net.node(2).io.events,
         [
-            fact(ControlFrame::Heartbeat(UID), addr(9)),
-            fact(ControlFrame::MtuTest { mtu: 1438 }, addr(9)),
-            fact(ControlFrame::FragmentationTest, addr(1)),
+            event(ControlFrame::Heartbeat(UID), addr(9)),
+            event(ControlFrame::MtuTest { mtu: 1438 }, addr(9)),
+            event(ControlFrame::FragmentationTest, addr(1)),
         ]
     );
     assert_eq!(net.node(2).forwarder.stats().drop_special, 3);
@@ -690,7 +672,7 @@ fn control_frames_become_facts() {
 }
 
 #[test]
-fn an_unconfirmed_neighbour_is_heard_but_not_listened_to() {
+fn only_heartbeats_are_accepted_before_confirmation() {
     let mut net = Net::line(2, None);
     let node = net.node(2);
     node.neighbours[0].confirmed = false;
@@ -709,7 +691,7 @@ fn an_unconfirmed_neighbour_is_heard_but_not_listened_to() {
 }
 
 #[test]
-fn control_frames_are_bounded_and_probes_do_not_starve_heartbeats() {
+fn control_frames_are_rate_limited_and_probes_do_not_displace_heartbeats() {
     let mut net = Net::line(2, None);
     let probe = datagram(&[(name(1), name(2), &[0; 100])]);
     for _ in 0..1000 {
@@ -728,13 +710,13 @@ fn control_frames_are_bounded_and_probes_do_not_starve_heartbeats() {
 }
 
 #[test]
-fn nothing_goes_back_where_it_came_from() {
+fn frames_are_not_sent_back_to_their_sender() {
     let mut net = Net::line(3, None);
-    // Peer 1 takes 2 for the way to 1: its routes are behind.
+    // Peer 1 has outdated routes and sends a frame for itself to 2.
     net.node(2).datagram(addr(1), &datagram(&[(name(3), name(1), &arp(mac(1), mac(3)))]));
     assert_eq!(net.node(2).forwarder.stats().drop_hairpin, 1);
     assert!(net.node(2).io.sent.is_empty());
-    // Nor does a broadcast, though in the tree of 3 peer 1 is below.
+    // The same for a broadcast, although peer 1 is a next hop in the tree of 3.
     let frame = arp(MacAddr::BROADCAST, mac(3));
     net.node(2).datagram(addr(1), &datagram(&[(name(3), name(2), &frame)]));
     assert_eq!(net.node(2).io.injected, [frame]);
@@ -742,7 +724,7 @@ fn nothing_goes_back_where_it_came_from() {
 }
 
 #[test]
-fn without_contact_or_connection_frames_are_dropped() {
+fn frames_without_address_or_connection_are_dropped() {
     let mut net = Net::line(2, None);
     net.node(1).neighbours[0].path.remote = None;
     net.node(1).publish();
@@ -755,7 +737,7 @@ fn without_contact_or_connection_frames_are_dropped() {
 }
 
 #[test]
-fn new_tables_flush_what_was_gathered() {
+fn new_tables_flush_collected_frames() {
     let mut net = Net::line(2, None);
     let node = net.node(1);
     node.forwarder.handle_local(&arp(MacAddr::BROADCAST, mac(1)), Offload::NONE, NOW, &mut node.io);
@@ -769,7 +751,7 @@ fn new_tables_flush_what_was_gathered() {
 }
 
 #[test]
-fn the_last_neighbour_of_a_name_stays() {
+fn the_last_neighbour_of_a_name_is_used() {
     let net = Net::line(3, None);
     let node = &net.0[1];
     let newer = Neighbour { confirmed: false, ..node.neighbours[0].clone() };

@@ -1,5 +1,5 @@
-//! Everything that takes bytes from peers, run on any bytes: by the fuzzer (`fuzz/fuzz_targets/sleeve_datagram.rs` and
-//! `overlay_control.rs`), and here on its corpus.
+//! Entry points of the fuzz targets `sleeve_datagram` and `overlay_control`: all code that handles bytes of peers. The corpus tests
+//! run them as well.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Routes for Everywhere {
     }
 }
 
-/// Checks lengths, keeps nothing. There are two neighbours, each with and without the don't-fragment bit.
+/// An [`Io`] that checks lengths and discards everything. There are two neighbours, each with and without the don't-fragment bit.
 #[derive(Default)]
 struct Sink {
     open: [Option<Vec<u8>>; 4],
@@ -77,14 +77,14 @@ fn session(own: PeerName, remote: PeerName, key: Option<[u8; 32]>) -> Arc<Sessio
     Session::new(SessionConfig { own, remote, conn, uid, outbound: own < remote, key })
 }
 
-/// A datagram. The first byte says whether the session has a key (1), whether the rest is sealed with it or taken as it is
-/// (2), and what the neighbour that frames are passed on to can take (4: fragments).
+/// Handles a datagram. The first byte is a set of flags: the session has a key (1); the rest is sealed instead of used directly
+/// (2); the neighbours do not receive fragmented datagrams (4); the datagram is sealed with the don't-fragment bit (8).
 pub(crate) fn datagram(data: &[u8]) {
     let Some((&flags, data)) = data.split_first() else { return };
     let key = (flags & 1 != 0).then_some([7; 32]);
     let mut bytes = [&REMOTE.to_bytes(), data].concat();
     if flags & 2 != 0 && bytes.len() < 60000 {
-        // As one record: the records in it then start at an odd place, as good as any.
+        // The data becomes one record.
         let sealer = Sealer::new(session(REMOTE, OWN, key));
         let mut draft = sealer.begin();
         bytes = vec![0; sealer.sealed_len_with(&draft, data.len().saturating_sub(14))];
@@ -120,13 +120,13 @@ pub(crate) fn datagram(data: &[u8]) {
     assert!(key.is_none() || stats.drop_replayed + stats.drop_forged + stats.drop_malformed > 0);
 }
 
-/// A sequence of things that happen to a connection, each an operation and a length, and that many bytes.
+/// Gives a sequence of inputs to a connection, each encoded as an operation, a length and that many bytes.
 pub(crate) fn control(mut data: &[u8]) {
     let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
     let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };
-    let mut link =
+    let mut connection =
         SleeveControl::new(SleeveControlConfig { session: session(OWN, REMOTE, None), remote: None });
-    let uid = link.session().uid();
+    let uid = connection.session().uid();
     let mut now = Instant::ORIGIN;
     while let [operation, len, rest @ ..] = data {
         let (body, rest) = rest.split_at(rest.len().min(usize::from(*len)));
@@ -134,31 +134,31 @@ pub(crate) fn control(mut data: &[u8]) {
         let from = SocketAddr::from(([10, 0, 0, *len], 6783));
         let number = body.first_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
         match operation % 8 {
-            0 => link.confirm(now),
-            1 => link.handle_control_frame(ControlFrame::Heartbeat(uid), from, now),
+            0 => connection.confirm(now),
+            1 => connection.handle_control_frame(ControlFrame::Heartbeat(uid), from, now),
             2 => {
-                if let Some(control) = ControlFrame::parse(body) {
-                    link.handle_control_frame(control, from, now);
+                if let Some(frame) = ControlFrame::parse(body) {
+                    connection.handle_control_frame(frame, from, now);
                 }
             }
             3 | 4 => {
                 if let Ok((index, tag, body)) = parse_control(body)
                     && switch.control_target(Some(index)) == Ok(1)
                 {
-                    _ = link.handle_control(tag, body, now);
+                    _ = connection.handle_control(tag, body, now);
                 }
             }
-            5 => link.handle_path_mtu(number, now),
+            5 => connection.handle_path_mtu(number, now),
             6 => switch.handle_health(usize::from(len % 2), len & 2 != 0),
             _ => {
-                now = link.poll_timeout().map_or(now, |(at, _)| at.max(now));
-                link.handle_timeout(now);
+                now = connection.poll_timeout().map_or(now, |(at, _)| at.max(now));
+                connection.handle_timeout(now);
             }
         }
         let mut outputs = 0;
-        while let Some(output) = link.poll_output() {
+        while let Some(output) = connection.poll_output() {
             outputs += 1;
-            assert!(outputs < 100, "a flood of outputs");
+            assert!(outputs < 100, "too many outputs");
             match output {
                 Output::Established => switch.handle_established(1),
                 Output::Failed(error) => switch.handle_error(1, &error),
@@ -168,7 +168,7 @@ pub(crate) fn control(mut data: &[u8]) {
         }
         while switch.poll_output().is_some() {}
         assert_eq!(switch.best().is_none(), switch.reason().starts_with("none"));
-        let path = link.path();
+        let path = connection.path();
         assert!((6..=65535).contains(&path.mtu) && path.max_payload <= 65507);
     }
 }

@@ -1,5 +1,5 @@
-//! Captures of the original, with one side played by our link (live_sleeve_*.json): what it sends must be what the original
-//! sent, byte for byte and in the same order.
+//! Captures of 2.8.1 (live_sleeve_*.json), with one side replaced by [`SleeveControl`]: it must send what 2.8.1 sent, byte for byte
+//! and in the same order.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use weave_overlay::sleeve::{
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
-/// What one side does to the other, at a time.
+/// What one side sends to the other.
 #[derive(Clone, Debug, PartialEq)]
 enum Message {
-    /// A datagram; cut ones are made whole by sealing what they must contain.
+    /// A datagram. Those that the capture truncated are completed by sealing their known content.
     Datagram {
         bytes: Vec<u8>,
         df: bool,
@@ -98,8 +98,8 @@ fn recorded(link: &Value, side: &Side, remote: u8) -> Vec<(Instant, Message)> {
     messages
 }
 
-/// Plays `own` with our link against the recorded `other` until `end`; returns what it sent.
-fn play(
+/// Replaces `own` by [`SleeveControl`] and replays the recorded `other` until `end`; returns what was sent.
+fn replay(
     own: &Side,
     other: &Side,
     start: Instant,
@@ -108,45 +108,47 @@ fn play(
 ) -> (SleeveControl, Vec<Message>) {
     let mut opener = Opener::new(own.session(other.name));
     let session = own.session(other.name);
-    let mut link =
+    let mut control =
         SleeveControl::new(SleeveControlConfig { session, remote: own.outbound.then_some(other.addr) });
     let mut sent = Vec::new();
     let mut paths: Vec<SleevePath> = Vec::new();
-    link.confirm(start);
+    control.confirm(start);
     let mut inputs = inputs.iter().filter(|(at, _)| *at < end).peekable();
     let mut now = start;
     loop {
-        while let Some(output) = link.poll_output() {
+        while let Some(output) = control.poll_output() {
             match output {
                 Output::Datagram { to, df, bytes } => {
                     assert_eq!(to, other.addr);
                     // Underlay MTU 1500: the kernel refuses what is longer, with the don't-fragment bit.
                     if df && bytes.len() + 28 > 1500 {
-                        link.handle_path_mtu(1500, now);
+                        control.handle_path_mtu(1500, now);
                     } else {
                         sent.push(Message::Datagram { bytes, df });
                     }
                 }
                 Output::Control { tag, body } => sent.push(Message::Control([&[tag], &body[..]].concat())),
-                Output::PathChanged => paths.push(link.path()),
+                Output::PathChanged => paths.push(control.path()),
                 Output::Failed(error) => panic!("{error}"),
                 Output::Established | Output::Event(_) => {}
             }
         }
-        let timer = link.poll_timeout().map_or(end, |(at, _)| at);
+        let timer = control.poll_timeout().map_or(end, |(at, _)| at);
         match inputs.peek() {
             Some((at, message)) if *at <= timer => {
                 now = *at;
                 match message {
-                    Message::Control(message) => link.handle_control(message[0], &message[1..], now).unwrap(),
+                    Message::Control(message) => {
+                        control.handle_control(message[0], &message[1..], now).unwrap()
+                    }
                     Message::Datagram { bytes, .. } => {
                         let mut bytes = bytes.clone();
                         assert_eq!(sender(&bytes), Some(name(other.name)));
                         for record in opener.open(&mut bytes).unwrap() {
                             let record = record.unwrap();
-                            if let Some(control) = ControlFrame::parse(record.frame) {
+                            if let Some(frame) = ControlFrame::parse(record.frame) {
                                 assert_eq!((record.src, record.dst), (name(other.name), name(own.name)));
-                                link.handle_control_frame(control, other.addr, now);
+                                control.handle_control_frame(frame, other.addr, now);
                             }
                         }
                     }
@@ -155,17 +157,17 @@ fn play(
             }
             _ if timer < end => {
                 now = timer.max(now);
-                link.handle_timeout(now);
+                control.handle_timeout(now);
             }
             _ => break,
         }
     }
-    let path = link.path();
+    let path = control.path();
     let mtu = if own.key.is_some() { 1414 } else { 1438 };
     let remote = Some(other.addr);
     assert_eq!(path, SleevePath { remote, mtu, max_payload: 1472, stack_fragments: true });
     assert_eq!(paths.last(), Some(&path), "every change is announced");
-    (link, sent)
+    (control, sent)
 }
 
 fn datagrams(messages: &[Message]) -> Vec<&Message> {
@@ -177,7 +179,7 @@ fn controls(messages: &[Message]) -> Vec<&Message> {
 }
 
 #[test]
-fn both_ends_of_both_links_do_as_the_original() {
+fn both_ends_of_both_connections_send_what_2_8_1_sent() {
     let sides = [
         ("ab", ("A", 1, "172.30.1.1:6783"), ("B", 2, "172.30.1.2:6783")),
         ("bc", ("B", 2, "172.30.2.2:6783"), ("C", 3, "172.30.2.3:6783")),
@@ -196,20 +198,20 @@ fn both_ends_of_both_links_do_as_the_original() {
             for (own, other) in [(&one, &other), (&other, &one)] {
                 let expected = recorded(link, own, other.name);
                 let inputs = recorded(link, other, own.name);
-                // Up to the first data frame. The acceptor confirms when its first heartbeat came to something.
+                // Until the first data frame. The acceptor confirms just before its first heartbeat.
                 let end = Instant::from_origin(Duration::from_millis(8000));
                 let first = expected.first().unwrap().0;
                 let inputs: Vec<_> =
                     inputs.into_iter().filter(|(at, _)| *at + Duration::from_millis(1) >= first).collect();
                 let expected: Vec<_> =
                     expected.into_iter().filter(|(at, _)| *at < end).map(|(_, message)| message).collect();
-                // The capture of the encrypted run has no control messages: what the other side acknowledged is made up.
+                // The capture of the encrypted run lacks control messages: those of the other side are generated.
                 let (inputs, check_controls) = if array(&link["overlay_control_over_tcp"]).is_empty() {
                     (with_controls(inputs, other, own), false)
                 } else {
                     (inputs, true)
                 };
-                let (_, sent) = play(own, other, first, end, &inputs);
+                let (_, sent) = replay(own, other, first, end, &inputs);
                 assert_eq!(datagrams(&sent), datagrams(&expected), "{} to {}", own.name, other.name);
                 if check_controls {
                     assert_eq!(controls(&sent), controls(&expected), "{} to {}", own.name, other.name);
@@ -232,16 +234,16 @@ fn with_controls(mut inputs: Vec<(Instant, Message)>, other: &Side, own: &Side) 
     inputs
 }
 
-/// The original as the prober: each probe of its search is answered by control message 3 with its size.
+/// Each probe of 2.8.1 is acknowledged by control message 3 with its size.
 #[test]
-fn answers_the_search_of_the_original() {
+fn probes_of_2_8_1_are_acknowledged() {
     let file = vectors("live_sleeve_pmtu_search");
     let side = Side { name: 2, addr: crate::support::addr(2), uid: 5, key: None, outbound: false };
     let from = crate::support::addr(1);
-    let mut link = SleeveControl::new(SleeveControlConfig { session: side.session(1), remote: None });
-    link.confirm(Instant::ORIGIN);
-    link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
-    while link.poll_output().is_some() {}
+    let mut control = SleeveControl::new(SleeveControlConfig { session: side.session(1), remote: None });
+    control.confirm(Instant::ORIGIN);
+    control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
+    while control.poll_output().is_some() {}
     let mut answered = Vec::new();
     for event in array(&file["events"]).iter().filter(|event| event["event"] == "probe") {
         let candidate = event["candidate"].as_u64().unwrap() as usize;
@@ -249,8 +251,8 @@ fn answers_the_search_of_the_original() {
         if candidate + 62 > 700 {
             continue;
         }
-        link.handle_control_frame(ControlFrame::parse(&vec![0; candidate + 14]).unwrap(), from, at(event));
-        while let Some(output) = link.poll_output() {
+        control.handle_control_frame(ControlFrame::parse(&vec![0; candidate + 14]).unwrap(), from, at(event));
+        while let Some(output) = control.poll_output() {
             let Output::Control { tag: 3, body } = output else { panic!("{output:?}") };
             answered.push(u64::from(u16::from_be_bytes(body.try_into().unwrap())));
         }
@@ -259,43 +261,43 @@ fn answers_the_search_of_the_original() {
     assert_eq!(answered, acks.map(|event| event["candidate"].as_u64().unwrap()).collect::<Vec<_>>());
 }
 
-/// Our search in the same black hole: the same result, in less time, and the first probe is the same.
+/// The same black hole: the result and the first probe are the same.
 #[test]
-fn searches_as_well_as_the_original() {
+fn search_finds_the_mtu_of_2_8_1_in_less_time() {
     let file = vectors("live_sleeve_pmtu_search");
     let events = array(&file["events"]);
     let verified = events.iter().find(|event| event["event"] == "verified").unwrap();
     let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
 
     let side = Side { name: 1, addr: crate::support::addr(1), uid: 5, key: None, outbound: true };
-    let mut link = SleeveControl::new(SleeveControlConfig {
+    let mut control = SleeveControl::new(SleeveControlConfig {
         session: side.session(2),
         remote: Some(crate::support::addr(2)),
     });
-    link.confirm(Instant::ORIGIN);
+    control.confirm(Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
-    link.handle_control(1, &[], now).unwrap();
+    control.handle_control(1, &[], now).unwrap();
     let mut probes = Vec::new();
     let done = 'done: loop {
-        while let Some(output) = link.poll_output() {
+        while let Some(output) = control.poll_output() {
             match output {
                 Output::Datagram { df: true, bytes, .. } if bytes.len() + 28 > 1500 => {
-                    link.handle_path_mtu(1500, now);
+                    control.handle_path_mtu(1500, now);
                 }
                 Output::Datagram { df: true, bytes, .. } if bytes.len() > 42 => {
                     // Control 3 says the length of the frame without its Ethernet header.
                     let size = (bytes.len() - 6 - 14 - 14) as u16;
                     probes.push(u64::from(size));
                     if bytes.len() + 28 <= 700 {
-                        link.handle_control(3, &size.to_be_bytes(), now).unwrap();
+                        control.handle_control(3, &size.to_be_bytes(), now).unwrap();
                     }
                 }
                 Output::Event(event) => break 'done event,
                 _ => {}
             }
         }
-        now = link.poll_timeout().unwrap().0;
-        link.handle_timeout(now);
+        now = control.poll_timeout().unwrap().0;
+        control.handle_timeout(now);
     };
     assert_eq!(done.to_string(), format!("Effective MTU verified at {}", verified["mtu"]));
     assert_eq!(probes[0], first_probe["candidate"].as_u64().unwrap());

@@ -1,4 +1,4 @@
-//! Tests of the public surface, in one binary.
+//! Tests of the public API, in one binary.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod corpus;

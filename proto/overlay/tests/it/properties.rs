@@ -1,28 +1,16 @@
-//! What holds for any bytes.
+//! Properties that hold for all inputs.
 
 use std::sync::Arc;
 
-use crate::support::{Line, Recorder, addr, name};
+use crate::support::{Line, Recorder, UID, addr, name, session};
 use proptest::prelude::*;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{OverlaySwitch, parse_control};
 use weave_overlay::sleeve::{
-    ControlFrame, OpenError, Opener, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig,
-    SleevePath,
+    ControlFrame, OpenError, Opener, Sealer, SleeveControl, SleeveControlConfig, SleevePath,
 };
 use weave_switch::{Csum, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
-use weave_types::{ConnectionId, ConnectionUid, Instant};
-
-fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session> {
-    Session::new(SessionConfig {
-        own: name(own),
-        remote: name(remote),
-        conn: ConnectionId(u64::from(remote)),
-        uid: ConnectionUid(1),
-        outbound: own < remote,
-        key,
-    })
-}
+use weave_types::Instant;
 
 fn seal(sealer: &Sealer, frames: &[Vec<u8>], df: bool) -> Vec<u8> {
     let mut buf = vec![0; 65507];
@@ -47,7 +35,7 @@ fn key() -> impl Strategy<Value = Option<[u8; 32]>> {
     prop::option::of(any::<[u8; 32]>())
 }
 
-/// Forwarder of the middle one of three peers.
+/// The forwarder of the second of three peers in a line.
 fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwarder {
     let mut macs = MacTable::new(MacConfig::new(name(2)));
     for peer in [1, 2, 3] {
@@ -74,7 +62,7 @@ fn offload() -> impl Strategy<Value = Offload> {
     })
 }
 
-/// Frames that get somewhere: sensible MACs and headers, damaged in one place.
+/// Frames with valid MACs and headers, corrupted in one byte.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
     let mac =
         prop_oneof![Just([2, 0, 0, 0, 0, 1]), Just([2, 0, 0, 0, 0, 3]), Just([255; 6]), any::<[u8; 6]>()];
@@ -100,7 +88,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn what_is_sealed_opens(frames in frames(), key in key(), df in any::<bool>()) {
+    fn sealed_datagrams_can_be_opened(frames in frames(), key in key(), df in any::<bool>()) {
         let sealed = seal(&Sealer::new(session(1, 2, key)), &frames, df);
         let mut opener = Opener::new(session(2, 1, key));
         let mut bytes = sealed.clone();
@@ -114,9 +102,9 @@ proptest! {
         }
     }
 
-    /// An independent implementation agrees: RustCrypto's.
+    /// Compared with an independent implementation, RustCrypto's.
     #[test]
-    fn sealed_is_nacl_secretbox(frames in frames(), key in any::<[u8; 32]>(), df in any::<bool>()) {
+    fn sealing_is_nacl_secretbox(frames in frames(), key in any::<[u8; 32]>(), df in any::<bool>()) {
         use crypto_secretbox::aead::{AeadInPlace, KeyInit};
         let sealed = seal(&Sealer::new(session(1, 2, Some(key))), &frames, df);
         let plain = seal(&Sealer::new(session(1, 2, None)), &frames, df);
@@ -134,9 +122,9 @@ proptest! {
     }
 
     #[test]
-    fn tampering_is_noticed(frames in frames(), key in any::<[u8; 32]>(), at in any::<prop::sample::Index>(), bit in 0..8) {
+    fn corrupted_datagrams_are_rejected(frames in frames(), key in any::<[u8; 32]>(), at in any::<prop::sample::Index>(), bit in 0..8) {
         let mut sealed = seal(&Sealer::new(session(1, 2, Some(key))), &frames, true);
-        // The name is in clear and finds the key; it is not part of what is authenticated.
+        // The name is in clear and selects the key; it is not authenticated.
         let at = 6 + at.index(sealed.len() - 6);
         sealed[at] ^= 1u8 << bit;
         let mut opener = Opener::new(session(2, 1, Some(key)));
@@ -144,14 +132,14 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_datagram_is_noticed(frames in frames(), key in any::<[u8; 32]>(), at in any::<prop::sample::Index>()) {
+    fn truncated_datagrams_are_rejected(frames in frames(), key in any::<[u8; 32]>(), at in any::<prop::sample::Index>()) {
         let sealed = seal(&Sealer::new(session(1, 2, Some(key))), &frames, true);
         let mut cut = sealed[..at.index(sealed.len())].to_vec();
         prop_assert!(Opener::new(session(2, 1, Some(key))).open(&mut cut).is_err());
     }
 
     #[test]
-    fn any_datagram_is_taken_apart_without_panic(
+    fn any_datagram_is_handled(
         bytes in prop::collection::vec(any::<u8>(), 0..300), key in key(), from in 1u8..4, named in any::<bool>(),
     ) {
         let mut bytes = bytes;
@@ -169,7 +157,7 @@ proptest! {
         io.take();
     }
 
-    /// Every datagram of the data path is one that its receiver can open, and not longer than the path allows.
+    /// The receiver can open every datagram, and none exceeds the path MTU.
     #[test]
     fn any_frame_is_forwarded_or_dropped(
         frames in prop::collection::vec((frame(), offload(), any::<bool>()), 1..12),
@@ -201,39 +189,39 @@ proptest! {
     }
 
     #[test]
-    fn a_link_survives_anything(steps in prop::collection::vec((0u8..7, any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..60)) {
-        let mut link = SleeveControl::new(SleeveControlConfig { session: session(1, 2, Some([1; 32])), remote: None });
+    fn any_sequence_of_inputs_is_handled(steps in prop::collection::vec((0u8..7, any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..60)) {
+        let mut control = SleeveControl::new(SleeveControlConfig { session: session(1, 2, Some([1; 32])), remote: None });
         let mut now = Instant::ORIGIN;
         for (step, number, bytes) in steps {
             match step {
-                0 => link.confirm(now),
-                1 => link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(1)), addr(number as u8), now),
-                2 => link.handle_control_frame(ControlFrame::MtuTest { mtu: number }, addr(2), now),
-                3 => _ = link.handle_control((number % 5) as u8, &bytes, now),
-                4 => link.handle_path_mtu(number, now),
-                5 => _ = link.handle_control(3, &number.to_be_bytes(), now),
+                0 => control.confirm(now),
+                1 => control.handle_control_frame(ControlFrame::Heartbeat(UID), addr(number as u8), now),
+                2 => control.handle_control_frame(ControlFrame::MtuTest { mtu: number }, addr(2), now),
+                3 => _ = control.handle_control((number % 5) as u8, &bytes, now),
+                4 => control.handle_path_mtu(number, now),
+                5 => _ = control.handle_control(3, &number.to_be_bytes(), now),
                 _ => {
-                    if let Some((at, _)) = link.poll_timeout() {
+                    if let Some((at, _)) = control.poll_timeout() {
                         now = now.max(at);
                     }
-                    link.handle_timeout(now);
+                    control.handle_timeout(now);
                 }
             }
             let mut outputs = 0;
-            while link.poll_output().is_some() {
+            while control.poll_output().is_some() {
                 outputs += 1;
-                prop_assert!(outputs < 100, "no flood of outputs");
+                prop_assert!(outputs < 100, "too many outputs");
             }
-            let path = link.path();
+            let path = control.path();
             prop_assert!(path.mtu >= 6 && path.mtu <= 65535 && path.max_payload <= 65507);
-            // A timer that is due must move on when it is handled.
-            link.handle_timeout(now);
-            prop_assert!(link.poll_timeout().is_none_or(|(at, _)| at > now));
+            // Handling a timer that is due must advance it.
+            control.handle_timeout(now);
+            prop_assert!(control.poll_timeout().is_none_or(|(at, _)| at > now));
         }
     }
 
     #[test]
-    fn control_payloads_are_checked(payload in prop::collection::vec(any::<u8>(), 0..5)) {
+    fn control_payloads_with_unknown_indices_are_rejected(payload in prop::collection::vec(any::<u8>(), 0..5)) {
         let both = ["fastdp".to_owned(), "sleeve".to_owned()];
         let switch = OverlaySwitch::new("peer", &both, Some(&both), false).unwrap();
         if let Ok((index, _, _)) = parse_control(&payload) {

@@ -1,4 +1,4 @@
-//! Two links joined by a simulated path: loss, delay, NAT, path MTU. Time is virtual.
+//! Both ends of a sleeve connection over a simulated path: loss, delay, NAT, path MTU. Time is virtual.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -35,9 +35,9 @@ enum Transit {
 }
 
 struct End {
-    link: SleeveControl,
+    control: SleeveControl,
     opener: Opener,
-    /// What the network sees this end's datagrams come from.
+    /// Source address of this end's datagrams, after NAT.
     addr: SocketAddr,
     established: u32,
     failed: Option<String>,
@@ -45,20 +45,21 @@ struct End {
     heartbeats: u32,
 }
 
-/// A path with a kernel at each end.
+/// A path between two ends, each with a kernel.
 struct Pair {
     ends: [End; 2],
     now: Instant,
     in_flight: VecDeque<(Instant, usize, Transit)>,
     delay: Duration,
-    /// Of a hundred datagrams (fragments, where one is fragmented), so many are lost.
+    /// Percentage of lost packets; each fragment of a datagram counts.
     loss: u64,
-    dice: u64,
-    /// Outer packets that are longer vanish.
+    /// State of the random number generator.
+    random: u64,
+    /// Longer outer packets are dropped silently.
     passes: usize,
-    /// Outer packets that are longer are refused by the sending kernel.
+    /// The sending kernel refuses longer outer packets.
     kernel: usize,
-    /// Whether fragments pass.
+    /// Whether fragments arrive.
     fragments: bool,
 }
 
@@ -69,7 +70,7 @@ impl Pair {
             let session = session(own, key);
             End {
                 opener: Opener::new(session.clone()),
-                link: SleeveControl::new(SleeveControlConfig { session, remote }),
+                control: SleeveControl::new(SleeveControlConfig { session, remote }),
                 addr: addr(own),
                 established: 0,
                 failed: None,
@@ -83,14 +84,14 @@ impl Pair {
             in_flight: VecDeque::new(),
             delay: Duration::from_millis(1),
             loss: 0,
-            dice: 42,
+            random: 42,
             passes: 1500,
             kernel: 1500,
             fragments: true,
         }
     }
 
-    /// Both ends confirmed, and some time gone by.
+    /// Two ends that have established the connection 5 s ago or less.
     fn established(key: Option<[u8; 32]>) -> Pair {
         let mut pair = Pair::new(key);
         pair.confirm();
@@ -101,34 +102,34 @@ impl Pair {
 
     fn confirm(&mut self) {
         for end in &mut self.ends {
-            end.link.confirm(self.now);
+            end.control.confirm(self.now);
         }
     }
 
     fn mtu(&self) -> [usize; 2] {
-        self.ends.each_ref().map(|end| end.link.path().mtu)
+        self.ends.each_ref().map(|end| end.control.path().mtu)
     }
 
     fn lost(&mut self, len: usize) -> bool {
         let loss = self.loss;
         (0..len.div_ceil(1480)).any(|_| {
             // xorshift
-            self.dice ^= self.dice << 13;
-            self.dice ^= self.dice >> 7;
-            self.dice ^= self.dice << 17;
-            self.dice % 100 < loss
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            self.random % 100 < loss
         })
     }
 
     fn drain(&mut self, from: usize) {
-        while let Some(output) = self.ends[from].link.poll_output() {
+        while let Some(output) = self.ends[from].control.poll_output() {
             assert!(self.ends[from].failed.is_none(), "{output:?} after the end");
             match output {
                 Output::Datagram { to, df, bytes } => {
                     let outer = bytes.len() + 28;
                     if df && outer > self.kernel {
                         let mtu = self.kernel as u16;
-                        self.ends[from].link.handle_path_mtu(mtu, self.now);
+                        self.ends[from].control.handle_path_mtu(mtu, self.now);
                         continue;
                     }
                     let fragmented = !df && outer > self.passes.min(self.kernel);
@@ -154,13 +155,13 @@ impl Pair {
     fn deliver(&mut self, to: usize, transit: Transit) {
         let end = &mut self.ends[to];
         match transit {
-            Transit::Control { tag, body } => end.link.handle_control(tag, &body, self.now).unwrap(),
+            Transit::Control { tag, body } => end.control.handle_control(tag, &body, self.now).unwrap(),
             Transit::Datagram { from, mut bytes, df } => {
                 for record in end.opener.open(&mut bytes).unwrap() {
-                    let control = ControlFrame::parse(record.unwrap().frame).unwrap();
-                    assert_eq!(df, control != ControlFrame::FragmentationTest);
-                    end.heartbeats += u32::from(matches!(control, ControlFrame::Heartbeat(_)));
-                    end.link.handle_control_frame(control, from, self.now);
+                    let frame = ControlFrame::parse(record.unwrap().frame).unwrap();
+                    assert_eq!(df, frame != ControlFrame::FragmentationTest);
+                    end.heartbeats += u32::from(matches!(frame, ControlFrame::Heartbeat(_)));
+                    end.control.handle_control_frame(frame, from, self.now);
                 }
             }
         }
@@ -171,7 +172,7 @@ impl Pair {
         loop {
             self.drain(0);
             self.drain(1);
-            let timer = self.ends.iter().filter_map(|end| end.link.poll_timeout()).map(|(at, _)| at).min();
+            let timer = self.ends.iter().filter_map(|end| end.control.poll_timeout()).map(|(at, _)| at).min();
             let arrival = self.in_flight.front().map(|(at, ..)| *at);
             let Some(next) = timer.into_iter().chain(arrival).min().filter(|next| *next <= until) else {
                 break;
@@ -182,7 +183,7 @@ impl Pair {
                 self.deliver(to, transit);
             } else {
                 for end in &mut self.ends {
-                    end.link.handle_timeout(self.now);
+                    end.control.handle_timeout(self.now);
                 }
             }
         }
@@ -191,7 +192,7 @@ impl Pair {
 }
 
 #[test]
-fn establishes_on_a_clean_path_in_a_few_round_trips() {
+fn connection_is_established_within_20_ms_without_loss() {
     for (key, mtu) in [(None, 1438), (Some([7; 32]), 1414)] {
         let mut pair = Pair::new(key);
         pair.confirm();
@@ -199,15 +200,15 @@ fn establishes_on_a_clean_path_in_a_few_round_trips() {
         assert_eq!(pair.ends.each_ref().map(|end| end.established), [1, 1]);
         assert_eq!(pair.mtu(), [mtu, mtu]);
         for end in &pair.ends {
-            assert!(end.link.path().stack_fragments);
-            assert_eq!(end.link.path().max_payload, 1472);
+            assert!(end.control.path().stack_fragments);
+            assert_eq!(end.control.path().max_payload, 1472);
             assert_eq!(end.events, [Event::MtuVerified(mtu)]);
         }
     }
 }
 
 #[test]
-fn heartbeats_slow_down() {
+fn established_connections_send_heartbeats_every_10_s() {
     let mut pair = Pair::established(None);
     pair.ends.iter_mut().for_each(|end| end.heartbeats = 0);
     pair.run(secs(100));
@@ -215,13 +216,13 @@ fn heartbeats_slow_down() {
 }
 
 #[test]
-fn a_connector_that_is_confirmed_first_loses_500_ms() {
+fn a_lost_first_heartbeat_delays_establishment_by_500_ms() {
     let mut pair = Pair::new(None);
-    pair.ends[0].link.confirm(pair.now);
+    pair.ends[0].control.confirm(pair.now);
     // The driver drops datagrams of unconfirmed connections.
     pair.drain(0);
     pair.in_flight.clear();
-    pair.ends[1].link.confirm(pair.now);
+    pair.ends[1].control.confirm(pair.now);
     pair.run(Duration::from_millis(499));
     assert_eq!(pair.ends.each_ref().map(|end| end.established), [0, 0]);
     pair.run(Duration::from_millis(10));
@@ -229,15 +230,15 @@ fn a_connector_that_is_confirmed_first_loses_500_ms() {
 }
 
 #[test]
-fn establishes_and_stays_established_under_loss() {
+fn connections_survive_packet_loss() {
     for loss in [5, 20, 40] {
         for seed in 1..20 {
             let mut pair = Pair::new(Some([1; 32]));
-            (pair.loss, pair.dice, pair.delay) = (loss, seed * 7919, Duration::from_millis(20));
+            (pair.loss, pair.random, pair.delay) = (loss, seed * 7919, Duration::from_millis(20));
             pair.confirm();
             pair.run(secs(40));
             assert_eq!(pair.ends.each_ref().map(|end| end.established), [1, 1], "loss {loss}, seed {seed}");
-            // At worst a size that passes: a search may end below the truth, and climb later.
+            // With high loss the search may find a smaller size, which is raised later.
             pair.run(secs(600));
             assert!(pair.mtu().iter().all(|mtu| *mtu <= 1414), "{:?}", pair.mtu());
             if loss == 5 {
@@ -249,12 +250,12 @@ fn establishes_and_stays_established_under_loss() {
 }
 
 #[test]
-fn silence_ends_a_lively_link_after_12_s() {
+fn silence_with_fast_heartbeats_fails_after_12_s() {
     let mut pair = Pair::new(None);
     for end in &mut pair.ends {
         let other =
-            SleeveControl::new(SleeveControlConfig { session: end.link.session().clone(), remote: None });
-        end.link = std::mem::replace(&mut end.link, other).with_fast_heartbeats();
+            SleeveControl::new(SleeveControlConfig { session: end.control.session().clone(), remote: None });
+        end.control = std::mem::replace(&mut end.control, other).with_fast_heartbeats();
     }
     pair.confirm();
     pair.run(secs(65));
@@ -272,7 +273,7 @@ fn silence_ends_a_lively_link_after_12_s() {
 }
 
 #[test]
-fn silence_ends_the_link_after_60_s() {
+fn silence_fails_after_60_s() {
     let mut pair = Pair::established(None);
     pair.loss = 100;
     pair.run(secs(49));
@@ -280,19 +281,19 @@ fn silence_ends_the_link_after_60_s() {
     pair.run(secs(20));
     for end in &mut pair.ends {
         assert_eq!(end.failed.as_deref(), Some("timed out waiting for UDP heartbeat"));
-        // Dead means dead.
-        assert_eq!(end.link.poll_timeout(), None);
-        end.link.handle_timeout(pair.now);
-        end.link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
-        end.link.handle_path_mtu(1000, pair.now);
-        end.link.handle_control(1, &[], pair.now).unwrap();
-        end.link.confirm(pair.now);
-        assert_eq!(end.link.poll_output(), None);
+        // A failed connection ignores all inputs.
+        assert_eq!(end.control.poll_timeout(), None);
+        end.control.handle_timeout(pair.now);
+        end.control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
+        end.control.handle_path_mtu(1000, pair.now);
+        end.control.handle_control(1, &[], pair.now).unwrap();
+        end.control.confirm(pair.now);
+        assert_eq!(end.control.poll_output(), None);
     }
 }
 
 #[test]
-fn a_link_that_never_hears_anything_times_out_too() {
+fn missing_first_heartbeat_fails_after_60_s() {
     let mut pair = Pair::new(None);
     pair.loss = 100;
     pair.confirm();
@@ -303,12 +304,12 @@ fn a_link_that_never_hears_anything_times_out_too() {
 }
 
 #[test]
-fn follows_a_neighbour_whose_address_changes() {
+fn changed_udp_address_is_adopted() {
     let mut pair = Pair::established(Some([3; 32]));
     let rebound = addr(77);
     pair.ends[0].addr = rebound;
     pair.run(secs(10));
-    assert_eq!(pair.ends[1].link.path().remote, Some(rebound));
+    assert_eq!(pair.ends[1].control.path().remote, Some(rebound));
     assert!(pair.ends[1].events.contains(&Event::AddressChanged(rebound)));
     assert_eq!(Event::AddressChanged(rebound).to_string(), "Peer UDP address changed to 172.30.1.77:6783");
     pair.run(secs(300));
@@ -317,17 +318,17 @@ fn follows_a_neighbour_whose_address_changes() {
 }
 
 #[test]
-fn path_mtu_shrinks_and_grows() {
+fn mtu_follows_the_path_mtu() {
     let mut pair = Pair::established(None);
-    // The kernels are told by routers, at the next packet that is too long: here that of the periodic test.
+    // ICMP messages inform the kernels at the next packet that is too long, here a periodic test.
     (pair.kernel, pair.passes) = (1400, 1400);
     pair.run(secs(31));
     assert_eq!(pair.mtu(), [1338, 1338]);
-    // They forget.
+    // The cached path MTUs expire.
     (pair.kernel, pair.passes) = (1500, 1500);
     pair.run(secs(130));
     assert_eq!(pair.mtu(), [1438, 1438]);
-    // Nobody is told.
+    // Routers drop longer packets silently.
     pair.passes = 1280;
     pair.run(secs(40));
     assert_eq!(pair.mtu(), [1218, 1218]);
@@ -338,40 +339,40 @@ fn path_mtu_shrinks_and_grows() {
 }
 
 #[test]
-fn black_hole_from_the_start() {
+fn mtu_below_a_black_hole_is_found() {
     let mut pair = Pair::new(None);
     pair.passes = 700;
     pair.confirm();
     pair.run(secs(4));
     assert_eq!(pair.mtu(), [638, 638]);
-    assert_eq!(pair.ends[0].link.path().max_payload, 672);
+    assert_eq!(pair.ends[0].control.path().max_payload, 672);
     assert_eq!(Event::MtuVerified(638).to_string(), "Effective MTU verified at 638");
 }
 
 #[test]
-fn a_path_that_carries_everything_has_no_limit() {
+fn a_path_without_limit_has_the_maximum_mtu() {
     let mut pair = Pair::new(None);
     (pair.kernel, pair.passes) = (65536, 65536);
     pair.confirm();
     pair.run(secs(500));
     assert_eq!(pair.mtu(), [65535, 65535]);
-    assert_eq!(pair.ends[0].link.path().max_payload, 65507);
+    assert_eq!(pair.ends[0].control.path().max_payload, 65507);
 }
 
 #[test]
-fn fragments_are_tested_again() {
+fn fragmentation_is_tested_periodically() {
     let mut pair = Pair::established(None);
-    assert!(pair.ends.iter().all(|end| end.link.path().stack_fragments));
+    assert!(pair.ends.iter().all(|end| end.control.path().stack_fragments));
     pair.fragments = false;
     pair.run(secs(290));
-    assert!(pair.ends.iter().all(|end| end.link.path().stack_fragments), "not due yet");
+    assert!(pair.ends.iter().all(|end| end.control.path().stack_fragments), "not due yet");
     pair.run(secs(15));
-    assert!(pair.ends.iter().all(|end| !end.link.path().stack_fragments));
+    assert!(pair.ends.iter().all(|end| !end.control.path().stack_fragments));
     assert!(pair.ends[0].events.contains(&Event::FragmentsLost));
     pair.fragments = true;
     pair.run(secs(301));
-    assert!(pair.ends.iter().all(|end| end.link.path().stack_fragments));
-    // One test in three getting through is enough.
+    assert!(pair.ends.iter().all(|end| end.control.path().stack_fragments));
+    // One of three tests is enough.
     pair.loss = 2;
     pair.run(secs(3000));
     let lost = pair.ends[0].events.iter().filter(|event| **event == Event::FragmentsLost).count();
@@ -379,65 +380,65 @@ fn fragments_are_tested_again() {
 }
 
 #[test]
-fn passive_until_confirmed() {
-    let mut link = SleeveControl::new(SleeveControlConfig { session: session(2, None), remote: None });
+fn nothing_is_sent_before_confirmation() {
+    let mut control = SleeveControl::new(SleeveControlConfig { session: session(2, None), remote: None });
     let (heartbeat, now) = (ControlFrame::Heartbeat(ConnectionUid(UID)), Instant::ORIGIN);
-    assert_eq!(link.poll_timeout(), None);
-    link.handle_timeout(now + secs(1000));
-    link.handle_control_frame(heartbeat, addr(1), now);
-    link.handle_control_frame(ControlFrame::FragmentationTest, addr(1), now);
-    link.handle_control_frame(ControlFrame::MtuTest { mtu: 1438 }, addr(1), now);
-    assert_eq!(link.handle_control(1, &[], now), Err(ControlMessageError::NothingToAcknowledge));
-    assert_eq!(link.poll_output(), Some(Output::PathChanged), "it has learnt an address");
-    assert_eq!(link.poll_output(), None);
-    // What it heard meanwhile counts.
-    link.confirm(now);
-    assert_eq!(link.poll_output(), Some(Output::Control { tag: 1, body: vec![] }));
-    assert!(matches!(link.poll_output(), Some(Output::Datagram { to, df: true, .. }) if to == addr(1)));
-    assert_eq!(link.poll_output(), None);
-    assert_eq!(link.handle_control(1, &[], now), Ok(()));
-    assert_eq!(link.poll_output(), Some(Output::Established));
+    assert_eq!(control.poll_timeout(), None);
+    control.handle_timeout(now + secs(1000));
+    control.handle_control_frame(heartbeat, addr(1), now);
+    control.handle_control_frame(ControlFrame::FragmentationTest, addr(1), now);
+    control.handle_control_frame(ControlFrame::MtuTest { mtu: 1438 }, addr(1), now);
+    assert_eq!(control.handle_control(1, &[], now), Err(ControlMessageError::NothingToAcknowledge));
+    assert_eq!(control.poll_output(), Some(Output::PathChanged), "it has learnt the address");
+    assert_eq!(control.poll_output(), None);
+    // The heartbeat that was received before counts.
+    control.confirm(now);
+    assert_eq!(control.poll_output(), Some(Output::Control { tag: 1, body: vec![] }));
+    assert!(matches!(control.poll_output(), Some(Output::Datagram { to, df: true, .. }) if to == addr(1)));
+    assert_eq!(control.poll_output(), None);
+    assert_eq!(control.handle_control(1, &[], now), Ok(()));
+    assert_eq!(control.poll_output(), Some(Output::Established));
 }
 
 #[test]
-fn control_1_is_sent_once_and_only_after_a_heartbeat() {
-    let controls = |link: &mut SleeveControl| -> Vec<u8> {
-        std::iter::from_fn(|| link.poll_output())
+fn control_message_1_is_sent_once_after_the_first_heartbeat() {
+    let controls = |control: &mut SleeveControl| -> Vec<u8> {
+        std::iter::from_fn(|| control.poll_output())
             .filter_map(|output| if let Output::Control { tag, .. } = output { Some(tag) } else { None })
             .collect()
     };
     let now = Instant::ORIGIN;
-    let mut link =
+    let mut control =
         SleeveControl::new(SleeveControlConfig { session: session(1, None), remote: Some(addr(2)) });
-    link.confirm(now);
-    link.handle_control(1, &[], now).unwrap();
-    link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID + 1)), addr(5), now);
-    assert_eq!(link.path().remote, Some(addr(2)), "another connection's heartbeat");
-    assert_eq!(controls(&mut link), [0; 0]);
+    control.confirm(now);
+    control.handle_control(1, &[], now).unwrap();
+    control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID + 1)), addr(5), now);
+    assert_eq!(control.path().remote, Some(addr(2)), "another connection's heartbeat");
+    assert_eq!(controls(&mut control), [0; 0]);
     for _ in 0..3 {
-        link.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(2), now);
+        control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(2), now);
     }
-    assert_eq!(controls(&mut link), [1]);
+    assert_eq!(controls(&mut control), [1]);
 }
 
 #[test]
-fn a_second_acknowledgement_changes_nothing() {
+fn repeated_acknowledgements_are_ignored() {
     let mut pair = Pair::established(None);
-    let before = pair.ends[0].link.poll_timeout();
-    pair.ends[0].link.handle_control(1, &[], pair.now).unwrap();
-    assert_eq!(pair.ends[0].link.poll_output(), None);
-    assert_eq!(pair.ends[0].link.poll_timeout(), before);
+    let before = pair.ends[0].control.poll_timeout();
+    pair.ends[0].control.handle_control(1, &[], pair.now).unwrap();
+    assert_eq!(pair.ends[0].control.poll_output(), None);
+    assert_eq!(pair.ends[0].control.poll_timeout(), before);
 }
 
 #[test]
-fn senseless_control_messages_are_refused() {
+fn invalid_control_messages_are_rejected() {
     let mut pair = Pair::established(None);
-    let (link, now) = (&mut pair.ends[0].link, pair.now);
-    assert_eq!(link.handle_control(0, &[], now), Err(ControlMessageError::UnknownTag(0)));
-    assert_eq!(link.handle_control(4, &[1, 2], now), Err(ControlMessageError::UnknownTag(4)));
+    let (control, now) = (&mut pair.ends[0].control, pair.now);
+    assert_eq!(control.handle_control(0, &[], now), Err(ControlMessageError::UnknownTag(0)));
+    assert_eq!(control.handle_control(4, &[1, 2], now), Err(ControlMessageError::UnknownTag(4)));
     for (tag, body) in [(1, &[0][..]), (2, &[0, 0]), (3, &[]), (3, &[1]), (3, &[1, 2, 3])] {
         let expected = Err(ControlMessageError::BadLength { tag, len: body.len() });
-        assert_eq!(link.handle_control(tag, body, now), expected);
+        assert_eq!(control.handle_control(tag, body, now), expected);
     }
-    assert_eq!(link.poll_output(), None);
+    assert_eq!(control.poll_output(), None);
 }

@@ -1,13 +1,15 @@
-//! What the tests of this crate share.
+//! Helpers shared by the tests of this crate.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde_json::Value;
 use weave_overlay::ForwarderEvent;
+use weave_overlay::sleeve::{Session, SessionConfig};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
-use weave_types::PeerName;
+use weave_types::{ConnectionId, ConnectionUid, PeerName};
 
 pub(crate) fn vectors(name: &str) -> Value {
     let path = format!("{}/../../tests/vectors/data-plane/{name}.json", env!("CARGO_MANIFEST_DIR"));
@@ -36,7 +38,24 @@ pub(crate) fn addr(n: u8) -> SocketAddr {
     SocketAddr::from(([172, 30, 1, n], 6783))
 }
 
-/// An [`Io`] that keeps everything, and its promises' keeper.
+/// The UID of all connections.
+pub(crate) const UID: ConnectionUid = ConnectionUid(0x77);
+
+/// The session between peers `own` and `remote`, on the side of `own`. As in the captures, the peer with the lower name opened
+/// the TCP connection.
+pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session> {
+    let conn = ConnectionId(u64::from(remote));
+    Session::new(SessionConfig {
+        own: name(own),
+        remote: name(remote),
+        conn,
+        uid: UID,
+        outbound: own < remote,
+        key,
+    })
+}
+
+/// An [`Io`] that records everything and checks the contract of [`Io`].
 #[derive(Default)]
 pub(crate) struct Recorder {
     slots: BTreeMap<u32, (Destination, Vec<u8>)>,
@@ -58,7 +77,7 @@ impl Io for Recorder {
         assert!((1..=weave_overlay::sleeve::MAX_DATAGRAM).contains(&room), "room {room}");
         assert!(self.slots.values().all(|(open, _)| *open != to), "two open slots for one destination");
         self.next += 1;
-        // Leftovers of earlier datagrams must not shine through.
+        // Filled, so that bytes that are not written become visible.
         self.slots.insert(self.next, (to, vec![0xa5; room]));
         Slot(self.next)
     }
@@ -115,7 +134,7 @@ impl Routes for Line {
         let up = own < last && src <= own;
         let down = own > 0 && src >= own;
         match (down, up) {
-            // Both: only the source itself; its two neighbours are not adjacent in the list.
+            // Only for the source itself; its two neighbours are not adjacent in `NAMES`.
             (true, true) => BOTH.get(own).map_or(&[], |both| both.as_slice()),
             (true, false) => &NAMES[own - 1..own],
             (false, true) => &NAMES[own + 1..own + 2],

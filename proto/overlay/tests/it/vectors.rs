@@ -1,4 +1,4 @@
-//! The wire format, byte for byte as the original's (sleeve_*.json, overlay_negotiation.json).
+//! The wire format equals that of 2.8.1, byte for byte (sleeve_*.json, overlay_negotiation.json).
 
 use crate::support::{array, bytes, name, peer, vectors};
 use serde_json::Value;
@@ -11,7 +11,7 @@ fn session(own: u8, remote: u8, outbound: bool, key: Option<[u8; 32]>) -> std::s
     Session::new(SessionConfig { own, remote, conn: ConnectionId(1), uid: ConnectionUid(0), outbound, key })
 }
 
-/// Checks that `sealer` makes the vector's packet, and that `opener` takes it apart.
+/// Checks that `sealer` builds the packet of the vector, and that `opener` opens it.
 fn check_valid(case: &Value, sealer: &Sealer, opener: &mut Opener, df: bool) {
     let what = case["name"].as_str().unwrap();
     let mut packet = bytes(&case["packet"]);
@@ -54,7 +54,7 @@ fn open(opener: &mut Opener, packet: &Value) -> (Vec<String>, String) {
 }
 
 #[test]
-fn plain() {
+fn plain_datagrams_equal_the_vectors() {
     let file = vectors("sleeve_plain");
     let s = session(1, 2, true, None);
     assert_eq!((s.packet_overhead(), s.overhead()), (file["packet_overhead"].as_u64().unwrap() as usize, 62));
@@ -76,7 +76,7 @@ fn plain() {
 }
 
 #[test]
-fn encrypted() {
+fn encrypted_datagrams_equal_the_vectors() {
     let file = vectors("sleeve_encrypted");
     let key: [u8; 32] = bytes(&file["session_key"]).try_into().unwrap();
     let s = session(1, 2, true, Some(key));
@@ -111,7 +111,7 @@ fn encrypted() {
 }
 
 #[test]
-fn replay_window() {
+fn replay_window_equals_the_vectors() {
     let file = vectors("sleeve_replay_window");
     let mut window = ReplayWindow::new();
     for (i, step) in array(&file["steps"]).iter().enumerate() {
@@ -122,7 +122,7 @@ fn replay_window() {
 }
 
 #[test]
-fn negotiation() {
+fn overlay_negotiation_equals_the_vectors() {
     let file = vectors("overlay_negotiation");
     for case in array(&file["common_overlays"]) {
         let list = |value: &Value| -> Vec<String> {

@@ -4,8 +4,8 @@ use weave_switch::checksum::Sum;
 use crate::packet::naive_sum;
 
 #[test]
-fn known_sum() {
-    // The example of RFC 1071, 3.
+fn sum_of_the_rfc_example() {
+    // The example of RFC 1071 section 3.
     let sum = Sum::ZERO.bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
     assert_eq!(sum.folded(), 0xddf2);
     assert_eq!(sum.checksum(), 0x220d);
@@ -17,7 +17,7 @@ fn known_sum() {
 }
 
 #[test]
-fn carries_everywhere() {
+fn carries_are_added_at_every_position() {
     for len in 0..300 {
         assert_eq!(Sum::ZERO.bytes(&vec![0xff; len]).folded(), naive_sum(&vec![0xff; len]), "{len}");
     }
@@ -34,7 +34,7 @@ fn carries_everywhere() {
 }
 
 #[test]
-fn pseudo_headers() {
+fn pseudo_headers_are_included() {
     let (a, b) = ([10, 2, 0, 1], [10, 40, 0, 3]);
     let sum = Sum::ZERO.pseudo_v4(a.into(), b.into(), 6, 0x1234);
     assert_eq!(sum.folded(), naive_sum(&[10, 2, 0, 1, 10, 40, 0, 3, 0, 6, 0x12, 0x34]));
@@ -45,7 +45,7 @@ fn pseudo_headers() {
 
 proptest! {
     #[test]
-    fn same_as_naive(bytes in proptest::collection::vec(any::<u8>(), 0..2000), cut in 0usize..1000) {
+    fn agrees_with_the_simple_sum(bytes in proptest::collection::vec(any::<u8>(), 0..2000), cut in 0usize..1000) {
         let expected = naive_sum(&bytes);
         prop_assert_eq!(Sum::ZERO.bytes(&bytes).folded(), expected);
         let (a, b) = bytes.split_at((cut * 2).min(bytes.len()));

@@ -65,7 +65,7 @@ fn read_super(frame: &[u8], offload: Offload) -> (Packet, u16) {
 }
 
 #[test]
-fn merges() {
+fn consecutive_segments_are_merged() {
     for first in [tcp(), tcp6()] {
         for tags in [vec![], vec![[0x81, 0, 0, 5]], vec![[0x88, 0xa8, 0, 6], [0x81, 0, 0, 5]]] {
             let first = Packet { tags, seq: 0xffff_fff0, tos: 0x18, ..first.clone() };
@@ -81,7 +81,7 @@ fn merges() {
             let payload = packets.iter().flat_map(|p| p.payload.clone()).collect();
             assert_eq!(format!("{merged:?}"), format!("{:?}", Packet { payload, ..first }));
             assert_eq!(size, 100);
-            // And cutting restores what came.
+            // Segmentation restores the original frames.
             let mut segments = Segments::new(frame, *offload).unwrap();
             for packet in &packets {
                 let mut buf = [0; 500];
@@ -94,27 +94,27 @@ fn merges() {
 }
 
 #[test]
-fn single_segments_stay_as_they_are() {
+fn a_single_segment_is_unchanged() {
     for packet in [tcp(), tcp6()] {
         assert_eq!(run(&[packet.build()]), [vec![], vec![(packet.build(), Offload::NONE)]]);
     }
 }
 
 #[test]
-fn push_ends() {
+fn psh_ends_a_super_frame() {
     let mut packets = train(&tcp(), &[100, 100, 100, 100]);
     packets[1].flags = ACK | PSH;
     let out = run(&build(&packets));
     assert_eq!(out.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0, 0, 1]);
     assert_eq!(read_super(&out[1][0].0, out[1][0].1).0.flags, ACK | PSH);
     assert_eq!(read_super(&out[4][0].0, out[4][0].1).0.flags, ACK);
-    // Alone, it passes at once.
+    // A single segment with PSH is passed on at once.
     let push = Packet { flags: ACK | PSH, ..tcp() }.build();
     assert_eq!(run(std::slice::from_ref(&push)), [vec![(push, Offload::NONE)], vec![]]);
 }
 
 #[test]
-fn full_frames_leave() {
+fn full_super_frames_are_emitted() {
     for first in [tcp(), tcp6()] {
         let header = first.header_len();
         let packets = train(&first, &[1448; 60]);
@@ -134,9 +134,9 @@ fn full_frames_leave() {
     assert_eq!(counts(&[longer.build()]), [1, 0]);
 }
 
-/// Everything that must not be merged with the segment before it, each with the number of frames per push and flush.
+/// Each case gives the number of frames injected by each push and by the flush.
 #[test]
-fn differences_end_a_frame() {
+fn different_headers_are_not_merged() {
     fn check(first: &Packet, what: &str, change: &dyn Fn(&mut Packet), expected: &[usize]) {
         let mut packets = train(first, &[100, 100, 100]);
         assert_eq!(counts(&build(&packets)), [0, 0, 0, 1], "unchanged");
@@ -151,7 +151,7 @@ fn differences_end_a_frame() {
         let (merged, _) = flat.iter().find(|(_, o)| o.gso.is_some()).unwrap();
         assert_eq!(merged.len(), first.header_len() + 200, "{what}: the others are merged");
     }
-    // Of the same flow, and a new beginning: the first two leave, the third waits.
+    // The same flow, but the third segment starts a new super-frame: the first two are emitted, the third is held back.
     type Change = Box<dyn Fn(&mut Packet)>;
     let restarts: Vec<(&str, Change)> = vec![
         ("sequence gap", Box::new(|p| p.seq += 1)),
@@ -175,7 +175,7 @@ fn differences_end_a_frame() {
     check(&tcp(), "df", &|p| p.flags_and_offset = 0, &[0, 0, 1, 1]);
     let counting = Packet { flags_and_offset: 0, ..tcp() };
     check(&counting, "identification", &|p| p.id += 1, &[0, 0, 1, 1]);
-    // Of the same flow, and nothing that could begin a frame: both leave.
+    // The same flow, but the third segment cannot start a super-frame: everything is emitted.
     let passes: Vec<(&str, Change)> = vec![
         ("fin", Box::new(|p| p.flags |= 1)),
         ("syn", Box::new(|p| p.flags |= 2)),
@@ -194,7 +194,7 @@ fn differences_end_a_frame() {
     }
     check(&tcp(), "ip options", &|p| p.ip_options = vec![1, 1, 1, 1], &[0, 0, 2, 0]);
     check(&tcp(), "fragment", &|p| p.flags_and_offset = 0x2000, &[0, 0, 2, 0]);
-    // Of another flow: both wait.
+    // Another flow: both are held back.
     let others: Vec<(&str, Change)> = vec![
         ("source port", Box::new(|p| p.ports.0 += 1)),
         ("destination port", Box::new(|p| p.ports.1 += 1)),
@@ -212,29 +212,28 @@ fn differences_end_a_frame() {
     let tagged = Packet { tags: vec![[0x81, 0, 0, 1]], ..tcp() };
     check(&tagged, "another tag", &|p| p.tags[0][3] = 2, &[0, 0, 0, 2]);
     check(&tcp6(), "ipv6 address", &|p| p.dst[0] += 1, &[0, 0, 0, 2]);
-    // Of another protocol: passes at once, the others wait.
+    // Another protocol: the third is passed on at once, the others are held back.
     check(&tcp(), "udp", &|p| *p = udp(), &[0, 0, 1, 1]);
 }
 
-/// Where fragments are forbidden the identification may be anything.
+/// With the don't-fragment bit the identification has no meaning.
 #[test]
-fn identification_with_df() {
+fn identification_is_ignored_with_df() {
     let mut packets = train(&Packet { flags_and_offset: DF, ..tcp() }, &[100, 100]);
     packets[1].id = packets[0].id;
     assert_eq!(counts(&build(&packets)), [0, 0, 1]);
 }
 
-/// A corrupted segment passes unchanged, behind what came before it, whichever bit is wrong.
+/// A corrupted segment is passed on unchanged after the segments before it, whichever bit is wrong.
 #[test]
-fn corruption() {
+fn corrupted_segments_are_not_merged() {
     for first in [tcp(), tcp6()] {
         let frames = build(&train(&first, &[100, 100]));
-        // From the IP header on, but not what makes it something else altogether: version, lengths, protocol,
-        // fragment.
+        // From the IP header on, except for fields that change the kind of packet: version, lengths, protocol, fragment.
         let l3 = first.l3();
         let special = if first.v6 { vec![0, 4, 5, 6] } else { vec![0, 2, 3, 6, 7, 9] };
         for byte in (0..frames[1].len() - l3).filter(|byte| !special.contains(byte)) {
-            // IPv6 leaves some fields out of any sum.
+            // No checksum covers these fields of IPv6.
             if first.v6 && (byte < 8) {
                 continue;
             }
@@ -249,7 +248,7 @@ fn corruption() {
                 assert!(flat.iter().any(|(frame, _)| *frame == frames[0]));
             }
         }
-        // The first one corrupted: the second begins anew.
+        // If the first segment is corrupted, the second starts a super-frame.
         let mut frames = frames.clone();
         *frames[0].last_mut().unwrap() ^= 1;
         assert_eq!(counts(&frames), [1, 0, 1]);
@@ -257,7 +256,7 @@ fn corruption() {
 }
 
 #[test]
-fn padded_segments_pass() {
+fn padded_segments_are_not_merged() {
     let packet = Packet { payload: bytes(1), options: vec![], ..tcp() };
     let mut frame = packet.build();
     frame.extend([0; 5]);
@@ -265,7 +264,7 @@ fn padded_segments_pass() {
 }
 
 #[test]
-fn reserved_bits_pass() {
+fn segments_with_reserved_bits_are_not_merged() {
     // The bit that was ECN's nonce sum (and is accurate ECN's now).
     let mut frame = tcp().build();
     let l4 = tcp().l4();
@@ -277,7 +276,7 @@ fn reserved_bits_pass() {
 }
 
 #[test]
-fn other_frames_pass() {
+fn other_frames_are_passed_on() {
     let arp = [&[2; 12][..], &[8, 6], &[0; 28]].concat();
     let llc = [&[2; 12][..], &[0, 38], &[0; 38]].concat();
     for frame in [vec![], vec![0; 13], vec![0; 14], arp, llc, udp().build()] {
@@ -285,9 +284,9 @@ fn other_frames_pass() {
     }
 }
 
-/// What cannot be told to belong to no flow lets those of the same machines go first; others wait.
+/// A frame of an unknown flow is passed on after the flows with the same MAC addresses; others are held back.
 #[test]
-fn unclear_frames_keep_the_order() {
+fn frames_of_unknown_flows_keep_their_order() {
     let near = train(&tcp(), &[100, 100]);
     let far = Packet { macs: [6; 12], ports: (1, 2), ..tcp() };
     let fragment = Packet { flags_and_offset: 1, ..tcp() };
@@ -300,18 +299,18 @@ fn unclear_frames_keep_the_order() {
 }
 
 #[test]
-fn nine_flows() {
+fn the_oldest_of_nine_flows_is_emitted() {
     let flow = |i: u16| Packet { ports: (i, 80), ..tcp() };
     let mut frames: Vec<_> = (0..8).map(|i| flow(i).build()).collect();
     frames.push(Packet { seq: 1100, ..flow(0) }.build());
     frames.push(flow(8).build());
     let out = run(&frames);
     assert_eq!(out.iter().map(Vec::len).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 8]);
-    assert_eq!(out[9][0].0, flow(1).build(), "the one that waited longest makes room");
+    assert_eq!(out[9][0].0, flow(1).build(), "the flow with the oldest segment is emitted");
 }
 
 proptest! {
-    /// Cut, shuffled between flows, merged and cut again: each flow's frames are the same as at first.
+    /// After segmentation, shuffling between flows, merging and segmentation, each flow has the same frames.
     #[test]
     fn round_trip(
         wholes in proptest::collection::vec((any_packet(), 1u16..1500), 1..12),
@@ -347,7 +346,6 @@ proptest! {
             }
         }
         for (restored, expected) in restored.iter().zip(&expected) {
-            // The identification may be counted anew where fragments are forbidden, which cutting has done already.
             prop_assert_eq!(restored, expected);
         }
     }

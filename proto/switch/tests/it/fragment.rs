@@ -21,7 +21,7 @@ fn fragments(frame: &[u8], mtu: usize) -> Result<Vec<Vec<u8>>, FragmentError> {
     Ok(pieces)
 }
 
-/// Puts the payload together again, whatever the order, and checks headers on the way.
+/// Reassembles the payload and checks the headers of all fragments.
 fn reassemble(pieces: &[Vec<u8>], whole: &[u8], mtu: usize) -> Vec<u8> {
     let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     let header_len = usize::from(whole[14] & 15) * 4;
@@ -47,7 +47,7 @@ fn reassemble(pieces: &[Vec<u8>], whole: &[u8], mtu: usize) -> Vec<u8> {
 }
 
 #[test]
-fn refused() {
+fn invalid_frames_and_mtus_are_rejected() {
     let frame = plain().build();
     assert_eq!(
         fragments(&Packet { flags_and_offset: DF, ..plain() }.build(), 60),
@@ -80,11 +80,11 @@ fn refused() {
 }
 
 #[test]
-fn what_fits_stays_whole() {
+fn a_frame_that_fits_is_one_fragment() {
     let mut frame = plain().build();
     assert_eq!(fragments(&frame, 128).unwrap(), [frame.clone()]);
     assert_eq!(fragments(&frame, 127).unwrap().len(), 2);
-    // Padding goes, and comes again if it must.
+    // Padding is removed, and added again if the frame is too short.
     let whole = frame.clone();
     frame.extend([7; 9]);
     assert_eq!(fragments(&frame, 1000).unwrap(), [whole]);
@@ -93,14 +93,14 @@ fn what_fits_stays_whole() {
 }
 
 #[test]
-fn limits() {
+fn too_big_compares_with_the_mtu() {
     assert!(!too_big(1514, 1500) && too_big(1515, 1500));
     assert!(!too_big(usize::MAX, usize::MAX));
 }
 
 proptest! {
     #[test]
-    fn reassembles(
+    fn fragments_reassemble_to_the_packet(
         len in 0usize..9000, mtu in 28usize..2000, options in 0usize..11, offset in 0u16..1000, more: bool, id: u16,
     ) {
         let flags_and_offset = offset | if more { 0x2000 } else { 0 };
@@ -114,7 +114,7 @@ proptest! {
         } else {
             let pieces = pieces.unwrap();
             prop_assert_eq!(reassemble(&pieces, &frame, mtu), &frame[packet.l4()..]);
-            // No piece could have been longer.
+            // Every fragment except the last is as long as possible.
             let room = mtu - 20 - options * 4;
             for piece in &pieces[..pieces.len() - 1] {
                 let total = usize::from(u16::from_be_bytes([piece[16], piece[17]]));
@@ -139,19 +139,19 @@ fn answer6(frame: &[u8], mtu: u16) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn icmp() {
+fn frag_needed_quotes_the_packet() {
     let packet = Packet { payload: bytes(1400), ..tcp() };
     let answer = answer4(&packet.build(), 1376).unwrap();
     assert_eq!(answer.len(), 14 + 20 + 8 + 28);
     assert_eq!(naive_sum(&answer[14..34]), 0xffff);
     assert_eq!(naive_sum(&answer[34..]), 0xffff);
     assert_eq!(answer[34..42], [3, 4, answer[36], answer[37], 0, 0, 0x05, 0x60]);
-    // Cut short behind the IP header: as much as there is.
+    // A truncated packet is quoted as far as it exists.
     assert_eq!(answer4(&packet.build()[..36], 1376).unwrap().len(), 14 + 20 + 8 + 22);
 }
 
 #[test]
-fn no_icmp() {
+fn frag_needed_is_refused_where_rfc_1122_forbids_it() {
     let answers = |packet: Packet| answer4(&packet.build(), 500).is_some();
     assert!(answers(tcp()));
     assert!(answers(Packet { flags_and_offset: 0x6000, ..tcp() }), "the first fragment");
@@ -185,7 +185,7 @@ fn no_icmp() {
 }
 
 #[test]
-fn icmpv6() {
+fn packet_too_big_quotes_the_packet() {
     for len in [100, 1232 - 40 - 32, 1400] {
         let packet = Packet { payload: bytes(len), tos: 0x10, ..tcp6() };
         let mut frame = packet.build();
@@ -207,7 +207,7 @@ fn icmpv6() {
 }
 
 #[test]
-fn no_icmpv6() {
+fn packet_too_big_is_refused_where_rfc_4443_forbids_it() {
     let frame = tcp6().build();
     assert!(answer6(&frame, 1280).is_some());
     assert!(answer6(&frame, 1279).is_none(), "a host need not obey");
@@ -225,7 +225,7 @@ fn no_icmpv6() {
         frame[at] = 1;
         assert!(answer6(&frame, 1400).is_none());
     }
-    // Errors and redirects, directly and behind an extension header of 8 bytes.
+    // Errors and redirects, directly and after an extension header of 8 bytes.
     for (next, at) in [(58, 54), (60, 62)] {
         for kind in 0..=255 {
             let mut frame = frame.clone();

@@ -7,7 +7,7 @@ const TAG: [u8; 4] = [0x81, 0, 0xf1, 0x23];
 const OUTER: [u8; 4] = [0x88, 0xa8, 0, 9];
 
 #[test]
-fn ethernet() {
+fn ethernet_views() {
     let frame = Packet { tags: vec![TAG], ..tcp() }.build();
     let view = Ethernet::parse(&frame).unwrap();
     assert_eq!(view.dst(), MacAddr([2, 0, 0, 0, 0, 2]));
@@ -38,7 +38,7 @@ fn ethernet() {
 }
 
 #[test]
-fn ipv4() {
+fn ipv4_views() {
     let packet = Packet { tos: 0x12, flags_and_offset: 0x6123, ip_options: vec![1; 8], ..tcp() };
     let mut bytes = packet.build()[14..].to_vec();
     let total = bytes.len();
@@ -68,7 +68,7 @@ fn ipv4() {
 }
 
 #[test]
-fn ipv6() {
+fn ipv6_views() {
     let bytes = [&tcp6().build()[14..], &[0; 3]].concat();
     let ip = Ipv6::parse(&bytes).unwrap();
     assert_eq!((ip.payload_len(), ip.next_header(), ip.hop_limit()), (132, 6, 64));
@@ -81,7 +81,7 @@ fn ipv6() {
 }
 
 #[test]
-fn tcp_and_udp() {
+fn tcp_and_udp_views() {
     let packet = Packet { seq: 0x1234_5678, ack: 0x9abc_def0, flags: 0x5a, ..tcp() };
     let bytes = &packet.build()[34..];
     let view = Tcp::parse(bytes).unwrap();
@@ -105,7 +105,7 @@ fn tcp_and_udp() {
 }
 
 #[test]
-fn transports() {
+fn transport_headers_are_found() {
     let packets = [tcp(), tcp6(), udp(), udp6(), Packet { ip_options: vec![1; 12], ..tcp() }];
     for packet in packets {
         for tags in [vec![], vec![TAG], vec![OUTER, TAG]] {
@@ -142,7 +142,7 @@ fn transports() {
 }
 
 #[test]
-fn classes() {
+fn frames_are_classified() {
     let df = |packet: Packet| classify(&packet.build());
     assert_eq!(df(tcp()), Class::Ipv4 { df: true });
     assert_eq!(df(Packet { flags_and_offset: 0x2001, ..tcp() }), Class::Ipv4 { df: false });

@@ -1,5 +1,5 @@
-//! Everything that takes bytes from peers or containers, run on any bytes: by the fuzzer
-//! (`fuzz/fuzz_targets/switch_*.rs`), and here on random ones.
+//! Entry points of the fuzz targets `fuzz/fuzz_targets/switch_*.rs`: all code that handles bytes of peers or containers. The tests
+//! here run them on random bytes.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl Routes for Everywhere {
     }
 }
 
-/// Verdicts, views, fragments and answers for one frame.
+/// Runs verdicts, views, fragmentation and ICMP answers on one frame.
 pub(crate) fn frame(data: &[u8]) {
     let mut macs = MacTable::new(MacConfig::new(OWN));
     for round in 0..2 {
@@ -37,7 +37,10 @@ pub(crate) fn frame(data: &[u8]) {
         let (_, local) = local_frame(&table, data, Instant::ORIGIN);
         let src = PeerName::from_bytes([0, 0, 0, 0, 0, 2]);
         let (_, remote) = peer_frame(&table, src, OWN, data, Instant::ORIGIN);
-        assert!(local.is_none() || remote.is_none() || round == 0, "one of them is known now");
+        assert!(
+            local.is_none() || remote.is_none() || round == 0,
+            "one of them is known in the second round"
+        );
         if let Some(ethernet) = Ethernet::parse(data) {
             macs.learn_local(ethernet.src(), Instant::ORIGIN);
         }
@@ -65,7 +68,7 @@ pub(crate) fn frame(data: &[u8]) {
     }
 }
 
-/// The first ten bytes are a virtio header, the rest is a frame: cut, merge, cut again.
+/// Runs segmentation, merging and segmentation again. The first ten bytes are a virtio header, the rest is a frame.
 pub(crate) fn offload(data: &[u8]) {
     let Ok(offload) = Offload::from_virtio(data) else { return };
     assert_eq!(Offload::from_virtio(&offload.to_virtio()), Ok(offload));
@@ -77,11 +80,11 @@ pub(crate) fn offload(data: &[u8]) {
     let mut coalescer = Coalescer::new();
     let mut out = 0;
     let mut again = |frame: &[u8], offload: Offload| {
-        out += Segments::new(frame, offload).expect("what is merged can be cut").remaining();
+        out += Segments::new(frame, offload).expect("a merged frame can be segmented").remaining();
     };
     let expected = each(segments, |piece| coalescer.push(piece, &mut again));
     coalescer.flush(&mut again);
-    assert_eq!(out, expected, "as many pieces as before");
+    assert_eq!(out, expected, "as many segments as before");
 }
 
 fn each(mut segments: Segments<'_>, mut f: impl FnMut(&[u8])) -> usize {
@@ -102,8 +105,8 @@ mod tests {
     use crate::packet::Packet;
     use crate::segment::any_packet;
 
-    /// A packet with some bytes overwritten, and cut.
-    fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    /// A packet with some bytes overwritten, possibly truncated.
+    fn corrupted_packet() -> impl Strategy<Value = Vec<u8>> {
         let damage = proptest::collection::vec((0usize..90, any::<u8>()), 0..4);
         (any_packet(), damage, 0usize..6000).prop_map(|(packet, damage, len)| {
             let packet =
@@ -123,19 +126,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes(data in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_handled(data in proptest::collection::vec(any::<u8>(), 0..200)) {
             super::frame(&data);
             super::offload(&data);
         }
 
         #[test]
-        fn damaged_packets(data in damaged()) {
+        fn corrupted_packets_are_handled(data in corrupted_packet()) {
             super::frame(&data);
         }
 
         #[test]
-        fn damaged_offloads(
-            data in damaged(), flags in 0u8..3, kind in prop_oneof![Just(0u8), Just(1), Just(4), Just(5)], size: u8,
+        fn corrupted_super_frames_are_handled(
+            data in corrupted_packet(), flags in 0u8..3, kind in prop_oneof![Just(0u8), Just(1), Just(4), Just(5)], size: u8,
             start in 0u16..80, offset in prop_oneof![Just(16u16), Just(6), 0u16..200],
         ) {
             let mut bytes = vec![flags, kind, 0, 0];

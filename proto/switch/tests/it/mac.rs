@@ -32,9 +32,9 @@ fn learn(table: &mut MacTable, by: By, now: Instant) -> Learned {
     }
 }
 
-/// State before, event, silence since the state was made in ms, what is said, who has the address afterwards.
+/// Cases: previous entry, event, silence in ms, result, peer that has the address afterwards.
 #[test]
-fn all_transitions() {
+fn all_transitions_of_an_entry() {
     use By::{Local, Remote};
     use Learned::{Known, Moved, New, Refused};
     let cases = [
@@ -53,20 +53,20 @@ fn all_transitions() {
         (Some(Remote(B)), Local, 2000, Moved { from: B }, OWN),
         (Some(Remote(B)), Local, 500_000, Moved { from: B }, OWN),
     ];
-    for (before, event, silence, said, owner) in cases {
+    for (before, event, silence, expected, owner) in cases {
         let mut table = new();
         let start = 1_000_000;
         if let Some(before) = before {
             assert_eq!(learn(&mut table, before, at(start)), New);
         }
         let old = table.snapshot();
-        assert_eq!(learn(&mut table, event, at(start + silence)), said, "{before:?} {event:?} {silence}");
+        assert_eq!(learn(&mut table, event, at(start + silence)), expected, "{before:?} {event:?} {silence}");
         assert_eq!(table.lookup(X), Some(owner));
         let snapshot = table.snapshot();
         assert_eq!(snapshot.lookup(X), Some(owner));
-        let unchanged = matches!(said, Known | Refused { .. });
-        assert_eq!(Arc::ptr_eq(&old, &snapshot), unchanged, "snapshots are made anew only after changes");
-        let seen = if matches!(said, Refused { .. }) { start } else { start + silence };
+        let unchanged = matches!(expected, Known | Refused { .. });
+        assert_eq!(Arc::ptr_eq(&old, &snapshot), unchanged, "a new snapshot is built only after changes");
+        let seen = if matches!(expected, Refused { .. }) { start } else { start + silence };
         let entries: Vec<_> = table.entries().collect();
         assert_eq!(entries.len(), 1);
         assert_eq!((entries[0].mac, entries[0].peer, entries[0].last_seen), (X, owner, at(seen)));
@@ -74,7 +74,7 @@ fn all_transitions() {
 }
 
 #[test]
-fn not_learnable() {
+fn invalid_source_addresses_are_not_learnt() {
     let mut table = new();
     for mac in [MacAddr::ZERO, MacAddr::BROADCAST, MacAddr::SPANNING_TREE, MacAddr([1, 0, 0x5e, 0, 0, 1])] {
         assert_eq!(table.learn_local(mac, at(0)), Learned::Ignored);
@@ -84,17 +84,17 @@ fn not_learnable() {
 }
 
 #[test]
-fn bounded() {
+fn number_of_entries_is_limited() {
     let mut table = MacTable::new(MacConfig { max_entries: 1, ..MacConfig::new(OWN) });
     assert_eq!(table.learn_remote(X, B, at(0)), Learned::New);
     assert_eq!(table.learn_remote(Y, B, at(0)), Learned::Ignored);
     assert_eq!(table.learn_local(Y, at(0)), Learned::Ignored);
-    assert_eq!(table.learn_remote(X, C, at(0)), Learned::Moved { from: B }, "what is known still moves");
+    assert_eq!(table.learn_remote(X, C, at(0)), Learned::Moved { from: B }, "known addresses still move");
     assert_eq!((table.len(), table.snapshot().len()), (1, 1));
 }
 
 #[test]
-fn expiry() {
+fn silent_entries_expire() {
     let mut table = new();
     table.learn_local(X, at(0));
     table.learn_remote(Y, B, at(60_000));
@@ -108,7 +108,7 @@ fn expiry() {
 }
 
 #[test]
-fn forgets_peers() {
+fn entries_of_a_removed_peer_are_removed() {
     let mut table = new();
     let z = MacAddr([2; 6]);
     table.learn_remote(Y, B, at(0));
@@ -123,9 +123,9 @@ fn forgets_peers() {
     assert!(Arc::ptr_eq(&unchanged, &table.snapshot()));
 }
 
-/// Data threads refresh the marks through a snapshot, and the table sees it.
+/// Data threads refresh last-seen times through a snapshot, which is visible in the table.
 #[test]
-fn shared_marks() {
+fn last_seen_times_are_shared_with_snapshots() {
     let mut macs = new();
     macs.learn_remote(X, B, at(1000));
     let fwd = table(&macs);
@@ -150,7 +150,7 @@ fn shared_marks() {
 }
 
 #[test]
-fn lookups_with_many_entries_and_any_seed() {
+fn lookups_work_with_many_entries_and_any_seed() {
     for seed in [0, 1, u64::MAX, 0x9e37_79b9_7f4a_7c15, 0x0123_4567_89ab_cdef] {
         let mut table = MacTable::new(MacConfig { hash_seed: seed, ..MacConfig::new(OWN) });
         let mac = |i: u32| {
@@ -191,13 +191,13 @@ fn op() -> impl Strategy<Value = Op> {
 proptest! {
     /// Against a map from address to (peer, last seen).
     #[test]
-    fn model(ops in proptest::collection::vec(op(), 0..60)) {
+    fn agrees_with_the_model(ops in proptest::collection::vec(op(), 0..60)) {
         let peer = |p: u8| PeerName::from_bytes([0x7a, 0, 0, 0, 0, p]);
         let mac = |m: u8| MacAddr([2, 0, 0, 0, 0, m]);
         let mut table = new();
         let mut model: BTreeMap<MacAddr, (PeerName, u64)> = BTreeMap::new();
         let mut now = 0;
-        // Marks are refreshed in steps: within one, the older is as good.
+        // Last-seen times are refreshed in steps of 100 ms.
         let refreshed = |old: u64, now: u64| if now - old >= 100 { now } else { old };
         for op in ops {
             match op {

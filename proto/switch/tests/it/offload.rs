@@ -11,7 +11,7 @@ fn raw(flags: u8, kind: u8, words: [u16; 4]) -> Vec<u8> {
 }
 
 #[test]
-fn layout() {
+fn virtio_headers_round_trip() {
     let words = [0x0042, 0x0578, 0x0022, 0x0010];
     for (kind, number) in [(GsoKind::TcpV4, 1), (GsoKind::TcpV6, 4), (GsoKind::Udp, 5)] {
         assert_eq!(full(kind).to_virtio().to_vec(), raw(1, number, words));
@@ -29,12 +29,12 @@ fn layout() {
     assert_eq!(gso_only.to_virtio().to_vec(), raw(0, 5, [0x42, 0x578, 0, 0]));
     assert_eq!(Offload::from_virtio(&raw(0, 5, words)), Ok(gso_only));
     assert_eq!(Offload::NONE.to_virtio(), [0; 10]);
-    // "Checksum was found valid" leaves nothing to do.
+    // A header that says that the checksum is valid means no pending work.
     assert_eq!(Offload::from_virtio(&raw(2, 0, words)), Ok(Offload::NONE));
 }
 
 #[test]
-fn errors() {
+fn invalid_virtio_headers_are_rejected() {
     for len in 0..10 {
         assert_eq!(Offload::from_virtio(&[0; 10][..len]), Err(OffloadError::TooShort));
     }
@@ -45,7 +45,7 @@ fn errors() {
 }
 
 #[test]
-fn shifted_by_a_tag() {
+fn offsets_are_adjusted_for_a_vlan_tag() {
     let shifted = full(GsoKind::TcpV4).shifted(4);
     assert_eq!(shifted.csum, Some(Csum { start: 0x26, offset: 0x10 }));
     assert_eq!(shifted.gso, Some(Gso { kind: GsoKind::TcpV4, size: 0x578, hdr_len: 0x46 }));

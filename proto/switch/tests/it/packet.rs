@@ -1,4 +1,4 @@
-//! Packets made and read in the most naive way, to compare the real code with.
+//! A simple, independent way to build and parse packets, as a reference for the code under test.
 
 use weave_switch::{Csum, Gso, GsoKind, Offload};
 
@@ -167,7 +167,7 @@ impl Packet {
         self.assemble(&l4)
     }
 
-    /// The frame as a kernel hands it over: only the pseudo header in the checksum.
+    /// The frame as a kernel sends it with checksum offload: the checksum field contains the sum of the pseudo header.
     pub(crate) fn partial(&self) -> (Vec<u8>, Offload) {
         let mut l4 = self.transport();
         let sum = naive_sum(&self.pseudo(l4.len()));
@@ -177,7 +177,7 @@ impl Packet {
         (self.assemble(&l4), Offload { csum: Some(csum), gso: None })
     }
 
-    /// The same to be cut into pieces of `size`.
+    /// The same as a super-frame with segments of `size` bytes.
     pub(crate) fn gso(&self, size: u16) -> (Vec<u8>, Offload) {
         let kind = match (self.udp, self.v6) {
             (true, _) => GsoKind::Udp,
@@ -189,7 +189,7 @@ impl Packet {
         (frame, Offload { gso: Some(gso), ..offload })
     }
 
-    /// Reads a frame of the kinds above back, and checks its lengths and checksums.
+    /// Parses a frame of the kinds above, and checks its lengths and checksums.
     pub(crate) fn read(frame: &[u8]) -> Packet {
         let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
         let mut tags = vec![];

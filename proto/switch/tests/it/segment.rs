@@ -13,10 +13,10 @@ const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
 const CWR: u8 = 0x80;
 
-/// All pieces, having checked what is said about them beforehand.
+/// All segments, after checking `next_len` and `remaining` for each.
 fn cut(frame: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, SegmentError> {
     let mut segments = Segments::new(frame, offload)?;
-    let mut pieces = vec![];
+    let mut all = vec![];
     while let Some(len) = segments.next_len() {
         let left = segments.remaining();
         assert!(left > 0);
@@ -28,26 +28,26 @@ fn cut(frame: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, SegmentError> {
         assert_eq!(segments.next_into(&mut buf), Some(len));
         assert_eq!(buf[len..], [0xee; 3], "nothing is written behind");
         assert_eq!(segments.remaining(), left - 1);
-        pieces.push(buf[..len].to_vec());
+        all.push(buf[..len].to_vec());
     }
     assert_eq!((segments.remaining(), segments.next_into(&mut [0; 2000])), (0, None));
-    Ok(pieces)
+    Ok(all)
 }
 
 fn read(packet: &Packet, size: u16) -> Vec<Packet> {
     let (frame, offload) = packet.gso(size);
-    cut(&frame, offload).unwrap().iter().map(|piece| Packet::read(piece)).collect()
+    cut(&frame, offload).unwrap().iter().map(|segment| Packet::read(segment)).collect()
 }
 
 #[test]
-fn nothing_left_to_do() {
+fn a_frame_without_pending_work_is_unchanged() {
     for frame in [tcp().build(), vec![], vec![1, 2, 3]] {
         assert_eq!(cut(&frame, Offload::NONE), Ok(vec![frame]));
     }
 }
 
 #[test]
-fn checksums() {
+fn partial_checksums_are_completed() {
     for tags in [vec![], vec![TAG], vec![OUTER_TAG, TAG]] {
         for packet in [tcp(), tcp6(), udp(), udp6()] {
             for len in [0, 1, 2, 3, 99, 1400] {
@@ -62,9 +62,9 @@ fn checksums() {
     }
 }
 
-/// Two bytes of payload chosen so that the sum is zero: 0xffff is written instead.
+/// Two bytes of payload are chosen so that the checksum is zero.
 #[test]
-fn zero_checksum() {
+fn a_checksum_of_zero_is_written_as_ffff() {
     for packet in [udp(), udp6()] {
         let mut packet = Packet { payload: vec![0, 0], ..packet };
         let frame = packet.build();
@@ -80,7 +80,7 @@ fn zero_checksum() {
 }
 
 #[test]
-fn checksum_leaves_padding_out() {
+fn checksum_excludes_padding() {
     let packet = Packet { payload: bytes(1), options: vec![], ..tcp() };
     let (mut frame, offload) = packet.partial();
     frame.extend([0xaa; 5]);
@@ -90,7 +90,7 @@ fn checksum_leaves_padding_out() {
 }
 
 #[test]
-fn checksum_of_any_protocol() {
+fn checksum_of_an_unknown_protocol() {
     // An unknown protocol directly on Ethernet.
     let mut frame = [[5; 12].as_slice(), &[0x12, 0x34], &bytes(51)].concat();
     let whole = naive_sum(&frame[20..]);
@@ -99,7 +99,7 @@ fn checksum_of_any_protocol() {
 }
 
 #[test]
-fn checksum_outside() {
+fn checksum_outside_of_the_frame_is_rejected() {
     let frame = tcp().build();
     let len = frame.len() as u16;
     for (start, offset) in [(len - 1, 0), (len, 0), (0, len - 1), (34, len), (0xffff, 0xffff)] {
@@ -113,7 +113,7 @@ fn checksum_outside() {
 }
 
 #[test]
-fn tcp_pieces() {
+fn tcp_segments_have_correct_headers() {
     for packet in [tcp(), tcp6(), Packet { flags_and_offset: 0, ip_options: vec![0x94, 4, 0, 0], ..tcp() }] {
         for tags in [vec![], vec![TAG], vec![OUTER_TAG, TAG]] {
             let whole = Packet {
@@ -125,9 +125,9 @@ fn tcp_pieces() {
                 tos: 0xb8,
                 ..packet.clone()
             };
-            let pieces = read(&whole, 1000);
-            assert_eq!(pieces.len(), 4);
-            for (i, piece) in pieces.iter().enumerate() {
+            let segments = read(&whole, 1000);
+            assert_eq!(segments.len(), 4);
+            for (i, segment) in segments.iter().enumerate() {
                 let flags = ECE | ACK | if i == 0 { CWR } else { 0 } | if i == 3 { PSH | FIN } else { 0 };
                 let expected = Packet {
                     payload: whole.payload[i * 1000..3500.min(i * 1000 + 1000)].to_vec(),
@@ -136,47 +136,47 @@ fn tcp_pieces() {
                     flags,
                     ..whole.clone()
                 };
-                assert_eq!(format!("{piece:?}"), format!("{expected:?}"));
+                assert_eq!(format!("{segment:?}"), format!("{expected:?}"));
             }
         }
     }
 }
 
 #[test]
-fn udp_pieces() {
+fn udp_segments_have_correct_headers() {
     for packet in [udp(), udp6()] {
         let whole = Packet { payload: bytes(2001), tags: vec![TAG], ..packet };
-        let pieces = read(&whole, 1000);
-        assert_eq!(pieces.iter().map(|p| p.payload.len()).collect::<Vec<_>>(), [1000, 1000, 1]);
-        for (i, piece) in pieces.iter().enumerate() {
+        let segments = read(&whole, 1000);
+        assert_eq!(segments.iter().map(|p| p.payload.len()).collect::<Vec<_>>(), [1000, 1000, 1]);
+        for (i, segment) in segments.iter().enumerate() {
             let expected = Packet {
                 payload: whole.payload[i * 1000..2001.min(i * 1000 + 1000)].to_vec(),
                 id: if whole.v6 { 0 } else { whole.id + i as u16 },
                 ..whole.clone()
             };
-            assert_eq!(format!("{piece:?}"), format!("{expected:?}"));
+            assert_eq!(format!("{segment:?}"), format!("{expected:?}"));
         }
     }
 }
 
-/// The kernel says nothing of the checksum: complete it all the same, unless it is UDP over IPv4 without one.
+/// Except for UDP over IPv4 without a checksum.
 #[test]
-fn without_checksum_request() {
+fn segments_get_checksums_without_a_request() {
     for packet in [tcp(), tcp6(), udp(), udp6()] {
         let packet = Packet { payload: bytes(30), ..packet };
         let (mut frame, offload) = packet.gso(20);
-        for (pieces, field) in [(2, None), (2, Some(0))] {
+        for (segments, field) in [(2, None), (2, Some(0))] {
             if let Some(field) = field {
                 let at = usize::from(offload.csum.unwrap().start + offload.csum.unwrap().offset);
                 frame[at..at + 2].copy_from_slice(&u16::to_be_bytes(field));
             }
             let done = cut(&frame, Offload { csum: None, ..offload }).unwrap();
-            assert_eq!(done.len(), pieces);
-            for piece in done {
+            assert_eq!(done.len(), segments);
+            for segment in done {
                 if packet.udp && !packet.v6 && field.is_some() {
-                    assert_eq!(piece[40..42], [0, 0]);
+                    assert_eq!(segment[40..42], [0, 0]);
                 } else {
-                    Packet::read(&piece);
+                    Packet::read(&segment);
                 }
             }
         }
@@ -184,13 +184,13 @@ fn without_checksum_request() {
 }
 
 #[test]
-fn sizes_at_the_edges() {
+fn segment_sizes_at_the_limits() {
     let packet = Packet { flags: PSH | ACK, ..tcp() };
-    for (len, size, pieces) in
+    for (len, size, segments) in
         [(0, 10, 1), (1, 10, 1), (10, 10, 1), (11, 10, 2), (20, 10, 2), (5, 65535, 1), (3, 1, 3)]
     {
         let all = read(&Packet { payload: bytes(len), ..packet.clone() }, size);
-        assert_eq!(all.len(), pieces, "{len} in {size}");
+        assert_eq!(all.len(), segments, "{len} in {size}");
         assert_eq!(all.iter().flat_map(|p| p.payload.clone()).collect::<Vec<_>>(), bytes(len));
         assert_eq!(all.last().unwrap().flags, PSH | ACK);
     }
@@ -200,17 +200,17 @@ fn sizes_at_the_edges() {
 }
 
 #[test]
-fn padding_is_cut_off() {
+fn segmentation_removes_padding() {
     let (mut frame, offload) = tcp().gso(60);
     frame.extend([0; 9]);
     let total: usize =
-        cut(&frame, offload).unwrap().iter().map(|piece| Packet::read(piece).payload.len()).sum();
+        cut(&frame, offload).unwrap().iter().map(|segment| Packet::read(segment).payload.len()).sum();
     assert_eq!(total, 100);
 }
 
-/// More than 64 KiB: the length field is zero, the frame itself says how long it is.
+/// The length field is zero; the length of the frame counts.
 #[test]
-fn big_tcp() {
+fn super_frames_above_64_kib_are_segmented() {
     for packet in [tcp(), tcp6()] {
         let (head, offload) = packet.gso(1448);
         let mut frame = head[..packet.header_len()].to_vec();
@@ -218,21 +218,21 @@ fn big_tcp() {
         let l3 = packet.l3();
         let length = if packet.v6 { l3 + 4 } else { l3 + 2 };
         frame[length..length + 2].fill(0);
-        let pieces = cut(&frame, offload).unwrap();
-        assert_eq!(pieces.len(), 70);
-        let stream: Vec<u8> = pieces.iter().flat_map(|piece| Packet::read(piece).payload).collect();
+        let segments = cut(&frame, offload).unwrap();
+        assert_eq!(segments.len(), 70);
+        let stream: Vec<u8> = segments.iter().flat_map(|segment| Packet::read(segment).payload).collect();
         assert_eq!(stream, bytes(100_000));
         let gso = offload.gso.map(|gso| Gso { size: 65535, ..gso });
         assert_eq!(
             cut(&frame, Offload { gso, ..offload }),
             Err(SegmentError::Headers),
-            "a piece would be too long"
+            "a segment would be too long"
         );
     }
 }
 
 #[test]
-fn headers_must_fit() {
+fn headers_that_do_not_match_are_rejected() {
     let refused = |frame: &[u8], offload: Offload, why: &str| {
         assert_eq!(cut(frame, offload), Err(SegmentError::Headers), "{why}");
     };
@@ -272,7 +272,7 @@ fn headers_must_fit() {
 }
 
 #[test]
-fn ipv6_extension_headers() {
+fn ipv6_extension_headers_are_kept() {
     let whole = Packet { payload: bytes(100), ..tcp6() };
     let with = |kind: u8, header: &[u8]| {
         let (frame, offload) = whole.gso(60);
@@ -284,11 +284,11 @@ fn ipv6_extension_headers() {
         cut(&frame, offload.shifted(header.len() as u16))
     };
     for kind in [0, 60, 43] {
-        let pieces = with(kind, &[0, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]).unwrap();
-        assert_eq!(pieces.len(), 2);
-        for (piece, len) in pieces.iter().zip([60, 40]) {
-            // Without the header again it is an ordinary packet.
-            let mut plain = [&piece[..54], &piece[70..]].concat();
+        let segments = with(kind, &[0, 1, 0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]).unwrap();
+        assert_eq!(segments.len(), 2);
+        for (segment, len) in segments.iter().zip([60, 40]) {
+            // Without the extension header it is an ordinary packet.
+            let mut plain = [&segment[..54], &segment[70..]].concat();
             assert_eq!(u16::from_be_bytes([plain[18], plain[19]]), 16 + 32 + len);
             plain[18..20].copy_from_slice(&(32 + len).to_be_bytes());
             plain[20] = 6;
@@ -312,7 +312,7 @@ prop_compose! {
         let base = if v6 { Packet { id: 0, flags_and_offset: 0, ..base } } else {
             Packet { id, flags_and_offset: if df { 0x4000 } else { 0 }, ip_options: vec![1; ip_options * 4], ..base }
         };
-        // What the headers do not carry has the values that reading gives back.
+        // Address bytes that IPv4 does not have get the values of `Packet::read`.
         let prefix = if v6 { 0 } else { 12 };
         let mut base = base;
         base.src[..prefix].copy_from_slice(&tcp().src[..prefix]);
@@ -327,14 +327,14 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn pieces_are_the_whole(whole in any_packet(), size in 1u16..3000) {
+    fn segments_contain_the_whole_payload(whole in any_packet(), size in 1u16..3000) {
         let (frame, offload) = whole.gso(size);
-        let pieces = cut(&frame, offload).unwrap();
+        let segments = cut(&frame, offload).unwrap();
         let mut stream = vec![];
-        for (i, piece) in pieces.iter().enumerate() {
-            let piece = Packet::read(piece);
-            let last = i + 1 == pieces.len();
-            prop_assert!(last || piece.payload.len() == usize::from(size));
+        for (i, segment) in segments.iter().enumerate() {
+            let segment = Packet::read(segment);
+            let last = i + 1 == segments.len();
+            prop_assert!(last || segment.payload.len() == usize::from(size));
             let mut clear = if last { 0 } else { FIN | PSH };
             if i > 0 {
                 clear |= CWR;
@@ -343,11 +343,11 @@ proptest! {
                 seq: if whole.udp { 0 } else { whole.seq.wrapping_add(stream.len() as u32) },
                 id: if whole.v6 { 0 } else { whole.id.wrapping_add(i as u16) },
                 flags: whole.flags & !clear,
-                payload: piece.payload.clone(),
+                payload: segment.payload.clone(),
                 ..whole.clone()
             };
-            prop_assert_eq!(format!("{piece:?}"), format!("{expected:?}"));
-            stream.extend(piece.payload);
+            prop_assert_eq!(format!("{segment:?}"), format!("{expected:?}"));
+            stream.extend(segment.payload);
         }
         prop_assert_eq!(stream, whole.payload);
     }

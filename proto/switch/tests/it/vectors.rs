@@ -1,4 +1,4 @@
-//! Vectors made with the original.
+//! Vectors captured from 2.8.1.
 
 use serde_json::Value;
 use weave_switch::fragment::{Fragments, MAX_ICMP_FRAME, frag_needed, too_big};
@@ -33,7 +33,7 @@ fn hex(value: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn mac_cache() {
+fn mac_cache_vectors() {
     let vectors = vectors("mac_cache.json");
     let steps = list(&vectors["steps"]);
     let max_age = std::time::Duration::from_millis(1000);
@@ -60,18 +60,18 @@ fn mac_cache() {
     assert_eq!(steps.len(), 6);
 }
 
-/// What came, as the scenarios say it.
-enum Came {
+/// The input of a scenario.
+enum Input {
     Captured(MacAddr),
     Received { src: PeerName, dst: PeerName, to: MacAddr },
 }
 
 #[test]
-fn switching_decisions() {
-    use Came::{Captured, Received};
+fn switching_decision_vectors() {
+    use Input::{Captured, Received};
     let from_b = Received { src: B, dst: OWN, to: Y };
     let from_b_again = || Received { src: B, dst: OWN, to: Y };
-    let known: [(&[(MacAddr, PeerName)], Came); 15] = [
+    let known: [(&[(MacAddr, PeerName)], Input); 15] = [
         (&[], Captured(Y)),
         (&[], Captured(MacAddr::BROADCAST)),
         (&[], Captured(MacAddr([1, 0, 0x5e, 0, 0, 1]))),
@@ -91,18 +91,18 @@ fn switching_decisions() {
     let vectors = vectors("switching_decisions.json");
     let scenarios = list(&vectors["scenarios"]);
     assert_eq!(scenarios.len(), known.len());
-    for (scenario, (known, came)) in scenarios.iter().zip(known) {
+    for (scenario, (known, input)) in scenarios.iter().zip(known) {
         let name = text(&scenario["scenario"]);
-        assert_eq!(matches!(came, Captured(_)), name.starts_with("captured"), "{name}");
+        assert_eq!(matches!(input, Captured(_)), name.starts_with("captured"), "{name}");
         let mut macs = MacTable::new(MacConfig::new(OWN));
         for (mac, peer) in known {
             macs.learn_remote(*mac, *peer, at(0));
         }
         let table = table(&macs);
         let mut actions = vec![];
-        let fact = match came {
+        let event = match input {
             Captured(to) => {
-                let (verdict, fact) = local_frame(&table, &frame(X, to), at(1));
+                let (verdict, event) = local_frame(&table, &frame(X, to), at(1));
                 actions.push("Captured");
                 match verdict {
                     LocalVerdict::Flood(to) => {
@@ -115,10 +115,10 @@ fn switching_decisions() {
                     }
                     LocalVerdict::Drop(_) => {}
                 }
-                fact
+                event
             }
             Received { src, dst, to } => {
-                let (verdict, fact) = peer_frame(&table, src, dst, &frame(X, to), at(1));
+                let (verdict, event) = peer_frame(&table, src, dst, &frame(X, to), at(1));
                 match verdict {
                     PeerVerdict::Deliver { flood } => {
                         actions.extend(["Injecting", "INJECT-INTO-LOCAL-BRIDGE"]);
@@ -131,19 +131,19 @@ fn switching_decisions() {
                         actions.push("Relaying");
                     }
                     PeerVerdict::Drop(reason) => {
-                        // Deviation: the original goes on with its own packets (see `peer_frame`).
+                        // Deviation: 2.8.1 forwards its own packets (see `peer_frame`).
                         assert!(name.contains("received own packet"), "{name}");
                         assert_eq!(reason, DropReason::OwnPacket);
-                        assert_eq!(fact, Some(SwitchEvent::OwnPacket { peer: OWN, mac: X, dst: to }));
+                        assert_eq!(event, Some(SwitchEvent::OwnPacket { peer: OWN, mac: X, dst: to }));
                         continue;
                     }
                 }
-                fact
+                event
             }
         };
         let expected: Vec<_> = list(&scenario["actions"]).iter().map(text).collect();
         assert_eq!(actions, expected, "{name}");
-        match fact {
+        match event {
             Some(SwitchEvent::LocalMac(mac)) => assert_ne!(macs.learn_local(mac, at(1)), Learned::Ignored),
             Some(SwitchEvent::RemoteMac { mac, peer }) => {
                 assert_ne!(macs.learn_remote(mac, peer, at(1)), Learned::Ignored)
@@ -163,7 +163,7 @@ fn switching_decisions() {
 }
 
 #[test]
-fn frame_classification() {
+fn frame_classification_vectors() {
     let vectors = vectors("frame_classification.json");
     for case in list(&vectors["frames"]) {
         let frame = match &case["frame"] {
@@ -187,7 +187,7 @@ fn frame_classification() {
 }
 
 #[test]
-fn fragmentation() {
+fn fragmentation_vectors() {
     let vectors = vectors("sleeve_fragmentation.json");
     for case in list(&vectors["fragment"]) {
         let frame = hex(&case["frame"]);

@@ -11,12 +11,11 @@ use crate::mac::{X, Y, at};
 pub(crate) const OWN: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 1]);
 pub(crate) const B: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 2]);
 pub(crate) const C: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 3]);
-/// Part of the topology, but not reachable.
+/// Part of the topology, but unreachable.
 pub(crate) const ISLAND: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 4]);
 pub(crate) const STRANGER: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 5]);
 
-/// A line C - B - own - (nobody); what B broadcasts goes on to nobody, what C broadcasts to B again, so that
-/// the lists can be told apart.
+/// Routes that give a different list of next hops for the broadcasts of each peer.
 pub(crate) struct TestRoutes;
 
 impl Routes for TestRoutes {
@@ -59,14 +58,14 @@ const LLDP: MacAddr = MacAddr([1, 0x80, 0xc2, 0, 0, 0x0e]);
 const OTHER: MacAddr = MacAddr([6, 0, 0, 0, 0, 9]);
 
 #[test]
-fn local_frames() {
+fn verdicts_for_local_frames() {
     use DropReason::{DestinationLocal, InvalidSource, LocalConflict, NoRoute, SpanningTree};
     use LocalVerdict::{Drop, Flood, Unicast};
     let all = Flood(&[B, C]);
     let learn = Some(SwitchEvent::LocalMac(X));
     let conflict = |dst| Some(SwitchEvent::LocalConflict { mac: X, dst, peer: B });
     let here = [(X, OWN)];
-    // Known before, source, destination, time in ms, verdict, fact.
+    // Known before, source, destination, time in ms, verdict, event.
     type Case<'a> = (&'a [(MacAddr, PeerName)], MacAddr, MacAddr, u64, LocalVerdict<'a>, Option<SwitchEvent>);
     let cases: &[Case<'_>] = &[
         (&[], X, Y, 0, all, learn),
@@ -92,22 +91,22 @@ fn local_frames() {
         (&[], MULTICAST, Y, 0, Drop(InvalidSource), None),
         (&[], MacAddr::ZERO, Y, 0, Drop(InvalidSource), None),
     ];
-    for (i, (known, src, dst, ms, verdict, fact)) in cases.iter().enumerate() {
+    for (i, (known, src, dst, ms, verdict, event)) in cases.iter().enumerate() {
         let table = table(&macs(known));
-        assert_eq!(local_frame(&table, &frame(*src, *dst), at(*ms)), (*verdict, *fact), "case {i}");
+        assert_eq!(local_frame(&table, &frame(*src, *dst), at(*ms)), (*verdict, *event), "case {i}");
     }
 }
 
-/// As long as the remote peer goes on sending, a local capture waits; two seconds after its last frame it may.
+/// A local capture takes a MAC over two seconds after the last frame of the remote peer.
 #[test]
 fn takeover_waits_for_silence() {
     let mut macs = macs(&[(X, B)]);
     let fwd = table(&macs);
     for ms in (0..10_000).step_by(500) {
         assert_eq!(peer_frame(&fwd, B, OWN, &frame(X, Y), at(ms)).1, None);
-        let (verdict, fact) = local_frame(&fwd, &frame(X, Y), at(ms + 499));
+        let (verdict, event) = local_frame(&fwd, &frame(X, Y), at(ms + 499));
         assert_eq!(verdict, LocalVerdict::Drop(DropReason::LocalConflict));
-        assert_eq!(fact, Some(SwitchEvent::LocalConflict { mac: X, dst: Y, peer: B }));
+        assert_eq!(event, Some(SwitchEvent::LocalConflict { mac: X, dst: Y, peer: B }));
     }
     assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_499)).0, LocalVerdict::Drop(DropReason::LocalConflict));
     assert_eq!(
@@ -117,21 +116,21 @@ fn takeover_waits_for_silence() {
     macs.learn_local(X, at(11_500));
     let fwd = table(&macs);
     assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_501)), (LocalVerdict::Flood(&[B, C]), None));
-    // And back at once when the other peer sends again.
-    let (verdict, fact) = peer_frame(&fwd, B, OWN, &frame(X, Y), at(11_502));
+    // The other peer gets it back as soon as it sends again.
+    let (verdict, event) = peer_frame(&fwd, B, OWN, &frame(X, Y), at(11_502));
     assert_eq!(
-        (verdict, fact),
+        (verdict, event),
         (PeerVerdict::Deliver { flood: &[C] }, Some(SwitchEvent::RemoteMac { mac: X, peer: B }))
     );
 }
 
 #[test]
-fn peer_frames() {
+fn verdicts_for_peer_frames() {
     use DropReason::{InvalidSource, NoRoute, OwnPacket, UnknownPeer};
     use PeerVerdict::{Deliver, Drop, Relay};
     let seen = Some(SwitchEvent::RemoteMac { mac: X, peer: B });
     let own = |peer| Some(SwitchEvent::OwnPacket { peer, mac: X, dst: Y });
-    // Known before, source peer, destination peer, source, destination, verdict, fact.
+    // Known before, source peer, destination peer, source, destination, verdict, event.
     type Case<'a> = (
         &'a [(MacAddr, PeerName)],
         PeerName,
@@ -162,7 +161,7 @@ fn peer_frames() {
             Deliver { flood: &[] },
             Some(SwitchEvent::RemoteMac { mac: OTHER, peer: ISLAND }),
         ),
-        // Relays know nothing of MACs.
+        // Relays do not look at MACs.
         (&[], B, C, X, Y, Relay { via: B }, None),
         (&[(X, OWN)], C, B, X, Y, Relay { via: B }, None),
         (&[], B, C, MULTICAST, Y, Relay { via: B }, None),
@@ -177,14 +176,14 @@ fn peer_frames() {
         (&[], B, OWN, MULTICAST, Y, Drop(InvalidSource), None),
         (&[], B, OWN, MacAddr::ZERO, Y, Drop(InvalidSource), None),
     ];
-    for (i, (known, src, dst, mac, to, verdict, fact)) in cases.iter().enumerate() {
+    for (i, (known, src, dst, mac, to, verdict, event)) in cases.iter().enumerate() {
         let table = table(&macs(known));
-        assert_eq!(peer_frame(&table, *src, *dst, &frame(*mac, *to), at(0)), (*verdict, *fact), "case {i}");
+        assert_eq!(peer_frame(&table, *src, *dst, &frame(*mac, *to), at(0)), (*verdict, *event), "case {i}");
     }
 }
 
 #[test]
-fn short_frames() {
+fn frames_without_ethernet_header_are_dropped() {
     let table = table(&macs(&[]));
     for len in 0..14 {
         let frame = &frame(X, Y)[..len];
@@ -195,7 +194,7 @@ fn short_frames() {
 }
 
 #[test]
-fn reasons_are_numbered() {
+fn drop_reasons_are_numbered() {
     for (i, reason) in DropReason::ALL.into_iter().enumerate() {
         assert_eq!(reason as usize, i);
         assert!(reason.to_string().chars().next().is_some_and(char::is_lowercase));
@@ -203,23 +202,26 @@ fn reasons_are_numbered() {
 }
 
 #[test]
-fn limiter() {
-    let mut limiter = DuplicateFilter::new();
-    let facts = [
+fn repeated_events_are_suppressed() {
+    let mut filter = DuplicateFilter::new();
+    let events = [
         SwitchEvent::LocalMac(X),
         SwitchEvent::RemoteMac { mac: X, peer: B },
         SwitchEvent::LocalConflict { mac: X, dst: Y, peer: B },
         SwitchEvent::OwnPacket { peer: B, mac: X, dst: Y },
         SwitchEvent::LocalMac(Y),
     ];
-    for fact in &facts {
-        assert!(limiter.admit(fact, at(0)), "{fact:?}");
+    for event in &events {
+        assert!(filter.admit(event, at(0)), "{event:?}");
     }
-    for fact in &facts {
-        assert!(!limiter.admit(fact, at(99)), "{fact:?}");
-        assert!(limiter.admit(fact, at(100)), "{fact:?}");
-        assert!(!limiter.admit(fact, at(199)), "{fact:?}");
+    for event in &events {
+        assert!(!filter.admit(event, at(99)), "{event:?}");
+        assert!(filter.admit(event, at(100)), "{event:?}");
+        assert!(!filter.admit(event, at(199)), "{event:?}");
     }
-    assert!(limiter.admit(&SwitchEvent::RemoteMac { mac: X, peer: C }, at(100)), "a move is another fact");
-    assert!(limiter.admit(&SwitchEvent::RemoteMac { mac: X, peer: B }, at(100)), "and back");
+    assert!(
+        filter.admit(&SwitchEvent::RemoteMac { mac: X, peer: C }, at(100)),
+        "a move is a different event"
+    );
+    assert!(filter.admit(&SwitchEvent::RemoteMac { mac: X, peer: B }, at(100)), "and the move back");
 }
