@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod connect;
+mod error;
 mod tls;
 
 use std::fmt::Write;
@@ -24,6 +25,7 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 
 pub use connect::Endpoint;
+pub use error::Error;
 pub use tls::{Tls, TlsError};
 
 /// Largest status line with headers.
@@ -51,53 +53,6 @@ pub struct Response {
     pub status: u16,
     /// The whole body.
     pub body: Vec<u8>,
-}
-
-/// Why there is no complete answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No connection could be made.
-    #[error("cannot connect: {0}")]
-    Connect(io::Error),
-    /// The certificates of one side do not satisfy the other.
-    #[error("no TLS session: {0}")]
-    Tls(io::Error),
-    /// The connection broke.
-    #[error("connection lost: {0}")]
-    Io(io::Error),
-    /// There was no complete answer in time.
-    #[error("no answer within {} s", .0.as_secs_f32())]
-    Timeout(Duration),
-    /// The answer is not HTTP.
-    #[error("unreadable answer: {0}")]
-    Malformed(String),
-    /// The body is larger than allowed.
-    #[error("answer too large: more than {0} bytes")]
-    TooLarge(usize),
-    /// The caller's method, path or header cannot be sent.
-    #[error("invalid request: {0}")]
-    Request(#[from] hyper::http::Error),
-}
-
-impl From<hyper::Error> for Error {
-    fn from(error: hyper::Error) -> Error {
-        if error.is_parse() || error.is_incomplete_message() {
-            return Error::Malformed(error.to_string());
-        }
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            if let Some(cause) = cause.downcast_ref::<io::Error>() {
-                return match cause.kind() {
-                    io::ErrorKind::UnexpectedEof
-                    | io::ErrorKind::InvalidData
-                    | io::ErrorKind::InvalidInput => Error::Malformed(cause.to_string()),
-                    kind => Error::Io(io::Error::new(kind, cause.to_string())),
-                };
-            }
-            source = cause.source();
-        }
-        Error::Malformed(error.to_string())
-    }
 }
 
 /// A server, and the limits of exchanges with it.
