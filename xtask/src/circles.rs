@@ -28,23 +28,26 @@ struct Module {
 
 type Modules = BTreeMap<ModulePath, Module>;
 
-/// Prints the circles of all crates. It does not fail; `layout` is to refuse circles once none is left.
-pub(crate) fn report(root: &Path) -> Result<()> {
-    let circles = find(root)?;
-    circles.iter().for_each(|circle| println!("{circle}"));
+/// Prints the circles in the crates with these folders.
+pub(crate) fn report<'a>(root: &Path, crates: impl Iterator<Item = &'a String>) -> Result<()> {
+    let circles = find(root, crates)?;
+    circles.iter().for_each(|(name, circle)| println!("{name}: {circle}"));
     println!("circles: {}", circles.len());
     Ok(())
 }
 
-/// One line for each circle of modules in a crate of the workspace.
-fn find(root: &Path) -> Result<Vec<String>> {
+/// The circles of modules in these crates, each with the folder of its crate.
+pub(crate) fn find<'a>(
+    root: &Path,
+    crates: impl Iterator<Item = &'a String>,
+) -> Result<Vec<(String, String)>> {
     let mut circles = Vec::new();
-    for name in crate::layout::dependencies(root)?.into_keys() {
-        let source = root.join(&name).join("src");
+    for name in crates {
+        let source = root.join(name).join("src");
         for main in ["lib.rs", "main.rs"].map(|file| source.join(file)).iter().filter(|file| file.exists()) {
             let mut modules = Modules::new();
             read(&source, main, ModulePath::new(), &mut modules)?;
-            circles.extend(circles_of(&modules).into_iter().map(|circle| format!("{name}: {circle}")));
+            circles.extend(circles_of(&modules).into_iter().map(|circle| (name.clone(), circle)));
         }
     }
     Ok(circles)

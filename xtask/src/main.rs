@@ -15,7 +15,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("layout") => layout::check(&root),
-        Some("circles") => circles::report(&root),
+        Some("circles") => circles::report(&root, layout::dependencies(&root)?.keys()),
         Some("references") => references::check(&root),
         Some("claims") => claims::report(&root),
         Some("mutants") => mutants::run(&root, &arguments[1..]),

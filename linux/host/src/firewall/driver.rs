@@ -120,12 +120,12 @@ impl Drivers {
         self.installed.iter().find(|d| d.backend == backend)
     }
 
-    /// Every driver but `nft`, with its own form of rules.
+    /// The installed variants of `iptables`.
     pub(crate) fn iptables(&self) -> impl Iterator<Item = &Driver> {
         self.installed.iter().filter(|d| d.backend != Backend::Nft)
     }
 
-    /// The driver that `iptables` means on this host; without it `nft`.
+    /// The driver of the program `iptables`; without it, that of `nft`.
     pub(crate) fn preferred(&self) -> Option<&Driver> {
         let default = self.default.and_then(|backend| self.get(backend));
         default.or(self.iptables().last()).or(self.get(Backend::Nft))
