@@ -1,13 +1,13 @@
-//! Address allocation as the daemon sees it: who asked for what, what is stored, and who is told.
+//! Address allocation as the daemon sees it: pending requests, storage, and delivery of the answers.
 //!
 //! ```text
-//!  HTTP call --AllocationRequest--> submit ---> node's allocator ---Done--> sync_pending --AllocationResponse--> HTTP call
-//!     gone  -------> abandon --->   cancel | free              ^
-//!                                                   stored first: AllocationStore
+//!  HTTP call -- AllocationRequest --> submit --> allocator of the node -- Done --> done -- AllocationResponse --> HTTP call
+//!  client disconnects --------------> abandon --> cancel | free           ^
+//!                                                              stored first: AllocationStore
 //! ```
 //!
-//! A caller that goes leaves nothing behind: its request is cancelled, and an address that was found for it just then and that
-//! nobody was told of is released.
+//! When a client disconnects, its request is cancelled. If the address had been allocated just then, and the answer was not
+//! delivered, the address is released.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -22,79 +22,62 @@ use weave_node::Node;
 use weave_types::{Cidr, Instant, Now};
 
 use crate::host::{Change, ContainerMonitor};
-use crate::storage::AllocationStore;
+use crate::storage::{AllocationStore, StoreError};
 use crate::telemetry::ipam_report;
 
 /// Most calls that wait at a time.
 pub(crate) const MAX_WAITING: usize = 1024;
-/// Records of addresses are on the disk after this time.
+/// Longest time between a change of a container's addresses and its sync to disk.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
-/// What could not be written is tried again after this time.
+/// Time until a failed write is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// Deliveries remembered, for callers that go before they have read the answer.
+/// Number of delivered answers that are remembered, for clients that disconnect before they read the answer.
 const MAX_DELIVERED: usize = 4096;
 
-/// What a caller asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllocationRequest {
-    /// An address of a subnet.
+    /// `is_container`: the address is released when the container ends.
     Allocate {
-        /// For whom.
         container: Container,
-        /// Where.
         subnet: Subnet,
-        /// Its death releases the address.
         is_container: bool,
     },
-    /// A certain address.
+    /// `quiet`: succeeds at once while there is no ring, and the claim is decided later.
     Claim {
-        /// For whom.
         container: Container,
-        /// Which.
         cidr: Cidr,
-        /// Its death releases the address.
         is_container: bool,
-        /// Say yes if nothing is known yet.
         quiet: bool,
     },
-    /// Wait for the ring.
+    /// Waits until there is a ring.
     Prime,
-    /// Which addresses a container has in a subnet.
     Lookup {
-        /// Who.
         container: Container,
-        /// Where.
         subnet: Subnet,
     },
-    /// All addresses.
-    All,
-    /// Why calls wait, for people.
-    Waiting,
-    /// Release one address.
+    ListAll,
+    /// Explains why requests wait.
+    ExplainWaiting,
     Free {
-        /// Whose.
         container: Container,
-        /// Which.
         addr: IpAddr,
     },
-    /// Release all addresses of a container.
+    /// Releases all addresses of a container.
     Delete {
-        /// Whose.
         container: Container,
     },
-    /// Take over what a peer has that is gone for good.
+    /// Takes over the addresses of a peer that does not come back. `peer` is a name or nickname. `force`: even if the peer
+    /// can be reached.
     TakeOver {
-        /// Name or nickname.
         peer: String,
-        /// Even if it can be reached.
         force: bool,
     },
-    /// Leave for good.
+    /// Transfers all addresses to another peer.
     Leave,
 }
 
 impl AllocationRequest {
-    /// Whether the answer may take long.
+    /// Whether the answer depends on other peers.
     pub fn may_wait(&self) -> bool {
         matches!(
             self,
@@ -103,55 +86,48 @@ impl AllocationRequest {
     }
 }
 
-/// What a caller is told.
+/// Answer to an [`AllocationRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllocationResponse {
-    /// Its address.
     Address(Cidr),
-    /// It is so.
     Done,
-    /// The request has been given up.
     Cancelled,
     /// Addresses of one container.
     Addresses(Vec<Cidr>),
-    /// Addresses of all.
+    /// Addresses of all containers.
     Owned(Vec<(Container, Vec<Cidr>)>),
-    /// Lines for people.
-    Lines(String),
-    /// So many addresses were taken over.
+    Explanation(String),
+    /// Number of addresses that were taken over.
     TakenOver(u32),
-    /// What became of our addresses.
     Left(HandOver),
-    /// It cannot be, in the words of 2.8.1.
+    /// The request cannot be fulfilled; text of 2.8.1.
     Failed(String),
-    /// It could be, but should not.
+    /// The request would do harm, and is not forced.
     Refused(String),
 }
 
-/// Calls under way, and the store.
 #[derive(Debug)]
 pub(crate) struct Allocation {
     store: AllocationStore,
     pending: BTreeMap<RequestId, (AllocationRequest, oneshot::Sender<AllocationResponse>)>,
-    /// How many of those are for each container.
+    /// Number of pending requests of each container.
     requests_by_container: BTreeMap<Container, usize>,
-    /// Found for somebody who asked, but nobody was told yet.
+    /// Addresses that were allocated for a pending request and whose answer has not been delivered.
     undelivered: BTreeSet<(Container, Cidr)>,
-    /// Who was told of what was new, latest last.
+    /// New addresses whose answer was delivered, latest last.
     delivered: VecDeque<(RequestId, Container, Cidr)>,
-    /// What each container has, as stored.
+    /// Addresses of each container, as stored.
     owned: BTreeMap<Container, Vec<Cidr>>,
-    /// Something must be on the disk before anything else is done.
+    /// A stored change must be synced before the next output is carried out.
     unsynced: bool,
     flush_at: Option<Instant>,
     monitor: ContainerMonitor,
 }
 
-/// An answer that is ready when all that it depends on has been done.
+/// An answer, to be sent after the outputs that it depends on have been carried out.
 pub(crate) type Ready = Option<(oneshot::Sender<AllocationResponse>, AllocationResponse)>;
 
 impl Allocation {
-    /// With a store, and what is in it.
     pub(crate) fn new(store: AllocationStore, loaded: &Loaded) -> Allocation {
         let owned = loaded.owned.iter().map(|(id, record)| (id.clone(), record.cidrs.clone())).collect();
         let mut monitor = ContainerMonitor::default();
@@ -169,17 +145,18 @@ impl Allocation {
         }
     }
 
-    /// The peer runs from now on: there is a store, even if nothing is in it yet.
+    /// Creates the store if there is none.
     pub(crate) fn begin(&mut self, now: Now) {
         if self.store.is_new()
             && let Err(e) = self.store.replace(&Loaded::default())
         {
-            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+            log_not_saved(&e);
             self.flush_at = Some(now.mono + RETRY_INTERVAL);
         }
     }
 
-    /// A call has come. What comes of it is done first; then the answer is given, here or by [`Allocation::done`].
+    /// Handles a request. The caller carries out the node's outputs and then sends the answer that is returned here; without
+    /// one, [`Allocation::done`] sends it later.
     pub(crate) fn submit(
         &mut self,
         id: RequestId,
@@ -213,14 +190,16 @@ impl Allocation {
             AllocationRequest::Lookup { container, subnet } => {
                 node.with_allocator(now, |a| AllocationResponse::Addresses(a.lookup(&container, subnet)))
             }
-            AllocationRequest::All => node.with_allocator(now, |a| {
+            AllocationRequest::ListAll => node.with_allocator(now, |a| {
                 let owned = a.owned().iter();
                 AllocationResponse::Owned(
                     owned.map(|(id, record)| (id.clone(), record.cidrs.clone())).collect(),
                 )
             }),
-            AllocationRequest::Waiting => node.with_allocator(now, |a| {
-                AllocationResponse::Lines(ipam_report::lines(&ipam_report::waiting(&a.status(now))))
+            AllocationRequest::ExplainWaiting => node.with_allocator(now, |a| {
+                AllocationResponse::Explanation(ipam_report::join_lines(&ipam_report::waiting(
+                    &a.status(now),
+                )))
             }),
             AllocationRequest::Free { container, addr } => {
                 node.with_allocator(now, |a| released(a.free(&container, addr, now)))
@@ -265,7 +244,7 @@ impl Allocation {
         Some((request, answer))
     }
 
-    /// The allocator has an answer.
+    /// Delivers an answer of the allocator.
     pub(crate) fn done(
         &mut self,
         id: RequestId,
@@ -273,7 +252,7 @@ impl Allocation {
         node: &mut Node,
         now: Now,
     ) {
-        // One that was given up is cancelled afterwards.
+        // An abandoned request is no longer pending.
         let Some((request, answer)) = self.take(id) else { return };
         let obtained = match (&request, &result) {
             (AllocationRequest::Allocate { container, .. }, Ok(Answer::Allocated(cidr))) => {
@@ -290,9 +269,9 @@ impl Allocation {
             Err(RequestError::Cancelled(_)) => AllocationResponse::Cancelled,
             Err(error) => AllocationResponse::Failed(error.to_string()),
         };
-        let told = answer.send(response).is_ok();
+        let delivered = answer.send(response).is_ok();
         let Some(new) = obtained.filter(|o| self.undelivered.contains(o)) else { return };
-        if told {
+        if delivered {
             self.undelivered.remove(&new);
             self.delivered.push_back((id, new.0, new.1));
             if self.delivered.len() > MAX_DELIVERED {
@@ -303,15 +282,14 @@ impl Allocation {
         }
     }
 
-    /// Whoever made this call has gone without having seen the answer.
+    /// The client of this request disconnected before it read the answer.
     pub(crate) fn abandon(&mut self, id: RequestId, request: &AllocationRequest, node: &mut Node, now: Now) {
         if self.take(id).is_some() {
             node.with_allocator(now, |a| a.cancel(id, now));
             return;
         }
-        // It had been answered, but the answer was not read. If it was that call that the address was found for, and
-        // nobody asked after it, nobody knows of it.
-        let Some(at) = self.delivered.iter().position(|(told, ..)| *told == id) else { return };
+        // The answer was sent, but not read. If the address was allocated for this request, no client knows it.
+        let Some(at) = self.delivered.iter().position(|(request, ..)| *request == id) else { return };
         if let Some((_, container, cidr)) = self.delivered.remove(at) {
             self.release_unless_requested(request, (container, cidr), node, now);
         }
@@ -324,7 +302,7 @@ impl Allocation {
         node: &mut Node,
         now: Now,
     ) {
-        // Another call for the same container gets the same address; it decides then.
+        // Another request of the same container gets the same address, and its delivery decides.
         if request.container().is_some_and(|c| self.requests_by_container.contains_key(c)) {
             self.undelivered.insert(new);
             return;
@@ -334,7 +312,7 @@ impl Allocation {
         node.with_allocator(now, |a| drop(a.free(&container, cidr.addr(), now)));
     }
 
-    /// Stores a change. A disk that fails must not take the network with it; the change goes out with the next.
+    /// Stores a change. A failing disk must not stop the network, so an error is logged and the write is tried again.
     pub(crate) fn persist(&mut self, persist: &Persist, now: Now) {
         if let Persist::Owned { container, record } = persist {
             let before = self.owned.remove(container).unwrap_or_default();
@@ -355,7 +333,7 @@ impl Allocation {
             }
         }
         if let Err(e) = self.store.store(persist) {
-            tracing::error!("addresses are not saved, a restart may give them twice: {e}");
+            log_not_saved(&e);
             self.flush_at.get_or_insert(now.mono + RETRY_INTERVAL);
         }
         if persist.durability() == Durability::Synced {
@@ -365,37 +343,32 @@ impl Allocation {
         }
     }
 
-    /// To be called before anything is done that may depend on what was stored.
+    /// Syncs stored changes. Called before an output is carried out that may depend on them.
     pub(crate) fn sync_pending(&mut self, now: Now) {
         if !self.sync() {
             self.flush_at.get_or_insert(now.mono + RETRY_INTERVAL);
         }
     }
 
-    /// Whether it is not to be tried again.
     fn sync(&mut self) -> bool {
         let synced = if std::mem::take(&mut self.unsynced) { self.store.sync() } else { Ok(()) };
-        synced
-            .inspect_err(|e| tracing::error!("addresses are not saved, a restart may give them twice: {e}"))
-            .is_ok()
+        synced.inspect_err(log_not_saved).is_ok()
     }
 
-    /// When [`Allocation::handle_timeout`] has something to do.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         [self.flush_at, self.monitor.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Time has passed.
     pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
         if self.flush_at.is_some_and(|at| at <= now.mono) {
             self.flush_at = None;
             if !self.store.write_failed() {
                 self.store.flush_in_background();
             } else if let Err(e) = self.store.retry_write() {
-                tracing::debug!("addresses are still not saved: {e}");
+                tracing::debug!("cannot save allocator state, retrying: {e}");
                 self.flush_at = Some(now.mono + RETRY_INTERVAL);
             } else {
-                tracing::info!("addresses are saved again");
+                tracing::info!("saved allocator state after an earlier write failure");
             }
         }
         if self.monitor.is_due(now) {
@@ -410,8 +383,8 @@ impl Allocation {
         }
     }
 
-    /// The last bytes, at the end.
-    pub(crate) fn end(&mut self) {
+    /// Syncs everything at the end of the daemon.
+    pub(crate) fn close(&mut self) {
         self.unsynced = true;
         self.sync();
     }
@@ -428,9 +401,13 @@ impl AllocationRequest {
     }
 }
 
-/// What this peer owns of the range; nothing while address allocation is off or there is no ring.
+/// Networks of the range that this peer owns; empty while address allocation is off or there is no ring.
 pub(crate) fn own_networks(node: &Node) -> Vec<Cidr> {
     node.allocator().map(|allocator| allocator.ring().networks_of(node.name())).unwrap_or_default()
+}
+
+fn log_not_saved(e: &StoreError) {
+    tracing::error!("cannot save allocator state, a restart may allocate addresses twice: {e}");
 }
 
 fn released(result: Result<(), ReleaseError>) -> AllocationResponse {
@@ -440,7 +417,7 @@ fn released(result: Result<(), ReleaseError>) -> AllocationResponse {
     }
 }
 
-/// Under what an address is kept.
+/// The name under which an address is recorded: requests without a container are recorded by address.
 fn owner_key(container: &str, cidr: &Cidr) -> Container {
     if container == NO_ID { cidr.addr().to_string() } else { container.to_owned() }
 }

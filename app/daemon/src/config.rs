@@ -1,5 +1,5 @@
-//! What a peer is started with, in types. Whoever makes a [`Config`] (the command line) has parsed every value; nothing
-//! below reads options, environment or files.
+//! Configuration of a peer, in types. The command line parses every value into a [`Config`]; the daemon reads neither options nor
+//! environment.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -9,12 +9,11 @@ use weave_ipam::{Init, Subnet};
 use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
 
-/// Everything a daemon needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Peer name; `None`: from the bridge or the system's identity (docs/spec/mesh.md 2.2).
+    /// `None`: derived from the bridge or the system's identity (docs/spec/mesh.md 2.2).
     pub name: Option<PeerName>,
-    /// Free text shown beside the name; usually the host name.
+    /// Text shown beside the name; usually the host name.
     pub nickname: String,
     /// Address to listen on and dial from; `None`: all.
     pub host: Option<IpAddr>,
@@ -22,51 +21,49 @@ pub struct Config {
     pub port: u16,
     /// Lowest protocol version accepted; 1 or 2.
     pub min_protocol: u8,
-    /// Network password.
     pub password: Option<Password>,
     /// Networks inside which traffic is not encrypted.
     pub trusted_subnets: Vec<Cidr>,
-    /// Whether peers learnt by gossip are dialled.
+    /// Whether to connect to peers that are known by gossip only.
     pub discovery: bool,
-    /// Most connections, in and out; 0 = no limit.
+    /// Limit of incoming and outgoing connections together; 0: no limit.
     pub connection_limit: usize,
     /// Peers to connect to, as typed. They replace what is stored.
     pub peers: Vec<String>,
-    /// Take the stored targets instead of `peers`, which is empty then.
+    /// Connect to the stored peers instead of `peers`, which is empty then.
     pub resume: bool,
     /// Name of the bridge that containers are attached to.
     pub bridge: String,
-    /// Docker's own bridge, if there is one: its containers are kept off the peer's ports.
+    /// Docker's own bridge. The firewall blocks its containers from the peer's ports.
     pub docker_bridge: Option<String>,
-    /// Whether somebody named it, so that it has to be there.
+    /// Whether an option named the bridge, so that it must exist.
     pub docker_bridge_named: bool,
-    /// Whether the network policy controller decides what reaches containers.
+    /// Whether a network policy controller decides which packets reach containers.
     pub expect_npc: bool,
-    /// Whether sources stay as they are on the way to containers of this host.
+    /// Whether packets to containers of this host keep their source address.
     pub no_masq_local: bool,
-    /// MTU of the container network, whatever it was before; `None`: a bridge that exists keeps its own.
+    /// MTU of the container network. `None`: an existing bridge keeps its MTU, and a new one has `new_mtu`.
     pub mtu: Option<u32>,
-    /// MTU of a new bridge if `mtu` says nothing: 1376, or 65535 without the fast datapath (docs/spec/cli.md 4.2).
+    /// 1376, or 65535 without the fast datapath (docs/spec/cli.md 4.2).
     pub new_mtu: u32,
-    /// Where the control API listens besides the unix socket in `run_dir`.
+    /// Address of the control API, in addition to the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
-    /// Where the read-only status pages listen.
+    /// Address of the read-only status pages.
     pub status_addr: Option<ListenAddr>,
-    /// Where nothing but metrics is served.
+    /// Address that serves metrics only.
     pub metrics_addr: Option<ListenAddr>,
-    /// State that survives reboots.
+    /// Directory for state that survives reboots.
     pub state_dir: PathBuf,
-    /// Sockets and pid file; gone after a reboot.
+    /// Directory for sockets and pid file; lost at a reboot.
     pub run_dir: PathBuf,
-    /// Name of this peer among several on the machine; `None`: the only one, with the usual names of devices and files.
+    /// Name of this peer if there are several on the host. `None`: the only peer, with the usual names of devices and files.
     pub instance: Option<String>,
-    /// Where else than in `state_dir` the database of 2.8.1 may be.
+    /// Places besides `state_dir` where the database of 2.8.1 may be.
     pub legacy: LegacySources,
-    /// Address allocation; `None`: off.
+    /// `None`: addresses are not allocated.
     pub allocation: Option<AllocationConfig>,
-    /// Least severity that is logged.
     pub log_level: LogLevel,
-    /// Where the log goes; `None`: stderr, as it is.
+    /// `None`: the log goes to stderr.
     pub log_file: Option<LogFile>,
 }
 
@@ -84,22 +81,22 @@ pub struct LegacySources {
 /// A log file of bounded size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFile {
-    /// The file that is written; earlier ones are beside it with `.1`, `.2`, ... appended, `.1` the latest.
+    /// The current file. Earlier ones have `.1`, `.2`, ... appended; `.1` is the latest.
     pub path: PathBuf,
-    /// Size in bytes at which the next one is begun; 0: never.
+    /// Size in bytes at which a new file is started; 0: no limit.
     pub max_size: u64,
-    /// How many earlier ones are kept.
+    /// Number of earlier files that are kept.
     pub keep: u32,
 }
 
-/// How addresses are allocated (docs/spec/ipam.md 3).
+/// See docs/spec/ipam.md 3.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllocationConfig {
-    /// The range, the same on all peers.
+    /// The range from which addresses are allocated; the same on all peers.
     pub range: Subnet,
-    /// Where an address is allocated that no subnet is named for; overlaps the range.
+    /// Subnet for requests that name none; overlaps the range.
     pub default_subnet: Subnet,
-    /// How the first owners are found.
+    /// How the first owners of the range are determined.
     pub init: Init,
 }
 
@@ -139,45 +136,42 @@ impl Default for Config {
     }
 }
 
-/// Usual place of state that survives reboots.
 pub const STATE_DIR: &str = "/var/lib/weave";
-/// Usual place of sockets and pid file.
 pub const RUN_DIR: &str = "/run/weave";
 
 impl Config {
-    /// The control socket.
+    /// Unix socket of the control API.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("weave.sock")
     }
 
-    /// There from a `weave launch` until the daemon that it starts is ready: this start takes the peers it is given, even
-    /// if they are the same as last time (docs/spec/cli.md 4.4).
+    /// A file that exists from `weave launch` until the daemon is ready. It makes the daemon connect to the peers that it was given,
+    /// even if they are the same as last time (docs/spec/cli.md 4.4).
     pub fn fresh_file(&self) -> PathBuf {
         self.run_dir.join("fresh")
     }
 
-    /// Where `weave launch` listens for how far the daemon is.
+    /// Socket on which `weave launch` receives the progress of the start.
     pub fn launch_socket(&self) -> PathBuf {
         self.run_dir.join("launch.sock")
     }
 
-    /// The file that holds the daemon's pid and that it keeps locked.
+    /// File with the pid of the daemon, which keeps it locked.
     pub fn pid_file(&self) -> PathBuf {
         self.run_dir.join("weave.pid")
     }
 }
 
-/// The network password. Not shown by `Debug`.
+/// A secret that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(String);
 
 impl Password {
-    /// `None` for the empty text, which means no password everywhere.
+    /// `None` for an empty text, which means no password.
     pub fn new(text: String) -> Option<Password> {
         (!text.is_empty()).then_some(Password(text))
     }
 
-    /// The secret.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -189,17 +183,13 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Least severity that is logged, in the words of `--log-level`.
+/// Lowest severity that is logged, as in `--log-level`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// What keeps somebody from working.
     Error,
-    /// Odd but working.
     Warning,
-    /// What an operator did or should know.
     #[default]
     Info,
-    /// State changes.
     Debug,
 }
 
@@ -217,25 +207,18 @@ impl std::str::FromStr for LogLevel {
     }
 }
 
-/// Where an HTTP listener is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// A unix socket.
     Unix(PathBuf),
-    /// A TCP port; an empty host means all addresses.
+    /// An empty host means all addresses.
     Tcp {
-        /// Address or name.
         host: String,
-        /// Port.
         port: u16,
     },
 }
 
 impl ListenAddr {
-    /// `/path` or `host:port`, an IPv6 address in brackets; `None` for the empty text, which switches the listener off.
-    ///
-    /// # Errors
-    /// There is no port, it is not a number up to 65535, or the host has characters that no host name or address has.
+    /// Parses `/path` or `host:port`, with an IPv6 address in brackets. `None` for an empty text, which turns the listener off.
     pub fn parse(option: &'static str, text: &str) -> Result<Option<ListenAddr>, ConfigError> {
         if text.is_empty() {
             return Ok(None);
@@ -246,7 +229,7 @@ impl ListenAddr {
         let bad = || ConfigError::ListenAddr { option, text: text.to_owned() };
         let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
         let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        // Rust's numbers may have a sign.
+        // `parse` would accept a sign.
         let hostlike = |c: char| c.is_alphanumeric() || ".-_:%".contains(c);
         if !host.chars().all(hostlike) || !port.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad());
@@ -265,29 +248,18 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// An option's value cannot be used. Texts of 2.8.1 where it has one.
+/// Why the value of an option is refused. Texts of 2.8.1 where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// `--log-level`.
     #[error("not a valid logrus Level: {0:?}")]
     LogLevel(String),
-    /// An address to listen on.
     #[error("{option}: {text:?} is not host:port, :port or the path of a unix socket")]
-    ListenAddr {
-        /// Which option.
-        option: &'static str,
-        /// Its value.
-        text: String,
-    },
-    /// A peer to connect to.
+    ListenAddr { option: &'static str, text: String },
     #[error("invalid peer name {0:?}, should be host[:port]")]
     Peer(String),
 }
 
-/// Whether `text` can be a peer to connect to: `host` or `host:port` (docs/spec/mesh.md 10.1). Nothing is resolved.
-///
-/// # Errors
-/// It cannot.
+/// Checks the syntax of a peer to connect to: `host` or `host:port` (docs/spec/mesh.md 10.1). Does not resolve the name.
 pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     let bad = || ConfigError::Peer(text.to_owned());
     let unbracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
@@ -301,7 +273,7 @@ pub fn check_peer(text: &str) -> Result<(), ConfigError> {
     if host.is_empty() || !host.chars().all(hostlike) || host.starts_with('-') {
         return Err(bad());
     }
-    // Rust's numbers may have a sign.
+    // `parse` would accept a sign.
     let digits = port.bytes().all(|b| b.is_ascii_digit());
     let port = if port.is_empty() { Ok(1) } else { port.parse::<u16>() };
     if host.contains(':') || !digits || !matches!(port, Ok(1..)) {
@@ -315,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers() {
+    fn syntax_of_peers() {
         for good in ["h1", "h1.example.com:6783", "10.0.0.1", "10.0.0.1:7", "[::1]", "[::1]:80", "::1", "h1:"]
         {
             assert_eq!(check_peer(good), Ok(()), "{good}");
@@ -331,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners() {
+    fn syntax_of_listen_addresses() {
         let tcp = |host: &str, port| Some(ListenAddr::Tcp { host: host.into(), port });
         assert_eq!(ListenAddr::parse("--http-addr", ""), Ok(None));
         assert_eq!(ListenAddr::parse("--http-addr", ":6784"), Ok(tcp("", 6784)));
@@ -344,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_never_shown() {
+    fn debug_output_hides_the_password() {
         let config = Config { password: Password::new("wEaVe".into()), ..Config::default() };
         assert!(!format!("{config:?}").contains("wEaVe"));
         assert_eq!(Password::new(String::new()), None);

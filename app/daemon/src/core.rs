@@ -1,8 +1,7 @@
-//! The one task that owns the peer: it hands inputs to the node and does what the node says, in that order.
-
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+//! The one task that owns the node: it passes inputs to the node and carries out its outputs, in order.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -20,15 +19,15 @@ use crate::host::{Command, ReconcilerHandle};
 use crate::net::{Event, Net};
 use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
-use crate::telemetry::log::Limiter;
+use crate::telemetry::log::LogLimiter;
 use crate::telemetry::printable::explain_error;
 use crate::telemetry::report;
 
-/// Inputs that wait for the peer. Readers stop while it is full.
+/// Capacity of the queue of inputs. Readers of connections stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
 
-/// By then the uplink is there, or something is wrong.
-const SETTLED: Instant = Instant::from_origin(Duration::from_secs(2));
+/// The uplink is created within this time after the start. Before that a missing uplink is no reason for a warning.
+const UPLINK_TIMEOUT: Instant = Instant::from_origin(Duration::from_secs(2));
 
 /// Monotonic time since the daemon's start, and the wall clock.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +40,6 @@ impl Clock {
         Clock { origin: std::time::Instant::now() }
     }
 
-    /// Where monotonic time begins.
     pub(crate) fn origin(&self) -> std::time::Instant {
         self.origin
     }
@@ -58,7 +56,7 @@ impl Clock {
     }
 }
 
-/// What the data threads tell, as something to wait for.
+/// Events of the data path as a descriptor that tokio can wait for.
 struct DatapathEvents(EventReceiver);
 
 impl AsRawFd for DatapathEvents {
@@ -67,20 +65,18 @@ impl AsRawFd for DatapathEvents {
     }
 }
 
-/// What tells the daemon to end.
+/// SIGTERM and SIGINT. They do not end the process once this value exists.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// From now on they do not end the process by themselves.
     pub(crate) fn new() -> std::io::Result<Signals> {
         let terminate = signal(SignalKind::terminate())?;
         Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Until one has come.
     pub(crate) async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -91,26 +87,26 @@ impl Signals {
 
 pub(crate) struct Core {
     pub(crate) reconciler: ReconcilerHandle,
-    /// Name of the uplink, for the report.
+    /// Name of the uplink.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
     pub(crate) failed_handshakes: FailedHandshakes,
-    /// For the log lines about connections, and for the others.
-    pub(crate) limits: [Limiter; 2],
+    pub(crate) connection_log_limit: LogLimiter,
+    pub(crate) log_limit: LogLimiter,
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
     pub(crate) store: PeerState,
-    /// `None`: no addresses are allocated here.
+    /// `None` while address allocation is off.
     pub(crate) allocation: Option<Allocation>,
-    /// What this peer owns of the range, as the reconciler was told; `None`: it does not ask (`--no-masq-local`).
-    pub(crate) local: Option<Vec<Cidr>>,
+    /// Networks that this peer owns, as last sent to the reconciler; `None` unless `--no-masq-local` is given.
+    pub(crate) local_networks: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
     pub(crate) requests: mpsc::Receiver<Request>,
 }
 
 impl Core {
-    /// Until a signal tells it to end.
+    /// Runs until SIGTERM or SIGINT.
     pub(crate) async fn run(
         mut self,
         listener: TcpListener,
@@ -137,7 +133,7 @@ impl Core {
             tokio::select! {
                 Some(event) = self.events.recv() => self.handle(event),
                 Ok(mut ready) = datapath_events.readable() => {
-                    // Before draining: what comes in meanwhile wakes us again.
+                    // Cleared before draining, so that an event that arrives meanwhile wakes the task again.
                     ready.clear_ready();
                     datapath_events.get_ref().0.drain(&mut reports);
                     for report in reports.drain(..) {
@@ -153,21 +149,21 @@ impl Core {
         tracing::info!("*** exiting");
         self.node.shutdown(self.clock.now());
         self.drain();
-        self.net.end(self.events).await;
+        self.net.shut_down(self.events).await;
         if let Some(allocation) = &mut self.allocation {
-            allocation.end();
+            allocation.close();
         }
         self.datapath.stop();
         self.reconciler.stop();
         Ok(())
     }
 
-    /// Does everything that the node wants done.
+    /// Carries out the outputs of the node.
     pub(crate) fn drain(&mut self) {
         let mut ring_changed = false;
         while let Some(output) = self.node.poll_output() {
             let now = self.clock.now();
-            // What is to be stored in one go is synced once.
+            // Consecutive changes are synced together.
             if let Some(allocation) = &mut self.allocation
                 && !matches!(output, Output::PersistIpam(_) | Output::Event(_))
             {
@@ -206,13 +202,13 @@ impl Core {
         }
     }
 
-    /// The reconciler hears what this peer owns, if that has changed.
+    /// Sends the networks that this peer owns to the reconciler if they have changed.
     fn update_local_networks(&mut self) {
-        let Some(told) = &mut self.local else { return };
-        let now = own_networks(&self.node);
-        if *told != now {
-            told.clone_from(&now);
-            self.reconciler.send(Command::SetLocalNetworks(now));
+        let Some(sent) = &mut self.local_networks else { return };
+        let networks = own_networks(&self.node);
+        if *sent != networks {
+            sent.clone_from(&networks);
+            self.reconciler.send(Command::SetLocalNetworks(networks));
         }
     }
 
@@ -224,21 +220,20 @@ impl Core {
         }
     }
 
-    /// Logs an event. Peers, strangers and containers decide how many there are, so not all of them.
+    /// Logs an event, unless there are too many: other hosts and containers can cause any number of them.
     fn log_event(&mut self, event: &weave_node::Event) {
         let now = self.clock.now().mono;
-        let [connections, others] = &mut self.limits;
         let limit = match event {
             weave_node::Event::Mesh(event) => {
                 self.failed_handshakes.record(event, now);
-                connections
+                &mut self.connection_log_limit
             }
-            _ => others,
+            _ => &mut self.log_limit,
         };
         match limit.admit(now) {
             None => return,
             Some(0) => {}
-            Some(n) => tracing::warn!("{n} log lines left out, there were too many"),
+            Some(n) => tracing::warn!("left out {n} log lines, there were too many"),
         }
         match event {
             weave_node::Event::MacConflict { .. }
@@ -251,8 +246,8 @@ impl Core {
         }
     }
 
-    /// The disk is waited for: what follows depends on it. A disk that fails must not take the network with it; the
-    /// state goes out with the next change.
+    /// Waits for the disk, because later outputs depend on it. A failing disk must not stop the network, so an error is logged,
+    /// and the next change writes the state again.
     fn persist(&mut self, persist: Persist) {
         let result = match persist {
             Persist::Targets(targets) => self.store.set_targets(targets),
@@ -269,14 +264,14 @@ impl Core {
         match event {
             Event::Accepted { stream, local, remote, next } => {
                 if let Some(conn) = self.node.handle_accepted(local, remote, now) {
-                    self.net.adopt(conn, stream, local, remote);
+                    self.net.add(conn, stream, local, remote);
                 }
                 let _ = next.send(self.node.accept_delay(now));
             }
             Event::Dialled { conn, stream, local, remote } => {
-                // Not if the node has given it up meanwhile.
+                // The node may have closed it meanwhile.
                 if self.net.is_dialling(conn) {
-                    self.net.adopt(conn, stream, local, remote);
+                    self.net.add(conn, stream, local, remote);
                     self.node.handle_dialled(conn, local, remote, now);
                 }
             }
@@ -304,24 +299,26 @@ impl Core {
         }
     }
 
-    /// An error if a data thread has ended: then nothing is left to go on with.
+    /// A data thread that has ended is an error that ends the daemon.
     fn handle_datapath_event(&mut self, event: DatapathEvent) -> std::io::Result<()> {
         match event {
             DatapathEvent::Forwarder(event) => self.node.handle_forwarder_event(event, self.clock.now()),
             DatapathEvent::Device(DeviceState::Up) => {
                 tracing::info!("capturing on {}", self.device);
             }
-            // The data path starts before its device is made.
-            DatapathEvent::Device(DeviceState::Unavailable(why)) if self.clock.now().mono < SETTLED => {
-                tracing::debug!("{} is not there yet: {why}", self.device);
+            // The data path starts before its device is created.
+            DatapathEvent::Device(DeviceState::Unavailable(why))
+                if self.clock.now().mono < UPLINK_TIMEOUT =>
+            {
+                tracing::debug!("{} does not exist yet: {why}", self.device);
             }
             DatapathEvent::Device(DeviceState::Unavailable(why)) => tracing::warn!(
-                "{} is lost, containers of this host are cut off until it is back: {why}",
+                "lost {}, containers of this host are cut off until it is back: {why}",
                 self.device
             ),
             DatapathEvent::Device(DeviceState::None) => {}
             DatapathEvent::ThreadPanicked(thread) => {
-                let text = format!("its thread {thread} has ended by a fault of this program");
+                let text = format!("its thread {thread} has ended because of a bug");
                 return Err(std::io::Error::other(text));
             }
         }
@@ -339,7 +336,7 @@ impl Core {
 
     fn answer(&mut self, request: Request) {
         let now = self.clock.now();
-        // Whoever asked may be gone; what was asked for is done all the same.
+        // The client may have disconnected; the request is carried out nevertheless.
         match request {
             Request::Report(answer) => {
                 let _ = answer.send(self.report(&self.datapath.stats()));

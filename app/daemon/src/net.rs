@@ -1,8 +1,8 @@
-//! TCP for the mesh: the listener, one reader and one writer per connection, dialling, names.
+//! TCP for the mesh: the listener, one reader and one writer task per connection, dialling, name resolution.
 //!
-//! Tasks turn what happens into [`Event`]s for the one task that owns the peer. Its queue is bounded: a peer that sends
-//! faster than we decide is read no further. What we write waits in the connection's own queue, and each part that has
-//! left is reported, so that the mesh can bound it.
+//! The tasks send [`Event`]s to the task that owns the node. That queue is bounded, so a peer that sends faster than the node
+//! decides is not read any further. Bytes to write wait in the connection's own queue; each part that was written is reported,
+//! so that the mesh can bound the queue.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,44 +16,63 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use weave_types::ConnectionId;
 
-/// Longest wait for a TCP connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time for the last words to a peer that we leave.
+/// Time to write the rest of the queue after the node has closed the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no descriptors left, say).
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Most bytes taken from a connection at once.
 const READ_SIZE: usize = 16 << 10;
 
-/// What happened. `R` is the handle of a look-up.
+/// An input for the node. `R` identifies a name resolution.
 #[derive(Debug)]
 pub(crate) enum Event<R> {
-    /// Somebody connected. `next` takes the time to wait before the next is let in.
-    Accepted { stream: TcpStream, local: SocketAddr, remote: SocketAddr, next: oneshot::Sender<Duration> },
-    /// A connection that we asked for is there.
-    Dialled { conn: ConnectionId, stream: TcpStream, local: SocketAddr, remote: SocketAddr },
-    /// It could not be had; Go's wording.
-    DialFailed { conn: ConnectionId, error: String },
-    /// Bytes arrived.
-    Received { conn: ConnectionId, bytes: Vec<u8> },
-    /// So many bytes have left.
-    Written { conn: ConnectionId, bytes: usize },
-    /// The other side or the kernel ended it; Go's wording.
-    Closed { conn: ConnectionId, error: String },
-    /// A name was looked up.
-    Resolved { id: R, result: Result<Vec<IpAddr>, String> },
+    /// The answer to `next` is the delay before the next connection is accepted.
+    Accepted {
+        stream: TcpStream,
+        local: SocketAddr,
+        remote: SocketAddr,
+        next: oneshot::Sender<Duration>,
+    },
+    Dialled {
+        conn: ConnectionId,
+        stream: TcpStream,
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
+    /// The error has Go's wording.
+    DialFailed {
+        conn: ConnectionId,
+        error: String,
+    },
+    Received {
+        conn: ConnectionId,
+        bytes: Vec<u8>,
+    },
+    Written {
+        conn: ConnectionId,
+        bytes: usize,
+    },
+    /// The other side or the kernel closed it. The error has Go's wording.
+    Closed {
+        conn: ConnectionId,
+        error: String,
+    },
+    Resolved {
+        id: R,
+        result: Result<Vec<IpAddr>, String>,
+    },
 }
 
 struct Conn {
-    /// Bytes to write; the writer endpoints when this is dropped and the rest is written.
+    /// Queue of bytes to write. When it is dropped, the writer task writes the rest and ends.
     writer: mpsc::UnboundedSender<Vec<u8>>,
     reader: AbortHandle,
 }
 
-/// The open connections.
 pub(crate) struct Net<R> {
     events: mpsc::Sender<Event<R>>,
-    /// Where we dial from.
+    /// Local address of outgoing connections.
     host: Option<IpAddr>,
     conns: BTreeMap<ConnectionId, Conn>,
     dialling: BTreeMap<ConnectionId, AbortHandle>,
@@ -75,7 +94,7 @@ impl<R: Send + 'static> Net<R> {
         Net { events, host, conns: BTreeMap::new(), dialling: BTreeMap::new(), writers: JoinSet::new() }
     }
 
-    /// Lets peers in, one at a time, at the pace that the answers give.
+    /// Accepts connections one at a time, with the delay that each [`Event::Accepted`] is answered with.
     pub(crate) fn accept(&self, listener: TcpListener) {
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -95,8 +114,8 @@ impl<R: Send + 'static> Net<R> {
         });
     }
 
-    /// Takes a connection into service.
-    pub(crate) fn adopt(
+    /// Starts the reader and the writer of an established connection.
+    pub(crate) fn add(
         &mut self,
         conn: ConnectionId,
         stream: TcpStream,
@@ -116,12 +135,12 @@ impl<R: Send + 'static> Net<R> {
 
     pub(crate) fn write(&mut self, conn: ConnectionId, bytes: Vec<u8>) {
         if let Some(c) = self.conns.get(&conn) {
-            // A writer that has failed reports so by itself.
+            // A writer that has failed has sent `Event::Closed`.
             let _ = c.writer.send(bytes);
         }
     }
 
-    /// Endpoints a connection or an attempt; what was written before still goes out. `false` if it was not there any more.
+    /// Closes a connection after its queue has been written, or aborts an attempt. `false` if there is none.
     pub(crate) fn close(&mut self, conn: ConnectionId) -> bool {
         if let Some(attempt) = self.dialling.remove(&conn) {
             attempt.abort();
@@ -136,13 +155,13 @@ impl<R: Send + 'static> Net<R> {
         }
     }
 
-    /// Closes everything and gives the last words their time.
-    pub(crate) async fn end(mut self, mut events: mpsc::Receiver<Event<R>>) {
+    /// Closes all connections and waits until their queues are written, for [`DRAIN_TIMEOUT`] at most.
+    pub(crate) async fn shut_down(mut self, mut events: mpsc::Receiver<Event<R>>) {
         let conns: Vec<_> = self.conns.keys().copied().collect();
         for conn in conns {
             self.close(conn);
         }
-        // Writers report what they wrote; nobody needs it, but the queue must not fill.
+        // Writers still send events. They are not needed, but a full queue would block the writers.
         let drained = async {
             loop {
                 tokio::select! {
@@ -154,17 +173,15 @@ impl<R: Send + 'static> Net<R> {
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
     }
 
-    /// Whether the connection is in service.
     pub(crate) fn is_open(&self, conn: ConnectionId) -> bool {
         self.conns.contains_key(&conn)
     }
 
-    /// Whether the attempt is still wanted.
     pub(crate) fn is_dialling(&self, conn: ConnectionId) -> bool {
         self.dialling.contains_key(&conn)
     }
 
-    /// The attempt has ended without a connection.
+    /// Removes a failed attempt. `false` if it was aborted before.
     pub(crate) fn dial_failed(&mut self, conn: ConnectionId) -> bool {
         self.dialling.remove(&conn).is_some()
     }
@@ -251,7 +268,7 @@ async fn read<R>(from: OwnedReadHalf, endpoints: Endpoints, events: mpsc::Sender
     let _ = events.send(Event::Closed { conn, error }).await;
 }
 
-/// No buffer is kept while nothing arrives.
+/// The buffer is on the stack, so that an idle connection holds none.
 fn read_some(from: &OwnedReadHalf) -> io::Result<Vec<u8>> {
     let mut buffer = [0; READ_SIZE];
     from.try_read(&mut buffer).map(|n| buffer[..n].to_vec())
@@ -266,7 +283,7 @@ async fn write<R>(
     let conn = endpoints.conn;
     let mut last = None;
     while let Some(bytes) = queue.recv().await {
-        // The end of the queue means that we left the connection: then all that is left has little time.
+        // The queue is closed when the node has closed the connection.
         let result = if queue.is_closed() {
             let until = *last.get_or_insert_with(|| tokio::time::Instant::now() + DRAIN_TIMEOUT);
             match tokio::time::timeout_at(until, to.write_all(&bytes)).await {
@@ -274,7 +291,7 @@ async fn write<R>(
                 Err(_) => return,
             }
         } else {
-            write_or_leave(&mut to, &bytes, &queue).await
+            write_unless_closed(&mut to, &bytes, &queue).await
         };
         let event = match result {
             Ok(()) => Event::Written { conn, bytes: bytes.len() },
@@ -288,13 +305,13 @@ async fn write<R>(
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, to.shutdown()).await;
 }
 
-/// Writes everything. If the connection is left meanwhile, there is little time for the rest.
-async fn write_or_leave(
+/// Writes everything, or as much as is possible in [`DRAIN_TIMEOUT`] after the node has closed the connection.
+async fn write_unless_closed(
     to: &mut OwnedWriteHalf,
     bytes: &[u8],
     queue: &mpsc::UnboundedReceiver<Vec<u8>>,
 ) -> io::Result<()> {
-    let left = async {
+    let closed = async {
         while !queue.is_closed() {
             tokio::time::sleep(DRAIN_TIMEOUT).await;
         }
@@ -303,16 +320,16 @@ async fn write_or_leave(
     tokio::select! {
         biased;
         result = to.write_all(bytes) => result,
-        () = left => Err(io::ErrorKind::TimedOut.into()),
+        () = closed => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
-/// IPv4 as IPv4, also from a socket of both families.
+/// Turns an IPv4-mapped IPv6 address into an IPv4 address.
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// The kernel's error as Go words it: `connection refused`.
+/// The kernel's error in Go's wording: `connection refused`.
 pub(crate) fn errno_text(e: &io::Error) -> String {
     match e.raw_os_error() {
         Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_ascii_lowercase(),
@@ -320,7 +337,7 @@ pub(crate) fn errno_text(e: &io::Error) -> String {
     }
 }
 
-/// The resolver's error without what std puts around it.
+/// The resolver's error without the prefix that the standard library adds.
 fn lookup_text(e: &io::Error) -> String {
     let text = e.to_string();
     if text.contains("Name or service not known") || text.contains("No address associated") {

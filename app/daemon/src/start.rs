@@ -1,8 +1,8 @@
-//! From a [`Config`] to a running peer, in an order in which everything that can fail for somebody else's reason fails
-//! before the host is changed.
+//! Starts a peer from a [`Config`]. Steps that may fail because of configuration or other programs come before those that change
+//! the host.
 //!
 //! ```text
-//! 1 run directory, pid file     is another one running?
+//! 1 run directory, pid file     is another daemon running?
 //! 2 name, stored state          readable, writable?
 //! 3 sockets: TCP, HTTP, UDP     are the ports free?
 //! 4 bridge, uplink              undone if a later step fails
@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
 use weave_host::Netlink;
+use weave_host::fault_injection::{io_fail_point, startup_complete};
 use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
 use weave_types::{Cidr, PeerName, PeerUid};
@@ -40,67 +41,39 @@ use crate::storage::AllocationStore;
 use crate::storage::pid_file::{PidFile, PidFileError};
 use crate::storage::{PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
-use crate::telemetry::log;
+use crate::telemetry::log::{self, LogLimiter};
 use crate::{host, resource_limits};
 
-/// HTTP questions that wait for the peer.
+/// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
 
-/// Why a daemon did not start. The text is for the person who launched it.
+/// Why a daemon did not start. The text is shown by `weave launch`.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another one is there.
     #[error("weave is already running; you can stop it with 'weave stop'.")]
     Running,
-    /// The pid file.
     #[error(transparent)]
-    Lock(PidFileError),
-    /// The stored state.
+    PidFile(PidFileError),
     #[error(transparent)]
-    PeerState(#[from] StoreError),
-    /// The state that 2.8.1 stored.
+    Store(#[from] StoreError),
     #[error(transparent)]
     LegacyDatabase(#[from] LegacyDatabaseError),
-    /// The peer's name, or a device.
     #[error(transparent)]
     Host(#[from] weave_host::Error),
-    /// The device of `--docker-bridge`. Words of 2.8.1.
+    /// Text of 2.8.1.
     #[error("configuring iptables: Failed to get netdev for {0:?} bridge: Link not found")]
     NoDockerBridge(String),
-    /// The UDP port, most often.
     #[error("{0}{hint}", hint = udp_hint(.0))]
     Datapath(#[from] weave_datapath::StartError),
-    /// A port that cannot be had.
-    #[error("cannot listen on {what} {addr}: {}{}", errno_text(source), hint(source, option))]
-    Listen {
-        /// Protocol and purpose.
-        what: &'static str,
-        /// Address.
-        addr: String,
-        /// The option that chooses another.
-        option: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A directory that cannot be made.
+    /// `option` chooses another address.
+    #[error("cannot listen on {protocol} {addr}: {}{}", errno_text(source), hint(source, option))]
+    Listen { protocol: &'static str, addr: String, option: &'static str, source: io::Error },
     #[error("cannot create {path:?}: {source}")]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A signal came before the peer was ready.
-    #[error("told to end before the start was complete")]
-    Ended,
-    /// The machine does not give what every program needs.
+    Directory { path: PathBuf, source: io::Error },
+    #[error("received SIGINT or SIGTERM before the start was complete")]
+    Interrupted,
     #[error("cannot {step}: {source}")]
-    System {
-        /// What was tried.
-        step: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
+    System { step: &'static str, source: io::Error },
 }
 
 fn hint(e: &io::Error, option: &str) -> String {
@@ -121,15 +94,11 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { step, source }
 }
 
-/// Runs a peer until SIGTERM or SIGINT. The reason of a failure has been logged, and told to whoever waits for
-/// readiness.
-///
-/// # Errors
-/// See [`StartError`].
+/// Runs a peer until SIGTERM or SIGINT. An error has already been logged, and sent to `weave launch` and the service manager.
 pub fn run(config: Config) -> Result<(), StartError> {
     let notifier = Notifier::new(&config.launch_socket());
     resource_limits::raise();
-    // Whoever started us may wait for signals himself, and a mask is inherited.
+    // The supervisor blocks signals, and a mask is inherited.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -139,7 +108,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         .map_err(system("start the runtime"))
         .and_then(|runtime| {
             let result = runtime.block_on(serve(config, &notifier));
-            // A name look-up may hang for long; nobody waits for it any more.
+            // Does not wait for name resolution, which may hang for a long time.
             runtime.shutdown_background();
             result
         });
@@ -152,39 +121,35 @@ pub fn run(config: Config) -> Result<(), StartError> {
 
 async fn serve(config: Config, notifier: &Notifier) -> Result<(), StartError> {
     let clock = Clock::start();
-    notifier.status("the daemon to look at its files");
+    notifier.status("the daemon to read its files");
     let run_dir = config.run_dir.clone();
     let created = !run_dir.exists();
-    let make = || {
-        weave_host::fault_injection::io_fail_point(&"making the run directory")?;
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir)
-    };
-    let made = make();
-    made.map_err(|source| StartError::Directory { path: run_dir.clone(), source })?;
-    let result = hold(config, clock, notifier).await;
+    io_fail_point(&"creating the run directory")
+        .and_then(|()| std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&run_dir))
+        .map_err(|source| StartError::Directory { path: run_dir.clone(), source })?;
+    let result = serve_in_run_dir(config, clock, notifier).await;
     if created && result.is_err() {
-        // Only an empty one goes.
+        // Removes the directory only if it is empty.
         let _ = std::fs::remove_dir(&run_dir);
     }
     result
 }
 
-/// With the pid file held.
-async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), StartError> {
+async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), StartError> {
     let _pid_file = PidFile::take(&config.pid_file()).map_err(|e| match e {
         PidFileError::Held { .. } => StartError::Running,
-        other => StartError::Lock(other),
+        other => StartError::PidFile(other),
     })?;
-    // From here on there is something to tidy up.
+    // From here on a signal must not end the process, because the pid file has to be removed.
     let mut signals = Signals::new().map_err(system("wait for signals"))?;
-    let import = legacy_database::find(&config)?;
-    let name = peer_name::peer_name(&config, import.as_ref().and_then(|i| i.database.peer_name))?;
+    let legacy = legacy_database::find(&config)?;
+    let name = peer_name::peer_name(&config, legacy.as_ref().and_then(|l| l.database.peer_name))?;
     tracing::info!("weave {}", crate::VERSION);
     tracing::info!("Our name is {name}({})", config.nickname);
     let store = PeerState::open(&config.state_dir, name)?;
     let prepared = tokio::select! {
-        prepared = prepare(&config, name, &store, import, clock, notifier) => prepared,
-        () = signals.recv() => Err(StartError::Ended),
+        prepared = prepare(&config, name, &store, legacy, clock, notifier) => prepared,
+        () = signals.recv() => Err(StartError::Interrupted),
     };
     let (prepared, takeover) = match prepared {
         Ok(prepared) => prepared,
@@ -193,7 +158,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
             return Err(e);
         }
     };
-    let (peers, resumed) = initial_peers(&config, &store, takeover.import());
+    let (peers, resumed) = initial_peers(&config, &store, takeover.database());
     let Prepared {
         listener,
         listeners,
@@ -203,7 +168,7 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         datapath_events,
         device,
         reconciler,
-        local,
+        local_networks,
     } = prepared;
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
@@ -214,34 +179,34 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
         control = control.with_allocation(info);
     }
     let net = Net::new(events_tx, config.host);
-    let (failed_handshakes, limits) = (FailedHandshakes::default(), Default::default());
     let mut core = Core {
         reconciler,
         device,
         datapath,
-        failed_handshakes,
-        limits,
+        failed_handshakes: FailedHandshakes::default(),
+        connection_log_limit: LogLimiter::default(),
+        log_limit: LogLimiter::default(),
         clock,
         node,
         net,
         store,
         allocation,
-        local: config.no_masq_local.then_some(local),
+        local_networks: config.no_masq_local.then_some(local_networks),
         events,
         requests,
     };
     if !config.resume
         && let Err(e) = core.store.set_launched_with(&config.peers)
     {
-        tracing::warn!("a restart will forget the peers named by 'weave connect': {e}");
+        tracing::warn!("a restart will not connect to the peers that were added by 'weave connect': {e}");
     }
-    let what = if resumed {
+    let peer_list = if resumed {
         "Restart/resume detected - using persisted peer list"
     } else {
         "Launch detected - using supplied peer list"
     };
-    tracing::info!("{what}: [{}]", peers.join(" "));
-    // Targets that are down or do not resolve are tried again; they never stop a launch.
+    tracing::info!("{peer_list}: [{}]", peers.join(" "));
+    // Peers that are down or do not resolve are tried again later, and do not stop a launch.
     for error in core.node.connect(&peers, true, clock.now()) {
         tracing::warn!("{error}");
     }
@@ -253,20 +218,24 @@ async fn hold(config: Config, clock: Clock, notifier: &Notifier) -> Result<(), S
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
     }
-    let known = weave_host::fault_injection::io_fail_point(&"removing the mark of a new launch");
-    if let Err(e) = known.and_then(|()| std::fs::remove_file(config.fresh_file()))
+    let fresh = config.fresh_file();
+    if let Err(e) =
+        io_fail_point(&"removing the mark of a new launch").and_then(|()| std::fs::remove_file(&fresh))
         && e.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!("a restart will forget the peers named by 'weave connect': cannot remove fresh: {e}");
+        let fresh = fresh.display();
+        tracing::warn!(
+            "a restart will not connect to the peers that were added by 'weave connect': cannot remove {fresh}: {e}"
+        );
     }
-    weave_host::fault_injection::startup_complete();
+    startup_complete();
     notifier.ready(&name.to_string());
-    let result = core.run(listener, datapath_events, signals).await.map_err(system("go on"));
+    let result = core.run(listener, datapath_events, signals).await.map_err(system("continue"));
     notifier.stopping();
     result
 }
 
-/// What runs before anybody is told that it does.
+/// Everything that a peer needs before it is announced as ready.
 struct Prepared {
     listener: TcpListener,
     listeners: Vec<Listener>,
@@ -276,21 +245,20 @@ struct Prepared {
     datapath_events: EventReceiver,
     device: String,
     reconciler: HostReconciler,
-    /// What this peer owns of the range, as the reconciler was told.
-    local: Vec<Cidr>,
+    /// Networks that this peer owns.
+    local_networks: Vec<Cidr>,
 }
 
-/// Sockets first, the host's devices last.
 async fn prepare(
     config: &Config,
     name: PeerName,
     store: &PeerState,
-    import: Option<LegacyDatabase>,
+    legacy: Option<LegacyDatabase>,
     clock: Clock,
     notifier: &Notifier,
 ) -> Result<(Prepared, LegacyTakeover), StartError> {
     let names = host::device_names(config);
-    let takeover = LegacyTakeover::new(import, &names, store)?;
+    let takeover = LegacyTakeover::new(legacy, &names, store)?;
     check_docker_bridge(config)?;
     let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;
@@ -298,7 +266,7 @@ async fn prepare(
     let mut rng = ChaCha12Rng::from_seed(random_seed()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
-    let (ipam, allocation) = load_allocation(config, name, uid, takeover.import())?.unzip();
+    let (ipam, allocation) = load_allocation(config, name, uid, takeover.database())?.unzip();
     let mut node = Node::new(weave_node::Config { mesh, ipam }, rng, clock.now());
     let device = names.device.clone();
     let data = DatapathConfig {
@@ -309,12 +277,12 @@ async fn prepare(
     };
     let (datapath, datapath_events) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge, its uplink and the firewall");
-    let cleared = takeover.remove_datapath(&names)?;
-    let local = own_networks(&node);
-    let mtu = reconciler.start(local.clone()).map_err(|e| cleared.undo(e))?;
+    let removed = takeover.remove_datapath(&names)?;
+    let local_networks = own_networks(&node);
+    let mtu = reconciler.start(local_networks.clone()).map_err(|e| removed.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     if allocation.is_some() {
-        claim_what_is_in_use(config, &mut node, clock.now());
+        claim_used_addresses(config, &mut node, clock.now());
     }
     Ok((
         Prepared {
@@ -326,7 +294,7 @@ async fn prepare(
             datapath_events,
             device,
             reconciler,
-            local,
+            local_networks,
         },
         takeover,
     ))
@@ -342,20 +310,20 @@ fn check_docker_bridge(config: &Config) -> Result<(), StartError> {
     }
 }
 
-/// What the allocator starts with; nothing if it is off.
+/// `None` while address allocation is off.
 fn load_allocation(
     config: &Config,
     name: PeerName,
     uid: PeerUid,
-    import: Option<&LegacyDatabase>,
+    legacy: Option<&LegacyDatabase>,
 ) -> Result<Option<(IpamConfig, Allocation)>, StartError> {
-    let mut store = match (&config.allocation, import) {
+    let mut store = match (&config.allocation, legacy) {
         (None, None) => return Ok(None),
         _ => AllocationStore::open(&config.state_dir)?,
     };
-    if let Some(import) = import {
-        // Also while allocation is off: what is taken over counts once.
-        store.replace(&import.database.loaded())?;
+    if let Some(legacy) = legacy {
+        // Also while allocation is off, because a database is imported only once.
+        store.replace(&legacy.database.loaded())?;
     }
     let Some(wanted) = &config.allocation else { return Ok(None) };
     let loaded = store.load()?;
@@ -368,13 +336,13 @@ fn load_allocation(
     Ok(Some((IpamConfig { config: ipam, loaded }, allocation)))
 }
 
-/// Addresses that are in use on this host are claimed before any is given out, and those of containers that are gone are
-/// released.
-fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now) {
+/// Claims the addresses that are in use on this host before any address is allocated, and releases those of containers that
+/// have ended.
+fn claim_used_addresses(config: &Config, node: &mut Node, now: weave_types::Now) {
     let inventory = match Inventory::take(&config.bridge, config.legacy.docker.clone()) {
         Ok(inventory) => inventory,
         Err(e) => {
-            tracing::warn!("addresses in use on this host are not known, they may be given out again: {e}");
+            tracing::warn!("cannot find addresses in use on this host, they may be allocated again: {e}");
             return;
         }
     };
@@ -383,7 +351,8 @@ fn claim_what_is_in_use(config: &Config, node: &mut Node, now: weave_types::Now)
         for found in inventory.in_use() {
             let new: Vec<_> = found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect();
             if !new.is_empty() {
-                tracing::info!("found in use by {}: {new:?}", found.container);
+                let list = new.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                tracing::info!("container {} already uses {list}: recorded as owned", found.container);
                 allocator.preclaim(found.container.clone(), &new, found.is_container, now);
             }
         }
@@ -409,14 +378,14 @@ fn mesh_config(config: &Config, name: PeerName, uid: PeerUid, store: &PeerState)
     }
 }
 
-/// What to connect to, and whether that is what was stored: a `weave launch` takes its arguments; any other start with
-/// the peers of the last one is a restart, and one with others has been told something new (docs/spec/cli.md 4.4). On a host that
-/// is taken over from 2.8.1, its database is what was stored, and also counts if no peer was named.
-fn initial_peers(config: &Config, store: &PeerState, import: Option<&LegacyDatabase>) -> (Vec<String>, bool) {
+/// The peers to connect to, and whether they are those that were stored. `weave launch` uses its arguments. Any other start with
+/// the peers of the last one is a restart, which uses the stored peers; with other peers it uses those (docs/spec/cli.md 4.4).
+/// The database of 2.8.1 counts as stored state, and is also used if no peer was named.
+fn initial_peers(config: &Config, store: &PeerState, legacy: Option<&LegacyDatabase>) -> (Vec<String>, bool) {
     let resumed = config.resume || (store.continues(&config.peers) && !config.fresh_file().exists());
-    match import {
-        Some(import) if resumed || config.peers.is_empty() => {
-            (import.database.direct_peers.clone().unwrap_or_default(), true)
+    match legacy {
+        Some(legacy) if resumed || config.peers.is_empty() => {
+            (legacy.database.direct_peers.clone().unwrap_or_default(), true)
         }
         _ if resumed => (store.targets().to_vec(), true),
         _ => (config.peers.clone(), false),
@@ -425,7 +394,7 @@ fn initial_peers(config: &Config, store: &PeerState, import: Option<&LegacyDatab
 
 fn listen_for_peers(config: &Config) -> Result<TcpListener, StartError> {
     net::listen(config.host, config.port).map_err(|source| StartError::Listen {
-        what: "TCP",
+        protocol: "TCP",
         addr: match config.host {
             Some(host) => format!("{host} port {}", config.port),
             None => format!("port {}", config.port),
@@ -447,7 +416,7 @@ async fn listen_for_requests(config: &Config) -> Result<Vec<Listener>, StartErro
     for (addr, access, option) in wanted {
         let Some(addr) = addr else { continue };
         let listener = Listener::bind(addr, access).await.map_err(|source| StartError::Listen {
-            what: "HTTP",
+            protocol: "HTTP",
             addr: addr.to_string(),
             option,
             source,

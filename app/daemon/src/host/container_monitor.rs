@@ -1,4 +1,4 @@
-//! Containers that are plain namespaces or processes: nobody tells when they end, so it is looked for.
+//! Detects the end of containers that are only a namespace or a process, since there are no events for them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use weave_host::{Error, NamespaceId, NetNs};
 use weave_ipam::Container;
 use weave_types::{Instant, Now};
 
-/// How often it is looked. Their addresses are kept for longer than that.
+/// Interval between checks. It is shorter than the time for which the addresses of an ended container are kept.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The containers of `netns:` and `pid:` that have addresses, or have asked for some.
@@ -19,27 +19,25 @@ pub(crate) struct ContainerMonitor {
 
 #[derive(Debug)]
 struct MonitoredContainer {
-    /// The namespace that it was first seen in.
+    /// The namespace in which the container was first found.
     namespace: Option<NamespaceId>,
     gone: bool,
 }
 
-/// What was found.
+/// A container of the monitor has stopped, or has started again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It has ended.
     Stopped(Container),
-    /// It is there again.
     Started(Container),
 }
 
 impl ContainerMonitor {
-    /// From now on; others than `netns:` and `pid:` are not its business.
+    /// Monitors a container; those other than `netns:` and `pid:` are ignored.
     pub(crate) fn add(&mut self, container: &str) {
-        if let Some(place) = NamespaceRef::of(container)
+        if let Some(reference) = NamespaceRef::of(container)
             && self.containers.get(container).is_none_or(|w| w.gone)
         {
-            let namespace = place.open().ok().map(|ns| ns.id());
+            let namespace = reference.open().ok().map(|ns| ns.id());
             self.containers.insert(container.to_owned(), MonitoredContainer { namespace, gone: false });
             self.next.get_or_insert(Instant::ORIGIN);
         }
@@ -53,21 +51,21 @@ impl ContainerMonitor {
         self.next.is_some_and(|at| at <= now.mono)
     }
 
-    /// Looks at all. One that is gone stays on the list until it has no address any more; see [`ContainerMonitor::keep`].
+    /// Checks all containers. A stopped one stays on the list until [`ContainerMonitor::retain`] removes it.
     pub(crate) fn check(&mut self, now: Now) -> Vec<Change> {
         let host = NetNs::current().ok().map(|ns| ns.id());
         let mut changes = Vec::new();
         for (container, watched) in &mut self.containers {
-            let Some(place) = NamespaceRef::of(container) else { continue };
-            let gone = match place.open() {
-                Ok(ns) => match place {
-                    // The number may belong to another process by now.
+            let Some(reference) = NamespaceRef::of(container) else { continue };
+            let gone = match reference.open() {
+                Ok(ns) => match reference {
+                    // The pid may belong to another process by now.
                     NamespaceRef::Pid(_) => {
                         Some(ns.id()) == host || watched.namespace.is_some_and(|known| known != ns.id())
                     }
                     NamespaceRef::Named(_) => false,
                 },
-                // Whatever else is wrong, it is no reason to give somebody's address away.
+                // With any other error the container may still exist, so its addresses must not be released.
                 Err(error) => matches!(error, Error::NamespaceGone(_)),
             };
             if gone != watched.gone {
@@ -80,7 +78,7 @@ impl ContainerMonitor {
         changes
     }
 
-    /// Forgets those for which `has_address` is false.
+    /// Removes stopped containers without an address.
     pub(crate) fn retain(&mut self, has_address: impl Fn(&str) -> bool) {
         self.containers.retain(|container, watched| !watched.gone || has_address(container));
         if self.containers.is_empty() {
@@ -89,7 +87,6 @@ impl ContainerMonitor {
     }
 }
 
-/// Where a container's namespace is found.
 #[derive(Clone, Copy)]
 pub(crate) enum NamespaceRef<'a> {
     Named(&'a str),
@@ -122,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_can_be_looked_at() {
+    fn only_namespaces_and_processes_are_monitored() {
         let mut monitor = ContainerMonitor::default();
         for container in ["weave:expose", "c1", "0123456789ab", "pid:x", "10.32.0.5"] {
             monitor.add(container);
@@ -132,9 +129,9 @@ mod tests {
         assert!(monitor.is_due(at(0)));
         let gone = Change::Stopped("netns:weave-no-such-namespace".to_owned());
         assert_eq!(monitor.check(at(1)), std::slice::from_ref(&gone));
-        assert_eq!(monitor.check(at(6)), [], "said once");
+        assert_eq!(monitor.check(at(6)), [], "reported once");
         assert!(!monitor.is_due(at(7)) && monitor.is_due(at(11)));
-        // Whoever asks for an address again is to be looked at again.
+        // A container that requests an address again is monitored again.
         monitor.add("netns:weave-no-such-namespace");
         assert_eq!(monitor.check(at(12)), [gone]);
         monitor.retain(|_| false);

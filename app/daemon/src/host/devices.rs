@@ -1,17 +1,15 @@
-//! The daemon's devices on the host: made last, when everything else is known to work.
+//! Bridge and uplink of the peer.
 
 use weave_host::{BridgeConfig, DeviceNames, Error, IngressDrop, Mtu, Netlink};
 use weave_types::{MacAddr, PeerName};
 
 use crate::config::Config;
 
-/// DeviceNames of the devices for this configuration.
 pub(crate) fn device_names(config: &Config) -> DeviceNames {
     let names = config.instance.as_deref().map_or_else(DeviceNames::default, DeviceNames::instance);
     DeviceNames { bridge: config.bridge.clone(), ..names }
 }
 
-/// The bridge of the peer `name`.
 pub(crate) fn bridge(config: &Config, name: PeerName) -> BridgeConfig {
     let mtu = match config.mtu {
         Some(mtu) => Mtu::Exactly(mtu),
@@ -20,7 +18,8 @@ pub(crate) fn bridge(config: &Config, name: PeerName) -> BridgeConfig {
     BridgeConfig { name: config.bridge.clone(), mac: MacAddr(name.to_bytes()), mtu }
 }
 
-/// Bridge and uplink; gives the MTU that both have. What is there is adopted; if the second fails, the first is taken back if it was made here.
+/// Creates bridge and uplink if they are missing, and returns the MTU of both. If the uplink fails, a bridge that was created here
+/// is removed.
 pub(crate) fn ensure(names: &DeviceNames, wanted: &BridgeConfig) -> Result<u32, Error> {
     let bridge = weave_host::ensure_bridge(wanted)?;
     bridge.warnings.iter().for_each(|w| tracing::warn!("{w}"));

@@ -1,4 +1,4 @@
-//! Which addresses of the network are in use on this host already, and which containers run.
+//! Addresses of the network that are in use on this host, and containers that run.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,25 +11,22 @@ use weave_types::Cidr;
 
 use crate::host::container_monitor::NamespaceRef;
 
-/// The address of the bridge is kept under this label.
+/// Name under which the addresses of the bridge are recorded.
 const EXPOSED: &str = "weave:expose";
-/// Where `ip netns add` puts names.
+/// Directory of namespaces that were created by `ip netns add`.
 const NAMED: &str = "/run/netns";
-/// A daemon must not wait long for Docker, which may be starting itself.
+/// Docker may be starting, too, and must not delay the start of the daemon.
 const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What was found.
+/// Addresses of one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InUse {
-    /// Under what to keep it.
     pub(crate) container: Container,
-    /// Its addresses.
     pub(crate) cidrs: Vec<Cidr>,
-    /// Its end releases them.
+    /// Its end releases the addresses.
     pub(crate) is_container: bool,
 }
 
-/// A look at the host.
 pub(crate) struct Inventory {
     in_use: Vec<InUse>,
     /// Namespaces with an interface on the bridge.
@@ -38,7 +35,7 @@ pub(crate) struct Inventory {
 }
 
 impl Inventory {
-    /// Looks at the bridge and at everything that is attached to it. `docker` knows the containers, if there is one.
+    /// Scans the bridge and everything that is attached to it.
     pub(crate) fn take(bridge: &str, docker: Option<Docker>) -> Result<Inventory, Error> {
         let mut ports = BridgePorts::scan(bridge)?;
         let mut in_use = Vec::new();
@@ -46,7 +43,7 @@ impl Inventory {
         if !exposed.is_empty() {
             in_use.push(InUse { container: EXPOSED.to_owned(), cidrs: exposed, is_container: false });
         }
-        // A namespace by its name if it has one, else by its first process.
+        // A namespace without a name is recorded by its first process.
         let mut namespaces: BTreeMap<NamespaceId, (Container, NetNs)> = BTreeMap::new();
         for (pid, ns) in NetNs::all_of_processes()? {
             namespaces.insert(ns.id(), (format!("pid:{pid}"), ns));
@@ -54,7 +51,7 @@ impl Inventory {
         let entries = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
         names.sort();
-        // The first name counts, as for `weave attach`.
+        // Of several names of one namespace the first is used, as by `weave attach`.
         for name in names.iter().rev() {
             if let Ok(ns) = NetNs::named(name) {
                 namespaces.insert(ns.id(), (format!("netns:{name}"), ns));
@@ -62,7 +59,7 @@ impl Inventory {
         }
         let mut attached = Vec::new();
         for (id, (container, ns)) in namespaces {
-            // One that ends meanwhile is none.
+            // An error means that the container has ended meanwhile.
             let links = ports.in_namespace(&ns).unwrap_or_default();
             if links.is_empty() {
                 continue;
@@ -75,15 +72,14 @@ impl Inventory {
         Ok(Inventory { in_use, attached, docker })
     }
 
-    /// What is in use.
     pub(crate) fn in_use(&self) -> &[InUse] {
         &self.in_use
     }
 
-    /// Whether a container with these addresses runs: yes if nobody can tell, and if one of them is in use, whatever is said of
-    /// the container; it may be another Docker's.
+    /// Whether a container with these addresses may be running. If one of the addresses is in use, the container counts as running
+    /// although Docker does not know it, because it may belong to another Docker daemon.
     pub(crate) fn runs(&self, container: &str, cidrs: &[Cidr]) -> bool {
-        self.uses(cidrs) || self.is_there(container)
+        self.uses(cidrs) || self.exists(container)
     }
 
     fn uses(&self, cidrs: &[Cidr]) -> bool {
@@ -91,14 +87,14 @@ impl Inventory {
         seen.any(|seen| cidrs.iter().any(|cidr| cidr.addr() == seen.addr()))
     }
 
-    fn is_there(&self, container: &str) -> bool {
+    fn exists(&self, container: &str) -> bool {
         match NamespaceRef::of(container) {
-            // A number may belong to another process since the last time; a container of ours is attached.
-            Some(place @ NamespaceRef::Pid(_)) => match place.open() {
+            // The pid may belong to another process by now. A process of the container is attached to the bridge.
+            Some(reference @ NamespaceRef::Pid(_)) => match reference.open() {
                 Ok(ns) => self.attached.contains(&ns.id()),
                 Err(error) => !matches!(error, Error::NamespaceGone(_)),
             },
-            Some(place) => !matches!(place.open(), Err(Error::NamespaceGone(_))),
+            Some(reference) => !matches!(reference.open(), Err(Error::NamespaceGone(_))),
             None => self.docker_runs(container),
         }
     }
@@ -110,7 +106,9 @@ impl Inventory {
         match asked.inspect(container) {
             Ok(info) => info.is_some_and(|i| i.pid.is_some()),
             Err(e) => {
-                tracing::info!("Docker does not say which containers run, all keep their addresses: {e}");
+                tracing::info!(
+                    "cannot ask Docker which containers run, all of them keep their addresses: {e}"
+                );
                 *docker = None;
                 true
             }
@@ -125,8 +123,8 @@ mod tests {
 
     use super::*;
 
-    /// A Docker that knows no container.
-    fn stranger(path: &std::path::Path) -> Docker {
+    /// A Docker daemon that knows no container.
+    fn docker_without_containers(path: &std::path::Path) -> Docker {
         let listener = UnixListener::bind(path).unwrap();
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
@@ -143,24 +141,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_not_released() {
+    fn addresses_in_use_are_not_released() {
         let cidr = |text: &str| text.parse::<Cidr>().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let docker = stranger(&dir.path().join("docker.sock"));
-        let look = |docker: Option<Docker>| {
+        let docker = docker_without_containers(&dir.path().join("docker.sock"));
+        let inventory_with = |docker: Option<Docker>| {
             let cidrs = vec![cidr("10.2.1.1/24")];
             let found = InUse { container: "pid:7".into(), cidrs, is_container: true };
             Inventory { in_use: vec![found], attached: Vec::new(), docker: RefCell::new(docker) }
         };
         let (used, free) = ([cidr("10.2.1.2/24"), cidr("10.2.1.1/32")], [cidr("10.2.1.2/24")]);
-        let (known_to_nobody, unnamed) = ("a".repeat(64), "netns:no-such");
-        let inventory = look(Some(docker));
-        for container in [known_to_nobody.as_str(), unnamed] {
-            assert!(inventory.runs(container, &used), "{container}: another Docker's, perhaps");
+        let (unknown_to_docker, missing_namespace) = ("a".repeat(64), "netns:no-such");
+        let inventory = inventory_with(Some(docker));
+        for container in [unknown_to_docker.as_str(), missing_namespace] {
+            assert!(inventory.runs(container, &used), "{container} may belong to another Docker daemon");
             assert!(!inventory.runs(container, &free), "{container}");
         }
-        let inventory = look(None);
-        assert!(inventory.runs(&known_to_nobody, &free), "nobody can tell");
-        assert!(!inventory.runs(unnamed, &free));
+        let inventory = inventory_with(None);
+        assert!(inventory.runs(&unknown_to_docker, &free), "without Docker it is not known");
+        assert!(!inventory.runs(missing_namespace, &free));
     }
 }

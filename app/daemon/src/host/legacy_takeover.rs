@@ -1,39 +1,38 @@
-//! A host on which 2.8.1 runs no more: what is taken over from it, and when that is final.
+//! Takeover of a host on which 2.8.1 has been stopped: its database is imported, and its datapath removed.
 
 use weave_host::{BridgeKind, DeviceNames, Error, LegacyDatapath};
 
 use crate::host::legacy_database::LegacyDatabase;
 use crate::storage::{Original, PeerState};
 
-/// What this start takes over.
 #[derive(Debug, Default)]
 pub(crate) struct LegacyTakeover {
-    /// The database, unless it was taken in before.
-    import: Option<LegacyDatabase>,
-    /// The set-up whose uplink is replaced.
-    kind: Option<BridgeKind>,
+    /// The database, unless it has been imported before.
+    database: Option<LegacyDatabase>,
+    /// Type of the bridge whose uplink is replaced.
+    bridge_kind: Option<BridgeKind>,
 }
 
 impl LegacyTakeover {
-    /// Compares what was found with what is stored. Changes nothing.
+    /// Compares the database with the one that has been imported. Changes nothing.
     pub(crate) fn new(
-        import: Option<LegacyDatabase>,
+        database: Option<LegacyDatabase>,
         names: &DeviceNames,
         store: &PeerState,
     ) -> Result<LegacyTakeover, Error> {
-        let import = import.filter(|i| store.original().digest.as_deref() != Some(&i.digest));
-        if let Some(import) = &import {
-            tracing::info!("taking over what 2.8.1 left in {}", import.path.display());
+        let database = database.filter(|d| store.original().digest.as_deref() != Some(&d.digest));
+        if let Some(database) = &database {
+            tracing::info!("importing the database of 2.8.1 {}", database.path.display());
         }
-        Ok(LegacyTakeover { import, kind: weave_host::legacy_bridge_kind(names)? })
+        Ok(LegacyTakeover { database, bridge_kind: weave_host::legacy_bridge_kind(names)? })
     }
 
-    /// The database that has not been taken in yet.
-    pub(crate) fn import(&self) -> Option<&LegacyDatabase> {
-        self.import.as_ref()
+    /// A database that has not been imported yet.
+    pub(crate) fn database(&self) -> Option<&LegacyDatabase> {
+        self.database.as_ref()
     }
 
-    /// Removes the Open vSwitch datapath that is in the way. Gives how to undo it.
+    /// Removes the Open vSwitch datapath of 2.8.1, which would carry the same frames.
     pub(crate) fn remove_datapath(&self, names: &DeviceNames) -> Result<Undo, Error> {
         match weave_host::remove_legacy_datapath(names)? {
             LegacyDatapath::NotFound => Ok(Undo(None)),
@@ -45,34 +44,36 @@ impl LegacyTakeover {
                 Ok(Undo(Some(names.clone())))
             }
             LegacyDatapath::InUse { name, port } => {
-                tracing::warn!("the Open vSwitch datapath {name:?} stays, because {port} is a port of it");
+                tracing::warn!("kept the Open vSwitch datapath {name:?}, because {port} is a port of it");
                 Ok(Undo(None))
             }
         }
     }
 
-    /// Everything has been taken in: from now on our own state counts.
+    /// Records that everything has been imported, so that the next start uses the state of this peer.
     pub(crate) fn finish(self, store: &mut PeerState) {
         let before = store.original().clone();
         let after = Original {
-            digest: self.import.as_ref().map(|i| i.digest.clone()).or(before.digest.clone()),
-            path: self.import.map(|i| i.path).or(before.path.clone()),
-            bridge: self.kind.map(|k| k.name().to_owned()).or(before.bridge.clone()),
+            digest: self.database.as_ref().map(|d| d.digest.clone()).or(before.digest.clone()),
+            path: self.database.map(|d| d.path).or(before.path.clone()),
+            bridge: self.bridge_kind.map(|k| k.name().to_owned()).or(before.bridge.clone()),
         };
         if after != before
             && let Err(e) = store.set_original(after)
         {
-            tracing::error!("the next start will take over from 2.8.1 again: {e}");
+            tracing::error!(
+                "cannot record the takeover, the next start will import the database of 2.8.1 again: {e}"
+            );
         }
     }
 }
 
-/// How the way is blocked again.
+/// Restores the datapath of 2.8.1 if a later step fails.
 #[must_use]
 pub(crate) struct Undo(Option<DeviceNames>);
 
 impl Undo {
-    /// A later step failed: 2.8.1 finds its datapath again.
+    /// Returns `cause`, extended by the error of the restoration.
     pub(crate) fn undo(self, cause: Error) -> Error {
         match self.0.map(|names| weave_host::restore_legacy_datapath(&names)) {
             Some(Err(left)) => Error::Undo { cause: Box::new(cause), left: vec![left] },

@@ -1,4 +1,4 @@
-//! What the daemon does to its host, and what it finds there.
+//! Changes to the host, and what is found on it.
 
 mod container_monitor;
 mod devices;

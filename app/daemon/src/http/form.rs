@@ -20,7 +20,7 @@ pub(super) async fn read_body(body: Incoming, timeout: Duration) -> Result<Strin
     }
 }
 
-/// `application/x-www-form-urlencoded`. Bytes that are no escape stand for themselves.
+/// Parses `application/x-www-form-urlencoded`. Invalid escapes are kept as they are.
 pub(super) fn parse_form(text: &str) -> Vec<(String, String)> {
     text.split('&')
         .filter(|pair| !pair.is_empty())

@@ -1,7 +1,7 @@
-//! Routes of address allocation (docs/spec/ipam.md 10), with the texts and codes of 2.8.1 (`http.json`).
+//! Routes of address allocation (docs/spec/ipam.md 10), with the texts and status codes of 2.8.1 (`http.json`).
 //!
-//! Calls that wait end when their client goes: the connection's future is dropped, and with it the wait
-//! ([`crate::control::Control::allocate`]). There is a limit on how many may wait.
+//! When a client disconnects, the future of its connection is dropped, which cancels a waiting call
+//! ([`crate::control::Control::allocate`]). The number of waiting calls is limited.
 
 use hyper::{Method, StatusCode};
 use weave_api::{Owned, OwnedBy};
@@ -13,10 +13,9 @@ use super::response::{Answer, TEXT, error, respond, text_answer};
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::{AllocationInfo, Control};
 
-/// Longest id of a container; Docker's have 64 characters, paths of namespaces at most 4096 bytes.
+/// Longest id of a container. Docker's have 64 characters; paths of namespaces have at most 4096 bytes.
 const MAX_ID: usize = 4200;
 
-/// What a path names.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     /// `/ip`
@@ -27,13 +26,13 @@ pub(super) enum Resource {
     Address(String, String),
     /// `/ip/{id}/{ip}/{len}`; the text is a CIDR.
     Subnet(String, String),
-    /// `/ring`, and `/consensus` as it was called for a while.
+    /// `/ring`, and `/consensus`, its earlier name.
     Ring,
     /// `/ipinfo/defaultsubnet`
     DefaultSubnet,
     /// `/ipinfo/tracker`
     Tracker,
-    /// `/ipinfo/waiting`: why calls wait. Ours alone.
+    /// `/ipinfo/waiting`: why calls wait. Not in 2.8.1.
     Waiting,
     /// `/peer`
     Ourself,
@@ -42,7 +41,7 @@ pub(super) enum Resource {
 }
 
 impl Resource {
-    /// `None`: none of ours. Parts are decoded after the path was taken apart, so that an id may have a slash in it.
+    /// Decodes the parts after splitting the path, so that an id may contain a slash.
     pub(super) fn find(path: &str) -> Option<Resource> {
         let parts: Vec<String> = path.strip_prefix('/')?.split('/').map(decode_part).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
@@ -124,11 +123,11 @@ fn parse(
     let is_container = flag("check-alive");
     Ok(Parsed::Request(match resource {
         Resource::DefaultSubnet => return Ok(Parsed::Text(info.default_subnet.to_string())),
-        // What follows the ranges that this peer owns, by 2.8.1's name.
+        // Name of the component that follows the ranges of this peer, as in 2.8.1.
         Resource::Tracker if info.no_masq_local => return Ok(Parsed::Text("no-masq-local\n".to_owned())),
         Resource::Tracker => return Ok(Parsed::Text("\n".to_owned())),
-        Resource::Waiting => AllocationRequest::Waiting,
-        Resource::All => AllocationRequest::All,
+        Resource::Waiting => AllocationRequest::ExplainWaiting,
+        Resource::All => AllocationRequest::ListAll,
         Resource::Ring => AllocationRequest::Prime,
         Resource::Container(id) => {
             let container = container(id)?;
@@ -170,7 +169,7 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
     let empty = |status| respond(status, None, String::new());
     match (response, request) {
         (AllocationResponse::Address(cidr), _) => text_answer(StatusCode::OK, cidr.to_string()),
-        // As 2.8.1 does; whoever leaves has no ring to wait for.
+        // As in 2.8.1: a peer that has left does not wait for a ring.
         (AllocationResponse::Cancelled, AllocationRequest::Prime) => empty(StatusCode::OK),
         (AllocationResponse::Cancelled, _) => text_answer(StatusCode::OK, "cancelled".to_owned()),
         (AllocationResponse::Failed(text), AllocationRequest::Claim { .. }) => {
@@ -193,13 +192,13 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
             let all = Owned::new(owned.into_iter().map(entry).collect());
             respond(StatusCode::OK, Some("application/json"), all.to_json())
         }
-        (AllocationResponse::Lines(text), _) => text_answer(StatusCode::OK, text),
+        (AllocationResponse::Explanation(text), _) => text_answer(StatusCode::OK, text),
         (AllocationResponse::TakenOver(count), AllocationRequest::TakeOver { peer, .. }) => {
             text_answer(StatusCode::OK, format!("{count} IPs taken over from {peer}\n"))
         }
-        // 2.8.1 had nothing to say; who asks for words gets them.
+        // 2.8.1 answered without a body.
         (AllocationResponse::Left(what), _) if form.iter().any(|(k, v)| k == "explain" && v == "true") => {
-            respond(StatusCode::OK, Some(TEXT), left(&what))
+            respond(StatusCode::OK, Some(TEXT), explain_hand_over(&what))
         }
         (AllocationResponse::Left(_), _) => empty(StatusCode::NO_CONTENT),
         (AllocationResponse::Done, AllocationRequest::Prime) => empty(StatusCode::OK),
@@ -207,8 +206,8 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
     }
 }
 
-/// A line for the person who removes a peer, only if there is something to do. Others read it as it is.
-fn left(what: &HandOver) -> String {
+/// Tells an operator who removes this peer what is left to do.
+fn explain_hand_over(what: &HandOver) -> String {
     match what {
         HandOver::Nothing | HandOver::To { .. } => String::new(),
         HandOver::NoPeer { addresses } => format!(

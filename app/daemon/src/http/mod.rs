@@ -1,9 +1,9 @@
-//! The HTTP control API (docs/spec/cli.md 7): routes, texts and codes of 2.8.1, with bounds on what a client may cost.
+//! The HTTP control API (docs/spec/cli.md 7): routes, texts and status codes of 2.8.1, with limits for each client.
 //!
 //! ```text
 //! unix socket, root only       all routes
-//! 127.0.0.1:6784 (control)     all routes; requests that a browser can be tricked into are refused
-//! 127.0.0.1:6782 (status)      GET /status..., /report, /metrics; only under a name that can be this machine's
+//! 127.0.0.1:6784 (control)     all routes; requests that a foreign web page can cause are refused
+//! 127.0.0.1:6782 (status)      GET /status..., /report, /metrics; only under a name of this machine
 //! --metrics-addr               GET /metrics
 //! ```
 

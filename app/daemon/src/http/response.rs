@@ -1,4 +1,4 @@
-//! Answers as Go's HTTP server words them.
+//! Responses with the headers and texts of Go's HTTP server.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -18,7 +18,7 @@ pub(super) fn respond(status: StatusCode, content_type: Option<&'static str>, bo
     answer
 }
 
-/// Go names a content type only if there is content.
+/// As in Go, an empty body has no content type.
 pub(super) fn text_answer(status: StatusCode, body: String) -> Answer {
     let content_type = (!body.is_empty()).then_some(TEXT);
     respond(status, content_type, body)

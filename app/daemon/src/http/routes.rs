@@ -17,27 +17,26 @@ use super::response::{Answer, error, respond, text_answer};
 use crate::control::Control;
 use crate::telemetry::metrics;
 
-/// What a listener lets its clients do.
+/// Routes that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Everything; whoever gets here has the rights (a socket that only root can open).
+    /// All routes without further checks, for a socket that only root can open.
     Trusted,
-    /// Everything but what a browser could be tricked into.
+    /// All routes, but no requests that a foreign web page can cause.
     Control,
-    /// Looking only.
+    /// Routes that only read.
     Status,
-    /// Nothing but metrics.
     Metrics,
 }
 
-/// What the connections of one listener share.
+/// State that the connections of one listener share.
 pub(super) struct Site {
     control: Control,
     access: Access,
     hosts: AllowedHosts,
     /// Longest wait for a request body.
     timeout: Duration,
-    /// One template at a time: a report may be large.
+    /// Limits rendering to one template at a time, because a report may be large.
     rendering: Arc<Semaphore>,
 }
 
@@ -81,7 +80,7 @@ impl Site {
         let Some(route) = Route::find(&path, self.access) else {
             return error(StatusCode::NOT_FOUND, "404 page not found");
         };
-        let route = route.under(&head.method);
+        let route = route.for_method(&head.method);
         if head.method != route.method() {
             return respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
         }
@@ -160,15 +159,15 @@ impl Site {
                 Ok(addresses) => done(self.control.hide(addresses).await?, "unable to hide"),
                 Err(e) => error(StatusCode::BAD_REQUEST, &format!("unable to parse ip addr: {e}")),
             },
-            // There is no address space to hand over without allocation.
+            // Without allocation there are no addresses to transfer.
             Route::LeaveAll => respond(StatusCode::NO_CONTENT, None, String::new()),
             Route::TakeOver(_) => respond(StatusCode::OK, None, String::new()),
         })
     }
 }
 
-/// In a thread of its own: it may take a while, the peer lives in this one, and those of the runtime may all wait for a
-/// name server.
+/// Renders in a separate thread, because it may take long. The thread of the node must not be blocked, and the blocking threads
+/// of the runtime may all wait for a name server.
 async fn render(
     template: template::Template,
     report: weave_api::Report,
@@ -189,7 +188,7 @@ enum Route<'a> {
     Metrics,
     Connect,
     Forget,
-    /// Address and prefix length with a slash between them, not looked at yet.
+    /// Address and prefix length with a slash between them, not parsed yet.
     Expose(&'a str),
     Hide(&'a str),
     LeaveAll,
@@ -226,8 +225,8 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// One path, two routes.
-    fn under(self, method: &Method) -> Route<'a> {
+    /// Paths that have a second route for another method.
+    fn for_method(self, method: &Method) -> Route<'a> {
         match self {
             Route::Expose(cidr) if method == Method::DELETE => Route::Hide(cidr),
             other => other,
@@ -243,13 +242,13 @@ impl<'a> Route<'a> {
     }
 }
 
-/// The address in the path, and those that are to be treated along with it, all or none (`also`).
+/// The address in the path, and those of the `also` parameters.
 fn all_of(cidr: &str, form: &[(String, String)]) -> Result<Vec<Cidr>, weave_types::ParseCidrError> {
     let also = form.iter().filter(|(k, _)| k == "also").map(|(_, v)| v.as_str());
     std::iter::once(cidr).chain(also).map(str::parse).collect()
 }
 
-/// What `POST /expose/...` asks for. Texts of 2.8.1, which went on after the second.
+/// Parameters of `POST /expose/...`. The error texts are those of 2.8.1, which continued after the second error.
 fn exposed(cidr: &str, form: &[(String, String)]) -> Result<Vec<ExposedAddress>, String> {
     let addresses = all_of(cidr, form).map_err(|e| format!("unable to parse ip addr: {e}"))?;
     let skip = form.iter().find(|(k, _)| k == "skipNAT").map_or("", |(_, v)| v.as_str());

@@ -1,4 +1,4 @@
-//! Listeners of the control API: unix socket and TCP, with bounds on what a client may cost.
+//! Listeners of the control API, on unix sockets and TCP.
 
 use std::convert::Infallible;
 use std::io;
@@ -12,21 +12,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use weave_host::fault_injection::io_fail_point;
 
 use super::routes::{Access, Site};
 use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
 use crate::control::Control;
 
-/// Pause after a failed accept (no descriptors left, say).
+/// Pause after a failed accept, for example when no descriptors are left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What one listener can be made to bear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at one time; more wait.
+    /// Concurrent connections; further ones wait in the backlog.
     pub connections: usize,
-    /// Time for a request to arrive, and for each part of an answer to be taken.
+    /// Longest time for a request to arrive, and for the client to read each part of an answer.
     pub timeout: Duration,
 }
 
@@ -36,12 +36,11 @@ impl Default for Limits {
     }
 }
 
-/// A bound listener.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
     access: Access,
-    /// The host that the listener was given, which requests may name.
+    /// The configured host, which requests may name.
     host: String,
     limits: Limits,
 }
@@ -52,7 +51,7 @@ enum Socket {
     Tcp(TcpListener),
 }
 
-/// The file of a unix socket goes with its listener, unless another one has put its own there meanwhile.
+/// Removes the file of a unix socket when the listener is dropped, unless another listener has replaced the file.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -78,16 +77,13 @@ fn file_id(path: &Path) -> Option<(u64, u64)> {
 }
 
 impl Listener {
-    /// Binds. A stale unix socket is replaced; a new one is for root only.
-    ///
-    /// # Errors
-    /// What the kernel says.
+    /// Replaces a stale unix socket. Only root can connect to the new one.
     pub async fn bind(addr: &ListenAddr, access: Access) -> io::Result<Listener> {
         match addr {
             ListenAddr::Unix(path) => Listener::bind_unix(path, access),
             ListenAddr::Tcp { host, port } => {
                 let name = if host.is_empty() { "0.0.0.0" } else { host };
-                weave_host::fault_injection::io_fail_point(&format_args!("listening on {addr}"))?;
+                io_fail_point(&format_args!("listening on {addr}"))?;
                 let listener = TcpListener::bind((name, *port)).await?;
                 let limits = Limits::default();
                 Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone(), limits })
@@ -96,32 +92,31 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path, access: Access) -> io::Result<Listener> {
-        weave_host::fault_injection::io_fail_point(&"removing a stale control socket")?;
+        io_fail_point(&"removing a stale control socket")?;
         match std::fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        weave_host::fault_injection::io_fail_point(&"making the control socket")?;
-        // Made under another name and moved once its mode is right: nobody connects in between.
-        let hidden = path.with_extension("new");
-        let _ = std::fs::remove_file(&hidden);
-        let listener = UnixListener::bind(&hidden)?;
-        // Goes if something fails before it has its name.
-        let _unfinished = SocketFile::new(&hidden);
-        weave_host::fault_injection::io_fail_point(&"moving the control socket")?;
-        std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o600))?;
-        weave_host::fault_injection::io_fail_point(&"naming the control socket")?;
-        std::fs::rename(&hidden, path)?;
+        io_fail_point(&"creating the control socket")?;
+        // Created under another name and renamed when its mode is set, so that no other user connects in between.
+        let temporary = path.with_extension("new");
+        let _ = std::fs::remove_file(&temporary);
+        let listener = UnixListener::bind(&temporary)?;
+        // Removes the file if a step before the rename fails.
+        let _unfinished = SocketFile::new(&temporary);
+        io_fail_point(&"restricting the control socket")?;
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+        io_fail_point(&"renaming the control socket")?;
+        std::fs::rename(&temporary, path)?;
         let socket = Socket::Unix(listener, SocketFile::new(path));
         Ok(Listener { socket, access, host: String::new(), limits: Limits::default() })
     }
 
-    /// The same with other limits.
     pub fn with_limits(self, limits: Limits) -> Listener {
         Listener { limits, ..self }
     }
 
-    /// The TCP address it is bound to.
+    /// `None` for a unix socket.
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
@@ -129,7 +124,7 @@ impl Listener {
         }
     }
 
-    /// Answers until the future is dropped.
+    /// Serves requests until the future is dropped.
     pub async fn serve(self, control: Control) {
         let timeout = self.limits.timeout;
         let site = Arc::new(Site::new(control, self.access, self.host, timeout));
@@ -162,8 +157,7 @@ impl Listener {
     }
 }
 
-/// Answers on a connection that somebody else accepted, as [`Listener::serve`] does on its own. `host` is the name that
-/// requests may give this listener.
+/// Serves one connection as [`Listener::serve`] would. `host` is the configured host of the listener.
 pub async fn serve_connection<S>(stream: S, control: Control, access: Access, host: String)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -181,7 +175,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let site = site.clone();
         async move { Ok::<_, Infallible>(site.answer(request).await) }
     });
-    // A client that breaks off or stalls is its own problem.
+    // An error means that the client disconnected, stalled, or did not send HTTP.
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)

@@ -1,5 +1,4 @@
-//! A stream that breaks off with a reader who takes nothing: whoever does not read an answer must not hold a place that
-//! others wait for.
+//! A stream that fails if the client does not read. Otherwise such a client would occupy one of a limited number of connections.
 
 use std::io;
 use std::pin::Pin;
@@ -9,15 +8,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// So much has to be taken within the timeout, or all that there is.
+/// Bytes that the client has to read within the timeout, unless fewer are left.
 const MIN_PROGRESS: usize = 16 << 10;
 
-/// Fails with `TimedOut` when the other side reads too slowly. Reading is not limited.
+/// Writing fails with `TimedOut` when the other side reads too slowly. Reading is not limited.
 #[derive(Debug)]
 pub(crate) struct WriteTimeout<S> {
     stream: S,
     timeout: Duration,
-    /// Runs since the first time that nothing could be written.
+    /// Set when nothing could be written.
     deadline: Option<Pin<Box<Sleep>>>,
     progress: usize,
 }
@@ -68,7 +67,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         }
     }
 
-    /// The server comes here when it has written everything.
+    /// Called when the server has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_flush(cx) {
             Poll::Pending => self.poll_deadline(cx),
@@ -96,7 +95,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_millis(100);
 
     #[tokio::test]
-    async fn who_reads_gets_everything_who_does_not_is_left() {
+    async fn a_client_that_does_not_read_times_out() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let mut ours = WriteTimeout::new(ours, TIMEOUT);
         let write = async {
@@ -114,12 +113,11 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    /// One byte now and then is not enough.
     #[tokio::test]
-    async fn drops_do_not_make_a_stream() {
+    async fn a_client_that_reads_too_slowly_times_out() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let mut ours = WriteTimeout::new(ours, TIMEOUT);
-        let drip = async {
+        let read_slowly = async {
             loop {
                 tokio::time::sleep(TIMEOUT / 10).await;
                 let _ = theirs.read_u8().await;
@@ -127,7 +125,7 @@ mod tests {
         };
         let result = tokio::select! {
             result = ours.write_all(&[7; 100_000]) => result,
-            () = drip => Ok(()),
+            () = read_slowly => Ok(()),
         };
         assert_eq!(result.expect_err("too slow").kind(), io::ErrorKind::TimedOut);
     }

@@ -1,4 +1,4 @@
-//! What address allocation has to find again after a restart, in a `Journal` (design: two classes of persistence).
+//! State of address allocation that survives a restart, in a [`Journal`].
 //!
 //! ```text
 //! ring               {"range":[start,end],"peer":"8a:..","entries":[[token,"8a:..",version,free],...],"seeds":[...]}
@@ -23,7 +23,6 @@ const RING: &[u8] = b"ring";
 const ELECTION: &[u8] = b"election";
 const OWNED: &[u8] = b"owned/";
 
-/// The journal, in the terms of the allocator.
 #[derive(Debug)]
 pub(crate) struct AllocationStore {
     journal: Journal,
@@ -31,10 +30,7 @@ pub(crate) struct AllocationStore {
 }
 
 impl AllocationStore {
-    /// Reads what is stored in `dir`; writes nothing.
-    ///
-    /// # Errors
-    /// It cannot be read, or is damaged: starting without it could give addresses twice.
+    /// Reads the journal in `dir`. An error must stop the start, because without the state addresses could be allocated twice.
     pub(crate) fn open(dir: &Path) -> Result<AllocationStore, StoreError> {
         let path = dir.join(FILE_NAME);
         Ok(AllocationStore { journal: Journal::open(&path)?, path })
@@ -45,10 +41,6 @@ impl AllocationStore {
         self.journal.is_empty() && !self.path.exists()
     }
 
-    /// Everything that is stored.
-    ///
-    /// # Errors
-    /// A value is not what was written.
     pub(crate) fn load(&self) -> Result<Loaded, StoreError> {
         let damaged = |what: String| StoreError::Damaged { path: self.path.clone(), what };
         let json = |e: serde_json::Error| damaged(e.to_string());
@@ -71,10 +63,7 @@ impl AllocationStore {
         Ok(loaded)
     }
 
-    /// Puts a whole state in place of what is stored, at once: what another program had stored.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// Replaces all stored state, and syncs it.
     pub(crate) fn replace(&mut self, loaded: &Loaded) -> Result<(), StoreError> {
         let owned = loaded.owned.iter();
         let all = owned
@@ -93,11 +82,8 @@ impl AllocationStore {
         self.journal.replace(map)
     }
 
-    /// Writes one change. What others depend on is on the disk after [`AllocationStore::sync`] only, so that several changes
-    /// can share one.
-    ///
-    /// # Errors
-    /// The kernel refused; it goes out with the next change.
+    /// Writes one change without syncing it, so that several changes can be synced together. After an error the next change
+    /// writes everything.
     pub(crate) fn store(&mut self, persist: &Persist) -> Result<(), StoreError> {
         match self.encode(persist)? {
             None => self.journal.replace(BTreeMap::new()),
@@ -107,7 +93,7 @@ impl AllocationStore {
         }
     }
 
-    /// `None`: everything is to go.
+    /// `None` if everything is to be removed.
     fn encode(&self, persist: &Persist) -> Result<Option<Change>, StoreError> {
         let (key, value) = match persist {
             Persist::Clear => return Ok(None),
@@ -125,37 +111,31 @@ impl AllocationStore {
         Ok(Some((key, value)))
     }
 
-    /// Brings everything to the disk.
-    ///
-    /// # Errors
-    /// The kernel refused.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         self.journal.sync()
     }
 
-    /// Whether something could not be written and waits for the next change.
+    /// Whether the last write failed.
     pub(crate) fn write_failed(&self) -> bool {
         self.journal.write_failed()
     }
 
-    /// Writes what could not be written.
-    ///
-    /// # Errors
-    /// The kernel refused again.
+    /// Writes everything after a failure.
     pub(crate) fn retry_write(&mut self) -> Result<(), StoreError> {
         self.journal.rewrite()
     }
 
-    /// Brings everything to the disk without waiting.
     pub(crate) fn flush_in_background(&mut self) {
         let path = self.path.clone();
         self.journal.flush_in_background(move |e| {
-            tracing::error!("addresses of containers are not on the disk yet: cannot sync {path:?}: {e}");
+            tracing::error!(
+                "addresses of containers may be lost if the host loses power: cannot sync {path:?}: {e}"
+            );
         });
     }
 }
 
-/// A key, and its new value if it is to have one.
+/// A key and its new value; `None` removes the key.
 type Change = (Vec<u8>, Option<Vec<u8>>);
 
 #[derive(Serialize, Deserialize)]
@@ -199,7 +179,7 @@ type ProposalText = (u64, NodeText);
 
 #[derive(Serialize, Deserialize)]
 struct ElectionText {
-    /// Of an earlier version's there is none, and it is an election over nothing.
+    /// Missing in files of an earlier version; the election then covers an empty range.
     #[serde(default)]
     range: (u32, u32),
     node: NodeText,
@@ -292,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back() {
+    fn written_state_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = AllocationStore::open(dir.path()).unwrap();
         assert!(store.is_new());
@@ -302,7 +282,7 @@ mod tests {
         let reopened = AllocationStore::open(dir.path()).unwrap();
         assert!(!reopened.is_new());
         assert_eq!(reopened.load().unwrap(), all);
-        // Every change comes back as the rule for stores says, whatever came before it.
+        // Each change must have the effect of `Loaded::apply`.
         let mut expected = all.clone();
         for persist in [
             Persist::Owned { container: "weave:expose".into(), record: None },
@@ -320,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_but_makes_no_sense_is_refused() {
+    fn invalid_values_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(&dir.path().join(FILE_NAME)).unwrap();
         for (key, value) in [

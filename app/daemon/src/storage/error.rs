@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why state cannot be read or written. The text says what to do.
+/// Why state cannot be read or written. The text says what an operator can do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("cannot {step} {path:?}: {source}")]

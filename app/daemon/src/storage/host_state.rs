@@ -1,12 +1,12 @@
-//! What the daemon has done to its host and has to remember: exposed addresses, and what the firewall rules depend on.
+//! Changes of the host that must be known after a restart: exposed addresses, and the configuration of the firewall rules.
 //!
 //! ```text
 //! /var/lib/weave/host.json   {"format":1,"exposed":[{"address":"10.2.1.102/24","masquerade":true}],
 //!                             "firewall":{"bridge":"weave","port":6783,...}}
 //! ```
 //!
-//! Written as a whole like `peer.json`, before what it describes is begun and after it is undone: whoever is killed in between
-//! finds out at the next start.
+//! The file is written before a change is begun and after it is undone, so that the next start completes a change that was
+//! interrupted.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -19,16 +19,15 @@ use super::{StoreError, json_file};
 
 pub(super) const FILE_NAME: &str = "host.json";
 const FORMAT: u32 = 1;
-/// No state is nearly as large.
+/// Far more than any state needs.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// The file and its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostState {
     dir: PathBuf,
     /// In the order in which they were exposed.
     pub exposed: Vec<ExposedAddress>,
-    /// Of the last run.
+    /// Configuration of the rules that were installed last.
     pub firewall: Option<FirewallConfig>,
 }
 
@@ -60,10 +59,7 @@ struct Rules {
 }
 
 impl HostState {
-    /// Reads the file in `dir`; one that is not there is empty.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
+    /// Reads the file in `dir`. Without a file the state is empty.
     pub fn open(dir: &Path) -> Result<HostState, StoreError> {
         let path = dir.join(FILE_NAME);
         let empty = HostState { dir: dir.to_owned(), exposed: Vec::new(), firewall: None };
@@ -90,10 +86,6 @@ impl HostState {
         Ok(HostState { exposed, firewall, ..empty })
     }
 
-    /// Replaces the file.
-    ///
-    /// # Errors
-    /// See [`StoreError`]; the old file stays.
     pub fn write(&self) -> Result<(), StoreError> {
         let exposed = self.exposed.iter();
         let content = Content {
@@ -122,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comes_back() {
+    fn written_state_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let mut state = HostState::open(dir.path()).unwrap();
         assert_eq!((&state.exposed[..], &state.firewall), (&[][..], &None));
@@ -143,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_refused_and_kept() {
+    fn damaged_file_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
         for text in
@@ -156,6 +148,6 @@ mod tests {
         fs::write(&path, "{\"format\":2}").unwrap();
         assert!(matches!(HostState::open(dir.path()), Err(StoreError::LaterFormat { format: 2, .. })));
         fs::write(&path, "{\"format\":1,\"more\":{}}").unwrap();
-        assert!(HostState::open(dir.path()).is_ok(), "what is unknown is left out");
+        assert!(HostState::open(dir.path()).is_ok(), "unknown fields are ignored");
     }
 }

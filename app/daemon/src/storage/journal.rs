@@ -1,14 +1,14 @@
-//! A small map of bytes on disk that survives a crash at any point: a log of changes, rewritten when it has grown.
+//! A small map on disk that survives a crash at any point: a log of changes, which is rewritten when it has grown.
 //!
 //! ```text
-//! "weave journal 1\n"                                                   16 bytes
-//! length u32 | check 8 bytes | flags u8 | key length u16 | key | value   one change, again and again
-//!                              bit 0: the key is gone   bit 1: synced before anything else was done
+//! "weave journal 1\n"                                                     16 bytes
+//! length u32 | checksum 8 bytes | flags u8 | key length u16 | key | value   one change, repeated
+//!                                 bit 0: the key is deleted   bit 1: synced before the next output is carried out
 //! ```
 //!
-//! A change is one `write`: after SIGKILL the kernel has it. Those that others depend on are synced before anything else
-//! is done; the rest follows within a second ([`Journal::flush_in_background`]). What a power loss leaves half-written at the
-//! end is cut off; damage in front of something that had been synced is refused, since it cannot come from a crash.
+//! A change is one `write`, so it survives SIGKILL. Changes that other peers depend on are synced at once, the rest within a second
+//! ([`Journal::flush_in_background`]). After a power loss an incomplete change at the end is ignored. Damage in front of a synced
+//! change cannot come from a crash, and is an error.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -21,34 +21,29 @@ use weave_host::{fault_injection, files};
 use super::StoreError;
 
 const HEADER: &[u8; 16] = b"weave journal 1\n";
-/// Length and check.
+/// Size of length and checksum.
 const FRAME: usize = 12;
 const DELETED: u8 = 1;
 const SYNCED: u8 = 2;
-/// Nothing stored is nearly as large.
+/// Far more than any change needs.
 const MAX_RECORD: usize = 64 << 20;
-/// The log is not rewritten below this size.
+/// A smaller log is not rewritten.
 const MIN_REWRITE_SIZE: u64 = 1 << 20;
 
-/// The map, and the log that it is in.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
-    /// `None`: nothing was stored yet, or the last write failed and the next one rewrites everything.
+    /// `None` before the first write, and after a failed one: the next write rewrites everything.
     file: Option<File>,
     length: u64,
     entries: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// There are bytes in the file that may not be on the disk.
+    /// Whether there are unsynced changes.
     dirty: bool,
-    /// The last write failed.
     write_failed: bool,
 }
 
 impl Journal {
     /// Reads the log at `path`; a missing one is empty. Writes nothing.
-    ///
-    /// # Errors
-    /// It cannot be read, is damaged, or was written by a later version.
     pub(crate) fn open(path: &Path) -> Result<Journal, StoreError> {
         let mut journal = Journal {
             path: path.to_owned(),
@@ -65,31 +60,27 @@ impl Journal {
         };
         journal.entries =
             replay(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?;
-        // Whatever is at the end of the file, it is whole again with the first change.
+        // The file may end with an incomplete change. The first change rewrites the file.
         Ok(journal)
     }
 
-    /// The value of `key`.
     pub(crate) fn value(&self, key: &[u8]) -> Option<&[u8]> {
         self.entries.get(key).map(Vec::as_slice)
     }
 
-    /// Keys that begin with `prefix` and their values, in order.
+    /// Entries whose key begins with `prefix`, in order.
     pub(crate) fn with_prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let from = self.entries.range(prefix.to_vec()..);
         from.take_while(move |(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.as_slice(), v.as_slice()))
     }
 
-    /// Whether nothing is stored.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Changes a value, or takes it away: SIGKILL does not undo it. `synced`: the caller will call [`Journal::sync`] before
-    /// anything else is done, so that damage to it cannot come from a crash.
-    ///
-    /// # Errors
-    /// The kernel refused. The change is kept in memory and goes out with the next.
+    /// Sets a value, or deletes the key. `synced` announces that the caller calls [`Journal::sync`] before the next output is carried
+    /// out, so that damage to the change cannot come from a crash. After an error the change is kept in memory, and the next one
+    /// writes both.
     pub(crate) fn append(
         &mut self,
         key: &[u8],
@@ -109,7 +100,7 @@ impl Journal {
         if let Err(e) =
             fault_injection::io_fail_point(&"writing to the journal").and_then(|()| file.write_all(&record))
         {
-            // The rest of a record must not stand in front of the next one.
+            // The next change must not follow a partly written one, so it rewrites the file.
             self.file = None;
             self.write_failed = true;
             return Err(StoreError::io("write", &self.path)(e));
@@ -119,19 +110,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts another map in place of this one, at once and on the disk.
-    ///
-    /// # Errors
-    /// The kernel refused.
+    /// Replaces the whole map, and syncs it.
     pub(crate) fn replace(&mut self, map: BTreeMap<Vec<u8>, Vec<u8>>) -> Result<(), StoreError> {
         self.entries = map;
         self.rewrite()
     }
 
-    /// Brings everything to the disk.
-    ///
-    /// # Errors
-    /// The kernel refused; the next change writes everything again.
+    /// After an error the next change rewrites the file.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
         let Some(file) = self.file.as_mut().filter(|_| self.dirty) else { return Ok(()) };
         self.dirty = false;
@@ -143,8 +128,7 @@ impl Journal {
         })
     }
 
-    /// Brings everything to the disk without waiting; `failed` is told if it fails. The disk may be slow, and nobody waits for
-    /// this.
+    /// Syncs in another thread, because the disk may be slow. Calls `failed` on an error.
     pub(crate) fn flush_in_background(&mut self, failed: impl FnOnce(io::Error) + Send + 'static) {
         let Some(file) = self.file.as_ref().filter(|_| self.dirty) else { return };
         self.dirty = false;
@@ -157,25 +141,21 @@ impl Journal {
         });
         let started = work.and_then(|w| std::thread::Builder::new().name("weave-sync".into()).spawn(w));
         if started.is_err() {
-            // No descriptor or thread left: then it is done here.
+            // There is no descriptor or thread left.
             let _ = self.sync();
         }
     }
 
-    /// Length of the log without what is out of date.
+    /// Size of the log without outdated changes.
     fn encoded_size(&self) -> u64 {
         self.entries.iter().map(|(k, v)| (FRAME + 3 + k.len() + v.len()) as u64).sum()
     }
 
-    /// Whether a write failed since which nothing was written.
+    /// Whether the last write failed.
     pub(crate) fn write_failed(&self) -> bool {
         self.write_failed
     }
 
-    /// Writes everything again after a failure.
-    ///
-    /// # Errors
-    /// The kernel refused once more.
     pub(crate) fn rewrite(&mut self) -> Result<(), StoreError> {
         self.write_failed = true;
         let mut bytes = HEADER.to_vec();
@@ -203,27 +183,26 @@ fn record(key: &[u8], value: Option<&[u8]>, synced: bool) -> Vec<u8> {
     payload.extend(key);
     payload.extend(value.unwrap_or_default());
     let mut record = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes().to_vec();
-    record.extend(check(&payload));
+    record.extend(checksum(&payload));
     record.extend(payload);
     record
 }
 
-fn check(payload: &[u8]) -> [u8; 8] {
-    let mut check = [0; 8];
-    check.copy_from_slice(&Sha256::digest(payload)[..8]);
-    check
+fn checksum(payload: &[u8]) -> [u8; 8] {
+    let mut sum = [0; 8];
+    sum.copy_from_slice(&Sha256::digest(payload)[..8]);
+    sum
 }
 
-/// One change.
 struct Change<'a> {
     flags: u8,
     key: &'a [u8],
     value: &'a [u8],
-    /// Where the next one begins.
+    /// Offset of the next change.
     end: usize,
 }
 
-/// The change at `at`, if it is whole.
+/// The change at offset `at`, if it is complete and undamaged.
 fn change_at(bytes: &[u8], at: usize) -> Option<Change<'_>> {
     let frame = bytes.get(at..at.checked_add(FRAME)?)?;
     let length = usize::try_from(u32::from_be_bytes(frame.get(..4)?.try_into().ok()?)).ok()?;
@@ -232,7 +211,7 @@ fn change_at(bytes: &[u8], at: usize) -> Option<Change<'_>> {
     }
     let end = at + FRAME + length;
     let payload = bytes.get(at + FRAME..end)?;
-    if frame.get(4..)? != check(payload) {
+    if frame.get(4..)? != checksum(payload) {
         return None;
     }
     let (head, rest) = payload.split_at_checked(3)?;
@@ -241,22 +220,22 @@ fn change_at(bytes: &[u8], at: usize) -> Option<Change<'_>> {
     Some(Change { flags: head[0], key, value, end })
 }
 
-/// The map that the log's changes make; the text says what is wrong with it.
+/// Applies all changes of the log. The error says what is wrong with it.
 fn replay(bytes: &[u8]) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, String> {
     let Some((header, _)) = bytes.split_first_chunk::<16>() else {
         return Err("it has no complete header".to_owned());
     };
     if header != HEADER {
-        return Err("it is no journal of this version".to_owned());
+        return Err("it is not a journal of this version".to_owned());
     }
     let mut entries = BTreeMap::new();
     let mut at = HEADER.len();
     while at < bytes.len() {
         let Some(change) = change_at(bytes, at) else {
-            // Only what nobody waited for may be half there.
+            // A crash damages only unsynced changes at the end.
             let later = (at + 1..bytes.len()).filter_map(|i| change_at(bytes, i));
             if later.into_iter().any(|c| c.flags & SYNCED != 0) {
-                return Err(format!("the record at byte {at} is not what was written"));
+                return Err(format!("the record at byte {at} is damaged"));
             }
             break;
         };
@@ -280,8 +259,8 @@ mod tests {
         Journal::open(path).unwrap().entries
     }
 
-    /// Changes, with what the map is after each and how long the file is.
-    fn story(path: &Path) -> Vec<(Map, u64)> {
+    /// Writes some changes. Returns the map and the size of the file after each.
+    fn write_changes(path: &Path) -> Vec<(Map, u64)> {
         let mut journal = Journal::open(path).unwrap();
         let mut states = Vec::new();
         for (key, value, synced) in [
@@ -302,12 +281,12 @@ mod tests {
     }
 
     #[test]
-    fn comes_back() {
+    fn written_entries_are_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
         assert!(Journal::open(&path).unwrap().is_empty());
-        assert!(!path.exists(), "looking makes nothing");
-        let states = story(&path);
+        assert!(!path.exists(), "reading creates no file");
+        let states = write_changes(&path);
         let journal = Journal::open(&path).unwrap();
         assert_eq!(journal.entries, states.last().unwrap().0);
         assert_eq!(journal.value(b"ring"), Some(&b"second, and longer"[..]));
@@ -323,32 +302,31 @@ mod tests {
         assert!(contents(&path).is_empty() && path.exists());
     }
 
-    /// A process that is killed, or a machine that loses power, leaves a beginning of the log: what is there is what had
-    /// been written, to the byte.
+    /// A killed process, or a power loss, truncates the log at any byte.
     #[test]
-    fn cut_anywhere() {
+    fn truncated_log_contains_all_complete_changes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
-        let states = story(&path);
+        let states = write_changes(&path);
         let bytes = fs::read(&path).unwrap();
         let first = usize::try_from(states[0].1).unwrap();
         let cut = dir.path().join("cut.journal");
         for length in first..=bytes.len() {
             fs::write(&cut, &bytes[..length]).unwrap();
-            let whole = states.iter().rev().find(|(_, end)| *end <= length as u64).unwrap();
+            let complete = states.iter().rev().find(|(_, end)| *end <= length as u64).unwrap();
             let mut journal = Journal::open(&cut).unwrap();
-            assert_eq!(journal.entries, whole.0, "{length} bytes");
-            // Going on from there hides nothing write_failed the torn end.
+            assert_eq!(journal.entries, complete.0, "{length} bytes");
+            // A change after the truncated end must be readable.
             journal.append(b"next", Some(b"1"), false).unwrap();
-            let mut expected = whole.0.clone();
+            let mut expected = complete.0.clone();
             expected.insert(b"next".to_vec(), b"1".to_vec());
             assert_eq!(contents(&cut), expected, "{length} bytes");
         }
     }
 
-    /// After a power loss blocks of the end may be there and those before them not.
+    /// After a power loss, blocks at the end may be written although earlier ones are not.
     #[test]
-    fn holes_in_what_was_not_synced() {
+    fn holes_in_unsynced_changes_are_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
         let mut journal = Journal::open(&path).unwrap();
@@ -367,14 +345,14 @@ mod tests {
         }
     }
 
-    /// What had been synced cannot be lost in a crash: then the disk is at fault, and guessing would give addresses twice.
+    /// Synced changes cannot be lost in a crash. With damaged ones addresses could be allocated twice.
     #[test]
-    fn damage_is_refused_and_kept() {
+    fn damage_of_synced_changes_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
-        let states = story(&path);
+        let states = write_changes(&path);
         let bytes = fs::read(&path).unwrap();
-        let (before_synced, _) = (usize::try_from(states[3].1).unwrap(), ());
+        let before_synced = usize::try_from(states[3].1).unwrap();
         for at in 0..before_synced {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x10;
@@ -392,12 +370,11 @@ mod tests {
         }
     }
 
-    /// Rewriting touches the real file by one rename only.
     #[test]
-    fn killed_while_rewriting() {
+    fn temporary_file_of_a_killed_rewrite_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
-        let states = story(&path);
+        let states = write_changes(&path);
         let whole = fs::read(&path).unwrap();
         for length in 0..whole.len() {
             fs::write(files::temporary_path(&path), &whole[..length]).unwrap();
@@ -409,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn stays_small() {
+    fn size_of_the_log_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
         let mut journal = Journal::open(&path).unwrap();
@@ -424,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_goes_out_with_the_next() {
+    fn next_write_includes_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ipam.journal");
         let mut journal = Journal::open(&path).unwrap();

@@ -12,7 +12,7 @@ use super::StoreError;
 
 const MODE: u32 = 0o600;
 
-/// What is in the file; `None` if it does not exist.
+/// `None` if the file does not exist.
 pub(super) fn read<T: DeserializeOwned>(
     path: &Path,
     format: u32,

@@ -16,5 +16,5 @@ pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
 pub const PEER_FILES: [&str; 2] = [peer_state::FILE_NAME, allocation_store::FILE_NAME];
-/// Name of the file in the state directory that describes what was done to the host.
+/// Name of the file in the state directory that describes changes of the host.
 pub const HOST_FILE: &str = host_state::FILE_NAME;

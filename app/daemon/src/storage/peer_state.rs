@@ -1,10 +1,10 @@
-//! What the mesh has to find again after a restart: one small JSON file, replaced as a whole.
+//! State of the mesh that survives a restart, in one small JSON file.
 //!
 //! ```text
 //! /var/lib/weave/peer.json   {"format":1,"name":"8a:..","targets":["h2"],"short_id":7,"version_ceiling":4096}
 //! ```
 //!
-//! Of the state of another peer name only the targets are used.
+//! If the file belongs to another peer name, only the targets are used.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -17,9 +17,9 @@ use weave_types::{PeerName, ShortId};
 use super::{StoreError, json_file};
 
 pub(super) const FILE_NAME: &str = "peer.json";
-/// Layout of the file; a daemon refuses what a later one wrote.
+/// Format of the file. A file of a later version is refused.
 const FORMAT: u32 = 1;
-/// No state is nearly as large.
+/// Far more than any state needs.
 const MAX_SIZE: u64 = 16 << 20;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ struct Content {
     name: Option<String>,
     #[serde(default)]
     targets: Vec<String>,
-    /// Peers that the last start that took its arguments was given; `targets` are later.
+    /// Arguments of the last start that used its arguments; `targets` includes later changes.
     #[serde(default)]
     launched_with: Option<Vec<String>>,
     #[serde(default)]
@@ -39,15 +39,15 @@ struct Content {
     original: Original,
 }
 
-/// What was taken over from 2.8.1. It is the host's, whatever the peer's name.
+/// What was taken over from 2.8.1 on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Original {
-    /// Digest of its database.
+    /// Digest of the database.
     pub digest: Option<String>,
-    /// File of its database.
+    /// File of the database.
     pub path: Option<PathBuf>,
-    /// Its set-up, in the words of `weave bridge-type`.
+    /// Type of its bridge, as `weave bridge-type` prints it.
     pub bridge: Option<String>,
 }
 
@@ -57,18 +57,17 @@ impl Original {
     }
 }
 
-/// The file and its content.
 #[derive(Debug)]
 pub struct PeerState {
     dir: PathBuf,
     content: Content,
-    /// The directory was not there before.
+    /// Whether the directory was created by [`PeerState::open`].
     created: bool,
 }
 
 impl PeerState {
-    /// Opens the state in `dir` for the peer `name`; makes the directory. Tries to write, so that a read-only or full
-    /// disk is found out before anything depends on it, but changes nothing yet.
+    /// Reads the state of the peer `name` and creates the directory. Checks that the file can be written, so that a read-only or full
+    /// disk prevents the start.
     pub fn open(dir: &Path, name: PeerName) -> Result<PeerState, StoreError> {
         let created = !dir.exists();
         fault_injection::io_fail_point(&"creating the state directory")
@@ -84,26 +83,25 @@ impl PeerState {
         Ok(PeerState { dir: dir.to_owned(), content, created })
     }
 
-    /// Takes the directory back if it was made here and nothing was stored.
+    /// Removes a directory that was created by [`PeerState::open`], if nothing was stored.
     pub fn abandon(self) {
         if self.created {
-            // Only an empty one goes.
+            // Fails if the directory is not empty.
             let _ = fs::remove_dir(&self.dir);
         }
     }
 
-    /// Peers to connect to, as typed.
+    /// Peers to connect to, as they were added.
     pub fn targets(&self) -> &[String] {
         &self.content.targets
     }
 
-    /// Whether the last run was started with these peers: another start with them continues it, with the stored targets
-    /// instead (docs/spec/cli.md 4.4).
+    /// Whether the last run was started with these peers. A start with the same peers continues it with the stored targets
+    /// (docs/spec/cli.md 4.4).
     pub fn continues(&self, peers: &[String]) -> bool {
         self.content.launched_with.as_deref() == Some(peers)
     }
 
-    /// Notes what this run was started with.
     pub fn set_launched_with(&mut self, peers: &[String]) -> Result<(), StoreError> {
         if self.continues(peers) {
             return Ok(());
@@ -112,45 +110,42 @@ impl PeerState {
         self.write()
     }
 
-    /// What was taken over from 2.8.1.
     pub fn original(&self) -> &Original {
         &self.content.original
     }
 
-    /// What is stored in `dir` about 2.8.1, without opening the state for a peer.
+    /// Reads [`PeerState::original`] without a peer name.
     pub fn read_original(dir: &Path) -> Result<Original, StoreError> {
         Ok(read(dir)?.unwrap_or_default().original)
     }
 
-    /// Replaces it.
     pub fn set_original(&mut self, original: Original) -> Result<(), StoreError> {
         self.content.original = original;
         self.write()
     }
 
-    /// Our short id of the last run.
+    /// The short id of the last run.
     pub fn short_id(&self) -> Option<ShortId> {
         self.content.short_id.and_then(ShortId::new)
     }
 
-    /// The version that a new run begins at.
+    /// The version at which a new run begins.
     pub fn version_ceiling(&self) -> u64 {
         self.content.version_ceiling
     }
 
-    /// Replaces the targets. What failed to be written goes out with the next change.
+    /// After a failure the next change writes the new value.
     pub fn set_targets(&mut self, targets: Vec<String>) -> Result<(), StoreError> {
         self.content.targets = targets;
         self.write()
     }
 
-    /// Replaces the short id.
     pub fn set_short_id(&mut self, id: ShortId) -> Result<(), StoreError> {
         self.content.short_id = Some(id.get());
         self.write()
     }
 
-    /// Raises the ceiling; it never sinks.
+    /// A lower value is ignored.
     pub fn set_version_ceiling(&mut self, ceiling: u64) -> Result<(), StoreError> {
         self.content.version_ceiling = self.content.version_ceiling.max(ceiling);
         self.write()
@@ -174,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn comes_back() {
+    fn written_state_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made");
         let store = PeerState::open(&path, name(1)).unwrap();
@@ -191,7 +186,7 @@ mod tests {
         assert_eq!(store.targets(), ["h2", "h3:7000"]);
         assert_eq!((store.short_id(), store.version_ceiling()), (ShortId::new(0), 4096));
         let other = PeerState::open(&path, name(2)).unwrap();
-        assert_eq!(other.targets(), ["h2", "h3:7000"], "where to connect is not the name's");
+        assert_eq!(other.targets(), ["h2", "h3:7000"], "targets do not depend on the peer name");
         assert_eq!((other.short_id(), other.version_ceiling()), (None, 0));
     }
 
@@ -201,7 +196,7 @@ mod tests {
         let mut store = PeerState::open(dir.path(), name(1)).unwrap();
         store.set_targets(vec!["h2".into()]).unwrap();
         let good = fs::read(dir.path().join(FILE_NAME)).unwrap();
-        // Before the rename only the temporary file is touched: cut it anywhere.
+        // Before the rename only the temporary file is written.
         for cut in 0..good.len() {
             fs::write(dir.path().join(".peer.json.new"), &good[..cut]).unwrap();
             assert_eq!(PeerState::open(dir.path(), name(1)).unwrap().targets(), ["h2"]);
@@ -209,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_refused_and_kept() {
+    fn damaged_file_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE_NAME);
         for text in ["", "{", "[]", "{\"format\":1,\"targets\":3}", "\0\0\0"] {
@@ -224,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_told_at_once() {
+    fn open_fails_if_the_directory_cannot_be_created() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
@@ -233,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_goes_out_with_the_next() {
+    fn next_write_includes_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = PeerState::open(dir.path(), name(1)).unwrap();
         // A directory in the way of the temporary file fails for root, too.

@@ -1,5 +1,5 @@
-//! Who tried to connect to us lately and was refused: the accepting side of a wrong password would show nothing
-//! otherwise. (2.8.1 showed such attempts only where they were made.)
+//! Recent incoming connections whose handshake failed. They are shown in the report, so that a wrong password is visible on the
+//! accepting side, too. (2.8.1 showed such attempts only on the connecting side.)
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,12 +11,11 @@ use weave_types::Instant;
 
 use super::printable::explain_error;
 
-/// How long a refusal is shown: a peer that keeps trying does so more often at first, and for the rest there is the log.
+/// Time for which an attempt is shown. Repeated attempts come more often at first; later ones are in the log.
 const DISPLAY_TIME: Duration = Duration::from_secs(120);
-/// Most failed remembered; beyond that the oldest goes.
+/// Number of attempts that are kept; a further one replaces the oldest.
 const CAPACITY: usize = 32;
 
-/// One host's last attempt.
 #[derive(Debug)]
 struct FailedHandshake {
     from: SocketAddr,
@@ -24,12 +23,11 @@ struct FailedHandshake {
     at: Instant,
 }
 
-/// The last attempt of each host, oldest first.
+/// The last failed attempt of each host, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct FailedHandshakes(Vec<FailedHandshake>);
 
 impl FailedHandshakes {
-    /// Takes note of what the mesh says.
     pub(crate) fn record(&mut self, event: &Event, now: Instant) {
         match event {
             Event::HandshakeFailed(from, error)
@@ -51,11 +49,10 @@ impl FailedHandshakes {
         self.0.retain(|r| r.from.ip() != ip);
     }
 
-    /// As entries of the report, next to those that it `lists` already: an address stands there once. Attempts of our own
-    /// stand with their target.
+    /// Entries for the report. Addresses in `listed` are left out, because the report contains them already.
     pub(crate) fn connections(&self, now: Instant, listed: &[Connection]) -> Vec<Connection> {
-        let twice = |from: &SocketAddr| listed.iter().any(|c| c.address == from.to_string());
-        let shown = self.0.iter().filter(|r| now - r.at < DISPLAY_TIME && !twice(&r.from));
+        let is_listed = |from: &SocketAddr| listed.iter().any(|c| c.address == from.to_string());
+        let shown = self.0.iter().filter(|r| now - r.at < DISPLAY_TIME && !is_listed(&r.from));
         shown
             .map(|r| Connection {
                 address: r.from.to_string(),
@@ -68,7 +65,7 @@ impl FailedHandshakes {
     }
 }
 
-/// Whether the reason is one that an operator can do something about; strangers and broken lines are not.
+/// Whether an operator can fix the reason, unlike connections of other programs or a broken network.
 fn is_actionable(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::Handshake(error) => matches!(
@@ -122,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_bounded() {
+    fn number_of_attempts_is_limited() {
         let mut failed = FailedHandshakes::default();
         for n in 0..=255u8 {
             failed.record(

@@ -1,4 +1,4 @@
-//! What the allocator knows, as the report that people and scripts read (docs/spec/ipam.md 12).
+//! The state of the allocator as part of the report (docs/spec/ipam.md 12).
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,6 @@ use weave_api::report::{ClaimedCidr, Ipam, IpamNotes, Paxos, PendingClaim, RingE
 use super::printable::printable;
 use weave_ipam::{ConflictStatus, ElectionStatus, NamedPeer, PendingKind, Status, WaitReason};
 
-/// Everything as of now.
 pub(crate) fn report(status: &Status) -> Ipam {
     let paxos = status.election.as_ref().map(|election| match election.elector {
         true => Paxos { elector: true, known_nodes: election.known.into(), quorum: election.quorum.into() },
@@ -47,7 +46,7 @@ pub(crate) fn report(status: &Status) -> Ipam {
     }
 }
 
-/// What 2.8.1 did not tell; `None` if there is nothing to tell.
+/// Explanations that 2.8.1 did not have; `None` if there are none.
 pub(crate) fn notes(status: &Status) -> Option<IpamNotes> {
     let notes = IpamNotes { waiting: waiting(status), conflicts: conflicts(status) };
     (notes != IpamNotes::default()).then_some(notes)
@@ -65,7 +64,7 @@ fn conflicts(status: &Status) -> Vec<String> {
     status.conflicts.iter().map(line).collect()
 }
 
-/// Why calls wait and what would help, one line each; empty if none does.
+/// Why requests wait and what would help, one line each.
 pub(crate) fn waiting(status: &Status) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(election) = &status.election {
@@ -85,8 +84,7 @@ pub(crate) fn waiting(status: &Status) -> Vec<String> {
     lines
 }
 
-/// The lines as one text.
-pub(crate) fn lines(lines: &[String]) -> String {
+pub(crate) fn join_lines(lines: &[String]) -> String {
     lines.iter().fold(String::new(), |text, line| text + line + "\n")
 }
 

@@ -19,7 +19,7 @@ use weave_types::{Instant, TokenBucket};
 use super::log_file;
 use crate::config::{LogFile, LogLevel};
 
-/// Characters of a message that are shown.
+/// Characters of a message that are written.
 const MAX_LINE: usize = 4096;
 
 /// Starts to write all events of weave's crates of at least this level. Only the first call has an effect.
@@ -57,7 +57,7 @@ pub fn options_line(options: &[(String, String)]) {
     tracing::info!("Command line options: map[{}]", options.join(" "));
 }
 
-/// The last line of a daemon that cannot go on.
+/// The last line of a daemon that fails.
 pub fn fatal_line(error: impl Display) -> String {
     format_line("FATA", &error.to_string())
 }
@@ -125,12 +125,12 @@ where
 
 /// Limits the lines that other hosts can cause.
 #[derive(Debug)]
-pub(crate) struct Limiter {
+pub(crate) struct LogLimiter {
     lines: TokenBucket,
     suppressed: u64,
 }
 
-impl Limiter {
+impl LogLimiter {
     const BURST: u32 = 1000;
     const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -144,9 +144,9 @@ impl Limiter {
     }
 }
 
-impl Default for Limiter {
-    fn default() -> Limiter {
-        Limiter { lines: TokenBucket::new(Self::BURST, Self::INTERVAL), suppressed: 0 }
+impl Default for LogLimiter {
+    fn default() -> LogLimiter {
+        LogLimiter { lines: TokenBucket::new(Self::BURST, Self::INTERVAL), suppressed: 0 }
     }
 }
 
@@ -209,9 +209,9 @@ mod tests {
     #[test]
     fn a_flood_of_lines_is_cut() {
         let at = |ms| Instant::from_origin(Duration::from_millis(ms));
-        let mut limiter = Limiter::default();
+        let mut limiter = LogLimiter::default();
         let written = (0..5000).filter(|_| limiter.admit(at(0)).is_some()).count();
-        assert_eq!(written, Limiter::BURST as usize);
+        assert_eq!(written, LogLimiter::BURST as usize);
         assert_eq!(limiter.admit(at(19)), None);
         assert_eq!(limiter.admit(at(20)), Some(4001));
         assert_eq!(limiter.admit(at(20)), None);

@@ -1,5 +1,5 @@
-//! The log file: one file that grows to a limit, is renamed to `.1`, and begins anew. A file that somebody else renamed
-//! or removed (logrotate, an operator) is begun anew, too, so that nobody has to tell the daemon.
+//! The log file. When it reaches its size limit, it is renamed to `.1`, and a new file is started. A file that another program
+//! (logrotate) or an operator has renamed or removed is started anew, too, without a signal to the daemon.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -15,18 +15,18 @@ static WRITER: OnceLock<Mutex<Writer>> = OnceLock::new();
 pub(super) fn begin(to: &LogFile) -> io::Result<()> {
     let writer = Writer::open(to)?;
     if WRITER.get().is_none() {
-        writer.take_stderr();
+        writer.redirect_stderr();
         let _ = WRITER.set(Mutex::new(writer));
     }
     Ok(())
 }
 
-/// `false`: there is no log file. A full disk must not stop the network, so that is all that can go wrong.
+/// `false` if there is no log file. A full disk must not stop the network, so write errors are ignored.
 pub(super) fn write(line: &[u8]) -> bool {
     let Some(writer) = WRITER.get() else { return false };
     let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
     if writer.prepare(line.len() as u64) {
-        writer.take_stderr();
+        writer.redirect_stderr();
     }
     let _ = writer.file.write_all(line);
     true
@@ -43,13 +43,13 @@ impl Writer {
         Ok(Writer { file: open(&to.path)?, to: to.clone() })
     }
 
-    /// What a panic says belongs into the log.
-    fn take_stderr(&self) {
+    /// Redirects stderr and stdout, so that the message of a panic is in the log.
+    fn redirect_stderr(&self) {
         let _ = nix::unistd::dup2_stderr(&self.file);
         let _ = nix::unistd::dup2_stdout(&self.file);
     }
 
-    /// Makes room for `more` bytes; `true` if there is another file now.
+    /// Starts a new file if `more` bytes would exceed the limit, or the file was renamed or removed. Returns whether it did.
     fn prepare(&mut self, more: u64) -> bool {
         let there = fs::metadata(&self.to.path).ok();
         let ours = self.file.metadata().ok();
@@ -70,7 +70,7 @@ impl Writer {
                 self.file = file;
                 true
             }
-            // Better in the wrong file than nowhere.
+            // The lines continue in the old file.
             Err(_) => false,
         }
     }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn size_and_number_are_bounded() {
+    fn size_and_number_of_files_are_limited() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.log");
         let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 100, keep: 2 }).unwrap();
@@ -123,20 +123,20 @@ mod tests {
         let text: String = ["weave.log.2", "weave.log.1", "weave.log"]
             .map(|f| fs::read_to_string(dir.path().join(f)).unwrap())
             .concat();
-        // The last ones, none missing, in order.
+        // The last lines, in order and without a gap.
         let numbers: Vec<u32> = text.lines().map(|l| l[12..14].parse().unwrap()).collect();
         assert!(numbers.len() >= 10, "{text}");
         assert_eq!(numbers, (50 - numbers.len() as u32..50).collect::<Vec<_>>());
         for file in files {
             assert!(fs::metadata(dir.path().join(file)).unwrap().len() <= 100);
         }
-        // A line longer than the limit is written all the same.
+        // A line that is longer than the limit is written nevertheless.
         line(&mut writer, &"x".repeat(200));
         assert_eq!(fs::metadata(&path).unwrap().len(), 200);
     }
 
     #[test]
-    fn nothing_is_kept_and_nothing_is_limited() {
+    fn no_earlier_files_and_no_size_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.log");
         let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 10, keep: 0 }).unwrap();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn moved_away_by_somebody() {
+    fn renamed_or_removed_file_is_started_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.log");
         let mut writer = Writer::open(&LogFile { path: path.clone(), max_size: 1000, keep: 2 }).unwrap();
@@ -159,7 +159,7 @@ mod tests {
         line(&mut writer, "two\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
         fs::remove_dir_all(dir.path()).unwrap();
-        // Nowhere to write: it goes on.
+        // Without a directory the line is lost, and that is no error.
         line(&mut writer, "three\n");
     }
 }

@@ -1,8 +1,8 @@
-//! `GET /metrics` (docs/spec/cli.md 10): names, labels and help of 2.8.1, and what it lacked: why a connection uses its overlay,
-//! what was dropped and why.
+//! `GET /metrics` (docs/spec/cli.md 10): metrics of 2.8.1 with their names, labels and help texts, and some of our own: the reason
+//! for the overlay of a connection, and drops by reason.
 //!
-//! Everything is computed from a [`Snapshot`] when it is asked for. A service that is off has no series; 2.8.1 crashed
-//! there. The connection states have theirs also while they count nothing.
+//! A page is computed from a [`Snapshot`] for each request. A service that is off has no series; 2.8.1 crashed in that case.
+//! Connection states have a series even if no connection has that state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,41 +18,36 @@ use weave_api::report::{Connection, Dns, Ipam};
 
 use crate::telemetry::process_stats::ProcessStats;
 
-/// What Prometheus of any age understands.
+/// Format that every version of Prometheus understands.
 pub(crate) const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// What it prefers, and asks for.
+/// Format that Prometheus prefers, and requests in `Accept`.
 pub(crate) const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
-/// Overlays that always have their series; `unknown` is what has none yet.
+/// Overlays that always have a series; a connection without an overlay has `unknown`.
 const TYPES: [&str; 2] = ["sleeve", "unknown"];
 const ENCRYPTED: [&str; 2] = ["", "yes"];
 
-/// A peer's figures at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// What is reported anyway.
     pub report: Report,
-    /// Frames and datagrams that did not arrive, by reason; all reasons, also those that did not occur.
+    /// Dropped frames and datagrams by reason, including reasons that did not occur.
     pub drops: BTreeMap<String, u64>,
-    /// What went through.
     pub traffic: Traffic,
 }
 
-/// Sums since the start.
+/// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Frames taken from the bridge; a super-frame is one.
+    /// Frames from the bridge; one that segmentation offload made large counts once.
     pub frames_in: u64,
-    /// Frames given to the bridge.
+    /// Frames to the bridge.
     pub frames_out: u64,
     /// Datagrams from other hosts.
     pub datagrams_in: u64,
-    /// Their bytes.
     pub bytes_in: u64,
     /// Datagrams to other hosts.
     pub datagrams_out: u64,
-    /// Their bytes.
     pub bytes_out: u64,
 }
 
@@ -64,7 +59,6 @@ enum Value {
 
 type Labels = Vec<(&'static str, String)>;
 
-/// One metric with its series.
 #[derive(Debug)]
 struct Family {
     name: &'static str,
@@ -92,7 +86,7 @@ impl Families {
 
     fn connections(&mut self, report: &Report) {
         let connections = &report.router.connections;
-        // A connection that waits for its turn is in no count of 2.8.1 (it would have failed there).
+        // 2.8.1 has no count for connections that wait for their turn.
         let mut counts: BTreeMap<(&str, &str, &str), i64> = BTreeMap::new();
         let types: BTreeSet<_> = TYPES.into_iter().chain(connections.iter().map(overlay)).collect();
         for kind in types {
@@ -192,16 +186,20 @@ impl Families {
         self.counters(
             "process_cpu_seconds",
             "Total user and system CPU time spent in seconds.",
-            one(p.cpu.map(float)),
+            one(p.cpu_seconds.map(float)),
         );
         for (name, help, value) in [
             ("process_max_fds", "Maximum number of open file descriptors.", p.max_fds.map(Value::Int)),
             ("process_open_fds", "Number of open file descriptors.", p.open_fds.map(Value::Int)),
-            ("process_resident_memory_bytes", "Resident memory size in bytes.", p.resident.map(Value::Int)),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes.",
+                p.resident_bytes.map(Value::Int),
+            ),
             (
                 "process_start_time_seconds",
                 "Start time of the process since unix epoch in seconds.",
-                p.start.map(float),
+                p.start_time.map(float),
             ),
             (
                 "process_virtual_memory_bytes",
@@ -211,7 +209,7 @@ impl Families {
             (
                 "process_virtual_memory_max_bytes",
                 "Maximum amount of virtual memory available in bytes.",
-                p.virtual_max.map(Value::Int),
+                p.max_virtual_bytes.map(Value::Int),
             ),
         ] {
             self.gauges(name, help, one(value));
@@ -236,7 +234,7 @@ fn int<N: TryInto<i64>>(n: N) -> Value {
     Value::Int(n.try_into().unwrap_or(i64::MAX))
 }
 
-/// Whole numbers are printed as such.
+/// Whole numbers are printed without a fraction.
 fn float(n: f64) -> Value {
     if n.fract() == 0.0 && n.abs() < 9e15 { Value::Int(n as i64) } else { Value::Float(n) }
 }
@@ -268,9 +266,9 @@ impl Collector for Families {
     }
 }
 
-/// The page. `open` for OpenMetrics, else the format that 2.8.1 had (0.0.4), in which a counter's description bears its
-/// whole name and nothing marks the end.
-pub(crate) fn page(snapshot: &Snapshot, open: bool) -> String {
+/// The page in the OpenMetrics format, or in the format 0.0.4 of 2.8.1. In the latter, the description of a counter has the suffix
+/// `_total`, and there is no end mark.
+pub(crate) fn page(snapshot: &Snapshot, open_metrics: bool) -> String {
     let mut families = Families::default();
     let report = &snapshot.report;
     families.process(&ProcessStats::now());
@@ -292,9 +290,9 @@ pub(crate) fn page(snapshot: &Snapshot, open: bool) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(families));
     let mut page = String::new();
-    // Memory takes every byte.
+    // Writing to a `String` does not fail.
     let _ = text::encode(&mut page, &registry);
-    if open { page } else { old_format(&page, &counters) }
+    if open_metrics { page } else { old_format(&page, &counters) }
 }
 
 fn old_format(page: &str, counters: &[&str]) -> String {
@@ -319,7 +317,7 @@ mod tests {
         std::fs::read_to_string(format!("{root}/{path}")).expect(path)
     }
 
-    /// `1.048576e+06` and `1048576` are one number.
+    /// Parses values, so that `1.048576e+06` equals `1048576`.
     fn samples(page: &str) -> BTreeMap<&str, f64> {
         page.lines()
             .filter(|l| !l.starts_with('#') && !l.is_empty())
@@ -328,10 +326,9 @@ mod tests {
             .collect()
     }
 
-    /// Each recorded page, from the report recorded with it: every series of 2.8.1 is there with its value and its
-    /// description, but those of the Go run time.
+    /// Compares each recorded page with the page for the report that was recorded with it. Series of the Go runtime are left out.
     #[test]
-    fn pages_of_the_original() {
+    fn pages_contain_all_series_of_the_original() {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli");
         let mut pages = 0;
         for case in std::fs::read_dir(root).expect("vectors") {
@@ -348,7 +345,7 @@ mod tests {
                     continue;
                 }
                 let ours = have.get(series).unwrap_or_else(|| panic!("{case}: no {series} in\n{ours}"));
-                // Taken a moment apart.
+                // Page and report were recorded at slightly different times.
                 let counts = series.starts_with("process_") || series.ends_with("_total");
                 assert!(counts || *ours == value, "{case}: {series} {ours} {value}");
             }
@@ -361,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_services_that_are_off_and_zeros_of_every_state() {
+    fn services_that_are_off_have_no_series_and_every_state_has_one() {
         let report = Report::from_json(&vector("no-ipam-no-dns/report.json")).expect("a report");
         let page = page(&Snapshot { report, ..Snapshot::default() }, false);
         for absent in ["weave_ip", "weave_max_ips", "weave_dns", "weave_flows", "# EOF"] {
@@ -378,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn additions() {
+    fn series_that_the_original_lacked() {
         let mut snapshot = Snapshot::default();
         let attrs = BTreeMap::from([
             ("name".to_owned(), "sleeve".into()),

@@ -1,4 +1,4 @@
-//! What the daemon shows of itself: log, report and metrics.
+//! Log, report and metrics.
 
 pub(crate) mod failed_handshakes;
 pub(crate) mod ipam_report;

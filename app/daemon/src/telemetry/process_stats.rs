@@ -1,30 +1,25 @@
-//! What every program tells Prometheus about itself, from `/proc/self`.
+//! The usual `process_*` metrics, from `/proc/self`.
 
 use std::fs;
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Figures of this process. What `/proc` does not tell is absent.
+/// Values that `/proc` does not contain are absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ProcessStats {
-    /// User and system time, in seconds.
-    pub(crate) cpu: Option<f64>,
-    /// Limit of open files.
+    /// User and system time.
+    pub(crate) cpu_seconds: Option<f64>,
     pub(crate) max_fds: Option<i64>,
-    /// Open files.
     pub(crate) open_fds: Option<i64>,
-    /// Bytes in memory.
-    pub(crate) resident: Option<i64>,
+    pub(crate) resident_bytes: Option<i64>,
     /// Seconds since 1970.
-    pub(crate) start: Option<f64>,
-    /// Bytes mapped.
+    pub(crate) start_time: Option<f64>,
     pub(crate) virtual_bytes: Option<i64>,
-    /// Limit of the former; -1 without one, as 2.8.1 has it.
-    pub(crate) virtual_max: Option<i64>,
+    /// -1 without a limit, as in 2.8.1.
+    pub(crate) max_virtual_bytes: Option<i64>,
 }
 
 impl ProcessStats {
-    /// As of now.
     pub(crate) fn now() -> ProcessStats {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let boot = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -33,29 +28,29 @@ impl ProcessStats {
         let mut process = ProcessStats {
             max_fds: limit(&limits, "Max open files"),
             open_fds: fs::read_dir("/proc/self/fd").ok().map(|dir| dir.count() as i64),
-            virtual_max: limit(&limits, "Max address space"),
+            max_virtual_bytes: limit(&limits, "Max address space"),
             ..ProcessStats::default()
         };
         process.read_stat(&stat, &boot, unit(SysconfVar::CLK_TCK), unit(SysconfVar::PAGE_SIZE));
         process
     }
 
-    /// Fields are counted from the parenthesis behind the program's name, which may hold anything.
+    /// The name of the program may contain spaces and parentheses, so fields are counted from the last parenthesis.
     fn read_stat(&mut self, stat: &str, boot: &str, ticks: Option<i64>, page: Option<i64>) {
         let Some((_, rest)) = stat.rsplit_once(") ") else { return };
         let fields: Vec<&str> = rest.split(' ').collect();
-        // `man proc_pid_stat` counts from 1; the state is the third field.
+        // proc_pid_stat(5) counts from 1; the state is the third field.
         let field = |n: usize| fields.get(n - 3)?.trim().parse::<i64>().ok();
         let seconds = |n: i64| ticks.map(|t| n as f64 / t as f64);
-        self.cpu = field(14).zip(field(15)).and_then(|(user, system)| seconds(user + system));
+        self.cpu_seconds = field(14).zip(field(15)).and_then(|(user, system)| seconds(user + system));
         self.virtual_bytes = field(23);
-        self.resident = field(24).zip(page).map(|(pages, size)| pages * size);
+        self.resident_bytes = field(24).zip(page).map(|(pages, size)| pages * size);
         let booted = boot.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse::<f64>().ok());
-        self.start = booted.zip(field(22).and_then(seconds)).map(|(boot, after)| boot + after);
+        self.start_time = booted.zip(field(22).and_then(seconds)).map(|(boot, after)| boot + after);
     }
 }
 
-/// The soft limit of that name.
+/// The soft limit with this name.
 fn limit(limits: &str, name: &str) -> Option<i64> {
     let soft = limits.lines().find_map(|l| l.strip_prefix(name))?.split_whitespace().next()?;
     if soft == "unlimited" { Some(-1) } else { soft.parse().ok() }
@@ -66,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_of_proc() {
+    fn parsing_of_proc_files() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 9 0 1000 8192 3 18446744073709551615 1\n";
         let mut process = ProcessStats::default();
         process.read_stat(stat, "cpu 1\nbtime 1700000000\n", Some(100), Some(4096));
         let expected = ProcessStats {
-            cpu: Some(2.0),
-            resident: Some(12288),
-            start: Some(1_700_000_010.0),
+            cpu_seconds: Some(2.0),
+            resident_bytes: Some(12288),
+            start_time: Some(1_700_000_010.0),
             virtual_bytes: Some(8192),
             ..ProcessStats::default()
         };
@@ -87,10 +82,10 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_them_all() {
+    fn all_values_of_this_process_are_known() {
         let p = ProcessStats::now();
-        assert!(p.cpu.is_some() && p.max_fds.is_some() && p.virtual_max.is_some(), "{p:?}");
-        assert!(p.open_fds.is_some_and(|n| n >= 3) && p.resident.is_some_and(|n| n > 1 << 20), "{p:?}");
-        assert!(p.start.is_some_and(|at| at > 1.6e9) && p.virtual_bytes > p.resident, "{p:?}");
+        assert!(p.cpu_seconds.is_some() && p.max_fds.is_some() && p.max_virtual_bytes.is_some(), "{p:?}");
+        assert!(p.open_fds.is_some_and(|n| n >= 3) && p.resident_bytes.is_some_and(|n| n > 1 << 20), "{p:?}");
+        assert!(p.start_time.is_some_and(|at| at > 1.6e9) && p.virtual_bytes > p.resident_bytes, "{p:?}");
     }
 }

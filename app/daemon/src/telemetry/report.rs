@@ -1,4 +1,4 @@
-//! What the node knows, as the report that people and scripts read (docs/spec/mesh.md 13, docs/spec/cli.md 9).
+//! The state of the node as the report that status pages and scripts read (docs/spec/mesh.md 13, docs/spec/cli.md 9).
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use super::ipam_report;
 use super::metrics::{Snapshot, Traffic};
 use super::printable::{explain_error, printable};
 
-/// Width of the word about encryption, and of the overlay's name, in a connection's line.
+/// Column widths in the line of a connection.
 const ENCRYPTION_WIDTH: usize = 11;
 const OVERLAY_WIDTH: usize = 6;
 
-/// Everything as of now. `device` is the uplink's name.
+/// `device` is the name of the uplink.
 pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Report {
     let Status { mesh, connections: overlays, macs, ipam } = status;
     let ipam_notes = ipam.as_ref().and_then(ipam_report::notes);
     let ipam = ipam.as_ref().map(ipam_report::report);
     let own = mesh.own.name;
     let mut peers: Vec<_> = mesh.peers.iter().map(peer).collect();
-    // Ourself first; the others by name.
+    // This peer comes first; the others are in the order of their names.
     peers.sort_by_key(|p| p.name != own.to_string());
     let live = mesh.connections.iter().map(|c| live_connection(c, overlays.get(&c.conn), mesh.encryption));
     let targets = mesh.targets.iter().filter_map(target);
@@ -146,7 +146,7 @@ fn live_connection(
         state: if c.established { "established" } else { "pending" }.to_owned(),
         info: info(name, c.encrypted, password, &c.peer),
         attrs,
-        // The name alone means that there is nothing to explain.
+        // A reason without an explanation consists of the name of the overlay only.
         overlay_reason: overlay.map(|o| o.reason.clone()).filter(|r| r.contains(": ")),
         name: c.peer.name.to_string(),
         nick_name: printable(&c.peer.nickname),
@@ -163,7 +163,6 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
     format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
 }
 
-/// What a scrape is made of.
 pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
     let counts = &data.counts;
     let traffic = Traffic {
@@ -177,7 +176,7 @@ pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
     Snapshot { report, drops: all_drops(data), traffic }
 }
 
-/// Frames and datagrams that did not arrive, by reason.
+/// Dropped frames and datagrams by reason.
 fn all_drops(data: &DatapathStats) -> BTreeMap<String, u64> {
     let counts = &data.counts;
     let forwarder = data.forwarder.named().filter_map(|(name, n)| Some((name.strip_prefix("drop_")?, n)));
@@ -208,9 +207,9 @@ mod tests {
 
     use super::*;
 
-    /// The lines of `encrypted-awaiting-consensus-host1` and `three-peers-host3`.
+    /// Lines from the vectors `encrypted-awaiting-consensus-host1` and `three-peers-host3`.
     #[test]
-    fn lines_of_connections() {
+    fn connection_lines_match_the_original() {
         let peer = PeerLabel { name: "8a:3e:3e:3e:3e:02".parse().expect("a name"), nickname: "host2".into() };
         for (overlay, encrypted, password, line) in [
             (Some("sleeve"), true, true, "encrypted   sleeve 8a:3e:3e:3e:3e:02(host2)"),
@@ -245,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn nicknames_cannot_draw_on_the_terminal() {
+    fn control_characters_of_nicknames_are_replaced() {
         let name = "8a:3e:3e:3e:3e:02".parse().expect("a name");
         let label = PeerLabel { name, nickname: "\x1b]0;x\x07\nh\u{9b}2J".into() };
         assert_eq!(info(None, false, false, &label), "none   8a:3e:3e:3e:3e:02( ]0;x  h 2J)");
