@@ -89,7 +89,7 @@ impl Host {
     }
 
     pub(crate) fn lab_program(&self) -> String {
-        let built = || lab_binary().to_string_lossy().into_owned();
+        let built = || lab_binary().unwrap_or_else(|e| panic!("{e:#}")).to_string_lossy().into_owned();
         self.program_folder.map_or_else(built, |folder| format!("{folder}/lab"))
     }
 
@@ -147,7 +147,7 @@ impl Host {
             argv = vec!["bash", "--norc"];
         }
         let mut process = self.enter_net(net.as_deref(), &argv);
-        let tools = [Some(lab_binary()), weave_candidates().map(PathBuf::from)];
+        let tools = [lab_binary().ok(), weave_candidates().map(PathBuf::from)];
         let mut path: Vec<PathBuf> =
             tools.iter().flatten().filter_map(|t| t.parent().map(PathBuf::from)).collect();
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
@@ -422,8 +422,7 @@ pub fn weave_binary() -> &'static str {
 
 /// The folders of all programs that run in hosts.
 pub(crate) fn program_folders() -> BTreeSet<PathBuf> {
-    let programs =
-        [Some(lab_binary()), weave_candidates().map(PathBuf::from), docker::newest_static_binary()];
+    let programs = [lab_binary().ok(), weave_candidates().map(PathBuf::from), docker::newest_static_binary()];
     programs
         .iter()
         .flatten()
@@ -442,7 +441,13 @@ fn weave_candidates() -> Option<&'static str> {
             let newest = ["lab", "release", "debug"]
                 .iter()
                 .map(|profile| root.join(profile).join("weave"))
-                .chain(lab_binary().parent().map(|dir| dir.join("weave")))
+                .chain(
+                    lab_binary()
+                        .ok()
+                        .as_deref()
+                        .and_then(std::path::Path::parent)
+                        .map(|dir| dir.join("weave")),
+                )
                 .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
                 .max_by_key(|(time, _)| *time)?;
             Some(newest.1.canonicalize().ok()?.to_string_lossy().into_owned())

@@ -279,15 +279,15 @@ impl Drop for Lab {
 }
 
 /// The program whose `init` and `probe` commands the library uses: this one, or `lab` beside the test.
-pub(crate) fn lab_binary() -> PathBuf {
-    let exe = std::env::current_exe().unwrap_or_else(|e| panic!("cannot find this program: {e}"));
+pub(crate) fn lab_binary() -> Result<PathBuf> {
+    let exe = std::env::current_exe().context("cannot find this program")?;
     if exe.file_name().is_some_and(|n| n == "lab") {
-        return exe;
+        return Ok(exe);
     }
     // target/<profile>/deps/<test>-<hash> -> target/<profile>/lab
     let mut candidates = exe.ancestors().skip(1).take(2).map(|dir| dir.join("lab"));
-    candidates.find(|p| p.is_file()).unwrap_or_else(|| {
-        panic!("no `lab` program near {}: build it with `cargo build -p weave-lab`", exe.display())
+    candidates.find(|p| p.is_file()).with_context(|| {
+        format!("no `lab` program near {}: build it with `cargo build -p weave-lab`", exe.display())
     })
 }
 
@@ -406,7 +406,7 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
 }
 
 fn spawn_init(name: &str, disk: Option<&Path>, router: bool, detached: bool) -> Result<Child> {
-    let mut command = Command::new(lab_binary());
+    let mut command = Command::new(lab_binary()?);
     command.args(["init", "--name", name]);
     if let Some(disk) = disk {
         command.arg("--disk").arg(disk);

@@ -220,9 +220,10 @@ fn open(id: Option<String>) -> Result<Lab> {
 }
 
 fn find<'l>(lab: &'l Lab, name: &str) -> Result<&'l weave_lab::Host> {
-    let known: Vec<&str> = lab.hosts().iter().map(weave_lab::Host::name).collect();
     let host = lab.hosts().iter().find(|h| h.name() == name);
-    let host = host.with_context(|| format!("no host `{name}` (hosts: {})", known.join(" ")))?;
+    let host = host.with_context(|| {
+        format!("no host `{name}` in lab `{}`, which has {}", lab.id(), lab.hosts().len())
+    })?;
     ensure!(host.is_up(), "host `{name}` is not running any more");
     Ok(host)
 }

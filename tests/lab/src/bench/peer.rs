@@ -14,8 +14,10 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The program to measure: `WEAVE_BIN`, else the one beside this program.
 pub(super) fn program() -> Result<PathBuf> {
-    let beside = || lab_binary().with_file_name("weave");
-    let path = std::env::var_os("WEAVE_BIN").map_or_else(beside, PathBuf::from);
+    let path = match std::env::var_os("WEAVE_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => lab_binary()?.with_file_name("weave"),
+    };
     path.canonicalize().with_context(|| {
         format!("no `{}`: cargo build --release -p weave-cli -p weave-lab, or set WEAVE_BIN", path.display())
     })
