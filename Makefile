@@ -5,9 +5,15 @@ SIM_SECONDS ?= 40
 SOAK_SECONDS ?= 3600
 SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
+# Without incremental compilation a build from nothing is faster.
+export CARGO_INCREMENTAL ?= 0
+# Every test command selects the whole workspace, also where it runs a part: with another selection cargo builds dependencies with other
+# features, and all crates above them once more.
+TESTED := --workspace --locked --features weave-cli/fault-injection
+SIM_TESTS := $(addprefix --test ,$(notdir $(basename $(wildcard tests/sim/tests/*.rs))))
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: static-test help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench build install static packages
+.PHONY: lab-build help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench build install static packages
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,31 +42,27 @@ lint: ## format, clippy with warnings denied, layout, references to the specific
 	 else echo "NOTICE: cargo-deny is not installed; licences and advisories not checked"; fi
 
 unit: ## unit, property, vector and kernel tests, fuzz corpora
-	$(CARGO) test --workspace --locked --exclude weave-sim --exclude weave-lab
+	$(CARGO) test $(TESTED) --lib --bins
+	$(CARGO) test $(TESTED) --exclude weave-sim --exclude weave-lab --test '*'
 
 sim: ## seeded simulation, SIM_SECONDS per suite
-	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test -p weave-sim --locked -- --nocapture
+	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test $(TESTED) $(SIM_TESTS) -- --nocapture
 
-lab-test: packages ## real binaries on hosts made of namespaces (needs root)
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
-	@$(MAKE) --no-print-directory static-test
-	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6
+lab-test: packages lab-build ## real binaries on hosts made of namespaces (needs root)
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads 6
 
 docs: ## API documentation; broken links are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 
-claims: packages ## runs the tests that show rows of docs/claims.md and prints every row's state
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
-	@$(MAKE) --no-print-directory static-test
-	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims
+claims: packages lab-build ## runs the tests that show rows of docs/claims.md and prints every row's state
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) run --quiet -p weave-xtask -- claims $(TESTED) --test hosts $(SIM_TESTS)
 
 mutants: ## plants bugs (tests/mutants), one at a time, and requires that tests find each
 	$(CARGO) run --quiet -p weave-xtask -- mutants
 
-soak: packages ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
-	$(CARGO) build --locked -p weave-cli -p weave-lab --features weave-cli/fault-injection
+soak: packages lab-build ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
-	  $(CARGO) test -p weave-lab --locked -- --nocapture --test-threads 6 cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
+	  $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads 6 cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test nodes -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
@@ -97,8 +99,10 @@ static: packages ## a static binary, target/<target>/release/weave
 	 if ldd $$file 2>/dev/null | grep -q '=>'; then echo "$$file is not static" >&2; exit 1; fi; \
 	 echo "$$file: $$(stat -c %s $$file) bytes, static"
 
-# What the tests put into containers: static, but quick to build.
-static-test:
+# Not optimised, so that it builds quickly: only containers run the static program.
+lab-build:
+	$(CARGO) build $(TESTED) --bins --test hosts
 	@if command -v dockerd >/dev/null 2>&1; then \
-	 RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked -p weave-cli --target $(STATIC_TARGET); \
+	 RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=false \
+	 $(CARGO) build --locked -p weave-cli --target $(STATIC_TARGET); \
 	 else echo "NOTICE: Docker is not installed; its lab tests are skipped"; fi

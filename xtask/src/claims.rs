@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-pub(crate) fn report(root: &Path) -> Result<()> {
+pub(crate) fn report(root: &Path, selection: &[String]) -> Result<()> {
     let text = std::fs::read_to_string(root.join("docs/claims.md")).context("reading docs/claims.md")?;
     let rows: Vec<(String, String)> = text.lines().filter_map(parse_row).collect();
     let tested = named_in_tests(root)?;
@@ -17,7 +17,7 @@ pub(crate) fn report(root: &Path) -> Result<()> {
     if let Some(unknown) = tested.keys().find(|id| !known.contains(id.as_str())) {
         bail!("{} names {unknown}, which is no row of docs/claims.md", tested[unknown].display());
     }
-    let shown = run_tests(root)?;
+    let shown = run_tests(root, selection)?;
     let (mut ok, mut failed, mut none) = (0, 0, 0);
     for (id, claim) in &rows {
         let state = match (shown.contains(id), tested.contains_key(id)) {
@@ -73,20 +73,11 @@ fn named_in_tests(root: &Path) -> Result<BTreeMap<String, PathBuf>> {
     Ok(found)
 }
 
-fn run_tests(root: &Path) -> Result<BTreeSet<String>> {
+fn run_tests(root: &Path, selection: &[String]) -> Result<BTreeSet<String>> {
     let mut child = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args([
-            "test",
-            "-p",
-            "weave-lab",
-            "-p",
-            "weave-sim",
-            "--no-fail-fast",
-            "--",
-            "--nocapture",
-            "--test-threads",
-            "4",
-        ])
+        .arg("test")
+        .args(selection)
+        .args(["--no-fail-fast", "--", "--nocapture", "--test-threads", "4"])
         .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()

@@ -17,8 +17,10 @@ fn main() -> anyhow::Result<()> {
         Some("layout") => layout::check(&root),
         Some("circles") => circles::report(&root, layout::dependencies(&root)?.keys()),
         Some("references") => references::check(&root),
-        Some("claims") => claims::report(&root),
+        Some("claims") => claims::report(&root, &arguments[1..]),
         Some("mutants") => mutants::run(&root, &arguments[1..]),
-        _ => anyhow::bail!("usage: xtask layout | circles | references | claims | mutants [NAME...]"),
+        _ => anyhow::bail!(
+            "usage: xtask layout | circles | references | claims CARGO-TEST-ARGUMENT... | mutants [NAME...]"
+        ),
     }
 }
