@@ -12,7 +12,7 @@ use crate::host::{Host, program_folders};
 use crate::neighbour_limits;
 use crate::run::{must, run};
 use crate::state::{Holder, LabState, Member, remove_abandoned};
-use crate::wait::within;
+use crate::wait::{current_step, step, within};
 
 /// Addresses on the wire; h1 is .1 (RFC 2544 reserves 198.18.0.0/15 for benchmarks).
 const WIRE: [u8; 3] = [198, 18, 0];
@@ -66,6 +66,7 @@ impl Lab {
             return None;
         }
         remove_abandoned();
+        step("");
         let id = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         match Lab::create(&id, topology, false) {
             Ok(lab) => Some(lab),
@@ -270,6 +271,7 @@ impl Drop for Lab {
         }
         if std::thread::panicking() {
             eprintln!("{}", self.diagnostics());
+            eprintln!("FAILED in lab {}, step: {}", self.id(), current_step());
         }
         self.lifelines.clear();
         if let Err(e) = self.state.remove() {

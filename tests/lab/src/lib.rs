@@ -50,7 +50,7 @@ pub use host::{Connection, Host, weave_binary};
 pub use lab::{Lab, Topology};
 pub use run::{Background, Outcome};
 pub use state::{LabState, labs_up};
-pub use wait::{Attempt, eventually, throughout, within};
+pub use wait::{Attempt, eventually, step, throughout, within};
 
 /// Whether this process may make namespaces. If not, it prints a notice, or panics with `WEAVE_LAB_REQUIRED=1`, so that a run that
 /// must include the lab cannot pass without it.

@@ -1,4 +1,4 @@
-//! Reading captured bytes: pcap files, Ethernet, IP, and whether checksums are complete.
+//! Parses captured frames (pcap files, Ethernet, IP) and verifies checksums.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,29 +6,26 @@ use std::net::IpAddr;
 /// An 802.1Q tag.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 
-/// What is wrong with a frame, or that nothing is.
+/// Result of verifying the checksums of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checksum {
-    /// Every checksum in it is right; the text names the layers seen, innermost last ("ipv4 udp").
+    /// Every checksum is right; the text names the layers, innermost last ("ipv4 udp").
     Good(&'static str),
-    /// Nothing in it has a checksum that could be looked at (ARP, a later fragment, a private EtherType).
+    /// There is no checksum that can be verified (ARP, a later fragment, a private EtherType).
     None,
-    /// This one is wrong.
+    /// This checksum is wrong.
     Bad(String),
 }
 
-/// A frame seen as Ethernet.
+/// An Ethernet frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Ethernet<'a> {
-    /// Destination.
     pub to: [u8; 6],
-    /// Source.
     pub from: [u8; 6],
     /// Number of 802.1Q tags skipped.
     pub tags: usize,
-    /// Type behind the tags.
+    /// EtherType after the tags.
     pub ethertype: u16,
-    /// What follows.
     pub payload: &'a [u8],
 }
 
@@ -49,25 +46,20 @@ impl<'a> Ethernet<'a> {
     }
 }
 
-/// A UDP datagram in a captured IPv4 frame that is not fragmented: ports and payload, cut to its length field.
+/// A UDP datagram in an IPv4 frame that is not a fragment.
 #[derive(Clone, Copy, Debug)]
 pub struct Udp<'a> {
-    /// Sender.
     pub from: IpAddr,
-    /// Receiver.
     pub to: IpAddr,
-    /// Source port.
     pub from_port: u16,
-    /// Destination port.
     pub to_port: u16,
     /// Don't-fragment bit of the IPv4 header.
     pub df: bool,
-    /// Payload.
+    /// Cut to the length field.
     pub payload: &'a [u8],
 }
 
 impl<'a> Udp<'a> {
-    /// Finds the datagram in a frame.
     pub fn parse(frame: &'a [u8]) -> Option<Udp<'a>> {
         let ethernet = Ethernet::parse(frame)?;
         let ip = Ipv4::parse(ethernet)?;
@@ -121,15 +113,14 @@ impl<'a> Ipv4<'a> {
 /// One frame record of a plain sleeve datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// The peer whose container sent the frame.
+    /// The peer of the container that sent the frame.
     pub source: [u8; 6],
-    /// The peer for which it is.
+    /// The peer of the container that it is sent to.
     pub destination: [u8; 6],
-    /// The frame.
     pub frame: &'a [u8],
 }
 
-/// The frames in a plain sleeve datagram (protocol reference 4.1); `None` if it is not one from end to end.
+/// The frames in a plain sleeve datagram; `None` if any part of it is malformed.
 pub fn sleeve_records(datagram: &[u8]) -> Option<Vec<Record<'_>>> {
     let mut rest = datagram.get(6..)?;
     let mut records = Vec::new();
@@ -145,8 +136,8 @@ pub fn sleeve_records(datagram: &[u8]) -> Option<Vec<Record<'_>>> {
     Some(records)
 }
 
-/// Verifies the checksums of the IPv4 header and of TCP, UDP, ICMP and ICMPv6 in a frame. Fragments are only checked as far as
-/// one of them can be: collect them with [`Reassembly`] for the rest.
+/// Verifies the checksums of the IPv4 header and of TCP, UDP, ICMP and ICMPv6 in a frame. Of a fragment only the header is
+/// verified; [`Reassembly`] verifies the datagram.
 pub fn checksum(frame: &[u8]) -> Checksum {
     let Some(ethernet) = Ethernet::parse(frame) else { return Checksum::None };
     match ethernet.ethertype {
@@ -197,7 +188,7 @@ fn layer4(from: &[u8], to: &[u8], protocol: u8, payload: &[u8]) -> Checksum {
     if good { Checksum::Good(name) } else { Checksum::Bad(name.to_owned()) }
 }
 
-/// Puts IPv4 fragments together again, to check the datagram as a whole.
+/// Reassembles IPv4 fragments to verify the checksum of the datagram.
 #[derive(Debug, Default)]
 pub struct Reassembly {
     parts: BTreeMap<DatagramId, Vec<Fragment>>,
@@ -210,7 +201,7 @@ type DatagramId = ([u8; 4], [u8; 4], u16);
 type Fragment = (usize, bool, Vec<u8>);
 
 impl Reassembly {
-    /// Adds a frame; when it completes a datagram, gives the verdict about its checksum.
+    /// Adds a frame; returns the result of a datagram that it completes.
     pub fn add(&mut self, frame: &[u8]) -> Option<Checksum> {
         let ethernet = Ethernet::parse(frame)?;
         let ip = Ipv4::parse(ethernet)?;
@@ -239,7 +230,7 @@ impl Reassembly {
     }
 }
 
-/// The one's complement sum of RFC 1071 over the parts, each of which but the last has even length.
+/// The one's complement sum of RFC 1071 over the parts; all but the last must have even length.
 pub fn sum(parts: &[&[u8]]) -> u16 {
     let mut total: u64 = 0;
     for part in parts {
@@ -303,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn udp_checksums_are_told_good_from_bad() {
+    fn wrong_udp_checksums_are_detected() {
         let mut frame = ipv4(0, 17, &udp(b"hello"));
         assert_eq!(checksum(&frame), Checksum::Good("ipv4 udp"));
         assert_eq!(Udp::parse(&frame).map(|u| u.payload), Some(&b"hello"[..]));

@@ -1,5 +1,6 @@
-//! Waiting for a condition with a deadline. The lab waits in no other way.
+//! Steps of a test, and waiting for a condition with a deadline. The lab waits in no other way.
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,20 @@ impl<T, E: Display> Attempt for Result<T, E> {
     fn attempt(self) -> Result<T, String> {
         self.map_err(|e| format!("{e:#}"))
     }
+}
+
+thread_local! {
+    static STEP: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// Names the next part of a long test. If the test fails, the name is printed.
+pub fn step(name: &'static str) {
+    STEP.set(name);
+}
+
+/// The part that this thread is in.
+pub(crate) fn current_step() -> &'static str {
+    STEP.get()
 }
 
 /// Tries `condition` until it holds or `deadline` has passed. The error contains `what` and the last reason.

@@ -15,7 +15,7 @@ fn addresses_are_attached_and_detached() {
     one.attach(&["10.2.1.101/24"]);
     two.attach(&["10.2.2.101/24"]);
 
-    // A running process, named by its pid, and by the path of its namespace.
+    step("attach by pid and by namespace path");
     let c = h1.container("c");
     assert_eq!(h1.weave_ok(&["attach", "10.2.1.1/24", &c.by_pid()]), "10.2.1.1\n");
     one.reaches("10.2.1.1", SHORT_TIMEOUT);
@@ -23,7 +23,7 @@ fn addresses_are_attached_and_detached() {
     assert_eq!(again, "10.2.1.1\n", "attaching twice changes nothing");
     claims(&["F-12"]);
 
-    // In two networks.
+    step("a container in two networks");
     assert_eq!(c.attach(&["10.2.2.1/24"]), "10.2.2.1");
     two.reaches("10.2.2.1", SHORT_TIMEOUT);
     one.reaches("10.2.1.1", SHORT_TIMEOUT);
@@ -40,7 +40,7 @@ fn addresses_are_attached_and_detached() {
     assert!(!links.contains("vethwepl"), "{links}");
     claims(&["F-13"]);
 
-    // From one application to another.
+    step("move a container from one subnet to another");
     c.attach(&["10.2.1.1/24"]);
     one.reaches("10.2.1.1", SHORT_TIMEOUT);
     c.detach(&["10.2.1.1/24"]);
@@ -50,7 +50,7 @@ fn addresses_are_attached_and_detached() {
     c.never_reaches("10.2.1.101");
     claims(&["F-14"]);
 
-    // Several at once, printed in order.
+    step("several addresses in one command");
     let d = h1.container("d");
     let three = ["10.2.2.21/24", "10.2.1.21/24", "10.2.3.21/24"];
     assert_eq!(d.attach(&three), "10.2.2.21 10.2.1.21 10.2.3.21");

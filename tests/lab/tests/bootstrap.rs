@@ -1,4 +1,4 @@
-//! How a network begins: one peer after the other, all at once, with a count, with names.
+//! The first ring of a network: peers one by one, concurrently, with a peer count, with seed names.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn peers_launched_one_by_one_share_a_ring() {
     h1.weave_ok(&["consense"]);
     let (c1, ip1) = allocated_container(h1, "c1");
 
-    // One that cannot reach the others waits, and says for what; it never begins a network of its own.
+    step("a peer that cannot reach the others waits and says for what");
     lab.cut("h1", "h2");
     launch(h2, &[], &["h1"]);
     assert_eq!(status_field(h2, "Consensus"), "deferred");
@@ -44,7 +44,7 @@ fn peers_launched_one_by_one_share_a_ring() {
     claims(&["S-6"]);
     wait_equal_rings(&[h1, h2, h3], SHORT_TIMEOUT);
 
-    // Many at once on all hosts.
+    step("many concurrent allocations on all hosts");
     let addresses: Vec<String> = std::thread::scope(|scope| {
         let runs: Vec<_> = lab.hosts().iter().map(|h| scope.spawn(|| attach_many(h, "m", 60))).collect();
         runs.into_iter().flat_map(|r| r.join().unwrap()).collect()
@@ -57,7 +57,7 @@ fn peers_launched_one_by_one_share_a_ring() {
     c3.reaches(&ip1, SHORT_TIMEOUT);
     claims(&["I-1"]);
 
-    // A peer that has lost its disk learns what was its own from the others, and claims what is in use first.
+    step("a peer that lost its disk gets its space back from the others");
     let before = ring_entries(h3);
     h3.weave_ok(&["stop"]);
     h3.sh("rm -r /var/lib/weave/*");
@@ -71,7 +71,7 @@ fn peers_launched_one_by_one_share_a_ring() {
     assert_unique_addresses(&lab);
     claims(&["P-13"]);
 
-    // A peer that is there is not taken over; one that is unknown has nothing.
+    step("rmpeer of a reachable and of an unknown peer");
     h1.wait_established(2, LONG_TIMEOUT);
     let outcome = h1.weave(&["rmpeer", "h3"]);
     assert!(!outcome.success() && outcome.stderr.contains("reachable"), "{outcome}");
@@ -79,10 +79,10 @@ fn peers_launched_one_by_one_share_a_ring() {
     assert_eq!(unknown, "0 IPs taken over from 00:00:00:00:00:99\n");
     claims(&["P-18"]);
 
-    // A host that dies without a word, with its containers: seen, and what it had is taken over by the script of the guide.
+    step("the space of a dead host is taken over by the script of the guide");
     h3.reboot();
     for host in [h1, h2] {
-        host.wait("h3 to be missed", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
+        host.wait("h3 to be disconnected", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
     }
     claims(&["A-12"]);
     let script = weave_lab::guide_script("ipam", "reclaim");
@@ -90,15 +90,15 @@ fn peers_launched_one_by_one_share_a_ring() {
     let directory = std::path::Path::new(weave).parent().unwrap().display().to_string();
     let output = h1.sh(&format!("PATH={directory}:$PATH\n{script}"));
     assert!(output.contains(" IPs taken over from "), "{output}");
-    h2.wait("h3's share to be gone", SHORT_TIMEOUT, || {
+    h2.wait("h3 to own no space", SHORT_TIMEOUT, || {
         !ipam_page(h2).contains("unreachable!") && ipam_page(h2).lines().count() == 2
     });
     assert_eq!(h1.sh(&format!("PATH={directory}:$PATH\n{script}")), "", "nothing is left to do");
     claims(&["A-13", "P-15"]);
 
-    // Leaving for good hands everything over; without anybody there it is said that nobody took it.
+    step("reset hands the space over, or says that no peer took it");
     h2.weave_ok(&["reset"]);
-    h1.wait("all to be h1's", SHORT_TIMEOUT, || ipam_page(h1).contains("1048576 IPs (100.0% of total)"));
+    h1.wait("h1 to own all", SHORT_TIMEOUT, || ipam_page(h1).contains("1048576 IPs (100.0% of total)"));
     let left = h2.command(&["ls", "/var/lib/weave", "/run/weave"]).stdout;
     assert_eq!(left, "");
     assert!(h2.weave(&["reset"]).success());
@@ -107,7 +107,7 @@ fn peers_launched_one_by_one_share_a_ring() {
     h2.weave_ok(&["prime"]);
     allocated_container(h2, "c5");
     lab.cut("h1", "h2");
-    h2.wait("h1 to be missed", LONG_TIMEOUT, || ipam_page(h2).contains("unreachable!"));
+    h2.wait("h1 to be disconnected", LONG_TIMEOUT, || ipam_page(h2).contains("unreachable!"));
     let outcome = h2.weave(&["reset"]);
     assert!(
         outcome.success() && outcome.stderr.contains("no other peer was reachable to take over"),
@@ -141,7 +141,7 @@ fn peers_launched_concurrently_share_a_ring() {
     wait_equal_rings(&hosts, SHORT_TIMEOUT);
     claims(&["S-23", "A-1"]);
 
-    // Cut off, each goes on with what it has.
+    step("separated peers allocate from their own space");
     for host in &hosts {
         attach_many(host, "o", 1);
     }
@@ -168,7 +168,7 @@ fn peers_launched_concurrently_share_a_ring() {
     }
     claims(&["I-37", "P-5"]);
 
-    // A fixed cluster of one, which names itself.
+    step("a cluster of one peer with its own address");
     h1.weave_ok(&["reset"]);
     launch(h1, &[], &["h1"]);
     let outcome = h1.weave(&["consense"]);
@@ -220,7 +220,7 @@ fn allocation_waits_for_a_majority() {
     assert_unique_addresses(&lab);
     claims(&["I-14"]);
 
-    // The first one comes back with today's list of peers.
+    step("the first peer comes back with the current list of peers");
     let before = owned_by(h1);
     h1.weave_ok(&["stop"]);
     h1.sh("ip netns del c2");
@@ -231,7 +231,7 @@ fn allocation_waits_for_a_majority() {
     assert_unique_addresses(&lab);
     claims(&["I-30"]);
 
-    // A daemon that ends lets nobody wait for ever.
+    step("a waiting command ends when the daemon ends");
     for host in [h2, h3] {
         host.weave_ok(&["reset"]);
     }
@@ -282,7 +282,7 @@ fn separated_seed_peers_share_a_ring() {
     for (i, host) in hosts[..3].iter().enumerate() {
         let name = format!("::{}", i + 1);
         launch(host, &["--name", &name, "--ipam-seed", "::1,::2,::3"], &["h1", "h2", "h3"]);
-        // Nobody is asked, nobody is waited for.
+        // No peer is asked or waited for.
         let (_c, _ip) = allocated_container(host, "c");
     }
     assert_unique_addresses(&lab);
@@ -302,15 +302,15 @@ fn separated_seed_peers_share_a_ring() {
 
     drop(observer);
 
-    // Another list is another cluster, which has the same addresses: both go on, and both say what is the matter.
+    step("another seed list makes another cluster with the same addresses: both report the conflict");
     launch(hosts[3], &["--name", "::4", "--ipam-seed", "::4,::5"], &["h1"]);
     let (_c, ip4) = allocated_container(hosts[3], "c");
     lab.heal("h1", "h4");
     for host in [hosts[0], hosts[3]] {
-        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+        host.wait("the conflict to be reported", LONG_TIMEOUT, || {
             let page = ipam_page(host);
-            let told = page.contains("seeded by different peers") && page.contains("weave reset");
-            if told { Ok(()) } else { Err(page) }
+            let reported = page.contains("seeded by different peers") && page.contains("weave reset");
+            if reported { Ok(()) } else { Err(page) }
         });
     }
     allocated_container(hosts[0], "e");

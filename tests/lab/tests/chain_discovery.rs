@@ -1,4 +1,4 @@
-//! A chain: each peer was told of the one before it. The middle goes, and everybody loses power.
+//! A chain: each peer was reported of the one before it. The middle goes, and everybody loses power.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn chain_without_its_middle_peer() {
     on_each_host(&hosts, Host::reboot);
     boot(&[a, c]);
 
-    // Discovered peers are forgotten: nobody finds anybody. Both say what they miss.
+    step("discovered peers are not stored: both peers report what is unreachable");
     c.wait("the target to fail", SHORT_TIMEOUT, || {
         let all = c.connections();
         let failing = all.len() == 1 && all[0].remote.starts_with("198.18.0.2:") && all[0].state == "failed";
@@ -46,16 +46,16 @@ fn chain_without_its_middle_peer() {
     assert!(log.contains("'weave connect <peer>' names another"), "{log}");
     assert_eq!(ipam_page(c).matches("unreachable!").count(), 2, "{}", ipam_page(c));
     assert_eq!(ipam_page(a).matches("unreachable!").count(), 2, "{}", ipam_page(a));
-    throughout("apart", Duration::from_secs(3), || a.connections().is_empty());
+    throughout("no connection", Duration::from_secs(3), || a.connections().is_empty());
     claims(&["S-14"]);
 
-    // The first one was launched as the first, alone. It has its disk, and goes on in the network that it founded.
+    step("the first peer goes on with the ring on its disk");
     let (_again, ip) = allocated_container(a, "a2");
     assert_eq!(ip, first, "its container is gone, its space is not");
     assert_eq!(ring_entries(a).len(), before.len());
     assert_eq!(a.log().matches("assuming quorum size").count(), 1);
 
-    // One of them told of the other, they do find each other, also after the next power failure, and without b.
+    step("connected by hand, both find each other again after a power failure");
     a.weave_ok(&["connect", "h3"]);
     a.wait_established(1, Duration::from_secs(60));
     on_each_host(&[a, c], Host::reboot);
@@ -69,8 +69,7 @@ fn chain_without_its_middle_peer() {
     on_each_host(&hosts, |host| drop(allocated_container(host, "all")));
     assert_unique_addresses(&lab);
 
-    // Cut off, its disk lost, launched as the first again: now it founds another network, and may give out what others use. When
-    // they meet, nothing is mixed, it says what is the matter, and data flows.
+    step("a peer that lost its disk forms another ring: the rings are not mixed and data flows");
     let d = [a, c].map(|host| host.container("d"));
     d[0].attach(&["10.9.1.1/24"]);
     d[1].attach(&["10.9.1.3/24"]);
@@ -79,7 +78,7 @@ fn chain_without_its_middle_peer() {
     a.signal_daemon("KILL");
     a.wait("the end of the daemon", SHORT_TIMEOUT, || a.daemon_pid().is_none());
     a.sh("rm -r /var/lib/weave/*");
-    // Told of a peer, it waits for that one instead, even if that cannot be reached.
+    step("with a peer address it waits for that peer, also an unreachable one");
     launch(a, &[], &["h2"]);
     let outcome = assert_command_waits(a, 2, &["consense"]);
     assert!(outcome.stderr.contains("2 of 2 peers must agree"), "{outcome}");
@@ -89,22 +88,22 @@ fn chain_without_its_middle_peer() {
     assert_eq!(x.attach(&[&format!("{used}/12")]), used);
     a.weave_ok(&["connect", "h3"]);
     lab.heal_all();
-    // To the others its ring is merely old; it is the one that has to do something, and knows.
-    a.wait("the conflict to be told", LONG_TIMEOUT, || {
+    step("the new ring's peer reports the conflict and what to do");
+    a.wait("the conflict to be reported", LONG_TIMEOUT, || {
         let page = ipam_page(a);
-        let told = page.contains("conflict with ") && page.contains("(h2)") && page.contains("(h3)");
-        if told && page.contains("not handed out") && page.contains("weave reset") {
+        let reported = page.contains("conflict with ") && page.contains("(h2)") && page.contains("(h3)");
+        if reported && page.contains("not handed out") && page.contains("weave reset") {
             Ok(())
         } else {
             Err(page)
         }
     });
     assert!(a.log().contains("conflict with"), "{}", a.log());
-    // Nothing that is in doubt is handed out.
+    step("disputed addresses are not allocated");
     let outcome = assert_command_waits(a, 1, &["attach", "net:10.44.0.0/14", &a.container("y").netns()]);
     assert!(outcome.stderr.contains("in doubt"), "{outcome}");
     d[0].reaches("10.9.1.3", SHORT_TIMEOUT);
-    // What the page says helps: the newcomer begins anew as one of them.
+    step("reset, as the status page advises, resolves the conflict");
     drop(x);
     a.weave_ok(&["reset"]);
     launch(a, &[], &["h2", "h3"]);
@@ -112,7 +111,7 @@ fn chain_without_its_middle_peer() {
     wait_equal_rings(&hosts, LONG_TIMEOUT);
     for host in &hosts {
         allocated_container(host, "end");
-        host.wait("the conflict to be over", LONG_TIMEOUT, || {
+        host.wait("the end of the conflict", LONG_TIMEOUT, || {
             let page = ipam_page(host);
             if page.contains("conflict") { Err(page) } else { Ok(()) }
         });

@@ -16,12 +16,12 @@ fn checksums_are_complete_on_the_wire() {
     launch_mesh(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
     let [a, b] = &members[..] else { unreachable!() };
-    // The containers' devices leave as much as they can to others.
+    // All offloads on, so that the devices of the containers leave checksums to be completed later.
     for m in &members {
         m.container.command_ok(&["ethtool", "-K", "ethwe", "tx", "on", "tso", "on", "gso", "on"]);
     }
     a.container.reaches(&b.ip, SHORT_TIMEOUT);
-    // Neither end has to wait for its own address any more.
+    // Both ends have finished duplicate address detection.
     a.container.link_local();
     let v6 = format!("{}%ethwe", b.container.link_local());
     let capture = lab.wire().capture("h2");

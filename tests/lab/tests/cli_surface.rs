@@ -13,7 +13,7 @@ mod launch_options;
 mod offline_commands;
 mod status_commands;
 
-/// What does not exist yet.
+/// Features that do not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Feature {
     Dns,
@@ -23,18 +23,18 @@ enum Feature {
     Aws,
 }
 
-/// How to find out that it does.
+/// How to detect that a feature exists.
 #[derive(Clone, Copy, Debug)]
 enum Sign {
-    /// The notice about this option, given so, is gone.
+    /// This option prints no notice.
     Notice(&'static str),
     /// The command is known.
     Command,
-    /// The report has the feature's section.
+    /// The report has a section of the feature.
     Report,
 }
 
-/// Rows that wait. Who makes the feature moves them to a check.
+/// Rows of features that do not exist yet. With the feature a row moves to a check.
 const WAITING: &[(&str, Feature, Sign)] = {
     use Feature::*;
     use Sign::*;
@@ -87,7 +87,7 @@ const WAITING: &[(&str, Feature, Sign)] = {
     ]
 };
 
-/// Rows that belong to tests of their own: the file, and what it says in there.
+/// Rows with tests of their own: the file, and a text that must be in it.
 const ELSEWHERE: &[(&str, &str, &str)] = &[
     // Allocation of addresses.
     ("launch --ipalloc-range", include_str!("single_host_addresses.rs"), "--ipalloc-range"),
@@ -101,10 +101,10 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("expose", include_str!("expose.rs"), "\"expose\""),
     ("hide", include_str!("expose.rs"), "\"hide\""),
     ("launch --expect-npc", include_str!("firewall_rules.rs"), "--expect-npc"),
-    // Taking over a host of 2.8.1, and giving it back.
+    // Migration from 2.8.1 and back.
     ("launch --take-over", include_str!("upgrade.rs"), "--take-over"),
     ("stop --hand-back", include_str!("upgrade.rs"), "\"stop\", \"--hand-back\""),
-    // Docker's, and other keepers of the daemon; its log files.
+    // Service managers, log files.
     ("$WEAVE_CONTAINER_NAME", include_str!("docker_service.rs"), "WEAVE_CONTAINER_NAME"),
     ("launch --service", include_str!("systemd_unit.rs"), "--service"),
     ("launch --log-keep", include_str!("service_lifecycle.rs"), "--log-keep"),
@@ -120,14 +120,14 @@ const fn check(rows: &'static [&'static str], run: fn(&Stage<'_>)) -> Check {
     Check { rows, run }
 }
 
-/// Where checks take place: nothing runs on `host` before and after each; `other` has a peer.
+/// The hosts of a check: no peer runs on `host` before and after it; `other` has a peer.
 struct Stage<'a> {
     host: &'a Host,
     other: &'a Host,
 }
 
 impl Stage<'_> {
-    /// Standard output of a command that succeeds and says nothing on stderr.
+    /// Standard output of a command that succeeds without output on stderr.
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
         let outcome = self.host.weave(args);
@@ -135,7 +135,7 @@ impl Stage<'_> {
         outcome.stdout
     }
 
-    /// What a command that fails with this code says.
+    /// Standard error of a command that fails with this code.
     #[track_caller]
     fn fails(&self, code: i32, args: &[&str]) -> String {
         self.fails_with(&[], code, args)
@@ -148,7 +148,7 @@ impl Stage<'_> {
         outcome.stderr
     }
 
-    /// Launches with these variables and arguments, without a supervisor; what was said on stderr.
+    /// Launches without a supervisor; returns standard error.
     #[track_caller]
     fn launch(&self, env: &[(&str, &str)], args: &[&str]) -> String {
         let outcome = self.host.weave_env(env, &[&["launch", "--no-restart"], args].concat());
@@ -158,7 +158,7 @@ impl Stage<'_> {
 
     /// A value of the report.
     #[track_caller]
-    fn told(&self, template: &str) -> String {
+    fn report(&self, template: &str) -> String {
         self.ok(&["report", "-f", template])
     }
 
@@ -166,7 +166,7 @@ impl Stage<'_> {
         self.host.command_ok(&["ss", "-Hlntu"])
     }
 
-    /// Body of an HTTP answer, asked for with bash.
+    /// Body of an HTTP response, requested with bash.
     fn http(&self, host: &str, port: u16, path: &str) -> String {
         let script = format!(
             "exec 3<>/dev/tcp/{host}/{port}; printf 'GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
@@ -174,7 +174,7 @@ impl Stage<'_> {
         self.host.command(&["bash", "-c", &script]).stdout
     }
 
-    /// A device's word behind `key` in what `ip link` says of it: `mtu`, `master`, `link/ether`.
+    /// The word after `key` (`mtu`, `master`, `link/ether`) in the output of `ip link` for a device.
     #[track_caller]
     fn link(&self, device: &str, key: &str) -> String {
         let said = self.host.command_ok(&["ip", "-o", "link", "show", "dev", device]);
@@ -183,7 +183,7 @@ impl Stage<'_> {
     }
 }
 
-/// Everything that the program says it has: `launch`, `launch --port`, `$WEAVE_PORT`.
+/// All commands, options and variables that the program lists: `launch`, `launch --port`, `$WEAVE_PORT`.
 fn surface(host: &Host) -> BTreeSet<String> {
     let mut rows = BTreeSet::new();
     for line in host.weave_ok(&["completions", "fish"]).lines() {
@@ -197,7 +197,7 @@ fn surface(host: &Host) -> BTreeSet<String> {
             }
             (Some(_), ["-l", "help", ..]) | (None, _) => {}
             (Some(command), [form @ ("-l" | "-s"), name, ..]) => {
-                // The daemon's own options are those that launch passes on.
+                // `launch` passes the options of `daemon` on.
                 let command = if command == "daemon" { "launch" } else { command };
                 let dashes = if *form == "-l" { "--" } else { "-" };
                 rows.insert(format!("{command} {dashes}{name}"));
@@ -216,7 +216,7 @@ fn surface(host: &Host) -> BTreeSet<String> {
     rows
 }
 
-/// Options that many commands have, and that one check tries with each.
+/// Options of many commands, which one check tries with each.
 fn shared(row: &str) -> bool {
     row.split_once(' ')
         .is_some_and(|(_, option)| ["--run-dir", "--http-addr", "--instance"].contains(&option))
@@ -257,7 +257,7 @@ fn every_command_option_and_variable() {
     let mut failed: Vec<&str> = Vec::new();
     for check in checks {
         let begin = std::time::Instant::now();
-        // All that fails is to be known at once.
+        // Collects all failures before it fails.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (check.run)(&stage))).is_err() {
             failed.extend(check.rows);
         }
@@ -269,7 +269,7 @@ fn every_command_option_and_variable() {
     assert!(failed.is_empty(), "these failed, see above: {failed:#?}");
 }
 
-/// What waits has to be said to the user, and has to be waiting still.
+/// The program must say that a feature is missing, and the feature must still be missing.
 fn waiting_rows(stage: &Stage<'_>) {
     stage.launch(&[], &[]);
     let report = stage.host.report().unwrap();
@@ -297,7 +297,7 @@ fn waiting_rows(stage: &Stage<'_>) {
             Sign::Notice(value) => {
                 let mut args = vec!["launch", "--print-peer-name", "--name", "::1", option];
                 args.extend(Some(*value).filter(|v| !v.is_empty()));
-                // Some want others with them.
+                // Some options require others.
                 if *feature == Feature::Aws {
                     args.extend(["--ipalloc-range", "10.2.0.0/16"]);
                 }

@@ -1,4 +1,4 @@
-//! A fixed cluster that is incomplete at first, grows, and loses power; and an observer that is told of the newer peers only.
+//! A fixed cluster that is incomplete at first, grows, and loses power; and an observer that is failing of the newer peers only.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn cluster_grows_and_survives_power_loss() {
     let list: &[&str] = &["h1", "h2", "h3", "h4", "h5"];
     let weave = weave_lab::weave_binary();
 
-    // Two of five are too few, three are enough.
+    step("two of five peers are too few, three are enough");
     launch_concurrently(&[(h1, list), (h2, list)]);
     h1.wait_established(1, LONG_TIMEOUT);
     let c1 = h1.container("c1");
@@ -35,13 +35,13 @@ fn cluster_grows_and_survives_power_loss() {
     let ip1 = waits.finish().unwrap().trim().to_owned();
     claims(&["S-31"]);
 
-    // A voter that came too late to be among the first owns nothing until it asks.
+    step("a late voter owns nothing until it asks");
     launch(h4, &[], list);
     assert_eq!(h4.weave_ok(&["consense"]), "");
     wait_equal_rings(&[h1, h4], SHORT_TIMEOUT);
     assert!(ipam_page(h4).lines().all(|l| !l.contains("(h4)")), "{}", ipam_page(h4));
 
-    // One is added the way the guide says, then two at a time.
+    step("one peer is added as the guide says, then two concurrently");
     let add = |host: &Host| {
         launch(host, &[], list);
         assert_eq!(host.weave_ok(&["consense"]), "");
@@ -62,10 +62,10 @@ fn cluster_grows_and_survives_power_loss() {
     wait_equal_rings(&[h1, h2, h3, h5, h6, h7], SHORT_TIMEOUT);
     claims(&["S-26"]);
 
-    // Launched before the network is there, told of the newer peers and of two that are not there.
+    step("an observer launched with addresses of newer and of absent peers");
     h8.command_ok(&["ip", "link", "set", "eth0", "down"]);
-    let told = ["h6", "h7", "192.0.2.9", "nowhere.invalid"];
-    launch(h8, &["--ipalloc-init=observer"], &told);
+    let addresses = ["h6", "h7", "192.0.2.9", "nowhere.invalid"];
+    launch(h8, &["--ipalloc-init=observer"], &addresses);
     assert_eq!(ipam_page(h8), "");
     let c8 = h8.container("c8");
     let waits = h8.background(&[weave, "attach", &c8.netns()], false).unwrap();
@@ -81,10 +81,10 @@ fn cluster_grows_and_survives_power_loss() {
     assert_eq!(targets(h8), ["192.0.2.9", "h6", "h7", "nowhere.invalid"], "those that are not there too");
     claims(&["A-4"]);
 
-    // Cut off: one that has space gives out addresses, one that has none says why it waits.
+    step("a separated peer with space allocates, one without says why it waits");
     [h4, h8].iter().for_each(|host| isolate(&lab, host));
     for host in [h4, h8] {
-        host.wait("the others to be missed", LONG_TIMEOUT, || {
+        host.wait("the others to be disconnected", LONG_TIMEOUT, || {
             ipam_page(host).matches("unreachable!").count() >= 3
         });
     }
@@ -96,7 +96,7 @@ fn cluster_grows_and_survives_power_loss() {
         "{outcome}"
     );
     let waits = h4.background(&[weave, "attach", &c4.netns()], false).unwrap();
-    // Three minutes when there is time.
+    // Three minutes with LAB_LONG=1.
     if long_tests_enabled() {
         let alone = || h8.connections().iter().all(|c| c.state != "established");
         throughout("alone", Duration::from_secs(180), alone);
@@ -104,10 +104,10 @@ fn cluster_grows_and_survives_power_loss() {
     lab.heal_all();
     waits.finish().unwrap();
     claims(&["S-24"]);
-    // Nobody has to do anything for that.
+    // Without any command.
     h8.wait_established(7, Duration::from_secs(60));
 
-    // A crash of the observer: living containers keep what they have.
+    step("after a crash of the observer running containers keep their addresses");
     let name = |host: &Host| host.report().unwrap()["Router"]["Name"].clone();
     let before: Vec<_> = hosts.iter().map(|h| (name(h), targets(h))).collect();
     h8.signal_daemon("KILL");
@@ -116,7 +116,7 @@ fn cluster_grows_and_survives_power_loss() {
     assert_eq!(allocate(&c8), ip8);
     c8.reaches(&ip6, LONG_TIMEOUT);
 
-    // A power failure: everything but h1 is turned off and on.
+    step("power failure of all hosts except h1");
     on_each_host(&hosts[1..], Host::reboot);
     on_each_host(&hosts[1..], |host| launch(host, &["--resume"], &[]));
     for host in &hosts {
@@ -128,7 +128,7 @@ fn cluster_grows_and_survives_power_loss() {
     assert!(assert_unique_addresses(&lab).contains_key(&ip1));
     claims(&["S-25", "A-7"]);
 
-    // All that time there was one election, and one division of the range.
+    step("there was one election and one division of the range");
     let mut divisions = BTreeSet::new();
     for host in &hosts {
         assert!(host.report().unwrap()["IPAM"]["Paxos"].is_null());
@@ -153,22 +153,22 @@ fn targets(host: &Host) -> Vec<String> {
     host.weave_ok(&["status", "targets"]).lines().map(str::to_owned).collect()
 }
 
-/// Waits until `status connections` says why a target is not connected, and when it is tried again.
+/// Waits until `status connections` shows why a target is not connected, and when the next attempt is.
 #[track_caller]
 fn shows_failing(host: &Host, target: &str, reason: &str) {
     host.wait("a target to be shown as failing", SHORT_TIMEOUT, || {
         let all = host.connections();
-        let told = |c: &weave_lab::Connection| {
+        let failing = |c: &weave_lab::Connection| {
             c.remote.starts_with(target)
                 && c.state == "failed"
                 && c.info.contains(reason)
                 && c.info.contains("retry: ")
         };
-        if all.iter().any(told) { Ok(()) } else { Err(format!("{all:#?}")) }
+        if all.iter().any(failing) { Ok(()) } else { Err(format!("{all:#?}")) }
     });
 }
 
-/// The real run of row S-8; those with random cuts are in `tests/sim/tests/nodes.rs`.
+/// Row S-8 with real hosts; runs with random failures are in `tests/sim/tests/nodes.rs`.
 #[test]
 fn peers_join_one_by_one_while_links_fail() {
     let Some(lab) = Lab::start("onebyone", &Topology::hosts(5)) else { return };
@@ -179,7 +179,7 @@ fn peers_join_one_by_one_while_links_fail() {
         launch(host, &[], &names[..n]);
         assert_eq!(host.weave_ok(&["consense"]), "");
         allocated_container(host, "c");
-        // The link of the last two is down while the next one is added; the one before it is up again.
+        // The link of the last two peers is down while the next one is added; the previous link is up again.
         lab.heal_all();
         if n > 0 {
             lab.cut(names[n - 1], names[n]);

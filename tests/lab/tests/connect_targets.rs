@@ -1,4 +1,4 @@
-//! Whom to dial: launch, connect, forget, discovery.
+//! Targets of connections: launch, connect, forget, discovery.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn peer_list_may_contain_the_own_address() {
     });
     for host in lab.hosts() {
         host.wait_established(2, LONG_TIMEOUT);
-        host.wait("the own address to be told", SHORT_TIMEOUT, || {
+        host.wait("the own address to be reported", SHORT_TIMEOUT, || {
             let own: Vec<_> = host
                 .connections()
                 .into_iter()
@@ -60,15 +60,15 @@ fn connect_persists_until_forget() {
     let targets = || h1.weave_ok(&["status", "targets"]).lines().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(targets(), ["h2", "h3"]);
 
-    // Over a crash: what was connected by hand is dialled again.
+    step("after a crash connected peers are connected again");
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
+    h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.weave_ok(&["launch", "--no-restart", "--resume"]);
     assert_eq!(targets(), ["h2", "h3"]);
     h1.wait_established(2, LONG_TIMEOUT);
     claims(&["S-13"]);
 
-    // Forgetting a living peer ends nothing; once it is gone for good, nobody asks for it any more.
+    step("forget keeps the connection, but a lost peer is not tried again");
     h1.weave_ok(&["forget", "h3"]);
     assert_eq!(targets(), ["h2"]);
     assert_eq!(h1.connections().iter().filter(|c| c.state == "established").count(), 2);
@@ -78,11 +78,11 @@ fn connect_persists_until_forget() {
     }
     let attempts = lab.wire().capture("h3");
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
+    h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.weave_ok(&["launch", "--no-restart", "--resume"]);
     h1.wait_established(1, LONG_TIMEOUT);
     assert_eq!(targets(), ["h2"]);
-    // h2 only knew h3 by hearsay and h1 was told to forget it: no connection is tried. Long enough for two retries.
+    // h2 discovered h3, and h1 has forgotten it: no connection is tried, for as long as two retries take.
     throughout("one connection", Duration::from_secs(8), || h1.connections().len() == 1);
     let seen = attempts.finish();
     let to_h3 = seen

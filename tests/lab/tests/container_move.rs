@@ -24,7 +24,7 @@ fn address_moves_to_another_host() {
     far.reaches("10.2.1.1", SHORT_TIMEOUT);
     first.end();
 
-    // Again and again, always to a host where somebody has a warm ARP cache.
+    // Repeatedly, always to a host with a container whose ARP cache has the old MAC.
     for host in [h2, h3, h1] {
         let pingers = [near.pinging("10.2.1.1", 50), far.pinging("10.2.1.1", 50)];
         let container = host.container("c");
@@ -42,7 +42,7 @@ fn address_moves_to_another_host() {
         container.end();
     }
 
-    // The very same MAC on another host, as with a container that is moved alive.
+    step("the same MAC on another host, as after a live migration");
     let here = h1.container("same");
     here.attach(&["10.2.1.9/24"]);
     let mac = here.mac();

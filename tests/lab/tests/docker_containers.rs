@@ -1,4 +1,4 @@
-//! Addresses of Docker's containers. The daemon does not follow Docker's events yet: it looks when it starts which containers run.
+//! Addresses of Docker's containers. The daemon does not follow Docker's events yet; at its start it checks which containers run.
 
 use weave_lab::docker::Dockerd;
 use weave_lab::{Lab, Topology};
@@ -13,7 +13,7 @@ fn addresses_of_ended_containers_are_released_at_start() {
     let Some(docker) = Dockerd::start(h1) else { return };
     let _observer = DuplicateAddressMonitor::of(&lab);
     launch(h1, &[], &[]);
-    // An image of nothing, and the machine's own programs.
+    // An empty image, and the programs of the machine.
     h1.sh("tar -cf - --files-from /dev/null | docker --host unix:///run/docker.sock import - nothing");
     let run = |name: &str, command: &[&str]| {
         let mut argv = vec!["run", "-d", "--name", name, "--network", "none"];
@@ -59,7 +59,7 @@ fn addresses_of_ended_containers_are_released_at_start() {
     let (_c, again) = allocated_container(h1, "c");
     assert_eq!(format!("{again}\n"), ip("killed"), "the lowest free address is given out again");
 
-    // Without a Docker to ask nothing is released.
+    step("without Docker nothing is released");
     h1.weave_ok(&["stop"]);
     docker.ok(&["rm", "-f", "lives"]);
     launch(h1, &["--docker-api", ""], &[]);

@@ -1,4 +1,4 @@
-//! The peer as a Docker container named `weave`, made of the static program alone, under a real Docker daemon.
+//! The peer as a Docker container named `weave` that contains the static program only, with a real Docker daemon.
 
 use weave_lab::docker::{Dockerd, static_binary};
 use weave_lab::{Host, Lab, Outcome, Topology, claims};
@@ -24,9 +24,9 @@ fn name(host: &Host) -> String {
     host.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned()
 }
 
-/// Waits until another daemon than `old` answers.
+/// Waits until a daemon other than `old` answers.
 fn another(host: &Host, old: i32) -> i32 {
-    host.wait("another daemon", LONG_TIMEOUT, || match host.daemon_pid() {
+    host.wait("the next daemon", LONG_TIMEOUT, || match host.daemon_pid() {
         Some(pid) if pid != old && host.weave(&["status"]).success() => Some(pid),
         _ => None,
     })
@@ -61,7 +61,7 @@ fn container_lifecycle() {
     assert!(logs.stderr.contains("Our name is "), "{logs}");
     assert!(h1.command(&["ls", "/var/log/weave.log"]).code != Some(0), "the log is Docker's");
 
-    // It works on the host's files, devices and namespaces.
+    step("the container works on files, devices and namespaces of the host");
     let c = h1.container("c");
     c.attach(&["10.2.1.1/24"]);
     assert!(h1.command_ok(&["ip", "-o", "link"]).contains(" weave:"));
@@ -71,25 +71,25 @@ fn container_lifecycle() {
         (Some(3), "weave is already running; you can stop it with 'weave stop'.\n")
     );
 
-    // Whoever ends it, Docker starts it again, and what it was told since counts.
+    step("Docker restarts the container, and peers added since the launch are kept");
     h1.weave_ok(&["connect", "192.0.2.2"]);
-    let told = ["192.0.2.1", "192.0.2.2"];
+    let stored = ["192.0.2.1", "192.0.2.2"];
     let mut pid = h1.daemon_pid().unwrap();
     h1.signal_daemon("KILL");
     pid = another(h1, pid);
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     docker.ok(&["restart", "weave"]);
     pid = another(h1, pid);
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     docker.ok(&["kill", "weave"]);
     h1.wait("its end", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     docker.ok(&["start", "weave"]);
     pid = another(h1, pid);
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     docker.stop();
     docker.boot();
     another(h1, pid);
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     assert!(c.has_interface());
 
     docker.ok(&["pause", "weave"]);
@@ -103,21 +103,21 @@ fn container_lifecycle() {
         (again.code, again.stderr.as_str()),
         (Some(0), "Weave is not running (ignore on Kubernetes).\n")
     );
-    // One that only was stopped cannot hand over what it owns.
+    step("reset of a stopped peer says that it could not leave the cluster");
     let reset = weave(h1, &program, &["reset"]);
     assert!(
         reset.code == Some(1)
             && reset.stderr.contains("ERROR: weave is not running; unable to remove from cluster."),
         "{reset}"
     );
-    // A launch takes its arguments, in a new container; the image is there already.
+    step("launch makes a new container from the existing image");
     let images = docker.ok(&["images", "-q"]);
     launch(&["192.0.2.3"]).expect_ok();
     assert_eq!(targets(h1), ["192.0.2.3"]);
     assert_ne!(docker.ok(&["inspect", "--format", "{{.Id}}", "weave"]), id);
     assert_eq!(docker.ok(&["images", "-q"]), images);
 
-    // One that does not become ready leaves nothing, and says why.
+    step("a launch that fails removes its container and says why");
     weave(h1, &program, &["stop"]).expect_ok();
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
     let failed = launch(&[]);
@@ -125,7 +125,7 @@ fn container_lifecycle() {
     assert_ne!(docker.docker(&["inspect", "weave"]).code, Some(0));
     drop(busy);
 
-    // What of 2.8.1 is left goes as well, and what is somebody's stays.
+    step("reset removes the containers of 2.8.1 and no others");
     launch(&[]).expect_ok();
     let image = docker.ok(&["inspect", "--format", "{{.Config.Image}}", "weave"]);
     docker.ok(&["create", "--name", "weavedb", "--label", "weavevolumes", "-v", "/weavedb", &image]);
@@ -158,7 +158,7 @@ fn documented_unit_and_conflicting_containers() {
     let h1 = lab.host("h1");
     let Some(docker) = Dockerd::start(h1) else { return };
 
-    // The documented unit: ExecStartPre, ExecStart, ExecStop, with a variable of its environment file.
+    step("the documented unit: ExecStartPre, ExecStart, ExecStop");
     let mut env = ENV.to_vec();
     env.push(("WEAVE_PASSWORD", "from-the-file"));
     let outcome = h1.command_with(&env, &[&program, "launch", "--no-restart", "192.0.2.1"], LONG_TIMEOUT);
@@ -174,7 +174,7 @@ fn documented_unit_and_conflicting_containers() {
     h1.wait("the end of docker attach", SHORT_TIMEOUT, || !attached.running());
     claims(&["A-10"]);
 
-    // Nobody starts it again, neither after a crash nor after a reboot.
+    step("with --no-restart it stays down after a crash and a reboot");
     weave(h1, &program, &["launch", "--no-restart"]).expect_ok();
     h1.signal_daemon("KILL");
     h1.wait("Docker to notice", SHORT_TIMEOUT, || {
@@ -187,7 +187,7 @@ fn documented_unit_and_conflicting_containers() {
     assert!(!status.success() && status.stderr.contains("not running"), "{status}");
     claims(&["A-2"]);
 
-    // What else may have the name.
+    step("other containers with the same name");
     let image = docker.ok(&["inspect", "--format", "{{.Config.Image}}", "weave"]);
     weave(h1, &program, &["launch"]).expect_ok();
     weave(h1, &program, &["stop"]).expect_ok();
@@ -215,7 +215,7 @@ fn documented_unit_and_conflicting_containers() {
         (Some(1), "weave is created, paused, or restarting; you can stop it with 'weave stop'.\n")
     );
 
-    // A container that the original left is set aside, kept from coming back, and handed back.
+    step("a container of 2.8.1 is renamed, disabled, and handed back");
     docker.ok(&["rm", "weave"]);
     docker.ok(&["tag", &image, "weaveworks/weave:2.8.1"]);
     let original =
@@ -226,7 +226,7 @@ fn documented_unit_and_conflicting_containers() {
     weave(h1, &program, &["stop", "--hand-back"]).expect_ok();
     assert_eq!(docker.ok(&["inspect", "--format", "{{.Id}}", "weave"]), original);
 
-    // The program of the tests needs libraries: it says so when asked, and takes the next way otherwise.
+    step("a program that is not static cannot run as a container");
     docker.ok(&["rm", "weave"]);
     let refused = h1.weave_env(&ENV, &["launch", "--service", "docker"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("make static"), "{refused}");
@@ -249,7 +249,7 @@ fn peers_reconnect_after_a_reboot() {
     members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let names = [name(h1), name(h2)];
 
-    // No unit, no command: only Docker starts.
+    step("both hosts reboot and only Docker is started");
     h1.reboot();
     h2.reboot();
     d1.boot();
@@ -273,7 +273,7 @@ fn peers_reconnect_after_a_reboot() {
     claims(&["S-4"]);
 }
 
-/// The database in the volume of the container `weavedb`, and a daemon's container that Docker starts at boot.
+/// 2.8.1 keeps its database in the volume of the container `weavedb`; Docker starts the container of its daemon at boot.
 #[test]
 fn container_of_2_8_1_is_taken_over_and_handed_back() {
     let Some(program) = static_binary() else { return };
@@ -282,7 +282,7 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     let Some(docker) = Dockerd::start(h1) else { return };
     let sample = include_bytes!("../../vectors/ipam/sample-weavedata.db");
     let bridge = "8a:3e:3e:3e:3e:02";
-    // A `sleep` by its daemon's name and place plays the daemon; the container has the host's libraries.
+    // A `sleep` with name and path of the daemon of 2.8.1 stands for it; the container has the libraries of the host.
     h1.sh(&format!(
         "ip link add weave type bridge; ip link set weave address {bridge} up; \
          mkdir -p /run/image/home/weave /run/image/usr; cd /run/image; cp $(which sleep) home/weave/weaver; \
@@ -309,7 +309,7 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     assert!(damaged.code == Some(1) && damaged.stderr.contains(&file), "{damaged}");
     assert_eq!(inspect(policy, "weave"), "true always", "not touched");
 
-    // Ours cannot start: the host goes on with what it had.
+    step("if our daemon cannot start, 2.8.1 keeps running");
     std::fs::write(&on_disk, sample).unwrap();
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
     let failed = weave(h1, &program, &["launch", "--take-over"]);
@@ -333,7 +333,7 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     assert!(logs.stderr.contains(&file), "{logs}");
     assert!(std::fs::read(&on_disk).unwrap() == sample, "only read");
 
-    // The host comes up: of the two containers only ours runs, and the file counts no more.
+    step("after a reboot only our container runs, and the database is not read again");
     h1.weave_ok(&["forget", "10.0.0.1"]);
     h1.reboot();
     docker.boot();
@@ -341,7 +341,7 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     assert_eq!(targets(h1), ["10.0.0.2:6783"]);
     assert_eq!(inspect(policy, "weave-original"), "false no");
 
-    // Back: out of date, the file is out of the way of the original, whose container has its name again.
+    step("handed back: the outdated database is renamed, and the container of 2.8.1 has its name again");
     weave(h1, &program, &["stop", "--hand-back"]).expect_ok();
     assert_eq!(inspect("{{.Id}}", "weave"), original);
     assert!(!on_disk.exists() && on_disk.with_extension("db.taken-over").exists());

@@ -18,7 +18,7 @@ fn observers_come_and_go() {
     let (fixed, dynamic) = hosts.split_at(3);
     let list = ["h1", "h2", "h3"];
 
-    // One of the fixed peers and some observers are no majority, however many they are.
+    step("one fixed peer and any number of observers are no majority");
     launch(fixed[0], &[], &list);
     launch(dynamic[0], &["--ipalloc-init=observer"], &list);
     dynamic[1].weave_ok(&["launch", "--no-restart", "h1", "h2", "h3", "--observer"]);
@@ -32,7 +32,7 @@ fn observers_come_and_go() {
     let outcome = assert_command_waits(dynamic[0], 6, &["attach", &c4.netns()]);
     assert!(outcome.stderr.contains("observer"), "{outcome}");
     assert_eq!(status_field(dynamic[0], "Status"), "priming");
-    // Cut off from the fixed ones, observers found nothing by themselves.
+    step("observers without the fixed peers form no ring");
     for a in ["h4", "h5"] {
         for b in list {
             lab.cut(a, b);
@@ -70,7 +70,7 @@ fn observers_come_and_go() {
         }
     });
     assert_unique_addresses(&lab);
-    // Half of them leave at the same time; what they had is the others' again.
+    step("half of the peers leave concurrently and the others get their space");
     let leaving = &dynamic[dynamic.len() / 2..];
     std::thread::scope(|scope| {
         for host in leaving {
@@ -79,7 +79,7 @@ fn observers_come_and_go() {
     });
     let staying: Vec<&Host> = hosts[..hosts.len() - leaving.len()].to_vec();
     for host in &staying {
-        host.wait("only those that are there to own anything", LONG_TIMEOUT, || {
+        host.wait("only existing peers to own space", LONG_TIMEOUT, || {
             let page = ipam_page(host);
             let gone = page.contains("unreachable!") || page.lines().count() > staying.len();
             if gone { Err(page) } else { Ok(()) }
@@ -104,7 +104,7 @@ fn peer_without_ipam_relays_gossip() {
     for (host, n) in [(h1, 1), (h2, 2), (h3, 1)] {
         host.wait_established(n, LONG_TIMEOUT);
     }
-    // The peer in the middle has no part in it, and passes on what the others say.
+    step("the peer in the middle has no IPAM and relays gossip");
     h1.weave_ok(&["prime"]);
     h3.weave_ok(&["prime"]);
     let ((c1, ip1), (c3, ip3)) = (allocated_container(h1, "c"), allocated_container(h3, "c"));

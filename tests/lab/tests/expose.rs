@@ -29,7 +29,7 @@ fn rules(host: &Host) -> String {
 fn expose_and_hide_addresses() {
     let Some(lab) = Lab::start("expose", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    // As Docker leaves it, and as a host without Docker has it.
+    // The default policy with Docker, and without.
     h2.sh("iptables -w -P FORWARD DROP; echo 0 > /proc/sys/net/ipv4/ip_forward");
     launch_mesh(&lab, &[]);
     let members = attach_each(&[h1, h2]);
@@ -48,11 +48,11 @@ fn expose_and_hide_addresses() {
     assert_eq!((exposed(h2), rules(h2)), (vec!["10.2.1.102/24".to_owned()], once.clone()));
     claims(&["F-23"]);
 
-    // Two of one subnet: either may go first, the other stays.
+    step("two addresses of one subnet: hiding one keeps the other");
     for (first, second) in [("10.2.1.102/24", "10.2.1.103/24"), ("10.2.1.103/24", "10.2.1.102/24")] {
         h2.weave_ok(&["expose", "10.2.1.102/24", "10.2.1.103/24"]);
         assert_eq!((exposed(h2).len(), rules(h2)), (2, once.clone()));
-        // A part of an address is another address.
+        // An address that is a prefix of another one is not affected.
         h2.weave_ok(&["hide", "10.2.1.10/24", "10.2.1.102/25"]);
         h2.weave_ok(&["hide", first]);
         assert_eq!((exposed(h2), rules(h2)), (vec![second.to_owned()], once.clone()));
@@ -66,7 +66,7 @@ fn expose_and_hide_addresses() {
     assert_eq!(h2.weave_ok(&["hide", "10.2.1.102/24"]), "10.2.1.102\n");
     claims(&["F-24"]);
 
-    // The text's two lines.
+    step("several addresses in one command");
     assert_eq!(h2.weave_ok(&["expose", "10.2.1.102/24", "10.2.2.102/24"]), "10.2.1.102 10.2.2.102\n");
     reaches(h2, "10.2.1.1");
     reaches(h2, "10.2.2.1");
@@ -81,7 +81,7 @@ fn expose_and_hide_addresses() {
         assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused}");
         assert_eq!((exposed(h2), rules(h2)), (vec![], before.clone()), "{bad:?}");
     }
-    // All or none: the second is refused by the daemon.
+    step("the daemon refuses the second address, so none is exposed");
     let refused = h2.weave(&["expose", "10.2.1.102/24", "127.0.0.9/24"]);
     assert!(
         refused.code == Some(1) && refused.stderr.contains("unable to expose: 127.0.0.9/24"),
@@ -109,7 +109,7 @@ fn exposed_addresses_survive_restart_and_flush() {
     launch(h1, &[], &[]);
     assert_eq!(rules(h1), made);
     h1.signal_daemon("KILL");
-    h1.wait("the death of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
+    h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     h1.sh("iptables -w -F; iptables -w -t nat -F; ip addr del 10.2.2.102/24 dev weave");
     launch(h1, &[], &[]);
     let sorted = |text: String| {

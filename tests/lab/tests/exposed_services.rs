@@ -6,7 +6,7 @@ use crate::common::*;
 
 weave_lab::claims!("F-28", "F-29", "F-30", "F-31", "F-32", "F-33", "F-34", "F-35");
 
-/// A host as Docker leaves it.
+/// The forward policy that Docker sets.
 fn docker_like(host: &Host) {
     host.sh("iptables -w -P FORWARD DROP");
 }
@@ -15,7 +15,7 @@ fn nat(host: &Host, rule: &str) {
     host.sh(&format!("iptables -w -t nat {rule}"));
 }
 
-/// What answers at that port says whose it is by echoing.
+/// An echo server.
 fn serve(container: &Container, port: u16) -> Background {
     container.probe_background(&["tcp-serve", "--port", &port.to_string()])
 }
@@ -46,14 +46,14 @@ fn services_are_exported_imported_bound_and_routed() {
     members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let _service = serve(&members[0].container, 4422);
 
-    // Export: HOST4 is the outside world, the container is on HOST1, HOST2 lends its address.
+    step("export: a container on HOST1 is reached from HOST4 by the address of HOST2");
     assert!(!connects(h4, "198.18.0.2", 2211));
     h2.weave_ok(&["expose", "10.2.1.102/24"]);
     nat(h2, "-A PREROUTING -p tcp -i eth0 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422");
     assert!(connects(h4, "198.18.0.2", 2211));
     claims(&["F-28"]);
 
-    // HOST2 itself sends nothing through PREROUTING: the guide says so, and what helps.
+    step("HOST2 itself needs a rule in OUTPUT, as the guide says");
     assert!(!connects(h2, "198.18.0.2", 2211));
     let guide: Vec<&str> = include_str!("../../../docs/guide/expose.md").split_whitespace().collect();
     let guide = guide.join(" ");
@@ -67,7 +67,7 @@ fn services_are_exported_imported_bound_and_routed() {
     assert!(inside_connects(&internal, "172.30.0.1", 2212));
     claims(&["F-30"]);
 
-    // Import: HOST3 runs no weave and is only reachable from HOST1.
+    step("import: HOST3 runs no weave and is reachable from HOST1 only");
     lab.cut("h2", "h3");
     let _on_h3 = h3.probe_background(&["tcp-serve", "--port", "2211"]);
     h1.weave_ok(&["expose", "10.2.1.101/24"]);
@@ -80,12 +80,12 @@ fn services_are_exported_imported_bound_and_routed() {
     assert!(!connects(h2, "198.18.0.3", 2211), "only by way of HOST1");
     claims(&["F-31"]);
 
-    // Routing: no container has a part in it.
+    step("routing between services without a container");
     nat(h2, "-A PREROUTING -p tcp -i eth0 --dport 4433 -j DNAT --to-destination 10.2.1.101:3322");
     assert!(connects(h4, "198.18.0.2", 4433));
     claims(&["F-33"]);
 
-    // Binding: the same endpoint, another service. The old one is gone.
+    step("binding: the endpoint is moved to another service");
     drop(_on_h3);
     assert!(!inside_connects(&members[1].container, "10.2.1.101", 3322));
     let _on_h4 = h4.probe_background(&["tcp-serve", "--port", "2211"]);
@@ -112,7 +112,7 @@ fn services_between_networks_with_equal_addresses() {
     launch(h1, &[], &[]);
     launch(h2, &[], &["h1"]);
     h1.wait_established(1, LONG_TIMEOUT);
-    // Equal networks, equal host numbers.
+    // Both networks have the same addresses.
     let service = external_network(h1, "service", "side", "192.168.1.1/24", "192.168.1.7/24");
     let client = external_network(h2, "client", "side", "192.168.1.1/24", "192.168.1.7/24");
     let _service = serve(&service, 2211);

@@ -1,10 +1,10 @@
-//! The firewall rules of a host: made, kept among other people's, and gone without a trace.
+//! The firewall rules of a host: installed, kept beside those of other programs, and removed completely.
 
 use weave_lab::{Host, Lab, Topology};
 
 use crate::common::*;
 
-/// `iptables -S` of all tables, as the recordings of the original have it.
+/// `iptables -S` of all tables, in the form of the recordings of 2.8.1.
 fn listing(host: &Host) -> String {
     host.sh("for t in filter nat mangle; do echo \"# table $t\"; iptables -w -t $t -S; done")
 }
@@ -43,7 +43,7 @@ fn rules_equal_those_of_2_8_1() {
         assert!(npc.contains(rule), "{rule}\n{npc}");
     }
     assert!(!npc.contains("678") && !npc.contains("-j WEAVE-EXPOSE"), "{npc}");
-    // Also what is only known from the last run.
+    // Also those that only the stored state of the last run names.
     h1.weave_ok(&["reset"]);
     assert_eq!(listing(h1), fresh);
     let refused = h1.weave(&["launch", "--docker-bridge", "nosuch"]);
@@ -54,7 +54,7 @@ fn rules_equal_those_of_2_8_1() {
     assert_eq!(listing(h1), fresh);
 }
 
-/// firewalld flushes everything and puts its own back; Docker adds rules at the top; an operator adds his at the end.
+/// firewalld flushes everything and restores its own rules; Docker inserts rules at the top; an operator appends rules.
 #[test]
 fn rules_coexist_with_those_of_other_programs() {
     let Some(lab) = Lab::start("among", &Topology::hosts(1)) else { return };
@@ -90,12 +90,12 @@ fn rules_coexist_with_those_of_other_programs() {
     assert!(!listing(h1).to_lowercase().contains("weave"));
 }
 
-/// Programs that manage interfaces are told to leave ours alone, where they are; the peer's name stays the bridge's address.
+/// NetworkManager and systemd-networkd get files that exclude our devices; the bridge keeps its address, which is the peer name.
 #[test]
 fn network_managers_ignore_our_devices() {
     let Some(lab) = Lab::start("keepoff", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
-    // A peer on the machine that runs this has files there, too.
+    // A peer on the machine that runs the tests has files there, too.
     h1.sh("rm -rf /etc/NetworkManager /etc/systemd/network && mkdir -p /etc/NetworkManager /etc/systemd/network");
     let files = || h1.sh("find /etc/NetworkManager /etc/systemd/network -type f | sort");
     let fresh = files();
@@ -115,7 +115,7 @@ fn network_managers_ignore_our_devices() {
     assert_eq!(files(), fresh);
 }
 
-/// With Docker's bridge as default route, containers of one subnet do not get into another through a host that has both.
+/// With Docker's bridge as default route, containers do not reach another subnet through a host that is in both.
 #[test]
 fn exposing_hosts_do_not_join_subnets() {
     let Some(lab) = Lab::start("apart", &Topology::hosts(1)) else { return };
@@ -140,7 +140,7 @@ fn exposing_hosts_do_not_join_subnets() {
     b.reaches("10.2.2.102", SHORT_TIMEOUT);
     a.never_reaches("10.2.2.1");
     b.never_reaches("10.2.1.1");
-    // Nor do they get at the peer's ports.
+    step("containers do not reach the ports of the peer");
     let to_peer =
         a.probe(&["tcp-send", "172.17.0.1", "--port", "6783", "--bytes", "1", "--connect-ms", "500"]);
     assert_ne!(to_peer["ok"], true, "{to_peer}");
@@ -150,7 +150,7 @@ const HIDE_LEGACY: &str = "mount --bind /dev/null $(readlink -f /usr/sbin/iptabl
 const HIDE_IPTABLES: &str = "mount --bind /dev/null $(readlink -f /usr/sbin/iptables-nft)";
 const HIDE_NFT: &str = "mount --bind /dev/null $(readlink -f /usr/sbin/nft)";
 
-/// A host with `nft` alone has a table of ours; one with neither runs all the same and says what it lacks.
+/// A host with `nft` only gets a table of ours; one without both programs works and logs what is missing.
 #[test]
 fn works_without_iptables() {
     let Some(lab) = Lab::start("nft", &Topology::hosts(2)) else { return };
@@ -183,7 +183,7 @@ fn works_without_iptables() {
     assert!(!h2.sh("ip link").contains("weave"));
 }
 
-/// What cannot be written down or whose rules cannot be made is not exposed, and the next call works.
+/// If the state cannot be stored or rules cannot be installed, nothing is exposed, and the next command works.
 #[test]
 fn failed_expose_changes_nothing() {
     let Some(lab) = Lab::start("whole", &Topology::hosts(1)) else { return };

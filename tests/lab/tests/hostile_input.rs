@@ -56,7 +56,7 @@ fn silent_connections_are_bounded() {
     launch(h2, &[], &["h1"]);
     h1.wait_established(1, LONG_TIMEOUT);
     let before = h1.daemon_rss();
-    // Some say nothing, some begin like a peer and then dawdle.
+    // Some send nothing, some begin a handshake and then send slowly.
     let silent = h3.probe_background(&["hold", "198.18.0.1", "--port", "6783", "--count", "300"]);
     let slow = h3.probe_background(&[
         "hold",
@@ -74,13 +74,13 @@ fn silent_connections_are_bounded() {
     };
     throughout("the number of open connections from one neighbour", Duration::from_secs(5), || {
         let (open, rss) = (open(), h1.daemon_rss());
-        // What waits in the kernel's queue is bounded by the listener's backlog.
+        // The backlog of the listener bounds the queue in the kernel.
         if open <= 400 && rss < before + 16 * 1024 { Ok(()) } else { Err(format!("{open} open, {rss} kB")) }
     });
-    // A real peer still gets in meanwhile, and the existing connection stays.
+    step("another peer can connect, and the existing connection stays");
     h2.wait_established(1, SHORT_TIMEOUT);
-    // All of them are ended within the time that a handshake may take.
-    h1.wait("the silent ones to be ended", Duration::from_secs(60), || {
+    step("all silent connections are closed after the handshake timeout");
+    h1.wait("the silent connections to be closed", Duration::from_secs(60), || {
         let open = open();
         if open == 0 { Ok(()) } else { Err(format!("{open} left")) }
     });

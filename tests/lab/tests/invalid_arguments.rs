@@ -1,4 +1,4 @@
-//! What is wrong is told in one line, and nothing is changed.
+//! Invalid arguments give an error of one line and change nothing.
 
 use weave_lab::{Host, Lab, Topology, claims};
 
@@ -6,7 +6,7 @@ use crate::common::*;
 
 weave_lab::claims!("S-1");
 
-/// Runs a command that has to be refused and leave no trace.
+/// Runs a command that must fail and change nothing.
 #[track_caller]
 fn refused(host: &Host, args: &[&str], words: &[&str]) {
     let before = host.snapshot();
@@ -54,7 +54,7 @@ fn invalid_arguments_without_a_daemon() {
     }
     assert!(!c.has_interface());
 
-    // A port that somebody else has, by TCP or by UDP.
+    step("a port that is in use, by TCP or by UDP");
     for listen in ["TCP-LISTEN:6783", "UDP-LISTEN:6783"] {
         let holder = match listen {
             "TCP-LISTEN:6783" => h1.probe_background(&["tcp-serve", "--port", "6783"]),
@@ -64,10 +64,10 @@ fn invalid_arguments_without_a_daemon() {
         holder.finish().unwrap();
     }
 
-    // Without rights.
+    step("without root");
     let before = h1.snapshot();
     let weave = weave_lab::weave_binary();
-    let copy = "/tmp/weave-lab-weave-for-nobody";
+    let copy = "/tmp/weave-lab-weave-copy";
     std::fs::copy(weave, copy).unwrap();
     let outcome =
         h1.command(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy, "launch"]);
@@ -102,14 +102,14 @@ fn invalid_arguments_with_a_daemon() {
         refused(h1, args, words);
     }
     assert!(!c.has_interface());
-    // A second launch disturbs nothing.
+    step("a second launch changes nothing");
     let pid = h1.daemon_pid();
     let outcome = h1.weave(&["launch"]);
     assert_eq!(outcome.code, Some(3), "{outcome}");
     assert!(outcome.stderr.contains("already running") && outcome.stderr.lines().count() == 1, "{outcome}");
     assert_eq!(h1.daemon_pid(), pid);
     assert_eq!(h1.connections().iter().filter(|c| c.state == "established").count(), 1);
-    // An attach that fails half-way leaves nothing: the second address is not one.
+    step("an attach whose second address is invalid changes nothing");
     let outcome = h1.weave(&["attach", "10.2.1.1/24", "10.2.2.0/99", "netns:c"]);
     assert!(!outcome.success() && !c.has_interface(), "{outcome}");
     claims(&["S-1"]);

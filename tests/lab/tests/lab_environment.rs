@@ -1,4 +1,4 @@
-//! The lab itself: what later tests rely on, without the program under test.
+//! The lab itself, without the program under test.
 
 use std::time::Duration;
 
@@ -80,14 +80,14 @@ fn path_mtu_sends_icmp_only_when_asked() {
     assert!(ping(h1, "h2").success() && ping(h2, "h1").success());
     lab.path_mtu("h2", 1300, true);
     for (host, to) in [(h1, "h2"), (h2, "h1")] {
-        let told = ping(host, to);
-        assert!(!told.success() && format!("{told}").contains("mtu"), "{told}");
+        let outcome = ping(host, to);
+        assert!(!outcome.success() && format!("{outcome}").contains("mtu"), "{outcome}");
     }
     h1.sh("ip route flush cache");
     lab.path_mtu("h2", 1200, false);
     let untold = ping(h1, "h2");
     assert!(!untold.success() && !format!("{untold}").contains("mtu=1200"), "{untold}");
-    // TCP with its own discovery and everything that may be fragmented still pass.
+    // Packets that may be fragmented still pass.
     let _server = h2.probe_background(&["udp-serve", "--port", "7100"]);
     let result = h1.probe(&["udp-send", "198.18.0.2", "--port", "7100", "--sizes", "1100"]);
     assert_eq!(result["ok"], true, "{result}");
@@ -153,7 +153,7 @@ fn probes_work_over_a_plain_bridge() {
         assert_eq!(a.raw("ff:ff:ff:ff:ff:ff", 1, tags, 2), both);
         assert_eq!(a.raw(&b.mac(), 1400, tags, 1), [b.mac()]);
     }
-    // Tags that are lost on the way are missed: the echo server sees the inner tag only.
+    // The probe notices lost tags: the echo server expects two.
     let _b = b.listen_raw(true);
     assert!(a.raw(&b.mac(), 100, &[43], 0).is_empty());
 

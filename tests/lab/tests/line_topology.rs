@@ -10,7 +10,7 @@ weave_lab::claims!("F-39", "F-40");
 fn five_hosts_in_a_line_relay_frames() {
     let Some(lab) = Lab::start("line", &Topology::hosts(5)) else { return };
     launch_line(&lab, &[]);
-    // The hosts between the ends have no containers at first: they only relay.
+    // The hosts in the middle have no containers at first and only relay.
     let ends = attach_each(&[lab.host("h1"), lab.host("h5")]);
     check_all_traffic(&ends);
     let middle = attach_each(&[lab.host("h3")]);
@@ -29,7 +29,7 @@ fn relayed_frames_pass_encrypted() {
     launch_line(&lab, &["--password", "wEaVe"]);
     let ends = attach_each(&[lab.host("h1"), lab.host("h3")]);
     check_all_traffic(&ends);
-    // No hop sees more than its own two connections.
+    // Each host connects to its neighbours only.
     let routes = lab.host("h1").report().unwrap();
     let via = routes["Router"]["UnicastRoutes"].as_array().unwrap();
     assert_eq!(via.len(), 3, "{via:?}");

@@ -26,7 +26,7 @@ fn traffic_is_rerouted_and_returns_to_the_direct_link() {
     a.container.reaches(&c.ip, SHORT_TIMEOUT);
 
     lab.heal("h1", "h3");
-    // Directly again, without a command.
+    step("traffic returns to the direct link without a command");
     h1.wait("h3 to be reached directly", LONG_TIMEOUT, || {
         via(h1, &h3)?.eq(&h3).then_some(()).ok_or("not yet".to_owned())
     });
@@ -45,7 +45,7 @@ fn traffic_is_rerouted_and_returns_to_the_direct_link() {
 #[test]
 fn traffic_survives_the_failure_of_a_relay() {
     let Some(lab) = Lab::start("square", &Topology::hosts(4)) else { return };
-    // h1 and h3 only see h2 and h4.
+    // h1 and h3 reach h2 and h4 only.
     lab.cut("h1", "h3");
     lab.cut("h2", "h4");
     for (host, peers) in [("h1", &[][..]), ("h2", &["h1"]), ("h4", &["h1"]), ("h3", &["h2", "h4"])] {

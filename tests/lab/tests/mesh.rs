@@ -1,4 +1,4 @@
-//! Three hosts, each connected with each: a network like one big switch, plain and encrypted.
+//! Three hosts in a full mesh behave like one switch, plain and encrypted.
 
 use weave_lab::packet::Ethernet;
 use weave_lab::{Lab, Topology, claims};
@@ -14,7 +14,7 @@ fn all_traffic_kinds_pass_between_all_pairs() {
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
     check_all_traffic(&members);
 
-    // What a user does by name, by address and with a port.
+    // Targets are shown as they were given.
     let targets = lab.host("h2").weave_ok(&["status", "targets"]);
     assert_eq!(targets.trim(), "h1");
     claims(&["S-6", "F-3", "F-4", "F-5"]);
@@ -51,7 +51,7 @@ fn unicast_is_learned_and_broadcasts_are_flooded() {
     let (at_b, at_c, at_d) = (b.container.capture(), c.container.capture(), second.capture());
     let pings = a.container.ping(&b.ip, 10);
     assert_eq!((pings.received, pings.ttl), (10, Some(64)));
-    // Nobody has this address; asking for it and sending to an unknown MAC reach everybody.
+    // ARP for an unused address and frames to an unknown MAC are flooded.
     assert!(a.container.arp("10.2.1.99").is_empty());
     assert!(a.container.raw("02:00:00:00:00:99", 200, &[], 0).is_empty());
     let (at_b, at_c, at_d) = (at_b.finish(), at_c.finish(), at_d.finish());
@@ -74,7 +74,7 @@ fn unicast_is_learned_and_broadcasts_are_flooded() {
         );
     }
 
-    // Ordinary tools.
+    step("ARP and iptables in containers");
     let arping = b.container.arp(&a.ip);
     assert_eq!(arping, [a.container.mac()]);
     b.container.command_ok(&["iptables", "-w", "-A", "INPUT", "-p", "icmp", "-s", &a.ip, "-j", "DROP"]);

@@ -1,4 +1,4 @@
-//! Peers on other ports.
+//! Peers that do not use the default port.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -40,7 +40,7 @@ fn peers_on_different_ports() {
     launch(h1, &[], &[]);
     launch(h2, &["--port", "7000"], &[]);
     h1.weave_ok(&["connect", "h2"]);
-    // Nothing listens there, and the reason names where.
+    // No peer listens on the default port; the reason names the address.
     h1.wait("the reason of the failure", SHORT_TIMEOUT, || {
         let all = h1.connections();
         all.iter()

@@ -1,5 +1,5 @@
-//! A kernel or a sandbox that lacks something: one line tells what and what to do, and nothing is changed. What is optional
-//! costs a notice at most.
+//! A kernel or a sandbox without a required feature gives an error of one line that says what to do, and changes nothing. A missing
+//! optional feature gives a notice at most.
 
 use weave_lab::{Host, Lab, Outcome, Topology, claims, weave_binary};
 
@@ -7,7 +7,7 @@ use crate::common::*;
 
 weave_lab::claims!("S-1");
 
-/// Has to fail with one line that says all the `words`, and to leave no trace.
+/// The command must fail with one line that contains all the `words`, and change nothing.
 #[track_caller]
 fn refused(host: &Host, words: &[&str], run: impl FnOnce() -> Outcome) {
     let before = host_state(host);
@@ -32,7 +32,7 @@ fn incapable<'a>(capability: &'a str, args: &[&'a str]) -> Vec<&'a str> {
 const READ_ONLY: &str =
     "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec \"$@\"";
 
-/// Where `mount` keeps notes of its own.
+/// Makes the files that `mount` keeps.
 fn prepare(host: &Host) {
     host.sh("mkdir -p /run/mount");
 }
@@ -61,12 +61,12 @@ fn launch_reports_missing_features() {
     refused(h1, &["permission denied", "NET_RAW"], || h1.command(&incapable("-net_raw", &launch)));
     refused(h1, &["read-only", "/proc/sys"], || h1.command(&read_only(&launch)));
 
-    // Without these it works, only slower or less tidily.
+    step("optional features");
     for feature in ["bpf", "udp-gro"] {
         h1.weave_without(feature, &launch).expect_ok();
         let filters = h1.sh("tc filter show dev vethwe-datapath ingress");
-        let told = h1.log().contains("own network stack sees");
-        assert!(told || !filters.is_empty(), "neither dropped nor told\n{}", h1.log());
+        let reported = h1.log().contains("own network stack sees");
+        assert!(reported || !filters.is_empty(), "neither dropped nor logged\n{}", h1.log());
         h1.weave_ok(&["stop"]);
         h1.weave_ok(&["reset"]);
     }

@@ -1,4 +1,4 @@
-//! Hosts behind routers that masquerade: they dial, nobody dials them, and two of them meet over a third.
+//! Hosts behind routers that masquerade: they connect to others, and two of them reach each other over a third.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -15,7 +15,7 @@ fn hosts_behind_nat_connect_over_a_third() {
     launch(h2, &[], &["h1"]);
     launch(h3, &[], &["h1"]);
     launch(h4, &[], &["h1"]);
-    // h3 and h4 find h2 by themselves; with each other they can only speak over one of the others.
+    // h3 and h4 discover h2; they reach each other over h1 or h2 only.
     for host in [h3, h4] {
         wait_peers(host, 4);
         host.wait("connections with h1 and h2", LONG_TIMEOUT, || {

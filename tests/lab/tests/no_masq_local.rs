@@ -1,4 +1,4 @@
-//! `--no-masq-local`: who is reached with the source address as it was.
+//! `--no-masq-local`: which addresses are reached without masquerading.
 
 use std::net::Ipv4Addr;
 
@@ -10,13 +10,13 @@ use crate::common::addresses::*;
 use crate::common::*;
 
 const SET: &str = "weaver-no-masq-local";
-/// Small enough to be looked at address by address.
+/// Small enough to check each address.
 const RANGE: &str = "10.32.5.0/24";
-/// On a link of its own to the first host.
+/// The network of a container on a link of its own to the first host.
 const OUTSIDE: &str = "172.30.0.2";
 const GATEWAY: &str = "172.30.0.1";
 
-/// The networks in the set; `None`: there is no set.
+/// The networks in the ipset; `None` if there is none.
 fn members(host: &Host) -> Option<Vec<String>> {
     match host.probe(&["set", SET]) {
         Value::Null => None,
@@ -24,7 +24,7 @@ fn members(host: &Host) -> Option<Vec<String>> {
     }
 }
 
-/// Every address of some networks, ascending.
+/// All addresses of some networks, ascending.
 fn each(networks: &[String]) -> Vec<Ipv4Addr> {
     let mut all = Vec::new();
     for (first, length) in networks.iter().map(|n| n.split_once('/').unwrap()) {
@@ -35,7 +35,7 @@ fn each(networks: &[String]) -> Vec<Ipv4Addr> {
     all
 }
 
-/// Every address that the report says is this peer's own.
+/// All addresses that this peer owns according to the report.
 fn own(host: &Host) -> Vec<Ipv4Addr> {
     let report = host.report().unwrap_or_default();
     let entries = report["IPAM"]["Entries"].as_array().cloned().unwrap_or_default();
@@ -48,7 +48,7 @@ fn own(host: &Host) -> Vec<Ipv4Addr> {
     all
 }
 
-/// Waits until the set is what the report says, and that what is expected.
+/// Waits until the ipset, the report and the expectation agree.
 #[track_caller]
 fn wait_members(host: &Host, expected: &[&str]) {
     host.wait(&format!("the set of {expected:?}"), SHORT_TIMEOUT, || {
@@ -67,7 +67,7 @@ fn source(captured: &Captured, to: &str) -> Option<Ipv4Addr> {
     captured.frames().iter().find(asked).map(|f| Ipv4Addr::new(f[26], f[27], f[28], f[29]))
 }
 
-/// Whom a container takes that for that pings it from outside.
+/// The source address that a container sees when the outside pings it.
 #[track_caller]
 fn seen_inside(outside: &Container, container: &Container, ip: &str) -> Ipv4Addr {
     let capture = container.capture();
@@ -75,7 +75,7 @@ fn seen_inside(outside: &Container, container: &Container, ip: &str) -> Ipv4Addr
     source(&capture.finish(), ip).expect("an echo request")
 }
 
-/// Whom the outside takes a container for that pings it.
+/// The source address that the outside sees when a container pings it.
 #[track_caller]
 fn seen_outside(container: &Container, host: &Host) -> Ipv4Addr {
     let capture = host.capture("eth1");
@@ -83,7 +83,7 @@ fn seen_outside(container: &Container, host: &Host) -> Ipv4Addr {
     source(&capture.finish(), OUTSIDE).expect("an echo request")
 }
 
-/// The ranges of two peers, as they come and go, and what translates by them.
+/// The ipset follows the ranges of two peers, and masquerading follows the ipset.
 #[test]
 fn source_address_is_kept_within_own_ranges() {
     let Some(lab) = Lab::start("local", &Topology::hosts(2)) else { return };
@@ -98,7 +98,7 @@ fn source_address_is_kept_within_own_ranges() {
     assert_eq!(h1.command_ok(&tracker), "no-masq-local\n");
     let (c1, near) = allocated_container(h1, "c1");
 
-    // The half of what is free, and not a network what is left.
+    step("half of the free space is given away");
     launch(h2, &options, &["h1"]);
     h2.wait_established(1, LONG_TIMEOUT);
     let (c2, far) = allocated_container(h2, "c2");
@@ -114,14 +114,14 @@ fn source_address_is_kept_within_own_ranges() {
     assert_eq!(seen_inside(&world, &c2, &far), address(&exposed), "another peer's");
     assert_eq!(seen_outside(&c1, h1), address(GATEWAY), "the outside is in no set");
 
-    // Over a crash: at once, and the same.
+    step("after a crash the ipset is the same immediately");
     h1.signal_daemon("KILL");
     h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
     launch(h1, &options, &[]);
     assert_eq!(members(h1), Some(vec!["10.32.5.0/25".to_owned(), "10.32.5.128/26".to_owned()]));
     h1.wait_established(1, LONG_TIMEOUT);
 
-    // What a peer leaves behind, joined to what there was.
+    step("the space of a peer that leaves is added");
     drop(c2);
     h2.weave_ok(&["stop"]);
     assert_eq!(each(&members(h2).unwrap()).len(), 64, "a stop leaves everything in place");
@@ -133,7 +133,7 @@ fn source_address_is_kept_within_own_ranges() {
     h2.weave_ok(&["reset"]);
     assert_eq!(members(h2), None);
 
-    // Without the option everything is translated.
+    step("without the option everything is masqueraded");
     h1.weave_ok(&["stop"]);
     launch(h1, &["--ipalloc-range", RANGE], &[]);
     assert_eq!(seen_inside(&world, &c1, &near), address(&exposed));

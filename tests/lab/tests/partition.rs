@@ -1,4 +1,4 @@
-//! A network in two halves, and whole again.
+//! A network partition and its end.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -25,7 +25,7 @@ fn both_halves_keep_working_and_merge() {
         wait_peers(host, 2);
         host.wait_established(1, LONG_TIMEOUT);
     }
-    // Both halves are used while apart.
+    step("both halves carry traffic while separated");
     members[1].container.tcp(&members[0].container, "10.2.1.1", 300_000);
     members[3].container.tcp(&members[2].container, "10.2.1.3", 300_000);
     lab.heal_all();

@@ -1,4 +1,4 @@
-//! A password: nothing readable on the wire, and who does not have it stays outside.
+//! A password encrypts traffic and excludes peers without it.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const TEXT: &[u8] = b"who is there?";
 fn encrypted_traffic_is_not_readable_on_the_wire() {
     let Some(lab) = Lab::start("secret", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
-    // Relayed traffic counts as well, so h1 and h3 only speak over h2. All spellings, one from the environment.
+    // h1 and h3 reach each other over h2 only, so that relayed traffic is tested, too. All spellings, one from the environment.
     lab.cut("h1", "h3");
     let captures = ["h1", "h2", "h3"].map(|device| lab.wire().capture(device));
     launch(h1, &["-password", "wEaVe"], &[]);
@@ -50,8 +50,8 @@ fn encrypted_traffic_is_not_readable_on_the_wire() {
             (&[10, 2, 1, 3, 0x45], "an inner address"),
             (topology.as_slice(), "a peer's name in gossip"),
         ] {
-            // The handshake carries names in the clear and so does every sleeve datagram (its sender): only gossip after the
-            // handshake is meant, in which names come as text of Go's gob.
+            // The handshake and every sleeve datagram contain peer names in the clear. The search is for gossip after the
+            // handshake, in which names are gob strings.
             if what == "a peer's name in gossip" {
                 let after: Vec<_> = seen.frames().into_iter().skip(60).collect();
                 assert!(
@@ -68,7 +68,7 @@ fn encrypted_traffic_is_not_readable_on_the_wire() {
 
 #[test]
 fn plain_traffic_is_readable_on_the_wire() {
-    // That the captures above would have found something.
+    // Shows that the captures of the test above would have found the text.
     let Some(lab) = Lab::start("plain", &Topology::hosts(2)) else { return };
     launch_mesh(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
@@ -85,7 +85,7 @@ fn wrong_and_missing_passwords_are_refused() {
     let Some(lab) = Lab::start("wrong", &Topology::hosts(3)) else { return };
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     launch(h1, &["--password", "wEaVe"], &[]);
-    // The option beats the variable: with the variable's password h2 would come in.
+    // The option overrides the variable: with the password of the variable h2 would be accepted.
     assert!(
         h2.weave_env(
             &[("WEAVE_PASSWORD", "wEaVe")],
@@ -97,17 +97,17 @@ fn wrong_and_missing_passwords_are_refused() {
     for host in [h2, h3] {
         host.wait("the reason in its status", SHORT_TIMEOUT, || {
             let all = host.connections();
-            let told =
+            let reported =
                 all.iter().any(|c| c.state != "established" && c.info.to_lowercase().contains("password"));
-            if told { Ok(()) } else { Err(format!("{all:#?}")) }
+            if reported { Ok(()) } else { Err(format!("{all:#?}")) }
         });
     }
-    // The other side says it as well, for both, although it dialled nobody.
+    step("the accepting peer reports the failed attempts as well");
     for from in ["198.18.0.2", "198.18.0.3"] {
         h1.wait("the reason in the status of the refusing side", SHORT_TIMEOUT, || {
             let page = h1.weave(&["status", "connections"]).stdout;
-            let told = page.lines().any(|l| l.contains(from) && l.to_lowercase().contains("password"));
-            if told { Ok(()) } else { Err(page) }
+            let reported = page.lines().any(|l| l.contains(from) && l.to_lowercase().contains("password"));
+            if reported { Ok(()) } else { Err(page) }
         });
         let log = h1.log();
         assert!(log.lines().any(|l| l.contains(from) && l.to_lowercase().contains("password")), "{log}");
@@ -130,7 +130,7 @@ fn wrong_and_missing_passwords_are_refused() {
         );
     }
 
-    // With the right one it comes in at once.
+    step("with the right password it is connected immediately");
     h2.weave_ok(&["stop"]);
     assert!(
         h2.weave_env(
@@ -148,7 +148,7 @@ fn mac_bytes(text: &str) -> Vec<u8> {
     text.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect()
 }
 
-/// A peer's nickname as it stands in topology gossip: the field's text with its length.
+/// A nickname as a gob string in topology gossip: its length and text.
 fn name_bytes(host: &weave_lab::Host) -> Vec<u8> {
     let nickname = host.report().unwrap()["Router"]["NickName"].as_str().unwrap().as_bytes().to_vec();
     [b"NickName".to_vec(), nickname].concat()

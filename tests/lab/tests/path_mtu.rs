@@ -1,4 +1,4 @@
-//! A path that carries less than its ends think.
+//! A path MTU that is smaller than the MTU of the interfaces.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -12,7 +12,7 @@ fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
     launch_mesh(&lab, options);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
     check_all_traffic(&members);
-    // Smaller while in use.
+    // The path MTU shrinks while it is in use.
     lab.path_mtu("h2", mtu - 200, icmp);
     let [a, b] = &members[..] else { unreachable!() };
     for (from, to) in [(a, b), (b, a)] {
@@ -27,7 +27,7 @@ fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
         let sizes = "1300,9000,65000";
         let large = ["udp-send", &to.ip, "--sizes", sizes, "--tries", "2"];
         passes("large datagrams over the smaller path", "udp-serve", &large);
-        // A black hole is noticed by the next probe of the path; until then a stream stands still.
+        // The next probe of the path detects a black hole; until then a stream stops.
         let stream = ["tcp-send", &to.ip, "--bytes", "500000", "--stall-ms", "8000"];
         passes("a stream over the smaller path", "tcp-serve", &stream);
     }
@@ -36,7 +36,7 @@ fn small_path(name: &str, mtu: u16, icmp: bool, options: &[&str]) {
 
 #[test]
 fn small_path_mtu_with_icmp() {
-    small_path("told", 1300, true, &[]);
+    small_path("icmp", 1300, true, &[]);
 }
 
 #[test]

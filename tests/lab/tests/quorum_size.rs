@@ -1,4 +1,4 @@
-//! How many must agree: the count that peers assume, what they were told, and what becomes of wrong counts.
+//! The quorum: from peer addresses, from `--init-peer-count`, and with wrong counts.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::common::*;
 
 weave_lab::claims!("S-9", "S-11", "S-12", "S-22", "I-23", "I-24", "I-27", "I-28");
 
-/// An allocation that has to wait for others; what it says.
+/// Checks that an allocation waits for other peers and says so.
 #[track_caller]
 fn waits_for(host: &Host, text: &str) {
     host.sh("ip netns add w 2>/dev/null || true");
@@ -42,7 +42,7 @@ fn quorum_follows_the_peer_addresses() {
     assert_unique_addresses(&lab);
     claims(&["S-9"]);
 
-    // Addresses given later count like those of the launch, and no more once they are forgotten.
+    step("connect and forget change the quorum");
     cut_all_links(&lab, &["h1", "h2", "h3"]);
     resets(&hosts);
     launch(h1, &[], &[]);
@@ -69,7 +69,7 @@ fn connected_peer_never_forms_its_own_ring() {
     let h1 = hosts[0];
     let rounds = if long_tests_enabled() { 13 } else { 2 };
 
-    // A fixed cluster of one, which names itself.
+    step("a cluster of one peer with its own address");
     on_each_host(&hosts, |host| {
         for _ in 0..rounds {
             launch(host, &[], &[host.name()]);
@@ -78,14 +78,14 @@ fn connected_peer_never_forms_its_own_ring() {
             host.weave_ok(&["reset"]);
         }
     });
-    // One of three that names itself, asked as soon as it is there.
+    step("one of three peers with its own address among the three");
     launch(hosts[1], &[], &["h2", "192.0.2.1", "192.0.2.2"]);
     let outcome = assert_command_waits(hosts[1], 6, &["consense"]);
     assert!(outcome.stderr.contains("2 of 3 peers must agree"), "{outcome}");
     hosts[1].weave_ok(&["reset"]);
     claims(&["S-22"]);
 
-    // Launched alone, connected, and asked at once: it joins, however slow the other one is.
+    step("a connected peer joins the existing ring, however slow the other peer is");
     launch(h1, &[], &[]);
     h1.weave_ok(&["consense"]);
     let (_c1, _) = allocated_container(h1, "c1");
@@ -119,7 +119,7 @@ fn connected_peer_never_forms_its_own_ring() {
             assert_eq!(join.finish().unwrap(), "");
         }
         wait_equal_rings(&hosts, LONG_TIMEOUT);
-        assert_eq!(ring_entries(h1), before, "nobody else was first");
+        assert_eq!(ring_entries(h1), before, "there is one ring");
         resets(&hosts[1..]);
     }
     claims(&["S-12"]);
@@ -144,7 +144,7 @@ fn wrong_peer_counts() {
         launch_concurrently(&calls);
     };
 
-    // Two is too few for four peers: halves that do not see each other are two networks.
+    step("with a count of two, separated halves of four peers form two rings");
     for (a, b) in [("h1", "h3"), ("h1", "h4"), ("h2", "h3"), ("h2", "h4")] {
         lab.cut(a, b);
     }
@@ -155,7 +155,7 @@ fn wrong_peer_counts() {
     assert_ne!(ring_entries(h1), ring_entries(h3));
     resets(&hosts);
 
-    // Four is right: half of them are not enough, all but one are; the last one joins.
+    step("with a count of four, three peers are needed and the last one joins");
     launch_all("4");
     for host in &hosts {
         host.wait_established(1, LONG_TIMEOUT);
@@ -171,7 +171,7 @@ fn wrong_peer_counts() {
     assert_unique_addresses(&lab);
     claims(&["I-27"]);
 
-    // Once there is a ring, counts mean nothing any more.
+    step("counts have no effect once there is a ring");
     on_each_host(&[h1, h4], |host| {
         host.weave_ok(&["stop"]);
         launch(host, &["--init-peer-count", "1"], &["h2", "h3"]);
@@ -189,7 +189,7 @@ fn wrong_peer_counts() {
     claims(&["I-28"]);
     resets(&hosts);
 
-    // A bit too large does no harm: three of five.
+    step("a count of five for three peers works");
     let all: &[&str] = &["--init-peer-count", "5", "h1", "h2", "h3"];
     launch_concurrently(&[(h1, all), (h2, all)]);
     h1.wait_established(1, LONG_TIMEOUT);

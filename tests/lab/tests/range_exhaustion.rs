@@ -1,4 +1,4 @@
-//! Small ranges, different ranges, and groups that did not know of each other.
+//! Full ranges, different ranges, and rings that were formed separately.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -22,7 +22,7 @@ fn allocation_in_a_full_range_waits_for_a_release() {
     assert!(all.iter().all(|a| a != "10.2.0.0" && a != "10.2.0.63"));
     let outcome = assert_command_waits(h2, 7, &["attach", &h2.container("c").netns()]);
     assert!(outcome.stderr.contains("waiting for an address"), "{outcome}");
-    // One that is released anywhere serves whoever waits.
+    // An address that is released on any peer serves a waiting request.
     let weave = weave_lab::weave_binary();
     let waits = h2.background(&[weave, "attach", "netns:c"], false).unwrap();
     let ip = h1.weave_ok(&["detach", "netns:f17"]);
@@ -41,13 +41,13 @@ fn peers_with_different_ranges() {
     launch(h2, &[&seeds[..], &["--name", "::2", "--ipalloc-range", "10.3.0.0/16"]].concat(), &["h1"]);
     allocated_container(h2, "c2");
     for host in [h1, h2] {
-        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+        host.wait("the conflict to be reported", LONG_TIMEOUT, || {
             let page = ipam_page(host);
             let ranges = page.contains("10.2.0.0/16") && page.contains("10.3.0.0/16");
             if ranges && page.contains("--ipalloc-range") { Ok(()) } else { Err(page) }
         });
     }
-    // Data flows, and each allocates from its own.
+    // Data flows, and each peer allocates from its own range.
     allocated_container(h1, "d1");
     allocated_container(h2, "d2");
     h1.container("e1").attach(&["10.9.1.1/24"]);
@@ -62,7 +62,7 @@ fn peers_with_different_ranges() {
 fn separately_formed_rings_conflict() {
     let Some(lab) = Lab::start("groups", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    // Far too many: they wait for others, and say whose count it is.
+    step("with a count that is too large peers wait and say where the count comes from");
     launch(h1, &["--init-peer-count", "10"], &["h2"]);
     launch(h2, &["--init-peer-count", "10"], &["h1"]);
     h1.wait_established(1, LONG_TIMEOUT);
@@ -73,7 +73,7 @@ fn separately_formed_rings_conflict() {
     );
     assert!(h1.log().contains("quorum size of 6"), "{}", h1.log());
     claims(&["I-25"]);
-    // Far too few: each is a network of its own.
+    step("with a count of one each peer forms a ring");
     for host in [h1, h2] {
         host.weave_ok(&["stop"]);
     }
@@ -84,14 +84,14 @@ fn separately_formed_rings_conflict() {
     assert_eq!(ip1, ip2, "each has the whole range");
     lab.heal("h1", "h2");
     for host in [h1, h2] {
-        host.wait("the conflict to be told", LONG_TIMEOUT, || {
+        host.wait("the conflict to be reported", LONG_TIMEOUT, || {
             let page = ipam_page(host);
-            let told = page.contains("seeded by different peers") && page.contains("'weave reset'");
-            if told { Ok(()) } else { Err(page) }
+            let reported = page.contains("seeded by different peers") && page.contains("'weave reset'");
+            if reported { Ok(()) } else { Err(page) }
         });
         assert!(host.log().contains("seeded by different peers"));
     }
-    // Nothing is mixed, nothing ends; and data between containers flows.
+    step("rings are not mixed, connections stay, and data flows");
     allocated_container(h1, "d1");
     allocated_container(h2, "d2");
     h1.container("e1").attach(&["10.9.1.1/24"]);

@@ -1,4 +1,4 @@
-//! Space that is taken over while its owner lives, by two at once, or for good: contained and explained; data flows on.
+//! `rmpeer` of a live peer, by two peers concurrently, and of a dead peer: conflicts are contained and reported, and data flows.
 
 use weave_lab::{Host, Lab, Topology, claims};
 
@@ -27,7 +27,7 @@ fn space_taken_from_a_live_peer_is_contained() {
     ends[0].0.reaches(addresses[2], SHORT_TIMEOUT);
     let flow = ends[0].0.pinging(addresses[1], 100);
 
-    // What somebody else has is refused, with its holder: another container, or another peer; inside the range and outside.
+    step("an address of another container or peer is refused with its owner");
     h1.sh("ip netns add other");
     for (cidr, text) in [
         (format!("{}/12", members[0].1), format!("address {}/12 is already owned by netns:c", members[0].1)),
@@ -45,12 +45,12 @@ fn space_taken_from_a_live_peer_is_contained() {
         );
     }
 
-    // h3 dies with its container. Two take its space at the same moment: one of them gets it, and it is said how much that was.
+    step("two peers remove a dead peer concurrently: one of them gets its space and prints how much");
     let gone = name(h3);
     let dies = || {
         h3.signal_daemon("KILL");
         for host in [h1, h2] {
-            host.wait("h3 to be missed", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
+            host.wait("h3 to be disconnected", LONG_TIMEOUT, || ipam_page(host).contains("unreachable!"));
         }
     };
     let (c3, _) = members.remove(2);
@@ -63,37 +63,40 @@ fn space_taken_from_a_live_peer_is_contained() {
     assert!(taken.iter().any(|n| *n > 0), "{taken:?}");
     on_each_host(&[h1, h2], |host| drop(attach_many(host, "m", 5)));
     for host in [h1, h2] {
-        host.wait("nothing to be h3's", SHORT_TIMEOUT, || !ipam_page(host).contains(&gone));
+        host.wait("h3 to own nothing", SHORT_TIMEOUT, || !ipam_page(host).contains(&gone));
         host.wait_established(1, SHORT_TIMEOUT);
     }
-    let told = || [h1, h2].iter().all(|host| ipam_page(host).contains("conflict with"));
-    h1.wait("one ring, or a conflict that both tell", SHORT_TIMEOUT, || {
-        ring_entries(h1) == ring_entries(h2) || told()
+    let reported = || [h1, h2].iter().all(|host| ipam_page(host).contains("conflict with"));
+    h1.wait("one ring, or a conflict that both report", SHORT_TIMEOUT, || {
+        ring_entries(h1) == ring_entries(h2) || reported()
     });
     assert_unique_addresses(&lab);
     claims(&["A-15"]);
 
-    // It comes back with its disk: it yields what it does not use any more, and asks for new space.
+    step("the removed peer comes back, gives up its unused space and asks for new space");
     launch(h3, &["--resume"], &[]);
-    h3.wait("the others' word", SHORT_TIMEOUT, || h3.log().contains("unused addresses to another peer"));
+    h3.wait("the announcements of the others", SHORT_TIMEOUT, || {
+        h3.log().contains("unused addresses to another peer")
+    });
     h3.wait_established(2, LONG_TIMEOUT);
     assert!(!ipam_page(h3).contains("conflict"), "{}", ipam_page(h3));
     let (_c, used) = allocated_container(h3, "c");
     assert_unique_addresses(&lab);
 
-    // The same, but its container lives, and meanwhile the address was given to another one: that is all there is to contain. h3 says
-    // which range, and who has it; it hands out nothing of it, and its container is not cut off.
+    step(
+        "an address that was allocated twice is reported by h3, which allocates nothing of the range and keeps its container connected",
+    );
     dies();
     assert!(count_taken(&h2.weave_ok(&["rmpeer", &gone]), &gone) > 0);
     drop(observer);
     assert_eq!(h2.weave_ok(&["attach", &format!("{used}/12"), "netns:m1"]), format!("{used}\n"));
     launch(h3, &["--resume"], &[]);
     h3.wait_established(2, LONG_TIMEOUT);
-    h3.wait("the conflict to be told", SHORT_TIMEOUT, || {
+    h3.wait("the conflict to be reported", SHORT_TIMEOUT, || {
         let page = ipam_page(h3);
-        let told = page.contains("Received update for IP range I own at ")
+        let reported = page.contains("Received update for IP range I own at ")
             && page.contains(&format!("incoming message says owner {}", name(h2)));
-        if told && page.contains("not handed out: ") && page.contains("'weave reset'") {
+        if reported && page.contains("not handed out: ") && page.contains("'weave reset'") {
             Ok(())
         } else {
             Err(page)
@@ -108,7 +111,7 @@ fn space_taken_from_a_live_peer_is_contained() {
     ends[2].0.reaches(addresses[0], SHORT_TIMEOUT);
     assert_eq!(h3.connections().iter().filter(|c| c.state == "established").count(), 2);
     claims(&["P-17"]);
-    // Once the address is used only once, h3 yields, and there is one ring again.
+    step("once the address is in use only once, there is one ring again");
     h3.weave_ok(&["detach", "netns:c"]);
     h3.weave_ok(&["stop"]);
     launch(h3, &["--resume"], &[]);
@@ -117,12 +120,12 @@ fn space_taken_from_a_live_peer_is_contained() {
     assert!(!ipam_page(h3).contains("conflict"), "{}", ipam_page(h3));
     assert_unique_addresses(&lab);
 
-    // A peer that is there: only by force; then it is as before.
+    step("rmpeer of a reachable peer needs --force");
     let refused = h1.weave(&["rmpeer", "h2"]);
     assert!(!refused.success() && refused.stderr.contains("reachable"), "{refused}");
     assert!(refused.stderr.contains("--force"), "{refused}");
     assert!(count_taken(&h1.weave_ok(&["rmpeer", "--force", "h2"]), "h2") > 0);
-    h2.wait("the conflict to be told", LONG_TIMEOUT, || {
+    h2.wait("the conflict to be reported", LONG_TIMEOUT, || {
         let page = ipam_page(h2);
         if page.contains("conflict with ") && page.contains("'weave reset'") { Ok(()) } else { Err(page) }
     });

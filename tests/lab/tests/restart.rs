@@ -1,4 +1,4 @@
-//! Daemons end and come back while containers run.
+//! Daemons are restarted while containers run.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -23,7 +23,7 @@ fn containers_survive_daemon_restarts() {
     for round in 0..2 {
         if round == 0 {
             h2.signal_daemon("KILL");
-            h2.wait("the death of the daemon", SHORT_TIMEOUT, || h2.daemon_pid().is_none());
+            h2.wait("the end of the daemon", SHORT_TIMEOUT, || h2.daemon_pid().is_none());
         } else {
             h2.weave_ok(&["stop"]);
             assert!(h2.daemon_pid().is_none());

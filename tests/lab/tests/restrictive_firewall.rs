@@ -1,4 +1,4 @@
-//! Firewalls: what has to be open, and a host that cannot dial.
+//! Firewalls between hosts: which ports must be open, and a host that cannot connect to others.
 
 use weave_lab::{Lab, Topology, claims};
 
@@ -16,7 +16,7 @@ fn one_open_port_is_enough() {
     for host in lab.hosts() {
         assert!(
             host.connections().iter().all(|c| c.info.contains("sleeve") || c.info.contains("warp")),
-            "the mode is told"
+            "the mode is shown"
         );
     }
     let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
@@ -42,7 +42,7 @@ fn host_that_cannot_connect_is_connected_by_others() {
             .any(|c| c.outbound && c.remote == "198.18.0.4:6783" && c.state == "established")
     });
     claims(&["F-43"]);
-    // The others try by themselves.
+    // The others connect without a command.
     for host in lab.hosts() {
         host.wait_established(3, LONG_TIMEOUT);
     }

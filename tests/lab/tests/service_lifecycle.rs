@@ -1,4 +1,4 @@
-//! The life of a peer under a supervisor: crashes, restarts, bad disks, logs, and several peers on one machine.
+//! The daemon under a supervisor: crashes, restarts, full disks, logs, and several peers on one host.
 
 use weave_lab::{Host, Lab, Topology, claims};
 
@@ -14,11 +14,11 @@ fn targets(host: &Host) -> Vec<String> {
     host.weave_ok(&["status", "targets"]).lines().map(str::to_owned).collect()
 }
 
-/// Kills the daemon and waits for another.
+/// Kills the daemon and waits for the next one.
 fn crash(host: &Host) -> i32 {
     let old = host.daemon_pid();
     host.signal_daemon("KILL");
-    host.wait("another daemon", SHORT_TIMEOUT, || match host.daemon_pid() {
+    host.wait("the next daemon", SHORT_TIMEOUT, || match host.daemon_pid() {
         pid if pid != old && host.weave(&["status"]).success() => pid,
         _ => None,
     })
@@ -31,7 +31,7 @@ fn supervisor_restarts_the_daemon() {
     let outcome = h1.weave_env(&[("WEAVE_PASSWORD", "wEaVe-secret")], &["launch", "192.0.2.1"]);
     let name = h1.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned();
     assert_eq!((outcome.code, outcome.stdout.trim()), (Some(0), name.as_str()), "{outcome}");
-    // Nothing here outlives a reboot, which is said in one line.
+    // One line says that nothing restarts the peer after a reboot.
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome}");
     assert!(outcome.stderr.contains("after a reboot it needs a service manager"), "{outcome}");
 
@@ -45,7 +45,7 @@ fn supervisor_restarts_the_daemon() {
     assert!(!shown.contains("wEaVe-secret"), "the password shows:\n{shown}");
     assert_eq!(h1.sh("stat -c %a:%u /var/lib/weave/password").trim(), "600:0");
 
-    // What was told since is kept over a crash; a second one, too.
+    step("peers added since the launch survive two crashes");
     h1.weave_ok(&["connect", "192.0.2.2"]);
     for _ in 0..2 {
         crash(h1);
@@ -65,9 +65,9 @@ fn supervisor_restarts_the_daemon() {
     h1.weave_ok(&["stop"]);
     assert!(h1.daemon_pid().is_none());
     assert_eq!(h1.sh("ls -A /run/weave").trim(), "", "nothing is left behind");
-    assert!(h1.command(&["ls", "/var/lib/weave/password"]).code != Some(0), "nobody needs the password now");
+    assert!(h1.command(&["ls", "/var/lib/weave/password"]).code != Some(0), "the password file is removed");
 
-    // A launch takes its arguments; --resume takes what was stored.
+    step("launch uses its arguments, --resume the stored peers");
     h1.weave_ok(&["launch", "--no-restart", "192.0.2.3"]);
     assert_eq!(targets(h1), ["192.0.2.3"]);
     h1.weave_ok(&["connect", "192.0.2.4"]);
@@ -103,23 +103,28 @@ fn boot_resumes_stored_peers_unless_the_list_changed() {
     drop(second);
     h1.reboot();
     let third = boot(&["192.0.2.1", "192.0.2.9"]);
-    assert_eq!(targets(h1), ["192.0.2.1", "192.0.2.9"], "another list: somebody edited it");
+    assert_eq!(targets(h1), ["192.0.2.1", "192.0.2.9"], "a changed list is used");
     drop(third);
 }
 
 #[test]
-fn stale_files_and_two_at_a_time() {
+fn stale_pid_files_and_sockets_are_ignored() {
     let Some(lab) = one("stale") else { return };
     let h1 = lab.host("h1");
-    // Pids of processes that live but hold no lock, sockets that nobody reads.
+    // Pids of live processes without the lock, sockets without a reader.
     h1.sh("mkdir -p /run/weave /var/lib/weave; for f in weave supervisor launch; do echo 1 > /run/weave/$f.pid; done; \
            touch /run/weave/fresh; python3 -c \"import socket; \
            [socket.socket(socket.AF_UNIX, t).bind('/run/weave/'+n) for n, t in \
            (('weave.sock', socket.SOCK_STREAM), ('launch.sock', socket.SOCK_DGRAM))]\" || touch /run/weave/weave.sock");
     h1.weave_ok(&["launch", "--no-restart"]);
     h1.weave_ok(&["status"]);
+}
 
-    // A launch at work is waited for, not cut off.
+#[test]
+fn launch_waits_for_another_launch() {
+    let Some(lab) = one("waits") else { return };
+    let h1 = lab.host("h1");
+    launch(h1, &[], &[]);
     let holder = h1.background(&["flock", "/run/weave/launch.pid", "sleep", "1"], false).unwrap();
     h1.wait("the lock", SHORT_TIMEOUT, || {
         !h1.command(&["flock", "-n", "/run/weave/launch.pid", "true"]).success()
@@ -129,8 +134,12 @@ fn stale_files_and_two_at_a_time() {
     h1.weave_ok(&["stop"]);
     drop(holder);
     assert!(h1.daemon_pid().is_none());
+}
 
-    // A supervisor whose daemon never became ready is about to end: it does not count as a peer that runs.
+#[test]
+fn supervisor_without_a_ready_daemon_does_not_count_as_running() {
+    let Some(lab) = one("unready") else { return };
+    let h1 = lab.host("h1");
     h1.sh("mkdir -p /run/weave; echo 1 > /run/weave/supervisor.pid; touch /run/weave/fresh");
     let ending = h1.background(&["flock", "/run/weave/supervisor.pid", "sleep", "1"], false).unwrap();
     h1.wait("its lock", SHORT_TIMEOUT, || {
@@ -139,8 +148,12 @@ fn stale_files_and_two_at_a_time() {
     h1.weave_ok(&["launch", "--no-restart"]);
     drop(ending);
     h1.weave_ok(&["stop"]);
+}
 
-    // Many at once: one wins, the others say so, and nothing of theirs is in its way.
+#[test]
+fn of_five_concurrent_launches_one_succeeds() {
+    let Some(lab) = one("five") else { return };
+    let h1 = lab.host("h1");
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..5).map(|_| scope.spawn(|| h1.weave(&["launch", "--no-restart"]))).collect();
         all.into_iter().map(|t| t.join().unwrap()).collect()
@@ -153,36 +166,46 @@ fn stale_files_and_two_at_a_time() {
     assert_eq!(h1.sh("ls -d /run/weave /var/lib/weave 2>/dev/null || true").trim(), "");
 }
 
+const SMALL_DISK: &str = "mkdir -p /var/lib/weave; mount -t tmpfs -o size=64k,mode=0700 tmpfs /var/lib/weave";
+
 #[test]
-fn bad_disks() {
+fn full_disk() {
     let Some(lab) = one("disks") else { return };
     let h1 = lab.host("h1");
-    h1.sh("mkdir -p /var/lib/weave; mount -t tmpfs -o size=64k,mode=0700 tmpfs /var/lib/weave");
-    // Full: refused with the reason, and the host is as before.
+    h1.sh(SMALL_DISK);
+    step("launch on a full disk fails and changes nothing");
     h1.sh("dd if=/dev/zero of=/var/lib/weave/fill bs=1k 2>/dev/null || true");
     let before = h1.snapshot();
     let full = h1.weave(&["launch", "--no-restart"]);
     assert!(full.code == Some(1) && full.stderr.contains("No space left on device"), "{full}");
     assert_eq!(h1.snapshot(), before);
-    // Room again, and full once it runs: it goes on, says so, and saves when it can.
+    step("a disk that becomes full: the daemon goes on, logs it, and stores its state later");
     h1.sh("rm /var/lib/weave/fill");
     h1.weave_ok(&["launch"]);
     h1.sh("dd if=/dev/zero of=/var/lib/weave/fill bs=1k 2>/dev/null || true");
     h1.weave_ok(&["connect", "192.0.2.1"]);
     assert_eq!(targets(h1), ["192.0.2.1"]);
-    h1.wait("a word about it", SHORT_TIMEOUT, || h1.log().contains("state is not saved"));
+    h1.wait("a line in the log", SHORT_TIMEOUT, || h1.log().contains("state is not saved"));
     h1.sh("rm /var/lib/weave/fill");
     h1.weave_ok(&["connect", "192.0.2.2"]);
     crash(h1);
     assert_eq!(targets(h1), ["192.0.2.1", "192.0.2.2"]);
     h1.weave_ok(&["stop"]);
+    h1.sh("umount /var/lib/weave");
+}
 
-    // Read-only: the same. The daemon that runs when it becomes so runs on, and can be stopped.
+#[test]
+fn read_only_disk() {
+    let Some(lab) = one("readonly") else { return };
+    let h1 = lab.host("h1");
+    h1.sh(SMALL_DISK);
+    step("launch on a read-only disk fails and changes nothing");
     h1.sh("mount -o remount,ro /var/lib/weave");
     let before = h1.snapshot();
     let read_only = h1.weave(&["launch", "--no-restart"]);
     assert!(read_only.code == Some(1) && read_only.stderr.contains("Read-only file system"), "{read_only}");
     assert_eq!(h1.snapshot(), before);
+    step("a daemon goes on when its disk becomes read-only");
     h1.sh("mount -o remount,rw /var/lib/weave");
     h1.weave_ok(&["launch", "--no-restart"]);
     h1.sh("mount -o remount,ro /var/lib/weave");
@@ -200,12 +223,12 @@ fn log_file_is_reopened_after_a_rename() {
     let log = || h1.command(&["cat", "/var/log/w.log"]).stdout;
     assert!(log().contains("Our name is "), "{}", log());
     h1.sh("mv /var/log/w.log /var/log/moved");
-    // The supervisor's line and those of the next daemon: neither goes to the old file.
+    // Neither the supervisor nor the next daemon writes to the old file.
     crash(h1);
-    h1.wait("a new log", SHORT_TIMEOUT, || {
+    h1.wait("a new log file", SHORT_TIMEOUT, || {
         log().contains("starting it again") && log().contains("Our name is ")
     });
-    // A full disk below the log stops nobody.
+    step("a full disk for the log does not stop the daemon");
     h1.sh("mkdir -p /var/log/small; mount -t tmpfs -o size=8k tmpfs /var/log/small");
     h1.weave_ok(&["stop"]);
     h1.weave_ok(&["launch", "--log-file=/var/log/small/w.log"]);
@@ -237,14 +260,14 @@ fn two_instances_on_one_host() {
     let name = |text: &str| text.lines().find(|l| l.contains(" Name: ")).map(str::to_owned);
     assert_ne!(name(&b(&["status"])), name(&h1.weave_ok(&["status"])), "peers of their own");
 
-    // A container of each, and traffic between them.
+    step("traffic between containers of both instances");
     one.attach(&["10.2.1.1/24"]);
     b(&["attach", "10.2.1.2/24", "netns:other"]);
     let bridges = h1.command_ok(&["ip", "-o", "link", "show", "type", "bridge"]);
     assert!(bridges.contains(" weave:") && bridges.contains(" weave-b:"), "{bridges}");
     one.reaches("10.2.1.2", SHORT_TIMEOUT);
 
-    // One goes, the other stays as it is.
+    step("reset of one instance does not affect the other");
     h1.weave_ok(&["reset"]);
     assert!(!one.has_interface() && other.has_interface());
     b(&["status"]);
@@ -269,7 +292,7 @@ fn two_instances_on_one_host() {
 fn wall_clock_jumps_do_not_interrupt_traffic() {
     let Some(lab) = Lab::start("clock", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    // The wall clock of one peer is moved by a library in front of libc; the machine's own is everybody's.
+    // A preloaded library changes the wall clock of one peer; the clock of the machine is shared.
     h1.sh(
         "cat > /run/jump.c <<'EOF'\n\
          #define _GNU_SOURCE\n#include <stdio.h>\n#include <time.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
@@ -293,7 +316,7 @@ fn wall_clock_jumps_do_not_interrupt_traffic() {
     let pings = a.container.pinging(&b.ip, 100);
     for by in ["-315360000", "315360000", "-86400", "0"] {
         h1.sh(&format!("echo {by} > /run/jump"));
-        // The jump has arrived where people see it.
+        // The log shows the new time.
         h1.weave_ok(&["connect", "192.0.2.1"]);
         if by.len() > 6 {
             h1.wait("the clock", SHORT_TIMEOUT, || {
@@ -318,7 +341,7 @@ fn launch_can_be_killed_at_any_time() {
         for (host, option) in [("h1", "--no-restart"), ("h2", "--service=supervisor")] {
             let host = lab.host(host);
             scope.spawn(move || {
-                // First the command itself, then the daemon under it, from before anything is done to after everything is.
+                // Kills the command, then the daemon that it starts, at times from before the first operation to after the last.
                 let own = killed_anywhere(host, option, "k=$p");
                 let daemon =
                     killed_anywhere(host, option, "k=$(cat /run/weave/weave.pid 2>/dev/null || echo $p)");
@@ -330,7 +353,7 @@ fn launch_can_be_killed_at_any_time() {
     });
 }
 
-/// Kills what `victim` sets `k` to, a few milliseconds later each time; `p` is the launch.
+/// Kills the process in the shell variable `k`, which `victim` sets, some milliseconds later each time; `p` is the launch.
 fn killed_anywhere(host: &Host, option: &str, victim: &str) -> usize {
     let fresh = host.snapshot();
     let mut after = 0;
@@ -341,7 +364,7 @@ fn killed_anywhere(host: &Host, option: &str, victim: &str) -> usize {
             weave_lab::weave_binary()
         );
         host.sh(&script);
-        // The next command works, whatever was done; the daemon may be on its way still.
+        // The next command works, whatever was done before; the daemon may still be starting.
         let again = host.wait("a launch that works", SHORT_TIMEOUT, || {
             let again = host.weave(&["launch", option, "--password", "p"]);
             if again.success() || again.stderr.contains("already running") {
@@ -364,13 +387,13 @@ fn killed_daemon_can_be_relaunched_immediately() {
     let Some(lab) = one("again") else { return };
     let h1 = lab.host("h1");
     launch(h1, &[], &[]);
-    // In one script, so that nothing else takes time in between.
+    // In one script, so that no time passes in between.
     let weave = weave_lab::weave_binary();
     h1.sh(&format!(
         "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do kill -9 $(cat /run/weave/weave.pid); {weave} launch --no-restart; done"
     ));
     h1.weave_ok(&["status"]);
-    // A daemon that is kept is not: whoever keeps it starts it again.
+    // The supervisor restarts a daemon that has one.
     h1.weave_ok(&["stop"]);
     h1.weave_ok(&["launch"]);
     let refused = h1.command(&["sh", "-c", &format!("kill -9 $(cat /run/weave/weave.pid); {weave} launch")]);
@@ -378,7 +401,7 @@ fn killed_daemon_can_be_relaunched_immediately() {
     h1.wait("the next daemon", SHORT_TIMEOUT, || h1.weave(&["status"]).success());
 }
 
-/// Words of `reset --dry-run` for what can be there or not: files and directories by name, devices, processes, rules.
+/// Whether the output of `reset --dry-run` names a file, directory, device, process or rule.
 fn is_listed(change: &str, listed: &[&str]) -> bool {
     let Some((kind, thing)) = change.split_once(' ') else { return false };
     match kind {
@@ -393,7 +416,7 @@ fn is_listed(change: &str, listed: &[&str]) -> bool {
     }
 }
 
-/// Everything that `reset` may remove, one a line, named as [`is_listed`] reads it.
+/// Everything that `reset` may remove, one per line, in the form that [`is_listed`] reads.
 fn inventory(host: &Host) -> Vec<String> {
     let text = host.sh(
         "ip -o link | sed 's/^[0-9]*: //; s/[:@].*//; s/^/device /'; \
@@ -410,11 +433,11 @@ fn reset_dry_run_lists_everything() {
     let Some(lab) = one("dry") else { return };
     let h1 = lab.host("h1");
     let _c = h1.container("c");
-    // A peer on the machine that runs this has files there, too.
+    // A peer on the machine that runs the tests has files there, too.
     h1.sh("rm -rf /etc/NetworkManager /etc/systemd/network");
     h1.sh("mkdir -p /run/weave /var/lib/weave /etc/NetworkManager/conf.d /etc/systemd/network && rmdir /run/weave /var/lib/weave || true");
     let own = inventory(h1);
-    // As much as a peer can have: a supervisor, a password, exposed and allocated addresses, a container.
+    // A peer with a supervisor, a password, exposed and allocated addresses and a container.
     h1.weave_ok(&["launch", "--password", "p", "192.0.2.1", "--ipalloc-init", "consensus=1"]);
     h1.weave_ok(&["attach", "netns:c"]);
     h1.weave_ok(&["expose", "10.2.1.1/24"]);
@@ -429,7 +452,7 @@ fn reset_dry_run_lists_everything() {
     let gone: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
     let unnamed: Vec<_> = gone.iter().filter(|change| !is_listed(change, &listed)).collect();
     assert!(unnamed.is_empty(), "not named: {unnamed:#?}\n{text}");
-    // And nothing that is not there.
+    // It lists nothing that does not exist.
     for line in &listed {
         let is_there = gone.iter().any(|change| is_listed(change, &[line]));
         assert!(is_there, "{line:?} did not go: {gone:#?}");
@@ -440,7 +463,7 @@ fn reset_dry_run_lists_everything() {
 fn stop_removes_tracked_connections() {
     let Some(lab) = Lab::start("flows", &Topology::hosts(2)) else { return };
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    // Connections are tracked where a rule asks for it.
+    // The kernel tracks connections only if a rule needs it.
     for host in [h1, h2] {
         host.sh("iptables -w -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT");
     }
@@ -448,13 +471,13 @@ fn stop_removes_tracked_connections() {
     let members = attach_each(&[h1, h2]);
     let tracked = |port: u16| {
         let all = h1.sh("cat /proc/net/nf_conntrack 2>/dev/null || conntrack -L 2>/dev/null || true");
-        // The first dport is that of the direction in which it began.
+        // The first dport is that of the original direction.
         let first =
             |l: &str| l.split(" dport=").nth(1).and_then(|r| r.split(' ').next()?.parse().ok()) == Some(port);
         all.lines().filter(|l| l.contains("udp") && first(l)).count()
     };
     members[1].container.reaches(&members[0].ip, SHORT_TIMEOUT);
-    // Somebody else's, by UDP to another port.
+    // A connection of another program, by UDP to another port.
     h1.sh("bash -c 'echo x > /dev/udp/198.18.0.2/9999' || true");
     if tracked(6783) == 0 || tracked(9999) == 0 {
         eprintln!("SKIPPED: this kernel does not show which connections it tracks");

@@ -1,4 +1,4 @@
-//! Addresses on one host: got, found again, given back, explained.
+//! Addresses on one host: allocation, lookup, release and status.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ fn first_peer_allocates_without_waiting() {
     let Some(lab) = Lab::start("address", &Topology::hosts(1)) else { return };
     let _observer = DuplicateAddressMonitor::of(&lab);
     let h1 = lab.host("h1");
-    // `ip netns` mounts its directory anew at its first use; names that were there before would be there twice.
+    // The first `ip netns add` mounts its directory again; earlier names would be listed twice.
     h1.sh("ip netns add first; ip netns del first");
-    // Without a daemon nothing is given out, and nothing waits.
+    step("without a daemon commands fail without waiting");
     let c1 = h1.container("c1");
     let outcome = h1.weave(&["attach", &c1.netns()]);
     assert!(!outcome.success() && outcome.stderr.contains("not running"), "{outcome}");
@@ -34,7 +34,7 @@ fn first_peer_allocates_without_waiting() {
     assert_eq!(status_field(h1, "Range"), "10.32.0.0/12");
     assert_eq!(status_field(h1, "DefaultSubnet"), "10.32.0.0/12");
     claims(&["I-32"]);
-    // Looking up never begins anything.
+    step("a lookup allocates nothing");
     assert_eq!(c1.detach(&[]), "");
     assert_eq!(status_field(h1, "Consensus"), "deferred");
 
@@ -55,7 +55,7 @@ fn first_peer_allocates_without_waiting() {
     }
     claims(&["S-2"]);
 
-    // A certain address is that container's, and nobody else's afterwards.
+    step("a claimed address belongs to its container only");
     let c2 = h1.container("c2");
     assert_eq!(c2.attach(&["10.32.0.3/12"]), "10.32.0.3");
     let outcome = h1.weave(&["attach", "10.32.0.3/12", &c1.netns()]);
@@ -65,13 +65,13 @@ fn first_peer_allocates_without_waiting() {
     assert_eq!(assert_unique_addresses(&lab).len(), 32);
     claims(&["I-8"]);
 
-    // What fails half-way leaves nothing: the second address is somebody else's.
+    step("an attach whose second address is in use changes nothing");
     let c3 = h1.container("c3");
     let outcome = h1.weave(&["attach", "net:10.32.9.0/24", "10.32.0.3/12", &c3.netns()]);
     assert!(!outcome.success() && !c3.has_interface(), "{outcome}");
     assert!(!owned(h1).contains("netns:c3"), "{}", owned(h1));
 
-    // What was given out is still so after a crash and after a stop.
+    step("allocations survive a crash and a stop");
     let before = owned(h1);
     h1.signal_daemon("KILL");
     h1.wait("the end of the daemon", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
@@ -89,7 +89,7 @@ fn first_peer_allocates_without_waiting() {
     assert_eq!(again, ip, "the lowest free address is given out again");
     claims(&["I-6"]);
 
-    // Containers that end give their addresses back, whether the daemon sees it or not.
+    step("addresses of ended containers are released, also without the daemon");
     let pid = h1.sh("unshare -n sleep 1000 > /dev/null 2>&1 & echo $!");
     let by_pid = h1.wait("a namespace of its own", SHORT_TIMEOUT, || {
         let outcome = h1.weave(&["attach", &format!("pid:{}", pid.trim())]);
@@ -97,7 +97,10 @@ fn first_peer_allocates_without_waiting() {
     });
     h1.command_ok(&["kill", "-9", pid.trim()]);
     c2.end();
-    assert!(owned(h1).contains("pid:") && owned(h1).contains("netns:c2"), "not at once: it may come back");
+    assert!(
+        owned(h1).contains("pid:") && owned(h1).contains("netns:c2"),
+        "not released immediately: it may come back"
+    );
     h1.wait("addresses of ended containers to be free", Duration::from_secs(60), || {
         let now = owned(h1);
         if now.contains("pid:") || now.contains("netns:c2") { Err(now) } else { Ok(()) }
@@ -109,7 +112,7 @@ fn first_peer_allocates_without_waiting() {
     launch(h1, &[], &[]);
     assert!(!owned(h1).contains("netns:m"), "{}", owned(h1));
 
-    // The host itself, too.
+    step("expose allocates an address for the host");
     let exposed = h1.weave_ok(&["expose"]);
     assert_eq!(h1.weave_ok(&["expose"]), exposed);
     let on_bridge = || h1.command_ok(&["ip", "-o", "-4", "addr", "show", "weave"]);
@@ -126,7 +129,7 @@ fn first_peer_allocates_without_waiting() {
     claims(&["P-14"]);
 }
 
-/// Who has which addresses, as the daemon says.
+/// The owners of all allocated addresses, according to the daemon.
 fn owned(host: &weave_lab::Host) -> String {
     host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"])
 }
@@ -151,7 +154,7 @@ fn subnets_and_ranges() {
     assert!(!c.has_interface());
     claims(&["I-9"]);
 
-    // The ends of a subnet are nobody's.
+    step("first and last address of a subnet are not allocated");
     h1.sh("for i in $(seq 7); do ip netns add s$i; done");
     for i in 1..=6 {
         let ip = h1.weave_ok(&["attach", "net:10.2.20.0/29", &format!("netns:s{i}")]);
@@ -160,10 +163,10 @@ fn subnets_and_ranges() {
     let outcome = assert_command_waits(h1, 3, &["attach", "net:10.2.20.0/29", "netns:s7"]);
     assert!(outcome.stderr.contains("all addresses are in use"), "{outcome}");
     assert!(!owned(h1).contains("netns:s7"));
-    // While one waits, status says so; when one is free, it goes on.
+    step("status shows a waiting request, which gets the next free address");
     let mut waits =
         h1.background(&[weave_lab::weave_binary(), "attach", "net:10.2.20.0/29", "netns:s7"], false).unwrap();
-    h1.wait("status to say what is waited for", SHORT_TIMEOUT, || {
+    h1.wait("status to show what is missing", SHORT_TIMEOUT, || {
         ipam_page(h1).contains("waiting for an address of 10.2.20.0/29 for netns:s7")
     });
     assert_eq!(status_field(h1, "Status"), "waiting for IP(s) to become available");
@@ -188,7 +191,7 @@ fn subnets_and_ranges() {
     }
     claims(&["I-33"]);
 
-    // Each command without an address. `run` and `start` need Docker.
+    step("every command without an address (`run` and `start` need Docker)");
     h1.weave_ok(&["reset"]);
     launch(h1, &["-iprange", "10.2.3.0/24"], &[]);
     assert_eq!(h1.weave_ok(&["hide"]), "\n");
@@ -202,7 +205,7 @@ fn subnets_and_ranges() {
     launch(h1, &["-iprange", "10.2.0.0/16", "-ipsubnet", "10.2.3.0/24"], &[]);
     allocated_container(h1, "f");
 
-    // Another range begins anew, and says so.
+    step("another range discards the old allocations with a notice");
     h1.weave_ok(&["stop"]);
     launch(h1, &["--ipalloc-range=10.9.0.0/17", "--ipalloc-default-subnet", "10.9.0.0/16"], &[]);
     assert!(h1.log().contains("deleting persisted data for IPAM range 10.2.0.0/16"), "{}", h1.log());

@@ -1,4 +1,4 @@
-//! One network, several applications that do not see each other.
+//! Subnets of one network are isolated from each other.
 
 use weave_lab::docker::Dockerd;
 use weave_lab::{Container, Host, Lab, Topology, claims};
@@ -29,14 +29,14 @@ fn subnets_are_isolated() {
     for (subnet, container, _) in &all {
         for (_, _, ip) in all.iter().filter(|(s, ..)| s != subnet) {
             container.never_reaches(ip);
-            // Nor with a route that tries.
+            // Also with a route to the other subnet.
             container.command(&["ip", "route", "replace", ip, "dev", "ethwe"]);
         }
     }
     claims(&["F-7"]);
 }
 
-/// A container as Docker makes it: a link to Docker's bridge, and everything unknown goes that way.
+/// A container as Docker makes it: a link to Docker's bridge, which is its default route.
 fn behind_docker(host: &Host, name: &str, number: usize) -> Container {
     let container = host.container(name);
     let pid = container.pid();
@@ -77,7 +77,7 @@ fn subnets_are_isolated_with_docker_and_exposed_hosts() {
         for (subnet, container, _) in &all {
             let all = &all;
             scope.spawn(move || {
-                // Docker's way out works, and so does the subnet.
+                // The default route works, and so does the subnet.
                 container.reaches("198.18.0.1", SHORT_TIMEOUT);
                 for (theirs, other, ip) in all {
                     if *theirs != *subnet {
@@ -89,7 +89,7 @@ fn subnets_are_isolated_with_docker_and_exposed_hosts() {
             });
         }
     });
-    // That is no accident of how it was set up.
+    step("without our rule containers would reach the other subnet");
     let (_, container, _) = &all[0];
     h1.wait("the way through the host", SHORT_TIMEOUT, || {
         h1.sh("iptables -w -D FORWARD -i docker0 -o weave -j DROP 2>/dev/null || true");
@@ -99,10 +99,10 @@ fn subnets_are_isolated_with_docker_and_exposed_hosts() {
     one_of_docker(h1, &docker, &all[2].2);
 }
 
-/// A container that Docker made, without the right to raw sockets, in the subnet of `other`.
+/// A container that Docker made, without CAP_NET_RAW, in the subnet of `other`.
 fn one_of_docker(host: &Host, docker: &Dockerd<'_>, other: &str) {
     let _server = host.probe_background(&["tcp-serve", "--port", "7711"]);
-    // Nothing but the machine's programs.
+    // An image with the programs of the machine only.
     host.sh("mkdir -p /run/image/usr; cd /run/image; for l in bin lib lib64; do ln -s usr/$l $l; done; \
          tar -c . | docker --host unix:///run/docker.sock import - machine; rm -r /run/image");
     let run = "run -d --name poor --cap-drop net_raw -v /usr:/usr:ro machine /usr/bin/sleep 600";
@@ -128,7 +128,7 @@ fn one_of_docker(host: &Host, docker: &Dockerd<'_>, other: &str) {
     host.wait("the other container", SHORT_TIMEOUT, || {
         host.command(&["nsenter", "-t", &pid, "-n", "ping", "-c1", "-W1", other]).success()
     });
-    // To the host over the container network, and no way to listen or speak beside it.
+    // It reaches the host over the container network, and cannot send or receive otherwise.
     let script = "import socket\n\
         c = socket.create_connection(('10.2.1.101', 7711), 10); c.close(); print('connected')\n\
         for family, kind in ((socket.AF_PACKET, socket.SOCK_RAW), (socket.AF_INET, socket.SOCK_RAW)):\n\

@@ -1,4 +1,4 @@
-//! The peer as a unit of a real systemd: its sandbox, and the life of a host as systemd leads it.
+//! The peer as a unit of a real systemd: sandbox, crash, restart, shutdown and boot.
 
 use weave_lab::systemd::Systemd;
 use weave_lab::{Host, Lab, Topology};
@@ -7,7 +7,7 @@ use crate::common::*;
 
 const UNIT: &str = "/etc/systemd/system/weave.service";
 
-/// Devices and Ethernet addresses of the bridge and of what is in it.
+/// Devices and Ethernet addresses of the bridge and its uplink.
 fn devices(host: &Host) -> String {
     host.sh("for d in weave vethwe-bridge vethwe-datapath; do ip -o link show $d | sed 's/.*: \\(.*\\): <.*ether \\([^ ]*\\).*/\\1 \\2/'; done")
 }
@@ -16,7 +16,7 @@ fn targets(host: &Host) -> Vec<String> {
     host.weave(&["status", "targets"]).stdout.lines().map(str::to_owned).collect()
 }
 
-/// What the daemon had to complain about: nothing that it does may be beyond its sandbox.
+/// Warnings and errors of the daemon; the sandbox must not cause any.
 fn complaints(system: &Systemd) -> Vec<String> {
     let log = system.journal("weave.service");
     log.lines().filter(|l| l.contains("WARN") || l.contains("ERRO")).map(str::to_owned).collect()
@@ -34,7 +34,7 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     far.attach(&["10.2.1.2/24"]);
     assert_eq!(h2.weave_ok(&["prime"]), "");
 
-    // One that configures whatever comes up, but for what it is told to leave alone.
+    // systemd-networkd configures every device that is not excluded.
     std::fs::write(
         outer.disk("etc/systemd/network/10-all.network"),
         "[Match]\nName=weave vethwe* other\n[Network]\nAddress=10.77.7.7/24\n",
@@ -58,7 +58,7 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     let security = h1.command_ok(&["systemd-analyze", "security", "--no-pager", "weave.service"]);
     println!("{}", security.lines().last().unwrap_or_default());
 
-    // All that the daemon does in its sandbox: devices, kernel programs, rules, sysctls, files, addresses, namespaces.
+    step("everything works in the sandbox: devices, eBPF, rules, sysctls, files, addresses, namespaces");
     assert_eq!(complaints(&system), Vec::<String>::new());
     assert!(h1.sh("tc filter show dev vethwe-datapath ingress").contains("bpf"), "a program in the kernel");
     assert!(h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE"));
@@ -78,10 +78,10 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
         h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE")
     });
     h1.weave_ok(&["connect", "192.0.2.7"]);
-    let (made, told) = (devices(h1), ["192.0.2.7", "h2"]);
+    let (made, stored) = (devices(h1), ["192.0.2.7", "h2"]);
     let mac = c.mac();
 
-    // systemd-networkd gave the other device its address, and has nothing to do with ours.
+    step("systemd-networkd configures another device and ignores ours");
     h1.sh("ip link add other type bridge");
     h1.wait("systemd-networkd", SHORT_TIMEOUT, || {
         h1.sh("ip -4 -o addr show dev other").contains("10.77.7.7/24")
@@ -89,41 +89,41 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     let all = h1.sh("ip -4 -o addr");
     assert_eq!(all.matches("10.77.7.7/24").count(), 1, "{all}");
     for device in ["weave", "vethwe-bridge", "vethwe-datapath"] {
-        h1.wait("systemd-networkd's word", SHORT_TIMEOUT, || {
+        h1.wait("systemd-networkd to ignore the device", SHORT_TIMEOUT, || {
             let link = "/run/systemd/netif/links/$(ip -o link show $0 | cut -d: -f1)";
-            let told = h1.command(&["sh", "-c", &format!("cat {link}"), device]);
-            if told.stdout.contains("ADMIN_STATE=unmanaged") { Ok(()) } else { Err(told.to_string()) }
+            let state = h1.command(&["sh", "-c", &format!("cat {link}"), device]);
+            if state.stdout.contains("ADMIN_STATE=unmanaged") { Ok(()) } else { Err(state.to_string()) }
         });
     }
     h1.sh("ip link del other");
 
-    // A crash, and a restart that somebody asks for: the same peer on the same devices, and containers notice little.
+    step("after a crash and a restart it is the same peer on the same devices");
     for ending in ["kill --signal=KILL", "restart"] {
         let pid = h1.daemon_pid();
         let mut args: Vec<&str> = ending.split(' ').collect();
         args.push("weave.service");
         system.systemctl(&args);
-        h1.wait("another daemon", SHORT_TIMEOUT, || {
+        h1.wait("the next daemon", SHORT_TIMEOUT, || {
             h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
         });
-        assert_eq!(targets(h1), told, "{ending}");
+        assert_eq!(targets(h1), stored, "{ending}");
         assert_eq!(devices(h1), made, "{ending}");
         assert_eq!(h1.report().unwrap()["Router"]["Name"], *name, "{ending}");
         c.reaches("10.2.1.2", LONG_TIMEOUT);
         assert_eq!((c.mac(), c.attach(&[])), (mac.clone(), allocated.clone()), "{ending}");
     }
 
-    // Stopped and started: the rules of the host go on without it.
+    step("stop and start");
     system.systemctl(&["stop", "weave.service"]);
     assert!(h1.daemon_pid().is_none() && c.has_interface());
     let result = system.systemctl(&["show", "--property=ActiveState,Result", "weave.service"]);
     assert!(result.contains("ActiveState=inactive") && result.contains("Result=success"), "{result}");
     system.systemctl(&["start", "weave.service"]);
     assert!(h1.weave(&["status"]).success(), "started means ready");
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     assert!(!complaints(&system).iter().any(|l| l.contains("read-only") || l.contains("not permitted")));
 
-    // The machine goes down and comes up; nobody types a command.
+    step("the host shuts down and boots");
     system.power_off();
     outer.reboot();
     let system = Systemd::boot(outer).unwrap();
@@ -132,13 +132,13 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     h1.wait_established(1, LONG_TIMEOUT);
     assert_eq!(
         (targets(h1), h1.report().unwrap()["Router"]["Name"].as_str()),
-        (told.map(str::to_owned).to_vec(), Some(&*name))
+        (stored.map(str::to_owned).to_vec(), Some(&*name))
     );
     let again = h1.container("again");
     again.attach(&["10.2.1.3/24"]);
     again.reaches("10.2.1.2", SHORT_TIMEOUT);
 
-    // A launch that cannot work says why, and leaves what was there.
+    step("a launch that fails says why and keeps the unit");
     h1.weave_ok(&["stop"]);
     let unit = h1.command_ok(&["cat", UNIT]);
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();

@@ -1,5 +1,5 @@
-//! The peer as a systemd unit, wherever the tests run: a script stands for `systemctl`, and does with the unit's commands,
-//! variables and files what systemd does (`systemd_boot.rs` has the real one).
+//! The peer as a systemd unit, without systemd: a script stands for `systemctl`, and handles commands, variables and files of the
+//! unit as systemd does (`systemd_boot.rs` has the real systemd).
 
 use weave_lab::{Host, Lab, Topology, claims};
 
@@ -7,7 +7,7 @@ use crate::common::*;
 
 weave_lab::claims!("S-34");
 
-/// `ExecStart` with environment files, notify socket and restarts; `enable` and `disable` as links.
+/// Supports `ExecStart` with environment files, notify socket and restarts; `enable` and `disable` make and remove links.
 const SYSTEMCTL: &str = r#"#!/bin/bash
 units=/etc/systemd/system; wants=$units/multi-user.target.wants; run=/run/systemd/units; mkdir -p $run
 echo "$*" >> /run/systemd/calls
@@ -15,7 +15,7 @@ verb=; names=(); block=1
 for a in "$@"; do case $a in --no-block) block=0;; --version) echo systemd; exit 0;; --property=*) props=${a#*=};; -*) ;; *) [ -z "$verb" ] && verb=$a || names+=("$a");; esac; done
 unit=${names[0]}
 setting() { sed -n "s/^$1=//p" $units/$unit; }
-keep() { # runs the unit until told to stop
+keep() { # runs the unit until it is stopped
   trap 'touch $run/$unit.stop; kill -TERM $child 2>/dev/null' TERM
   while :; do
     (
@@ -48,7 +48,7 @@ case $verb in
 esac
 "#;
 
-/// A host with a systemd, more or less.
+/// Installs the script.
 fn booted(host: &Host) {
     host.sh("mkdir -p /run/systemd/system /opt/fake /etc/systemd/system");
     std::fs::write(host.disk("etc/systemctl"), SYSTEMCTL).unwrap();
@@ -70,7 +70,7 @@ fn systemctl(host: &Host, args: &str) {
 }
 
 fn targets(host: &Host) -> Vec<String> {
-    // Empty while it is down.
+    // Empty while the daemon is down.
     host.weave(&["status", "targets"]).stdout.lines().map(str::to_owned).collect()
 }
 
@@ -104,22 +104,22 @@ fn launch_writes_a_unit_and_reset_removes_it() {
     assert!(h1.command(&["ls", "/var/log/weave.log"]).code != Some(0), "the log is the journal's");
     assert!(h1.sh("cat /var/log/journal.log").contains("Our name is "));
 
-    // Crash, restart by hand, reboot: what it was told since counts.
+    step("peers added since the launch survive crash, restart and reboot");
     h1.weave_ok(&["connect", "192.0.2.2"]);
-    let told = ["192.0.2.1", "192.0.2.2"];
+    let stored = ["192.0.2.1", "192.0.2.2"];
     let pid = h1.daemon_pid();
     h1.signal_daemon("KILL");
-    h1.wait("another daemon", SHORT_TIMEOUT, || {
+    h1.wait("the next daemon", SHORT_TIMEOUT, || {
         h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
     });
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     systemctl(h1, "restart weave.service");
-    h1.wait("the targets", SHORT_TIMEOUT, || targets(h1) == told);
+    h1.wait("the targets", SHORT_TIMEOUT, || targets(h1) == stored);
     h1.reboot();
     h1.sh("mkdir -p /run/systemd/system");
     systemctl(h1, "start weave.service");
     running(h1);
-    assert_eq!(targets(h1), told);
+    assert_eq!(targets(h1), stored);
     assert_eq!(h1.report().unwrap()["Router"]["Encryption"], true);
 
     let second = weave(h1, &["launch"]);
@@ -133,7 +133,7 @@ fn launch_writes_a_unit_and_reset_removes_it() {
     let again = weave(h1, &["stop"]);
     assert_eq!(again.stderr, "Weave is not running (ignore on Kubernetes).\n");
 
-    // A launch that fails leaves unit, password and links as they were.
+    step("a launch that fails restores unit, password and links");
     let before = h1.sh(
         "cat /etc/systemd/system/weave.service /var/lib/weave/password; ls -R /etc/systemd/system /run/weave",
     );
@@ -154,7 +154,7 @@ fn launch_writes_a_unit_and_reset_removes_it() {
     weave(h1, &["reset"]).expect_ok();
     assert!(h1.daemon_pid().is_none());
     h1.sh("test ! -e /etc/systemd/system/weave.service && test ! -L /etc/systemd/system/multi-user.target.wants/weave.service");
-    // One that never became ready is taken back altogether.
+    step("a first launch that fails leaves nothing");
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
     assert_eq!(weave(h1, &["launch"]).code, Some(1));
     h1.sh("test ! -e /etc/systemd/system/weave.service && test ! -e /var/lib/weave && test ! -e /run/weave");
@@ -166,7 +166,7 @@ fn shipped_unit_reads_peers_from_the_environment_file() {
     let Some(lab) = Lab::start("sysconfig", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     booted(h1);
-    // The unit that comes with the program, as an operator installs it.
+    // The unit of the source tree, as an operator installs it.
     let shipped = include_str!("../../../app/cli/weave.service")
         .replace("/usr/local/bin/weave", weave_lab::weave_binary());
     std::fs::write(h1.disk("etc/systemd/system/weave.service"), shipped).unwrap();
@@ -181,16 +181,16 @@ fn shipped_unit_reads_peers_from_the_environment_file() {
         (&true.into(), &"file".into(), &false.into())
     );
 
-    // The list is amended: it counts from the next start on. Not amended, what was told since counts.
+    step("a changed list is used at the next start, an unchanged one is not");
     h1.sh("sed -i 's/192.0.2.2/192.0.2.3/' /etc/sysconfig/weave");
     systemctl(h1, "restart weave.service");
     h1.wait("the new list", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.1", "192.0.2.3"]);
     h1.weave_ok(&["forget", "192.0.2.1"]);
     systemctl(h1, "restart weave.service");
-    h1.wait("the peers told since", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.3"]);
+    h1.wait("the peers added since", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.3"]);
     claims(&["S-34"]);
 
-    // It is not ours: launch does not touch it.
+    step("launch does not touch a unit that it did not write");
     systemctl(h1, "stop weave.service");
     let refused = weave(h1, &["launch", "--service=systemd"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("not of our making"), "{refused}");

@@ -13,7 +13,7 @@ fn plain_traffic_requires_mutual_trust() {
     let trusting = ["--password", "wEaVe", "--trusted-subnets", "10.99.0.0/16,198.18.0.0/24"];
     launch(h1, &trusting, &[]);
     launch(h2, &trusting, &["h1"]);
-    // h3 trusts nobody.
+    // h3 trusts no subnet.
     launch(h3, &["--password", "wEaVe"], &["h1"]);
     for host in lab.hosts() {
         host.wait_established(2, LONG_TIMEOUT);

@@ -1,5 +1,5 @@
-//! A host of 2.8.1 is taken over, and given back. The original is not at hand where tests run: what it leaves on a host is made
-//! by hand, from what it left when it ran (`tests/vectors`), and a `sleep` by its daemon's name plays the daemon.
+//! Migration from 2.8.1 and back. The tests do not have 2.8.1: they make by hand what it leaves on a host, from recordings
+//! (`tests/vectors`), and a `sleep` with the name of its daemon stands for the daemon.
 
 use weave_lab::packet::{Checksum, checksum};
 use weave_lab::{Container, Host, Lab, Topology, claims};
@@ -15,7 +15,7 @@ const DATABASE_PATH: &str = "/var/lib/weave/weavedata.db";
 const NAME: &str = "8a:3e:3e:3e:3e:02";
 const EXPOSED: &str = "10.32.0.1/12";
 
-/// The sample database with another of its two direct peers. BoltDB has no checksum on what it holds.
+/// The sample database with another direct peer. BoltDB has no checksum of values.
 fn database(peer: &[u8; 8]) -> Vec<u8> {
     let mut bytes = DATABASE.to_vec();
     let places: Vec<usize> =
@@ -55,7 +55,7 @@ fn devices_of_the_original(host: &Host) {
 const UPLINK: &str = "ip link add vethwe-bridge mtu 65535 type veth peer name vethwe-pcap mtu 65535; \
      ip link set vethwe-bridge master weave; ip link set vethwe-pcap up; ip link set vethwe-bridge up";
 
-/// Attached the way 2.8.1 does it (docs/spec/containers.md D.2).
+/// Attaches a container as 2.8.1 does (docs/spec/containers.md D.2).
 fn attach_of_the_original(host: &Host, name: &str, cidr: &str) -> Container {
     let container = host.container(name);
     let pid = container.pid();
@@ -72,7 +72,7 @@ fn attach_of_the_original(host: &Host, name: &str, cidr: &str) -> Container {
     container
 }
 
-/// What must stay as it is in a container: device, addresses, routes, rules.
+/// Device, addresses, routes and rules of a container, which must not change.
 fn picture(container: &Container) -> String {
     let script = "ip -o link show ethwe | sed 's/ state .*//'; ip -o link show ethwe | grep -o 'link/ether [^ ]*'; \
                   ip -4 -o addr; ip route; iptables -w -S; ethtool -k ethwe | grep '^tx-checksumming'";
@@ -102,7 +102,7 @@ fn host_migrates_from_2_8_1_and_back() {
     a.reaches("10.2.1.3", SHORT_TIMEOUT);
     let before = [picture(a), picture(b)];
 
-    // While it runs.
+    step("2.8.1 is running");
     h2.sh("mkdir /run/bin; cp $(which sleep) /run/bin/weaver; (exec /run/bin/weaver 600) >/dev/null 2>&1 &");
     h2.wait("the original's daemon", SHORT_TIMEOUT, || h2.command(&["pidof", "weaver"]).success());
     let untouched = h2.snapshot();
@@ -115,7 +115,7 @@ fn host_migrates_from_2_8_1_and_back() {
     assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
     assert_eq!(h2.snapshot(), untouched);
 
-    // A start that is bound to fail leaves it alone.
+    step("a launch that cannot work does not touch 2.8.1");
     write_database(h2, b"damaged");
     let refused = h2.weave(&["launch", "--take-over"]);
     assert!(!refused.success() && refused.stderr.contains(DATABASE_PATH), "{refused}");
@@ -161,7 +161,7 @@ fn host_migrates_from_2_8_1_and_back() {
     let log = h2.log();
     assert!(log.contains("using persisted peer list: [host-one 10.0.0.2:6783]"), "{log}");
 
-    // What was taken over is ours now, and counts no more.
+    step("the database of 2.8.1 is not read again");
     h2.weave_ok(&["stop"]);
     launch(h2, &["--resume"], &[]);
     assert_eq!(targets(h2), "10.0.0.2:6783\nhost-one\n");
@@ -173,11 +173,11 @@ fn host_migrates_from_2_8_1_and_back() {
     adopted("launched again");
     h2.wait_established(1, LONG_TIMEOUT);
 
-    // Back: bridge and containers are ready for the original to make its own uplink and to capture packets from it.
+    step("handed back, bridge and containers are as 2.8.1 needs them");
     let c = h2.container("c4");
     c.attach(&["10.2.1.4/24"]);
-    let told = h2.weave(&["stop", "--hand-back"]);
-    assert!(told.success() && told.stderr.contains("WEAVE_NO_FASTDP=1"), "{told}");
+    let outcome = h2.weave(&["stop", "--hand-back"]);
+    assert!(outcome.success() && outcome.stderr.contains("WEAVE_NO_FASTDP=1"), "{outcome}");
     assert_eq!([picture(a), picture(b)], before, "handed back");
     let aside = std::fs::read(h2.disk("lib/weave/weavedata.db.taken-over")).unwrap();
     assert!(aside == database(b"host-one"), "out of date, hence out of the way, but whole");
@@ -192,7 +192,7 @@ fn host_migrates_from_2_8_1_and_back() {
     assert!(count(|v| matches!(v, Checksum::Good(_))) > 0, "{verdicts:?}");
     assert_eq!(count(|v| matches!(v, Checksum::Bad(_))), 0, "{verdicts:?}");
 
-    // And over again: what it has stored meanwhile counts.
+    step("taken over again, with what 2.8.1 has stored since");
     write_database(h2, &database(b"host-two"));
     launch(h2, &[], &[]);
     assert_eq!(targets(h2), "10.0.0.2:6783\nhost-two\n");
@@ -208,7 +208,7 @@ fn host_migrates_from_2_8_1_and_back() {
 /// The peer whose state [`stored`] holds.
 const STORED: &str = "02:00:00:00:00:0a";
 
-/// The sample database with a name for its peer that a bridge can have.
+/// The sample database with a peer name that a bridge can have as its address.
 fn stored() -> Vec<u8> {
     let (old, new) = (*b"\xfa\x01\0\0\0\0\x0a", *b"\xfa\x02\0\0\0\0\x0a");
     let mut bytes = DATABASE.to_vec();
@@ -225,7 +225,7 @@ fn peers_are_upgraded_one_by_one() {
     let Some(lab) = Lab::start("upgrade", &Topology::hosts(2)) else { return };
     let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
-    // What 2.8.1 stored is where this version goes on: half of the range is this peer's, and what was exposed stays so.
+    step("the stored half of the range and the exposed address are kept");
     write_database(h1, &stored());
     launch(h1, &["--name", STORED, "--ipalloc-range", "10.2.0.0/24"], &[]);
     assert!(h1.log().contains("initialising from persisted data, 128 addresses are ours"), "{}", h1.log());
@@ -237,7 +237,7 @@ fn peers_are_upgraded_one_by_one() {
     let (a, ip) = allocated_container(h1, "a");
     assert_eq!(ip, "10.2.0.3", "those before it are in use, as 2.8.1 stored");
 
-    // The other one of the network is new: it has the same seeds by hearsay, and joins.
+    step("a new peer joins");
     let name = "02:00:00:00:00:0b";
     launch(h2, &["--name", name, "--ipalloc-range", "10.2.0.0/24"], &["h1"]);
     h2.weave_ok(&["consense"]);
@@ -245,7 +245,7 @@ fn peers_are_upgraded_one_by_one() {
     let (b, _) = allocated_container(h2, "b");
     b.reaches(&ip, SHORT_TIMEOUT);
 
-    // Another program file, one host after the other: the same peers, the same addresses; containers do not notice on their host.
+    step("another program file on one host after the other: same peers, same addresses");
     let local = h1.container("local");
     local.attach(&["10.9.1.1/24"]);
     let local2 = h1.container("local2");

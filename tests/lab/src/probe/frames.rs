@@ -1,5 +1,5 @@
-//! Raw Ethernet: frames of a private type, ARP, captures. AF_PACKET through the safe parts of nix: a device's address comes from
-//! `getifaddrs`, and the type that a socket was made for stays when it is bound to it.
+//! Raw Ethernet: frames of a private type, ARP, captures. AF_PACKET without unsafe code: the address of a device comes from
+//! `getifaddrs`, and a socket keeps the type that it was made for when it is bound.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -26,7 +26,7 @@ const ALL: u16 = 3;
 #[derive(Args, Debug)]
 pub struct EchoArgs {
     device: String,
-    /// Frames carry two or more tags: the kernel takes the outermost off, so the socket has to listen to the tag type.
+    /// Frames have two or more tags: the kernel removes the outermost one, so the socket listens to the type of tags.
     #[arg(long)]
     tagged: bool,
 }
@@ -35,16 +35,15 @@ pub struct EchoArgs {
 #[derive(Args, Debug)]
 pub struct SendArgs {
     device: String,
-    /// Destination MAC.
     to: String,
     /// Payload bytes.
     #[arg(long)]
     size: usize,
-    /// 802.1Q tags, outermost first. Use two: the outermost is taken off by the receiving kernel and so cannot be compared,
-    /// but its absence would show, since then the inner one is taken off.
+    /// 802.1Q tags, outermost first. Two are needed: the receiving kernel removes the outermost one, so it cannot be compared,
+    /// but without it the inner one would be removed.
     #[arg(long, value_delimiter = ',')]
     tags: Vec<u16>,
-    /// Ends early when so many have answered; with 0 it listens for a second.
+    /// Ends early after this number of answers; with 0 it listens for a second.
     #[arg(long)]
     expect: usize,
     #[arg(long, default_value_t = 4000)]
@@ -68,7 +67,7 @@ pub struct CaptureArgs {
     file: std::path::PathBuf,
 }
 
-/// A packet socket for one type of frame on one device, and the device's address.
+/// A packet socket for one type of frame on one device, with the address of the device.
 struct Tap {
     socket: OwnedFd,
     link: LinkAddr,
@@ -96,7 +95,7 @@ impl Tap {
         Ok(())
     }
 
-    /// The next frame, or nothing at the end of the wait.
+    /// The next frame, or `None` after the timeout.
     fn next<'b>(
         &self,
         buffer: &'b mut [u8],
@@ -113,7 +112,7 @@ impl Tap {
     }
 }
 
-/// The first byte of the payload tells request (even) from answer (odd).
+/// The first byte of the payload is even in a request and odd in an answer.
 fn payload(size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size.max(1)];
     Pattern::new(size as u64 + 5).fill(&mut bytes);
@@ -140,7 +139,7 @@ pub(super) fn echo(args: &EchoArgs) -> Result<Value> {
         answer[6..12].copy_from_slice(&tap.mac);
         answer[at] |= 1;
         if args.tagged {
-            // What the kernel took off is put back, so that the answer travels like the request.
+            // Adds the tag that the kernel removed, so that the answer has the tags of the request.
             let outer: Vec<u8> = [ETHERTYPE_VLAN.to_be_bytes(), 42u16.to_be_bytes()].concat();
             answer.splice(12..12, outer);
         }
@@ -234,7 +233,7 @@ pub(super) fn capture(args: &CaptureArgs) -> Result<Value> {
         write(frame, &mut file)?;
         frames += 1;
     }
-    // What was already queued when the end was asked for.
+    // Frames that were queued before the end.
     while let Some(frame) = tap.next(&mut buffer, false, Some(Instant::now()))? {
         write(frame, &mut file)?;
         frames += 1;

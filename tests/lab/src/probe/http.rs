@@ -11,18 +11,17 @@ use serde_json::{Value, json};
 /// Options of `probe http-rates`.
 #[derive(Args, Debug)]
 pub struct RatesArgs {
-    /// Where it listens.
     #[arg(long, default_value = "127.0.0.1:6784")]
     addr: SocketAddr,
     /// Requests of each kind.
     #[arg(long, default_value_t = 300)]
     count: u32,
-    /// Containers are called after this.
+    /// Prefix of the names of containers.
     #[arg(long, default_value = "b")]
     prefix: String,
 }
 
-/// Reads the status page and allocates an address, in turns; what each would come to in a second, by its median.
+/// Reads the status page and allocates an address, alternately; returns the rates per second, from the median times.
 pub(super) fn rates(args: &RatesArgs) -> Result<Value> {
     let host: IpAddr = args.addr.ip();
     let stream = TcpStream::connect(args.addr).with_context(|| format!("connect to {}", args.addr))?;

@@ -16,15 +16,14 @@ use crate::packet::sum;
 /// Options of `ping`.
 #[derive(Args, Debug)]
 pub struct PingArgs {
-    /// Whom to ask.
     to: String,
-    /// How often; 0 = until the standard input closes.
+    /// Number of requests; 0 = until the standard input closes.
     #[arg(long, default_value_t = 4)]
     count: u64,
-    /// Between requests.
+    /// Interval between requests.
     #[arg(long, default_value_t = 100)]
     interval_ms: u64,
-    /// For the last answer.
+    /// Timeout for the last reply.
     #[arg(long, default_value_t = 1000)]
     wait_ms: u64,
     /// Bytes after the ICMP header, at least 16.
@@ -44,7 +43,7 @@ pub(super) fn ping(args: &PingArgs) -> Result<Value> {
     if endless {
         print_ready()?;
     }
-    // Pings of the lab run in pid namespaces of their own, so the identifier needs the clock as well.
+    // Pids repeat in the pid namespaces of hosts, so the identifier depends on the clock as well.
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let ident = (std::process::id() as u16).wrapping_mul(31) ^ clock.subsec_micros() as u16;
     let mut asked: BTreeMap<u64, Instant> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Request and response: one byte there, one back, over one TCP connection, as often as possible.
+//! Round trips of one byte over one TCP connection, as often as possible.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::{Woken, parse_ip, print_ready, wait};
 
-/// Patience with a connection that is to be made, and with an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout for connecting and for a reply.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Options of `rr-serve`.
 #[derive(Args, Debug)]
@@ -48,10 +48,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
 }
 
 pub(super) fn send(args: &SendArgs) -> Result<Value> {
-    let mut stream = TcpStream::connect_timeout(&parse_ip(&args.to, args.port)?, PATIENCE)
+    let mut stream = TcpStream::connect_timeout(&parse_ip(&args.to, args.port)?, TIMEOUT)
         .with_context(|| format!("cannot connect to {}", args.to))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let (begin, length) = (Instant::now(), Duration::from_secs_f64(args.seconds));
     let (mut count, mut byte) = (0u32, [7]);
     while begin.elapsed() < length {

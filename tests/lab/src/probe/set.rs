@@ -1,4 +1,4 @@
-//! What is in a set of the packet filter, as the kernel says. There is seldom an `ipset` program.
+//! The networks in an ipset, read by netlink, because the program `ipset` is seldom installed.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -11,7 +11,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Options of `probe set`.
 #[derive(Args, Debug)]
 pub struct SetArgs {
-    /// Its name.
     name: String,
 }
 
@@ -60,7 +59,7 @@ pub(super) fn set(args: &SetArgs) -> Result<Value> {
     }
 }
 
-/// Of one message: `ADT` has a `DATA` for each element, that an `IP` with an `IPADDR_IPV4`, and a `CIDR`.
+/// The networks in one message: `ADT` has a `DATA` for each element, with an `IP` (which has an `IPADDR_IPV4`) and a `CIDR`.
 fn elements(message: &[u8]) -> Vec<(Ipv4Addr, u8)> {
     let find = |bytes, kind| attributes(bytes).into_iter().find(|a| a.0 == kind).map(|a| a.1);
     let element = |data| {

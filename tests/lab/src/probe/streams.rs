@@ -1,4 +1,4 @@
-//! TCP: checked bulk transfer in both directions, and a conversation that shows interruptions.
+//! TCP: checked bulk transfer in both directions, and a connection with messages that shows interruptions.
 
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -26,10 +26,10 @@ pub struct SendArgs {
     /// Length of the stream in each direction.
     #[arg(long)]
     bytes: u64,
-    /// For the connection to be made.
+    /// Timeout for connecting.
     #[arg(long, default_value_t = 10_000)]
     connect_ms: u64,
-    /// Without any progress.
+    /// Timeout without progress.
     #[arg(long, default_value_t = 20_000)]
     stall_ms: u64,
 }
@@ -44,7 +44,7 @@ pub struct ChatArgs {
     interval_ms: u64,
 }
 
-/// Size of the header: seed and length; seed 0 asks for a plain echo.
+/// Size of the header: seed and length; seed 0 requests an echo.
 const HEADER: usize = 16;
 
 pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
@@ -84,7 +84,7 @@ fn parse(header: &[u8; HEADER]) -> (u64, u64) {
     (number(seed), number(length))
 }
 
-/// Reads `length` bytes; gives how many of them were right before the first wrong one.
+/// Reads `length` bytes; returns the number of correct bytes before the first wrong one.
 fn check(stream: &mut TcpStream, seed: u64, length: u64) -> Result<u64> {
     let mut pattern = Pattern::new(seed);
     let (mut got, mut expected) = (vec![0; 65_536], vec![0; 65_536]);
@@ -115,10 +115,10 @@ fn produce(stream: &mut TcpStream, seed: u64, length: u64) -> Result<()> {
     Ok(())
 }
 
-fn connect(to: &str, port: u16, patience: Duration) -> Result<TcpStream> {
+fn connect(to: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
     let address = parse_ip(to, port)?;
     let stream =
-        TcpStream::connect_timeout(&address, patience).with_context(|| format!("connect to {address}"))?;
+        TcpStream::connect_timeout(&address, timeout).with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -159,7 +159,7 @@ pub(super) fn chat(args: &ChatArgs) -> Result<Value> {
     let (mut messages, mut gap) = (0u64, Duration::ZERO);
     let mut last = Instant::now();
     let broken = loop {
-        // A message is outstanding until its echo is here: the gap is what a user of the connection feels.
+        // The gap lasts until the echo arrives, as for a user of the connection.
         if let Err(e) = exchange(&mut stream, messages) {
             break Some(format!("{e:#}"));
         }

@@ -1,4 +1,4 @@
-//! Hostile neighbours: garbage, and connections that say nothing. Only ever used inside a lab's own namespaces.
+//! Hostile neighbours: garbage, and silent connections. For use in the namespaces of a lab only.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -17,21 +17,20 @@ pub struct GarbageArgs {
     to: String,
     #[arg(long)]
     port: u16,
-    /// Connections or datagrams.
+    /// Number of connections or datagrams.
     #[arg(long, default_value_t = 200)]
     count: u32,
     /// Bytes per connection, upper bound per datagram.
     #[arg(long, default_value_t = 4096)]
     bytes: usize,
-    /// The garbage depends on it.
+    /// Seed of the garbage.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What every connection or datagram begins with, as text, so that some of the garbage gets behind the first check.
+    /// Text at the begin of every connection or datagram, so that some of the garbage passes the first check.
     #[arg(long, default_value = "")]
     prefix: String,
 }
 
-/// Which port.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Transport {
     /// One connection after the other.
@@ -64,7 +63,7 @@ pub(super) fn garbage(args: &GarbageArgs) -> Result<Value> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             for i in 0..args.count {
                 pattern.fill(&mut bytes);
-                // Short ones matter as much as long ones.
+                // Short and long ones are equally likely.
                 let size = if i % 3 == 0 { i as usize % 64 } else { bytes.len() * (i as usize % 100) / 100 };
                 let mut datagram = args.prefix.as_bytes().to_vec();
                 datagram.extend(&bytes[..size.min(bytes.len())]);
@@ -110,7 +109,7 @@ pub(super) fn hold(args: &HoldArgs) -> Result<Value> {
     }
     let connected = open.len();
     print_ready()?;
-    // Counts how many the other side has ended, each quarter of a second.
+    // Counts the connections that the other side has closed, every quarter of a second.
     let start = Instant::now();
     let (mut closed, mut first_close, mut last_close) = (0, None, None);
     let mut said = 0;

@@ -30,7 +30,7 @@ pub struct SendArgs {
     /// Payload sizes.
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<usize>,
-    /// Datagrams may get lost; so often each size is tried.
+    /// Attempts for each size, because datagrams may get lost.
     #[arg(long, default_value_t = 5)]
     tries: u32,
 }
@@ -41,7 +41,7 @@ pub struct CastArgs {
     to: Ipv4Addr,
     #[arg(long)]
     port: u16,
-    /// Ends early when so many have answered; with 0 it listens for a second.
+    /// Ends early after this number of answers; with 0 it listens for a second.
     #[arg(long)]
     expect: usize,
     #[arg(long, default_value_t = 5000)]
@@ -112,7 +112,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
 pub(super) fn cast(args: &CastArgs) -> Result<Value> {
     let socket = socket(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
     socket.set_broadcast(true)?;
-    // The kernel hands a broadcast to listeners beside the sender as well.
+    // The kernel also delivers a broadcast to listeners on the host of the sender.
     let own: BTreeSet<IpAddr> =
         nix::ifaddrs::getifaddrs()?.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip().into())).collect();
     socket.set_multicast_loop_v4(false)?;

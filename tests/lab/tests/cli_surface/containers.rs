@@ -28,7 +28,7 @@ fn attach(stage: &Stage<'_>) {
     let c = stage.host.container("c");
     stage.launch(&[], &[]);
     let routes = || c.command_ok(&["ip", "route"]);
-    // Options after the addresses, as scripts have them, and anywhere else.
+    step("options after the addresses and anywhere else");
     for args in [
         &["10.2.1.1/24", "10.2.2.1/24", "netns:c"][..],
         &["ip:10.2.1.1/24", "10.2.2.1/24", "--or-die", "netns:c"],
@@ -47,7 +47,7 @@ fn attach(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["detach", "10.2.1.1/24", "netns:c"]), "10.2.1.1\n");
     let text = stage.fails(1, &["attach", "10.2.1.1/24", "--weave-bridge=none", "netns:c"]);
     assert_eq!(text, "bridge \"none\" not present; did you launch weave?\n");
-    // The helper does the same to a bridge that is named.
+    step("weaveutil attaches to a named bridge");
     let helper = |args: &[&str]| stage.ok(&[&["weaveutil"], args].concat());
     assert_eq!(
         helper(&[
@@ -65,7 +65,7 @@ fn attach(stage: &Stage<'_>) {
     let line = helper(&["container-addrs", "weave", "netns:c"]);
     assert_eq!(line, format!("     netns:c ethwe {} 10.2.1.1/24\n", c.mac()));
     assert_eq!(helper(&["container-addrs", "weave", "weave:allids"]), line);
-    let bridge = stage.told("{{.Router.Name}}");
+    let bridge = stage.report("{{.Router.Name}}");
     assert_eq!(
         helper(&["container-addrs", "weave", "weave:expose"]),
         format!("weave:expose weave {bridge}\n")
@@ -76,7 +76,7 @@ fn attach(stage: &Stage<'_>) {
 
 const ID: &str = "3f8a1c5d9e7b3f8a1c5d9e7b3f8a1c5d9e7b3f8a1c5d9e7b3f8a1c5d9e7b0001";
 
-/// Answers as Docker does about a running container `web` and a stopped one, `old`.
+/// A Docker API with a running container `web` and a stopped one, `old`.
 fn fake_docker(listener: UnixListener, pid: i32) {
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { return };
@@ -127,7 +127,7 @@ fn docker(stage: &Stage<'_>) {
     };
     let hosts = || host.sh("cat /var/lib/weave/hosts-of-web");
     host.sh("echo before > /var/lib/weave/hosts-of-web");
-    // A failing attach puts back what it wrote.
+    step("a failed attach restores the files that it wrote");
     let outcome = host.weave_env(
         &env,
         &["attach", "10.2.3.1/24", "--rewrite-hosts", "--weave-bridge=none", "3f8a1c5d9e7b"],
@@ -154,7 +154,7 @@ fn docker(stage: &Stage<'_>) {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
     }
-    // A wrong name writes nothing.
+    step("a wrong name writes no file");
     let outcome = host.weave_env(&env, &["attach", "10.2.4.1/24", "--rewrite-hosts", "--add-host=db", "web"]);
     assert!(outcome.code == Some(1) && outcome.stderr.contains("--add-host wants <name>:<ip>"), "{outcome}");
     assert!(!hosts().contains("10.2.4.1"));
@@ -164,9 +164,9 @@ fn docker(stage: &Stage<'_>) {
     let outcome = host.weave_env(&env, &["attach", "10.2.1.1/24", "old"]);
     assert!(outcome.stderr == "container old not running\n", "{outcome}");
 
-    // Who has what: the bridge, Docker's, named namespaces; each once.
+    step("ps lists bridge, Docker containers and named namespaces once each");
     d.attach(&["10.2.1.2/24"]);
-    let bridge = format!("weave:expose {}\n", stage.told("{{.Router.Name}}"));
+    let bridge = format!("weave:expose {}\n", stage.report("{{.Router.Name}}"));
     let web = format!("3f8a1c5d9e7b {} 10.2.1.1/24 10.2.2.1/24\n", c.mac());
     let other = format!("netns:other {} 10.2.1.2/24\n", d.mac());
     assert_eq!(weave(&["ps"]), format!("{bridge}{web}{other}"));

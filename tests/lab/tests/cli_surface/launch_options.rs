@@ -76,7 +76,7 @@ fn defaults(stage: &Stage<'_>) {
         assert!(sockets.contains(port), "{port} in {sockets}");
     }
     assert_eq!(
-        stage.told("{{.Router.NickName}} {{.Router.Encryption}} {{.Router.PeerDiscovery}}"),
+        stage.report("{{.Router.NickName}} {{.Router.Encryption}} {{.Router.PeerDiscovery}}"),
         "h1 false true"
     );
     stage.host.wait_established(1, LONG_TIMEOUT);
@@ -86,7 +86,7 @@ fn defaults(stage: &Stage<'_>) {
     assert_eq!(stage.fails(0, &["stop"]), "Weave is not running (ignore on Kubernetes).\n");
 }
 
-/// Each value shows where it is used; all spellings of value and place.
+/// Each value has its effect, in all spellings and positions.
 fn options(stage: &Stage<'_>) {
     let ip = stage.host.ip().to_string();
     let args = [
@@ -117,8 +117,8 @@ fn options(stage: &Stage<'_>) {
     let run_dir = [("WEAVE_RUN_DIR", "/tmp/weave-cmds-run")];
     let template = "{{.Router.Name}} {{.Router.NickName}} {{.Router.Port}} {{.Router.PeerDiscovery}} \
                     {{.Router.ProtocolMinVersion}} {{.Router.TrustedSubnets}} {{.Router.Targets}}";
-    let told = stage.host.weave_env(&run_dir, &["report", "-f", template]).expect_ok();
-    assert_eq!(told, "02:00:00:00:00:77 nick 7000 false 2 [10.0.0.0/8 192.168.7.0/24] [h2:6783]");
+    let value = stage.host.weave_env(&run_dir, &["report", "-f", template]).expect_ok();
+    assert_eq!(value, "02:00:00:00:00:77 nick 7000 false 2 [10.0.0.0/8 192.168.7.0/24] [h2:6783]");
     assert_eq!(mtu(stage, "weave"), "1400");
     let sockets = stage.sockets();
     for socket in
@@ -137,7 +137,7 @@ fn options(stage: &Stage<'_>) {
     assert!(stage.host.log().contains("DEBU: "), "{}", stage.host.log());
     let files = stage.host.sh("ls /tmp/weave-cmds-state /tmp/weave-cmds-run");
     assert!(files.contains("peer.json") && files.contains("weave.sock"), "{files}");
-    // All commands that talk to it find it by either option, before or after the rest.
+    step("every command finds the daemon by either option, in any position");
     let rows = surface(stage.host);
     let takes = |option: &str| {
         let suffix = format!(" {option}");
@@ -151,7 +151,7 @@ fn options(stage: &Stage<'_>) {
     }
     stage.ok(&["connect", "--run-dir=/tmp/weave-cmds-run", "h9"]);
     stage.ok(&["forget", "h9", "--http-addr", ":7001"]);
-    // A killed daemon stays dead.
+    step("without a supervisor a killed daemon is not restarted");
     let pid = stage.host.sh("cat /tmp/weave-cmds-run/weave.pid");
     stage.host.sh(&format!("kill -9 {pid}"));
     stage.host.wait("the end", SHORT_TIMEOUT, || !stage.sockets().contains(":7000 "));
@@ -171,8 +171,8 @@ fn passwords(stage: &Stage<'_>) {
         (&[("WEAVE_PASSWORD", "two")], &["--password-file", "/tmp/weave-cmds-pw"]),
     ] {
         stage.launch(env, args);
-        assert_eq!(stage.told(encrypted), "true");
-        // What was given is what is used, and it is to be seen nowhere.
+        assert_eq!(stage.report(encrypted), "true");
+        // The password is used and not visible anywhere.
         assert_eq!(stage.host.sh("cat /var/lib/weave/password").trim(), "one");
         assert!(!stage.host.sh("ps -e -o args=; cat /var/log/weave.log").contains("one\n"));
         stage.ok(&["stop"]);
@@ -189,7 +189,7 @@ fn connection_limit(stage: &Stage<'_>) {
     assert!(stage.fails(1, &["launch", "--conn-limit", "-1"]).contains("must not be negative"));
     stage.ok(&["connect", "h2"]);
     stage.host.wait_established(1, LONG_TIMEOUT);
-    // A third one, on another port of the same machine, finds no room.
+    step("a third peer on another port is refused");
     stage.other.weave_ok(&[
         "launch",
         "--no-restart",
@@ -199,7 +199,7 @@ fn connection_limit(stage: &Stage<'_>) {
         "--no-discovery",
         "h1:6783",
     ]);
-    stage.host.wait("the refusal", LONG_TIMEOUT, || {
+    stage.host.wait("the refused attempt", LONG_TIMEOUT, || {
         let connections = stage.ok(&["status", "connections"]);
         if connections.contains("onnection limit reached (1)") { Ok(()) } else { Err(connections) }
     });
@@ -225,10 +225,10 @@ fn resume(stage: &Stage<'_>) {
     stage.ok(&["connect", "h8"]);
     stage.ok(&["stop"]);
     stage.launch(&[], &["--resume"]);
-    assert_eq!(stage.told(targets), "[h2 h8]");
+    assert_eq!(stage.report(targets), "[h2 h8]");
     stage.ok(&["stop"]);
     stage.launch(&[], &["h7"]);
-    assert_eq!(stage.told(targets), "[h7]");
+    assert_eq!(stage.report(targets), "[h7]");
     stage.ok(&["stop"]);
     let text = stage.fails(1, &["launch", "--resume", "h2"]);
     assert_eq!(text, "You must not specify an initial peer list in conjunction with --resume\n");
@@ -255,29 +255,29 @@ fn variables(stage: &Stage<'_>) {
     assert!(stage.host.log().contains("DEBU: "));
     let outcome = stage.host.weave_env(&env, &["status", "targets"]);
     assert_eq!(outcome.stderr, "+ GET /status/targets to 127.0.0.1:7001: 200\n", "{outcome}");
-    // The client completes what lacks.
+    step("the client completes a control address");
     for addr in [":7001", "127.0.0.1:7001", "localhost:7001"] {
         stage.host.weave_env(&[("WEAVE_HTTP_ADDR", addr)], &["status"]).expect_ok();
     }
     stage.host.weave_env(&[("WEAVE_RUN_DIR", "/tmp/weave-cmds-run")], &["status"]).expect_ok();
     let files = stage.host.sh("ls /tmp/weave-cmds-state /tmp/weave-cmds-run");
     assert!(files.contains("peer.json") && files.contains("weave.sock"), "{files}");
-    // Port 7000 is stopped and cleaned up under the same variables.
+    step("stop and reset use the same variables");
     stage.host.weave_env(&env, &["stop"]).expect_ok();
     assert!(!stage.sockets().contains(":7000 "));
     stage.host.weave_env(&env, &["reset"]).expect_ok();
     assert_eq!(stage.host.sh("ls -d /tmp/weave-cmds-state /tmp/weave-cmds-run 2>/dev/null || true"), "");
-    // Options beat variables; an empty control address is none given.
+    step("options override variables, and an empty control address is ignored");
     stage.launch(&[("WEAVE_PORT", "7000"), ("WEAVE_HTTP_ADDR", "")], &["--port", "7005"]);
     let sockets = stage.sockets();
     assert!(sockets.contains(":7005 ") && !sockets.contains(":7000 ") && sockets.contains("127.0.0.1:6784 "));
 }
 
-/// Old names of options do the same and say the new one (docs/spec/cli.md 3.2). Those of features to come are parsed alike; their
-/// unit test has the table.
+/// Old names of options have the same effect and print the new one (docs/spec/cli.md 3.2). Those of missing features are parsed
+/// alike; their unit test has the table.
 fn old_spellings(stage: &Stage<'_>) {
     let deprecated = |old: &str, new: &str| format!("Warning: {old} is deprecated; please use {new}\n");
-    for (args, warnings, template, told) in [
+    for (args, warnings, template, expected) in [
         (
             &["-nodiscovery"][..],
             vec![("-nodiscovery", "--no-discovery")],
@@ -310,10 +310,14 @@ fn old_spellings(stage: &Stage<'_>) {
         let stderr = stage.launch(&[], &args);
         let expected: String = warnings.iter().map(|(old, new)| deprecated(old, new)).collect();
         assert_eq!(stderr, expected, "{args:?}");
-        assert_eq!(stage.told(template), told.replace("00:00:00:00:00:07", "02:00:00:00:00:07"), "{args:?}");
+        assert_eq!(
+            stage.report(template),
+            expected.replace("00:00:00:00:00:07", "02:00:00:00:00:07"),
+            "{args:?}"
+        );
         stage.ok(&["stop"]);
     }
-    // Gone, or another version's first argument: accepted, said.
+    // Removed options, and the first argument of another version: accepted with a notice.
     let outcome = stage.host.weave(&[
         "launch",
         "10.2.254.1/24",
@@ -327,7 +331,7 @@ fn old_spellings(stage: &Stage<'_>) {
     assert!(outcome.success(), "{outcome}");
     assert!(outcome.stderr.contains("10.2.254.1/24 parameter ignored"), "{outcome}");
     assert!(outcome.stderr.contains("Notice: obsolete, no effect: --bufsz --iface --wait"), "{outcome}");
-    assert_eq!(stage.told("{{.Router.Targets}}"), "[]");
+    assert_eq!(stage.report("{{.Router.Targets}}"), "[]");
 }
 
 fn reset(stage: &Stage<'_>) {
@@ -340,7 +344,7 @@ fn reset(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["reset"]), "");
     assert_eq!(stage.host.snapshot(), clean, "everything is gone");
     assert_eq!(stage.ok(&["reset"]), "", "twice does no harm");
-    // A daemon that does not answer is only removed by force.
+    step("a daemon that does not answer is removed with --force only");
     stage.launch(&[], &["--http-addr=", "--state-dir=/tmp/weave-cmds-state"]);
     stage.host.sh("rm /run/weave/weave.sock");
     let text = stage.fails(1, &["reset", "--state-dir=/tmp/weave-cmds-state"]);
@@ -359,15 +363,15 @@ fn create_bridge(stage: &Stage<'_>) {
     }
     assert_eq!(mtu(stage, "weave"), "65535");
     stage.launch(&env, &[]);
-    assert_eq!(stage.link("weave", "link/ether"), stage.told("{{.Router.Name}}"));
+    assert_eq!(stage.link("weave", "link/ether"), stage.report("{{.Router.Name}}"));
 }
 
-/// A second peer of the machine, found by its name.
+/// A second peer on the host, selected by its instance name.
 fn instances(stage: &Stage<'_>) {
     stage.launch(&[], &["--instance", "two", "--port=7000", "--name=02:00:00:00:00:02"]);
     let env = [("WEAVE_INSTANCE", "two")];
-    let told = stage.host.weave_env(&env, &["report", "-f", "{{.Router.Name}}"]).expect_ok();
-    assert_eq!(told, "02:00:00:00:00:02");
+    let value = stage.host.weave_env(&env, &["report", "-f", "{{.Router.Name}}"]).expect_ok();
+    assert_eq!(value, "02:00:00:00:00:02");
     assert_eq!(stage.ok(&["report", "--instance=two", "-f", "{{.Router.Port}}"]), "7000");
     assert_eq!(stage.ok(&["bridge-type", "--instance=two"]), "bridge\n");
     assert_eq!(stage.host.weave_env(&env, &["ps"]).expect_ok(), "weave:expose 02:00:00:00:00:02\n");
@@ -420,11 +424,11 @@ fn stopping(stage: &Stage<'_>) {
     let password = || stage.host.command(&["test", "-e", "/var/log/state/password"]).success();
     stage.launch(&[], &["--state-dir", "/var/log/state", "--password", "p", "--weave-bridge", "wbr"]);
     assert!(password());
-    let told =
+    let outcome =
         stage.host.weave(&["stop", "--state-dir", "/var/log/state", "--weave-bridge", "wbr", "--hand-back"]);
-    assert!(told.success(), "{told}");
-    assert!(!password(), "nobody needs it any more");
-    // What 2.8.1 makes itself is out of its way, on that bridge.
+    assert!(outcome.success(), "{outcome}");
+    assert!(!password(), "the password file is removed");
+    // Devices that 2.8.1 makes itself are not there.
     assert!(!stage.host.sh("ip -o link").contains("vethwe-datapath"));
     stage.ok(&["reset", "--state-dir", "/var/log/state", "--weave-bridge", "wbr"]);
     assert!(!stage.host.sh("ip -o link").contains("wbr"));

@@ -1,4 +1,4 @@
-//! What needs no daemon: help, texts, codes, old spellings.
+//! Commands that need no daemon: help, error texts, exit codes, old spellings.
 
 use super::*;
 
@@ -67,7 +67,7 @@ fn generated(stage: &Stage<'_>) {
     assert!(stage.ok(&["man"]).contains(".TH WEAVE 8"));
 }
 
-/// The recorded option errors of 2.8.1: text for text, code for code.
+/// The recorded option errors of 2.8.1: same texts, same exit codes.
 fn daemon_errors(stage: &Stage<'_>) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../vectors/cli/daemon-flag-errors.txt");
     let text = std::fs::read_to_string(path).unwrap();
@@ -75,7 +75,7 @@ fn daemon_errors(stage: &Stage<'_>) {
     for case in text.split("$ weaver ").skip(1) {
         let (line, answer) = case.split_once('\n').unwrap();
         let (said, code) = answer.trim_end().rsplit_once("rc=").unwrap();
-        // Accepted here; a target that does not resolve stops no launch.
+        // Accepted by this version: an address that does not resolve does not prevent a launch.
         let differs = ["-iprange", "host.invalid", "--version"];
         if differs.iter().any(|d| line.contains(d)) {
             continue;
@@ -146,7 +146,7 @@ fn old_commands(stage: &Stage<'_>) {
     let outcome = stage.host.weave(&["launch-router", "--no-restart", "-nickname", "n1"]);
     assert!(outcome.success() && outcome.stderr.starts_with(&deprecated("launch-router")), "{outcome}");
     assert_eq!(outcome.stdout.lines().count(), 1, "{outcome}");
-    assert_eq!(stage.told("{{.Router.NickName}}"), "n1");
+    assert_eq!(stage.report("{{.Router.NickName}}"), "n1");
     assert!(stage.fails(1, &["proxy-env"]).starts_with(&deprecated("proxy-env")));
     assert!(stage.fails(1, &["proxy-config"]).starts_with(&deprecated("proxy-config")));
     let outcome = stage.host.weave(&["stop-router"]);
@@ -154,7 +154,7 @@ fn old_commands(stage: &Stage<'_>) {
     assert!(stage.host.daemon_pid().is_none());
 }
 
-/// What the helper does without containers; those are tried with `attach`.
+/// Commands of weaveutil without containers; the others are tested with `attach`.
 fn weaveutil(stage: &Stage<'_>) {
     let usage = stage.fails(0, &["weaveutil", "help"]);
     assert!(stage.fails(1, &["weaveutil"]).contains("attach-container"));
@@ -162,7 +162,7 @@ fn weaveutil(stage: &Stage<'_>) {
     assert!(text.starts_with("\"nosuch\" cmd is not found\n") && text.ends_with(&usage), "{text}");
     assert!(stage.fails(1, &["weaveutil", "bridge-ip"]).contains("usage: weaveutil bridge-ip <bridge>"));
     assert!(stage.fails(1, &["weaveutil", "cni-net"]).contains("CNI is not in this version yet"));
-    // By a link of that name.
+    // Called by a symbolic link of that name.
     let link = "/tmp/weave-cmds-weaveutil/weaveutil";
     let weave = weave_lab::weave_binary();
     stage.host.sh(&format!("mkdir -p /tmp/weave-cmds-weaveutil; ln -sf {weave} {link}"));
@@ -183,6 +183,6 @@ fn weaveutil(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["weaveutil", "netcheck", "10.78.0.0/16"]), "");
     stage.host.sh("ip link del br7");
     let id = stage.host.weave(&["weaveutil", "unique-id", "/var/lib/weave/weave", "/"]);
-    // Where nothing identifies the machine, that is said.
+    // Without anything that identifies the machine, it says so.
     assert!(id.success() && id.stdout.trim().len() == 17 || id.stderr.contains("system IDs"), "{id}");
 }

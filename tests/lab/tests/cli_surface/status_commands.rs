@@ -52,7 +52,7 @@ fn pages(stage: &Stage<'_>) {
         let text = stage.fails(1, args);
         assert!(text.starts_with("Invalid 'weave status' sub-command: "), "{text}");
     }
-    // JSON of each page, and of the whole.
+    step("the JSON of each page and of the whole report");
     let json = |args: &[&str]| serde_json::from_str::<Value>(&stage.ok(args)).unwrap();
     let summary = json(&["status", "--json"]);
     assert_eq!(
@@ -77,7 +77,7 @@ fn pages(stage: &Stage<'_>) {
     assert!(stage.fails(1, &["report", "-f", "{{.Nope}}"]).contains("error during template execution"));
     assert!(stage.fails(1, &["report", "-f", "{{.Router"]).contains("template: format:1: unclosed action"));
     assert!(stage.fails(1, &["report", "x"]).contains("usage: weave report"));
-    // What scrapers get.
+    step("metrics");
     let metrics = stage.http("127.0.0.1", 6782, "/metrics");
     assert!(
         metrics.contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\r\n")
@@ -85,18 +85,18 @@ fn pages(stage: &Stage<'_>) {
                 .contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\n"),
         "{metrics}"
     );
-    // Without rights one may look (C-25) by the address that everybody reaches, and is told what needs them.
+    step("without root, status works over HTTP (C-25) and other commands say what they need");
     let copy = "/tmp/weave-cmds-cmds-weave";
     std::fs::copy(weave_lab::weave_binary(), copy).unwrap();
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy];
+    let unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", copy];
     for args in
         [&["status", "--http-addr=127.0.0.1:6784"][..], &["report", "--http-addr=:6784"], &["bridge-type"]]
     {
-        let outcome = stage.host.command(&[&nobody, args].concat());
+        let outcome = stage.host.command(&[&unprivileged, args].concat());
         assert!(outcome.success(), "{outcome}");
     }
     for args in [&["stop"][..], &["reset"], &["attach", "10.2.1.1/24", "netns:x"], &["attach-bridge"]] {
-        let outcome = stage.host.command(&[&nobody, args].concat());
+        let outcome = stage.host.command(&[&unprivileged, args].concat());
         assert!(outcome.code == Some(1) && outcome.stderr.contains("'root'"), "{outcome}");
     }
     std::fs::remove_file(copy).unwrap();
@@ -114,7 +114,7 @@ fn targets(stage: &Stage<'_>) {
     assert!(text.contains("h2:99999"), "{text}");
     stage.ok(&["forget", "192.0.2.7:7000"]);
     assert_eq!(list(), "h2\n");
-    // Before or after the peers; what is up stays.
+    step("options before or after the peers; existing connections stay");
     stage.ok(&["connect", "192.0.2.8", "--replace"]);
     assert_eq!(list(), "192.0.2.8\n");
     stage.host.wait_established(1, SHORT_TIMEOUT);
@@ -143,7 +143,7 @@ fn bridges(stage: &Stage<'_>) {
     assert!(stage.fails(1, &["attach-bridge", "nosuch"]).contains("\"nosuch\" is not a bridge"));
     assert!(stage.fails(1, &["attach-bridge", "weave"]).contains("cannot be joined to itself"));
     assert!(stage.fails(1, &["attach-bridge", "--weave-bridge=none"]).contains("Weave bridge not found"));
-    // Twice does no harm; a bridge with a name or the variable's.
+    step("create-bridge is idempotent, with a name or a variable");
     for _ in 0..2 {
         assert_eq!(stage.ok(&["attach-bridge"]), "");
         assert_eq!(with(&[("DOCKER_BRIDGE", "br9")], &["attach-bridge"]).expect_ok(), "");
@@ -159,7 +159,7 @@ fn bridges(stage: &Stage<'_>) {
     }
     let rules = host.sh("iptables -w -t nat -S POSTROUTING");
     assert_eq!(rules.matches("-o weave -j ACCEPT").count(), 1, "{rules}");
-    // It carries: who is on the other bridge reaches who is on weave's.
+    step("traffic passes between the two bridges");
     let c = host.container("far");
     c.attach(&["172.17.5.5/16"]);
     host.wait("172.17.5.5 by the other bridge", SHORT_TIMEOUT, || {

@@ -1,4 +1,4 @@
-//! Addresses that nobody chose: getting them, and looking from outside who has which.
+//! Allocated addresses: getting them, and checking in the kernel which container has which.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use weave_lab::{Container, Host, Lab, Outcome};
 
-/// `weave attach` without an address; what it printed.
+/// Runs `weave attach` without an address; returns the allocated one.
 #[track_caller]
 pub fn allocate(container: &Container) -> String {
     let ip = container.attach(&[]);
@@ -16,7 +16,7 @@ pub fn allocate(container: &Container) -> String {
     ip
 }
 
-/// A new container with an address of its own.
+/// A new container with an allocated address.
 #[track_caller]
 pub fn allocated_container(host: &Host, name: &str) -> (Container, String) {
     let container = host.container(name);
@@ -24,7 +24,7 @@ pub fn allocated_container(host: &Host, name: &str) -> (Container, String) {
     (container, ip)
 }
 
-/// The line of `weave status` with this label; of the service `ipam` if several have it.
+/// The value of this label in the section `ipam` of `weave status`.
 pub fn status_field(host: &Host, label: &str) -> String {
     let page = host.weave_ok(&["status"]);
     let service = page.split("Service: ").find(|s| s.starts_with("ipam")).unwrap_or_default();
@@ -32,7 +32,7 @@ pub fn status_field(host: &Host, label: &str) -> String {
     line.unwrap_or_default().to_owned()
 }
 
-/// Waits until `weave status` says so about the first division of the range: deferred, waiting, achieved.
+/// Waits until `weave status` shows this state of the consensus: deferred, waiting, achieved.
 #[track_caller]
 pub fn wait_consensus(host: &Host, word: &str, deadline: Duration) {
     host.wait("consensus", deadline, || {
@@ -46,7 +46,7 @@ pub fn ipam_page(host: &Host) -> String {
     host.weave_ok(&["status", "ipam"])
 }
 
-/// The ring's first owners as all peers must have them: from the entries, who began.
+/// Tokens and owners of the ring, from the report.
 pub fn ring_entries(host: &Host) -> Vec<(String, String)> {
     let report = host.report().unwrap_or_default();
     let entries = report["IPAM"]["Entries"].as_array().cloned().unwrap_or_default();
@@ -54,7 +54,7 @@ pub fn ring_entries(host: &Host) -> Vec<(String, String)> {
     entries.iter().map(|e| (text(e, "Token"), text(e, "Peer"))).collect()
 }
 
-/// Waits until these hosts have one and the same ring.
+/// Waits until these hosts have the same ring.
 #[track_caller]
 pub fn wait_equal_rings(hosts: &[&Host], deadline: Duration) {
     weave_lab::eventually("one ring", deadline, || {
@@ -67,10 +67,10 @@ pub fn wait_equal_rings(hosts: &[&Host], deadline: Duration) {
     });
 }
 
-/// Addresses, each with the containers that have it.
+/// The containers that have an address, by address.
 type Holders = BTreeMap<String, Vec<String>>;
 
-/// Every address that any container of these hosts has, with who has it; looked at from outside.
+/// The addresses of all containers of these hosts, from the kernel.
 fn holders(hosts: &[Host]) -> Result<Holders, String> {
     let mut found = Holders::new();
     for host in hosts {
@@ -87,7 +87,7 @@ fn duplicates(holders: Holders) -> Holders {
     holders.into_iter().filter(|(_, all)| all.len() > 1).collect()
 }
 
-/// Every address in use, with its holder; fails if two have the same.
+/// Every address in use, with its container; fails if two containers have the same.
 #[track_caller]
 pub fn assert_unique_addresses(lab: &Lab) -> BTreeMap<String, String> {
     let all = holders(lab.hosts()).unwrap_or_else(|e| panic!("{e}"));
@@ -96,22 +96,22 @@ pub fn assert_unique_addresses(lab: &Lab) -> BTreeMap<String, String> {
     all.into_iter().filter_map(|(ip, mut holders)| Some((ip, holders.pop()?))).collect()
 }
 
-/// Looks all the time, beside a test, that no two containers of a lab have the same address.
+/// Checks continuously in the background that no two containers of a lab have the same address.
 pub struct DuplicateAddressMonitor {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<(u32, Holders)>>,
 }
 
 impl DuplicateAddressMonitor {
-    /// Begins to look. What it saw is told when it goes out of scope, which has to be before the lab does.
+    /// Starts the checks. Dropping the value fails the test if an address was in use twice; that must happen before the lab ends.
     pub fn of(lab: &Lab) -> DuplicateAddressMonitor {
         let stop = Arc::new(AtomicBool::new(false));
         let (ended, hosts) = (Arc::clone(&stop), lab.hosts().to_vec());
         let thread = std::thread::spawn(move || {
             let (mut looks, mut before) = (0, BTreeMap::new());
             while !ended.load(Ordering::Relaxed) {
-                // Hosts are looked at one after the other, and an address may have moved meanwhile: two looks count.
-                // A host that is turned off just now has no containers.
+                // Hosts are checked one after the other, and an address may move in between: two checks must agree.
+                // A host that is being rebooted has no containers.
                 let begin = Instant::now();
                 let now = duplicates(holders(&hosts).unwrap_or_default());
                 looks += 1;
@@ -121,7 +121,7 @@ impl DuplicateAddressMonitor {
                     return (looks, doubled);
                 }
                 before = now;
-                // Looking must not slow down what is looked at.
+                // The checks use at most a ninth of the time.
                 std::thread::park_timeout(begin.elapsed().max(Duration::from_millis(100)) * 8);
             }
             (looks, BTreeMap::new())
@@ -144,7 +144,7 @@ impl Drop for DuplicateAddressMonitor {
     }
 }
 
-/// `n` bare namespaces `<prefix>1`... on a host, all attached at the same time without an address; what was printed.
+/// Makes `n` namespaces `<prefix>1`... on a host and attaches all concurrently without an address; returns the addresses.
 #[track_caller]
 pub fn attach_many(host: &Host, prefix: &str, n: usize) -> Vec<String> {
     let weave = weave_lab::weave_binary();
@@ -162,7 +162,7 @@ pub fn attach_many(host: &Host, prefix: &str, n: usize) -> Vec<String> {
     lines
 }
 
-/// A command that has to wait: run with this much time, after which it is told to end. It says why it waited.
+/// Runs a command that must still wait after this time, ends it, and checks that it says why it waited.
 #[track_caller]
 pub fn assert_command_waits(host: &Host, seconds: u32, args: &[&str]) -> Outcome {
     let seconds = seconds.to_string();
@@ -174,7 +174,7 @@ pub fn assert_command_waits(host: &Host, seconds: u32, args: &[&str]) -> Outcome
     outcome
 }
 
-/// Starts several launches at the same time.
+/// Launches several peers concurrently.
 #[track_caller]
 pub fn launch_concurrently(calls: &[(&Host, &[&str])]) {
     std::thread::scope(|scope| {
@@ -188,7 +188,7 @@ pub fn launch_concurrently(calls: &[(&Host, &[&str])]) {
     });
 }
 
-/// Does the same on several hosts at the same time.
+/// Does the same on several hosts concurrently.
 pub fn on_each_host(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
     std::thread::scope(|scope| {
         for host in hosts {
@@ -197,12 +197,12 @@ pub fn on_each_host(hosts: &[&Host], what: impl Fn(&Host) + Sync) {
     });
 }
 
-/// Whether there is time for what takes minutes: `LAB_LONG=1`, as `make soak` sets it.
+/// Whether `LAB_LONG=1` is set, as by `make soak`, which allows for tests that take minutes.
 pub fn long_tests_enabled() -> bool {
     std::env::var("LAB_LONG").as_deref() == Ok("1")
 }
 
-/// Cuts every two of these hosts apart.
+/// Cuts all links between these hosts.
 pub fn cut_all_links(lab: &Lab, hosts: &[&str]) {
     for (i, a) in hosts.iter().enumerate() {
         hosts[i + 1..].iter().for_each(|b| lab.cut(a, b));

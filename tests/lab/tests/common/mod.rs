@@ -1,19 +1,20 @@
-//! What most scenarios share.
+//! Helpers of many tests.
 
 pub mod addresses;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+pub use weave_lab::step;
 use weave_lab::{Container, Host, Lab};
 
-/// For what should happen at once, on a machine that is busy.
+/// For events that need no waiting of a protocol, on a busy machine.
 pub const SHORT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// For what includes a protocol's own waiting (back-off, heartbeats, retries).
+/// For events that include back-off, heartbeats or retries of a protocol.
 pub const LONG_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Launches the peers of a lab one after the other, each but the first told of the first, and waits for the full mesh.
+/// Launches the peers of a lab one after the other, with the address of the first one, and waits for the full mesh.
 pub fn launch_mesh(lab: &Lab, options: &[&str]) {
     for (i, host) in lab.hosts().iter().enumerate() {
         launch(host, options, if i == 0 { &[] } else { &["h1"] });
@@ -23,7 +24,7 @@ pub fn launch_mesh(lab: &Lab, options: &[&str]) {
     }
 }
 
-/// Launches the hosts of a lab in a line: each is told of the one before it, and nobody reaches anybody else.
+/// Launches the peers of a lab in a line: each has the address of the previous one, and hosts reach their neighbours only.
 pub fn launch_line(lab: &Lab, options: &[&str]) {
     let hosts = lab.hosts();
     for (i, a) in hosts.iter().enumerate() {
@@ -42,7 +43,7 @@ pub fn launch_line(lab: &Lab, options: &[&str]) {
     }
 }
 
-/// `weave launch` with options before the peers. Without a supervisor: who kills a daemon wants it to stay dead.
+/// `weave launch` with options before the peers, without a supervisor, so that a killed daemon is not restarted.
 pub fn launch(host: &Host, options: &[&str], peers: &[&str]) {
     let mut args = vec!["launch", "--no-restart"];
     args.extend(options);
@@ -50,7 +51,7 @@ pub fn launch(host: &Host, options: &[&str], peers: &[&str]) {
     host.weave_ok(&args);
 }
 
-/// Waits until a host knows of `n` peers, itself included.
+/// Waits until a peer knows `n` peers, itself included.
 pub fn wait_peers(host: &Host, n: usize) {
     host.wait("known peers", LONG_TIMEOUT, || {
         let peers = host.report()?["Router"]["Peers"].as_array().map_or(0, Vec::len);
@@ -77,7 +78,7 @@ pub fn attach_each(hosts: &[&Host]) -> Vec<Member> {
         .collect()
 }
 
-/// A network beside the host: a container on a link of its own, which is `device` in the host.
+/// A container outside of the container network, on a link to the host of its own, which is `device` in the host.
 pub fn external_network(host: &Host, name: &str, device: &str, own: &str, theirs: &str) -> Container {
     let container = host.container(name);
     let (pid, gateway) = (container.pid(), own.split('/').next().unwrap());
@@ -91,7 +92,7 @@ pub fn external_network(host: &Host, name: &str, device: &str, own: &str, theirs
     container
 }
 
-/// Everything that an Ethernet is used for, between every pair of containers in both directions.
+/// Checks all kinds of Ethernet traffic between every pair of containers in both directions.
 pub fn check_all_traffic(members: &[Member]) {
     for (a, b) in ordered_pairs(members) {
         a.container.reaches(&b.ip, SHORT_TIMEOUT);
@@ -108,16 +109,16 @@ pub fn check_all_traffic(members: &[Member]) {
     check_broadcasts(members);
 }
 
-/// Broadcast, multicast and frames that are not IP.
+/// Checks broadcast, multicast and frames that are not IP.
 pub fn check_broadcasts(members: &[Member]) {
-    let (group, everybody) = ("239.255.7.7", "10.2.1.255");
+    let (group, broadcast) = ("239.255.7.7", "10.2.1.255");
     {
         let _ears: Vec<_> = members.iter().map(|m| m.container.listen_cast(Some(group))).collect();
         for m in members {
             let mut others: Vec<String> =
                 members.iter().filter(|o| o.ip != m.ip).map(|o| o.ip.clone()).collect();
             others.sort();
-            assert_eq!(m.container.cast(everybody, others.len()), others, "broadcast from {}", m.ip);
+            assert_eq!(m.container.cast(broadcast, others.len()), others, "broadcast from {}", m.ip);
             assert_eq!(m.container.cast(group, others.len()), others, "multicast from {}", m.ip);
         }
     }
@@ -145,19 +146,19 @@ pub fn ordered_pairs(members: &[Member]) -> impl Iterator<Item = (&Member, &Memb
     members.iter().flat_map(move |a| members.iter().filter(|b| b.ip != a.ip).map(move |b| (a, b)))
 }
 
-/// Links, addresses, routes and rules, traffic control, packet filter, and the sysctls that weave touches, of a network namespace.
-/// Few processes: this is run thousands of times.
+/// Prints links, addresses, routes and rules, traffic control, firewall, and the sysctls that weave changes, of a network namespace.
+/// It starts few processes, because it runs thousands of times.
 const NETWORK: &str = r"printf 'link\naddr\nroute show table all\nrule\n' | ip -o -d -force -batch - 2>&1
 printf 'qdisc\nfilter show dev vethwe-datapath ingress\n' | tc -force -batch - 2>&1; iptables-save
 cd /proc/sys/net; grep -Hs . ipv[46]/conf/*/accept_ra ipv6/conf/*/disable_ipv6 ipv4/conf/*/arp_ignore ipv4/conf/*/promote_secondaries ipv4/conf/*/rp_filter ipv4/conf/*/forwarding ipv4/conf/*/route_localnet bridge/bridge-nf-call-iptables ipv4/neigh/*/base_reachable_time ipv4/neigh/*/delay_first_probe_time ipv4/neigh/*/ucast_solicit";
 
-/// The peer's files and processes, what it remembers of the host, then the network of the host (the argument), then that of its
-/// container `c`.
+/// Prints the files and processes of the peer, the stored state of the host, the network of the host (by the script in the argument),
+/// and that of its container `c`.
 const STATE: &str = r"find /run /var/lib/weave -mindepth 1 ! -name '*.lock' 2>/dev/null
 grep -hsE '\((weave|netns)' /proc/[0-9]*/stat; cat /var/lib/weave/host.json 2>/dev/null
 sh -c $0; [ ! -e /run/netns/c ] || { echo CONTAINER; nsenter --net=/run/netns/c sh -c $0; }";
 
-/// Everything on the host, and in the container `c` if there is one, that a failed command must leave alone.
+/// Everything on the host, and in the container `c` if there is one, that a failed command must not change.
 pub fn host_state(host: &Host) -> String {
     let text = host.command(&["sh", "-c", &STATE.replace("$0", "\"$0\""), NETWORK]).stdout;
     let (mut lines, mut place) = (Vec::new(), "");
@@ -172,10 +173,10 @@ pub fn host_state(host: &Host) -> String {
     lines.join("\n")
 }
 
-/// A line without what changes by itself or is made up by the kernel: timers, numbers of links and processes, addresses of veth
-/// devices, IPv6 addresses and routes, counters.
+/// A line without values that change by themselves or that the kernel chooses: timers, numbers of links and processes, addresses of
+/// veth devices, IPv6 addresses and routes, counters.
 fn stable_fields(line: &str) -> Option<String> {
-    // Of a process only its name, while it lives.
+    // Of a live process only the name.
     if let Some((name, rest)) = line.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") "))
         && !line.contains(':')
     {
@@ -186,7 +187,7 @@ fn stable_fields(line: &str) -> Option<String> {
     if line.starts_with(['#', '*']) || line == "COMMIT" || noise.iter().any(|n| line.contains(n)) {
         return None;
     }
-    // Chains of ours count, their counters do not; policies are not ours.
+    // Our chains without their counters, and no policies.
     if let Some(chain) = line.strip_prefix(':') {
         return chain.starts_with("WEAVE").then(|| chain.split(' ').next().unwrap_or_default().to_owned());
     }
@@ -225,7 +226,7 @@ fn stable_fields(line: &str) -> Option<String> {
     Some(kept.join(" "))
 }
 
-/// The lines that are in only one of them.
+/// The lines that only one of the texts has.
 pub fn differences(before: &str, after: &str) -> Vec<String> {
     let only = |sign, a: &str, b: &str| {
         let others: BTreeSet<&str> = b.lines().collect();
