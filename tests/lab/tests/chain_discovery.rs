@@ -1,4 +1,4 @@
-//! A chain: each peer was reported of the one before it. The middle goes, and everybody loses power.
+//! A chain: each peer has the address of the previous one. The middle peer fails, and all hosts lose power.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A fixed cluster that is incomplete at first, grows, and loses power; and an observer that is failing of the newer peers only.
+//! A fixed cluster that is incomplete at first, grows, and loses power; and an observer that has addresses of newer peers only.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -277,7 +277,7 @@ fn variables(stage: &Stage<'_>) {
 /// alike; their unit test has the table.
 fn old_spellings(stage: &Stage<'_>) {
     let deprecated = |old: &str, new: &str| format!("Warning: {old} is deprecated; please use {new}\n");
-    for (args, warnings, template, expected) in [
+    for (args, warnings, template, value) in [
         (
             &["-nodiscovery"][..],
             vec![("-nodiscovery", "--no-discovery")],
@@ -312,7 +312,7 @@ fn old_spellings(stage: &Stage<'_>) {
         assert_eq!(stderr, expected, "{args:?}");
         assert_eq!(
             stage.report(template),
-            expected.replace("00:00:00:00:00:07", "02:00:00:00:00:07"),
+            value.replace("00:00:00:00:00:07", "02:00:00:00:00:07"),
             "{args:?}"
         );
         stage.ok(&["stop"]);
