@@ -35,9 +35,9 @@ impl Undo {
         if before.as_ref().is_some_and(same) || (before.is_none() && content.is_none()) {
             return Ok(());
         }
-        write(path, content, mode)?;
+        // Before the change, because the new content may be in place although syncing its directory fails.
         self.before.push((path.to_owned(), before));
-        Ok(())
+        write(path, content, mode)
     }
 
     /// Makes a directory with those above it; takes back only what is empty then.
