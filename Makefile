@@ -2,6 +2,8 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 SIM_SECONDS ?= 40
+# The tests of the lab mostly wait: several can run on each core.
+LAB_THREADS ?= 8
 SOAK_SECONDS ?= 3600
 SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
@@ -49,7 +51,7 @@ sim: ## seeded simulation, SIM_SECONDS per suite
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test $(TESTED) $(SIM_TESTS) -- --nocapture
 
 lab-test: packages lab-build ## real binaries on hosts made of namespaces (needs root)
-	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads 6
+	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads $(LAB_THREADS)
 
 docs: ## API documentation; broken links are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
@@ -62,7 +64,7 @@ mutants: ## plants bugs (tests/mutants), one at a time, and requires that tests 
 
 soak: packages lab-build ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
-	  $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads 6 cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
+	  $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads $(LAB_THREADS) cluster_growth:: quorum_size:: dynamic_peers:: fault_injection::
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test ipam -- --nocapture addresses
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test nodes -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
