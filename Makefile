@@ -12,6 +12,9 @@ export CARGO_INCREMENTAL ?= 0
 # Every test command selects the whole workspace, also where it runs a part: with another selection cargo builds dependencies with other
 # features, and all crates above them once more.
 TESTED := --workspace --locked --features weave-cli/fault-injection
+test_programs = $(addprefix --test ,$(sort $(foreach folder,$(1),$(notdir $(basename $(wildcard $(folder)/*/tests/*.rs)) \
+  $(patsubst %/main.rs,%,$(wildcard $(folder)/*/tests/*/main.rs))))))
+UNIT_TESTS := $(call test_programs,proto linux app)
 SIM_TESTS := $(addprefix --test ,$(notdir $(basename $(wildcard tests/sim/tests/*.rs))))
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 
@@ -44,8 +47,7 @@ lint: ## format, clippy with warnings denied, layout, references to the specific
 	 else echo "NOTICE: cargo-deny is not installed; licences and advisories not checked"; fi
 
 unit: ## unit, property, vector and kernel tests, fuzz corpora
-	$(CARGO) test $(TESTED) --lib --bins
-	$(CARGO) test $(TESTED) --exclude weave-sim --exclude weave-lab --test '*'
+	$(CARGO) test $(TESTED) --lib --bins $(UNIT_TESTS)
 
 sim: ## seeded simulation, SIM_SECONDS per suite
 	SIM_SECONDS=$(SIM_SECONDS) $(CARGO) test $(TESTED) $(SIM_TESTS) -- --nocapture
