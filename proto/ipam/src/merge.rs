@@ -165,24 +165,24 @@ impl Ring {
         let me = self.peer;
         let in_use = |from: u32, to: u32| self.parts(from, to).any(|part| first_used(part).is_some());
         let mut candidate = Candidate::default();
-        // Owner of the last own-ring entry taken, or `None` after a received one.
-        let mut before = None;
+        // Owner of the previous entry if it was taken from this ring.
+        let mut previous = None;
         let (mut i, mut j) = (0, 0);
         loop {
             match (self.entries.get(i), theirs.entries.get(j)) {
                 (None, None) => return candidate,
                 (Some(mine), other) if other.is_none_or(|other| mine.token < other.token) => {
                     candidate.entries.push(*mine);
-                    before = Some(mine.peer);
+                    previous = Some(mine.peer);
                     i += 1;
                 }
                 (mine, Some(other)) if mine.is_none_or(|mine| other.token < mine.token) => {
                     let next = mine.or(self.entries.first()).map_or(self.range.end(), |e| e.token);
-                    if before == Some(me) && other.peer != me && in_use(other.token, next) {
+                    if previous == Some(me) && other.peer != me && in_use(other.token, next) {
                         candidate.note(Conflict::Split { token: other.token, theirs: other.peer });
                     }
                     candidate.take(*other);
-                    before = None;
+                    previous = None;
                     j += 1;
                 }
                 (Some(mine), Some(other)) => {
@@ -219,11 +219,11 @@ impl Ring {
                     match keep {
                         Some(entry) => {
                             candidate.entries.push(entry);
-                            before = Some(entry.peer);
+                            previous = Some(entry.peer);
                         }
                         None => {
                             candidate.take(*other);
-                            before = None;
+                            previous = None;
                         }
                     }
                     i += 1;

@@ -103,7 +103,7 @@ fn denial_leads_to_the_next_donor_at_once() {
     assert_eq!((asked.len(), denied.len()), (0, 2));
     assert!(status.pending[0].reason.explain().contains("nothing usable"));
     peer.advance(5);
-    assert_eq!(requests(&peer.take_sent()), 1, "and again");
+    assert_eq!(requests(&peer.take_sent()), 1, "a peer is asked again in the next tick");
     assert_eq!(peer.result(id), "pending");
     peer.allocator.cancel(id, peer.now());
     peer.drain();
@@ -295,7 +295,7 @@ fn wrongly_named_owner_raises_the_version() {
     let mut named = view(1, 3);
     tell(&mut named, 2, 1, 200);
     assert_eq!((owner(&named).peer, owner(&named).version), (name(3), 202));
-    assert!(!named.take_sent().is_empty(), "and others hear of it");
+    assert!(!named.take_sent().is_empty(), "other peers learn of it");
     assert_eq!(named.allocator.space().free().count(), 0);
     // If each of the two names the other, one of them becomes the owner.
     let mut other = view(3, 1);
@@ -433,7 +433,7 @@ fn thousand_concurrent_requests() {
         ids.iter().map(|id| peer.result(*id)).filter(|result| result != "pending").collect();
     assert_eq!(answered.len(), 254);
     let different: std::collections::BTreeSet<&String> = answered.iter().collect();
-    assert_eq!(different.len(), 254, "none twice");
+    assert_eq!(different.len(), 254, "no address was allocated twice");
     // A release serves the next request in the queue.
     peer.allocator.delete("c0", peer.now()).unwrap();
     peer.drain();

@@ -23,16 +23,16 @@ enum Op {
     /// The peer uses its lowest free address and updates its free count.
     Use(usize),
     /// The peer donates a range to another one.
-    Give(usize, usize),
+    Donate(usize, usize),
     /// One peer merges the ring of another.
-    Hear(usize, usize),
+    Merge(usize, usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         (0usize..4).prop_map(Op::Use),
-        (0usize..4, 0usize..4).prop_map(|(a, b)| Op::Give(a, b)),
-        (0usize..4, 0usize..4).prop_map(|(a, b)| Op::Hear(a, b)),
+        (0usize..4, 0usize..4).prop_map(|(a, b)| Op::Donate(a, b)),
+        (0usize..4, 0usize..4).prop_map(|(a, b)| Op::Merge(a, b)),
     ]
 }
 
@@ -67,7 +67,7 @@ impl World {
                 let free = self.spaces[n].free().clone();
                 self.rings[n].report_free(|range| free.count_in(range));
             }
-            Op::Give(n, to) => {
+            Op::Donate(n, to) => {
                 if n != to
                     && let Some(donation) = self.spaces[n].offer(self.rings[n].range(), &nothing)
                 {
@@ -78,14 +78,14 @@ impl World {
                     self.rings[n].report_free(|range| free.count_in(range));
                 }
             }
-            Op::Hear(n, from) => {
+            Op::Merge(n, from) => {
                 let theirs = self.rings[from].clone();
                 let before = self.rings[n].clone();
                 let (ring, space) = (&mut self.rings[n], &mut self.spaces[n]);
                 let merged = ring.merge(&theirs, |range| space.first_used(range));
                 prop_assert!(merged.is_ok(), "{merged:?}");
                 let mine = |ring: &Ring| ring.ranges_owned_by(peer(n)).into_iter().collect::<RangeSet>();
-                prop_assert!(mine(&before).minus(&mine(ring)).is_empty(), "lost without consent");
+                prop_assert!(mine(&before).minus(&mine(ring)).is_empty(), "an own range was lost");
                 for old in before.entries() {
                     let new = ring.entries().iter().find(|e| e.token == old.token);
                     prop_assert!(
@@ -153,7 +153,7 @@ proptest! {
         for _ in 0..3 {
             for n in 0..4 {
                 for from in 0..4 {
-                    world.apply(&Op::Hear(n, from))?;
+                    world.apply(&Op::Merge(n, from))?;
                 }
             }
         }

@@ -60,11 +60,11 @@ impl Allocator {
         let Allocation { container, subnet, is_container, .. } = allocation;
         let subnet = *subnet;
         if container != NO_ID {
-            let has = self.owned.record(container).and_then(|record| {
+            let existing = self.owned.record(container).and_then(|record| {
                 let addrs = record.cidrs.iter().filter_map(|&cidr| ipv4(cidr));
                 addrs.into_iter().find(|&addr| subnet.range().contains(addr))
             });
-            if let Some(addr) = has {
+            if let Some(addr) = existing {
                 self.died_at.remove(container);
                 return Some(Ok(Answer::Allocated(subnet.with_host(addr))));
             }
@@ -83,8 +83,8 @@ impl Allocator {
 
     /// Records and stores the owner of an address. An address without a container id is recorded under its own text.
     pub(super) fn record_address(&mut self, container: &str, cidr: Cidr, is_container: bool) {
-        let own_name = cidr.addr().to_string();
-        let container = if container == NO_ID { &own_name } else { container };
+        let addr_text = cidr.addr().to_string();
+        let container = if container == NO_ID { &addr_text } else { container };
         self.owned.add(container, cidr, is_container);
         self.save_owned(container);
         if let Some(addr) = ipv4(cidr) {
@@ -93,19 +93,19 @@ impl Allocator {
     }
 
     pub(super) fn retry_allocations(&mut self) {
-        let mut without = BTreeSet::new();
+        let mut unserved = BTreeSet::new();
         for allocation in std::mem::take(&mut self.allocations) {
             // A container that already has an address is answered even if an earlier request for the same subnet
             // failed.
             match self.try_allocate(&allocation) {
                 Some(result) => self.done(allocation.request, result),
                 None => {
-                    without.insert(allocation.subnet.range());
+                    unserved.insert(allocation.subnet.range());
                     self.allocations.push_back(allocation);
                 }
             }
         }
-        for range in without {
+        for range in unserved {
             self.request_space(range);
         }
     }

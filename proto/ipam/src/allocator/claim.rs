@@ -135,11 +135,11 @@ impl Allocator {
             self.space_requests.satisfied(AddrRange::single(addr));
             return ClaimOutcome::Granted;
         };
-        let nameless = holder == cidr.addr().to_string();
+        let without_id = holder == cidr.addr().to_string();
         if holder == *container || container == NO_ID {
             // A claim without an id may come from the holder itself.
             ClaimOutcome::Granted
-        } else if nameless {
+        } else if without_id {
             ClaimOutcome::Refused(RequestError::InUse { cidr, holder: None })
         } else {
             ClaimOutcome::Refused(RequestError::Owned { cidr, holder })
@@ -238,8 +238,8 @@ impl Allocator {
     pub(super) fn drop_background_claims(&mut self, container: &str, addr: Option<u32>) -> bool {
         let before = self.claims.len();
         self.claims.retain(|claim| {
-            let own_name = claim.cidr.addr().to_string();
-            let id = if claim.container == NO_ID { &own_name } else { &claim.container };
+            let addr_text = claim.cidr.addr().to_string();
+            let id = if claim.container == NO_ID { &addr_text } else { &claim.container };
             claim.request.is_some() || id != container || addr.is_some_and(|a| ipv4(claim.cidr) != Some(a))
         });
         self.claims.len() != before
