@@ -199,7 +199,7 @@ pub enum RemoveError {
 /// The result of leaving the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandOver {
-    /// This peer owned no range.
+    /// This peer owned no range, or no other peer ever knew of its ranges.
     Nothing,
     /// The ranges were given to a reachable peer, which does not confirm that. Disputed ranges were given to their
     /// claimant.

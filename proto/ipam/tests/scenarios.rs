@@ -294,6 +294,16 @@ fn leaving_transfers_all_ranges() {
     assert_eq!(alone.allocator.leave(alone.now()), HandOver::NoPeer { addresses: 128 });
     alone.drain();
     assert_eq!(alone.take_sent(), []);
+
+    // Without any other peer, nobody has to take over.
+    let mut only = Peer::new(config(a(), 101, "host-a", Init::Seed(vec![a()])));
+    only.reach(&[a()]);
+    assert_eq!(only.allocator.leave(only.now()), HandOver::Nothing);
+    // A peer that was reachable once and owns nothing knows that the ranges are taken.
+    let (mut left, _) = pair(Init::Seed(vec![a()]));
+    left.reach(&[a(), b()]);
+    left.reach(&[a()]);
+    assert_eq!(left.allocator.leave(left.now()), HandOver::NoPeer { addresses: 256 });
 }
 
 #[test]

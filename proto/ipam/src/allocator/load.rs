@@ -37,6 +37,7 @@ impl Allocator {
             nicknames: BTreeMap::from([(config.name, config.nickname.clone())]),
             reachable: BTreeMap::new(),
             unreachable_since: BTreeMap::new(),
+            met_peer: false,
             conflicts: BTreeMap::new(),
             disputed: RangeSet::default(),
             died_at: BTreeMap::new(),

@@ -64,6 +64,8 @@ pub struct Allocator {
     nicknames: BTreeMap<PeerName, String>,
     reachable: BTreeMap<PeerName, String>,
     unreachable_since: BTreeMap<PeerName, Instant>,
+    /// Whether another peer has been reachable since the start.
+    met_peer: bool,
     conflicts: BTreeMap<PeerName, Dispute>,
     /// Own addresses that another peer claims. They are not handed out.
     disputed: RangeSet,

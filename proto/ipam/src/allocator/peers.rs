@@ -23,6 +23,7 @@ impl Allocator {
                 found |= !self.reachable.contains_key(&name);
                 self.reachable.insert(name, nickname.clone());
                 self.unreachable_since.remove(&name);
+                self.met_peer |= name != self.me();
                 if name != self.me() && !nickname.is_empty() {
                     self.nicknames.insert(name, nickname.clone());
                 }
@@ -128,7 +129,10 @@ impl Allocator {
             return HandOver::Nothing;
         }
         let back = ranges.iter().any(|&range| self.transferred.count_in(range) > 0);
-        let Some(target) = self.transfer_target(back) else { return HandOver::NoPeer { addresses } };
+        let Some(target) = self.transfer_target(back) else {
+            let alone = !self.met_peer && self.ring.owners().iter().all(|owner| *owner == self.me());
+            return if alone { HandOver::Nothing } else { HandOver::NoPeer { addresses } };
+        };
         *self.transfer_targets.entry(target).or_default() += 1;
         ranges.iter().for_each(|&range| self.transferred.insert(range));
         self.concede_disputed();

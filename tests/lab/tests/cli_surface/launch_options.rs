@@ -344,6 +344,10 @@ fn reset(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["reset"]), "");
     assert_eq!(stage.host.snapshot(), clean, "everything is gone");
     assert_eq!(stage.ok(&["reset"]), "", "twice does no harm");
+    step("a peer that never met another one says nothing of rmpeer");
+    stage.launch(&[], &[]);
+    stage.ok(&["prime"]);
+    assert_eq!(stage.ok(&["reset"]), "");
     step("a daemon that does not answer is removed with --force only");
     stage.launch(&[], &["--http-addr=", "--state-dir=/tmp/weave-cmds-state"]);
     stage.host.sh("rm /run/weave/weave.sock");
