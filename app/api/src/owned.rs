@@ -5,30 +5,30 @@ use serde::{Deserialize, Serialize};
 /// All containers with addresses; `null` if there is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owned {
-    /// In order.
+    /// By container id.
     pub owned: Option<Vec<OwnedBy>>,
 }
 
-/// One container.
+/// One container and its addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnedBy {
-    /// Its id.
+    /// Container id.
     #[serde(rename = "containerid")]
     pub container: String,
-    /// Its addresses with prefix lengths.
+    /// Addresses with prefix lengths.
     pub addrs: Vec<String>,
 }
 
 impl Owned {
-    /// Of these.
+    /// The answer that lists `all`.
     pub fn new(all: Vec<OwnedBy>) -> Owned {
         Owned { owned: (!all.is_empty()).then_some(all) }
     }
 
-    /// Reads an answer.
+    /// Parses an answer.
     ///
     /// # Errors
-    /// It is none.
+    /// If `text` is not the JSON of an answer.
     pub fn from_json(text: &str) -> Result<Owned, serde_json::Error> {
         serde_json::from_str(text)
     }
@@ -38,7 +38,7 @@ impl Owned {
         crate::report::to_go_json(self, false) + "\n"
     }
 
-    /// The addresses of one container, as written.
+    /// The addresses of one container, as in the JSON.
     pub fn of(&self, container: &str) -> impl Iterator<Item = &str> {
         let all = self.owned.iter().flatten().filter(move |o| o.container == container);
         all.flat_map(|o| o.addrs.iter().map(String::as_str))

@@ -11,13 +11,12 @@
 //!
 //! Differences from 2.8.1: attributes are separated by a blank (`encrypted=true mtu=1414`), targets are sorted, and a
 //! connection that does not use the best overlay says why (`reason="..."`, last on its line). The summary has a line
-//! `Consensus`, and `/status/ipam` says why calls wait.
+//! `Consensus`, and `/status/ipam` says why requests wait.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::pages::ShareLine;
-use crate::report::{Connection, Dns, DnsEntry, Ipam, Report, Router, VersionCheck};
+use crate::facts::{consensus, ipam_state, living, shares, version_sentence};
+use crate::report::{Connection, Report, Router};
 
 /// States in the order in which the summary counts them. A `waiting` connection is in no count.
 const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
@@ -105,46 +104,6 @@ fn list_or_none(list: &[String]) -> String {
     if list.is_empty() { "none".to_owned() } else { list.join(", ") }
 }
 
-/// What is known about newer versions, as a person reads it.
-pub fn version_sentence(check: &VersionCheck) -> String {
-    let at = check.next_check_at.slashes();
-    if !check.enabled {
-        "version check update disabled".to_owned()
-    } else if !check.success {
-        format!("failed to check latest version - see logs; next check at {at}")
-    } else if !check.new_version.is_empty() {
-        format!("version {} available - please upgrade!", check.new_version)
-    } else {
-        format!("up to date; next check at {at}")
-    }
-}
-
-pub(crate) fn ipam_state(ipam: &Ipam) -> String {
-    if !ipam.entries.is_empty() && ipam.entries.iter().all(|e| !e.is_known_peer) {
-        "all IP ranges owned by unreachable peers - use 'rmpeer' if they are dead".to_owned()
-    } else if !ipam.entries.is_empty() {
-        let waiting = !ipam.pending_allocates.is_empty();
-        if waiting { "waiting for IP(s) to become available" } else { "ready" }.to_owned()
-    } else {
-        match &ipam.paxos {
-            Some(p) if p.elector => {
-                format!("awaiting consensus (quorum: {}, known: {})", p.quorum, p.known_nodes)
-            }
-            Some(_) => "priming".to_owned(),
-            None => "idle".to_owned(),
-        }
-    }
-}
-
-/// The word of the documents for how far the first division of the range is.
-pub(crate) fn consensus(ipam: &Ipam) -> &'static str {
-    match &ipam.paxos {
-        _ if !ipam.entries.is_empty() => "achieved",
-        Some(_) => "waiting",
-        None => "deferred",
-    }
-}
-
 /// `/status/targets`.
 pub fn targets(report: &Report) -> String {
     let mut targets: Vec<_> = report.router.targets.iter().collect();
@@ -186,7 +145,7 @@ pub fn peers(report: &Report) -> String {
     page
 }
 
-/// `/status/dns`: living names by host name; nothing without the service.
+/// `/status/dns`: names by host name; empty without the service.
 pub fn dns(report: &Report) -> String {
     let Some(service) = &report.dns else { return String::new() };
     let suffix = format!(".{}", service.domain);
@@ -199,15 +158,8 @@ pub fn dns(report: &Report) -> String {
     page
 }
 
-/// Living names by host name.
-pub(crate) fn living(service: &Dns) -> Vec<&DnsEntry> {
-    let mut living: Vec<_> = service.entries.iter().filter(|e| e.tombstone == 0).collect();
-    living.sort_by_key(|e| (&e.hostname, &e.origin, &e.container_id, &e.address));
-    living
-}
-
-/// `/status/ipam`: each owner's share, our own first; nothing without a ring. Then, unlike 2.8.1, what calls wait for, and
-/// contradictions.
+/// `/status/ipam`: each owner's share, our own first; empty without a ring. Then, unlike 2.8.1, what requests wait for, and
+/// conflicts.
 pub fn ipam(report: &Report) -> String {
     let mut page = String::new();
     for share in shares(report) {
@@ -226,26 +178,6 @@ pub fn ipam(report: &Report) -> String {
         }
     }
     page
-}
-
-/// Each owner's share, our own first; none without a ring.
-pub(crate) fn shares(report: &Report) -> Vec<ShareLine<'_>> {
-    let Some(service) = &report.ipam else { return Vec::new() };
-    let mut shares: BTreeMap<(bool, &str), ShareLine<'_>> = BTreeMap::new();
-    for e in &service.entries {
-        let foreign = e.peer != report.router.name;
-        let fresh = ShareLine {
-            peer: &e.peer,
-            nickname: &e.nickname,
-            ips: 0,
-            percent: 0.0,
-            active_ips: (!foreign).then_some(service.active_ips),
-            reachable: e.is_known_peer,
-        };
-        shares.entry((foreign, &e.peer)).or_insert(fresh).ips += e.size;
-    }
-    let total = service.range_num_ips.max(1) as f64;
-    shares.into_values().map(|s| ShareLine { percent: s.ips as f64 * 100.0 / total, ..s }).collect()
 }
 
 /// A page of `label: value` lines, labels right-aligned to 15 characters.

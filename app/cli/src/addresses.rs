@@ -217,7 +217,7 @@ impl From<Problem> for Failure {
     fn from(problem: Problem) -> Failure {
         match problem {
             Problem::Client(error) => failure(error),
-            Problem::BrokenOff(failure) => failure,
+            Problem::Interrupted(failure) => failure,
         }
     }
 }

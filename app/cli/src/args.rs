@@ -106,16 +106,6 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// A number, with the errors of Go's `strconv.ParseInt`.
-pub(crate) fn parse_number(text: &str) -> Result<i64, String> {
-    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-    text.parse().map_err(|e: std::num::ParseIntError| {
-        let range = matches!(e.kind(), PosOverflow | NegOverflow);
-        let reason = if range { "value out of range" } else { "invalid syntax" };
-        format!("strconv.ParseInt: parsing {text:?}: {reason}")
-    })
-}
-
 pub(crate) fn is_flag(option: &Arg) -> bool {
     matches!(option.get_action(), ArgAction::SetTrue)
 }

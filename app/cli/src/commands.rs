@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, Command, ValueHint};
 
 use crate::launch_options::{daemon_options, flag, launch_options, text};
-use crate::weaveutil;
+use crate::{Failure, weaveutil};
 
 /// Where a command finds the daemon.
 fn common_options() -> Vec<Arg> {
@@ -319,6 +319,17 @@ pub(crate) const MISSING: [(&str, &str); 11] = [
     ("dns-lookup", "DNS"),
     ("dns-args", "DNS"),
 ];
+
+/// The error for a command that does not exist, or not yet.
+pub(crate) fn unknown(name: &str, help: bool) -> Failure {
+    match MISSING.iter().find(|(missing, _)| *missing == name) {
+        Some((_, part)) => {
+            let code = if help { 0 } else { 1 };
+            Failure::new(code, format_args!("weave {name}: {part} is not in this version yet"))
+        }
+        None => Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'.")),
+    }
+}
 
 pub(crate) fn find(name: &str) -> Option<Command> {
     all().into_iter().find(|command| command.get_name() == name)

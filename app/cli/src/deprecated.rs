@@ -30,10 +30,16 @@ pub(crate) fn find(name: &str) -> Option<Meaning> {
     OLD.iter().find(|(old, _)| *old == name).map(|(_, meaning)| *meaning)
 }
 
-pub(crate) fn run(name: &str, meaning: Meaning, rest: &[String], env: &dyn Env) -> Result<(), Failure> {
+/// Runs an old command, or returns the current command line that replaces it.
+pub(crate) fn run(
+    name: &str,
+    meaning: Meaning,
+    rest: &[String],
+    env: &dyn Env,
+) -> Result<Option<Vec<String>>, Failure> {
     if rest.first().is_some_and(|a| a == "--help") {
         notice(explain(name, meaning));
-        return Ok(());
+        return Ok(None);
     }
     match meaning {
         Meaning::Now(now) => {
@@ -41,14 +47,13 @@ pub(crate) fn run(name: &str, meaning: Meaning, rest: &[String], env: &dyn Env) 
                 "Warning: 'weave {name}' is deprecated; please use 'weave {}'",
                 now.join(" ")
             ));
-            let now: Vec<String> = now.iter().map(|w| (*w).to_owned()).chain(rest.iter().cloned()).collect();
-            crate::run(&now, env)
+            Ok(Some(now.iter().map(|w| (*w).to_owned()).chain(rest.iter().cloned()).collect()))
         }
         Meaning::Nothing(reason) => {
             notice(format_args!("Warning: 'weave {name}' does nothing any more; {reason}."));
-            Ok(())
+            Ok(None)
         }
-        Meaning::CreateBridge => bridges::create(rest, env),
+        Meaning::CreateBridge => bridges::create(rest, env).map(|()| None),
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
             Err(Failure::new(4, "IP address allocation is off on this peer; there is nothing to wait for"))
         }
         Err(waiting::Problem::Client(error)) => Err(query::explain(error, parsed, env)),
-        Err(waiting::Problem::BrokenOff(failure)) => Err(failure),
+        Err(waiting::Problem::Interrupted(failure)) => Err(failure),
     }
 }
 

@@ -1,13 +1,13 @@
 //! `weave launch` and `weave daemon`.
 //!
 //! ```text
-//! weave launch --- validates, writes the password file, tells ---> systemd, Docker or a supervisor -> weave daemon
+//! weave launch --- validates, writes the password file, starts --> systemd, Docker or a supervisor -> weave daemon
 //!      ^                                                                                            |
 //!      +----------- STATUS=, WEAVE_ERROR=, READY=1 (sd_notify datagrams, launch.sock) --------------+
 //! ```
 //!
-//! Everything that can be known to be wrong is refused before anything on the host changes, and what was changed is taken
-//! back if the daemon does not become ready. Nothing that is started keeps a file of the caller open.
+//! Errors are reported before anything on the host changes where that is possible, and changes are undone if the daemon does not
+//! become ready. Nothing that is started keeps a file of the caller open.
 
 use std::fs;
 use std::io::IsTerminal;
@@ -23,22 +23,21 @@ use weave_daemon::{log, pid_file};
 use crate::args::Parsed;
 use crate::options::{self, Env};
 use crate::service::files::{Undo, failed, remove};
-use crate::service::{self, Job, Keeper, docker};
+use crate::service::{self, LaunchRequest, ServiceManager, docker};
 use crate::takeover::{Original, Stopped};
 use crate::{Failure, container, notice, print, require_root};
 
-/// After this long a person is told what is waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Longest wait for a word of somebody who listens on the control address.
-const PROBE: Duration = Duration::from_secs(2);
-/// So long after its last words a daemon should have ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// A daemon that is neither ready nor gone by then hangs.
-const BIRTH: Duration = Duration::from_secs(10);
-/// How often it is looked whether the daemon still lives.
-const LOOK: Duration = Duration::from_millis(50);
+/// After this time the progress is printed on a terminal.
+const PROGRESS_DELAY: Duration = Duration::from_millis(500);
+/// Timeout of the request that finds out whether another daemon listens on the control address.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A daemon that reported an error should have ended after this time.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A daemon that another launch started is ready or has ended after this time, or it hangs.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between checks whether the daemon still runs.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Host name for the nickname.
 fn hostname() -> String {
     nix::unistd::gethostname()
         .ok()
@@ -46,7 +45,7 @@ fn hostname() -> String {
         .unwrap_or_else(|| "localhost".to_owned())
 }
 
-/// `weave daemon`: a peer in the foreground. Log lines and errors go to stderr in the daemon's form.
+/// `weave daemon`: a peer in the foreground. Log lines and errors go to stderr in the form of log lines.
 pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     if parsed.flag("version") {
         return print(&format!("weave {}\n", weave_daemon::VERSION));
@@ -63,15 +62,15 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         let path = file.path.display();
         log::to_file(file).map_err(|e| fatal(&format_args!("cannot open the log file {path}: {e}")))?;
     }
-    log::options_line(&shown(parsed));
+    log::options_line(&loggable(parsed));
     parsed.notices().iter().for_each(log::info);
-    // The reason has been logged and told to whoever waits for readiness.
+    // The daemon has logged the error and reported it to `launch`.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
 
-/// Options for the log, secrets left out.
-fn shown(parsed: &Parsed) -> Vec<(String, String)> {
-    let mut shown: Vec<_> = parsed
+/// Options for the log, without secrets.
+fn loggable(parsed: &Parsed) -> Vec<(String, String)> {
+    let mut options: Vec<_> = parsed
         .canonical()
         .into_iter()
         .filter_map(|arg| {
@@ -80,8 +79,8 @@ fn shown(parsed: &Parsed) -> Vec<(String, String)> {
             Some((name.to_owned(), if secret { "<redacted>".to_owned() } else { value.to_owned() }))
         })
         .collect();
-    shown.sort();
-    shown
+    options.sort();
+    options
 }
 
 pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
@@ -112,29 +111,30 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     let mut undo = Undo::default();
     undo.directory(&config.run_dir, 0o755)?;
     let lock = lock(&config)?;
-    // Another launch may have ended meanwhile.
+    // Another launch may have finished before this one got the lock.
     refuse_process(&config)?;
     let restart = !parsed.flag("no-restart");
     let password_file = config.state_dir.join("password");
-    let job = Job {
+    let request = LaunchRequest {
         parsed: &parsed,
         config: &config,
         env,
         restart,
         password_file: password_file.to_string_lossy().into_owned(),
     };
-    let mut keeper = service::choose(&job)?;
-    // The daemon takes what it is given rather than what is stored, and the password from where only root sees it.
+    let mut manager = service::choose(&request)?;
+    // The daemon uses these arguments rather than stored ones, and reads the password from a file that only root can read.
     undo.directory(&config.state_dir, 0o700)?;
     let password = config.password.as_ref().map(|p| p.reveal().as_bytes());
     undo.replace(&password_file, password, 0o600)?;
     undo.replace(&config.fresh_file(), Some(b""), 0o600)?;
-    let ear = Ear::open(&config)?;
-    // As late as possible: until our own daemon works, containers here are cut off from other hosts.
-    let (replaced, resting) =
+    let progress = ProgressSocket::open(&config)?;
+    // As late as possible: containers of this host are disconnected from other hosts until the new daemon is ready.
+    let (replaced, inactive) =
         if original.runs() { (Some(original.stop()?), None) } else { (None, Some(original)) };
-    let started =
-        keeper.start().and_then(|()| ear.wait(&mut *keeper, &config).inspect_err(|_| keeper.abandon()));
+    let started = manager
+        .start()
+        .and_then(|()| progress.wait(&mut *manager, &config).inspect_err(|_| manager.roll_back()));
     let name = match started {
         Ok(name) => name,
         Err(e) => {
@@ -142,14 +142,14 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
             return Err(e);
         }
     };
-    resting.iter().for_each(Original::retire);
-    // Usually the daemon has done so; a crash would not be followed by a new start while it is there.
+    inactive.iter().for_each(Original::retire);
+    // The daemon has usually removed it. While it exists, the daemon is not started again after a crash.
     remove(&config.fresh_file()).unwrap_or_else(|e| notice(format_args!("Warning: {}", e.message)));
-    keeper.done();
+    manager.commit();
     undo.keep();
-    let result = keeper.id().map_or(name, str::to_owned);
-    let remark = keeper.remark();
-    drop((ear, lock));
+    let result = manager.id().map_or(name, str::to_owned);
+    let remark = manager.note();
+    drop((progress, lock));
     print(&format!("{result}\n"))?;
     if let Some(remark) = remark {
         notice(remark);
@@ -157,15 +157,17 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Two launches at a time would write each other's files.
+/// Two launches at the same time would overwrite each other's files.
 fn lock(config: &Config) -> Result<pid_file::PidFile, Failure> {
     pid_file::PidFile::take(&config.run_dir.join("launch.pid")).map_err(|e| match e {
-        pid_file::PidFileError::Held { .. } => Failure::new(3, "another 'weave launch' is at work"),
+        pid_file::PidFileError::Held { .. } => {
+            Failure::new(3, "another 'weave launch' is running; wait until it ends")
+        }
         e => Failure::new(1, e),
     })
 }
 
-/// Containers with addresses that the host routes elsewhere would not be reached from it (docs/spec/cli.md 4.1).
+/// The host cannot reach containers with addresses that it routes elsewhere (docs/spec/cli.md 4.1).
 fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
     let Some(allocation) = &config.allocation else { return Ok(()) };
     let Some(overlap) = container::overlaps(&[allocation.range.cidr()], &config.bridge)?.pop() else {
@@ -187,23 +189,23 @@ fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
     ))
 }
 
-/// 2.8.1 on this host. It is an error if it runs and is not to be replaced.
+/// Looks for 2.8.1 on this host. It is an error if it runs and `--take-over` is not given.
 fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Original, Failure> {
     let original = Original::find(parsed, env)?;
     if original.runs() && !parsed.flag("take-over") {
         return Err(original.refusal());
     }
     if original.runs() {
-        // What can be known to fail is not tried on a host that works.
+        // A database that cannot be imported is reported before the running daemon is stopped.
         weave_daemon::legacy_database::find(config)?;
         return Ok(original);
     }
-    // Somebody else's, in a container for instance.
+    // A daemon that was not found otherwise, for example in another container.
     let Some(ListenAddr::Tcp { host, port }) = &config.http_addr else { return Ok(original) };
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
     let client =
         Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
-    match client.impatient(PROBE).get("/status") {
+    match client.impatient(PROBE_TIMEOUT).get("/status") {
         Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
             Err(Failure::new(1, "Weave Net is already running"))
         }
@@ -211,14 +213,14 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     }
 }
 
-/// A second daemon would take the first one's devices. One that was started by a launch that did not live to see it become
-/// ready does so, or ends together with whoever keeps it: which, is waited for.
+/// A second daemon would take the first one's devices. A daemon that was started by a launch that was killed becomes ready or ends;
+/// this waits for either.
 fn refuse_process(config: &Config) -> Result<(), Failure> {
     let held = |file: &str| pid_file::holder(&config.run_dir.join(file)).is_some();
     let begin = Instant::now();
     while held("weave.pid") || held("supervisor.pid") {
-        if config.fresh_file().exists() && begin.elapsed() < BIRTH {
-            std::thread::sleep(LOOK);
+        if config.fresh_file().exists() && begin.elapsed() < START_TIMEOUT {
+            std::thread::sleep(POLL_INTERVAL);
             continue;
         }
         return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
@@ -226,10 +228,10 @@ fn refuse_process(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same, whoever keeps the first one.
+/// Refuses a second daemon, however the first one was started.
 fn refuse_second(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<(), Failure> {
     refuse_process(config)?;
-    // One of ours that Docker is about to start again.
+    // Docker may be about to start a container of this version again.
     if let Some(docker) = docker::local(env) {
         let name = docker::container_name(options::named("weave", parsed, env), env);
         if let Some(there) = docker.inspect(&name)?
@@ -243,44 +245,44 @@ fn refuse_second(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<(), 
     Ok(())
 }
 
-/// Where the daemon tells how far it is.
-struct Ear {
+/// The socket on which the daemon reports its progress.
+struct ProgressSocket {
     socket: UnixDatagram,
     path: PathBuf,
 }
 
-impl Drop for Ear {
+impl Drop for ProgressSocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
 }
 
-impl Ear {
-    fn open(config: &Config) -> Result<Ear, Failure> {
+impl ProgressSocket {
+    fn open(config: &Config) -> Result<ProgressSocket, Failure> {
         let path = config.launch_socket();
-        // Of one that was killed; whoever works now holds the lock.
+        // It remains of a launch that was killed; this one holds the lock.
         let _ = fs::remove_file(&path);
         let socket = weave_host::fault_injection::io_fail_point(&format_args!("creating {}", path.display()))
             .and_then(|()| UnixDatagram::bind(&path))
             .map_err(|e| failed("create", &path, &e))?;
-        let ear = Ear { socket, path };
-        fs::set_permissions(&ear.path, fs::Permissions::from_mode(0o600))?;
-        ear.socket.set_read_timeout(Some(LOOK))?;
-        Ok(ear)
+        let progress = ProgressSocket { socket, path };
+        fs::set_permissions(&progress.path, fs::Permissions::from_mode(0o600))?;
+        progress.socket.set_read_timeout(Some(POLL_INTERVAL))?;
+        Ok(progress)
     }
 
-    /// Until the daemon is ready; its peer name. On a terminal a person sees what is waited for.
-    fn wait(&self, keeper: &mut dyn Keeper, config: &Config) -> Result<String, Failure> {
+    /// Waits until the daemon is ready and returns its peer name. On a terminal it prints the progress.
+    fn wait(&self, manager: &mut dyn ServiceManager, config: &Config) -> Result<String, Failure> {
         let begin = Instant::now();
         let terminal = std::io::stderr().is_terminal();
-        let mut told = String::new();
+        let mut printed = String::new();
         let mut doing = "the daemon to start".to_owned();
         let mut error: Option<(String, Instant)> = None;
         let mut name = None;
         let mut buffer = [0; 4096];
         loop {
-            // Looked at before the socket, so that the last words of one that has ended are read.
-            let ended = keeper.ended()?;
+            // Checked before the socket is read, so that the last messages of a daemon that has ended are read.
+            let ended = manager.exit_reason()?;
             while let Ok(n) = self.socket.recv(&mut buffer) {
                 for line in String::from_utf8_lossy(&buffer[..n]).lines() {
                     match line.split_once('=') {
@@ -294,16 +296,16 @@ impl Ear {
             }
             match (&error, ended) {
                 (Some((error, _)), Some(_)) => return Err(Failure::new(1, error)),
-                // It ends after these words; whoever keeps it may be slow to notice, or start it again.
-                (Some((error, at)), None) if at.elapsed() > LAST_WORDS => {
+                // It ends after an error; the service manager may notice late, or start it again.
+                (Some((error, at)), None) if at.elapsed() > EXIT_TIMEOUT => {
                     return Err(Failure::new(1, error));
                 }
                 (None, Some(ended)) => return Err(Failure::new(1, ended)),
                 _ => {}
             }
-            if terminal && begin.elapsed() > PATIENCE && doing != told {
+            if terminal && begin.elapsed() > PROGRESS_DELAY && doing != printed {
                 notice(format_args!("waiting for {doing} ..."));
-                told.clone_from(&doing);
+                printed.clone_from(&doing);
             }
         }
     }

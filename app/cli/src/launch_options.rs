@@ -2,8 +2,6 @@
 
 use clap::{Arg, ArgAction};
 
-use crate::args;
-
 /// A flag. A name of one letter makes a short option.
 pub(crate) fn flag(name: &'static str, help: &'static str) -> Arg {
     let missing = MISSING.iter().any(|(_, names)| names.contains(&name));
@@ -20,7 +18,17 @@ pub(crate) fn text(name: &'static str, value_name: &'static str, help: &'static 
 }
 
 fn number(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
-    text(name, value_name, help).value_parser(args::parse_number)
+    text(name, value_name, help).value_parser(parse_number)
+}
+
+/// A number, with the errors of Go's `strconv.ParseInt`.
+fn parse_number(text: &str) -> Result<i64, String> {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    text.parse().map_err(|e: std::num::ParseIntError| {
+        let range = matches!(e.kind(), PosOverflow | NegOverflow);
+        let reason = if range { "value out of range" } else { "invalid syntax" };
+        format!("strconv.ParseInt: parsing {text:?}: {reason}")
+    })
 }
 
 fn group<const N: usize>(heading: &'static str, options: [Arg; N]) -> Vec<Arg> {

@@ -24,10 +24,12 @@ mod ipam;
 mod launch;
 mod launch_options;
 mod options;
+mod output;
 mod ps;
 mod query;
 mod service;
 mod setup;
+mod signals;
 mod stop;
 mod supervise;
 mod takeover;
@@ -36,33 +38,14 @@ mod tests;
 mod waiting;
 mod weaveutil;
 
-use std::fmt;
-use std::io::Write;
 use std::process::ExitCode;
 
 #[doc(hidden)]
 pub use fuzz_entry::fuzz_entry;
 
+pub(crate) use output::{Failure, notice, print, require_root};
+
 use options::{Env, ProcessEnv};
-
-/// Why a command failed: what it says on stderr (without final newline; may be empty) and its exit code.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) message: String,
-    pub(crate) code: u8,
-}
-
-impl Failure {
-    pub(crate) fn new(code: u8, message: impl fmt::Display) -> Failure {
-        Failure { message: message.to_string(), code }
-    }
-}
-
-impl<E: std::error::Error> From<E> for Failure {
-    fn from(error: E) -> Failure {
-        Failure::new(1, error)
-    }
-}
 
 /// The program: runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -86,21 +69,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A line for a person, on stderr. A closed stderr is nobody's problem.
-pub(crate) fn notice(line: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
-
-/// A result, on stdout, exactly as given.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // `weave report | head` is no failure.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|e| Failure::new(1, format_args!("writing to stdout: {e}"))),
-    }
-}
-
 fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     // The script of 2.8.1 ran itself in a container unless `--local` was given; this is always local.
     let args = args.strip_prefix(&["--local".to_owned()]).unwrap_or(args);
@@ -110,16 +78,22 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     match name.as_str() {
         "help" | "--help" | "-h" | "-help" => return help(rest.first()),
         "supervise" => return supervise::run(rest, env),
-        "contained" => return service::docker::contained(rest, env),
+        "contained" => {
+            service::docker::enter_host_mounts()?;
+            return run(&[&["daemon".to_owned()], rest].concat(), env);
+        }
         "weaveutil" => return weaveutil::run(rest, env),
         "--version" => return run(&["version".to_owned()], env),
         _ => {}
     }
     if let Some(meaning) = deprecated::find(name) {
-        return deprecated::run(name, meaning, rest, env);
+        return match deprecated::run(name, meaning, rest, env)? {
+            Some(current) => run(&current, env),
+            None => Ok(()),
+        };
     }
     let Some(command) = commands::find(name) else {
-        return Err(unknown(name, rest.first().is_some_and(|a| a == "--help")));
+        return Err(commands::unknown(name, rest.first().is_some_and(|a| a == "--help")));
     };
     let parsed = args::parse(command, rest).map_err(|e| {
         // 2.8.1's daemon exits with 125 then.
@@ -157,17 +131,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "docker-bridge-ip" => docker_bridge::print_ip(env),
         "completions" => generated::completions(&parsed),
         "man" => generated::man(&parsed),
-        _ => Err(unknown(name, false)),
-    }
-}
-
-fn unknown(name: &str, help: bool) -> Failure {
-    match commands::MISSING.iter().find(|(missing, _)| *missing == name) {
-        Some((_, part)) => {
-            let code = if help { 0 } else { 1 };
-            Failure::new(code, format_args!("weave {name}: {part} is not in this version yet"))
-        }
-        None => Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'.")),
+        _ => Err(commands::unknown(name, false)),
     }
 }
 
@@ -177,17 +141,9 @@ fn help(command: Option<&String>) -> Result<(), Failure> {
         Some(name) => match (commands::help(name), deprecated::find(name)) {
             (Some(text), _) => text,
             (None, Some(meaning)) => deprecated::explain(name, meaning),
-            (None, None) => return Err(unknown(name, true)),
+            (None, None) => return Err(commands::unknown(name, true)),
         },
     };
     notice(text.trim_end());
     Ok(())
-}
-
-pub(crate) fn require_root() -> Result<(), Failure> {
-    if nix::unistd::geteuid().is_root() {
-        Ok(())
-    } else {
-        Err(Failure::new(1, "weave must be run as 'root' when run locally; try 'sudo weave ...'"))
-    }
 }

@@ -1,6 +1,6 @@
 //! Commands that only talk to the daemon.
 
-use weave_api::{Client, ClientError, pages};
+use weave_api::{Client, ClientError, status_json};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
@@ -73,7 +73,7 @@ pub(crate) fn status(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let client = client(parsed, env);
     if parsed.flag("json") {
         let report = client.report().map_err(|e| explain(e, parsed, env))?;
-        let json = pages::json(&report, page).ok_or_else(invalid)?;
+        let json = status_json::json(&report, page).ok_or_else(invalid)?;
         print(&(json + "\n"))?;
         // As without the option, where the answer is 503.
         return if report.ready { Ok(()) } else { Err(Failure::new(1, "")) };

@@ -16,21 +16,21 @@ use crate::service::files::remove;
 use crate::service::{docker, systemd};
 use crate::{Failure, host_rules, notice, print, query, require_root, takeover};
 
-/// How long the daemon gets to end in order, as `docker stop` gives it.
-const GRACE: Duration = Duration::from_secs(10);
-/// What 2.8.1 gives its messages to reach others.
-const GOODBYE: Duration = Duration::from_millis(500);
-/// How often it is looked whether it has.
-const LOOK: Duration = Duration::from_millis(20);
+/// A daemon that has not ended by then is killed, as `docker stop` does it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Delay after the daemon has given its addresses away, so that its last gossip reaches other peers; 2.8.1 has the same.
+const GOSSIP_FLUSH_DELAY: Duration = Duration::from_millis(500);
+/// Interval between checks whether it has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Name of the network that the plugin of 2.8.1 makes.
 const NETWORK: &str = "weave";
 
 /// Files in the run directory that end with the daemon.
 const RUN_FILES: [&str; 3] = ["fresh", "launch.sock", "weave.sock"];
-/// Pid files there; each is removed by its process, if that gets to it.
+/// Pid files there; a process removes its own unless it is killed.
 const PID_FILES: [&str; 3] = ["supervisor.pid", "weave.pid", "launch.pid"];
-/// A peer of this machine, as far as it can be known from outside.
+/// A peer of this host, seen without its daemon.
 struct Peer<'a> {
     parsed: &'a Parsed,
     env: &'a dyn Env,
@@ -52,37 +52,37 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Pids of supervisor and daemon, that which has to end first in front.
+    /// Pids of supervisor and daemon, in the order in which they have to end.
     fn processes(&self) -> Vec<i32> {
         PID_FILES[..2].iter().filter_map(|f| pid_file::holder(&self.run_dir.join(f))).collect()
     }
 
-    /// A launch at work would lose its socket, or start what has just been stopped.
+    /// Waits until no other `launch` or `stop` runs: a launch would lose its socket, or start what has just been stopped.
     fn lock(&self) -> Result<Option<pid_file::PidFile>, Failure> {
         let path = self.run_dir.join("launch.pid");
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         loop {
             match pid_file::PidFile::take(&path) {
                 Ok(lock) => return Ok(Some(lock)),
                 Err(pid_file::PidFileError::Held { .. }) if Instant::now() < deadline => {
-                    std::thread::sleep(LOOK)
+                    std::thread::sleep(POLL_INTERVAL)
                 }
                 Err(pid_file::PidFileError::Held { pid, .. }) => {
                     return Err(Failure::new(
                         1,
                         format_args!(
-                            "another 'weave launch' or 'weave stop' (pid {pid}) is at work; end it first"
+                            "another 'weave launch' or 'weave stop' (pid {pid}) is running; end it first"
                         ),
                     ));
                 }
-                // No directory, or one that cannot be written: nobody launches there either.
+                // Without a writable directory no launch can run either.
                 Err(pid_file::PidFileError::Io { .. }) => return Ok(None),
             }
         }
     }
 
-    /// Ends the daemon and whoever would start it again; `false` if there was neither. What was tried and failed is told
-    /// after everything else has been done.
+    /// Stops the daemon and what would start it again; returns `false` if there was neither. Continues after failures and returns all
+    /// of them.
     fn stop(&self) -> Result<bool, Failure> {
         let mut failures = Vec::new();
         if let Some(network) = self.network().unwrap_or_else(|e| {
@@ -114,7 +114,7 @@ impl<'a> Peer<'a> {
                 Err(e) => failures.push(e.message),
             }
         }
-        // What it needs stays with one that runs.
+        // A process that still runs needs what follows.
         self.end_processes().map_err(|e| {
             failures.push(e.message);
             Failure::new(1, failures.join("\n"))
@@ -122,7 +122,7 @@ impl<'a> Peer<'a> {
         self.forget_connections();
         // A unit or a container needs the password when it is started again.
         if !kept && found && systemd::ours(&self.unit).is_none() {
-            // The peer has ended all the same.
+            // The peer has been stopped, so this is no failure.
             let password = remove(&self.state_dir.join("password"));
             password.unwrap_or_else(|e| notice(format_args!("Warning: {}", e.message)));
         }
@@ -132,7 +132,7 @@ impl<'a> Peer<'a> {
         if failures.is_empty() { Ok(found) } else { Err(Failure::new(1, failures.join("\n"))) }
     }
 
-    /// The network that the plugin of 2.8.1 made for Docker; none of somebody else's that is called so.
+    /// The Docker network that the plugin of 2.8.1 made; not another of the same name.
     fn network(&self) -> Result<Option<Network>, Failure> {
         let Some(docker) =
             self.docker.as_ref().filter(|_| options::instance(self.parsed, self.env).is_none())
@@ -143,7 +143,7 @@ impl<'a> Peer<'a> {
         Ok(found.filter(|n| n.driver.starts_with("weave")))
     }
 
-    /// Containers that are in it keep it.
+    /// Removes the network unless containers are in it.
     fn remove_network(&self, network: &Network) -> Result<(), Failure> {
         let Some(docker) = &self.docker else { return Ok(()) };
         if network.containers.is_empty() {
@@ -151,13 +151,13 @@ impl<'a> Peer<'a> {
         }
         let short = network.containers.iter().map(|id| id.chars().take(12).collect());
         notice(format_args!(
-            "WARNING: Docker's network '{NETWORK}' stays, because containers are in it: {}",
+            "WARNING: Docker's network '{NETWORK}' is kept, because containers are in it: {}",
             short.collect::<Vec<String>>().join(" ")
         ));
         Ok(())
     }
 
-    /// What the packet filter decided for the peer's datagrams is of no use to the next one. Without it they time out.
+    /// Deletes the connection tracking entries of the peer's datagrams, which would otherwise apply to the next peer until they time out.
     fn forget_connections(&self) {
         let mut ports: Vec<u16> =
             host_rules::remembered(self.parsed, self.env).iter().map(|setup| setup.port).collect();
@@ -170,25 +170,25 @@ impl<'a> Peer<'a> {
     }
 
     fn end_processes(&self) -> Result<(), Failure> {
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         // The supervisor is first in the list and takes the daemon with it.
-        let mut told: Vec<i32> = Vec::new();
+        let mut signalled: Vec<i32> = Vec::new();
         while let Some(&pid) = self.processes().first() {
             let late = Instant::now() >= deadline;
-            if late || !told.contains(&pid) {
+            if late || !signalled.contains(&pid) {
                 let signal = if late { Signal::SIGKILL } else { Signal::SIGTERM };
                 let told_to = fault_injection::fail_point(&format_args!("signalling process {pid}"));
                 match told_to.and_then(|()| kill(Pid::from_raw(pid), signal)) {
-                    Ok(()) | Err(nix::errno::Errno::ESRCH) => told.push(pid),
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => signalled.push(pid),
                     Err(e) => {
                         return Err(Failure::new(1, format_args!("cannot stop weave (pid {pid}): {e}")));
                     }
                 }
-                if Instant::now() >= deadline + GRACE {
+                if Instant::now() >= deadline + STOP_TIMEOUT {
                     return Err(Failure::new(1, format_args!("weave (pid {pid}) does not end")));
                 }
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
@@ -204,56 +204,56 @@ pub(crate) fn stop(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     if !parsed.flag("hand-back") {
         return Ok(());
     }
-    // Nobody starts ours at the next boot.
+    // This version must not start at the next boot.
     let failures = systemd::remove(&peer.unit);
     failures.into_iter().next().map_or(Ok(()), Err)?;
     docker::hand_back(parsed, env)?;
     takeover::hand_back(parsed, env)
 }
 
-/// One thing that `reset` removes.
-enum Thing {
+/// One object that `reset` removes.
+enum Object {
     Process(i32),
     Unit(PathBuf),
     /// A container with its anonymous volumes.
     Container(String),
     Image(String),
-    /// Of Docker's.
+    /// A Docker network.
     Network,
     File(PathBuf),
-    /// Only if it is empty then.
+    /// Removed only if it is empty then.
     Directory(PathBuf),
     Device(String),
-    /// Rules and chains, and files for other programs.
+    /// Firewall rules and chains, and configuration files for other programs.
     Host(String),
 }
 
-impl std::fmt::Display for Thing {
+impl std::fmt::Display for Object {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Thing::Process(pid) => write!(f, "process {pid}"),
-            Thing::Unit(path) => write!(f, "unit {}", path.display()),
-            Thing::Container(name) => write!(f, "container {name} and its volumes"),
-            Thing::Image(name) => write!(f, "image {name}"),
-            Thing::Network => write!(f, "network {NETWORK} of Docker"),
-            Thing::File(path) => write!(f, "file {}", path.display()),
-            Thing::Directory(path) => write!(f, "directory {}, if nothing else is in it", path.display()),
-            Thing::Device(name) => write!(f, "device {name}"),
-            Thing::Host(what) => f.write_str(what),
+            Object::Process(pid) => write!(f, "process {pid}"),
+            Object::Unit(path) => write!(f, "unit {}", path.display()),
+            Object::Container(name) => write!(f, "container {name} and its volumes"),
+            Object::Image(name) => write!(f, "image {name}"),
+            Object::Network => write!(f, "network {NETWORK} of Docker"),
+            Object::File(path) => write!(f, "file {}", path.display()),
+            Object::Directory(path) => write!(f, "directory {}, if nothing else is in it", path.display()),
+            Object::Device(name) => write!(f, "device {name}"),
+            Object::Host(what) => f.write_str(what),
         }
     }
 }
 
 impl Peer<'_> {
-    /// Everything there is, in the order in which it goes, and what could not be looked at.
-    fn things(&self) -> (Vec<Thing>, Vec<String>) {
+    /// All existing objects in the order of their removal, and what could not be examined.
+    fn objects(&self) -> (Vec<Object>, Vec<String>) {
         let mut errors = Vec::new();
-        let mut things: Vec<Thing> = self.processes().into_iter().map(Thing::Process).collect();
-        things.extend(systemd::ours(&self.unit).map(Thing::Unit));
+        let mut objects: Vec<Object> = self.processes().into_iter().map(Object::Process).collect();
+        objects.extend(systemd::ours(&self.unit).map(Object::Unit));
         match self.network() {
             Ok(network) => {
                 let unused = network.filter(|n| n.containers.is_empty());
-                things.extend(unused.map(|_| Thing::Network));
+                objects.extend(unused.map(|_| Object::Network));
             }
             Err(e) => errors.push(e.message),
         }
@@ -274,19 +274,19 @@ impl Peer<'_> {
                 }
             }
             names.dedup();
-            // An image that another peer's container is made of stays.
+            // An image that another peer's container uses stays.
             let others = docker.containers_labelled(docker::LABEL).unwrap_or_default();
             let shared = others.iter().any(|o| !names.contains(o));
-            things.extend(names.into_iter().map(Thing::Container));
+            objects.extend(names.into_iter().map(Object::Container));
             if !shared {
                 match docker.images_labelled(docker::LABEL) {
-                    Ok(images) => things.extend(images.into_iter().map(Thing::Image)),
+                    Ok(images) => objects.extend(images.into_iter().map(Object::Image)),
                     Err(e) => errors.push(e.to_string()),
                 }
             }
         }
         let state_file = |name: &&str| self.state_dir.join(name);
-        // A database of 2.8.1 that stayed would be taken over again. A damaged file of ours does not prevent its removal.
+        // A database of 2.8.1 that stayed would be imported again. A damaged state file must not prevent its removal.
         let taken_over = weave_daemon::PeerState::read_original(&self.state_dir).unwrap_or_default().path;
         let mut databases: Vec<PathBuf> = legacy_database::FILE_NAMES.iter().map(state_file).collect();
         if let Some(path) = taken_over.filter(|path| !databases.contains(path)) {
@@ -299,46 +299,41 @@ impl Peer<'_> {
         // What describes the host's firewall goes when the rules are gone.
         let host = [&weave_daemon::HOST_FILE].into_iter().map(state_file);
         let host = host.flat_map(|path| [temporary_path(&path), path]);
-        // The lock that is held here goes with this process.
+        // This process removes its own lock file.
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
-        things.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Thing::File));
+        objects.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Object::File));
         let dirs = [&self.state_dir, &self.run_dir];
-        things.extend(dirs.into_iter().filter(|d| d.is_dir()).map(|d| Thing::Directory(d.clone())));
+        objects.extend(dirs.into_iter().filter(|d| d.is_dir()).map(|d| Object::Directory(d.clone())));
         match weave_host::owned_devices(&options::devices(self.parsed, self.env)) {
-            Ok(names) => things.extend(names.into_iter().map(Thing::Device)),
+            Ok(names) => objects.extend(names.into_iter().map(Object::Device)),
             Err(e) => errors.push(e.to_string()),
         }
         let (host, failed) = host_rules::present(self.parsed, self.env);
-        things.extend(host.into_iter().map(Thing::Host));
+        objects.extend(host.into_iter().map(Object::Host));
         errors.extend(failed);
-        (things, errors)
+        (objects, errors)
     }
 
-    /// Removes everything, and goes on where something fails.
-    fn remove(&self, things: Vec<Thing>) -> Vec<String> {
+    /// Removes everything; continues after failures and returns them.
+    fn remove(&self, objects: Vec<Object>) -> Vec<String> {
         let rules = host_rules::remembered(self.parsed, self.env);
         let mut failures = Vec::new();
         let mut add = |result: Result<(), String>| failures.extend(result.err());
-        for thing in things {
-            match thing {
-                Thing::Unit(_) => systemd::remove(&self.unit).into_iter().for_each(|e| add(Err(e.message))),
-                Thing::Container(name) => {
-                    add(self.docker.as_ref().map_or(Ok(()), |d| d.remove(&name)).map_err(|e| e.to_string()));
-                }
-                Thing::Image(name) => {
-                    add(self
-                        .docker
-                        .as_ref()
-                        .map_or(Ok(()), |d| d.remove_image(&name))
-                        .map_err(|e| e.to_string()));
-                }
-                Thing::File(path) => add(remove(&path).map_err(|f| f.message)),
-                // Those were ended before; the others follow in one go.
-                Thing::Process(_)
-                | Thing::Network
-                | Thing::Directory(_)
-                | Thing::Device(_)
-                | Thing::Host(_) => {}
+        let with_docker = |remove: &dyn Fn(&Docker) -> Result<(), weave_runtime::Error>| {
+            self.docker.as_ref().map_or(Ok(()), remove).map_err(|e| e.to_string())
+        };
+        for object in objects {
+            match object {
+                Object::Unit(_) => systemd::remove(&self.unit).into_iter().for_each(|e| add(Err(e.message))),
+                Object::Container(name) => add(with_docker(&|docker| docker.remove(&name))),
+                Object::Image(name) => add(with_docker(&|docker| docker.remove_image(&name))),
+                Object::File(path) => add(remove(&path).map_err(|f| f.message)),
+                // Processes have ended already, and the others are removed below.
+                Object::Process(_)
+                | Object::Network
+                | Object::Directory(_)
+                | Object::Device(_)
+                | Object::Host(_) => {}
             }
         }
         let names = options::devices(self.parsed, self.env);
@@ -352,21 +347,20 @@ impl Peer<'_> {
 pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let peer = Peer::new(parsed, env);
     if parsed.flag("dry-run") {
-        let (things, errors) = peer.things();
-        print(&things.iter().map(|t| format!("{t}\n")).collect::<String>())?;
+        let (objects, errors) = peer.objects();
+        print(&objects.iter().map(|t| format!("{t}\n")).collect::<String>())?;
         return if errors.is_empty() { Ok(()) } else { Err(Failure::new(1, errors.join("\n"))) };
     }
     require_root()?;
     let lock = peer.lock()?;
     let force = parsed.flag("force");
     if pid_file::holder(&peer.run_dir.join("weave.pid")).is_some() {
-        // Address space goes to the others; a daemon that allocates none answers 404.
+        // The addresses are given to other peers; without allocation the daemon answers 404.
         let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true", &[], &[]);
         if let Ok(answer) = &handed_over {
-            // Nobody may have been there to take it.
+            // The answer says so if no other peer could take them.
             answer.body.lines().for_each(notice);
-            // What was said has to go out before the connections end.
-            std::thread::sleep(GOODBYE);
+            std::thread::sleep(GOSSIP_FLUSH_DELAY);
         }
         if let Err(e) = handed_over
             && !force
@@ -386,16 +380,16 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
              Re-launch weave before reset or use --force to override.",
         ));
     }
-    // Everything is tried; what failed is told at the end.
+    // Everything is tried; failures are reported at the end.
     let stopped = peer.stop();
     if !peer.processes().is_empty() {
-        // Without its files nobody would find it again.
+        // Without its files the process could not be found again.
         return stopped.map(drop);
     }
     let mut failures: Vec<String> = stopped.err().map(|f| f.message).into_iter().collect();
-    let (things, errors) = peer.things();
+    let (objects, errors) = peer.objects();
     failures.extend(errors);
-    failures.extend(peer.remove(things));
+    failures.extend(peer.remove(objects));
     drop(lock);
     for dir in [&peer.state_dir, &peer.run_dir] {
         remove_empty(dir);
@@ -412,7 +406,7 @@ impl Peer<'_> {
     }
 }
 
-/// Whatever else lives there is somebody's.
+/// Removes a directory unless other files are in it.
 fn remove_empty(dir: &Path) {
     let _ = std::fs::remove_dir(dir);
 }

@@ -1,5 +1,5 @@
-//! A host of 2.8.1: its daemon is never run beside ours. `launch` refuses while it runs, or stops it with `--take-over`; `stop
-//! --hand-back` prepares the host for its return.
+//! Hosts on which 2.8.1 runs or ran. Only one of the two daemons may run: `launch` refuses while 2.8.1's runs, or stops it with
+//! `--take-over`; `stop --hand-back` prepares the host for 2.8.1.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -16,28 +16,27 @@ use crate::args::Parsed;
 use crate::options::{self, Env};
 use crate::{Failure, notice};
 
-/// How long the daemon of 2.8.1 gets to end, in seconds.
-const GRACE: u32 = 10;
-/// How often it is looked whether it has. Containers are cut off meanwhile.
-const LOOK: Duration = Duration::from_millis(2);
-/// Docker may be busy, but somebody waits.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Seconds after which 2.8.1's daemon should have ended.
+const STOP_TIMEOUT: u32 = 10;
+/// Interval between checks whether it has ended; short, because containers are disconnected until the new daemon runs.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// 2.8.1 on this host.
 #[derive(Debug)]
 pub(crate) struct Original {
     docker: Docker,
-    /// Daemons that run.
+    /// Running daemons.
     processes: Vec<LegacyProcess>,
-    /// Their containers, and the one that has ended but would be started again.
+    /// Their containers, and the container that has ended but would be started again.
     containers: Vec<ContainerInfo>,
 }
 
 impl Original {
-    /// Looks for it. A Docker that does not answer hides containers that have ended, not daemons that run.
+    /// Looks for 2.8.1. Without an answer from Docker, containers that have ended are not found, but running daemons are.
     pub(crate) fn find(parsed: &Parsed, env: &dyn Env) -> Result<Original, Failure> {
         let api = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
-        let docker = Docker::at(api.as_deref()).with_timeout(PATIENCE);
+        let docker = Docker::at(api.as_deref()).with_timeout(DOCKER_TIMEOUT);
         let processes = legacy_processes()?;
         let mut names: Vec<String> = processes.iter().filter_map(|p| p.container.clone()).collect();
         if parsed.text("docker-api") != Some("") {
@@ -47,12 +46,12 @@ impl Original {
         Ok(Original { docker, processes, containers })
     }
 
-    /// Whether a daemon of it runs.
+    /// Whether a daemon runs.
     pub(crate) fn runs(&self) -> bool {
         !self.processes.is_empty() || self.containers.iter().any(|c| c.is_running())
     }
 
-    /// One line that says what is in the way and what to do.
+    /// The error of a launch while 2.8.1 runs.
     pub(crate) fn refusal(&self) -> Failure {
         if self.in_kubernetes() {
             return self.kubernetes();
@@ -84,7 +83,7 @@ impl Original {
         )
     }
 
-    /// Stops it, and keeps Docker from starting it again.
+    /// Stops the daemons, and prevents Docker from starting them again.
     pub(crate) fn stop(self) -> Result<Stopped, Failure> {
         if self.in_kubernetes() {
             return Err(self.kubernetes());
@@ -104,7 +103,7 @@ impl Original {
         }
     }
 
-    /// Keeps Docker from starting a container that has ended already: at the next boot there would be two.
+    /// Prevents Docker from starting a container that has ended already: at the next boot both daemons would run.
     pub(crate) fn retire(&self) {
         for container in self.containers.iter().filter(|c| !c.is_running() && comes_back(c)) {
             match self.docker.set_restart_policy(&container.id, "no") {
@@ -131,14 +130,14 @@ impl fmt::Display for Original {
     }
 }
 
-/// Docker starts it when it is started itself. One that was stopped by hand stays so only with another policy than this.
+/// Whether Docker starts it at the next boot. With any other policy a container that was stopped by hand stays stopped.
 fn comes_back(container: &ContainerInfo) -> bool {
     container.restart_policy == "always"
 }
 
 fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<ContainerInfo>) {
-    // What DOCKER_HOST names may be the proxy that is part of 2.8.1.
-    let usual = Docker::at(None).with_timeout(PATIENCE);
+    // DOCKER_HOST may name the proxy that is part of 2.8.1.
+    let usual = Docker::at(None).with_timeout(DOCKER_TIMEOUT);
     let mut containers: Vec<ContainerInfo> = Vec::new();
     let mut answering = docker;
     for name in names {
@@ -160,11 +159,12 @@ fn ask(docker: Docker, names: &[String]) -> (Docker, Vec<ContainerInfo>) {
     (answering, containers)
 }
 
-/// What was stopped, as far as it can be started again.
+/// What was stopped, to start it again if the launch fails.
 #[derive(Debug)]
 pub(crate) struct Stopped {
     docker: Docker,
     containers: Vec<ContainerInfo>,
+    /// Processes without a container, which cannot be started again.
     bare: Vec<u32>,
 }
 
@@ -173,31 +173,31 @@ impl Stopped {
         for container in containers.iter().filter(|c| c.is_running()) {
             self.containers.push(container.clone());
             self.docker.set_restart_policy(&container.id, "no")?;
-            self.docker.stop(&container.id, GRACE)?;
+            self.docker.stop(&container.id, STOP_TIMEOUT)?;
         }
-        let deadline = Instant::now() + Duration::from_secs(GRACE.into());
+        let deadline = Instant::now() + Duration::from_secs(STOP_TIMEOUT.into());
         for process in processes {
-            // Its container has taken it along.
-            if gone(process.pid) {
+            // It ended with its container.
+            if has_ended(process.pid) {
                 continue;
             }
             if process.container.is_none() {
                 end(process.pid)?;
                 self.bare.push(process.pid);
             }
-            while !gone(process.pid) {
+            while !has_ended(process.pid) {
                 if Instant::now() >= deadline {
                     let what = format_args!("the original Weave Net (process {}) does not end", process.pid)
                         .to_string();
                     return Err(Failure::new(1, what));
                 }
-                std::thread::sleep(LOOK);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         Ok(())
     }
 
-    /// Our own start failed: the host goes on with what it had.
+    /// Starts the containers again after a failed launch.
     pub(crate) fn undo(self) {
         for container in &self.containers {
             let again = self
@@ -226,8 +226,8 @@ fn end(pid: u32) -> Result<(), Failure> {
     }
 }
 
-/// Whether the process has ended. A zombie has, as soon as the last of its threads has let go of files and ports.
-fn gone(pid: u32) -> bool {
+/// Whether the process has ended. A zombie has ended when the last of its threads has released files and ports.
+fn has_ended(pid: u32) -> bool {
     let ended = |stat: std::path::PathBuf| {
         let stat = std::fs::read_to_string(stat).unwrap_or_default();
         stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
@@ -236,7 +236,7 @@ fn gone(pid: u32) -> bool {
     threads.flatten().all(|thread| ended(thread.path().join("stat")))
 }
 
-/// `weave stop --hand-back`, after the daemon has ended: what 2.8.1 would stumble over goes, and what it had comes back.
+/// `weave stop --hand-back`, after the daemon has ended: removes what would prevent 2.8.1 from starting, and restores what it had.
 pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let names = options::devices(parsed, env);
     let original = PeerState::read_original(&options::state_dir(parsed, env))?;
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said() {
+    fn refusals_name_what_runs() {
         assert!(!original(&[], &[("weave", false, "always")]).runs());
         let container = original(&[(7, false)], &[("weave", true, "always")]);
         assert!(container.runs());
@@ -307,14 +307,14 @@ mod tests {
     }
 
     #[test]
-    fn the_living_and_the_dead() {
-        assert!(!gone(std::process::id()));
+    fn zombies_have_ended() {
+        assert!(!has_ended(std::process::id()));
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !gone(child.id()) {
-            assert!(Instant::now() < deadline, "a zombie counts as gone");
+        while !has_ended(child.id()) {
+            assert!(Instant::now() < deadline, "a zombie has ended");
         }
         child.wait().unwrap();
-        assert!(gone(child.id()));
+        assert!(has_ended(child.id()));
     }
 }

@@ -1,54 +1,53 @@
-//! Calls that may wait for other peers: a person is shown what is waited for, and whoever breaks one off is told why it waited.
+//! Requests that may wait for other peers: on a terminal the reason is printed, and also when a signal ends the wait.
 
 use std::io::IsTerminal;
-use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::poll::PollTimeout;
+use nix::sys::signal::Signal;
 use weave_api::{Client, ClientError};
 
+use crate::signals::Signals;
 use crate::{Failure, notice};
 
-/// After this long a person is told what is waited for.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// How often it is looked for an answer, and how often for the reason.
-const LOOK: Duration = Duration::from_millis(20);
-const ASK: Duration = Duration::from_secs(2);
-/// Longest wait for the reason.
-const REASON: Duration = Duration::from_secs(2);
+/// After this time the reason is printed on a terminal.
+const PROGRESS_DELAY: Duration = Duration::from_millis(700);
+/// Interval between checks for an answer or a signal.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval between requests for the reason.
+const REASON_INTERVAL: Duration = Duration::from_secs(2);
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why there is no good answer.
+/// Why there is no result.
 pub(crate) enum Problem {
-    /// The daemon said so, or cannot be reached.
+    /// The daemon refused the request, or cannot be reached.
     Client(ClientError),
-    /// Somebody broke it off; the text says what it waited for.
-    BrokenOff(Failure),
+    /// A signal ended the wait; the text says what it waited for.
+    Interrupted(Failure),
 }
 
-/// Whom to ask, and what is waited for.
+/// A client, and what its requests wait for.
 pub(crate) struct Waiter<'a> {
     client: &'a Client,
     what: String,
 }
 
 impl<'a> Waiter<'a> {
-    /// `what`: as in "waiting for ...".
+    /// `what` completes "waiting for ...".
     pub(crate) fn new(client: &'a Client, what: &str) -> Waiter<'a> {
         Waiter { client, what: what.to_owned() }
     }
 
-    /// Why the daemon has no answer yet; empty if it does not say.
+    /// Why the daemon has no answer yet; may be empty.
     fn reason(&self) -> String {
-        let text = self.client.clone().impatient(REASON).get("/ipinfo/waiting").unwrap_or_default();
+        let text = self.client.clone().impatient(REASON_TIMEOUT).get("/ipinfo/waiting").unwrap_or_default();
         text.trim_end().to_owned()
     }
 }
 
-/// One call; its body if the status is good. The connection is closed, and with it the request given up, when a signal ends the
-/// wait: its process ends soon.
+/// Sends a request and returns the body of a successful answer. After a signal the process is expected to end soon, which closes the
+/// connection and with it cancels the request.
 pub(crate) fn call(
     waiter: &Waiter<'_>,
     method: &'static str,
@@ -56,8 +55,12 @@ pub(crate) fn call(
     form: &[(&str, &str)],
 ) -> Result<String, Problem> {
     weave_host::fault_injection::io_fail_point(&format_args!("asking the daemon: {method} {path}"))
-        .map_err(|e| Problem::BrokenOff(e.into()))?;
-    let signals = if weave_host::critical::entered() { None } else { Signals::block() };
+        .map_err(|e| Problem::Interrupted(e.into()))?;
+    let signals = if weave_host::critical::entered() {
+        None
+    } else {
+        Signals::block(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).ok()
+    };
     let (answer, result) = mpsc::channel();
     let client = waiter.client.clone();
     let owned: Vec<_> = form.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -68,29 +71,29 @@ pub(crate) fn call(
     });
     let begin = Instant::now();
     let terminal = std::io::stderr().is_terminal();
-    let (mut told, mut ask_at) = (String::new(), PATIENCE);
+    let (mut printed, mut print_at) = (String::new(), PROGRESS_DELAY);
     let answer = loop {
-        match result.recv_timeout(LOOK) {
+        match result.recv_timeout(POLL_INTERVAL) {
             Ok(answer) => break answer,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(Problem::BrokenOff(Failure::new(1, "the call ended without an answer")));
+                return Err(Problem::Interrupted(Failure::new(1, "the call ended without an answer")));
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        if let Some(signal) = signals.as_ref().and_then(Signals::next) {
+        if let Some(signal) = signals.as_ref().and_then(|s| s.next(PollTimeout::ZERO).ok()?) {
             let reason = waiter.reason();
-            let mut text = format!("broken off while waiting for {}", waiter.what);
+            let mut text = format!("interrupted while waiting for {}", waiter.what);
             reason.lines().for_each(|line| text.push_str(&format!("\n  waiting for {line}")));
-            return Err(Problem::BrokenOff(Failure::new(128 + signal, text)));
+            return Err(Problem::Interrupted(Failure::new(128 + signal as u8, text)));
         }
-        if terminal && begin.elapsed() > ask_at {
-            ask_at = begin.elapsed() + ASK;
+        if terminal && begin.elapsed() > print_at {
+            print_at = begin.elapsed() + REASON_INTERVAL;
             let reason = waiter.reason();
-            // The seconds change all the time, what they belong to does not.
+            // A changed number of seconds is no news.
             let constant: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
-            if !reason.is_empty() && constant != told {
+            if !reason.is_empty() && constant != printed {
                 reason.lines().for_each(|line| notice(format_args!("waiting for {line}")));
-                told = constant;
+                printed = constant;
             }
         }
     };
@@ -98,38 +101,5 @@ pub(crate) fn call(
         answer if (200..300).contains(&answer.status) => Ok(answer.body),
         answer if answer.status == 404 => Err(Problem::Client(ClientError::NotFound)),
         answer => Err(Problem::Client(ClientError::Refused { status: answer.status, body: answer.body })),
-    }
-}
-
-/// SIGINT and SIGTERM, held back while a call waits.
-struct Signals {
-    fd: SignalFd,
-    before: SigSet,
-}
-
-impl Signals {
-    fn block() -> Option<Signals> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
-        set.add(Signal::SIGHUP);
-        let before = SigSet::thread_get_mask().ok()?;
-        set.thread_block().ok()?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).ok()?;
-        Some(Signals { fd, before })
-    }
-
-    /// Its number, if one has come.
-    fn next(&self) -> Option<u8> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).ok()?;
-        let info = self.fd.read_signal().ok()??;
-        u8::try_from(info.ssi_signo).ok()
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        let _ = self.before.thread_set_mask();
     }
 }

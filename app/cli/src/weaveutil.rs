@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use clap::Command;
+use clap::{Arg, ArgAction, Command};
 use weave_host::identity::{Sources, SystemIds};
 use weave_host::{AttachRequest, DetachRequest, DeviceNames};
 use weave_runtime::{Kind, Reference, Target, etc_hosts};
@@ -11,9 +11,7 @@ use weave_types::Cidr;
 
 use crate::args::{self, Parsed};
 use crate::options::Env;
-use crate::{
-    Failure, addresses, commands, docker_bridge, hosts_file, launch_options, notice, print, ps, require_root,
-};
+use crate::{Failure, addresses, docker_bridge, hosts_file, launch_options, notice, print, ps, require_root};
 
 /// One command of the helper.
 pub(crate) struct Sub {
@@ -117,7 +115,9 @@ pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
             ));
         }
     };
-    let mut command = Command::new(sub.name).disable_help_flag(true).arg(commands::arguments("argument", ""));
+    let mut command = Command::new(sub.name)
+        .disable_help_flag(true)
+        .arg(Arg::new("argument").action(ArgAction::Append).num_args(0..));
     if name == "attach-container" {
         let flags = ["no-multicast-route", "keep-tx-on", "hairpin-mode"];
         command = command.args(flags.map(|name| launch_options::flag(name, "")));

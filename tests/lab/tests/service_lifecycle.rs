@@ -33,7 +33,7 @@ fn supervisor_restarts_the_daemon() {
     assert_eq!((outcome.code, outcome.stdout.trim()), (Some(0), name.as_str()), "{outcome}");
     // One line says that nothing restarts the peer after a reboot.
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome}");
-    assert!(outcome.stderr.contains("after a reboot it needs a service manager"), "{outcome}");
+    assert!(outcome.stderr.contains("but not after a reboot"), "{outcome}");
 
     let pid = h1.daemon_pid().unwrap();
     let limits = h1.command_ok(&["cat", &format!("/proc/{pid}/limits")]);

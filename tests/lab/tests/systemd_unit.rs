@@ -193,7 +193,7 @@ fn shipped_unit_reads_peers_from_the_environment_file() {
     step("launch does not touch a unit that it did not write");
     systemctl(h1, "stop weave.service");
     let refused = weave(h1, &["launch", "--service=systemd"]);
-    assert!(refused.code == Some(1) && refused.stderr.contains("not of our making"), "{refused}");
+    assert!(refused.code == Some(1) && refused.stderr.contains("was not written by"), "{refused}");
     weave(h1, &["launch"]).expect_ok();
     weave(h1, &["reset"]).expect_ok();
     assert!(h1.daemon_pid().is_none());

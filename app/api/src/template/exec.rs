@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::RenderError;
+use super::error::RenderError;
 use super::parse::{Command, Node, Operand, Pipeline};
 use super::print;
 use super::value::Value;

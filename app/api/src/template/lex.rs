@@ -1,6 +1,6 @@
 //! Text and actions, and the tokens inside an action.
 
-use super::ParseError;
+use super::error::ParseError;
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq)]

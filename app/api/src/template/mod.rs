@@ -4,35 +4,25 @@
 //! pipelines, comments and trim markers, with Go's way of printing values. Not there: `define`, `template`, `block`,
 //! `call`, `slice`, `html`, `js`, `urlquery`.
 
+mod error;
 mod exec;
 mod lex;
 mod parse;
 mod print;
 mod value;
 
+pub use error::{ParseError, RenderError};
+
 use crate::Report;
 
-/// A template that was understood.
+/// A parsed template.
 #[derive(Clone, Debug)]
 pub struct Template {
     nodes: Vec<parse::Node>,
 }
 
-/// The template cannot be understood. Go's wording: `template: format:1: unclosed action`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("template: format:{line}: {what}")]
-pub struct ParseError {
-    line: usize,
-    what: String,
-}
-
-/// The template does not fit the report.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("template: format: {0}")]
-pub struct RenderError(String);
-
 impl Template {
-    /// Takes a template apart.
+    /// Parses a template.
     ///
     /// # Errors
     /// See [`ParseError`].
@@ -40,10 +30,10 @@ impl Template {
         Ok(Template { nodes: parse::parse(text)? })
     }
 
-    /// Evaluates it over `report`.
+    /// Evaluates the template over `report`.
     ///
     /// # Errors
-    /// A field that does not exist, a function that cannot take its arguments.
+    /// If a field does not exist, or a function does not accept its arguments.
     pub fn render(&self, report: &Report) -> Result<String, RenderError> {
         exec::render(&self.nodes, &value::of(report))
     }

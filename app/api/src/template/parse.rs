@@ -1,6 +1,6 @@
 //! Pieces to a tree.
 
-use super::ParseError;
+use super::error::ParseError;
 use super::lex::{self, Piece, Token};
 
 /// Blocks and parentheses inside each other.

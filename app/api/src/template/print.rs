@@ -2,7 +2,7 @@
 
 use super::value::Value;
 use crate::report::VersionCheck;
-use crate::{Timestamp, status};
+use crate::{Timestamp, facts};
 
 /// `%v`.
 pub(super) fn value(v: &Value) -> String {
@@ -38,7 +38,7 @@ fn version_check(fields: &[(&'static str, Value)]) -> String {
         Some(Value::Text(s) | Value::Time(s)) => s.as_str(),
         _ => "",
     };
-    status::version_sentence(&VersionCheck {
+    facts::version_sentence(&VersionCheck {
         enabled: field("Enabled") == Some(&Value::Bool(true)),
         success: field("Success") == Some(&Value::Bool(true)),
         new_version: text("NewVersion").to_owned(),

@@ -1,9 +1,9 @@
 //! The daemon as a Docker container named `weave`, as 2.8.1 ran: `docker ps|logs|attach|restart|kill weave` work, and
 //! Docker starts it again after a crash and after a reboot.
 //!
-//! Its image holds nothing but this very program, which therefore must be static. It runs with the host's network, process
-//! ids and host name, asks for single capabilities rather than all privileges, and begins by entering the host's mount
-//! namespace: from there on it is a daemon like any other, with the host's files.
+//! Its image contains only this program, which therefore must be static. The container has the host's network, process ids and host
+//! name, and single capabilities rather than all privileges. It begins by entering the host's mount namespace, so that the daemon
+//! works with the host's files.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use weave_runtime::{ContainerInfo, Docker};
+use weave_daemon::log;
+use weave_runtime::{Docker, ContainerInfo};
 
-use super::{Job, Keeper, elf};
+use super::elf;
+use super::manager::{LaunchRequest, ServiceManager};
 use crate::options::Env;
 use crate::{Failure, options};
 
-/// Name of our images; 2.8.1's are `weaveworks/weave`.
+/// Name of the images that `launch` makes; 2.8.1's are `weaveworks/weave`.
 const IMAGE: &str = "weave";
-/// Marks our images and containers.
+/// Label of the images and containers that `launch` makes.
 pub(crate) const LABEL: &str = "works.weave.net=peer";
-/// Marks the data containers of 2.8.1.
+/// Label of 2.8.1's data containers.
 pub(crate) const VOLUMES: &str = "weavevolumes";
-/// What the daemon needs, of which what this machine lacks is not asked for (`unit.rs` says what for). Docker before 23 does not
+/// Capabilities that the daemon needs (`unit.rs` says what for), with their numbers. Docker before 23 does not
 /// know BPF and PERFMON, which SYS_ADMIN includes.
 const CAPABILITIES: [(u32, &str); 14] = [
     (0, "CHOWN"),
@@ -41,41 +43,39 @@ const CAPABILITIES: [(u32, &str); 14] = [
     (21, "SYS_ADMIN"),
     (24, "SYS_RESOURCE"),
 ];
-/// How often Docker is asked.
-const LOOK: Duration = Duration::from_millis(200);
-/// Docker that does not answer by then is not there.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Starting and importing may take long on a busy machine.
-const WORK: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Docker that does not answer by then is regarded as absent.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Importing an image and starting a container may take long on a busy host.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Docker on this machine, if it answers.
+/// Docker on this host, if it answers.
 pub(crate) fn local(env: &dyn Env) -> Option<Docker> {
     let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
     if !docker.is_local() {
         return None;
     }
-    docker.clone().with_timeout(PATIENCE).ping().ok()?;
-    Some(docker.with_timeout(WORK))
+    docker.clone().with_timeout(PING_TIMEOUT).ping().ok()?;
+    Some(docker.with_timeout(REQUEST_TIMEOUT))
 }
 
-/// Name of this peer's container.
 pub(crate) fn container_name(named: String, env: &dyn Env) -> String {
     env.var("WEAVE_CONTAINER_NAME").filter(|n| !n.is_empty()).unwrap_or(named)
 }
 
-/// Whether it is a Weave Net peer: ours or one of 2.8.1 (`weaveworks/weave:2.8.1`, or somebody's copy of it).
+/// Whether it is a Weave Net peer, of this version or of 2.8.1 (`weaveworks/weave:2.8.1`, or a copy of it).
 pub(crate) fn is_peer(service: &ContainerInfo) -> bool {
     let image = service.image.rsplit('/').next().unwrap_or_default();
     let name = image.split([':', '@']).next();
     matches!(name, Some("weave" | "weaver"))
 }
 
-/// What the original's container is called while ours has its name.
+/// Name of 2.8.1's container while the container of this version has its name.
 fn set_aside(name: &str) -> String {
     format!("{name}-original")
 }
 
-/// Makes room for the original: our container goes, and its own gets its name back.
+/// Removes the container of this version, and gives 2.8.1's container its name back.
 pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(), Failure> {
     let Some(docker) = local(env) else { return Ok(()) };
     let name = container_name(options::named("weave", parsed, env), env);
@@ -91,7 +91,7 @@ pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(
     Ok(())
 }
 
-/// A container of the name that must not be there for a launch (docs/spec/cli.md 2.2). One that has ended may be removed.
+/// Why an existing container of this name prevents a launch (docs/spec/cli.md 2.2). One that has ended does not.
 pub(crate) fn refusal(name: &str, service: &ContainerInfo) -> Option<Failure> {
     let running = service.state == "running";
     if !is_peer(service) {
@@ -110,32 +110,34 @@ pub(crate) fn refusal(name: &str, service: &ContainerInfo) -> Option<Failure> {
 }
 
 pub(super) struct Container<'a> {
-    job: &'a Job<'a>,
+    request: &'a LaunchRequest<'a>,
     docker: Docker,
     program: Vec<u8>,
     name: String,
     id: Option<String>,
-    /// The original's container that had the name.
+    /// Id of 2.8.1's container that had the name.
     renamed: Option<String>,
-    looked: Instant,
+    polled: Instant,
 }
 
 impl<'a> Container<'a> {
-    pub(super) fn new(job: &'a Job<'a>) -> Result<Container<'a>, Failure> {
-        match Self::if_usable(job)? {
+    pub(super) fn new(request: &'a LaunchRequest<'a>) -> Result<Container<'a>, Failure> {
+        match Self::if_usable(request)? {
             Ok(container) => Ok(container),
             Err(why) => Err(Failure::new(1, format_args!("--service docker: {why}"))),
         }
     }
 
-    /// If Docker is there and can run this program; else why not. An error if a container is in the way.
-    pub(super) fn if_usable(job: &'a Job<'a>) -> Result<Result<Container<'a>, String>, Failure> {
-        let docker = Docker::at(job.env.var("DOCKER_HOST").as_deref());
+    /// If Docker answers and can run this program; else why not. Fails if a container prevents the launch.
+    pub(super) fn if_usable(
+        request: &'a LaunchRequest<'a>,
+    ) -> Result<Result<Container<'a>, String>, Failure> {
+        let docker = Docker::at(request.env.var("DOCKER_HOST").as_deref());
         if !docker.is_local() {
-            return Ok(Err("DOCKER_HOST does not name a Docker of this machine".to_owned()));
+            return Ok(Err("DOCKER_HOST does not name a Docker on this host".to_owned()));
         }
-        if let Err(e) = docker.clone().with_timeout(PATIENCE).ping() {
-            // Most of its text is about what a container needs.
+        if let Err(e) = docker.clone().with_timeout(PING_TIMEOUT).ping() {
+            // The rest of the text is advice for `attach`.
             let text = e.to_string();
             return Ok(Err(format!("there is no {}", text.split(';').next().unwrap_or("docker"))));
         }
@@ -146,18 +148,18 @@ impl<'a> Container<'a> {
                     .to_owned(),
             ));
         }
-        let name = container_name(job.named("weave"), job.env);
-        let docker = docker.with_timeout(WORK);
+        let name = container_name(request.named("weave"), request.env);
+        let docker = docker.with_timeout(REQUEST_TIMEOUT);
         if let Some(there) = docker.inspect(&name)?
             && !there.is_legacy_daemon()
             && let Some(refusal) = refusal(&name, &there)
         {
             return Err(refusal);
         }
-        Ok(Ok(Container { job, docker, program, name, id: None, renamed: None, looked: Instant::now() }))
+        Ok(Ok(Container { request, docker, program, name, id: None, renamed: None, polled: Instant::now() }))
     }
 
-    /// The image of this program, made if it is not there.
+    /// The image of this program, imported if it does not exist.
     fn image(&self) -> Result<String, Failure> {
         let hash = Sha256::digest(&self.program);
         let hash: String = hash.iter().take(6).map(|b| format!("{b:02x}")).collect();
@@ -177,12 +179,12 @@ impl<'a> Container<'a> {
 
     fn spec(&self, image: &str) -> Value {
         let mut command = vec!["contained".to_owned()];
-        command.extend(self.job.options().canonical());
+        command.extend(self.request.options().canonical());
         command.push("--".to_owned());
-        command.extend(self.job.parsed.rest.iter().cloned());
+        command.extend(self.request.parsed.rest.iter().cloned());
         let environment: Vec<String> = ["DOCKER_HOST"]
             .iter()
-            .filter_map(|name| Some(format!("{name}={}", self.job.env.var(name)?)))
+            .filter_map(|name| Some(format!("{name}={}", self.request.env.var(name)?)))
             .collect();
         let (label, value) = LABEL.split_once('=').unwrap_or((LABEL, ""));
         let labels: Map<String, Value> = [(label.to_owned(), value.into())].into_iter().collect();
@@ -190,14 +192,14 @@ impl<'a> Container<'a> {
             "NetworkMode": "host",
             "PidMode": "host",
             "UTSMode": "host",
-            "RestartPolicy": { "Name": if self.job.restart { "always" } else { "no" } },
+            "RestartPolicy": { "Name": if self.request.restart { "always" } else { "no" } },
             "CapDrop": ["ALL"],
             "CapAdd": capabilities(),
             "SecurityOpt": ["apparmor=unconfined", "label=disable"],
-            // The TUN device.
+            // /dev/net/tun
             "DeviceCgroupRules": ["c 10:200 rwm"],
         });
-        // Other drivers have limits of their own.
+        // Other drivers have other options.
         let driver = self.docker.info().map(|i| i.logging_driver).unwrap_or_default();
         if matches!(driver.as_str(), "json-file" | "local")
             && let Some(host) = host.as_object_mut()
@@ -218,7 +220,7 @@ impl<'a> Container<'a> {
     }
 }
 
-/// Those of the machine, which may have less than all; asking for one that it lacks fails.
+/// Those of [`CAPABILITIES`] that this host allows; Docker refuses to start a container with another.
 fn capabilities() -> Vec<&'static str> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let bounding = status.lines().find_map(|l| l.strip_prefix("CapBnd:"));
@@ -226,41 +228,41 @@ fn capabilities() -> Vec<&'static str> {
     CAPABILITIES.iter().filter(|(bit, _)| bounding >> bit & 1 == 1).map(|(_, name)| *name).collect()
 }
 
-impl Keeper for Container<'_> {
+impl ServiceManager for Container<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         let image = self.image()?;
         if let Some(old) = self.docker.inspect(&self.name)? {
             if old.is_legacy_daemon() {
-                // It has been stopped, and may come back if we do not work.
+                // It has been stopped, and is started again if this launch fails.
                 self.docker.rename(&old.id, &set_aside(&self.name))?;
                 self.renamed = Some(old.id);
             } else {
-                // One that has ended; anything else was refused.
+                // It has ended: with any other the launch was refused.
                 self.docker.remove(&old.id)?;
             }
         }
         let result = self.run(&image);
         if result.is_err() {
-            self.abandon();
+            self.roll_back();
         }
         result
     }
-    fn ended(&mut self) -> Result<Option<String>, Failure> {
+    fn exit_reason(&mut self) -> Result<Option<String>, Failure> {
         let Some(id) = &self.id else { return Ok(None) };
-        if self.looked.elapsed() < LOOK {
+        if self.polled.elapsed() < POLL_INTERVAL {
             return Ok(None);
         }
-        self.looked = Instant::now();
+        self.polled = Instant::now();
         let died = "The weave container has died. Consult the container logs for further details.";
         let Some(service) = self.docker.inspect(id)? else { return Ok(Some(died.to_owned())) };
         if service.state == "running" {
             return Ok(None);
         }
         let last = self.docker.last_log_line(id).unwrap_or_default();
-        Ok(Some(if last.is_empty() { died.to_owned() } else { format!("{died} It said: {last}") }))
+        Ok(Some(if last.is_empty() { died.to_owned() } else { format!("{died} Its last line: {last}") }))
     }
 
-    fn abandon(&mut self) {
+    fn roll_back(&mut self) {
         if let Some(id) = self.id.take() {
             let _ = self.docker.stop(&id, 5);
             let _ = self.docker.remove(&id);
@@ -275,22 +277,19 @@ impl Keeper for Container<'_> {
     }
 }
 
-/// `weave contained <arguments of weave daemon>`: what runs in the container.
-pub(crate) fn contained(args: &[String], env: &dyn Env) -> Result<(), Failure> {
+/// Leaves the container's mount namespace for the host's, before the daemon starts in the container.
+pub(crate) fn enter_host_mounts() -> Result<(), Failure> {
     let path = Path::new("/proc/1/ns/mnt");
     let fatal = |step: &str, e: &dyn std::fmt::Display| {
         let text = format!("cannot {step} the host's mount namespace {}: {e}", path.display());
-        Failure::new(1, weave_daemon::log::fatal_line(text))
+        Failure::new(1, log::fatal_line(text))
     };
     let host = std::fs::File::open(path).map_err(|e| fatal("open", &e))?;
     setns(&host, CloneFlags::CLONE_NEWNS).map_err(|e| fatal("enter", &e))?;
-    std::env::set_current_dir("/").map_err(|e| fatal("go to the root of", &e))?;
-    let mut command = vec!["daemon".to_owned()];
-    command.extend(args.iter().cloned());
-    crate::run(&command, env)
+    std::env::set_current_dir("/").map_err(|e| fatal("change to the root of", &e))
 }
 
-/// The containers of a peer and its helpers that are there, for `stop` and `reset`: of 2.8.1 and before, and ours.
+/// Existing containers of this peer and its helpers, of this version and of 2.8.1 and before.
 pub(crate) fn containers(
     docker: &Docker,
     parsed: &crate::args::Parsed,
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_way() {
+    fn existing_containers_refuse_a_launch() {
         let texts = [
             (
                 "weaveworks/weave:2.8.1",
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_are_those_of_the_machine() {
+    fn capabilities_are_limited_to_those_of_the_host() {
         let all = capabilities();
         assert!(all.len() <= CAPABILITIES.len());
         let mut bits: Vec<u32> = CAPABILITIES.iter().map(|(bit, _)| *bit).collect();

@@ -170,7 +170,7 @@ pub fn assert_command_waits(host: &Host, seconds: u32, args: &[&str]) -> Outcome
     argv.extend(args);
     let outcome = host.command(&argv);
     assert_eq!(outcome.code, Some(124), "has to wait\n{outcome}");
-    assert!(outcome.stderr.contains("broken off while waiting for"), "{outcome}");
+    assert!(outcome.stderr.contains("interrupted while waiting for"), "{outcome}");
     outcome
 }
 

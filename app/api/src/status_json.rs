@@ -9,13 +9,14 @@
 //! | `targets` | list of texts, sorted |
 //! | `connections` | list of [`ConnectionLine`] |
 //! | `peers` | list of [`PeerLine`] |
-//! | `dns` | list of [`NameLine`], living names by host name |
+//! | `dns` | list of [`NameLine`], names that are not deleted, by host name |
 //! | `ipam` | list of [`ShareLine`], our own first |
 
 use serde::Serialize;
 
+use crate::facts;
+pub use crate::facts::ShareLine;
 use crate::report::{Connection, Report, to_go_json};
-use crate::status;
 
 /// `weave status --json`.
 #[derive(Clone, Debug, Serialize)]
@@ -73,13 +74,13 @@ pub struct RouterSummary<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ConnectionCounts {
-    /// All, also in states not named here.
+    /// All connections, also in states without a field here.
     pub total: usize,
     /// Frames can pass.
     pub established: usize,
-    /// Not yet.
+    /// Connected, but frames cannot pass yet.
     pub pending: usize,
-    /// Tried again after a failure, right now.
+    /// Retrying after a failure, right now.
     pub retrying: usize,
     /// Waiting for the next attempt.
     pub failed: usize,
@@ -93,9 +94,9 @@ pub struct ConnectionCounts {
 pub struct PeerCounts {
     /// Peers.
     pub total: usize,
-    /// Reported connections by which frames can pass.
+    /// Reported connections on which frames can pass.
     pub established: usize,
-    /// Reported connections by which they cannot yet.
+    /// Reported connections on which frames cannot pass yet.
     pub pending: usize,
 }
 
@@ -130,7 +131,7 @@ pub struct DnsSummary<'a> {
     /// Seconds that answers may be kept.
     #[serde(rename = "TTL")]
     pub ttl: u32,
-    /// Living names of all peers.
+    /// Names of all peers that are not deleted.
     pub entries: usize,
 }
 
@@ -176,7 +177,7 @@ pub struct ConnectionLine<'a> {
     pub mtu: Option<u64>,
     /// Why no better overlay is used; `null` if there is nothing to explain.
     pub overlay_reason: Option<&'a str>,
-    /// The text page's words: overlay and peer, or why there is no connection.
+    /// As on the text page: overlay and peer, or why there is no connection.
     pub info: &'a str,
 }
 
@@ -192,7 +193,7 @@ pub struct PeerLine<'a> {
     pub connections: &'a [crate::report::PeerConnection],
 }
 
-/// A living name.
+/// A name that is not deleted.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NameLine<'a> {
@@ -200,31 +201,11 @@ pub struct NameLine<'a> {
     pub hostname: &'a str,
     /// Its address.
     pub address: &'a str,
-    /// Whose it is, uncut.
+    /// Full id of the container that has it.
     #[serde(rename = "ContainerID")]
     pub container_id: &'a str,
     /// The peer that registered it.
     pub origin: &'a str,
-}
-
-/// A peer's share of the range.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct ShareLine<'a> {
-    /// The owner.
-    pub peer: &'a str,
-    /// Its nickname.
-    pub nickname: &'a str,
-    /// Addresses owned.
-    #[serde(rename = "IPs")]
-    pub ips: u64,
-    /// Of the range, 0 to 100.
-    pub percent: f64,
-    /// Addresses in use; `null` for other peers, which do not tell.
-    #[serde(rename = "ActiveIPs")]
-    pub active_ips: Option<u64>,
-    /// Whether the mesh reaches it.
-    pub reachable: bool,
 }
 
 /// The JSON of a page, indented, without final newline; `None` if there is no such page.
@@ -239,7 +220,7 @@ pub fn json(report: &Report, page: Option<&str>) -> Option<String> {
         Some("connections") => to_go_json(&connections(report), true),
         Some("peers") => to_go_json(&peers(report), true),
         Some("dns") => to_go_json(&names(report), true),
-        Some("ipam") => to_go_json(&status::shares(report), true),
+        Some("ipam") => to_go_json(&facts::shares(report), true),
         Some(_) => return None,
     })
 }
@@ -251,7 +232,7 @@ fn summary(report: &Report) -> Summary<'_> {
     Summary {
         ready: report.ready,
         version: &report.version,
-        version_check: status::version_sentence(&report.version_check),
+        version_check: facts::version_sentence(&report.version_check),
         router: RouterSummary {
             protocol: &r.protocol,
             protocol_min_version: r.protocol_min_version,
@@ -277,8 +258,8 @@ fn summary(report: &Report) -> Summary<'_> {
             trusted_subnets: &r.trusted_subnets,
         },
         ipam: report.ipam.as_ref().map(|i| IpamSummary {
-            status: status::ipam_state(i),
-            consensus: status::consensus(i),
+            status: facts::ipam_state(i),
+            consensus: facts::consensus(i),
             range: &i.range,
             default_subnet: &i.default_subnet,
             range_num_ips: i.range_num_ips,
@@ -325,7 +306,7 @@ fn peers(report: &Report) -> Vec<PeerLine<'_>> {
 }
 
 fn names(report: &Report) -> Vec<NameLine<'_>> {
-    let living = report.dns.iter().flat_map(status::living);
+    let living = report.dns.iter().flat_map(facts::living);
     living
         .map(|e| NameLine {
             hostname: &e.hostname,
@@ -352,9 +333,9 @@ mod tests {
         serde_json::from_str(&super::json(report, page).expect("a page")).expect("JSON")
     }
 
-    /// The schema as it was published: a change here is one for everybody who reads it.
+    /// The published schema: programs read it.
     #[test]
-    fn the_schema_does_not_change() {
+    fn schema_is_the_published_one() {
         let report = vector("three-peers-host3");
         let summary = read(&report, None);
         assert_eq!(
@@ -398,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_say_what_the_text_says() {
+    fn connections_have_the_facts_of_the_text_page() {
         let report = vector("three-peers-host3");
         let list = read(&report, Some("connections"));
         let live =
@@ -416,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_are_off_have_empty_lists() {
+    fn services_that_are_off_are_null_or_empty() {
         let report = vector("no-ipam-no-dns");
         for page in ["dns", "ipam", "targets", "connections"] {
             assert_eq!(super::json(&report, Some(page)).expect(page), "[]", "{page}");
