@@ -1,4 +1,4 @@
-//! The report: everything the daemon knows about itself, in the schema of 2.8.1 (docs/spec/cli.md 9, docs/spec/mesh.md 13).
+//! The report on the daemon's state, in the schema of 2.8.1 (docs/spec/cli.md 9, docs/spec/mesh.md 13).
 //!
 //! Field order is key order. Empty lists are `null` unless a field says otherwise. Fields marked *addition* are not in
 //! 2.8.1; they come last in their object and are left out when there is nothing to say.
@@ -17,7 +17,7 @@ pub struct Report {
     pub ready: bool,
     /// Program version.
     pub version: String,
-    /// State of the look-out for newer versions; always disabled in this implementation.
+    /// State of the check for newer versions; always disabled in this implementation.
     pub version_check: VersionCheck,
     /// The mesh and the switch.
     pub router: Router,
@@ -33,7 +33,7 @@ pub struct Report {
     /// The Docker network plugin, if on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<Plugin>,
-    /// What 2.8.1 did not tell about address allocation; absent if there is nothing to tell.
+    /// *Addition.* Waiting requests and conflicts of address allocation.
     #[serde(rename = "IPAMNotes", default, skip_serializing_if = "Option::is_none")]
     pub ipam_notes: Option<IpamNotes>,
 }
@@ -42,13 +42,13 @@ pub struct Report {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct VersionCheck {
-    /// Whether the check is made at all.
+    /// Whether the check is enabled.
     pub enabled: bool,
-    /// Whether the last one got an answer.
+    /// Whether the last check got an answer.
     pub success: bool,
     /// A newer version, or empty.
     pub new_version: String,
-    /// When it is made again; the zero time when disabled.
+    /// Time of the next check; the zero time when disabled.
     pub next_check_at: Timestamp,
 }
 
@@ -72,7 +72,7 @@ pub struct Router {
     pub nick_name: String,
     /// Port of control connections.
     pub port: u16,
-    /// All known peers, ourself among them.
+    /// All known peers, including ourself.
     #[serde(with = "nil_slice")]
     pub peers: Vec<Peer>,
     /// Next hop to each peer.
@@ -84,20 +84,20 @@ pub struct Router {
     /// Our connections, then targets that are not connected.
     #[serde(with = "nil_slice")]
     pub connections: Vec<Connection>,
-    /// How many connections have ended.
+    /// Number of connections that have ended.
     pub termination_count: u64,
-    /// What `launch` and `connect` named, as typed.
+    /// Peers named by `launch` and `connect`, as typed.
     #[serde(with = "nil_slice")]
     pub targets: Vec<String>,
-    /// What each overlay has to say about itself.
+    /// Diagnostics of each overlay, by its name.
     pub overlay_diagnostics: BTreeMap<String, serde_json::Value>,
     /// Networks inside which traffic is not encrypted. `[]` when none.
     pub trusted_subnets: Vec<String>,
-    /// Device and way of capture, as `vethwe-datapath (via AF_PACKET)`.
+    /// Device and method of packet capture, as `vethwe-datapath (via AF_PACKET)`.
     pub interface: String,
     /// Counters of the capture.
     pub capture_stats: Option<BTreeMap<String, u64>>,
-    /// Ethernet addresses and the peers they are behind.
+    /// Ethernet addresses and the peers that they belong to.
     #[serde(rename = "MACs", with = "nil_slice")]
     pub macs: Vec<Mac>,
     /// *Addition.* Frames not delivered, by reason.
@@ -113,10 +113,10 @@ pub struct Peer {
     pub name: String,
     /// Its nickname.
     pub nick_name: String,
-    /// Its incarnation: all 64 bits count, as a JSON number.
+    /// Its UID, which changes with each start; all 64 bits as a JSON number.
     #[serde(rename = "UID")]
     pub uid: u64,
-    /// Its 12-bit number.
+    /// Its short id of 12 bits.
     #[serde(rename = "ShortID")]
     pub short_id: u16,
     /// Version of its topology record.
@@ -130,7 +130,7 @@ pub struct Peer {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PeerConnection {
-    /// The other end.
+    /// Name of the other end.
     pub name: String,
     /// The other end's nickname.
     pub nick_name: String,
@@ -156,9 +156,9 @@ pub struct UnicastRoute {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct BroadcastRoute {
-    /// Who broadcasts.
+    /// The peer whose broadcasts these are.
     pub source: String,
-    /// The neighbours that get a copy from us.
+    /// The neighbours to which we send a copy.
     #[serde(with = "nil_slice")]
     pub via: Vec<String>,
 }
@@ -177,7 +177,7 @@ pub struct Connection {
     pub info: String,
     /// Attributes of the overlay; `null` for targets.
     pub attrs: Option<BTreeMap<String, serde_json::Value>>,
-    /// *Addition.* Why this overlay is used and not a better one; absent if the best is in use.
+    /// *Addition.* Why no better overlay is used; absent if the best is in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_reason: Option<String>,
     /// *Addition.* The peer at the other end; absent for targets and while it is not known.
@@ -188,13 +188,13 @@ pub struct Connection {
     pub nick_name: String,
 }
 
-/// Where an Ethernet address is.
+/// An Ethernet address and the peer that it belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Mac {
-    /// The address.
+    /// The Ethernet address.
     pub mac: String,
-    /// The peer it is behind.
+    /// Name of the peer.
     pub name: String,
     /// That peer's nickname.
     pub nick_name: String,
@@ -210,7 +210,7 @@ pub struct Ipam {
     pub paxos: Option<Paxos>,
     /// The whole range.
     pub range: String,
-    /// Its size.
+    /// Number of addresses in the range.
     #[serde(rename = "RangeNumIPs")]
     pub range_num_ips: u64,
     /// Addresses in use here.
@@ -218,7 +218,7 @@ pub struct Ipam {
     pub active_ips: u64,
     /// Subnet of `net:default`.
     pub default_subnet: String,
-    /// Who owns what.
+    /// Ranges and their owners.
     #[serde(with = "nil_slice")]
     pub entries: Vec<RingEntry>,
     /// Claims that wait.
@@ -229,14 +229,14 @@ pub struct Ipam {
     pub pending_allocates: Vec<String>,
 }
 
-/// What to know about address allocation when it does not go on.
+/// Waiting requests and conflicts of address allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct IpamNotes {
-    /// Why calls wait and what would help, for people.
+    /// Why requests wait and what would help, as sentences.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<String>,
-    /// Contradictions with other peers and their remedies, for people.
+    /// Conflicts with other peers and their remedies, as sentences.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<String>,
 }
@@ -245,11 +245,11 @@ pub struct IpamNotes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Paxos {
-    /// Whether we vote.
+    /// Whether this peer votes.
     pub elector: bool,
-    /// Voters heard of.
+    /// Known voters.
     pub known_nodes: u64,
-    /// Voters needed.
+    /// Votes needed.
     pub quorum: u64,
 }
 
@@ -265,7 +265,7 @@ pub struct RingEntry {
     pub peer: String,
     /// Its nickname.
     pub nickname: String,
-    /// Whether the mesh reaches it.
+    /// Whether the mesh reaches the owner.
     pub is_known_peer: bool,
     /// Version of the entry.
     pub version: u64,
@@ -275,9 +275,9 @@ pub struct RingEntry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct PendingClaim {
-    /// For which container.
+    /// Container id.
     pub ident: String,
-    /// Which address. (An object here, a text everywhere else.)
+    /// Its address; an object here, a string everywhere else.
     #[serde(rename = "CIDR")]
     pub cidr: ClaimedCidr,
 }
@@ -301,12 +301,12 @@ pub struct Dns {
     /// Resolvers for other names.
     #[serde(with = "nil_slice")]
     pub upstream: Vec<String>,
-    /// Where the server listens.
+    /// Listening address of the server.
     pub address: String,
     /// Seconds that answers may be kept.
     #[serde(rename = "TTL")]
     pub ttl: u32,
-    /// All names, dead ones included.
+    /// All names, including deleted ones.
     #[serde(with = "nil_slice")]
     pub entries: Vec<DnsEntry>,
 }
@@ -319,14 +319,14 @@ pub struct DnsEntry {
     pub hostname: String,
     /// The peer that registered it.
     pub origin: String,
-    /// For which container.
+    /// Container id.
     #[serde(rename = "ContainerID")]
     pub container_id: String,
     /// Its address.
     pub address: String,
     /// Version of the entry.
     pub version: u64,
-    /// When it died, in Unix seconds; 0 while it lives.
+    /// Unix time of the deletion; 0 for names that are not deleted.
     pub tombstone: i64,
 }
 
@@ -334,7 +334,7 @@ pub struct DnsEntry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Proxy {
-    /// Where it listens.
+    /// Its listening addresses.
     #[serde(with = "nil_slice")]
     pub addresses: Vec<String>,
 }

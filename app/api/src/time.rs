@@ -13,11 +13,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct Timestamp {
     /// Seconds since the Unix epoch; negative before.
     seconds: i64,
-    /// Less than a second, added to it.
+    /// Nanoseconds, less than a second, added to `seconds`.
     nanos: u32,
 }
 
-/// Name under which a time is handed to the serializer, so that [`crate::template`] can print it as Go does.
+/// Newtype name of serialized times, by which [`crate::template`] recognises them.
 pub(crate) const TIME: &str = "$time";
 
 /// Seconds from year 1 to the Unix epoch.
@@ -30,7 +30,7 @@ impl Default for Timestamp {
 }
 
 impl Timestamp {
-    /// From the time since the Unix epoch.
+    /// The time `since_epoch` after the Unix epoch.
     pub fn from_unix(since_epoch: Duration) -> Timestamp {
         Timestamp {
             seconds: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX / 2),
@@ -78,7 +78,7 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// The text is no RFC 3339 time.
+/// The text is not an RFC 3339 time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid time: {0:?}")]
 pub struct ParseTimestampError(String);
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts() {
+    fn formats() {
         let t = Timestamp::from_unix(Duration::new(1_795_164_803, 870_948_071));
         assert_eq!(t.to_string(), "2026-11-20T08:53:23.870948071Z");
         assert_eq!(t.go_text(), "2026-11-20 08:53:23.870948071 +0000 UTC");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_prints() {
+    fn parses_what_it_prints() {
         for text in [
             "0001-01-01T00:00:00Z",
             "1970-01-01T00:00:00Z",
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn every_day_of_eight_centuries_survives() {
+    fn calendar_conversions_are_inverse() {
         for day in -150_000..150_000 {
             let (y, m, d) = civil(day);
             assert_eq!(days(y, m, d), day);

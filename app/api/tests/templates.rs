@@ -153,7 +153,7 @@ fn bad_templates() {
     assert!(Template::parse(&deep).is_err());
 }
 
-/// What a template may cost is bounded, even if it prints nothing: whoever may look at the status could stop the peer.
+/// The cost of a template is limited even if it prints nothing: everybody who can read the status could stop the peer.
 #[test]
 fn expensive_templates_are_given_up() {
     let nested = "{{range $.Router.Peers}}".repeat(40) + &"{{end}}".repeat(40);
@@ -166,7 +166,7 @@ fn expensive_templates_are_given_up() {
     assert_eq!(render("one-peer-idle", &copied), Err(500));
 }
 
-/// No template makes us panic: all prefixes of a rich one, and each with a character taken out.
+/// No template causes a panic: all prefixes of a long one, and the long one without any single character.
 #[test]
 fn cut_templates_are_answered() {
     let rich = "{{- range $i, $p := .Router.Peers -}}{{if eq $p.Name \"x\\u00e4\" `raw`}}{{printf \"%5.2f|%*d\" 1.5e3 3 'c' | len}}\

@@ -1,4 +1,4 @@
-//! `weave prime`, `consense` and `rmpeer`: commands about the range as a whole.
+//! `weave prime`, `consense` and `rmpeer`: commands about the whole address range.
 
 use weave_api::{ClientError, client::encode};
 
@@ -7,7 +7,7 @@ use crate::options::Env;
 use crate::waiting::{self, Waiter};
 use crate::{Failure, notice, print, query, require_root};
 
-/// Until this peer has the ring.
+/// Waits until this peer has the ring.
 pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let client = query::client(parsed, env);
     let what = "this peer to know who owns which addresses";
@@ -21,7 +21,7 @@ pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
 }
 
-/// Takes over what peers had that are gone for good.
+/// Takes over the ranges of peers that are gone for good.
 pub(crate) fn rmpeer(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let client = query::client(parsed, env);

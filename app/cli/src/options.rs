@@ -63,13 +63,12 @@ pub(crate) enum OptionError {
     ProxySocket,
 }
 
-/// The environment, as an argument.
+/// Environment variables, as an argument for tests.
 pub(crate) trait Env {
-    /// Value of a variable, if it is set and UTF-8.
+    /// The value of a variable that is set and UTF-8.
     fn var(&self, name: &str) -> Option<String>;
 }
 
-/// The process's own.
 pub(crate) struct ProcessEnv;
 
 impl Env for ProcessEnv {
@@ -83,7 +82,7 @@ pub(crate) fn run_dir(parsed: &Parsed, env: &dyn Env) -> PathBuf {
     directory(parsed, env, "run-dir", "WEAVE_RUN_DIR", config::RUN_DIR)
 }
 
-/// Directory of what survives.
+/// Directory of state that survives reboots.
 pub(crate) fn state_dir(parsed: &Parsed, env: &dyn Env) -> PathBuf {
     directory(parsed, env, "state-dir", "WEAVE_STATE_DIR", config::STATE_DIR)
 }
@@ -93,7 +92,7 @@ fn directory(parsed: &Parsed, env: &dyn Env, option: &str, variable: &str, defau
     given.filter(|d| !d.is_empty()).unwrap_or_else(|| named(default, parsed, env)).into()
 }
 
-/// The name of this peer among several on the machine, unchecked.
+/// The name of this peer if several run on this host; not validated.
 pub(crate) fn instance(parsed: &Parsed, env: &dyn Env) -> Option<String> {
     let given = parsed.text("instance").map(str::to_owned).or_else(|| env.var("WEAVE_INSTANCE"));
     given.filter(|name| !name.is_empty())
@@ -119,7 +118,7 @@ pub(crate) fn named(usual: &str, parsed: &Parsed, env: &dyn Env) -> String {
     }
 }
 
-/// The bridge that a command without configuration works on.
+/// The bridge of a command other than `launch` and `daemon`.
 pub(crate) fn bridge(parsed: &Parsed, env: &dyn Env) -> String {
     match parsed.text("weave-bridge").filter(|b| !b.is_empty()) {
         Some(bridge) => bridge.to_owned(),
@@ -127,13 +126,13 @@ pub(crate) fn bridge(parsed: &Parsed, env: &dyn Env) -> String {
     }
 }
 
-/// The devices that a command without configuration works on.
+/// The devices of a command other than `launch` and `daemon`.
 pub(crate) fn devices(parsed: &Parsed, env: &dyn Env) -> DeviceNames {
     let names = instance(parsed, env).as_deref().map_or_else(DeviceNames::default, DeviceNames::instance);
     DeviceNames { bridge: bridge(parsed, env), ..names }
 }
 
-/// Options in place of what the environment says: for a daemon that is started by somebody else later.
+/// Options that replace the environment variables, for a daemon that a service manager starts with another environment.
 pub(crate) fn explicit(parsed: &Parsed, config: &Config, env: &dyn Env) -> Parsed {
     let mut all = parsed.clone();
     let set = |variable: &str| env.var(variable).is_some_and(|v| !v.is_empty());
@@ -187,7 +186,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
         config.min_protocol =
             u8::try_from(version).ok().filter(|v| (1..=2).contains(v)).ok_or(OptionError::MinProtocol)?;
     }
-    // The port after it is the fast datapath's.
+    // The fast datapath uses the port after it.
     if let Some(port) = number(parsed, env, "port", "WEAVE_PORT")? {
         config.port =
             u16::try_from(port).ok().filter(|p| (1..=65534).contains(p)).ok_or(OptionError::Port(port))?;
@@ -210,7 +209,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     config.instance = instance(parsed, env);
     config.bridge = bridge(parsed, env);
     if config.instance.is_some() {
-        // Their usual addresses are the first peer's.
+        // The default addresses belong to the first peer.
         (config.http_addr, config.status_addr) = (None, None);
     }
     config.log_file = log_file(parsed)?;
@@ -244,7 +243,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     config.legacy = original(parsed, env);
-    // An empty WEAVE_HTTP_ADDR is as good as none, an empty WEAVE_STATUS_ADDR switches off (docs/spec/cli.md 2.3).
+    // An empty WEAVE_HTTP_ADDR means the default, an empty WEAVE_STATUS_ADDR switches off (docs/spec/cli.md 2.3).
     if let Some(addr) = parsed.text("http-addr") {
         config.http_addr = ListenAddr::parse("--http-addr", addr)?;
     } else if let Some(addr) = env.var("WEAVE_HTTP_ADDR").filter(|a| !a.is_empty()) {
@@ -273,7 +272,7 @@ fn log_file(parsed: &Parsed) -> Result<Option<LogFile>, OptionError> {
     Ok(path.map(|path| LogFile { path: path.into(), max_size, keep }))
 }
 
-/// Where 2.8.1 left its database.
+/// Where 2.8.1 keeps its database.
 fn original(parsed: &Parsed, env: &dyn Env) -> LegacySources {
     let given = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
     // An empty --docker-api means that there is no Docker.
@@ -327,7 +326,7 @@ fn password(parsed: &Parsed, env: &dyn Env) -> Result<Option<Password>, OptionEr
     Ok(env.var("WEAVE_PASSWORD").and_then(Password::new))
 }
 
-/// Options of features to come are checked like the others, so that a script's mistake shows today.
+/// Options of missing features are checked like the others, so that errors in scripts are reported already.
 fn check_later_features(parsed: &Parsed, config: &Config) -> Result<(), OptionError> {
     for endpoint in parsed.list("H") {
         let path = endpoint.strip_prefix("unix://");
@@ -344,10 +343,10 @@ fn check_later_features(parsed: &Parsed, config: &Config) -> Result<(), OptionEr
     Ok(())
 }
 
-/// The range that `weave launch` takes if none is given; a daemon on its own allocates none then.
+/// The range of `weave launch` if none is given; `weave daemon` does not allocate addresses then.
 pub(crate) const DEFAULT_RANGE: &str = "10.32.0.0/12";
 
-/// How addresses are to be allocated; `None`: not at all.
+/// `None` if address allocation is off.
 fn allocation(parsed: &Parsed) -> Result<Option<AllocationConfig>, OptionError> {
     let given = |name| parsed.text(name).filter(|v| !v.is_empty());
     let inits = parsed.list("ipalloc-init");

@@ -6,7 +6,7 @@ use crate::args::Parsed;
 use crate::options::{self, Env};
 use crate::{Failure, notice, print};
 
-/// The daemon of this host.
+/// A client of this host's daemon.
 pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
     let socket = options::run_dir(parsed, env).join("weave.sock");
     let addr = parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"));
@@ -17,7 +17,7 @@ pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
     client
 }
 
-/// What a failed call means to the person who typed it.
+/// The error of a command whose request failed.
 pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Failure {
     match &error {
         ClientError::Connect { endpoint, source }
@@ -28,7 +28,7 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
         ClientError::Connect { .. } => {
             let run_dir = options::run_dir(parsed, env);
             if weave_daemon::pid_file::holder(&run_dir.join("weave.pid")).is_some() {
-                // Code 7 is what curl gave to scripts.
+                // curl's code, which scripts know from 2.8.1.
                 Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
             } else {
                 Failure::new(1, "weave is not running. Have you launched it? Try 'weave launch'.")
@@ -75,7 +75,7 @@ pub(crate) fn status(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         let report = client.report().map_err(|e| explain(e, parsed, env))?;
         let json = status_json::json(&report, page).ok_or_else(invalid)?;
         print(&(json + "\n"))?;
-        // As without the option, where the answer is 503.
+        // 1 as without --json, where the answer is 503.
         return if report.ready { Ok(()) } else { Err(Failure::new(1, "")) };
     }
     match page {

@@ -1,4 +1,4 @@
-//! `weave setup`: what can be prepared before a launch. 2.8.1 pulled its images here; there is nothing to pull.
+//! `weave setup` makes directories before the first launch. 2.8.1 also pulled its images; this version has none.
 
 use crate::args::Parsed;
 use crate::options::{self, Env};

@@ -30,9 +30,9 @@ fn config(line: &str, env: &[(&'static str, &'static str)]) -> Result<weave_daem
     options::config(&launch(line), &env, "host1").map_err(|e| e.to_string())
 }
 
-/// Every spelling of one thing gives the same canonical arguments; the second column is what stderr says.
+/// The columns: the spelling, its canonical form, and the names in the warning on stderr.
 #[test]
-fn spellings() {
+fn every_spelling_gives_the_canonical_option() {
     let deprecated = |old: &str, new: &str| format!("Warning: {old} is deprecated; please use {new}");
     for (line, canonical, warning) in [
         ("--port 7000", "--port=7000", None),
@@ -106,7 +106,7 @@ fn spellings() {
             assert_eq!(parsed.rest, ["h1", "h2:7"], "{line}");
             let expected: Vec<_> = warning.iter().map(|(old, new)| deprecated(old, new)).collect();
             assert_eq!(parsed.warnings, expected, "{line}");
-            // What launch hands to the daemon means the same to it.
+            // The daemon understands the canonical form in the same way.
             let again = args::parse(commands::daemon(), &parsed.canonical()).expect(&line);
             assert_eq!(again.canonical(), parsed.canonical());
             assert!(again.warnings.is_empty());
@@ -119,7 +119,7 @@ fn spellings() {
 }
 
 #[test]
-fn wrong_spellings() {
+fn malformed_options_are_refused() {
     for (line, error) in [
         ("--bogus", "flag provided but not defined: --bogus"),
         ("-bogus=3", "flag provided but not defined: -bogus"),
@@ -142,9 +142,9 @@ fn wrong_spellings() {
     }
 }
 
-/// The recorded errors of 2.8.1's daemon, all but those that are refused for a reason that we do not have.
+/// The recorded errors of 2.8.1's daemon, except those whose reason does not exist here.
 #[test]
-fn daemon_flag_errors() {
+fn daemon_errors_are_those_of_the_capture() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors/cli/daemon-flag-errors.txt");
     let text = std::fs::read_to_string(path).expect("vector");
     let mut checked = 0;
@@ -154,7 +154,7 @@ fn daemon_flag_errors() {
         let mut answer: Vec<&str> = lines.collect();
         let code: u8 = answer.pop().and_then(|l| l.strip_prefix("rc=")?.parse().ok()).expect("code");
         let different = [
-            // Old spellings are taken with a warning.
+            // Old spellings are accepted with a warning.
             "-iprange 10.2.0.0/16",
             // Prints instead; see below.
             "--version",
@@ -163,9 +163,9 @@ fn daemon_flag_errors() {
             // The default range of launch is the daemon's default, too.
             "--docker-api '' --no-fastdp --ipalloc-init observer",
             "--docker-api '' --no-fastdp --ipalloc-default-subnet 10.2.0.0/24",
-            // A name that does not resolve is tried again; it stops no launch.
+            // A name that does not resolve is retried; it does not prevent a launch.
             "--docker-api '' --no-fastdp --ipalloc-range 10.2.0.0/16 --no-dns host.invalid",
-            // Only the daemon looks at devices.
+            // Only the daemon examines devices.
             "--docker-api '' --no-fastdp --weave-bridge weave2 --docker-bridge nosuch",
         ];
         if different.contains(&line) {
@@ -227,7 +227,7 @@ fn values_from_options_and_environment() {
 }
 
 #[test]
-fn a_password_file_is_read_without_its_newline() {
+fn password_file_is_read_without_its_newline() {
     let path = std::env::temp_dir().join(format!("weave-cli-test-{}", std::process::id()));
     std::fs::write(&path, " wEaVe \n").expect("temporary file");
     let c = config(&format!("--password-file {}", path.display()), &[]).expect("good");
@@ -238,7 +238,7 @@ fn a_password_file_is_read_without_its_newline() {
 }
 
 #[test]
-fn values_refused() {
+fn invalid_values_are_refused() {
     for (line, env, error) in [
         ("--port 0", &[][..], "--port 0: must be in range [1,65534]"),
         ("--port 65535", &[], "--port 65535: must be in range [1,65534]"),
@@ -280,9 +280,8 @@ fn values_refused() {
     }
 }
 
-/// Every spelling of how addresses are allocated, and what comes of it.
 #[test]
-fn address_allocation() {
+fn allocation_options() {
     let of = |line: &str| config(line, &[]).expect(line).allocation;
     assert_eq!(of(""), None, "a daemon on its own allocates nothing; launch sets the default");
     assert_eq!(of("--ipalloc-range ''"), None);
@@ -324,7 +323,7 @@ fn address_allocation() {
 }
 
 #[test]
-fn notices_only_for_what_is_asked_and_not_there() {
+fn missing_features_are_noticed_only_if_asked_for() {
     let notices = |line: &str| launch(line).notices();
     let silent = "--no-dns --plugin=false --proxy=false --ipalloc-range '' --no-fastdp --no-restart --password x --docker-api '' h1";
     assert_eq!(notices(silent), [""; 0]);
@@ -339,7 +338,7 @@ fn notices_only_for_what_is_asked_and_not_there() {
 }
 
 #[test]
-fn addresses_and_containers() {
+fn attach_arguments() {
     let call = |line: &str| container::call(&parse("attach", line).expect(line));
     let good = call("10.2.1.1/24 net:10.2.3.0/24 ip:10.2.2.1/24 net:default 10.2.1.1/24 c1").expect("good");
     let fixed = |text: &str| Address::Fixed(text.parse().expect("an address"));
@@ -380,7 +379,7 @@ fn addresses_and_containers() {
 
 /// Texts and codes of the recorded command line that need no daemon.
 #[test]
-fn command_lines() {
+fn command_line_errors() {
     let env: BTreeMap<&str, &str> = [("WEAVE_RUN_DIR", "/nonexistent/weave")].into_iter().collect();
     let fails = |line: &str| crate::run(&words(line), &env).expect_err(line);
     for (line, code, start) in [
@@ -413,7 +412,7 @@ fn command_lines() {
         ("expose 10.2.1.1/33", 1, "invalid CIDR address: 10.2.1.1/33"),
         ("help nosuch", 1, "Unknown weave command 'nosuch'"),
     ] {
-        // Somebody's daemon on the usual address would answer.
+        // A daemon of this host on the default address would answer.
         if start.starts_with("weave is not running") && std::net::TcpStream::connect("127.0.0.1:6784").is_ok()
         {
             continue;
@@ -455,7 +454,7 @@ fn definitions_of_commands_and_options_are_consistent() {
     }
 }
 
-/// Runs a program with `input`; none, with a notice, where it is not installed.
+/// Runs a program with `input`; `None`, with a notice, where it is not installed.
 pub(crate) fn piped(program: &str, args: &[&str], input: &str) -> Option<std::process::Output> {
     use std::io::Write;
     use std::process::{Command as Process, Stdio};
@@ -466,11 +465,11 @@ pub(crate) fn piped(program: &str, args: &[&str], input: &str) -> Option<std::pr
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut child) = child else {
-        eprintln!("NOTICE: {program} is not installed; what is for it is not tried");
+        eprintln!("NOTICE: {program} is not installed; its test is skipped");
         return None;
     };
     let mut stdin = child.stdin.take().expect("a pipe");
-    // It may write before it has read all.
+    // The program may write before it has read everything.
     let output = std::thread::scope(|scope| {
         scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
         child.wait_with_output().expect("ends")

@@ -1,4 +1,4 @@
-//! Evaluating a tree over a value.
+//! Evaluates the nodes of a template.
 
 use std::cmp::Ordering;
 
@@ -7,12 +7,12 @@ use super::parse::{Command, Node, Operand, Pipeline};
 use super::print;
 use super::value::Value;
 
-/// Most that a template may print.
+/// Maximum size of the output.
 const MAX_OUTPUT: usize = 64 << 20;
-/// What evaluating may cost in all: nested ranges multiply, and so do variables that hold one another. About the bytes
-/// of the values that are copied or made.
+/// Maximum cost of an evaluation, about the bytes of all values that are copied or created: nested ranges and variables in
+/// variables multiply.
 const MAX_COST: usize = 512 << 20;
-/// What a node or an operand costs at least.
+/// Minimum cost of a node or an operand.
 const STEP: usize = 64;
 
 type Result<T> = std::result::Result<T, RenderError>;
@@ -31,7 +31,7 @@ pub(super) fn render(nodes: &[Node], root: &Value) -> Result<String> {
 struct State {
     out: String,
     variables: Vec<(String, Value)>,
-    /// Spent so far.
+    /// Cost so far.
     cost: usize,
 }
 
@@ -41,7 +41,7 @@ impl State {
         if self.cost > MAX_COST { fail("too much work") } else { Ok(()) }
     }
 
-    /// A value that was made or is about to be copied.
+    /// Adds the cost of a value that was created or will be copied.
     fn charge(&mut self, value: &Value) -> Result<()> {
         self.spend(size(value))
     }
@@ -142,7 +142,7 @@ impl State {
     fn command(&mut self, command: &Command, dot: &Value, piped: Option<Value>) -> Result<Value> {
         let Some((first, rest)) = command.operands.split_first() else { return fail("missing value") };
         let Operand::Function(name) = first else { return self.operand(first, dot) };
-        // `and` and `or` look no further than they must.
+        // `and` and `or` evaluate only as many operands as necessary.
         if name == "and" || name == "or" {
             let stop = name == "or";
             let mut last = None;
@@ -194,7 +194,7 @@ impl State {
     }
 }
 
-/// About the bytes that a copy takes.
+/// About the bytes of a copy.
 fn size(value: &Value) -> usize {
     let inner = match value {
         Value::Text(s) | Value::Time(s) => s.len(),

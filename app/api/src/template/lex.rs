@@ -1,4 +1,4 @@
-//! Text and actions, and the tokens inside an action.
+//! Splits a template into text and actions, and actions into tokens.
 
 use super::error::ParseError;
 
@@ -6,13 +6,13 @@ use super::error::ParseError;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Piece {
     Text(String),
-    /// What stands between `{{` and `}}`, and the line it begins in.
+    /// The tokens between `{{` and `}}`, and the line in which it begins.
     Action(Vec<Token>, usize),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
-    /// `.Name`; a lone dot has the empty name. The flag tells whether a blank came before.
+    /// `.Name`; a lone dot has the empty name. The flag says whether a blank precedes it.
     Field(String, bool),
     /// `$name`.
     Variable(String),
@@ -34,7 +34,7 @@ fn line_of(text: &str, rest: &str) -> usize {
     text[..text.len() - rest.len()].matches('\n').count() + 1
 }
 
-/// Splits a template into text and actions; trim markers and comments are gone.
+/// Splits a template into text and actions; trim markers and comments are removed.
 pub(super) fn pieces(text: &str) -> Result<Vec<Piece>, ParseError> {
     let mut pieces = Vec::new();
     let mut rest = text;
@@ -79,7 +79,7 @@ pub(super) fn pieces(text: &str) -> Result<Vec<Piece>, ParseError> {
     Ok(pieces)
 }
 
-/// Tokens up to `}}`, what follows, and whether it is to be trimmed.
+/// Tokens up to `}}`, the rest, and whether the rest is trimmed.
 fn action_tokens(body: &str, line: usize) -> Result<(Vec<Token>, &str, bool), ParseError> {
     let fail = |what: String| ParseError { line, what };
     let mut tokens = Vec::new();
@@ -193,7 +193,7 @@ fn parse_number(text: &str) -> Option<Token> {
     Some(Token::Float(if sign < 0 { -x } else { x }))
 }
 
-/// A quoted text, raw text or character, and what follows.
+/// A quoted string, raw string or character, and the rest.
 fn quoted(rest: &str, quote: char) -> Result<(Token, &str), &'static str> {
     let unterminated = match quote {
         '`' => "unterminated raw quoted string",

@@ -1,9 +1,9 @@
-//! Pieces to a tree.
+//! Parses text and actions into a tree of nodes.
 
 use super::error::ParseError;
 use super::lex::{self, Piece, Token};
 
-/// Blocks and parentheses inside each other.
+/// Maximum nesting of blocks and of parentheses.
 const MAX_DEPTH: usize = 50;
 
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ fn error(line: usize, what: impl Into<String>) -> ParseError {
     ParseError { line, what: what.into() }
 }
 
-/// What a list of nodes ended with.
+/// The action that ends a list of nodes.
 enum Ending {
     End,
     /// The rest of the action: `if ...` or nothing.
@@ -157,7 +157,7 @@ impl Parser {
         })
     }
 
-    /// A whole action is one pipeline.
+    /// Parses a whole action, which is one pipeline.
     fn action(&mut self, tokens: &[Token], line: usize, context: &str) -> Result<Pipeline, ParseError> {
         let mut tokens = Tokens { tokens, at: 0, line };
         let pipeline = self.pipeline(&mut tokens, context)?;
@@ -167,7 +167,7 @@ impl Parser {
         Ok(pipeline)
     }
 
-    /// Up to the end or a closing parenthesis.
+    /// Parses a pipeline up to the end or a closing parenthesis.
     fn pipeline(&mut self, tokens: &mut Tokens<'_>, context: &str) -> Result<Pipeline, ParseError> {
         let line = tokens.line;
         let (variables, assigns) = tokens.declaration();
@@ -200,7 +200,7 @@ impl Parser {
             }
             tokens.at += 1;
         }
-        // Only what follows may use them.
+        // Only later actions may use the variables.
         if !assigns {
             self.variables.extend(variables.iter().cloned());
         }
@@ -273,7 +273,7 @@ impl Tokens<'_> {
         self.tokens.get(self.at)
     }
 
-    /// `.A.B` right behind an operand.
+    /// `.A.B` directly after an operand.
     fn fields(&mut self) -> Vec<String> {
         let mut path = Vec::new();
         while let Some(Token::Field(name, false)) = self.peek()

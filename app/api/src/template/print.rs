@@ -31,7 +31,7 @@ fn joined(items: &[Value]) -> String {
     items.iter().map(value).collect::<Vec<_>>().join(" ")
 }
 
-/// Its type has a text of its own: the sentence of the status page.
+/// This type has its own `String` method in 2.8.1: the sentence of the status page.
 fn version_check(fields: &[(&'static str, Value)]) -> String {
     let field = |name| fields.iter().find(|(k, _)| *k == name).map(|(_, v)| v);
     let text = |name| match field(name) {
@@ -64,7 +64,7 @@ fn float(x: f64) -> String {
     x.to_string()
 }
 
-/// `print`: blanks between operands when neither is a text.
+/// `print`: blanks between operands when neither is a string.
 pub(super) fn print(args: &[Value]) -> String {
     let mut out = String::new();
     for (i, arg) in args.iter().enumerate() {
@@ -93,7 +93,7 @@ struct Spec {
     precision: Option<usize>,
 }
 
-/// Widest field; a template must not make us allocate without bound.
+/// Maximum field width: a template must not cause unbounded allocation.
 const MAX_WIDTH: usize = 1000;
 
 pub(super) fn printf(format: &str, args: &[Value]) -> String {

@@ -1,5 +1,4 @@
-//! A report as the tree of values that Go's template engine would see: structs are not maps, a nil slice is not a nil
-//! pointer.
+//! A report as the tree of values that Go's template engine sees: structs differ from maps, nil slices from nil pointers.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +10,14 @@ use crate::Report;
 use crate::report::NIL_SLICE;
 use crate::time::TIME;
 
-/// A value as Go knows it.
+/// A Go value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    /// What a map yields for a key that it lacks.
+    /// The result of looking up a missing key of a map.
     Missing,
     /// A nil pointer, map or interface.
     Nil,
-    /// A nil pointer that JSON leaves out.
+    /// A nil pointer that JSON omits.
     Absent,
     Bool(bool),
     Int(i128),
@@ -26,15 +25,15 @@ pub(super) enum Value {
     Text(String),
     /// RFC 3339.
     Time(String),
-    /// The flag tells a nil slice.
+    /// The flag marks a nil slice.
     List(Vec<Value>, bool),
     Map(BTreeMap<String, Value>),
     Struct(&'static str, Vec<(&'static str, Value)>),
 }
 
-/// The tree of a report.
+/// Converts a report.
 pub(super) fn of(report: &Report) -> Value {
-    // Total for everything that the schema can hold.
+    // Conversion succeeds for every report: see `Never`.
     report.serialize(ToValue).unwrap_or(Value::Nil)
 }
 
@@ -89,7 +88,7 @@ fn field(key: &str, value: &Value) -> String {
 
 struct ToValue;
 
-/// The schema holds nothing that cannot be a value; serde wants an error type all the same.
+/// The error of conversions, which cannot fail; serde needs a type.
 #[derive(Debug)]
 pub(super) struct Never;
 

@@ -1,9 +1,8 @@
-//! Whether a program needs libraries: an ELF file without a `PT_INTERP` header runs anywhere (ELF specification, program
-//! headers).
+//! Whether a program is static: an ELF file without a `PT_INTERP` program header needs no dynamic linker (elf(5)).
 
 const PT_INTERP: u32 = 3;
 
-/// `None`: this is no 64-bit little-endian ELF file, or it is cut short.
+/// `None` if `file` is not a complete 64-bit little-endian ELF file.
 pub(super) fn is_static(file: &[u8]) -> Option<bool> {
     if file.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
@@ -42,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn interpreters() {
+    fn programs_with_an_interpreter_are_not_static() {
         assert_eq!(is_static(&elf(&[1, 2])), Some(true));
         assert_eq!(is_static(&elf(&[1, 3, 2])), Some(false));
         assert_eq!(is_static(b"#!/bin/sh\n"), None);
@@ -56,8 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn real_programs() {
-        // Test programs are linked dynamically unless somebody builds them otherwise.
+    fn this_test_is_static_only_if_built_so() {
         let me = std::fs::read("/proc/self/exe").expect("our own file");
         assert_eq!(is_static(&me), Some(cfg!(target_feature = "crt-static")));
     }

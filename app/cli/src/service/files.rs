@@ -1,4 +1,4 @@
-//! Files that `launch` writes, and takes back if the daemon does not become ready.
+//! Files that `launch` writes, and restores if the daemon does not become ready.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,11 @@ use crate::Failure;
 /// Bytes and mode of a file.
 type Content = (Vec<u8>, u32);
 
-/// What is to be done to bring files back to what they were. Done when it is dropped, unless told to [`Undo::keep`].
+/// Previous contents of changed files. Dropping it restores them unless [`Undo::keep`] is called.
 #[derive(Debug, Default)]
 pub(crate) struct Undo {
     before: Vec<(PathBuf, Option<Content>)>,
-    made: Vec<PathBuf>,
+    created: Vec<PathBuf>,
 }
 
 impl Undo {
@@ -40,7 +40,7 @@ impl Undo {
         write(path, content, mode)
     }
 
-    /// Makes a directory with those above it; takes back only what is empty then.
+    /// Creates a directory and its parents. Restoring removes it only if it is empty then.
     pub(crate) fn directory(&mut self, path: &Path, mode: u32) -> Result<(), Failure> {
         if path.is_dir() {
             return Ok(());
@@ -48,14 +48,14 @@ impl Undo {
         fault_injection::io_fail_point(&format_args!("creating {}", path.display()))
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(mode).create(path))
             .map_err(|e| failed("create", path, &e))?;
-        self.made.push(path.to_owned());
+        self.created.push(path.to_owned());
         Ok(())
     }
 
-    /// What was done stays.
+    /// Keeps all changes.
     pub(crate) fn keep(mut self) {
         self.before.clear();
-        self.made.clear();
+        self.created.clear();
     }
 }
 
@@ -67,7 +67,7 @@ impl Drop for Undo {
                 None => write(&path, None, 0),
             };
         }
-        for path in self.made.drain(..).rev() {
+        for path in self.created.drain(..).rev() {
             let _ = fs::remove_dir(path);
         }
     }
@@ -80,9 +80,9 @@ fn write(path: &Path, content: Option<&[u8]>, mode: u32) -> Result<(), Failure> 
     write_atomically(path, content, mode).map_err(|e| failed("write", path, &e))
 }
 
-/// One that is not there is fine.
+/// Removes a file if it exists.
 pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
-    // Asked first, so that what is not there is no operation.
+    // Fault injection counts only removals of existing files.
     if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn undone_unless_kept() {
+    fn changes_are_undone_unless_kept() {
         let dir = scratch("undo");
         let (old, new, gone) = (dir.join("old"), dir.join("new"), dir.join("gone"));
         fs::write(&old, "1").expect("write");
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_change_changes_nothing() {
+    fn failed_changes_name_the_step() {
         let dir = scratch("refused");
         let path = dir.join("is-a-directory");
         fs::create_dir(&path).expect("directory");

@@ -1,38 +1,36 @@
 //! The text of the systemd unit.
 
-/// First words of a unit that is ours to change and to remove.
+/// First words of a unit that `launch` wrote and `reset` removes.
 pub(super) const MARK: &str = "# Written by 'weave launch'";
 
-/// What is different from one unit to the next.
+/// The variable parts of a unit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unit<'a> {
-    /// Path of the program.
     pub(super) program: &'a str,
-    /// Which of several peers on the machine.
     pub(super) instance: Option<&'a str>,
     /// Options for `weave daemon`.
     pub(super) options: &'a [String],
-    /// Peers to connect to; none: those of the files.
+    /// Peers to connect to; if empty, `$PEERS` from [`FILES`].
     pub(super) peers: &'a [String],
-    /// The peers of the files do not count.
+    /// Whether `$PEERS` is ignored.
     pub(super) resume: bool,
-    /// Started again after a crash.
+    /// Whether the daemon is started again after a crash.
     pub(super) restart: bool,
-    /// Variables that the daemon is to see.
+    /// Environment of the daemon.
     pub(super) environment: &'a [(String, String)],
 }
 
-/// Files with `NAME=value` lines, the later ones win: `PEERS` and `WEAVE_OPTIONS` are put on the command line, the others are
-/// the variables that `weave` knows.
+/// Files with `NAME=value` lines; later files win. `PEERS` and `WEAVE_OPTIONS` become part of the command line, the others are
+/// environment variables of `weave`.
 const FILES: [&str; 3] = ["/etc/weave/weave.conf", "/etc/default/weave", "/etc/sysconfig/weave"];
 
-/// What the daemon may do: devices, addresses and packet filter (NET_ADMIN, NET_RAW, NET_BIND_SERVICE), namespaces of
+/// Capabilities: devices, addresses and packet filter (NET_ADMIN, NET_RAW, NET_BIND_SERVICE), namespaces of
 /// containers (SYS_ADMIN, SYS_PTRACE, DAC_*), programs in the kernel (BPF, PERFMON, and SYS_ADMIN and IPC_LOCK before
 /// Linux 5.8), modules that the kernel has not loaded yet (iptables-legacy loads its own), its limits.
 const CAPABILITIES: &str = "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE \
 CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON CAP_IPC_LOCK CAP_SYS_MODULE CAP_SYS_RESOURCE";
 
-/// Where files are written that keep other programs from our devices; the rest of `/etc` is read-only.
+/// Directories for the files that make other programs ignore weave's devices; the rest of `/etc` is read-only.
 const WRITABLE: &str = "-/etc/systemd/network -/etc/NetworkManager";
 
 impl Unit<'_> {
@@ -104,13 +102,12 @@ impl Unit<'_> {
     }
 }
 
-/// One word of `ExecStart`, whatever is in it (systemd.service(5), command lines): `%` begins a specifier and `$` a
-/// variable unless doubled.
+/// One word of `ExecStart` (systemd.service(5), command lines): `%` begins a specifier and `$` a variable unless doubled.
 fn quote(word: &str) -> String {
     quote_literal(word).replace('$', "$$")
 }
 
-/// One word in which `$` has no meaning.
+/// One word of a setting in which `$` has no meaning.
 fn quote_literal(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@$%".contains(c);
     let escaped: String = word
@@ -139,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn commands() {
+    fn command_lines() {
         let unit = Unit { program: "/usr/local/bin/weave", restart: true, ..Unit::default() };
         assert_eq!(start(&unit), "/usr/local/bin/weave daemon $WEAVE_OPTIONS $PEERS");
         let (options, peers) = (words(&["--port=7000", "--nickname=a b"]), words(&["h1", "h2:7000"]));
@@ -151,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_a_word_has_a_meaning() {
+    fn special_characters_are_quoted() {
         for (word, quoted) in [
             ("plain-1.2:3=4", "plain-1.2:3=4"),
             ("", "\"\""),
@@ -170,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_unit_is_the_generated_one() {
+    fn shipped_unit_equals_the_generated_one() {
         let unit = Unit { program: "/usr/local/bin/weave", restart: true, ..Unit::default() };
         let shipped = include_str!("../../weave.service");
         let body = |text: &str| text.split_once('\n').map(|(_, rest)| rest.to_owned());
         assert_eq!(body(shipped), body(&unit.text()));
-        assert!(!shipped.starts_with(MARK), "one that an operator installs is his");
+        assert!(!shipped.starts_with(MARK), "reset must not remove a unit that an operator installed");
         assert!(unit.text().starts_with(MARK));
         let crash = Unit { restart: false, ..unit.clone() }.text();
         assert!(crash.contains("\nRestart=no\n") && unit.text().contains("\nRestart=always\n"));
@@ -187,9 +184,9 @@ mod tests {
         );
     }
 
-    /// What systemd itself says about it, where it is installed.
+    /// Only where systemd is installed.
     #[test]
-    fn systemd_understands_it() {
+    fn systemd_accepts_the_unit() {
         let Ok(version) = std::process::Command::new("systemd-analyze").arg("--version").output() else {
             eprintln!("NOTICE: systemd-analyze is not installed; the unit is not verified");
             return;
@@ -210,10 +207,10 @@ mod tests {
             )
         };
         let (good, text) = verify(&["verify", "--man=no"]);
-        let complaints: Vec<&str> = text.lines().filter(|l| l.contains("weave.service")).collect();
+        let warnings: Vec<&str> = text.lines().filter(|l| l.contains("weave.service")).collect();
         let (_, security) = verify(&["security", "--offline=true", "--no-pager"]);
         std::fs::remove_dir_all(&dir).expect("clean up");
-        assert!(good && complaints.is_empty(), "{text}");
+        assert!(good && warnings.is_empty(), "{text}");
         let level = security.lines().find(|l| l.contains("Overall exposure level"));
         println!("{}", level.unwrap_or("systemd-analyze security says nothing"));
     }
