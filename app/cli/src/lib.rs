@@ -1,4 +1,4 @@
-//! The one binary, `weave`: everything a person types.
+//! The program `weave`: all commands.
 //!
 //! Results go to stdout; diagnostics, notices and help to stderr. A command that fails says in one line what is wrong
 //! and what to do, and ends with a code other than 0 (docs/spec/cli.md 2.1).

@@ -12,7 +12,7 @@ use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
 
 use crate::args::{Parsed, dashed};
 
-/// A value cannot be used. Texts of 2.8.1 where it has one (`daemon-flag-errors.txt`).
+/// An invalid value. Texts of 2.8.1 where it has the same error (`daemon-flag-errors.txt`).
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OptionError {
     #[error(transparent)]
@@ -98,7 +98,7 @@ pub(crate) fn instance(parsed: &Parsed, env: &dyn Env) -> Option<String> {
     given.filter(|name| !name.is_empty())
 }
 
-/// The instance's name becomes part of paths and device names.
+/// The name is checked because it becomes part of paths and device names.
 pub(crate) fn check_instance(parsed: &Parsed, env: &dyn Env) -> Result<(), OptionError> {
     let Some(name) = instance(parsed, env) else { return Ok(()) };
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -110,11 +110,11 @@ pub(crate) fn check_instance(parsed: &Parsed, env: &dyn Env) -> Result<(), Optio
     }
 }
 
-/// `usual`, or `usual-<instance>`.
-pub(crate) fn named(usual: &str, parsed: &Parsed, env: &dyn Env) -> String {
+/// `name`, or `name-<instance>`.
+pub(crate) fn named(name: &str, parsed: &Parsed, env: &dyn Env) -> String {
     match instance(parsed, env) {
-        Some(name) => format!("{usual}-{name}"),
-        None => usual.to_owned(),
+        Some(instance) => format!("{name}-{instance}"),
+        None => name.to_owned(),
     }
 }
 
@@ -165,8 +165,8 @@ pub(crate) fn explicit(parsed: &Parsed, config: &Config, env: &dyn Env) -> Parse
     all
 }
 
-/// Makes a [`Config`] of options, environment and defaults, in that order of precedence. Reads the password file,
-/// touches nothing else.
+/// Makes a [`Config`] of options, environment and defaults, in that order of precedence. Reads the password file
+/// and no other.
 pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<Config, OptionError> {
     let mut config = Config { peers: parsed.rest.clone(), ..Config::default() };
     if let Some(level) = parsed.text("log-level") {

@@ -23,10 +23,10 @@ const GOSSIP_FLUSH_DELAY: Duration = Duration::from_millis(500);
 /// Interval between checks whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Name of the network that the plugin of 2.8.1 makes.
+/// Docker network of 2.8.1's plugin.
 const NETWORK: &str = "weave";
 
-/// Files in the run directory that end with the daemon.
+/// Files in the run directory that exist only while the daemon runs.
 const RUN_FILES: [&str; 3] = ["fresh", "launch.sock", "weave.sock"];
 /// Pid files there; a process removes its own unless it is killed.
 const PID_FILES: [&str; 3] = ["supervisor.pid", "weave.pid", "launch.pid"];
@@ -57,7 +57,7 @@ impl<'a> Peer<'a> {
         PID_FILES[..2].iter().filter_map(|f| pid_file::holder(&self.run_dir.join(f))).collect()
     }
 
-    /// Waits until no other `launch` or `stop` runs: a launch would lose its socket, or start what has just been stopped.
+    /// Waits for another `launch` or `stop`: a launch would lose its socket, or start what has just been stopped.
     fn lock(&self) -> Result<Option<pid_file::PidFile>, Failure> {
         let path = self.run_dir.join("launch.pid");
         let deadline = Instant::now() + STOP_TIMEOUT;
@@ -171,7 +171,7 @@ impl<'a> Peer<'a> {
 
     fn end_processes(&self) -> Result<(), Failure> {
         let deadline = Instant::now() + STOP_TIMEOUT;
-        // The supervisor is first in the list and takes the daemon with it.
+        // The supervisor is first in the list and ends the daemon.
         let mut signalled: Vec<i32> = Vec::new();
         while let Some(&pid) = self.processes().first() {
             let late = Instant::now() >= deadline;
@@ -296,7 +296,7 @@ impl Peer<'_> {
         let written = weave_daemon::PEER_FILES.iter().chain(&["password"]).map(state_file);
         let files = written.flat_map(|path| [temporary_path(&path), path]);
         let files = files.chain(databases.iter().cloned()).chain(retired);
-        // What describes the host's firewall goes when the rules are gone.
+        // The description of the firewall rules is removed after the rules.
         let host = [&weave_daemon::HOST_FILE].into_iter().map(state_file);
         let host = host.flat_map(|path| [temporary_path(&path), path]);
         // This process removes its own lock file.
@@ -398,7 +398,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 }
 
 impl Peer<'_> {
-    /// A peer that could hand over its addresses if it were running (docs/spec/cli.md 4.6).
+    /// Whether a container of the peer exists but does not run; a running one could give its addresses away (docs/spec/cli.md 4.6).
     fn stopped_container(&self) -> Result<bool, Failure> {
         let Some(docker) = &self.docker else { return Ok(false) };
         let name = docker::container_name(options::named("weave", self.parsed, self.env), self.env);

@@ -1,4 +1,4 @@
-//! `weaveutil`, the helper of 2.8.1 that other projects' scripts call: as `weave weaveutil <command>`, or by a link of that
+//! `weaveutil`, a helper of 2.8.1 that scripts of other projects call: as `weave weaveutil <command>`, or by a link of that
 //! name (docs/spec/cli.md 13).
 
 use std::ops::RangeInclusive;
@@ -17,7 +17,7 @@ use crate::{Failure, addresses, docker_bridge, hosts_file, launch_options, notic
 pub(crate) struct Sub {
     name: &'static str,
     usage: &'static str,
-    /// How many arguments that are not options it takes.
+    /// Number of arguments without options.
     count: RangeInclusive<usize>,
     action: Action,
 }
@@ -25,7 +25,7 @@ pub(crate) struct Sub {
 #[derive(Clone, Copy)]
 enum Action {
     Run(fn(&Parsed, &dyn Env) -> Result<(), Failure>),
-    /// It needs this feature.
+    /// The feature that it needs.
     Missing(&'static str),
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
     run(&parsed, env)
 }
 
-/// A line for each command.
+/// One line for each command.
 fn usage() -> String {
     let mut text = String::from("Usage: weaveutil <command> [<argument> ...]\n");
     for sub in SUBS {
@@ -140,7 +140,7 @@ fn usage() -> String {
     text
 }
 
-/// Fails if the host routes (a part of) the network elsewhere.
+/// Fails if the host has a route to (a part of) the network.
 fn netcheck(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     let cidr: Cidr = parsed.rest[0].parse()?;
     let mut netlink = weave_host::Netlink::open()?;
@@ -165,7 +165,7 @@ fn detect_bridge_type(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     print(&format!("{}\n", kind.map_or("none", |k| k.name())))
 }
 
-/// Whether there is an Open vSwitch datapath of that name, which 2.8.1 may have left.
+/// Fails unless an Open vSwitch datapath of that name exists, which 2.8.1 may have left.
 fn check_datapath(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     let name = &parsed.rest[0];
     match weave_host::Netlink::open()?.link(name)? {
@@ -181,7 +181,7 @@ fn docker(parsed: &Parsed, env: &dyn Env) -> Result<weave_runtime::ContainerInfo
     found.ok_or_else(|| Failure::new(1, format_args!("No such container: {name}")))
 }
 
-/// Nothing for a container without a domain.
+/// Prints nothing for a container without a domain.
 fn container_fqdn(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let info = docker(parsed, env)?;
     print(&info.fqdn().map(|f| format!("{f}\n")).unwrap_or_default())
@@ -219,7 +219,7 @@ fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The image was that of a helper container; none is needed.
+/// The image argument is not used: 2.8.1 needed it for a helper container.
 fn rewrite_hosts(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let list: Vec<String> =
         parsed.rest[2].split([',', ' ']).filter(|c| !c.is_empty()).map(str::to_owned).collect();
@@ -231,7 +231,7 @@ fn rewrite_hosts(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     hosts_file::rewrite(&target, &cidrs, &extra).map(drop)
 }
 
-/// The name that a peer of this machine has if nothing else says it.
+/// The peer name that is derived from the machine's ids.
 fn unique_id(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     let root = &parsed.rest[1];
     let host_root = if root.is_empty() { "/".into() } else { root.into() };

@@ -1,4 +1,4 @@
-//! The daemon as a Docker container named `weave`, as 2.8.1 ran: `docker ps|logs|attach|restart|kill weave` work, and
+//! The daemon as a Docker container named `weave`, as in 2.8.1: `docker ps|logs|attach|restart|kill weave` work, and
 //! Docker starts it again after a crash and after a reboot.
 //!
 //! Its image contains only this program, which therefore must be static. The container has the host's network, process ids and host

@@ -1,4 +1,4 @@
-//! What `launch` needs from something that runs the daemon.
+//! The interface between `launch` and what runs the daemon.
 
 use weave_daemon::config::Config;
 
@@ -18,12 +18,12 @@ pub(crate) struct LaunchRequest<'a> {
 }
 
 impl LaunchRequest<'_> {
-    /// `usual`, or `usual-<instance>`.
-    pub(crate) fn named(&self, usual: &str) -> String {
-        options::named(usual, self.parsed, self.env)
+    /// `name`, or `name-<instance>`.
+    pub(crate) fn named(&self, name: &str) -> String {
+        options::named(name, self.parsed, self.env)
     }
 
-    /// Options for `weave daemon`, without those of `launch` alone and without the password, which would be shown by ps.
+    /// Options for `weave daemon`, without those of `launch` alone and without the password, which `ps` would show.
     pub(super) fn options(&self) -> Parsed {
         let mut options = options::explicit(self.parsed, self.config, self.env);
         for own in ["password", "password-file", "no-restart", "service", "log-file", "take-over"] {

@@ -1,4 +1,4 @@
-//! What starts the daemon, and starts it again: the first that is available of
+//! Starting the daemon and keeping it running, by the first that is available of
 //!
 //! | | crash | reboot | log |
 //! | --- | --- | --- | --- |
