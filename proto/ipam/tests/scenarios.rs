@@ -297,12 +297,12 @@ fn leaving_transfers_all_ranges() {
 
     // Without any other peer, nobody has to take over.
     let mut only = Peer::new(config(a(), 101, "host-a", Init::Seed(vec![a()])));
-    only.reach(&[a()]);
+    only.set_reachable(&[a()]);
     assert_eq!(only.allocator.leave(only.now()), HandOver::Nothing);
     // A peer that was reachable once and owns nothing knows that the ranges are taken.
     let (mut left, _) = pair(Init::Seed(vec![a()]));
-    left.reach(&[a(), b()]);
-    left.reach(&[a()]);
+    left.set_reachable(&[a(), b()]);
+    left.set_reachable(&[a()]);
     assert_eq!(left.allocator.leave(left.now()), HandOver::NoPeer { addresses: 256 });
 }
 

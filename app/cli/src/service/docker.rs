@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use weave_daemon::log;
-use weave_runtime::{Docker, ContainerInfo};
+use weave_runtime::{ContainerInfo, Docker};
 
 use super::elf;
 use super::manager::{LaunchRequest, ServiceManager};
