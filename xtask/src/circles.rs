@@ -1,6 +1,7 @@
 //! Modules of one crate must not import each other in a circle.
 //!
-//! A module is a file. Imports are read from the text: `use` declarations, and paths that begin with `crate`, `super`, `self` or the
+//! A module is a file, and counts as one with its submodules: what matters are imports between siblings, wherever below them they
+//! are made. Imports are read from the text: `use` declarations, and paths that begin with `crate`, `super`, `self` or the
 //! name of a child module. A name that a module re-exports counts as an import of the module that defines it. Re-exports of a child
 //! (`pub use child::X`) and tests do not count.
 
@@ -313,18 +314,25 @@ fn resolve(modules: &Modules, path: &[String], depth: usize) -> Option<ModulePat
     Some(here)
 }
 
+/// The siblings above two modules, neither of which contains the other.
+fn siblings(from: &[String], to: &[String]) -> Option<(ModulePath, ModulePath)> {
+    let common = from.iter().zip(to).take_while(|(a, b)| a == b).count();
+    (common < from.len().min(to.len())).then(|| (from[..=common].to_vec(), to[..=common].to_vec()))
+}
+
 /// For each module that is in a circle with others not yet shown: one shortest circle, with an import for each step.
 fn circles_of(modules: &Modules) -> Vec<String> {
-    let imports: BTreeMap<&ModulePath, BTreeMap<ModulePath, &ModulePath>> = modules
-        .iter()
-        .map(|(path, module)| {
-            let targets = module.imports.iter().filter_map(|i| Some((resolve(modules, i, 8)?, i)));
-            (path, targets.filter(|(target, _)| target != path).collect())
-        })
-        .collect();
-    let name = |path: &ModulePath| if path.is_empty() { "lib".to_owned() } else { path.join("::") };
+    let mut imports: BTreeMap<ModulePath, BTreeMap<ModulePath, &ModulePath>> = BTreeMap::new();
+    for (path, module) in modules {
+        for import in &module.imports {
+            let target = resolve(modules, import, 8);
+            if let Some((from, to)) = target.and_then(|target| siblings(path, &target)) {
+                imports.entry(from).or_default().insert(to, import);
+            }
+        }
+    }
     let (mut circles, mut shown) = (Vec::new(), BTreeSet::new());
-    for start in modules.keys() {
+    for start in imports.keys() {
         // Breadth first, so that the first way back is a shortest one.
         let mut before: BTreeMap<&ModulePath, &ModulePath> = BTreeMap::new();
         let mut queue = VecDeque::from([start]);
@@ -343,7 +351,7 @@ fn circles_of(modules: &Modules) -> Vec<String> {
         let mut here = start;
         while steps.is_empty() || here != start {
             let from = before[here];
-            steps.push_front(format!("{} uses {}", name(from), imports[from][here].join("::")));
+            steps.push_front(format!("{} uses {}", from.join("::"), imports[from][here].join("::")));
             shown.insert(from);
             here = from;
         }
@@ -411,20 +419,10 @@ mod tests {
     }
 
     #[test]
-    fn parents_and_children() {
+    fn a_module_counts_as_one_with_its_submodules() {
         let child = ("a", "use super::Defined; pub struct A;");
-        let root = "mod a; pub use a::A; pub struct Defined;";
-        assert_eq!(circles(&[("", root), child]), [] as [&str; 0], "a re-export is no import");
-        for used in ["use a::f;", "fn f() { a::f() }", "fn f() { self::a::f() }"] {
-            assert_eq!(
-                circles(&[("", &format!("{root} {used}")), child]),
-                ["lib uses a::f, a uses Defined"],
-                "{used}"
-            );
-        }
-        // What the parent only imports itself is not defined there.
-        let root = "mod a; mod b; use b::Defined; fn f() { a::f() }";
-        assert_eq!(circles(&[("", root), child, ("b", "pub struct Defined;")]), [] as [&str; 0]);
+        let root = "mod a; pub use a::A; pub struct Defined; fn f() { a::f() }";
+        assert_eq!(circles(&[("", root), child]), [] as [&str; 0]);
         // Siblings in a folder.
         let files = [
             ("x", "mod y; mod z; fn f() { y::f() }"),
@@ -432,5 +430,7 @@ mod tests {
             ("x::z", "use super::y;"),
         ];
         assert_eq!(circles(&[&[("", "mod x;")], &files[..]].concat()), ["x::y uses x::z::Z, x::z uses x::y"]);
+        let files = [("a", "use crate::b::f;"), ("b", "mod c;"), ("b::c", "use crate::a;")];
+        assert_eq!(circles(&[&[("", "mod a; mod b;")], &files[..]].concat()), ["a uses b::f, b uses a"]);
     }
 }
