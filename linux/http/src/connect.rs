@@ -27,6 +27,14 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Path of the socket, or `host:port`.
+    pub fn address(&self) -> String {
+        match self {
+            Endpoint::Unix(path) => path.display().to_string(),
+            Endpoint::Tcp(address) | Endpoint::Tls(address, _) => address.clone(),
+        }
+    }
+
     /// The `Host` header of requests.
     pub(crate) fn host(&self) -> &str {
         match self {

@@ -14,7 +14,7 @@ mod tls;
 
 use std::fmt::Write;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ impl Client {
     ///
     /// # Errors
     /// There is no complete answer; see [`Error`].
-    pub fn exchange_blocking(&self, request: Request<'_>, fd: Option<&OwnedFd>) -> Result<Response, Error> {
+    pub fn exchange_blocking(&self, request: Request<'_>, fd: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
         let exchange = async {
             let mut sender = self.connect(fd).await?;
             self.complete(sender.send_request(self.build(request)?).await?).await
@@ -144,8 +144,8 @@ impl Client {
         }
     }
 
-    async fn connect(&self, fd: Option<&OwnedFd>) -> Result<SendRequest<Full<Bytes>>, Error> {
-        let stream = connect::connect(&self.endpoint, fd.map(AsFd::as_fd)).await?;
+    async fn connect(&self, fd: Option<BorrowedFd<'_>>) -> Result<SendRequest<Full<Bytes>>, Error> {
+        let stream = connect::connect(&self.endpoint, fd).await?;
         let mut builder = hyper::client::conn::http1::Builder::new();
         let (sender, connection) = builder.max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
         // Errors are reported to the sender as well.

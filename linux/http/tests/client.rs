@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint spares tests, but not their helper functions")]
 
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,10 +164,10 @@ fn requests_carry_headers_body_and_file_descriptor() {
             body: Some(("text/plain", b"body")),
         };
         let client = Client::new(Endpoint::Unix(path)).with_timeout(TIMEOUT);
-        assert_eq!(client.exchange_blocking(request, Some(&fd)).unwrap().status, 200);
+        assert_eq!(client.exchange_blocking(request, Some(fd.as_fd())).unwrap().status, 200);
         assert_eq!(server.join().unwrap(), "content");
         let tcp = Client::new(Endpoint::Tcp("127.0.0.1:1".into()));
-        assert!(matches!(tcp.exchange_blocking(request, Some(&fd)), Err(Error::Connect(_))));
+        assert!(matches!(tcp.exchange_blocking(request, Some(fd.as_fd())), Err(Error::Connect(_))));
     });
 }
 
