@@ -114,7 +114,11 @@ impl Client {
     ///
     /// # Errors
     /// There is no complete answer; see [`Error`].
-    pub fn exchange_blocking(&self, request: Request<'_>, fd: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
+    pub fn exchange_blocking(
+        &self,
+        request: Request<'_>,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Response, Error> {
         let exchange = async {
             let mut sender = self.connect(fd).await?;
             self.complete(sender.send_request(self.build(request)?).await?).await
