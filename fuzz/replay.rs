@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// Every input of `fuzz/corpus/<target>` as it is, then `cases` of them changed in a few bytes.
-pub(crate) fn replay(target: &str, cases: u32, exercise: fn(&[u8])) {
+pub(crate) fn replay(target: &str, cases: u32, run: fn(&[u8])) {
     let seeds = corpus(target);
-    seeds.iter().for_each(|data| exercise(data));
+    seeds.iter().for_each(|data| run(data));
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 1..8);
     // What fails is kept as an input in the corpus, not in a file beside the test.
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
@@ -26,7 +26,7 @@ pub(crate) fn replay(target: &str, cases: u32, exercise: fn(&[u8])) {
                     _ => data.insert(at, byte),
                 }
             }
-            exercise(&data);
+            run(&data);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{target}: {e}"));

@@ -140,13 +140,13 @@ impl OverlaySwitch {
         if overlays.is_empty() {
             return Err(NoCommonOverlay);
         }
-        let ours = own.iter().filter(|name| !has(name)).map(|name| (name.clone(), true));
+        let own_only = own.iter().filter(|name| !has(name)).map(|name| (name.clone(), true));
         // Other names of the peer are unknown here and not shown.
-        let theirs = remote
+        let remote_only = remote
             .unwrap_or_default()
             .iter()
             .filter(|name| !own.contains(name) && [SLEEVE, FASTDP, WARP].contains(&name.as_str()));
-        let missing = ours.chain(theirs.map(|name| (name.clone(), false))).collect();
+        let missing = own_only.chain(remote_only.map(|name| (name.clone(), false))).collect();
         let mut switch = OverlaySwitch {
             peer: peer.to_owned(),
             encrypted,
@@ -239,8 +239,8 @@ impl OverlaySwitch {
             };
             better.push(((rank(name), index), why));
         }
-        for (name, ours) in &self.missing {
-            let why = if *ours { "not offered by peer" } else { "not enabled here" };
+        for (name, is_own) in &self.missing {
+            let why = if *is_own { "not offered by peer" } else { "not enabled here" };
             better.push(((rank(name), usize::MAX), format!("{name} {why}")));
         }
         better.retain(|(order, _)| best.is_none_or(|best| *order <= best));

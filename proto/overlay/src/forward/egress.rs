@@ -193,7 +193,7 @@ impl Egress {
                 return self.answer_too_big(fragment::frag_needed, mtu, outgoing, table, now, io);
             }
             Class::Ipv4 { df: true } => true,
-            // IPv6 routers never fragment, so the source is told. 2.8.1 sends all IPv6 packets without the don't-fragment
+            // IPv6 routers never fragment, so the source is notified. 2.8.1 sends all IPv6 packets without the don't-fragment
             // bit instead. A source need not accept an MTU below 1280 bytes.
             Class::Ipv6 if too_big && mtu >= IPV6_MIN_MTU && !outgoing.flood => {
                 return self.answer_too_big(fragment::packet_too_big, mtu, outgoing, table, now, io);
@@ -218,7 +218,7 @@ impl Egress {
     }
 
     /// Passes a frame to the local bridge. If hosts have different MTUs, the frame may exceed the bridge's: then it is
-    /// fragmented or its source is told, as for a path MTU. (2.8.1 lets the kernel drop it.)
+    /// fragmented or its source is notified, as for a path MTU. (2.8.1 lets the kernel drop it.)
     pub(super) fn deliver(
         &mut self,
         outgoing: OutgoingFrame,

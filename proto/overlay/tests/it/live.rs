@@ -84,7 +84,7 @@ fn recorded(link: &Value, side: &Side, remote: u8) -> Vec<(Instant, Message)> {
             assert_eq!(datagram["len"].as_u64().unwrap() as usize, whole.len());
             // In encrypted form the prefix has the tag over the whole.
             let prefix = datagram["payload_prefix"].as_str().unwrap();
-            assert!(hex::encode(&whole).starts_with(prefix), "the original's own test differs");
+            assert!(hex::encode(&whole).starts_with(prefix), "the test of 2.8.1 differs");
             whole
         };
         messages.push((at(datagram), Message::Datagram { bytes, df }));
@@ -222,7 +222,7 @@ fn both_ends_of_both_connections_send_what_2_8_1_sent() {
     }
 }
 
-/// Control messages as the original sends them, 100 ms after what they acknowledge.
+/// Control messages as 2.8.1 sends them, 100 ms after what they acknowledge.
 fn with_controls(mut inputs: Vec<(Instant, Message)>, other: &Side, own: &Side) -> Vec<(Instant, Message)> {
     let first = inputs.first().unwrap().0;
     let later = |ms| first + Duration::from_millis(ms);

@@ -318,7 +318,7 @@ proptest! {
     ) {
         let mut flows: Vec<Vec<Vec<u8>>> = vec![];
         for (i, (whole, size)) in wholes.iter().enumerate() {
-            // Pure data segments or nothing of the kind; flows are told apart by ports.
+            // Ports distinguish the flows.
             let flags = if whole.udp { 0 } else if whole.flags & 1 == 0 { ACK | PSH } else { whole.flags };
             let whole = Packet { ports: (i as u16, 7), flags, ..whole.clone() };
             let (frame, offload) = whole.gso((*size).max(100));
