@@ -1,4 +1,4 @@
-//! The routes of address allocation over real sockets: a node and its store behind them, as in the daemon.
+//! The routes of address allocation over real sockets, with a node and its store.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,6 @@ use crate::config::ListenAddr;
 use crate::control::{AllocationInfo, Control, Request};
 use crate::storage::AllocationStore;
 
-/// What a peer is started with.
 struct Setup {
     range: Subnet,
     default_subnet: Subnet,
@@ -37,7 +36,7 @@ impl Setup {
     }
 }
 
-/// A peer without a network, driven as `core` does it.
+/// A peer without a network, driven as in `core`.
 struct Peer {
     node: Node,
     allocation: Allocation,
@@ -124,7 +123,7 @@ impl Peer {
     }
 }
 
-/// Where it listens, and a way to tell it how many other peers it was given.
+/// Returns the address of the server, and a channel for the number of other peers that the peer was started with.
 async fn serve(dir: &Path, setup: &Setup) -> (std::net::SocketAddr, mpsc::Sender<u32>) {
     let (control, requests) = Control::new(64);
     let control = control.with_allocation(AllocationInfo::new(setup.default_subnet, setup.calls));
@@ -169,13 +168,12 @@ async fn read(mut stream: TcpStream) -> Answer {
     }
 }
 
-async fn ask(addr: std::net::SocketAddr, method: &str, path: &str) -> Answer {
+async fn call(addr: std::net::SocketAddr, method: &str, path: &str) -> Answer {
     read(send(addr, method, path, "").await).await
 }
 
-/// All exchanges of the original, in order, against one peer.
 #[tokio::test]
-async fn recorded_exchanges() {
+async fn answers_match_the_recorded_exchanges() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipam/http.json");
     let vector: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -184,7 +182,7 @@ async fn recorded_exchanges() {
     for step in steps {
         let text = |key: &str| step[key].as_str().unwrap_or_default();
         if text("note").starts_with("after shutdown") {
-            let left = ask(addr, "DELETE", "/peer").await;
+            let left = call(addr, "DELETE", "/peer").await;
             assert_eq!((left.status, left.body.as_str()), (204, ""));
         }
         let answer = read(send(addr, text("method"), text("path"), text("form")).await).await;
@@ -193,7 +191,7 @@ async fn recorded_exchanges() {
             content_type: text("content_type").to_owned(),
             body: text("body").to_owned(),
         };
-        // Ours go by the id; those of the original by chance.
+        // We sort by id; the order of 2.8.1 is random.
         let sorted = |a: &Answer| {
             let owned = weave_api::Owned::from_json(&a.body).ok().and_then(|o| o.owned);
             owned.map(|mut all| {
@@ -207,9 +205,9 @@ async fn recorded_exchanges() {
     assert!(steps.len() > 50);
 }
 
-/// By 2.8.1's name; the recorded exchanges are those of a peer without one.
+/// The recorded exchanges are those of a peer without a tracker.
 #[tokio::test]
-async fn the_tracker_has_a_name() {
+async fn tracker_has_the_name_of_the_original() {
     let (control, _requests) = Control::new(1);
     let mut info = AllocationInfo::new("10.2.0.0/24".parse().unwrap(), 1);
     info.no_masq_local = true;
@@ -217,11 +215,10 @@ async fn the_tracker_has_a_name() {
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(listener.serve(control.with_allocation(info)));
-    let answer = ask(addr, "GET", "/ipinfo/tracker").await;
+    let answer = call(addr, "GET", "/ipinfo/tracker").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "no-masq-local\n"));
 }
 
-/// What the firewall is told: nothing while there is no ring, then what is ours; at a restart at once.
 #[test]
 fn own_networks_are_those_of_the_ring() {
     let networks = |text: &str| text.split(' ').map(|n| n.parse().unwrap()).collect::<Vec<Cidr>>();
@@ -247,13 +244,12 @@ fn own_networks_are_those_of_the_ring() {
     assert_eq!(own_networks(&off), [], "no addresses are allocated");
 }
 
-/// Whoever goes away leaves nothing: not while it waits, and not when the answer comes at that very moment.
 #[tokio::test]
-async fn a_caller_that_goes_leaves_nothing() {
+async fn requests_of_disconnected_clients_are_cancelled() {
     let dir = tempfile::tempdir().unwrap();
     let (addr, tell) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
     tell.send(2).await.unwrap();
-    let waiting = ask(addr, "GET", "/ipinfo/waiting").await;
+    let waiting = call(addr, "GET", "/ipinfo/waiting").await;
     assert_eq!((waiting.status, waiting.body.as_str()), (200, ""));
     let gone: Vec<_> = [
         send(addr, "POST", "/ip/gone", "").await,
@@ -263,15 +259,15 @@ async fn a_caller_that_goes_leaves_nothing() {
     .into();
     let stays = send(addr, "POST", "/ip/stays", "").await;
     let wanted = |text: String| text.contains("2 of 3 peers must agree");
-    while !wanted(ask(addr, "GET", "/ipinfo/waiting").await.body) {}
+    while !wanted(call(addr, "GET", "/ipinfo/waiting").await.body) {}
     drop(gone);
-    // What waited is gone from the list once the daemon has seen it; then there is a ring.
+    // The daemon cancels the requests when it sees the end of the connections. Then there is a ring.
     tokio::time::timeout(Duration::from_secs(20), async {
         loop {
-            // Abandoned calls are taken off before this one is answered: all go through one queue.
+            // Abandoned requests are cancelled before this one is answered, because all go through one queue.
             tokio::task::yield_now().await;
             tell.send(0).await.unwrap();
-            let ring = tokio::time::timeout(Duration::from_secs(6), ask(addr, "GET", "/ring")).await;
+            let ring = tokio::time::timeout(Duration::from_secs(6), call(addr, "GET", "/ring")).await;
             if ring.is_ok() {
                 break;
             }
@@ -280,18 +276,17 @@ async fn a_caller_that_goes_leaves_nothing() {
     .await
     .unwrap();
     assert_eq!(read(stays).await.body, "10.2.0.1/24");
-    let all = ask(addr, "GET", "/ip").await.body;
+    let all = call(addr, "GET", "/ip").await.body;
     assert_eq!(all, "{\"owned\":[{\"containerid\":\"stays\",\"addrs\":[\"10.2.0.1/24\"]}]}\n");
 }
 
-/// None lost, none doubled, and what was answered is on the disk.
 #[tokio::test]
-async fn a_thousand_at_once() {
+async fn concurrent_requests_get_distinct_addresses_that_are_stored() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup { calls: 1024, ..Setup::of("10.2.0.0/20", "10.2.0.0/20") };
     let (addr, _) = serve(dir.path(), &setup).await;
     let calls: Vec<_> = (0..1000)
-        .map(|n| tokio::spawn(async move { ask(addr, "POST", &format!("/ip/c{n}")).await }))
+        .map(|n| tokio::spawn(async move { call(addr, "POST", &format!("/ip/c{n}")).await }))
         .collect();
     let mut addresses = std::collections::BTreeSet::new();
     for call in calls {
@@ -299,7 +294,7 @@ async fn a_thousand_at_once() {
         assert_eq!(answer.status, 200, "{answer:?}");
         assert!(addresses.insert(answer.body.clone()), "{} was given out twice", answer.body);
     }
-    // As after SIGKILL: only what has been written is there.
+    // As after SIGKILL, only what has been written is read.
     let loaded = AllocationStore::open(dir.path()).unwrap().load().unwrap();
     let stored: std::collections::BTreeSet<String> =
         loaded.owned.values().flat_map(|r| r.cidrs.iter().map(ToString::to_string)).collect();
@@ -307,9 +302,8 @@ async fn a_thousand_at_once() {
     assert!(loaded.ring.is_some_and(|r| !r.is_empty()));
 }
 
-/// More than may wait are told so; what does not wait is answered all the same.
 #[tokio::test]
-async fn too_many_waiting() {
+async fn number_of_waiting_requests_is_limited() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup { calls: 3, ..Setup::of("10.2.0.0/24", "10.2.0.0/24") };
     let (addr, tell) = serve(dir.path(), &setup).await;
@@ -319,8 +313,8 @@ async fn too_many_waiting() {
         waiting.push(send(addr, "POST", &format!("/ip/c{n}"), "").await);
     }
     let refused = loop {
-        // Each of these may take a place for a moment.
-        let late = tokio::time::timeout(Duration::from_millis(200), ask(addr, "POST", "/ip/late")).await;
+        // One of these may be waiting itself for a moment.
+        let late = tokio::time::timeout(Duration::from_millis(200), call(addr, "POST", "/ip/late")).await;
         if let Ok(answer) = late {
             break answer;
         }
@@ -329,24 +323,23 @@ async fn too_many_waiting() {
         (refused.status, refused.body.as_str()),
         (503, "too many calls wait already; try again later\n")
     );
-    assert_eq!(ask(addr, "GET", "/ip").await.body, "{\"owned\":null}\n");
-    assert_eq!(ask(addr, "GET", "/ip/c0").await.status, 200, "looking never waits");
+    assert_eq!(call(addr, "GET", "/ip").await.body, "{\"owned\":null}\n");
+    assert_eq!(call(addr, "GET", "/ip/c0").await.status, 200, "a lookup does not wait");
 }
 
-/// What was answered before a restart is the same after it; another range starts afresh.
 #[tokio::test]
-async fn restarts() {
+async fn addresses_survive_a_restart_with_the_same_range() {
     let dir = tempfile::tempdir().unwrap();
     let (addr, _) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
-    assert_eq!(ask(addr, "POST", "/ip/c1").await.body, "10.2.0.1/24");
-    assert_eq!(ask(addr, "PUT", "/ip/c2/10.9.0.1/24").await.status, 204);
+    assert_eq!(call(addr, "POST", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(call(addr, "PUT", "/ip/c2/10.9.0.1/24").await.status, 204);
     let (again, _) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
-    assert_eq!(ask(again, "GET", "/ip/c1").await.body, "10.2.0.1/24");
-    assert_eq!(ask(again, "POST", "/ip/c1").await.body, "10.2.0.1/24");
-    assert_eq!(ask(again, "POST", "/ip/c3").await.body, "10.2.0.2/24");
-    let taken = ask(again, "PUT", "/ip/c3/10.9.0.1/24").await;
+    assert_eq!(call(again, "GET", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(call(again, "POST", "/ip/c1").await.body, "10.2.0.1/24");
+    assert_eq!(call(again, "POST", "/ip/c3").await.body, "10.2.0.2/24");
+    let taken = call(again, "PUT", "/ip/c3/10.9.0.1/24").await;
     assert_eq!(taken.body, "Unable to claim: address 10.9.0.1/24 already in use by c2\n");
     let (other, _) = serve(dir.path(), &Setup::of("10.3.0.0/24", "10.3.0.0/24")).await;
-    assert_eq!(ask(other, "GET", "/ip").await.body, "{\"owned\":null}\n");
-    assert_eq!(ask(other, "POST", "/ip/c1").await.body, "10.3.0.1/24");
+    assert_eq!(call(other, "GET", "/ip").await.body, "{\"owned\":null}\n");
+    assert_eq!(call(other, "POST", "/ip/c1").await.body, "10.3.0.1/24");
 }

@@ -1,5 +1,4 @@
-//! The control API over real sockets, against the recorded transcript of 2.8.1 and against unfriendly clients.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+//! The control API over real sockets: the recorded transcript of 2.8.1, and hostile clients.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +21,7 @@ fn report() -> Report {
     Report::from_json(&vector("one-peer-idle/report.json")).unwrap()
 }
 
-/// A peer that answers like the recorded one; what it was asked comes out of the channel.
+/// A peer that answers like the recorded one. The channel receives a text for each request that changes something.
 fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
     let (control, mut requests) = Control::new(4);
     let (asked, seen) = mpsc::unbounded_channel();
@@ -101,17 +100,16 @@ async fn raw(addr: SocketAddr, request: &[u8]) -> Answer {
     parse(&answer)
 }
 
-async fn ask(addr: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+async fn call(addr: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
     let length = body.len();
     let form = "Content-Type: application/x-www-form-urlencoded\r\n";
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n{headers}{form}");
     raw(addr, format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes()).await
 }
 
-/// Every exchange of the transcript whose route exists without address allocation, names and proxy gives the same
-/// status, headers and body; every other is answered as 2.8.1 answers when the service is off.
+/// Routes of services that are off are answered as by 2.8.1 without these services.
 #[tokio::test]
-async fn transcript() {
+async fn answers_match_the_transcript_of_the_original() {
     let (control, _seen) = peer(report());
     let addr = serve(&control, Access::Control).await;
     let text = vector("http-transcript.txt").replace("\r\n", "\n");
@@ -125,7 +123,7 @@ async fn transcript() {
         let json = arguments.contains(&"application/json");
         let form: Vec<_> = arguments.iter().filter(|w| w.contains('=')).copied().collect();
         let headers = if json { "Accept: application/json\r\n" } else { "" };
-        let ours = ask(addr, method, path, headers, &form.join("&")).await;
+        let ours = call(addr, method, path, headers, &form.join("&")).await;
         let kind = path.split(['/', '?']).nth(1).unwrap();
         if !["status", "nosuch", "report", "connect", "forget", "expose", "peer", "proxyaddrs"]
             .contains(&kind)
@@ -137,8 +135,7 @@ async fn transcript() {
         let (head, body) = answer.split_once("\n\n").unwrap();
         let theirs = Answer { status: 0, head: head.to_owned(), body: body.to_owned() };
         let status: u16 = head.split(' ').nth(1).unwrap().parse().unwrap();
-        // Names are not resolved at once, so that a resolver that is down stops nothing; without allocation nothing is
-        // taken over, and the body is empty.
+        // Unlike 2.8.1, names are resolved in the background, and without allocation the answer to a takeover is empty.
         if command.contains("no.such.host") || path.starts_with("/peer/") {
             continue;
         }
@@ -161,8 +158,8 @@ async fn transcript() {
         same += 1;
     }
     assert!(same >= 18 && off >= 24, "{same} {off}");
-    assert_eq!(ask(addr, "GET", "/", "", "").await.status, 404);
-    let head = ask(addr, "HEAD", "/status", "", "").await;
+    assert_eq!(call(addr, "GET", "/", "", "").await.status, 404);
+    let head = call(addr, "HEAD", "/status", "", "").await;
     assert_eq!((head.status, head.body.as_str()), (405, ""));
 }
 
@@ -170,30 +167,30 @@ async fn transcript() {
 async fn pages_and_readiness() {
     let (control, _seen) = peer(report());
     let addr = serve(&control, Access::Status).await;
-    let page = ask(addr, "GET", "/status", "", "").await;
-    // One line more than the original.
+    let page = call(addr, "GET", "/status", "", "").await;
+    // Has one line more than 2.8.1.
     let same = page.body.replace("      Consensus: deferred\n", "");
     assert_eq!((page.status, same), (200, vector("one-peer-idle/status.txt")));
-    let peers = ask(addr, "GET", "/status/peers", "", "").await;
+    let peers = call(addr, "GET", "/status/peers", "", "").await;
     assert_eq!(peers.body, vector("one-peer-idle/status-peers.txt"));
-    let json = ask(addr, "GET", "/report", "Accept: application/json\r\n", "").await;
+    let json = call(addr, "GET", "/report", "Accept: application/json\r\n", "").await;
     assert_eq!(json.body.trim_end(), vector("one-peer-idle/report.json").trim_end());
     assert!(!json.body.ends_with('\n'));
     for (method, path) in
         [("POST", "/connect"), ("POST", "/forget"), ("DELETE", "/peer"), ("DELETE", "/peer/x")]
     {
-        assert_eq!(ask(addr, method, path, "", "").await.status, 404, "{path} on the status listener");
+        assert_eq!(call(addr, method, path, "", "").await.status, 404, "{path} on the status listener");
     }
     let (control, _seen) = peer(Report { ready: false, ..report() });
     let addr = serve(&control, Access::Control).await;
-    let page = ask(addr, "GET", "/status", "", "").await;
+    let page = call(addr, "GET", "/status", "", "").await;
     let same = page.body.replace("      Consensus: deferred\n", "");
     assert_eq!((page.status, same), (503, vector("one-peer-idle/status.txt")));
-    // Services that are off have empty pages.
+    // The page of a service that is off is empty.
     let (control, _seen) = peer(Report { ipam: None, dns: None, ..report() });
     let addr = serve(&control, Access::Control).await;
     for path in ["/status/dns", "/status/ipam"] {
-        let page = ask(addr, "GET", path, "", "").await;
+        let page = call(addr, "GET", path, "", "").await;
         assert_eq!((page.status, page.body.as_str()), (200, ""), "{path}");
     }
 }
@@ -202,16 +199,16 @@ async fn pages_and_readiness() {
 async fn connect_and_forget() {
     let (control, mut seen) = peer(report());
     let addr = serve(&control, Access::Control).await;
-    assert_eq!(ask(addr, "POST", "/connect?peer=q", "", "peer=a%3A1&peer=b&replace=true").await.status, 200);
+    assert_eq!(call(addr, "POST", "/connect?peer=q", "", "peer=a%3A1&peer=b&replace=true").await.status, 200);
     assert_eq!(seen.recv().await.unwrap(), r#"connect ["q", "a:1", "b"] true"#);
-    assert_eq!(ask(addr, "POST", "/connect", "", "replace=true").await.status, 200);
+    assert_eq!(call(addr, "POST", "/connect", "", "replace=true").await.status, 200);
     assert_eq!(seen.recv().await.unwrap(), "connect [] true");
-    let refused = ask(addr, "POST", "/connect", "", "peer=x:70000&peer=two").await;
+    let refused = call(addr, "POST", "/connect", "", "peer=x:70000&peer=two").await;
     assert_eq!((refused.status, refused.body.as_str()), (400, "address 70000: invalid port\nsecond\n"));
     seen.recv().await.unwrap();
-    assert_eq!(ask(addr, "POST", "/forget", "", "peer=a&peer=b").await.status, 200);
+    assert_eq!(call(addr, "POST", "/forget", "", "peer=a&peer=b").await.status, 200);
     assert_eq!(seen.recv().await.unwrap(), r#"forget ["a", "b"]"#);
-    let leave = ask(addr, "DELETE", "/peer", "", "").await;
+    let leave = call(addr, "DELETE", "/peer", "", "").await;
     assert_eq!((leave.status, leave.body.as_str()), (204, ""));
 }
 
@@ -229,16 +226,16 @@ async fn expose_and_hide() {
             "expose 10.2.1.1/24 10.2.2.1/24 10.2.3.1/24 true",
         ),
     ] {
-        let done = ask(addr, "POST", path, "", "").await;
+        let done = call(addr, "POST", path, "", "").await;
         assert_eq!((done.status, done.body.as_str()), (204, ""), "{path}");
         assert_eq!(seen.recv().await.unwrap(), what);
     }
-    assert_eq!(ask(addr, "DELETE", "/expose/10.2.1.1/24", "", "").await.status, 204);
+    assert_eq!(call(addr, "DELETE", "/expose/10.2.1.1/24", "", "").await.status, 204);
     assert_eq!(seen.recv().await.unwrap(), "hide 10.2.1.1/24");
-    let refused = ask(addr, "POST", "/expose/10.2.1.1/32", "", "").await;
+    let refused = call(addr, "POST", "/expose/10.2.1.1/32", "", "").await;
     assert_eq!((refused.status, refused.body.as_str()), (500, "unable to expose: no room\n"));
     seen.recv().await.unwrap();
-    // Nothing of these is asked of the peer; 2.8.1 went on after an option that it could not read.
+    // None of these reaches the peer. 2.8.1 continued after an option that it could not parse.
     for (method, path, status) in [
         ("POST", "/expose/10.2.1.1/24?skipNAT=maybe", 400),
         ("POST", "/expose/10.2.1/24", 400),
@@ -251,16 +248,15 @@ async fn expose_and_hide() {
         ("POST", "/expose/10.2.1.1/24/7", 404),
         ("DELETE", "/expose/", 404),
     ] {
-        assert_eq!(ask(addr, method, path, "", "").await.status, status, "{method} {path}");
+        assert_eq!(call(addr, method, path, "", "").await.status, status, "{method} {path}");
     }
     assert!(seen.try_recv().is_err());
     let status = serve(&control, Access::Status).await;
-    assert_eq!(ask(status, "POST", "/expose/10.2.1.1/24", "", "").await.status, 404);
+    assert_eq!(call(status, "POST", "/expose/10.2.1.1/24", "", "").await.status, 404);
 }
 
-/// What a page of a foreign site can send, and what programs send.
 #[tokio::test]
-async fn browsers_are_refused() {
+async fn requests_of_foreign_web_pages_are_refused() {
     let (control, mut seen) = peer(report());
     let addr = serve(&control, Access::Control).await;
     let with = async |headers: &str| {
@@ -281,7 +277,7 @@ async fn browsers_are_refused() {
         assert_eq!(with(refused).await, 403, "{refused}");
         assert!(seen.try_recv().is_err(), "{refused}");
     }
-    for taken in [
+    for accepted in [
         "",
         "Host: localhost\r\n",
         "Host: LOCALHOST:6784\r\n",
@@ -291,18 +287,17 @@ async fn browsers_are_refused() {
         "Host: localhost\r\nOrigin: http://localhost:3000\r\n",
         "Host: localhost\r\nOrigin: http://127.0.0.1\r\n",
     ] {
-        assert_eq!(with(taken).await, 200, "{taken}");
+        assert_eq!(with(accepted).await, 200, "{accepted}");
         seen.recv().await.unwrap();
     }
 }
 
-/// The same page by three listeners; one of them has nothing else.
 #[tokio::test]
-async fn metrics() {
+async fn metrics_are_served_by_three_listeners() {
     let (control, _seen) = peer(report());
     for access in [Access::Control, Access::Status, Access::Metrics] {
         let addr = serve(&control, access).await;
-        let page = ask(addr, "GET", "/metrics", "", "").await;
+        let page = call(addr, "GET", "/metrics", "", "").await;
         assert_eq!(page.status, 200);
         assert_eq!(page.header("content-type").unwrap(), "text/plain; version=0.0.4; charset=utf-8");
         for line in [
@@ -314,25 +309,24 @@ async fn metrics() {
         assert!(!page.body.contains("EOF"));
         let prometheus =
             "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3\r\n";
-        let open = ask(addr, "GET", "/metrics", prometheus, "").await;
+        let open = call(addr, "GET", "/metrics", prometheus, "").await;
         assert!(open.header("content-type").unwrap().starts_with("application/openmetrics-text"));
         assert!(open.body.ends_with("# EOF\n"));
-        assert_eq!(ask(addr, "POST", "/metrics", "", "").await.status, 405);
-        let status = ask(addr, "GET", "/status", "", "").await.status;
+        assert_eq!(call(addr, "POST", "/metrics", "", "").await.status, 405);
+        let status = call(addr, "GET", "/status", "", "").await.status;
         assert_eq!(status, if access == Access::Metrics { 404 } else { 200 }, "{access:?}");
     }
-    // The original ended here.
+    // 2.8.1 crashed in this case.
     let (control, _seen) = peer(Report { ipam: None, dns: None, ..report() });
     let addr = serve(&control, Access::Status).await;
     for _ in 0..2 {
-        let page = ask(addr, "GET", "/metrics", "", "").await;
+        let page = call(addr, "GET", "/metrics", "", "").await;
         assert!(page.status == 200 && !page.body.contains("weave_ip"), "{}", page.body);
     }
 }
 
-/// Scrapers may use addresses and local names, a page whose name was made to lead here may not read.
 #[tokio::test]
-async fn names_of_the_status_listener() {
+async fn status_listener_accepts_addresses_and_local_names_only() {
     let (control, _seen) = peer(report());
     for access in [Access::Status, Access::Metrics] {
         let addr = serve(&control, access).await;
@@ -355,9 +349,8 @@ async fn names_of_the_status_listener() {
     }
 }
 
-/// Clients that do not read, do not ask or ask slowly lose their places to others.
 #[tokio::test]
-async fn nobody_holds_a_place_for_long() {
+async fn idle_clients_are_disconnected() {
     let (control, _seen) = peer(report());
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let timeout = Duration::from_millis(300);
@@ -365,14 +358,14 @@ async fn nobody_holds_a_place_for_long() {
     let listener = Listener::bind(&any, Access::Status).await.unwrap().with_limits(limits);
     let addr = listener.local_addr().unwrap();
     tokio::spawn(listener.serve(control));
-    // More answers than any buffer takes.
+    // The answers exceed all buffers.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let mut deaf = socket.connect(addr).await.unwrap();
+    let mut unread = socket.connect(addr).await.unwrap();
     let request = b"GET /report HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n";
     let flood = tokio::spawn(async move {
-        while deaf.write_all(&request.repeat(100)).await.is_ok() {}
-        deaf
+        while unread.write_all(&request.repeat(100)).await.is_ok() {}
+        unread
     });
     let mut silent = TcpStream::connect(addr).await.unwrap();
     let mut idle = TcpStream::connect(addr).await.unwrap();
@@ -380,24 +373,24 @@ async fn nobody_holds_a_place_for_long() {
     assert!(idle.read(&mut [0; 4096]).await.unwrap() > 0);
     let served = tokio::time::timeout(Duration::from_secs(30), async {
         for _ in 0..4 {
-            assert_eq!(ask(addr, "GET", "/status", "", "").await.status, 200);
+            assert_eq!(call(addr, "GET", "/status", "", "").await.status, 200);
         }
     });
-    served.await.expect("the places are free again");
+    served.await.expect("connections are free again");
     let ended = tokio::time::timeout(Duration::from_secs(30), async {
         flood.await.unwrap();
         for stream in [&mut silent, &mut idle] {
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }
     });
-    ended.await.expect("all three are left");
+    ended.await.expect("all three clients are disconnected");
 }
 
 #[tokio::test]
-async fn oversized_and_broken_requests() {
+async fn oversized_and_malformed_requests_are_refused() {
     let (control, mut seen) = peer(report());
     let addr = serve(&control, Access::Control).await;
-    let large = ask(addr, "POST", "/connect", "", &"p".repeat((1 << 20) + 1)).await;
+    let large = call(addr, "POST", "/connect", "", &"p".repeat((1 << 20) + 1)).await;
     assert!(large.status == 413 || large.status == 0, "{large:?}");
     let header = raw(addr, &[b"GET /status HTTP/1.1\r\nX: ".as_slice(), &[b'x'; 1 << 20]].concat()).await;
     assert!(matches!(header.status, 0 | 400 | 431), "{header:?}");
@@ -410,11 +403,11 @@ async fn oversized_and_broken_requests() {
         assert!(matches!(answer.status, 0 | 400), "{answer:?}");
     }
     assert!(seen.try_recv().is_err());
-    assert_eq!(ask(addr, "GET", "/status", "", "").await.status, 200, "still there");
+    assert_eq!(call(addr, "GET", "/status", "", "").await.status, 200, "still there");
 }
 
 #[tokio::test]
-async fn the_unix_socket_is_private_and_replaces_a_stale_one() {
+async fn unix_socket_is_private_and_replaces_a_stale_one() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weave.sock");
@@ -425,28 +418,28 @@ async fn the_unix_socket_is_private_and_replaces_a_stale_one() {
     assert_eq!(mode & 0o777, 0o600);
     let serving = tokio::spawn(listener.serve(control));
     let mut stream = UnixStream::connect(&path).await.unwrap();
-    // Whoever gets here is root: no browser, no check.
+    // Only root can connect, so the headers are not checked.
     stream.write_all(b"GET /status HTTP/1.1\r\nHost: anything\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     assert_eq!(parse(&answer).status, 200);
     serving.abort();
     assert!(serving.await.unwrap_err().is_cancelled());
-    assert!(!path.exists(), "the file goes with the listener");
+    assert!(!path.exists(), "the file is removed with the listener");
 
     let first = Listener::bind(&ListenAddr::Unix(path.clone()), Access::Trusted).await.unwrap();
     let second = Listener::bind(&ListenAddr::Unix(path.clone()), Access::Trusted).await.unwrap();
     drop(first);
-    assert!(path.exists(), "that of the next daemon stays");
+    assert!(path.exists(), "the file of the next daemon is kept");
     drop(second);
     assert!(!path.exists());
 }
 
 #[tokio::test]
-async fn a_peer_that_has_ended_is_told_so() {
+async fn answer_is_503_after_the_node_has_ended() {
     let (control, requests) = Control::new(1);
     drop(requests);
     let addr = serve(&control, Access::Control).await;
-    assert_eq!(ask(addr, "GET", "/status", "", "").await.status, 503);
-    assert_eq!(ask(addr, "POST", "/connect", "", "peer=a").await.status, 503);
+    assert_eq!(call(addr, "GET", "/status", "", "").await.status, 503);
+    assert_eq!(call(addr, "POST", "/connect", "", "peer=a").await.status, 503);
 }

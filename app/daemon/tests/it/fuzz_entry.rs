@@ -1,5 +1,5 @@
-//! Any bytes as requests to the daemon, any text as a peer or an address to listen on. Shared by the fuzz targets and the
-//! tests that replay their corpora.
+//! Handles arbitrary bytes from an HTTP client, and arbitrary text as a peer or a listen address. The fuzz targets and the tests that
+//! replay their corpora share this module.
 
 use std::cell::LazyCell;
 use std::sync::OnceLock;
@@ -16,7 +16,6 @@ use weave_daemon::testing::{Control, Request};
 use weave_mesh::{Config, Mesh};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
-/// Far more than any exchange takes.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 thread_local! {
@@ -38,8 +37,8 @@ fn report() -> &'static Report {
     })
 }
 
-/// First byte: what the listener allows. The rest is what a client sends before it closes its side. The server ends in
-/// time, and what it said is HTTP or nothing.
+/// The first byte selects the access of the listener; the rest is sent by a client, which then closes its side. Asserts that the
+/// server ends, and that it answers with HTTP or nothing.
 pub(crate) fn http_request(data: &[u8]) {
     let Some((&options, request)) = data.split_first() else { return };
     let access = match options % 4 {
@@ -52,7 +51,7 @@ pub(crate) fn http_request(data: &[u8]) {
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
 }
 
-/// Any bytes as the form of a request that changes something; it is always answered.
+/// The bytes are the form of a request. Asserts that it is answered.
 pub(crate) fn http_form(data: &[u8]) {
     let mut request = format!(
         "POST /connect HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -64,11 +63,12 @@ pub(crate) fn http_form(data: &[u8]) {
     assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
 }
 
-/// What the server answers. It waits for the rest of what is no complete request, unless the client `ends`.
-fn exchange(access: Access, request: &[u8], ends: bool) -> Vec<u8> {
+/// Returns the answer of the server. With `close` the client closes its side after the request; otherwise the server waits for the
+/// rest of an incomplete one.
+fn exchange(access: Access, request: &[u8], close: bool) -> Vec<u8> {
     let (control, mut requests) = Control::new(4);
     let talk = async move {
-        // A peer that only tells about itself.
+        // Answers requests for the report only.
         let peer = tokio::spawn(async move {
             while let Some(request) = requests.recv().await {
                 if let Request::Report(answer) = request {
@@ -80,9 +80,9 @@ fn exchange(access: Access, request: &[u8], ends: bool) -> Vec<u8> {
         let server = tokio::spawn(serve_connection(far, control, access, "h1".to_owned()));
         let (mut from, mut to) = split(near);
         let write = async {
-            // The server may have had enough before.
+            // The server may close the connection before it has read everything.
             let _ = to.write_all(request).await;
-            if ends {
+            if close {
                 let _ = to.shutdown().await;
             }
         };
@@ -97,7 +97,8 @@ fn exchange(access: Access, request: &[u8], ends: bool) -> Vec<u8> {
     RUNTIME.with(|runtime| runtime.block_on(timely)).unwrap_or_else(|_| panic!("the server does not end"))
 }
 
-/// A peer to connect to and an address to listen on, as typed. What the command line lets through the mesh understands.
+/// The bytes are a peer to connect to and a listen address, as typed. Asserts that the mesh accepts every peer that the command line
+/// accepts.
 pub(crate) fn typed(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     if let Ok(Some(addr)) = ListenAddr::parse("--http-addr", &text) {
