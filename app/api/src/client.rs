@@ -5,9 +5,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use serde::Serialize;
 
 use crate::report::Report;
 
@@ -97,7 +101,7 @@ pub enum ClientError {
         /// The answer.
         body: String,
     },
-    /// The report cannot be read.
+    /// The report, or another answer, cannot be read.
     #[error("cannot read the daemon's report: {0}")]
     Report(#[from] serde_json::Error),
 }
@@ -129,6 +133,18 @@ impl Response {
     /// What is wrong with it: it is cut off, or not HTTP.
     pub fn from_bytes(raw: &[u8]) -> Result<Response, &'static str> {
         parse(raw)
+    }
+
+    /// The body if the status is 2xx.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`] or [`ClientError::Refused`].
+    pub fn accept(self) -> Result<String, ClientError> {
+        match self {
+            Response { status: 200..=299, body } => Ok(body),
+            Response { status: 404, .. } => Err(ClientError::NotFound),
+            Response { status, body } => Err(ClientError::Refused { status, body }),
+        }
     }
 }
 
@@ -171,7 +187,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn get(&self, path: &str) -> Result<String, ClientError> {
-        accept(self.request("GET", path, &[], &[])?)
+        self.request("GET", path, &[], &[])?.accept()
     }
 
     /// The report.
@@ -187,7 +203,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn report_json(&self) -> Result<String, ClientError> {
-        accept(self.request("GET", "/report", &[("Accept", "application/json")], &[])?)
+        self.request("GET", "/report", &[("Accept", "application/json")], &[])?.accept()
     }
 
     /// The report through a Go template.
@@ -203,7 +219,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn post(&self, path: &str, form: &[(&str, &str)]) -> Result<String, ClientError> {
-        accept(self.request("POST", path, &[], form)?)
+        self.request("POST", path, &[], form)?.accept()
     }
 
     /// `DELETE`; any status but 2xx is an error.
@@ -211,7 +227,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn delete(&self, path: &str) -> Result<String, ClientError> {
-        accept(self.request("DELETE", path, &[], &[])?)
+        self.request("DELETE", path, &[], &[])?.accept()
     }
 
     /// One exchange.
@@ -227,6 +243,33 @@ impl Client {
     ) -> Result<Response, ClientError> {
         let body =
             form.iter().map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect::<Vec<_>>().join("&");
+        let content = (method != "GET").then_some(("application/x-www-form-urlencoded", body));
+        self.exchange(method, path, headers, content, None)
+    }
+
+    /// `POST` of JSON, with a file descriptor of which the daemon receives a duplicate. Needs a unix socket.
+    ///
+    /// # Errors
+    /// Only if no answer arrived.
+    pub fn post_json<T: Serialize>(
+        &self,
+        path: &str,
+        body: &T,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Response, ClientError> {
+        let content = Some(("application/json", serde_json::to_string(body)?));
+        self.exchange("POST", path, &[], content, fd)
+    }
+
+    /// `content` is the type of the body and the body.
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        content: Option<(&str, String)>,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Response, ClientError> {
         let mut failure = None;
         for endpoint in &self.endpoints {
             let stream = match connect(endpoint, self.patience) {
@@ -249,13 +292,12 @@ impl Client {
             for (name, value) in headers {
                 head.push_str(&format!("{name}: {value}\r\n"));
             }
-            if method != "GET" {
-                head.push_str("Content-Type: application/x-www-form-urlencoded\r\n");
-                head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            if let Some((content_type, body)) = &content {
+                head.push_str(&format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len()));
             }
             head.push_str("\r\n");
-            head.push_str(if method == "GET" { "" } else { &body });
-            let raw = exchange(stream, head.as_bytes())
+            head.push_str(content.as_ref().map_or("", |(_, body)| body));
+            let raw = exchange(stream, head.as_bytes(), fd)
                 .map_err(|source| ClientError::Transport { endpoint: endpoint.clone(), source })?;
             let answer =
                 parse(&raw).map_err(|what| ClientError::NotHttp { endpoint: endpoint.clone(), what });
@@ -271,16 +313,30 @@ impl Client {
     }
 }
 
-fn accept(response: Response) -> Result<String, ClientError> {
-    match response {
-        Response { status: 200..=299, body } => Ok(body),
-        Response { status: 404, .. } => Err(ClientError::NotFound),
-        Response { status, body } => Err(ClientError::Refused { status, body }),
+trait Stream: Read + Write {
+    /// Writes a part of `bytes` together with a file descriptor.
+    fn write_with_fd(&mut self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize>;
+}
+
+impl Stream for TcpStream {
+    fn write_with_fd(&mut self, _: &[u8], _: BorrowedFd<'_>) -> io::Result<usize> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "only a unix socket passes file descriptors"))
     }
 }
 
-trait Stream: Read + Write {}
-impl<S: Read + Write> Stream for S {}
+impl Stream for UnixStream {
+    fn write_with_fd(&mut self, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let fds = [fd.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&fds)];
+        Ok(sendmsg::<()>(
+            self.as_raw_fd(),
+            &[io::IoSlice::new(bytes)],
+            &control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?)
+    }
+}
 
 fn connect(endpoint: &Endpoint, patience: Option<Duration>) -> io::Result<Box<dyn Stream>> {
     match endpoint {
@@ -305,8 +361,9 @@ fn connect(endpoint: &Endpoint, patience: Option<Duration>) -> io::Result<Box<dy
     }
 }
 
-fn exchange(mut stream: Box<dyn Stream>, request: &[u8]) -> io::Result<Vec<u8>> {
-    stream.write_all(request)?;
+fn exchange(mut stream: Box<dyn Stream>, request: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<Vec<u8>> {
+    let sent = fd.map_or(Ok(0), |fd| stream.write_with_fd(request, fd))?;
+    stream.write_all(&request[sent..])?;
     stream.flush()?;
     let mut raw = Vec::new();
     let mut chunk = [0; 16 << 10];
@@ -456,7 +513,7 @@ mod tests {
 
     #[test]
     fn exit_codes() {
-        let body = |status| accept(Response { status, body: "x\n".into() });
+        let body = |status| Response { status, body: "x\n".into() }.accept();
         assert_eq!(body(204).unwrap(), "x\n");
         assert_eq!(body(404).unwrap_err().exit_code(), 4);
         let refused = body(400).unwrap_err();

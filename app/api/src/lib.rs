@@ -6,12 +6,15 @@
 //! * [`template`] evaluates the Go templates of `weave report -f`;
 //! * [`Client`] talks to a daemon over its unix socket or TCP (docs/spec/cli.md 2.1, 7).
 //!
+//! * [`host_requests`] are the requests by which commands let the daemon change the host.
+//!
 //! The daemon makes the reports; only the client opens sockets.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod client;
 mod facts;
+pub mod host_requests;
 pub mod owned;
 pub mod report;
 pub mod status;

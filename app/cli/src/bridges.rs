@@ -1,12 +1,13 @@
 //! The weave bridge seen by scripts: `bridge-type`, `attach-bridge`, and `create-bridge` of 1.x (docs/spec/cli.md 2.2, 3.1).
 
+use weave_api::host_requests::AttachBridgeRequest;
 use weave_host::{BridgeConfig, Mtu};
 use weave_types::MacAddr;
 
 use crate::args::Parsed;
 use crate::docker_bridge::DOCKER_BRIDGE;
 use crate::options::{self, Env};
-use crate::{Failure, notice, print, require_root};
+use crate::{Failure, host_client, notice, print, query, require_root};
 
 /// Prints `bridge`, `bridged_fastdp` or `fastdp`; the last two are 2.8.1's.
 pub(crate) fn kind(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
@@ -23,7 +24,13 @@ pub(crate) fn join(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         [] => env.var("DOCKER_BRIDGE").filter(|b| !b.is_empty()).unwrap_or_else(|| DOCKER_BRIDGE.to_owned()),
     };
     require_root()?;
-    weave_host::join_bridges(&options::bridge(parsed, env), &other)?;
+    let bridge = options::bridge(parsed, env);
+    let client = query::client(parsed, env);
+    let request = AttachBridgeRequest { bridge: bridge.clone(), other: other.clone() };
+    let answer = host_client::post(&client, "/attach-bridge", request, None, "the bridge");
+    if host_client::if_running(answer)?.is_none() {
+        host_client::without_daemon(parsed, env)?.join_bridges(&bridge, &other)?;
+    }
     Ok(())
 }
 

@@ -1,18 +1,19 @@
 //! `weave attach` and `weave detach`.
 
-use weave_host::{AttachRequest, DetachRequest, NetNs, Netlink};
-use weave_runtime::{Docker, Kind, Reference, Target, etc_hosts};
+use weave_api::host_requests::{AttachRequest, DetachRequest};
+use weave_host::{NetNs, Netlink};
+use weave_runtime::{AddressRequest, Docker, Kind, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
-use crate::addresses::{self, Address, Book};
+use crate::addresses;
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, hosts_file, notice, print, query, require_root};
+use crate::{Failure, host_client, hosts_file, notice, print, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Call {
-    pub(crate) addresses: Vec<Address>,
+    pub(crate) addresses: Vec<AddressRequest>,
     pub(crate) container: String,
 }
 
@@ -48,66 +49,37 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let extra = parsed.list("add-host");
     let extra = extra.into_iter().map(etc_hosts::parse_extra).collect::<Result<Vec<_>, _>>()?;
-    let bridge = &options::bridge(parsed, env);
-    let fixed = call.addresses.iter().filter_map(Address::fixed);
-    overlaps(&fixed.collect::<Vec<_>>(), bridge)?.iter().for_each(notice);
+    let bridge = options::bridge(parsed, env);
+    overlaps(&addresses::fixed(&call.addresses), &bridge)?.iter().for_each(notice);
     let target = find(&call.container, env)?;
-    let client = query::client(parsed, env);
-    let id = id_of(&target);
-    let mut book = Book::of(&client, &id, true);
-    let cidrs = book.obtain(&call.addresses)?;
-    weave_host::critical::enter();
-    let plugged = plug(&target, &cidrs, bridge, parsed, &extra);
-    // Addresses that are not used are not kept.
-    let attached = plugged.inspect_err(|_| book.give_back())?;
-    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    print(&addresses::plain(&cidrs))
-}
-
-/// Interface and hosts file; both or nothing.
-fn plug(
-    target: &Target,
-    cidrs: &[Cidr],
-    bridge: &str,
-    parsed: &Parsed,
-    extra: &[(String, std::net::IpAddr)],
-) -> Result<weave_host::Attached, Failure> {
-    let hosts = match parsed.flag("rewrite-hosts") {
-        true => Some(hosts_file::rewrite(target, cidrs, extra)?),
-        false => None,
-    };
-    let attached = weave_host::attach(&AttachRequest {
+    let hosts_file = parsed.flag("rewrite-hosts").then(|| hosts_file::of(&target, extra)).transpose()?;
+    let request = AttachRequest {
+        container: id_of(&target),
+        naming: target.naming,
         bridge,
+        addresses: call.addresses.iter().map(ToString::to_string).collect(),
+        record: true,
         multicast_route: !parsed.flag("no-multicast-route"),
-        ..AttachRequest::new(&target.ns, &target.naming, cidrs)
-    });
-    attached.map_err(|e| {
-        hosts.into_iter().for_each(hosts_file::Rewritten::undo);
-        e.into()
-    })
+        hairpin: true,
+        hosts_file,
+    };
+    print(&addresses::plain(&host_client::attach(request, target.ns, &call.addresses, parsed, env)?))
 }
 
 pub(crate) fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(parsed)?;
     require_root()?;
     let target = find(&call.container, env)?;
-    let client = query::client(parsed, env);
-    let id = id_of(&target);
-    let book = Book::of(&client, &id, true);
-    let cidrs = book.look_up(&call.addresses)?;
-    if cidrs.is_empty() {
-        // It has none, and may not even have an interface.
-        return print("\n");
-    }
-    weave_host::critical::enter();
-    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &cidrs))?;
-    detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    book.release(&cidrs)?;
-    print(&addresses::plain(&cidrs))
+    let request = DetachRequest {
+        container: id_of(&target),
+        addresses: call.addresses.iter().map(ToString::to_string).collect(),
+        record: true,
+    };
+    print(&addresses::plain(&host_client::detach(request, &target.ns, &call.addresses, parsed, env)?))
 }
 
-/// Under what the addresses of a container are kept: a namespace may be named in several ways, and is one container all the
-/// same. Its name if it has one, else its first process; as the daemon does it with what it finds.
+/// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the
+/// same: its id is its name if it has one, else its first process. The daemon names what it finds in the same way.
 fn id_of(target: &Target) -> String {
     if matches!(target.kind, Kind::Docker(_)) {
         return target.id.clone();
@@ -129,7 +101,7 @@ fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     Ok(weave_runtime::resolve(&reference, &docker)?)
 }
 
-/// Addresses that the host already routes elsewhere: the container could not be told from what is there (docs/spec/cli.md 2.1).
+/// Warnings about addresses that the host already routes elsewhere (docs/spec/cli.md 2.1).
 pub(crate) fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Failure> {
     let mut netlink = Netlink::open()?;
     let own = netlink.link(bridge)?.map(|link| link.index);

@@ -1,62 +1,53 @@
 //! `weave expose` and `weave hide` (docs/spec/cli.md 6).
 
-use weave_host::fault_injection;
-use weave_types::Cidr;
+use weave_api::ClientError;
+use weave_api::host_requests::ExposeRequest;
+use weave_runtime::AddressRequest;
 
-use crate::addresses::{self, Address, Book, looks_like_address, plain};
+use crate::addresses::{self, looks_like_address, plain};
 use crate::args::Parsed;
 use crate::container::overlaps;
 use crate::options::{self, Env};
-use crate::query::{client, explain};
-use crate::{Failure, notice, print, require_root};
-
-/// Whose addresses they are for the allocator.
-const ID: &str = "weave:expose";
+use crate::waiting::Problem;
+use crate::{Failure, host_client, notice, print, query, require_root};
 
 pub(crate) fn expose(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let addresses = arguments(parsed)?;
     require_root()?;
     let bridge = &options::devices(parsed, env).bridge;
-    overlaps(&fixed(&addresses).collect::<Vec<_>>(), bridge)?.iter().for_each(notice);
-    let without_masquerade: &[_] = if parsed.flag("without-masquerade") { &["skipNAT=true"] } else { &[] };
-    let client = client(parsed, env);
-    let mut book = Book::of(&client, ID, false);
-    let cidrs = book.obtain(&addresses)?;
-    if let Some(path) = path(&cidrs, without_masquerade) {
-        let asked = fault_injection::io_fail_point(&"asking the daemon to expose").map_err(Failure::from);
-        let asked = asked.and_then(|()| client.post(&path, &[]).map_err(|e| explain(e, parsed, env)));
-        asked.inspect_err(|_| book.give_back())?;
-    }
+    overlaps(&addresses::fixed(&addresses), bridge)?.iter().for_each(notice);
+    let exposed = post("/expose", &addresses, !parsed.flag("without-masquerade"), parsed, env)?;
     if let Some(name) = parsed.text("h") {
         notice(format_args!("Notice: this version does not do DNS yet; not registered: {name}"));
     }
-    print(&plain(&cidrs))
+    print(&plain(&exposed))
 }
 
 pub(crate) fn hide(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let addresses = arguments(parsed)?;
     require_root()?;
-    let client = client(parsed, env);
-    let book = Book::of(&client, ID, false);
-    let cidrs = book.look_up(&addresses)?;
-    if let Some(path) = path(&cidrs, &[]) {
-        fault_injection::io_fail_point(&"asking the daemon to hide")?;
-        client.delete(&path).map_err(|e| explain(e, parsed, env))?;
-    }
-    book.release(&cidrs)?;
-    print(&plain(&cidrs))
+    print(&plain(&post("/hide", &addresses, false, parsed, env)?))
 }
 
-/// All addresses in one question, so that all or none is done, also if this process ends meanwhile.
-fn path(cidrs: &[Cidr], options: &[&str]) -> Option<String> {
-    let (first, others) = cidrs.split_first()?;
-    let also = others.iter().map(|cidr| format!("also={cidr}"));
-    let query: Vec<String> = options.iter().map(ToString::to_string).chain(also).collect();
-    let mark = if query.is_empty() { "" } else { "?" };
-    Some(format!("/expose/{first}{mark}{}", query.join("&")))
+/// Lets the daemon do it; the addresses in question.
+fn post(
+    path: &'static str,
+    addresses: &[AddressRequest],
+    masquerade: bool,
+    parsed: &Parsed,
+    env: &dyn Env,
+) -> Result<Vec<String>, Failure> {
+    let client = query::client(parsed, env);
+    let texts = addresses.iter().map(ToString::to_string).collect();
+    let request = ExposeRequest { addresses: texts, masquerade };
+    let answer = host_client::post(&client, path, request, None, &addresses::describe(addresses));
+    answer.map(|response| response.addresses).map_err(|problem| match problem {
+        Problem::Client(error @ ClientError::Connect { .. }) => query::explain(error, parsed, env),
+        problem => host_client::failure(problem),
+    })
 }
 
-fn arguments(parsed: &Parsed) -> Result<Vec<Address>, Failure> {
+fn arguments(parsed: &Parsed) -> Result<Vec<AddressRequest>, Failure> {
     if let Some(other) = parsed.rest.iter().find(|a| !looks_like_address(a)) {
         return Err(Failure::new(
             1,
@@ -64,8 +55,4 @@ fn arguments(parsed: &Parsed) -> Result<Vec<Address>, Failure> {
         ));
     }
     Ok(addresses::leading(&parsed.rest)?.0)
-}
-
-fn fixed(addresses: &[Address]) -> impl Iterator<Item = Cidr> {
-    addresses.iter().filter_map(Address::fixed)
 }

@@ -11,7 +11,7 @@ use crate::{Failure, notice, print, query, require_root};
 pub(crate) fn prime(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let client = query::client(parsed, env);
     let what = "this peer to know who owns which addresses";
-    match waiting::call(&Waiter::new(&client, what), "GET", "/ring", &[]) {
+    match waiting::call(&Waiter::new(&client, what), "GET /ring", |c| c.request("GET", "/ring", &[], &[])) {
         Ok(_) => Ok(()),
         Err(waiting::Problem::Client(ClientError::NotFound)) => {
             Err(Failure::new(4, "IP address allocation is off on this peer; there is nothing to wait for"))

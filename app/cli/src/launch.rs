@@ -213,24 +213,33 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     }
 }
 
-/// A second daemon would take the first one's devices. A daemon that was started by a launch that was killed becomes ready or ends;
-/// this waits for either.
+/// Refuses a second daemon, which would take over the first one's devices. A process that was killed just now is waited for; so is a
+/// daemon whose launch was killed, until it is ready or has ended.
 fn refuse_process(config: &Config) -> Result<(), Failure> {
     let held = |file: &str| pid_file::holder(&config.run_dir.join(file)).is_some();
+    let client = Client::new(vec![Endpoint::Unix(config.socket())]).impatient(pid_file::EXIT_TIMEOUT);
     let begin = Instant::now();
     while held("weave.pid") || held("supervisor.pid") {
-        if config.fresh_file().exists() && begin.elapsed() < START_TIMEOUT {
-            std::thread::sleep(POLL_INTERVAL);
-            continue;
+        let starting = config.fresh_file().exists();
+        let limit = if starting { START_TIMEOUT } else { pid_file::EXIT_TIMEOUT };
+        if begin.elapsed() >= limit || (!starting && client.get("/report").is_ok()) {
+            return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
         }
-        return Err(Failure::new(3, "weave is already running; you can stop it with 'weave stop'."));
+        std::thread::sleep(POLL_INTERVAL);
     }
     Ok(())
 }
 
+/// Removes the files of a launch that was killed after it had started the daemon.
+fn remove_stale_launch(config: &Config) {
+    if let Ok(_lock) = lock(config) {
+        let _ = fs::remove_file(config.launch_socket());
+    }
+}
+
 /// Refuses a second daemon, however the first one was started.
 fn refuse_second(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<(), Failure> {
-    refuse_process(config)?;
+    refuse_process(config).inspect_err(|_| remove_stale_launch(config))?;
     // Docker may be about to start a container of this version again.
     if let Some(docker) = docker::local(env) {
         let name = docker::container_name(options::named("weave", parsed, env), env);

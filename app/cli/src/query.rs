@@ -1,16 +1,35 @@
 //! Commands that only talk to the daemon.
 
-use weave_api::{Client, ClientError, status_json};
+use std::path::PathBuf;
+
+use weave_api::{Client, ClientError, Endpoint, status_json};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, notice, print};
+use crate::{Failure, host_client, notice, print};
 
 /// A client of this host's daemon.
 pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
-    let socket = options::run_dir(parsed, env).join("weave.sock");
-    let addr = parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"));
-    let client = Client::local(addr.as_deref(), &socket);
+    let addr = http_addr(parsed, env);
+    traced(Client::local(addr.as_deref(), &socket(parsed, env)), env)
+}
+
+/// The daemon of this host, reached over a unix socket.
+pub(crate) fn unix_client(parsed: &Parsed, env: &dyn Env) -> Client {
+    let addr = http_addr(parsed, env).filter(|addr| addr.starts_with('/'));
+    let path = addr.map_or_else(|| socket(parsed, env), PathBuf::from);
+    traced(Client::new(vec![Endpoint::Unix(path)]), env)
+}
+
+fn http_addr(parsed: &Parsed, env: &dyn Env) -> Option<String> {
+    parsed.text("http-addr").map(str::to_owned).or_else(|| env.var("WEAVE_HTTP_ADDR"))
+}
+
+fn socket(parsed: &Parsed, env: &dyn Env) -> PathBuf {
+    options::run_dir(parsed, env).join("weave.sock")
+}
+
+fn traced(client: Client, env: &dyn Env) -> Client {
     if env.var("WEAVE_DEBUG").is_some_and(|d| !d.is_empty()) {
         return client.traced(|line| notice(format_args!("+ {line}")));
     }
@@ -27,11 +46,11 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
         }
         ClientError::Connect { .. } => {
             let run_dir = options::run_dir(parsed, env);
-            if weave_daemon::pid_file::holder(&run_dir.join("weave.pid")).is_some() {
+            if weave_daemon::pid_file::stays_held(&run_dir.join("weave.pid")) {
                 // curl's code, which scripts know from 2.8.1.
                 Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
             } else {
-                Failure::new(1, "weave is not running. Have you launched it? Try 'weave launch'.")
+                Failure::new(1, host_client::NO_DAEMON.reason)
             }
         }
         _ => Failure::new(error.exit_code(), &error),

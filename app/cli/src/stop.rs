@@ -301,6 +301,7 @@ impl Peer<'_> {
         let host = host.flat_map(|path| [temporary_path(&path), path]);
         // This process removes its own lock file.
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
+        let files = files.chain(weave_runtime::pending_files(&self.run_dir).unwrap_or_default());
         objects.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Object::File));
         let dirs = [&self.state_dir, &self.run_dir];
         objects.extend(dirs.into_iter().filter(|d| d.is_dir()).map(|d| Object::Directory(d.clone())));
@@ -354,7 +355,8 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let lock = peer.lock()?;
     let force = parsed.flag("force");
-    if pid_file::holder(&peer.run_dir.join("weave.pid")).is_some() {
+    let pid_path = peer.run_dir.join("weave.pid");
+    if pid_file::holder(&pid_path).is_some() {
         // The addresses are given to other peers; without allocation the daemon answers 404.
         let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true", &[], &[]);
         if let Ok(answer) = &handed_over {
@@ -364,6 +366,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         }
         if let Err(e) = handed_over
             && !force
+            && pid_file::stays_held(&pid_path)
         {
             return Err(Failure::new(
                 1,

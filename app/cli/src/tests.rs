@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::addresses::{self, Address};
+use weave_runtime::AddressRequest;
+
+use crate::addresses;
 use crate::options::{self, Env};
 use crate::{Failure, args, commands, container, launch_options};
 
@@ -341,15 +343,15 @@ fn missing_features_are_noticed_only_if_asked_for() {
 fn attach_arguments() {
     let call = |line: &str| container::call(&parse("attach", line).expect(line));
     let good = call("10.2.1.1/24 net:10.2.3.0/24 ip:10.2.2.1/24 net:default 10.2.1.1/24 c1").expect("good");
-    let fixed = |text: &str| Address::Fixed(text.parse().expect("an address"));
-    let net = |text: &str| Address::Net(Some(text.parse().expect("a subnet")));
+    let fixed = |text: &str| AddressRequest::Fixed(text.parse().expect("an address"));
+    let net = |text: &str| AddressRequest::Net(Some(text.parse().expect("a subnet")));
     assert_eq!(
         good.addresses,
-        [fixed("10.2.1.1/24"), net("10.2.3.0/24"), fixed("10.2.2.1/24"), Address::Net(None)]
+        [fixed("10.2.1.1/24"), net("10.2.3.0/24"), fixed("10.2.2.1/24"), AddressRequest::Net(None)]
     );
     assert_eq!(good.container, "c1");
-    assert_eq!(addresses::plain(&["10.2.1.1/24".parse().expect("an address")]), "10.2.1.1\n");
-    assert_eq!(call("c1").expect("good").addresses, [Address::Net(None)]);
+    assert_eq!(addresses::plain(&["10.2.1.1/24".to_owned()]), "10.2.1.1\n");
+    assert_eq!(call("c1").expect("good").addresses, [AddressRequest::Net(None)]);
     assert_eq!(call("10.2.1.1/24 netns:/run/netns/blue").expect("good").container, "netns:/run/netns/blue");
     for (line, error) in [
         ("net:10.2.1.1/24 c1", "invalid subnet - bits after network prefix are not all zero: 10.2.1.1/24"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollTimeout;
 use nix::sys::signal::Signal;
-use weave_api::{Client, ClientError};
+use weave_api::{Client, ClientError, Response};
 
 use crate::signals::Signals;
 use crate::{Failure, notice};
@@ -50,25 +50,15 @@ impl<'a> Waiter<'a> {
 /// connection and with it cancels the request.
 pub(crate) fn call(
     waiter: &Waiter<'_>,
-    method: &'static str,
-    path: &str,
-    form: &[(&str, &str)],
+    step: &str,
+    send: impl FnOnce(&Client) -> Result<Response, ClientError> + Send + 'static,
 ) -> Result<String, Problem> {
-    weave_host::fault_injection::io_fail_point(&format_args!("asking the daemon: {method} {path}"))
+    weave_host::fault_injection::io_fail_point(&format_args!("asking the daemon: {step}"))
         .map_err(|e| Problem::Interrupted(e.into()))?;
-    let signals = if weave_host::critical::entered() {
-        None
-    } else {
-        Signals::block(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).ok()
-    };
+    let signals = Signals::block(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]).ok();
     let (answer, result) = mpsc::channel();
     let client = waiter.client.clone();
-    let owned: Vec<_> = form.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let path = path.to_owned();
-    std::thread::spawn(move || {
-        let form: Vec<_> = owned.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        let _ = answer.send(client.request(method, &path, &[], &form));
-    });
+    std::thread::spawn(move || answer.send(send(&client)));
     let begin = Instant::now();
     let terminal = std::io::stderr().is_terminal();
     let (mut printed, mut print_at) = (String::new(), PROGRESS_DELAY);
@@ -97,9 +87,5 @@ pub(crate) fn call(
             }
         }
     };
-    match answer.map_err(Problem::Client)? {
-        answer if (200..300).contains(&answer.status) => Ok(answer.body),
-        answer if answer.status == 404 => Err(Problem::Client(ClientError::NotFound)),
-        answer => Err(Problem::Client(ClientError::Refused { status: answer.status, body: answer.body })),
-    }
+    answer.and_then(Response::accept).map_err(Problem::Client)
 }

@@ -4,14 +4,18 @@
 use std::ops::RangeInclusive;
 
 use clap::{Arg, ArgAction, Command};
+use weave_api::host_requests::{AttachRequest, DetachRequest};
+use weave_host::DeviceNames;
 use weave_host::identity::{Sources, SystemIds};
-use weave_host::{AttachRequest, DetachRequest, DeviceNames};
-use weave_runtime::{Kind, Reference, Target, etc_hosts};
+use weave_runtime::{AddressRequest, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
 use crate::args::{self, Parsed};
 use crate::options::Env;
-use crate::{Failure, addresses, docker_bridge, hosts_file, launch_options, notice, print, ps, require_root};
+use crate::{
+    Failure, addresses, docker_bridge, host_client, hosts_file, launch_options, notice, print, ps,
+    require_root,
+};
 
 /// One command of the helper.
 pub(crate) struct Sub {
@@ -200,23 +204,28 @@ fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     cidrs.iter().try_for_each(addresses::check_host_address)?;
     require_root()?;
     let target = target(parsed, env)?;
-    let attached = weave_host::attach(&AttachRequest {
-        bridge: &parsed.rest[1],
+    let request = AttachRequest {
+        container: target.id,
+        naming: target.naming,
+        bridge: parsed.rest[1].clone(),
+        addresses: cidrs.iter().map(ToString::to_string).collect(),
+        record: false,
         multicast_route: !parsed.flag("no-multicast-route"),
         hairpin: parsed.text("hairpin-mode") != Some("false"),
-        ..AttachRequest::new(&target.ns, &target.naming, &cidrs)
-    })?;
-    attached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    Ok(())
+        hosts_file: None,
+    };
+    let addresses: Vec<_> = cidrs.into_iter().map(AddressRequest::Fixed).collect();
+    host_client::attach(request, target.ns, &addresses, parsed, env).map(drop)
 }
 
 fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let cidrs = cidrs(&parsed.rest[1..])?;
     require_root()?;
     let target = target(parsed, env)?;
-    let detached = weave_host::detach(&DetachRequest::new(&target.ns, &cidrs))?;
-    detached.warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
-    Ok(())
+    let texts = cidrs.iter().map(ToString::to_string).collect();
+    let request = DetachRequest { container: target.id, addresses: texts, record: false };
+    let addresses: Vec<_> = cidrs.into_iter().map(AddressRequest::Fixed).collect();
+    host_client::detach(request, &target.ns, &addresses, parsed, env).map(drop)
 }
 
 /// The image argument is not used: 2.8.1 needed it for a helper container.
@@ -227,8 +236,8 @@ fn rewrite_hosts(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let extra = parsed.rest[3..].iter().map(|e| etc_hosts::parse_extra(e)).collect::<Result<Vec<_>, _>>()?;
     require_root()?;
     let target = target(parsed, env)?;
-    let Kind::Docker(_) = &target.kind else { return Err(hosts_file::not_docker()) };
-    hosts_file::rewrite(&target, &cidrs, &extra).map(drop)
+    hosts_file::local(hosts_file::of(&target, extra)?).rewrite(&cidrs)?;
+    Ok(())
 }
 
 /// The peer name that is derived from the machine's ids.

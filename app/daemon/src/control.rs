@@ -11,6 +11,7 @@ use weave_ipam::{RequestId, Subnet};
 use weave_types::Cidr;
 
 use crate::allocation::{AllocationRequest, AllocationResponse};
+use crate::host::Containers;
 use crate::telemetry::metrics::Snapshot;
 
 #[derive(Debug)]
@@ -75,17 +76,28 @@ impl AllocationInfo {
 pub struct Control {
     requests: mpsc::Sender<Request>,
     allocation: Option<AllocationInfo>,
+    containers: Option<Containers>,
 }
 
 impl Control {
     /// At most `bound` requests wait in the channel.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control { requests: tx, allocation: None }, rx)
+        (Control { requests: tx, allocation: None, containers: None }, rx)
     }
 
     pub fn with_allocation(self, info: AllocationInfo) -> Control {
         Control { allocation: Some(info), ..self }
+    }
+
+    /// The same, to a daemon that attaches containers.
+    pub(crate) fn with_containers(self, containers: Containers) -> Control {
+        Control { containers: Some(containers), ..self }
+    }
+
+    /// Attaches containers; `None` in tests without a host.
+    pub(crate) fn containers(&self) -> Option<&Containers> {
+        self.containers.as_ref()
     }
 
     /// `None` while address allocation is off.
@@ -119,6 +131,22 @@ impl Control {
     /// An address that is not exposed is no error.
     pub async fn hide(&self, addresses: Vec<Cidr>) -> Option<Result<(), String>> {
         self.call(|answer| Request::Hide { addresses, answer }).await
+    }
+
+    /// [`Control::expose`] for a thread that may block.
+    pub(crate) fn expose_blocking(&self, exposed: Vec<ExposedAddress>) -> Option<Result<(), String>> {
+        self.call_blocking(|answer| Request::Expose { exposed, answer })
+    }
+
+    /// [`Control::hide`] for a thread that may block.
+    pub(crate) fn hide_blocking(&self, addresses: Vec<Cidr>) -> Option<Result<(), String>> {
+        self.call_blocking(|answer| Request::Hide { addresses, answer })
+    }
+
+    fn call_blocking<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (answer, result) = oneshot::channel();
+        self.requests.blocking_send(request(answer)).ok()?;
+        result.blocking_recv().ok()
     }
 
     pub async fn forget(&self, peers: Vec<String>) -> Option<()> {

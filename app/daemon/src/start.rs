@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
@@ -23,17 +25,15 @@ use weave_host::Netlink;
 use weave_host::fault_injection::{io_fail_point, startup_complete};
 use weave_mesh::Secret;
 use weave_node::{IpamConfig, Node};
+use weave_runtime::{Change, ContainerNetwork, Recovered};
 use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::allocation::{Allocation, MAX_WAITING, own_networks};
 use crate::config::{Config, ListenAddr};
 use crate::control::{AllocationInfo, Control};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
-use crate::host::HostReconciler;
-use crate::host::Inventory;
-use crate::host::LegacyTakeover;
 use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
-use crate::host::peer_name;
+use crate::host::{Containers, HostReconciler, Inventory, LegacyTakeover, peer_name};
 use crate::http::{Access, Listener};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
@@ -46,6 +46,8 @@ use crate::{host, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
+/// Longest wait for another process that changes the host at the start, and for our own threads at the end.
+const HOST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a daemon did not start. The text is shown by `weave launch`.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +58,8 @@ pub enum StartError {
     PidFile(PidFileError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Containers(#[from] weave_runtime::Error),
     #[error(transparent)]
     LegacyDatabase(#[from] LegacyDatabaseError),
     #[error(transparent)]
@@ -103,7 +107,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
-        .thread_keep_alive(std::time::Duration::from_secs(1))
+        .thread_keep_alive(Duration::from_secs(1))
         .build()
         .map_err(system("start the runtime"))
         .and_then(|runtime| {
@@ -140,6 +144,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         PidFileError::Held { .. } => StartError::Running,
         other => StartError::PidFile(other),
     })?;
+    let network = Arc::new(ContainerNetwork::open(&config.run_dir, HOST_TIMEOUT)?);
     // From here on a signal must not end the process, because the pid file has to be removed.
     let mut signals = Signals::new().map_err(system("wait for signals"))?;
     let legacy = legacy_database::find(&config)?;
@@ -148,7 +153,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     tracing::info!("Our name is {name}({})", config.nickname);
     let store = PeerState::open(&config.state_dir, name)?;
     let prepared = tokio::select! {
-        prepared = prepare(&config, name, &store, legacy, clock, notifier) => prepared,
+        prepared = prepare(&config, name, &store, legacy, &network, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Interrupted),
     };
     let (prepared, takeover) = match prepared {
@@ -169,6 +174,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         device,
         reconciler,
         local_networks,
+        recovered,
     } = prepared;
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
@@ -178,6 +184,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         info.no_masq_local = config.no_masq_local;
         control = control.with_allocation(info);
     }
+    control = control.with_containers(Containers::new(network.clone()));
     let net = Net::new(events_tx, config.host);
     let mut core = Core {
         reconciler,
@@ -214,6 +221,8 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         allocation.begin(clock.now());
     }
     core.drain();
+    // The release of their addresses has been stored.
+    recovered.into_iter().for_each(Recovered::finish);
     takeover.finish(&mut core.store);
     for listener in listeners {
         tokio::spawn(listener.serve(control.clone()));
@@ -231,6 +240,9 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     startup_complete();
     notifier.ready(&name.to_string());
     let result = core.run(listener, datapath_events, signals).await.map_err(system("continue"));
+    if !network.wait_until_idle(HOST_TIMEOUT) {
+        tracing::warn!("a container is still being attached or detached; the next start completes that");
+    }
     notifier.stopping();
     result
 }
@@ -247,6 +259,8 @@ struct Prepared {
     reconciler: HostReconciler,
     /// Networks that this peer owns.
     local_networks: Vec<Cidr>,
+    /// Operations that the last daemon did not complete.
+    recovered: Vec<Recovered>,
 }
 
 async fn prepare(
@@ -254,6 +268,7 @@ async fn prepare(
     name: PeerName,
     store: &PeerState,
     legacy: Option<LegacyDatabase>,
+    network: &ContainerNetwork,
     clock: Clock,
     notifier: &Notifier,
 ) -> Result<(Prepared, LegacyTakeover), StartError> {
@@ -281,23 +296,41 @@ async fn prepare(
     let local_networks = own_networks(&node);
     let mtu = reconciler.start(local_networks.clone()).map_err(|e| removed.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
+    let recovered = network.recover()?;
     if allocation.is_some() {
         claim_used_addresses(config, &mut node, clock.now());
+        release_unused(&recovered, &reconciler.exposed(), &mut node, clock.now());
     }
-    Ok((
-        Prepared {
-            listener,
-            listeners,
-            node,
-            allocation,
-            datapath,
-            datapath_events,
-            device,
-            reconciler,
-            local_networks,
-        },
-        takeover,
-    ))
+    let prepared = Prepared {
+        listener,
+        listeners,
+        node,
+        allocation,
+        datapath,
+        datapath_events,
+        device,
+        reconciler,
+        local_networks,
+        recovered,
+    };
+    Ok((prepared, takeover))
+}
+
+/// Releases the addresses of interrupted operations that are not in use.
+fn release_unused(recovered: &[Recovered], exposed: &[Cidr], node: &mut Node, now: weave_types::Now) {
+    for Recovered { operation, in_use, .. } in recovered {
+        let in_use = if matches!(operation.change, Change::Expose | Change::Hide) { exposed } else { in_use };
+        node.with_allocator(now, |allocator| {
+            let owned =
+                allocator.owned().get(&operation.container).map(|r| r.cidrs.clone()).unwrap_or_default();
+            for cidr in operation.to_release(&owned, in_use) {
+                tracing::info!("releasing {cidr} of {} after an interrupted operation", operation.container);
+                if let Err(e) = allocator.free(&operation.container, cidr.addr(), now) {
+                    tracing::warn!("{cidr} of {} is not released: {e}", operation.container);
+                }
+            }
+        });
+    }
 }
 
 /// A bridge that was named must exist. The usual one may be created later.

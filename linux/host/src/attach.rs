@@ -107,7 +107,6 @@ pub fn attach(request: &AttachRequest<'_>) -> Result<Attached, Error> {
     if request.ns.id() == NetNs::current()?.id() {
         return Err(Error::Argument("the host's own network namespace cannot be attached".into()));
     }
-    let _lock = request.ns.lock()?;
     let mut transaction = Transaction::new(request.ns, request.ifname)?;
     let mut attached = Attached::default();
     let result = transaction.attach(request, &mut attached);
@@ -124,7 +123,6 @@ pub fn detach(request: &DetachRequest<'_>) -> Result<Detached, Error> {
     if request.ns.id() == NetNs::current()?.id() {
         return Err(Error::Argument("the host's own network namespace cannot be detached".into()));
     }
-    let _lock = request.ns.lock()?;
     let mut transaction = Transaction::new(request.ns, request.ifname)?;
     let mut detached = Detached::default();
     let result = transaction.detach(request, &mut detached);
@@ -190,11 +188,7 @@ impl<'a> Transaction<'a> {
     /// Creates the veth pair and prepares both ends (docs/spec/containers.md D.2, steps 1 to 7). Returns the container's end and
     /// the host's end.
     fn create_interface(&mut self, request: &AttachRequest<'_>) -> Result<(Link, Link), Error> {
-        let id: String = request.id.chars().take(ID_LENGTH).collect();
-        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err(Error::Argument(format!("{:?} cannot name an interface", request.id)));
-        }
-        let (outside, inside) = (format!("vethwepl{id}"), format!("vethwepg{id}"));
+        let (outside, inside) = pair_names(request.id)?;
         let bridge = self.host.link(request.bridge)?.ok_or_else(|| Error::no_bridge(request.bridge))?;
         if !bridge.is("bridge") {
             return Err(Error::State(format!(
@@ -204,7 +198,6 @@ impl<'a> Transaction<'a> {
         }
         let mtu = request.mtu.unwrap_or(bridge.mtu);
 
-        let host_lock = NetNs::current()?.lock()?;
         self.remove_unfinished(&outside, &inside)?;
         let step = format!("could not create veth pair {outside}-{inside}");
         let (port, end) = self.host.create_veth_step(&outside, &inside, Some(mtu), &step)?;
@@ -219,7 +212,6 @@ impl<'a> Transaction<'a> {
         self.host.set_hairpin(&port, request.hairpin)?;
         self.host.set_up(&port, true)?;
         self.host.move_to(&end, self.ns)?;
-        drop(host_lock);
 
         let end = self.inner.existing(&inside)?;
         let warnings = self.ns.run(|| {
@@ -374,8 +366,7 @@ impl<'a> Transaction<'a> {
         self.changes.push(Change::AddressesRemoved(link.clone(), all, routes.clone()));
         let interface = self.interface;
         let promote = move |value: &str| sysctl::set("ipv4/conf", interface, "promote_secondaries", value);
-        let before =
-            self.ns.run(|| sysctl::read("ipv4/conf", interface, "promote_secondaries"))?.unwrap_or(None);
+        let before = promote_secondaries(self.ns, interface).unwrap_or(None);
         // Where the kernel lacks the setting, `restore_addresses` adds the secondary addresses again.
         let promoted = self.ns.run(|| promote("1"))?.unwrap_or(false);
         if let (true, Some(before)) = (promoted, &before) {
@@ -466,6 +457,56 @@ impl<'a> Transaction<'a> {
             }
         }
     }
+}
+
+/// Names of the veth pair of a container: of the host's end, and of the container's end until it is renamed.
+fn pair_names(id: &str) -> Result<(String, String), Error> {
+    let short: String = id.chars().take(ID_LENGTH).collect();
+    if short.is_empty() || !short.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Err(Error::Argument(format!("{id:?} cannot name an interface")));
+    }
+    Ok((format!("vethwepl{short}"), format!("vethwepg{short}")))
+}
+
+/// Removes the veth pair of an attach that was killed before it moved the container's end, for a container that is gone.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_unfinished_pair(id: &str) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    match netlink.link(&pair_names(id)?.1)? {
+        Some(link) if link.is("veth") => ignore_missing_device(netlink.delete_link(&link)),
+        _ => Ok(()),
+    }
+}
+
+/// The addresses of an interface in a container; none if there is no such interface.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn interface_addresses(ns: &NetNs, ifname: &str) -> Result<Vec<Cidr>, Error> {
+    let mut netlink = ns.netlink()?;
+    match netlink.link(ifname)? {
+        Some(link) => netlink.addresses_of(&link),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// `promote_secondaries` of an interface in a container; `None` if there is no such interface or setting. [`detach`] changes it while
+/// it removes addresses.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn promote_secondaries(ns: &NetNs, ifname: &str) -> Result<Option<String>, Error> {
+    ns.run(|| sysctl::read("ipv4/conf", ifname, "promote_secondaries"))?
+}
+
+/// Sets `promote_secondaries` back after a [`detach`] that was killed.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_promote_secondaries(ns: &NetNs, ifname: &str, value: &str) -> Result<(), Error> {
+    ns.run(|| sysctl::set("ipv4/conf", ifname, "promote_secondaries", value))?.map(drop)
 }
 
 /// A fixed delay, because the kernel reports no event to wait for (see [`arp::SET_UP_DELAY`]).

@@ -33,11 +33,11 @@ mod bpf;
 mod bridge;
 mod bridge_ports;
 mod conntrack;
-pub mod critical;
 mod error;
 mod ethtool;
 mod expose;
 pub mod fault_injection;
+pub mod fd_passing;
 pub mod files;
 pub mod firewall;
 pub mod identity;
@@ -56,7 +56,10 @@ pub mod unmanaged;
 
 pub use addresses::Address;
 pub use arp::announce;
-pub use attach::{AttachRequest, Attached, DetachRequest, Detached, attach, detach};
+pub use attach::{
+    AttachRequest, Attached, DetachRequest, Detached, attach, detach, interface_addresses,
+    promote_secondaries, remove_unfinished_pair, set_promote_secondaries,
+};
 pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, DeviceNames, Mtu, UplinkInfo, bridge_kind, ensure_bridge,
     ensure_uplink, link_mac, owned_devices, remove_all, stale_links,
@@ -78,6 +81,6 @@ pub use legacy_devices::{
 pub use links::Link;
 pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
-pub use netns::{NamespaceId, NamespaceLock, NetNs};
+pub use netns::{NamespaceId, NamespaceKey, NetNs};
 pub use routes::Route;
 pub use tc::IngressDrop;

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::netlink::{Request, find, u32_at};
 use crate::{Error, Netlink, fault_injection};
@@ -20,8 +19,6 @@ const NAMED: &str = "/var/run/netns";
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-/// Longest wait for another process that works on the same namespace.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Identity of a namespace: two handles refer to the same namespace exactly if these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,10 +42,13 @@ pub struct NetNs {
     label: String,
 }
 
-/// Held by the one process that changes a namespace; released when dropped, or when the process ends.
-#[derive(Debug)]
-pub struct NamespaceLock {
-    _lock: Flock<File>,
+/// Identifies a namespace to other processes of the same boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamespaceKey {
+    /// See [`NamespaceId::inode`]. The kernel uses the number again after the namespace has ended.
+    pub inode: u64,
+    /// The kernel's cookie of the namespace, which is never used again; `None` before Linux 5.14.
+    pub cookie: Option<u64>,
 }
 
 impl NetNs {
@@ -168,29 +168,50 @@ impl NetNs {
         Ok(number.filter(|n| *n >= 0))
     }
 
-    /// Waits until no other process that uses this function works on the namespace.
-    pub fn lock(&self) -> Result<NamespaceLock, Error> {
-        // A lock belongs to an open file, so a duplicated handle would not exclude its duplicates.
-        let path = format!("/proc/self/fd/{}", self.as_raw_fd());
-        let step = || format!("locking {self}");
-        let mut file = File::open(path).map_err(|e| Error::io(step(), &e))?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(NamespaceLock { _lock: lock }),
-                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
-                    file = back;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err((_, Errno::EWOULDBLOCK)) => {
-                    return Err(Error::State(format!(
-                        "another process has been changing {self} for 10 seconds"
-                    )));
-                }
-                Err((_, e)) => return Err(Error::refused(step(), e, "")),
+    /// The namespace that a received file descriptor refers to.
+    pub fn from_fd(fd: OwnedFd) -> Result<NetNs, Error> {
+        check(File::from(fd), "the received network namespace".into())
+    }
+
+    /// Identifies the namespace to a later process.
+    pub fn key(&self) -> Result<NamespaceKey, Error> {
+        Ok(NamespaceKey { inode: self.id.inode, cookie: self.run(cookie)? })
+    }
+
+    /// Finds a namespace by its key: at `path` (as [`NetNs::named`] takes it), among the names of `ip netns`, or among those of
+    /// processes.
+    pub fn find(key: NamespaceKey, path: Option<&str>) -> Result<Option<NetNs>, Error> {
+        let names = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
+        let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let named =
+            path.map(str::to_owned).into_iter().chain(names).filter_map(|name| NetNs::named(&name).ok());
+        let all = named.chain(NetNs::all_of_processes()?.into_iter().map(|(_, ns)| ns));
+        for ns in all.filter(|ns| ns.id.inode == key.inode) {
+            if ns.key()? == key {
+                return Ok(Some(ns));
             }
         }
+        Ok(None)
     }
+}
+
+/// The cookie of the namespace of the calling thread.
+fn cookie() -> Option<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some(cookie)
 }
 
 fn open(path: &Path, label: String) -> Result<NetNs, Error> {
@@ -202,14 +223,18 @@ fn open(path: &Path, label: String) -> Result<NetNs, Error> {
         }
         _ => Error::io(step(), &e),
     })?;
+    check(file, label)
+}
+
+fn check(file: File, label: String) -> Result<NetNs, Error> {
     // SAFETY: the request takes no argument and only returns a number about a file that is open.
     let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
     // ENOTTY is the answer of files of other kinds, and of namespaces on kernels before 4.11.
     let on_old_kernel = kind < 0 && is_nsfs(&file);
     if kind != libc::CLONE_NEWNET && !on_old_kernel {
-        return Err(Error::Argument(format!("{} is not a network namespace", path.display())));
+        return Err(Error::Argument(format!("{label} is not a network namespace")));
     }
-    let meta = file.metadata().map_err(|e| Error::io(step(), &e))?;
+    let meta = file.metadata().map_err(|e| Error::io(format!("inspecting {label}"), &e))?;
     Ok(NetNs { id: NamespaceId { device: meta.dev(), inode: meta.ino() }, file, label })
 }
 

@@ -22,6 +22,22 @@ pub enum Error {
     /// What was written is no reference to a container.
     #[error("{0}")]
     Reference(String),
+    /// An address cannot be obtained or released. The text is the allocator's.
+    #[error("{0}")]
+    Address(String),
+    /// Another process changes the containers of this host.
+    #[error("another process has been changing the containers of this host for {0} seconds")]
+    Busy(u64),
+    /// The file of an operation.
+    #[error("cannot {step} {}: {source}", path.display())]
+    PendingFile {
+        /// What was tried.
+        step: &'static str,
+        /// The file, or the directory it is in.
+        path: std::path::PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// A container's `/etc/hosts` cannot be read or written.
     #[error("{0}")]
     Hosts(String),

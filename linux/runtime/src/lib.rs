@@ -8,18 +8,26 @@
 //! | `pid:<number>` | the namespace of a process |
 //! | anything else | the name or id of a Docker container |
 //!
+//! [`ContainerNetwork`] attaches and detaches them, with addresses of an [`Allocator`].
+//!
 //! [`resolve`] finds out which namespace that is, refuses the host's own, and gives a [`Target`]: what `weave-host` needs
 //! to attach, and the id under which addresses and names are kept. Only the third way needs Docker, over [`Docker`].
 #![warn(clippy::undocumented_unsafe_blocks)]
 #![warn(missing_docs)]
 
+mod addresses;
+mod attachment;
 mod docker;
 mod error;
 pub mod etc_hosts;
 mod legacy;
+mod pending;
 mod reference;
 
+pub use addresses::{AddressRequest, Allocator, EXPOSE, NoAllocator, look_up};
+pub use attachment::{Attachment, ContainerNetwork, HostsFile, Outcome, Recovered};
 pub use docker::{ContainerInfo, Docker, EngineInfo, Network};
 pub use error::Error;
 pub use legacy::{LegacyProcess, legacy_processes};
+pub use pending::{Change, Namespace, PendingOperation, pending_files};
 pub use reference::{Kind, Reference, Target, resolve};

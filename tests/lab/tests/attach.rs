@@ -61,3 +61,48 @@ fn addresses_are_attached_and_detached() {
     one.never_reaches("10.2.1.21");
     claims(&["F-16"]);
 }
+
+/// Prints how long it takes; `make bench` compares figures.
+#[test]
+fn hundred_containers_in_a_row_and_twenty_at_a_time() {
+    let Some(lab) = Lab::start("many", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    launch(h1, &[], &[]);
+    let weave = weave_lab::weave_binary();
+    let attach = |what: &str, loops: &str| {
+        h1.sh("for i in $(seq 100); do ip netns add m$i; done");
+        let begin = std::time::Instant::now();
+        h1.sh(loops);
+        println!("100 attachments {what}: {:?}", begin.elapsed());
+        let attached = h1.weave_ok(&["ps"]);
+        assert_eq!(attached.lines().filter(|l| l.starts_with("netns:m") && l.contains("/12")).count(), 100);
+        h1.sh("for i in $(seq 100); do ip netns del m$i; done");
+    };
+    attach("in a row", &format!("for i in $(seq 100); do {weave} attach netns:m$i; done"));
+    attach(
+        "20 at a time",
+        &format!(
+            "for n in 0 20 40 60 80; do for i in $(seq 20); do {weave} attach netns:m$((n + i)) & done; wait; done"
+        ),
+    );
+}
+
+#[test]
+fn same_container_is_attached_twice_at_the_same_time() {
+    let Some(lab) = Lab::start("twice", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let _c = h1.container("c");
+    launch(h1, &[], &[]);
+    let weave = weave_lab::weave_binary();
+    for _ in 0..5 {
+        // Each of the commands succeeds and has its own address attached.
+        h1.sh(&format!(
+            "for i in 1 2 3 4; do {weave} attach 10.2.1.$i/24 netns:c & pids=\"$pids $!\"; done; for p in $pids; do wait $p; done"
+        ));
+        let attached = h1.weave_ok(&["ps", "netns:c"]);
+        for i in 1..5 {
+            assert!(attached.contains(&format!(" 10.2.1.{i}/24")), "{attached}");
+        }
+        h1.sh(&format!("{weave} detach 10.2.1.1/24 10.2.1.2/24 10.2.1.3/24 10.2.1.4/24 netns:c"));
+    }
+}

@@ -1,5 +1,9 @@
-//! Every operation of a command on its host is made to fail, one after the other; or the process is killed before it. After a
-//! failure the host is as before, after a success as if nothing had happened, and in any case the next command works.
+//! Each operation on the host is made to fail in turn, or the process is killed before it: in the daemon for `attach`, `detach`,
+//! `expose` and `hide`, in the command for the parts that it does itself.
+//!
+//! * After a failure the host is as before, and one line of stderr says why.
+//! * After a kill of the daemon its next start leaves the host as before or as after the command.
+//! * After a kill of a command that changes the host itself, the same command works and completes it.
 //!
 //! Needs a program built with feature `fault-injection`, as `make lab-test` does.
 
@@ -98,10 +102,8 @@ struct Trial<'a> {
     back: &'a dyn Fn(&Host),
     /// A failure leaves what was done until then: the command takes away, and takes away as much as it can.
     keeps_going: bool,
-    /// Not even a kill leaves anything between before and after.
+    /// A kill leaves the host as before or as after the command, once the daemon runs again.
     atomic: bool,
-    /// Whoever has begun what is killed finishes it.
-    guarded: bool,
 }
 
 impl Trial<'_> {
@@ -114,16 +116,10 @@ impl Trial<'_> {
     /// Gives what was tried, in words.
     fn run_mode(&self, mode: &str) -> String {
         let (first, stride) = part(self.of, mode);
-        let before = host_state(self.host);
+        let before = state(self.host);
         self.host.weave_ok(self.command);
-        let after = host_state(self.host);
+        let after = state(self.host);
         self.back(&before);
-        // A detach that is killed may leave this switched on. It says what happens to an interface's other addresses when one
-        // is removed, which only detach does.
-        let left = |mut changes: Vec<String>| {
-            changes.retain(|c| mode != KILL || !c.contains("ethwe/promote_secondaries"));
-            changes
-        };
         let (mut tried, mut half) = (0, 0);
         for n in (first..MANY).step_by(stride) {
             let (outcome, step) = faulty(self.host, mode, self.of, n, self.command);
@@ -131,33 +127,20 @@ impl Trial<'_> {
                 // Also the next command after all those that failed and left the host as it was: what failed in one trial
                 // succeeds in the next, up to the next operation.
                 assert!(outcome.success(), "{outcome}");
-                assert_same(&after, &host_state(self.host), "what works has to do everything", "");
+                assert_same(&after, &state(self.host), "what works has to do everything", "");
                 self.back(&before);
                 break;
             };
             tried += 1;
-            if mode == KILL && self.guarded {
-                let at = format!("killed at operation {n} of {}: {step}{outcome}", self.of.name());
-                assert!(outcome.success(), "{at}");
-                // Who starts a daemon that was killed says nothing of it.
-                let told = outcome.stderr.contains("was killed, and is done again");
-                assert_eq!(told, !matches!(self.of, Of::Process("daemon" | "supervise")), "{at}");
-                let lacking = left(differences(&after, &host_state(self.host)));
-                assert!(lacking.is_empty(), "{lacking:#?}\n{at}");
-                (self.back)(self.host);
-                let changes = left(differences(&before, &host_state(self.host)));
-                assert!(changes.is_empty(), "and is undone: {changes:#?}\n{at}");
-                continue;
-            }
             let at = format!("{mode} at operation {n} of {}: {step}{outcome}", self.of.name());
             assert!(!outcome.timed_out, "{at}");
-            let now = host_state(self.host);
+            let now = state(self.host);
             if mode != KILL && outcome.success() {
                 let mut lacking = differences(&after, &now);
                 if lacking.iter().any(|change| change.contains("/var/lib/weave/")) {
                     // The daemon has gone on without it, and sees to it a moment later.
                     lacking = self.host.wait("what is missing", SHORT_TIMEOUT, || {
-                        let lacking = differences(&after, &host_state(self.host));
+                        let lacking = differences(&after, &state(self.host));
                         if lacking.iter().all(|change| optional(change)) {
                             Ok(lacking)
                         } else {
@@ -182,17 +165,19 @@ impl Trial<'_> {
                 relaunch(self.host);
             }
             if mode == KILL && self.atomic {
-                let now = host_state(self.host);
+                let now = state(self.host);
                 let (undone, lacking) = (differences(&before, &now), differences(&after, &now));
                 assert!(undone.is_empty() || lacking.is_empty(), "{undone:#?}\n{lacking:#?}\n{at}");
             }
             // Whatever is left over, the next one works and leaves what it always leaves.
             let next = self.host.weave(self.command);
-            assert!(next.success(), "the next one has to work\n{at}\n{next}");
-            let changes = left(differences(&after, &host_state(self.host)));
+            // A daemon that a killed launch has started keeps running.
+            let running = next.stderr.contains("weave is already running");
+            assert!(next.success() || running, "the next one has to work\n{at}\n{next}");
+            let changes = differences(&after, &state(self.host));
             assert!(changes.is_empty(), "the next one has to do everything: {changes:#?}\n{at}");
             (self.back)(self.host);
-            let changes = left(differences(&before, &host_state(self.host)));
+            let changes = differences(&before, &state(self.host));
             assert!(changes.is_empty(), "and is undone: {changes:#?}\n{at}");
         }
         assert!(tried > 0, "no operation was reached");
@@ -205,8 +190,15 @@ impl Trial<'_> {
 
     fn back(&self, before: &str) {
         (self.back)(self.host);
-        assert_same(before, &host_state(self.host), "the way back", "");
+        assert_same(before, &state(self.host), "the way back", "");
     }
+}
+
+/// Everything that a failed command must leave alone: the host, its container, and the addresses that the daemon has allocated.
+fn state(host: &Host) -> String {
+    let request = "exec 2>/dev/null 3<>/dev/tcp/127.0.0.1/6784; printf 'GET /ip HTTP/1.0\\r\\n\\r\\n' >&3; tail -n 1 <&3";
+    let allocated = host.command(&["bash", "-c", request]).stdout;
+    format!("{}\nallocated {}", host_state(host), allocated.trim())
 }
 
 #[track_caller]
@@ -234,57 +226,148 @@ fn on_a_host(name: &str, test: impl FnOnce(&Host)) {
     }
 }
 
+/// The addresses of the tests with particular addresses.
+const TWO: [&str; 2] = ["10.2.1.1/24", "10.2.2.1/24"];
+
+fn attach_trial<'a>(host: &'a Host, of: Of, command: &'a [&'a str]) -> Trial<'a> {
+    let back = &|h: &Host| ok(h, &[&["detach", TWO[0], TWO[1], "netns:c"]]);
+    Trial { host, of, command, back, keeps_going: false, atomic: true }
+}
+
 #[test]
-fn attach() {
+fn attach_in_the_daemon() {
     on_a_host("fattach", |h1| {
         relaunch(h1);
-        let trial = Trial {
-            host: h1,
-            of: Of::Process("attach"),
-            command: &["attach", "10.2.1.1/24", "10.2.2.1/24", "netns:c"],
-            back: &|h| ok(h, &[&["detach", "10.2.1.1/24", "10.2.2.1/24", "netns:c"]]),
-            keeps_going: false,
-            atomic: false,
-            guarded: true,
-        };
-        println!("{}", trial.run());
-        // The daemon's part: whose address is it?
-        let allocated = Trial {
-            of: Of::Daemon("ip"),
-            command: &["attach", "netns:c"],
-            guarded: false,
-            back: &|h| ok(h, &[&["detach", "netns:c"]]),
-            ..trial
-        };
-        println!("{}", allocated.run());
+        let command = ["attach", TWO[0], TWO[1], "netns:c"];
+        println!("{}", attach_trial(h1, Of::Daemon("attach"), &command).run());
+        println!("{}", attach_trial(h1, Of::Process("attach"), &command).run());
     });
 }
 
 #[test]
-fn detach() {
+fn attach_with_an_allocated_address() {
+    on_a_host("fattachn", |h1| {
+        relaunch(h1);
+        for of in ["attach", "ip"] {
+            let allocated = Trial {
+                back: &|h| ok(h, &[&["detach", "netns:c"]]),
+                ..attach_trial(h1, Of::Daemon(of), &["attach", "net:default", "netns:c"])
+            };
+            println!("{}", allocated.run());
+        }
+    });
+}
+
+#[test]
+fn attach_without_a_daemon() {
+    on_a_host("fattachw", |h1| {
+        relaunch(h1);
+        h1.weave_ok(&["stop"]);
+        let command = ["attach", TWO[0], TWO[1], "netns:c"];
+        let trial = Trial { atomic: false, ..attach_trial(h1, Of::Process("attach"), &command) };
+        println!("{}", trial.run());
+    });
+}
+
+const THREE: [&str; 3] = ["10.2.1.1/24", "10.2.2.1/24", "10.2.1.2/24"];
+
+/// `detach` of two of three addresses; or of all, with the interface.
+fn detach_trials(host: &Host, of: Of, atomic: bool) {
+    let attach_all = |h: &Host| ok(h, &[&["attach", THREE[0], THREE[1], THREE[2], "netns:c"]]);
+    attach_all(host);
+    let some = Trial {
+        host,
+        of,
+        command: &["detach", THREE[0], THREE[1], "netns:c"],
+        back: &|h| {
+            // In this order the addresses are again what they were.
+            ok(h, &[&["detach", THREE[2], "netns:c"]]);
+            attach_all(h);
+        },
+        keeps_going: false,
+        atomic,
+    };
+    println!("some addresses: {}", some.run());
+    let all =
+        Trial { command: &["detach", THREE[0], THREE[1], THREE[2], "netns:c"], back: &attach_all, ..some };
+    println!("all addresses: {}", all.run());
+}
+
+#[test]
+fn detach_in_the_daemon() {
     on_a_host("fdetach", |h1| {
         relaunch(h1);
-        ok(h1, &[&["attach", "10.2.1.1/24", "10.2.2.1/24", "10.2.1.2/24", "netns:c"]]);
-        let some = Trial {
-            host: h1,
-            of: Of::Process("detach"),
-            command: &["detach", "10.2.1.1/24", "10.2.2.1/24", "netns:c"],
-            back: &|h| {
-                // In this order the addresses are again what they were.
-                ok(h, &[&["detach", "10.2.1.2/24", "netns:c"]]);
-                ok(h, &[&["attach", "10.2.1.1/24", "10.2.2.1/24", "10.2.1.2/24", "netns:c"]]);
-            },
-            keeps_going: false,
-            atomic: false,
-            guarded: true,
-        };
-        println!("some addresses: {}", some.run());
-        let all = Trial {
-            command: &["detach", "10.2.1.1/24", "10.2.2.1/24", "10.2.1.2/24", "netns:c"],
-            back: &|h| ok(h, &[&["attach", "10.2.1.1/24", "10.2.2.1/24", "10.2.1.2/24", "netns:c"]]),
-            ..some
-        };
-        println!("all addresses: {}", all.run());
+        detach_trials(h1, Of::Daemon("detach"), true);
+    });
+}
+
+#[test]
+fn detach_without_a_daemon() {
+    on_a_host("fdetachw", |h1| {
+        relaunch(h1);
+        h1.weave_ok(&["stop"]);
+        detach_trials(h1, Of::Process("detach"), false);
+    });
+}
+
+/// A container that is gone when the daemon starts again leaves nothing on the host, and no address.
+#[test]
+fn container_that_ends_with_the_daemon() {
+    on_a_host("fgone", |h1| {
+        relaunch(h1);
+        let before = state(h1);
+        let gone: Vec<&str> = before.lines().filter(|line| !line.starts_with("c: ")).collect();
+        for n in (0..MANY).step_by(3) {
+            h1.sh("ip netns add c2");
+            let (outcome, step) =
+                faulty(h1, KILL, Of::Daemon("attach"), n, &["attach", "net:default", "netns:c2"]);
+            h1.sh("ip netns del c2");
+            let Some(step) = step else { break };
+            relaunch(h1);
+            h1.wait("the host as before", SHORT_TIMEOUT, || {
+                let now = state(h1);
+                let now: Vec<&str> = now.lines().filter(|line| !line.starts_with("c: ")).collect();
+                let changes = differences(&gone.join("\n"), &now.join("\n"));
+                if changes.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{changes:#?}\nkilled at {n}: {step}\n{outcome}"))
+                }
+            });
+        }
+    });
+}
+
+/// The daemon completes a request whose caller is killed, or does not begin it.
+#[test]
+fn caller_that_is_killed() {
+    on_a_host("fcaller", |h1| {
+        relaunch(h1);
+        let (weave, mut attached) = (weave_lab::weave_binary(), 0);
+        let before = state(h1);
+        let addresses = TWO.join(" ");
+        h1.sh(&format!("{weave} attach {addresses} netns:c"));
+        let after = state(h1);
+        h1.sh(&format!("{weave} detach {addresses} netns:c"));
+        for delay in 0..40 {
+            h1.sh(&format!(
+                "{weave} attach {addresses} netns:c & sleep 0.{delay:03}; kill -9 $! || true; wait $! || true"
+            ));
+            let complete = h1.wait("the host as before or after", SHORT_TIMEOUT, || {
+                let now = state(h1);
+                let (undone, lacking) = (differences(&before, &now), differences(&after, &now));
+                match (undone.is_empty(), lacking.is_empty()) {
+                    (true, _) => Ok(false),
+                    (_, true) => Ok(true),
+                    _ => Err(format!("{undone:#?}\n{lacking:#?}")),
+                }
+            });
+            if complete {
+                attached += 1;
+                h1.sh(&format!("{weave} detach {addresses} netns:c"));
+            }
+        }
+        println!("40 callers killed, {attached} of their containers attached");
     });
 }
 
@@ -314,7 +397,6 @@ fn exposing(name: &str, addresses: usize) {
             },
             keeps_going: false,
             atomic: true,
-            guarded: false,
         };
         println!("{} addresses: {}", addresses + 1, trial.run());
         println!("{} addresses: {}", addresses + 1, Trial { of: Of::Process("expose"), ..trial }.run());
@@ -335,7 +417,6 @@ fn hiding(name: &str, addresses: usize) {
             },
             keeps_going: false,
             atomic: true,
-            guarded: false,
         };
         println!("{} addresses: {}", addresses + 1, trial.run());
         println!("{} addresses: {}", addresses + 1, Trial { of: Of::Process("hide"), ..trial }.run());
@@ -370,7 +451,6 @@ fn launching<'a>(h1: &'a Host, of: &'static str, command: &'a [&'a str]) -> Tria
         back: &|h| ok(h, &[&["stop"], &["reset"]]),
         keeps_going: false,
         atomic: false,
-        guarded: true,
     }
 }
 
@@ -408,6 +488,22 @@ fn launch_supervised_daemon() {
     });
 }
 
+#[test]
+fn stop() {
+    on_a_host("fstop", |h1| {
+        ok(h1, &[&["launch", "--no-restart"]]);
+        let trial = Trial {
+            host: h1,
+            of: Of::Process("stop"),
+            command: &["stop"],
+            back: &|h| ok(h, &[&["launch", "--no-restart"]]),
+            keeps_going: true,
+            atomic: false,
+        };
+        println!("{}", trial.run());
+    });
+}
+
 fn resetting(name: &str, mode: &str) {
     on_a_host(name, |h1| {
         ok(h1, &[&["launch", "--no-restart"]]);
@@ -418,7 +514,6 @@ fn resetting(name: &str, mode: &str) {
             back: &|h| ok(h, &[&["launch", "--no-restart"]]),
             keeps_going: true,
             atomic: false,
-            guarded: true,
         };
         println!("reset: {}", trial.run_mode(mode));
     });

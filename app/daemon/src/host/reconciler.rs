@@ -247,6 +247,11 @@ impl HostReconciler {
         self.already_logged.retain(|(p, _)| *p != problem);
     }
 
+    /// The addresses that the host has on the container network.
+    pub(crate) fn exposed(&self) -> Vec<Cidr> {
+        self.state.exposed.iter().map(|e| e.address).collect()
+    }
+
     pub(crate) fn spawn(mut self) -> std::io::Result<ReconcilerHandle> {
         let (commands, todo) = channel();
         let (end, ended) = channel();

@@ -7,8 +7,10 @@
 //! --metrics-addr               GET /metrics
 //! ```
 
+mod fd_stream;
 mod form;
 mod host_header;
+mod host_requests;
 mod ipam;
 #[cfg(test)]
 mod ipam_tests;

@@ -10,8 +10,10 @@ use weave_api::{status, template};
 use weave_host::firewall::ExposedAddress;
 use weave_types::Cidr;
 
+use super::fd_stream::ReceivedFds;
 use super::form::{parse_form, read_body};
 use super::host_header::AllowedHosts;
+use super::host_requests::{self, HostRoute};
 use super::ipam;
 use super::response::{Answer, error, respond, text_answer};
 use crate::control::Control;
@@ -47,7 +49,7 @@ impl Site {
         Site { control, access, hosts: AllowedHosts::from_system(host), timeout, rendering }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn answer(&self, request: Request<Incoming>, fds: &ReceivedFds) -> Answer {
         let (head, body) = request.into_parts();
         let checked = match self.access {
             Access::Trusted => Ok(()),
@@ -58,6 +60,12 @@ impl Site {
             return error(StatusCode::FORBIDDEN, &why);
         }
         let path = head.uri.path().to_owned();
+        if let Some(route) = HostRoute::find(&path, self.access) {
+            return match read_body(body, self.timeout).await {
+                Ok(body) => host_requests::answer(&self.control, route, &head.method, &body, fds).await,
+                Err(answer) => answer,
+            };
+        }
         if matches!(self.access, Access::Trusted | Access::Control)
             && let Some(info) = self.control.allocation()
             && let Some(resource) = ipam::Resource::find(&path)

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use weave_host::fault_injection::io_fail_point;
 
+use super::fd_stream::{FdStream, ReceivedFds};
 use super::routes::{Access, Site};
 use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
@@ -135,8 +136,10 @@ impl Listener {
             match &self.socket {
                 Socket::Unix(listener, _) => match listener.accept().await {
                     Ok((stream, _)) => {
+                        let stream = FdStream::new(stream);
+                        let fds = stream.fds();
                         tokio::spawn(async move {
-                            connection(stream, site, timeout).await;
+                            connection(stream, site, timeout, fds).await;
                             drop(slot);
                         });
                     }
@@ -146,7 +149,7 @@ impl Listener {
                     Ok((stream, _)) => {
                         let _ = stream.set_nodelay(true);
                         tokio::spawn(async move {
-                            connection(stream, site, timeout).await;
+                            connection(stream, site, timeout, ReceivedFds::default()).await;
                             drop(slot);
                         });
                     }
@@ -163,17 +166,19 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let timeout = Limits::default().timeout;
-    connection(stream, Arc::new(Site::new(control, access, host, timeout)), timeout).await;
+    let site = Arc::new(Site::new(control, access, host, timeout));
+    connection(stream, site, timeout, ReceivedFds::default()).await;
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     site: Arc<Site>,
     timeout: Duration,
+    fds: ReceivedFds,
 ) {
     let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(site.answer(request).await) }
+        let (site, fds) = (site.clone(), fds.clone());
+        async move { Ok::<_, Infallible>(site.answer(request, &fds).await) }
     });
     // An error means that the client disconnected, stalled, or did not send HTTP.
     let _ = hyper::server::conn::http1::Builder::new()

@@ -1,5 +1,4 @@
-//! Pid files that are locked while their process lives, so that a stale one is never believed. One whose process has been killed
-//! and has not quite ended is waited for: it lets go of lock and ports within milliseconds.
+//! Pid files that are locked while their process lives, so that a stale one is recognised.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -9,15 +8,13 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use weave_host::fault_injection;
 
-/// A lock that is still held after this time is somebody's.
-const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+/// A process that was killed releases its lock and its ports within this time.
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-/// A killed process that has not ended by then hangs in the kernel.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// In the kernel's flags of a task: it lets go of what it has.
-const PF_EXITING: u64 = 4;
 
 /// A pid file held by this process. The lock ends with the process, however it ends; the file goes when this is dropped.
 #[derive(Debug)]
@@ -48,16 +45,15 @@ pub enum PidFileError {
 }
 
 impl PidFile {
-    /// Locks `path` and writes our pid into it.
+    /// Locks `path` and writes our pid into it. A process that was killed just now is waited for.
     ///
     /// # Errors
     /// Another process holds it, or it cannot be written.
     pub fn take(path: &Path) -> Result<PidFile, PidFileError> {
         let io = |source| PidFileError::Io { path: path.to_owned(), source };
-        let mut remaining = LOCK_TIMEOUT;
-        wait_for_exit(path);
+        let deadline = Instant::now() + EXIT_TIMEOUT;
+        fault_injection::io_fail_point(&"taking a pid file").map_err(io)?;
         loop {
-            fault_injection::io_fail_point(&"taking a pid file").map_err(io)?;
             let file = OpenOptions::new()
                 .create(true)
                 .truncate(false)
@@ -66,22 +62,14 @@ impl PidFile {
                 .mode(0o644)
                 .open(path)
                 .map_err(io)?;
-            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => lock,
-                // Whoever asks for the holder holds it for a moment.
-                Err((_, Errno::EWOULDBLOCK)) if !remaining.is_zero() => {
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < deadline => {
                     std::thread::sleep(POLL_INTERVAL);
-                    remaining = remaining.saturating_sub(POLL_INTERVAL);
                     continue;
                 }
                 Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let pid = read_pid(&mut file);
-                    if is_exiting(pid) {
-                        wait_for_exit(path);
-                        remaining = LOCK_TIMEOUT;
-                        continue;
-                    }
-                    return Err(PidFileError::Held { pid, path: path.to_owned() });
+                    return Err(PidFileError::Held { pid: read_pid(&mut file), path: path.to_owned() });
                 }
                 Err((_, errno)) => return Err(io(errno.into())),
             };
@@ -89,6 +77,7 @@ impl PidFile {
             if !is_at(&lock, path) {
                 continue;
             }
+            wait_for_exit(read_pid(&mut lock), deadline);
             // From here on the file goes if something fails.
             let mut held = PidFile { lock, path: path.to_owned() };
             fault_injection::io_fail_point(&"writing a pid file").map_err(io)?;
@@ -117,17 +106,26 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// The pid of the process that holds `path`; `None` if nobody does. A holder that has not written its pid yet is not
-/// seen; one that has been killed is waited for until it has let go of everything.
+/// The pid of the process that holds `path`; `None` if no process holds it, or the one that does has not written its pid yet.
 pub fn holder(path: &Path) -> Option<i32> {
-    wait_for_exit(path);
     let mut file = File::open(path).ok()?;
     let pid = read_pid(&mut file);
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Ok(_free) => None,
         Err((_, Errno::EWOULDBLOCK)) => (pid > 0).then_some(pid),
-        Err(_) => None,
+        _ => None,
     }
+}
+
+/// Whether `path` is held, and still is after the time that a killed process needs to end.
+pub fn stays_held(path: &Path) -> bool {
+    let deadline = Instant::now() + EXIT_TIMEOUT;
+    while holder(path).is_some() {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    false
 }
 
 fn read_pid(file: &mut File) -> i32 {
@@ -136,47 +134,24 @@ fn read_pid(file: &mut File) -> i32 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// Returns when the process that the file names is not about to end, or takes too long.
-fn wait_for_exit(path: &Path) {
-    let pid = File::open(path).map_or(0, |mut file| read_pid(&mut file));
-    let deadline = Instant::now() + EXIT_TIMEOUT;
-    while is_exiting(pid) && Instant::now() < deadline {
+/// Waits until a process that has released its lock has ended, because it may release its ports after that. The pid may
+/// belong to another process by now, so there is a deadline.
+fn wait_for_exit(pid: i32, deadline: Instant) {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    while pid > 0 && pid != own && kill(Pid::from_raw(pid), None).is_ok() && Instant::now() < deadline {
         std::thread::sleep(POLL_INTERVAL);
     }
-}
-
-/// Whether the process has been killed, or is ending by itself, and some thread of it may still hold files.
-fn is_exiting(pid: i32) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")).map(|t| t.flatten().map(|t| t.path()))
-    else {
-        return false;
-    };
-    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-    pid > 0
-        && threads.into_iter().any(|thread| {
-            let stat = read(thread.join("stat"));
-            // The name in parentheses may contain anything.
-            let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-            let alive = fields.next().is_some_and(|state| !matches!(state, "Z" | "X"));
-            let ending =
-                fields.nth(5).and_then(|f| f.parse::<u64>().ok()).is_some_and(|f| f & PF_EXITING != 0);
-            alive && (ending || is_killed(&read(thread.join("status"))))
-        })
-}
-
-/// Whether SIGKILL waits for a thread, or for all of them (proc(5), `SigPnd` and `ShdPnd`).
-fn is_killed(status: &str) -> bool {
-    let masks = status.lines().filter_map(|l| l.strip_prefix("SigPnd:").or(l.strip_prefix("ShdPnd:")));
-    let kill = 1 << (nix::libc::SIGKILL - 1);
-    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & kill != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The pid of no process.
+    const STALE: &str = "2147483647\n";
+
     #[test]
-    fn one_holder() {
+    fn only_one_process_holds_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.pid");
         assert_eq!(holder(&path), None);
@@ -185,15 +160,15 @@ mod tests {
         assert_eq!(holder(&path), Some(me));
         assert!(matches!(PidFile::take(&path), Err(PidFileError::Held { pid, .. }) if pid == me));
         drop(held);
-        assert!(!path.exists(), "it goes with its holder");
-        std::fs::write(&path, "1\n").unwrap();
-        assert_eq!(holder(&path), None, "a stale file is nobody's");
+        assert!(!path.exists(), "the file is removed by its holder");
+        std::fs::write(&path, STALE).unwrap();
+        assert_eq!(holder(&path), None, "a stale file is not held");
         assert!(PidFile::take(&path).is_ok());
         assert!(matches!(PidFile::take(&dir.path().join("no/such")), Err(PidFileError::Io { .. })));
     }
 
     #[test]
-    fn the_killed_are_waited_for() {
+    fn killed_process_is_waited_for() {
         use std::os::unix::process::CommandExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.pid");
@@ -215,31 +190,23 @@ mod tests {
             }
             let group = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
             std::fs::write(&path, format!("{group}\n")).unwrap();
+            let reaper = std::thread::spawn(move || child.wait());
             nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
             let taken = PidFile::take(&path);
             assert!(taken.is_ok(), "{taken:?}");
-            child.wait().unwrap();
+            reaper.join().unwrap().unwrap();
         }
-        assert!(
-            !is_exiting(i32::try_from(std::process::id()).unwrap())
-                && !is_exiting(0)
-                && !is_exiting(i32::MAX)
-        );
-        assert!(is_killed("Name:\tx\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
-        assert!(!is_killed(
-            "SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000100\n"
-        ));
     }
 
     #[test]
-    fn whoever_looks_does_not_keep_others_from_starting() {
+    fn reading_the_holder_does_not_prevent_a_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.pid");
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    std::fs::write(&path, "1\n").unwrap();
+                    std::fs::write(&path, STALE).unwrap();
                     holder(&path);
                 }
             });
@@ -250,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_has_put_there_stays() {
+    fn file_of_another_process_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.pid");
         let first = PidFile::take(&path).unwrap();
@@ -264,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_stale_pid_leaves_no_digits() {
+    fn longer_stale_pid_is_overwritten_completely() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("weave.pid");
         std::fs::write(&path, "4194304999999\n").unwrap();

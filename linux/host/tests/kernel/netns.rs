@@ -1,7 +1,8 @@
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use weave_host::{Error, NetNs, Netlink};
+use weave_host::{Error, NamespaceKey, NetNs, Netlink};
 
 use crate::support::*;
 
@@ -80,21 +81,30 @@ fn other_files_are_refused() {
 }
 
 #[test]
-fn lock_is_exclusive() {
+fn a_namespace_is_found_by_its_key_while_it_exists() {
     host(|| {
-        let ns = container();
-        let same = ns.try_clone().unwrap();
-        let held = ns.lock().unwrap();
-        let (tell, told) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let _lock = same.lock().unwrap();
-                tell.send(()).unwrap();
-            });
-            assert!(told.recv_timeout(SILENCE).is_err(), "locked twice");
-            drop(held);
-            told.recv_timeout(SOON).unwrap();
-        });
+        let (one, two) = (container(), container());
+        let key = one.key().unwrap();
+        assert_ne!(key, two.key().unwrap());
+        assert_eq!(one.try_clone().unwrap().key(), Ok(key));
+        // Neither a name nor a process leads to it, only this handle.
+        assert!(NetNs::find(key, None).unwrap().is_none());
+        let path = format!("/proc/self/fd/{}", one.as_raw_fd());
+        let found = NetNs::find(key, Some(&path)).unwrap().unwrap();
+        assert_eq!(found.id(), one.id());
+        let mut process = one.run(|| Command::new("sleep").arg("60").spawn().unwrap()).unwrap();
+        assert_eq!(NetNs::find(key, None).unwrap().map(|ns| ns.id()), Some(one.id()));
+        let another = NamespaceKey { cookie: Some(u64::MAX), ..key };
+        assert!(
+            NetNs::find(another, None).unwrap().is_none(),
+            "the number may belong to another namespace later"
+        );
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let passed = NetNs::from_fd(one.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!(passed.id(), one.id());
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert!(matches!(NetNs::from_fd(other.into()), Err(Error::Argument(_))));
     });
 }
 

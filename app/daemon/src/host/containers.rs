@@ -1,0 +1,264 @@
+//! Requests that change containers, or addresses of the host: `attach`, `detach`, `expose`, `hide`, `attach-bridge`.
+//!
+//! Each runs in a thread of its own, since operations on the host block. Once the host is being changed the request is carried out
+//! even if its caller has gone; while it waits for an address it is cancelled then.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use weave_api::host_requests::{
+    AttachBridgeRequest, AttachRequest, DetachRequest, ExposeRequest, HostResponse, HostsFile,
+};
+use weave_host::firewall::ExposedAddress;
+use weave_host::{NetNs, fault_injection};
+use weave_ipam::Subnet;
+use weave_runtime::{
+    AddressRequest, Allocator, Attachment, Change, ContainerNetwork, EXPOSE, Error, NoAllocator, Outcome,
+};
+use weave_types::Cidr;
+
+use crate::allocation::{AllocationRequest, AllocationResponse};
+use crate::control::Control;
+
+/// Why a request for an address of a subnet is refused where nothing is allocated.
+const NO_ALLOCATION: NoAllocator =
+    NoAllocator { reason: "IP address allocation must be enabled to use 'net:'" };
+const ENDING: &str = "the daemon is ending";
+
+/// Changes containers on behalf of clients of the control API.
+#[derive(Clone, Debug)]
+pub(crate) struct Containers {
+    network: Arc<ContainerNetwork>,
+}
+
+/// A request of the control API.
+#[derive(Debug)]
+pub(crate) enum HostRequest {
+    Attach(AttachRequest, OwnedFd),
+    Detach(DetachRequest, OwnedFd),
+    Expose(ExposeRequest),
+    Hide(ExposeRequest),
+    AttachBridge(AttachBridgeRequest),
+}
+
+impl Containers {
+    pub(crate) fn new(network: Arc<ContainerNetwork>) -> Containers {
+        Containers { network }
+    }
+
+    /// Carries out a request; the error is for the person who made it. Dropping the future tells the request that its caller has
+    /// gone.
+    pub(crate) async fn handle(
+        &self,
+        control: &Control,
+        request: HostRequest,
+    ) -> Result<HostResponse, String> {
+        let (_present, caller) = watch::channel(());
+        let (answer, result) = oneshot::channel();
+        let work = Work {
+            containers: self.clone(),
+            allocator: DaemonAllocator { control: control.clone(), runtime: Handle::current(), caller },
+        };
+        let thread = std::thread::Builder::new().name("weave-containers".to_owned());
+        thread
+            .spawn(move || {
+                let outcome = work.carry_out(request);
+                let _ = answer.send(outcome);
+            })
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        let outcome = result.await.map_err(|_| ENDING.to_owned())?.map_err(|e| e.to_string())?;
+        let addresses = outcome.addresses.iter().map(ToString::to_string).collect();
+        Ok(HostResponse { addresses, warnings: outcome.warnings })
+    }
+}
+
+struct Work {
+    containers: Containers,
+    allocator: DaemonAllocator,
+}
+
+impl Work {
+    fn carry_out(&self, request: HostRequest) -> Result<Outcome, Error> {
+        let _operation = fault_injection::operation(request.name());
+        let network = &self.containers.network;
+        match request {
+            HostRequest::Attach(request, fd) => {
+                let attachment = Attachment {
+                    ns: NetNs::from_fd(fd)?,
+                    addresses: parse(&request.addresses)?,
+                    container: request.container,
+                    naming: request.naming,
+                    bridge: request.bridge,
+                    multicast_route: request.multicast_route,
+                    hairpin: request.hairpin,
+                    hosts_file: request.hosts_file.map(|HostsFile { path, fqdn, extra }| {
+                        weave_runtime::HostsFile { path, fqdn, extra }
+                    }),
+                };
+                network.attach(self.allocator(request.record), &attachment)
+            }
+            HostRequest::Detach(request, fd) => {
+                let addresses = parse(&request.addresses)?;
+                let ns = NetNs::from_fd(fd)?;
+                network.detach(self.allocator(request.record), &request.container, &ns, &addresses)
+            }
+            HostRequest::Expose(ExposeRequest { addresses, masquerade }) => {
+                let requests = parse(&addresses)?;
+                let expose = |cidrs: &[Cidr]| {
+                    let exposed =
+                        cidrs.iter().map(|&address| ExposedAddress { address, masquerade }).collect();
+                    self.reconcile("unable to expose", self.allocator.control.expose_blocking(exposed))
+                };
+                network.with_addresses(self.allocator(true), EXPOSE, Change::Expose, &requests, expose)
+            }
+            HostRequest::Hide(ExposeRequest { addresses, .. }) => {
+                let allocator = self.allocator(true);
+                let addresses = weave_runtime::look_up(allocator, EXPOSE, &parse(&addresses)?)?;
+                if addresses.is_empty() {
+                    return Ok(Outcome::default());
+                }
+                let hide = |cidrs: &[Cidr]| {
+                    self.reconcile("unable to hide", self.allocator.control.hide_blocking(cidrs.to_vec()))
+                };
+                network.releasing(allocator, EXPOSE, Change::Hide, addresses, hide)
+            }
+            HostRequest::AttachBridge(AttachBridgeRequest { bridge, other }) => {
+                network.join_bridges(&bridge, &other)?;
+                Ok(Outcome::default())
+            }
+        }
+    }
+
+    fn allocator(&self, record: bool) -> &dyn Allocator {
+        if record && self.allocator.control.allocation().is_some() { &self.allocator } else { &NO_ALLOCATION }
+    }
+
+    /// The answer of the host reconciler as a result of `with_addresses`.
+    fn reconcile(&self, failed: &str, answer: Option<Result<(), String>>) -> Result<Vec<String>, Error> {
+        match answer {
+            Some(Ok(())) => Ok(Vec::new()),
+            Some(Err(text)) => Err(Error::Address(format!("{failed}: {text}"))),
+            None => Err(Error::Address(ENDING.to_owned())),
+        }
+    }
+}
+
+impl HostRequest {
+    fn name(&self) -> &'static str {
+        match self {
+            HostRequest::Attach(..) => "attach",
+            HostRequest::Detach(..) => "detach",
+            HostRequest::Expose(_) => "expose",
+            HostRequest::Hide(_) => "hide",
+            HostRequest::AttachBridge(_) => "attach-bridge",
+        }
+    }
+}
+
+fn parse(addresses: &[String]) -> Result<Vec<AddressRequest>, Error> {
+    let parsed = addresses
+        .iter()
+        .map(|text| text.parse().map_err(|e: weave_types::ParseCidrError| Error::Address(e.to_string())));
+    parsed.collect()
+}
+
+/// The allocator of this daemon's peer, used from another thread.
+#[derive(Debug)]
+struct DaemonAllocator {
+    control: Control,
+    runtime: Handle,
+    /// Closed once the caller has gone.
+    caller: watch::Receiver<()>,
+}
+
+impl DaemonAllocator {
+    /// Requests that may wait are cancelled when the caller goes.
+    fn call(&self, request: AllocationRequest) -> Result<AllocationResponse, Error> {
+        let error = |text: &str| Error::Address(text.to_owned());
+        let (answer, result) = oneshot::channel();
+        let (control, mut caller) = (self.control.clone(), self.caller.clone());
+        self.runtime.spawn(async move {
+            let Some(info) = control.allocation() else { return };
+            let response = if request.may_wait() {
+                tokio::select! {
+                    biased;
+                    response = control.allocate(info, request) => response,
+                    _ = caller.changed() => return,
+                }
+            } else {
+                control.allocate(info, request).await
+            };
+            let _ = answer.send(response);
+        });
+        // Without an answer either the caller has gone, who does not see the text, or the daemon is ending.
+        let response = result.blocking_recv().map_err(|_| error(ENDING))?;
+        let response = response.ok_or_else(|| error("too many calls wait already; try again later"))?;
+        match response.ok_or_else(|| error(ENDING))? {
+            AllocationResponse::Refused(text) => Err(Error::Address(text)),
+            response => Ok(response),
+        }
+    }
+}
+
+impl Allocator for DaemonAllocator {
+    fn owned(&self, owner: &str) -> Result<Vec<Cidr>, Error> {
+        match self.call(AllocationRequest::ListAll)? {
+            AllocationResponse::Owned(all) => {
+                Ok(all.into_iter().filter(|(id, _)| id == owner).flat_map(|(_, cidrs)| cidrs).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn obtain(&self, owner: &str, request: &AddressRequest) -> Result<Cidr, Error> {
+        let (container, is_container) = (owner.to_owned(), owner != EXPOSE);
+        let response = match request {
+            AddressRequest::Fixed(cidr) => {
+                let cidr = *cidr;
+                self.call(AllocationRequest::Claim { container, cidr, is_container, quiet: false })?
+            }
+            AddressRequest::Net(subnet) => {
+                let subnet = self.subnet(*subnet)?;
+                self.call(AllocationRequest::Allocate { container, subnet, is_container })?
+            }
+        };
+        match (response, request) {
+            (AllocationResponse::Address(cidr), _) => Ok(cidr),
+            (AllocationResponse::Done, AddressRequest::Fixed(cidr)) => Ok(*cidr),
+            (AllocationResponse::Failed(text), AddressRequest::Fixed(_)) => {
+                Err(Error::Address(format!("Unable to claim: {text}")))
+            }
+            (AllocationResponse::Failed(text), AddressRequest::Net(_)) => Err(Error::Address(text)),
+            _ => Err(Error::Address(format!(
+                "the request for {} was cancelled: is {owner} still running?",
+                request.describe()
+            ))),
+        }
+    }
+
+    fn look_up(&self, owner: &str, subnet: Option<Cidr>) -> Result<Vec<Cidr>, Error> {
+        let subnet = self.subnet(subnet)?;
+        match self.call(AllocationRequest::Lookup { container: owner.to_owned(), subnet })? {
+            AllocationResponse::Addresses(cidrs) => Ok(cidrs),
+            AllocationResponse::Failed(text) => Err(Error::Address(text)),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn release(&self, owner: &str, cidr: Cidr) -> Result<(), Error> {
+        // That the owner does not have it is no failure.
+        self.call(AllocationRequest::Free { container: owner.to_owned(), addr: cidr.addr() }).map(drop)
+    }
+}
+
+impl DaemonAllocator {
+    fn subnet(&self, subnet: Option<Cidr>) -> Result<Subnet, Error> {
+        match (subnet, self.control.allocation()) {
+            (Some(cidr), _) => Subnet::new(cidr).map_err(|e| Error::Address(e.to_string())),
+            (None, Some(info)) => Ok(info.default_subnet),
+            (None, None) => Err(Error::Address(NO_ALLOCATION.reason.to_owned())),
+        }
+    }
+}
