@@ -11,7 +11,6 @@ use weave_ipam::{RequestId, Subnet};
 use weave_types::Cidr;
 
 use crate::allocation::{AllocationRequest, AllocationResponse};
-use crate::host::Containers;
 use crate::telemetry::metrics::Snapshot;
 
 #[derive(Debug)]
@@ -76,28 +75,17 @@ impl AllocationInfo {
 pub struct Control {
     requests: mpsc::Sender<Request>,
     allocation: Option<AllocationInfo>,
-    containers: Option<Containers>,
 }
 
 impl Control {
     /// At most `bound` requests wait in the channel.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control { requests: tx, allocation: None, containers: None }, rx)
+        (Control { requests: tx, allocation: None }, rx)
     }
 
     pub fn with_allocation(self, info: AllocationInfo) -> Control {
         Control { allocation: Some(info), ..self }
-    }
-
-    /// The same, to a daemon that attaches containers.
-    pub(crate) fn with_containers(self, containers: Containers) -> Control {
-        Control { containers: Some(containers), ..self }
-    }
-
-    /// Attaches containers; `None` in tests without a host.
-    pub(crate) fn containers(&self) -> Option<&Containers> {
-        self.containers.as_ref()
     }
 
     /// `None` while address allocation is off.

@@ -11,6 +11,7 @@
 
 mod allocation;
 pub mod config;
+mod containers;
 mod control;
 mod core;
 mod host;

@@ -30,10 +30,11 @@ use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::allocation::{Allocation, MAX_WAITING, own_networks};
 use crate::config::{Config, ListenAddr};
+use crate::containers::Containers;
 use crate::control::{AllocationInfo, Control};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
-use crate::host::{Containers, HostReconciler, Inventory, LegacyTakeover, peer_name};
+use crate::host::{HostReconciler, Inventory, LegacyTakeover, peer_name};
 use crate::http::{Access, Listener};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
@@ -184,7 +185,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         info.no_masq_local = config.no_masq_local;
         control = control.with_allocation(info);
     }
-    control = control.with_containers(Containers::new(network.clone()));
+    let containers = Containers::new(network.clone());
     let net = Net::new(events_tx, config.host);
     let mut core = Core {
         reconciler,
@@ -225,7 +226,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     recovered.into_iter().for_each(Recovered::finish);
     takeover.finish(&mut core.store);
     for listener in listeners {
-        tokio::spawn(listener.serve(control.clone()));
+        tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
     }
     let fresh = config.fresh_file();
     if let Err(e) =

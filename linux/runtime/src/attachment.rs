@@ -11,35 +11,23 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 use weave_host::{AttachRequest, DetachRequest, Error as HostError, NetNs};
 use weave_types::Cidr;
 
+use crate::etc_hosts::{self, HostsFile};
 use crate::pending::{self, Change, Namespace, PendingFile, PendingOperation};
-use crate::{AddressRequest, Allocator, Error, etc_hosts, look_up};
+use crate::{AddressRequest, Allocator, Error, look_up};
 
 /// Time between two attempts to lock the run directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Interface name in containers.
 const INTERFACE: &str = "ethwe";
-
-/// A hosts file to rewrite along with an attachment.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct HostsFile {
-    /// The file on the host.
-    pub path: PathBuf,
-    /// `Hostname.Domainname` of the container.
-    pub fqdn: String,
-    /// Further names with their addresses.
-    pub extra: Vec<(String, IpAddr)>,
-}
 
 /// A container to attach.
 #[derive(Debug)]
@@ -390,16 +378,5 @@ impl<const N: usize> Drop for Reservation<'_, N> {
             busy.remove(key);
         }
         self.network.released.notify_all();
-    }
-}
-
-impl HostsFile {
-    /// Rewrites the file; returns what it said before.
-    ///
-    /// # Errors
-    /// The file cannot be read or written.
-    pub fn rewrite(&self, cidrs: &[Cidr]) -> Result<String, Error> {
-        let addresses: Vec<_> = cidrs.iter().map(Cidr::addr).collect();
-        etc_hosts::rewrite(&self.path, &etc_hosts::contents(&self.fqdn, &addresses, &self.extra))
     }
 }

@@ -4,7 +4,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use weave_types::Cidr;
 
 use weave_host::files::write_atomically;
 
@@ -18,6 +21,28 @@ const LOCALHOST: [(&str, &str); 6] = [
     ("ff02::1", "ip6-allnodes"),
     ("ff02::2", "ip6-allrouters"),
 ];
+
+/// A hosts file to rewrite along with an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct HostsFile {
+    /// The file on the host.
+    pub path: PathBuf,
+    /// `Hostname.Domainname` of the container.
+    pub fqdn: String,
+    /// Further names with their addresses.
+    pub extra: Vec<(String, IpAddr)>,
+}
+
+impl HostsFile {
+    /// Rewrites the file; returns what it said before.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn rewrite(&self, cidrs: &[Cidr]) -> Result<String, Error> {
+        let addresses: Vec<_> = cidrs.iter().map(Cidr::addr).collect();
+        rewrite(&self.path, &contents(&self.fqdn, &addresses, &self.extra))
+    }
+}
 
 /// What the file is to say, as 2.8.1 writes it: the container's own names for its addresses, then `extra` names, then the
 /// usual ones. `fqdn` is `Hostname.Domainname`; with an empty domain only the host name is written.

@@ -25,9 +25,10 @@ mod pending;
 mod reference;
 
 pub use addresses::{AddressRequest, Allocator, EXPOSE, NoAllocator, look_up};
-pub use attachment::{Attachment, ContainerNetwork, HostsFile, Outcome, Recovered};
+pub use attachment::{Attachment, ContainerNetwork, Outcome, Recovered};
 pub use docker::{ContainerInfo, Docker, EngineInfo, Network};
 pub use error::Error;
+pub use etc_hosts::HostsFile;
 pub use legacy::{LegacyProcess, legacy_processes};
 pub use pending::{Change, Namespace, PendingOperation, pending_files};
 pub use reference::{Kind, Reference, Target, resolve};

@@ -21,7 +21,8 @@ use weave_host::fault_injection::{fail_point, io_fail_point};
 use weave_host::{NamespaceKey, NetNs};
 use weave_types::Cidr;
 
-use crate::{Error, HostsFile};
+use crate::Error;
+use crate::etc_hosts::HostsFile;
 
 const PREFIX: &str = "pending-";
 const SUFFIX: &str = ".json";

@@ -1,7 +1,6 @@
 //! Changes to the host, and what is found on it.
 
 mod container_monitor;
-mod containers;
 mod devices;
 mod inventory;
 pub mod legacy_database;
@@ -10,7 +9,6 @@ pub(crate) mod peer_name;
 mod reconciler;
 
 pub(crate) use container_monitor::{Change, ContainerMonitor};
-pub(crate) use containers::{Containers, HostRequest};
 pub(crate) use devices::device_names;
 pub(crate) use inventory::Inventory;
 pub(crate) use legacy_takeover::LegacyTakeover;

@@ -7,9 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::fd_stream::ReceivedFds;
 use super::response::{Answer, error, respond};
-use super::routes::Access;
+use crate::containers::{Containers, HostRequest};
 use crate::control::Control;
-use crate::host::HostRequest;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HostRoute {
@@ -21,14 +20,14 @@ pub(super) enum HostRoute {
 }
 
 impl HostRoute {
-    /// The routes that need a file descriptor exist only on the unix socket.
-    pub(super) fn find(path: &str, access: Access) -> Option<HostRoute> {
-        match (path, access) {
-            ("/attach", Access::Trusted) => Some(HostRoute::Attach),
-            ("/detach", Access::Trusted) => Some(HostRoute::Detach),
-            ("/expose", Access::Trusted | Access::Control) => Some(HostRoute::Expose),
-            ("/hide", Access::Trusted | Access::Control) => Some(HostRoute::Hide),
-            ("/attach-bridge", Access::Trusted | Access::Control) => Some(HostRoute::AttachBridge),
+    /// `on_unix_socket`: the routes that need a file descriptor exist only there.
+    pub(super) fn find(path: &str, on_unix_socket: bool) -> Option<HostRoute> {
+        match path {
+            "/attach" if on_unix_socket => Some(HostRoute::Attach),
+            "/detach" if on_unix_socket => Some(HostRoute::Detach),
+            "/expose" => Some(HostRoute::Expose),
+            "/hide" => Some(HostRoute::Hide),
+            "/attach-bridge" => Some(HostRoute::AttachBridge),
             _ => None,
         }
     }
@@ -36,14 +35,12 @@ impl HostRoute {
 
 pub(super) async fn answer(
     control: &Control,
+    containers: &Containers,
     route: HostRoute,
     method: &Method,
     body: &str,
     fds: &ReceivedFds,
 ) -> Answer {
-    let Some(containers) = control.containers() else {
-        return error(StatusCode::NOT_FOUND, "404 page not found");
-    };
     if method != Method::POST {
         return respond(StatusCode::METHOD_NOT_ALLOWED, None, String::new());
     }

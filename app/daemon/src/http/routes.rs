@@ -16,6 +16,7 @@ use super::host_header::AllowedHosts;
 use super::host_requests::{self, HostRoute};
 use super::ipam;
 use super::response::{Answer, error, respond, text_answer};
+use crate::containers::Containers;
 use crate::control::Control;
 use crate::telemetry::metrics;
 
@@ -34,6 +35,7 @@ pub enum Access {
 /// State that the connections of one listener share.
 pub(super) struct Site {
     control: Control,
+    containers: Option<Containers>,
     access: Access,
     hosts: AllowedHosts,
     /// Longest wait for a request body.
@@ -44,9 +46,15 @@ pub(super) struct Site {
 
 impl Site {
     /// `host` is the name that the listener was configured with.
-    pub(super) fn new(control: Control, access: Access, host: String, timeout: Duration) -> Site {
+    pub(super) fn new(
+        control: Control,
+        containers: Option<Containers>,
+        access: Access,
+        host: String,
+        timeout: Duration,
+    ) -> Site {
         let rendering = Arc::new(Semaphore::new(1));
-        Site { control, access, hosts: AllowedHosts::from_system(host), timeout, rendering }
+        Site { control, containers, access, hosts: AllowedHosts::from_system(host), timeout, rendering }
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>, fds: &ReceivedFds) -> Answer {
@@ -60,9 +68,16 @@ impl Site {
             return error(StatusCode::FORBIDDEN, &why);
         }
         let path = head.uri.path().to_owned();
-        if let Some(route) = HostRoute::find(&path, self.access) {
+        let host_route = match (&self.containers, self.access) {
+            (Some(containers), Access::Trusted) => HostRoute::find(&path, true).zip(Some(containers)),
+            (Some(containers), Access::Control) => HostRoute::find(&path, false).zip(Some(containers)),
+            _ => None,
+        };
+        if let Some((route, containers)) = host_route {
             return match read_body(body, self.timeout).await {
-                Ok(body) => host_requests::answer(&self.control, route, &head.method, &body, fds).await,
+                Ok(body) => {
+                    host_requests::answer(&self.control, containers, route, &head.method, &body, fds).await
+                }
                 Err(answer) => answer,
             };
         }

@@ -18,6 +18,7 @@ use super::fd_stream::{FdStream, ReceivedFds};
 use super::routes::{Access, Site};
 use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
+use crate::containers::Containers;
 use crate::control::Control;
 
 /// Pause after a failed accept, for example when no descriptors are left.
@@ -44,6 +45,8 @@ pub struct Listener {
     /// The configured host, which requests may name.
     host: String,
     limits: Limits,
+    /// `None` in tests without a host.
+    containers: Option<Containers>,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,13 @@ impl Listener {
                 io_fail_point(&format_args!("listening on {addr}"))?;
                 let listener = TcpListener::bind((name, *port)).await?;
                 let limits = Limits::default();
-                Ok(Listener { socket: Socket::Tcp(listener), access, host: host.clone(), limits })
+                Ok(Listener {
+                    socket: Socket::Tcp(listener),
+                    access,
+                    host: host.clone(),
+                    limits,
+                    containers: None,
+                })
             }
         }
     }
@@ -110,7 +119,7 @@ impl Listener {
         io_fail_point(&"renaming the control socket")?;
         std::fs::rename(&temporary, path)?;
         let socket = Socket::Unix(listener, SocketFile::new(path));
-        Ok(Listener { socket, access, host: String::new(), limits: Limits::default() })
+        Ok(Listener { socket, access, host: String::new(), limits: Limits::default(), containers: None })
     }
 
     pub fn with_limits(self, limits: Limits) -> Listener {
@@ -118,6 +127,11 @@ impl Listener {
     }
 
     /// `None` for a unix socket.
+    /// The listener also accepts requests that change the host.
+    pub(crate) fn with_containers(self, containers: Containers) -> Listener {
+        Listener { containers: Some(containers), ..self }
+    }
+
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
@@ -128,7 +142,7 @@ impl Listener {
     /// Serves requests until the future is dropped.
     pub async fn serve(self, control: Control) {
         let timeout = self.limits.timeout;
-        let site = Arc::new(Site::new(control, self.access, self.host, timeout));
+        let site = Arc::new(Site::new(control, self.containers, self.access, self.host, timeout));
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -166,7 +180,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let timeout = Limits::default().timeout;
-    let site = Arc::new(Site::new(control, access, host, timeout));
+    let site = Arc::new(Site::new(control, None, access, host, timeout));
     connection(stream, site, timeout, ReceivedFds::default()).await;
 }
 
