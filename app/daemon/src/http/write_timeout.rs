@@ -96,35 +96,35 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_does_not_read_times_out() {
-        let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut ours = WriteTimeout::new(ours, TIMEOUT);
+        let (server, mut client) = tokio::io::duplex(1024);
+        let mut server = WriteTimeout::new(server, TIMEOUT);
         let write = async {
-            let result = ours.write_all(&[7; 100_000]).await;
-            drop(ours);
+            let result = server.write_all(&[7; 100_000]).await;
+            drop(server);
             result
         };
         let mut got = Vec::new();
-        let (written, read) = tokio::join!(write, theirs.read_to_end(&mut got));
+        let (written, read) = tokio::join!(write, client.read_to_end(&mut got));
         assert!(written.is_ok() && read.is_ok_and(|n| n == 100_000));
 
-        let (ours, _theirs) = tokio::io::duplex(1024);
-        let mut ours = WriteTimeout::new(ours, TIMEOUT);
-        let error = ours.write_all(&[7; 100_000]).await.expect_err("nobody reads");
+        let (server, _client) = tokio::io::duplex(1024);
+        let mut server = WriteTimeout::new(server, TIMEOUT);
+        let error = server.write_all(&[7; 100_000]).await.expect_err("the client does not read");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
     async fn a_client_that_reads_too_slowly_times_out() {
-        let (ours, mut theirs) = tokio::io::duplex(1024);
-        let mut ours = WriteTimeout::new(ours, TIMEOUT);
+        let (server, mut client) = tokio::io::duplex(1024);
+        let mut server = WriteTimeout::new(server, TIMEOUT);
         let read_slowly = async {
             loop {
                 tokio::time::sleep(TIMEOUT / 10).await;
-                let _ = theirs.read_u8().await;
+                let _ = client.read_u8().await;
             }
         };
         let result = tokio::select! {
-            result = ours.write_all(&[7; 100_000]) => result,
+            result = server.write_all(&[7; 100_000]) => result,
             () = read_slowly => Ok(()),
         };
         assert_eq!(result.expect_err("too slow").kind(), io::ErrorKind::TimedOut);
