@@ -168,7 +168,7 @@ fn shows_failing(host: &Host, target: &str, reason: &str) {
     });
 }
 
-/// Row S-8 with real hosts; runs with random failures are in `tests/sim/tests/nodes.rs`.
+/// Row S-8 with real hosts; runs with random failures are in `tests/sim/tests/simulation/scripted.rs`.
 #[test]
 fn peers_join_one_by_one_while_links_fail() {
     let Some(lab) = Lab::start("onebyone", &Topology::hosts(5)) else { return };

@@ -1,4 +1,4 @@
-//! The clocks of a host. Its monotonic clock began some time ago and runs too fast or too slow; its wall clock is wrong.
+//! The clocks of a host. The monotonic clock has an offset and a wrong speed; the wall clock has an error.
 
 use std::time::Duration;
 
@@ -6,63 +6,63 @@ use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
 use weave_types::{Instant, Now};
 
-/// The right speed.
-const RIGHT: u64 = 1_000_000;
-/// What the wall clocks say at the start, were they right: 2026-01-01.
+/// The correct speed.
+const NOMINAL_SPEED: u64 = 1_000_000;
+/// The correct wall-clock time at the start: 2026-01-01.
 const START: Duration = Duration::from_secs(1_767_225_600);
 
-/// How the clocks of one host differ from the time of the simulation.
+/// Difference between the clocks of a host and the time of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Clock {
-    /// The monotonic clock is ahead by this, were it of the right speed.
+    /// Offset of the monotonic clock.
     pub(crate) ahead: Duration,
-    /// The wall clock is ahead by so many seconds.
+    /// Error of the wall clock, seconds.
     pub(crate) wall_error: i64,
-    /// What the monotonic clock counts in a million seconds: 1,000,000 if its speed is right.
+    /// Seconds that the monotonic clock counts in a million seconds.
     pub(crate) speed: u64,
 }
 
 impl Default for Clock {
     fn default() -> Clock {
-        Clock { ahead: Duration::ZERO, wall_error: 0, speed: RIGHT }
+        Clock { ahead: Duration::ZERO, wall_error: 0, speed: NOMINAL_SPEED }
     }
 }
 
 impl Clock {
-    /// What the host's clocks say at a time of the simulation.
+    /// The time on the host at a time of the simulation.
     pub(crate) fn read(&self, at: Instant) -> Now {
         let right = START + at.since_origin();
         let error = Duration::from_secs(self.wall_error.unsigned_abs());
         let wall = if self.wall_error < 0 { right.saturating_sub(error) } else { right + error };
-        let counted = scaled(at.since_origin(), self.speed, RIGHT);
+        let counted = scaled(at.since_origin(), self.speed, NOMINAL_SPEED);
         Now { mono: Instant::from_origin(counted) + self.ahead, wall }
     }
 
-    /// When the host's monotonic clock says so, or a nanosecond later.
+    /// The time of the simulation at which the monotonic clock reaches `mono`, or a nanosecond later.
     pub(crate) fn when(&self, mono: Instant) -> Instant {
         let counted = mono.since_origin().saturating_sub(self.ahead);
-        let exact = if self.speed == RIGHT { Duration::ZERO } else { Duration::from_nanos(1) };
-        Instant::from_origin(scaled(counted, RIGHT, self.speed) + exact)
+        let exact = if self.speed == NOMINAL_SPEED { Duration::ZERO } else { Duration::from_nanos(1) };
+        Instant::from_origin(scaled(counted, NOMINAL_SPEED, self.speed) + exact)
     }
 
-    /// How long something takes, at the shortest, of which the host's own clock says that it takes so long.
+    /// The shortest duration that the clock of the host measures as `time`.
     pub(crate) fn at_least(&self, time: Duration) -> Duration {
-        scaled(time, RIGHT, self.speed)
+        scaled(time, NOMINAL_SPEED, self.speed)
     }
 
-    /// A clock whose speed is wrong by up to so many parts in a million.
+    /// A clock with a random error of its speed of up to `most` parts in a million.
     pub(crate) fn drifting(most: u64, rng: &mut ChaCha12Rng) -> Clock {
-        Clock { speed: rng.random_range(RIGHT - most..=RIGHT + most), ..Clock::default() }
+        Clock { speed: rng.random_range(NOMINAL_SPEED - most..=NOMINAL_SPEED + most), ..Clock::default() }
     }
 }
 
-/// How late a timer fires: mostly a little, now and then very late.
+/// A random delay of a timer: usually short, sometimes seconds.
 pub(crate) fn lateness(rng: &mut ChaCha12Rng) -> Duration {
     let most = if rng.random_bool(0.05) { 3000 } else { 100 };
     Duration::from_millis(rng.random_range(1..most))
 }
 
-/// `time * by / of`, in 64 bits: this is done at every step.
+/// `time * by / of`, in 64 bits for speed.
 fn scaled(time: Duration, by: u64, of: u64) -> Duration {
     if by == of {
         return time;
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timer_is_not_early() {
+    fn timers_are_not_early() {
         for speed in [950_000, 999_999, 1_000_000, 1_000_001, 1_050_000] {
             let clock = Clock { ahead: Duration::from_millis(12_345), wall_error: -5, speed };
             for nanos in [0, 1, 999, 30_000_000_000, 123_456_789_012_345] {

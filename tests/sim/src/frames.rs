@@ -1,4 +1,4 @@
-//! Frames that containers of the simulation send: a private EtherType, then who sent which one.
+//! Frames of simulated containers: a private EtherType, then the sender and a number.
 
 use weave_types::MacAddr;
 
@@ -6,15 +6,13 @@ use crate::net::HostId;
 
 /// IEEE's EtherType for experiments.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
-/// Addresses, type, host, number.
+/// Length of MACs, type, host and number.
 const LENGTH: usize = 14 + 2 + 8;
 
-/// A frame of a container, as its receiver sees it.
+/// The sender and number of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
-    /// The host whose container sent it.
     pub from: HostId,
-    /// Its number, unique in the simulation.
     pub number: u64,
 }
 
@@ -32,7 +30,7 @@ pub(crate) fn build(src: MacAddr, dst: MacAddr, stamp: Stamp, len: usize) -> Vec
     frame
 }
 
-/// `None` for a frame that no container of the simulation sent.
+/// `None` for a frame that no simulated container sent.
 pub fn read(frame: &[u8]) -> Option<Stamp> {
     if frame.len() < LENGTH || frame[12..14] != ETHERTYPE {
         return None;

@@ -1,4 +1,4 @@
-//! One simulated host: a peer that may be up or down, its disk, its data path, and the containers on its bridge.
+//! A simulated host: a peer that may be up or down, its disk, its data path, and the containers on its bridge.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
-use weave_ipam::Allocator;
+use weave_ipam::{Allocator, Output as IpamOutput};
 use weave_mesh::{ConnectionError, ConnectionEvent, Persist};
 use weave_node::{Config, Event, IpamConfig, Node, Output};
 use weave_overlay::ForwarderEvent;
@@ -17,25 +17,22 @@ use weave_switch::Offload;
 use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 
 use crate::clock::{self, Clock};
-use crate::net::HostId;
-use crate::sabotage::Sabotage;
-use crate::world::PORT;
+use crate::driver_fault::DriverFault;
+use crate::net::{HostId, PORT};
 
-/// How a host's peer is configured.
+/// Configuration of a peer and its host.
 #[derive(Clone, Debug)]
 pub struct HostOptions {
-    /// The password, if any.
     pub password: Option<String>,
-    /// Whether it connects to peers that it only heard of.
     pub discovery: bool,
-    /// Most connections; 0 for no limit.
+    /// 0 for no limit.
     pub connection_limit: usize,
-    /// The short id of its first start; `None`: any.
+    /// The short id of its first start; `None` for a random one.
     pub short_id: Option<ShortId>,
-    /// Its timers fire late.
+    /// An allocator without a node runs on the host.
+    pub allocator_only: bool,
     pub late_timers: bool,
-    /// A mistake of its driver.
-    pub sabotage: Option<Sabotage>,
+    pub driver_fault: Option<DriverFault>,
 }
 
 impl Default for HostOptions {
@@ -45,96 +42,91 @@ impl Default for HostOptions {
             discovery: true,
             connection_limit: 200,
             short_id: None,
+            allocator_only: false,
             late_timers: false,
-            sabotage: None,
+            driver_fault: None,
         }
     }
 }
 
-/// How a peer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
+pub enum CrashKind {
     /// SIGKILL: the kernel resets its connections.
     Killed,
-    /// The whole host is gone without a word.
+    /// The host is off: peers are not notified.
     PowerLost,
 }
 
-/// What survives a crash.
+/// What the mesh has persisted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
-    /// Persisted targets.
     pub targets: Vec<String>,
-    /// Persisted short id.
     pub short_id: Option<ShortId>,
-    /// A restarted peer begins at this topology version.
+    /// A restarted peer starts at this topology version.
     pub version_ceiling: u64,
 }
 
-/// What a node with address allocation has put out, for those who keep the books.
-pub(crate) enum Noted {
-    /// To be stored.
-    Persist(weave_ipam::Persist),
-    /// An answer.
-    Done(weave_ipam::RequestId, Result<weave_ipam::Answer, weave_ipam::RequestError>),
-    /// Something for the log.
-    Event(weave_ipam::Event),
-    /// It has ended a connection to a peer because of what that said.
+/// An output of address allocation, for the checks.
+pub(crate) enum Observation {
+    Output(IpamOutput),
+    /// The node has ended a connection because of an error of the other peer.
     Refused(String),
-    /// It has died where it was to die; what it was then.
-    Died(Death, Box<Allocator>),
+    /// The planned crash has happened; the allocator at that time.
+    Crashed(CrashKind, Box<Allocator>),
 }
 
-/// An output on its way out of a host.
-pub(crate) enum Sent {
+/// An output of a host.
+pub(crate) enum HostOutput {
     Node(Output),
-    Datagram { to: SocketAddr, df: bool, bytes: Vec<u8> },
+    Datagram {
+        to: SocketAddr,
+        df: bool,
+        bytes: Vec<u8>,
+    },
+    /// The host has handled it.
+    Internal,
 }
 
-/// A simulated host.
 pub struct Host {
-    /// Its number.
     pub id: HostId,
-    /// The peer, if it is running.
+    /// The running node.
     pub node: Option<Node>,
-    /// What the peer has persisted.
+    /// The running allocator of a host with [`HostOptions::allocator_only`].
+    allocator: Option<Allocator>,
     pub disk: Disk,
-    /// What the peer has been told is persisted. The same, unless the driver is sabotaged.
+    /// What the peer has asked to persist; equal to `disk` without a driver fault.
     pub promised: Disk,
-    /// Frames that reached the local bridge from elsewhere, in order.
+    /// Frames that were injected into the local bridge, in order.
     pub delivered: Vec<Vec<u8>>,
     /// MACs of the containers on the bridge.
     pub containers: BTreeSet<MacAddr>,
-    /// Counts crashes: connections belong to one incarnation.
+    /// Number of crashes: connections and events belong to one incarnation.
     pub incarnation: u32,
-    /// Versions that earlier incarnations have shown to others.
+    /// The highest topology version so far.
     pub highest_version: u64,
     /// Times that the peer was woken by its timer.
     pub wakes: u64,
     pub(crate) wake: u32,
     pub(crate) next_wake: Option<Instant>,
     pub(crate) wake_reason: &'static str,
-    /// How the peer is configured.
     pub options: HostOptions,
-    /// Its peer's name.
     pub(crate) name: PeerName,
-    /// What address allocation starts with next time; name, nickname and uid are filled in.
+    /// Configuration of the allocator at the next start, except for the UID.
     pub(crate) allocation: Option<IpamConfig>,
-    /// Of address allocation, in order, since somebody looked.
-    pub(crate) noted: Vec<Noted>,
-    /// What [`Sabotage::LateRecords`] holds back.
+    /// Outputs of address allocation that were not read yet, in order.
+    pub(crate) observations: Vec<Observation>,
+    /// What [`DriverFault::LateRecords`] holds back.
     late_record: Option<weave_ipam::Persist>,
-    /// The host's clocks.
     pub(crate) clock: Clock,
-    /// It behaves like 2.8.1, which ends itself where it loses part of its own space.
+    /// The peer behaves like 2.8.1, which aborts when it loses part of its own space.
     pub(crate) legacy: bool,
-    /// The tables that [`Sabotage::LateTables`] holds back.
+    /// The tables that [`DriverFault::LateTables`] holds back.
     late_tables: Option<Arc<Tables>>,
-    /// What [`Sabotage::LatePersist`] holds back.
+    /// What [`DriverFault::LatePersist`] holds back.
     late_persist: Option<Persist>,
     forwarder: Option<Forwarder>,
     io: SimIo,
-    death: Option<(u16, Death)>,
+    planned_crash: Option<(u16, CrashKind)>,
     rng: ChaCha12Rng,
 }
 
@@ -143,6 +135,7 @@ impl Host {
         Host {
             id,
             node: None,
+            allocator: None,
             disk: Disk { short_id: options.short_id, ..Disk::default() },
             promised: Disk { short_id: options.short_id, ..Disk::default() },
             delivered: Vec::new(),
@@ -156,7 +149,7 @@ impl Host {
             options,
             name: Host::name(id),
             allocation: None,
-            noted: Vec::new(),
+            observations: Vec::new(),
             late_record: None,
             clock: Clock::default(),
             legacy: false,
@@ -164,20 +157,29 @@ impl Host {
             late_persist: None,
             forwarder: None,
             io: SimIo::default(),
-            death: None,
+            planned_crash: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
         }
     }
 
-    /// The peer name of a host: the order of names is not the order of numbers, so that nothing depends on it by chance.
+    /// The peer name of a host. Names have another order than numbers, so that no test depends on the order by chance.
     pub fn name(id: HostId) -> PeerName {
         let mixed = (u64::from(id.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
         PeerName::from_number((mixed & 0xfcff_ffff_ffff) | 0x0200_0000_0000).unwrap_or(PeerName::UNKNOWN)
     }
 
     pub(crate) fn start(&mut self, now: Now) {
-        assert!(self.node.is_none(), "{:?} is running", self.id);
+        assert!(!self.is_running(), "{:?} is running", self.id);
         let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
+        let node_rng = ChaCha12Rng::seed_from_u64(self.rng.random());
+        if self.options.allocator_only {
+            let ipam = self.allocation.take();
+            self.allocator = ipam.map(|mut ipam| {
+                ipam.config.uid = uid;
+                Allocator::new(ipam.config, node_rng, ipam.loaded, now)
+            });
+            return;
+        }
         let mut mesh = weave_mesh::Config::new(self.name, format!("host{}", self.id.0), uid);
         mesh.port = PORT;
         mesh.version = self.disk.version_ceiling;
@@ -192,13 +194,13 @@ impl Host {
             ipam.config.nickname.clone_from(&config.mesh.nickname);
             ipam
         });
-        let mut node = Node::new(config, ChaCha12Rng::seed_from_u64(self.rng.random()), now);
+        let mut node = Node::new(config, node_rng, now);
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
         let promised = &self.promised;
         assert!(
             own.version >= promised.version_ceiling,
-            "{:?} begins at version {}, it may have shown all below {}",
+            "{:?} starts at version {}, but may have sent all below {}",
             self.id,
             own.version,
             promised.version_ceiling
@@ -209,13 +211,53 @@ impl Host {
         self.node = Some(node);
     }
 
-    /// What the data path of a running peer knows.
+    /// Whether its peer is up.
+    pub fn is_running(&self) -> bool {
+        self.node.is_some() || self.allocator.is_some()
+    }
+
+    /// The running allocator, in a node or alone.
+    pub(crate) fn allocator(&self) -> Option<&Allocator> {
+        self.node.as_ref().map_or(self.allocator.as_ref(), Node::allocator)
+    }
+
+    /// An input of the running allocator.
+    pub(crate) fn with_allocator<R>(
+        &mut self,
+        now: Now,
+        input: impl FnOnce(&mut Allocator, Now) -> R,
+    ) -> Option<R> {
+        match &mut self.node {
+            Some(node) => node.with_allocator(now, |allocator| input(allocator, now)),
+            None => self.allocator.as_mut().map(|allocator| input(allocator, now)),
+        }
+    }
+
+    /// Runs the timers that are due; false if the peer is down.
+    pub(crate) fn handle_timeout(&mut self, now: Now) -> bool {
+        match (&mut self.node, &mut self.allocator) {
+            (Some(node), _) => node.handle_timeout(now),
+            (None, Some(allocator)) => allocator.handle_timeout(now),
+            (None, None) => return false,
+        }
+        true
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        match &self.node {
+            Some(node) => node.poll_timeout(),
+            None => self.allocator.as_ref()?.poll_timeout(),
+        }
+    }
+
+    /// The published tables of a running node.
     pub fn tables(&self) -> Option<&Arc<Tables>> {
         self.forwarder.as_ref().map(Forwarder::tables)
     }
 
     pub(crate) fn crash(&mut self) {
         self.node = None;
+        self.allocator = None;
         self.incarnation += 1;
         self.next_wake = None;
         self.wake += 1;
@@ -224,38 +266,37 @@ impl Host {
         self.late_tables = None;
         self.late_persist = None;
         self.late_record = None;
-        self.death = None;
+        self.planned_crash = None;
     }
 
-    /// A new disk. The peer is down.
+    /// Replaces the disk by an empty one.
     pub(crate) fn lose_disk(&mut self) {
         self.disk = Disk { short_id: self.options.short_id, ..Disk::default() };
         self.promised = self.disk.clone();
         self.highest_version = 0;
     }
 
-    /// The peer is to die at its so many-th output from now, before it is carried out.
-    pub(crate) fn die_after(&mut self, outputs: u16, how: Death) {
-        if self.node.is_some() {
-            self.death = Some((outputs, how));
+    /// Plans a crash at an output, before it is handled.
+    pub(crate) fn crash_after(&mut self, outputs: u16, how: CrashKind) {
+        if self.is_running() {
+            self.planned_crash = Some((outputs, how));
         }
     }
 
-    pub(crate) fn survive(&mut self) {
-        self.death = None;
+    pub(crate) fn cancel_crash(&mut self) {
+        self.planned_crash = None;
     }
 
-    /// With a chance of one in `n`: whether the driver makes this mistake now.
-    pub(crate) fn fumbles(&mut self, sabotage: Sabotage, n: u32) -> bool {
-        self.options.sabotage == Some(sabotage) && self.rng.random_ratio(1, n)
+    /// Whether this fault occurs now, with a chance of one in `n`.
+    pub(crate) fn fault_occurs(&mut self, driver_fault: DriverFault, n: u32) -> bool {
+        self.options.driver_fault == Some(driver_fault) && self.rng.random_ratio(1, n)
     }
 
-    /// How late its next timer is.
     pub(crate) fn lateness(&mut self) -> Duration {
         if self.options.late_timers { clock::lateness(&mut self.rng) } else { Duration::ZERO }
     }
 
-    /// What happened to frames here, since the peer's start.
+    /// Counters of frames since the start of the peer.
     pub fn stats(&self) -> Vec<(String, u64)> {
         let Some(forwarder) = &self.forwarder else { return Vec::new() };
         let stats = forwarder.stats();
@@ -264,21 +305,21 @@ impl Host {
         stats.named().map(|(name, n)| (name.to_owned(), n)).chain(drops).filter(|(_, n)| *n > 0).collect()
     }
 
-    /// What the peer last asked to be woken for.
+    /// The reason of the next wake-up.
     pub fn wake_reason(&self) -> &'static str {
         self.wake_reason
     }
 
-    /// Whether the death that was asked for has come.
-    pub(crate) fn death_due(&self) -> Option<Death> {
-        self.death.filter(|(left, _)| *left == 0).map(|(_, how)| how)
+    /// Whether the planned crash is due.
+    pub(crate) fn crash_due(&self) -> Option<CrashKind> {
+        self.planned_crash.filter(|(left, _)| *left == 0).map(|(_, how)| how)
     }
 
     fn persist(&mut self, persist: &Persist) {
         self.promised.store(persist);
-        match self.options.sabotage {
-            Some(Sabotage::LosePersist) => {}
-            Some(Sabotage::LatePersist) => {
+        match self.options.driver_fault {
+            Some(DriverFault::LosePersist) => {}
+            Some(DriverFault::LatePersist) => {
                 if let Some(late) = self.late_persist.replace(persist.clone()) {
                     self.disk.store(&late);
                 }
@@ -288,19 +329,19 @@ impl Host {
     }
 
     fn persist_record(&mut self, persist: weave_ipam::Persist) {
-        let written = match self.options.sabotage {
-            Some(Sabotage::LoseRecords) => None,
-            Some(Sabotage::LateRecords) => self.late_record.replace(persist),
+        let written = match self.options.driver_fault {
+            Some(DriverFault::LoseRecords) => None,
+            Some(DriverFault::LateRecords) => self.late_record.replace(persist),
             _ => Some(persist),
         };
-        self.noted.extend(written.map(Noted::Persist));
+        self.observations.extend(written.map(|persist| Observation::Output(IpamOutput::Persist(persist))));
     }
 
     fn publish(&mut self, tables: Arc<Tables>) {
         let Some(forwarder) = &mut self.forwarder else { return };
-        match self.options.sabotage {
-            Some(Sabotage::LoseTables) if self.rng.random_ratio(1, 4) => {}
-            Some(Sabotage::LateTables) => {
+        match self.options.driver_fault {
+            Some(DriverFault::LoseTables) if self.rng.random_ratio(1, 4) => {}
+            Some(DriverFault::LateTables) => {
                 if let Some(late) = self.late_tables.replace(tables) {
                     forwarder.set_tables(late, &mut self.io);
                 }
@@ -314,7 +355,7 @@ impl Host {
             forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
             forwarder.flush(&mut self.io);
         }
-        if self.fumbles(Sabotage::Echo, 10) {
+        if self.fault_occurs(DriverFault::Echo, 10) {
             self.delivered.push(frame.to_vec());
         }
     }
@@ -326,41 +367,41 @@ impl Host {
         }
     }
 
-    /// The next thing that leaves the host. Facts are given to the node, tables to the forwarder, on the way.
-    pub(crate) fn next_output(&mut self, now: Now) -> Option<Sent> {
+    /// The next output that leaves the host. Events reach the node, and tables the forwarder, on the way.
+    pub(crate) fn next_output(&mut self, now: Now) -> Option<HostOutput> {
         let sent = self.take_output(now);
-        // Where addresses are watched, so few of the outputs have to do with them that datagrams are not counted.
+        // With address allocation datagrams are not counted: most crashes would not be between outputs of the allocator.
         let counts = match &sent {
-            Some(Sent::Datagram { .. }) => self.node.as_ref().is_some_and(|n| n.allocator().is_none()),
+            Some(HostOutput::Datagram { .. }) => self.allocator().is_none(),
             other => other.is_some(),
         };
-        if let (true, Some((left, _))) = (counts, &mut self.death) {
+        if let (true, Some((left, _))) = (counts, &mut self.planned_crash) {
             *left = left.saturating_sub(1);
         }
         sent
     }
 
-    fn take_output(&mut self, now: Now) -> Option<Sent> {
+    fn take_output(&mut self, now: Now) -> Option<HostOutput> {
         loop {
-            let node = self.node.as_mut()?;
+            let Some(node) = self.node.as_mut() else { return self.take_allocator_output() };
             if let Some((to, bytes)) = self.io.sent.pop_front() {
-                if refused(to.df, &bytes) {
+                if exceeds_local_mtu(to.df, &bytes) {
                     self.io.events.push_back(ForwarderEvent::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
                     continue;
                 }
-                return Some(Sent::Datagram { to: to.to, df: to.df, bytes });
+                return Some(HostOutput::Datagram { to: to.to, df: to.df, bytes });
             }
             if let Some(frame) = self.io.injected.pop_front() {
-                if self.fumbles(Sabotage::InjectTwice, 10) {
+                if self.fault_occurs(DriverFault::InjectTwice, 10) {
                     self.delivered.push(frame.clone());
                 }
                 self.delivered.push(frame);
                 continue;
             }
             if let Some(event) = self.io.events.pop_front() {
-                match (event, self.options.sabotage) {
-                    (ForwarderEvent::Control { .. }, Some(Sabotage::LoseSpecials)) => {}
-                    (ForwarderEvent::Switch(_), Some(Sabotage::LoseMacs)) => {}
+                match (event, self.options.driver_fault) {
+                    (ForwarderEvent::Control { .. }, Some(DriverFault::LoseControlFrames)) => {}
+                    (ForwarderEvent::Switch(_), Some(DriverFault::LoseMacs)) => {}
                     _ => node.handle_forwarder_event(event, now),
                 }
                 continue;
@@ -376,33 +417,21 @@ impl Host {
                     self.publish(tables);
                 }
                 Output::Persist(persist) => {
-                    let dying = matches!(self.death, Some((0..=1, _)));
+                    let dying = matches!(self.planned_crash, Some((0..=1, _)));
                     if !dying || self.rng.random_bool(0.5) {
                         self.persist(&persist);
                     }
-                    return Some(Sent::Node(Output::Persist(persist)));
+                    return Some(HostOutput::Internal);
                 }
                 Output::PersistIpam(persist) => {
-                    let dying = matches!(self.death, Some((0..=1, _)));
-                    if !dying || self.rng.random_bool(0.5) {
-                        self.persist_record(persist.clone());
-                    }
-                    return Some(Sent::Node(Output::PersistIpam(persist)));
+                    self.observe(IpamOutput::Persist(persist));
+                    return Some(HostOutput::Internal);
                 }
                 Output::Done { request, result } => {
-                    let dying = matches!(self.death, Some((0..=1, _)));
-                    if !dying {
-                        self.noted.push(Noted::Done(request, result.clone()));
-                    }
-                    return Some(Sent::Node(Output::Done { request, result }));
+                    self.observe(IpamOutput::Done(request, result));
+                    return Some(HostOutput::Internal);
                 }
-                Output::Event(Event::Ipam(event)) => {
-                    // What it had stored is consistent.
-                    if self.legacy && matches!(event, weave_ipam::Event::Yielded { .. }) {
-                        self.death = Some((0, Death::Killed));
-                    }
-                    self.noted.push(Noted::Event(event));
-                }
+                Output::Event(Event::Ipam(event)) => self.observe(IpamOutput::Event(event)),
                 Output::Event(Event::Mesh(weave_mesh::Event::Connection(
                     _,
                     peer,
@@ -410,15 +439,50 @@ impl Host {
                         why @ (ConnectionError::Receiver(_) | ConnectionError::ProtocolViolation(_)),
                     ),
                 ))) if node.allocator().is_some() => {
-                    self.noted.push(Noted::Refused(format!("{}: {why}", peer.name)));
+                    self.observations.push(Observation::Refused(format!("{}: {why}", peer.name)));
                 }
-                Output::Datagram { conn, df, bytes, .. } if refused(df, &bytes) => {
+                Output::Datagram { conn, df, bytes, .. } if exceeds_local_mtu(df, &bytes) => {
                     node.handle_forwarder_event(ForwarderEvent::PathMtu { conn, mtu: LOCAL_MTU }, now);
                 }
-                Output::Datagram { to, df, bytes, .. } => return Some(Sent::Datagram { to, df, bytes }),
+                Output::Datagram { to, df, bytes, .. } => {
+                    return Some(HostOutput::Datagram { to, df, bytes });
+                }
                 Output::Event(_) => {}
-                other => return Some(Sent::Node(other)),
+                other => return Some(HostOutput::Node(other)),
             }
+        }
+    }
+}
+
+impl Host {
+    fn take_allocator_output(&mut self) -> Option<HostOutput> {
+        loop {
+            let output = self.allocator.as_mut()?.poll_output()?;
+            let is_event = matches!(output, IpamOutput::Event(_));
+            self.observe(output);
+            if !is_event {
+                return Some(HostOutput::Internal);
+            }
+        }
+    }
+
+    /// Keeps an output of address allocation for the checks. Of the last output before a crash only a record may be left.
+    fn observe(&mut self, output: IpamOutput) {
+        let dying = matches!(self.planned_crash, Some((0..=1, _)));
+        match output {
+            IpamOutput::Event(event) => {
+                // 2.8.1 aborts when it loses part of its own space; what it had stored is consistent.
+                if self.legacy && matches!(event, weave_ipam::Event::Yielded { .. }) {
+                    self.planned_crash = Some((0, CrashKind::Killed));
+                }
+                self.observations.push(Observation::Output(IpamOutput::Event(event)));
+            }
+            IpamOutput::Persist(persist) if !dying || self.rng.random_bool(0.5) => {
+                self.persist_record(persist)
+            }
+            IpamOutput::Persist(_) => {}
+            other if !dying => self.observations.push(Observation::Output(other)),
+            _ => {}
         }
     }
 }
@@ -440,15 +504,15 @@ pub(crate) fn own_record(node: &Node, now: Now) -> weave_mesh::PeerStatus {
     peers.into_iter().find(|p| p.label.name == own).expect("a peer knows itself")
 }
 
-/// MTU of each host's own interface: the kernel refuses what is longer. A smaller MTU on the way is a black hole.
+/// MTU of the interface of each host: the kernel rejects longer packets. A smaller MTU of the network is a black hole.
 const LOCAL_MTU: u16 = 1500;
 
-fn refused(df: bool, payload: &[u8]) -> bool {
+fn exceeds_local_mtu(df: bool, payload: &[u8]) -> bool {
     const IP_UDP_HEADERS: usize = 28;
     df && payload.len() + IP_UDP_HEADERS > usize::from(LOCAL_MTU)
 }
 
-/// The forwarder's world: lists.
+/// The I/O of a forwarder, as lists.
 #[derive(Default)]
 struct SimIo {
     open: BTreeMap<u32, (Destination, Vec<u8>)>,

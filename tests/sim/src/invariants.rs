@@ -9,7 +9,7 @@ use weave_types::PeerName;
 use crate::frames;
 use crate::host::{Host, own_record};
 use crate::net::{Faults, HostId};
-use crate::scenario::Plan;
+use crate::suites::Plan;
 use crate::world::World;
 
 /// Longest time to a converged mesh after everything was healed. The slowest way: a target that is in a long back-off was
@@ -17,13 +17,13 @@ use crate::world::World;
 const CONVERGENCE: Duration = Duration::from_secs(300);
 
 /// The longest time-out of a connection, and a little.
-const TIME_OUTS: Duration = Duration::from_secs(65);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// Holds after every transition.
 ///
 /// # Panics
 /// If it does not.
-pub fn always(world: &mut World) {
+pub fn check_always(world: &mut World) {
     let now = world.now();
     let ids: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
     let mut views: BTreeMap<HostId, Vec<PeerStatus>> = BTreeMap::new();
@@ -111,30 +111,30 @@ fn check_version(host: &mut Host) {
     host.highest_version = version;
 }
 
-/// Heals everything, waits for the mesh to settle, and checks that it is as it should be.
+/// Heals everything, waits for the mesh to wait_for_convergence, and checks that it is as it should be.
 ///
 /// # Panics
 /// If it is not.
-pub fn eventually(world: &mut World, plan: &Plan) {
+pub fn check_eventually(world: &mut World, plan: &Plan) {
     heal(world, plan);
-    settle(world, plan.is_complete());
-    always(world);
+    wait_for_convergence(world, plan.is_complete());
+    check_always(world);
     check_tables(world);
-    frames_arrive_once(world);
+    check_deliveries(world);
     check_macs(world);
-    quiet(world, plan);
-    long_frames_arrive(world);
+    check_quiet(world, plan);
+    check_long_frames(world);
     if plan.is_complete() && !plan.firewalls {
-        those_who_dial_are_connected(world);
+        check_simultaneous_dials(world);
     }
-    the_dead_are_forgotten(world, plan);
+    check_lost_peer_is_forgotten(world, plan);
 }
 
 /// Waits until all peers agree and stay so.
 ///
 /// # Panics
 /// If they do not in time.
-pub fn settle(world: &mut World, complete: bool) {
+pub fn wait_for_convergence(world: &mut World, complete: bool) {
     // A dial that a firewall swallows takes its time, and so does the pause before the next one.
     let limit = if world.net.is_blocking() { CONVERGENCE * 3 } else { CONVERGENCE };
     let start = world.now().mono;
@@ -146,7 +146,7 @@ pub fn settle(world: &mut World, complete: bool) {
             disagreement(world, complete).unwrap_or_default()
         );
         // A connection that was cut just before may still run into its time-out, and is made again.
-        world.run_for(TIME_OUTS);
+        world.run_for(CONNECTION_TIMEOUT);
         if disagreement(world, complete).is_none() {
             break;
         }
@@ -160,7 +160,7 @@ fn heal(world: &mut World, plan: &Plan) {
     world.net.faults = Faults { rechunk: plan.faults.rechunk, ..Faults::default() };
     for n in 0..plan.hosts {
         let id = HostId(n);
-        world.host_mut(id).survive();
+        world.host_mut(id).cancel_crash();
         if world.host(id).node.is_none() {
             world.start(id, &[]);
         }
@@ -283,7 +283,7 @@ pub fn check_tables(world: &World) {
 
 /// Of two connections that are made at the same time both ends keep the same one, and do not need another attempt. Nor does
 /// a peer that comes back while others believe that they are still connected to it.
-fn those_who_dial_are_connected(world: &mut World) {
+fn check_simultaneous_dials(world: &mut World) {
     /// No target is tried again earlier.
     const FIRST_PAUSE: Duration = Duration::from_secs(1);
     let pair = [HostId(0), HostId(1)];
@@ -310,12 +310,12 @@ fn those_who_dial_are_connected(world: &mut World) {
     world.run_for(Duration::from_secs(2));
     world.start(pair[0], &[pair[1]]);
     assert!(world.run_until(FIRST_PAUSE, connected), "a peer that comes back is not connected");
-    world.run_for(TIME_OUTS);
+    world.run_for(CONNECTION_TIMEOUT);
     assert!(connected(world), "a peer that has come back is not connected any more");
 }
 
 /// A peer that does not come back is forgotten, with its MACs. It is the last one: the others are connected without it.
-fn the_dead_are_forgotten(world: &mut World, plan: &Plan) {
+fn check_lost_peer_is_forgotten(world: &mut World, plan: &Plan) {
     let dead = HostId(plan.hosts - 1);
     let name = Host::name(dead);
     world.lose_power(dead);
@@ -328,7 +328,7 @@ fn the_dead_are_forgotten(world: &mut World, plan: &Plan) {
         };
         world.hosts().find(|(_, host)| knows(host)).map(|(id, _)| *id)
     };
-    let forgotten = world.run_until(TIME_OUTS * 2, |world| remembers(world).is_none());
+    let forgotten = world.run_until(CONNECTION_TIMEOUT * 2, |world| remembers(world).is_none());
     assert!(forgotten, "{:?} does not forget {dead:?}, which is dead", remembers(world));
     world.run_for(Duration::from_secs(2));
     for (id, host) in world.hosts() {
@@ -365,7 +365,7 @@ fn check_macs(world: &World) {
 }
 
 /// Once the path MTU is found out again, long frames arrive as well.
-fn long_frames_arrive(world: &mut World) {
+fn check_long_frames(world: &mut World) {
     /// IP packet and frame.
     const PACKET: usize = 1300;
     const CLIMB: Duration = Duration::from_secs(1200);
@@ -388,8 +388,8 @@ fn long_frames_arrive(world: &mut World) {
 }
 
 /// On a settled mesh each frame reaches each of its destinations exactly once.
-fn frames_arrive_once(world: &mut World) {
-    // Sealed datagrams that come twice are taken once; plain ones are not told apart.
+fn check_deliveries(world: &mut World) {
+    // Sealed datagrams that come twice are taken once; plain ones are not targets apart.
     if world.hosts().all(|(_, host)| host.options.password.is_some()) {
         world.net.faults.duplication = 0.25;
     }
@@ -441,7 +441,7 @@ fn deliveries(world: &mut World, number: u64) -> BTreeMap<HostId, usize> {
 }
 
 /// A settled mesh is quiet: no peer wakes or talks more than its timers say, and nobody learns anything.
-fn quiet(world: &mut World, plan: &Plan) {
+fn check_quiet(world: &mut World, plan: &Plan) {
     const WINDOW: Duration = Duration::from_secs(60);
     world.run_for(Duration::from_secs(40));
     let digests = |world: &World| -> Vec<u64> {

@@ -1,4 +1,4 @@
-//! The simulated network: who can reach whom, and what happens to bytes on the way. Everything is drawn from one seed.
+//! The simulated network: which hosts reach each other, and delay, loss and duplication of packets, from one seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,7 +8,10 @@ use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
 use weave_types::Instant;
 
-/// A simulated host's number.
+/// The port on which every simulated peer listens.
+pub(crate) const PORT: u16 = 6783;
+
+/// The number of a simulated host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(pub u16);
 
@@ -30,7 +33,7 @@ impl HostId {
     }
 }
 
-/// How bad the network is.
+/// The present quality of the network.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// Chance that a datagram is lost, 0 to 1.
@@ -39,8 +42,10 @@ pub struct Faults {
     pub duplication: f64,
     /// Shortest one-way delay.
     pub latency: Duration,
-    /// Up to so much is added to it, independently for each datagram (so datagrams overtake each other).
+    /// Upper bound of the random addition to it, drawn for each datagram, so that datagrams overtake each other.
     pub jitter: Duration,
+    /// Chance that a datagram takes up to 15 s longer.
+    pub stall: f64,
     /// Largest IP packet that passes with DF set, bytes; larger ones vanish (a black hole).
     pub mtu: usize,
     /// Whether TCP streams are cut up and put together again at random places.
@@ -54,22 +59,22 @@ impl Default for Faults {
             duplication: 0.0,
             latency: Duration::from_micros(300),
             jitter: Duration::from_micros(200),
+            stall: 0.0,
             mtu: 1500,
             rechunk: false,
         }
     }
 }
 
-/// The state of the underlay.
+/// The underlay.
 pub struct Net {
-    /// Present faults.
     pub faults: Faults,
     cut: BTreeSet<(HostId, HostId)>,
-    /// Pairs of which the first cannot begin anything with the second.
+    /// Pairs of which the first cannot open a connection or flow to the second.
     blocked: BTreeSet<(HostId, HostId)>,
-    /// Nothing gets from the first to the second.
-    mute: BTreeSet<(HostId, HostId)>,
-    /// When a datagram last passed from the first to the second: answers pass for a while, whatever is blocked.
+    /// Pairs of which no packet of the first reaches the second.
+    one_way_cuts: BTreeSet<(HostId, HostId)>,
+    /// When a datagram last passed from the first to the second: a firewall lets answers pass for a while.
     passed: BTreeMap<(HostId, HostId), Instant>,
     /// Hosts without power.
     off: BTreeSet<HostId>,
@@ -77,13 +82,12 @@ pub struct Net {
 }
 
 impl Net {
-    /// A network without cuts.
     pub fn new(faults: Faults, rng: ChaCha12Rng) -> Net {
         Net {
             faults,
             cut: BTreeSet::new(),
             blocked: BTreeSet::new(),
-            mute: BTreeSet::new(),
+            one_way_cuts: BTreeSet::new(),
             passed: BTreeMap::new(),
             off: BTreeSet::new(),
             rng,
@@ -97,30 +101,30 @@ impl Net {
             self.cut.insert(key);
         } else {
             self.cut.remove(&key);
-            self.mute.remove(&(a, b));
-            self.mute.remove(&(b, a));
+            self.one_way_cuts.remove(&(a, b));
+            self.one_way_cuts.remove(&(b, a));
         }
     }
 
-    /// From now on nothing gets from `a` to `b`, until that link is healed. Streams stall in both directions, for want of
-    /// acknowledgements.
-    pub fn mute(&mut self, a: HostId, b: HostId) {
-        self.mute.insert((a, b));
+    /// Drops all packets from `a` to `b` until that link is healed. Streams stall in both directions, since acknowledgements are
+    /// lost.
+    pub fn cut_one_way(&mut self, a: HostId, b: HostId) {
+        self.one_way_cuts.insert((a, b));
     }
 
     /// Whether a TCP stream between the two makes progress.
     pub(crate) fn streams(&self, a: HostId, b: HostId) -> bool {
-        self.connected(a, b) && !self.mute.contains(&(a, b)) && !self.mute.contains(&(b, a))
+        self.connected(a, b) && !self.one_way_cuts.contains(&(a, b)) && !self.one_way_cuts.contains(&(b, a))
     }
 
-    /// Heals every link. What is blocked stays so.
+    /// Heals every link. Firewalls stay.
     pub fn heal_all(&mut self) {
         self.cut.clear();
-        self.mute.clear();
+        self.one_way_cuts.clear();
     }
 
-    /// Keeps `a` from beginning anything with `b`, as a firewall or NAT in front of `b` does: connections, and datagrams that
-    /// are no answers. The other direction is open.
+    /// Puts a firewall or NAT in front of `b`, which rejects connections of `a` and datagrams of `a` that are no answers. The other
+    /// direction is open.
     pub fn block(&mut self, a: HostId, b: HostId) {
         if a != b {
             self.blocked.insert((a, b));
@@ -134,7 +138,7 @@ impl Net {
         self.blocked.remove(&(b, a));
     }
 
-    /// Whether anything is blocked.
+    /// Whether there is a firewall.
     pub fn is_blocking(&self) -> bool {
         !self.blocked.is_empty()
     }
@@ -157,7 +161,7 @@ impl Net {
         self.streams(a, b) && !self.blocked.contains(&(a, b))
     }
 
-    /// Where to cut `len` bytes that have arrived, if at all: the first part is handed over at once.
+    /// How many of `len` bytes that have arrived are delivered at once.
     pub(crate) fn cut_stream(&mut self, len: usize) -> usize {
         match self.rng.random_range(0..6) {
             0 => len.min(1),
@@ -173,7 +177,7 @@ impl Net {
         self.faults.latency + Duration::from_nanos(extra)
     }
 
-    /// When the copies of one datagram arrive, counted from now: none, one or two.
+    /// The delays of the copies of one datagram: none, one or two.
     pub fn datagram(
         &mut self,
         a: HostId,
@@ -186,11 +190,7 @@ impl Net {
         const STATE: Duration = Duration::from_secs(60);
         const IP_UDP_HEADERS: usize = 28;
         let too_big = df && payload + IP_UDP_HEADERS > self.faults.mtu;
-        if too_big
-            || !self.connected(a, b)
-            || self.mute.contains(&(a, b))
-            || self.rng.random_bool(self.faults.loss)
-        {
+        if too_big || !self.connected(a, b) {
             return Vec::new();
         }
         if !self.blocked.is_empty() {
@@ -200,7 +200,22 @@ impl Net {
             }
             self.passed.insert((a, b), now);
         }
+        self.message(a, b)
+    }
+
+    /// The delays of the copies of a message that other hosts may relay: of cuts, only one-way cuts matter.
+    pub(crate) fn message(&mut self, a: HostId, b: HostId) -> Vec<Duration> {
+        const LONGEST_STALL: u64 = 15_000;
+        if self.one_way_cuts.contains(&(a, b)) || self.rng.random_bool(self.faults.loss) {
+            return Vec::new();
+        }
         let copies = if self.rng.random_bool(self.faults.duplication) { 2 } else { 1 };
-        (0..copies).map(|_| self.delay()).collect()
+        let mut arrivals = Vec::with_capacity(copies);
+        for _ in 0..copies {
+            let stalled = self.faults.stall > 0.0 && self.rng.random_bool(self.faults.stall);
+            let stall = if stalled { self.rng.random_range(0..LONGEST_STALL) } else { 0 };
+            arrivals.push(self.delay() + Duration::from_millis(stall));
+        }
+        arrivals
     }
 }

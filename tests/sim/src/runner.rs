@@ -1,68 +1,83 @@
-//! What all seeded suites share: runs that may fail, how long to go on, and the shortest list that still fails.
+//! Common parts of all seeded suites: runs that may fail, the budget of seeds, and the shortest failing list of transitions.
 
+use std::cell::Cell;
 use std::fmt::{Debug, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
-/// What a run gives, or what it failed with.
-pub(crate) fn guarded<R>(run: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+thread_local! {
+    static EXPECTS_PANIC: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The result of a run, or the text of its panic, which is printed at once only with `SIM_TRACE`.
+pub(crate) fn catch_failure<R>(run: impl FnOnce() -> R) -> Result<R, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !EXPECTS_PANIC.get() || std::env::var_os("SIM_TRACE").is_some() {
+                print(panic);
+            }
+        }));
+    });
+    EXPECTS_PANIC.set(true);
+    let result = catch_unwind(AssertUnwindSafe(run));
+    EXPECTS_PANIC.set(false);
+    result.map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
     })
 }
 
-/// Which seeds to run: one (`SIM_SEED`), so many (`SIM_RUNS`), or for so long (`SIM_SECONDS`, 10 unless given).
-pub(crate) struct Budget {
+/// The seeds to run: one (`SIM_SEED`), a number of seeds (`SIM_RUNS`), or seeds for a time (`SIM_SECONDS`, 10 unless given).
+pub(crate) struct SeedBudget {
     next: u64,
     last: Option<u64>,
     seconds: u64,
     started: Instant,
-    begun: bool,
+    started_one: bool,
 }
 
-impl Budget {
-    /// As the environment says.
-    pub(crate) fn from_environment() -> Budget {
+impl SeedBudget {
+    pub(crate) fn from_environment() -> SeedBudget {
         let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
         let (seed, runs) = (number("SIM_SEED"), number("SIM_RUNS"));
         let first = seed.or_else(|| number("SIM_FIRST")).unwrap_or(1);
         let last = seed.or_else(|| runs.map(|runs| first.saturating_add(runs).saturating_sub(1)));
         let seconds = number("SIM_SECONDS").unwrap_or(10);
-        Budget { next: first, last, seconds, started: Instant::now(), begun: false }
+        SeedBudget { next: first, last, seconds, started: Instant::now(), started_one: false }
     }
 
-    /// Seconds since the first.
+    /// Seconds since the first run.
     pub(crate) fn seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
 }
 
-impl Iterator for Budget {
+impl Iterator for SeedBudget {
     type Item = u64;
 
     fn next(&mut self) -> Option<u64> {
         let over = match self.last {
             Some(last) => self.next > last,
-            None => self.begun && self.started.elapsed() >= Duration::from_secs(self.seconds),
+            None => self.started_one && self.started.elapsed() >= Duration::from_secs(self.seconds),
         };
         let seed = self.next;
         self.next += 1;
-        self.begun = true;
+        self.started_one = true;
         (!over).then_some(seed)
     }
 }
 
-/// Leaves out transitions, ever smaller groups, as long as the rest still fails; the text that a failure shows.
-pub(crate) fn describe<T: Clone + Debug>(
+/// Shortens a failing list by leaving out smaller and smaller groups while the rest still fails; returns the text of the failure.
+pub(crate) fn shorten_failure<T: Clone + Debug>(
     name: &str,
     seed: u64,
     mut transitions: Vec<T>,
     mut reason: String,
     attempt: impl Fn(&[T]) -> Result<(), String>,
 ) -> String {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
     let mut group = transitions.len().div_ceil(2);
     while group > 0 && std::env::var_os("SIM_NO_SHORTEN").is_none() {
         let mut start = 0;
@@ -76,7 +91,6 @@ pub(crate) fn describe<T: Clone + Debug>(
         }
         group /= 2;
     }
-    std::panic::set_hook(hook);
     let mut text =
         format!("{name}: seed {seed} fails (SIM_SEED={seed} replays it): {reason}\nshortest transitions:\n");
     for transition in &transitions {

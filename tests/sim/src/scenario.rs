@@ -6,13 +6,11 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
-use weave_types::ShortId;
-
-use crate::host::{Death, HostOptions};
+use crate::host::{CrashKind, HostOptions};
 use crate::invariants;
-use crate::net::{Faults, HostId};
-use crate::runner::{Budget, describe, guarded};
-use crate::sabotage::Sabotage;
+use crate::net::HostId;
+use crate::runner::{SeedBudget, catch_failure, shorten_failure};
+use crate::suites::{Graph, Plan};
 use crate::world::World;
 
 /// Everything that can happen to the mesh.
@@ -56,68 +54,6 @@ pub enum Transition {
     WallClock(i32),
     /// A firewall keeps the first from beginning anything with the second.
     Block(HostId, HostId),
-}
-
-/// Who is told of whom at the start. Always connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Graph {
-    /// Each of the one before it.
-    Line,
-    /// Each of the one before it, and some of one more: trees differ from source to source.
-    Chords,
-}
-
-/// What a suite varies.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Number of hosts.
-    pub hosts: u16,
-    /// Number of transitions.
-    pub length: usize,
-    /// Shared password of all peers.
-    pub password: Option<&'static str>,
-    /// Whether peers connect to peers that they only heard of.
-    pub discovery: bool,
-    /// Faults of the network from the start.
-    pub faults: Faults,
-    /// Targets at the start.
-    pub graph: Graph,
-    /// All peers start with this short id.
-    pub short_id: Option<ShortId>,
-    /// Most connections of a peer, 0 for any number.
-    pub connection_limit: usize,
-    /// Whether there are firewalls.
-    pub firewalls: bool,
-    /// A mistake planted in every driver.
-    pub sabotage: Option<Sabotage>,
-}
-
-impl Plan {
-    /// A plain mesh of so many peers on a good network.
-    pub fn new(hosts: u16, length: usize) -> Plan {
-        Plan {
-            hosts,
-            length,
-            password: None,
-            discovery: true,
-            faults: Faults { rechunk: true, ..Faults::default() },
-            graph: Graph::Line,
-            short_id: None,
-            connection_limit: 200,
-            firewalls: false,
-            sabotage: None,
-        }
-    }
-
-    /// Whether every peer ends up connected to every other.
-    pub fn is_complete(&self) -> bool {
-        self.discovery && !self.is_limited()
-    }
-
-    /// Whether some peers may not have as many connections as they want.
-    pub fn is_limited(&self) -> bool {
-        self.connection_limit > 0 && self.connection_limit + 1 < usize::from(self.hosts)
-    }
 }
 
 /// The transitions that a seed stands for.
@@ -164,12 +100,12 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
         discovery: plan.discovery,
         connection_limit: plan.connection_limit,
         short_id: plan.short_id,
-        late_timers: false,
-        sabotage: plan.sabotage,
+        driver_fault: plan.driver_fault,
+        ..HostOptions::default()
     };
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     for n in 0..plan.hosts {
-        // Each host is told of the one before it: a chain that is connected, but no more.
+        // Each host is targets of the one before it: a chain that is connected, but no more.
         let mut targets: Vec<HostId> = n.checked_sub(1).map(HostId).into_iter().collect();
         if plan.graph == Graph::Chords && n > 1 && rng.random_bool(0.6) {
             targets.push(HostId(rng.random_range(0..n - 1)));
@@ -178,9 +114,9 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
     }
     for transition in transitions {
         apply(&mut world, *transition);
-        invariants::always(&mut world);
+        invariants::check_always(&mut world);
     }
-    invariants::eventually(&mut world, plan);
+    invariants::check_eventually(&mut world, plan);
     world
 }
 
@@ -190,13 +126,15 @@ fn apply(world: &mut World, transition: Transition) {
         Transition::Cut(a, b) => world.net.set_cut(a, b, true),
         Transition::Heal(a, b) => world.net.set_cut(a, b, false),
         Transition::Crash(a) => world.crash(a),
-        Transition::CrashAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::Killed),
+        Transition::CrashAfter(a, outputs) => world.host_mut(a).crash_after(outputs, CrashKind::Killed),
         Transition::LoseDisk(a) => {
             world.crash(a);
             world.host_mut(a).lose_disk();
         }
         Transition::PowerLoss(a) => world.lose_power(a),
-        Transition::PowerLossAfter(a, outputs) => world.host_mut(a).die_after(outputs, Death::PowerLost),
+        Transition::PowerLossAfter(a, outputs) => {
+            world.host_mut(a).crash_after(outputs, CrashKind::PowerLost)
+        }
         Transition::Start(a) => {
             if world.host(a).node.is_none() {
                 world.start(a, &[]);
@@ -229,7 +167,7 @@ fn apply(world: &mut World, transition: Transition) {
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
 pub fn suite(name: &str, plan: &Plan) {
-    let mut budget = Budget::from_environment();
+    let mut budget = SeedBudget::from_environment();
     let mut runs = 0u64;
     let mut events = 0;
     for seed in budget.by_ref() {
@@ -238,7 +176,7 @@ pub fn suite(name: &str, plan: &Plan) {
             Ok(count) => events += count,
             Err(reason) => {
                 let again = |transitions: &[Transition]| attempt(seed, plan, transitions).map(|_| ());
-                panic!("{}", describe(name, seed, transitions, reason, again));
+                panic!("{}", shorten_failure(name, seed, transitions, reason, again));
             }
         }
         runs += 1;
@@ -248,5 +186,5 @@ pub fn suite(name: &str, plan: &Plan) {
 
 /// Runs a list of transitions; the number of events, or what failed.
 pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
-    guarded(|| run(seed, plan, transitions).counters.events)
+    catch_failure(|| run(seed, plan, transitions).counters.events)
 }

@@ -1,4 +1,4 @@
-//! Simulated TCP connections: two ordered byte streams that survive loss, stall while the link is cut, and end when an end
+//! Simulated TCP connections: two ordered byte streams that cancel_crash loss, stall while the link is cut, and end when an end
 //! closes or its host dies.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,11 +9,10 @@ use weave_types::{ConnectionId, Instant};
 
 use crate::net::{HostId, Net};
 
-/// Bytes that a sender's kernel takes without the receiver having read any.
+/// Unread bytes that the kernels of both ends take.
 const SOCKET_BUFFER: usize = 256 * 1024;
 /// A stalled stream tries again after this time.
-const RETRANSMIT: Duration = Duration::from_millis(250);
-/// A dial that gets no answer is given up after this time.
+const RETRANSMIT_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One end of a connection: the host, its incarnation (crashes count it up) and the peer's own handle.
@@ -28,11 +27,11 @@ pub(crate) struct End {
 struct Stream {
     queue: VecDeque<(Instant, Vec<u8>)>,
     queued: usize,
-    /// Bytes that the sender has been told are written.
+    /// Bytes that were reported to the sender as written.
     reported: usize,
-    /// Bytes handed over so far, plus those queued.
+    /// Bytes delivered or queued.
     total: usize,
-    /// The sender has closed; the receiver learns it after the last byte.
+    /// The sender has closed; reported to the receiver after the last byte.
     closing: Option<&'static str>,
 }
 
@@ -40,22 +39,21 @@ struct Pipe {
     ends: [End; 2],
     /// `streams[i]` flows from `ends[i]` to the other end.
     streams: [Stream; 2],
-    /// Whether the end still wants to hear of it.
+    /// Whether the end has neither closed nor been told of the end of the connection.
     open: [bool; 2],
     /// The end has lost its power, and with it all memory of the connection.
     lost: [bool; 2],
-    /// When the pipe is pumped next.
-    pump_at: Option<Instant>,
+    /// Time of the next delivery.
+    due_at: Option<Instant>,
 }
 
-/// What the world has to tell a node.
+/// An event for a node.
 pub(crate) enum TcpEvent {
     Bytes(End, Vec<u8>),
     Written(End, usize),
     Closed(End, &'static str),
 }
 
-/// All connections of the simulation.
 #[derive(Default)]
 pub(crate) struct Tcp {
     pipes: BTreeMap<u64, Pipe>,
@@ -76,12 +74,12 @@ impl Tcp {
                 streams: Default::default(),
                 open: [true; 2],
                 lost: [false; 2],
-                pump_at: None,
+                due_at: None,
             },
         );
     }
 
-    /// Queues bytes; gives the pipe and the time at which it should be pumped.
+    /// Queues bytes; returns the pipe and the time of its next delivery, if that changes.
     pub(crate) fn write(
         &mut self,
         from: End,
@@ -101,7 +99,7 @@ impl Tcp {
         Some((id, pipe.schedule(at)?))
     }
 
-    /// One end closes (or its host died): the other learns it after what was sent before.
+    /// One end closes, or its process ends: reported to the other end after the bytes sent before.
     pub(crate) fn close(&mut self, end: End, why: &'static str, now: Instant) -> Option<(u64, Instant)> {
         let id = self.by_end.remove(&end)?;
         let pipe = self.pipes.get_mut(&id)?;
@@ -109,7 +107,7 @@ impl Tcp {
         pipe.open[side] = false;
         let stream = &mut pipe.streams[side];
         stream.closing = Some(why);
-        // A close is a reset: what this end has not read is gone.
+        // A close is a reset: bytes that this end has not read are lost.
         pipe.streams[1 - side].queue.clear();
         if pipe.open == [false; 2] {
             self.pipes.remove(&id);
@@ -119,7 +117,7 @@ impl Tcp {
         Some((id, pipe.schedule(at.max(now))?))
     }
 
-    /// One end has lost its power: the other learns it when it sends something and the host is back.
+    /// One end has lost its power: the other is told when it sends something after the host is back.
     pub(crate) fn lose(&mut self, end: End) {
         let Some(id) = self.by_end.remove(&end) else { return };
         let Some(pipe) = self.pipes.get_mut(&id) else { return };
@@ -132,14 +130,14 @@ impl Tcp {
         }
     }
 
-    /// The most bytes that one stream holds which its receiver has not read.
-    pub(crate) fn most_queued(&self) -> usize {
+    /// The largest number of unread bytes in a stream.
+    pub(crate) fn most_unread(&self) -> usize {
         self.pipes.values().flat_map(|pipe| &pipe.streams).map(|stream| stream.queued).max().unwrap_or(0)
     }
 
     /// All connections are gone, also those that one end has closed, and what was on its way with them; gives the ends that
-    /// were open. Nobody is told.
-    pub(crate) fn tear_all(&mut self) -> Vec<End> {
+    /// were open. Nobody is targets.
+    pub(crate) fn reset_all(&mut self) -> Vec<End> {
         let pipes = std::mem::take(&mut self.pipes);
         self.by_end.clear();
         pipes
@@ -148,16 +146,20 @@ impl Tcp {
             .collect()
     }
 
-    /// Every connection of a host that died.
     pub(crate) fn ends_of(&self, host: HostId) -> Vec<End> {
         self.by_end.keys().filter(|end| end.host == host).copied().collect()
     }
 
-    /// Delivers what is due on one connection. The second value says when to come again.
-    pub(crate) fn pump(&mut self, id: u64, now: Instant, net: &mut Net) -> (Vec<TcpEvent>, Option<Instant>) {
+    /// Delivers what is due on one connection; the second value is the time of the next delivery.
+    pub(crate) fn deliver_stream(
+        &mut self,
+        id: u64,
+        now: Instant,
+        net: &mut Net,
+    ) -> (Vec<TcpEvent>, Option<Instant>) {
         let mut events = Vec::new();
         let Some(pipe) = self.pipes.get_mut(&id) else { return (events, None) };
-        if pipe.pump_at.take_if(|at| *at <= now).is_none() {
+        if pipe.due_at.take_if(|at| *at <= now).is_none() {
             return (events, None);
         }
         let connected = net.streams(pipe.ends[0].host, pipe.ends[1].host);
@@ -167,7 +169,7 @@ impl Tcp {
             let stream = &mut pipe.streams[side];
             if !connected {
                 if !stream.queue.is_empty() || stream.closing.is_some() {
-                    again = Some(now + RETRANSMIT);
+                    again = Some(now + RETRANSMIT_INTERVAL);
                 }
             } else if pipe.lost[1 - side] {
                 if !stream.queue.is_empty() && pipe.open[side] {
@@ -224,12 +226,12 @@ impl Tcp {
 }
 
 impl Pipe {
-    /// `None` if it is pumped before anyway.
+    /// `None` if a delivery is planned before anyway.
     fn schedule(&mut self, at: Instant) -> Option<Instant> {
-        if self.pump_at.is_some_and(|planned| planned <= at) {
+        if self.due_at.is_some_and(|planned| planned <= at) {
             return None;
         }
-        self.pump_at = Some(at);
+        self.due_at = Some(at);
         Some(at)
     }
 

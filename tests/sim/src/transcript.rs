@@ -4,7 +4,7 @@
 //! command before them shows; `#` begins a comment.
 //!
 //! ```text
-//! peers 3                       three hosts; options: password=P limit=N no-discovery told=line|first
+//! peers 3                       three hosts; options: password=P limit=N no-discovery targets=line|first
 //! connect b a                   `weave connect` on b (also: forget b a)
 //! partition a b | c             cuts every link between the groups; heal
 //! block a b                     a cannot begin anything with b
@@ -29,8 +29,8 @@ use crate::net::{Faults, HostId};
 use crate::world::World;
 
 /// Longest wait of `stabilize`.
-const PATIENCE: Duration = Duration::from_secs(600);
-const CALM: Duration = Duration::from_secs(5);
+const STABILIZE_TIMEOUT: Duration = Duration::from_secs(600);
+const STABLE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Runs a transcript; gives it back with what the commands show now.
 ///
@@ -95,23 +95,23 @@ impl Session {
 
     fn add(&mut self, count: u16, words: &[&str]) {
         let mut options = HostOptions::default();
-        let mut told = None;
+        let mut topology = None;
         for word in words {
             match word.split_once('=') {
                 Some(("password", password)) => options.password = Some(password.to_owned()),
                 Some(("limit", limit)) => options.connection_limit = number(limit).into(),
-                Some(("told", whom)) => told = Some(whom),
+                Some(("targets", kind)) => topology = Some(kind),
                 None if *word == "no-discovery" => options.discovery = false,
                 _ => panic!("no such option: {word}"),
             }
         }
         let first = self.world.hosts().count() as u16;
         for n in first..first + count {
-            let target = match told {
+            let target = match topology {
                 None => None,
                 Some("line") => n.checked_sub(1),
                 Some("first") => (n > 0).then_some(0),
-                Some(other) => panic!("told={other}"),
+                Some(other) => panic!("targets={other}"),
             };
             let targets: Vec<HostId> = target.map(HostId).into_iter().collect();
             self.world.add(HostId(n), options.clone(), &targets);
@@ -136,18 +136,18 @@ impl Session {
         let digests = |world: &World| -> Vec<_> {
             world.hosts().map(|(_, h)| h.node.as_ref().map(weave_node::Node::topology_digest)).collect()
         };
-        let end = self.world.now().mono + PATIENCE;
+        let end = self.world.now().mono + STABILIZE_TIMEOUT;
         loop {
             let before = digests(&self.world);
             let mut calm = true;
-            for _ in 0..CALM.as_secs() {
+            for _ in 0..STABLE_PERIOD.as_secs() {
                 self.world.run_for(Duration::from_secs(1));
                 calm &= digests(&self.world) == before;
             }
             if calm {
                 return;
             }
-            assert!(self.world.now().mono < end, "not stable after {PATIENCE:?}");
+            assert!(self.world.now().mono < end, "not stable after {STABILIZE_TIMEOUT:?}");
         }
     }
 

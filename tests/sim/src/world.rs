@@ -1,4 +1,4 @@
-//! The simulation: hosts, each with a real `Node` and a real `Forwarder`; a virtual clock; one ordered queue of events.
+//! The simulation: hosts with real nodes or allocators, one network, a virtual clock, and one ordered queue of events.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -7,51 +7,55 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
+use weave_ipam::Allocator;
 use weave_node::Output;
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
 use crate::clock::Clock;
+use crate::driver_fault::DriverFault;
 use crate::frames;
-use crate::host::{Death, Host, HostOptions, Noted, Sent};
-use crate::net::{Faults, HostId, Net};
-use crate::sabotage::Sabotage;
+use crate::host::{CrashKind, Host, HostOptions, HostOutput, Observation};
+use crate::net::{Faults, HostId, Net, PORT};
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
 
-/// The one port of the simulation.
-pub const PORT: u16 = 6783;
-
 enum Event {
+    /// Scheduled by [`World::schedule`].
+    External(u64),
     Wake(HostId, u32),
-    Pump(u64),
-    Dial { from: End, to: SocketAddr },
-    DialTimeout { from: End, to: SocketAddr },
-    Datagram { to: HostId, from: SocketAddr, bytes: Vec<u8> },
+    DeliverStream(u64),
+    Dial {
+        from: End,
+        to: SocketAddr,
+    },
+    DialTimeout {
+        from: End,
+        to: SocketAddr,
+    },
+    Datagram {
+        to: HostId,
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
 }
 
-/// Counters of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
-    /// Events handled.
     pub events: u64,
     /// TCP bytes written by all nodes.
     pub tcp_bytes: u64,
     /// Writes by all nodes; about one per protocol message.
     pub tcp_writes: u64,
-    /// Datagrams sent.
     pub datagrams: u64,
     /// Times that a node was woken by its timer.
     pub wakes: u64,
 }
 
-/// Many peers on one simulated network.
 pub struct World {
-    /// The underlay.
     pub net: Net,
-    /// What happened so far.
     pub counters: Counters,
-    /// What nodes with address allocation have put out, in order.
-    pub(crate) noted: Vec<(HostId, Noted)>,
-    /// Whose node had an input since somebody looked.
+    /// Outputs of address allocation that were not read yet, in order.
+    pub(crate) observations: Vec<(HostId, Observation)>,
+    /// Hosts whose peer had an input since this set was read.
     pub(crate) touched: BTreeSet<HostId>,
     hosts: BTreeMap<HostId, Host>,
     tcp: Tcp,
@@ -59,12 +63,12 @@ pub struct World {
     sequence: u64,
     frames: u64,
     clock: Instant,
-    /// The wall clock is this wrong, seconds.
+    /// Error of all wall clocks, seconds.
     wall_error: i64,
     rng: ChaCha12Rng,
 }
 
-/// Carries an event through the heap; its order is decided before it by time and sequence.
+/// An event in the heap, which orders events by time and sequence alone.
 struct EventBox(Event);
 
 impl PartialEq for EventBox {
@@ -88,14 +92,14 @@ impl Ord for EventBox {
 }
 
 impl World {
-    /// An empty world; everything random in it follows from the seed.
+    /// An empty world; all random decisions follow from the seed.
     pub fn new(seed: u64, faults: Faults) -> World {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
         let net = Net::new(faults, ChaCha12Rng::seed_from_u64(rng.random()));
         World {
             net,
             counters: Counters::default(),
-            noted: Vec::new(),
+            observations: Vec::new(),
             touched: BTreeSet::new(),
             hosts: BTreeMap::new(),
             tcp: Tcp::default(),
@@ -113,72 +117,72 @@ impl World {
         Clock { wall_error: self.wall_error, ..Clock::default() }.read(self.clock)
     }
 
-    /// What a host's own clocks say.
+    /// The time on a host.
     pub(crate) fn now_at(&self, id: HostId) -> Now {
         let mut clock = self.hosts.get(&id).map(|host| host.clock).unwrap_or_default();
         clock.wall_error += self.wall_error;
         clock.read(self.clock)
     }
 
-    /// Somebody sets the wall clocks.
+    /// Sets all wall clocks.
     pub fn jump_wall_clock(&mut self, seconds: i64) {
         self.wall_error += seconds;
     }
 
-    /// All hosts, running or not.
     pub fn hosts(&self) -> impl Iterator<Item = (&HostId, &Host)> {
         self.hosts.iter()
     }
 
-    /// One host.
-    ///
-    /// # Panics
-    /// If it was never added.
     pub fn host(&self, id: HostId) -> &Host {
         &self.hosts[&id]
     }
 
-    /// One host, to look into its mailboxes.
-    ///
-    /// # Panics
-    /// If it was never added.
     pub fn host_mut(&mut self, id: HostId) -> &mut Host {
         self.hosts.get_mut(&id).expect("host was added")
     }
 
     /// Adds a host and starts its peer with these targets.
     pub fn add(&mut self, id: HostId, options: HostOptions, targets: &[HostId]) {
-        self.install(id, options);
+        self.add_stopped(id, options);
         self.start(id, targets);
     }
 
     /// Adds a host whose peer is not started yet.
-    pub(crate) fn install(&mut self, id: HostId, options: HostOptions) {
+    pub(crate) fn add_stopped(&mut self, id: HostId, options: HostOptions) {
         let seed = self.rng.random();
         let mut host = Host::new(id, options, seed);
         host.containers.insert(container_mac(id, 0));
         self.hosts.insert(id, host);
     }
 
-    /// Starts the peer of a host that is down. What it persisted is still there; targets are those given, or else the
-    /// persisted ones.
+    /// Starts the peer of a host that is down, with these targets, or with the persisted ones if there are none.
     pub fn start(&mut self, id: HostId, targets: &[HostId]) {
         let now = self.now_at(id);
         self.net.set_power(id, true);
         let host = self.hosts.get_mut(&id).expect("host was added");
         host.start(now);
-        let targets = if targets.is_empty() { host.disk.targets.clone() } else { names(targets) };
+        let targets = if targets.is_empty() { host.disk.targets.clone() } else { addresses(targets) };
         if let Some(node) = host.node.as_mut() {
             let refused = node.connect(&targets, true, now);
             assert!(refused.is_empty(), "targets refused: {refused:?}");
         }
-        self.settle(id);
+        self.process_outputs(id);
     }
 
-    /// Takes the power from a host: nobody is told, and nothing answers until it is started again.
+    /// Ends a peer, if it is running.
+    pub(crate) fn end(&mut self, id: HostId, crash: CrashKind) {
+        if self.host(id).is_running() {
+            match crash {
+                CrashKind::Killed => self.crash(id),
+                CrashKind::PowerLost => self.lose_power(id),
+            }
+        }
+    }
+
+    /// Takes the power from a host: its connections are not closed, and nothing answers until it is started again.
     pub fn lose_power(&mut self, id: HostId) {
         let host = self.hosts.get_mut(&id).expect("host was added");
-        if host.node.is_some() {
+        if host.is_running() {
             host.crash();
             self.net.set_power(id, false);
             for end in self.tcp.ends_of(id) {
@@ -192,18 +196,30 @@ impl World {
         let host = self.hosts.get_mut(&id).expect("host was added");
         host.crash();
         for end in self.tcp.ends_of(id) {
-            let pump = self.tcp.close(end, "read: connection reset by peer", self.clock);
-            self.schedule_pump(pump);
+            let due = self.tcp.close(end, "read: connection reset by peer", self.clock);
+            self.schedule_delivery(due);
         }
     }
 
-    /// Runs an input on a running node and carries out what it says.
+    /// Handles an input of a running node, and its outputs.
     pub fn with_node(&mut self, id: HostId, input: impl FnOnce(&mut weave_node::Node, Now)) {
         let now = self.now_at(id);
         if let Some(node) = self.hosts.get_mut(&id).and_then(|h| h.node.as_mut()) {
             input(node, now);
-            self.settle(id);
+            self.process_outputs(id);
         }
+    }
+
+    /// Handles an input of a running allocator, in a node or alone, and its outputs.
+    pub(crate) fn with_allocator<R>(
+        &mut self,
+        id: HostId,
+        input: impl FnOnce(&mut Allocator, Now) -> R,
+    ) -> Option<R> {
+        let now = self.now_at(id);
+        let result = self.hosts.get_mut(&id)?.with_allocator(now, input);
+        self.process_outputs(id);
+        result
     }
 
     /// A container on `from` sends a frame.
@@ -211,17 +227,17 @@ impl World {
         let now = self.now_at(from).mono;
         if let Some(host) = self.hosts.get_mut(&from) {
             host.local_frame(frame, now);
-            self.settle(from);
+            self.process_outputs(from);
         }
     }
 
-    /// A container of `from` sends a frame to one of `to`; gives the frame's number if both have one.
+    /// A container of `from` sends a frame to one of `to`; returns the number of the frame if both hosts have a container.
     pub fn send_unicast(&mut self, from: HostId, to: HostId) -> Option<u64> {
         let dst = *self.host(to).containers.first()?;
         self.send(from, dst)
     }
 
-    /// A container of `from` sends a broadcast; gives the frame's number if there is one.
+    /// A container of `from` sends a broadcast; returns the number of the frame if there is a container.
     pub fn send_broadcast(&mut self, from: HostId) -> Option<u64> {
         self.send(from, MacAddr::BROADCAST)
     }
@@ -252,7 +268,6 @@ impl World {
         }
     }
 
-    /// Runs for so long.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.clock + time;
         while self.queue.peek().is_some_and(|Reverse((at, _, _))| *at <= end) {
@@ -261,32 +276,43 @@ impl World {
         self.clock = end;
     }
 
-    /// When something happens next.
+    /// Time of the next event.
     pub(crate) fn next_event(&self) -> Option<Instant> {
         self.queue.peek().map(|Reverse((at, _, _))| *at)
     }
 
-    /// Time passes in which nothing happens.
+    /// Sets the clock forward; there must be no event before that time.
     pub(crate) fn advance(&mut self, to: Instant) {
         self.clock = self.clock.max(to);
     }
 
-    /// The most bytes that one stream holds which its receiver has not read.
-    pub(crate) fn most_queued(&self) -> usize {
-        self.tcp.most_queued()
+    /// Number of events to come.
+    pub(crate) fn queue_len(&self) -> usize {
+        self.queue.len()
     }
 
-    /// All connections are reset, and what was on its way is lost.
+    /// Schedules an event; [`World::step`] returns its number when it is due.
+    pub(crate) fn schedule(&mut self, after: Duration) -> u64 {
+        self.push(self.clock + after, Event::External(self.sequence + 1));
+        self.sequence
+    }
+
+    /// The largest number of unread bytes in a stream.
+    pub(crate) fn most_unread(&self) -> usize {
+        self.tcp.most_unread()
+    }
+
+    /// Resets all connections; bytes in transit are lost.
     pub(crate) fn reset_connections(&mut self) {
         const RESET: &str = "read: connection reset by peer";
-        for end in self.tcp.tear_all() {
+        for end in self.tcp.reset_all() {
             if self.is_current(end) {
                 self.with_node(end.host, |node, now| node.handle_closed(end.conn, RESET.to_owned(), now));
             }
         }
     }
 
-    /// Runs until a condition holds, looking every 50 ms of virtual time; false if it does not within `limit`.
+    /// Runs until a condition holds, which is checked every 50 ms of virtual time; false if it does not within `limit`.
     pub fn run_until(&mut self, limit: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
         let end = self.clock + limit;
         loop {
@@ -300,29 +326,23 @@ impl World {
         }
     }
 
-    /// Lets the next thing happen.
-    pub(crate) fn step(&mut self) {
-        let Some(Reverse((at, _, EventBox(event)))) = self.queue.pop() else { return };
+    /// Handles the next event; returns the number of an event from [`World::schedule`].
+    pub(crate) fn step(&mut self) -> Option<u64> {
+        let Reverse((at, _, EventBox(event))) = self.queue.pop()?;
         self.clock = self.clock.max(at);
         self.counters.events += 1;
         match event {
+            Event::External(number) => return Some(number),
             Event::Wake(id, wake) => {
                 let now = self.now_at(id);
-                let Some(host) = self.hosts.get_mut(&id) else { return };
-                if host.wake != wake {
-                    return;
-                }
-                if host.fumbles(Sabotage::LoseTimers, 3) {
-                    return;
-                }
-                if let Some(node) = host.node.as_mut() {
+                let host = self.hosts.get_mut(&id).filter(|host| host.wake == wake)?;
+                if !host.fault_occurs(DriverFault::LoseTimers, 3) && host.handle_timeout(now) {
                     self.counters.wakes += 1;
                     host.wakes += 1;
-                    node.handle_timeout(now);
-                    self.settle(id);
+                    self.process_outputs(id);
                 }
             }
-            Event::Pump(id) => self.pump(id),
+            Event::DeliverStream(id) => self.deliver_stream(id),
             Event::Dial { from, to } => self.dial(from, to),
             Event::DialTimeout { from, to } => {
                 let text = format!("dial tcp :0->{to}: connect: connection timed out");
@@ -332,16 +352,17 @@ impl World {
                 let now = self.now_at(to);
                 if let Some(host) = self.hosts.get_mut(&to) {
                     host.datagram(from, bytes, now.mono);
-                    self.settle(to);
+                    self.process_outputs(to);
                 }
             }
         }
+        None
     }
 
-    fn pump(&mut self, id: u64) {
-        let (events, again) = self.tcp.pump(id, self.clock, &mut self.net);
+    fn deliver_stream(&mut self, id: u64) {
+        let (events, again) = self.tcp.deliver_stream(id, self.clock, &mut self.net);
         if let Some(at) = again {
-            self.push(at, Event::Pump(id));
+            self.push(at, Event::DeliverStream(id));
         }
         for event in events {
             let end = match &event {
@@ -352,7 +373,7 @@ impl World {
             else {
                 continue;
             };
-            if host.options.sabotage == Some(Sabotage::SilentWritten)
+            if host.options.driver_fault == Some(DriverFault::LoseWrittenReports)
                 && matches!(event, TcpEvent::Written(..))
             {
                 continue;
@@ -363,7 +384,7 @@ impl World {
                 TcpEvent::Written(_, bytes) => node.handle_written(end.conn, bytes, now),
                 TcpEvent::Closed(_, why) => node.handle_closed(end.conn, why.to_owned(), now),
             }
-            self.settle(end.host);
+            self.process_outputs(end.host);
         }
     }
 
@@ -392,12 +413,12 @@ impl World {
             return;
         };
         self.tcp.open(from, acceptor);
-        self.settle(target);
+        self.process_outputs(target);
         if self.is_current(from) {
             self.with_node(from.host, |node, now| node.handle_dialled(from.conn, local, to, now));
         } else {
-            let pump = self.tcp.close(from, "read: connection reset by peer", self.clock);
-            self.schedule_pump(pump);
+            let due = self.tcp.close(from, "read: connection reset by peer", self.clock);
+            self.schedule_delivery(due);
         }
     }
 
@@ -411,61 +432,63 @@ impl World {
         self.hosts.get(&end.host).is_some_and(|h| h.incarnation == end.incarnation && h.node.is_some())
     }
 
-    /// Carries out everything that a host's node and forwarder have put out, and sets its next wake-up.
-    fn settle(&mut self, id: HostId) {
+    /// Handles all outputs of a host, and schedules its next wake-up.
+    fn process_outputs(&mut self, id: HostId) {
         self.touched.insert(id);
         loop {
             let now = self.now_at(id);
             let Some(host) = self.hosts.get_mut(&id) else { return };
             let incarnation = host.incarnation;
             let output = host.next_output(now);
-            let death = host.death_due();
-            self.noted.extend(host.noted.drain(..).map(|noted| (id, noted)));
-            if let Some(death) = death {
-                let allocator = host.node.as_ref().and_then(|node| node.allocator());
-                let died = allocator.map(|allocator| Noted::Died(death, Box::new(allocator.clone())));
-                self.noted.extend(died.map(|died| (id, died)));
-                return match death {
-                    Death::Killed => self.crash(id),
-                    Death::PowerLost => self.lose_power(id),
-                };
+            let planned_crash = host.crash_due();
+            self.observations.extend(host.observations.drain(..).map(|observations| (id, observations)));
+            if let Some(planned_crash) = planned_crash {
+                let died = host
+                    .allocator()
+                    .map(|allocator| Observation::Crashed(planned_crash, Box::new(allocator.clone())));
+                self.observations.extend(died.map(|died| (id, died)));
+                return self.end(id, planned_crash);
             }
             let output = match output {
-                Some(Sent::Node(Output::Write { .. })) if host.fumbles(Sabotage::LoseWrites, 50) => continue,
-                Some(Sent::Node(Output::Write { conn, mut bytes }))
-                    if host.fumbles(Sabotage::RepeatWrites, 50) =>
+                Some(HostOutput::Node(Output::Write { .. }))
+                    if host.fault_occurs(DriverFault::LoseWrites, 50) =>
+                {
+                    continue;
+                }
+                Some(HostOutput::Node(Output::Write { conn, mut bytes }))
+                    if host.fault_occurs(DriverFault::RepeatWrites, 50) =>
                 {
                     bytes.extend_from_within(..);
-                    Some(Sent::Node(Output::Write { conn, bytes }))
+                    Some(HostOutput::Node(Output::Write { conn, bytes }))
                 }
                 output => output,
             };
             let end = |conn: ConnectionId| End { host: id, incarnation, conn };
             match output {
-                Some(Sent::Node(Output::Dial { conn, addr })) => {
+                Some(HostOutput::Node(Output::Dial { conn, addr })) => {
                     let at = self.clock + self.net.delay();
                     self.push(at, Event::Dial { from: end(conn), to: addr });
                 }
-                Some(Sent::Node(Output::Write { conn, bytes })) => {
+                Some(HostOutput::Node(Output::Write { conn, bytes })) => {
                     self.counters.tcp_bytes += bytes.len() as u64;
                     self.counters.tcp_writes += 1;
-                    let pump = self.tcp.write(end(conn), bytes, self.clock, &mut self.net);
-                    self.schedule_pump(pump);
+                    let due = self.tcp.write(end(conn), bytes, self.clock, &mut self.net);
+                    self.schedule_delivery(due);
                 }
-                Some(Sent::Node(Output::Close { conn })) => {
-                    let pump = self.tcp.close(end(conn), "read: connection reset by peer", self.clock);
-                    self.schedule_pump(pump);
+                Some(HostOutput::Node(Output::Close { conn })) => {
+                    let due = self.tcp.close(end(conn), "read: connection reset by peer", self.clock);
+                    self.schedule_delivery(due);
                 }
-                Some(Sent::Datagram { to, df, bytes }) => self.send_datagram(id, to, df, bytes),
-                Some(Sent::Node(_)) => {}
+                Some(HostOutput::Datagram { to, df, bytes }) => self.send_datagram(id, to, df, bytes),
+                Some(HostOutput::Node(_) | HostOutput::Internal) => {}
                 None => break,
             }
         }
         let now = self.now();
         let host = self.hosts.get_mut(&id).expect("it was there above");
-        if let Some((at, reason)) = host.node.as_ref().and_then(|node| node.poll_timeout()) {
+        if let Some((at, reason)) = host.poll_timeout() {
             let mut at = host.clock.when(at).max(now.mono);
-            if host.options.sabotage == Some(Sabotage::Insomnia) {
+            if host.options.driver_fault == Some(DriverFault::SpuriousWakeups) {
                 at = at.min(now.mono + Duration::from_millis(100));
             }
             if host.next_wake != Some(at) {
@@ -487,9 +510,9 @@ impl World {
         }
     }
 
-    fn schedule_pump(&mut self, pump: Option<(u64, Instant)>) {
-        if let Some((id, at)) = pump {
-            self.push(at, Event::Pump(id));
+    fn schedule_delivery(&mut self, due: Option<(u64, Instant)>) {
+        if let Some((id, at)) = due {
+            self.push(at, Event::DeliverStream(id));
         }
     }
 
@@ -499,13 +522,13 @@ impl World {
     }
 }
 
-/// Targets as a user would type them.
-pub fn names(hosts: &[HostId]) -> Vec<String> {
+/// The addresses of hosts, as a user types targets.
+pub fn addresses(hosts: &[HostId]) -> Vec<String> {
     hosts.iter().map(|h| h.ip().to_string()).collect()
 }
 
 /// The MAC of the `n`th container of a host.
-pub fn container_mac(host: HostId, n: u8) -> MacAddr {
+fn container_mac(host: HostId, n: u8) -> MacAddr {
     let [high, low] = host.0.to_be_bytes();
     MacAddr([0x02, 0xc0, high, low, 0, n])
 }

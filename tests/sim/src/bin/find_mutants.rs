@@ -5,17 +5,16 @@
 //! * `find_mutants mesh SECONDS`: the suites of the mesh, in turns, until each has failed.
 #![forbid(unsafe_code)]
 
-use std::panic;
 use std::time::{Duration, Instant};
 
-use weave_sim::ipam::{plans, scenario as ipam};
+use weave_sim::ipam::plans::{self, AllocationPlan, plan_of};
+use weave_sim::ipam::scenario as ipam;
 use weave_sim::{scenario, suites};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let amount = arguments.get(1).and_then(|text| text.parse().ok());
     let plan = arguments.get(2..).unwrap_or_default().join(" ");
-    panic::set_hook(Box::new(|_| {}));
     let found = match (arguments.first().map(String::as_str), amount) {
         (Some("allocators"), Some(runs)) => find_in_plans(&plans::all(), runs, &plan),
         (Some("nodes"), Some(runs)) => find_in_plans(&plans::nodes(), runs, &plan),
@@ -28,9 +27,9 @@ fn main() {
     std::process::exit(i32::from(found));
 }
 
-fn find_in_plans(plans: &[ipam::Plan], runs: u64, plan_name: &str) -> bool {
+fn find_in_plans(plans: &[AllocationPlan], runs: u64, plan_name: &str) -> bool {
     for seed in 1..=runs {
-        let plan = ipam::plan_of(seed, plans);
+        let plan = plan_of(seed, plans);
         if !plan.name.starts_with(plan_name) {
             continue;
         }

@@ -1,19 +1,17 @@
-//! Runs the plans of address allocation, so many seeds (1,000 unless given), and lists every kind of failure with its first
-//! seed. `nodes` after the two numbers: the plans over whole nodes.
+//! `list_failures FIRST RUNS [nodes]`: runs the plans of address allocation with RUNS seeds (1,000 unless given), over allocators alone
+//! or over whole nodes, and lists every kind of failure with its seeds.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::panic;
 
-use weave_sim::ipam::plans;
-use weave_sim::ipam::scenario::{attempt, generate, plan_of};
+use weave_sim::ipam::plans::{self, plan_of};
+use weave_sim::ipam::scenario::{attempt, generate};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let first: u64 = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(1);
     let runs: u64 = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(1000);
     let plans = if arguments.next().as_deref() == Some("nodes") { plans::nodes() } else { plans::all() };
-    panic::set_hook(Box::new(|_| {}));
     let started = std::time::Instant::now();
     let mut kinds: BTreeMap<String, (Vec<u64>, String)> = BTreeMap::new();
     let mut events = 0;

@@ -54,7 +54,7 @@ fn run(peers: u16) {
     let counters = world.counters;
     let memory = resident().saturating_sub(before);
     world.run_for(Duration::from_secs(60));
-    let quiet = world.counters.tcp_bytes - counters.tcp_bytes;
+    let check_quiet = world.counters.tcp_bytes - counters.tcp_bytes;
     let per = f64::from(peers);
     let connections: usize =
         world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count()).sum();
@@ -64,7 +64,7 @@ fn run(peers: u16) {
         converged.as_secs_f64(),
         counters.tcp_writes as f64 / per,
         counters.tcp_bytes as f64 / per / 1e6,
-        quiet as f64 / per / 1e6,
+        check_quiet as f64 / per / 1e6,
         memory as f64 / per / 1e6,
         started.elapsed().as_secs()
     );

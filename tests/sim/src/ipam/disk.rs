@@ -1,4 +1,4 @@
-//! A disk with the two classes of persistence: what is synced, and what the kernel has not written yet.
+//! A disk with two classes of durability: synced data, and records that the kernel has not written yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -8,34 +8,32 @@ use rand_chacha::ChaCha12Rng;
 use weave_ipam::{Container, Durability, Loaded, Persist, Record};
 use weave_types::Instant;
 
-/// After this time at the latest a record is on the platter.
-const WRITTEN_BACK: Duration = Duration::from_secs(1);
+/// The kernel writes a record back within this time.
+const WRITE_BACK_DELAY: Duration = Duration::from_secs(1);
 
-/// What one host has stored.
+/// What the allocator of one host has stored.
 #[derive(Debug, Default)]
-pub(super) struct Disk {
-    /// What a process reads.
+pub(super) struct AllocationDisk {
+    /// The content as a process reads it.
     stored: Loaded,
     /// Records that survive a power loss.
-    platter: BTreeMap<Container, Record>,
-    /// Those that may not.
+    durable: BTreeMap<Container, Record>,
+    /// Records that may not survive it.
     unsynced: VecDeque<(Instant, Persist)>,
 }
 
-impl Disk {
-    /// What a process reads.
+impl AllocationDisk {
     pub(super) fn stored(&self) -> &Loaded {
         &self.stored
     }
 
-    /// Does what an output asks for.
     pub(super) fn write(&mut self, persist: &Persist, now: Instant) {
         self.write_back(now);
         self.stored.apply(persist);
         match (persist.durability(), persist) {
             (Durability::Record, _) => self.unsynced.push_back((now, persist.clone())),
             (Durability::Synced, Persist::Clear) => {
-                self.platter.clear();
+                self.durable.clear();
                 self.unsynced.clear();
             }
             (Durability::Synced, _) => {}
@@ -43,31 +41,30 @@ impl Disk {
     }
 
     fn write_back(&mut self, now: Instant) {
-        while self.unsynced.front().is_some_and(|(at, _)| now - *at >= WRITTEN_BACK) {
+        while self.unsynced.front().is_some_and(|(at, _)| now - *at >= WRITE_BACK_DELAY) {
             self.write_one();
         }
     }
 
     fn write_one(&mut self) {
         if let Some((_, persist)) = self.unsynced.pop_front() {
-            let mut loaded = Loaded { owned: std::mem::take(&mut self.platter), ..Loaded::default() };
+            let mut loaded = Loaded { owned: std::mem::take(&mut self.durable), ..Loaded::default() };
             loaded.apply(&persist);
-            self.platter = loaded.owned;
+            self.durable = loaded.owned;
         }
     }
 
-    /// The last second of records is lost, or part of it.
+    /// The records of the last second are lost, or some of them.
     pub(super) fn lose_power(&mut self, now: Instant, rng: &mut ChaCha12Rng) {
         self.write_back(now);
         for _ in 0..rng.random_range(0..=self.unsynced.len()) {
             self.write_one();
         }
         self.unsynced.clear();
-        self.stored.owned = self.platter.clone();
+        self.stored.owned = self.durable.clone();
     }
 
-    /// Nothing is left.
     pub(super) fn wipe(&mut self) {
-        *self = Disk::default();
+        *self = AllocationDisk::default();
     }
 }

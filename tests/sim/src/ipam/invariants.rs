@@ -1,4 +1,4 @@
-//! What must hold after each input and each transition, and what once everything works again (docs/spec/ipam.md 16).
+//! Invariants after each input and each transition, and after all faults have ended (docs/spec/ipam.md 16).
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -7,34 +7,32 @@ use std::time::Duration;
 use weave_ipam::{PendingKind, PendingStatus, WaitReason};
 use weave_types::{Instant, PeerName};
 
-use super::answers::{Ask, number_of, show};
-use super::calls::owned;
-use super::host::Host;
-use super::violation;
-use super::world::World;
+use super::answers::{number_of, show};
+use super::cluster::{Cluster, RequestKind};
+use super::member::{Member, owned};
 use crate::net::HostId;
 
-/// After 30 s, at the next tick, with a late timer.
-const SURELY_RELEASED: Duration = Duration::from_secs(40);
+/// Addresses of a dead container are released after 30 s, at the next tick, which may be late.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(40);
 
-impl World {
-    /// After each input of a peer.
-    pub(super) fn check_host(&self, id: HostId) {
-        let host = self.host(id);
-        let Some(allocator) = &host.allocator else { return };
+impl Cluster {
+    /// Invariants after each input of a peer.
+    pub(super) fn check_member(&self, id: HostId) {
+        let member = self.member(id);
+        let Some(allocator) = &member.allocator else { return };
         if let Err(what) = allocator.check_invariants() {
-            violation!("host {}: {what}", id.0);
+            panic!("host {}: {what}", id.0);
         }
         for (container, record) in allocator.owned() {
-            // There may be more on it, which is still to be claimed again: after a power loss that took the word of a release
-            // but not the donation of the same address, which is stored better. See `check_books`.
-            let stored = host.disk.stored().owned.get(container);
+            // The disk may have more, which is claimed again: a power loss may take back a release, but not the donation of the
+            // same address, which is synced. See `check_records`.
+            let stored = member.disk.stored().owned.get(container);
             let held = stored.is_some_and(|stored| {
                 stored.is_container == record.is_container
                     && record.cidrs.iter().all(|cidr| stored.cidrs.contains(cidr))
             });
             if !held {
-                violation!("host {}: {container} has {record:?}, and the disk does not", id.0);
+                panic!("host {}: {container} has {record:?}, which is not on the disk", id.0);
             }
         }
         if !self.is_large() {
@@ -42,21 +40,21 @@ impl World {
         }
     }
 
-    /// Nobody else owns what a running peer does.
+    /// No two peers own the same address.
     pub(super) fn check_single_owner(&self, id: HostId) {
-        let host = self.host(id);
-        let Some(allocator) = &host.allocator else { return };
-        let ours = allocator.ring().ranges_owned_by(host.name);
+        let member = self.member(id);
+        let Some(allocator) = &member.allocator else { return };
+        let ours = allocator.ring().ranges_owned_by(member.name);
         for other in self.ids().filter(|&other| other != id) {
-            let (view, host) = (self.host(other).view(), self.host(other));
-            // Over whole nodes messages are not looked into: whoever heard of a change finds it on the disk of who made it.
-            let stored = host.disk.stored().ring.as_ref().filter(|ring| !ring.is_empty());
-            let stored = stored.filter(|_| self.nodes.is_some() && !host.destroyed);
+            let (view, member) = (self.member(other).view(), self.member(other));
+            // Messages of whole nodes are not decoded; instead each change must be on the disk of its author.
+            let stored = member.disk.stored().ring.as_ref().filter(|ring| !ring.is_empty());
+            let stored = stored.filter(|_| self.plan.nodes && !member.destroyed);
             for theirs in view
                 .into_iter()
                 .chain(stored)
                 .filter(|view| view.range() == allocator.ring().range())
-                .flat_map(|view| view.ranges_owned_by(host.name))
+                .flat_map(|view| view.ranges_owned_by(member.name))
             {
                 let Some(both) =
                     ours.iter().map(|own| own.intersection(theirs)).find(|both| !both.is_empty())
@@ -64,27 +62,27 @@ impl World {
                     continue;
                 };
                 if !(both.start()..both.end()).all(|addr| self.contested.contains(&addr)) {
-                    violation!("hosts {} and {} both own {both}", id.0, other.0);
+                    panic!("hosts {} and {} both own {both}", id.0, other.0);
                 }
             }
         }
     }
 
-    /// After each transition.
-    pub(super) fn always(&mut self) {
+    /// Invariants after each transition.
+    pub(super) fn check_always(&mut self) {
         for id in self.ids() {
-            if self.runs(id) && !self.host(id).leaving {
-                self.check_books(id);
+            if self.runs(id) && !self.member(id).leaving {
+                self.check_records(id);
                 self.check_status(id);
             }
         }
     }
 
-    /// What the peer has written down is what containers use.
-    fn check_books(&mut self, id: HostId) {
+    /// The records of a peer are the addresses that containers use.
+    fn check_records(&mut self, id: HostId) {
         let range = self.range_of(id).range();
         let now = self.now(id);
-        let Some(allocator) = &self.host(id).allocator else { return };
+        let Some(allocator) = &self.member(id).allocator else { return };
         let waiting: BTreeSet<(String, u32)> = allocator
             .status(now)
             .pending
@@ -96,163 +94,166 @@ impl World {
                 _ => None,
             })
             .collect();
-        let books: BTreeSet<(String, u32)> = allocator
+        let records: BTreeSet<(String, u32)> = allocator
             .owned()
             .iter()
             .flat_map(|(id, r)| r.cidrs.iter().map(|cidr| (id.clone(), number_of(cidr.addr()))))
             .collect();
-        let stored = self.host(id).disk.stored().owned.clone();
+        let stored = self.member(id).disk.stored().owned.clone();
         for (container, record) in stored {
             for addr in record.cidrs.iter().map(|cidr| number_of(cidr.addr())) {
                 let known = (container.clone(), addr);
-                if range.contains(addr) && !books.contains(&known) && !waiting.contains(&known) {
-                    violation!("host {}: the disk has {} of {container}, and nobody else", id.0, show(addr));
+                if range.contains(addr) && !records.contains(&known) && !waiting.contains(&known) {
+                    panic!(
+                        "host {}: the disk has {} of {container}, the allocator does not",
+                        id.0,
+                        show(addr)
+                    );
                 }
             }
         }
-        let host = self.host(id);
-        let mut settled = Vec::new();
-        for known in books.iter().filter(|(_, addr)| range.contains(*addr)) {
-            let used = host.containers.get(&known.0).is_some_and(|c| c.addrs.contains(&known.1));
-            if host.unsettled.contains(known) {
-                settled.push(known.clone());
-            } else if !used && !host.orphans.contains(known) {
-                violation!("host {}: {} of {} is in use by nobody", id.0, show(known.1), known.0);
+        let member = self.member(id);
+        let mut settled_claims = Vec::new();
+        for known in records.iter().filter(|(_, addr)| range.contains(*addr)) {
+            let used = member.containers.get(&known.0).is_some_and(|c| c.addrs.contains(&known.1));
+            if member.pending_claims.contains(known) {
+                settled_claims.push(known.clone());
+            } else if !used && !member.orphans.contains(known) {
+                panic!("host {}: {} of {} has no user", id.0, show(known.1), known.0);
             }
         }
-        for (container, living) in &host.containers {
-            for &addr in living.addrs.iter().filter(|addr| range.contains(**addr)) {
+        for (container, state) in &member.containers {
+            for &addr in state.addrs.iter().filter(|addr| range.contains(**addr)) {
                 let known = (container.clone(), addr);
-                let lost = !books.contains(&known) && !waiting.contains(&known);
+                let lost = !records.contains(&known) && !waiting.contains(&known);
                 if lost && !self.contested.contains(&addr) && !self.plan.conflicts {
-                    violation!("host {}: {} of {container} is forgotten", id.0, show(addr));
+                    panic!("host {}: {} of {container} has no record", id.0, show(addr));
                 }
             }
-            let since = living.died.map(|died| died.max(host.started));
-            let overdue = since.is_some_and(|since| self.clock - since > SURELY_RELEASED);
-            if overdue && !living.running && living.is_container && !living.addrs.is_empty() {
-                violation!("host {}: {container} is dead, and keeps {:?}", id.0, living.addrs);
+            let since = state.died.map(|died| died.max(member.started));
+            let overdue = since.is_some_and(|since| self.clock() - since > RELEASE_TIMEOUT);
+            if overdue && !state.running && state.is_container && !state.addrs.is_empty() {
+                panic!("host {}: {container} is dead, but keeps {:?}", id.0, state.addrs);
             }
         }
-        for (container, addr) in settled {
-            self.take(id, container, addr);
+        for (container, addr) in settled_claims {
+            self.add_user(id, container, addr);
         }
     }
 
-    /// What people are shown is true, and every request that waits is there with its reason.
+    /// The status is correct, and lists every pending request with a reason.
     fn check_status(&self, id: HostId) {
         let now = self.now(id);
-        let host = self.host(id);
-        let Some(allocator) = &host.allocator else { return };
+        let member = self.member(id);
+        let Some(allocator) = &member.allocator else { return };
         let status = allocator.status(now);
         let total = self.range_of(id).range().size();
         let listed: u32 = status.entries.iter().map(|entry| entry.range.size()).sum();
         if !allocator.ring().is_empty() && listed != total {
-            violation!("host {}: entries shown make {listed} addresses of {total}", id.0);
+            panic!("host {}: the status lists {listed} addresses of {total}", id.0);
         }
-        let own = owned(allocator.ring(), host.name).len() as u32;
+        let own = owned(allocator.ring(), member.name).len() as u32;
         if status.active + status.free != own && !self.plan.conflicts {
-            violation!("host {}: {} active and {} free of {own}", id.0, status.active, status.free);
+            panic!("host {}: {} active and {} free of {own}", id.0, status.active, status.free);
         }
         for (number, request) in self.requests.iter().filter(|(_, request)| request.host == id) {
             let shown = status.pending.iter().find(|pending| pending.request == Some(*number));
-            let right = shown.is_some_and(|shown| match (&shown.kind, &request.what) {
-                (PendingKind::Prime, Ask::Prime) => true,
-                (PendingKind::Allocate { container, subnet }, Ask::Allocate(who, what)) => {
+            let right = shown.is_some_and(|shown| match (&shown.kind, &request.kind) {
+                (PendingKind::Prime, RequestKind::Prime) => true,
+                (PendingKind::Allocate { container, subnet }, RequestKind::Allocate(who, what)) => {
                     container == who && subnet == what
                 }
-                (PendingKind::Claim { container, cidr }, Ask::Claim(who, addr)) => {
+                (PendingKind::Claim { container, cidr }, RequestKind::Claim(who, addr)) => {
                     container == who && number_of(cidr.addr()) == *addr
                 }
                 _ => false,
             });
             if !right {
-                violation!("host {}: {request:?} waits, and is shown as {shown:?}", id.0);
+                panic!("host {}: {request:?} is pending, but shown as {shown:?}", id.0);
             }
         }
         for pending in &status.pending {
             if (pending.reason == WaitReason::NoRing) != allocator.ring().is_empty() {
-                violation!("host {}: {pending:?}, and the ring is {:?}", id.0, allocator.ring());
+                panic!("host {}: {pending:?}, but the ring is {:?}", id.0, allocator.ring());
             }
             if pending.reason.explain().is_empty() {
-                violation!("host {}: no word about {pending:?}", id.0);
+                panic!("host {}: no explanation of {pending:?}", id.0);
             }
         }
     }
 
-    // ---- once everything works again ---------------------------------------------------------------------------
-
-    /// All faults are over, and everybody is there again who is not gone for good.
-    pub(super) fn eventually(&mut self) {
-        self.network.heal();
-        self.heal_nodes();
-        let moved = self.hosts.iter().any(|host| host.range > 0);
+    /// Ends all faults, starts all peers that were not removed, and checks that every request is answered and every address can
+    /// be allocated.
+    pub(super) fn check_eventually(&mut self) {
+        self.heal();
+        let moved = self.members.iter().any(|member| member.range > 0);
         for id in self.ids() {
-            self.host_mut(id).fuse = None;
-            self.host_mut(id).protested = None;
-            if moved && self.host(id).range == 0 && !self.host(id).destroyed {
-                self.kill(id, crate::host::Death::Killed);
-                self.host_mut(id).range = 1;
+            self.member_mut(id).objected_at = None;
+            if moved && self.member(id).range == 0 && !self.member(id).destroyed {
+                self.kill(id, crate::host::CrashKind::Killed);
+                self.member_mut(id).range = 1;
             }
             self.start(id);
         }
-        self.relink();
+        self.update_links();
         self.reconnect_nodes();
-        let running: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.host(id).leaving).collect();
+        let running: Vec<HostId> =
+            self.ids().filter(|&id| self.runs(id) && !self.member(id).leaving).collect();
         let Some(&first) = running.first() else { return };
-        let healed = self.clock;
+        let healed = self.clock();
         self.prime(first);
         let electors = running
             .iter()
-            .filter(|id| id.0 < self.plan.electors() && self.host(**id).generation == 0)
+            .filter(|id| id.0 < self.plan.electors() && self.member(**id).installation == 0)
             .count();
         let possible = electors > usize::from(self.plan.electors() / 2);
-        if !self.wait(Duration::from_secs(400), |world| world.agree() || world.divided()) {
-            if !possible && !running.iter().any(|&id| self.host(id).is_ready()) {
+        if !self.wait(Duration::from_secs(400), |cluster| cluster.agree() || cluster.has_dispute()) {
+            if !possible && !running.iter().any(|&id| self.member(id).is_ready()) {
                 return;
             }
-            if self.protested_since(healed) {
-                self.check_divided();
+            if self.objected_since(healed) {
+                self.check_dispute_reported();
                 return;
             }
-            violation!("no agreement: {}", self.views());
+            panic!("no agreement: {}", self.views());
         }
-        self.always();
-        if self.divided() {
-            self.check_divided();
+        self.check_always();
+        if self.has_dispute() {
+            self.check_dispute_reported();
             return;
         }
-        if !self.take_over_the_dead() {
-            self.check_divided();
+        if !self.take_over_removed_peers() {
+            self.check_dispute_reported();
             return;
         }
-        self.forget_the_lost();
-        // Old claims have their answer, the dead are released, those who wait have been served.
+        self.release_orphans();
+        // By then claims are answered, addresses of dead containers released, and pending requests served.
         self.run_for(Duration::from_secs(60));
-        // How many addresses are free is told with gossip alone (docs/spec/ipam.md 6.3), so whom to ask may be known a few rounds
-        // later; that they are had in the end is what is promised (16.3, L2 and L3).
-        self.wait(Duration::from_secs(60), |world| world.agree() && world.waits_in_vain().is_none());
-        self.always();
-        self.end_disputes_with_the_dead();
-        if self.divided() {
-            self.check_divided();
+        // Free space is announced by gossip only (docs/spec/ipam.md 6.3), so donors may be found some rounds later; requests are
+        // served in the end (16.3, L2 and L3).
+        self.wait(Duration::from_secs(60), |cluster| {
+            cluster.agree() && cluster.request_without_reason().is_none()
+        });
+        self.check_always();
+        self.end_disputes_with_removed_peers();
+        if self.has_dispute() {
+            self.check_dispute_reported();
             return;
         }
-        if let Some(what) = self.waits_in_vain() {
-            violation!("{what}");
+        if let Some(what) = self.request_without_reason() {
+            panic!("{what}");
         }
         self.fill();
         self.check_quiet();
     }
 
-    /// Whether all running peers have the same ring, and none that behaves like 2.8.1 has ended itself and is still to say what
-    /// it knows.
+    /// Whether all running peers have the same ring, and no legacy peer, which may still have other knowledge, is down.
     pub(super) fn agree(&self) -> bool {
-        let awaited = |host: &Host| host.legacy && !host.destroyed && host.allocator.is_none();
-        if self.hosts.iter().any(awaited) {
+        let awaited = |member: &Member| member.legacy && !member.destroyed && member.allocator.is_none();
+        if self.members.iter().any(awaited) {
             return false;
         }
-        let mut rings = self.ids().filter_map(|id| self.host(id).allocator.as_ref()).map(|a| a.ring());
+        let mut rings = self.ids().filter_map(|id| self.member(id).allocator.as_ref()).map(|a| a.ring());
         let Some(first) = rings.next() else { return true };
         let key = |ring: &weave_ipam::Ring| -> Vec<(u32, PeerName)> {
             ring.entries().iter().map(|e| (e.token, e.peer)).collect()
@@ -260,29 +261,30 @@ impl World {
         !first.is_empty() && rings.all(|ring| ring.seeds() == first.seeds() && key(ring) == key(first))
     }
 
-    /// Whether somebody has told of a conflict, in a plan where there may be one.
-    fn divided(&self) -> bool {
-        self.plan.contest && self.ids().any(|id| !self.conflicts_of(id).is_empty())
+    /// Whether a peer reports a conflict, in a plan where conflicts are possible.
+    fn has_dispute(&self) -> bool {
+        self.plan.double_takeover && self.ids().any(|id| !self.conflicts_of(id).is_empty())
     }
 
-    /// Whether one that behaves like 2.8.1 has not agreed with the others since then, in a plan where that may be for ever:
-    /// it has no other way to tell of a conflict.
-    fn protested_since(&self, then: Instant) -> bool {
-        self.plan.contest && self.hosts.iter().any(|host| host.protested.is_some_and(|when| when >= then))
+    /// Whether a legacy peer has ended itself or a connection since then, in a plan where it may do so forever: it has no other way
+    /// to report a conflict.
+    fn objected_since(&self, then: Instant) -> bool {
+        self.plan.double_takeover
+            && self.members.iter().any(|member| member.objected_at.is_some_and(|when| when >= then))
     }
 
     pub(super) fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
         let now = self.now(id);
-        self.host(id).allocator.as_ref().map(|a| a.status(now).conflicts).unwrap_or_default()
+        self.member(id).allocator.as_ref().map(|a| a.status(now).conflicts).unwrap_or_default()
     }
 
     pub(super) fn views(&self) -> String {
         let line = |id: HostId| {
-            let host = self.host(id);
-            let Some(allocator) = &host.allocator else { return format!("\n  host {} is down", id.0) };
-            let mut text = format!("\n  host {} ({}):", id.0, host.name);
+            let member = self.member(id);
+            let Some(allocator) = &member.allocator else { return format!("\n  host {} is down", id.0) };
+            let mut text = format!("\n  host {} ({}):", id.0, member.name);
             for entry in allocator.ring().entries() {
-                let owner = self.of_name(entry.peer).map_or("gone".to_owned(), |id| id.0.to_string());
+                let owner = self.by_name(entry.peer).map_or("gone".to_owned(), |id| id.0.to_string());
                 let offset = entry.token - self.range_of(id).range().start();
                 let _ = write!(text, " +{offset}={owner} v{} free {};", entry.version, entry.free);
             }
@@ -291,102 +293,103 @@ impl World {
         self.ids().map(line).collect()
     }
 
-    /// Lets time pass, with gossip among all every ten seconds, until something holds.
-    pub(super) fn wait(&mut self, most: Duration, until: impl Fn(&World) -> bool) -> bool {
-        let end = self.clock + most;
-        while self.clock < end {
+    /// Lets time pass, with gossip among all neighbours every ten seconds, until the condition holds.
+    pub(super) fn wait(&mut self, most: Duration, until: impl Fn(&Cluster) -> bool) -> bool {
+        let end = self.clock() + most;
+        while self.clock() < end {
             self.run_for(Duration::from_secs(5));
             if until(self) {
                 return true;
             }
-            // 2.8.1, which may have ended itself.
+            // Legacy peers may have ended themselves.
             for id in self.ids() {
-                if self.host(id).legacy {
+                if self.member(id).legacy {
                     self.start(id);
                 }
             }
             self.run_for(Duration::from_secs(5));
             for from in self.ids() {
-                for to in self.network.neighbours(from) {
-                    self.tell(from, to);
+                for to in self.links.neighbours(from) {
+                    self.send_state(from, to);
                 }
             }
         }
         until(self)
     }
 
-    /// Two took over the same peer: whatever is used twice, somebody tells so.
-    pub(super) fn check_divided(&self) {
+    /// Every address with two users is reported as a conflict by one of them.
+    pub(super) fn check_dispute_reported(&self) {
         for (addr, users) in self.ledger.iter().filter(|(_, users)| users.len() > 1) {
             if !users
                 .iter()
-                .any(|(id, _)| self.host(*id).protested.is_some() || !self.conflicts_of(*id).is_empty())
+                .any(|(id, _)| self.member(*id).objected_at.is_some() || !self.conflicts_of(*id).is_empty())
             {
-                violation!("{} is used twice, and none of {users:?} says so", show(*addr));
+                panic!("{} has two users, and none of {users:?} reports it", show(*addr));
             }
         }
     }
 
-    /// The space of those that are gone for good can be had again; false if one that behaves like 2.8.1 objects.
-    fn take_over_the_dead(&mut self) -> bool {
-        for _ in 0..self.graves.len() + 1 {
+    /// Takes over the space of all removed peers; false if a legacy peer objects.
+    fn take_over_removed_peers(&mut self) -> bool {
+        for _ in 0..self.removed_peers.len() + 1 {
             let known: BTreeSet<PeerName> =
-                self.ids().filter(|&id| !self.host(id).destroyed).map(|id| self.host(id).name).collect();
-            let Some(by) = self.ids().find(|&id| self.host(id).is_ready()) else { return true };
-            let owners = self.host(by).view().map(|ring| ring.owners()).unwrap_or_default();
+                self.ids().filter(|&id| !self.member(id).destroyed).map(|id| self.member(id).name).collect();
+            let Some(by) = self.ids().find(|&id| self.member(id).is_ready()) else { return true };
+            let owners = self.member(by).view().map(|ring| ring.owners()).unwrap_or_default();
             let Some(&dead) = owners.difference(&known).next() else { return true };
-            // Nothing is on its way any more, so nothing is known to nobody but the dead.
+            // Then no message in transit knows more of the removed peer than the others do.
             self.lose_messages();
-            self.await_forgetting();
-            // All agree here: an earlier objection says nothing about what follows.
-            let agreed = self.clock;
+            self.await_removed_peers_forgotten();
+            // All peers agree now, so only later objections count.
+            let agreed = self.clock();
             let result = self.call(by, |a, now| a.remove_peer(&dead.to_string(), false, now));
-            let view = self.host(by).view().map(|ring| ring.owners()).unwrap_or_default();
+            let view = self.member(by).view().map(|ring| ring.owners()).unwrap_or_default();
             if !matches!(result, Some(Ok(_))) || view.contains(&dead) {
-                violation!("host {}: the space of {dead} cannot be taken over: {result:?}", by.0);
+                panic!("host {}: the space of {dead} cannot be taken over: {result:?}", by.0);
             }
-            if !self.wait(Duration::from_secs(200), World::agree) {
-                if self.protested_since(agreed) {
+            if !self.wait(Duration::from_secs(200), Cluster::agree) {
+                if self.objected_since(agreed) {
                     return false;
                 }
-                violation!("no agreement after a takeover of {dead}: {}", self.views());
+                panic!("no agreement after a takeover of {dead}: {}", self.views());
             }
         }
         true
     }
 
-    /// What those had said that are gone for good is forgotten where somebody says so.
-    fn end_disputes_with_the_dead(&mut self) {
-        let gone: BTreeSet<PeerName> = self.graves.iter().map(|grave| grave.name).collect();
+    /// `weave rmpeer` ends disputes with removed peers.
+    fn end_disputes_with_removed_peers(&mut self) {
+        let gone: BTreeSet<PeerName> = self.removed_peers.iter().map(|removed| removed.name).collect();
         for id in self.ids() {
             let conflicts = self.conflicts_of(id);
-            for rival in conflicts
+            for claimant in conflicts
                 .iter()
                 .filter_map(|c| c.conflict.claimant())
                 .filter(|claimant| gone.contains(claimant))
             {
-                self.call(id, |a, now| a.remove_peer(&rival.to_string(), false, now).is_ok());
+                self.call(id, |a, now| a.remove_peer(&claimant.to_string(), false, now).is_ok());
             }
         }
     }
 
-    /// Callers that were never answered give up: what is on the books for them is released.
-    fn forget_the_lost(&mut self) {
+    /// Releases the records of clients that never received their answer.
+    fn release_orphans(&mut self) {
         for id in self.ids() {
-            for (container, addr) in std::mem::take(&mut self.host_mut(id).orphans) {
+            for (container, addr) in std::mem::take(&mut self.member_mut(id).orphans) {
                 let addr = std::net::IpAddr::V4(addr.into());
-                // It may be gone, or was only a claim that failed.
+                // The record may be gone, or its claim may have failed.
                 self.call(id, |a, now| a.free(&container, addr, now).is_ok());
             }
         }
     }
 
-    /// Addresses of hosts that are not used by anybody, of what a peer may hand out.
+    /// Free addresses that a peer could allocate.
     fn usable(&self, within: weave_ipam::AddrRange) -> Vec<u32> {
         let mut usable = Vec::new();
         for id in self.ids() {
-            let host = self.host(id);
-            let Some(allocator) = host.allocator.as_ref().filter(|_| !host.leaving && !host.legacy) else {
+            let member = self.member(id);
+            let Some(allocator) = member.allocator.as_ref().filter(|_| !member.leaving && !member.legacy)
+            else {
                 continue;
             };
             let used: BTreeSet<u32> = allocator
@@ -394,50 +397,50 @@ impl World {
                 .values()
                 .flat_map(|r| r.cidrs.iter().map(|cidr| number_of(cidr.addr())))
                 .collect();
-            let own = owned(allocator.ring(), host.name);
+            let own = owned(allocator.ring(), member.name);
             usable.extend(own.into_iter().filter(|addr| within.contains(*addr) && !used.contains(addr)));
         }
         usable
     }
 
-    /// A request that waits without reason.
-    fn waits_in_vain(&self) -> Option<String> {
+    /// Describes a pending request that could be served.
+    fn request_without_reason(&self) -> Option<String> {
         for (number, request) in &self.requests {
             let now = self.now(request.host);
-            let host = self.host(request.host);
-            let status = host.allocator.as_ref().map(|a| a.status(now));
+            let member = self.member(request.host);
+            let status = member.allocator.as_ref().map(|a| a.status(now));
             let pending: Option<PendingStatus> =
                 status.and_then(|s| s.pending.into_iter().find(|pending| pending.request == Some(*number)));
-            match &request.what {
-                // 2.8.1 throws dice at each tick whom to ask, weighted by what somebody has, be it of use there or not (6.5):
-                // for how long it asks in vain has no bound.
-                Ask::Allocate(..) if host.legacy => {}
-                Ask::Allocate(_, subnet) => {
+            match &request.kind {
+                // 2.8.1 picks a random donor at each tick, weighted by free space, usable or not (docs/spec/ipam.md 6.5): the number of
+                // attempts has no bound.
+                RequestKind::Allocate(..) if member.legacy => {}
+                RequestKind::Allocate(_, subnet) => {
                     let usable = self.usable(subnet.hosts());
                     if let Some(&addr) = usable.first() {
                         return Some(format!(
-                            "{request:?} waits, and {} is free: {pending:?}{}",
+                            "{request:?} is pending, but {} is free: {pending:?}{}",
                             show(addr),
                             self.views()
                         ));
                     }
                 }
-                Ask::Claim(_, addr) => {
+                RequestKind::Claim(_, addr) => {
                     let views = self.views();
                     return Some(format!("claim of {} is never answered: {pending:?}{views}", show(*addr)));
                 }
-                Ask::Prime => return Some(format!("the ring is there, and {request:?} goes on")),
+                RequestKind::Prime => return Some(format!("{request:?} is pending, but there is a ring")),
             }
         }
         None
     }
 
-    /// Every address of the range can be had from everywhere; then a request waits, and is served when one is released.
+    /// Every address of the range can be allocated from every host; then one more request waits until an address is released.
     fn fill(&mut self) {
-        let hosts: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.host(id).leaving).collect();
+        let hosts: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.member(id).leaving).collect();
         let Some(&first) = hosts.first() else { return };
         let range = self.range_of(first);
-        let pick = if self.events.is_multiple_of(2) { hosts.len() } else { 1 };
+        let pick = if self.event_count().is_multiple_of(2) { hosts.len() } else { 1 };
         let mut label = 0;
         let mut free = self.usable(range.hosts()).len();
         while free > 0 {
@@ -445,10 +448,12 @@ impl World {
                 label += 1;
                 self.fill_one(hosts[n % pick], label);
             }
-            if !self.wait(Duration::from_secs(600), |world| world.all_filled() || world.none_free(range)) {
-                violation!("not served: {:?}{}", self.requests, self.views());
+            if !self
+                .wait(Duration::from_secs(600), |cluster| cluster.all_filled() || cluster.none_free(range))
+            {
+                panic!("not served: {:?}{}", self.requests, self.views());
             }
-            // What was just given away is nobody's until the other hears of it.
+            // Donations may still be in transit.
             self.run_for(Duration::from_secs(1));
             let left = self.usable(range.hosts()).len();
             if left >= free {
@@ -457,58 +462,54 @@ impl World {
             free = left;
         }
         let unused = range.hosts().size() as usize - self.used_in(range);
-        // 2.8.1 may have ended itself.
-        let doubtful = self.ids().any(|id| self.host(id).legacy && !self.host(id).destroyed);
+        // Legacy peers may have ended themselves.
+        let doubtful = self.ids().any(|id| self.member(id).legacy && !self.member(id).destroyed);
         if unused > 0 && !doubtful {
-            violation!("{unused} addresses cannot be had: {:?}{}", self.ledger, self.views());
+            panic!("{unused} addresses cannot be allocated: {:?}{}", self.ledger, self.views());
         }
-        // One more waits, and does not ask without end. Nor is anything given to it: it could not use the ends of its subnet.
+        // One more request waits. Nothing is donated to it, not even the first and last address, which it could not use.
         let useless = !doubtful && self.requests.is_empty();
         let given = self.donations;
         label += 1;
         self.fill_one(hosts[0], label);
         self.run_for(Duration::from_secs(12));
-        self.always();
+        self.check_always();
         if useless && self.donations > given {
-            violation!(
-                "nobody has anything to give, and {} times it is: {}",
-                self.donations - given,
-                self.views()
-            );
+            panic!("{} donations, although no address is free: {}", self.donations - given, self.views());
         }
         if !doubtful && self.requests.is_empty() {
-            violation!("all addresses are used, and one more is given out: {:?}", self.ledger);
+            panic!("all addresses are used, but one more is allocated: {:?}", self.ledger);
         }
         let Some((&addr, users)) = self.ledger.iter().rev().find(|(addr, _)| range.hosts().contains(**addr))
         else {
             return;
         };
         let Some((id, container)) = users.first().cloned() else { return };
-        if !self.runs(id) || self.host(id).range != self.host(first).range {
+        if !self.runs(id) || self.member(id).range != self.member(first).range {
             return;
         }
         let waiting = self.requests.len();
         self.release_named(id, &container, true);
-        let served = |world: &World| world.requests.len() < waiting || world.requests.is_empty();
+        let served = |cluster: &Cluster| cluster.requests.len() < waiting || cluster.requests.is_empty();
         if waiting > 0 && !doubtful && !self.wait(Duration::from_secs(100), served) {
-            violation!(
-                "{} was released, and nobody gets it: {:?}{}",
+            panic!(
+                "{} was released, but not allocated to a pending request: {:?}{}",
                 show(addr),
                 self.requests,
                 self.views()
             );
         }
-        self.always();
+        self.check_always();
     }
 
     fn fill_one(&mut self, id: HostId, label: u32) {
         self.start(id);
-        self.fill_request(id, format!("{}-fill-{label}", id.0));
+        self.allocate_label(id, format!("{}-fill-{label}", id.0));
     }
 
     fn all_filled(&self) -> bool {
-        let fills = |ask: &Ask| matches!(ask, Ask::Allocate(container, _) if container.contains("fill"));
-        !self.requests.values().any(|request| fills(&request.what))
+        let fills = |ask: &RequestKind| matches!(ask, RequestKind::Allocate(container, _) if container.contains("fill"));
+        !self.requests.values().any(|request| fills(&request.kind))
     }
 
     fn none_free(&self, range: weave_ipam::Subnet) -> bool {
@@ -517,5 +518,47 @@ impl World {
 
     fn used_in(&self, range: weave_ipam::Subnet) -> usize {
         self.ledger.keys().filter(|addr| range.hosts().contains(**addr)).count()
+    }
+
+    /// In a minute without inputs no ring changes, and nodes send no more than their timers require. A request may be pending.
+    pub(super) fn check_quiet(&mut self) {
+        const MINUTE: Duration = Duration::from_secs(60);
+        /// Per end of a connection: seven heartbeats, three MTU tests or answers, three digests, and all gossip: three times with a
+        /// fast clock, relayed seven and a half times in a star.
+        const TIMERS: usize = 21;
+        /// Per pending request and donor, every five seconds: request, denial, and a relayed one.
+        const SPACE_REQUESTS: usize = 12 * 3;
+        if !self.plan.nodes {
+            return;
+        }
+        let writes = |cluster: &Cluster| cluster.sim.counters.tcp_writes;
+        // 2.8.1 asks random donors, and may receive space at any time; two such peers donate to each other what neither can use.
+        let legacy_pending = self.requests.values().any(|request| self.member(request.host).legacy);
+        // Path MTU tests and earlier messages finish first.
+        self.run_for(MINUTE);
+        let rings = |cluster: &Cluster| -> Vec<_> {
+            cluster.members.iter().map(|member| member.view().cloned()).collect()
+        };
+        let minute = |cluster: &mut Cluster| {
+            let (before, known) = (writes(cluster), rings(cluster));
+            cluster.run_for(MINUTE);
+            (known, (writes(cluster) - before) as usize)
+        };
+        let (mut known, mut sent) = minute(self);
+        if rings(self) != known {
+            // A release may be announced by gossip in the first half minute, used in the second, and the remaining space announced in
+            // the third.
+            (known, sent) = minute(self);
+        }
+        if rings(self) != known && !legacy_pending {
+            panic!("rings change in a quiet minute: {known:?}{}", self.views());
+        }
+        let hosts = self.sim.hosts();
+        let connections: usize =
+            hosts.filter_map(|(_, host)| host.node.as_ref()).map(|node| node.connection_count()).sum();
+        let bound = TIMERS * connections + SPACE_REQUESTS * self.requests.len() * self.members.len();
+        if sent > bound && !legacy_pending {
+            panic!("{sent} messages in a quiet minute, expected at most {bound}: {:?}", self.requests);
+        }
     }
 }

@@ -1,111 +1,286 @@
-//! What is run.
+//! The plans of address allocation: what a run varies.
 
-use super::scenario::{Begin, Graph, Plan, subnet};
+use weave_ipam::Subnet;
+use weave_types::Cidr;
 
-/// Every plan. A seed is for one of them: its rest, divided by their number.
-pub fn all() -> Vec<Plan> {
+use crate::driver_fault::DriverFault;
+use crate::net::HostId;
+
+/// The possible connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    Complete,
+    /// Each host to the one before it.
+    Line,
+    /// All hosts to the first.
+    Star,
+}
+
+/// How the peers agree on the first division of the range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitMode {
+    /// By election; peers are launched with the number of electors.
+    Count,
+    /// By election; peers are launched with the addresses of the electors.
+    Targets,
+    /// All peers are launched with the list of seeds.
+    Seed,
+    /// By election; each peer is launched with the addresses of those before it.
+    Chain,
+}
+
+/// Parameters of random runs.
+#[derive(Clone, Debug)]
+pub struct AllocationPlan {
+    pub name: &'static str,
+    pub hosts: u16,
+    /// Number of observers; they are the last hosts.
+    pub observers: u16,
+    /// Number of peers that behave like 2.8.1; they are the first hosts.
+    pub legacy: u16,
+    /// Legacy peers send donations before they are on the disk.
+    pub legacy_sends_before_persist: bool,
+    /// Number of transitions.
+    pub length: usize,
+    /// The range, and a second one if peers change to it. They do not overlap.
+    pub ranges: Vec<Subnet>,
+    pub init: InitMode,
+    /// A ring is established before the first transition.
+    pub ring_first: bool,
+    pub topology: Topology,
+    /// Chance that a message is lost.
+    pub loss: f64,
+    /// Chance that a message arrives twice.
+    pub duplication: f64,
+    /// Chance that a message takes seconds.
+    pub stall: f64,
+    /// Largest error of the speed of a clock, parts in a million.
+    pub clock_error_ppm: u64,
+    /// Weight of requests among the transitions.
+    pub requests: u32,
+    /// Weight of peers that leave for good among the transitions.
+    pub leave_weight: u32,
+    /// Two peers may take over the space of the same peer.
+    pub double_takeover: bool,
+    /// Peers may report conflicts.
+    pub conflicts: bool,
+    /// The allocators run in whole nodes.
+    pub nodes: bool,
+    /// Nodes are connected only through one more node, which has no allocator.
+    pub hub: bool,
+    /// Password of the nodes.
+    pub password: Option<&'static str>,
+    pub driver_fault: Option<DriverFault>,
+}
+
+impl AllocationPlan {
+    /// The host of [`AllocationPlan::hub`].
+    pub(super) fn hub_id(&self) -> HostId {
+        HostId(self.hosts)
+    }
+
+    /// Peers on a good network.
+    pub fn new(name: &'static str, hosts: u16, length: usize) -> AllocationPlan {
+        AllocationPlan {
+            name,
+            hosts,
+            observers: 0,
+            legacy: 0,
+            legacy_sends_before_persist: false,
+            length,
+            ranges: vec![subnet("10.32.0.0/27")],
+            init: InitMode::Count,
+            ring_first: false,
+            topology: Topology::Complete,
+            loss: 0.02,
+            duplication: 0.02,
+            stall: 0.05,
+            clock_error_ppm: 50_000,
+            requests: 40,
+            leave_weight: 0,
+            double_takeover: false,
+            conflicts: false,
+            nodes: false,
+            hub: false,
+            password: None,
+            driver_fault: None,
+        }
+    }
+
+    /// Number of hosts that take part in the election.
+    pub(super) fn electors(&self) -> u16 {
+        self.hosts - self.observers
+    }
+
+    /// One of the subnets that containers ask for: the range itself, parts of it, one that contains it, one outside it.
+    pub(super) fn subnet(&self, range: usize, which: usize) -> Subnet {
+        let universe = self.ranges[range];
+        let start = universe.range().start();
+        let part = |prefix: u8, offset: u32| {
+            let addr = std::net::Ipv4Addr::from(start + offset);
+            Cidr::new(addr.into(), prefix)
+                .and_then(|cidr| Subnet::new(cidr.network()).ok())
+                .unwrap_or(universe)
+        };
+        match which {
+            0 => part(universe.prefix() + 1, 0),
+            1 => part(30, universe.range().size() / 2),
+            2 => part(universe.prefix() - 1, 0),
+            3 => part(24, 1 << 16),
+            _ => universe,
+        }
+    }
+
+    /// The address with the prefix length of the range.
+    pub(super) fn cidr(&self, addr: u32) -> Cidr {
+        let prefix = self.ranges[0].prefix();
+        let ip = std::net::Ipv4Addr::from(addr).into();
+        Cidr::new(ip, prefix).unwrap_or_else(|| self.ranges[0].cidr())
+    }
+}
+
+pub fn subnet(text: &str) -> Subnet {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+/// The plan that a seed runs.
+pub fn plan_of(seed: u64, plans: &[AllocationPlan]) -> &AllocationPlan {
+    &plans[(seed % plans.len() as u64) as usize]
+}
+
+/// Every plan. A seed is for one of them: its rest, has_dispute by their number.
+pub fn all() -> Vec<AllocationPlan> {
     vec![
-        // The first division, and little else: most runs are short of a quorum for long.
-        Plan { requests: 15, ..Plan::new("election among three", 3, 40) },
-        Plan { requests: 12, loss: 0.1, slow: 0.2, ..Plan::new("election among five, bad network", 5, 45) },
-        Plan { requests: 60, ..Plan::new("four peers, many requests", 4, 45) },
-        Plan {
-            observers: 2,
-            begin: Begin::Targets,
-            graph: Graph::Line,
-            ..Plan::new("three electors and two observers in a row", 5, 40)
+        // Mostly the first division: in most runs there is no quorum for a long time.
+        AllocationPlan { requests: 15, ..AllocationPlan::new("election among three", 3, 40) },
+        AllocationPlan {
+            requests: 12,
+            loss: 0.1,
+            stall: 0.2,
+            ..AllocationPlan::new("election among five, bad network", 5, 45)
         },
-        Plan { leave: 25, ..Plan::new("peers that leave for good", 4, 45) },
-        Plan { begin: Begin::Seed, graph: Graph::Star, leave: 10, ..Plan::new("seeded", 4, 40) },
-        Plan {
+        AllocationPlan { requests: 60, ..AllocationPlan::new("four peers, many requests", 4, 45) },
+        AllocationPlan {
+            observers: 2,
+            init: InitMode::Targets,
+            topology: Topology::Line,
+            ..AllocationPlan::new("three electors and two observers in a row", 5, 40)
+        },
+        AllocationPlan { leave_weight: 25, ..AllocationPlan::new("peers that leave_weight for good", 4, 45) },
+        AllocationPlan {
+            init: InitMode::Seed,
+            topology: Topology::Star,
+            leave_weight: 10,
+            ..AllocationPlan::new("seeded", 4, 40)
+        },
+        AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
             requests: 80,
-            ..Plan::new("a range that is always full", 3, 45)
+            ..AllocationPlan::new("a range that is check_always full", 3, 45)
         },
-        Plan { legacy: 2, calm: true, leave: 5, ..Plan::new("two of four behave like 2.8.1", 4, 40) },
-        Plan {
-            contest: true,
+        AllocationPlan {
+            legacy: 2,
+            ring_first: true,
+            leave_weight: 5,
+            ..AllocationPlan::new("two of four behave like 2.8.1", 4, 40)
+        },
+        AllocationPlan {
+            double_takeover: true,
             conflicts: true,
-            leave: 40,
-            begin: Begin::Seed,
-            ..Plan::new("the same peer removed twice", 4, 40)
+            leave_weight: 40,
+            init: InitMode::Seed,
+            ..AllocationPlan::new("the same peer removed twice", 4, 40)
         },
-        Plan {
+        AllocationPlan {
             ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
             conflicts: true,
-            ..Plan::new("another range", 3, 40)
+            ..AllocationPlan::new("another range", 3, 40)
         },
-        Plan {
+        AllocationPlan {
             legacy: 2,
-            early: true,
-            calm: true,
-            contest: true,
+            legacy_sends_before_persist: true,
+            ring_first: true,
+            double_takeover: true,
             conflicts: true,
-            ..Plan::new("two of four behave like 2.8.1, and tell before they store", 4, 40)
+            ..AllocationPlan::new("two of four behave like 2.8.1, and send before they store", 4, 40)
         },
     ]
 }
 
-/// Every plan over whole nodes, as [`all`].
-pub fn nodes() -> Vec<Plan> {
-    let plan = |name, hosts| Plan { nodes: true, ..Plan::new(name, hosts, 40) };
+/// The plans with whole nodes.
+pub fn nodes() -> Vec<AllocationPlan> {
+    let plan = |name, hosts| AllocationPlan { nodes: true, ..AllocationPlan::new(name, hosts, 40) };
     vec![
-        Plan { requests: 25, ..plan("election among three nodes", 3) },
-        Plan { requests: 60, password: Some("wEaVe"), ..plan("four nodes, sealed, many requests", 4) },
-        Plan {
+        AllocationPlan { requests: 25, ..plan("election among three nodes", 3) },
+        AllocationPlan {
+            requests: 60,
+            password: Some("wEaVe"),
+            ..plan("four nodes, sealed, many requests", 4)
+        },
+        AllocationPlan {
             observers: 2,
-            begin: Begin::Targets,
-            graph: Graph::Line,
+            init: InitMode::Targets,
+            topology: Topology::Line,
             loss: 0.1,
             ..plan("three electors and two observers, without discovery", 5)
         },
-        Plan { leave: 25, ..plan("nodes that leave for good", 4) },
-        Plan { begin: Begin::Seed, graph: Graph::Star, leave: 10, ..plan("seeded nodes in a star", 4) },
-        Plan {
+        AllocationPlan { leave_weight: 25, ..plan("nodes that leave_weight for good", 4) },
+        AllocationPlan {
+            init: InitMode::Seed,
+            topology: Topology::Star,
+            leave_weight: 10,
+            ..plan("seeded nodes in a star", 4)
+        },
+        AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
             requests: 80,
-            ..plan("nodes whose range is always full", 3)
+            ..plan("nodes whose range is check_always full", 3)
         },
-        Plan {
-            contest: true,
+        AllocationPlan {
+            double_takeover: true,
             conflicts: true,
-            leave: 40,
-            begin: Begin::Seed,
+            leave_weight: 40,
+            init: InitMode::Seed,
             ..plan("the same node removed twice", 4)
         },
-        Plan {
+        AllocationPlan {
             ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
             conflicts: true,
             ..plan("nodes that change to another range", 3)
         },
-        Plan {
-            bridge: true,
-            graph: Graph::Star,
-            leave: 8,
+        AllocationPlan {
+            hub: true,
+            topology: Topology::Star,
+            leave_weight: 8,
             ..plan("nodes around one that allocates nothing", 4)
         },
-        Plan { legacy: 2, calm: true, leave: 5, ..plan("two of four nodes behave like 2.8.1", 4) },
-        Plan {
+        AllocationPlan {
             legacy: 2,
-            early: true,
-            calm: true,
-            contest: true,
-            conflicts: true,
-            ..plan("two of four nodes behave like 2.8.1, and tell before they store", 4)
+            ring_first: true,
+            leave_weight: 5,
+            ..plan("two of four nodes behave like 2.8.1", 4)
         },
-        // In these two those hear of conflicts, and end connections.
-        Plan {
+        AllocationPlan {
             legacy: 2,
-            calm: true,
-            contest: true,
+            legacy_sends_before_persist: true,
+            ring_first: true,
+            double_takeover: true,
             conflicts: true,
-            leave: 40,
-            begin: Begin::Seed,
+            ..plan("two of four nodes behave like 2.8.1, and send before they store", 4)
+        },
+        // In the last two plans legacy peers see conflicts and end connections.
+        AllocationPlan {
+            legacy: 2,
+            ring_first: true,
+            double_takeover: true,
+            conflicts: true,
+            leave_weight: 40,
+            init: InitMode::Seed,
             ..plan("two of four nodes behave like 2.8.1, and the same node is removed twice", 4)
         },
-        Plan {
+        AllocationPlan {
             legacy: 2,
-            calm: true,
+            ring_first: true,
             ranges: vec![subnet("10.32.0.0/27"), subnet("10.48.0.0/27")],
             conflicts: true,
             ..plan("two of four nodes behave like 2.8.1, and change to another range", 4)

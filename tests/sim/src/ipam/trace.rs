@@ -1,13 +1,13 @@
-//! What `SIM_TRACE` tells of a run, on standard error.
+//! Texts of messages and outputs for `SIM_TRACE`.
 
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{Entry, Output, Persist, Ring};
 
-use super::network::Message;
+use super::links::Message;
 
 pub(super) fn show_message(message: &Message) -> String {
     let unicast = |bytes: &[u8]| match Unicast::decode(bytes) {
-        Ok(Some(Unicast::State(state))) => format!("tells {}", show_state(&state)),
+        Ok(Some(Unicast::State(state))) => format!("state {}", show_state(&state)),
         other => format!("{other:?}"),
     };
     let state = |bytes: &[u8]| StateMessage::decode(bytes).map_or_else(|e| e.to_string(), |s| show_state(&s));

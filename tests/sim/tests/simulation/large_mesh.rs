@@ -18,7 +18,7 @@ fn sixty_peers_agree() {
         }
         world.add(HostId(n), options.clone(), &targets.into_iter().collect::<Vec<_>>());
     }
-    invariants::settle(&mut world, false);
+    invariants::wait_for_convergence(&mut world, false);
     invariants::check_tables(&world);
     // Six of them come back as others.
     for n in (0..60u16).step_by(10) {
@@ -28,7 +28,7 @@ fn sixty_peers_agree() {
     for n in (0..60u16).step_by(10) {
         world.start(HostId(n), &[]);
     }
-    invariants::settle(&mut world, false);
-    invariants::always(&mut world);
+    invariants::wait_for_convergence(&mut world, false);
+    invariants::check_always(&mut world);
     invariants::check_tables(&world);
 }

@@ -1,0 +1,240 @@
+//! Fixed sequences of events over whole nodes. Most end with the checks of `check_eventually`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::answers::show;
+use super::cluster::Cluster;
+use super::member::owned;
+use super::plans::{AllocationPlan, InitMode, Topology, subnet};
+use crate::host::CrashKind;
+use crate::net::HostId;
+
+/// Longest time until a peer is reconnected after a cut: a dial that times out, the pause after it, gossip.
+const HEAL_TIMEOUT: Duration = Duration::from_secs(400);
+
+/// Index of the whole range among the subnets of a plan.
+const WHOLE_RANGE: usize = 4;
+
+/// Five peers are launched one after the other, each with the addresses of those before it, and each waits for consensus.
+/// Before and after, links are cut and healed at random.
+pub fn peers_are_added_one_by_one(seed: u64) {
+    let plan =
+        AllocationPlan { init: InitMode::Chain, nodes: true, ..AllocationPlan::new("one by one", 5, 0) };
+    let mut cluster = Cluster::stopped(seed, &plan);
+    for new in cluster.ids() {
+        let cut = cluster.cut_one(new);
+        cluster.start(new);
+        cluster.prime(new);
+        let pause = cluster.random_millis(1, 15_000);
+        cluster.run_for(pause);
+        if new == HostId(1) && cut && cluster.member(new).is_ready() {
+            panic!("the second peer is alone, but has a ring");
+        }
+        cluster.check_always();
+        cluster.heal();
+        if !cluster.wait(HEAL_TIMEOUT, Cluster::is_served) {
+            panic!("consensus on {new:?} is not answered: {}", cluster.views());
+        }
+        cluster.check_always();
+        cluster.cut_one(new);
+        let at = HostId(cluster.rng.random_range(0..=new.0));
+        cluster.allocate(at, 0, WHOLE_RANGE);
+        let pause = cluster.random_millis(1, 90_000);
+        cluster.run_for(pause);
+        cluster.check_always();
+        cluster.heal();
+        if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
+            panic!("no agreement after the start of {new:?}: {}", cluster.views());
+        }
+    }
+    cluster.check_eventually();
+}
+
+/// A peer receives a donation, and both peers are cut off before others know of it; the donor fails and is removed. With `used` the
+/// remover allocates all addresses that it took over before the receiver returns.
+pub fn donor_removed_before_donation_is_known(seed: u64, used: bool) {
+    let plan = AllocationPlan {
+        nodes: true,
+        observers: 1,
+        init: InitMode::Targets,
+        double_takeover: true,
+        conflicts: true,
+        ..AllocationPlan::new("donor removed before its donation is known", 4, 0)
+    };
+    let receiver = HostId(3);
+    let mut cluster = Cluster::new(seed, &plan);
+    cluster.prime(receiver);
+    if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
+        panic!("no ring: {}", cluster.views());
+    }
+    // The ring may be divided between two of the three.
+    let mut electors = [0, 1, 2].map(HostId);
+    electors.sort_by_key(|&id| std::cmp::Reverse(cluster.owned_by(id, id).len()));
+    let [first, donor, second] = electors;
+    for here in [first, second] {
+        for there in [donor, receiver] {
+            cluster.sim.net.set_cut(here, there, true);
+        }
+    }
+    cluster.allocate(receiver, 0, WHOLE_RANGE);
+    if !cluster.wait(HEAL_TIMEOUT, Cluster::is_served) {
+        panic!("no donation: {}", cluster.views());
+    }
+    cluster.destroy_host(donor);
+    cluster.await_removed_peers_forgotten();
+    cluster.remove_peer(first, 0);
+    let donated = cluster.owned_by(receiver, receiver);
+    if donated.is_empty() || !donated.is_subset(&cluster.owned_by(first, first)) {
+        panic!("the preparation failed: {}", cluster.views());
+    }
+    if used {
+        for n in 0..cluster.owned_by(first, first).len() {
+            cluster.allocate_label(first, format!("0-used-{n}"));
+        }
+        cluster.run_for(Duration::from_secs(1));
+    }
+    let twice = cluster.used_twice();
+    if twice.is_empty() == used {
+        panic!("addresses with two users: {twice:?}");
+    }
+
+    cluster.heal();
+    cluster.reconnect_nodes();
+    cluster.run_for(Duration::from_secs(120));
+    cluster.check_always();
+    // Both report the conflict: the other peer, the disputed addresses, and the remedy.
+    for (id, other) in [(first, receiver), (receiver, first)].into_iter().filter(|_| used) {
+        let other = cluster.member(other).name;
+        let reported = cluster.conflicts_of(id).into_iter().any(|dispute| {
+            dispute.peer.name == other
+                && !dispute.disputed.is_empty()
+                && dispute.conflict.remedy().contains("reset")
+        });
+        if !reported {
+            panic!("host {} does not report that {twice:?} have two users: {}", id.0, cluster.views());
+        }
+    }
+    cluster.check_dispute_reported();
+    // Allocation continues, and no more addresses get two users.
+    for id in [first, second, receiver] {
+        cluster.allocate(id, 1, WHOLE_RANGE);
+    }
+    cluster.run_for(Duration::from_secs(60));
+    cluster.check_always();
+    if cluster.used_twice() != twice {
+        panic!("addresses with two users: {:?}, before {twice:?}: {}", cluster.used_twice(), cluster.views());
+    }
+    for id in cluster.ids().filter(|&id| cluster.runs(id)) {
+        let users: Vec<u32> =
+            cluster.member(id).containers.values().flat_map(|c| c.addrs.iter().copied()).collect();
+        if users.iter().collect::<BTreeSet<_>>().len() < users.len() {
+            panic!("host {}: an address has two users: {users:?}", id.0);
+        }
+    }
+    if !used {
+        cluster.check_eventually();
+    }
+}
+
+/// Observers of a fixed cluster of three start, use addresses and leave: some by reset, some fail for good and are removed, some lose
+/// their power and return. The targets of the fixed peers never change.
+pub fn observers_come_and_go(seed: u64, observers: u16) {
+    let plan = AllocationPlan {
+        nodes: true,
+        observers,
+        init: InitMode::Targets,
+        topology: Topology::Line,
+        loss: 0.0,
+        duplication: 0.0,
+        ranges: vec![subnet("10.32.0.0/16")],
+        ..AllocationPlan::new("observers come and go", 3 + observers, 0)
+    };
+    let mut cluster = Cluster::stopped(seed, &plan);
+    let fixed = [0, 1, 2].map(HostId);
+    fixed.iter().for_each(|&id| cluster.start(id));
+    let targets = |cluster: &Cluster| fixed.map(|id| cluster.targets_of(id));
+    let before = targets(&cluster);
+    let mut gone = 0;
+    for n in 3..plan.hosts {
+        cluster.start(HostId(n));
+        cluster.allocate(HostId(n), 0, WHOLE_RANGE);
+        cluster.allocate(HostId(n), 1, WHOLE_RANGE);
+        let pause = cluster.random_millis(1, 400);
+        cluster.run_for(pause);
+        let old = HostId(cluster.rng.random_range(3..=n));
+        match cluster.rng.random_range(0..12) {
+            0..3 => cluster.reset(old),
+            3 => {
+                cluster.destroy_host(old);
+                gone += 1;
+            }
+            4 => cluster.kill(old, CrashKind::PowerLost),
+            _ => {}
+        }
+    }
+    cluster.run_for(Duration::from_secs(5));
+    for id in cluster.ids() {
+        cluster.start(id);
+    }
+    cluster.await_removed_peers_forgotten();
+    if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
+        panic!("{} requests are pending, or no agreement", cluster.requests.len());
+    }
+    // All donations of the removed peers are known by then. Several peers take over their space at the same time.
+    let running: BTreeSet<_> =
+        cluster.ids().filter(|&id| cluster.runs(id)).map(|id| cluster.member(id).name).collect();
+    let owners = cluster.member(fixed[0]).view().map(|ring| ring.owners()).unwrap_or_default();
+    for (n, removed) in owners.difference(&running).enumerate() {
+        cluster.call(fixed[n % 3], |a, now| a.remove_peer(&removed.to_string(), false, now));
+    }
+    if !cluster.wait(HEAL_TIMEOUT, Cluster::agree) {
+        panic!("no agreement after the takeovers");
+    }
+    cluster.check_always();
+    cluster.ids().for_each(|id| cluster.check_single_owner(id));
+    for id in cluster.ids().filter(|&id| cluster.runs(id)) {
+        let owners = cluster.member(id).view().map(|ring| ring.owners()).unwrap_or_default();
+        let lost: Vec<_> = owners.difference(&running).collect();
+        if !lost.is_empty() || owners.is_empty() {
+            panic!("host {}: {lost:?} own addresses, but are gone; {gone} failed for good", id.0);
+        }
+    }
+    if targets(&cluster) != before {
+        panic!("the targets of the fixed peers are {:?}, before {before:?}", targets(&cluster));
+    }
+    if gone == 0 || cluster.removed_peers.len() <= gone || running.len() < 10 {
+        panic!(
+            "too few observers left or stayed: {gone} failed, {} were removed, {} run",
+            cluster.removed_peers.len(),
+            running.len()
+        );
+    }
+}
+
+impl Cluster {
+    /// Cuts the new member, or one before it, off from another, if there are two.
+    fn cut_one(&mut self, new: HostId) -> bool {
+        let (a, b) = (self.rng.random_range(0..=new.0), self.rng.random_range(0..=new.0));
+        if a != b {
+            self.sim.net.set_cut(HostId(a), HostId(b), true);
+        }
+        a != b
+    }
+
+    fn is_served(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// The addresses of a peer in the ring of another.
+    fn owned_by(&self, peer: HostId, as_seen_by: HostId) -> BTreeSet<u32> {
+        let view = self.member(as_seen_by).view();
+        view.map(|ring| owned(ring, self.member(peer).name)).unwrap_or_default()
+    }
+
+    fn used_twice(&self) -> Vec<String> {
+        self.ledger.iter().filter(|(_, users)| users.len() > 1).map(|(&addr, _)| show(addr)).collect()
+    }
+}

@@ -1,0 +1,8 @@
+//! One binary, so that suites with a time limit (`SIM_SECONDS`) run side by side.
+
+mod addresses;
+mod driver_faults;
+mod large_mesh;
+mod mesh;
+mod scripted;
+mod transcripts;
