@@ -15,7 +15,7 @@ TESTED := --workspace --locked --features weave-cli/fault-injection
 test_programs = $(addprefix --test ,$(sort $(foreach folder,$(1),$(notdir $(basename $(wildcard $(folder)/*/tests/*.rs)) \
   $(patsubst %/main.rs,%,$(wildcard $(folder)/*/tests/*/main.rs))))))
 UNIT_TESTS := $(call test_programs,proto linux app)
-SIM_TESTS := $(addprefix --test ,$(notdir $(basename $(wildcard tests/sim/tests/*.rs))))
+SIM_TESTS := --test simulation
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: lab-build help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench build install static packages
