@@ -22,7 +22,7 @@ pub mod status_json;
 pub mod template;
 pub mod time;
 
-pub use client::{Client, ClientError, DEFAULT_PORT, Endpoint, Response};
+pub use client::{Client, ClientError, DEFAULT_PORT, Endpoint, Response, encode, parse_endpoint};
 pub use owned::{Owned, OwnedBy};
 pub use report::Report;
 pub use time::Timestamp;

@@ -49,7 +49,7 @@ pub(crate) fn failure(problem: Problem) -> Failure {
         Problem::Client(ClientError::NotFound) => {
             Failure::new(1, "the daemon is of an older version; stop it and launch it again")
         }
-        Problem::Client(ClientError::Transport { .. } | ClientError::NotHttp { .. }) => Failure::new(
+        Problem::Client(ClientError::Transport { .. }) => Failure::new(
             1,
             "weave ended before it had carried out the request; its next start completes or undoes it",
         ),

@@ -1,6 +1,6 @@
 //! `weave prime`, `consense` and `rmpeer`: commands about the whole address range.
 
-use weave_api::{ClientError, client::encode};
+use weave_api::{ClientError, encode};
 
 use crate::args::Parsed;
 use crate::options::Env;

@@ -205,7 +205,7 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
     let host = if host.is_empty() || host == "0.0.0.0" { "127.0.0.1" } else { host };
     let client =
         Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
-    match client.impatient(PROBE_TIMEOUT).get("/status") {
+    match client.with_timeout(PROBE_TIMEOUT).get("/status") {
         Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
             Err(Failure::new(1, "Weave Net is already running"))
         }
@@ -217,7 +217,7 @@ fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Orig
 /// daemon whose launch was killed, until it is ready or has ended.
 fn refuse_process(config: &Config) -> Result<(), Failure> {
     let held = |file: &str| pid_file::holder(&config.run_dir.join(file)).is_some();
-    let client = Client::new(vec![Endpoint::Unix(config.socket())]).impatient(pid_file::EXIT_TIMEOUT);
+    let client = Client::new(vec![Endpoint::Unix(config.socket())]).with_timeout(pid_file::EXIT_TIMEOUT);
     let begin = Instant::now();
     while held("weave.pid") || held("supervisor.pid") {
         let starting = config.fresh_file().exists();

@@ -41,7 +41,8 @@ impl<'a> Waiter<'a> {
 
     /// Why the daemon has no answer yet; may be empty.
     fn reason(&self) -> String {
-        let text = self.client.clone().impatient(REASON_TIMEOUT).get("/ipinfo/waiting").unwrap_or_default();
+        let text =
+            self.client.clone().with_timeout(REASON_TIMEOUT).get("/ipinfo/waiting").unwrap_or_default();
         text.trim_end().to_owned()
     }
 }
