@@ -282,12 +282,13 @@ mod tests {
         assert_eq!(read(&first.path).expect("readable"), Some(done));
         // As a kill in the middle of a line would leave it.
         let text = fs::read_to_string(&first.path).expect("readable");
-        let first_line = text.find('\n').expect("a line");
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
         for length in 0..text.len() {
             fs::write(&first.path, &text[..length]).expect("written");
             let read = read(&first.path).expect("readable");
-            assert_eq!(read.is_some(), length > first_line);
-            assert!(read.is_none_or(|r| r.addresses.is_none()));
+            assert_eq!(read.is_some(), length > ends[0]);
+            assert_eq!(read.as_ref().is_some_and(|r| r.addresses.is_some()), length > ends[1]);
+            assert!(read.is_none_or(|r| !r.host_done));
         }
         drop((first, second));
         assert!(pending_files(dir.path()).expect("readable").is_empty());

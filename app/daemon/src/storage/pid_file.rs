@@ -14,6 +14,9 @@ use weave_host::fault_injection;
 
 /// A process that was killed releases its lock and its ports within this time.
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Readers of the holder lock the file for a moment. Whoever starts a process after another one was killed waits before
+/// ([`stays_held`]): a process that waited here for longer could start after a `weave reset`.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A pid file held by this process. The lock ends with the process, however it ends; the file goes when this is dropped.
@@ -45,13 +48,13 @@ pub enum PidFileError {
 }
 
 impl PidFile {
-    /// Locks `path` and writes our pid into it. A process that was killed just now is waited for.
+    /// Locks `path` and writes our pid into it.
     ///
     /// # Errors
     /// Another process holds it, or it cannot be written.
     pub fn take(path: &Path) -> Result<PidFile, PidFileError> {
         let io = |source| PidFileError::Io { path: path.to_owned(), source };
-        let deadline = Instant::now() + EXIT_TIMEOUT;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         fault_injection::io_fail_point(&"taking a pid file").map_err(io)?;
         loop {
             let file = OpenOptions::new()
@@ -77,7 +80,7 @@ impl PidFile {
             if !is_at(&lock, path) {
                 continue;
             }
-            wait_for_exit(read_pid(&mut lock), deadline);
+            wait_for_exit(read_pid(&mut lock), Instant::now() + EXIT_TIMEOUT);
             // From here on the file goes if something fails.
             let mut held = PidFile { lock, path: path.to_owned() };
             fault_injection::io_fail_point(&"writing a pid file").map_err(io)?;
@@ -192,6 +195,7 @@ mod tests {
             std::fs::write(&path, format!("{group}\n")).unwrap();
             let reaper = std::thread::spawn(move || child.wait());
             nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL).unwrap();
+            assert!(!stays_held(&path));
             let taken = PidFile::take(&path);
             assert!(taken.is_ok(), "{taken:?}");
             reaper.join().unwrap().unwrap();
