@@ -471,7 +471,7 @@ impl Host {
         let dying = matches!(self.planned_crash, Some((0..=1, _)));
         match output {
             IpamOutput::Event(event) => {
-                // 2.8.1 aborts when it loses part of its own space; what it had stored is consistent.
+                // 2.8.1 aborts when it loses part of its own space; its disk is consistent.
                 if self.legacy && matches!(event, weave_ipam::Event::Yielded { .. }) {
                     self.planned_crash = Some((0, CrashKind::Killed));
                 }

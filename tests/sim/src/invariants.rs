@@ -1,4 +1,4 @@
-//! What must hold: some things after every transition, the rest once the network has been healed and left alone.
+//! Invariants of the mesh: some hold after every transition, the others some time after all faults have ended.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -12,17 +12,14 @@ use crate::net::{Faults, HostId};
 use crate::suites::Plan;
 use crate::world::World;
 
-/// Longest time to a converged mesh after everything was healed. The slowest way: a target that is in a long back-off was
-/// reset by `connect`, its handshake runs into a stalled stream, and the other end must time out first.
-const CONVERGENCE: Duration = Duration::from_secs(300);
+/// Longest time until a healed mesh has converged. The slowest case: a target in a long back-off is reset by `connect`, its
+/// handshake meets a stalled stream, and the other end must time out first.
+const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The longest time-out of a connection, and a little.
+/// The longest timeout of a connection, and some time for its consequences.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(65);
 
-/// Holds after every transition.
-///
-/// # Panics
-/// If it does not.
+/// Checks what holds after every transition.
 pub fn check_always(world: &mut World) {
     let now = world.now();
     let ids: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
@@ -30,9 +27,9 @@ pub fn check_always(world: &mut World) {
     for id in ids {
         let host = world.host_mut(id);
         for frame in host.delivered.drain(..) {
-            let stamp =
-                frames::read(&frame).unwrap_or_else(|| panic!("{id:?} was given a frame that nobody sent"));
-            assert_ne!(stamp.from, id, "{id:?} was given its own frame {}", stamp.number);
+            let stamp = frames::read(&frame)
+                .unwrap_or_else(|| panic!("{id:?} received a frame that no container sent"));
+            assert_ne!(stamp.from, id, "{id:?} received its own frame {}", stamp.number);
         }
         check_version(host);
         if let Some(node) = &host.node {
@@ -56,12 +53,12 @@ pub fn check_always(world: &mut World) {
     }
 }
 
-/// Everything that a peer is or says of itself is on its disk before.
+/// The version and short id of a peer are on its disk before others see them.
 fn check_own(host: &Host, own: &PeerStatus) {
     let (id, promised) = (host.id, &host.promised);
     assert!(
         own.version < promised.version_ceiling,
-        "{id:?} is at version {}, but would begin at {} after a restart",
+        "{id:?} is at version {}, but would start at {} after a restart",
         own.version,
         promised.version_ceiling
     );
@@ -71,7 +68,7 @@ fn check_own(host: &Host, own: &PeerStatus) {
     assert!(limit == 0 || connections <= limit, "{id:?} has {connections} connections, the limit is {limit}");
 }
 
-/// Nobody knows more of a peer than the peer itself, and a version stands for one record only.
+/// No peer has a newer record of another than that peer itself, and records of the same version are equal.
 fn check_seen(by: HostId, seen: &PeerStatus, truth: &PeerStatus) {
     if seen.uid != truth.uid {
         return;
@@ -83,7 +80,7 @@ fn check_seen(by: HostId, seen: &PeerStatus, truth: &PeerStatus) {
         seen.version,
         truth.version
     );
-    // Version 0: a handshake has made the record.
+    // Version 0 is a record made by a handshake.
     if seen.version == truth.version && seen.version > 0 {
         let links = |peer: &PeerStatus| -> Vec<_> {
             let links = peer.connections.iter();
@@ -98,7 +95,7 @@ fn check_seen(by: HostId, seen: &PeerStatus, truth: &PeerStatus) {
     }
 }
 
-/// The own topology version never falls below what an earlier incarnation has had.
+/// The own topology version never falls, not even by a restart.
 fn check_version(host: &mut Host) {
     let Some(node) = host.node.as_ref() else { return };
     let version = node.version();
@@ -111,10 +108,7 @@ fn check_version(host: &mut Host) {
     host.highest_version = version;
 }
 
-/// Heals everything, waits for the mesh to wait_for_convergence, and checks that it is as it should be.
-///
-/// # Panics
-/// If it is not.
+/// Heals everything, waits for convergence, and checks what holds then.
 pub fn check_eventually(world: &mut World, plan: &Plan) {
     heal(world, plan);
     wait_for_convergence(world, plan.is_complete());
@@ -130,13 +124,10 @@ pub fn check_eventually(world: &mut World, plan: &Plan) {
     check_lost_peer_is_forgotten(world, plan);
 }
 
-/// Waits until all peers agree and stay so.
-///
-/// # Panics
-/// If they do not in time.
+/// Waits until all peers agree, and continue to.
 pub fn wait_for_convergence(world: &mut World, complete: bool) {
-    // A dial that a firewall swallows takes its time, and so does the pause before the next one.
-    let limit = if world.net.is_blocking() { CONVERGENCE * 3 } else { CONVERGENCE };
+    // Dials that a firewall drops time out, and are repeated after a pause.
+    let limit = if world.net.is_blocking() { CONVERGENCE_TIMEOUT * 3 } else { CONVERGENCE_TIMEOUT };
     let start = world.now().mono;
     loop {
         let settled = world.run_until(limit, |world| disagreement(world, complete).is_none());
@@ -145,7 +136,7 @@ pub fn wait_for_convergence(world: &mut World, complete: bool) {
             "not settled after {limit:?}: {}",
             disagreement(world, complete).unwrap_or_default()
         );
-        // A connection that was cut just before may still run into its time-out, and is made again.
+        // A connection that was cut just before may still time out, and is established again.
         world.run_for(CONNECTION_TIMEOUT);
         if disagreement(world, complete).is_none() {
             break;
@@ -179,7 +170,7 @@ fn heal(world: &mut World, plan: &Plan) {
     if plan.firewalls || plan.is_limited() {
         return;
     }
-    // A dial that still waits out a long back-off would come up in the quiet minute: naming a target makes it due now.
+    // A dial after a long back-off would disturb the quiet minute: naming the target makes it due now.
     for n in 0..plan.hosts {
         let targets = world.host(HostId(n)).disk.targets.clone();
         world.with_node(HostId(n), |node, now| {
@@ -188,7 +179,7 @@ fn heal(world: &mut World, plan: &Plan) {
     }
 }
 
-/// Why the mesh has not settled: views differ, connections are missing or not established.
+/// Why the mesh has not converged: views differ, or connections are missing or not established.
 pub fn disagreement(world: &World, complete: bool) -> Option<String> {
     let now = world.now();
     let mut first: Option<(HostId, Vec<String>)> = None;
@@ -230,11 +221,8 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
     None
 }
 
-/// The tables that the data paths of a settled mesh use: short ids are unique, unicast routes are the shortest, and a
-/// broadcast reaches everybody once.
-///
-/// # Panics
-/// If they are not so.
+/// The tables of the data paths of a converged mesh: short ids are unique, unicast routes are the shortest, and a broadcast
+/// reaches all peers once.
 pub fn check_tables(world: &World) {
     let now = world.now();
     let ids: BTreeMap<PeerName, HostId> = world.hosts().map(|(id, _)| (Host::name(*id), *id)).collect();
@@ -273,19 +261,22 @@ pub fn check_tables(world: &World) {
                     graph[&at].contains(&next),
                     "broadcast of {from}: {at} sends to {next}, no neighbour"
                 );
-                assert!(reached.insert(next), "broadcast of {from} reaches {next} twice, now by {at}");
+                assert!(
+                    reached.insert(next),
+                    "broadcast of {from} reaches {next} twice, the second time from {at}"
+                );
                 open.push_back(next);
             }
         }
-        assert_eq!(reached.len(), graph.len(), "broadcast of {from} does not reach everybody");
+        assert_eq!(reached.len(), graph.len(), "broadcast of {from} does not reach all peers");
     }
 }
 
-/// Of two connections that are made at the same time both ends keep the same one, and do not need another attempt. Nor does
-/// a peer that comes back while others believe that they are still connected to it.
+/// Of two simultaneous connections both ends keep the same one, without another attempt. A peer that returns while others still
+/// have its old connection needs only one attempt, too.
 fn check_simultaneous_dials(world: &mut World) {
-    /// No target is tried again earlier.
-    const FIRST_PAUSE: Duration = Duration::from_secs(1);
+    /// No target is dialled again earlier.
+    const FIRST_RETRY: Duration = Duration::from_secs(1);
     let pair = [HostId(0), HostId(1)];
     let connected = |world: &World| {
         pair.iter().all(|id| {
@@ -301,7 +292,7 @@ fn check_simultaneous_dials(world: &mut World) {
     world.start(pair[0], &[pair[1]]);
     world.start(pair[1], &[pair[0]]);
     assert!(
-        world.run_until(FIRST_PAUSE, connected),
+        world.run_until(FIRST_RETRY, connected),
         "two that dial each other at the same time are not connected"
     );
 
@@ -309,12 +300,12 @@ fn check_simultaneous_dials(world: &mut World) {
     world.lose_power(pair[0]);
     world.run_for(Duration::from_secs(2));
     world.start(pair[0], &[pair[1]]);
-    assert!(world.run_until(FIRST_PAUSE, connected), "a peer that comes back is not connected");
+    assert!(world.run_until(FIRST_RETRY, connected), "a peer that comes back is not connected");
     world.run_for(CONNECTION_TIMEOUT);
     assert!(connected(world), "a peer that has come back is not connected any more");
 }
 
-/// A peer that does not come back is forgotten, with its MACs. It is the last one: the others are connected without it.
+/// A lost peer is forgotten, with its MACs. It is the last one, without which the others are still connected.
 fn check_lost_peer_is_forgotten(world: &mut World, plan: &Plan) {
     let dead = HostId(plan.hosts - 1);
     let name = Host::name(dead);
@@ -338,7 +329,7 @@ fn check_lost_peer_is_forgotten(world: &mut World, plan: &Plan) {
     }
 }
 
-/// How many hops it is to everybody.
+/// Number of hops to each peer.
 fn distances(graph: &BTreeMap<PeerName, BTreeSet<PeerName>>, from: PeerName) -> BTreeMap<PeerName, usize> {
     let mut distances = BTreeMap::from([(from, 0)]);
     let mut open = VecDeque::from([from]);
@@ -353,29 +344,33 @@ fn distances(graph: &BTreeMap<PeerName, BTreeSet<PeerName>>, from: PeerName) -> 
     distances
 }
 
-/// Everybody knows where the containers are that have sent something.
+/// All peers know the host of each MAC that has sent a frame.
 fn check_macs(world: &World) {
     for (at, host) in world.hosts() {
         let Some(mac) = host.containers.first() else { continue };
         for (by, other) in world.hosts() {
             let known = other.tables().and_then(|tables| tables.forwarding.macs.lookup(*mac));
-            assert_eq!(known, Some(Host::name(*at)), "where {by:?} believes {mac}, which is at {at:?}");
+            assert_eq!(
+                known,
+                Some(Host::name(*at)),
+                "owner of {mac} in the table of {by:?}; it is at {at:?}"
+            );
         }
     }
 }
 
-/// Once the path MTU is found out again, long frames arrive as well.
+/// Long frames arrive after the path MTU was probed again.
 fn check_long_frames(world: &mut World) {
-    /// IP packet and frame.
+    /// Length of the IP packets that must pass, bytes.
     const PACKET: usize = 1300;
-    const CLIMB: Duration = Duration::from_secs(1200);
+    const PROBE_UP_TIMEOUT: Duration = Duration::from_secs(1200);
     let narrow = |world: &World| {
         let hosts = world.hosts().filter_map(|(id, host)| Some((id, host.tables()?)));
         let paths = hosts.flat_map(|(id, tables)| tables.neighbours().iter().map(move |n| (*id, n.path.mtu)));
         paths.filter(|(_, mtu)| *mtu < PACKET).min_by_key(|(_, mtu)| *mtu)
     };
-    let wide = world.run_until(CLIMB, |world| narrow(world).is_none());
-    assert!(wide, "path MTU after {CLIMB:?}: {:?}", narrow(world));
+    let wide = world.run_until(PROBE_UP_TIMEOUT, |world| narrow(world).is_none());
+    assert!(wide, "path MTU after {PROBE_UP_TIMEOUT:?}: {:?}", narrow(world));
     let ids: Vec<HostId> =
         world.hosts().filter(|(_, h)| !h.containers.is_empty()).map(|(id, _)| *id).collect();
     for pair in ids.windows(2) {
@@ -387,9 +382,9 @@ fn check_long_frames(world: &mut World) {
     }
 }
 
-/// On a settled mesh each frame reaches each of its destinations exactly once.
+/// On a converged mesh each frame reaches each of its destinations exactly once.
 fn check_deliveries(world: &mut World) {
-    // Sealed datagrams that come twice are taken once; plain ones are not targets apart.
+    // Only sealed datagrams are protected from duplication.
     if world.hosts().all(|(_, host)| host.options.password.is_some()) {
         world.net.faults.duplication = 0.25;
     }
@@ -410,7 +405,7 @@ fn check_deliveries(world: &mut World) {
             assert_eq!(got, expected, "broadcast of {from:?} at {to:?}");
         }
     }
-    // Every host has heard of every container that sent: unicast goes to its destination and nowhere else.
+    // All MACs are known now: unicast reaches its destination only.
     for &from in &ids {
         for &to in ids.iter().filter(|to| **to != from) {
             let number = world.send_unicast(from, to).expect("both have containers");
@@ -440,7 +435,7 @@ fn deliveries(world: &mut World, number: u64) -> BTreeMap<HostId, usize> {
     counts
 }
 
-/// A settled mesh is quiet: no peer wakes or talks more than its timers say, and nobody learns anything.
+/// A converged mesh is quiet: no peer wakes up or sends more than its timers require, and the topology does not change.
 fn check_quiet(world: &mut World, plan: &Plan) {
     const WINDOW: Duration = Duration::from_secs(60);
     world.run_for(Duration::from_secs(40));
@@ -453,7 +448,7 @@ fn check_quiet(world: &mut World, plan: &Plan) {
     let bytes = world.counters.tcp_bytes;
     world.run_for(WINDOW);
     assert_eq!(links(world), established, "connections before and after a quiet minute");
-    // Whoever has room left goes on asking others that have not: the connection is there until they refuse it.
+    // Peers below their connection limit continue to dial peers at their limit, which reject the connection.
     if !plan.is_limited() {
         assert_eq!(digests(world), before, "topology before and after a quiet minute");
     }
@@ -472,14 +467,14 @@ fn check_quiet(world: &mut World, plan: &Plan) {
             host.wake_reason()
         );
     }
-    let said = world.counters.tcp_bytes - bytes;
-    // Two heartbeats, two digests, six answers to MTU tests, other tests now and then: 200 to 450 bytes, measured. Who is
-    // refused is in the topology for a moment.
+    let sent = world.counters.tcp_bytes - bytes;
+    // Two heartbeats, two digests, six answers to MTU tests, sometimes other tests: 200 to 450 bytes, measured. A rejected
+    // connection is in the topology for a moment.
     let bound = connections * if plan.is_limited() { 5000 } else { 800 } + 2000;
-    assert!(said <= bound, "{said} bytes in a quiet minute, expected at most {bound}");
+    assert!(sent <= bound, "{sent} bytes in a quiet minute, expected at most {bound}");
 }
 
-/// Every peer's established connections, as each peer sees them.
+/// The established connections in the view of each peer.
 fn links(world: &World) -> Vec<(PeerName, PeerName)> {
     let now = world.now();
     let peers = world.hosts().filter_map(|(_, h)| h.node.as_ref()).flat_map(|n| n.status(now).mesh.peers);

@@ -30,8 +30,38 @@ pub(crate) fn catch_failure<R>(run: impl FnOnce() -> R) -> Result<R, String> {
     })
 }
 
+/// Runs seeds within the budget of the environment; prints the number of runs. `attempt` returns the number of events.
+///
+/// # Panics
+/// At the first failure, with the seed and the shortest list of transitions that fails.
+pub(crate) fn suite<'a, P: 'a, T: Clone + Debug>(
+    name: &str,
+    plan_of: impl Fn(u64) -> (&'a str, &'a P),
+    generate: impl Fn(u64, &P) -> Vec<T>,
+    attempt: impl Fn(u64, &P, &[T]) -> Result<u64, String>,
+) {
+    let mut budget = SeedBudget::from_environment();
+    let (mut runs, mut events) = (0u64, 0);
+    while let Some(seed) = budget.next() {
+        let (plan_name, plan) = plan_of(seed);
+        let transitions = generate(seed, plan);
+        match attempt(seed, plan, &transitions) {
+            Ok(count) => events += count,
+            Err(reason) => {
+                let again = |transitions: &[T]| attempt(seed, plan, transitions).map(|_| ());
+                panic!("{}", shorten_failure(plan_name, seed, transitions, reason, again));
+            }
+        }
+        runs += 1;
+        if runs.is_multiple_of(10_000) {
+            println!("{name}: {runs} runs so far, {} s", budget.seconds());
+        }
+    }
+    println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
+}
+
 /// The seeds to run: one (`SIM_SEED`), a number of seeds (`SIM_RUNS`), or seeds for a time (`SIM_SECONDS`, 10 unless given).
-pub(crate) struct SeedBudget {
+struct SeedBudget {
     next: u64,
     last: Option<u64>,
     seconds: u64,
@@ -40,7 +70,7 @@ pub(crate) struct SeedBudget {
 }
 
 impl SeedBudget {
-    pub(crate) fn from_environment() -> SeedBudget {
+    fn from_environment() -> SeedBudget {
         let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
         let (seed, runs) = (number("SIM_SEED"), number("SIM_RUNS"));
         let first = seed.or_else(|| number("SIM_FIRST")).unwrap_or(1);
@@ -50,7 +80,7 @@ impl SeedBudget {
     }
 
     /// Seconds since the first run.
-    pub(crate) fn seconds(&self) -> u64 {
+    fn seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
 }
@@ -71,7 +101,7 @@ impl Iterator for SeedBudget {
 }
 
 /// Shortens a failing list by leaving out smaller and smaller groups while the rest still fails; returns the text of the failure.
-pub(crate) fn shorten_failure<T: Clone + Debug>(
+fn shorten_failure<T: Clone + Debug>(
     name: &str,
     seed: u64,
     mut transitions: Vec<T>,

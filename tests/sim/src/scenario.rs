@@ -1,5 +1,5 @@
-//! Random scenarios: a seed gives a list of transitions; running it must hold every invariant. A failing list is cut down
-//! to the shortest that still fails before it is shown.
+//! Random scenarios of the mesh: a seed determines a list of transitions, and a run of it must keep every invariant. A failing
+//! list is shortened before it is printed.
 
 use std::time::Duration;
 
@@ -9,30 +9,24 @@ use rand_chacha::ChaCha12Rng;
 use crate::host::{CrashKind, HostOptions};
 use crate::invariants;
 use crate::net::HostId;
-use crate::runner::{SeedBudget, catch_failure, shorten_failure};
+use crate::runner::{self, catch_failure};
 use crate::suites::{Graph, Plan};
 use crate::world::World;
 
-/// Everything that can happen to the mesh.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Transition {
     /// Time passes, milliseconds.
     Wait(u32),
-    /// The link between two hosts goes down.
     Cut(HostId, HostId),
-    /// The link between two hosts is back.
     Heal(HostId, HostId),
-    /// A peer is killed.
     Crash(HostId),
-    /// A peer is killed between two of its outputs, after so many more.
+    /// A crash between two outputs of the peer, after this number of outputs.
     CrashAfter(HostId, u16),
-    /// A peer is killed, and its disk is lost: a new installation under the old name.
+    /// The peer crashes and its disk is lost: a new installation under the old name.
     LoseDisk(HostId),
-    /// A host loses its power.
     PowerLoss(HostId),
-    /// A host loses its power between two outputs of its peer.
     PowerLossAfter(HostId, u16),
-    /// A dead peer is started with its persisted targets.
+    /// A stopped peer is started with its persisted targets.
     Start(HostId),
     /// `weave connect B` on A.
     Connect(HostId, HostId),
@@ -40,23 +34,22 @@ pub enum Transition {
     Forget(HostId, HostId),
     /// A container of the first sends a frame to one of the second.
     Unicast(HostId, HostId),
-    /// A container of the first sends a frame of so many bytes to one of the second.
+    /// The same with a length in bytes.
     Long(HostId, HostId, u16),
-    /// A container sends a broadcast.
     Broadcast(HostId),
     /// A container moves with its MAC from one host to another.
     Move(HostId, HostId),
-    /// The network loses so many datagrams, per cent.
+    /// Per cent of the datagrams.
     Loss(u8),
     /// The largest packet that passes.
     Mtu(u16),
-    /// Somebody sets the wall clocks, seconds.
+    /// All wall clocks are set, by seconds.
     WallClock(i32),
-    /// A firewall keeps the first from beginning anything with the second.
+    /// A firewall rejects connections and flows from the first to the second.
     Block(HostId, HostId),
 }
 
-/// The transitions that a seed stands for.
+/// The transitions of a seed.
 pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     let host = |rng: &mut ChaCha12Rng| HostId(rng.random_range(0..plan.hosts));
@@ -92,7 +85,7 @@ pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
         .collect()
 }
 
-/// Runs one list of transitions from the start; panics where an invariant fails.
+/// Runs one list of transitions from the start; panics when an invariant is violated.
 pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
     let mut world = World::new(seed, plan.faults.clone());
     let options = HostOptions {
@@ -105,7 +98,7 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
     };
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     for n in 0..plan.hosts {
-        // Each host is targets of the one before it: a chain that is connected, but no more.
+        // Each host has the one before it as target: the mesh is connected, but no more.
         let mut targets: Vec<HostId> = n.checked_sub(1).map(HostId).into_iter().collect();
         if plan.graph == Graph::Chords && n > 1 && rng.random_bool(0.6) {
             targets.push(HostId(rng.random_range(0..n - 1)));
@@ -161,30 +154,12 @@ fn apply(world: &mut World, transition: Transition) {
     }
 }
 
-/// Runs seeds until the time given by `SIM_SECONDS` is over (one seed given by `SIM_SEED` is replayed alone); prints how
-/// many runs it did.
-///
-/// # Panics
-/// At the first failure, with the seed and the shortest list of transitions that fails.
+/// Runs seeds within the budget of the environment; prints the number of runs.
 pub fn suite(name: &str, plan: &Plan) {
-    let mut budget = SeedBudget::from_environment();
-    let mut runs = 0u64;
-    let mut events = 0;
-    for seed in budget.by_ref() {
-        let transitions = generate(seed, plan);
-        match attempt(seed, plan, &transitions) {
-            Ok(count) => events += count,
-            Err(reason) => {
-                let again = |transitions: &[Transition]| attempt(seed, plan, transitions).map(|_| ());
-                panic!("{}", shorten_failure(name, seed, transitions, reason, again));
-            }
-        }
-        runs += 1;
-    }
-    println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
+    runner::suite(name, |_| (name, plan), generate, attempt);
 }
 
-/// Runs a list of transitions; the number of events, or what failed.
+/// Runs a list of transitions; returns the number of events, or the violation.
 pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
     catch_failure(|| run(seed, plan, transitions).counters.events)
 }

@@ -1,46 +1,40 @@
-//! The plans that are run, by `cargo test` as by `find_mutants`.
+//! The plans of the mesh suites: what a run varies.
 
 use weave_types::ShortId;
 
 use crate::driver_fault::DriverFault;
 use crate::net::Faults;
 
-/// Who is targets of whom at the start. Always connected.
+/// The targets of the peers at the start; the graph is always connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Graph {
-    /// Each of the one before it.
+    /// Each peer has the one before it.
     Line,
-    /// Each of the one before it, and some of one more: trees differ from source to source.
+    /// Some peers have another one as well, so that broadcast trees differ between sources.
     Chords,
 }
 
-/// What a suite varies.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Number of hosts.
     pub hosts: u16,
     /// Number of transitions.
     pub length: usize,
-    /// Shared password of all peers.
     pub password: Option<&'static str>,
-    /// Whether peers connect to peers that they only heard of.
     pub discovery: bool,
     /// Faults of the network from the start.
     pub faults: Faults,
-    /// Targets at the start.
     pub graph: Graph,
     /// All peers start with this short id.
     pub short_id: Option<ShortId>,
-    /// Most connections of a peer, 0 for any number.
+    /// Limit of connections per peer, 0 for none.
     pub connection_limit: usize,
-    /// Whether there are firewalls.
     pub firewalls: bool,
-    /// A mistake planted in every driver.
+    /// Planted in every host.
     pub driver_fault: Option<DriverFault>,
 }
 
 impl Plan {
-    /// A plain mesh of so many peers on a good network.
+    /// A mesh without password on a good network.
     pub fn new(hosts: u16, length: usize) -> Plan {
         Plan {
             hosts,
@@ -56,18 +50,18 @@ impl Plan {
         }
     }
 
-    /// Whether every peer ends up connected to every other.
+    /// Whether every peer will be connected to every other.
     pub fn is_complete(&self) -> bool {
         self.discovery && !self.is_limited()
     }
 
-    /// Whether some peers may not have as many connections as they want.
+    /// Whether the connection limit prevents a complete mesh.
     pub fn is_limited(&self) -> bool {
         self.connection_limit > 0 && self.connection_limit + 1 < usize::from(self.hosts)
     }
 }
 
-/// Every suite: its name and its plan.
+/// The names and plans of all suites.
 pub fn all() -> [(&'static str, Plan); 6] {
     [
         ("mesh of five, plain", plain()),
@@ -95,12 +89,12 @@ pub fn sparse() -> Plan {
     Plan { discovery: false, graph: Graph::Chords, ..Plan::new(8, 40) }
 }
 
-/// Short ids have to be given up in favour of lower addresses.
+/// Short ids have to be given up in favour of lower names.
 pub fn short_ids() -> Plan {
     Plan { short_id: ShortId::new(77), ..Plan::new(6, 30) }
 }
 
-/// Nobody may be connected to everybody.
+/// No peer may be connected to all others.
 pub fn limited() -> Plan {
     Plan { connection_limit: 3, ..Plan::new(8, 30) }
 }

@@ -39,7 +39,7 @@ struct Pipe {
     ends: [End; 2],
     /// `streams[i]` flows from `ends[i]` to the other end.
     streams: [Stream; 2],
-    /// Whether the end has neither closed nor been told of the end of the connection.
+    /// Whether the end has neither closed the connection nor received its end.
     open: [bool; 2],
     /// The end has lost its power, and with it all memory of the connection.
     lost: [bool; 2],
@@ -117,8 +117,8 @@ impl Tcp {
         Some((id, pipe.schedule(at.max(now))?))
     }
 
-    /// One end has lost its power: the other is told when it sends something after the host is back.
-    pub(crate) fn lose(&mut self, end: End) {
+    /// One end has lost its power: the other receives a reset when it sends something after the host is back.
+    pub(crate) fn power_lost(&mut self, end: End) {
         let Some(id) = self.by_end.remove(&end) else { return };
         let Some(pipe) = self.pipes.get_mut(&id) else { return };
         let side = pipe.side(end);
@@ -135,8 +135,7 @@ impl Tcp {
         self.pipes.values().flat_map(|pipe| &pipe.streams).map(|stream| stream.queued).max().unwrap_or(0)
     }
 
-    /// All connections are gone, also those that one end has closed, and what was on its way with them; gives the ends that
-    /// were open. Nobody is targets.
+    /// Removes all connections and the bytes in transit; returns the ends that were open.
     pub(crate) fn reset_all(&mut self) -> Vec<End> {
         let pipes = std::mem::take(&mut self.pipes);
         self.by_end.clear();

@@ -1,18 +1,18 @@
-//! Scenarios in a small language, written down with what they show.
+//! Scenarios in a small language, recorded with their output.
 //!
-//! One command a line; hosts are letters, in the order in which they were added. Lines that begin with `>` are what the
-//! command before them shows; `#` begins a comment.
+//! One command a line; hosts are letters, in the order in which they were added. Lines that begin with `>` are the
+//! output of the command before them; `#` begins a comment.
 //!
 //! ```text
 //! peers 3                       three hosts; options: password=P limit=N no-discovery targets=line|first
 //! connect b a                   `weave connect` on b (also: forget b a)
 //! partition a b | c             cuts every link between the groups; heal
-//! block a b                     a cannot begin anything with b
+//! block a b                     a firewall rejects connections and flows from a to b
 //! crash b                       also: power-loss b, start b
 //! wait 30                       seconds
-//! stabilize                     until nobody has learnt anything for five seconds
+//! stabilize                     until no topology changes for five seconds
 //! show peers                    also: connections, routes, trees, targets
-//! ping a c                      a frame from a container to another: who gets it (also: broadcast a)
+//! ping a c                      a frame between containers: the hosts that receive it (also: broadcast a)
 //! note b                        then, later: compare b
 //! ```
 
@@ -28,14 +28,10 @@ use crate::host::{Host, HostOptions, own_record};
 use crate::net::{Faults, HostId};
 use crate::world::World;
 
-/// Longest wait of `stabilize`.
 const STABILIZE_TIMEOUT: Duration = Duration::from_secs(600);
 const STABLE_PERIOD: Duration = Duration::from_secs(5);
 
-/// Runs a transcript; gives it back with what the commands show now.
-///
-/// # Panics
-/// If a command makes no sense.
+/// Runs a transcript; returns it with the present output of its commands.
 pub fn run(text: &str) -> String {
     let mut session = Session { world: World::new(1, Faults::default()), noted: BTreeMap::new() };
     let mut out = String::new();

@@ -186,12 +186,12 @@ impl World {
             host.crash();
             self.net.set_power(id, false);
             for end in self.tcp.ends_of(id) {
-                self.tcp.lose(end);
+                self.tcp.power_lost(end);
             }
         }
     }
 
-    /// Ends a peer as SIGKILL does: connections are reset, memory is gone, the disk stays.
+    /// Ends a peer as SIGKILL does: connections are reset, and only the disk is kept.
     pub fn crash(&mut self, id: HostId) {
         let host = self.hosts.get_mut(&id).expect("host was added");
         host.crash();

@@ -1,4 +1,4 @@
-//! Meshes of 10, 100 and 1,000 simulated peers: how long they take to converge, how much they say, how much memory a peer needs.
+//! Meshes of 10, 100 and 1,000 simulated peers: time to converge, traffic, and memory per peer.
 //! Sparse: 50 connections each at the most. Prints a table (docs/performance.md has one).
 #![forbid(unsafe_code)]
 
@@ -54,7 +54,7 @@ fn run(peers: u16) {
     let counters = world.counters;
     let memory = resident().saturating_sub(before);
     world.run_for(Duration::from_secs(60));
-    let check_quiet = world.counters.tcp_bytes - counters.tcp_bytes;
+    let quiet = world.counters.tcp_bytes - counters.tcp_bytes;
     let per = f64::from(peers);
     let connections: usize =
         world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count()).sum();
@@ -64,13 +64,13 @@ fn run(peers: u16) {
         converged.as_secs_f64(),
         counters.tcp_writes as f64 / per,
         counters.tcp_bytes as f64 / per / 1e6,
-        check_quiet as f64 / per / 1e6,
+        quiet as f64 / per / 1e6,
         memory as f64 / per / 1e6,
         started.elapsed().as_secs()
     );
 }
 
-/// Whether all peers have the same view of the mesh, and know everybody.
+/// Whether all peers have the same view of the mesh, and know all peers.
 fn agreed(world: &World) -> bool {
     let mut digests = world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.topology_digest());
     let count = world.hosts().count();

@@ -26,7 +26,7 @@ const MAX_UNREAD_BYTES: usize = 512 * 1024;
 /// Clusters of more hosts are not checked completely after each event.
 const LARGE: u16 = 20;
 
-/// What is due at a time that the cluster has chosen; the number is the incarnation for which it is meant.
+/// A scheduled event; the number is the incarnation of the host for which it was scheduled.
 pub(super) enum Event {
     Gossip(HostId, u32),
     Topology(HostId, u32),

@@ -284,7 +284,7 @@ impl Cluster {
             let Some(allocator) = &member.allocator else { return format!("\n  host {} is down", id.0) };
             let mut text = format!("\n  host {} ({}):", id.0, member.name);
             for entry in allocator.ring().entries() {
-                let owner = self.by_name(entry.peer).map_or("gone".to_owned(), |id| id.0.to_string());
+                let owner = self.by_name(entry.peer).map_or("removed".to_owned(), |id| id.0.to_string());
                 let offset = entry.token - self.range_of(id).range().start();
                 let _ = write!(text, " +{offset}={owner} v{} free {};", entry.version, entry.free);
             }
@@ -359,13 +359,13 @@ impl Cluster {
 
     /// `weave rmpeer` ends disputes with removed peers.
     fn end_disputes_with_removed_peers(&mut self) {
-        let gone: BTreeSet<PeerName> = self.removed_peers.iter().map(|removed| removed.name).collect();
+        let removed: BTreeSet<PeerName> = self.removed_peers.iter().map(|peer| peer.name).collect();
         for id in self.ids() {
             let conflicts = self.conflicts_of(id);
             for claimant in conflicts
                 .iter()
                 .filter_map(|c| c.conflict.claimant())
-                .filter(|claimant| gone.contains(claimant))
+                .filter(|claimant| removed.contains(claimant))
             {
                 self.call(id, |a, now| a.remove_peer(&claimant.to_string(), false, now).is_ok());
             }
@@ -377,7 +377,7 @@ impl Cluster {
         for id in self.ids() {
             for (container, addr) in std::mem::take(&mut self.member_mut(id).orphans) {
                 let addr = std::net::IpAddr::V4(addr.into());
-                // The record may be gone, or its claim may have failed.
+                // The record may not exist any more, or its claim may have failed.
                 self.call(id, |a, now| a.free(&container, addr, now).is_ok());
             }
         }
@@ -463,21 +463,21 @@ impl Cluster {
         }
         let unused = range.hosts().size() as usize - self.used_in(range);
         // Legacy peers may have ended themselves.
-        let doubtful = self.ids().any(|id| self.member(id).legacy && !self.member(id).destroyed);
-        if unused > 0 && !doubtful {
+        let with_legacy = self.ids().any(|id| self.member(id).legacy && !self.member(id).destroyed);
+        if unused > 0 && !with_legacy {
             panic!("{unused} addresses cannot be allocated: {:?}{}", self.ledger, self.views());
         }
         // One more request waits. Nothing is donated to it, not even the first and last address, which it could not use.
-        let useless = !doubtful && self.requests.is_empty();
+        let nothing_to_donate = !with_legacy && self.requests.is_empty();
         let given = self.donations;
         label += 1;
         self.fill_one(hosts[0], label);
         self.run_for(Duration::from_secs(12));
         self.check_always();
-        if useless && self.donations > given {
+        if nothing_to_donate && self.donations > given {
             panic!("{} donations, although no address is free: {}", self.donations - given, self.views());
         }
-        if !doubtful && self.requests.is_empty() {
+        if !with_legacy && self.requests.is_empty() {
             panic!("all addresses are used, but one more is allocated: {:?}", self.ledger);
         }
         let Some((&addr, users)) = self.ledger.iter().rev().find(|(addr, _)| range.hosts().contains(**addr))
@@ -491,7 +491,7 @@ impl Cluster {
         let waiting = self.requests.len();
         self.release_named(id, &container, true);
         let served = |cluster: &Cluster| cluster.requests.len() < waiting || cluster.requests.is_empty();
-        if waiting > 0 && !doubtful && !self.wait(Duration::from_secs(100), served) {
+        if waiting > 0 && !with_legacy && !self.wait(Duration::from_secs(100), served) {
             panic!(
                 "{} was released, but not allocated to a pending request: {:?}{}",
                 show(addr),

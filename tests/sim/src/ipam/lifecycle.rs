@@ -130,8 +130,8 @@ impl Cluster {
         self.update_links();
     }
 
-    /// What 2.8.1 gave away and had not stored yet is its own again; and where it had sent a version that it had not stored, it
-    /// uses the same version for other content, which others take for what they know.
+    /// After a crash 2.8.1 owns again what it had donated but not stored; and it reuses versions that it had sent but not stored, so
+    /// that others ignore its changes.
     fn contest_forgotten_donations(&mut self, id: HostId) {
         let member = self.member(id);
         let (Some(allocator), Some(stored)) = (&member.allocator, &member.disk.stored().ring) else { return };
@@ -156,7 +156,7 @@ impl Cluster {
         self.remove_for_good(id);
     }
 
-    /// The host is gone with its disk and its containers.
+    /// Removes the host with its disk and its containers.
     pub(super) fn remove_for_good(&mut self, id: HostId) {
         if self.member(id).destroyed {
             return;
@@ -216,7 +216,7 @@ impl Cluster {
         self.update_links();
     }
 
-    /// Connects all nodes to all others, and dials at once: any of the few targets of the start may be gone for good.
+    /// Connects all nodes to all others, and dials at once: the few targets of the start may have been removed.
     pub(super) fn reconnect_nodes(&mut self) {
         for id in self.ids() {
             let others = self.ids().filter(|&other| other != id && self.runs(other));

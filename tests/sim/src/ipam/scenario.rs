@@ -10,7 +10,7 @@ use super::cluster::Cluster;
 use super::plans::{AllocationPlan, plan_of};
 use crate::host::CrashKind;
 use crate::net::HostId;
-use crate::runner::{SeedBudget, catch_failure, shorten_failure};
+use crate::runner::{self, catch_failure};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AllocationTransition {
@@ -154,30 +154,12 @@ pub fn attempt(
 }
 
 /// Runs the plans in turns, one seed each, within the budget of the environment; prints the number of runs.
-///
-/// # Panics
-/// At the first failure, with the seed and the shortest list of transitions that fails.
 pub fn suite(name: &str, plans: &[AllocationPlan]) {
-    let mut budget = SeedBudget::from_environment();
-    let (mut runs, mut events) = (0u64, 0);
-    while let Some(seed) = budget.next() {
+    let plan_of = |seed| {
         let plan = plan_of(seed, plans);
-        let transitions = generate(seed, plan);
-        match attempt(seed, plan, &transitions) {
-            Ok(count) => events += count,
-            Err(reason) => {
-                let again =
-                    |transitions: &[AllocationTransition]| attempt(seed, plan, transitions).map(|_| ());
-                let what = format!("{name}, {} (run {})", plan.name, runs + 1);
-                panic!("{}", shorten_failure(&what, seed, transitions, reason, again));
-            }
-        }
-        runs += 1;
-        if runs.is_multiple_of(10_000) {
-            println!("{name}: {runs} runs so far, {} s", budget.seconds());
-        }
-    }
-    println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
+        (plan.name, plan)
+    };
+    runner::suite(name, plan_of, generate, attempt);
 }
 
 impl Cluster {

@@ -157,7 +157,7 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
     fixed.iter().for_each(|&id| cluster.start(id));
     let targets = |cluster: &Cluster| fixed.map(|id| cluster.targets_of(id));
     let before = targets(&cluster);
-    let mut gone = 0;
+    let mut failed = 0;
     for n in 3..plan.hosts {
         cluster.start(HostId(n));
         cluster.allocate(HostId(n), 0, WHOLE_RANGE);
@@ -169,7 +169,7 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
             0..3 => cluster.reset(old),
             3 => {
                 cluster.destroy_host(old);
-                gone += 1;
+                failed += 1;
             }
             4 => cluster.kill(old, CrashKind::PowerLost),
             _ => {}
@@ -199,15 +199,15 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
         let owners = cluster.member(id).view().map(|ring| ring.owners()).unwrap_or_default();
         let lost: Vec<_> = owners.difference(&running).collect();
         if !lost.is_empty() || owners.is_empty() {
-            panic!("host {}: {lost:?} own addresses, but are gone; {gone} failed for good", id.0);
+            panic!("host {}: {lost:?} own addresses, but do not run; {failed} hosts failed for good", id.0);
         }
     }
     if targets(&cluster) != before {
         panic!("the targets of the fixed peers are {:?}, before {before:?}", targets(&cluster));
     }
-    if gone == 0 || cluster.removed_peers.len() <= gone || running.len() < 10 {
+    if failed == 0 || cluster.removed_peers.len() <= failed || running.len() < 10 {
         panic!(
-            "too few observers left or stayed: {gone} failed, {} were removed, {} run",
+            "too few observers left or stayed: {failed} failed, {} were removed, {} run",
             cluster.removed_peers.len(),
             running.len()
         );
@@ -215,7 +215,7 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
 }
 
 impl Cluster {
-    /// Cuts the new member, or one before it, off from another, if there are two.
+    /// Cuts a random link among the hosts up to `new`; false if there is none.
     fn cut_one(&mut self, new: HostId) -> bool {
         let (a, b) = (self.rng.random_range(0..=new.0), self.rng.random_range(0..=new.0));
         if a != b {
