@@ -1,8 +1,8 @@
 //! Any bytes as a state message of IPAM.
 #![no_main]
 
-#[path = "../../proto/ipam/tests/exercise/mod.rs"]
+#[path = "../../proto/ipam/tests/fuzz_entry/mod.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::ipam_state(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::ipam_state(data));

@@ -1,6 +1,6 @@
 //! Runs the tests that show rows of docs/claims.md and prints each row's state.
 //!
-//! A test names its rows with `claims!("F-2", "F-5")`, which prints `claim F-2 shown` once everything before it held.
+//! A test names its rows with `claims!("F-2", "F-5")`, which prints `claim F-2 shown` once all assertions before it have passed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -15,7 +15,7 @@ pub(crate) fn report(root: &Path, selection: &[String]) -> Result<()> {
     let tested = named_in_tests(root)?;
     let known: BTreeSet<&str> = rows.iter().map(|(id, _)| id.as_str()).collect();
     if let Some(unknown) = tested.keys().find(|id| !known.contains(id.as_str())) {
-        bail!("{} names {unknown}, which is no row of docs/claims.md", tested[unknown].display());
+        bail!("{} names {unknown}, which is not in docs/claims.md", tested[unknown].display());
     }
     let shown = run_tests(root, selection)?;
     let (mut ok, mut failed, mut none) = (0, 0, 0);
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows() {
+    fn table_rows_are_parsed() {
         assert_eq!(parse_row("| F-12 | a claim | check | open |").unwrap().0, "F-12");
         assert_eq!(parse_row("| id | claim | how |"), None);
         assert_eq!(parse_row("| S-x | claim | how |"), None);

@@ -1,5 +1,5 @@
-//! The crate table of ARCHITECTURE.md is a contract: every crate is listed in it and depends on no more than it says. The modules of a
-//! crate do not import each other in a circle.
+//! Checks that ARCHITECTURE.md lists every crate, that crates depend on no more than its table allows, and that the modules of a crate
+//! do not import each other in a cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,13 +8,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::circles;
+use crate::cycles;
 
 /// Lower layers never depend on higher ones.
 const LAYERS: [&str; 4] = ["proto/", "linux/", "app/", "tests/"];
 
-/// Crates whose modules still import each other in circles.
-const WITH_CIRCLES: [&str; 5] = ["proto/ipam", "app/api", "app/cli", "tests/sim", "tests/lab"];
+/// Crates whose modules still form import cycles.
+const WITH_CYCLES: [&str; 5] = ["proto/ipam", "app/api", "app/cli", "tests/sim", "tests/lab"];
 
 pub(crate) fn check(root: &Path) -> Result<()> {
     let text = std::fs::read_to_string(root.join("ARCHITECTURE.md")).context("reading ARCHITECTURE.md")?;
@@ -37,11 +37,11 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         }
     }
     for crate_path in table.keys().filter(|path| !actual.contains_key(*path)) {
-        problems.push(format!("{crate_path} is in the table but is not a crate"));
+        problems.push(format!("{crate_path} is in the table of ARCHITECTURE.md but is not a crate"));
     }
-    for (crate_path, circle) in circles::find(root, actual.keys())? {
-        if !WITH_CIRCLES.contains(&crate_path.as_str()) {
-            problems.push(format!("{crate_path}: modules import each other in a circle: {circle}"));
+    for (crate_path, cycle) in cycles::find(root, actual.keys())? {
+        if !WITH_CYCLES.contains(&crate_path.as_str()) {
+            problems.push(format!("{crate_path}: modules form an import cycle: {cycle}"));
         }
     }
     if problems.is_empty() {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows() {
+    fn crate_table_is_parsed() {
         let table = parse_table(
             "| Crate | x |\n| --- | --- |\n| `proto/gob` | words | `proto/types`, `proto/x` | pure |\n",
         );

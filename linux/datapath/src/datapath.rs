@@ -125,7 +125,7 @@ impl Datapath {
         self.shared.tables.store(tables);
     }
 
-    /// Sends a control datagram at once, from any thread. A congested device delays the call by up to 20 ms. A datagram that
+    /// Sends a control datagram immediately, from any thread. A congested device delays the call by up to 20 ms. A datagram that
     /// exceeds the path MTU causes a [`ForwarderEvent::PathMtu`](weave_overlay::ForwarderEvent::PathMtu).
     pub fn transmit(&self, to: SocketAddr, df: bool, datagram: &[u8], conn: ConnectionId) {
         let Shared { sockets, events, counters, .. } = &*self.shared;

@@ -66,7 +66,7 @@ fn udp(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
 fn traffic([a, b]: &[Site; 2]) {
     for address in ["10.32.0.2", "fd32::2"] {
         tcp(&a.container, &b.container, address, 2_000_000);
-        // In one packet and in IP fragments.
+        // The datagram is sent in one packet and in IP fragments.
         for bytes in [1, 10, 1000, 4000, 20_000] {
             udp(&a.container, &b.container, address, bytes);
         }

@@ -31,19 +31,19 @@ pub enum DatapathEvent {
 
 #[derive(Debug)]
 pub(crate) struct EventQueue {
-    waiting: Mutex<VecDeque<DatapathEvent>>,
+    queued: Mutex<VecDeque<DatapathEvent>>,
     dropped: AtomicU64,
     wake: WakeFd,
 }
 
 impl EventQueue {
     pub(crate) fn new() -> io::Result<Arc<EventQueue>> {
-        let waiting = Mutex::new(VecDeque::with_capacity(CAPACITY));
-        Ok(Arc::new(EventQueue { waiting, dropped: AtomicU64::new(0), wake: WakeFd::new()? }))
+        let queued = Mutex::new(VecDeque::with_capacity(CAPACITY));
+        Ok(Arc::new(EventQueue { queued, dropped: AtomicU64::new(0), wake: WakeFd::new()? }))
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<DatapathEvent>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queued.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds an event, unless an equal one is among the latest. Only forwarder events are ever dropped.
@@ -92,7 +92,7 @@ impl EventReceiver {
     pub fn recv_timeout(&self, timeout: Duration) -> Vec<DatapathEvent> {
         let mut polled = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         let mut events = Vec::new();
-        // Interrupted or not, the queue is read.
+        // The result does not matter: draining the queue is always safe.
         let _ = poll(&mut polled, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX));
         self.drain(&mut events);
         events
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn queue_is_bounded_while_nobody_receives() {
+    fn queue_is_bounded_without_a_receiver() {
         let queue = EventQueue::new().unwrap();
         let receiver = EventReceiver::new(Arc::clone(&queue));
         for i in 0..2000 {

@@ -1,7 +1,7 @@
 //! Packet sockets on the switch's uplink: frames with their virtio header, in both directions.
 //!
 //! Every frame is preceded by the 10 bytes of a `virtio_net_hdr`, so that the kernel neither completes checksums nor segments
-//! super-frames (up to 64 kB) on capture, and accepts super-frames for injection. A header with `NEEDS_CSUM` or a GSO type
+//! super-frames (TCP or UDP frames of up to 64 kB, GSO) on capture, and accepts super-frames for injection. A header with `NEEDS_CSUM` or a GSO type
 //! describes pending work, which must be done before the frame is sent without the header.
 //!
 //! The kernel delivers VLAN tags separately; they are inserted into the frame, and the offsets of the header are adjusted.
@@ -31,7 +31,7 @@ const MACS_LEN: usize = 12;
 /// from containers. It should hold the windows of a few TCP connections (4 MB each by default). More would only add delay.
 const RECEIVE_BUFFER: i32 = 8 << 20;
 const SEND_BUFFER: i32 = 8 << 20;
-/// Larger frames are passed to the kernel without a copy, in a call of their own; smaller ones are copied into a batch, which is
+/// Larger frames are passed to the kernel without a copy, each in a separate call; smaller ones are copied into a batch, which is
 /// cheaper than a call for each.
 const COPY_LIMIT: usize = 8192;
 /// Maximum number of frames in a batch.
@@ -247,7 +247,7 @@ impl Injector {
         }
     }
 
-    /// Queues a frame for the next flush. A large frame is injected at once, after those before it.
+    /// Queues a frame for the next flush. A large frame is injected immediately, after those before it.
     pub(crate) fn push(
         &mut self,
         frame: &[u8],

@@ -30,12 +30,12 @@ use crate::udp::{self, UdpSockets};
 const MAX_MESSAGES: usize = 64;
 /// Number of messages per call at low load.
 const MIN_MESSAGES: usize = 8;
-/// Bytes per call that fit the second-level cache, so that the kernel's copy is still there when the data is processed.
+/// Bytes per call that fit the second-level cache, so that the data that the kernel copied is still cached when it is processed.
 /// Batches of super-frames exceed it.
 const BATCH_BYTES: u64 = 256 << 10;
 /// Maximum number of batches from one socket before the other is read.
 const MAX_BATCHES: usize = 8;
-/// Milliseconds between attempts to open a missing device. A change of network interfaces causes an attempt at once.
+/// Milliseconds between attempts to open a missing device. A change of network interfaces causes an immediate attempt.
 const REOPEN_INTERVAL_MS: u16 = 1000;
 
 /// The number of messages that the next receive call asks for, adapted to the load.
@@ -216,7 +216,7 @@ fn capture_until_lost(
     while !shared.stopping() {
         let mut polled =
             [device.capture_fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        // Interrupted or not, the socket is read.
+        // The result does not matter: reading the socket without waiting is always safe.
         let _ = poll(&mut polled, PollTimeout::NONE);
         loop {
             match worker.capture(device, buffers) {

@@ -1,4 +1,4 @@
-//! The send queue: datagrams are written in place, merged into few messages, and sent in few calls.
+//! The send queue: datagrams are written in place, merged into messages, and sent with as few system calls as possible.
 //!
 //! Each destination has a queue, a buffer with its datagrams end to end. Consecutive datagrams of equal size form a run, which
 //! is one message that the kernel segments (UDP_SEGMENT).

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request_layout() {
+    fn request_has_the_layout_of_rfc_826() {
         let f = request(MacAddr([2, 0, 0, 0, 0, 7]), Ipv4Addr::new(10, 32, 0, 1));
         let hex = "ffffffffffff020000000007080600010800060400010200000000070a200001000000000000\
                    0a200001";

@@ -85,9 +85,9 @@ impl Default for DeviceNames {
 /// The MTU of the container network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
-    /// For a new bridge; an existing one keeps its MTU.
+    /// The MTU of a new bridge; an existing one keeps its MTU.
     Default(u32),
-    /// Also for an existing bridge (`WEAVE_MTU`).
+    /// The MTU of a new or an existing bridge (`WEAVE_MTU`).
     Exactly(u32),
 }
 

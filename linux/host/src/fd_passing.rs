@@ -15,7 +15,7 @@ const MAX_FDS: usize = 2;
 /// further ones are closed.
 ///
 /// # Errors
-/// As `read`.
+/// The same errors as for `read`.
 pub fn receive(socket: &impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; SCM_MAX_FD]);
     let mut parts = [IoSliceMut::new(buffer)];

@@ -29,7 +29,7 @@ const ATTR_NAME2: u16 = 3;
 const ATTR_REVISION: u16 = 4;
 const ATTR_FAMILY: u16 = 5;
 const ATTR_FLAGS: u16 = 6;
-/// A list contains the names only.
+/// The reply to a list request contains only the names of the sets.
 const FLAG_NAMES: u32 = 1 << 1;
 const ATTR_DATA: u16 = 7;
 /// The elements, each of them an `ATTR_DATA`.
@@ -155,7 +155,7 @@ fn policy_sets(netlink: &mut Netlink) -> Result<Vec<String>, Error> {
     Ok(replies.iter().filter_map(|r| name(&r.body)).filter(|n| is_policy_set(n)).collect())
 }
 
-/// `weave-` and a SHA-1 digest in base 85 (docs/spec/containers.md E.6), which has at most 25 digits, and rarely less than 24.
+/// `weave-` and a SHA-1 digest in base 85 (docs/spec/containers.md E.6), which has at most 25 digits and rarely fewer than 24.
 fn is_policy_set(name: &str) -> bool {
     let symbol = |b: u8| b.is_ascii_alphanumeric() || b"(){}[]+=_$%^!*|/?.;:@#~".contains(&b);
     name.strip_prefix("weave-")

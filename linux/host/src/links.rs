@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interface_names() {
+    fn invalid_interface_names_are_refused() {
         for good in ["weave", "vethwe-datapath", "eth0.5", "a"] {
             assert!(check_name(good).is_ok(), "{good}");
         }

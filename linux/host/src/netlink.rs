@@ -202,7 +202,7 @@ impl Request {
         self.attribute(kind, &value.to_ne_bytes())
     }
 
-    /// With the terminating zero that the kernel expects.
+    /// Adds a string with the terminating zero that the kernel expects.
     pub(crate) fn string(&mut self, kind: u16, value: &str) -> &mut Request {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }

@@ -82,14 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn family_ids() {
+    fn family_id_is_read_from_the_reply() {
         let mut netlink = Netlink::open_protocol(NETLINK_GENERIC).unwrap();
         assert_eq!(family(&mut netlink, "nlctrl"), Ok(Some(GENL_ID_CTRL)));
         assert_eq!(family(&mut netlink, "no_such_family"), Ok(None));
     }
 
     #[test]
-    fn request_layout() {
+    fn request_has_the_netlink_layout() {
         // struct nlmsghdr, struct genlmsghdr, struct ovs_header, attributes.
         let mut create = create_request(0x1c, "datapath");
         let bytes = create.encoded();

@@ -44,7 +44,7 @@ impl Endpoint {
     }
 }
 
-/// As in `DOCKER_HOST`: `unix://<path>` or `tcp://<host>:<port>`.
+/// Prints the endpoint as in `DOCKER_HOST`: `unix://<path>` or `tcp://<host>:<port>`.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,26 +1,26 @@
 use std::io;
 use std::time::Duration;
 
-/// Why there is no complete answer.
+/// Why there is no complete response.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection could be made.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
-    /// The certificates of one side do not satisfy the other.
-    #[error("no TLS session: {0}")]
+    /// The TLS handshake failed, for example because a certificate was not accepted.
+    #[error("TLS handshake failed: {0}")]
     Tls(io::Error),
-    /// The connection broke.
+    /// The connection was closed or reset.
     #[error("connection lost: {0}")]
     Io(io::Error),
-    /// There was no complete answer in time.
-    #[error("no answer within {} s", .0.as_secs_f32())]
+    /// There was no complete response within the timeout.
+    #[error("no response within {} s", .0.as_secs_f32())]
     Timeout(Duration),
-    /// The answer is not HTTP.
-    #[error("unreadable answer: {0}")]
+    /// The response is not valid HTTP.
+    #[error("malformed response: {0}")]
     Malformed(String),
     /// The body is larger than allowed.
-    #[error("answer too large: more than {0} bytes")]
+    #[error("response too large: more than {0} bytes")]
     TooLarge(usize),
     /// The caller's method, path or header cannot be sent.
     #[error("invalid request: {0}")]

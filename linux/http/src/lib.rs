@@ -1,6 +1,6 @@
 //! An HTTP/1.1 client over unix sockets, TCP and TLS: for the daemon's control API and for container engines.
 //!
-//! * [`Client::send`] gives an answer whose body can be read as a stream (events of an engine);
+//! * [`Client::send`] returns a response whose body can be read as a stream (events of an engine);
 //! * [`Client::exchange`] reads the whole body, with a limit on time and size;
 //! * [`Client::exchange_blocking`] does the same for callers without an async runtime.
 //!
@@ -30,7 +30,7 @@ pub use tls::{Tls, TlsError};
 
 /// Largest status line with headers.
 const MAX_HEAD: usize = 64 << 10;
-/// Largest body unless [`Client::with_max_body`] says otherwise.
+/// Default of [`Client::with_max_body`].
 const DEFAULT_MAX_BODY: usize = 8 << 20;
 
 /// A request.
@@ -46,7 +46,7 @@ pub struct Request<'a> {
     pub body: Option<(&'a str, &'a [u8])>,
 }
 
-/// A complete answer, whatever its status.
+/// A complete response with any status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status.
@@ -55,7 +55,7 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// A server, and the limits of exchanges with it.
+/// A client of one server, with limits for its exchanges.
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: Endpoint,
@@ -65,7 +65,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// No connection is made before the first request.
+    /// Creates a client. It connects with the first request.
     pub fn new(endpoint: Endpoint) -> Client {
         Client { endpoint, timeout: None, max_body: DEFAULT_MAX_BODY, idle: Arc::default() }
     }
@@ -85,11 +85,11 @@ impl Client {
         &self.endpoint
     }
 
-    /// Sends a request and returns the answer when its head has arrived. The body is a stream without limits on its time or
-    /// size; while it is read, further requests use connections of their own.
+    /// Sends a request and returns the response when its head has arrived. The body is a stream without limits on its time or
+    /// size; while it is read, further requests use other connections.
     ///
     /// # Errors
-    /// There is no answer; see [`Error`].
+    /// There is no response; see [`Error`].
     pub async fn send(&self, request: Request<'_>) -> Result<hyper::Response<Incoming>, Error> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut sender = match idle.filter(SendRequest::is_ready) {
@@ -101,10 +101,10 @@ impl Client {
         Ok(response)
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
     /// # Errors
-    /// There is no complete answer; see [`Error`].
+    /// There is no complete response; see [`Error`].
     pub async fn exchange(&self, request: Request<'_>) -> Result<Response, Error> {
         self.within_timeout(async { self.complete(self.send(request).await?).await }).await
     }
@@ -113,7 +113,7 @@ impl Client {
     /// file descriptor with the request; only a unix socket carries it.
     ///
     /// # Errors
-    /// There is no complete answer; see [`Error`].
+    /// There is no complete response; see [`Error`].
     pub fn exchange_blocking(
         &self,
         request: Request<'_>,
@@ -123,7 +123,7 @@ impl Client {
             let mut sender = self.connect(fd).await?;
             self.complete(sender.send_request(self.build(request)?).await?).await
         };
-        // The thread of an async runtime must not block on another runtime, so that one runs on a thread of its own.
+        // The thread of an async runtime must not block on another runtime, so the exchange then runs on a separate thread.
         std::thread::scope(|scope| {
             let run = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

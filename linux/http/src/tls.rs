@@ -1,4 +1,4 @@
-//! TLS with the certificates that `DOCKER_CERT_PATH` holds.
+//! TLS with the certificates in the directory `DOCKER_CERT_PATH`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::Error;
 
-/// The certificate authority that a server is checked against, and the client's certificate.
+/// The certificate authority that verifies the server, and the client's certificate.
 #[derive(Clone)]
 pub struct Tls {
     directory: PathBuf,
@@ -28,15 +28,15 @@ pub enum TlsError {
     Pem {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause of the error.
         source: rustls_pki_types::pem::Error,
     },
     /// A certificate or key is not acceptable.
     #[error("certificates in {directory:?} cannot be used: {source}")]
     Certificates {
-        /// Where they are.
+        /// Directory of the certificates.
         directory: PathBuf,
-        /// What is wrong with them.
+        /// Cause of the error.
         source: rustls::Error,
     },
 }

@@ -1,5 +1,5 @@
-//! The client against servers that answer well, badly, slowly or not at all.
-#![expect(clippy::unwrap_used, reason = "the lint spares tests, but not their helper functions")]
+//! The client with servers that send valid, malformed, late or no responses.
+#![expect(clippy::unwrap_used, reason = "clippy allows unwrap in tests, but not in their helper functions")]
 
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -41,7 +41,7 @@ fn answered(answer: &[u8], piece: usize) -> Result<Response, Error> {
             let head = read_head(&mut stream);
             assert!(head.starts_with("GET /x HTTP/1.1\r\nhost: localhost\r\n"), "{head}");
             for piece in answer.chunks(piece) {
-                // The client may have given up already.
+                // The client may have closed the connection already.
                 let _ = stream.write_all(piece);
             }
         });
@@ -51,7 +51,7 @@ fn answered(answer: &[u8], piece: usize) -> Result<Response, Error> {
 }
 
 #[test]
-fn bodies_of_every_framing_are_read() {
+fn bodies_with_length_chunks_or_end_of_stream_are_read() {
     let cases: [(&[u8], u16, &[u8]); 6] = [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello, ignored", 200, b"hello"),
         (
@@ -73,7 +73,7 @@ fn bodies_of_every_framing_are_read() {
 }
 
 #[test]
-fn answers_that_are_not_http_or_end_early_are_errors() {
+fn invalid_or_truncated_responses_are_errors() {
     for answer in [
         &b""[..],
         b"HTTP/1.1 200 OK\r\nContent-Len",
@@ -109,13 +109,13 @@ fn heads_and_bodies_are_bounded() {
 }
 
 #[test]
-fn a_missing_and_a_silent_server_are_told_apart() {
+fn missing_and_silent_servers_give_different_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let client = Client::new(Endpoint::Unix(path.clone())).with_timeout(Duration::from_millis(50));
     let result = client.exchange_blocking(get("/x"), None);
     assert!(matches!(result, Err(Error::Connect(_))), "{result:?}");
-    // The kernel completes connections to a socket that nobody accepts from.
+    // The kernel completes connections to a socket before they are accepted.
     let _listener = UnixListener::bind(&path).unwrap();
     let result = client.exchange_blocking(get("/x"), None);
     assert!(matches!(result, Err(Error::Timeout(_))), "{result:?}");
@@ -172,7 +172,7 @@ fn requests_carry_headers_body_and_file_descriptor() {
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_and_a_stream_does_not_block_others() {
+async fn connection_is_reused_and_a_stream_does_not_block_others() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -203,7 +203,7 @@ async fn a_connection_is_kept_and_a_stream_does_not_block_others() {
     assert_eq!(frame.into_data().unwrap(), "event");
     assert_eq!(client.exchange(get("/x")).await.unwrap().body, b"2");
     drop(server.await.unwrap());
-    // From the thread of a runtime, too.
+    // A blocking exchange works on the thread of an async runtime, too.
     assert!(matches!(
         client.exchange_blocking(get("/x"), None),
         Err(Error::Connect(_) | Error::Malformed(_))

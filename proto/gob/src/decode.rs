@@ -18,7 +18,7 @@ fn read_message<'a>(types: &mut Types, limits: &Limits, body: &'a [u8]) -> Resul
         let id = id.checked_neg().ok_or(DecodeError::BadInteger)?;
         types.define(TypeId(id), &mut cursor, limits)?;
         if cursor.remaining() != 0 {
-            return Err(DecodeError::BadDefinition("bytes after it"));
+            return Err(DecodeError::BadDefinition("trailing bytes"));
         }
         return Ok(Message::Definition);
     }

@@ -7,8 +7,8 @@ use crate::kind::{Kind, TypeId};
 use crate::types::{Definition, Limits, Types};
 use crate::value::{Struct, Value};
 
-/// Reads the content of one value without building a [`Value`]. The caller follows the sender's types; if it reads
-/// something else than [`Reader::types`] describes, the result is a wrong value or an error.
+/// Reads the content of one value without building a [`Value`]. The caller must read what
+/// [`Reader::types`] describes; otherwise the result is a wrong value or an error.
 #[derive(Debug)]
 pub struct Reader<'d, 'a> {
     types: &'d mut Types,
@@ -123,7 +123,7 @@ impl<'d, 'a> Reader<'d, 'a> {
         self.build(id, 0, &mut budget)
     }
 
-    fn deeper(&self, depth: u16) -> Result<u16, DecodeError> {
+    fn increment_depth(&self, depth: u16) -> Result<u16, DecodeError> {
         if depth < self.limits.max_depth { Ok(depth + 1) } else { Err(DecodeError::TooDeep) }
     }
 
@@ -145,7 +145,7 @@ impl<'d, 'a> Reader<'d, 'a> {
             TypeId::BYTES | TypeId::STRING => self.cursor.bytes().map(drop),
             TypeId::INTERFACE => self.skip_interface().map(drop),
             _ => {
-                let deeper = self.deeper(depth)?;
+                let deeper = self.increment_depth(depth)?;
                 match *self.types.definition(id)? {
                     Definition::Array { elem, len } => {
                         for _ in 0..self.element_count(Some(len))? {
@@ -177,8 +177,8 @@ impl<'d, 'a> Reader<'d, 'a> {
         }
     }
 
-    /// Skips an interface, but takes the definitions in it. Returns the name of its concrete type, which is empty for
-    /// nil.
+    /// Skips an interface value, but stores the type definitions in it. Returns the name of its concrete type, which is
+    /// empty for nil.
     fn skip_interface(&mut self) -> Result<&'a [u8], DecodeError> {
         let name = self.cursor.bytes()?;
         if name.is_empty() {
@@ -212,7 +212,7 @@ impl<'d, 'a> Reader<'d, 'a> {
                 Value::Interface(String::from_utf8_lossy(name).into_owned())
             }
             _ => {
-                let deeper = self.deeper(depth)?;
+                let deeper = self.increment_depth(depth)?;
                 match *self.types.definition(id)? {
                     Definition::Array { elem, len } => {
                         let count = self.element_count(Some(len))?;

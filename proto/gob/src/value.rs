@@ -18,7 +18,7 @@ pub enum Value {
     Float(f64),
     /// `[]byte`.
     Bytes(Vec<u8>),
-    /// A string. Bytes that are not UTF-8 have been replaced.
+    /// A string. Invalid UTF-8 has been replaced by U+FFFD.
     String(String),
     /// A complex number.
     Complex(f64, f64),

@@ -211,7 +211,7 @@ impl FromStr for Subnet {
 /// The text or CIDR is not a [`Subnet`]. The texts are those of 2.8.1, which the HTTP interface promises.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SubnetError {
-    /// Not of the form `address/length`.
+    /// The text is not of the form `address/length`.
     #[error("invalid CIDR address: {0}")]
     NotCidr(String),
     /// An IPv6 network.

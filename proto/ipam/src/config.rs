@@ -59,7 +59,7 @@ impl Config {
 /// (docs/spec/ipam.md 15.11) and ends when it loses part of its space (15.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Every change of the ring leads to the next request for space at once, without waiting for the answer to the
+    /// Every change of the ring leads to the next request for space immediately, without waiting for the answer to the
     /// last one (docs/spec/ipam.md 15.8).
     pub unlimited_requests: bool,
     /// As a donor: gives the ends of a subnet, which the requester cannot use (docs/spec/ipam.md 15.8), gives to
@@ -100,12 +100,12 @@ pub struct ConfigError {
 /// How the range is first divided (`--ipalloc-init`, docs/spec/ipam.md 3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Init {
-    /// By election. The quorum is computed from this number of peers, or estimated from the configured peer
+    /// The peers elect the division. The quorum is computed from this number of peers, or estimated from the configured peer
     /// addresses.
     Consensus(Option<u32>),
-    /// Among these peers, known to all beforehand.
+    /// The range is divided among these peers, which every peer is given.
     Seed(Vec<PeerName>),
-    /// By the election of others; this peer never votes.
+    /// Other peers elect the division; this peer never votes.
     Observer,
 }
 

@@ -25,7 +25,7 @@ pub enum Malformed {
     /// The stream contains no value.
     #[error("EOF")]
     Empty,
-    /// Not a gob stream.
+    /// The message is not a gob stream.
     #[error(transparent)]
     Gob(#[from] weave_gob::DecodeError),
     /// A value of another type than expected.

@@ -1,8 +1,8 @@
 //! Address allocation without a server: which peer owns which part of the range, and which container uses which
 //! address.
 //!
-//! [`Allocator`] is the state machine. Requests, gossip and time are its inputs, [`Output`]s its results. Their order
-//! is part of the contract: what has to be stored comes before the messages and answers that depend on it.
+//! [`Allocator`] is the state machine. Its inputs are requests, gossip and time; its results are [`Output`]s. Their
+//! order is part of the contract: state to be stored precedes the messages and answers that depend on it.
 //!
 //! ```text
 //!   requests: allocate, claim, prime, free       gossip: handle_gossip, handle_broadcast, handle_unicast, state
@@ -18,7 +18,7 @@
 //! * [`message`]: the encoding of gossip and of stored state.
 //! * [`database`]: reads what 2.8.1 has stored.
 //!
-//! HTTP, the observation of containers, the bridge and the files are the driver's part.
+//! The driver serves HTTP, watches containers, configures the bridge and stores files.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

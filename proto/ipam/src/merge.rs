@@ -94,7 +94,7 @@ impl Ring {
     }
 
     /// After a merge: decides on entries that `theirs` gives to another peer at the same version and with the same free
-    /// count, as when two peers take over the same one at once. By the rules of the merge both sides would keep their own
+    /// count, as when two peers take over the same one concurrently. By the rules of the merge both sides would keep their own
     /// view for ever. Instead
     ///
     /// * of two peers that both consider themselves the owner, the one with the lower name raises the version, and the

@@ -21,7 +21,7 @@ pub struct StateMessage {
     pub nicknames: BTreeMap<PeerName, String>,
     /// Known states of the electors; `None` if the sender has a ring or does not vote.
     pub paxos: Option<Knowledge>,
-    /// The sender's ring; `None` without tokens.
+    /// The sender's ring; `None` if it has no tokens.
     pub ring: Option<Ring>,
     /// The allocation range of a sender without a ring. Our addition: 2.8.1 does not send it, and ignores it.
     pub range: Option<AddrRange>,
@@ -198,6 +198,8 @@ fn write(ty: &Type, fields: Struct) -> Vec<u8> {
     encoder.value(ty, &Value::Struct(fields));
     encoder.finish()
 }
+
+// For each struct, `*_type` is its gob type, `*_value` encodes it and `*_of` decodes it.
 
 fn range_type() -> Type {
     Type::structure("Range", [("Start", Type::Uint), ("End", Type::Uint)])

@@ -255,7 +255,7 @@ pub enum Event {
         /// The range given.
         range: AddrRange,
     },
-    /// A peer's state contradicts this peer's. Put out once per peer and conflict.
+    /// A peer's state contradicts this peer's. Emitted once per peer and conflict.
     Conflict {
         /// The peer that sent the state.
         peer: PeerName,
@@ -300,11 +300,11 @@ pub enum Event {
 /// How the quorum was determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuorumSource {
-    /// By the configured number of peers (`--ipalloc-init consensus=N`).
+    /// Computed from the configured number of peers (`--ipalloc-init consensus=N`).
     Count(u32),
-    /// By the number of configured peer addresses, not counting this peer.
+    /// Computed from the number of configured peer addresses, not counting this peer.
     Targets(u32),
-    /// Not at all: an observer does not vote.
+    /// There is no quorum: an observer does not vote.
     Observer,
 }
 

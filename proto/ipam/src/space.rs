@@ -159,8 +159,9 @@ impl Space {
         used
     }
 
-    /// The range to donate to a peer that requests `range`: the biggest aligned block of free addresses, the last one
-    /// of equals, or half of it if it is more than half of what is free there. Contains nothing of `avoid`.
+    /// The range to donate to a peer that requests `range`: the largest aligned block of free addresses, and the last one
+    /// if several have this size. If it has more than half of the free addresses in `range`, only its upper half is
+    /// donated. No address of `avoid` is donated.
     pub fn offer(&self, range: AddrRange, avoid: &RangeSet) -> Option<AddrRange> {
         let free: RangeSet = self.free.within(range).collect::<RangeSet>().minus(avoid);
         let block = free.iter().map(AddrRange::biggest_block).max_by_key(|block| block.size())?;
@@ -170,7 +171,7 @@ impl Space {
         Some(block)
     }
 
-    /// Removes free addresses that were given away.
+    /// Removes free addresses that were donated.
     pub fn remove(&mut self, range: AddrRange) {
         self.free.remove(range);
     }

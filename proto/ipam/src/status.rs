@@ -153,7 +153,7 @@ pub struct OwnerStatus {
     pub ours: bool,
     /// Whether the owner is reachable, or this peer.
     pub reachable: bool,
-    /// Time since the owner became unreachable; `None` if it is reachable, or was not since this peer started.
+    /// Time since the owner became unreachable; `None` if it is reachable, or has been unreachable since this peer started.
     pub unreachable_for: Option<Duration>,
 }
 
@@ -198,7 +198,7 @@ pub enum WaitReason {
     NoRing,
     /// No usable address in the requested subnet is free here.
     Space {
-        /// Reachable peers with free space, which are asked now or with the next tick.
+        /// Reachable peers with free space, which are asked now or at the next timeout.
         asked: Vec<NamedPeer>,
         /// Unreachable peers with free space, and for how long they have been; `None`: since this peer started.
         unreachable: Vec<(NamedPeer, Option<Duration>)>,
@@ -213,7 +213,7 @@ pub enum WaitReason {
         peer: NamedPeer,
         /// Whether the owner is reachable, and therefore asked.
         reachable: bool,
-        /// Time since the owner became unreachable; `None` if it is reachable, or was not since this peer started.
+        /// Time since the owner became unreachable; `None` if it is reachable, or has been unreachable since this peer started.
         unreachable_for: Option<Duration>,
     },
     /// The address is owned by this peer, but disputed.
@@ -221,7 +221,7 @@ pub enum WaitReason {
 }
 
 impl WaitReason {
-    /// One line for people: what the request waits for, and what would help.
+    /// One line of text: what the request waits for, and what would help.
     pub fn explain(&self) -> String {
         let names = |list: &[NamedPeer]| list.iter().map(NamedPeer::to_string).collect::<Vec<_>>().join(" ");
         let ago = |since: &Option<Duration>| match since {
@@ -250,7 +250,7 @@ impl WaitReason {
                     parts.push(format!("{} had nothing usable", names(denied)));
                 }
                 if *disputed > 0 {
-                    parts.push(format!("{disputed} addresses are in doubt: resolve the conflict shown"));
+                    parts.push(format!("{disputed} addresses are disputed: resolve the conflict shown"));
                 }
                 if asked.is_empty() && unreachable.is_empty() && *disputed == 0 {
                     parts.push("all addresses are in use: release some, or use another subnet".to_owned());
@@ -264,7 +264,7 @@ impl WaitReason {
                 "the address belongs to {peer}, {}: reconnect it, or run 'weave rmpeer' if it is dead",
                 ago(unreachable_for)
             ),
-            WaitReason::Disputed => "the address is in doubt: resolve the conflict shown".to_owned(),
+            WaitReason::Disputed => "the address is disputed: resolve the conflict shown".to_owned(),
         }
     }
 }

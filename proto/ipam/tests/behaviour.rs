@@ -248,7 +248,7 @@ fn unused_ranges_are_yielded() {
     assert_eq!(peer.result(id), "pending");
 }
 
-/// Two peers take over the same one at once, and neither has used any of its addresses. In 2.8.1 both remain owners
+/// Two peers take over the same one concurrently, and neither has used any of its addresses. In 2.8.1 both remain owners
 /// for ever. Found by the simulator (addresses, seed 228).
 #[test]
 fn concurrent_takeover_leaves_one_owner() {
@@ -421,7 +421,7 @@ fn cancelled_requests_allocate_nothing() {
 }
 
 #[test]
-fn thousand_concurrent_requests() {
+fn thousand_concurrent_requests_get_different_addresses() {
     let mut peer = Peer::new(config(1, Init::Consensus(Some(2))));
     peer.config.range = subnet(NET);
     let ids: Vec<_> = (0..1000).map(|n| peer.allocate(&format!("c{n}"), NET)).collect();
@@ -461,7 +461,7 @@ fn addresses_are_released_after_container_death() {
     peer.allocate("c2", NET);
     peer.allocator.handle_container_destroyed("c2", peer.now());
     peer.drain();
-    assert!(peer.allocator.owned().is_empty(), "at once");
+    assert!(peer.allocator.owned().is_empty(), "released immediately");
     // A container that dies while it waits gets no address.
     let mut waits = Peer::new(config(1, Init::Consensus(Some(2))));
     let id = waits.allocate("c3", NET);

@@ -19,7 +19,7 @@ fn assert_round_trip(bytes: &[u8], expected: &StateMessage, what: &str) {
 }
 
 #[test]
-fn rings() {
+fn rings_round_trip_as_recorded() {
     for case in list(&vectors("ring_gossip.json")["cases"]) {
         assert_round_trip(
             &hex::decode(text(&case["hex"])).unwrap(),
@@ -30,7 +30,7 @@ fn rings() {
 }
 
 #[test]
-fn elections() {
+fn election_states_round_trip_as_recorded() {
     for case in list(&vectors("paxos_gossip.json")["messages"]) {
         assert_round_trip(
             &hex::decode(text(&case["hex"])).unwrap(),
@@ -41,7 +41,7 @@ fn elections() {
 }
 
 #[test]
-fn foreign_encodings() {
+fn encodings_of_other_writers_are_decoded() {
     for case in list(&vectors("minimal_encodings.json")["cases"]) {
         let bytes = hex::decode(text(&case["hex"])).unwrap();
         let decoded = &case["decoded"];
@@ -54,7 +54,7 @@ fn foreign_encodings() {
 }
 
 #[test]
-fn unicasts() {
+fn unicasts_round_trip_as_recorded() {
     for case in list(&vectors("unicast.json")["cases"]) {
         let bytes = hex::decode(text(&case["hex"])).unwrap();
         let expected = match number(&case["type"]) {
@@ -74,7 +74,7 @@ fn unicasts() {
 
 /// Replays an election step by step.
 #[test]
-fn election_steps() {
+fn election_states_follow_the_recorded_steps() {
     let vectors = vectors("paxos_gossip.json");
     let steps = list(&vectors["steps"]);
     let a = ElectorId { name: "01:00:00:00:00:0a".parse().unwrap(), uid: PeerUid(1_111_111_111_111_111_111) };

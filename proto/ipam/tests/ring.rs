@@ -12,7 +12,7 @@ use weave_ipam::{AddrRange, Conflict, Ring, Subnet};
 use weave_types::PeerName;
 
 #[test]
-fn first_division() {
+fn range_is_divided_as_recorded() {
     for case in list(&vectors("subdivide.json")["cases"]) {
         let expected = ring(&case["ring"]);
         let subnet: Subnet = text(&case["range"]).parse().unwrap();
@@ -29,7 +29,7 @@ fn first_division() {
 }
 
 #[test]
-fn grants() {
+fn granted_rings_equal_the_vectors() {
     for case in list(&vectors("ring_ops.json")["grant"]) {
         let mut mine = ring(&case["before"]);
         mine.grant(range(case), name(&case["to"]));
@@ -39,7 +39,7 @@ fn grants() {
 }
 
 #[test]
-fn transfers() {
+fn transferred_rings_equal_the_vectors() {
     for case in list(&vectors("ring_ops.json")["transfer"]) {
         let mut mine = ring(&case["before"]);
         let ranges = mine.transfer(name(&case["from"]), name(&case["to"]), 100);
@@ -51,7 +51,7 @@ fn transfers() {
 }
 
 #[test]
-fn free_space_reports() {
+fn free_space_is_reported_as_recorded() {
     for case in list(&vectors("ring_ops.json")["report_free"]) {
         let mut mine = ring(&case["before"]);
         let free: BTreeMap<u32, u32> = case["free"]
@@ -81,7 +81,7 @@ fn owned(tokens: &[(u32, u64)]) -> Ring {
 }
 
 #[test]
-fn networks() {
+fn owned_ranges_become_the_fewest_networks() {
     let networks_of = |tokens: &[(u32, u64)], n| {
         let all = owned(tokens).networks_of(PeerName::from_number(n).unwrap());
         all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
@@ -98,7 +98,7 @@ fn networks() {
 }
 
 #[test]
-fn owners() {
+fn owners_equal_the_vectors() {
     let ops = vectors("ring_ops.json");
     for case in list(&ops["owned_ranges"]) {
         let mine = ring(&case["ring"]);
@@ -150,7 +150,7 @@ fn safe_outcome(case: &Value) -> Option<Result<Ring, &'static str>> {
 }
 
 #[test]
-fn merges() {
+fn merged_rings_equal_the_vectors() {
     for case in list(&vectors("ring_merge.json")["cases"]) {
         let before = ring(&case["mine"]);
         let mut mine = before.clone();
@@ -183,7 +183,7 @@ fn merges() {
 
 /// After a conflict, exactly the own ranges that the other ring claims are disputed.
 #[test]
-fn disputed_ranges() {
+fn conflicting_rings_have_disputed_ranges() {
     let vectors = vectors("ring_merge.json");
     let case = |wanted: &str| {
         let mut cases = list(&vectors["cases"]).iter();

@@ -82,7 +82,7 @@ fn assert_ring(peer: &Peer, expected: &Value) {
 }
 
 #[test]
-fn bootstrap_and_donation() {
+fn bootstrap_and_donation_follow_the_recorded_messages() {
     let steps = steps(0);
     let (mut one, mut two) = pair(Init::Consensus(Some(2)));
     let c1 = one.allocate("c1", NET);
@@ -387,7 +387,7 @@ fn restart_with_stored_state() {
 }
 
 #[test]
-fn stored_encodings() {
+fn stored_rings_and_records_round_trip() {
     let vectors = vectors("persistence.json");
     for key in list(&vectors["keys"]) {
         if key["key"] == "ring" && key.get("hex").is_some() {
@@ -557,7 +557,7 @@ fn subnet_of(peer: &Peer, rest: &[&str]) -> Result<Subnet, String> {
 }
 
 #[test]
-fn status_pages() {
+fn status_pages_equal_the_vectors() {
     for case in list(&vectors("status.json")["cases"]) {
         let what = text(&case["name"]);
         let report = &case["report_ipam_json"];

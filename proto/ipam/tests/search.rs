@@ -112,7 +112,7 @@ mod paxos {
             State { nodes, in_flight: Vec::new(), proposals: 0, crashed: false, decided: None }
         }
 
-        /// Checks that all peers, and an observer that sees all states at once, find the same decision.
+        /// Checks that all peers, and an observer that sees all states at the same time, find the same decision.
         fn check(&self, mut state: State) -> Result<State, String> {
             let mut decisions: Vec<Vec<PeerName>> =
                 state.nodes.iter().filter_map(|node| node.consensus()).collect();

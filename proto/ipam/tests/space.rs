@@ -38,7 +38,7 @@ fn one(text: &str) -> AddrRange {
 }
 
 #[test]
-fn recorded_allocation_steps() {
+fn allocations_follow_the_recorded_steps() {
     let nothing = RangeSet::default();
     for case in list(&vectors("space.json")["cases"]) {
         let mut space = Space::default();

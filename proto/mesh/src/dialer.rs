@@ -101,9 +101,9 @@ pub(crate) struct OwnConnections {
 /// When a target whose connection ended is dialled again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// After an interval; immediately if the connection existed for [`RETRY_RESET_AFTER`].
+    /// The next attempt follows after an interval, or immediately if the connection existed for [`RETRY_RESET_AFTER`].
     Later,
-    /// Only if the user connects again.
+    /// The next attempt follows only if the user connects again.
     Never,
 }
 

@@ -11,7 +11,7 @@
 //!  -- request for those newer at B ----->
 //!  <-- these records -------------------- (as ordinary gossip)
 //! ```
-//! News about many peers at once reaches each peer from several neighbours. So the neighbours send the versions of the
+//! New records of many peers reach each peer from several neighbours. So the neighbours send the versions of the
 //! new records first, and the receiver requests missing records from one of them. A few new records are sent without
 //! asking.
 //!
@@ -49,7 +49,7 @@ pub(crate) const TAG: u8 = 64;
 /// A digest without an answer after this time is given up.
 const DIGEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// News about more peers than this is sent as versions.
+/// If more records than this are new, their versions are sent first.
 const MAX_NEWS_AS_RECORDS: usize = 4;
 /// After this time requested records that are still missing are requested from another neighbour.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -251,11 +251,11 @@ impl Mesh {
             self.topology.peer(*name).map(Peer::record_version) < Some(*version)
         };
         if requested.iter().any(is_missing) {
-            self.sync_topology_with_some(now);
+            self.sync_topology_with_random_neighbours(now);
         }
     }
 
-    /// Sends news about peers to a neighbour.
+    /// Sends new records of peers, or their versions, to a neighbour.
     pub(crate) fn push_news(&mut self, hop: PeerName, names: BTreeSet<PeerName>, now: Now) {
         let Some(&conn) = self.by_peer.get(&hop) else { return };
         let mut as_versions = false;

@@ -108,7 +108,7 @@ pub enum FeatureError {
     /// The name is malformed.
     #[error(transparent)]
     Name(ParsePeerNameError),
-    /// A number contains something else than digits.
+    /// A number contains characters other than digits.
     #[error("strconv.ParseUint: parsing {0:?}: invalid syntax")]
     NumberSyntax(String),
     /// A number is too large.

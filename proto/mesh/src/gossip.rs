@@ -52,7 +52,7 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 struct Slots<T> {
     neighbour: Option<T>,
-    /// By source.
+    /// Broadcasts by source.
     broadcasts: BTreeMap<PeerName, T>,
 }
 

@@ -70,9 +70,9 @@ pub(crate) struct Timers {
     pub(crate) routes: Option<Instant>,
     /// When our record and those of new neighbours are gossiped.
     pub(crate) announce: Option<Instant>,
-    /// When news is relayed.
+    /// When the records of `pending_news` are relayed.
     pub(crate) relay: Option<Instant>,
-    /// The earliest time at which news may be relayed again.
+    /// The earliest time at which records may be relayed again.
     pub(crate) next_relay: Instant,
     /// When requested records should have arrived.
     pub(crate) requested: Option<Instant>,

@@ -71,7 +71,7 @@ pub enum Output {
     PeersChanged,
     /// Some short ids belong to other peers than before.
     ShortIdsInvalidated,
-    /// A peer was removed; whatever belongs to it can be removed as well.
+    /// A peer was removed. State that other components keep for it can be removed as well.
     PeerRemoved(PeerName),
     /// An event for the log.
     Event(Event),
@@ -84,7 +84,7 @@ pub enum Persist {
     Targets(Vec<String>),
     /// Our short id.
     ShortId(ShortId),
-    /// All versions of our record so far are below this number, at which a restart begins.
+    /// Upper bound of the versions of our record. A restarted process begins with this version.
     VersionCeiling(u64),
 }
 
@@ -128,7 +128,7 @@ impl std::fmt::Debug for OverlaySetup {
 /// A message between the overlays at the two ends of a connection (docs/spec/mesh.md 6.3). The numbers are not validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverlayControl {
-    /// Index among the common overlays; `None` in the old form, which belongs to sleeve.
+    /// Index among the common overlays; `None` in the old form, which always means sleeve.
     pub index: Option<u8>,
     /// Tag, defined by the overlay.
     pub tag: u8,

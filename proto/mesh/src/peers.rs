@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weave_types::{PeerName, PeerUid, ShortId};
 
-/// The record of a peer: what it says about itself, spread by topology gossip.
+/// The record of a peer, which it publishes by topology gossip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Nickname, which need not be unique. Empty for a placeholder.

@@ -24,7 +24,7 @@ pub(crate) const TOPOLOGY: &str = "topology";
 const SEND_WINDOW: usize = 64 << 10;
 /// Beyond this number of unwritten bytes, messages that cannot be merged are dropped.
 const MAX_UNWRITTEN: usize = 16 << 20;
-/// Minimum interval between two relays of news about peers.
+/// Minimum interval between two relays of new peer records.
 const RELAY_INTERVAL: Duration = Duration::from_millis(100);
 /// Approximate size of a topology message in bytes, since frames have a limit. The last record may exceed it, and
 /// addresses may be longer than estimated.
@@ -39,11 +39,11 @@ pub enum UnicastError {
     /// The destination is unknown or unreachable.
     #[error("unknown relay destination: {0}")]
     UnknownDestination(PeerName),
-    /// The connection to the next hop has ended, and routes have not been computed again.
+    /// The connection to the next hop has ended, and the routes have not been recomputed.
     #[error("unable to find connection to relay peer {0}")]
     NoConnection(PeerName),
     /// The next hop or this peer sent the message. Peers that have different topologies would relay it in a loop.
-    #[error("the way to the relay destination leads back to {0}")]
+    #[error("the route to the relay destination leads back to {0}")]
     RoutingLoop(PeerName),
     /// The connection to the next hop has too many unwritten bytes.
     #[error("connection to relay peer {0} is congested")]
@@ -223,7 +223,7 @@ impl Mesh {
         }
     }
 
-    /// Random neighbours, and all neighbours that have no route yet, which would miss the news.
+    /// Random neighbours, and all neighbours without a route. The latter are new and cannot be selected at random yet.
     fn gossip_hops(&mut self, except: Option<PeerName>) -> Vec<PeerName> {
         let mut hops = self.routes.random_neighbours(except, &mut self.rng);
         if self.timers.routes.is_some() {
@@ -261,18 +261,18 @@ impl Mesh {
         }
     }
 
-    /// Relays new records of peers to neighbours that do not have them. The first news is relayed immediately, news
-    /// within the next [`RELAY_INTERVAL`] together.
+    /// Relays new records of peers to neighbours that do not have them. The first records are relayed immediately, those
+    /// that arrive within the next [`RELAY_INTERVAL`] together.
     pub(crate) fn relay_news(&mut self, now: Now) {
         let mut news = std::mem::take(&mut self.pending_news);
         if self.timers.announce.is_some() {
-            // The news may be about a new neighbour. Without our connection to it, receivers would find it unreachable.
+            // A record may belong to a new neighbour. Without our connection to it, receivers would find it unreachable.
             news.entry(self.config.name).or_default();
         }
         self.timers.relay = None;
         self.timers.next_relay = now.mono + RELAY_INTERVAL;
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
-        // As in 2.8.1, the only source of all news is not one of the random neighbours.
+        // As in 2.8.1, a neighbour that sent all of the records is not one of the random neighbours.
         let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
             let names = news.iter().filter(|(_, known_by)| !known_by.contains(&hop)).map(|(name, _)| *name);
@@ -284,7 +284,7 @@ impl Mesh {
     pub(crate) fn announce(&mut self, now: Now) {
         let mut names = std::mem::take(&mut self.to_announce);
         names.insert(self.config.name);
-        // Routes to new neighbours are needed, so that they can be chosen.
+        // The random selection includes only neighbours that have a route.
         self.refresh_routes();
         for hop in self.gossip_hops(None) {
             self.push_topology(hop, GossipKind::Neighbour, PeerSelection::Some(names.clone()), now);
@@ -293,7 +293,7 @@ impl Mesh {
 
     /// Gossips complete state periodically (docs/spec/mesh.md 7.6).
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
-        self.sync_topology_with_some(now);
+        self.sync_topology_with_random_neighbours(now);
         for name in channels.names().to_vec() {
             if let Some(state) = channels.state(name, now) {
                 self.gossip_to_neighbours(None, &name.into(), &state, channels, now);
@@ -301,7 +301,7 @@ impl Mesh {
         }
     }
 
-    pub(crate) fn sync_topology_with_some(&mut self, now: Now) {
+    pub(crate) fn sync_topology_with_random_neighbours(&mut self, now: Now) {
         for hop in self.gossip_hops(None) {
             if let Some(&conn) = self.by_peer.get(&hop) {
                 self.sync_topology(conn, now);
@@ -462,8 +462,8 @@ impl Mesh {
         }
         let channel = &*envelope.channel;
         if channel == TOPOLOGY {
-            let some = &envelope.payload[..envelope.payload.len().min(64)];
-            let text = format!("unexpected topology gossip unicast: {some:?}");
+            let excerpt = &envelope.payload[..envelope.payload.len().min(64)];
+            let text = format!("unexpected topology gossip unicast: {excerpt:?}");
             return Err(ConnectionError::Receiver(text));
         }
         if channels.names().contains(&channel) {
@@ -492,9 +492,9 @@ impl Mesh {
                 );
             }
         } else if channels.names().contains(&channel) {
-            let onward = channels.on_broadcast(channel, source, envelope.payload, now);
-            if let Some(onward) = onward.map_err(ConnectionError::Receiver)? {
-                self.relay_broadcast(source, Some(from), &channel.into(), &onward, channels, now);
+            let relayed = channels.on_broadcast(channel, source, envelope.payload, now);
+            if let Some(relayed) = relayed.map_err(ConnectionError::Receiver)? {
+                self.relay_broadcast(source, Some(from), &channel.into(), &relayed, channels, now);
             }
         } else if let Some(name) = self.surrogate(channel) {
             self.relay_broadcast(source, Some(from), &name, envelope.payload, channels, now);

@@ -58,7 +58,7 @@ pub(crate) struct MergeResult {
     pub(crate) named: BTreeSet<PeerName>,
 }
 
-/// Number of versions that are reserved at once, so that not every version is written to disk.
+/// Number of versions that are reserved together, so that not every version is written to disk.
 const VERSION_BLOCK: u64 = 1024;
 /// Our version is raised above one that others report for us only below this number. No peer reaches it by counting, so a
 /// higher one is forged, and exceeding it would use up the numbers. Peers that accepted it drop it when they remove our
@@ -416,7 +416,7 @@ impl Topology {
         let mut reached = HashSet::from([self.own]);
         let mut open = vec![self.own];
         while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
-            // In a well-connected mesh all peers are reached after a few steps.
+            // In a mesh with many connections all peers are reached after a few steps.
             if reached.len() == self.peers.len() {
                 break;
             }

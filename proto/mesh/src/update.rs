@@ -1,7 +1,7 @@
 //! Payload of the topology channel: for each peer a struct and the list of its connections (docs/spec/mesh.md 8.1, 8.2).
 //!
-//! A complete update of a large mesh has megabytes, so both directions work on the bytes instead of a tree of values.
-//! Writing uses constants for the type definitions that Go sends. Reading maps the fields of the sender's types to ours
+//! A complete update of a large mesh takes megabytes, so encoding and decoding work on the bytes instead of a tree of values.
+//! The encoder writes the type definitions that Go sends as constants. The decoder maps the fields of the sender's types to ours
 //! once per type.
 
 use std::borrow::Cow;
@@ -21,7 +21,7 @@ pub struct PeerRecord {
     pub nickname: String,
     /// Identifies the run of the peer's process; zero for a placeholder.
     pub uid: PeerUid,
-    /// Version of the record, raised by the peer at each change.
+    /// Version of the record, which the peer increments at each change.
     pub version: u64,
     /// Short id of the peer, if it has one.
     pub short_id: Option<ShortId>,
@@ -64,14 +64,14 @@ const SUMMARY_TYPE: &[u8] = b"\x62\xff\x81\x03\x01\x01\x0bpeerSummary\x01\xff\x8
 \x00\x01\x08NickName\x01\x0c\x00\x01\x03UID\x01\x06\x00\x01\x07Version\x01\x06\x00\x01\x07ShortID\x01\x06\x00\x01\
 \x0aHasShortID\x01\x02\x00\x00\x00";
 
-/// Slice of `connectionSummary` as type 67; that as type 66, struct of NameByte, RemoteTCPAddr, Outbound, Established.
+/// Type 67, a slice of type 66: `connectionSummary`, struct of NameByte, RemoteTCPAddr, Outbound, Established.
 const CONNECTIONS_TYPE: &[u8] = b"\x0d\xff\x85\x02\x01\x02\xff\x86\x00\x01\xff\x84\x00\x00\x5b\xff\x83\x03\x01\x01\
 \x11connectionSummary\x01\xff\x84\x00\x01\x04\x01\x08NameByte\x01\x0a\x00\x01\x0dRemoteTCPAddr\x01\x0c\x00\x01\
 \x08Outbound\x01\x02\x00\x01\x0bEstablished\x01\x02\x00\x00\x00";
 
-/// The first bytes of the two kinds of values: type 65; type 67 and the zero before a value that is not a struct.
-const SUMMARY_HEAD: &[u8] = b"\xff\x82";
-const CONNECTIONS_HEAD: &[u8] = b"\xff\x86\x00";
+/// Type ids before the two kinds of values: 65; 67 and the zero byte that precedes a value that is not a struct.
+const SUMMARY_TYPE_ID: &[u8] = b"\xff\x82";
+const CONNECTIONS_TYPE_ID: &[u8] = b"\xff\x86\x00";
 
 /// Encodes an update as 2.8.1 does.
 pub fn encode_update<'r>(records: impl IntoIterator<Item = &'r PeerRecord>) -> Vec<u8> {
@@ -101,7 +101,7 @@ struct Fields<'o> {
 }
 
 impl<'o> Fields<'o> {
-    fn of(out: &'o mut Vec<u8>) -> Fields<'o> {
+    fn new(out: &'o mut Vec<u8>) -> Fields<'o> {
         Fields { out, delta: 0 }
     }
 
@@ -137,8 +137,8 @@ impl<'o> Fields<'o> {
 }
 
 fn put_summary(out: &mut Vec<u8>, record: &PeerRecord) {
-    out.extend_from_slice(SUMMARY_HEAD);
-    let mut fields = Fields::of(out);
+    out.extend_from_slice(SUMMARY_TYPE_ID);
+    let mut fields = Fields::new(out);
     fields.bytes(&record.name.to_bytes());
     fields.bytes(record.nickname.as_bytes());
     fields.uint(record.uid.0);
@@ -149,10 +149,10 @@ fn put_summary(out: &mut Vec<u8>, record: &PeerRecord) {
 }
 
 fn put_connections(out: &mut Vec<u8>, connections: &[ConnectionRecord]) {
-    out.extend_from_slice(CONNECTIONS_HEAD);
+    out.extend_from_slice(CONNECTIONS_TYPE_ID);
     put_uint(out, connections.len() as u64);
     for connection in connections {
-        let mut fields = Fields::of(out);
+        let mut fields = Fields::new(out);
         fields.bytes(&connection.name.to_bytes());
         fields.bytes(connection.remote_tcp_addr.as_bytes());
         fields.bool(connection.outbound);

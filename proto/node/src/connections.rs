@@ -19,7 +19,7 @@ pub(crate) fn overlays() -> Vec<String> {
 /// ([`SleeveControl::with_fast_heartbeats`]; docs/spec/mesh.md 18.2).
 pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
 
-/// What the owner must do for the overlays of one connection.
+/// What the caller must do for the overlays of one connection.
 pub(crate) enum ConnectionOutput {
     Datagram { to: SocketAddr, df: bool, bytes: Vec<u8> },
     Control { index: usize, tag: u8, body: Vec<u8> },
@@ -36,7 +36,7 @@ pub(crate) struct Connections {
     outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
 }
 
-/// The overlays of one connection: which one is used, and the control half of each.
+/// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
@@ -185,7 +185,7 @@ impl Connections {
         ready.iter().chain(waiting.iter().filter(taken)).map(|c| neighbour(c)).collect()
     }
 
-    /// Gives an input to one connection and collects its outputs.
+    /// Passes an input to one connection and collects its outputs.
     fn with(&mut self, conn: ConnectionId, input: impl FnOnce(&mut Connection)) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         input(connection);

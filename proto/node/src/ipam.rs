@@ -24,15 +24,15 @@ pub struct IpamConfig {
 pub(crate) struct Ipam {
     pub(crate) allocator: Option<Allocator>,
     /// Outputs that were not processed yet, in order.
-    waiting: VecDeque<weave_ipam::Output>,
+    unprocessed: VecDeque<weave_ipam::Output>,
     /// Whether the peers of the mesh may differ from `reachable`.
     pub(crate) peers_stale: bool,
-    /// Whether the number of direct peers may differ from `others`.
+    /// Whether the number of direct peers may differ from `target_count`.
     pub(crate) targets_stale: bool,
     /// The peers that the allocator knows, with nicknames.
     reachable: BTreeMap<PeerName, String>,
     /// The number of direct peers, without this one, that the allocator knows.
-    others: Option<u32>,
+    target_count: Option<u32>,
     policy: Policy,
 }
 
@@ -41,17 +41,17 @@ impl Ipam {
         Ipam { allocator, policy, peers_stale: true, targets_stale: true, ..Ipam::default() }
     }
 
-    /// Moves the outputs of the allocator to `waiting`, except that `Persist` goes directly to `outputs`: before all bytes that
+    /// Moves the outputs of the allocator to `unprocessed`, except that `Persist` goes directly to `outputs`: before all bytes that
     /// the mesh is going to write.
     fn collect(&mut self, outputs: &mut VecDeque<Output>) {
         let Some(allocator) = &mut self.allocator else { return };
         while let Some(output) = allocator.poll_output() {
-            let ahead = !self.policy.send_before_persist || self.waiting.is_empty();
+            let ahead = !self.policy.send_before_persist || self.unprocessed.is_empty();
             match output {
                 weave_ipam::Output::Persist(persist) if ahead => {
                     outputs.push_back(Output::PersistIpam(persist))
                 }
-                other => self.waiting.push_back(other),
+                other => self.unprocessed.push_back(other),
             }
         }
     }
@@ -65,7 +65,7 @@ impl Ipam {
     ) -> bool {
         self.update_allocator(mesh, now);
         self.collect(outputs);
-        let Some(output) = self.waiting.pop_front() else { return false };
+        let Some(output) = self.unprocessed.pop_front() else { return false };
         match output {
             weave_ipam::Output::Persist(persist) => outputs.push_back(Output::PersistIpam(persist)),
             // The allocator repeats the message, or asks another peer, if no answer arrives.
@@ -82,10 +82,10 @@ impl Ipam {
     fn update_allocator(&mut self, mesh: &Mesh, now: Now) {
         let Some(allocator) = &mut self.allocator else { return };
         if std::mem::take(&mut self.targets_stale) {
-            let others = u32::try_from(mesh.active_direct_peers().len()).unwrap_or(u32::MAX);
-            if self.others != Some(others) {
-                self.others = Some(others);
-                allocator.handle_target_count(others, now);
+            let target_count = u32::try_from(mesh.active_direct_peers().len()).unwrap_or(u32::MAX);
+            if self.target_count != Some(target_count) {
+                self.target_count = Some(target_count);
+                allocator.handle_target_count(target_count, now);
             }
         }
         if std::mem::take(&mut self.peers_stale) {

@@ -1,7 +1,7 @@
-//! One whole peer as one value: the mesh, the MAC table, the overlays of each connection and, if it is enabled, address
+//! A complete peer: the mesh, the MAC table, the overlays of each connection and, if it is enabled, address
 //! allocation.
 //!
-//! [`Node`] owns these state machines and passes the outputs of one to the inputs of another; it decides nothing itself. The
+//! [`Node`] owns these state machines and passes the outputs of one to the inputs of another; it has no protocol logic of its own. The
 //! driver carries out the remaining outputs: [`Output`]. The daemon drives the node with sockets and clocks, the simulator
 //! with a virtual network.
 //!

@@ -8,7 +8,7 @@ use crate::event::Event;
 /// What the driver must do. Outputs are carried out in order.
 #[derive(Debug)]
 pub enum Output {
-    /// Write this to stable storage, and finish before draining further: later outputs depend on it.
+    /// Write this to stable storage before taking the next output: later outputs depend on it.
     Persist(Persist),
     /// The same for address allocation; [`weave_ipam::Persist::durability`] is the required durability.
     PersistIpam(weave_ipam::Persist),

@@ -8,7 +8,7 @@ use crate::sleeve::ControlFrame;
 /// What a data thread reports to the owner of the [`Tables`](crate::forward::Tables).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwarderEvent {
-    /// For the MAC table or the log.
+    /// An event for the MAC table or the log.
     Switch(SwitchEvent),
     /// A control frame arrived: for the connection's [`SleeveControl`](crate::sleeve::SleeveControl). Limited to about 100 a
     /// second for each connection.

@@ -1,7 +1,7 @@
 //! Transport of frames to neighbours.
 //!
 //! * [`select`]: which overlays a connection has, and which one it uses.
-//! * [`sleeve`]: the UDP encapsulation of 2.8.1: sealing and opening, control half, path MTU discovery.
+//! * [`sleeve`]: the UDP encapsulation of 2.8.1: sealing and opening, connection control, path MTU discovery.
 //! * [`forward`]: the data path, shared by the kernel driver's threads and the simulator. Frames from the local bridge and
 //!   datagrams from neighbours are inputs; datagrams and frames for the local bridge are outputs through [`Io`].
 //!

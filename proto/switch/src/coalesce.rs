@@ -59,7 +59,7 @@ struct Segment<'a> {
 }
 
 enum Parsed<'a> {
-    /// Not TCP.
+    /// The frame is not TCP.
     NotTcp,
     /// Possibly part of a TCP flow, but a fragment or invalid.
     UnknownFlow,

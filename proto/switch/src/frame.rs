@@ -352,7 +352,7 @@ impl<'a> Udp<'a> {
         usize::from(be16(self.datagram, 4))
     }
 
-    /// Whether the header says that there is no payload.
+    /// Whether the header declares no payload.
     pub fn is_empty(&self) -> bool {
         self.len() <= Self::HEADER
     }

@@ -14,8 +14,8 @@ pub struct MacConfig {
     pub own: PeerName,
     /// [`MacTable::expire`] removes entries that were silent for longer. 10 min, as in 2.8.1.
     pub max_age: Duration,
-    /// How long a remote MAC must have been silent before a local capture takes it over. 2 s, up to 100 ms less because
-    /// last-seen times are that inexact; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
+    /// How long no frame with a remote MAC must have arrived before a local capture takes it over. 2 s, less up to 100 ms
+    /// because last-seen times are inexact; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
     pub hold_down: Duration,
     /// Maximum number of entries. Further MACs are not learnt, so frames to them are flooded. 65536; 2.8.1 has no limit,
     /// and a single container can use 2^46 addresses.
@@ -70,7 +70,7 @@ pub struct MacEntry {
 }
 
 /// When the latest frame of an entry arrived, in milliseconds since the origin of the clock. Shared by the table and all
-/// snapshots that contain the entry, so that data threads refresh it without a message.
+/// snapshots that contain the entry, so that data threads refresh it without sending an event.
 #[derive(Clone)]
 struct LastSeen(Arc<AtomicU64>);
 
@@ -109,7 +109,7 @@ struct Entry {
     last_seen: LastSeen,
 }
 
-/// Which peer has which MAC (docs/spec/data-plane.md 2.2). The owner feeds it with the events of data threads and publishes
+/// Which peer has which MAC (docs/spec/data-plane.md 2.2). The caller passes the events of data threads to it and publishes
 /// snapshots.
 ///
 /// Differences from 2.8.1: a local capture takes over an address that its remote peer has not used for the hold-down
@@ -142,7 +142,7 @@ impl MacTable {
         self.learn(mac, own, now)
     }
 
-    /// A frame from `mac` arrived from an overlay with source peer `peer`. Replaces any previous entry at once, even a local
+    /// A frame from `mac` arrived from an overlay with source peer `peer`. Replaces any previous entry immediately, even a local
     /// one (docs/spec/data-plane.md 2.4).
     pub fn learn_remote(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
         self.learn(mac, peer, now)
@@ -245,14 +245,14 @@ pub struct MacMap {
     hold_down: Duration,
 }
 
-/// Result of [`MacMap::see`].
+/// Result of [`MacMap::refresh_source`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum SourceState {
     Unknown,
     /// Known at this peer; its last-seen time is refreshed.
-    Here,
+    SamePeer,
     /// Known at another peer. `active` is whether that peer has sent from it within the hold-down.
-    Elsewhere {
+    OtherPeer {
         peer: PeerName,
         active: bool,
     },
@@ -276,16 +276,17 @@ impl MacMap {
     }
 
     /// Looks up the source of a frame from `peer` and refreshes its last-seen time.
-    pub(crate) fn see(&self, mac: MacAddr, peer: PeerName, now: Instant) -> Seen {
+    pub(crate) fn refresh_source(&self, mac: MacAddr, peer: PeerName, now: Instant) -> SourceState {
         match self.entries.get(&key(mac)) {
-            None => Seen::Unknown,
+            None => SourceState::Unknown,
             Some(entry) if entry.peer == peer => {
                 entry.last_seen.touch(now);
-                Seen::Here
+                SourceState::SamePeer
             }
-            Some(entry) => {
-                Seen::Elsewhere { peer: entry.peer, active: entry.last_seen.silent_for(now) < self.hold_down }
-            }
+            Some(entry) => SourceState::OtherPeer {
+                peer: entry.peer,
+                active: entry.last_seen.silent_for(now) < self.hold_down,
+            },
         }
     }
 

@@ -3,7 +3,7 @@ use std::fmt;
 use weave_types::{Instant, MacAddr, PeerName};
 
 use crate::frame::Ethernet;
-use crate::mac::{Seen, is_learnable};
+use crate::mac::{SourceState, is_learnable};
 use crate::table::ForwardingTable;
 
 /// What to do with a frame captured from the local bridge.
@@ -140,13 +140,15 @@ pub fn local_frame<'t>(
     if !is_learnable(src) {
         return (LocalVerdict::Drop(DropReason::InvalidSource), None);
     }
-    let event = match table.macs.see(src, table.own, now) {
-        Seen::Here => None,
-        Seen::Elsewhere { peer, active: true } => {
+    let event = match table.macs.refresh_source(src, table.own, now) {
+        SourceState::SamePeer => None,
+        SourceState::OtherPeer { peer, active: true } => {
             let event = SwitchEvent::LocalConflict { mac: src, dst, peer };
             return (LocalVerdict::Drop(DropReason::LocalConflict), Some(event));
         }
-        Seen::Unknown | Seen::Elsewhere { active: false, .. } => Some(SwitchEvent::LocalMac(src)),
+        SourceState::Unknown | SourceState::OtherPeer { active: false, .. } => {
+            Some(SwitchEvent::LocalMac(src))
+        }
     };
     (local_destination(table, src, dst), event)
 }
@@ -202,9 +204,11 @@ pub fn peer_frame<'t>(
     if !is_learnable(mac) {
         return drop(DropReason::InvalidSource);
     }
-    let event = match table.macs.see(mac, src, now) {
-        Seen::Here => None,
-        Seen::Unknown | Seen::Elsewhere { .. } => Some(SwitchEvent::RemoteMac { mac, peer: src }),
+    let event = match table.macs.refresh_source(mac, src, now) {
+        SourceState::SamePeer => None,
+        SourceState::Unknown | SourceState::OtherPeer { .. } => {
+            Some(SwitchEvent::RemoteMac { mac, peer: src })
+        }
     };
     // If the source MAC itself is the destination, it has just moved to `src`; the snapshot may still have it here.
     let local = to != mac && lookup(table, to) == Some(table.own);

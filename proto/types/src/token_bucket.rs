@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::time::Instant;
 
-/// Limits how often something happens: a burst of events at once, then one per interval. Starts full.
+/// Limits how often something happens: a burst of events, then one per interval. Starts full.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenBucket {
     burst: u32,

@@ -15,7 +15,7 @@ use crate::wait::within;
 const ID: &str = "demo";
 /// Sent between containers and searched for on the wire.
 const SECRET: &[u8] = b"who is there?";
-/// For steps that wait for the network to notice a change.
+/// Timeout of steps that wait for the network to notice a change.
 const STEP_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Shows the network. With `check`, removes the lab at the end.

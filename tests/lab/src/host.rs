@@ -253,7 +253,7 @@ impl Host {
         self.try_container(name).unwrap_or_else(|e| panic!("{}: {e:#}", self.name))
     }
 
-    /// Makes a container, or says why that failed.
+    /// Creates a container.
     ///
     /// # Errors
     /// The name is in use, or the host is gone.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// For commands without a timeout of their own.
+/// Timeout of commands that specify none.
 pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The output of a command must end within this time after the command; otherwise a process that it started keeps it open.

@@ -58,7 +58,7 @@ fn start_time(pid: i32) -> Option<u64> {
 /// A host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Member {
-    /// Also the name of its interface on the wire.
+    /// The name of the host and of its interface on the wire.
     pub name: String,
     pub holder: Holder,
     /// The address under which others reach it.

@@ -101,7 +101,7 @@ fn chain_without_its_middle_peer() {
     assert!(a.log().contains("conflict with"), "{}", a.log());
     step("disputed addresses are not allocated");
     let outcome = assert_command_waits(a, 1, &["attach", "net:10.44.0.0/14", &a.container("y").netns()]);
-    assert!(outcome.stderr.contains("in doubt"), "{outcome}");
+    assert!(outcome.stderr.contains("disputed"), "{outcome}");
     d[0].reaches("10.9.1.3", SHORT_TIMEOUT);
     step("reset, as the status page advises, resolves the conflict");
     drop(x);

@@ -104,7 +104,7 @@ fn cluster_grows_and_survives_power_loss() {
     lab.heal_all();
     waits.finish().unwrap();
     claims(&["S-24"]);
-    // Without any command.
+    // This happens without any command.
     h8.wait_established(7, Duration::from_secs(60));
 
     step("after a crash of the observer running containers keep their addresses");

@@ -33,7 +33,7 @@ fn another(host: &Host, old: i32) -> i32 {
 }
 
 #[test]
-fn container_lifecycle() {
+fn docker_commands_manage_the_peer() {
     let Some(program) = static_binary() else { return };
     let Some(lab) = Lab::start("container", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");

@@ -1,4 +1,4 @@
-//! A few fixed peers, and many that come and go.
+//! A few fixed peers, and many observers that join and leave.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::common::*;
 weave_lab::claims!("S-27", "S-28", "S-29", "S-30", "A-3", "A-6", "A-8", "A-11", "I-21", "I-22", "P-7");
 
 #[test]
-fn observers_come_and_go() {
+fn observers_join_and_leave() {
     let observers = if long_tests_enabled() { 20 } else { 6 };
     let Some(lab) = Lab::start("observers", &Topology::hosts(3 + observers)) else { return };
-    let _observer = DuplicateAddressMonitor::of(&lab);
+    let _monitor = DuplicateAddressMonitor::of(&lab);
     let hosts: Vec<&Host> = lab.hosts().iter().collect();
     let (fixed, dynamic) = hosts.split_at(3);
     let list = ["h1", "h2", "h3"];

@@ -43,7 +43,7 @@ fn rules_equal_those_of_2_8_1() {
         assert!(npc.contains(rule), "{rule}\n{npc}");
     }
     assert!(!npc.contains("678") && !npc.contains("-j WEAVE-EXPOSE"), "{npc}");
-    // Also those that only the stored state of the last run names.
+    // Rules that only the stored state of the last run names are removed as well.
     h1.weave_ok(&["reset"]);
     assert_eq!(listing(h1), fresh);
     let refused = h1.weave(&["launch", "--docker-bridge", "nosuch"]);

@@ -1,4 +1,4 @@
-//! A kernel or a sandbox without a required feature gives an error of one line that says what to do, and changes nothing. A missing
+//! A kernel or a sandbox without a required feature causes an error of one line with the remedy, and changes nothing. A missing
 //! optional feature gives a notice at most.
 
 use weave_lab::{Host, Lab, Outcome, Topology, claims, weave_binary};

@@ -73,7 +73,7 @@ fn space_taken_from_a_live_peer_is_contained() {
     assert_unique_addresses(&lab);
     claims(&["A-15"]);
 
-    step("the removed peer comes back, gives up its unused space and asks for new space");
+    step("the removed peer comes back, releases its unused space and requests new space");
     launch(h3, &["--resume"], &[]);
     h3.wait("the announcements of the others", SHORT_TIMEOUT, || {
         h3.log().contains("unused addresses to another peer")
@@ -106,7 +106,7 @@ fn space_taken_from_a_live_peer_is_contained() {
     let (high, _) = used.rsplit_once('.').unwrap();
     let outcome =
         assert_command_waits(h3, 1, &["attach", &format!("net:{high}.0/24"), &h3.container("doubt").netns()]);
-    assert!(outcome.stderr.contains("in doubt"), "{outcome}");
+    assert!(outcome.stderr.contains("disputed"), "{outcome}");
     on_each_host(&[h1, h2], |host| drop(allocated_container(host, "late")));
     ends[2].0.reaches(addresses[0], SHORT_TIMEOUT);
     assert_eq!(h3.connections().iter().filter(|c| c.state == "established").count(), 2);

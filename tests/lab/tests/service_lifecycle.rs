@@ -169,7 +169,7 @@ fn of_five_concurrent_launches_one_succeeds() {
 const SMALL_DISK: &str = "mkdir -p /var/lib/weave; mount -t tmpfs -o size=64k,mode=0700 tmpfs /var/lib/weave";
 
 #[test]
-fn full_disk() {
+fn full_disk_fails_a_launch_but_not_a_running_peer() {
     let Some(lab) = one("disks") else { return };
     let h1 = lab.host("h1");
     h1.sh(SMALL_DISK);

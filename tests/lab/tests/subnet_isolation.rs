@@ -29,7 +29,7 @@ fn subnets_are_isolated() {
     for (subnet, container, _) in &all {
         for (_, _, ip) in all.iter().filter(|(s, ..)| s != subnet) {
             container.never_reaches(ip);
-            // Also with a route to the other subnet.
+            // From now on this container has a route for replies to the other one.
             container.command(&["ip", "route", "replace", ip, "dev", "ethwe"]);
         }
     }

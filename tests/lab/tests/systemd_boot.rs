@@ -17,7 +17,7 @@ fn targets(host: &Host) -> Vec<String> {
 }
 
 /// Warnings and errors of the daemon; the sandbox must not cause any.
-fn complaints(system: &Systemd) -> Vec<String> {
+fn warnings_and_errors(system: &Systemd) -> Vec<String> {
     let log = system.journal("weave.service");
     log.lines().filter(|l| l.contains("WARN") || l.contains("ERRO")).map(str::to_owned).collect()
 }
@@ -59,8 +59,11 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     println!("{}", security.lines().last().unwrap_or_default());
 
     step("everything works in the sandbox: devices, eBPF, rules, sysctls, files, addresses, namespaces");
-    assert_eq!(complaints(&system), Vec::<String>::new());
-    assert!(h1.sh("tc filter show dev vethwe-datapath ingress").contains("bpf"), "a program in the kernel");
+    assert_eq!(warnings_and_errors(&system), Vec::<String>::new());
+    assert!(
+        h1.sh("tc filter show dev vethwe-datapath ingress").contains("bpf"),
+        "an eBPF program is attached"
+    );
     assert!(h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE"));
     assert_eq!(
         h1.sh("cat /proc/sys/net/ipv6/conf/weave/accept_ra /proc/sys/net/ipv4/neigh/weave/ucast_solicit"),
@@ -74,11 +77,11 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     c.reaches("10.2.1.2", SHORT_TIMEOUT);
     far.reaches("10.2.1.101", SHORT_TIMEOUT);
     h1.sh("iptables -w -F FORWARD");
-    h1.wait("the rules again", LONG_TIMEOUT, || {
+    h1.wait("the rules to be restored", LONG_TIMEOUT, || {
         h1.sh("iptables -w -S FORWARD").contains("-o weave -j WEAVE-EXPOSE")
     });
     h1.weave_ok(&["connect", "192.0.2.7"]);
-    let (made, stored) = (devices(h1), ["192.0.2.7", "h2"]);
+    let (devices_before, stored) = (devices(h1), ["192.0.2.7", "h2"]);
     let mac = c.mac();
 
     step("systemd-networkd configures another device and ignores ours");
@@ -107,7 +110,7 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
             h1.daemon_pid().is_some_and(|p| Some(p) != pid) && h1.weave(&["status"]).success()
         });
         assert_eq!(targets(h1), stored, "{ending}");
-        assert_eq!(devices(h1), made, "{ending}");
+        assert_eq!(devices(h1), devices_before, "{ending}");
         assert_eq!(h1.report().unwrap()["Router"]["Name"], *name, "{ending}");
         c.reaches("10.2.1.2", LONG_TIMEOUT);
         assert_eq!((c.mac(), c.attach(&[])), (mac.clone(), allocated.clone()), "{ending}");
@@ -119,16 +122,18 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     let result = system.systemctl(&["show", "--property=ActiveState,Result", "weave.service"]);
     assert!(result.contains("ActiveState=inactive") && result.contains("Result=success"), "{result}");
     system.systemctl(&["start", "weave.service"]);
-    assert!(h1.weave(&["status"]).success(), "started means ready");
+    assert!(h1.weave(&["status"]).success(), "systemctl returns when the daemon is ready");
     assert_eq!(targets(h1), stored);
-    assert!(!complaints(&system).iter().any(|l| l.contains("read-only") || l.contains("not permitted")));
+    assert!(
+        !warnings_and_errors(&system).iter().any(|l| l.contains("read-only") || l.contains("not permitted"))
+    );
 
     step("the host shuts down and boots");
     system.power_off();
     outer.reboot();
     let system = Systemd::boot(outer).unwrap();
     let h1 = system.host();
-    assert!(h1.weave(&["status"]).success(), "wanted by the target that has been reached");
+    assert!(h1.weave(&["status"]).success(), "the unit is started at boot");
     h1.wait_established(1, LONG_TIMEOUT);
     assert_eq!(
         (targets(h1), h1.report().unwrap()["Router"]["Name"].as_str()),
@@ -138,7 +143,7 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     again.attach(&["10.2.1.3/24"]);
     again.reaches("10.2.1.2", SHORT_TIMEOUT);
 
-    step("a launch that fails says why and keeps the unit");
+    step("a failed launch reports the reason and keeps the unit");
     h1.weave_ok(&["stop"]);
     let unit = h1.command_ok(&["cat", UNIT]);
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();

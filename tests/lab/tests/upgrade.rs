@@ -180,7 +180,7 @@ fn host_migrates_from_2_8_1_and_back() {
     assert!(outcome.success() && outcome.stderr.contains("WEAVE_NO_FASTDP=1"), "{outcome}");
     assert_eq!([picture(a), picture(b)], before, "handed back");
     let aside = std::fs::read(h2.disk("lib/weave/weavedata.db.taken-over")).unwrap();
-    assert!(aside == database(b"host-one"), "out of date, hence out of the way, but whole");
+    assert!(aside == database(b"host-one"), "the outdated database is moved and unchanged");
     assert!(!h2.command(&["test", "-e", DATABASE_PATH]).success());
     h2.sh(UPLINK);
     c.reaches("10.2.1.2", SHORT_TIMEOUT);

@@ -161,7 +161,7 @@ impl Driver {
         run(&self.list_program, &[], "").map(|text| Listing::parse(&text))
     }
 
-    /// Makes the changes that `plan` derives from the present rules, all changes of a table at once. `true` if there was something to
+    /// Makes the changes that `plan` derives from the existing rules, all changes of a table in one transaction. `true` if there was something to
     /// do. With `verify` the rules are listed again, until nothing is left to do.
     pub(crate) fn edit(
         &self,
@@ -237,7 +237,7 @@ fn variant(save: &Path, installed: &[Driver]) -> Option<Backend> {
     if let Some(same) = installed.iter().find(|d| file(&d.list_program) == file(save)) {
         return Some(same.backend);
     }
-    // Before version 1.8 there was only one.
+    // Before version 1.8 there was only one variant.
     let version = run(save, &["-V"], "").ok()?;
     Some(if version.contains("nf_tables") { Backend::IptablesNft } else { Backend::IptablesLegacy })
 }

@@ -1,4 +1,4 @@
-//! The present rules: the output of `iptables-save`, with each rule in a form that can be compared.
+//! The existing rules: the output of `iptables-save`, with each rule in a form that can be compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,15 +13,15 @@ pub(crate) struct Listing {
 /// A rule as `iptables-save` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Without `-A <chain>`; `iptables-restore` accepts it in this form.
+    /// The rule without `-A <chain>`; `iptables-restore` accepts it in this form.
     pub(crate) text: String,
-    pub(crate) parts: Parts,
+    pub(crate) options: RuleOptions,
 }
 
 /// A rule as a set of options with their values. The variants and versions of `iptables` print options in different orders, with or
 /// without the module that they belong to, with or without the prefix length of a single address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Parts(BTreeSet<String>);
+pub(crate) struct RuleOptions(BTreeSet<String>);
 
 impl Listing {
     /// Reads the output of `iptables-save`, and ignores lines of any other form.
@@ -45,7 +45,7 @@ impl Listing {
             if let Some((chain, text)) =
                 rule.strip_prefix("-A ").map(|r| r.split_once(' ').unwrap_or((r, "")))
             {
-                let line = Line { text: text.to_owned(), parts: Parts::of(text) };
+                let line = Line { text: text.to_owned(), options: RuleOptions::parse(text) };
                 chains.entry(chain.to_owned()).or_default().push(line);
             }
         }
@@ -62,9 +62,9 @@ impl Listing {
     }
 }
 
-impl Parts {
-    pub(crate) fn of(text: &str) -> Parts {
-        let mut parts = BTreeSet::new();
+impl RuleOptions {
+    pub(crate) fn parse(text: &str) -> RuleOptions {
+        let mut options = BTreeSet::new();
         let mut words = words(text).into_iter().peekable();
         let mut negated = false;
         while let Some((word, _)) = words.next() {
@@ -78,14 +78,14 @@ impl Parts {
             {
                 values.push(value);
             }
-            // Every option names its module implicitly.
+            // The module of an option follows from its name, so `-m` adds nothing.
             if word != "-m" {
                 let value = normalise(&word, &values.join(" "));
-                parts.insert(format!("{}{word} {value}", if negated { "! " } else { "" }));
+                options.insert(format!("{}{word} {value}", if negated { "! " } else { "" }));
             }
             negated = false;
         }
-        Parts(parts)
+        RuleOptions(options)
     }
 
     /// The chain that it jumps to, or its verdict.
@@ -103,11 +103,11 @@ impl Parts {
     }
 
     /// The same rule without one option.
-    pub(crate) fn without(&self, option: &str) -> Parts {
-        let is_it = |p: &str| {
+    pub(crate) fn without(&self, option: &str) -> RuleOptions {
+        let is_option = |p: &str| {
             p.strip_prefix("! ").unwrap_or(p).strip_prefix(option).is_some_and(|r| r.starts_with(' '))
         };
-        Parts(self.0.iter().filter(|p| !is_it(p)).cloned().collect())
+        RuleOptions(self.0.iter().filter(|p| !is_option(p)).cloned().collect())
     }
 
     /// The number of options.
@@ -167,7 +167,7 @@ mod tests {
                 "-m comment --comment \"a 'b' \\\"c\\\"\" -j X",
             ),
         ] {
-            assert_eq!(Parts::of(a), Parts::of(b));
+            assert_eq!(RuleOptions::parse(a), RuleOptions::parse(b));
         }
         for (a, b) in [
             ("! -s 10.0.0.0/8 -j X", "-s 10.0.0.0/8 -j X"),
@@ -175,12 +175,12 @@ mod tests {
             ("-m comment --comment \"-j Y\" -j X", "-j Y"),
             ("-i a -j X", "-i a"),
         ] {
-            assert_ne!(Parts::of(a), Parts::of(b));
+            assert_ne!(RuleOptions::parse(a), RuleOptions::parse(b));
         }
-        let rule = Parts::of("-i a ! -o b -m comment --comment \"! -j Y\" -g X");
+        let rule = RuleOptions::parse("-i a ! -o b -m comment --comment \"! -j Y\" -g X");
         assert_eq!((rule.target(), rule.value("-i"), rule.value("-o")), (Some("X"), Some("a"), None));
         assert!(rule.has("--comment", "! -j Y"));
-        assert_eq!(rule.without("-o").without("--comment"), Parts::of("-g X -i a"));
+        assert_eq!(rule.without("-o").without("--comment"), RuleOptions::parse("-g X -i a"));
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
             "\"\" \"-x\"",
         ] {
             assert_eq!(Listing::parse(text), Listing::parse(text));
-            assert_eq!(Parts::of(text), Parts::of(text));
+            assert_eq!(RuleOptions::parse(text), RuleOptions::parse(text));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The firewall rules inside a container: multicast is accepted from the container's own subnets only
-//! (docs/spec/containers.md D.2 steps 6 and 8), by the rules that 2.8.1 makes as well:
+//! (docs/spec/containers.md D.2 steps 6 and 8), by the rules that 2.8.1 adds as well:
 //!
 //! ```text
 //! -A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT      one per subnet, inserted at the top
 //! -A INPUT -d 224.0.0.0/4 -i ethwe -j DROP                        one, appended
 //! ```
 //!
-//! The host's `iptables` makes them, run inside the namespace. Without `iptables`, `nft` adds the same rules to the table and chain
+//! The host's `iptables` adds them, run inside the namespace. Without `iptables`, `nft` adds the same rules to the table and chain
 //! that `iptables-nft` would use.
 
 use weave_types::Cidr;
@@ -14,12 +14,12 @@ use weave_types::Cidr;
 use super::driver::{Backend, Driver, Drivers, FirewallError};
 use super::rules::{DesiredChain, MULTICAST, Match, Placement, Rule, Table, Verdict};
 
-/// How multicast from the weave network is treated.
+/// A rule for multicast from the weave network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum MulticastRule {
-    /// Accepted from this subnet (host bits zero).
+    /// Multicast is accepted from this subnet (host bits zero).
     Accept(Cidr),
-    /// Dropped from everywhere else.
+    /// Dropped from all other subnets.
     Drop,
 }
 

@@ -22,7 +22,7 @@ use super::rules::{
 /// A rule as `nft -a` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NftRule {
-    /// Without its counter.
+    /// The rule without its counter.
     pub(crate) text: String,
     handle: String,
 }
@@ -212,7 +212,7 @@ fn render_match(m: &Match) -> Option<String> {
     })
 }
 
-/// As `nft` lists it.
+/// Formats a network as `nft` lists it.
 fn render_network(network: Cidr) -> String {
     if network.prefix() == 32 { network.addr().to_string() } else { network.to_string() }
 }

@@ -1,9 +1,9 @@
-//! The smallest change from the present rules to the desired ones, as input of `iptables-restore --noflush`, which makes all changes
-//! of a table at once or none.
+//! The smallest change from the existing rules to the desired ones, as input of `iptables-restore --noflush`, which makes all changes
+//! of a table or none.
 
 use std::collections::BTreeMap;
 
-use super::listing::{Line, Listing, Parts};
+use super::listing::{Line, Listing, RuleOptions};
 use super::rules::{
     CONTROL_COMMENT, DesiredChain, EXPOSE, ExposedAddress, FirewallConfig, LOCAL_SET, Match, NAT, Placement,
     Rule, Table, attached_bridge, desired_chains, known_rules,
@@ -13,7 +13,7 @@ use super::rules::{
 #[derive(Debug, Default)]
 struct Script(BTreeMap<Table, Edits>);
 
-/// In the order in which `iptables-restore` accepts them.
+/// The changes of a table, in the order in which `iptables-restore` accepts them.
 #[derive(Debug, Default)]
 struct Edits {
     new_chains: Vec<String>,
@@ -44,13 +44,13 @@ impl Script {
     fn own(&mut self, now: &Listing, desired: &DesiredChain) {
         let DesiredChain { table, chain, rules, .. } = desired;
         let present: Vec<&Line> =
-            now.chain(*table, chain).into_iter().flatten().filter(|l| is_ours(chain, &l.parts)).collect();
-        let wanted: Vec<Parts> = rules.iter().map(parts).collect();
-        if present.iter().map(|l| &l.parts).eq(&wanted) {
+            now.chain(*table, chain).into_iter().flatten().filter(|l| is_ours(chain, &l.options)).collect();
+        let wanted: Vec<RuleOptions> = rules.iter().map(options).collect();
+        if present.iter().map(|l| &l.options).eq(&wanted) {
             return;
         }
-        // The rules before the first difference stay, those behind it are added anew.
-        let same = present.iter().zip(&wanted).take_while(|(l, w)| l.parts == **w).count();
+        // The rules before the first difference stay, those after it are removed and added again.
+        let same = present.iter().zip(&wanted).take_while(|(l, w)| l.options == **w).count();
         for line in present.iter().skip(same).rev() {
             self.delete(*table, chain, line);
         }
@@ -65,7 +65,7 @@ impl Script {
     fn append(&mut self, now: &Listing, desired: &DesiredChain) {
         let DesiredChain { table, chain, rules, .. } = desired;
         let present = now.chain(*table, chain).unwrap_or_default();
-        for rule in rules.iter().filter(|rule| present.iter().all(|l| l.parts != parts(rule))) {
+        for rule in rules.iter().filter(|rule| present.iter().all(|l| l.options != options(rule))) {
             self.table(*table).additions.push(format!("-A {chain} {rule}"));
         }
     }
@@ -73,11 +73,11 @@ impl Script {
     fn prepend(&mut self, now: &Listing, desired: &DesiredChain) {
         let DesiredChain { table, chain, rules, .. } = desired;
         let present = now.chain(*table, chain).unwrap_or_default();
-        let wanted: Vec<Parts> = rules.iter().map(parts).collect();
-        if wanted.iter().all(|w| present.iter().any(|l| l.parts == *w)) {
+        let wanted: Vec<RuleOptions> = rules.iter().map(options).collect();
+        if wanted.iter().all(|w| present.iter().any(|l| l.options == *w)) {
             return;
         }
-        for line in present.iter().filter(|l| wanted.contains(&l.parts)) {
+        for line in present.iter().filter(|l| wanted.contains(&l.options)) {
             self.delete(*table, chain, line);
         }
         for (i, rule) in rules.iter().enumerate() {
@@ -98,16 +98,16 @@ impl Script {
         for table in Table::ALL {
             for (chain, lines) in now.chains(table) {
                 let here = |c: &&DesiredChain| c.table == table && c.chain == chain;
-                let stays: Vec<Parts> =
-                    desired.iter().filter(here).flat_map(|c| &c.rules).map(parts).collect();
+                let stays: Vec<RuleOptions> =
+                    desired.iter().filter(here).flat_map(|c| &c.rules).map(options).collect();
                 for line in lines {
                     let is_known =
-                        known.iter().any(|(t, c, rule)| *t == table && *c == chain && *rule == line.parts);
+                        known.iter().any(|(t, c, rule)| *t == table && *c == chain && *rule == line.options);
                     // Version 2.6.3 left the port out.
-                    let without_port = line.parts.has("--comment", CONTROL_COMMENT)
-                        && line.parts.value("--dport").is_none()
+                    let without_port = line.options.has("--comment", CONTROL_COMMENT)
+                        && line.options.value("--dport").is_none()
                         && config.instance.is_none();
-                    if (is_known || without_port) && !stays.contains(&line.parts) {
+                    if (is_known || without_port) && !stays.contains(&line.options) {
                         self.delete(table, chain, line);
                     }
                 }
@@ -160,25 +160,27 @@ pub(crate) fn additions(now: &Listing, desired: &DesiredChain) -> Option<String>
 
 /// The change that deletes these rules from a chain, every copy of them.
 pub(crate) fn removals(now: &Listing, unwanted: &DesiredChain) -> Option<String> {
-    let rules: Vec<Parts> = unwanted.rules.iter().map(parts).collect();
+    let rules: Vec<RuleOptions> = unwanted.rules.iter().map(options).collect();
     let mut script = Script::default();
     let present = now.chain(unwanted.table, &unwanted.chain).unwrap_or_default();
-    for line in present.iter().filter(|line| rules.contains(&line.parts)) {
+    for line in present.iter().filter(|line| rules.contains(&line.options)) {
         script.delete(unwanted.table, &unwanted.chain, line);
     }
     script.text()
 }
 
-fn parts(rule: &Rule) -> Parts {
-    Parts::of(&rule.to_string())
+fn options(rule: &Rule) -> RuleOptions {
+    RuleOptions::parse(&rule.to_string())
 }
 
-fn known_rules_of<'a>(configs: impl Iterator<Item = &'a FirewallConfig>) -> Vec<(Table, String, Parts)> {
-    configs.flat_map(known_rules).map(|(table, chain, rule)| (table, chain, parts(&rule))).collect()
+fn known_rules_of<'a>(
+    configs: impl Iterator<Item = &'a FirewallConfig>,
+) -> Vec<(Table, String, RuleOptions)> {
+    configs.flat_map(known_rules).map(|(table, chain, rule)| (table, chain, options(&rule))).collect()
 }
 
 /// Whether a rule in one of our chains has a form that we give to rules there.
-fn is_ours(chain: &str, rule: &Parts) -> bool {
+fn is_ours(chain: &str, rule: &RuleOptions) -> bool {
     // The name of the instance follows the dot.
     match chain.split('.').next().unwrap_or_default() {
         EXPOSE => rule.len() == 2 && rule.value("-d").is_some() && rule.has("-j", "ACCEPT"),
@@ -199,26 +201,26 @@ pub(crate) fn removal(now: &Listing, configs: &[FirewallConfig]) -> Option<Strin
     let mut script = Script::default();
     let mut known = known_rules_of(configs.iter());
     for bridge in configs.iter().map(|c| attached_bridge(&c.bridge)) {
-        known.extend(bridge.rules.iter().map(|rule| (bridge.table, bridge.chain.clone(), parts(rule))));
+        known.extend(bridge.rules.iter().map(|rule| (bridge.table, bridge.chain.clone(), options(rule))));
     }
     let is_owned = |chain: &str| configs.iter().any(|c| c.owns(chain));
-    // With any port. An instance that is still running adds its own again.
+    // Rules for any port are removed. An instance that is still running adds its own again.
     let any_control_port = configs.iter().any(|c| c.instance.is_none());
     // The address of Docker's bridge may have changed.
-    let without_address: Vec<Parts> =
+    let without_address: Vec<RuleOptions> =
         known.iter().filter(|(_, c, _)| *c == "INPUT").map(|(.., r)| r.without("-d")).collect();
     for table in Table::ALL {
         for (chain, lines) in now.chains(table).filter(|(chain, _)| !is_owned(chain)) {
             for line in lines {
-                let leads_to_us = line.parts.target().is_some_and(is_owned);
+                let leads_to_us = line.options.target().is_some_and(is_owned);
                 let is_known =
-                    known.iter().any(|(t, c, rule)| *t == table && *c == chain && *rule == line.parts);
+                    known.iter().any(|(t, c, rule)| *t == table && *c == chain && *rule == line.options);
                 let closed_port = table == Table::Filter
                     && chain == "INPUT"
-                    && line.parts.has("-j", "DROP")
-                    && line.parts.value("--dport").is_some()
-                    && without_address.contains(&line.parts.without("-d"));
-                let control_port = any_control_port && line.parts.has("--comment", CONTROL_COMMENT);
+                    && line.options.has("-j", "DROP")
+                    && line.options.value("--dport").is_some()
+                    && without_address.contains(&line.options.without("-d"));
+                let control_port = any_control_port && line.options.has("--comment", CONTROL_COMMENT);
                 if leads_to_us || is_known || closed_port || control_port {
                     script.delete(table, chain, line);
                 }

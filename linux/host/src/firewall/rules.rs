@@ -53,7 +53,7 @@ pub struct DockerBridge {
 /// An address of the bridge that was added by `weave expose`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExposedAddress {
-    /// With the prefix length of its subnet.
+    /// The address with the prefix length of its subnet.
     pub address: Cidr,
     /// Whether traffic between its subnet and other networks gets an address of this host as its source.
     pub masquerade: bool,
@@ -107,7 +107,7 @@ impl Table {
 /// How the rules of a chain are combined with those of other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// One block at the top, in order; all of it is placed anew if a rule is missing.
+    /// One block at the top, in order; the whole block is replaced if a rule is missing.
     Prepend,
     /// Each missing rule is appended.
     Append,

@@ -49,7 +49,7 @@ fn attach_does_what_2_8_1_does() {
         assert_eq!(sh_in(&ns, "cat /proc/sys/net/ipv6/conf/ethwe/accept_ra").trim(), "0");
         assert_eq!(ns.run(|| weave_host::tx_checksum("ethwe")).unwrap(), Ok(true));
         for target in [[10, 32, 0, 1], [10, 2, 1, 7]] {
-            let arp = sniffer.find(SOON, |f| is_arp_request_for(f, target)).expect("a gratuitous ARP");
+            let arp = sniffer.find(TIMEOUT, |f| is_arp_request_for(f, target)).expect("a gratuitous ARP");
             assert_eq!((&arp[..6], &arp[6..12]), (&[0xff; 6][..], &end.mac.unwrap().0[..]));
             assert_eq!(arp[28..32], target);
         }
@@ -65,7 +65,7 @@ fn attach_does_what_2_8_1_does() {
 }
 
 #[test]
-fn options_of_attach() {
+fn attach_applies_its_options() {
     host(|| {
         launch();
         let ns = container();
@@ -235,7 +235,7 @@ fn detach_that_fails_at_any_operation_changes_nothing() {
 }
 
 #[test]
-fn errors_of_attach() {
+fn attach_reports_invalid_arguments_and_changes_nothing() {
     host(|| {
         let ns = container();
         let before = (snapshot(), snapshot_of(&ns));
@@ -333,12 +333,12 @@ fn addresses_of_containers_are_not_confused() {
     });
 }
 
-/// Hides programs from this test, and from nobody else.
+/// Hides programs from this test only.
 fn hide(programs: &[&str]) {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
     sh("mount --make-rprivate /");
     for program in programs {
-        // Through symbolic links: that is all variants of a program at once.
+        // Symbolic links are resolved, because the variants of a program are links to one file.
         sh(&format!("for f in $(command -v {program}); do mount --bind /dev/null $(readlink -f $f); done"));
     }
 }

@@ -171,16 +171,16 @@ fn host_stack_ignores_frames_of_the_switch() {
         let answers = |timeout| inside.find(timeout, |f| is_arp_reply_from(f, [10, 32, 0, 1])).is_some();
 
         ask();
-        assert!(answers(SOON), "the bridge answers");
+        assert!(answers(TIMEOUT), "the bridge answers");
         assert!(!answers(SILENCE), "nothing else answers");
         assert!(
-            switch.find(SOON, |f| is_arp_request_for(f, [10, 32, 0, 1])).is_some(),
+            switch.find(TIMEOUT, |f| is_arp_request_for(f, [10, 32, 0, 1])).is_some(),
             "the switch receives it"
         );
         broadcast();
         assert_eq!(count_datagrams(&server), 1);
         assert!(
-            switch.find(SOON, |f| f.len() == 47 && f[12..14] == [8, 0]).is_some(),
+            switch.find(TIMEOUT, |f| f.len() == 47 && f[12..14] == [8, 0]).is_some(),
             "the switch receives it"
         );
 
@@ -189,7 +189,7 @@ fn host_stack_ignores_frames_of_the_switch() {
             "tc qdisc del dev vethwe-datapath clsact; echo 0 > /proc/sys/net/ipv4/conf/vethwe-datapath/arp_ignore",
         );
         ask();
-        assert!(answers(SOON) && answers(SOON));
+        assert!(answers(TIMEOUT) && answers(TIMEOUT));
         broadcast();
         assert_eq!(count_datagrams(&server), 2);
     });

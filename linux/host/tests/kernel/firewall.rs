@@ -27,7 +27,7 @@ fn exposed(address: &str) -> ExposedAddress {
 }
 
 /// Runs `test` with each installed backend, in a namespace of its own each time.
-fn with_each(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
+fn with_each_backend(test: impl Fn(Backend) + Send + Sync + Clone + 'static) {
     for backend in [Backend::IptablesLegacy, Backend::IptablesNft, Backend::Nft] {
         if FirewallManager::with_backend(backend, vec![]).is_none() {
             eprintln!("SKIPPED: {} is not installed", backend.name());
@@ -47,7 +47,7 @@ fn rules(backend: Backend) -> String {
     }
 }
 
-fn policy_drop(backend: Backend) {
+fn set_forward_policy_drop(backend: Backend) {
     match backend {
         Backend::IptablesLegacy => sh("iptables-legacy -P FORWARD DROP"),
         Backend::IptablesNft => sh("iptables-nft -P FORWARD DROP"),
@@ -58,7 +58,7 @@ fn policy_drop(backend: Backend) {
 
 #[test]
 fn rules_are_added_once_and_removed() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         let exposes = [exposed("10.2.1.1/24"), exposed("10.2.2.1/24")];
         let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
         assert!(manager.may_have_changed());
@@ -89,7 +89,7 @@ fn rules_are_added_once_and_removed() {
 
 #[test]
 fn flushed_rules_are_noticed_and_restored() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         let exposes = [exposed("10.2.1.1/24")];
         let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
         manager.ensure(&config(), &exposes).unwrap();
@@ -142,7 +142,7 @@ fn flushed_rules_are_noticed_and_restored() {
 /// Traffic to containers of this host keeps its source address; everything else is masqueraded.
 #[test]
 fn local_containers_are_not_masqueraded() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         let config = FirewallConfig { no_masq_local: true, ..config() };
         let exposes = [exposed("10.2.1.1/24")];
         let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
@@ -156,7 +156,7 @@ fn local_containers_are_not_masqueraded() {
         // A rule with the set counts the addresses that match.
         if backend != Backend::Nft {
             let program = if backend == Backend::IptablesLegacy { "iptables-legacy" } else { "iptables-nft" };
-            let hit = |ip: &str| {
+            let is_matched = |ip: &str| {
                 sh(&format!("{program} -Z; ip addr replace {ip}/32 dev lo; ping -c 1 -W 1 {ip} >/dev/null"));
                 sh(&format!("{program} -nvL OUTPUT")).lines().nth(2).unwrap().trim().starts_with("1 ")
             };
@@ -164,15 +164,15 @@ fn local_containers_are_not_masqueraded() {
                 "{program} -A OUTPUT -p icmp --icmp-type echo-request -m set --match-set weaver-no-masq-local dst"
             ));
             assert!(
-                hit("10.2.1.64")
-                    && hit("10.2.1.127")
-                    && hit("10.2.1.9")
-                    && !hit("10.2.1.63")
-                    && !hit("10.2.1.16")
+                is_matched("10.2.1.64")
+                    && is_matched("10.2.1.127")
+                    && is_matched("10.2.1.9")
+                    && !is_matched("10.2.1.63")
+                    && !is_matched("10.2.1.16")
             );
             manager.set_local_networks(cidrs("10.2.1.0/26"));
             assert_eq!(manager.ensure(&config, &exposes), Ok(true));
-            assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
+            assert!(is_matched("10.2.1.63") && !is_matched("10.2.1.64"));
             // A change of the set is noticed too, although it does not change the rules.
             let mut other = FirewallManager::with_backend(backend, vec![]).unwrap();
             other.set_local_networks(cidrs("10.2.1.64/26"));
@@ -180,7 +180,7 @@ fn local_containers_are_not_masqueraded() {
             assert!(manager.may_have_changed());
             assert_eq!(manager.ensure(&config, &exposes), Ok(true));
             assert_eq!(manager.ensure(&config, &exposes), Ok(false));
-            assert!(hit("10.2.1.63") && !hit("10.2.1.64"));
+            assert!(is_matched("10.2.1.63") && !is_matched("10.2.1.64"));
             sh(&format!("{program} -F OUTPUT"));
         }
         assert_eq!(manager.remove(&config), Ok(true));
@@ -191,7 +191,7 @@ fn local_containers_are_not_masqueraded() {
 
 #[test]
 fn concurrent_changes_of_other_programs_are_kept() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         let program = match backend {
             Backend::IptablesLegacy => "iptables-legacy",
             Backend::IptablesNft => "iptables-nft",
@@ -231,9 +231,9 @@ fn concurrent_changes_of_other_programs_are_kept() {
 /// Docker sets the policy DROP for forwarded packets, which includes frames within a bridge with br_netfilter.
 #[test]
 fn containers_communicate_with_forward_policy_drop() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         launch();
-        policy_drop(backend);
+        set_forward_policy_drop(backend);
         let before = rules(backend);
         let [a, b] = ["10.2.1.1/24", "10.2.1.2/24"].map(|address| {
             let (ns, id) = (container(), address[7..8].repeat(5));
@@ -247,7 +247,7 @@ fn containers_communicate_with_forward_policy_drop() {
         let mut manager = FirewallManager::with_backend(backend, vec![]).unwrap();
         assert_eq!(manager.ensure(&config(), &[]), Ok(true));
         assert_eq!(manager.ensure(&config(), &[]), Ok(false));
-        eventually("the other container", reaches);
+        eventually("the other container to be reachable", reaches);
         assert_eq!(manager.remove(&config()), Ok(true));
         let after = rules(backend);
         assert!(before.lines().all(|line| after.contains(line)), "{before}\n{after}");
@@ -259,9 +259,9 @@ fn containers_communicate_with_forward_policy_drop() {
 /// Hosts of another network reach containers of an exposed subnet, and the other way round, with the host's address as source.
 #[test]
 fn exposed_subnet_is_translated_in_both_directions() {
-    with_each(|backend| {
+    with_each_backend(|backend| {
         launch();
-        policy_drop(backend);
+        set_forward_policy_drop(backend);
         weave_host::enable_forwarding().unwrap();
         let (inside, outside) = (container(), container());
         attach(&AttachRequest::new(&inside, "11111", &cidrs("10.2.1.7/24"))).unwrap();
@@ -282,13 +282,13 @@ fn exposed_subnet_is_translated_in_both_directions() {
         let ping = |ns, ip: &str| {
             sh_in(ns, &format!("ping -c 1 -W 1 {ip} >/dev/null && echo yes || echo no")).trim() == "yes"
         };
-        eventually("inside from outside", || ping(&outside, "10.2.1.7"));
+        eventually("the container to be reachable from outside", || ping(&outside, "10.2.1.7"));
         assert!(ping(&inside, "192.0.2.2"));
         // The receiver sees the address of this host in its own network.
         let tap = Tap::in_container(&inside, "ethwe");
         assert!(ping(&outside, "10.2.1.7"));
         let echo =
-            tap.find(SOON, |f| f.len() > 34 && f[12..14] == [8, 0] && f[23] == 1 && f[34] == 8).unwrap();
+            tap.find(TIMEOUT, |f| f.len() > 34 && f[12..14] == [8, 0] && f[23] == 1 && f[34] == 8).unwrap();
         assert_eq!(echo[26..30], [10, 2, 1, 1]);
         manager.ensure(&config(), &[]).unwrap();
         assert!(!ping(&outside, "10.2.1.7"), "the subnet is not exposed any more");
@@ -333,7 +333,7 @@ fn new_address_is_announced() {
         for _ in 0..2 {
             add_bridge_address("weave", "10.2.1.1/24".parse().unwrap()).unwrap();
             assert!(
-                tap.find(SOON, |f| is_arp_request_for(f, [10, 2, 1, 1]) && f[28..32] == [10, 2, 1, 1])
+                tap.find(TIMEOUT, |f| is_arp_request_for(f, [10, 2, 1, 1]) && f[28..32] == [10, 2, 1, 1])
                     .is_some()
             );
         }
@@ -354,7 +354,7 @@ fn containers_are_added_to_a_recreated_bridge() {
         adopted.sort();
         assert_eq!(adopted, ["vethwepl11111", "vethwepl22222"]);
         assert_eq!(adopt_orphans(&DeviceNames::default()), Ok(vec![]));
-        eventually("each other", || {
+        eventually("the containers to reach each other", || {
             sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo y || echo n").trim() == "y"
         });
     });

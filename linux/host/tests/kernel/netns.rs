@@ -46,7 +46,7 @@ fn namespaces_are_identified_by_inode() {
 }
 
 #[test]
-fn namespace_by_name() {
+fn namespace_is_opened_by_name() {
     host(|| {
         let name = format!("weave-test-{}", std::process::id());
         sh(&format!("ip netns add {name}"));

@@ -12,7 +12,7 @@ use weave_host::{BridgeConfig, DeviceNames, Mtu, NetNs, Netlink, UplinkInfo, ens
 use weave_types::{Cidr, MacAddr};
 
 /// Longest wait for an expected event.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time in which an event that is not expected would happen.
 pub(crate) const SILENCE: Duration = Duration::from_millis(150);
 pub(crate) const PEER: MacAddr = MacAddr([0x02, 0x42, 0xac, 0x11, 0x00, 0x01]);
@@ -73,9 +73,9 @@ pub(crate) fn sh_in(ns: &NetNs, command: &str) -> String {
 }
 
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
+        assert!(Instant::now() < deadline, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -174,7 +174,7 @@ pub(crate) fn is_arp_request_for(frame: &[u8], target: [u8; 4]) -> bool {
 pub(crate) fn count_datagrams(socket: &UdpSocket) -> usize {
     let mut count = 0;
     loop {
-        socket.set_read_timeout(Some(if count == 0 { SOON } else { SILENCE })).unwrap();
+        socket.set_read_timeout(Some(if count == 0 { TIMEOUT } else { SILENCE })).unwrap();
         match socket.recv(&mut [0; 64]) {
             Ok(_) => count += 1,
             Err(_) => return count,

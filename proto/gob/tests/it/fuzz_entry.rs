@@ -3,7 +3,7 @@
 use weave_gob::{DecodeError, Decoder, Limits, StreamDecoder, Value};
 
 /// The first byte selects the size of the pieces and the limits; the rest is the stream. Asserts that a stream decodes
-/// to the same values at once and in pieces, and that skipping a value finds the same errors as building it.
+/// to the same values in one piece and in pieces, and that skipping a value finds the same errors as building it.
 pub(crate) fn decode_stream(data: &[u8]) {
     let Some((&options, stream)) = data.split_first() else { return };
     let limits = if options & 0x80 == 0 {
@@ -22,7 +22,7 @@ pub(crate) fn decode_stream(data: &[u8]) {
     }
 }
 
-/// Decodes a stream at once, and asserts that decoding it in pieces of this size gives the same values and error.
+/// Decodes a stream in one piece, and asserts that decoding it in pieces of this size gives the same values and error.
 pub(crate) fn decode_both_ways(
     stream: &[u8],
     limits: Limits,

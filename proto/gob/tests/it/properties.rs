@@ -44,7 +44,7 @@ fn types() -> impl Strategy<Value = Type> {
 }
 
 fn values(ty: &Type) -> BoxedStrategy<Value> {
-    // Not a number is not equal to itself, so finite numbers only.
+    // NaN is not equal to itself, so only finite numbers are generated.
     let float = || prop_oneof![-1e9f64..1e9, Just(0.0), Just(17.0)];
     match ty {
         Type::Bool => any::<bool>().prop_map(Value::Bool).boxed(),
@@ -134,7 +134,7 @@ proptest! {
 
 /// Changes, removes, repeats or inserts a few bytes in valid streams.
 #[test]
-fn mutated_vectors_decode_equally_at_once_and_in_pieces() {
+fn mutated_vectors_decode_equally_in_one_piece_and_in_several() {
     let mut streams = Vec::new();
     for (file, key) in [
         ("mesh/gob_values.json", "composite"),
@@ -209,7 +209,7 @@ fn nested_and_recursive_values_are_limited() {
     let stream_of_empty_structs = encoder.finish();
     assert!(stream_of_empty_structs.len() < limits.max_message);
     assert_eq!(Decoder::new(&stream_of_empty_structs).next(), Err(DecodeError::TooMuchMemory));
-    // Skipping needs no memory.
+    // Skipping allocates no memory.
     let mut decoder = Decoder::new(&stream_of_empty_structs);
     let mut reader = decoder.next_reader().unwrap().unwrap();
     reader.skip(reader.id()).unwrap();
@@ -269,7 +269,7 @@ fn first_unknown(message: &str) -> weave_gob::TypeId {
 fn malformed_definitions_are_refused() {
     let limits = Limits { max_types: 2, max_definition_bytes: 60, ..Limits::default() };
     let error = |messages: &[&str]| first_error(&stream(messages), limits);
-    // Built-in ids, two kinds at once, none, bytes after it, unknown kind, an id that cannot be negated.
+    // In this order: a built-in id, two kinds, no kind, trailing bytes, an unknown kind, an id that cannot be negated.
     let reserved = ["0f020102020001 0c 0000".replace(' ', "")];
     assert!(matches!(error(&[reserved[0].as_str()]), DecodeError::BadDefinition("reserved id")));
     assert!(matches!(
@@ -277,7 +277,7 @@ fn malformed_definitions_are_refused() {
         DecodeError::BadDefinition("more than one kind")
     ));
     assert!(matches!(error(&["ff8100"]), DecodeError::BadDefinition("no kind")));
-    assert!(matches!(error(&["ff81020102ff8200010c0000ff"]), DecodeError::BadDefinition("bytes after it")));
+    assert!(matches!(error(&["ff81020102ff8200010c0000ff"]), DecodeError::BadDefinition("trailing bytes")));
     assert_eq!(error(&["ff81080102ff8200010c0000"]), DecodeError::NoSuchField);
     assert_eq!(error(&["f8ffffffffffffffff00"]), DecodeError::BadInteger);
     assert_eq!(
@@ -297,7 +297,7 @@ fn malformed_definitions_are_refused() {
 }
 
 #[test]
-fn values_of_own_marshallers_are_opaque() {
+fn values_of_types_with_a_marshaller_are_opaque() {
     // GobEncoder (field 4 of wireType), BinaryMarshaler, TextMarshaler.
     for kind in ["05", "06", "07"] {
         let definition = format!("ff81{kind}0102ff82000000");

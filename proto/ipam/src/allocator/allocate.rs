@@ -19,7 +19,7 @@ pub(super) struct Allocation {
     pub(super) subnet: Subnet,
     pub(super) is_container: bool,
     pub(super) since: Instant,
-    /// An [`Event::Waiting`] was put out for it.
+    /// An [`Event::Waiting`] was emitted for it.
     pub(super) announced: bool,
 }
 
@@ -110,7 +110,7 @@ impl Allocator {
         }
     }
 
-    /// Puts out an event for each request that has waited for a tick.
+    /// Emits an event for each request that has waited for a tick.
     pub(super) fn announce_waiting(&mut self, now: Now) {
         for index in 0..self.allocations.len() {
             let allocation = &mut self.allocations[index];

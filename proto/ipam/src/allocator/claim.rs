@@ -45,7 +45,7 @@ enum ClaimOutcome {
 
 impl Allocator {
     /// Claims a specific address. The answer is an [`Output::Done`](crate::Output::Done) with [`Answer::Claimed`].
-    /// `accept_unknown`: if the owner cannot be asked yet, the answer is success at once, and the claim continues in
+    /// `accept_unknown`: if the owner cannot be asked yet, the answer is immediate success, and the claim continues in
     /// the background.
     pub fn claim(
         &mut self,
@@ -73,7 +73,7 @@ impl Allocator {
     }
 
     /// Claims addresses that were found in use at launch. They have priority over new allocations if this is called
-    /// before the first request. No answer is put out; a failure is an [`Event::PreclaimFailed`].
+    /// before the first request. No answer is emitted; a failure is an [`Event::PreclaimFailed`].
     pub fn preclaim(&mut self, container: Container, cidrs: &[Cidr], is_container: bool, now: Now) {
         for &cidr in cidrs {
             // A claim that was restored from the disk already waits.

@@ -25,7 +25,7 @@ impl Allocator {
         self.finish(now);
     }
 
-    /// A container was removed: its addresses are released at once.
+    /// A container was removed: its addresses are released immediately.
     pub fn handle_container_destroyed(&mut self, container: &str, now: Now) {
         self.cancel_of(container);
         if self.owned.record(container).is_some_and(|record| record.is_container) {

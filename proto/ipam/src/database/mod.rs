@@ -105,14 +105,14 @@ impl Database {
 /// Why a database cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DatabaseError {
-    /// Not a BoltDB file.
+    /// The file is not a BoltDB file.
     #[error("not a database of weave 2.8.1")]
     NotBolt,
     /// An unknown version of the BoltDB format.
     #[error("database format {0} is not known: only that of weave 2.8.1 is")]
     Format(u32),
     /// A page or element is damaged; names it.
-    #[error("database is damaged ({0}): restore it from a copy, or move it away to start afresh")]
+    #[error("database is damaged ({0}): restore it from a copy, or move it away to start without it")]
     Damaged(&'static str),
     /// There is no bucket `top`.
     #[error("database has no bucket \"top\": not one of weave")]

@@ -189,7 +189,7 @@ impl Net {
         self.in_flight.retain(|_, (host, ..)| *host != i);
     }
 
-    /// Separates two hosts; if `closed`, their connections are closed at once.
+    /// Separates two hosts; if `closed`, their connections are closed immediately.
     pub(crate) fn separate(&mut self, a: usize, b: usize, closed: bool) {
         self.separated.insert((a, b));
         let between = |here: usize, there: usize| (here, there) == (a, b) || (here, there) == (b, a);
@@ -315,7 +315,10 @@ impl Net {
                 self.now = self.now.max(at);
                 self.with(i, |mesh, channels, now| mesh.handle_timeout(channels, now));
                 let again = self.hosts[i].mesh.poll_timeout();
-                assert!(again.is_none_or(|(t, _)| t > self.now), "the timer {again:?} expires again at once");
+                assert!(
+                    again.is_none_or(|(t, _)| t > self.now),
+                    "the timer {again:?} expires again immediately"
+                );
                 true
             }
             _ => {

@@ -39,9 +39,9 @@ fn one_common_address_leads_to_a_full_mesh() {
         assert_eq!(net.neighbours(i).len(), 4, "{:#?}", net.hosts[i].events);
     }
     // After that nothing is dialled and no event is logged.
-    let quiet: Vec<usize> = net.hosts.iter().map(|h| h.events.len()).collect();
+    let event_counts: Vec<usize> = net.hosts.iter().map(|h| h.events.len()).collect();
     net.run_s(600);
-    assert_eq!(net.hosts.iter().map(|h| h.events.len()).collect::<Vec<_>>(), quiet);
+    assert_eq!(net.hosts.iter().map(|h| h.events.len()).collect::<Vec<_>>(), event_counts);
     net.assert_converged();
 }
 
@@ -124,7 +124,7 @@ fn new_peer_receives_complete_state_immediately() {
     let mut fresh = line(3, default_config);
     fresh.hosts[0].channels.state.entry("set".into()).or_default().extend([1, 2, 3]);
     fresh.run_s(2);
-    // Over two hops within two seconds, before the first periodic gossip.
+    // The state crosses two hops within two seconds, before the first periodic gossip.
     assert_eq!(fresh.hosts[2].channels.state["set"], BTreeSet::from([1, 2, 3]));
     net.hosts[0].channels.state.entry("set".into()).or_default().extend([4]);
     net.run_s(31);
@@ -194,7 +194,7 @@ fn restart_of_a_distant_peer_is_noticed() {
     let short_id = net.hosts[2].short_id;
     let old = net.hosts[2].mesh.peer(peer(3)).unwrap().version;
     net.stop_process(2);
-    // Before other peers remove its record, and from version 0 as in 2.8.1.
+    // It restarts before other peers remove its record, and with version 0 as in 2.8.1.
     net.restart(2, |config| config.version = 0);
     net.run_s(10);
     net.assert_converged();
@@ -554,7 +554,7 @@ fn shutdown_ends_all_connections() {
     assert!(net.neighbours(1).is_empty());
 }
 
-/// Bytes per host and minute in a settled full mesh.
+/// Bytes per host and minute in a converged full mesh.
 fn idle_traffic(n: usize, digest: bool) -> usize {
     let mut net = Net::new(n, |_, config| config.topology_digest = digest);
     for i in 1..n {
@@ -571,7 +571,7 @@ fn idle_traffic(n: usize, digest: bool) -> usize {
 #[test]
 fn digests_reduce_the_traffic_of_an_idle_mesh() {
     let (with, without) = (idle_traffic(20, true), idle_traffic(20, false));
-    // Heartbeats and digests, instead of the complete topology to eight neighbours twice.
+    // Hosts send heartbeats and digests instead of the complete topology to eight neighbours twice.
     assert!(with < 500, "{with}");
     assert!(without > 100 * with, "{without}");
 }
@@ -682,9 +682,9 @@ fn connection_limit_does_not_separate_parts_of_the_mesh() {
     }
     // After that no connection is ended in favour of a peer that is reachable.
     net.run_s(600);
-    let given_up: Vec<usize> = (0..6).map(|i| net.logged(i, "connection deleted")).collect();
+    let deleted: Vec<usize> = (0..6).map(|i| net.logged(i, "connection deleted")).collect();
     net.run_s(3600);
-    assert_eq!((0..6).map(|i| net.logged(i, "connection deleted")).collect::<Vec<_>>(), given_up);
+    assert_eq!((0..6).map(|i| net.logged(i, "connection deleted")).collect::<Vec<_>>(), deleted);
     net.assert_converged();
 }
 

@@ -24,14 +24,14 @@ const VLAN_TAG: usize = 4;
 /// Bytes that every IPv6 link must carry (RFC 8200 section 5).
 const IPV6_MIN_MTU: usize = 1280;
 /// Rate limit of the control frames of one neighbour, separate for heartbeats and probes. A search for the path MTU sends
-/// about 30 sizes at once, three times.
+/// about 30 sizes at the same time, three times.
 const CONTROL_BURST: u32 = 128;
 const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The state of all neighbours and the counters of one [`Forwarder`](super::Forwarder).
 #[derive(Debug)]
 pub(super) struct Egress {
-    /// In the order of [`Tables::neighbours`].
+    /// State of each neighbour, in the order of [`Tables::neighbours`].
     neighbours: Vec<NeighbourState>,
     /// Indices of the neighbours that may have open datagrams.
     unflushed: Vec<usize>,

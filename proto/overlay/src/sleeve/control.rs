@@ -1,4 +1,4 @@
-//! The control half of a sleeve connection (docs/spec/data-plane.md 4.4 to 4.6).
+//! The control state machine of a sleeve connection (docs/spec/data-plane.md 4.4 to 4.6).
 //!
 //! ```text
 //!   connector                                acceptor
@@ -129,7 +129,7 @@ pub enum ControlMessageError {
     NothingToAcknowledge,
 }
 
-/// The control half of one sleeve connection. It sends nothing before [`confirm`](SleeveControl::confirm).
+/// The control state machine of one sleeve connection. It sends nothing before [`confirm`](SleeveControl::confirm).
 #[derive(Debug)]
 pub struct SleeveControl {
     sealer: Sealer,
@@ -167,7 +167,7 @@ struct FragmentationTest {
 }
 
 impl SleeveControl {
-    /// Creates the control half, which waits for [`confirm`](SleeveControl::confirm).
+    /// Creates the state machine, which waits for [`confirm`](SleeveControl::confirm).
     pub fn new(config: SleeveControlConfig) -> SleeveControl {
         let SleeveControlConfig { session, remote } = config;
         let pmtu = Pmtu::new(session.overhead());

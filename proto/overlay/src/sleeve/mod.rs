@@ -1,7 +1,7 @@
 //! Sleeve, the UDP overlay of 2.8.1: several Ethernet frames to a datagram, sealed with NaCl's secretbox if there is a key.
 //!
 //! ```text
-//!            control half, in node                            data half, in data threads
+//!            control, in the node                             data, in the data threads
 //!   mesh <-- control messages 1, 2, 3 --> SleeveControl -- SleevePath, Session --> Sealer --> datagrams
 //!                                               ^                                  Opener <-- datagrams
 //!                                               +------------- ControlFrame -------------+

@@ -14,7 +14,7 @@
 //!
 //! The messages are those of 2.8.1, the order is not. 2.8.1 tries one size at a time, for 2.55 s if the size does not pass
 //! (`live_sleeve_pmtu_search.json`: 17.9 s), never raises the MTU again, and does not notice when a size stops passing. Here
-//! a round tries several sizes at once, common ones first, and lasts half a second. Sizes are those of inner IP packets.
+//! a round tries several sizes in parallel, common ones first, and lasts half a second. Sizes are those of inner IP packets.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -108,7 +108,7 @@ struct SearchComplete {
     verify_at: Instant,
     verification: Option<Round>,
     probe_up_at: Instant,
-    /// Until when an initial probe may be answered.
+    /// Deadline for the reply to an initial probe.
     initial_probe_until: Option<Instant>,
 }
 
@@ -534,7 +534,7 @@ mod tests {
         sim.run(ms(10));
         assert_eq!(sim.pmtu.mtu(), 1438, "assumed to pass, as in 2.8.1");
         sim.run(ms(500));
-        assert_eq!(sim.pmtu.mtu(), 638, "a size known to pass is used at once");
+        assert_eq!(sim.pmtu.mtu(), 638, "a size known to pass is used immediately");
         assert_eq!(sim.found(), None);
     }
 

@@ -274,7 +274,7 @@ impl Sealer {
 #[derive(Debug)]
 pub struct Opener {
     session: Arc<Session>,
-    /// For non-DF (0) and DF (1) datagrams.
+    /// The windows of non-DF (0) and DF (1) datagrams.
     windows: [ReplayWindow; 2],
 }
 

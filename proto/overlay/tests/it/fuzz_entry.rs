@@ -18,9 +18,9 @@ const OWN: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 1]);
 const REMOTE: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 2]);
 const OTHER: PeerName = PeerName::from_bytes([0, 0, 0, 0, 0, 3]);
 
-struct Everywhere;
+struct AllReachable;
 
-impl Routes for Everywhere {
+impl Routes for AllReachable {
     fn unicast(&self, dst: PeerName) -> Option<PeerName> {
         Some(dst)
     }
@@ -49,11 +49,11 @@ impl Io for Sink {
     }
 
     fn buffer(&mut self, slot: Slot) -> &mut [u8] {
-        self.open[slot.0 as usize].as_mut().expect("open")
+        self.open[slot.0 as usize].as_mut().expect("no open slot")
     }
 
     fn commit(&mut self, slot: Slot, len: usize) {
-        let buf = self.open[slot.0 as usize].take().expect("open");
+        let buf = self.open[slot.0 as usize].take().expect("no open slot");
         assert!(len <= if slot.0 % 2 == 1 { 1472 } else { buf.len() });
     }
 
@@ -95,10 +95,10 @@ pub(crate) fn datagram(data: &[u8]) {
                 .map_or(OWN, |name| PeerName::from_bytes(name.try_into().expect("six bytes")))
         };
         assert!(sealer.push(&mut draft, &mut bytes, name(0), name(6), frame));
-        sealer.finish(draft, &mut bytes, flags & 8 != 0).expect("numbers left");
+        sealer.finish(draft, &mut bytes, flags & 8 != 0).expect("no sequence number left");
     }
     let macs = MacTable::new(MacConfig::new(OWN)).snapshot();
-    let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(Everywhere) };
+    let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(AllReachable) };
     let neighbours = [REMOTE, OTHER].map(|remote| {
         let session = session(OWN, remote, key);
         let mtu = 1500 - session.overhead();
@@ -120,7 +120,7 @@ pub(crate) fn datagram(data: &[u8]) {
     assert!(key.is_none() || stats.drop_replayed + stats.drop_forged + stats.drop_malformed > 0);
 }
 
-/// Gives a sequence of inputs to a connection, each encoded as an operation, a length and that many bytes.
+/// Passes a sequence of inputs to a connection, each encoded as an operation, a length and that many bytes.
 pub(crate) fn control(mut data: &[u8]) {
     let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
     let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };

@@ -198,7 +198,7 @@ fn both_ends_of_both_connections_send_what_2_8_1_sent() {
             for (own, other) in [(&one, &other), (&other, &one)] {
                 let expected = recorded(link, own, other.name);
                 let inputs = recorded(link, other, own.name);
-                // Until the first data frame. The acceptor confirms just before its first heartbeat.
+                // Inputs end before the first data frame. The acceptor confirms just before its first heartbeat.
                 let end = Instant::from_origin(Duration::from_millis(8000));
                 let first = expected.first().unwrap().0;
                 let inputs: Vec<_> =
@@ -285,7 +285,7 @@ fn search_finds_the_mtu_of_2_8_1_in_less_time() {
                     control.handle_path_mtu(1500, now);
                 }
                 Output::Datagram { df: true, bytes, .. } if bytes.len() > 42 => {
-                    // Control 3 says the length of the frame without its Ethernet header.
+                    // Control message 3 contains the length of the frame without its Ethernet header.
                     let size = (bytes.len() - 6 - 14 - 14) as u16;
                     probes.push(u64::from(size));
                     if bytes.len() + 28 <= 700 {

@@ -29,7 +29,7 @@ fn secs(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
-enum Transit {
+enum InFlight {
     Datagram { from: SocketAddr, bytes: Vec<u8>, df: bool },
     Control { tag: u8, body: Vec<u8> },
 }
@@ -45,20 +45,20 @@ struct End {
     heartbeats: u32,
 }
 
-/// A path between two ends, each with a kernel.
+/// Two ends and the path between them.
 struct Pair {
     ends: [End; 2],
     now: Instant,
-    in_flight: VecDeque<(Instant, usize, Transit)>,
+    in_flight: VecDeque<(Instant, usize, InFlight)>,
     delay: Duration,
     /// Percentage of lost packets; each fragment of a datagram counts.
     loss: u64,
     /// State of the random number generator.
     random: u64,
     /// Longer outer packets are dropped silently.
-    passes: usize,
+    path_mtu: usize,
     /// The sending kernel refuses longer outer packets.
-    kernel: usize,
+    local_mtu: usize,
     /// Whether fragments arrive.
     fragments: bool,
 }
@@ -85,8 +85,8 @@ impl Pair {
             delay: Duration::from_millis(1),
             loss: 0,
             random: 42,
-            passes: 1500,
-            kernel: 1500,
+            path_mtu: 1500,
+            local_mtu: 1500,
             fragments: true,
         }
     }
@@ -127,21 +127,21 @@ impl Pair {
             match output {
                 Output::Datagram { to, df, bytes } => {
                     let outer = bytes.len() + 28;
-                    if df && outer > self.kernel {
-                        let mtu = self.kernel as u16;
+                    if df && outer > self.local_mtu {
+                        let mtu = self.local_mtu as u16;
                         self.ends[from].control.handle_path_mtu(mtu, self.now);
                         continue;
                     }
-                    let fragmented = !df && outer > self.passes.min(self.kernel);
-                    let passes = if df { outer <= self.passes } else { !fragmented || self.fragments };
+                    let fragmented = !df && outer > self.path_mtu.min(self.local_mtu);
+                    let passes = if df { outer <= self.path_mtu } else { !fragmented || self.fragments };
                     if passes && to == self.ends[1 - from].addr && !self.lost(bytes.len()) {
                         let from_addr = self.ends[from].addr;
-                        let transit = Transit::Datagram { from: from_addr, bytes, df };
+                        let transit = InFlight::Datagram { from: from_addr, bytes, df };
                         self.in_flight.push_back((self.now + self.delay, 1 - from, transit));
                     }
                 }
                 Output::Control { tag, body } => {
-                    let transit = Transit::Control { tag, body };
+                    let transit = InFlight::Control { tag, body };
                     self.in_flight.push_back((self.now + self.delay, 1 - from, transit));
                 }
                 Output::Established => self.ends[from].established += 1,
@@ -152,11 +152,11 @@ impl Pair {
         }
     }
 
-    fn deliver(&mut self, to: usize, transit: Transit) {
+    fn deliver(&mut self, to: usize, transit: InFlight) {
         let end = &mut self.ends[to];
         match transit {
-            Transit::Control { tag, body } => end.control.handle_control(tag, &body, self.now).unwrap(),
-            Transit::Datagram { from, mut bytes, df } => {
+            InFlight::Control { tag, body } => end.control.handle_control(tag, &body, self.now).unwrap(),
+            InFlight::Datagram { from, mut bytes, df } => {
                 for record in end.opener.open(&mut bytes).unwrap() {
                     let frame = ControlFrame::parse(record.unwrap().frame).unwrap();
                     assert_eq!(df, frame != ControlFrame::FragmentationTest);
@@ -320,19 +320,19 @@ fn changed_udp_address_is_adopted() {
 #[test]
 fn mtu_follows_the_path_mtu() {
     let mut pair = Pair::established(None);
-    // ICMP messages inform the kernels at the next packet that is too long, here a periodic test.
-    (pair.kernel, pair.passes) = (1400, 1400);
+    // The kernel learns the path MTU by ICMP after the next packet that is too long, here a periodic test.
+    (pair.local_mtu, pair.path_mtu) = (1400, 1400);
     pair.run(secs(31));
     assert_eq!(pair.mtu(), [1338, 1338]);
     // The cached path MTUs expire.
-    (pair.kernel, pair.passes) = (1500, 1500);
+    (pair.local_mtu, pair.path_mtu) = (1500, 1500);
     pair.run(secs(130));
     assert_eq!(pair.mtu(), [1438, 1438]);
     // Routers drop longer packets silently.
-    pair.passes = 1280;
+    pair.path_mtu = 1280;
     pair.run(secs(40));
     assert_eq!(pair.mtu(), [1218, 1218]);
-    pair.passes = 1500;
+    pair.path_mtu = 1500;
     pair.run(secs(130));
     assert_eq!(pair.mtu(), [1438, 1438]);
     assert!(pair.ends.iter().all(|end| end.failed.is_none()));
@@ -341,7 +341,7 @@ fn mtu_follows_the_path_mtu() {
 #[test]
 fn mtu_below_a_black_hole_is_found() {
     let mut pair = Pair::new(None);
-    pair.passes = 700;
+    pair.path_mtu = 700;
     pair.confirm();
     pair.run(secs(4));
     assert_eq!(pair.mtu(), [638, 638]);
@@ -352,7 +352,7 @@ fn mtu_below_a_black_hole_is_found() {
 #[test]
 fn a_path_without_limit_has_the_maximum_mtu() {
     let mut pair = Pair::new(None);
-    (pair.kernel, pair.passes) = (65536, 65536);
+    (pair.local_mtu, pair.path_mtu) = (65536, 65536);
     pair.confirm();
     pair.run(secs(500));
     assert_eq!(pair.mtu(), [65535, 65535]);

@@ -24,7 +24,7 @@ pub(crate) fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// From twelve hex digits.
+/// Parses a peer name of twelve hex digits.
 pub(crate) fn peer(value: &Value) -> PeerName {
     PeerName::from_bytes(bytes(value).try_into().unwrap())
 }
@@ -134,7 +134,7 @@ impl Routes for Line {
         let up = own < last && src <= own;
         let down = own > 0 && src >= own;
         match (down, up) {
-            // Only for the source itself; its two neighbours are not adjacent in `NAMES`.
+            // Only the source itself has two next hops; its two neighbours are not adjacent in `NAMES`.
             (true, true) => BOTH.get(own).map_or(&[], |both| both.as_slice()),
             (true, false) => &NAMES[own - 1..own],
             (false, true) => &NAMES[own + 1..own + 2],

@@ -108,7 +108,7 @@ fn psh_ends_a_super_frame() {
     assert_eq!(out.iter().map(Vec::len).collect::<Vec<_>>(), [0, 1, 0, 0, 1]);
     assert_eq!(read_super(&out[1][0].0, out[1][0].1).0.flags, ACK | PSH);
     assert_eq!(read_super(&out[4][0].0, out[4][0].1).0.flags, ACK);
-    // A single segment with PSH is passed on at once.
+    // A single segment with PSH is passed on immediately.
     let push = Packet { flags: ACK | PSH, ..tcp() }.build();
     assert_eq!(run(std::slice::from_ref(&push)), [vec![(push, Offload::NONE)], vec![]]);
 }
@@ -212,7 +212,7 @@ fn different_headers_are_not_merged() {
     let tagged = Packet { tags: vec![[0x81, 0, 0, 1]], ..tcp() };
     check(&tagged, "another tag", &|p| p.tags[0][3] = 2, &[0, 0, 0, 2]);
     check(&tcp6(), "ipv6 address", &|p| p.dst[0] += 1, &[0, 0, 0, 2]);
-    // Another protocol: the third is passed on at once, the others are held back.
+    // Another protocol: the third is passed on immediately, the others are held back.
     check(&tcp(), "udp", &|p| *p = udp(), &[0, 0, 1, 1]);
 }
 
@@ -244,7 +244,7 @@ fn corrupted_segments_are_not_merged() {
                 let flat: Vec<_> = out.iter().flatten().collect();
                 assert_eq!(flat.len(), 2, "{byte} {bit}");
                 assert!(flat.iter().all(|(_, offload)| *offload == Offload::NONE));
-                assert_eq!(out[1].last().unwrap().0, frames[1], "at once");
+                assert_eq!(out[1].last().unwrap().0, frames[1], "passed on immediately");
                 assert!(flat.iter().any(|(frame, _)| *frame == frames[0]));
             }
         }
@@ -312,7 +312,7 @@ fn the_oldest_of_nine_flows_is_emitted() {
 proptest! {
     /// After segmentation, shuffling between flows, merging and segmentation, each flow has the same frames.
     #[test]
-    fn round_trip(
+    fn coalesced_and_segmented_frames_are_unchanged(
         wholes in proptest::collection::vec((any_packet(), 1u16..1500), 1..12),
         order in proptest::collection::vec(any::<u16>(), 0..200),
     ) {

@@ -7,7 +7,7 @@ const TAG: [u8; 4] = [0x81, 0, 0xf1, 0x23];
 const OUTER: [u8; 4] = [0x88, 0xa8, 0, 9];
 
 #[test]
-fn ethernet_views() {
+fn ethernet_header_fields_are_read() {
     let frame = Packet { tags: vec![TAG], ..tcp() }.build();
     let view = Ethernet::parse(&frame).unwrap();
     assert_eq!(view.dst(), MacAddr([2, 0, 0, 0, 0, 2]));
@@ -38,7 +38,7 @@ fn ethernet_views() {
 }
 
 #[test]
-fn ipv4_views() {
+fn ipv4_header_fields_are_read() {
     let packet = Packet { tos: 0x12, flags_and_offset: 0x6123, ip_options: vec![1; 8], ..tcp() };
     let mut bytes = packet.build()[14..].to_vec();
     let total = bytes.len();
@@ -68,7 +68,7 @@ fn ipv4_views() {
 }
 
 #[test]
-fn ipv6_views() {
+fn ipv6_header_fields_are_read() {
     let bytes = [&tcp6().build()[14..], &[0; 3]].concat();
     let ip = Ipv6::parse(&bytes).unwrap();
     assert_eq!((ip.payload_len(), ip.next_header(), ip.hop_limit()), (132, 6, 64));
@@ -81,7 +81,7 @@ fn ipv6_views() {
 }
 
 #[test]
-fn tcp_and_udp_views() {
+fn tcp_and_udp_header_fields_are_read() {
     let packet = Packet { seq: 0x1234_5678, ack: 0x9abc_def0, flags: 0x5a, ..tcp() };
     let bytes = &packet.build()[34..];
     let view = Tcp::parse(bytes).unwrap();
@@ -120,7 +120,11 @@ fn transport_headers_are_found() {
             assert!(transport(&frame[..end - 1]).is_none(), "cut short");
             let length = packet.l3() + if packet.v6 { 4 } else { 2 };
             frame[length..length + 2].fill(0);
-            assert_eq!(transport(&frame).unwrap().end, end + 7, "no length: to the end");
+            assert_eq!(
+                transport(&frame).unwrap().end,
+                end + 7,
+                "without a length the packet reaches to the end"
+            );
         }
     }
     let mut arp = tcp().build();

@@ -20,23 +20,23 @@ fn new() -> MacTable {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum By {
+enum Origin {
     Local,
     Remote(PeerName),
 }
 
-fn learn(table: &mut MacTable, by: By, now: Instant) -> Learned {
-    match by {
-        By::Local => table.learn_local(X, now),
-        By::Remote(peer) => table.learn_remote(X, peer, now),
+fn learn(table: &mut MacTable, origin: Origin, now: Instant) -> Learned {
+    match origin {
+        Origin::Local => table.learn_local(X, now),
+        Origin::Remote(peer) => table.learn_remote(X, peer, now),
     }
 }
 
-/// Cases: previous entry, event, silence in ms, result, peer that has the address afterwards.
+/// Each case: previous entry, event, time between them in ms, result, peer that has the address afterwards.
 #[test]
 fn all_transitions_of_an_entry() {
-    use By::{Local, Remote};
     use Learned::{Known, Moved, New, Refused};
+    use Origin::{Local, Remote};
     let cases = [
         (None, Local, 0, New, OWN),
         (None, Remote(B), 0, New, B),
@@ -129,23 +129,23 @@ fn last_seen_times_are_shared_with_snapshots() {
     let mut macs = new();
     macs.learn_remote(X, B, at(1000));
     let fwd = table(&macs);
-    let mark = |macs: &MacTable| macs.entries().next().unwrap().last_seen;
+    let last_seen = |macs: &MacTable| macs.entries().next().unwrap().last_seen;
     let see = |fwd: &ForwardingTable, peer, ms| peer_frame(fwd, peer, OWN, &frame(X, Y), at(ms)).1;
     assert_eq!(see(&fwd, B, 1099), None);
-    assert_eq!(mark(&macs), at(1000), "younger than 100 ms: no store");
+    assert_eq!(last_seen(&macs), at(1000), "younger than 100 ms: no store");
     assert_eq!(see(&fwd, B, 1100), None);
-    assert_eq!(mark(&macs), at(1100));
+    assert_eq!(last_seen(&macs), at(1100));
     assert_eq!(fwd.macs.last_seen(X), Some(at(1100)));
     assert_eq!(see(&fwd, B, 500), None);
-    assert_eq!(mark(&macs), at(1100), "never goes back");
+    assert_eq!(last_seen(&macs), at(1100), "never goes back");
     assert_eq!(macs.learn_local(X, at(3099)), Learned::Refused { by: B });
 
     // Another peer's frames do not keep the entry alive, and an old snapshot does not touch a moved entry.
     assert_eq!(see(&fwd, C, 3000), Some(SwitchEvent::RemoteMac { mac: X, peer: C }));
-    assert_eq!(mark(&macs), at(1100));
+    assert_eq!(last_seen(&macs), at(1100));
     assert_eq!(macs.learn_remote(X, C, at(3000)), Learned::Moved { from: B });
     assert_eq!(see(&fwd, B, 9000), None);
-    assert_eq!(mark(&macs), at(3000));
+    assert_eq!(last_seen(&macs), at(3000));
     assert_eq!(macs.learn_local(X, at(5000)), Learned::Moved { from: C });
 }
 
@@ -175,7 +175,7 @@ enum Op {
     Remote(u8, u8),
     Forget(u8),
     Expire,
-    Pass(u64),
+    Advance(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -184,12 +184,12 @@ fn op() -> impl Strategy<Value = Op> {
         (0u8..4, 2u8..5).prop_map(|(m, p)| Op::Remote(m, p)),
         (2u8..5).prop_map(Op::Forget),
         Just(Op::Expire),
-        prop_oneof![0u64..3000, 0u64..700_000].prop_map(Op::Pass),
+        prop_oneof![0u64..3000, 0u64..700_000].prop_map(Op::Advance),
     ]
 }
 
 proptest! {
-    /// Against a map from address to (peer, last seen).
+    /// The model is a map from address to (peer, last seen).
     #[test]
     fn agrees_with_the_model(ops in proptest::collection::vec(op(), 0..60)) {
         let peer = |p: u8| PeerName::from_bytes([0x7a, 0, 0, 0, 0, p]);
@@ -237,7 +237,7 @@ proptest! {
                     prop_assert_eq!(table.expire(at(now)), gone);
                     model.retain(|_, e| now - e.1 <= 600_000);
                 }
-                Op::Pass(ms) => now += ms,
+                Op::Advance(ms) => now += ms,
             }
             let expected: Vec<_> = model.iter().map(|(m, (p, seen))| (*m, *p, at(*seen))).collect();
             let entries: Vec<_> = table.entries().map(|e| (e.mac, e.peer, e.last_seen)).collect();

@@ -29,7 +29,7 @@ fn virtio_headers_round_trip() {
     assert_eq!(gso_only.to_virtio().to_vec(), raw(0, 5, [0x42, 0x578, 0, 0]));
     assert_eq!(Offload::from_virtio(&raw(0, 5, words)), Ok(gso_only));
     assert_eq!(Offload::NONE.to_virtio(), [0; 10]);
-    // A header that says that the checksum is valid means no pending work.
+    // A header that marks the checksum as valid requires no further work.
     assert_eq!(Offload::from_virtio(&raw(2, 0, words)), Ok(Offload::NONE));
 }
 

@@ -22,11 +22,15 @@ fn cut(frame: &[u8], offload: Offload) -> Result<Vec<Vec<u8>>, SegmentError> {
         assert!(left > 0);
         let mut buf = vec![0xee; len + 3];
         if len > 0 {
-            assert_eq!(segments.next_into(&mut buf[..len - 1]), None, "too short a buffer");
-            assert_eq!((segments.next_len(), segments.remaining()), (Some(len), left), "and nothing changes");
+            assert_eq!(segments.next_into(&mut buf[..len - 1]), None, "buffer too short");
+            assert_eq!(
+                (segments.next_len(), segments.remaining()),
+                (Some(len), left),
+                "a failed call changes nothing"
+            );
         }
         assert_eq!(segments.next_into(&mut buf), Some(len));
-        assert_eq!(buf[len..], [0xee; 3], "nothing is written behind");
+        assert_eq!(buf[len..], [0xee; 3], "bytes after the segment are not written");
         assert_eq!(segments.remaining(), left - 1);
         all.push(buf[..len].to_vec());
     }
@@ -40,7 +44,7 @@ fn read(packet: &Packet, size: u16) -> Vec<Packet> {
 }
 
 #[test]
-fn a_frame_without_pending_work_is_unchanged() {
+fn frame_without_offload_is_unchanged() {
     for frame in [tcp().build(), vec![], vec![1, 2, 3]] {
         assert_eq!(cut(&frame, Offload::NONE), Ok(vec![frame]));
     }
@@ -90,7 +94,7 @@ fn checksum_excludes_padding() {
 }
 
 #[test]
-fn checksum_of_an_unknown_protocol() {
+fn checksum_of_an_unknown_protocol_is_completed() {
     // An unknown protocol directly on Ethernet.
     let mut frame = [[5; 12].as_slice(), &[0x12, 0x34], &bytes(51)].concat();
     let whole = naive_sum(&frame[20..]);
@@ -159,7 +163,7 @@ fn udp_segments_have_correct_headers() {
     }
 }
 
-/// Except for UDP over IPv4 without a checksum.
+/// UDP over IPv4 without a checksum is an exception.
 #[test]
 fn segments_get_checksums_without_a_request() {
     for packet in [tcp(), tcp6(), udp(), udp6()] {
@@ -184,7 +188,7 @@ fn segments_get_checksums_without_a_request() {
 }
 
 #[test]
-fn segment_sizes_at_the_limits() {
+fn minimum_and_maximum_segment_sizes_are_supported() {
     let packet = Packet { flags: PSH | ACK, ..tcp() };
     for (len, size, segments) in
         [(0, 10, 1), (1, 10, 1), (10, 10, 1), (11, 10, 2), (20, 10, 2), (5, 65535, 1), (3, 1, 3)]
@@ -208,7 +212,7 @@ fn segmentation_removes_padding() {
     assert_eq!(total, 100);
 }
 
-/// The length field is zero; the length of the frame counts.
+/// The length field of the header is zero, so the length of the frame is used.
 #[test]
 fn super_frames_above_64_kib_are_segmented() {
     for packet in [tcp(), tcp6()] {

@@ -33,7 +33,7 @@ fn hex(value: &Value) -> Vec<u8> {
 }
 
 #[test]
-fn mac_cache_vectors() {
+fn mac_table_equals_the_vectors() {
     let vectors = vectors("mac_cache.json");
     let steps = list(&vectors["steps"]);
     let max_age = std::time::Duration::from_millis(1000);
@@ -67,7 +67,7 @@ enum Input {
 }
 
 #[test]
-fn switching_decision_vectors() {
+fn switching_decisions_equal_the_vectors() {
     use Input::{Captured, Received};
     let from_b = Received { src: B, dst: OWN, to: Y };
     let from_b_again = || Received { src: B, dst: OWN, to: Y };
@@ -163,7 +163,7 @@ fn switching_decision_vectors() {
 }
 
 #[test]
-fn frame_classification_vectors() {
+fn frame_classes_equal_the_vectors() {
     let vectors = vectors("frame_classification.json");
     for case in list(&vectors["frames"]) {
         let frame = match &case["frame"] {
@@ -187,7 +187,7 @@ fn frame_classification_vectors() {
 }
 
 #[test]
-fn fragmentation_vectors() {
+fn fragments_equal_the_vectors() {
     let vectors = vectors("sleeve_fragmentation.json");
     for case in list(&vectors["fragment"]) {
         let frame = hex(&case["frame"]);

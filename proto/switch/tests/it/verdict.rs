@@ -11,9 +11,9 @@ use crate::mac::{X, Y, at};
 pub(crate) const OWN: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 1]);
 pub(crate) const B: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 2]);
 pub(crate) const C: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 3]);
-/// Part of the topology, but unreachable.
-pub(crate) const ISLAND: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 4]);
-pub(crate) const STRANGER: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 5]);
+/// A peer of the topology that has no route.
+pub(crate) const UNREACHABLE: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 4]);
+pub(crate) const UNKNOWN: PeerName = PeerName::from_bytes([0x7a, 0, 0, 0, 0, 5]);
 
 /// Routes that give a different list of next hops for the broadcasts of each peer.
 pub(crate) struct TestRoutes;
@@ -33,7 +33,7 @@ impl Routes for TestRoutes {
     }
 
     fn knows(&self, peer: PeerName) -> bool {
-        [OWN, B, C, ISLAND].contains(&peer)
+        [OWN, B, C, UNREACHABLE].contains(&peer)
     }
 }
 
@@ -81,8 +81,8 @@ fn verdicts_for_local_frames() {
         (&[(X, B)], X, X, 2000, Drop(DestinationLocal), learn),
         (&[(X, OWN), (Y, B)], X, Y, 0, Unicast { dst: B, via: B }, None),
         (&[(X, OWN), (Y, C)], X, Y, 0, Unicast { dst: C, via: B }, None),
-        (&[(X, OWN), (Y, ISLAND)], X, Y, 0, Drop(NoRoute), None),
-        (&[(Y, ISLAND)], X, Y, 0, Drop(NoRoute), learn),
+        (&[(X, OWN), (Y, UNREACHABLE)], X, Y, 0, Drop(NoRoute), None),
+        (&[(Y, UNREACHABLE)], X, Y, 0, Drop(NoRoute), learn),
         (&[(X, B)], X, Y, 0, Drop(LocalConflict), conflict(Y)),
         (&[(X, B)], X, Y, 1999, Drop(LocalConflict), conflict(Y)),
         (&[(X, B)], X, MacAddr::SPANNING_TREE, 0, Drop(LocalConflict), conflict(MacAddr::SPANNING_TREE)),
@@ -97,7 +97,7 @@ fn verdicts_for_local_frames() {
     }
 }
 
-/// A local capture takes a MAC over two seconds after the last frame of the remote peer.
+/// A MAC moves to the local bridge two seconds after the last frame of the remote peer.
 #[test]
 fn takeover_waits_for_silence() {
     let mut macs = macs(&[(X, B)]);
@@ -116,7 +116,7 @@ fn takeover_waits_for_silence() {
     macs.learn_local(X, at(11_500));
     let fwd = table(&macs);
     assert_eq!(local_frame(&fwd, &frame(X, Y), at(11_501)), (LocalVerdict::Flood(&[B, C]), None));
-    // The other peer gets it back as soon as it sends again.
+    // The MAC moves back to the other peer as soon as that sends a frame.
     let (verdict, event) = peer_frame(&fwd, B, OWN, &frame(X, Y), at(11_502));
     assert_eq!(
         (verdict, event),
@@ -154,25 +154,25 @@ fn verdicts_for_peer_frames() {
         (&[(X, C)], C, OWN, X, MULTICAST, Deliver { flood: &[B] }, None),
         (
             &[],
-            ISLAND,
+            UNREACHABLE,
             OWN,
             OTHER,
             MULTICAST,
             Deliver { flood: &[] },
-            Some(SwitchEvent::RemoteMac { mac: OTHER, peer: ISLAND }),
+            Some(SwitchEvent::RemoteMac { mac: OTHER, peer: UNREACHABLE }),
         ),
-        // Relays do not look at MACs.
+        // A relay ignores MACs.
         (&[], B, C, X, Y, Relay { via: B }, None),
         (&[(X, OWN)], C, B, X, Y, Relay { via: B }, None),
         (&[], B, C, MULTICAST, Y, Relay { via: B }, None),
         (&[], B, C, MacAddr::ZERO, MacAddr::ZERO, Relay { via: B }, None),
-        (&[], B, ISLAND, X, Y, Drop(NoRoute), None),
-        (&[], STRANGER, OWN, X, Y, Drop(UnknownPeer), None),
-        (&[], STRANGER, B, X, Y, Drop(UnknownPeer), None),
-        (&[], B, STRANGER, X, Y, Drop(UnknownPeer), None),
+        (&[], B, UNREACHABLE, X, Y, Drop(NoRoute), None),
+        (&[], UNKNOWN, OWN, X, Y, Drop(UnknownPeer), None),
+        (&[], UNKNOWN, B, X, Y, Drop(UnknownPeer), None),
+        (&[], B, UNKNOWN, X, Y, Drop(UnknownPeer), None),
         (&[], OWN, OWN, X, Y, Drop(OwnPacket), own(OWN)),
         (&[], OWN, B, X, Y, Drop(OwnPacket), own(B)),
-        (&[], OWN, STRANGER, X, Y, Drop(OwnPacket), own(STRANGER)),
+        (&[], OWN, UNKNOWN, X, Y, Drop(OwnPacket), own(UNKNOWN)),
         (&[], B, OWN, MULTICAST, Y, Drop(InvalidSource), None),
         (&[], B, OWN, MacAddr::ZERO, Y, Drop(InvalidSource), None),
     ];

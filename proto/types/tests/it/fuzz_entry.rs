@@ -23,8 +23,8 @@ fn round_trip<T: FromStr<Err: Display> + Display + Debug + PartialEq>(text: &str
     match text.parse::<T>() {
         Ok(value) => {
             let printed = value.to_string();
-            let again = printed.parse::<T>().ok();
-            assert_eq!(again.as_ref(), Some(&value), "{text:?} was printed as {printed:?}");
+            let reparsed = printed.parse::<T>().ok();
+            assert_eq!(reparsed.as_ref(), Some(&value), "{text:?} was printed as {printed:?}");
             Some(value)
         }
         Err(error) => {

@@ -38,7 +38,7 @@ pub(super) fn launches(runs: u32, program: &Path) -> Result<Vec<f64>> {
     let name = program.to_string_lossy();
     let mut times = Vec::new();
     for _ in 0..runs {
-        // Without polling; the time includes entering the namespaces of the host.
+        // The end is not polled for; the time includes entering the namespaces of the host.
         let mut command = host.enter(&[&name, "launch"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
         let begin = Instant::now();

@@ -14,7 +14,7 @@ use nix::sys::socket::{LinkAddr, MsgFlags, bind, recv, sendto, setsockopt, socko
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Pattern, Woken, print_ready, wait};
+use super::{Pattern, WaitResult, print_ready, wait};
 use crate::packet::{ETHERTYPE_VLAN, Ethernet, PCAP_HEADER};
 
 /// IEEE 802 "local experimental EtherType 1".
@@ -103,11 +103,11 @@ impl Tap {
         until: Option<Instant>,
     ) -> Result<Option<&'b [u8]>> {
         match wait(Some(&self.socket), watch, until)? {
-            Woken::Readable => {
+            WaitResult::Readable => {
                 let n = recv(self.socket.as_raw_fd(), buffer, MsgFlags::empty())?;
                 Ok(Some(&buffer[..n]))
             }
-            Woken::Closed | Woken::TimedOut => Ok(None),
+            WaitResult::Closed | WaitResult::TimedOut => Ok(None),
         }
     }
 }

@@ -94,7 +94,7 @@ fn print_ready() -> Result<()> {
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Woken {
+enum WaitResult {
     Readable,
     /// The standard input was closed.
     Closed,
@@ -103,7 +103,7 @@ enum Woken {
 }
 
 /// Waits for a socket, for the end of the standard input (if `watch`), or for a deadline.
-fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Result<Woken> {
+fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Result<WaitResult> {
     let stdin = std::io::stdin();
     loop {
         let mut fds = Vec::new();
@@ -123,10 +123,10 @@ fn wait(socket: Option<&dyn AsFd>, watch: bool, until: Option<Instant>) -> Resul
             }
         };
         match poll(&mut fds, timeout) {
-            Ok(0) => return Ok(Woken::TimedOut),
+            Ok(0) => return Ok(WaitResult::TimedOut),
             Ok(_) => {
                 let first = fds.first().and_then(PollFd::revents).is_some_and(|r| !r.is_empty());
-                return Ok(if socket.is_some() && first { Woken::Readable } else { Woken::Closed });
+                return Ok(if socket.is_some() && first { WaitResult::Readable } else { WaitResult::Closed });
             }
             Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(e.into()),

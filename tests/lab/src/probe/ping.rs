@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Woken, millis, parse_ip, print_ready, wait};
+use super::{WaitResult, millis, parse_ip, print_ready, wait};
 use crate::packet::sum;
 
 /// Options of `ping`.
@@ -76,9 +76,9 @@ pub(super) fn ping(args: &PingArgs) -> Result<Value> {
             break;
         }
         match wait(Some(&socket), endless && stop_at.is_none(), Some(stop_at.unwrap_or(next)))? {
-            Woken::TimedOut => {}
-            Woken::Closed => stop_at = Some(Instant::now() + Duration::from_millis(args.wait_ms)),
-            Woken::Readable => {
+            WaitResult::TimedOut => {}
+            WaitResult::Closed => stop_at = Some(Instant::now() + Duration::from_millis(args.wait_ms)),
+            WaitResult::Readable => {
                 let Ok(n) = (&socket).read(&mut buffer) else { continue };
                 let Some((number, hops)) = echo_reply(v4, ident, &buffer[..n]) else { continue };
                 match asked.remove(&number) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Woken, parse_ip, print_ready, wait};
+use super::{WaitResult, parse_ip, print_ready, wait};
 
 /// Timeout for connecting and for a reply.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
         .with_context(|| format!("cannot listen on TCP {}", args.port))?;
     print_ready()?;
     let mut connections = 0;
-    while wait(Some(&listener), true, None)? == Woken::Readable {
+    while wait(Some(&listener), true, None)? == WaitResult::Readable {
         let (mut stream, _) = listener.accept()?;
         stream.set_nodelay(true)?;
         connections += 1;

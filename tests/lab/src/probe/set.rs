@@ -1,4 +1,4 @@
-//! The networks in an ipset, read by netlink, because the program `ipset` is seldom installed.
+//! The networks in an ipset, read by netlink, because the program `ipset` is rarely installed.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -38,7 +38,8 @@ pub(super) fn set(args: &SetArgs) -> Result<Value> {
         let mut rest = &buffer[..size];
         while rest.len() >= HEADER {
             let length = u32::from_ne_bytes(rest[..4].try_into()?) as usize;
-            let message = rest.get(..length).filter(|m| m.len() >= HEADER).context("a message cut short")?;
+            let message =
+                rest.get(..length).filter(|m| m.len() >= HEADER).context("truncated netlink message")?;
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
             match i32::from(u16::from_ne_bytes(message[4..6].try_into()?)) {
                 libc::NLMSG_DONE => {
@@ -51,7 +52,10 @@ pub(super) fn set(args: &SetArgs) -> Result<Value> {
                     if error == -libc::ENOENT {
                         return Ok(Value::Null);
                     }
-                    bail!("the kernel refuses: {}", std::io::Error::from_raw_os_error(-error));
+                    bail!(
+                        "the kernel refused the list request: {}",
+                        std::io::Error::from_raw_os_error(-error)
+                    );
                 }
                 _ => members.extend(elements(message.get(HEADER + 4..).unwrap_or_default())),
             }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Pattern, Woken, millis, parse_ip, print_ready, wait};
+use super::{Pattern, WaitResult, millis, parse_ip, print_ready, wait};
 
 /// Options of `tcp-serve`.
 #[derive(Args, Debug)]
@@ -53,7 +53,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
         .with_context(|| format!("cannot listen on TCP {}", args.port))?;
     print_ready()?;
     let mut connections = 0;
-    while wait(Some(&listener), true, None)? == Woken::Readable {
+    while wait(Some(&listener), true, None)? == WaitResult::Readable {
         let (stream, _) = listener.accept()?;
         connections += 1;
         std::thread::spawn(move || answer(stream));
@@ -88,13 +88,13 @@ fn parse(header: &[u8; HEADER]) -> (u64, u64) {
 fn check(stream: &mut TcpStream, seed: u64, length: u64) -> Result<u64> {
     let mut pattern = Pattern::new(seed);
     let (mut got, mut expected) = (vec![0; 65_536], vec![0; 65_536]);
-    let (mut left, mut good, mut harmed) = (length, 0, false);
+    let (mut left, mut good, mut corrupt) = (length, 0, false);
     while left > 0 {
         let n = left.min(got.len() as u64) as usize;
         stream.read_exact(&mut got[..n])?;
         pattern.fill(&mut expected[..n]);
-        harmed |= got[..n] != expected[..n];
-        if !harmed {
+        corrupt |= got[..n] != expected[..n];
+        if !corrupt {
             good += n as u64;
         }
         left -= n as u64;
@@ -167,7 +167,7 @@ pub(super) fn chat(args: &ChatArgs) -> Result<Value> {
         gap = gap.max(last.elapsed());
         last = Instant::now();
         let next = last + Duration::from_millis(args.interval_ms);
-        if wait(None, true, Some(next))? == Woken::Closed {
+        if wait(None, true, Some(next))? == WaitResult::Closed {
             break None;
         }
     };

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Pattern, Woken, parse_ip, print_ready, wait};
+use super::{Pattern, WaitResult, parse_ip, print_ready, wait};
 
 /// Options of `garbage`.
 #[derive(Args, Debug)]
@@ -115,7 +115,7 @@ pub(super) fn hold(args: &HoldArgs) -> Result<Value> {
     let mut said = 0;
     loop {
         let next = Instant::now() + Duration::from_millis(250);
-        let ended = wait(None, true, Some(next))? == Woken::Closed;
+        let ended = wait(None, true, Some(next))? == WaitResult::Closed;
         let due = start.elapsed().as_secs() as usize;
         while said < due.min(args.trickle.len()) {
             for stream in &mut open {

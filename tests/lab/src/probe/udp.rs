@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use super::{Pattern, Woken, parse_ip, print_ready, wait};
+use super::{Pattern, WaitResult, parse_ip, print_ready, wait};
 
 /// Options of `udp-serve`.
 #[derive(Args, Debug)]
@@ -70,7 +70,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Value> {
     print_ready()?;
     let mut buffer = vec![0; 66_000];
     let mut datagrams = 0;
-    while wait(Some(&socket), true, None)? == Woken::Readable {
+    while wait(Some(&socket), true, None)? == WaitResult::Readable {
         let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
         datagrams += 1;
         let _ = socket.send_to(&buffer[..n], from);
@@ -95,7 +95,7 @@ pub(super) fn send(args: &SendArgs) -> Result<Value> {
                 error = Some(e.to_string());
             }
             let until = Instant::now() + Duration::from_millis(700);
-            while !ok && wait(Some(&socket), false, Some(until))? == Woken::Readable {
+            while !ok && wait(Some(&socket), false, Some(until))? == WaitResult::Readable {
                 match socket.recv_from(&mut buffer) {
                     Ok((n, _)) if n == size => ok = buffer[..n] == payload,
                     Ok(_) => {} // A late answer to an earlier size.
@@ -125,7 +125,7 @@ pub(super) fn cast(args: &CastArgs) -> Result<Value> {
             .send_to(b"who is there?", (args.to, args.port))
             .with_context(|| format!("send to {}", args.to))?;
         let until = end.min(Instant::now() + Duration::from_millis(300));
-        while wait(Some(&socket), false, Some(until))? == Woken::Readable {
+        while wait(Some(&socket), false, Some(until))? == WaitResult::Readable {
             if let Ok((_, from)) = socket.recv_from(&mut buffer)
                 && !own.contains(&from.ip())
             {

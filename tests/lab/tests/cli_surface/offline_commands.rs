@@ -183,6 +183,6 @@ fn weaveutil(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["weaveutil", "netcheck", "10.78.0.0/16"]), "");
     stage.host.sh("ip link del br7");
     let id = stage.host.weave(&["weaveutil", "unique-id", "/var/lib/weave/weave", "/"]);
-    // Without anything that identifies the machine, it says so.
+    // If nothing identifies the machine, the command reports that.
     assert!(id.success() && id.stdout.trim().len() == 17 || id.stderr.contains("system IDs"), "{id}");
 }

@@ -1,5 +1,5 @@
-//! Arbitrary bytes as messages of a peer, or as a database. Used by the fuzz targets and by the tests that replay
-//! their corpora.
+//! Handles arbitrary bytes as messages of a peer, or as a database. The fuzz targets and the tests that replay their
+//! corpora share this module.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn now() -> Now {
 
 /// The allocation range of most vectors.
 fn range() -> Subnet {
-    let Ok(range) = "10.2.0.0/24".parse() else { panic!("it is a subnet") };
+    let Ok(range) = "10.2.0.0/24".parse() else { panic!("invalid subnet") };
     range
 }
 
@@ -35,7 +35,7 @@ fn peers() -> Vec<Allocator> {
         let reachable: BTreeMap<PeerName, String> = names().into_iter().map(|n| (n, String::new())).collect();
         peer.handle_topology_change(&reachable, now());
         peer.allocate(RequestId(1), "c1".to_owned(), range(), true, now());
-        let Ok(cidr) = "10.2.0.200/24".parse() else { panic!("it is a CIDR") };
+        let Ok(cidr) = "10.2.0.200/24".parse() else { panic!("invalid CIDR") };
         peer.claim(RequestId(2), "c2".to_owned(), cidr, true, false, now());
         if index == 3 {
             peer.leave(now());
@@ -62,19 +62,19 @@ fn drain(peer: &mut Allocator) {
     }
 }
 
-/// A state message, as gossip and as a broadcast. Decoding, encoding and decoding again must give the same message.
+/// Handles a state message as gossip and as a broadcast. Decoding, encoding and decoding again must give the same message.
 pub(crate) fn ipam_state(data: &[u8]) {
     let decoded = StateMessage::decode(data);
     if let Ok(state) = &decoded {
         assert_eq!(StateMessage::decode(&state.encode()).as_ref(), Ok(state));
     }
     for mut peer in peers() {
-        let was = peer.ring().clone();
+        let before = peer.ring().clone();
         let mut other = peer.clone();
         let gossiped = peer.handle_gossip(data, now());
         assert!(decoded.is_ok() || gossiped.is_err());
         if gossiped.is_err() {
-            assert_eq!(*peer.ring(), was, "on an error nothing changes");
+            assert_eq!(*peer.ring(), before, "an error changes nothing");
         }
         drain(&mut peer);
         let broadcast = other.handle_broadcast(names()[1], data, now());
@@ -89,7 +89,7 @@ pub(crate) fn ipam_state(data: &[u8]) {
     }
 }
 
-/// A unicast message.
+/// Handles a unicast message.
 pub(crate) fn ipam_unicast(data: &[u8]) {
     if let Ok(Some(message)) = Unicast::decode(data) {
         assert_eq!(Unicast::decode(&message.encode()), Ok(Some(message)));
@@ -102,7 +102,7 @@ pub(crate) fn ipam_unicast(data: &[u8]) {
     }
 }
 
-/// A database file, as it is and with corrected checksums. A peer must start with whatever can be read.
+/// Reads a database file, as it is and with corrected checksums. A peer must start with any state that can be read.
 pub(crate) fn ipam_database(data: &[u8]) {
     let mut repaired = data.to_vec();
     for page in [0, 4096] {

@@ -1,7 +1,7 @@
-//! Modules of one crate must not import each other in a circle.
+//! The modules of a crate must not import each other in a cycle.
 //!
-//! A module is a file, and counts as one with its submodules: what matters are imports between siblings, wherever below them they
-//! are made. Imports are read from the text: `use` declarations, and paths that begin with `crate`, `super`, `self` or the
+//! A module is a file together with its submodules: only imports between sibling modules count, wherever in their submodules they
+//! occur. Imports are read from the text: `use` declarations, and paths that begin with `crate`, `super`, `self` or the
 //! name of a child module. A name that a module re-exports counts as an import of the module that defines it. Re-exports of a child
 //! (`pub use child::X`) and tests do not count.
 
@@ -29,29 +29,29 @@ struct Module {
 
 type Modules = BTreeMap<ModulePath, Module>;
 
-/// Prints the circles in the crates with these folders.
+/// Prints the cycles in the crates with these folders.
 pub(crate) fn report<'a>(root: &Path, crates: impl Iterator<Item = &'a String>) -> Result<()> {
-    let circles = find(root, crates)?;
-    circles.iter().for_each(|(name, circle)| println!("{name}: {circle}"));
-    println!("circles: {}", circles.len());
+    let cycles = find(root, crates)?;
+    cycles.iter().for_each(|(name, cycle)| println!("{name}: {cycle}"));
+    println!("cycles: {}", cycles.len());
     Ok(())
 }
 
-/// The circles of modules in these crates, each with the folder of its crate.
+/// The cycles of modules in these crates, each with the folder of its crate.
 pub(crate) fn find<'a>(
     root: &Path,
     crates: impl Iterator<Item = &'a String>,
 ) -> Result<Vec<(String, String)>> {
-    let mut circles = Vec::new();
+    let mut cycles = Vec::new();
     for name in crates {
         let source = root.join(name).join("src");
         for main in ["lib.rs", "main.rs"].map(|file| source.join(file)).iter().filter(|file| file.exists()) {
             let mut modules = Modules::new();
             read(&source, main, ModulePath::new(), &mut modules)?;
-            circles.extend(circles_of(&modules).into_iter().map(|circle| (name.clone(), circle)));
+            cycles.extend(cycles_of(&modules).into_iter().map(|cycle| (name.clone(), cycle)));
         }
     }
-    Ok(circles)
+    Ok(cycles)
 }
 
 /// Reads a file and the files of its child modules, except those of tests.
@@ -114,8 +114,8 @@ fn tokens(text: &str) -> Vec<&str> {
     tokens
 }
 
-/// The index behind the bracket that closes the one at `open`.
-fn behind_bracket(tokens: &[&str], open: usize) -> usize {
+/// The index after the bracket that closes the one at `open`.
+fn after_bracket(tokens: &[&str], open: usize) -> usize {
     let mut depth = 0;
     for (i, token) in tokens.iter().enumerate().skip(open) {
         match *token {
@@ -130,14 +130,14 @@ fn behind_bracket(tokens: &[&str], open: usize) -> usize {
     tokens.len()
 }
 
-/// The index behind the item that begins at `start`.
-fn behind_item(tokens: &[&str], start: usize) -> usize {
+/// The index after the item that begins at `start`.
+fn after_item(tokens: &[&str], start: usize) -> usize {
     let mut i = start;
     while i < tokens.len() {
         match tokens[i] {
             ";" => return i + 1,
-            "{" => return behind_bracket(tokens, i),
-            "(" | "[" => i = behind_bracket(tokens, i),
+            "{" => return after_bracket(tokens, i),
+            "(" | "[" => i = after_bracket(tokens, i),
             "}" => return i,
             _ => i += 1,
         }
@@ -158,14 +158,14 @@ fn parse(path: &[String], text: &str) -> Module {
         inner.retain(|end| i < *end);
         match at(i) {
             "#" if at(i + 1) == "[" => {
-                let end = behind_bracket(&tokens, i + 1);
+                let end = after_bracket(&tokens, i + 1);
                 let attribute = &tokens[i..end];
                 i = end;
                 if attribute.contains(&"cfg") && attribute.contains(&"test") && !attribute.contains(&"not") {
                     while at(i) == "#" {
-                        i = behind_bracket(&tokens, i + 1);
+                        i = after_bracket(&tokens, i + 1);
                     }
-                    let end = behind_item(&tokens, i);
+                    let end = after_item(&tokens, i);
                     if let [.., "mod", name, ";"] = tokens[i..end] {
                         module.test_children.insert(name.to_owned());
                     }
@@ -173,7 +173,7 @@ fn parse(path: &[String], text: &str) -> Module {
                 }
                 continue;
             }
-            "mod" if at(i + 2) == "{" => inner.push(behind_bracket(&tokens, i + 2)),
+            "mod" if at(i + 2) == "{" => inner.push(after_bracket(&tokens, i + 2)),
             "fn" | "struct" | "enum" | "trait" | "type" | "const" | "static" | "union" => {
                 module.definitions.insert(at(i + 1).to_owned());
             }
@@ -218,14 +218,14 @@ fn parse(path: &[String], text: &str) -> Module {
     module
 }
 
-/// Reads one tree of a `use` declaration: every path in it, with the name by which it is known. Gives the index behind it.
+/// Reads one tree of a `use` declaration: every path in it, with the name by which it is known. Returns the index after it.
 fn use_tree(tokens: &[&str], mut i: usize, start: &[String], found: &mut Vec<(ModulePath, String)>) -> usize {
     let mut path = start.to_vec();
     while let Some(token) = tokens.get(i) {
         match *token {
             "::" => i += 1,
             "{" => {
-                let end = behind_bracket(tokens, i);
+                let end = after_bracket(tokens, i);
                 i += 1;
                 while i + 1 < end {
                     i = use_tree(tokens, i, &path, found);
@@ -320,8 +320,8 @@ fn siblings(from: &[String], to: &[String]) -> Option<(ModulePath, ModulePath)> 
     (common < from.len().min(to.len())).then(|| (from[..=common].to_vec(), to[..=common].to_vec()))
 }
 
-/// For each module that is in a circle with others not yet shown: one shortest circle, with an import for each step.
-fn circles_of(modules: &Modules) -> Vec<String> {
+/// For each module that is in a cycle with others not yet shown: one shortest cycle, with an import for each step.
+fn cycles_of(modules: &Modules) -> Vec<String> {
     let mut imports: BTreeMap<ModulePath, BTreeMap<ModulePath, &ModulePath>> = BTreeMap::new();
     for (path, module) in modules {
         for import in &module.imports {
@@ -331,7 +331,7 @@ fn circles_of(modules: &Modules) -> Vec<String> {
             }
         }
     }
-    let (mut circles, mut shown) = (Vec::new(), BTreeSet::new());
+    let (mut cycles, mut shown) = (Vec::new(), BTreeSet::new());
     for start in imports.keys() {
         // Breadth first, so that the first way back is a shortest one.
         let mut before: BTreeMap<&ModulePath, &ModulePath> = BTreeMap::new();
@@ -355,23 +355,23 @@ fn circles_of(modules: &Modules) -> Vec<String> {
             shown.insert(from);
             here = from;
         }
-        circles.push(Vec::from(steps).join(", "));
+        cycles.push(Vec::from(steps).join(", "));
     }
-    circles
+    cycles
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn circles(files: &[(&str, &str)]) -> Vec<String> {
+    fn cycles(files: &[(&str, &str)]) -> Vec<String> {
         let path = |name: &str| name.split("::").filter(|s| !s.is_empty()).map(str::to_owned).collect();
         let modules = files.iter().map(|(name, text)| {
             let path: ModulePath = path(name);
             let module = parse(&path, text);
             (path, module)
         });
-        circles_of(&modules.collect())
+        cycles_of(&modules.collect())
     }
 
     const ROOT: (&str, &str) = ("", "mod a; mod b; pub use a::A; pub(crate) use b::{self, B as Second};");
@@ -389,7 +389,7 @@ mod tests {
             "pub use crate::a::A;",
             "#[cfg(not(test))] use crate::A;",
         ] {
-            let found = circles(&[ROOT, a, ("b", form)]);
+            let found = cycles(&[ROOT, a, ("b", form)]);
             assert!(
                 matches!(&found[..], [one] if one.starts_with("a uses b::f, b uses ")),
                 "{form}: {found:?}"
@@ -397,7 +397,7 @@ mod tests {
         }
         let a = ("a", "use crate::Second; pub struct A;");
         assert_eq!(
-            circles(&[ROOT, a, ("b", "use crate::A;")]),
+            cycles(&[ROOT, a, ("b", "use crate::A;")]),
             ["a uses Second, b uses A"],
             "by another name"
         );
@@ -414,23 +414,23 @@ mod tests {
             "fn g() { crate::a! {} }",
             "mod inner { use super::A; }",
         ] {
-            assert_eq!(circles(&[ROOT, a, ("b", form)]), [] as [&str; 0], "{form}");
+            assert_eq!(cycles(&[ROOT, a, ("b", form)]), [] as [&str; 0], "{form}");
         }
     }
 
     #[test]
-    fn a_module_counts_as_one_with_its_submodules() {
+    fn imports_between_a_module_and_its_submodules_do_not_count() {
         let child = ("a", "use super::Defined; pub struct A;");
         let root = "mod a; pub use a::A; pub struct Defined; fn f() { a::f() }";
-        assert_eq!(circles(&[("", root), child]), [] as [&str; 0]);
+        assert_eq!(cycles(&[("", root), child]), [] as [&str; 0]);
         // Siblings in a folder.
         let files = [
             ("x", "mod y; mod z; fn f() { y::f() }"),
             ("x::y", "use super::z::Z;"),
             ("x::z", "use super::y;"),
         ];
-        assert_eq!(circles(&[&[("", "mod x;")], &files[..]].concat()), ["x::y uses x::z::Z, x::z uses x::y"]);
+        assert_eq!(cycles(&[&[("", "mod x;")], &files[..]].concat()), ["x::y uses x::z::Z, x::z uses x::y"]);
         let files = [("a", "use crate::b::f;"), ("b", "mod c;"), ("b::c", "use crate::a;")];
-        assert_eq!(circles(&[&[("", "mod a; mod b;")], &files[..]].concat()), ["a uses b::f, b uses a"]);
+        assert_eq!(cycles(&[&[("", "mod a; mod b;")], &files[..]].concat()), ["a uses b::f, b uses a"]);
     }
 }
