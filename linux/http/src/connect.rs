@@ -74,7 +74,7 @@ pub(crate) async fn connect(
             Err(Error::Connect(io::Error::new(io::ErrorKind::Unsupported, text)))
         }
         (Endpoint::Tcp(address), None) => Ok(Box::new(tcp(address).await?)),
-        (Endpoint::Tls(address, tls), None) => Ok(Box::new(tls.connect(address, tcp(address).await?).await?)),
+        (Endpoint::Tls(address, tls), None) => tls.connect(address, tcp(address).await?).await,
     }
 }
 

@@ -1,23 +1,29 @@
 //! TLS with the certificates in the directory `DOCKER_CERT_PATH`.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::Error;
+use crate::connect::Stream;
+
+type Handshake = dyn Fn(ServerName<'static>, TcpStream) -> HandshakeFuture + Send + Sync;
+type HandshakeFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
 /// The certificate authority that verifies the server, and the client's certificate.
 #[derive(Clone)]
 pub struct Tls {
     directory: PathBuf,
-    config: Arc<ClientConfig>,
+    /// Indirect, so that the linker leaves TLS out of a program that never reads certificates.
+    handshake: Arc<Handshake>,
 }
 
 /// Why certificates cannot be used.
@@ -66,18 +72,19 @@ impl Tls {
             .with_root_certificates(roots)
             .with_client_auth_cert(certificates("cert.pem")?, key)
             .map_err(unusable)?;
-        Ok(Tls { directory: directory.to_owned(), config: Arc::new(config) })
+        let connector = TlsConnector::from(Arc::new(config));
+        let handshake = move |name, stream| -> HandshakeFuture {
+            let connect = connector.connect(name, stream);
+            Box::pin(async move { Ok(Box::new(connect.await?) as Box<dyn Stream>) })
+        };
+        Ok(Tls { directory: directory.to_owned(), handshake: Arc::new(handshake) })
     }
 
-    pub(crate) async fn connect(
-        &self,
-        address: &str,
-        stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Error> {
+    pub(crate) async fn connect(&self, address: &str, stream: TcpStream) -> Result<Box<dyn Stream>, Error> {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-            .map_err(|error| Error::Tls(std::io::Error::other(error)))?;
-        TlsConnector::from(self.config.clone()).connect(name, stream).await.map_err(Error::Tls)
+            .map_err(|error| Error::Tls(io::Error::other(error)))?;
+        (self.handshake)(name, stream).await.map_err(Error::Tls)
     }
 }
 
