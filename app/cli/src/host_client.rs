@@ -17,9 +17,6 @@ use crate::{Failure, addresses, hosts_file, notice, query};
 
 /// Longest wait for another command that changes the host.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Without a daemon nothing is allocated.
-pub(crate) const NO_DAEMON: NoAllocator =
-    NoAllocator { reason: "weave is not running. Have you launched it? Try 'weave launch'." };
 
 /// Sends a request to the daemon. `what` is waited for.
 pub(crate) fn post<T: Serialize + Send + 'static>(
@@ -77,7 +74,7 @@ pub(crate) fn attach(
     let addresses = addresses.to_vec();
     let attachment =
         Attachment { container, ns, naming, bridge, addresses, multicast_route, hairpin, hosts_file };
-    Ok(done(without_daemon(parsed, env)?.attach(&NO_DAEMON, &attachment)?))
+    Ok(done(without_daemon(parsed, env)?.attach(&NoAllocator { reason: query::NO_DAEMON }, &attachment)?))
 }
 
 /// Detaches a container; the addresses that it had.
@@ -94,7 +91,12 @@ pub(crate) fn detach(
         warn(&response.warnings);
         return Ok(response.addresses);
     }
-    Ok(done(without_daemon(parsed, env)?.detach(&NO_DAEMON, &request.container, ns, addresses)?))
+    Ok(done(without_daemon(parsed, env)?.detach(
+        &NoAllocator { reason: query::NO_DAEMON },
+        &request.container,
+        ns,
+        addresses,
+    )?))
 }
 
 fn done(outcome: Outcome) -> Vec<String> {

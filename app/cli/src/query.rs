@@ -6,7 +6,9 @@ use weave_api::{Client, ClientError, Endpoint, status_json};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, host_client, notice, print};
+use crate::{Failure, notice, print};
+
+pub(crate) const NO_DAEMON: &str = "weave is not running. Have you launched it? Try 'weave launch'.";
 
 /// A client of this host's daemon.
 pub(crate) fn client(parsed: &Parsed, env: &dyn Env) -> Client {
@@ -50,7 +52,7 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
                 // curl's code, which scripts know from 2.8.1.
                 Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
             } else {
-                Failure::new(1, host_client::NO_DAEMON.reason)
+                Failure::new(1, NO_DAEMON)
             }
         }
         _ => Failure::new(error.exit_code(), &error),

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::stream::Stream;
 use crate::{Error, Tls};
 
 /// Limit on the time to connect to one address, as in 2.8.1.
@@ -53,9 +54,6 @@ impl fmt::Display for Endpoint {
         }
     }
 }
-
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 pub(crate) async fn connect(
     endpoint: &Endpoint,

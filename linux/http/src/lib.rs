@@ -10,6 +10,7 @@
 
 mod connect;
 mod error;
+mod stream;
 mod tls;
 
 use std::fmt::Write;

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::Error;
-use crate::connect::Stream;
+use crate::stream::Stream;
 
 type Handshake = dyn Fn(ServerName<'static>, TcpStream) -> HandshakeFuture + Send + Sync;
 type HandshakeFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;

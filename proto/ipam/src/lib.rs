@@ -43,10 +43,10 @@ pub use config::{Config, ConfigError, Init, ParseInitError, Policy};
 pub use database::{Database, DatabaseError};
 pub use gossip_error::{Conflict, GossipError, Malformed, NamedPeer};
 pub use output::{
-    Answer, Cancelled, Container, DiscardReason, Durability, Event, HandOver, NO_ID, Output, Persist,
-    QuorumSource, ReleaseError, RemoveError, RequestError, RequestId,
+    Answer, Cancelled, DiscardReason, Durability, Event, HandOver, NO_ID, Output, Persist, QuorumSource,
+    ReleaseError, RemoveError, RequestError, RequestId,
 };
-pub use owned::Record;
+pub use owned::{Container, Record};
 pub use paxos::Election;
 pub use persist::Loaded;
 pub use ring::{Entry, Ring, RingError};

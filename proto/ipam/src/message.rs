@@ -7,7 +7,7 @@ use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::address::{AddrRange, cidr, ipv4};
 use crate::gossip_error::Malformed;
-use crate::output::Container;
+use crate::owned::Container;
 use crate::owned::Record;
 use crate::paxos::{AcceptedValue, ElectorId, ElectorState, Knowledge, ProposalId};
 use crate::ring::{Entry, Ring};

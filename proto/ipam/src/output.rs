@@ -6,16 +6,13 @@ use weave_types::{Cidr, PeerName};
 
 use crate::address::{AddrRange, Subnet};
 use crate::gossip_error::Conflict;
-use crate::owned::Record;
+use crate::owned::{Container, Record};
 use crate::paxos::Election;
 use crate::ring::Ring;
 
 /// Identifies a request. The driver chooses it and never reuses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
-
-/// A container id, a label such as `weave:expose`, or [`NO_ID`].
-pub type Container = String;
 
 /// A request without a container id. The address is recorded under its own text, which is then the id to release it
 /// with.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use weave_types::Cidr;
 
 use crate::address::ipv4;
-use crate::output::Container;
+
+/// A container id, a label such as `weave:expose`, or [`NO_ID`](crate::NO_ID).
+pub type Container = String;
 
 /// The addresses of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::output::{Container, Persist};
-use crate::owned::Record;
+use crate::output::Persist;
+use crate::owned::{Container, Record};
 use crate::paxos::Election;
 use crate::ring::Ring;
 

@@ -4,7 +4,8 @@ use weave_types::{Cidr, PeerName};
 
 use crate::address::{AddrRange, Subnet};
 use crate::gossip_error::{Conflict, NamedPeer};
-use crate::output::{Container, QuorumSource, RequestId};
+use crate::output::{QuorumSource, RequestId};
+use crate::owned::Container;
 
 /// Everything that `status`, `status ipam`, `report` and the metrics show (docs/spec/ipam.md 12).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::container::Container;
+use crate::host::Container;
 use crate::host::Host;
 use crate::lab::{Lab, Topology};
 use crate::state::LabState;

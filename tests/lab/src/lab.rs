@@ -1,17 +1,17 @@
 //! A lab: hosts on a wire, and the failures that a network can have.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::host::{Host, program_folders};
-use crate::neighbour_limits;
+use crate::host::Host;
+use crate::programs::{lab_binary, program_folders};
 use crate::run::{must, run};
-use crate::state::{Holder, LabState, Member, remove_abandoned};
+use crate::state::{Holder, LabState, Member, neighbour_limits, remove_abandoned};
 use crate::wait::{current_step, step, within};
 
 /// Addresses on the wire; h1 is .1 (RFC 2544 reserves 198.18.0.0/15 for benchmarks).
@@ -278,19 +278,6 @@ impl Drop for Lab {
             eprintln!("lab {}: {e:#}", self.state.id);
         }
     }
-}
-
-/// The program whose `init` and `probe` commands the library uses: this one, or `lab` beside the test.
-pub(crate) fn lab_binary() -> Result<PathBuf> {
-    let exe = std::env::current_exe().context("cannot find this program")?;
-    if exe.file_name().is_some_and(|n| n == "lab") {
-        return Ok(exe);
-    }
-    // target/<profile>/deps/<test>-<hash> -> target/<profile>/lab
-    let mut candidates = exe.ancestors().skip(1).take(2).map(|dir| dir.join("lab"));
-    candidates.find(|p| p.is_file()).with_context(|| {
-        format!("no `lab` program near {}: build it with `cargo build -p weave-lab`", exe.display())
-    })
 }
 
 type Built = (Host, Vec<Host>, Vec<ChildStdin>);

@@ -26,18 +26,15 @@
 #![forbid(unsafe_code)]
 
 mod claims;
-mod container;
 mod host;
 mod lab;
-mod neighbour_limits;
+mod programs;
 mod run;
 mod state;
 mod wait;
 
 pub mod bench;
-pub mod capture;
 pub mod demo;
-pub mod docker;
 pub mod init;
 pub mod packet;
 pub mod probe;
@@ -45,9 +42,9 @@ pub mod systemd;
 pub mod without;
 
 pub use claims::claims;
-pub use container::{Chat, Container, Pinger};
-pub use host::{Connection, Host, weave_binary};
+pub use host::{Chat, Connection, Container, Host, Pinger, capture, docker};
 pub use lab::{Lab, Topology};
+pub use programs::weave_binary;
 pub use run::{Background, Outcome};
 pub use state::{LabState, labs_up};
 pub use wait::{Attempt, eventually, step, throughout, within};

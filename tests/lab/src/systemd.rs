@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::host::{Host, weave_binary};
+use crate::host::Host;
+use crate::programs::weave_binary;
 use crate::run::Background;
 use crate::wait::within;
 

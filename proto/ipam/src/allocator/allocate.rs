@@ -7,8 +7,8 @@ use weave_types::{Cidr, Instant, Now};
 
 use super::Allocator;
 use crate::address::{Subnet, ipv4};
-use crate::output::{Answer, Cancelled, Container, Event, NO_ID, ReleaseError, RequestError, RequestId};
-use crate::owned::Record;
+use crate::output::{Answer, Cancelled, Event, NO_ID, ReleaseError, RequestError, RequestId};
+use crate::owned::{Container, Record};
 use crate::space::RangeSet;
 
 /// A request that waits for space.

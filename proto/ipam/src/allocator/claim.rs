@@ -4,7 +4,8 @@ use weave_types::{Cidr, Instant, Now, PeerName};
 
 use super::Allocator;
 use crate::address::{AddrRange, ipv4};
-use crate::output::{Answer, Cancelled, Container, Event, NO_ID, RequestError, RequestId};
+use crate::output::{Answer, Cancelled, Event, NO_ID, RequestError, RequestId};
+use crate::owned::Container;
 
 /// Number of ticks after which a claim fails whose owner cannot be reached.
 const MAX_ATTEMPTS: u32 = 6;

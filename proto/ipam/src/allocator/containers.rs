@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use weave_types::Now;
 
 use super::{Allocator, GRACE};
-use crate::output::{Container, Event};
+use crate::output::Event;
+use crate::owned::Container;
 
 impl Allocator {
     /// A container was started: it keeps its addresses.

@@ -12,7 +12,7 @@ use weave_types::PeerName;
 
 use crate::gossip_error::Malformed;
 use crate::message;
-use crate::output::Container;
+use crate::owned::Container;
 use crate::owned::Record;
 use crate::persist::Loaded;
 use crate::ring::Ring;

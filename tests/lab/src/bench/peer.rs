@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{cleanup, succeed};
-use crate::lab::lab_binary;
+use crate::programs::lab_binary;
 use crate::{Host, Outcome};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);

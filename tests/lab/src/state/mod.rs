@@ -1,5 +1,7 @@
 //! The state of labs on disk, one file per lab, so that other processes can use and remove them.
 
+pub(crate) mod neighbour_limits;
+
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -9,7 +11,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::neighbour_limits;
 use crate::wait::within;
 
 /// Holds a folder for each lab.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::host::Host;
+use super::Host;
 use crate::packet::{Udp, pcap_frames};
 use crate::run::Background;
 

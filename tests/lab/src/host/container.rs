@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::capture::Capture;
-use crate::host::{Host, probe};
+use super::capture::Capture;
+use super::{Host, probe};
 use crate::run::{Background, COMMAND_TIMEOUT, Outcome, run};
 use crate::wait::within;
 

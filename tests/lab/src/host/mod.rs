@@ -1,22 +1,26 @@
 //! One host: commands in it, its daemon and its containers.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod capture;
+mod container;
+pub mod docker;
+
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::capture::Capture;
-use crate::container::Container;
-use crate::docker;
-use crate::lab::lab_binary;
+use crate::programs::{lab_binary, weave_binary, weave_candidates};
 use crate::run::{Background, COMMAND_TIMEOUT, Outcome, run};
 use crate::state::{Holder, LabState, Member};
 use crate::wait::{Attempt, within};
+
+use capture::Capture;
+
+pub use container::{Chat, Container, Pinger};
 
 /// A host (or a router) of a lab.
 #[derive(Clone, Debug)]
@@ -409,48 +413,4 @@ pub(crate) fn probe(command: Command) -> Value {
     assert!(outcome.success(), "probe failed\n{outcome}");
     let last = outcome.stdout.lines().last().unwrap_or_default();
     serde_json::from_str(last).unwrap_or_else(|e| panic!("the probe printed no JSON ({e})\n{outcome}"))
-}
-
-/// The program under test: `WEAVE_BIN`, else the newest program that cargo built.
-#[track_caller]
-pub fn weave_binary() -> &'static str {
-    match weave_candidates() {
-        Some(path) => path,
-        None => panic!("no `weave` program: build it (`cargo build -p weave-cli`) or set WEAVE_BIN"),
-    }
-}
-
-/// The folders of all programs that run in hosts.
-pub(crate) fn program_folders() -> BTreeSet<PathBuf> {
-    let programs = [lab_binary().ok(), weave_candidates().map(PathBuf::from), docker::newest_static_binary()];
-    programs
-        .iter()
-        .flatten()
-        .filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned()))
-        .collect()
-}
-
-fn weave_candidates() -> Option<&'static str> {
-    static WEAVE: OnceLock<Option<String>> = OnceLock::new();
-    WEAVE
-        .get_or_init(|| {
-            if let Some(path) = std::env::var_os("WEAVE_BIN") {
-                return Some(path.to_string_lossy().into_owned());
-            }
-            let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target"));
-            let newest = ["lab", "release", "debug"]
-                .iter()
-                .map(|profile| root.join(profile).join("weave"))
-                .chain(
-                    lab_binary()
-                        .ok()
-                        .as_deref()
-                        .and_then(std::path::Path::parent)
-                        .map(|dir| dir.join("weave")),
-                )
-                .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-                .max_by_key(|(time, _)| *time)?;
-            Some(newest.1.canonicalize().ok()?.to_string_lossy().into_owned())
-        })
-        .as_deref()
 }

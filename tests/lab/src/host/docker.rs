@@ -1,9 +1,9 @@
 //! A Docker daemon for one host, and the static program that runs in its containers.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::host::Host;
+use super::Host;
+use crate::programs::newest_static_binary;
 use crate::run::Outcome;
 
 /// Docker takes a few seconds to start, more on a busy machine.
@@ -115,19 +115,6 @@ pub fn static_binary() -> Option<String> {
         skipped("there is no static program (`make static`, or set WEAVE_STATIC_BIN)");
     }
     newest.map(|path| path.to_string_lossy().into_owned())
-}
-
-pub(crate) fn newest_static_binary() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("WEAVE_STATIC_BIN") {
-        return Some(path.into());
-    }
-    let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target"));
-    let targets = std::fs::read_dir(&root).into_iter().flatten().flatten();
-    let newest = targets
-        .flat_map(|t| ["debug", "release"].map(|profile| t.path().join(profile).join("weave")))
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-        .max_by_key(|(time, _)| *time);
-    newest.and_then(|(_, path)| path.canonicalize().ok())
 }
 
 fn skipped(reason: &str) {
