@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ pub(crate) enum Observation {
     /// The node has ended a connection because of an error of the other peer.
     Refused(String),
     /// The planned crash has happened; the allocator at that time.
-    Crashed(CrashKind, Box<Allocator>),
+    Crashed(CrashKind, Rc<Allocator>),
 }
 
 /// An output of a host.
@@ -92,7 +93,7 @@ pub struct Host {
     /// The running node.
     pub node: Option<Node>,
     /// The running allocator of a host with [`HostOptions::allocator_only`].
-    allocator: Option<Allocator>,
+    allocator: Option<Rc<Allocator>>,
     pub disk: Disk,
     /// What the peer has asked to persist; equal to `disk` without a driver fault.
     pub promised: Disk,
@@ -176,7 +177,7 @@ impl Host {
             let ipam = self.allocation.take();
             self.allocator = ipam.map(|mut ipam| {
                 ipam.config.uid = uid;
-                Allocator::new(ipam.config, node_rng, ipam.loaded, now)
+                Rc::new(Allocator::new(ipam.config, node_rng, ipam.loaded, now))
             });
             return;
         }
@@ -218,7 +219,15 @@ impl Host {
 
     /// The running allocator, in a node or alone.
     pub(crate) fn allocator(&self) -> Option<&Allocator> {
-        self.node.as_ref().map_or(self.allocator.as_ref(), Node::allocator)
+        self.node.as_ref().map_or(self.allocator.as_deref(), Node::allocator)
+    }
+
+    /// A snapshot of the running allocator.
+    pub(crate) fn share_allocator(&self) -> Option<Rc<Allocator>> {
+        match &self.node {
+            Some(node) => node.allocator().map(|allocator| Rc::new(allocator.clone())),
+            None => self.allocator.clone(),
+        }
     }
 
     /// An input of the running allocator.
@@ -229,7 +238,7 @@ impl Host {
     ) -> Option<R> {
         match &mut self.node {
             Some(node) => node.with_allocator(now, |allocator| input(allocator, now)),
-            None => self.allocator.as_mut().map(|allocator| input(allocator, now)),
+            None => self.allocator.as_mut().map(|allocator| input(Rc::make_mut(allocator), now)),
         }
     }
 
@@ -237,7 +246,7 @@ impl Host {
     pub(crate) fn handle_timeout(&mut self, now: Now) -> bool {
         match (&mut self.node, &mut self.allocator) {
             (Some(node), _) => node.handle_timeout(now),
-            (None, Some(allocator)) => allocator.handle_timeout(now),
+            (None, Some(allocator)) => Rc::make_mut(allocator).handle_timeout(now),
             (None, None) => return false,
         }
         true
@@ -457,7 +466,7 @@ impl Host {
 impl Host {
     fn take_allocator_output(&mut self) -> Option<HostOutput> {
         loop {
-            let output = self.allocator.as_mut()?.poll_output()?;
+            let output = Rc::make_mut(self.allocator.as_mut()?).poll_output()?;
             let is_event = matches!(output, IpamOutput::Event(_));
             self.observe(output);
             if !is_event {

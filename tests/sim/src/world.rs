@@ -117,6 +117,10 @@ impl World {
         Clock { wall_error: self.wall_error, ..Clock::default() }.read(self.clock)
     }
 
+    pub(crate) fn clock(&self) -> Instant {
+        self.clock
+    }
+
     /// The time on a host.
     pub(crate) fn now_at(&self, id: HostId) -> Now {
         let mut clock = self.hosts.get(&id).map(|host| host.clock).unwrap_or_default();
@@ -443,9 +447,8 @@ impl World {
             let planned_crash = host.crash_due();
             self.observations.extend(host.observations.drain(..).map(|observations| (id, observations)));
             if let Some(planned_crash) = planned_crash {
-                let died = host
-                    .allocator()
-                    .map(|allocator| Observation::Crashed(planned_crash, Box::new(allocator.clone())));
+                let last = host.share_allocator();
+                let died = last.map(|allocator| Observation::Crashed(planned_crash, allocator));
                 self.observations.extend(died.map(|died| (id, died)));
                 return self.end(id, planned_crash);
             }

@@ -1,6 +1,7 @@
 //! The allocators of a cluster on the simulated network, and the reference model: which address is given to whom.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
@@ -193,7 +194,7 @@ impl Cluster {
 
     /// The time of the simulation.
     pub(super) fn clock(&self) -> Instant {
-        self.sim.now().mono
+        self.sim.clock()
     }
 
     /// The time on a host.
@@ -308,6 +309,10 @@ impl Cluster {
 
     /// An input of a running allocator, and everything that follows from it at once.
     pub(super) fn call<R>(&mut self, id: HostId, input: impl FnOnce(&mut Allocator, Now) -> R) -> Option<R> {
+        if !self.plan.nodes {
+            // Otherwise the input would copy the allocator.
+            self.member_mut(id).allocator = None;
+        }
         let result = self.sim.with_allocator(id, input);
         self.apply_observations(false);
         result
@@ -324,15 +329,19 @@ impl Cluster {
             touched.clone_from(&changed);
         }
         for id in touched {
-            let Some(allocator) = self.sim.host(id).allocator() else { continue };
+            let host = self.sim.host(id);
+            let Some(allocator) = host.allocator() else { continue };
             let member = &mut self.members[usize::from(id.0)];
-            if member.allocator.as_ref() == Some(allocator) {
-                continue;
-            }
-            let last = member.allocator.replace(allocator.clone());
             if !self.plan.nodes {
                 changed.insert(id);
-            } else if !last
+                member.allocator = host.share_allocator();
+                continue;
+            }
+            if member.allocator.as_deref() == Some(allocator) {
+                continue;
+            }
+            let last = std::mem::replace(&mut member.allocator, host.share_allocator());
+            if !last
                 .as_ref()
                 .is_some_and(|last| last.ring() == allocator.ring() && last.owned() == allocator.owned())
             {
@@ -342,7 +351,7 @@ impl Cluster {
         }
         for (id, observation) in &observations {
             if let Observation::Crashed(_, last) = observation {
-                self.member_mut(*id).allocator = Some((**last).clone());
+                self.member_mut(*id).allocator = Some(Rc::clone(last));
             }
         }
         for (id, observation) in observations {

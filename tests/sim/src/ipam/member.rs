@@ -1,6 +1,7 @@
 //! A member of the cluster: its allocator, its disk, and the containers that use addresses on its host.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use weave_ipam::{Allocator, Container, Ring};
 use weave_types::{Instant, PeerName};
@@ -27,7 +28,7 @@ pub(super) struct Member {
     /// The peer behaves like 2.8.1.
     pub(super) legacy: bool,
     /// The allocator after the last applied output; `None` while the peer is down.
-    pub(super) allocator: Option<Allocator>,
+    pub(super) allocator: Option<Rc<Allocator>>,
     /// In a node, while the outputs of one input are applied: the ring before that input.
     pub(super) ring_before: Option<Ring>,
     pub(super) disk: AllocationDisk,
