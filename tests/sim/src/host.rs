@@ -287,7 +287,8 @@ impl Host {
 
     /// Plans a crash at an output, before it is handled.
     pub(crate) fn crash_after(&mut self, outputs: u16, how: CrashKind) {
-        if self.is_running() {
+        // A stopped allocator crashes after its next start.
+        if self.is_running() || self.options.allocator_only {
             self.planned_crash = Some((outputs, how));
         }
     }

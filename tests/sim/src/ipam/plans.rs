@@ -166,7 +166,7 @@ pub fn all() -> Vec<AllocationPlan> {
             topology: Topology::Line,
             ..AllocationPlan::new("three electors and two observers in a row", 5, 40)
         },
-        AllocationPlan { leave_weight: 25, ..AllocationPlan::new("peers that leave_weight for good", 4, 45) },
+        AllocationPlan { leave_weight: 25, ..AllocationPlan::new("peers that leave for good", 4, 45) },
         AllocationPlan {
             init: InitMode::Seed,
             topology: Topology::Star,
@@ -176,7 +176,7 @@ pub fn all() -> Vec<AllocationPlan> {
         AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
             requests: 80,
-            ..AllocationPlan::new("a range that is check_always full", 3, 45)
+            ..AllocationPlan::new("a range that is always full", 3, 45)
         },
         AllocationPlan {
             legacy: 2,
@@ -224,7 +224,7 @@ pub fn nodes() -> Vec<AllocationPlan> {
             loss: 0.1,
             ..plan("three electors and two observers, without discovery", 5)
         },
-        AllocationPlan { leave_weight: 25, ..plan("nodes that leave_weight for good", 4) },
+        AllocationPlan { leave_weight: 25, ..plan("nodes that leave for good", 4) },
         AllocationPlan {
             init: InitMode::Seed,
             topology: Topology::Star,
@@ -234,7 +234,7 @@ pub fn nodes() -> Vec<AllocationPlan> {
         AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
             requests: 80,
-            ..plan("nodes whose range is check_always full", 3)
+            ..plan("nodes whose range is always full", 3)
         },
         AllocationPlan {
             double_takeover: true,
