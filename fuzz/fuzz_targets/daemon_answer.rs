@@ -1,8 +1,8 @@
 //! Any bytes as the daemon's answer to a command.
 #![no_main]
 
-#[path = "../../app/api/tests/exercise/mod.rs"]
+#[path = "../../app/api/tests/fuzz_entry/mod.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::answer(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::answer(data));

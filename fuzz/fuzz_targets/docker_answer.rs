@@ -1,8 +1,8 @@
 //! Any bytes as Docker's answer.
 #![no_main]
 
-#[path = "../../linux/runtime/tests/exercise/mod.rs"]
+#[path = "../../linux/runtime/tests/fuzz_entry/mod.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::docker_answer(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::docker_answer(data));

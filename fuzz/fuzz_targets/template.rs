@@ -1,8 +1,8 @@
 //! Any text as a Go template over a report.
 #![no_main]
 
-#[path = "../../app/api/tests/exercise/mod.rs"]
+#[path = "../../app/api/tests/fuzz_entry/mod.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
-mod exercise;
+mod fuzz_entry;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| exercise::template(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::template(data));

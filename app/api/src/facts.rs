@@ -48,10 +48,10 @@ pub(crate) fn consensus(ipam: &Ipam) -> &'static str {
 }
 
 /// Names that are not deleted, by host name.
-pub(crate) fn living(service: &Dns) -> Vec<&DnsEntry> {
-    let mut living: Vec<_> = service.entries.iter().filter(|e| e.tombstone == 0).collect();
-    living.sort_by_key(|e| (&e.hostname, &e.origin, &e.container_id, &e.address));
-    living
+pub(crate) fn active_entries(service: &Dns) -> Vec<&DnsEntry> {
+    let mut active: Vec<_> = service.entries.iter().filter(|e| e.tombstone == 0).collect();
+    active.sort_by_key(|e| (&e.hostname, &e.origin, &e.container_id, &e.address));
+    active
 }
 
 /// A peer's share of the range.

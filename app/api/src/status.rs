@@ -15,7 +15,7 @@
 
 use std::fmt::Write;
 
-use crate::facts::{consensus, ipam_state, living, shares, version_sentence};
+use crate::facts::{active_entries, consensus, ipam_state, shares, version_sentence};
 use crate::report::{Connection, Report, Router};
 
 /// States in the order in which the summary counts them. A `waiting` connection is in no count.
@@ -150,7 +150,7 @@ pub fn dns(report: &Report) -> String {
     let Some(service) = &report.dns else { return String::new() };
     let suffix = format!(".{}", service.domain);
     let mut page = String::new();
-    for e in living(service) {
+    for e in active_entries(service) {
         let name = e.hostname.strip_suffix(&suffix).unwrap_or(&e.hostname);
         let id: String = e.container_id.chars().take(12).collect();
         let _ = writeln!(page, "{name:<12} {:<15} {id:>12} {}", e.address, e.origin);

@@ -306,8 +306,8 @@ fn peers(report: &Report) -> Vec<PeerLine<'_>> {
 }
 
 fn names(report: &Report) -> Vec<NameLine<'_>> {
-    let living = report.dns.iter().flat_map(facts::living);
-    living
+    let active = report.dns.iter().flat_map(facts::active_entries);
+    active
         .map(|e| NameLine {
             hostname: &e.hostname,
             address: &e.address,

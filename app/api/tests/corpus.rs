@@ -1,15 +1,15 @@
 //! Replays the corpora of the fuzz targets, and mutations of them.
 
-mod exercise;
+mod fuzz_entry;
 #[path = "../../../fuzz/replay.rs"]
 mod replay;
 
 #[test]
 fn template() {
-    replay::replay("template", 3000, exercise::template);
+    replay::replay("template", 3000, fuzz_entry::template);
 }
 
 #[test]
 fn daemon_answer() {
-    replay::replay("daemon_answer", 3000, exercise::answer);
+    replay::replay("daemon_answer", 3000, fuzz_entry::answer);
 }

@@ -32,7 +32,7 @@ fn decode(text: &str) -> String {
 
 /// Every `GET /report?format=` of the transcript, which began on a fresh peer: `one-peer-idle`.
 #[test]
-fn transcript() {
+fn recorded_reports_are_rendered_equally() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/cli/http-transcript.txt");
     let text = fs::read_to_string(file).unwrap().replace("\r\n", "\n");
     let mut seen = 0;
@@ -121,7 +121,7 @@ fn templates_of_documents_and_tests() {
 }
 
 #[test]
-fn bad_templates() {
+fn invalid_templates_have_the_errors_of_2_8_1() {
     for (template, what) in [
         ("{{", "1: unclosed action"),
         ("\n\n{{if}}", "3: missing value for if"),
@@ -153,9 +153,9 @@ fn bad_templates() {
     assert!(Template::parse(&deep).is_err());
 }
 
-/// The cost of a template is limited even if it prints nothing: everybody who can read the status could stop the peer.
+/// The cost of a template is limited even if it prints nothing: otherwise any client that can read the status could exhaust the daemon.
 #[test]
-fn expensive_templates_are_given_up() {
+fn expensive_templates_are_refused() {
     let nested = "{{range $.Router.Peers}}".repeat(40) + &"{{end}}".repeat(40);
     assert_eq!(render("three-peers-host3", &nested), Err(500));
     let doubled = "{{$x := `0123456789`}}".to_owned() + &"{{$x := printf `%s%s` $x $x}}".repeat(45);
@@ -168,7 +168,7 @@ fn expensive_templates_are_given_up() {
 
 /// No template causes a panic: all prefixes of a long one, and the long one without any single character.
 #[test]
-fn cut_templates_are_answered() {
+fn truncated_templates_do_not_panic() {
     let rich = "{{- range $i, $p := .Router.Peers -}}{{if eq $p.Name \"x\\u00e4\" `raw`}}{{printf \"%5.2f|%*d\" 1.5e3 3 'c' | len}}\
                 {{else if not (and .UID 0x1f)}}é{{/* c */}}{{end}}{{with $x := index .Connections 0}}{{json $x}}{{end}}{{end -}}";
     assert!(render("three-peers-host3", rich).is_ok());

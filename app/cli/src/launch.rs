@@ -62,14 +62,14 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         let path = file.path.display();
         log::to_file(file).map_err(|e| fatal(&format_args!("cannot open the log file {path}: {e}")))?;
     }
-    log::options_line(&loggable(parsed));
+    log::options_line(&options_without_secrets(parsed));
     parsed.notices().iter().for_each(log::info);
     // The daemon has logged the error and reported it to `launch`.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
 
 /// Options for the log, without secrets.
-fn loggable(parsed: &Parsed) -> Vec<(String, String)> {
+fn options_without_secrets(parsed: &Parsed) -> Vec<(String, String)> {
     let mut options: Vec<_> = parsed
         .canonical()
         .into_iter()
@@ -142,7 +142,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
             return Err(e);
         }
     };
-    inactive.iter().for_each(Original::retire);
+    inactive.iter().for_each(Original::disable_restart);
     // The daemon has usually removed it. While it exists, the daemon is not started again after a crash.
     remove(&config.fresh_file()).unwrap_or_else(|e| notice(format_args!("Warning: {}", e.message)));
     manager.commit();
@@ -285,7 +285,7 @@ impl ProgressSocket {
         let begin = Instant::now();
         let terminal = std::io::stderr().is_terminal();
         let mut printed = String::new();
-        let mut doing = "the daemon to start".to_owned();
+        let mut waiting_for = "the daemon to start".to_owned();
         let mut error: Option<(String, Instant)> = None;
         let mut name = None;
         let mut buffer = [0; 4096];
@@ -298,7 +298,7 @@ impl ProgressSocket {
                         Some(("READY", "1")) => return Ok(name.unwrap_or_else(|| config.nickname.clone())),
                         Some(("WEAVE_NAME", value)) => name = Some(value.to_owned()),
                         Some(("WEAVE_ERROR", value)) => error = Some((value.to_owned(), Instant::now())),
-                        Some(("STATUS", value)) => doing = value.to_owned(),
+                        Some(("STATUS", value)) => waiting_for = value.to_owned(),
                         _ => {}
                     }
                 }
@@ -312,9 +312,9 @@ impl ProgressSocket {
                 (None, Some(ended)) => return Err(Failure::new(1, ended)),
                 _ => {}
             }
-            if terminal && begin.elapsed() > PROGRESS_DELAY && doing != printed {
-                notice(format_args!("waiting for {doing} ..."));
-                printed.clone_from(&doing);
+            if terminal && begin.elapsed() > PROGRESS_DELAY && waiting_for != printed {
+                notice(format_args!("waiting for {waiting_for} ..."));
+                printed.clone_from(&waiting_for);
             }
         }
     }

@@ -49,7 +49,7 @@ pub(crate) fn explain(error: ClientError, parsed: &Parsed, env: &dyn Env) -> Fai
         ClientError::Connect { .. } => {
             let run_dir = options::run_dir(parsed, env);
             if weave_daemon::pid_file::stays_held(&run_dir.join("weave.pid")) {
-                // curl's code, which scripts know from 2.8.1.
+                // Exit code of curl, which 2.8.1 returned in this case.
                 Failure::new(7, format_args!("weave is running but does not answer ({error}); see its log"))
             } else {
                 Failure::new(1, NO_DAEMON)

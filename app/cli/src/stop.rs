@@ -177,8 +177,8 @@ impl<'a> Peer<'a> {
             let late = Instant::now() >= deadline;
             if late || !signalled.contains(&pid) {
                 let signal = if late { Signal::SIGKILL } else { Signal::SIGTERM };
-                let told_to = fault_injection::fail_point(&format_args!("signalling process {pid}"));
-                match told_to.and_then(|()| kill(Pid::from_raw(pid), signal)) {
+                let allowed = fault_injection::fail_point(&format_args!("signalling process {pid}"));
+                match allowed.and_then(|()| kill(Pid::from_raw(pid), signal)) {
                     Ok(()) | Err(nix::errno::Errno::ESRCH) => signalled.push(pid),
                     Err(e) => {
                         return Err(Failure::new(1, format_args!("cannot stop weave (pid {pid}): {e}")));
@@ -292,10 +292,10 @@ impl Peer<'_> {
         if let Some(path) = taken_over.filter(|path| !databases.contains(path)) {
             databases.push(path);
         }
-        let retired = databases.iter().map(|path| legacy_database::retired_path(path));
+        let moved = databases.iter().map(|path| legacy_database::moved_path(path));
         let written = weave_daemon::PEER_FILES.iter().chain(&["password"]).map(state_file);
         let files = written.flat_map(|path| [temporary_path(&path), path]);
-        let files = files.chain(databases.iter().cloned()).chain(retired);
+        let files = files.chain(databases.iter().cloned()).chain(moved);
         // The description of the firewall rules is removed after the rules.
         let host = [&weave_daemon::HOST_FILE].into_iter().map(state_file);
         let host = host.flat_map(|path| [temporary_path(&path), path]);

@@ -104,7 +104,7 @@ impl Original {
     }
 
     /// Prevents Docker from starting a container that has ended already: at the next boot both daemons would run.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn disable_restart(&self) {
         for container in self.containers.iter().filter(|c| !c.is_running() && comes_back(c)) {
             match self.docker.set_restart_policy(&container.id, "no") {
                 Ok(()) => notice(format_args!(
@@ -251,7 +251,7 @@ pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         "this host is ready for the original Weave Net; launch it{option} (a bridge of type {})",
         done.kind.name()
     ));
-    if let Some(aside) = legacy_database::retire(&original)? {
+    if let Some(aside) = legacy_database::move_away(&original)? {
         notice(format_args!(
             "its database is out of date and now called {}; name peers when launching, they know the addresses",
             aside.display()

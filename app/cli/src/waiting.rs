@@ -80,7 +80,7 @@ pub(crate) fn call(
         if terminal && begin.elapsed() > print_at {
             print_at = begin.elapsed() + REASON_INTERVAL;
             let reason = waiter.reason();
-            // A changed number of seconds is no news.
+            // A reason that differs only in its numbers is not printed again.
             let constant: String = reason.chars().filter(|c| !c.is_ascii_digit()).collect();
             if !reason.is_empty() && constant != printed {
                 reason.lines().for_each(|line| notice(format_args!("waiting for {line}")));

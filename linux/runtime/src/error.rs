@@ -16,10 +16,10 @@ pub enum Error {
     /// A process or a namespace that was named directly is the host's.
     #[error("{0} is the host's own network namespace, and therefore cannot be connected to weave")]
     HostNamespace(String),
-    /// It ended while it was looked at.
+    /// It ended during the lookup.
     #[error("Container {0} died")]
     Died(String),
-    /// What was written is no reference to a container.
+    /// The text is not a reference to a container.
     #[error("{0}")]
     Reference(String),
     /// An address cannot be obtained or released. The text is the allocator's.
@@ -28,33 +28,33 @@ pub enum Error {
     /// Another process changes the containers of this host.
     #[error("another process has been changing the containers of this host for {0} seconds")]
     Busy(u64),
-    /// The file of an operation.
+    /// The file of a pending operation cannot be read or written.
     #[error("cannot {step} {}: {source}", path.display())]
     PendingFile {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The file, or the directory it is in.
         path: std::path::PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: std::io::Error,
     },
     /// A container's `/etc/hosts` cannot be read or written.
     #[error("{0}")]
     Hosts(String),
-    /// Docker did not answer, or not sensibly.
+    /// Docker refused, or its response cannot be read.
     #[error("{0}")]
     Docker(String),
-    /// The conversation with Docker failed.
+    /// The request to Docker failed.
     #[error(
         "docker at {endpoint}: {source}; without docker, name a container by netns:<name> or pid:<number>"
     )]
     Http {
-        /// Where Docker was looked for.
+        /// Docker's address.
         endpoint: String,
-        /// What went wrong.
+        /// The cause.
         source: weave_http::Error,
     },
-    /// What runs on this host cannot be seen.
+    /// The processes of this host cannot be listed.
     #[error("{0}")]
     Processes(String),
     /// The namespace is gone or cannot be opened.

@@ -1,4 +1,4 @@
-//! Containers: who they are and where their network namespaces are.
+//! Resolves references to containers to their network namespaces, and attaches them.
 //!
 //! A person names a container in one of three ways ([`Reference`]):
 //!

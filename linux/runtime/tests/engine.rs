@@ -1,5 +1,5 @@
 //! What the client of container engines sends, and what it makes of the answers.
-#![expect(clippy::unwrap_used, reason = "the lint spares tests, but not their helper functions")]
+#![expect(clippy::unwrap_used, reason = "clippy allows unwrap in tests, but not in their helper functions")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use weave_runtime::Docker;
 
 /// The request that the engine receives, and the result of `call` when it answers with `answer`.
-fn asked<T>(answer: &str, call: impl FnOnce(&Docker) -> T) -> (Vec<u8>, T) {
+fn request_and_result<T>(answer: &str, call: impl FnOnce(&Docker) -> T) -> (Vec<u8>, T) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("docker.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -44,14 +44,15 @@ fn answer(status: u16, body: &str) -> String {
 #[test]
 fn a_container_is_described() {
     let body = r#"{"Id":"abc","Name":"/weave","State":{"Running":false,"Status":"exited","ExitCode":3,"StartedAt":"t"},"Config":{"Image":"weave:3"}}"#;
-    let (request, service) = asked(&answer(200, body), |d| d.inspect("we/ave").unwrap().unwrap());
+    let (request, service) =
+        request_and_result(&answer(200, body), |d| d.inspect("we/ave").unwrap().unwrap());
     assert!(request.starts_with(b"GET /containers/we%2Fave/json HTTP/1.1\r\n"));
     assert_eq!((service.name.as_str(), service.image.as_str()), ("weave", "weave:3"));
     assert_eq!((service.state.as_str(), service.exit_code), ("exited", 3));
     let missing = answer(404, r#"{"message":"No such container"}"#);
-    assert_eq!(asked(&missing, |d| d.inspect("x").unwrap()).1, None);
+    assert_eq!(request_and_result(&missing, |d| d.inspect("x").unwrap()).1, None);
     let broken = answer(500, r#"{"message":"disk on fire"}"#);
-    let error = asked(&broken, |d| d.inspect("x").unwrap_err().to_string()).1;
+    let error = request_and_result(&broken, |d| d.inspect("x").unwrap_err().to_string()).1;
     assert!(error.ends_with("docker.sock cannot describe x: disk on fire"), "{error}");
 }
 
@@ -59,7 +60,7 @@ fn a_container_is_described() {
 fn an_image_is_created_from_a_program() {
     let program = vec![7; 5000];
     let import = |d: &Docker| d.import_program("weave", "3.0.0", "weave", &program, "a.b=c");
-    let (request, result) = asked(&answer(200, "{\"status\":\"sha256:1\"}\r\n"), import);
+    let (request, result) = request_and_result(&answer(200, "{\"status\":\"sha256:1\"}\r\n"), import);
     result.unwrap();
     let text = String::from_utf8_lossy(&request);
     let start = "POST /images/create?fromSrc=-&repo=weave&tag=3.0.0&changes=ENTRYPOINT%20%5B%22%2Fweave%22%5D&changes=LABEL%20a.b%3Dc HTTP/1.1\r\n";
@@ -76,37 +77,38 @@ fn an_image_is_created_from_a_program() {
     assert!(entries.next().is_none());
     // An error may follow the status of success.
     let late = answer(200, "{\"status\":\"x\"}\r\n{\"error\":\"no space left\"}\r\n");
-    let error = asked(&late, import).1.unwrap_err().to_string();
+    let error = request_and_result(&late, import).1.unwrap_err().to_string();
     assert!(error.ends_with("docker.sock cannot create image weave:3.0.0: no space left"), "{error}");
 }
 
 #[test]
 fn removing_what_is_gone_succeeds() {
     let gone = answer(404, r#"{"message":"No such container"}"#);
-    assert!(asked(&gone, |d| d.remove("x")).1.is_ok());
-    assert!(asked(&gone, |d| d.rename("x", "y")).1.is_err());
-    assert!(asked(&answer(409, r#"{"message":"in use"}"#), |d| d.remove_image("x")).1.is_err());
+    assert!(request_and_result(&gone, |d| d.remove("x")).1.is_ok());
+    assert!(request_and_result(&gone, |d| d.rename("x", "y")).1.is_err());
+    assert!(request_and_result(&answer(409, r#"{"message":"in use"}"#), |d| d.remove_image("x")).1.is_err());
 }
 
 #[test]
 fn the_last_log_line_is_found() {
     let body = "\x01\0\0\0\0\0\0\x04one\n\x02\0\0\0\0\0\0\x08two\nthre";
-    assert_eq!(asked(&answer(200, body), |d| d.last_log_line("x").unwrap()).1, "thre");
-    assert_eq!(asked(&answer(200, ""), |d| d.last_log_line("x").unwrap()).1, "");
+    assert_eq!(request_and_result(&answer(200, body), |d| d.last_log_line("x").unwrap()).1, "thre");
+    assert_eq!(request_and_result(&answer(200, ""), |d| d.last_log_line("x").unwrap()).1, "");
     let cut = "\x01\0\0\0\0\0\0\x7fcut";
-    assert_eq!(asked(&answer(200, cut), |d| d.last_log_line("x").unwrap()).1, "cut");
+    assert_eq!(request_and_result(&answer(200, cut), |d| d.last_log_line("x").unwrap()).1, "cut");
 }
 
 #[test]
 fn containers_and_images_are_listed_by_label() {
     let body = r#"[{"Id":"1","Names":["/weavedb"]},{"Id":"2"}]"#;
-    let (request, names) = asked(&answer(200, body), |d| d.containers_labelled("weavevolumes").unwrap());
+    let (request, names) =
+        request_and_result(&answer(200, body), |d| d.containers_labelled("weavevolumes").unwrap());
     assert_eq!(names, ["weavedb", "2"]);
     let start = "GET /containers/json?all=true&filters=%7B%22label%22%3A%5B%22weavevolumes%22%5D%7D HTTP/1.1";
     assert!(String::from_utf8_lossy(&request).starts_with(start));
     let body = r#"[{"Id":"i1","RepoTags":["weave:3","weave:latest"]},{"Id":"i2","RepoTags":null}]"#;
     assert_eq!(
-        asked(&answer(200, body), |d| d.images_labelled("l").unwrap()).1,
+        request_and_result(&answer(200, body), |d| d.images_labelled("l").unwrap()).1,
         ["weave:3", "weave:latest", "i2"]
     );
 }

@@ -1,6 +1,6 @@
-//! Finding containers: by namespace, by process, through a Docker daemon that a thread plays, and through a real one if
+//! Finding containers: by namespace, by process, through a Docker daemon that a thread simulates, and through a real one if
 //! there is one. Namespaces need root; the tests say so and pass without.
-#![expect(clippy::unwrap_used, reason = "the lint spares tests, but not what they share")]
+#![expect(clippy::unwrap_used, reason = "clippy allows unwrap in tests, but not in their helper functions")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -51,7 +51,7 @@ impl Drop for Sleeper {
     }
 }
 
-fn nowhere() -> Docker {
+fn unreachable_docker() -> Docker {
     Docker::at(Some("unix:///nonexistent/docker.sock"))
 }
 
@@ -63,7 +63,7 @@ fn error(text: &str, docker: &Docker) -> String {
     find(text, docker).unwrap_err().to_string()
 }
 
-/// Answers each request with the next of `answers`, and remembers what was asked.
+/// Answers each request with the next of `answers`, and records the requests.
 struct FakeDocker {
     _dir: tempfile::TempDir,
     docker: Docker,
@@ -71,7 +71,7 @@ struct FakeDocker {
 }
 
 impl FakeDocker {
-    fn saying(answers: Vec<(u16, String)>) -> FakeDocker {
+    fn with_responses(answers: Vec<(u16, String)>) -> FakeDocker {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("docker.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -102,20 +102,20 @@ fn described(pid: u32, running: bool, mode: &str) -> String {
 }
 
 #[test]
-fn by_process() {
+fn container_is_found_by_process() {
     if !root() {
         return;
     }
     let process = Sleeper::start(true);
     let pid = process.pid();
-    let target = find(&format!("pid:{pid}"), &nowhere()).unwrap();
+    let target = find(&format!("pid:{pid}"), &unreachable_docker()).unwrap();
     assert_eq!((target.id, target.naming, target.pid), (format!("pid:{pid}"), pid.to_string(), Some(pid)));
     assert_eq!((target.ns.id(), target.kind), (process.namespace().id(), Kind::Pid));
 
     let ours = Sleeper::start(false).pid();
     let process_here = std::process::id();
     assert_eq!(
-        error(&format!("pid:{process_here}"), &nowhere()),
+        error(&format!("pid:{process_here}"), &unreachable_docker()),
         format!(
             "the network namespace of process {process_here} is the host's own network namespace, and therefore cannot \
              be connected to weave"
@@ -123,41 +123,45 @@ fn by_process() {
     );
     // Killed and waited for by now.
     assert_eq!(
-        error(&format!("pid:{ours}"), &nowhere()),
+        error(&format!("pid:{ours}"), &unreachable_docker()),
         format!("process {ours} not found; it may have ended meanwhile")
     );
 }
 
 #[test]
-fn by_namespace() {
+fn container_is_found_by_namespace() {
     if !root() {
         return;
     }
     let process = Sleeper::start(true);
     let path = format!("/proc/{}/ns/net", process.pid());
-    let target = find(&format!("netns:{path}"), &nowhere()).unwrap();
+    let target = find(&format!("netns:{path}"), &unreachable_docker()).unwrap();
     assert_eq!((target.id, target.pid, target.kind), (format!("netns:{path}"), None, Kind::NetNs));
     assert_eq!((target.ns.id(), target.naming.len()), (process.namespace().id(), 7));
-    assert!(error("netns:/proc/self/ns/net", &nowhere()).contains("is the host's own network namespace"));
+    assert!(
+        error("netns:/proc/self/ns/net", &unreachable_docker())
+            .contains("is the host's own network namespace")
+    );
     assert_eq!(
-        error("netns:no-such-namespace", &nowhere()),
+        error("netns:no-such-namespace", &unreachable_docker()),
         "network namespace no-such-namespace not found; `ip netns list` shows those that have a name, a path works as \
          well"
     );
-    assert_eq!(error("netns:/etc/passwd", &nowhere()), "/etc/passwd is not a network namespace");
+    assert_eq!(error("netns:/etc/passwd", &unreachable_docker()), "/etc/passwd is not a network namespace");
     assert!(
-        error("netns:/nonexistent/x", &nowhere()).starts_with("network namespace /nonexistent/x not found")
+        error("netns:/nonexistent/x", &unreachable_docker())
+            .starts_with("network namespace /nonexistent/x not found")
     );
 }
 
 #[test]
-fn by_docker_name() {
+fn container_is_found_by_docker_name() {
     if !root() {
         return;
     }
     let process = Sleeper::start(true);
     let body = described(process.pid(), true, "bridge");
-    let fake = FakeDocker::saying(vec![(200, body.clone()), (200, body)]);
+    let fake = FakeDocker::with_responses(vec![(200, body.clone()), (200, body)]);
     let target = find("my web", &fake.docker).unwrap();
     let id = "0123456789abcdef".repeat(4);
     assert_eq!(
@@ -173,7 +177,7 @@ fn by_docker_name() {
 }
 
 #[test]
-fn what_docker_may_say_instead() {
+fn docker_failures_have_clear_errors() {
     if !root() {
         return;
     }
@@ -194,25 +198,25 @@ fn what_docker_may_say_instead() {
         (vec![(200, described(pid, true, "bridge")), (200, described(0, false, ""))], "Container web died"),
     ];
     for (answers, text) in cases {
-        let fake = FakeDocker::saying(answers);
+        let fake = FakeDocker::with_responses(answers);
         assert_eq!(error("web", &fake.docker), text);
     }
     for (status, body, text) in
         [(500, r#"{"message":"on fire"}"#, "on fire"), (503, "", "status 503"), (200, "[", "cannot be read")]
     {
-        let fake = FakeDocker::saying(vec![(status, body.into())]);
+        let fake = FakeDocker::with_responses(vec![(status, body.into())]);
         let error = error("web", &fake.docker);
         assert!(error.contains(text) && !error.contains('\n'), "{error}");
     }
-    let error = error("web", &nowhere());
+    let error = error("web", &unreachable_docker());
     assert!(error.starts_with("docker at unix:///nonexistent/docker.sock: cannot connect: "), "{error}");
     assert!(error.ends_with("name a container by netns:<name> or pid:<number>"), "{error}");
 }
 
 #[test]
-fn names_that_are_no_names_are_not_asked_for() {
+fn invalid_names_cause_no_request() {
     for name in [".", ".."] {
-        assert!(matches!(nowhere().inspect(name), Ok(None)));
+        assert!(matches!(unreachable_docker().inspect(name), Ok(None)));
     }
 }
 
@@ -277,7 +281,7 @@ impl Drop for RealContainer {
 }
 
 #[test]
-fn a_real_container() {
+fn container_of_a_real_docker_is_resolved() {
     if !root() {
         return;
     }
@@ -300,7 +304,7 @@ fn a_real_container() {
 }
 
 #[test]
-fn networks() {
+fn networks_are_read_and_removed() {
     let id = "f".repeat(64);
     let used = format!(
         r#"{{"Name":"weave","Id":"{id}","Driver":"weavemesh","Containers":{{"{}":{{"Name":"web"}}}}}}"#,
@@ -308,7 +312,7 @@ fn networks() {
     );
     let empty =
         format!(r#"{{"Name":"weave","Id":"{id}","Driver":"bridge","Containers":null,"Labels":{{}}}}"#);
-    let fake = FakeDocker::saying(vec![
+    let fake = FakeDocker::with_responses(vec![
         (200, used),
         (200, empty),
         (404, "{}".into()),

@@ -71,7 +71,7 @@ pub(crate) fn is_peer(service: &ContainerInfo) -> bool {
 }
 
 /// Name of 2.8.1's container while the container of this version has its name.
-fn set_aside(name: &str) -> String {
+fn original_container_name(name: &str) -> String {
     format!("{name}-original")
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(
     {
         docker.remove(&ours.id)?;
     }
-    if let Some(original) = docker.inspect(&set_aside(&name))? {
+    if let Some(original) = docker.inspect(&original_container_name(&name))? {
         docker.rename(&original.id, &name)?;
     }
     Ok(())
@@ -178,6 +178,7 @@ impl<'a> Container<'a> {
     }
 
     fn spec(&self, image: &str) -> Value {
+        // The sub-command that enters the host's mount namespace and becomes the daemon.
         let mut command = vec!["contained".to_owned()];
         command.extend(self.request.options().canonical());
         command.push("--".to_owned());
@@ -199,7 +200,7 @@ impl<'a> Container<'a> {
             // /dev/net/tun
             "DeviceCgroupRules": ["c 10:200 rwm"],
         });
-        // Other drivers have other options.
+        // Only these drivers accept the size limits.
         let driver = self.docker.info().map(|i| i.logging_driver).unwrap_or_default();
         if matches!(driver.as_str(), "json-file" | "local")
             && let Some(host) = host.as_object_mut()
@@ -234,7 +235,7 @@ impl ServiceManager for Container<'_> {
         if let Some(old) = self.docker.inspect(&self.name)? {
             if old.is_legacy_daemon() {
                 // It has been stopped, and is started again if this launch fails.
-                self.docker.rename(&old.id, &set_aside(&self.name))?;
+                self.docker.rename(&old.id, &original_container_name(&self.name))?;
                 self.renamed = Some(old.id);
             } else {
                 // It has ended: with any other the launch was refused.
@@ -296,7 +297,7 @@ pub(crate) fn containers(
     env: &dyn Env,
 ) -> Result<Vec<ContainerInfo>, Failure> {
     let name = container_name(options::named("weave", parsed, env), env);
-    let mut names = vec![set_aside(&name), name];
+    let mut names = vec![original_container_name(&name), name];
     if options::instance(parsed, env).is_none() {
         names.extend(["weaveplugin", "weaveproxy"].map(str::to_owned));
     }

@@ -97,7 +97,7 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 /// New name of a database that must not be read any more.
-pub fn retired_path(path: &Path) -> PathBuf {
+pub fn moved_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".taken-over");
     name.into()
@@ -106,14 +106,14 @@ pub fn retired_path(path: &Path) -> PathBuf {
 /// Renames the imported database before 2.8.1 returns to this host, and returns the new name. The owners of addresses have changed
 /// since the takeover, and with the old database 2.8.1 would allocate used addresses, or crash. Without it 2.8.1 learns the owners
 /// from its peers and from the containers. A database that 2.8.1 has changed since the takeover is kept.
-pub fn retire(original: &Original) -> Result<Option<PathBuf>, LegacyDatabaseError> {
+pub fn move_away(original: &Original) -> Result<Option<PathBuf>, LegacyDatabaseError> {
     let (Some(path), Some(imported)) = (&original.path, &original.digest) else { return Ok(None) };
     if !path.exists() || digest(&content(path)?) != *imported {
         return Ok(None);
     }
-    let retired = retired_path(path);
-    fs::rename(path, &retired).map_err(|source| LegacyDatabaseError::Io { path: path.clone(), source })?;
-    Ok(Some(retired))
+    let moved = moved_path(path);
+    fs::rename(path, &moved).map_err(|source| LegacyDatabaseError::Io { path: path.clone(), source })?;
+    Ok(Some(moved))
 }
 
 fn candidates(config: &Config) -> Vec<PathBuf> {
@@ -201,14 +201,14 @@ mod tests {
         write_sample(&path, 0);
         let imported = find(&config(dir.path())).unwrap().unwrap();
         let original = Original { digest: Some(imported.digest), path: Some(path.clone()), bridge: None };
-        assert_eq!(retire(&Original::default()).unwrap(), None);
-        let retired = retire(&original).unwrap().unwrap();
+        assert_eq!(move_away(&Original::default()).unwrap(), None);
+        let moved = move_away(&original).unwrap().unwrap();
         assert!(!path.exists());
-        assert_eq!(fs::read(&retired).unwrap(), fs::read(SAMPLE).unwrap());
+        assert_eq!(fs::read(&moved).unwrap(), fs::read(SAMPLE).unwrap());
         assert!(find(&config(dir.path())).unwrap().is_none(), "the renamed file is not imported again");
-        assert_eq!(retire(&original).unwrap(), None);
+        assert_eq!(move_away(&original).unwrap(), None);
         fs::write(&path, "written by 2.8.1 since").unwrap();
-        assert_eq!(retire(&original).unwrap(), None);
+        assert_eq!(move_away(&original).unwrap(), None);
         assert!(path.exists());
     }
 

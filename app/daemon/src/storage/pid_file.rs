@@ -14,8 +14,8 @@ use weave_host::fault_injection;
 
 /// A process that was killed releases its lock and its ports within this time.
 pub const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Readers of the holder lock the file for a moment. Whoever starts a process after another one was killed waits before
-/// ([`stays_held`]): a process that waited here for longer could start after a `weave reset`.
+/// Readers of the holder lock the file for a moment. A caller that starts a process after another one was killed waits
+/// before ([`stays_held`]): a process that waited here for longer could start after a `weave reset`.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 

@@ -86,7 +86,7 @@ impl Families {
 
     fn connections(&mut self, report: &Report) {
         let connections = &report.router.connections;
-        // 2.8.1 has no count for connections that wait for their turn.
+        // 2.8.1 has no count for connections that are not dialled yet.
         let mut counts: BTreeMap<(&str, &str, &str), i64> = BTreeMap::new();
         let types: BTreeSet<_> = TYPES.into_iter().chain(connections.iter().map(overlay)).collect();
         for kind in types {
@@ -158,8 +158,8 @@ impl Families {
     }
 
     fn dns(&mut self, dns: &Dns, own: &str) {
-        let living = dns.entries.iter().filter(|e| e.tombstone == 0 && e.origin == own).count();
-        self.gauge("weave_dns_entries", "Number of DNS entries.", living);
+        let active = dns.entries.iter().filter(|e| e.tombstone == 0 && e.origin == own).count();
+        self.gauge("weave_dns_entries", "Number of DNS entries.", active);
     }
 
     fn traffic(&mut self, traffic: Traffic, drops: &BTreeMap<String, u64>) {
@@ -292,10 +292,10 @@ pub(crate) fn page(snapshot: &Snapshot, open_metrics: bool) -> String {
     let mut page = String::new();
     // Writing to a `String` does not fail.
     let _ = text::encode(&mut page, &registry);
-    if open_metrics { page } else { old_format(&page, &counters) }
+    if open_metrics { page } else { to_text_format(&page, &counters) }
 }
 
-fn old_format(page: &str, counters: &[&str]) -> String {
+fn to_text_format(page: &str, counters: &[&str]) -> String {
     let mut out = String::with_capacity(page.len() + 8 * counters.len());
     for line in page.lines().filter(|l| *l != "# EOF") {
         let described = ["# HELP ", "# TYPE "].into_iter().find_map(|head| {
