@@ -232,7 +232,8 @@ fn check(file: File, label: String) -> Result<NetNs, Error> {
     // ENOTTY is the answer of files of other kinds, and of namespaces on kernels before 4.11.
     let on_old_kernel = kind < 0 && is_nsfs(&file);
     if kind != libc::CLONE_NEWNET && !on_old_kernel {
-        return Err(Error::Argument(format!("{label} is not a network namespace")));
+        let name = label.strip_prefix("network namespace ").unwrap_or(&label);
+        return Err(Error::Argument(format!("{name} is not a network namespace")));
     }
     let meta = file.metadata().map_err(|e| Error::io(format!("inspecting {label}"), &e))?;
     Ok(NetNs { id: NamespaceId { device: meta.dev(), inode: meta.ino() }, file, label })
