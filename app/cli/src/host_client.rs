@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use weave_api::host_requests::{AttachRequest, DetachRequest, HostResponse};
 use weave_api::{Client, ClientError};
-use weave_host::NetNs;
+use weave_host::{NetNs, Netlink};
 use weave_runtime::{AddressRequest, Attachment, ContainerNetwork, NoAllocator, Outcome};
 
 use crate::args::Parsed;
@@ -70,6 +70,10 @@ pub(crate) fn attach(
         return Ok(response.addresses);
     }
     let AttachRequest { container, naming, bridge, multicast_route, hairpin, hosts_file, .. } = request;
+    // Looked up before the run directory is created, so that nothing changes on a host without the bridge.
+    if Netlink::open()?.link(&bridge)?.is_none() {
+        return Err(weave_host::Error::no_bridge(&bridge).into());
+    }
     let hosts_file = hosts_file.map(hosts_file::local);
     let addresses = addresses.to_vec();
     let attachment =

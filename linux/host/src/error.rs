@@ -85,7 +85,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn no_bridge(name: &str) -> Error {
+    /// The bridge of the container network does not exist.
+    pub fn no_bridge(name: &str) -> Error {
         Error::State(format!("bridge {name:?} not present; did you launch weave?"))
     }
 

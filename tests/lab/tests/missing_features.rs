@@ -81,6 +81,8 @@ fn attach_reports_missing_features() {
     let h1 = lab.host("h1");
     prepare(h1);
     let c = h1.container("c");
+    // While no daemon runs, the command changes the host itself.
+    h1.weave_ok(&["stop"]);
     let attach = ["attach", "10.2.1.1/24", "netns:c"];
     let features = [
         ("packet", &["lacks packet sockets", "CONFIG_PACKET"][..]),
