@@ -25,7 +25,7 @@ pub(crate) fn peer_name(config: &Config, persisted: Option<PeerName>) -> Result<
     }
 }
 
-/// [`peer_name`] with the database of 2.8.1 that is found on this host.
+/// `peer_name` with the database of 2.8.1 that is found on this host.
 pub fn find_peer_name(config: &Config) -> Result<PeerName, PeerNameError> {
     let database = legacy_database::find(config)?;
     Ok(peer_name(config, database.and_then(|d| d.database.peer_name))?)

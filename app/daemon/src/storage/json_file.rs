@@ -41,7 +41,7 @@ pub(super) fn write(path: &Path, content: &impl Serialize) -> Result<(), StoreEr
     files::write_atomically(path, &encode(path, content)?, MODE).map_err(StoreError::io("write", path))
 }
 
-/// Finds out whether [`write`] would succeed.
+/// Finds out whether [`write()`] would succeed.
 pub(super) fn check_writable(path: &Path, content: &impl Serialize) -> Result<(), StoreError> {
     files::check_writable(path, &encode(path, content)?, MODE).map_err(StoreError::io("write", path))
 }
