@@ -69,8 +69,11 @@ pub(crate) fn attach(
         warn(&response.warnings);
         return Ok(response.addresses);
     }
+    // Both are checked before the run directory is created, so that an attach that cannot succeed changes nothing on the host.
+    if addresses.iter().any(|a| matches!(a, AddressRequest::Net(_))) {
+        return Err(Failure::new(1, query::NO_DAEMON));
+    }
     let AttachRequest { container, naming, bridge, multicast_route, hairpin, hosts_file, .. } = request;
-    // Looked up before the run directory is created, so that nothing changes on a host without the bridge.
     if Netlink::open()?.link(&bridge)?.is_none() {
         return Err(weave_host::Error::no_bridge(&bridge).into());
     }
