@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 SIM_SECONDS ?= 40
 # The tests of the lab mostly wait: several can run on each core.
-LAB_THREADS ?= 8
+LAB_THREADS ?= 12
 SOAK_SECONDS ?= 3600
 SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000
@@ -46,7 +46,7 @@ lint: ## format, clippy with warnings denied, layout, references to the specific
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	 else echo "NOTICE: cargo-deny is not installed; licences and advisories not checked"; fi
 
-unit: ## unit, property, vector and kernel tests, fuzz corpora
+unit: packages ## unit, property, vector and kernel tests, fuzz corpora
 	$(CARGO) test $(TESTED) --lib --bins $(UNIT_TESTS)
 
 sim: ## seeded simulation, SIM_SECONDS per suite

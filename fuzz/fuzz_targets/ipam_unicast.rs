@@ -1,7 +1,7 @@
 //! Any bytes as a message of IPAM to one peer.
 #![no_main]
 
-#[path = "../../proto/ipam/tests/fuzz_entry/mod.rs"]
+#[path = "../../proto/ipam/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
 mod fuzz_entry;
 

@@ -1,7 +1,7 @@
 //! Any text as the name of a container.
 #![no_main]
 
-#[path = "../../linux/runtime/tests/fuzz_entry/mod.rs"]
+#[path = "../../linux/runtime/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
 mod fuzz_entry;
 

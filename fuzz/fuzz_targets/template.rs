@@ -1,7 +1,7 @@
 //! Any text as a Go template over a report.
 #![no_main]
 
-#[path = "../../app/api/tests/fuzz_entry/mod.rs"]
+#[path = "../../app/api/tests/it/fuzz_entry.rs"]
 #[allow(dead_code, reason = "the other targets use the rest")]
 mod fuzz_entry;
 

@@ -1,41 +1,35 @@
 //! The modules of a crate must not import each other in a cycle.
 //!
 //! A module is a file together with its submodules: only imports between sibling modules count, wherever in their submodules they
-//! occur. Imports are read from the text: `use` declarations, and paths that begin with `crate`, `super`, `self` or the
-//! name of a child module. A name that a module re-exports counts as an import of the module that defines it. Re-exports of a child
+//! occur. Imports are `use` declarations, and paths that begin with `crate`, `super`, `self` or the name of a child module. A name that
+//! a module re-exports counts as an import of the module that defines it, unless it is re-exported by `*`. Re-exports of a child
 //! (`pub use child::X`) and tests do not count.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use syn::parse::Parser;
+use syn::punctuated::Punctuated;
+use syn::visit::{self, Visit};
+use syn::{Attribute, Expr, ItemUse, Meta, Token, UseTree, Visibility};
 
 /// Segments of a path below the crate root; empty for `lib.rs` or `main.rs`.
 type ModulePath = Vec<String>;
 
 #[derive(Debug, Default)]
 struct Module {
+    path: ModulePath,
+    /// How many inner modules of this file are open.
+    depth: usize,
     /// What it imports, as absolute paths.
     imports: BTreeSet<ModulePath>,
     /// What a name that was brought into scope stands for; `None` for names of other crates.
     aliases: BTreeMap<String, Option<ModulePath>>,
-    /// Those of them that others can use.
-    exports: BTreeSet<String>,
-    globs: Vec<ModulePath>,
-    definitions: BTreeSet<String>,
     children: BTreeSet<String>,
-    test_children: BTreeSet<String>,
 }
 
 type Modules = BTreeMap<ModulePath, Module>;
-
-/// Prints the cycles in the crates with these folders.
-pub(crate) fn report<'a>(root: &Path, crates: impl Iterator<Item = &'a String>) -> Result<()> {
-    let cycles = find(root, crates)?;
-    cycles.iter().for_each(|(name, cycle)| println!("{name}: {cycle}"));
-    println!("cycles: {}", cycles.len());
-    Ok(())
-}
 
 /// The cycles of modules in these crates, each with the folder of its crate.
 pub(crate) fn find<'a>(
@@ -57,9 +51,9 @@ pub(crate) fn find<'a>(
 /// Reads a file and the files of its child modules, except those of tests.
 fn read(folder: &Path, file: &Path, path: ModulePath, modules: &mut Modules) -> Result<()> {
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let module = parse(&path, &text);
-    for child in module.children.difference(&module.test_children) {
-        let files: [PathBuf; 2] = [folder.join(format!("{child}.rs")), folder.join(child).join("mod.rs")];
+    let module = parse(&path, &text).with_context(|| format!("parsing {}", file.display()))?;
+    for child in &module.children {
+        let files = [folder.join(format!("{child}.rs")), folder.join(child).join("mod.rs")];
         // One with a `#[path]` is not found here; the workspace has none outside of tests.
         if let Some(file) = files.iter().find(|file| file.exists()) {
             read(&folder.join(child), file, [&path[..], std::slice::from_ref(child)].concat(), modules)?;
@@ -69,218 +63,122 @@ fn read(folder: &Path, file: &Path, path: ModulePath, modules: &mut Modules) -> 
     Ok(())
 }
 
-/// Identifiers, `::`, and single characters of punctuation; no comments, no literals.
-fn tokens(text: &str) -> Vec<&str> {
-    let bytes = text.as_bytes();
-    let mut tokens = Vec::new();
-    let mut i = 0;
-    let is_word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let past = |from: usize, end: &str| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
-    while i < bytes.len() {
-        let start = i;
-        let rest = &text[i..];
-        let raw = rest.trim_start_matches('b').strip_prefix('r').filter(|r| r.starts_with(['"', '#']));
-        if rest.starts_with("//") {
-            i = past(i, "\n");
-        } else if rest.starts_with("/*") {
-            i = past(i, "*/");
-        } else if let Some(hashes) =
-            raw.and_then(|r| r.find('"')).filter(|n| raw.is_some_and(|r| r[..*n].bytes().all(|b| b == b'#')))
-        {
-            i = past(past(i, "\""), &format!("\"{}", "#".repeat(hashes)));
-        } else if bytes[i] == b'"' {
-            i += 1;
-            while i < bytes.len() && bytes[i] != b'"' {
-                i += if bytes[i] == b'\\' { 2 } else { 1 };
-            }
-            i += 1;
-        } else if rest.starts_with("'\\") {
-            i = past(i + 3, "'");
-        } else if bytes[i] == b'\'' && rest.chars().nth(2) == Some('\'') {
-            i = past(i + 1, "'");
-        } else if is_word(bytes[i]) {
-            i += bytes[i..].iter().take_while(|b| is_word(**b)).count();
-            tokens.push(&text[start..i]);
-        } else if rest.starts_with("::") {
-            i += 2;
-            tokens.push("::");
-        } else {
-            i += rest.chars().next().map_or(1, char::len_utf8);
-            if !bytes[start].is_ascii_whitespace() {
-                tokens.push(&text[start..i]);
-            }
-        }
-    }
-    tokens
-}
-
-/// The index after the bracket that closes the one at `open`.
-fn after_bracket(tokens: &[&str], open: usize) -> usize {
-    let mut depth = 0;
-    for (i, token) in tokens.iter().enumerate().skip(open) {
-        match *token {
-            "{" | "(" | "[" => depth += 1,
-            "}" | ")" | "]" => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return i + 1;
-        }
-    }
-    tokens.len()
-}
-
-/// The index after the item that begins at `start`.
-fn after_item(tokens: &[&str], start: usize) -> usize {
-    let mut i = start;
-    while i < tokens.len() {
-        match tokens[i] {
-            ";" => return i + 1,
-            "{" => return after_bracket(tokens, i),
-            "(" | "[" => i = after_bracket(tokens, i),
-            "}" => return i,
-            _ => i += 1,
-        }
-    }
-    i
-}
-
-fn parse(path: &[String], text: &str) -> Module {
-    let tokens = tokens(text);
-    let at = |i: usize| tokens.get(i).copied().unwrap_or_default();
-    let children = (0..tokens.len()).filter(|i| at(*i) == "mod" && at(i + 2) == ";");
-    let mut module =
-        Module { children: children.map(|i| at(i + 1).to_owned()).collect(), ..Module::default() };
-    // Inner modules of this file that are open, by the index at which they end.
-    let mut inner: Vec<usize> = Vec::new();
-    let mut i = 0;
-    while i < tokens.len() {
-        inner.retain(|end| i < *end);
-        match at(i) {
-            "#" if at(i + 1) == "[" => {
-                let end = after_bracket(&tokens, i + 1);
-                let attribute = &tokens[i..end];
-                i = end;
-                if attribute.contains(&"cfg") && attribute.contains(&"test") && !attribute.contains(&"not") {
-                    while at(i) == "#" {
-                        i = after_bracket(&tokens, i + 1);
-                    }
-                    let end = after_item(&tokens, i);
-                    if let [.., "mod", name, ";"] = tokens[i..end] {
-                        module.test_children.insert(name.to_owned());
-                    }
-                    i = end;
-                }
-                continue;
-            }
-            "mod" if at(i + 2) == "{" => inner.push(after_bracket(&tokens, i + 2)),
-            "fn" | "struct" | "enum" | "trait" | "type" | "const" | "static" | "union" => {
-                module.definitions.insert(at(i + 1).to_owned());
-            }
-            "use" => {
-                let is_public = i > 0 && (at(i - 1) == "pub" || at(i - 1) == ")");
-                let mut found = Vec::new();
-                let end = use_tree(&tokens, i + 1, &[], &mut found);
-                for (used, name) in found {
-                    let absolute = absolute(path, inner.len(), &module.children, &used);
-                    if let Some(target) = &absolute {
-                        let of_child = target.len() > path.len() && target.starts_with(path);
-                        if !(is_public && of_child) {
-                            module.imports.insert(target.clone());
-                        }
-                        if name == "*" {
-                            module.globs.push(target.clone());
-                        }
-                    }
-                    if is_public {
-                        module.exports.insert(name.clone());
-                    }
-                    module.aliases.insert(name, absolute);
-                }
-                i = end;
-                continue;
-            }
-            _ if at(i + 1) == "::" && (i == 0 || at(i - 1) != "::") => {
-                let mut used = vec![at(i).to_owned()];
-                while at(i + 1) == "::" && at(i + 2).starts_with(|c: char| c.is_alphabetic() || c == '_') {
-                    i += 2;
-                    used.push(at(i).to_owned());
-                }
-                // A macro is exported at the root, wherever it is defined.
-                if at(i + 1) != "!" {
-                    module.imports.extend(absolute(path, inner.len(), &module.children, &used));
-                }
+fn parse(path: &[String], text: &str) -> syn::Result<Module> {
+    let file = syn::parse_file(text)?;
+    let mut module = Module { path: path.to_vec(), ..Module::default() };
+    // Before everything else: a path can begin with the name of a child.
+    for item in &file.items {
+        match item {
+            syn::Item::Mod(child) if child.content.is_none() && !is_test(&child.attrs) => {
+                module.children.insert(child.ident.to_string());
             }
             _ => {}
         }
-        i += 1;
     }
-    module
+    module.visit_file(&file);
+    Ok(module)
 }
 
-/// Reads one tree of a `use` declaration: every path in it, with the name by which it is known. Returns the index after it.
-fn use_tree(tokens: &[&str], mut i: usize, start: &[String], found: &mut Vec<(ModulePath, String)>) -> usize {
-    let mut path = start.to_vec();
-    while let Some(token) = tokens.get(i) {
-        match *token {
-            "::" => i += 1,
-            "{" => {
-                let end = after_bracket(tokens, i);
-                i += 1;
-                while i + 1 < end {
-                    i = use_tree(tokens, i, &path, found);
-                }
-                return end;
-            }
-            "as" => {
-                found.push((path, tokens.get(i + 1).copied().unwrap_or_default().to_owned()));
-                return i + 3;
-            }
-            "," | ";" | "}" => {
-                if let Some(name) = path.last().cloned() {
-                    if matches!(name.as_str(), "*" | "self") && path.len() > 1 {
-                        path.pop();
-                    }
-                    let name = if name == "self" { path.last().cloned().unwrap_or_default() } else { name };
-                    found.push((path, name));
-                }
-                return i + 1;
-            }
-            segment => {
-                path.push(segment.to_owned());
-                i += 1;
-            }
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == "test",
+        meta => meta.path().is_ident("test"),
+    })
+}
+
+impl Visit<'_> for Module {
+    fn visit_item(&mut self, item: &syn::Item) {
+        let attributes = match item {
+            syn::Item::Mod(item) => &item.attrs,
+            syn::Item::Use(item) => &item.attrs,
+            syn::Item::Fn(item) => &item.attrs,
+            syn::Item::Impl(item) => &item.attrs,
+            _ => return visit::visit_item(self, item),
+        };
+        if !is_test(attributes) {
+            visit::visit_item(self, item);
         }
     }
-    i
+
+    fn visit_item_mod(&mut self, item: &syn::ItemMod) {
+        self.depth += 1;
+        visit::visit_item_mod(self, item);
+        self.depth -= 1;
+    }
+
+    fn visit_item_use(&mut self, item: &ItemUse) {
+        let is_public = !matches!(item.vis, Visibility::Inherited);
+        self.use_tree(&item.tree, ModulePath::new(), is_public);
+    }
+
+    fn visit_path(&mut self, path: &syn::Path) {
+        if path.segments.len() > 1 {
+            let path: ModulePath = path.segments.iter().map(|s| s.ident.to_string()).collect();
+            self.imports.extend(self.absolute(&path));
+        }
+        visit::visit_path(self, path);
+    }
+
+    /// The path of a macro is left out, since it is exported at the root wherever it is defined.
+    fn visit_macro(&mut self, call: &syn::Macro) {
+        if let Ok(arguments) = Punctuated::<Expr, Token![,]>::parse_terminated.parse2(call.tokens.clone()) {
+            arguments.iter().for_each(|argument| self.visit_expr(argument));
+        }
+    }
 }
 
-/// A path below the crate root; `None` for one into another crate.
-fn absolute(
-    module: &[String],
-    inner: usize,
-    children: &BTreeSet<String>,
-    path: &[String],
-) -> Option<ModulePath> {
-    let (first, mut rest) = path.split_first()?;
-    let mut base = module.to_vec();
-    let mut inner = inner;
-    match first.as_str() {
-        "crate" => base.clear(),
-        "self" => {}
-        "super" => {
-            let mut up = |inner: &mut usize| if *inner > 0 { *inner -= 1 } else { drop(base.pop()) };
-            up(&mut inner);
-            while rest.first().is_some_and(|s| s == "super") {
-                up(&mut inner);
+impl Module {
+    fn use_tree(&mut self, tree: &UseTree, mut path: ModulePath, is_public: bool) {
+        let name = match tree {
+            UseTree::Path(tree) => {
+                path.push(tree.ident.to_string());
+                return self.use_tree(&tree.tree, path, is_public);
+            }
+            UseTree::Group(group) => {
+                return group.items.iter().for_each(|tree| self.use_tree(tree, path.clone(), is_public));
+            }
+            UseTree::Glob(_) => "*".to_owned(),
+            UseTree::Name(tree) if tree.ident == "self" => path.last().cloned().unwrap_or_default(),
+            UseTree::Name(tree) => {
+                path.push(tree.ident.to_string());
+                tree.ident.to_string()
+            }
+            UseTree::Rename(tree) => {
+                path.push(tree.ident.to_string());
+                tree.rename.to_string()
+            }
+        };
+        let target = self.absolute(&path);
+        if let Some(target) = &target {
+            let of_child = target.len() > self.path.len() && target.starts_with(&self.path);
+            if !(is_public && of_child) {
+                self.imports.insert(target.clone());
+            }
+        }
+        self.aliases.insert(name, target);
+    }
+
+    /// A path below the crate root; `None` for one into another crate.
+    fn absolute(&self, path: &[String]) -> Option<ModulePath> {
+        let mut base = self.path.clone();
+        let mut rest = path;
+        match path.first()?.as_str() {
+            "crate" => {
+                base.clear();
                 rest = &rest[1..];
             }
+            "self" => rest = &rest[1..],
+            "super" => {
+                let ups = path.iter().take_while(|segment| *segment == "super").count();
+                base.truncate((base.len() + self.depth).saturating_sub(ups).min(base.len()));
+                rest = &rest[ups..];
+            }
+            child if self.children.contains(child) => {}
+            _ => return None,
         }
-        child if children.contains(child) => rest = path,
-        _ => return None,
+        base.extend_from_slice(rest);
+        Some(base)
     }
-    base.extend_from_slice(rest);
-    Some(base)
 }
 
 /// The module that a path leads to, through re-exports; `None` if that is another crate.
@@ -290,26 +188,12 @@ fn resolve(modules: &Modules, path: &[String], depth: usize) -> Option<ModulePat
         let next = [&here[..], std::slice::from_ref(segment)].concat();
         if modules.contains_key(&next) {
             here = next;
-            continue;
+        } else if let Some(alias) = modules.get(&here)?.aliases.get(segment) {
+            let target = [alias.as_deref()?, &path[n + 1..]].concat();
+            return depth.checked_sub(1).and_then(|depth| resolve(modules, &target, depth));
+        } else {
+            break;
         }
-        let module = modules.get(&here)?;
-        let follow = |target: &[String]| {
-            let target = [target, &path[n + 1..]].concat();
-            if depth == 0 { None } else { resolve(modules, &target, depth - 1) }
-        };
-        if let Some(alias) = module.aliases.get(segment) {
-            return follow(alias.as_deref()?);
-        }
-        if !module.definitions.contains(segment) {
-            for glob in &module.globs {
-                let target = [&glob[..], std::slice::from_ref(segment)].concat();
-                let named = resolve(modules, glob, depth.saturating_sub(1)).and_then(|m| modules.get(&m));
-                if named.is_some_and(|m| m.definitions.contains(segment) || m.exports.contains(segment)) {
-                    return follow(&target);
-                }
-            }
-        }
-        return Some(here);
     }
     Some(here)
 }
@@ -368,7 +252,7 @@ mod tests {
         let path = |name: &str| name.split("::").filter(|s| !s.is_empty()).map(str::to_owned).collect();
         let modules = files.iter().map(|(name, text)| {
             let path: ModulePath = path(name);
-            let module = parse(&path, text);
+            let module = parse(&path, text).expect("valid Rust");
             (path, module)
         });
         cycles_of(&modules.collect())

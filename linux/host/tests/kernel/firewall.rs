@@ -126,7 +126,10 @@ fn flushed_rules_are_noticed_and_restored() {
         for flush in flushes {
             sh(flush);
             assert_ne!(rules(backend), made, "{flush}");
-            eventually("the change to be noticed", || manager.may_have_changed());
+            // Legacy iptables has no generation: a check is due after a while, whatever has changed.
+            if backend != Backend::IptablesLegacy || *flush == flushes[0] {
+                eventually("the change to be noticed", || manager.may_have_changed());
+            }
             assert_eq!(manager.ensure(&config(), &exposes), Ok(true), "{flush}");
             let sorted = |text: String| {
                 let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();

@@ -1,8 +1,6 @@
 //! Reads the database of 2.8.1, from a file that 2.8.1 wrote.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod support;
-
+use crate::support;
 use proptest::prelude::*;
 use weave_ipam::{Database, DatabaseError};
 

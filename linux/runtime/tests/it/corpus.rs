@@ -1,8 +1,6 @@
 //! Replays the corpora of the fuzz targets, and mutations of them.
 
-mod fuzz_entry;
-#[path = "../../../fuzz/replay.rs"]
-mod replay;
+use crate::{fuzz_entry, replay};
 
 #[test]
 fn docker_answer() {

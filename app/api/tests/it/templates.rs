@@ -1,5 +1,4 @@
 //! `report -f`: the templates of the recorded transcript and of 2.8.1's documents and tests.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 

@@ -1,5 +1,4 @@
 //! Test vectors and their conversion to our types.
-#![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part")]
 
 pub(crate) mod peer;
 

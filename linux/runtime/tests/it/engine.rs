@@ -1,5 +1,4 @@
 //! What the client of container engines sends, and what it makes of the answers.
-#![expect(clippy::unwrap_used, reason = "clippy allows unwrap in tests, but not in their helper functions")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

@@ -1,9 +1,6 @@
 //! All orders of events for three peers with one crash: a breadth-first search over all reachable states, so that a
-//! counterexample is a shortest one. `cargo test -p weave-ipam --test search -- --nocapture` prints the number of
+//! counterexample is a shortest one. `cargo test -p weave-ipam --test it search -- --nocapture` prints the number of
 //! states.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::Debug;
@@ -312,9 +309,9 @@ mod donations {
     use super::*;
     use std::net::IpAddr;
 
+    use crate::support::peer::{now, subnet};
     use rand::SeedableRng;
     use rand_chacha::ChaCha12Rng;
-    use support::peer::{now, subnet};
     use weave_ipam::{Allocator, Answer, Config, Init, Loaded, Output, RequestId};
     use weave_types::{PeerName, PeerUid};
 

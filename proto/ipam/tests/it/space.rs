@@ -1,13 +1,10 @@
 //! Used and free addresses, compared with 2.8.1 and with a model.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use crate::support::{list, range, text, vectors};
 use proptest::prelude::*;
-use support::{list, range, text, vectors};
 use weave_ipam::space::{RangeSet, Space};
 use weave_ipam::{AddrRange, Subnet};
 

@@ -1,9 +1,6 @@
 //! Encoding of gossip, compared with messages of 2.8.1.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod support;
-
-use support::{knowledge, list, name, number, range, state, text, vectors};
+use crate::support::{knowledge, list, name, number, range, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::paxos::{ElectorId, Paxos};
 use weave_types::PeerUid;

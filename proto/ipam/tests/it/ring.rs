@@ -1,12 +1,9 @@
 //! Ring operations, compared with results of 2.8.1.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::BTreeMap;
 
+use crate::support::{addr, list, name, number, range, ring, text, vectors};
 use serde_json::Value;
-use support::{addr, list, name, number, range, ring, text, vectors};
 use weave_ipam::merge::MergeError;
 use weave_ipam::{AddrRange, Conflict, Ring, Subnet};
 use weave_types::PeerName;

@@ -1,6 +1,5 @@
 //! Reports and status pages of 2.8.1 daemons (`tests/vectors/cli`): the schema reads and writes the same JSON, and the pages
 //! have the same content, apart from the documented differences and the order, which was arbitrary there.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,4 @@
 //! Rings with conflict-free histories converge to the same owners, in whatever order the peers exchange them.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,6 +1,5 @@
 //! Finding containers: by namespace, by process, through a Docker daemon that a thread simulates, and through a real one if
 //! there is one. Namespaces need root; the tests say so and pass without.
-#![expect(clippy::unwrap_used, reason = "clippy allows unwrap in tests, but not in their helper functions")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;

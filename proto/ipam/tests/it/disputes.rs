@@ -1,9 +1,6 @@
 //! Conflicts: another peer claims the same ranges, or divides another range.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod support;
-
-use support::peer::{Peer, Sent, subnet};
+use crate::support::peer::{Peer, Sent, subnet};
 use weave_ipam::message::StateMessage;
 use weave_ipam::{AddrRange, Config, Conflict, Entry, HandOver, Init, RequestError, Ring};
 use weave_types::{PeerName, PeerUid};

@@ -1,11 +1,8 @@
 //! Single situations that need preparation: requests for space, conflicts, elections, containers.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
 
 use std::net::Ipv4Addr;
 
-use support::peer::{Peer, Sent, subnet};
+use crate::support::peer::{Peer, Sent, subnet};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
     AddrRange, Answer, Config, Entry, Event, GossipError, Init, Loaded, NO_ID, PendingKind, RequestError,

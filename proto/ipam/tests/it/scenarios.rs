@@ -1,14 +1,12 @@
 //! Runs of whole allocators, compared with runs of 2.8.1.
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-mod support;
-
+use crate::support;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use crate::support::peer::{Peer, Sent, subnet};
+use crate::support::{list, name, range, records, ring, state, text, vectors};
 use serde_json::{Value, json};
-use support::peer::{Peer, Sent, subnet};
-use support::{list, name, range, records, ring, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
 use weave_ipam::{
     Config, Entry, Event, GossipError, HandOver, Init, Loaded, Record, RequestError, Ring, State, Subnet,
