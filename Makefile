@@ -3,7 +3,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 SIM_SECONDS ?= 40
 # The tests of the lab mostly wait: several can run on each core.
-LAB_THREADS ?= 12
+LAB_THREADS ?= 8
 SOAK_SECONDS ?= 3600
 SOAK_RUNS ?= 1000000
 FUZZ_RUNS ?= 1000000

@@ -216,6 +216,8 @@ impl Allocator {
             let error = RequestError::OtherPeer { cidr: claim.cidr, peer: by, nickname, unreachable: false };
             self.refuse_claim(claim, error);
         }
+        // A later claim of the address is sent at once.
+        self.drop_stale_requests();
     }
 
     fn cancel_claim(&mut self, mut claim: Claim) {

@@ -147,6 +147,21 @@ fn denial_fails_only_the_claim_of_its_address() {
     assert_eq!(peer.result(id), "error: address 10.2.0.200/24 is owned by other peer 00:00:00:00:00:02");
 }
 
+/// The owner may have released the address since it denied it.
+#[test]
+fn denied_address_is_requested_again_by_the_next_claim() {
+    let mut peer = seeded(1, 2);
+    peer.set_reachable(&[name(1), name(2)]);
+    for container in ["c", "d"] {
+        let id = peer.claim(container, "10.2.0.200/24", false);
+        let request = Unicast::Request(AddrRange::single(addr(200))).encode();
+        assert_eq!(peer.take_sent(), [Sent::Unicast(name(2), request)], "{container}");
+        let denied = Unicast::Denied(AddrRange::single(addr(200))).encode();
+        peer.receive(name(2), &Sent::Unicast(name(1), denied)).unwrap();
+        assert!(peer.result(id).starts_with("error"), "{container}");
+    }
+}
+
 /// A range was given to peer 1, and peer 3 learned of it before peer 1. Found by the simulator (addresses, seeds 2663
 /// and 9867).
 #[test]
