@@ -60,6 +60,8 @@ pub(crate) struct Running {
     /// When the last digest was sent, if it is not answered.
     pub(crate) digest_sent_at: Option<Instant>,
     pub(crate) queue: Queue,
+    /// [`ConnectionEvent::ForgedVersion`](crate::ConnectionEvent) was sent.
+    pub(crate) forged_version_reported: bool,
     pub(crate) heartbeat_at: Instant,
     pub(crate) read_deadline: Instant,
 }

@@ -156,6 +156,7 @@ impl Mesh {
             supports_digest,
             digest_sent_at: None,
             queue: Queue::default(),
+            forged_version_reported: false,
             heartbeat_at: now.mono + HEARTBEAT_INTERVAL,
             read_deadline: now.mono + READ_TIMEOUT,
         }));

@@ -41,7 +41,7 @@ use crate::event::ConnectionError;
 use crate::gossip::{GossipKind, PeerSelection};
 use crate::mesh::Mesh;
 use crate::peers::{Peer, RecordVersion};
-use crate::topology::Topology;
+use crate::topology::{self, Topology};
 
 /// Tag of the extension's messages, which are only sent to peers with the feature.
 pub(crate) const TAG: u8 = 64;
@@ -178,6 +178,7 @@ impl Mesh {
                 running.digest_sent_at = None;
             }
         });
+        let max_version = topology::max_version(now.wall);
         match message {
             Message::Digest(theirs) => {
                 let answered_by_them = awaits_answer && peer < self.config.name;
@@ -186,7 +187,8 @@ impl Mesh {
                     self.send_unless_busy(conn, &versions.encode(), now);
                 }
             }
-            Message::Versions(theirs) => {
+            Message::Versions(mut theirs) => {
+                theirs.retain(|_, known| known.version <= max_version);
                 let ours = versions(&self.topology).collect();
                 self.send_records(conn, newer(&ours, &theirs), now);
                 let newer_there = newer(&theirs, &ours);
@@ -195,7 +197,10 @@ impl Mesh {
                 }
             }
             Message::Request(names) => self.send_records(conn, names, now),
-            Message::News(theirs) => self.handle_news(conn, peer, &theirs, now),
+            Message::News(mut theirs) => {
+                theirs.retain(|_, known| known.version <= max_version);
+                self.handle_news(conn, peer, &theirs, now);
+            }
         }
         Ok(())
     }
@@ -322,14 +327,14 @@ mod tests {
         let (mut a, mut b) = (topology(peer(1)), topology(peer(1)));
         assert_eq!(digest(&a), digest(&b));
         let news = |version| crate::update::PeerRecord { version, ..record(peer(2), Vec::new()) };
-        a.merge(vec![news(3)], &mut rng(1));
-        b.merge(vec![news(2)], &mut rng(1));
+        a.merge(vec![news(3)], u64::MAX, &mut rng(1));
+        b.merge(vec![news(2)], u64::MAX, &mut rng(1));
         assert_ne!(digest(&a), digest(&b));
-        b.merge(vec![news(3)], &mut rng(1));
+        b.merge(vec![news(3)], u64::MAX, &mut rng(1));
         assert_eq!(digest(&a), digest(&b));
         let placeholder =
             |n| crate::update::PeerRecord { uid: PeerUid(0), version: 0, ..record(peer(n), Vec::new()) };
-        b.merge(vec![placeholder(5)], &mut rng(1));
+        b.merge(vec![placeholder(5)], u64::MAX, &mut rng(1));
         assert_eq!(digest(&a), digest(&b));
     }
 

@@ -52,6 +52,8 @@ pub enum ConnectionEvent {
     BlankMessage,
     /// The peer sent a message with an unknown tag.
     UnknownTag(u8),
+    /// The peer sent a record of this peer with a version that no peer can have reached. Logged once per connection.
+    ForgedVersion(PeerLabel, u64),
 }
 
 /// What is known about the remote peer when a connection is added.
@@ -161,6 +163,11 @@ impl fmt::Display for ConnectionEvent {
             ConnectionEvent::Ended(error) => write!(f, "connection shutting down due to error: {error}"),
             ConnectionEvent::BlankMessage => f.write_str("ignoring blank msg"),
             ConnectionEvent::UnknownTag(tag) => write!(f, "ignoring unknown protocol tag: {tag}"),
+            ConnectionEvent::ForgedVersion(peer, version) => write!(
+                f,
+                "ignoring topology records with impossible versions, as that of {peer} with version {version}: \
+                 this neighbour, or a peer behind it, forges them"
+            ),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::output::{Output, Persist};
 use crate::peers::{Peer, RecordVersion};
 use crate::routes::Routes;
 use crate::short_ids::random_short_id;
-use crate::topology::{OwnPeer, Topology};
+use crate::topology::{self, OwnPeer, Topology};
 
 /// One peer's part in the mesh: its connections, the records of the other peers, and the gossip that it relays.
 ///
@@ -96,7 +96,8 @@ impl Mesh {
             name: config.name,
             nickname: config.nickname.as_str().into(),
             uid: config.uid,
-            version: config.version,
+            // A clock that ran fast may have let our version exceed what others accept.
+            version: config.version.min(topology::max_version(now.wall)),
             short_id: config.short_id.unwrap_or_else(|| random_short_id(&mut rng)),
         });
         let timers = Timers {

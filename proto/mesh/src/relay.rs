@@ -482,7 +482,7 @@ impl Mesh {
     ) -> Result<(), ConnectionError> {
         let (channel, source) = (&*envelope.channel, envelope.source);
         if channel == TOPOLOGY {
-            let named = self.merge_update(envelope.payload, now)?.named;
+            let named = self.merge_update(from, envelope.payload, now)?.named;
             for hop in self.broadcast_hops(source, Some(from)) {
                 self.push_topology(
                     hop,
@@ -511,7 +511,7 @@ impl Mesh {
     ) -> Result<(), ConnectionError> {
         let channel = &*envelope.channel;
         if channel == TOPOLOGY {
-            let merged = self.merge_update(envelope.payload, now)?;
+            let merged = self.merge_update(source, envelope.payload, now)?;
             for name in &merged.same {
                 self.mark_as_known(*name, source);
             }
@@ -537,9 +537,24 @@ impl Mesh {
         Ok(())
     }
 
-    fn merge_update(&mut self, payload: &[u8], now: Now) -> Result<topology::MergeResult, ConnectionError> {
+    fn merge_update(
+        &mut self,
+        from: PeerName,
+        payload: &[u8],
+        now: Now,
+    ) -> Result<topology::MergeResult, ConnectionError> {
         let update = decode_update(payload).map_err(|e| ConnectionError::ProtocolViolation(e.to_string()))?;
-        let merged = self.topology.merge(update.records, &mut self.rng);
+        let max_version = topology::max_version(now.wall);
+        let merged = self.topology.merge(update.records, max_version, &mut self.rng);
+        if let (Some((peer, version)), Some(&conn)) = (merged.forged, self.by_peer.get(&from)) {
+            let mut is_first = false;
+            self.with_running(conn, |running| {
+                is_first = !std::mem::replace(&mut running.forged_version_reported, true);
+            });
+            if is_first {
+                self.log_event(conn, ConnectionEvent::ForgedVersion(self.topology.label(peer), version));
+            }
+        }
         self.schedule_collection(now);
         self.apply_topology_changes(now);
         Ok(merged)

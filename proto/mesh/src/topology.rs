@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 use weave_types::{PeerName, PeerUid, ShortId};
@@ -56,14 +57,20 @@ pub(crate) struct MergeResult {
     pub(crate) mentioned: BTreeSet<PeerName>,
     /// All peers in the update: the records of a broadcast to relay.
     pub(crate) named: BTreeSet<PeerName>,
+    /// A peer whose record had an impossible version, and that version.
+    pub(crate) forged: Option<(PeerName, u64)>,
 }
 
 /// Number of versions that are reserved together, so that not every version is written to disk.
 const VERSION_BLOCK: u64 = 1024;
-/// Our version is raised above one that others report for us only below this number. No peer reaches it by counting, so a
-/// higher one is forged, and exceeding it would use up the numbers. Peers that accepted it drop it when they remove our
-/// record as unreachable.
-const MAX_FOREIGN_VERSION: u64 = 1 << 63;
+/// The highest version that a record can have at this wall-clock time: the microseconds since 1970. A peer counts its
+/// changes, so it never reaches this, and a higher version is forged. The limit rises faster than any peer counts, so
+/// a forged version below it can always be exceeded by the peer that it is about, again and again. A host without a
+/// clock begins in 1970, therefore the limit is not below that of 2026.
+pub(crate) fn max_version(wall: Duration) -> u64 {
+    const START_OF_2026: Duration = Duration::from_secs(1_767_225_600);
+    u64::try_from(wall.max(START_OF_2026).as_micros()).unwrap_or(u64::MAX)
+}
 
 /// Maximum number of peers, which limits the memory that forged updates can use. There are 4096 short ids.
 const MAX_PEERS: usize = 65_536;
@@ -227,9 +234,16 @@ impl Topology {
 
     // ---- updates ----------------------------------------------------------------------------------------------
 
-    /// Merges an update (docs/spec/mesh.md 8.3).
-    pub(crate) fn merge(&mut self, update: Vec<PeerRecord>, rng: &mut impl Rng) -> MergeResult {
+    /// Merges an update (docs/spec/mesh.md 8.3). Records with a version above `max_version` are left out.
+    pub(crate) fn merge(
+        &mut self,
+        mut update: Vec<PeerRecord>,
+        max_version: u64,
+        rng: &mut impl Rng,
+    ) -> MergeResult {
         let mut merged = MergeResult::default();
+        let forged = update.extract_if(.., |record| record.version > max_version);
+        merged.forged = forged.map(|record| (record.name, record.version)).min();
         // All peers of the update are added first, so that none of them becomes a placeholder.
         for record in &update {
             merged.named.insert(record.name);
@@ -265,12 +279,14 @@ impl Topology {
         merged
     }
 
-    /// If other peers have a record of an earlier run of ours, or of another host with our name, our record must become
-    /// newer.
+    /// If other peers have a record of an earlier run of ours, of another host with our name, or a forged one, our record
+    /// must become newer.
     fn merge_own(&mut self, record: &PeerRecord) {
         let own = self.own_peer();
-        if record.uid != own.uid && record.version >= own.version && record.version < MAX_FOREIGN_VERSION {
-            let beyond = record.version + 1;
+        if record.record_version() > own.record_version()
+            || record.uid != own.uid && record.version == own.version
+        {
+            let beyond = record.version.saturating_add(1);
             // The ceiling is written to disk when it is reached. The margin doubles each time, so that forged versions
             // cause a few dozen writes at most, not one per message.
             if beyond >= self.version_ceiling {

@@ -18,7 +18,12 @@ use crate::status::{
 impl Allocator {
     /// Everything that the status page, the report and the metrics show.
     pub fn status(&self, now: Now) -> Status {
-        let conflicts = self.conflicts.iter().map(|(&peer, dispute)| ConflictStatus {
+        // A peer that is gone has no effect on this one, unless it may use addresses that this peer has.
+        let current = self
+            .conflicts
+            .iter()
+            .filter(|(peer, dispute)| !dispute.ranges.is_empty() || self.is_reachable(**peer));
+        let conflicts = current.map(|(&peer, dispute)| ConflictStatus {
             peer: self.named(peer),
             conflict: dispute.conflict.clone(),
             since: now.mono - dispute.since,

@@ -308,6 +308,7 @@ fn leaving_transfers_all_ranges() {
 fn conflicts_with_other_seeds_and_ranges() {
     let steps = steps(4);
     let (mut one, _) = pair(Init::Seed(vec![a(), b()]));
+    one.set_reachable(&[a(), peer_name("03:00:00:00:00:0c")]);
     let is_conflict = |error: &GossipError| matches!(error, GossipError::Conflict(_));
     let receive = |peer: &mut Peer, bytes: &[u8]| {
         let error =
@@ -332,6 +333,9 @@ fn conflicts_with_other_seeds_and_ranges() {
     let status = one.allocator.status(one.now());
     assert_eq!(status.conflicts.len(), 1);
     assert!(status.conflicts[0].conflict.remedy().contains("--ipalloc-range"));
+    // The remedy concerns the other peer, so it is not shown any longer than that peer is there.
+    one.set_reachable(&[a()]);
+    assert_eq!(one.allocator.status(one.now()).conflicts, []);
 }
 
 #[test]

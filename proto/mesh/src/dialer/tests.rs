@@ -82,7 +82,11 @@ fn targets_are_chosen_as_in_2_8_1() {
                 established: true,
             });
         }
-        topology.merge(lists.into_iter().map(|(name, list)| record(name, list)).collect(), &mut rng(1));
+        topology.merge(
+            lists.into_iter().map(|(name, list)| record(name, list)).collect(),
+            u64::MAX,
+            &mut rng(1),
+        );
 
         let port = case["port"].as_u64().unwrap() as u16;
         let mut dialer = Dialer::new(port, case["discovery"].as_bool().unwrap());

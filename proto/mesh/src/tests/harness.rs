@@ -103,6 +103,8 @@ pub(crate) struct Net {
     timers: BTreeSet<(Instant, usize)>,
 }
 
+/// Wall-clock time at the start.
+const START: Duration = Duration::from_secs(1_800_000_000);
 pub(crate) const LATENCY: Duration = Duration::from_millis(5);
 
 impl Net {
@@ -150,7 +152,7 @@ impl Net {
     }
 
     pub(crate) fn time(&self) -> Now {
-        Now { mono: self.now, wall: self.now.since_origin() }
+        Now { mono: self.now, wall: START + self.now.since_origin() }
     }
 
     /// Calls a host's mesh and carries out its outputs.

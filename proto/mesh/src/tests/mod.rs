@@ -1,5 +1,6 @@
 //! Tests of several modules together.
 
+mod forged_versions;
 mod harness;
 mod mesh;
 mod replay;

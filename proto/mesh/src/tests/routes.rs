@@ -21,7 +21,7 @@ fn view(own: PeerName, peers: &[PeerName], edges: &[(PeerName, PeerName, bool)])
         let address = GossipAddress::from_text("10.0.0.1:6783");
         topology.connect(PeerConnection { peer, address, outbound: true, established });
     }
-    topology.merge(lists.into_iter().map(|(name, list)| record(name, list)).collect(), &mut rng(1));
+    topology.merge(lists.into_iter().map(|(name, list)| record(name, list)).collect(), u64::MAX, &mut rng(1));
     topology
 }
 
