@@ -148,7 +148,7 @@ pub fn wait_for_convergence(world: &mut World, complete: bool) {
 
 fn heal(world: &mut World, plan: &Plan) {
     world.net.heal_all();
-    world.net.faults = Faults { rechunk: plan.faults.rechunk, ..Faults::default() };
+    world.net.faults = Faults { split_stream_randomly: plan.faults.split_stream_randomly, ..Faults::default() };
     for n in 0..plan.hosts {
         let id = HostId(n);
         world.host_mut(id).cancel_crash();

@@ -48,8 +48,8 @@ pub struct Faults {
     pub stall: f64,
     /// Largest IP packet that passes with DF set, bytes; larger ones vanish (a black hole).
     pub mtu: usize,
-    /// Whether TCP streams are cut up and put together again at random places.
-    pub rechunk: bool,
+    /// Whether received TCP bytes are delivered in pieces of random length.
+    pub split_stream_randomly: bool,
 }
 
 impl Default for Faults {
@@ -61,7 +61,7 @@ impl Default for Faults {
             jitter: Duration::from_micros(200),
             stall: 0.0,
             mtu: 1500,
-            rechunk: false,
+            split_stream_randomly: false,
         }
     }
 }

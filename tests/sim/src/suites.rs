@@ -41,7 +41,7 @@ impl Plan {
             length,
             password: None,
             discovery: true,
-            faults: Faults { rechunk: true, ..Faults::default() },
+            faults: Faults { split_stream_randomly: true, ..Faults::default() },
             graph: Graph::Line,
             short_id: None,
             connection_limit: 200,
@@ -80,7 +80,7 @@ pub fn plain() -> Plan {
 
 /// Datagrams are lost and duplicated from the start.
 pub fn encrypted_lossy() -> Plan {
-    let faults = Faults { loss: 0.05, duplication: 0.02, rechunk: true, ..Faults::default() };
+    let faults = Faults { loss: 0.05, duplication: 0.02, split_stream_randomly: true, ..Faults::default() };
     Plan { password: Some("wEaVe"), faults, ..Plan::new(4, 40) }
 }
 

@@ -1,5 +1,5 @@
-//! Simulated TCP connections: two ordered byte streams that cancel_crash loss, stall while the link is cut, and end when an end
-//! closes or its host dies.
+//! Simulated TCP connections: two ordered byte streams that lose nothing, stall while the link is cut, and end when one end
+//! closes or its host fails.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -185,7 +185,7 @@ impl Tcp {
                     stream.queued -= bytes.len();
                     received.extend_from_slice(&bytes);
                 }
-                if net.faults.rechunk && !received.is_empty() {
+                if net.faults.split_stream_randomly && !received.is_empty() {
                     let rest = received.split_off(net.cut_stream(received.len()));
                     if !rest.is_empty() {
                         stream.queued += rest.len();

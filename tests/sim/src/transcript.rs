@@ -174,7 +174,7 @@ impl Session {
                 }
             }
         }
-        if got.is_empty() { "nobody".to_owned() } else { got.join(" ") }
+        if got.is_empty() { "no host".to_owned() } else { got.join(" ") }
     }
 
     fn show(&self, what: &str) -> Vec<String> {

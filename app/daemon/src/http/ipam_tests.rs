@@ -99,7 +99,7 @@ impl Peer {
         self.drain();
     }
 
-    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut others: mpsc::Receiver<u32>) {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>, mut target_count_rx: mpsc::Receiver<u32>) {
         self.drain();
         loop {
             let at = self.node.poll_timeout().map_or(Duration::from_secs(1), |(at, _)| at - self.now().mono);
@@ -108,7 +108,7 @@ impl Peer {
                     Some(request) => self.handle(request),
                     None => return,
                 },
-                Some(n) = others.recv() => {
+                Some(n) = target_count_rx.recv() => {
                     let now = self.now();
                     self.node.with_allocator(now, |a| a.handle_target_count(n, now));
                 }
@@ -123,18 +123,18 @@ impl Peer {
     }
 }
 
-/// Returns the address of the server, and a channel for the number of other peers that the peer was started with.
+/// Returns the address of the server, and a sender for the number of other peers that the peer was started with.
 async fn serve(dir: &Path, setup: &Setup) -> (std::net::SocketAddr, mpsc::Sender<u32>) {
     let (control, requests) = Control::new(64);
     let control = control.with_allocation(AllocationInfo::new(setup.default_subnet, setup.calls));
-    let (tell, others) = mpsc::channel(4);
+    let (target_count_tx, target_count_rx) = mpsc::channel(4);
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let peer = Peer::new(dir, setup);
-    tokio::spawn(peer.run(requests, others));
+    tokio::spawn(peer.run(requests, target_count_rx));
     tokio::spawn(listener.serve(control));
-    (addr, tell)
+    (addr, target_count_tx)
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -247,8 +247,8 @@ fn own_networks_are_those_of_the_ring() {
 #[tokio::test]
 async fn requests_of_disconnected_clients_are_cancelled() {
     let dir = tempfile::tempdir().unwrap();
-    let (addr, tell) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
-    tell.send(2).await.unwrap();
+    let (addr, target_count_tx) = serve(dir.path(), &Setup::of("10.2.0.0/24", "10.2.0.0/24")).await;
+    target_count_tx.send(2).await.unwrap();
     let waiting = call(addr, "GET", "/ipinfo/waiting").await;
     assert_eq!((waiting.status, waiting.body.as_str()), (200, ""));
     let gone: Vec<_> = [
@@ -266,7 +266,7 @@ async fn requests_of_disconnected_clients_are_cancelled() {
         loop {
             // Abandoned requests are cancelled before this one is answered, because all go through one queue.
             tokio::task::yield_now().await;
-            tell.send(0).await.unwrap();
+            target_count_tx.send(0).await.unwrap();
             let ring = tokio::time::timeout(Duration::from_secs(6), call(addr, "GET", "/ring")).await;
             if ring.is_ok() {
                 break;
@@ -292,7 +292,7 @@ async fn concurrent_requests_get_distinct_addresses_that_are_stored() {
     for call in calls {
         let answer = call.await.unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
-        assert!(addresses.insert(answer.body.clone()), "{} was given out twice", answer.body);
+        assert!(addresses.insert(answer.body.clone()), "{} was allocated twice", answer.body);
     }
     // As after SIGKILL, only what has been written is read.
     let loaded = AllocationStore::open(dir.path()).unwrap().load().unwrap();
@@ -306,8 +306,8 @@ async fn concurrent_requests_get_distinct_addresses_that_are_stored() {
 async fn number_of_waiting_requests_is_limited() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup { calls: 3, ..Setup::of("10.2.0.0/24", "10.2.0.0/24") };
-    let (addr, tell) = serve(dir.path(), &setup).await;
-    tell.send(4).await.unwrap();
+    let (addr, target_count_tx) = serve(dir.path(), &setup).await;
+    target_count_tx.send(4).await.unwrap();
     let mut waiting = Vec::new();
     for n in 0..3 {
         waiting.push(send(addr, "POST", &format!("/ip/c{n}"), "").await);

@@ -114,7 +114,7 @@ impl Cluster {
     /// All hosts of a plan, none of them started.
     pub(super) fn stopped(seed: u64, plan: &AllocationPlan) -> Cluster {
         let mut faults = Faults {
-            rechunk: true,
+            split_stream_randomly: true,
             loss: plan.loss,
             duplication: plan.duplication,
             stall: plan.stall,

@@ -209,7 +209,7 @@ impl Cluster {
     pub(super) fn heal(&mut self) {
         self.links.heal();
         self.sim.net.heal_all();
-        self.sim.net.faults = Faults { rechunk: true, ..Faults::default() };
+        self.sim.net.faults = Faults { split_stream_randomly: true, ..Faults::default() };
         for id in self.ids() {
             self.sim.host_mut(id).cancel_crash();
         }

@@ -143,12 +143,12 @@ pub fn subnet(text: &str) -> Subnet {
     text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// The plan that a seed runs.
+/// The plan that a seed runs: successive seeds run all plans in turn.
 pub fn plan_of(seed: u64, plans: &[AllocationPlan]) -> &AllocationPlan {
     &plans[(seed % plans.len() as u64) as usize]
 }
 
-/// Every plan. A seed is for one of them: its rest, has_dispute by their number.
+/// The plans with allocators alone.
 pub fn all() -> Vec<AllocationPlan> {
     vec![
         // Mostly the first division: in most runs there is no quorum for a long time.

@@ -8,7 +8,7 @@ use weave_sim::{Faults, HostId, HostOptions, World, invariants};
 
 #[test]
 fn sixty_peers_agree() {
-    let mut world = World::new(1, Faults { rechunk: true, ..Faults::default() });
+    let mut world = World::new(1, Faults { split_stream_randomly: true, ..Faults::default() });
     let mut rng = ChaCha12Rng::seed_from_u64(1);
     let options = HostOptions { discovery: false, ..HostOptions::default() };
     for n in 0..60u16 {
