@@ -1,13 +1,15 @@
-/// A fault of the driver that is planted in every host to see that the suites find it.
+//! Faults of the driver, planted to see that random runs find them.
+
+/// A fault of the driver of every host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverFault {
     /// Nothing that the mesh persists reaches the disk.
     LosePersist,
-    /// It reaches the disk with the next write, after messages that depend on it.
+    /// What the mesh persists reaches the disk with its next write, after messages that depend on it.
     LatePersist,
     /// One in four changes of the tables is not published.
     LoseTables,
-    /// The published tables are the last but one.
+    /// Tables are published at the next change, when they are out of date.
     LateTables,
     /// One in fifty stream writes is lost.
     LoseWrites,
@@ -29,7 +31,7 @@ pub enum DriverFault {
     SpuriousWakeups,
     /// Nothing that the allocator persists reaches the disk.
     LoseRecords,
-    /// It reaches the disk with the next write, after messages that depend on it.
+    /// What the allocator persists reaches the disk with its next write, after messages that depend on it.
     LateRecords,
 }
 

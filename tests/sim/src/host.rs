@@ -19,7 +19,7 @@ use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 
 use crate::clock::{self, Clock};
 use crate::driver_fault::DriverFault;
-use crate::net::{HostId, PORT};
+use crate::net::{HostId, IP_UDP_HEADERS, PORT};
 
 /// Configuration of a peer and its host.
 #[derive(Clone, Debug)]
@@ -30,8 +30,9 @@ pub struct HostOptions {
     pub connection_limit: usize,
     /// The short id of its first start; `None` for a random one.
     pub short_id: Option<ShortId>,
-    /// An allocator without a node runs on the host.
+    /// The host runs an allocator without a node.
     pub allocator_only: bool,
+    /// Timers fire late.
     pub late_timers: bool,
     pub driver_fault: Option<DriverFault>,
 }
@@ -54,7 +55,7 @@ impl Default for HostOptions {
 pub enum CrashKind {
     /// SIGKILL: the kernel resets its connections.
     Killed,
-    /// The host is off: peers are not notified.
+    /// The host is off: other peers are not notified.
     PowerLost,
 }
 
@@ -70,9 +71,9 @@ pub struct Disk {
 /// An output of address allocation, for the checks.
 pub(crate) enum Observation {
     Output(IpamOutput),
-    /// The node has ended a connection because of an error of the other peer.
-    Refused(String),
-    /// The planned crash has happened; the allocator at that time.
+    /// The node has ended a connection because of an error of the other peer, which the text names.
+    ConnectionEnded(String),
+    /// The planned crash has happened; with the allocator at that time.
     Crashed(CrashKind, Rc<Allocator>),
 }
 
@@ -84,7 +85,7 @@ pub(crate) enum HostOutput {
         df: bool,
         bytes: Vec<u8>,
     },
-    /// The host has handled it.
+    /// An output that the host itself has handled.
     Internal,
 }
 
@@ -96,37 +97,42 @@ pub struct Host {
     allocator: Option<Rc<Allocator>>,
     pub disk: Disk,
     /// What the peer has asked to persist; equal to `disk` without a driver fault.
-    pub promised: Disk,
-    /// Frames that were injected into the local bridge, in order.
-    pub delivered: Vec<Vec<u8>>,
+    pub(crate) expected_disk: Disk,
+    /// Frames that were delivered to the local containers, in order.
+    pub(crate) delivered: Vec<Vec<u8>>,
     /// MACs of the containers on the bridge.
-    pub containers: BTreeSet<MacAddr>,
+    pub(crate) containers: BTreeSet<MacAddr>,
     /// Number of crashes: connections and events belong to one incarnation.
     pub incarnation: u32,
-    /// The highest topology version so far.
-    pub highest_version: u64,
-    /// Times that the peer was woken by its timer.
-    pub wakes: u64,
-    pub(crate) wake: u32,
+    /// The highest topology version of all incarnations.
+    pub(crate) highest_version: u64,
+    /// Number of times that a timer of the peer has fired.
+    pub(crate) wakes: u64,
+    /// Number of the planned wake-up; all earlier ones are obsolete.
+    pub(crate) wake_id: u32,
+    /// Time of the planned wake-up, without the delay of the timer.
     pub(crate) next_wake: Option<Instant>,
+    /// The timer for which the wake-up is planned.
     pub(crate) wake_reason: &'static str,
-    pub options: HostOptions,
+    pub(crate) options: HostOptions,
+    /// The name of an allocator; [`Host::name`] unless a test changes it.
     pub(crate) name: PeerName,
     /// Configuration of the allocator at the next start, except for the UID.
     pub(crate) allocation: Option<IpamConfig>,
-    /// Outputs of address allocation that were not read yet, in order.
+    /// Outputs of address allocation that were not read yet, in their order.
     pub(crate) observations: Vec<Observation>,
-    /// What [`DriverFault::LateRecords`] holds back.
+    /// The write that [`DriverFault::LateRecords`] delays.
     late_record: Option<weave_ipam::Persist>,
     pub(crate) clock: Clock,
     /// The peer behaves like 2.8.1, which aborts when it loses part of its own space.
     pub(crate) legacy: bool,
-    /// The tables that [`DriverFault::LateTables`] holds back.
+    /// The tables that [`DriverFault::LateTables`] delays.
     late_tables: Option<Arc<Tables>>,
-    /// What [`DriverFault::LatePersist`] holds back.
+    /// The write that [`DriverFault::LatePersist`] delays.
     late_persist: Option<Persist>,
     forwarder: Option<Forwarder>,
     io: SimIo,
+    /// Number of outputs until the crash.
     planned_crash: Option<(u16, CrashKind)>,
     rng: ChaCha12Rng,
 }
@@ -138,13 +144,13 @@ impl Host {
             node: None,
             allocator: None,
             disk: Disk { short_id: options.short_id, ..Disk::default() },
-            promised: Disk { short_id: options.short_id, ..Disk::default() },
+            expected_disk: Disk { short_id: options.short_id, ..Disk::default() },
             delivered: Vec::new(),
             containers: BTreeSet::new(),
             incarnation: 0,
             highest_version: 0,
             wakes: 0,
-            wake: 0,
+            wake_id: 0,
             next_wake: None,
             wake_reason: "",
             options,
@@ -163,14 +169,14 @@ impl Host {
         }
     }
 
-    /// The peer name of a host. Names have another order than numbers, so that no test depends on the order by chance.
+    /// The peer name of a host. Names are not in the order of the numbers, so that no test depends on the order by chance.
     pub fn name(id: HostId) -> PeerName {
         let mixed = (u64::from(id.0) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
         PeerName::from_number((mixed & 0xfcff_ffff_ffff) | 0x0200_0000_0000).unwrap_or(PeerName::UNKNOWN)
     }
 
     pub(crate) fn start(&mut self, now: Now) {
-        assert!(!self.is_running(), "{:?} is running", self.id);
+        assert!(!self.is_running(), "{} is running", self.id);
         let uid = PeerUid(self.rng.random_range(1..=u64::MAX));
         let node_rng = ChaCha12Rng::seed_from_u64(self.rng.random());
         if self.options.allocator_only {
@@ -198,21 +204,20 @@ impl Host {
         let mut node = Node::new(config, node_rng, now);
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
-        let promised = &self.promised;
+        let (id, expected) = (self.id, &self.expected_disk);
         assert!(
-            own.version >= promised.version_ceiling,
-            "{:?} starts at version {}, but may have sent all below {}",
-            self.id,
+            own.version >= expected.version_ceiling,
+            "{id} starts at version {}, but may have sent all below {}",
             own.version,
-            promised.version_ceiling
+            expected.version_ceiling
         );
-        if promised.short_id.is_some() {
-            assert_eq!(own.short_id, promised.short_id, "short id of {:?} after a restart", self.id);
+        if expected.short_id.is_some() {
+            assert_eq!(own.short_id, expected.short_id, "short id of {id} after a restart");
         }
         self.node = Some(node);
     }
 
-    /// Whether its peer is up.
+    /// Whether the peer is up.
     pub fn is_running(&self) -> bool {
         self.node.is_some() || self.allocator.is_some()
     }
@@ -269,7 +274,7 @@ impl Host {
         self.allocator = None;
         self.incarnation += 1;
         self.next_wake = None;
-        self.wake += 1;
+        self.wake_id += 1;
         self.forwarder = None;
         self.io = SimIo::default();
         self.late_tables = None;
@@ -281,15 +286,14 @@ impl Host {
     /// Replaces the disk by an empty one.
     pub(crate) fn lose_disk(&mut self) {
         self.disk = Disk { short_id: self.options.short_id, ..Disk::default() };
-        self.promised = self.disk.clone();
+        self.expected_disk = self.disk.clone();
         self.highest_version = 0;
     }
 
-    /// Plans a crash at an output, before it is handled.
-    pub(crate) fn crash_after(&mut self, outputs: u16, how: CrashKind) {
-        // A stopped allocator crashes after its next start.
+    /// Plans a crash at the output with this number, before it is handled. A stopped allocator crashes after its next start.
+    pub(crate) fn crash_after(&mut self, outputs: u16, kind: CrashKind) {
         if self.is_running() || self.options.allocator_only {
-            self.planned_crash = Some((outputs, how));
+            self.planned_crash = Some((outputs, kind));
         }
     }
 
@@ -297,13 +301,13 @@ impl Host {
         self.planned_crash = None;
     }
 
-    /// Whether this fault occurs now, with a chance of one in `n`.
-    pub(crate) fn fault_occurs(&mut self, driver_fault: DriverFault, n: u32) -> bool {
-        self.options.driver_fault == Some(driver_fault) && self.rng.random_ratio(1, n)
+    /// Whether this fault is planted and occurs now, with a chance of one in `n`.
+    pub(crate) fn fault_occurs(&mut self, fault: DriverFault, n: u32) -> bool {
+        self.options.driver_fault == Some(fault) && self.rng.random_ratio(1, n)
     }
 
-    pub(crate) fn lateness(&mut self) -> Duration {
-        if self.options.late_timers { clock::lateness(&mut self.rng) } else { Duration::ZERO }
+    pub(crate) fn timer_delay(&mut self) -> Duration {
+        if self.options.late_timers { clock::random_timer_delay(&mut self.rng) } else { Duration::ZERO }
     }
 
     /// Counters of frames since the start of the peer.
@@ -315,18 +319,18 @@ impl Host {
         stats.named().map(|(name, n)| (name.to_owned(), n)).chain(drops).filter(|(_, n)| *n > 0).collect()
     }
 
-    /// The reason of the next wake-up.
-    pub fn wake_reason(&self) -> &'static str {
-        self.wake_reason
+    /// The planned crash, if it is due.
+    pub(crate) fn crash_due(&self) -> Option<CrashKind> {
+        self.planned_crash.filter(|(outputs, _)| *outputs == 0).map(|(_, kind)| kind)
     }
 
-    /// Whether the planned crash is due.
-    pub(crate) fn crash_due(&self) -> Option<CrashKind> {
-        self.planned_crash.filter(|(left, _)| *left == 0).map(|(_, how)| how)
+    /// Whether the planned crash happens at the present output: of its effects only a write to the disk may remain.
+    fn is_crashing(&self) -> bool {
+        matches!(self.planned_crash, Some((0..=1, _)))
     }
 
     fn persist(&mut self, persist: &Persist) {
-        self.promised.store(persist);
+        self.expected_disk.store(persist);
         match self.options.driver_fault {
             Some(DriverFault::LosePersist) => {}
             Some(DriverFault::LatePersist) => {
@@ -360,6 +364,7 @@ impl Host {
         }
     }
 
+    /// A local container sends a frame.
     pub(crate) fn local_frame(&mut self, frame: &[u8], now: Instant) {
         if let Some(forwarder) = &mut self.forwarder {
             forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
@@ -370,25 +375,25 @@ impl Host {
         }
     }
 
-    pub(crate) fn datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
         if let Some(forwarder) = &mut self.forwarder {
             forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
             forwarder.flush(&mut self.io);
         }
     }
 
-    /// The next output that leaves the host. Events reach the node, and tables the forwarder, on the way.
+    /// The next output of the host. Events between node and forwarder are handled on the way.
     pub(crate) fn next_output(&mut self, now: Now) -> Option<HostOutput> {
-        let sent = self.take_output(now);
+        let output = self.take_output(now);
         // With address allocation datagrams are not counted: most crashes would not be between outputs of the allocator.
-        let counts = match &sent {
+        let counts = match &output {
             Some(HostOutput::Datagram { .. }) => self.allocator().is_none(),
             other => other.is_some(),
         };
-        if let (true, Some((left, _))) = (counts, &mut self.planned_crash) {
-            *left = left.saturating_sub(1);
+        if let (true, Some((outputs, _))) = (counts, &mut self.planned_crash) {
+            *outputs = outputs.saturating_sub(1);
         }
-        sent
+        output
     }
 
     fn take_output(&mut self, now: Now) -> Option<HostOutput> {
@@ -427,8 +432,7 @@ impl Host {
                     self.publish(tables);
                 }
                 Output::Persist(persist) => {
-                    let dying = matches!(self.planned_crash, Some((0..=1, _)));
-                    if !dying || self.rng.random_bool(0.5) {
+                    if !self.is_crashing() || self.rng.random_bool(0.5) {
                         self.persist(&persist);
                     }
                     return Some(HostOutput::Internal);
@@ -449,7 +453,7 @@ impl Host {
                         why @ (ConnectionError::Receiver(_) | ConnectionError::ProtocolViolation(_)),
                     ),
                 ))) if node.allocator().is_some() => {
-                    self.observations.push(Observation::Refused(format!("{}: {why}", peer.name)));
+                    self.observations.push(Observation::ConnectionEnded(format!("{}: {why}", peer.name)));
                 }
                 Output::Datagram { conn, df, bytes, .. } if exceeds_local_mtu(df, &bytes) => {
                     node.handle_forwarder_event(ForwarderEvent::PathMtu { conn, mtu: LOCAL_MTU }, now);
@@ -462,9 +466,7 @@ impl Host {
             }
         }
     }
-}
 
-impl Host {
     fn take_allocator_output(&mut self) -> Option<HostOutput> {
         loop {
             let output = Rc::make_mut(self.allocator.as_mut()?).poll_output()?;
@@ -476,22 +478,22 @@ impl Host {
         }
     }
 
-    /// Keeps an output of address allocation for the checks. Of the last output before a crash only a record may be left.
+    /// Keeps an output of address allocation for the checks.
     fn observe(&mut self, output: IpamOutput) {
-        let dying = matches!(self.planned_crash, Some((0..=1, _)));
+        let crashing = self.is_crashing();
         match output {
             IpamOutput::Event(event) => {
-                // 2.8.1 aborts when it loses part of its own space; its disk is consistent.
+                // The disk of 2.8.1 is consistent then.
                 if self.legacy && matches!(event, weave_ipam::Event::Yielded { .. }) {
                     self.planned_crash = Some((0, CrashKind::Killed));
                 }
                 self.observations.push(Observation::Output(IpamOutput::Event(event)));
             }
-            IpamOutput::Persist(persist) if !dying || self.rng.random_bool(0.5) => {
+            IpamOutput::Persist(persist) if !crashing || self.rng.random_bool(0.5) => {
                 self.persist_record(persist)
             }
             IpamOutput::Persist(_) => {}
-            other if !dying => self.observations.push(Observation::Output(other)),
+            other if !crashing => self.observations.push(Observation::Output(other)),
             _ => {}
         }
     }
@@ -514,19 +516,19 @@ pub(crate) fn own_record(node: &Node, now: Now) -> weave_mesh::PeerStatus {
     peers.into_iter().find(|p| p.label.name == own).expect("a peer knows itself")
 }
 
-/// MTU of the interface of each host: the kernel rejects longer packets. A smaller MTU of the network is a black hole.
+/// MTU of the interface of each host: the kernel rejects longer packets, whereas the network drops what exceeds its MTU.
 const LOCAL_MTU: u16 = 1500;
 
 fn exceeds_local_mtu(df: bool, payload: &[u8]) -> bool {
-    const IP_UDP_HEADERS: usize = 28;
     df && payload.len() + IP_UDP_HEADERS > usize::from(LOCAL_MTU)
 }
 
 /// The I/O of a forwarder, as lists.
 #[derive(Default)]
 struct SimIo {
+    /// Reserved slots that were not committed yet.
     open: BTreeMap<u32, (Destination, Vec<u8>)>,
-    next: u32,
+    last_slot: u32,
     sent: VecDeque<(Destination, Vec<u8>)>,
     injected: VecDeque<Vec<u8>>,
     events: VecDeque<ForwarderEvent>,
@@ -534,10 +536,10 @@ struct SimIo {
 
 impl Io for SimIo {
     fn reserve(&mut self, to: Destination, room: usize) -> Slot {
-        self.next += 1;
+        self.last_slot += 1;
         assert!(!self.open.values().any(|(open, _)| *open == to), "two open slots for one destination");
-        self.open.insert(self.next, (to, vec![0xa5; room]));
-        Slot(self.next)
+        self.open.insert(self.last_slot, (to, vec![0xa5; room]));
+        Slot(self.last_slot)
     }
 
     fn buffer(&mut self, slot: Slot) -> &mut [u8] {

@@ -4,32 +4,32 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use weave_mesh::PeerStatus;
+use weave_node::Node;
 use weave_types::PeerName;
 
 use crate::frames;
-use crate::host::{Host, own_record};
+use crate::host::{CrashKind, Host, own_record};
 use crate::net::{Faults, HostId};
-use crate::suites::Plan;
-use crate::world::World;
+use crate::plans::Plan;
+use crate::world::{World, addresses};
 
-/// Longest time until a healed mesh has converged. The slowest case: a target in a long back-off is reset by `connect`, its
-/// handshake meets a stalled stream, and the other end must time out first.
+/// Longest time until a healed mesh has converged. The slowest case: `connect` dials a target that was in a long back-off, the
+/// handshake waits for a stalled stream, and the other end must time out first.
 const CONVERGENCE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The longest timeout of a connection, and some time for its consequences.
+/// The longest timeout of a connection, and some time for the topology to change.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// Checks what holds after every transition.
 pub fn check_always(world: &mut World) {
     let now = world.now();
-    let ids: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
     let mut views: BTreeMap<HostId, Vec<PeerStatus>> = BTreeMap::new();
-    for id in ids {
+    for id in world.ids() {
         let host = world.host_mut(id);
         for frame in host.delivered.drain(..) {
             let stamp = frames::read(&frame)
-                .unwrap_or_else(|| panic!("{id:?} received a frame that no container sent"));
-            assert_ne!(stamp.from, id, "{id:?} received its own frame {}", stamp.number);
+                .unwrap_or_else(|| panic!("{id} received a frame that no container sent"));
+            assert_ne!(stamp.from, id, "{id} received its own frame {}", stamp.number);
         }
         check_version(host);
         if let Some(node) = &host.node {
@@ -44,67 +44,63 @@ pub fn check_always(world: &mut World) {
     for (id, peers) in &views {
         let host = world.host(*id);
         let own = &records[&Host::name(*id)];
-        check_own(host, own);
+        check_own_record(host, own);
         for seen in peers {
-            if let Some(truth) = records.get(&seen.label.name) {
-                check_seen(*id, seen, truth);
+            if let Some(actual) = records.get(&seen.label.name) {
+                check_seen_record(*id, seen, actual);
             }
         }
     }
 }
 
-/// The version and short id of a peer are on its disk before others see them.
-fn check_own(host: &Host, own: &PeerStatus) {
-    let (id, promised) = (host.id, &host.promised);
+/// The version and short id of a peer are persisted before others see them; its connections do not exceed the limit.
+fn check_own_record(host: &Host, own: &PeerStatus) {
+    let (id, persisted) = (host.id, &host.expected_disk);
     assert!(
-        own.version < promised.version_ceiling,
-        "{id:?} is at version {}, but would start at {} after a restart",
+        own.version < persisted.version_ceiling,
+        "{id} is at version {}, but would start at {} after a restart",
         own.version,
-        promised.version_ceiling
+        persisted.version_ceiling
     );
-    assert_eq!(own.short_id, promised.short_id, "{id:?} has not persisted its short id");
+    assert_eq!(own.short_id, persisted.short_id, "{id} has not persisted its short id");
     let limit = host.options.connection_limit;
     let connections = own.connections.len();
-    assert!(limit == 0 || connections <= limit, "{id:?} has {connections} connections, the limit is {limit}");
+    assert!(limit == 0 || connections <= limit, "{id} has {connections} connections, the limit is {limit}");
 }
 
 /// No peer has a newer record of another than that peer itself, and records of the same version are equal.
-fn check_seen(by: HostId, seen: &PeerStatus, truth: &PeerStatus) {
-    if seen.uid != truth.uid {
+fn check_seen_record(by: HostId, seen: &PeerStatus, actual: &PeerStatus) {
+    if seen.uid != actual.uid {
         return;
     }
     let name = seen.label.name;
     assert!(
-        seen.version <= truth.version,
-        "{by:?} sees version {} of {name}, which is at {}",
+        seen.version <= actual.version,
+        "{by} sees version {} of {name}, which is at {}",
         seen.version,
-        truth.version
+        actual.version
     );
-    // Version 0 is a record made by a handshake.
-    if seen.version == truth.version && seen.version > 0 {
+    // A record of version 0 was made by a handshake, and is incomplete.
+    if seen.version == actual.version && seen.version > 0 {
         let links = |peer: &PeerStatus| -> Vec<_> {
             let links = peer.connections.iter();
             links.map(|l| (l.label.name, l.address.clone(), l.outbound, l.established)).collect()
         };
         assert_eq!(
             (seen.short_id, links(seen)),
-            (truth.short_id, links(truth)),
-            "{by:?} sees another version {} of {name} than {name} itself",
+            (actual.short_id, links(actual)),
+            "{by} sees a record of version {} of {name} that differs from the record of {name} itself",
             seen.version
         );
     }
 }
 
-/// The own topology version never falls, not even by a restart.
+/// The topology version of a peer never decreases, not even after a restart.
 fn check_version(host: &mut Host) {
     let Some(node) = host.node.as_ref() else { return };
     let version = node.version();
-    assert!(
-        version >= host.highest_version,
-        "{:?} has version {version}, an earlier incarnation was at {}",
-        host.id,
-        host.highest_version
-    );
+    let (id, highest) = (host.id, host.highest_version);
+    assert!(version >= highest, "{id} has version {version}, an earlier incarnation was at {highest}");
     host.highest_version = version;
 }
 
@@ -124,19 +120,19 @@ pub fn check_eventually(world: &mut World, plan: &Plan) {
     check_lost_peer_is_forgotten(world, plan);
 }
 
-/// Waits until all peers agree, and continue to.
+/// Waits until all peers agree, and still agree after the timeout of a connection.
 pub fn wait_for_convergence(world: &mut World, complete: bool) {
     // Dials that a firewall drops time out, and are repeated after a pause.
     let limit = if world.net.is_blocking() { CONVERGENCE_TIMEOUT * 3 } else { CONVERGENCE_TIMEOUT };
     let start = world.now().mono;
     loop {
-        let settled = world.run_until(limit, |world| disagreement(world, complete).is_none());
+        let converged = world.run_until(limit, |world| disagreement(world, complete).is_none());
         assert!(
-            settled,
-            "not settled after {limit:?}: {}",
+            converged,
+            "not converged after {limit:?}: {}",
             disagreement(world, complete).unwrap_or_default()
         );
-        // A connection that was cut just before may still time out, and is established again.
+        // A connection that was cut just before may still time out and be established again.
         world.run_for(CONNECTION_TIMEOUT);
         if disagreement(world, complete).is_none() {
             break;
@@ -146,36 +142,31 @@ pub fn wait_for_convergence(world: &mut World, complete: bool) {
     }
 }
 
+/// Ends all faults but firewalls, starts all peers, and connects each to the one before it.
 fn heal(world: &mut World, plan: &Plan) {
     world.net.heal_all();
-    world.net.faults = Faults { split_stream_randomly: plan.faults.split_stream_randomly, ..Faults::default() };
-    for n in 0..plan.hosts {
-        let id = HostId(n);
+    world.net.faults =
+        Faults { split_stream_randomly: plan.faults.split_stream_randomly, ..Faults::default() };
+    for id in world.ids() {
         world.host_mut(id).cancel_crash();
         if world.host(id).node.is_none() {
             world.start(id, &[]);
         }
     }
-    let connect = |world: &mut World, from: HostId, to: HostId| {
-        world.with_node(from, |node, now| {
-            node.connect(&[to.ip().to_string()], false, now);
-        });
-    };
     for n in 1..plan.hosts {
-        connect(world, HostId(n), HostId(n - 1));
+        let (previous, this) = (HostId(n - 1), HostId(n));
+        world.connect(this, &addresses(&[previous]));
         if plan.firewalls {
-            connect(world, HostId(n - 1), HostId(n));
+            world.connect(previous, &addresses(&[this]));
         }
     }
     if plan.firewalls || plan.is_limited() {
         return;
     }
-    // A dial after a long back-off would disturb the quiet minute: naming the target makes it due now.
-    for n in 0..plan.hosts {
-        let targets = world.host(HostId(n)).disk.targets.clone();
-        world.with_node(HostId(n), |node, now| {
-            node.connect(&targets, false, now);
-        });
+    // A dial after a long back-off would disturb the quiet minute: `connect` makes it due now.
+    for id in world.ids() {
+        let targets = world.host(id).disk.targets.clone();
+        world.connect(id, &targets);
     }
 }
 
@@ -185,7 +176,7 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
     let mut first: Option<(HostId, Vec<String>)> = None;
     let all = world.hosts().count();
     for (id, host) in world.hosts() {
-        let Some(node) = host.node.as_ref() else { return Some(format!("{id:?} is down")) };
+        let Some(node) = host.node.as_ref() else { return Some(format!("{id} is down")) };
         let status = node.status(now);
         let mut view: Vec<String> = Vec::new();
         for peer in &status.mesh.peers {
@@ -196,10 +187,10 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
                 .collect();
             connections.sort();
             if let Some(pending) = connections.iter().find(|c| c.ends_with('?')) {
-                return Some(format!("{id:?}: {} - {pending} is not established", peer.label.name));
+                return Some(format!("{id}: {} - {pending} is not established", peer.label.name));
             }
             if complete && connections.len() + 1 < all {
-                return Some(format!("{id:?}: {} has {} connections", peer.label.name, connections.len()));
+                return Some(format!("{id}: {} has {} connections", peer.label.name, connections.len()));
             }
             view.push(format!(
                 "{} {} {} {:?} {connections:?}",
@@ -208,12 +199,12 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
         }
         view.sort();
         if view.len() < all {
-            return Some(format!("{id:?} knows {} peers", view.len()));
+            return Some(format!("{id} knows {} peers", view.len()));
         }
         match &first {
             None => first = Some((*id, view)),
             Some((other, reference)) if *reference != view => {
-                return Some(format!("{id:?} and {other:?} see different meshes"));
+                return Some(format!("{id} and {other} see different meshes"));
             }
             Some(_) => {}
         }
@@ -226,8 +217,7 @@ pub fn disagreement(world: &World, complete: bool) -> Option<String> {
 pub fn check_tables(world: &World) {
     let now = world.now();
     let ids: BTreeMap<PeerName, HostId> = world.hosts().map(|(id, _)| (Host::name(*id), *id)).collect();
-    let any = world.hosts().next().and_then(|(_, host)| host.node.as_ref());
-    let peers = any.expect("all hosts are up").status(now).mesh.peers;
+    let peers = world.nodes().next().expect("all hosts are up").status(now).mesh.peers;
     let short_ids: BTreeSet<_> = peers.iter().filter_map(|p| p.short_id).collect();
     assert_eq!(short_ids.len(), peers.len(), "short ids are not unique: {short_ids:?}");
 
@@ -248,8 +238,8 @@ pub fn check_tables(world: &World) {
         for (&to, &distance) in &distances(&graph, from) {
             let mut at = from;
             for _ in 0..distance {
-                let next = tables(at).forwarding.routes.unicast(to);
-                at = next.unwrap_or_else(|| panic!("{at} has no route to {to}"));
+                let next_hop = tables(at).forwarding.routes.unicast(to);
+                at = next_hop.unwrap_or_else(|| panic!("{at} has no route to {to}"));
             }
             assert_eq!(at, to, "{distance} hops from {from} towards {to}");
         }
@@ -259,7 +249,7 @@ pub fn check_tables(world: &World) {
             for &next in tables(at).forwarding.routes.broadcast(from) {
                 assert!(
                     graph[&at].contains(&next),
-                    "broadcast of {from}: {at} sends to {next}, no neighbour"
+                    "broadcast of {from}: {at} sends to {next}, which is no neighbour"
                 );
                 assert!(
                     reached.insert(next),
@@ -273,9 +263,9 @@ pub fn check_tables(world: &World) {
 }
 
 /// Of two simultaneous connections both ends keep the same one, without another attempt. A peer that returns while others still
-/// have its old connection needs only one attempt, too.
+/// have its old connection also needs only one attempt.
 fn check_simultaneous_dials(world: &mut World) {
-    /// No target is dialled again earlier.
+    /// Shortest time until a target is dialled again.
     const FIRST_RETRY: Duration = Duration::from_secs(1);
     let pair = [HostId(0), HostId(1)];
     let connected = |world: &World| {
@@ -287,29 +277,29 @@ fn check_simultaneous_dials(world: &mut World) {
                 .any(|c| c.established && pair.iter().any(|p| Host::name(*p) == c.label.name))
         })
     };
-    pair.iter().for_each(|id| world.crash(*id));
+    pair.iter().for_each(|id| world.crash(*id, CrashKind::Killed));
     world.run_for(Duration::from_secs(5));
     world.start(pair[0], &[pair[1]]);
     world.start(pair[1], &[pair[0]]);
     assert!(
         world.run_until(FIRST_RETRY, connected),
-        "two that dial each other at the same time are not connected"
+        "two peers that dial each other at the same time are not connected"
     );
 
     world.run_for(Duration::from_secs(5));
-    world.lose_power(pair[0]);
+    world.crash(pair[0], CrashKind::PowerLost);
     world.run_for(Duration::from_secs(2));
     world.start(pair[0], &[pair[1]]);
-    assert!(world.run_until(FIRST_RETRY, connected), "a peer that comes back is not connected");
+    assert!(world.run_until(FIRST_RETRY, connected), "a restarted peer is not connected");
     world.run_for(CONNECTION_TIMEOUT);
-    assert!(connected(world), "a peer that has come back is not connected any more");
+    assert!(connected(world), "a restarted peer has lost its connection");
 }
 
-/// A lost peer is forgotten, with its MACs. It is the last one, without which the others are still connected.
+/// A lost peer is forgotten, with its MACs. It is the last one: the others are still connected without it.
 fn check_lost_peer_is_forgotten(world: &mut World, plan: &Plan) {
     let dead = HostId(plan.hosts - 1);
     let name = Host::name(dead);
-    world.lose_power(dead);
+    world.crash(dead, CrashKind::PowerLost);
     let remembers = |world: &World| {
         let knows = |host: &Host| {
             host.tables().is_some_and(|tables| {
@@ -320,12 +310,12 @@ fn check_lost_peer_is_forgotten(world: &mut World, plan: &Plan) {
         world.hosts().find(|(_, host)| knows(host)).map(|(id, _)| *id)
     };
     let forgotten = world.run_until(CONNECTION_TIMEOUT * 2, |world| remembers(world).is_none());
-    assert!(forgotten, "{:?} does not forget {dead:?}, which is dead", remembers(world));
+    assert!(forgotten, "{:?} still knows {dead}, which is down", remembers(world));
     world.run_for(Duration::from_secs(2));
     for (id, host) in world.hosts() {
         let Some(node) = host.node.as_ref() else { continue };
         let macs = node.status(world.now()).macs;
-        assert!(macs.iter().all(|m| m.peer != name), "{id:?} still has MACs of {dead:?}, which is dead");
+        assert!(macs.iter().all(|m| m.peer != name), "{id} still has MACs of {dead}, which is down");
     }
 }
 
@@ -350,11 +340,7 @@ fn check_macs(world: &World) {
         let Some(mac) = host.containers.first() else { continue };
         for (by, other) in world.hosts() {
             let known = other.tables().and_then(|tables| tables.forwarding.macs.lookup(*mac));
-            assert_eq!(
-                known,
-                Some(Host::name(*at)),
-                "owner of {mac} in the table of {by:?}; it is at {at:?}"
-            );
+            assert_eq!(known, Some(Host::name(*at)), "owner of {mac} in the table of {by}; it is at {at}");
         }
     }
 }
@@ -363,6 +349,7 @@ fn check_macs(world: &World) {
 fn check_long_frames(world: &mut World) {
     /// Length of the IP packets that must pass, bytes.
     const PACKET: usize = 1300;
+    const ETHERNET_HEADER: usize = 14;
     const PROBE_UP_TIMEOUT: Duration = Duration::from_secs(1200);
     let narrow = |world: &World| {
         let hosts = world.hosts().filter_map(|(id, host)| Some((id, host.tables()?)));
@@ -371,14 +358,13 @@ fn check_long_frames(world: &mut World) {
     };
     let wide = world.run_until(PROBE_UP_TIMEOUT, |world| narrow(world).is_none());
     assert!(wide, "path MTU after {PROBE_UP_TIMEOUT:?}: {:?}", narrow(world));
-    let ids: Vec<HostId> =
-        world.hosts().filter(|(_, h)| !h.containers.is_empty()).map(|(id, _)| *id).collect();
-    for pair in ids.windows(2) {
-        let number = world.send_long(pair[0], pair[1], PACKET + 14).expect("both have containers");
+    for pair in hosts_with_containers(world).windows(2) {
+        let (from, to) = (pair[0], pair[1]);
+        let number = world.send_unicast(from, to, PACKET + ETHERNET_HEADER).expect("both have containers");
         world.run_for(Duration::from_millis(100));
-        let counts = deliveries(world, number);
-        let once = counts.get(&pair[1]) == Some(&1) && counts.values().all(|n| *n == 1);
-        assert!(once, "long frame of {:?} to {:?}: {counts:?}, {}", pair[0], pair[1], drops(world));
+        let counts = world.take_deliveries(number);
+        let once = counts.get(&to) == Some(&1) && counts.values().all(|n| *n == 1);
+        assert!(once, "long frame of {from} to {to}: {counts:?}, {}", stats(world));
     }
 }
 
@@ -388,60 +374,40 @@ fn check_deliveries(world: &mut World) {
     if world.hosts().all(|(_, host)| host.options.password.is_some()) {
         world.net.faults.duplication = 0.25;
     }
-    let ids: Vec<HostId> = world
-        .hosts()
-        .map(|(id, h)| (*id, h.containers.len()))
-        .filter(|(_, n)| *n > 0)
-        .map(|(id, _)| id)
-        .collect();
-    let all: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
+    let ids = hosts_with_containers(world);
     for &from in &ids {
         let number = world.send_broadcast(from).expect("it has a container");
         world.run_for(Duration::from_millis(200));
-        let counts = deliveries(world, number);
-        for to in &all {
-            let expected = usize::from(*to != from);
-            let got = counts.get(to).copied().unwrap_or(0);
-            assert_eq!(got, expected, "broadcast of {from:?} at {to:?}");
-        }
+        let counts = world.take_deliveries(number);
+        let others = world.ids().into_iter().filter(|&to| to != from);
+        assert_eq!(counts, others.map(|to| (to, 1)).collect(), "hosts that received a broadcast of {from}");
     }
     // All MACs are known now: unicast reaches its destination only.
     for &from in &ids {
         for &to in ids.iter().filter(|to| **to != from) {
-            let number = world.send_unicast(from, to).expect("both have containers");
+            let number = world.send_unicast(from, to, frames::MIN_LEN).expect("both have containers");
             world.run_for(Duration::from_millis(100));
-            let counts = deliveries(world, number);
-            assert_eq!(counts, BTreeMap::from([(to, 1)]), "unicast of {from:?} to {to:?}: {}", drops(world));
+            let counts = world.take_deliveries(number);
+            assert_eq!(counts, BTreeMap::from([(to, 1)]), "unicast of {from} to {to}: {}", stats(world));
         }
     }
     world.net.faults.duplication = 0.0;
 }
 
-fn drops(world: &World) -> String {
-    let stats = world.hosts().map(|(id, host)| format!("{id:?} {:?}", host.stats()));
+fn stats(world: &World) -> String {
+    let stats = world.hosts().map(|(id, host)| format!("{id} {:?}", host.stats()));
     stats.collect::<Vec<_>>().join("; ")
 }
 
-fn deliveries(world: &mut World, number: u64) -> BTreeMap<HostId, usize> {
-    let ids: Vec<HostId> = world.hosts().map(|(id, _)| *id).collect();
-    let mut counts = BTreeMap::new();
-    for id in ids {
-        let delivered = std::mem::take(&mut world.host_mut(id).delivered);
-        let n = delivered.iter().filter(|f| frames::read(f).is_some_and(|s| s.number == number)).count();
-        if n > 0 {
-            counts.insert(id, n);
-        }
-    }
-    counts
+fn hosts_with_containers(world: &World) -> Vec<HostId> {
+    world.hosts().filter(|(_, host)| !host.containers.is_empty()).map(|(id, _)| *id).collect()
 }
 
 /// A converged mesh is quiet: no peer wakes up or sends more than its timers require, and the topology does not change.
 fn check_quiet(world: &mut World, plan: &Plan) {
     const WINDOW: Duration = Duration::from_secs(60);
     world.run_for(Duration::from_secs(40));
-    let digests = |world: &World| -> Vec<u64> {
-        world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.topology_digest()).collect()
-    };
+    let digests = |world: &World| -> Vec<u64> { world.nodes().map(Node::topology_digest).collect() };
     let before = digests(world);
     let established = links(world);
     let wakes: Vec<u64> = world.hosts().map(|(_, h)| h.wakes).collect();
@@ -456,19 +422,19 @@ fn check_quiet(world: &mut World, plan: &Plan) {
     for ((id, host), before) in world.hosts().zip(wakes) {
         let own = host.node.as_ref().map_or(0, |n| n.connection_count() as u64);
         connections += own;
-        // Per connection: sleeve heartbeats each 2 s, MTU tests each 10 s, TCP heartbeats each 30 s; per peer: gossip, MAC
+        // Per connection: sleeve heartbeats every 2 s, MTU tests every 10 s, TCP heartbeats every 30 s; per peer: gossip, MAC
         // expiry, dials that are refused.
         let refused = if plan.is_limited() { 40 } else { 0 };
         let bound = own * (30 + 6 + 2 + 4) + 10 + refused;
         let woken = host.wakes - before;
         assert!(
             woken <= bound,
-            "{id:?} woke {woken} times in {WINDOW:?}, expected at most {bound}: last for {}",
-            host.wake_reason()
+            "{id} woke {woken} times in {WINDOW:?}, expected at most {bound}; next for {}",
+            host.wake_reason
         );
     }
     let sent = world.counters.tcp_bytes - bytes;
-    // Two heartbeats, two digests, six answers to MTU tests, sometimes other tests: 200 to 450 bytes, measured. A rejected
+    // Two heartbeats, two digests, six answers to MTU tests, sometimes other tests: 200 to 450 bytes were measured. A rejected
     // connection is in the topology for a moment.
     let bound = connections * if plan.is_limited() { 5000 } else { 800 } + 2000;
     assert!(sent <= bound, "{sent} bytes in a quiet minute, expected at most {bound}");
@@ -477,7 +443,7 @@ fn check_quiet(world: &mut World, plan: &Plan) {
 /// The established connections in the view of each peer.
 fn links(world: &World) -> Vec<(PeerName, PeerName)> {
     let now = world.now();
-    let peers = world.hosts().filter_map(|(_, h)| h.node.as_ref()).flat_map(|n| n.status(now).mesh.peers);
+    let peers = world.nodes().flat_map(|node| node.status(now).mesh.peers);
     let links = peers.flat_map(|p| {
         let name = p.label.name;
         p.connections.into_iter().filter(|c| c.established).map(move |c| (name, c.label.name))

@@ -1,7 +1,8 @@
 //! The simulated network: which hosts reach each other, and delay, loss and duplication of packets, from one seed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -10,6 +11,8 @@ use weave_types::Instant;
 
 /// The port on which every simulated peer listens.
 pub(crate) const PORT: u16 = 6783;
+/// Length of the IP and UDP headers of a datagram, bytes.
+pub(crate) const IP_UDP_HEADERS: usize = 28;
 
 /// The number of a simulated host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,9 +34,20 @@ impl HostId {
             _ => None,
         }
     }
+
+    /// The address on which the host's peer listens.
+    pub(crate) fn listener(self) -> SocketAddr {
+        SocketAddr::new(self.ip(), PORT)
+    }
 }
 
-/// The present quality of the network.
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host {}", self.0)
+    }
+}
+
+/// Faults and delays of the network.
 #[derive(Clone, Debug)]
 pub struct Faults {
     /// Chance that a datagram is lost, 0 to 1.
@@ -42,7 +56,7 @@ pub struct Faults {
     pub duplication: f64,
     /// Shortest one-way delay.
     pub latency: Duration,
-    /// Upper bound of the random addition to it, drawn for each datagram, so that datagrams overtake each other.
+    /// Upper bound of the random delay that is added to it for each datagram, so that datagrams overtake each other.
     pub jitter: Duration,
     /// Chance that a datagram takes up to 15 s longer.
     pub stall: f64,
@@ -69,15 +83,16 @@ impl Default for Faults {
 /// The underlay.
 pub struct Net {
     pub faults: Faults,
+    /// Pairs of hosts, the lower number first.
     cut: BTreeSet<(HostId, HostId)>,
-    /// Pairs of which the first cannot open a connection or flow to the second.
+    /// Pairs of which the first cannot open connections to the second, nor send it datagrams that are no answers.
     blocked: BTreeSet<(HostId, HostId)>,
     /// Pairs of which no packet of the first reaches the second.
     one_way_cuts: BTreeSet<(HostId, HostId)>,
-    /// When a datagram last passed from the first to the second: a firewall lets answers pass for a while.
-    passed: BTreeMap<(HostId, HostId), Instant>,
+    /// Time of the last datagram from the first to the second: a firewall lets answers pass for a while.
+    last_passed: BTreeMap<(HostId, HostId), Instant>,
     /// Hosts without power.
-    off: BTreeSet<HostId>,
+    powered_off: BTreeSet<HostId>,
     rng: ChaCha12Rng,
 }
 
@@ -88,8 +103,8 @@ impl Net {
             cut: BTreeSet::new(),
             blocked: BTreeSet::new(),
             one_way_cuts: BTreeSet::new(),
-            passed: BTreeMap::new(),
-            off: BTreeSet::new(),
+            last_passed: BTreeMap::new(),
+            powered_off: BTreeSet::new(),
             rng,
         }
     }
@@ -113,7 +128,7 @@ impl Net {
     }
 
     /// Whether a TCP stream between the two makes progress.
-    pub(crate) fn streams(&self, a: HostId, b: HostId) -> bool {
+    pub(crate) fn streams_pass(&self, a: HostId, b: HostId) -> bool {
         self.connected(a, b) && !self.one_way_cuts.contains(&(a, b)) && !self.one_way_cuts.contains(&(b, a))
     }
 
@@ -132,12 +147,6 @@ impl Net {
         }
     }
 
-    /// Opens both directions.
-    pub fn unblock(&mut self, a: HostId, b: HostId) {
-        self.blocked.remove(&(a, b));
-        self.blocked.remove(&(b, a));
-    }
-
     /// Whether there is a firewall.
     pub fn is_blocking(&self) -> bool {
         !self.blocked.is_empty()
@@ -145,24 +154,25 @@ impl Net {
 
     pub(crate) fn set_power(&mut self, host: HostId, on: bool) {
         if on {
-            self.off.remove(&host);
+            self.powered_off.remove(&host);
         } else {
-            self.off.insert(host);
+            self.powered_off.insert(host);
         }
     }
 
     /// Whether packets pass between the two.
     pub fn connected(&self, a: HostId, b: HostId) -> bool {
-        !self.cut.contains(&(a.min(b), a.max(b))) && !self.off.contains(&a) && !self.off.contains(&b)
+        let powered = !self.powered_off.contains(&a) && !self.powered_off.contains(&b);
+        powered && !self.cut.contains(&(a.min(b), a.max(b)))
     }
 
     /// Whether `a` can open a connection to `b`.
     pub fn dialable(&self, a: HostId, b: HostId) -> bool {
-        self.streams(a, b) && !self.blocked.contains(&(a, b))
+        self.streams_pass(a, b) && !self.blocked.contains(&(a, b))
     }
 
     /// How many of `len` bytes that have arrived are delivered at once.
-    pub(crate) fn cut_stream(&mut self, len: usize) -> usize {
+    pub(crate) fn random_segment(&mut self, len: usize) -> usize {
         match self.rng.random_range(0..6) {
             0 => len.min(1),
             1..3 => self.rng.random_range(1..=len),
@@ -171,14 +181,14 @@ impl Net {
     }
 
     /// A one-way delay.
-    pub fn delay(&mut self) -> Duration {
+    pub(crate) fn random_delay(&mut self) -> Duration {
         let jitter = self.faults.jitter.as_nanos() as u64;
         let extra = if jitter == 0 { 0 } else { self.rng.random_range(0..jitter) };
         self.faults.latency + Duration::from_nanos(extra)
     }
 
-    /// The delays of the copies of one datagram: none, one or two.
-    pub fn datagram(
+    /// The delays of the copies of one datagram, of which there are none, one or two.
+    pub(crate) fn datagram_delays(
         &mut self,
         a: HostId,
         b: HostId,
@@ -186,26 +196,25 @@ impl Net {
         df: bool,
         now: Instant,
     ) -> Vec<Duration> {
-        /// How long a firewall lets answers pass.
-        const STATE: Duration = Duration::from_secs(60);
-        const IP_UDP_HEADERS: usize = 28;
+        /// Lifetime of a firewall's state: answers pass for so long.
+        const FIREWALL_STATE_TIMEOUT: Duration = Duration::from_secs(60);
         let too_big = df && payload + IP_UDP_HEADERS > self.faults.mtu;
         if too_big || !self.connected(a, b) {
             return Vec::new();
         }
         if !self.blocked.is_empty() {
-            let answer = self.passed.get(&(b, a)).is_some_and(|at| now - *at <= STATE);
+            let answer = self.last_passed.get(&(b, a)).is_some_and(|at| now - *at <= FIREWALL_STATE_TIMEOUT);
             if self.blocked.contains(&(a, b)) && !answer {
                 return Vec::new();
             }
-            self.passed.insert((a, b), now);
+            self.last_passed.insert((a, b), now);
         }
-        self.message(a, b)
+        self.message_delays(a, b)
     }
 
-    /// The delays of the copies of a message that other hosts may relay: of cuts, only one-way cuts matter.
-    pub(crate) fn message(&mut self, a: HostId, b: HostId) -> Vec<Duration> {
-        const LONGEST_STALL: u64 = 15_000;
+    /// The delays of the copies of a message that other hosts may relay: of all cuts only one-way cuts stop it.
+    pub(crate) fn message_delays(&mut self, a: HostId, b: HostId) -> Vec<Duration> {
+        const MAX_STALL_MS: u64 = 15_000;
         if self.one_way_cuts.contains(&(a, b)) || self.rng.random_bool(self.faults.loss) {
             return Vec::new();
         }
@@ -213,8 +222,8 @@ impl Net {
         let mut arrivals = Vec::with_capacity(copies);
         for _ in 0..copies {
             let stalled = self.faults.stall > 0.0 && self.rng.random_bool(self.faults.stall);
-            let stall = if stalled { self.rng.random_range(0..LONGEST_STALL) } else { 0 };
-            arrivals.push(self.delay() + Duration::from_millis(stall));
+            let stall = if stalled { self.rng.random_range(0..MAX_STALL_MS) } else { 0 };
+            arrivals.push(self.random_delay() + Duration::from_millis(stall));
         }
         arrivals
     }

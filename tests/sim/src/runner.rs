@@ -1,4 +1,4 @@
-//! Common parts of all seeded suites: runs that may fail, the budget of seeds, and the shortest failing list of transitions.
+//! What all random runs have in common: they run seeds within a budget, catch failures, and shorten a failing list of transitions.
 
 use std::cell::Cell;
 use std::fmt::{Debug, Write as _};
@@ -10,7 +10,7 @@ thread_local! {
     static EXPECTS_PANIC: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The result of a run, or the text of its panic, which is printed at once only with `SIM_TRACE`.
+/// The result of a run, or the text of its panic, which is printed by the usual hook only with `SIM_TRACE`.
 pub(crate) fn catch_failure<R>(run: impl FnOnce() -> R) -> Result<R, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -34,7 +34,7 @@ pub(crate) fn catch_failure<R>(run: impl FnOnce() -> R) -> Result<R, String> {
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
-pub(crate) fn suite<'a, P: 'a, T: Clone + Debug>(
+pub(crate) fn run_seeds<'a, P: 'a, T: Clone + Debug>(
     name: &str,
     plan_of: impl Fn(u64) -> (&'a str, &'a P),
     generate: impl Fn(u64, &P) -> Vec<T>,
@@ -48,25 +48,26 @@ pub(crate) fn suite<'a, P: 'a, T: Clone + Debug>(
         match attempt(seed, plan, &transitions) {
             Ok(count) => events += count,
             Err(reason) => {
-                let again = |transitions: &[T]| attempt(seed, plan, transitions).map(|_| ());
-                panic!("{}", shorten_failure(plan_name, seed, transitions, reason, again));
+                let retry = |transitions: &[T]| attempt(seed, plan, transitions);
+                panic!("{}", shorten_failure(plan_name, seed, transitions, reason, retry));
             }
         }
         runs += 1;
         if runs.is_multiple_of(10_000) {
-            println!("{name}: {runs} runs so far, {} s", budget.seconds());
+            println!("{name}: {runs} runs so far, {} s", budget.elapsed_seconds());
         }
     }
-    println!("{name}: {runs} runs, {events} events, {} s", budget.seconds());
+    println!("{name}: {runs} runs, {events} events, {} s", budget.elapsed_seconds());
 }
 
-/// The seeds to run: one (`SIM_SEED`), a number of seeds (`SIM_RUNS`), or seeds for a time (`SIM_SECONDS`, 10 unless given).
+/// The seeds to run: one (`SIM_SEED`), a number of seeds (`SIM_RUNS`), or at least one for a time (`SIM_SECONDS`, 10 unless given).
+/// `SIM_FIRST` is the first seed, 1 unless given.
 struct SeedBudget {
+    first: u64,
     next: u64,
     last: Option<u64>,
-    seconds: u64,
+    time: Duration,
     started: Instant,
-    started_one: bool,
 }
 
 impl SeedBudget {
@@ -75,12 +76,11 @@ impl SeedBudget {
         let (seed, runs) = (number("SIM_SEED"), number("SIM_RUNS"));
         let first = seed.or_else(|| number("SIM_FIRST")).unwrap_or(1);
         let last = seed.or_else(|| runs.map(|runs| first.saturating_add(runs).saturating_sub(1)));
-        let seconds = number("SIM_SECONDS").unwrap_or(10);
-        SeedBudget { next: first, last, seconds, started: Instant::now(), started_one: false }
+        let time = Duration::from_secs(number("SIM_SECONDS").unwrap_or(10));
+        SeedBudget { first, next: first, last, time, started: Instant::now() }
     }
 
-    /// Seconds since the first run.
-    fn seconds(&self) -> u64 {
+    fn elapsed_seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
 }
@@ -91,11 +91,10 @@ impl Iterator for SeedBudget {
     fn next(&mut self) -> Option<u64> {
         let over = match self.last {
             Some(last) => self.next > last,
-            None => self.started_one && self.started.elapsed() >= Duration::from_secs(self.seconds),
+            None => self.next > self.first && self.started.elapsed() >= self.time,
         };
         let seed = self.next;
         self.next += 1;
-        self.started_one = true;
         (!over).then_some(seed)
     }
 }
@@ -106,7 +105,7 @@ fn shorten_failure<T: Clone + Debug>(
     seed: u64,
     mut transitions: Vec<T>,
     mut reason: String,
-    attempt: impl Fn(&[T]) -> Result<(), String>,
+    attempt: impl Fn(&[T]) -> Result<u64, String>,
 ) -> String {
     let mut group = transitions.len().div_ceil(2);
     while group > 0 && std::env::var_os("SIM_NO_SHORTEN").is_none() {
@@ -116,7 +115,7 @@ fn shorten_failure<T: Clone + Debug>(
             shorter.drain(start..(start + group).min(transitions.len()));
             match attempt(&shorter) {
                 Err(text) => (transitions, reason) = (shorter, text),
-                Ok(()) => start += group,
+                Ok(_) => start += group,
             }
         }
         group /= 2;

@@ -1,5 +1,4 @@
-//! Random scenarios of the mesh: a seed determines a list of transitions, and a run of it must keep every invariant. A failing
-//! list is shortened before it is printed.
+//! Random lists of transitions of the mesh; a run of one must keep every invariant.
 
 use std::time::Duration;
 
@@ -7,11 +6,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
 use crate::host::{CrashKind, HostOptions};
-use crate::invariants;
 use crate::net::HostId;
+use crate::plans::{Graph, Plan};
 use crate::runner::{self, catch_failure};
-use crate::suites::{Graph, Plan};
-use crate::world::World;
+use crate::world::{World, addresses};
+use crate::{frames, invariants};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Transition {
@@ -19,33 +18,29 @@ pub enum Transition {
     Wait(u32),
     Cut(HostId, HostId),
     Heal(HostId, HostId),
-    Crash(HostId),
+    Crash(HostId, CrashKind),
     /// A crash between two outputs of the peer, after this number of outputs.
-    CrashAfter(HostId, u16),
+    CrashAfter(HostId, u16, CrashKind),
     /// The peer crashes and its disk is lost: a new installation under the old name.
     LoseDisk(HostId),
-    PowerLoss(HostId),
-    PowerLossAfter(HostId, u16),
     /// A stopped peer is started with its persisted targets.
     Start(HostId),
     /// `weave connect B` on A.
     Connect(HostId, HostId),
     /// `weave forget B` on A.
     Forget(HostId, HostId),
-    /// A container of the first sends a frame to one of the second.
-    Unicast(HostId, HostId),
-    /// The same with a length in bytes.
-    Long(HostId, HostId, u16),
+    /// A container of the first sends a frame of this length to one of the second.
+    Unicast(HostId, HostId, usize),
     Broadcast(HostId),
-    /// A container moves with its MAC from one host to another.
-    Move(HostId, HostId),
-    /// Per cent of the datagrams.
+    /// A container moves with its MAC from the first to the second.
+    MoveContainer(HostId, HostId),
+    /// Per cent of the datagrams that are lost.
     Loss(u8),
-    /// The largest packet that passes.
+    /// Size of the largest packet that passes.
     Mtu(u16),
     /// All wall clocks are set, by seconds.
     WallClock(i32),
-    /// A firewall rejects connections and flows from the first to the second.
+    /// A firewall rejects connections and datagrams from the first to the second.
     Block(HostId, HostId),
 }
 
@@ -61,18 +56,18 @@ pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
                 25..28 => Transition::Wait(rng.random_range(30_000..90_000)),
                 28..37 => Transition::Cut(a, b),
                 37..46 => Transition::Heal(a, b),
-                46..48 => Transition::Crash(a),
+                46..48 => Transition::Crash(a, CrashKind::Killed),
                 48..49 => Transition::LoseDisk(a),
-                49..54 => Transition::CrashAfter(a, rng.random_range(0..40)),
-                54..55 => Transition::PowerLoss(a),
-                55..57 => Transition::PowerLossAfter(a, rng.random_range(0..40)),
+                49..54 => Transition::CrashAfter(a, rng.random_range(0..40), CrashKind::Killed),
+                54..55 => Transition::Crash(a, CrashKind::PowerLost),
+                55..57 => Transition::CrashAfter(a, rng.random_range(0..40), CrashKind::PowerLost),
                 57..66 => Transition::Start(a),
                 66..70 => Transition::Connect(a, b),
                 70..72 => Transition::Forget(a, b),
-                72..80 => Transition::Unicast(a, b),
-                80..84 => Transition::Long(a, b, rng.random_range(500..1500)),
+                72..80 => Transition::Unicast(a, b, frames::MIN_LEN),
+                80..84 => Transition::Unicast(a, b, rng.random_range(500..1500_u16).into()),
                 84..90 => Transition::Broadcast(a),
-                90..92 => Transition::Move(a, b),
+                90..92 => Transition::MoveContainer(a, b),
                 92..94 => Transition::Loss(rng.random_range(0..30)),
                 94..97 => {
                     Transition::Mtu(if rng.random_bool(0.5) { 1500 } else { rng.random_range(620..1500) })
@@ -85,8 +80,8 @@ pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
         .collect()
 }
 
-/// Runs one list of transitions from the start; panics when an invariant is violated.
-pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
+/// Runs a list of transitions; returns the number of events. Panics when an invariant is violated.
+fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> u64 {
     let mut world = World::new(seed, plan.faults.clone());
     let options = HostOptions {
         password: plan.password.map(str::to_owned),
@@ -98,7 +93,6 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
     };
     let mut rng = ChaCha12Rng::seed_from_u64(seed);
     for n in 0..plan.hosts {
-        // Each host has the one before it as target: the mesh is connected, but no more.
         let mut targets: Vec<HostId> = n.checked_sub(1).map(HostId).into_iter().collect();
         if plan.graph == Graph::Chords && n > 1 && rng.random_bool(0.6) {
             targets.push(HostId(rng.random_range(0..n - 1)));
@@ -110,7 +104,7 @@ pub fn run(seed: u64, plan: &Plan, transitions: &[Transition]) -> World {
         invariants::check_always(&mut world);
     }
     invariants::check_eventually(&mut world, plan);
-    world
+    world.counters.events
 }
 
 fn apply(world: &mut World, transition: Transition) {
@@ -118,35 +112,26 @@ fn apply(world: &mut World, transition: Transition) {
         Transition::Wait(ms) => world.run_for(Duration::from_millis(ms.into())),
         Transition::Cut(a, b) => world.net.set_cut(a, b, true),
         Transition::Heal(a, b) => world.net.set_cut(a, b, false),
-        Transition::Crash(a) => world.crash(a),
-        Transition::CrashAfter(a, outputs) => world.host_mut(a).crash_after(outputs, CrashKind::Killed),
+        Transition::Crash(a, kind) => world.crash(a, kind),
+        Transition::CrashAfter(a, outputs, kind) => world.host_mut(a).crash_after(outputs, kind),
         Transition::LoseDisk(a) => {
-            world.crash(a);
+            world.crash(a, CrashKind::Killed);
             world.host_mut(a).lose_disk();
-        }
-        Transition::PowerLoss(a) => world.lose_power(a),
-        Transition::PowerLossAfter(a, outputs) => {
-            world.host_mut(a).crash_after(outputs, CrashKind::PowerLost)
         }
         Transition::Start(a) => {
             if world.host(a).node.is_none() {
                 world.start(a, &[]);
             }
         }
-        Transition::Connect(a, b) => world.with_node(a, |node, now| {
-            node.connect(&[b.ip().to_string()], false, now);
-        }),
-        Transition::Forget(a, b) => world.with_node(a, |node, now| node.forget(&[b.ip().to_string()], now)),
-        Transition::Unicast(a, b) => {
-            world.send_unicast(a, b);
-        }
-        Transition::Long(a, b, len) => {
-            world.send_long(a, b, len.into());
+        Transition::Connect(a, b) => world.connect(a, &addresses(&[b])),
+        Transition::Forget(a, b) => world.forget(a, b),
+        Transition::Unicast(a, b, len) => {
+            world.send_unicast(a, b, len);
         }
         Transition::Broadcast(a) => {
             world.send_broadcast(a);
         }
-        Transition::Move(a, b) => world.move_container(a, b),
+        Transition::MoveContainer(a, b) => world.move_container(a, b),
         Transition::Loss(percent) => world.net.faults.loss = f64::from(percent) / 100.0,
         Transition::Mtu(mtu) => world.net.faults.mtu = mtu.into(),
         Transition::WallClock(seconds) => world.jump_wall_clock(seconds.into()),
@@ -155,11 +140,11 @@ fn apply(world: &mut World, transition: Transition) {
 }
 
 /// Runs seeds within the budget of the environment; prints the number of runs.
-pub fn suite(name: &str, plan: &Plan) {
-    runner::suite(name, |_| (name, plan), generate, attempt);
+pub fn run_seeds(plan: &Plan) {
+    runner::run_seeds(plan.name, |_| (plan.name, plan), generate, attempt);
 }
 
 /// Runs a list of transitions; returns the number of events, or the violation.
 pub fn attempt(seed: u64, plan: &Plan, transitions: &[Transition]) -> Result<u64, String> {
-    catch_failure(|| run(seed, plan, transitions).counters.events)
+    catch_failure(|| run(seed, plan, transitions))
 }

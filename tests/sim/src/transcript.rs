@@ -1,19 +1,19 @@
 //! Scenarios in a small language, recorded with their output.
 //!
-//! One command a line; hosts are letters, in the order in which they were added. Lines that begin with `>` are the
+//! Each line is a command; hosts are letters, in the order in which they were added. Lines that begin with `>` are the
 //! output of the command before them; `#` begins a comment.
 //!
 //! ```text
 //! peers 3                       three hosts; options: password=P limit=N no-discovery targets=line|first
 //! connect b a                   `weave connect` on b (also: forget b a)
 //! partition a b | c             cuts every link between the groups; heal
-//! block a b                     a firewall rejects connections and flows from a to b
+//! block a b                     a firewall rejects connections and datagrams from a to b
 //! crash b                       also: power-loss b, start b
 //! wait 30                       seconds
 //! stabilize                     until no topology changes for five seconds
-//! show peers                    also: connections, routes, trees, targets
+//! show peers                    also: connections, connection-count, routes, trees, targets
 //! ping a c                      a frame between containers: the hosts that receive it (also: broadcast a)
-//! note b                        then, later: compare b
+//! note b                        keeps b's record of itself; later: compare b
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,12 +21,13 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use weave_mesh::{PeerStatus, TargetState};
+use weave_node::Node;
 use weave_types::PeerName;
 
 use crate::frames;
-use crate::host::{Host, HostOptions, own_record};
+use crate::host::{CrashKind, Host, HostOptions, own_record};
 use crate::net::{Faults, HostId};
-use crate::world::World;
+use crate::world::{World, addresses};
 
 const STABILIZE_TIMEOUT: Duration = Duration::from_secs(600);
 const STABLE_PERIOD: Duration = Duration::from_secs(5);
@@ -57,28 +58,24 @@ impl Session {
         let world = &mut self.world;
         match *words {
             ["peers", count, ref options @ ..] => self.add(number(count), options),
-            ["connect", at, to] => world.with_node(host(at), |node, now| {
-                node.connect(&[host(to).ip().to_string()], false, now);
-            }),
-            ["forget", at, what] => {
-                world.with_node(host(at), |node, now| node.forget(&[host(what).ip().to_string()], now));
-            }
+            ["connect", at, to] => world.connect(host(at), &addresses(&[host(to)])),
+            ["forget", at, target] => world.forget(host(at), host(target)),
             ["partition", ref groups @ ..] => self.partition(groups),
             ["heal"] => world.net.heal_all(),
             ["block", from, to] => world.net.block(host(from), host(to)),
-            ["crash", at] => world.crash(host(at)),
-            ["power-loss", at] => world.lose_power(host(at)),
+            ["crash", at] => world.crash(host(at), CrashKind::Killed),
+            ["power-loss", at] => world.crash(host(at), CrashKind::PowerLost),
             ["start", at] => world.start(host(at), &[]),
             ["wait", seconds] => world.run_for(Duration::from_secs(number(seconds).into())),
             ["stabilize"] => self.stabilize(),
             ["show", what] => return self.show(what),
             ["ping", from, to] => {
-                let sent = world.send_unicast(host(from), host(to));
-                return vec![self.deliveries(sent)];
+                let sent = world.send_unicast(host(from), host(to), frames::MIN_LEN);
+                return vec![self.receivers(sent)];
             }
             ["broadcast", from] => {
                 let sent = world.send_broadcast(host(from));
-                return vec![self.deliveries(sent)];
+                return vec![self.receivers(sent)];
             }
             ["note", at] => {
                 self.noted.insert(host(at), self.record(host(at)));
@@ -91,19 +88,19 @@ impl Session {
 
     fn add(&mut self, count: u16, words: &[&str]) {
         let mut options = HostOptions::default();
-        let mut topology = None;
+        let mut targets = None;
         for word in words {
             match word.split_once('=') {
                 Some(("password", password)) => options.password = Some(password.to_owned()),
                 Some(("limit", limit)) => options.connection_limit = number(limit).into(),
-                Some(("targets", kind)) => topology = Some(kind),
+                Some(("targets", kind)) => targets = Some(kind),
                 None if *word == "no-discovery" => options.discovery = false,
                 _ => panic!("no such option: {word}"),
             }
         }
         let first = self.world.hosts().count() as u16;
         for n in first..first + count {
-            let target = match topology {
+            let target = match targets {
                 None => None,
                 Some("line") => n.checked_sub(1),
                 Some("first") => (n > 0).then_some(0),
@@ -129,18 +126,16 @@ impl Session {
     }
 
     fn stabilize(&mut self) {
-        let digests = |world: &World| -> Vec<_> {
-            world.hosts().map(|(_, h)| h.node.as_ref().map(weave_node::Node::topology_digest)).collect()
-        };
+        let digests = |world: &World| -> Vec<u64> { world.nodes().map(Node::topology_digest).collect() };
         let end = self.world.now().mono + STABILIZE_TIMEOUT;
         loop {
             let before = digests(&self.world);
-            let mut calm = true;
+            let mut stable = true;
             for _ in 0..STABLE_PERIOD.as_secs() {
                 self.world.run_for(Duration::from_secs(1));
-                calm &= digests(&self.world) == before;
+                stable &= digests(&self.world) == before;
             }
-            if calm {
+            if stable {
                 return;
             }
             assert!(self.world.now().mono < end, "not stable after {STABILIZE_TIMEOUT:?}");
@@ -154,27 +149,19 @@ impl Session {
     fn compare(&self, id: HostId) -> String {
         let (before, after) = (&self.noted[&id], self.record(id));
         let word = |same| if same { "the same" } else { "another" };
-        let age = if after.version > before.version { "higher" } else { "no higher" };
+        let version = if after.version > before.version { "higher" } else { "no higher" };
         let incarnation = word(before.uid == after.uid);
-        format!(
-            "{}: {incarnation} incarnation, {} short id, {age} version",
-            letter(id),
-            word(before.short_id == after.short_id)
-        )
+        let short_id = word(before.short_id == after.short_id);
+        format!("{}: {incarnation} incarnation, {short_id} short id, {version} version", letter(id))
     }
 
-    fn deliveries(&mut self, sent: Option<u64>) -> String {
+    fn receivers(&mut self, sent: Option<u64>) -> String {
         self.world.run_for(Duration::from_millis(500));
-        let ids: Vec<HostId> = self.world.hosts().map(|(id, _)| *id).collect();
-        let mut got = Vec::new();
-        for id in ids {
-            for frame in std::mem::take(&mut self.world.host_mut(id).delivered) {
-                if frames::read(&frame).map(|stamp| stamp.number) == sent {
-                    got.push(letter(id));
-                }
-            }
-        }
-        if got.is_empty() { "no host".to_owned() } else { got.join(" ") }
+        let number = sent.expect("both hosts have a container");
+        let counts = self.world.take_deliveries(number);
+        let received = counts.into_iter().flat_map(|(id, count)| vec![letter(id); count]);
+        let received = received.collect::<Vec<_>>().join(" ");
+        if received.is_empty() { "no host".to_owned() } else { received }
     }
 
     fn show(&self, what: &str) -> Vec<String> {
@@ -196,20 +183,16 @@ impl Session {
             let text = match what {
                 "peers" => list(mesh.peers.iter().map(|p| names[&p.label.name].clone()).collect()),
                 "connections" => {
-                    let own = mesh.peers.iter().find(|p| p.label.name == Host::name(*id));
-                    let links = own.into_iter().flat_map(|own| &own.connections).map(|c| {
+                    let connections = self.record(*id).connections.into_iter().map(|c| {
                         let state = if c.established { "" } else { "?" };
                         format!("{}{state}", names[&c.label.name])
                     });
-                    list(links.collect())
+                    list(connections.collect())
                 }
-                "connection-count" => {
-                    let own = mesh.peers.iter().find(|p| p.label.name == Host::name(*id));
-                    own.map_or(0, |own| own.connections.len()).to_string()
-                }
+                "connection-count" => self.record(*id).connections.len().to_string(),
                 "routes" => {
-                    let ways = names.iter().filter_map(|(to, text)| Some((text, routes.unicast(*to)?)));
-                    list(ways.map(|(to, via)| format!("{to}-via-{}", names[&via])).collect())
+                    let routes = names.iter().filter_map(|(to, text)| Some((text, routes.unicast(*to)?)));
+                    list(routes.map(|(to, via)| format!("{to}-via-{}", names[&via])).collect())
                 }
                 "trees" => {
                     let trees = names.iter().map(|(from, text)| (text, routes.broadcast(*from)));
@@ -225,11 +208,11 @@ impl Session {
                             TargetState::Connected => "connected",
                             TargetState::Suspended => "suspended",
                         };
-                        let error =
-                            target.last_error.as_deref().filter(|_| target.state == TargetState::Waiting);
-                        format!("{} {state} {}", target.address, error.unwrap_or_default())
-                            .trim_end()
-                            .to_owned()
+                        let error = match (&target.last_error, target.state) {
+                            (Some(error), TargetState::Waiting) => format!(" {error}"),
+                            _ => String::new(),
+                        };
+                        format!("{} {state}{error}", target.address)
                     });
                     targets.collect::<Vec<_>>().join("; ")
                 }

@@ -1,14 +1,13 @@
 //! The simulation: hosts with real nodes or allocators, one network, a virtual clock, and one ordered queue of events.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::Allocator;
-use weave_node::Output;
+use weave_node::{Node, Output};
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
 use crate::clock::Clock;
@@ -16,12 +15,16 @@ use crate::driver_fault::DriverFault;
 use crate::frames;
 use crate::host::{CrashKind, Host, HostOptions, HostOutput, Observation};
 use crate::net::{Faults, HostId, Net, PORT};
-use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent, listener};
+use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent};
+
+const CONNECTION_RESET: &str = "read: connection reset by peer";
 
 enum Event {
-    /// Scheduled by [`World::schedule`].
+    /// Scheduled by [`World::schedule`], with the number of the event.
     External(u64),
+    /// A timer of a host, with the number of the wake-up: a later one replaces it.
     Wake(HostId, u32),
+    /// On the connection with this number.
     DeliverStream(u64),
     Dial {
         from: End,
@@ -45,50 +48,27 @@ pub struct Counters {
     pub tcp_bytes: u64,
     /// Writes by all nodes; about one per protocol message.
     pub tcp_writes: u64,
-    pub datagrams: u64,
-    /// Times that a node was woken by its timer.
-    pub wakes: u64,
 }
 
 pub struct World {
     pub net: Net,
     pub counters: Counters,
-    /// Outputs of address allocation that were not read yet, in order.
+    /// Outputs of address allocation that were not read yet, in their order.
     pub(crate) observations: Vec<(HostId, Observation)>,
-    /// Hosts whose peer had an input since this set was read.
+    /// Hosts whose peer had an input since this set was last emptied.
     pub(crate) touched: BTreeSet<HostId>,
     hosts: BTreeMap<HostId, Host>,
     tcp: Tcp,
-    queue: BinaryHeap<Reverse<(Instant, u64, EventBox)>>,
+    /// Events to come, by time and in the order in which they were scheduled.
+    queue: BTreeMap<(Instant, u64), Event>,
+    /// Number of the event that was scheduled last.
     sequence: u64,
+    /// Number of frames that containers have sent.
     frames: u64,
     clock: Instant,
     /// Error of all wall clocks, seconds.
     wall_error: i64,
     rng: ChaCha12Rng,
-}
-
-/// An event in the heap, which orders events by time and sequence alone.
-struct EventBox(Event);
-
-impl PartialEq for EventBox {
-    fn eq(&self, _: &EventBox) -> bool {
-        true
-    }
-}
-
-impl Eq for EventBox {}
-
-impl PartialOrd for EventBox {
-    fn partial_cmp(&self, other: &EventBox) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for EventBox {
-    fn cmp(&self, _: &EventBox) -> std::cmp::Ordering {
-        std::cmp::Ordering::Equal
-    }
 }
 
 impl World {
@@ -103,7 +83,7 @@ impl World {
             touched: BTreeSet::new(),
             hosts: BTreeMap::new(),
             tcp: Tcp::default(),
-            queue: BinaryHeap::new(),
+            queue: BTreeMap::new(),
             sequence: 0,
             frames: 0,
             clock: Instant::ORIGIN,
@@ -137,6 +117,15 @@ impl World {
         self.hosts.iter()
     }
 
+    pub(crate) fn ids(&self) -> Vec<HostId> {
+        self.hosts.keys().copied().collect()
+    }
+
+    /// The running nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.hosts.values().filter_map(|host| host.node.as_ref())
+    }
+
     pub fn host(&self, id: HostId) -> &Host {
         &self.hosts[&id]
     }
@@ -155,7 +144,7 @@ impl World {
     pub(crate) fn add_stopped(&mut self, id: HostId, options: HostOptions) {
         let seed = self.rng.random();
         let mut host = Host::new(id, options, seed);
-        host.containers.insert(container_mac(id, 0));
+        host.containers.insert(container_mac(id));
         self.hosts.insert(id, host);
     }
 
@@ -163,50 +152,47 @@ impl World {
     pub fn start(&mut self, id: HostId, targets: &[HostId]) {
         let now = self.now_at(id);
         self.net.set_power(id, true);
-        let host = self.hosts.get_mut(&id).expect("host was added");
+        let host = self.host_mut(id);
         host.start(now);
         let targets = if targets.is_empty() { host.disk.targets.clone() } else { addresses(targets) };
-        if let Some(node) = host.node.as_mut() {
+        if let Some(node) = &mut host.node {
             let refused = node.connect(&targets, true, now);
             assert!(refused.is_empty(), "targets refused: {refused:?}");
         }
         self.process_outputs(id);
     }
 
-    /// Ends a peer, if it is running.
-    pub(crate) fn end(&mut self, id: HostId, crash: CrashKind) {
-        if self.host(id).is_running() {
-            match crash {
-                CrashKind::Killed => self.crash(id),
-                CrashKind::PowerLost => self.lose_power(id),
-            }
+    /// Ends a peer, if it is running. Only the disk is kept. A host without power does not answer until it is started again.
+    pub fn crash(&mut self, id: HostId, kind: CrashKind) {
+        if !self.host(id).is_running() {
+            return;
         }
-    }
-
-    /// Takes the power from a host: its connections are not closed, and nothing answers until it is started again.
-    pub fn lose_power(&mut self, id: HostId) {
-        let host = self.hosts.get_mut(&id).expect("host was added");
-        if host.is_running() {
-            host.crash();
-            self.net.set_power(id, false);
-            for end in self.tcp.ends_of(id) {
-                self.tcp.power_lost(end);
-            }
-        }
-    }
-
-    /// Ends a peer as SIGKILL does: connections are reset, and only the disk is kept.
-    pub fn crash(&mut self, id: HostId) {
-        let host = self.hosts.get_mut(&id).expect("host was added");
-        host.crash();
+        self.host_mut(id).crash();
         for end in self.tcp.ends_of(id) {
-            let due = self.tcp.close(end, "read: connection reset by peer", self.clock);
-            self.schedule_delivery(due);
+            match kind {
+                CrashKind::Killed => self.close(end),
+                CrashKind::PowerLost => self.tcp.power_lost(end),
+            }
         }
+        if kind == CrashKind::PowerLost {
+            self.net.set_power(id, false);
+        }
+    }
+
+    /// `weave connect`: adds targets to a running node, which dials them at once.
+    pub(crate) fn connect(&mut self, id: HostId, targets: &[String]) {
+        self.with_node(id, |node, now| {
+            node.connect(targets, false, now);
+        });
+    }
+
+    /// `weave forget`.
+    pub(crate) fn forget(&mut self, id: HostId, target: HostId) {
+        self.with_node(id, |node, now| node.forget(&addresses(&[target]), now));
     }
 
     /// Handles an input of a running node, and its outputs.
-    pub fn with_node(&mut self, id: HostId, input: impl FnOnce(&mut weave_node::Node, Now)) {
+    pub fn with_node(&mut self, id: HostId, input: impl FnOnce(&mut Node, Now)) {
         let now = self.now_at(id);
         if let Some(node) = self.hosts.get_mut(&id).and_then(|h| h.node.as_mut()) {
             input(node, now);
@@ -226,47 +212,45 @@ impl World {
         result
     }
 
-    /// A container on `from` sends a frame.
-    pub fn send_frame(&mut self, from: HostId, frame: &[u8]) {
-        let now = self.now_at(from).mono;
-        if let Some(host) = self.hosts.get_mut(&from) {
-            host.local_frame(frame, now);
-            self.process_outputs(from);
-        }
-    }
-
-    /// A container of `from` sends a frame to one of `to`; returns the number of the frame if both hosts have a container.
-    pub fn send_unicast(&mut self, from: HostId, to: HostId) -> Option<u64> {
+    /// A container of `from` sends a frame of `len` bytes to one of `to`; returns the number of the frame if both hosts have a
+    /// container.
+    pub(crate) fn send_unicast(&mut self, from: HostId, to: HostId, len: usize) -> Option<u64> {
         let dst = *self.host(to).containers.first()?;
-        self.send(from, dst)
+        self.send_frame(from, dst, len)
     }
 
     /// A container of `from` sends a broadcast; returns the number of the frame if there is a container.
-    pub fn send_broadcast(&mut self, from: HostId) -> Option<u64> {
-        self.send(from, MacAddr::BROADCAST)
+    pub(crate) fn send_broadcast(&mut self, from: HostId) -> Option<u64> {
+        self.send_frame(from, MacAddr::BROADCAST, frames::MIN_LEN)
     }
 
-    fn send(&mut self, from: HostId, dst: MacAddr) -> Option<u64> {
-        let src = *self.host(from).containers.first()?;
-        Some(self.send_sized(from, src, dst, frames::SHORTEST))
-    }
-
-    /// A container of `from` sends a frame of `len` bytes to one of `to`.
-    pub fn send_long(&mut self, from: HostId, to: HostId, len: usize) -> Option<u64> {
-        let src = *self.host(from).containers.first()?;
-        let dst = *self.host(to).containers.first()?;
-        Some(self.send_sized(from, src, dst, len))
-    }
-
-    fn send_sized(&mut self, from: HostId, src: MacAddr, dst: MacAddr, len: usize) -> u64 {
+    fn send_frame(&mut self, from: HostId, dst: MacAddr, len: usize) -> Option<u64> {
+        let now = self.now_at(from).mono;
+        let host = self.hosts.get_mut(&from)?;
+        let src = *host.containers.first()?;
         self.frames += 1;
         let number = self.frames;
-        self.send_frame(from, &frames::build(src, dst, frames::Stamp { from, number }, len));
-        number
+        host.local_frame(&frames::build(src, dst, frames::Stamp { from, number }, len), now);
+        self.process_outputs(from);
+        Some(number)
+    }
+
+    /// Removes all frames that were delivered to containers; returns how often each host received the frame with this number.
+    pub(crate) fn take_deliveries(&mut self, number: u64) -> BTreeMap<HostId, usize> {
+        let mut counts = BTreeMap::new();
+        for (&id, host) in &mut self.hosts {
+            let delivered = std::mem::take(&mut host.delivered);
+            let count =
+                delivered.iter().filter(|f| frames::read(f).is_some_and(|s| s.number == number)).count();
+            if count > 0 {
+                counts.insert(id, count);
+            }
+        }
+        counts
     }
 
     /// A container moves with its MAC.
-    pub fn move_container(&mut self, from: HostId, to: HostId) {
+    pub(crate) fn move_container(&mut self, from: HostId, to: HostId) {
         if let Some(mac) = self.host_mut(from).containers.pop_first() {
             self.host_mut(to).containers.insert(mac);
         }
@@ -274,7 +258,7 @@ impl World {
 
     pub fn run_for(&mut self, time: Duration) {
         let end = self.clock + time;
-        while self.queue.peek().is_some_and(|Reverse((at, _, _))| *at <= end) {
+        while self.next_event().is_some_and(|at| at <= end) {
             self.step();
         }
         self.clock = end;
@@ -282,10 +266,10 @@ impl World {
 
     /// Time of the next event.
     pub(crate) fn next_event(&self) -> Option<Instant> {
-        self.queue.peek().map(|Reverse((at, _, _))| *at)
+        self.queue.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Sets the clock forward; there must be no event before that time.
+    /// Sets the clock forward to a time before which there is no event.
     pub(crate) fn advance(&mut self, to: Instant) {
         self.clock = self.clock.max(to);
     }
@@ -308,15 +292,16 @@ impl World {
 
     /// Resets all connections; bytes in transit are lost.
     pub(crate) fn reset_connections(&mut self) {
-        const RESET: &str = "read: connection reset by peer";
         for end in self.tcp.reset_all() {
             if self.is_current(end) {
-                self.with_node(end.host, |node, now| node.handle_closed(end.conn, RESET.to_owned(), now));
+                self.with_node(end.host, |node, now| {
+                    node.handle_closed(end.conn, CONNECTION_RESET.to_owned(), now);
+                });
             }
         }
     }
 
-    /// Runs until a condition holds, which is checked every 50 ms of virtual time; false if it does not within `limit`.
+    /// Runs until a condition holds, which is checked every 50 ms of virtual time; false if it does not hold within `limit`.
     pub fn run_until(&mut self, limit: Duration, mut holds: impl FnMut(&World) -> bool) -> bool {
         let end = self.clock + limit;
         loop {
@@ -332,16 +317,15 @@ impl World {
 
     /// Handles the next event; returns the number of an event from [`World::schedule`].
     pub(crate) fn step(&mut self) -> Option<u64> {
-        let Reverse((at, _, EventBox(event))) = self.queue.pop()?;
+        let ((at, _), event) = self.queue.pop_first()?;
         self.clock = self.clock.max(at);
         self.counters.events += 1;
         match event {
             Event::External(number) => return Some(number),
             Event::Wake(id, wake) => {
                 let now = self.now_at(id);
-                let host = self.hosts.get_mut(&id).filter(|host| host.wake == wake)?;
+                let host = self.hosts.get_mut(&id).filter(|host| host.wake_id == wake)?;
                 if !host.fault_occurs(DriverFault::LoseTimers, 3) && host.handle_timeout(now) {
-                    self.counters.wakes += 1;
                     host.wakes += 1;
                     self.process_outputs(id);
                 }
@@ -355,7 +339,7 @@ impl World {
             Event::Datagram { to, from, bytes } => {
                 let now = self.now_at(to);
                 if let Some(host) = self.hosts.get_mut(&to) {
-                    host.datagram(from, bytes, now.mono);
+                    host.handle_datagram(from, bytes, now.mono);
                     self.process_outputs(to);
                 }
             }
@@ -368,25 +352,19 @@ impl World {
         if let Some(at) = again {
             self.push(at, Event::DeliverStream(id));
         }
-        for event in events {
-            let end = match &event {
-                TcpEvent::Bytes(end, _) | TcpEvent::Written(end, _) | TcpEvent::Closed(end, _) => *end,
-            };
+        for (end, event) in events {
             let now = self.now_at(end.host);
             let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation)
             else {
                 continue;
             };
-            if host.options.driver_fault == Some(DriverFault::LoseWrittenReports)
-                && matches!(event, TcpEvent::Written(..))
-            {
-                continue;
-            }
-            let Some(node) = host.node.as_mut() else { continue };
+            let loses_written_reports = host.options.driver_fault == Some(DriverFault::LoseWrittenReports);
+            let Some(node) = &mut host.node else { continue };
             match event {
-                TcpEvent::Bytes(_, bytes) => node.handle_stream(end.conn, &bytes, now),
-                TcpEvent::Written(_, bytes) => node.handle_written(end.conn, bytes, now),
-                TcpEvent::Closed(_, why) => node.handle_closed(end.conn, why.to_owned(), now),
+                TcpEvent::Received(bytes) => node.handle_stream(end.conn, &bytes, now),
+                TcpEvent::Written(_) if loses_written_reports => continue,
+                TcpEvent::Written(bytes) => node.handle_written(end.conn, bytes, now),
+                TcpEvent::Closed => node.handle_closed(end.conn, CONNECTION_RESET.to_owned(), now),
             }
             self.process_outputs(end.host);
         }
@@ -394,24 +372,17 @@ impl World {
 
     fn dial(&mut self, from: End, to: SocketAddr) {
         let target = HostId::from_ip(to.ip());
-        let reachable = target.is_some_and(|t| t == from.host || self.net.dialable(from.host, t));
-        if !reachable {
+        let Some(target) = target.filter(|&t| t == from.host || self.net.dialable(from.host, t)) else {
             self.push(self.clock + DIAL_TIMEOUT, Event::DialTimeout { from, to });
             return;
-        }
-        let target = target.expect("reachable implies a target");
+        };
         let now = self.now_at(target);
         let local = SocketAddr::new(from.host.ip(), self.rng.random_range(32768..61000));
-        let accepted = match self.hosts.get_mut(&target) {
-            Some(host) if to.port() == PORT => {
-                let incarnation = host.incarnation;
-                host.node
-                    .as_mut()
-                    .and_then(|node| node.handle_accepted(listener(target, PORT), local, now))
-                    .map(|conn| End { host: target, incarnation, conn })
-            }
-            _ => None,
-        };
+        let host = self.hosts.get_mut(&target).filter(|_| to.port() == PORT);
+        let accepted = host.and_then(|host| {
+            let conn = host.node.as_mut()?.handle_accepted(target.listener(), local, now)?;
+            Some(End { host: target, incarnation: host.incarnation, conn })
+        });
         let Some(acceptor) = accepted else {
             self.dial_failed(from, format!("dial tcp :0->{to}: connect: connection refused"));
             return;
@@ -421,9 +392,14 @@ impl World {
         if self.is_current(from) {
             self.with_node(from.host, |node, now| node.handle_dialled(from.conn, local, to, now));
         } else {
-            let due = self.tcp.close(from, "read: connection reset by peer", self.clock);
-            self.schedule_delivery(due);
+            self.close(from);
         }
+    }
+
+    /// Resets the connection of one end.
+    fn close(&mut self, end: End) {
+        let due = self.tcp.close(end, self.clock);
+        self.schedule_delivery(due);
     }
 
     fn dial_failed(&mut self, from: End, error: String) {
@@ -445,12 +421,11 @@ impl World {
             let incarnation = host.incarnation;
             let output = host.next_output(now);
             let planned_crash = host.crash_due();
-            self.observations.extend(host.observations.drain(..).map(|observations| (id, observations)));
-            if let Some(planned_crash) = planned_crash {
-                let last = host.share_allocator();
-                let died = last.map(|allocator| Observation::Crashed(planned_crash, allocator));
-                self.observations.extend(died.map(|died| (id, died)));
-                return self.end(id, planned_crash);
+            self.observations.extend(host.observations.drain(..).map(|observation| (id, observation)));
+            if let Some(kind) = planned_crash {
+                let allocator = host.share_allocator();
+                self.observations.extend(allocator.map(|last| (id, Observation::Crashed(kind, last))));
+                return self.crash(id, kind);
             }
             let output = match output {
                 Some(HostOutput::Node(Output::Write { .. }))
@@ -469,7 +444,7 @@ impl World {
             let end = |conn: ConnectionId| End { host: id, incarnation, conn };
             match output {
                 Some(HostOutput::Node(Output::Dial { conn, addr })) => {
-                    let at = self.clock + self.net.delay();
+                    let at = self.clock + self.net.random_delay();
                     self.push(at, Event::Dial { from: end(conn), to: addr });
                 }
                 Some(HostOutput::Node(Output::Write { conn, bytes })) => {
@@ -478,37 +453,33 @@ impl World {
                     let due = self.tcp.write(end(conn), bytes, self.clock, &mut self.net);
                     self.schedule_delivery(due);
                 }
-                Some(HostOutput::Node(Output::Close { conn })) => {
-                    let due = self.tcp.close(end(conn), "read: connection reset by peer", self.clock);
-                    self.schedule_delivery(due);
-                }
+                Some(HostOutput::Node(Output::Close { conn })) => self.close(end(conn)),
                 Some(HostOutput::Datagram { to, df, bytes }) => self.send_datagram(id, to, df, bytes),
                 Some(HostOutput::Node(_) | HostOutput::Internal) => {}
                 None => break,
             }
         }
         let now = self.now();
-        let host = self.hosts.get_mut(&id).expect("it was there above");
+        let host = self.host_mut(id);
         if let Some((at, reason)) = host.poll_timeout() {
-            let mut at = host.clock.when(at).max(now.mono);
+            let mut at = host.clock.time_of(at).max(now.mono);
             if host.options.driver_fault == Some(DriverFault::SpuriousWakeups) {
                 at = at.min(now.mono + Duration::from_millis(100));
             }
             if host.next_wake != Some(at) {
                 host.next_wake = Some(at);
                 host.wake_reason = reason;
-                host.wake += 1;
-                let (wake, late) = (host.wake, host.lateness());
-                self.push(at + late, Event::Wake(id, wake));
+                host.wake_id += 1;
+                let (wake, delay) = (host.wake_id, host.timer_delay());
+                self.push(at + delay, Event::Wake(id, wake));
             }
         }
     }
 
     fn send_datagram(&mut self, from: HostId, to: SocketAddr, df: bool, bytes: Vec<u8>) {
-        self.counters.datagrams += 1;
         let Some(target) = HostId::from_ip(to.ip()).filter(|_| to.port() == PORT) else { return };
-        for delay in self.net.datagram(from, target, bytes.len(), df, self.clock) {
-            let event = Event::Datagram { to: target, from: listener(from, PORT), bytes: bytes.clone() };
+        for delay in self.net.datagram_delays(from, target, bytes.len(), df, self.clock) {
+            let event = Event::Datagram { to: target, from: from.listener(), bytes: bytes.clone() };
             self.push(self.clock + delay, event);
         }
     }
@@ -521,17 +492,17 @@ impl World {
 
     fn push(&mut self, at: Instant, event: Event) {
         self.sequence += 1;
-        self.queue.push(Reverse((at, self.sequence, EventBox(event))));
+        self.queue.insert((at, self.sequence), event);
     }
 }
 
-/// The addresses of hosts, as a user types targets.
-pub fn addresses(hosts: &[HostId]) -> Vec<String> {
+/// The addresses of hosts, as a user gives them to `weave launch` and `weave connect`.
+pub(crate) fn addresses(hosts: &[HostId]) -> Vec<String> {
     hosts.iter().map(|h| h.ip().to_string()).collect()
 }
 
-/// The MAC of the `n`th container of a host.
-fn container_mac(host: HostId, n: u8) -> MacAddr {
+/// The MAC of the container that is on the host at the start.
+fn container_mac(host: HostId) -> MacAddr {
     let [high, low] = host.0.to_be_bytes();
-    MacAddr([0x02, 0xc0, high, low, 0, n])
+    MacAddr([0x02, 0xc0, high, low, 0, 0])
 }

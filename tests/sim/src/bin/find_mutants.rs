@@ -1,24 +1,24 @@
-//! Runs the simulation until a run fails, and exits with 1 then: for bugs that were planted (`make mutants`).
+//! Runs the simulation until a run fails, and then exits with 1: for planted bugs (`make mutants`).
 //!
 //! * `find_mutants allocators RUNS [PLAN]`, `find_mutants nodes RUNS [PLAN]`: the plans of address allocation whose names begin with
 //!   PLAN, in turns; stops at the first failure.
-//! * `find_mutants mesh SECONDS`: the suites of the mesh, in turns, until each has failed.
+//! * `find_mutants mesh SECONDS`: the plans of the mesh, in turns, until each has failed.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-use weave_sim::ipam::plans::{self, AllocationPlan, plan_of};
-use weave_sim::ipam::scenario as ipam;
-use weave_sim::{scenario, suites};
+use weave_sim::ipam::plans::{self as allocation_plans, AllocationPlan, plan_of};
+use weave_sim::ipam::scenario as allocation;
+use weave_sim::{plans, scenario};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let amount = arguments.get(1).and_then(|text| text.parse().ok());
     let plan = arguments.get(2..).unwrap_or_default().join(" ");
     let found = match (arguments.first().map(String::as_str), amount) {
-        (Some("allocators"), Some(runs)) => find_in_plans(&plans::all(), runs, &plan),
-        (Some("nodes"), Some(runs)) => find_in_plans(&plans::nodes(), runs, &plan),
-        (Some("mesh"), Some(seconds)) => find_in_suites(Duration::from_secs(seconds)),
+        (Some("allocators"), Some(runs)) => find_in_allocation(&allocation_plans::all(), runs, &plan),
+        (Some("nodes"), Some(runs)) => find_in_allocation(&allocation_plans::nodes(), runs, &plan),
+        (Some("mesh"), Some(seconds)) => find_in_mesh(Duration::from_secs(seconds)),
         _ => {
             eprintln!("usage: find_mutants allocators|nodes RUNS [PLAN], find_mutants mesh SECONDS");
             std::process::exit(2);
@@ -27,13 +27,13 @@ fn main() {
     std::process::exit(i32::from(found));
 }
 
-fn find_in_plans(plans: &[AllocationPlan], runs: u64, plan_name: &str) -> bool {
+fn find_in_allocation(plans: &[AllocationPlan], runs: u64, plan_name: &str) -> bool {
     for seed in 1..=runs {
         let plan = plan_of(seed, plans);
         if !plan.name.starts_with(plan_name) {
             continue;
         }
-        if let Err(reason) = ipam::attempt(seed, plan, &ipam::generate(seed, plan)) {
+        if let Err(reason) = allocation::attempt(seed, plan, &allocation::generate(seed, plan)) {
             println!("run {seed}, {}: {}", plan.name, reason.lines().next().unwrap_or_default());
             return true;
         }
@@ -42,21 +42,22 @@ fn find_in_plans(plans: &[AllocationPlan], runs: u64, plan_name: &str) -> bool {
     false
 }
 
-fn find_in_suites(time: Duration) -> bool {
+fn find_in_mesh(time: Duration) -> bool {
     let started = Instant::now();
-    let suites = suites::all();
-    let mut failed = suites.clone().map(|_| false);
+    let mut plans = plans::all();
+    let count = plans.len();
     let mut runs = 0u64;
-    while started.elapsed() < time && !failed.iter().all(|failed| *failed) {
+    while started.elapsed() < time && !plans.is_empty() {
         runs += 1;
-        for ((name, plan), failed) in suites.iter().zip(&mut failed).filter(|(_, failed)| !**failed) {
-            if let Err(reason) = scenario::attempt(runs, plan, &scenario::generate(runs, plan)) {
-                *failed = true;
-                println!("{name}: run {runs}: {}", reason.lines().next().unwrap_or_default());
+        plans.retain(|plan| {
+            let result = scenario::attempt(runs, plan, &scenario::generate(runs, plan));
+            if let Err(reason) = &result {
+                println!("{}: run {runs}: {}", plan.name, reason.lines().next().unwrap_or_default());
             }
-        }
+            result.is_ok()
+        });
     }
-    let found = failed.iter().filter(|failed| **failed).count();
-    println!("{found} of {} suites failed, {runs} runs each", suites.len());
-    found > 0
+    let failed = count - plans.len();
+    println!("{failed} of {count} plans failed, {runs} runs each");
+    failed > 0
 }

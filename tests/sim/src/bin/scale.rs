@@ -1,14 +1,16 @@
-//! Meshes of 10, 100 and 1,000 simulated peers: time to converge, traffic, and memory per peer.
-//! Sparse: 50 connections each at the most. Prints a table (docs/performance.md has one).
+//! `scale [PEERS ...]`: sparse meshes of simulated peers (10, 100 and 1,000 unless given). Prints a table with the time to converge, the
+//! traffic and the memory per peer (docs/performance.md).
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
+use weave_node::Node;
 use weave_sim::{Faults, HostId, HostOptions, World};
 
-/// Connections that a peer keeps at the most.
+/// Average number of connections of a peer in a large mesh.
 const DEGREE: usize = 50;
 
 fn main() {
@@ -28,11 +30,11 @@ fn run(peers: u16) {
     let before = resident();
     let mut world = World::new(1, Faults::default());
     let mut rng = ChaCha12Rng::seed_from_u64(1);
-    // Each peer dials random earlier ones: half of its connections; later ones dial it for the other half.
+    // Each peer dials random earlier ones; later ones dial it, for the other half of its connections.
     let options = HostOptions { discovery: false, connection_limit: 0, ..HostOptions::default() };
     let dials = (DEGREE / 2).min(usize::from(peers) / 2);
     for n in 0..peers {
-        let mut targets = std::collections::BTreeSet::new();
+        let mut targets = BTreeSet::new();
         while targets.len() < dials.min(n.into()) {
             targets.insert(HostId(rng.random_range(0..n)));
         }
@@ -56,8 +58,7 @@ fn run(peers: u16) {
     world.run_for(Duration::from_secs(60));
     let quiet = world.counters.tcp_bytes - counters.tcp_bytes;
     let per = f64::from(peers);
-    let connections: usize =
-        world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.connection_count()).sum();
+    let connections: usize = world.nodes().map(Node::connection_count).sum();
     println!(
         "| {peers} | {:.0} | {:.0} | {:.0} | {:.2} | {:.2} | {:.2} | {} |",
         connections as f64 / per,
@@ -72,11 +73,9 @@ fn run(peers: u16) {
 
 /// Whether all peers have the same view of the mesh, and know all peers.
 fn agreed(world: &World) -> bool {
-    let mut digests = world.hosts().filter_map(|(_, h)| h.node.as_ref()).map(|n| n.topology_digest());
-    let count = world.hosts().count();
-    let Some(first) = digests.next() else { return true };
-    digests.all(|d| d == first)
-        && world.hosts().filter_map(|(_, h)| h.node.as_ref()).all(|n| n.peer_count() == count)
+    let count = world.nodes().count();
+    let digests: BTreeSet<u64> = world.nodes().map(Node::topology_digest).collect();
+    digests.len() <= 1 && world.nodes().all(|node| node.peer_count() == count)
 }
 
 /// Resident memory of this process, bytes.

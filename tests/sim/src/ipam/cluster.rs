@@ -363,10 +363,10 @@ impl Cluster {
                     self.handle_output(id, output);
                 }
                 // 2.8.1 ends connections to peers that contradict it.
-                Observation::Refused(_) if self.member(id).legacy && self.plan.conflicts => {
+                Observation::ConnectionEnded(_) if self.member(id).legacy && self.plan.conflicts => {
                     self.member_mut(id).objected_at = Some(self.clock());
                 }
-                Observation::Refused(why) => panic!("host {} ends a connection to {why}", id.0),
+                Observation::ConnectionEnded(why) => panic!("host {} ends a connection to {why}", id.0),
                 Observation::Crashed(crash, _) => self.kill(id, crash),
             }
         }

@@ -108,7 +108,7 @@ impl Cluster {
     }
 
     fn transmit(&mut self, from: HostId, to: HostId, message: &Message) {
-        for delay in self.sim.net.message(from, to) {
+        for delay in self.sim.net.message_delays(from, to) {
             self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
         }
     }

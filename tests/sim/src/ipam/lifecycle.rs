@@ -49,7 +49,7 @@ impl Cluster {
         let name = member.name;
         let host = self.sim.host_mut(id);
         host.name = name;
-        host.clock.ahead = clock_offset;
+        host.clock.offset = clock_offset;
         host.allocation = Some(IpamConfig { config, loaded });
         self.sim.start(id, &targets);
         self.apply_observations(self.is_large());
@@ -114,7 +114,7 @@ impl Cluster {
         }
         self.trace(id, || format!("{crash:?}"));
         let clock = self.clock();
-        self.sim.end(id, crash);
+        self.sim.crash(id, crash);
         self.contest_forgotten_donations(id);
         let member = self.member_mut(id);
         member.allocator = None;
@@ -162,7 +162,7 @@ impl Cluster {
             return;
         }
         let ring = self.member(id).view().cloned();
-        self.sim.end(id, CrashKind::Killed);
+        self.sim.crash(id, CrashKind::Killed);
         self.requests.retain(|_, request| request.host != id);
         self.lose_containers(id);
         self.wipe_disk(id);

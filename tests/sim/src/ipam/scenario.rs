@@ -154,12 +154,12 @@ pub fn attempt(
 }
 
 /// Runs the plans in turns, one seed each, within the budget of the environment; prints the number of runs.
-pub fn suite(name: &str, plans: &[AllocationPlan]) {
+pub fn run_seeds(name: &str, plans: &[AllocationPlan]) {
     let plan_of = |seed| {
         let plan = plan_of(seed, plans);
         (plan.name, plan)
     };
-    runner::suite(name, plan_of, generate, attempt);
+    runner::run_seeds(name, plan_of, generate, attempt);
 }
 
 impl Cluster {

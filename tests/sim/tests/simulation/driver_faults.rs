@@ -1,24 +1,28 @@
 //! Random runs find faults of the driver: each is planted in every host, and a run must fail.
 
-use weave_sim::ipam::plans::{self, AllocationPlan, plan_of};
+use weave_sim::ipam::plans::{AllocationPlan, plan_of};
+use weave_sim::plans::Plan;
 use weave_sim::scenario::{attempt, generate};
-use weave_sim::{DriverFault, ipam, suites};
+use weave_sim::{DriverFault, ipam, plans};
 
-/// Most faults are found by the first run.
+/// Bounds; most faults are found by the first run.
 const MESH_RUNS: u64 = 25;
+/// Number of plans that are run with each fault; the first ones suffice.
+const MESH_PLANS: usize = 4;
 const ALLOCATION_RUNS: u64 = 300;
 
+/// Seed, plan and reason.
 type Failure = (u64, &'static str, String);
 
 #[test]
-fn mesh_suites_find_every_driver_fault() {
-    let suites = suites::all();
+fn mesh_plans_find_every_driver_fault() {
+    let plans = plans::all();
     require_all(&DriverFault::MESH, |fault| {
         (1..=MESH_RUNS).find_map(|seed| {
-            suites.iter().take(4).find_map(|(name, plan)| {
-                let plan = suites::Plan { driver_fault: Some(fault), ..plan.clone() };
+            plans.iter().take(MESH_PLANS).find_map(|plan| {
+                let plan = Plan { driver_fault: Some(fault), ..plan.clone() };
                 let why = attempt(seed, &plan, &generate(seed, &plan)).err()?;
-                Some((seed, *name, why))
+                Some((seed, plan.name, why))
             })
         })
     });
@@ -26,7 +30,7 @@ fn mesh_suites_find_every_driver_fault() {
 
 #[test]
 fn allocation_plans_find_every_driver_fault() {
-    let plans = plans::nodes();
+    let plans = ipam::plans::nodes();
     require_all(&DriverFault::ALLOCATION, |fault| {
         (1..=ALLOCATION_RUNS).find_map(|seed| {
             let plan = AllocationPlan { driver_fault: Some(fault), ..plan_of(seed, &plans).clone() };
@@ -41,8 +45,8 @@ fn require_all(faults: &[DriverFault], find: impl Fn(DriverFault) -> Option<Fail
     let mut missed = Vec::new();
     for &fault in faults {
         match find(fault) {
-            Some((run, plan, why)) => {
-                println!("{fault:?}: {plan}, run {run}: {}", why.lines().next().unwrap_or_default());
+            Some((seed, plan, why)) => {
+                println!("{fault:?}: {plan}, run {seed}: {}", why.lines().next().unwrap_or_default());
             }
             None => missed.push(fault),
         }

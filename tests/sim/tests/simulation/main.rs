@@ -1,4 +1,4 @@
-//! One binary, so that suites with a time limit (`SIM_SECONDS`) run side by side.
+//! One binary, so that tests with a time limit (`SIM_SECONDS`) run side by side.
 
 mod addresses;
 mod driver_faults;

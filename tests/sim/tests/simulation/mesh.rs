@@ -1,21 +1,21 @@
-//! The seeded suites. Each gets `SIM_SECONDS` (10 unless given) and prints how many runs it did.
+//! Random runs of the mesh: each plan for `SIM_SECONDS` (10 unless given) or `SIM_RUNS` runs.
 
-use weave_sim::scenario::suite;
-use weave_sim::suites;
+use weave_sim::plans;
+use weave_sim::scenario::run_seeds;
 
-macro_rules! suites {
+/// A test for each plan, which is given by its index.
+macro_rules! tests_of_plans {
     ($($name:ident = $index:literal,)*) => {
         $(
             #[test]
             fn $name() {
-                let (name, plan) = &suites::all()[$index];
-                suite(name, plan);
+                run_seeds(&plans::all()[$index]);
             }
         )*
     };
 }
 
-suites! {
+tests_of_plans! {
     mesh_of_five_plain = 0,
     mesh_of_four_encrypted_on_a_bad_network = 1,
     sparse_mesh_without_discovery = 2,

@@ -1,4 +1,4 @@
-//! Scenarios with what they show. `UPDATE_TRANSCRIPTS=1` writes down what they show now.
+//! Scenarios with their recorded output. `UPDATE_TRANSCRIPTS=1` records it again.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use weave_sim::transcript;
 
 #[test]
-fn transcripts_show_what_they_did() {
+fn output_of_transcripts_is_as_recorded() {
     let dir = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/transcripts"));
     let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "txt"));
@@ -25,5 +25,5 @@ fn transcripts_show_what_they_did() {
             different.push(format!("{}:\n{shown}", path.display()));
         }
     }
-    assert!(different.is_empty(), "these show something else now:\n{}", different.join("\n"));
+    assert!(different.is_empty(), "the output differs from the recorded one:\n{}", different.join("\n"));
 }
