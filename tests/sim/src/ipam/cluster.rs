@@ -1,4 +1,4 @@
-//! The allocators of a cluster on the simulated network, and the reference model: which address is given to whom.
+//! The allocators of a cluster on the simulated network, and the model with which their outputs are compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -17,20 +17,20 @@ use crate::host::{HostOptions, Observation};
 use crate::net::{Faults, HostId};
 use crate::world::World;
 
-/// Limits of a run with allocators alone; ordinary runs stay far below them.
+/// Limits of a run with allocators alone; runs without a message storm stay far below them.
 const MAX_EVENTS: u64 = 60_000;
 const MAX_QUEUED_EVENTS: usize = 2_000;
 /// Writes of all nodes in a second; about one per protocol message. A second in which five peers connect needs 300.
 const MAX_WRITES: u64 = 1_500;
-/// Bytes that a node has written and another, cut off, has not read.
+/// Bytes that a node may write to a connection that is cut.
 const MAX_UNREAD_BYTES: usize = 512 * 1024;
-/// Clusters of more hosts are not checked completely after each event.
-const LARGE: u16 = 20;
+/// In clusters of more hosts only members with an output are checked after each event.
+const MAX_CHECKED_HOSTS: u16 = 20;
 
 /// A scheduled event; the number is the incarnation of the host for which it was scheduled.
 pub(super) enum Event {
     Gossip(HostId, u32),
-    Topology(HostId, u32),
+    TopologyChange(HostId, u32),
     /// On a new connection the first sends its complete state to the second.
     GossipOnConnect(HostId, HostId),
     Reconnect,
@@ -55,7 +55,7 @@ pub(super) struct Request {
     pub(super) host: HostId,
     pub(super) kind: RequestKind,
     pub(super) since: Instant,
-    /// "Cancelled" is a valid answer.
+    /// [`RequestError::Cancelled`](weave_ipam::RequestError::Cancelled) is a valid answer.
     pub(super) cancelled: bool,
 }
 
@@ -78,26 +78,29 @@ struct Traffic {
 pub struct Cluster {
     pub(super) plan: AllocationPlan,
     /// Hosts, network and clock.
-    pub(super) sim: World,
+    pub(super) world: World,
     /// Connections between allocators that run without nodes.
     pub(super) links: Links,
     pub(super) members: Vec<Member>,
     pub(super) removed_peers: Vec<RemovedPeer>,
     pub(super) requests: BTreeMap<RequestId, Request>,
-    next_request: u64,
+    pub(super) last_request: RequestId,
+    /// Number of donations.
     pub(super) donations: u64,
-    /// Users of each address.
-    pub(super) ledger: BTreeMap<u32, BTreeSet<(HostId, String)>>,
+    /// The hosts and containers that use each address.
+    pub(super) users: BTreeMap<u32, BTreeSet<(HostId, String)>>,
     pub(super) last_used: BTreeMap<u32, Instant>,
-    /// Addresses that two peers took over at the same time, which may therefore have two users.
-    pub(super) contested: BTreeSet<u32>,
-    /// The first division of each range.
-    pub(super) decided: BTreeMap<Subnet, Vec<PeerName>>,
+    /// Addresses that may have two users: two peers took them over, or a peer like 2.8.1 has forgotten their donation.
+    pub(super) duplicates_allowed: BTreeSet<u32>,
+    /// The peers among which each range was first divided.
+    pub(super) decided_seeds: BTreeMap<Subnet, Vec<PeerName>>,
+    /// Scheduled events, by the number from [`World::schedule`].
     events: BTreeMap<u64, Event>,
-    /// Members that were changed and not checked since.
+    /// Members that had an input and were not checked since.
     unchecked: BTreeSet<HostId>,
     traffic: Traffic,
     pub(super) rng: ChaCha12Rng,
+    /// Whether `SIM_TRACE` is set.
     traced: bool,
 }
 
@@ -125,7 +128,7 @@ impl Cluster {
         } else {
             (faults.latency, faults.jitter) = (Duration::from_millis(1), Duration::from_millis(19));
         }
-        let mut sim = World::new(seed, faults);
+        let mut world = World::new(seed, faults);
         let options = HostOptions {
             password: plan.password.map(str::to_owned),
             discovery: plan.topology == Topology::Complete,
@@ -140,26 +143,26 @@ impl Cluster {
         for n in 0..plan.hosts {
             let legacy = n < plan.legacy;
             members.push(Member::new(peer_name(HostId(n), 0), legacy));
-            sim.add_stopped(HostId(n), options.clone());
-            let host = sim.host_mut(HostId(n));
+            world.add_stopped(HostId(n), options.clone());
+            let host = world.host_mut(HostId(n));
             (host.clock, host.legacy) = (Clock::drifting(plan.clock_error_ppm, &mut rng), legacy);
         }
         if plan.hub {
-            sim.add(plan.hub_id(), options, &[]);
+            world.add(plan.hub_id(), options, &[]);
         }
         Cluster {
             plan: plan.clone(),
-            sim,
+            world,
             links: Links::new(plan.hosts, plan.topology),
             members,
             removed_peers: Vec::new(),
             requests: BTreeMap::new(),
-            next_request: 0,
+            last_request: RequestId(0),
             donations: 0,
-            ledger: BTreeMap::new(),
+            users: BTreeMap::new(),
             last_used: BTreeMap::new(),
-            contested: BTreeSet::new(),
-            decided: BTreeMap::new(),
+            duplicates_allowed: BTreeSet::new(),
+            decided_seeds: BTreeMap::new(),
             events: BTreeMap::new(),
             unchecked: BTreeSet::new(),
             traffic: Traffic::default(),
@@ -168,6 +171,7 @@ impl Cluster {
         }
     }
 
+    /// The hosts of the cluster, without the hub.
     pub(super) fn ids(&self) -> impl Iterator<Item = HostId> + use<> {
         (0..self.plan.hosts).map(HostId)
     }
@@ -180,10 +184,11 @@ impl Cluster {
         &mut self.members[usize::from(id.0)]
     }
 
-    pub(super) fn runs(&self, id: HostId) -> bool {
+    pub(super) fn is_running(&self, id: HostId) -> bool {
         self.member(id).allocator.is_some()
     }
 
+    /// The host of a peer that was not removed.
     pub(super) fn by_name(&self, name: PeerName) -> Option<HostId> {
         self.ids().find(|&id| self.member(id).name == name && !self.member(id).destroyed)
     }
@@ -194,17 +199,12 @@ impl Cluster {
 
     /// The time of the simulation.
     pub(super) fn clock(&self) -> Instant {
-        self.sim.clock()
+        self.world.clock()
     }
 
     /// The time on a host.
     pub(super) fn now(&self, id: HostId) -> Now {
-        self.sim.now_at(id)
-    }
-
-    /// Number of events handled.
-    pub fn event_count(&self) -> u64 {
-        self.sim.counters.events
+        self.world.now_at(id)
     }
 
     pub(super) fn trace(&self, id: HostId, what: impl FnOnce() -> String) {
@@ -213,18 +213,13 @@ impl Cluster {
         }
     }
 
-    pub(super) fn new_request(&mut self) -> RequestId {
-        self.next_request += 1;
-        RequestId(self.next_request)
-    }
-
     pub(super) fn schedule(&mut self, after: Duration, event: Event) {
-        let number = self.sim.schedule(after);
+        let number = self.world.schedule(after);
         self.events.insert(number, event);
     }
 
     pub(super) fn incarnation(&self, id: HostId) -> u32 {
-        self.sim.host(id).incarnation
+        self.world.host(id).incarnation
     }
 
     pub(super) fn random_millis(&mut self, from: u64, to: u64) -> Duration {
@@ -233,43 +228,43 @@ impl Cluster {
 
     pub(super) fn run_for(&mut self, time: Duration) {
         let end = self.clock() + time;
-        while self.sim.next_event().is_some_and(|at| at <= end) {
-            let due = self.sim.step().and_then(|number| self.events.remove(&number));
+        while self.world.next_event().is_some_and(|at| at <= end) {
+            let due = self.world.step().and_then(|number| self.events.remove(&number));
             self.check_traffic();
             self.apply_observations(self.is_large());
             if let Some(event) = due {
                 self.handle(event);
             }
         }
-        self.sim.advance(end);
-        self.sim.touched.extend(std::mem::take(&mut self.unchecked));
+        self.world.advance(end);
+        self.world.touched.extend(std::mem::take(&mut self.unchecked));
         self.apply_observations(false);
     }
 
     pub(super) fn is_large(&self) -> bool {
-        self.plan.hosts > LARGE
+        self.plan.hosts > MAX_CHECKED_HOSTS
     }
 
     fn check_traffic(&mut self) {
-        let (events, queued) = (self.event_count(), self.sim.queue_len());
+        let (events, queued) = (self.world.counters.events, self.world.queue_len());
         if !self.plan.nodes {
             assert!(
                 events <= MAX_EVENTS && queued <= MAX_QUEUED_EVENTS,
-                "message storm: {events} events, {queued} more are queued"
+                "message storm: {events} events, and {queued} in the queue"
             );
             return;
         }
         let max_writes = match &self.plan {
-            plan if plan.hosts > LARGE => MAX_WRITES * u64::from(plan.hosts) / 10,
-            // Two such peers that lack space give each other what neither can use, as fast as the network can.
+            plan if self.is_large() => MAX_WRITES * u64::from(plan.hosts) / 10,
+            // Two peers like 2.8.1 that lack space donate to each other what neither can use, as fast as the network can.
             plan if plan.legacy > 1 => MAX_WRITES * 10,
             _ => MAX_WRITES,
         };
-        let (now, writes) = (self.clock(), self.sim.counters.tcp_writes);
+        let (now, writes) = (self.clock(), self.world.counters.tcp_writes);
         let traffic = &mut self.traffic;
         if now - traffic.second_began >= Duration::from_secs(1) {
             (traffic.second_began, traffic.writes_before) = (now, writes);
-            traffic.most_unread = traffic.most_unread.max(self.sim.most_unread());
+            traffic.most_unread = traffic.most_unread.max(self.world.most_unread());
         }
         let recent = writes - traffic.writes_before;
         assert!(recent <= max_writes, "message storm: {recent} messages within a second");
@@ -280,10 +275,10 @@ impl Cluster {
         );
     }
 
-    /// All messages in transit are lost, and all connections reset.
+    /// Drops all messages in transit, and resets all connections.
     pub(super) fn lose_messages(&mut self) {
         self.events.retain(|_, event| !matches!(event, Event::Deliver { .. }));
-        self.sim.reset_connections();
+        self.world.reset_connections();
         self.apply_observations(self.is_large());
     }
 
@@ -292,7 +287,7 @@ impl Cluster {
             Event::Gossip(id, incarnation) if self.incarnation(id) == incarnation => {
                 self.gossip_periodically(id, incarnation);
             }
-            Event::Topology(id, incarnation) if self.incarnation(id) == incarnation => {
+            Event::TopologyChange(id, incarnation) if self.incarnation(id) == incarnation => {
                 self.report_topology(id);
             }
             Event::GossipOnConnect(from, to) if self.links.neighbours(from).contains(&to) => {
@@ -308,28 +303,32 @@ impl Cluster {
     }
 
     /// An input of a running allocator, and everything that follows from it at once.
-    pub(super) fn call<R>(&mut self, id: HostId, input: impl FnOnce(&mut Allocator, Now) -> R) -> Option<R> {
+    pub(super) fn with_allocator<R>(
+        &mut self,
+        id: HostId,
+        input: impl FnOnce(&mut Allocator, Now) -> R,
+    ) -> Option<R> {
         if !self.plan.nodes {
-            // Otherwise the input would copy the allocator.
+            // A second reference to the allocator would make the input copy it.
             self.member_mut(id).allocator = None;
         }
-        let result = self.sim.with_allocator(id, input);
+        let result = self.world.with_allocator(id, input);
         self.apply_observations(false);
         result
     }
 
-    /// Applies the outputs of allocators to the model, in the order in which they were put out. `lazily`: members without an
-    /// output are checked later.
+    /// Applies the outputs of allocators to the model in their order, and checks the members that have changed. With `lazily`
+    /// members without an output are checked later.
     pub(super) fn apply_observations(&mut self, lazily: bool) {
-        let observations = std::mem::take(&mut self.sim.observations);
-        let mut touched = std::mem::take(&mut self.sim.touched);
+        let observations = std::mem::take(&mut self.world.observations);
+        let mut touched = std::mem::take(&mut self.world.touched);
         let mut changed: BTreeSet<HostId> = observations.iter().map(|(id, _)| *id).collect();
         if lazily {
             self.unchecked.extend(touched.difference(&changed));
             touched.clone_from(&changed);
         }
         for id in touched {
-            let host = self.sim.host(id);
+            let host = self.world.host(id);
             let Some(allocator) = host.allocator() else { continue };
             let member = &mut self.members[usize::from(id.0)];
             if !self.plan.nodes {
@@ -341,14 +340,14 @@ impl Cluster {
                 continue;
             }
             let last = std::mem::replace(&mut member.allocator, host.share_allocator());
-            if !last
-                .as_ref()
-                .is_some_and(|last| last.ring() == allocator.ring() && last.owned() == allocator.owned())
-            {
+            let unchanged =
+                |last: &Rc<Allocator>| last.ring() == allocator.ring() && last.owned() == allocator.owned();
+            if !last.as_ref().is_some_and(unchanged) {
                 changed.insert(id);
                 member.ring_before = last.map(|last| last.ring().clone());
             }
         }
+        // The last outputs of a crashed peer are compared with its last state.
         for (id, observation) in &observations {
             if let Observation::Crashed(_, last) = observation {
                 self.member_mut(*id).allocator = Some(Rc::clone(last));
@@ -362,24 +361,24 @@ impl Cluster {
                     }
                     self.handle_output(id, output);
                 }
-                // 2.8.1 ends connections to peers that contradict it.
+                // 2.8.1 ends connections to peers whose gossip conflicts with its own ring.
                 Observation::ConnectionEnded(_) if self.member(id).legacy && self.plan.conflicts => {
-                    self.member_mut(id).objected_at = Some(self.clock());
+                    self.member_mut(id).legacy_conflict_at = Some(self.clock());
                 }
-                Observation::ConnectionEnded(why) => panic!("host {} ends a connection to {why}", id.0),
-                Observation::Crashed(crash, _) => self.kill(id, crash),
+                Observation::ConnectionEnded(why) => panic!("{id} ends a connection to {why}"),
+                Observation::Crashed(crash, _) => self.crash(id, crash),
             }
         }
         for id in changed {
             self.member_mut(id).ring_before = None;
-            if self.runs(id) {
+            if self.is_running(id) {
                 self.check_member(id);
             }
         }
     }
 }
 
-/// The name of a host's peer; each installation may have another.
+/// The name of a host's peer; an installation may have a new one.
 pub(super) fn peer_name(id: HostId, installation: u16) -> PeerName {
     let [high, low] = installation.to_be_bytes();
     PeerName::from_bytes([2, high, low, 0, 0, (id.0 + 1) as u8])

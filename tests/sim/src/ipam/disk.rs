@@ -18,7 +18,7 @@ pub(super) struct AllocationDisk {
     stored: Loaded,
     /// Records that survive a power loss.
     durable: BTreeMap<Container, Record>,
-    /// Records that may not survive it.
+    /// Writes of records that may not survive it, with their time.
     unsynced: VecDeque<(Instant, Persist)>,
 }
 
@@ -28,7 +28,7 @@ impl AllocationDisk {
     }
 
     pub(super) fn write(&mut self, persist: &Persist, now: Instant) {
-        self.write_back(now);
+        self.write_back_due(now);
         self.stored.apply(persist);
         match (persist.durability(), persist) {
             (Durability::Record, _) => self.unsynced.push_back((now, persist.clone())),
@@ -40,13 +40,13 @@ impl AllocationDisk {
         }
     }
 
-    fn write_back(&mut self, now: Instant) {
+    fn write_back_due(&mut self, now: Instant) {
         while self.unsynced.front().is_some_and(|(at, _)| now - *at >= WRITE_BACK_DELAY) {
-            self.write_one();
+            self.write_back_one();
         }
     }
 
-    fn write_one(&mut self) {
+    fn write_back_one(&mut self) {
         if let Some((_, persist)) = self.unsynced.pop_front() {
             let mut loaded = Loaded { owned: std::mem::take(&mut self.durable), ..Loaded::default() };
             loaded.apply(&persist);
@@ -54,11 +54,11 @@ impl AllocationDisk {
         }
     }
 
-    /// The records of the last second are lost, or some of them.
+    /// Loses unsynced records, except for a random number of the oldest ones.
     pub(super) fn lose_power(&mut self, now: Instant, rng: &mut ChaCha12Rng) {
-        self.write_back(now);
+        self.write_back_due(now);
         for _ in 0..rng.random_range(0..=self.unsynced.len()) {
-            self.write_one();
+            self.write_back_one();
         }
         self.unsynced.clear();
         self.stored.owned = self.durable.clone();

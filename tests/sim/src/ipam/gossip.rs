@@ -15,8 +15,8 @@ use crate::net::HostId;
 
 /// Interval of a peer's periodic gossip (docs/spec/ipam.md 17).
 const GOSSIP_INTERVAL: Duration = Duration::from_secs(30);
-/// Requests for space that a peer may send in five seconds. A donor that answers at once would be asked 250 times if
-/// every answer led to a request.
+/// Requests for space that a peer may send in five seconds. If every answer led to a request, it would send 250 to a donor
+/// that answers at once.
 const MAX_SPACE_REQUESTS: usize = 100;
 
 impl Cluster {
@@ -24,12 +24,12 @@ impl Cluster {
         self.trace(id, || show_output(&output));
         match output {
             Output::Persist(persist) => {
-                self.released_by(id, &persist);
+                self.handle_release(id, &persist);
                 let clock = self.clock();
                 let member = self.member_mut(id);
                 member.disk.write(&persist, clock);
                 if matches!(persist, Persist::Clear) {
-                    member.forget_versions();
+                    member.reset_versions();
                 }
             }
             Output::Unicast { to, payload } => {
@@ -44,7 +44,7 @@ impl Cluster {
                 let src = self.member(id).name;
                 self.relay_broadcast(id, src, &payload);
             }
-            Output::Done(request, result) => self.answered(id, request, result),
+            Output::Done(request, result) => self.handle_answer(id, request, result),
             Output::Event(event) => self.handle_event(id, event),
         }
     }
@@ -53,23 +53,19 @@ impl Cluster {
         match event {
             IpamEvent::RingEstablished { seeds } => {
                 let range = self.range_of(id);
-                let first = self.decided.entry(range).or_insert_with(|| seeds.clone());
-                assert!(
-                    *first == seeds,
-                    "two decisions for {range}: {first:?}, and on host {} {seeds:?}",
-                    id.0
-                );
+                let first = self.decided_seeds.entry(range).or_insert_with(|| seeds.clone());
+                assert!(*first == seeds, "two decisions for {range}: {first:?}, and on {id} {seeds:?}");
             }
-            // 2.8.1 aborts when it loses part of its own space: the host crashes with the next output.
+            // 2.8.1 aborts when it loses part of its own space: the host crashes at the next output.
             IpamEvent::Yielded { .. } if self.member(id).legacy => {
-                self.member_mut(id).objected_at = Some(self.clock());
+                self.member_mut(id).legacy_conflict_at = Some(self.clock());
             }
             IpamEvent::Conflict { conflict, .. } if !self.plan.conflicts => {
-                panic!("host {}: conflict without cause: {conflict}", id.0)
+                panic!("{id}: conflict without cause: {conflict}")
             }
             IpamEvent::Donated { .. } => self.donations += 1,
             IpamEvent::PreclaimFailed { container, cidr, error } => {
-                self.preclaim_failed(id, &container, cidr, &error);
+                self.handle_preclaim_failure(id, &container, cidr, &error);
             }
             _ => {}
         }
@@ -84,16 +80,10 @@ impl Cluster {
         self.schedule(GOSSIP_INTERVAL, Event::Gossip(id, incarnation));
     }
 
-    /// Schedules the first periodic gossip of a peer that was just started.
-    pub(super) fn start_gossip(&mut self, id: HostId) {
-        let phase = self.random_millis(0, 30_000);
-        self.schedule(phase, Event::Gossip(id, self.incarnation(id)));
-    }
-
     /// Sends the complete state to a neighbour.
     pub(super) fn send_state(&mut self, from: HostId, to: HostId) {
-        let Some(payload) = self.call(from, |allocator, now| allocator.state(now)) else { return };
-        if self.runs(from) {
+        let Some(payload) = self.with_allocator(from, |allocator, now| allocator.state(now)) else { return };
+        if self.is_running(from) {
             self.check_state(from, &decode(&payload));
             self.transmit(from, to, &Message::Gossip(payload));
         }
@@ -102,23 +92,23 @@ impl Cluster {
     /// Sends a broadcast on along the tree of its source.
     fn relay_broadcast(&mut self, at: HostId, src: PeerName, payload: &[u8]) {
         let Some(root) = self.by_name(src) else { return };
-        for to in self.links.children(root, at) {
+        for to in self.links.next_hops(root, at) {
             self.transmit(at, to, &Message::Broadcast { src, payload: payload.to_vec() });
         }
     }
 
     fn transmit(&mut self, from: HostId, to: HostId, message: &Message) {
-        for delay in self.sim.net.message_delays(from, to) {
+        for delay in self.world.net.message_delays(from, to) {
             self.schedule(delay, Event::Deliver { from, to, message: message.clone() });
         }
     }
 
     pub(super) fn deliver(&mut self, from: HostId, to: HostId, message: &Message) {
-        if !self.runs(to) || self.runs(from) && !self.links.is_reachable(from, to) {
+        if !self.is_running(to) || self.is_running(from) && !self.links.is_reachable(from, to) {
             return;
         }
         self.trace(to, || format!("<- {} {}", from.0, show_message(message)));
-        let result = self.call(to, |allocator, now| match message {
+        let result = self.with_allocator(to, |allocator, now| match message {
             Message::Unicast { src, payload } => allocator.handle_unicast(*src, payload, now).map(|()| None),
             Message::Broadcast { src, payload } => {
                 allocator.handle_broadcast(*src, payload, now).map(|relay| relay.map(|bytes| (*src, bytes)))
@@ -128,7 +118,7 @@ impl Cluster {
                 None
             }),
         });
-        let alive = self.runs(to);
+        let alive = self.is_running(to);
         match result {
             Some(Ok(relay)) => {
                 if let (true, Some((src, bytes))) = (alive, relay) {
@@ -141,16 +131,16 @@ impl Cluster {
             }
             None => {}
             Some(Err(GossipError::Malformed(error))) => {
-                panic!("host {} rejects a message of a correct peer: {error}", to.0)
+                panic!("{to} rejects a message of a correct peer: {error}")
             }
             Some(Err(error)) if !self.plan.conflicts => {
-                panic!("host {}: conflict without cause: {error}", to.0)
+                panic!("{to}: conflict without cause: {error}")
             }
             Some(Err(_)) if self.member(to).legacy => {
                 // 2.8.1 ends the connection over which the message came.
-                self.member_mut(to).objected_at = Some(self.clock());
+                self.member_mut(to).legacy_conflict_at = Some(self.clock());
                 let pause = self.random_millis(1000, 10_000);
-                self.links.end(from, to, self.clock() + pause);
+                self.links.end_connection(from, to, self.clock() + pause);
                 self.schedule(pause, Event::Reconnect);
                 self.update_links();
             }
@@ -164,14 +154,13 @@ impl Cluster {
             return;
         }
         let outputs = self.member(id).outputs;
-        let merged = self.call(id, |allocator, now| {
+        let merged = self.with_allocator(id, |allocator, now| {
             let before = allocator.ring().clone();
             let result = allocator.handle_gossip(payload, now);
             (*allocator.ring() == before, result)
         });
-        if self.runs(id) && (merged != Some((true, Ok(None))) || self.member(id).outputs != outputs) {
-            panic!("host {}: known gossip changes something: {merged:?}", id.0);
-        }
+        let unchanged = merged == Some((true, Ok(None))) && self.member(id).outputs == outputs;
+        assert!(unchanged || !self.is_running(id), "{id}: known gossip changes something: {merged:?}");
     }
 
     /// Bounds the number of requests for space.
@@ -188,13 +177,12 @@ impl Cluster {
                 }
                 assert!(
                     recent.len() <= MAX_SPACE_REQUESTS || member.legacy,
-                    "host {}: {} requests for space in five seconds",
-                    id.0,
+                    "{id}: {} requests for space in five seconds",
                     recent.len()
                 );
             }
             Ok(Some(Unicast::Denied(_))) => {}
-            other => panic!("host {} sends {other:?}", id.0),
+            other => panic!("{id} sends {other:?}"),
         }
     }
 
@@ -204,18 +192,16 @@ impl Cluster {
         let stored = member.disk.stored();
         if let Some(ring) = &state.ring {
             let known = stored.ring.as_ref().is_some_and(|r| r.entries() == ring.entries());
-            assert!(known || member.legacy, "host {} sends a ring that is not on its disk: {ring:?}", id.0);
-            assert!(ring.peer() == member.name, "host {} sends the ring of {}", id.0, ring.peer());
+            assert!(known || member.legacy, "{id} sends a ring that is not on its disk: {ring:?}");
+            assert!(ring.peer() == member.name, "{id} sends the ring of {}", ring.peer());
             for entry in ring.entries() {
                 let last = member.versions.insert(entry.token, entry.version);
-                if last.is_some_and(|last| last > entry.version) && !member.legacy {
-                    panic!("host {}: version falls from {last:?} in {entry:?}", id.0);
-                }
+                let decreases = last.is_some_and(|last| last > entry.version) && !member.legacy;
+                assert!(!decreases, "{id}: version decreases from {last:?} in {entry:?}");
             }
             assert!(
                 member.versions.len() == ring.entries().len(),
-                "host {}: a token has vanished: {ring:?}, was {:?}",
-                id.0,
+                "{id}: a token has vanished: {ring:?}, was {:?}",
                 member.versions
             );
         }
@@ -223,10 +209,10 @@ impl Cluster {
         let elector = member.allocator.as_ref().and_then(|allocator| allocator.paxos());
         match &stored.election {
             Some(election) if knowledge.get(&election.elector) != Some(&election.state) => {
-                panic!("host {} promises what is not on its disk: {knowledge:?}", id.0)
+                panic!("{id} promises what is not on its disk: {knowledge:?}")
             }
             None if elector.is_some_and(|paxos| knowledge.contains_key(&paxos.own())) => {
-                panic!("host {} promises, and has no election on its disk: {knowledge:?}", id.0)
+                panic!("{id} promises, and has no election on its disk: {knowledge:?}")
             }
             _ => {}
         }
@@ -238,11 +224,11 @@ impl Cluster {
             return;
         }
         let clock = self.clock();
-        let running: Vec<HostId> = self.ids().filter(|&id| self.runs(id)).collect();
+        let running: Vec<HostId> = self.ids().filter(|&id| self.is_running(id)).collect();
         let mut connected = BTreeSet::new();
         for (n, &a) in running.iter().enumerate() {
             for &b in &running[n + 1..] {
-                if self.links.may_connect(a, b, clock) && self.sim.net.connected(a, b) {
+                if self.links.may_connect(a, b, clock) && self.world.net.connected(a, b) {
                     connected.insert((a, b));
                 }
             }
@@ -255,7 +241,7 @@ impl Cluster {
         }
         for id in running {
             let delay = self.random_millis(1, 1500);
-            self.schedule(delay, Event::Topology(id, self.incarnation(id)));
+            self.schedule(delay, Event::TopologyChange(id, self.incarnation(id)));
         }
     }
 
@@ -273,10 +259,10 @@ impl Cluster {
             .map(|peer| peer.name)
             .filter(|name| !self.member(id).removals_reported.contains(name))
             .collect();
-        self.call(id, |allocator, now| allocator.handle_topology_change(&reachable, now));
+        self.with_allocator(id, |allocator, now| allocator.handle_topology_change(&reachable, now));
         for name in removed {
             self.member_mut(id).removals_reported.insert(name);
-            self.call(id, |allocator, now| allocator.handle_peer_removed(name, now));
+            self.with_allocator(id, |allocator, now| allocator.handle_peer_removed(name, now));
         }
     }
 }

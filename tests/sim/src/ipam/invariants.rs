@@ -1,15 +1,17 @@
 //! Invariants after each input and each transition, and after all faults have ended (docs/spec/ipam.md 16).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use weave_ipam::{PendingKind, PendingStatus, WaitReason};
+use weave_ipam::{Container, PendingKind, PendingStatus, Record, WaitReason};
+use weave_node::Node;
 use weave_types::{Instant, PeerName};
 
-use super::answers::{number_of, show};
-use super::cluster::{Cluster, RequestKind};
+use super::answers::{addr_to_u32, addrs_of, show_addr};
+use super::cluster::{Cluster, Request, RequestKind};
 use super::member::{Member, owned};
+use crate::host::CrashKind;
 use crate::net::HostId;
 
 /// Addresses of a dead container are released after 30 s, at the next tick, which may be late.
@@ -20,20 +22,16 @@ impl Cluster {
     pub(super) fn check_member(&self, id: HostId) {
         let member = self.member(id);
         let Some(allocator) = &member.allocator else { return };
-        if let Err(what) = allocator.check_invariants() {
-            panic!("host {}: {what}", id.0);
-        }
+        allocator.check_invariants().unwrap_or_else(|violation| panic!("{id}: {violation}"));
         for (container, record) in allocator.owned() {
             // The disk may have more, which is claimed again: a power loss may take back a release, but not the donation of the
             // same address, which is synced. See `check_records`.
             let stored = member.disk.stored().owned.get(container);
-            let held = stored.is_some_and(|stored| {
+            let persisted = stored.is_some_and(|stored| {
                 stored.is_container == record.is_container
                     && record.cidrs.iter().all(|cidr| stored.cidrs.contains(cidr))
             });
-            if !held {
-                panic!("host {}: {container} has {record:?}, which is not on the disk", id.0);
-            }
+            assert!(persisted, "{id}: {container} has {record:?}, which is not on the disk");
         }
         if !self.is_large() {
             self.check_single_owner(id);
@@ -47,7 +45,7 @@ impl Cluster {
         let ours = allocator.ring().ranges_owned_by(member.name);
         for other in self.ids().filter(|&other| other != id) {
             let (view, member) = (self.member(other).view(), self.member(other));
-            // Messages of whole nodes are not decoded; instead each change must be on the disk of its author.
+            // Messages between nodes are not decoded and compared with the disk; instead the ring on the disk must agree as well.
             let stored = member.disk.stored().ring.as_ref().filter(|ring| !ring.is_empty());
             let stored = stored.filter(|_| self.plan.nodes && !member.destroyed);
             for theirs in view
@@ -61,9 +59,8 @@ impl Cluster {
                 else {
                     continue;
                 };
-                if !(both.start()..both.end()).all(|addr| self.contested.contains(&addr)) {
-                    panic!("hosts {} and {} both own {both}", id.0, other.0);
-                }
+                let allowed = (both.start()..both.end()).all(|addr| self.duplicates_allowed.contains(&addr));
+                assert!(allowed, "{id} and {other} both own {both}");
             }
         }
     }
@@ -71,7 +68,7 @@ impl Cluster {
     /// Invariants after each transition.
     pub(super) fn check_always(&mut self) {
         for id in self.ids() {
-            if self.runs(id) && !self.member(id).leaving {
+            if self.is_running(id) && !self.member(id).leaving {
                 self.check_records(id);
                 self.check_status(id);
             }
@@ -83,59 +80,57 @@ impl Cluster {
         let range = self.range_of(id).range();
         let now = self.now(id);
         let Some(allocator) = &self.member(id).allocator else { return };
-        let waiting: BTreeSet<(String, u32)> = allocator
+        let claiming: BTreeSet<(String, u32)> = allocator
             .status(now)
             .pending
             .into_iter()
             .filter_map(|pending| match pending.kind {
                 PendingKind::Claim { container, cidr } if pending.request.is_none() => {
-                    Some((container, number_of(cidr.addr())))
+                    Some((container, addr_to_u32(cidr.addr())))
                 }
                 _ => None,
             })
             .collect();
-        let records: BTreeSet<(String, u32)> = allocator
-            .owned()
-            .iter()
-            .flat_map(|(id, r)| r.cidrs.iter().map(|cidr| (id.clone(), number_of(cidr.addr()))))
-            .collect();
-        let stored = self.member(id).disk.stored().owned.clone();
-        for (container, record) in stored {
-            for addr in record.cidrs.iter().map(|cidr| number_of(cidr.addr())) {
-                let known = (container.clone(), addr);
-                if range.contains(addr) && !records.contains(&known) && !waiting.contains(&known) {
-                    panic!(
-                        "host {}: the disk has {} of {container}, the allocator does not",
-                        id.0,
-                        show(addr)
-                    );
-                }
-            }
-        }
+        let in_range = |records: &BTreeMap<Container, Record>| -> BTreeSet<(String, u32)> {
+            let assignments =
+                records.iter().flat_map(|(id, record)| addrs_of(record).map(|addr| (id.clone(), addr)));
+            assignments.filter(|(_, addr)| range.contains(*addr)).collect()
+        };
         let member = self.member(id);
-        let mut settled_claims = Vec::new();
-        for known in records.iter().filter(|(_, addr)| range.contains(*addr)) {
-            let used = member.containers.get(&known.0).is_some_and(|c| c.addrs.contains(&known.1));
-            if member.pending_claims.contains(known) {
-                settled_claims.push(known.clone());
-            } else if !used && !member.orphans.contains(known) {
-                panic!("host {}: {} of {} has no user", id.0, show(known.1), known.0);
-            }
+        let recorded = in_range(allocator.owned());
+        for stored in in_range(&member.disk.stored().owned) {
+            let known = recorded.contains(&stored) || claiming.contains(&stored);
+            let (container, addr) = stored;
+            assert!(known, "{id}: the disk has {} of {container}, the allocator does not", show_addr(addr));
+        }
+        for (container, addr) in recorded.difference(&member.pending_claims) {
+            assert!(
+                member.uses(container, *addr) || member.orphans.contains(&(container.clone(), *addr)),
+                "{id}: {} of {container} has no user",
+                show_addr(*addr)
+            );
         }
         for (container, state) in &member.containers {
             for &addr in state.addrs.iter().filter(|addr| range.contains(**addr)) {
-                let known = (container.clone(), addr);
-                let lost = !records.contains(&known) && !waiting.contains(&known);
-                if lost && !self.contested.contains(&addr) && !self.plan.conflicts {
-                    panic!("host {}: {} of {container} has no record", id.0, show(addr));
-                }
+                let used = (container.clone(), addr);
+                assert!(
+                    recorded.contains(&used)
+                        || claiming.contains(&used)
+                        || self.duplicates_allowed.contains(&addr)
+                        || self.plan.conflicts,
+                    "{id}: {} of {container} has no record",
+                    show_addr(addr)
+                );
             }
             let since = state.died.map(|died| died.max(member.started));
             let overdue = since.is_some_and(|since| self.clock() - since > RELEASE_TIMEOUT);
-            if overdue && !state.running && state.is_container && !state.addrs.is_empty() {
-                panic!("host {}: {container} is dead, but keeps {:?}", id.0, state.addrs);
-            }
+            assert!(
+                !overdue || state.running || !state.is_container || state.addrs.is_empty(),
+                "{id}: {container} is dead, but keeps {:?}",
+                state.addrs
+            );
         }
+        let settled_claims: Vec<_> = recorded.intersection(&member.pending_claims).cloned().collect();
         for (container, addr) in settled_claims {
             self.add_user(id, container, addr);
         }
@@ -149,48 +144,49 @@ impl Cluster {
         let status = allocator.status(now);
         let total = self.range_of(id).range().size();
         let listed: u32 = status.entries.iter().map(|entry| entry.range.size()).sum();
-        if !allocator.ring().is_empty() && listed != total {
-            panic!("host {}: the status lists {listed} addresses of {total}", id.0);
-        }
+        assert!(
+            allocator.ring().is_empty() || listed == total,
+            "{id}: the status lists {listed} addresses of {total}"
+        );
         let own = owned(allocator.ring(), member.name).len() as u32;
-        if status.active + status.free != own && !self.plan.conflicts {
-            panic!("host {}: {} active and {} free of {own}", id.0, status.active, status.free);
-        }
+        let (active, free) = (status.active, status.free);
+        assert!(
+            active + free == own || self.plan.conflicts,
+            "{id}: {active} active and {free} free of {own}"
+        );
         for (number, request) in self.requests.iter().filter(|(_, request)| request.host == id) {
             let shown = status.pending.iter().find(|pending| pending.request == Some(*number));
-            let right = shown.is_some_and(|shown| match (&shown.kind, &request.kind) {
+            let correct = shown.is_some_and(|shown| match (&shown.kind, &request.kind) {
                 (PendingKind::Prime, RequestKind::Prime) => true,
-                (PendingKind::Allocate { container, subnet }, RequestKind::Allocate(who, what)) => {
-                    container == who && subnet == what
+                (PendingKind::Allocate { container, subnet }, RequestKind::Allocate(by, requested)) => {
+                    container == by && subnet == requested
                 }
-                (PendingKind::Claim { container, cidr }, RequestKind::Claim(who, addr)) => {
-                    container == who && number_of(cidr.addr()) == *addr
+                (PendingKind::Claim { container, cidr }, RequestKind::Claim(by, addr)) => {
+                    container == by && addr_to_u32(cidr.addr()) == *addr
                 }
                 _ => false,
             });
-            if !right {
-                panic!("host {}: {request:?} is pending, but shown as {shown:?}", id.0);
-            }
+            assert!(correct, "{id}: {request:?} is pending, but shown as {shown:?}");
         }
         for pending in &status.pending {
-            if (pending.reason == WaitReason::NoRing) != allocator.ring().is_empty() {
-                panic!("host {}: {pending:?}, but the ring is {:?}", id.0, allocator.ring());
-            }
-            if pending.reason.explain().is_empty() {
-                panic!("host {}: no explanation of {pending:?}", id.0);
-            }
+            assert!(
+                (pending.reason == WaitReason::NoRing) == allocator.ring().is_empty(),
+                "{id}: {pending:?}, but the ring is {:?}",
+                allocator.ring()
+            );
+            assert!(!pending.reason.explain().is_empty(), "{id}: no explanation of {pending:?}");
         }
     }
 
     /// Ends all faults, starts all peers that were not removed, and checks that every request is answered and every address can
-    /// be allocated.
+    /// be allocated. Where a conflict remains, which the plan allows, a peer must report it.
     pub(super) fn check_eventually(&mut self) {
         self.heal();
-        let moved = self.members.iter().any(|member| member.range > 0);
+        let range_changed = self.members.iter().any(|member| member.range > 0);
         for id in self.ids() {
-            self.member_mut(id).objected_at = None;
-            if moved && self.member(id).range == 0 && !self.member(id).destroyed {
-                self.kill(id, crate::host::CrashKind::Killed);
+            self.member_mut(id).legacy_conflict_at = None;
+            if range_changed && self.member(id).range == 0 && !self.member(id).destroyed {
+                self.crash(id, CrashKind::Killed);
                 self.member_mut(id).range = 1;
             }
             self.start(id);
@@ -198,7 +194,7 @@ impl Cluster {
         self.update_links();
         self.reconnect_nodes();
         let running: Vec<HostId> =
-            self.ids().filter(|&id| self.runs(id) && !self.member(id).leaving).collect();
+            self.ids().filter(|&id| self.is_running(id) && !self.member(id).leaving).collect();
         let Some(&first) = running.first() else { return };
         let healed = self.clock();
         self.prime(first);
@@ -206,24 +202,20 @@ impl Cluster {
             .iter()
             .filter(|id| id.0 < self.plan.electors() && self.member(**id).installation == 0)
             .count();
-        let possible = electors > usize::from(self.plan.electors() / 2);
-        if !self.wait(Duration::from_secs(400), |cluster| cluster.agree() || cluster.has_dispute()) {
-            if !possible && !running.iter().any(|&id| self.member(id).is_ready()) {
+        let quorum_exists = electors > usize::from(self.plan.electors() / 2);
+        if !self.wait_until(Duration::from_secs(400), |cluster| cluster.agree() || cluster.has_conflict()) {
+            if !quorum_exists && !running.iter().any(|&id| self.member(id).is_ready()) {
                 return;
             }
-            if self.objected_since(healed) {
-                self.check_dispute_reported();
+            if self.legacy_conflict_since(healed) {
+                self.check_conflict_reported();
                 return;
             }
             panic!("no agreement: {}", self.views());
         }
         self.check_always();
-        if self.has_dispute() {
-            self.check_dispute_reported();
-            return;
-        }
-        if !self.take_over_removed_peers() {
-            self.check_dispute_reported();
+        if self.has_conflict() || !self.take_over_removed_peers() {
+            self.check_conflict_reported();
             return;
         }
         self.release_orphans();
@@ -231,19 +223,18 @@ impl Cluster {
         self.run_for(Duration::from_secs(60));
         // Free space is announced by gossip only (docs/spec/ipam.md 6.3), so donors may be found some rounds later; requests are
         // served in the end (16.3, L2 and L3).
-        self.wait(Duration::from_secs(60), |cluster| {
+        self.wait_until(Duration::from_secs(60), |cluster| {
             cluster.agree() && cluster.request_without_reason().is_none()
         });
         self.check_always();
-        self.end_disputes_with_removed_peers();
-        if self.has_dispute() {
-            self.check_dispute_reported();
+        self.end_conflicts_with_removed_peers();
+        if self.has_conflict() {
+            self.check_conflict_reported();
             return;
         }
-        if let Some(what) = self.request_without_reason() {
-            panic!("{what}");
-        }
-        self.fill();
+        let unserved = self.request_without_reason();
+        assert!(unserved.is_none(), "{}", unserved.unwrap_or_default());
+        self.check_all_addresses_can_be_allocated();
         self.check_quiet();
     }
 
@@ -262,15 +253,15 @@ impl Cluster {
     }
 
     /// Whether a peer reports a conflict, in a plan where conflicts are possible.
-    fn has_dispute(&self) -> bool {
+    fn has_conflict(&self) -> bool {
         self.plan.double_takeover && self.ids().any(|id| !self.conflicts_of(id).is_empty())
     }
 
-    /// Whether a legacy peer has ended itself or a connection since then, in a plan where it may do so forever: it has no other way
-    /// to report a conflict.
-    fn objected_since(&self, then: Instant) -> bool {
+    /// Whether a legacy peer has ended itself or a connection since then, in a plan where it may do so forever: it cannot report a
+    /// conflict otherwise.
+    fn legacy_conflict_since(&self, then: Instant) -> bool {
         self.plan.double_takeover
-            && self.members.iter().any(|member| member.objected_at.is_some_and(|when| when >= then))
+            && self.members.iter().any(|member| member.legacy_conflict_at.is_some_and(|when| when >= then))
     }
 
     pub(super) fn conflicts_of(&self, id: HostId) -> Vec<weave_ipam::ConflictStatus> {
@@ -278,11 +269,12 @@ impl Cluster {
         self.member(id).allocator.as_ref().map(|a| a.status(now).conflicts).unwrap_or_default()
     }
 
+    /// The rings of all peers, for the text of a failure.
     pub(super) fn views(&self) -> String {
         let line = |id: HostId| {
             let member = self.member(id);
-            let Some(allocator) = &member.allocator else { return format!("\n  host {} is down", id.0) };
-            let mut text = format!("\n  host {} ({}):", id.0, member.name);
+            let Some(allocator) = &member.allocator else { return format!("\n  {id} is down") };
+            let mut text = format!("\n  {id} ({}):", member.name);
             for entry in allocator.ring().entries() {
                 let owner = self.by_name(entry.peer).map_or("removed".to_owned(), |id| id.0.to_string());
                 let offset = entry.token - self.range_of(id).range().start();
@@ -293,19 +285,18 @@ impl Cluster {
         self.ids().map(line).collect()
     }
 
-    /// Lets time pass, with gossip among all neighbours every ten seconds, until the condition holds.
-    pub(super) fn wait(&mut self, most: Duration, until: impl Fn(&Cluster) -> bool) -> bool {
-        let end = self.clock() + most;
+    /// Lets time pass, with gossip among all neighbours every ten seconds, until the condition holds; false if it does not hold
+    /// within `limit`.
+    pub(super) fn wait_until(&mut self, limit: Duration, holds: impl Fn(&Cluster) -> bool) -> bool {
+        let end = self.clock() + limit;
         while self.clock() < end {
             self.run_for(Duration::from_secs(5));
-            if until(self) {
+            if holds(self) {
                 return true;
             }
             // Legacy peers may have ended themselves.
-            for id in self.ids() {
-                if self.member(id).legacy {
-                    self.start(id);
-                }
+            for id in self.ids().take(self.plan.legacy.into()) {
+                self.start(id);
             }
             self.run_for(Duration::from_secs(5));
             for from in self.ids() {
@@ -314,60 +305,60 @@ impl Cluster {
                 }
             }
         }
-        until(self)
+        holds(self)
     }
 
     /// Every address with two users is reported as a conflict by one of them.
-    pub(super) fn check_dispute_reported(&self) {
-        for (addr, users) in self.ledger.iter().filter(|(_, users)| users.len() > 1) {
-            if !users
-                .iter()
-                .any(|(id, _)| self.member(*id).objected_at.is_some() || !self.conflicts_of(*id).is_empty())
-            {
-                panic!("{} has two users, and none of {users:?} reports it", show(*addr));
-            }
+    pub(super) fn check_conflict_reported(&self) {
+        for (addr, users) in self.users.iter().filter(|(_, users)| users.len() > 1) {
+            let reports = |id: HostId| {
+                self.member(id).legacy_conflict_at.is_some() || !self.conflicts_of(id).is_empty()
+            };
+            assert!(
+                users.iter().any(|(id, _)| reports(*id)),
+                "{} has two users, and none of {users:?} reports it",
+                show_addr(*addr)
+            );
         }
     }
 
-    /// Takes over the space of all removed peers; false if a legacy peer objects.
+    /// Takes over the space of all removed peers; false if a legacy peer has detected a conflict.
     fn take_over_removed_peers(&mut self) -> bool {
         for _ in 0..self.removed_peers.len() + 1 {
             let known: BTreeSet<PeerName> =
                 self.ids().filter(|&id| !self.member(id).destroyed).map(|id| self.member(id).name).collect();
             let Some(by) = self.ids().find(|&id| self.member(id).is_ready()) else { return true };
             let owners = self.member(by).view().map(|ring| ring.owners()).unwrap_or_default();
-            let Some(&dead) = owners.difference(&known).next() else { return true };
-            // Then no message in transit knows more of the removed peer than the others do.
+            let Some(&removed) = owners.difference(&known).next() else { return true };
+            // No message in transit may have newer knowledge of the removed peer than the others have.
             self.lose_messages();
             self.await_removed_peers_forgotten();
-            // All peers agree now, so only later objections count.
+            // All peers agree now, so only later conflicts count.
             let agreed = self.clock();
-            let result = self.call(by, |a, now| a.remove_peer(&dead.to_string(), false, now));
+            let result = self.with_allocator(by, |a, now| a.remove_peer(&removed.to_string(), false, now));
             let view = self.member(by).view().map(|ring| ring.owners()).unwrap_or_default();
-            if !matches!(result, Some(Ok(_))) || view.contains(&dead) {
-                panic!("host {}: the space of {dead} cannot be taken over: {result:?}", by.0);
-            }
-            if !self.wait(Duration::from_secs(200), Cluster::agree) {
-                if self.objected_since(agreed) {
+            assert!(
+                matches!(result, Some(Ok(_))) && !view.contains(&removed),
+                "{by}: the space of {removed} cannot be taken over: {result:?}"
+            );
+            if !self.wait_until(Duration::from_secs(200), Cluster::agree) {
+                if self.legacy_conflict_since(agreed) {
                     return false;
                 }
-                panic!("no agreement after a takeover of {dead}: {}", self.views());
+                panic!("no agreement after a takeover of {removed}: {}", self.views());
             }
         }
         true
     }
 
-    /// `weave rmpeer` ends disputes with removed peers.
-    fn end_disputes_with_removed_peers(&mut self) {
+    /// `weave rmpeer` ends conflicts with removed peers.
+    fn end_conflicts_with_removed_peers(&mut self) {
         let removed: BTreeSet<PeerName> = self.removed_peers.iter().map(|peer| peer.name).collect();
         for id in self.ids() {
             let conflicts = self.conflicts_of(id);
-            for claimant in conflicts
-                .iter()
-                .filter_map(|c| c.conflict.claimant())
-                .filter(|claimant| removed.contains(claimant))
-            {
-                self.call(id, |a, now| a.remove_peer(&claimant.to_string(), false, now).is_ok());
+            let claimants = conflicts.iter().filter_map(|c| c.conflict.claimant());
+            for claimant in claimants.filter(|claimant| removed.contains(claimant)) {
+                self.with_allocator(id, |a, now| a.remove_peer(&claimant.to_string(), false, now).is_ok());
             }
         }
     }
@@ -378,7 +369,7 @@ impl Cluster {
             for (container, addr) in std::mem::take(&mut self.member_mut(id).orphans) {
                 let addr = std::net::IpAddr::V4(addr.into());
                 // The record may not exist any more, or its claim may have failed.
-                self.call(id, |a, now| a.free(&container, addr, now).is_ok());
+                self.with_allocator(id, |a, now| a.free(&container, addr, now).is_ok());
             }
         }
     }
@@ -392,18 +383,14 @@ impl Cluster {
             else {
                 continue;
             };
-            let used: BTreeSet<u32> = allocator
-                .owned()
-                .values()
-                .flat_map(|r| r.cidrs.iter().map(|cidr| number_of(cidr.addr())))
-                .collect();
+            let used: BTreeSet<u32> = allocator.owned().values().flat_map(addrs_of).collect();
             let own = owned(allocator.ring(), member.name);
             usable.extend(own.into_iter().filter(|addr| within.contains(*addr) && !used.contains(addr)));
         }
         usable
     }
 
-    /// Describes a pending request that could be served.
+    /// Describes a pending request that could be served, if there is one.
     fn request_without_reason(&self) -> Option<String> {
         for (number, request) in &self.requests {
             let now = self.now(request.host);
@@ -420,14 +407,17 @@ impl Cluster {
                     if let Some(&addr) = usable.first() {
                         return Some(format!(
                             "{request:?} is pending, but {} is free: {pending:?}{}",
-                            show(addr),
+                            show_addr(addr),
                             self.views()
                         ));
                     }
                 }
                 RequestKind::Claim(_, addr) => {
                     let views = self.views();
-                    return Some(format!("claim of {} is never answered: {pending:?}{views}", show(*addr)));
+                    return Some(format!(
+                        "claim of {} is never answered: {pending:?}{views}",
+                        show_addr(*addr)
+                    ));
                 }
                 RequestKind::Prime => return Some(format!("{request:?} is pending, but there is a ring")),
             }
@@ -436,88 +426,84 @@ impl Cluster {
     }
 
     /// Every address of the range can be allocated from every host; then one more request waits until an address is released.
-    fn fill(&mut self) {
-        let hosts: Vec<HostId> = self.ids().filter(|&id| self.runs(id) && !self.member(id).leaving).collect();
+    fn check_all_addresses_can_be_allocated(&mut self) {
+        let hosts: Vec<HostId> =
+            self.ids().filter(|&id| self.is_running(id) && !self.member(id).leaving).collect();
         let Some(&first) = hosts.first() else { return };
-        let range = self.range_of(first);
-        let pick = if self.event_count().is_multiple_of(2) { hosts.len() } else { 1 };
-        let mut label = 0;
-        let mut free = self.usable(range.hosts()).len();
+        let range = self.range_of(first).hosts();
+        // Every second run requests all addresses from one host.
+        let requesters = if self.world.counters.events.is_multiple_of(2) { hosts.len() } else { 1 };
+        let mut requested = 0;
+        let mut free = self.usable(range).len();
         while free > 0 {
             for n in 0..free {
-                label += 1;
-                self.fill_one(hosts[n % pick], label);
+                requested += 1;
+                self.request_one(hosts[n % requesters], requested);
             }
-            if !self
-                .wait(Duration::from_secs(600), |cluster| cluster.all_filled() || cluster.none_free(range))
-            {
-                panic!("not served: {:?}{}", self.requests, self.views());
-            }
+            let is_ours = |request: &Request| matches!(&request.kind, RequestKind::Allocate(container, _) if container.contains("fill"));
+            let served = self.wait_until(Duration::from_secs(600), |cluster| {
+                !cluster.requests.values().any(is_ours) || cluster.usable(range).is_empty()
+            });
+            assert!(served, "not served: {:?}{}", self.requests, self.views());
             // Donations may still be in transit.
             self.run_for(Duration::from_secs(1));
-            let left = self.usable(range.hosts()).len();
+            let left = self.usable(range).len();
             if left >= free {
                 break;
             }
             free = left;
         }
-        let unused = range.hosts().size() as usize - self.used_in(range);
+        let used = self.users.keys().filter(|addr| range.contains(**addr)).count();
+        let unused = range.size() as usize - used;
         // Legacy peers may have ended themselves.
         let with_legacy = self.ids().any(|id| self.member(id).legacy && !self.member(id).destroyed);
-        if unused > 0 && !with_legacy {
-            panic!("{unused} addresses cannot be allocated: {:?}{}", self.ledger, self.views());
-        }
+        assert!(
+            unused == 0 || with_legacy,
+            "{unused} addresses cannot be allocated: {:?}{}",
+            self.users,
+            self.views()
+        );
         // One more request waits. Nothing is donated to it, not even the first and last address, which it could not use.
         let nothing_to_donate = !with_legacy && self.requests.is_empty();
-        let given = self.donations;
-        label += 1;
-        self.fill_one(hosts[0], label);
+        let donations = self.donations;
+        self.request_one(hosts[0], requested + 1);
         self.run_for(Duration::from_secs(12));
         self.check_always();
-        if nothing_to_donate && self.donations > given {
-            panic!("{} donations, although no address is free: {}", self.donations - given, self.views());
-        }
-        if !with_legacy && self.requests.is_empty() {
-            panic!("all addresses are used, but one more is allocated: {:?}", self.ledger);
-        }
-        let Some((&addr, users)) = self.ledger.iter().rev().find(|(addr, _)| range.hosts().contains(**addr))
-        else {
+        let new_donations = self.donations - donations;
+        assert!(
+            !nothing_to_donate || new_donations == 0,
+            "{new_donations} donations, although no address is free: {}",
+            self.views()
+        );
+        assert!(
+            with_legacy || !self.requests.is_empty(),
+            "all addresses are used, but one more is allocated: {:?}",
+            self.users
+        );
+        let Some((&addr, users)) = self.users.iter().rev().find(|(addr, _)| range.contains(**addr)) else {
             return;
         };
         let Some((id, container)) = users.first().cloned() else { return };
-        if !self.runs(id) || self.member(id).range != self.member(first).range {
+        if !self.is_running(id) || self.member(id).range != self.member(first).range {
             return;
         }
-        let waiting = self.requests.len();
+        let pending = self.requests.len();
         self.release_named(id, &container, true);
-        let served = |cluster: &Cluster| cluster.requests.len() < waiting || cluster.requests.is_empty();
-        if waiting > 0 && !with_legacy && !self.wait(Duration::from_secs(100), served) {
-            panic!(
-                "{} was released, but not allocated to a pending request: {:?}{}",
-                show(addr),
-                self.requests,
-                self.views()
-            );
-        }
+        let served = |cluster: &Cluster| cluster.requests.len() < pending || cluster.requests.is_empty();
+        let served = pending == 0 || with_legacy || self.wait_until(Duration::from_secs(100), served);
+        assert!(
+            served,
+            "{} was released, but not allocated to a pending request: {:?}{}",
+            show_addr(addr),
+            self.requests,
+            self.views()
+        );
         self.check_always();
     }
 
-    fn fill_one(&mut self, id: HostId, label: u32) {
+    fn request_one(&mut self, id: HostId, number: u32) {
         self.start(id);
-        self.allocate_label(id, format!("{}-fill-{label}", id.0));
-    }
-
-    fn all_filled(&self) -> bool {
-        let fills = |ask: &RequestKind| matches!(ask, RequestKind::Allocate(container, _) if container.contains("fill"));
-        !self.requests.values().any(|request| fills(&request.kind))
-    }
-
-    fn none_free(&self, range: weave_ipam::Subnet) -> bool {
-        self.usable(range.hosts()).is_empty()
-    }
-
-    fn used_in(&self, range: weave_ipam::Subnet) -> usize {
-        self.ledger.keys().filter(|addr| range.hosts().contains(**addr)).count()
+        self.allocate_named(id, format!("{}-fill-{number}", id.0));
     }
 
     /// In a minute without inputs no ring changes, and nodes send no more than their timers require. A request may be pending.
@@ -526,12 +512,11 @@ impl Cluster {
         /// Per end of a connection: seven heartbeats, three MTU tests or answers, three digests, and all gossip: three times with a
         /// fast clock, relayed seven and a half times in a star.
         const TIMERS: usize = 21;
-        /// Per pending request and donor, every five seconds: request, denial, and a relayed one.
+        /// Per pending request and donor, every five seconds: a request, a denial, and one of them relayed.
         const SPACE_REQUESTS: usize = 12 * 3;
         if !self.plan.nodes {
             return;
         }
-        let writes = |cluster: &Cluster| cluster.sim.counters.tcp_writes;
         // 2.8.1 asks random donors, and may receive space at any time; two such peers donate to each other what neither can use.
         let legacy_pending = self.requests.values().any(|request| self.member(request.host).legacy);
         // Path MTU tests and earlier messages finish first.
@@ -540,25 +525,27 @@ impl Cluster {
             cluster.members.iter().map(|member| member.view().cloned()).collect()
         };
         let minute = |cluster: &mut Cluster| {
-            let (before, known) = (writes(cluster), rings(cluster));
+            let (before, writes) = (rings(cluster), cluster.world.counters.tcp_writes);
             cluster.run_for(MINUTE);
-            (known, (writes(cluster) - before) as usize)
+            (before, (cluster.world.counters.tcp_writes - writes) as usize)
         };
-        let (mut known, mut sent) = minute(self);
-        if rings(self) != known {
+        let (mut before, mut sent) = minute(self);
+        if rings(self) != before {
             // A release may be announced by gossip in the first half minute, used in the second, and the remaining space announced in
             // the third.
-            (known, sent) = minute(self);
+            (before, sent) = minute(self);
         }
-        if rings(self) != known && !legacy_pending {
-            panic!("rings change in a quiet minute: {known:?}{}", self.views());
-        }
-        let hosts = self.sim.hosts();
-        let connections: usize =
-            hosts.filter_map(|(_, host)| host.node.as_ref()).map(|node| node.connection_count()).sum();
+        assert!(
+            rings(self) == before || legacy_pending,
+            "rings change in a quiet minute: {before:?}{}",
+            self.views()
+        );
+        let connections: usize = self.world.nodes().map(Node::connection_count).sum();
         let bound = TIMERS * connections + SPACE_REQUESTS * self.requests.len() * self.members.len();
-        if sent > bound && !legacy_pending {
-            panic!("{sent} messages in a quiet minute, expected at most {bound}: {:?}", self.requests);
-        }
+        assert!(
+            sent <= bound || legacy_pending,
+            "{sent} messages in a quiet minute, expected at most {bound}: {:?}",
+            self.requests
+        );
     }
 }

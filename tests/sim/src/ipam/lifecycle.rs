@@ -16,19 +16,19 @@ use crate::net::{Faults, HostId};
 impl Cluster {
     /// Starts a peer with what is on its disk.
     pub(super) fn start(&mut self, id: HostId) {
-        if self.runs(id) || self.member(id).destroyed {
+        if self.is_running(id) || self.member(id).destroyed {
             return;
         }
         self.trace(id, || "start".to_owned());
         let clock_offset = self.random_millis(0, 10_000_000);
         let config = self.config(id, self.range_of(id));
-        let targets = self.targets(id);
+        let targets = self.launch_targets(id);
         let clock = self.clock();
         let member = self.member_mut(id);
         member.started = clock;
         member.recent_space_requests.clear();
         member.removals_reported.clear();
-        member.forget_versions();
+        member.reset_versions();
         member.find_orphans();
         let mut loaded = member.disk.stored().clone();
         if member.legacy {
@@ -38,7 +38,7 @@ impl Cluster {
         let running: BTreeSet<String> =
             member.containers.iter().filter(|(_, c)| c.running).map(|(id, _)| id.clone()).collect();
         for container in member.containers.values_mut().filter(|c| !c.running) {
-            container.gone = true;
+            container.known_stopped = true;
         }
         let in_use: Vec<(String, Vec<u32>, bool)> = member
             .containers
@@ -47,30 +47,33 @@ impl Cluster {
             .map(|(id, c)| (id.clone(), c.addrs.iter().copied().collect(), c.is_container))
             .collect();
         let name = member.name;
-        let host = self.sim.host_mut(id);
+        let host = self.world.host_mut(id);
         host.name = name;
         host.clock.offset = clock_offset;
         host.allocation = Some(IpamConfig { config, loaded });
-        self.sim.start(id, &targets);
+        self.world.start(id, &targets);
         self.apply_observations(self.is_large());
-        if self.runs(id) && !self.plan.nodes {
+        if self.is_running(id) && !self.plan.nodes {
             let others = self.plan.electors().saturating_sub(1);
-            self.call(id, |allocator, now| allocator.handle_target_count(others.into(), now));
+            self.with_allocator(id, |allocator, now| allocator.handle_target_count(others.into(), now));
         }
         for (container, addrs, is_container) in in_use {
             let cidrs: Vec<_> = addrs.iter().map(|&addr| self.plan.cidr(addr)).collect();
-            self.call(id, |allocator, now| allocator.preclaim(container, &cidrs, is_container, now));
+            self.with_allocator(id, |allocator, now| {
+                allocator.preclaim(container, &cidrs, is_container, now)
+            });
         }
-        self.call(id, |allocator, now| allocator.prune(&running, now));
-        if self.runs(id) {
-            self.drop_unknown(id);
+        self.with_allocator(id, |allocator, now| allocator.prune(&running, now));
+        if self.is_running(id) {
+            self.remove_unrecorded_users(id);
             for container in self.member_mut(id).containers.values_mut() {
-                container.gone = false;
+                container.known_stopped = false;
             }
         }
         self.update_links();
         if !self.plan.nodes {
-            self.start_gossip(id);
+            let phase = self.random_millis(0, 30_000);
+            self.schedule(phase, Event::Gossip(id, self.incarnation(id)));
         }
     }
 
@@ -93,7 +96,7 @@ impl Cluster {
     }
 
     /// The peers that a node is launched with.
-    fn targets(&self, id: HostId) -> Vec<HostId> {
+    fn launch_targets(&self, id: HostId) -> Vec<HostId> {
         if self.plan.hub {
             return vec![self.plan.hub_id()];
         }
@@ -107,22 +110,22 @@ impl Cluster {
         }
     }
 
-    /// Ends a peer. With the power also unsynced records and all containers are lost.
-    pub(super) fn kill(&mut self, id: HostId, crash: CrashKind) {
-        if !self.runs(id) {
+    /// Ends a peer. With its power the host also loses unsynced records and all containers.
+    pub(super) fn crash(&mut self, id: HostId, kind: CrashKind) {
+        if !self.is_running(id) {
             return;
         }
-        self.trace(id, || format!("{crash:?}"));
+        self.trace(id, || format!("{kind:?}"));
         let clock = self.clock();
-        self.sim.crash(id, crash);
-        self.contest_forgotten_donations(id);
+        self.world.crash(id, kind);
+        self.allow_duplicates_of_forgotten_donations(id);
         let member = self.member_mut(id);
         member.allocator = None;
         member.pending_claims.clear();
         self.requests.retain(|_, request| request.host != id);
-        if crash == CrashKind::PowerLost {
+        if kind == CrashKind::PowerLost {
             self.members[usize::from(id.0)].disk.lose_power(clock, &mut self.rng);
-            self.lose_containers(id);
+            self.remove_containers(id);
         }
         if self.member(id).leaving {
             self.remove_for_good(id);
@@ -130,9 +133,9 @@ impl Cluster {
         self.update_links();
     }
 
-    /// After a crash 2.8.1 owns again what it had donated but not stored; and it reuses versions that it had sent but not stored, so
-    /// that others ignore its changes.
-    fn contest_forgotten_donations(&mut self, id: HostId) {
+    /// Without a stored donation 2.8.1 owns the donated addresses again after a crash. It also reuses versions that it had sent but not
+    /// stored, so that others ignore its changes.
+    fn allow_duplicates_of_forgotten_donations(&mut self, id: HostId) {
         let member = self.member(id);
         let (Some(allocator), Some(stored)) = (&member.allocator, &member.disk.stored().ring) else { return };
         if !member.legacy || !self.plan.legacy_sends_before_persist {
@@ -147,12 +150,12 @@ impl Cluster {
                 forgotten.extend(entry.token..end);
             }
         }
-        self.contested.extend(forgotten);
+        self.duplicates_allowed.extend(forgotten);
     }
 
     /// A host fails for good, without a reset.
     pub(super) fn destroy_host(&mut self, id: HostId) {
-        self.kill(id, CrashKind::Killed);
+        self.crash(id, CrashKind::Killed);
         self.remove_for_good(id);
     }
 
@@ -162,9 +165,9 @@ impl Cluster {
             return;
         }
         let ring = self.member(id).view().cloned();
-        self.sim.crash(id, CrashKind::Killed);
+        self.world.crash(id, CrashKind::Killed);
         self.requests.retain(|_, request| request.host != id);
-        self.lose_containers(id);
+        self.remove_containers(id);
         self.wipe_disk(id);
         let member = self.member_mut(id);
         member.destroyed = true;
@@ -179,7 +182,7 @@ impl Cluster {
 
     pub(super) fn wipe_disk(&mut self, id: HostId) {
         self.member_mut(id).disk.wipe();
-        self.sim.host_mut(id).lose_disk();
+        self.world.host_mut(id).lose_disk();
     }
 
     /// A destroyed host is installed again: under its old name if that cannot mislead any peer, otherwise under a new one.
@@ -205,31 +208,31 @@ impl Cluster {
         self.start(id);
     }
 
-    /// Ends all faults of the network, and crashes that are still to come.
+    /// Ends all faults of the network, and cancels planned crashes.
     pub(super) fn heal(&mut self) {
         self.links.heal();
-        self.sim.net.heal_all();
-        self.sim.net.faults = Faults { split_stream_randomly: true, ..Faults::default() };
+        self.world.net.heal_all();
+        self.world.net.faults = Faults { split_stream_randomly: true, ..Faults::default() };
         for id in self.ids() {
-            self.sim.host_mut(id).cancel_crash();
+            self.world.host_mut(id).cancel_crash();
         }
         self.update_links();
     }
 
-    /// Connects all nodes to all others, and dials at once: the few targets of the start may have been removed.
+    /// Connects all nodes to all others at once: the targets with which a node was launched may have been removed.
     pub(super) fn reconnect_nodes(&mut self) {
         for id in self.ids() {
-            let others = self.ids().filter(|&other| other != id && self.runs(other));
-            let targets = if self.plan.hub { self.targets(id) } else { others.collect() };
+            let others = self.ids().filter(|&other| other != id && self.is_running(other));
+            let targets = if self.plan.hub { self.launch_targets(id) } else { others.collect() };
             let targets = crate::world::addresses(&targets);
-            self.sim.with_node(id, |node, now| drop(node.connect(&targets, false, now)));
+            self.world.connect(id, &targets);
             self.apply_observations(self.is_large());
         }
     }
 
     /// The targets of a running node, as a user sees them.
-    pub(super) fn targets_of(&self, id: HostId) -> Vec<String> {
-        let node = self.sim.host(id).node.as_ref();
+    pub(super) fn current_targets(&self, id: HostId) -> Vec<String> {
+        let node = self.world.host(id).node.as_ref();
         let targets = node.map(|node| node.status(self.now(id)).mesh.targets).unwrap_or_default();
         targets.into_iter().map(|target| target.address.to_string()).collect()
     }
@@ -241,7 +244,7 @@ impl Cluster {
         let removed: BTreeSet<PeerName> = self.removed_peers.iter().map(|peer| peer.name).collect();
         let end = self.clock() + FORGET_TIMEOUT;
         let known = |cluster: &Cluster| {
-            cluster.sim.hosts().any(|(&id, host)| {
+            cluster.world.hosts().any(|(&id, host)| {
                 let status = host.node.as_ref().map(|node| node.status(cluster.now(id)));
                 status.is_some_and(|s| s.mesh.peers.iter().any(|peer| removed.contains(&peer.label.name)))
             })
@@ -249,10 +252,5 @@ impl Cluster {
         while self.clock() < end && known(self) {
             self.run_for(Duration::from_secs(1));
         }
-    }
-
-    /// `weave reset` removes the host a moment after it has handed over its space.
-    pub(super) fn finish_reset_later(&mut self, id: HostId) {
-        self.schedule(Duration::from_millis(500), Event::ResetFinished(id, self.incarnation(id)));
     }
 }

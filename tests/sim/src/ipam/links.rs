@@ -1,4 +1,4 @@
-//! Connections between allocators that run without nodes, and what they send: the contract of the mesh.
+//! Connections and messages between allocators that run without nodes, with the guarantees that the mesh gives.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,7 +11,7 @@ use crate::net::HostId;
 /// A message of one peer to another.
 #[derive(Clone, Debug)]
 pub(super) enum Message {
-    /// For the receiver alone; it may be relayed.
+    /// For one receiver; other hosts may relay it.
     Unicast { src: PeerName, payload: Vec<u8> },
     /// For all peers, along the tree of its source.
     Broadcast { src: PeerName, payload: Vec<u8> },
@@ -22,7 +22,7 @@ pub(super) enum Message {
 pub(super) struct Links {
     pub(super) topology: Topology,
     hosts: u16,
-    /// Connections that a peer has ended, and until when.
+    /// Pairs of which one peer has ended the connection, and the time until which they are not connected again.
     ended: BTreeMap<(HostId, HostId), Instant>,
     connected: BTreeSet<(HostId, HostId)>,
 }
@@ -32,13 +32,13 @@ impl Links {
         Links { topology, hosts, ended: BTreeMap::new(), connected: BTreeSet::new() }
     }
 
-    /// From now on all hosts may be connected to all others.
+    /// Lets all hosts be connected to all others.
     pub(super) fn heal(&mut self) {
         self.topology = Topology::Complete;
         self.ended.clear();
     }
 
-    pub(super) fn end(&mut self, a: HostId, b: HostId, until: Instant) {
+    pub(super) fn end_connection(&mut self, a: HostId, b: HostId, until: Instant) {
         self.ended.insert(pair(a, b), until);
     }
 
@@ -52,7 +52,7 @@ impl Links {
         possible && self.ended.get(&pair(a, b)).is_none_or(|&until| until <= now)
     }
 
-    /// Replaces all connections; the new ones, or `None` if nothing changes.
+    /// Replaces all connections; returns the new ones, or `None` if nothing changes.
     pub(super) fn replace(&mut self, connected: BTreeSet<(HostId, HostId)>) -> Option<Vec<(HostId, HostId)>> {
         if connected == self.connected {
             return None;
@@ -89,8 +89,8 @@ impl Links {
         self.connected.contains(&pair(from, to)) || self.tree(from).contains_key(&to)
     }
 
-    /// Next hops of a broadcast from `root` at one host.
-    pub(super) fn children(&self, root: HostId, at: HostId) -> Vec<HostId> {
+    /// The hosts to which one host sends a broadcast of `root` on.
+    pub(super) fn next_hops(&self, root: HostId, at: HostId) -> Vec<HostId> {
         self.tree(root).into_iter().filter(|&(to, by)| by == at && to != at).map(|(to, _)| to).collect()
     }
 }

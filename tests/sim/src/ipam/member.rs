@@ -6,24 +6,26 @@ use std::rc::Rc;
 use weave_ipam::{Allocator, Container, Ring};
 use weave_types::{Instant, PeerName};
 
+use super::answers::addrs_of;
 use super::disk::AllocationDisk;
 
 /// A container, or another user of addresses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ContainerState {
-    /// A Docker container, whose end releases its addresses. Others release them explicitly.
+    /// A Docker container, whose end releases its addresses. Other users release them explicitly.
     pub(super) is_container: bool,
     pub(super) running: bool,
     pub(super) died: Option<Instant>,
     /// The peer knows that the container does not run: its addresses may be released at once.
-    pub(super) gone: bool,
+    pub(super) known_stopped: bool,
     /// Its addresses in the range.
     pub(super) addrs: BTreeSet<u32>,
 }
 
+#[derive(Default)]
 pub(super) struct Member {
     pub(super) name: PeerName,
-    /// Counts installations under a new name.
+    /// Number of installations under a new name.
     pub(super) installation: u16,
     /// The peer behaves like 2.8.1.
     pub(super) legacy: bool,
@@ -45,9 +47,9 @@ pub(super) struct Member {
     /// `weave reset` was called.
     pub(super) leaving: bool,
     /// The last time since the network was healed at which a peer like 2.8.1 ended itself or a connection because of a conflict.
-    pub(super) objected_at: Option<Instant>,
+    pub(super) legacy_conflict_at: Option<Instant>,
     pub(super) recent_space_requests: VecDeque<Instant>,
-    /// The version of each token that was stored or sent last.
+    /// The version of each token that was last stored or sent.
     pub(super) versions: BTreeMap<u32, u32>,
     /// Removed peers that were reported to the allocator.
     pub(super) removals_reported: BTreeSet<PeerName>,
@@ -57,26 +59,20 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(name: PeerName, legacy: bool) -> Member {
-        Member {
-            name,
-            installation: 0,
-            legacy,
-            allocator: None,
-            ring_before: None,
-            disk: AllocationDisk::default(),
-            started: Instant::ORIGIN,
-            range: 0,
-            containers: BTreeMap::new(),
-            orphans: BTreeSet::new(),
-            pending_claims: BTreeSet::new(),
-            destroyed: false,
-            leaving: false,
-            objected_at: None,
-            recent_space_requests: VecDeque::new(),
-            versions: BTreeMap::new(),
-            removals_reported: BTreeSet::new(),
-            outputs: 0,
-        }
+        Member { name, legacy, ..Member::default() }
+    }
+
+    /// Whether a container uses an address.
+    pub(super) fn uses(&self, container: &str, addr: u32) -> bool {
+        self.containers.get(container).is_some_and(|state| state.addrs.contains(&addr))
+    }
+
+    /// Collects the addresses on the disk that no container uses.
+    pub(super) fn find_orphans(&mut self) {
+        let stored = self.disk.stored().owned.iter();
+        let stored =
+            stored.flat_map(|(container, record)| addrs_of(record).map(|addr| (container.clone(), addr)));
+        self.orphans = stored.filter(|(container, addr)| !self.uses(container, *addr)).collect();
     }
 
     /// The ring of the running peer, or the one on the disk.
@@ -96,8 +92,8 @@ impl Member {
         self.allocator.as_ref().is_some_and(|allocator| !allocator.ring().is_empty())
     }
 
-    /// Resets the versions to those on the disk.
-    pub(super) fn forget_versions(&mut self) {
+    /// Replaces the versions by those on the disk.
+    pub(super) fn reset_versions(&mut self) {
         let ring = self.disk.stored().ring.as_ref();
         self.versions = ring.iter().flat_map(|r| r.entries()).map(|e| (e.token, e.version)).collect();
     }

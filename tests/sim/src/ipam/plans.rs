@@ -1,4 +1,4 @@
-//! The plans of address allocation: what a run varies.
+//! The plans of address allocation: parameters of random runs.
 
 use weave_ipam::Subnet;
 use weave_types::Cidr;
@@ -6,26 +6,26 @@ use weave_types::Cidr;
 use crate::driver_fault::DriverFault;
 use crate::net::HostId;
 
-/// The possible connections.
+/// The hosts that may be connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
     Complete,
-    /// Each host to the one before it.
+    /// Each host may be connected to the one before it.
     Line,
-    /// All hosts to the first.
+    /// All hosts may be connected to the first.
     Star,
 }
 
-/// How the peers agree on the first division of the range.
+/// How the peers are launched, and so how they agree on the first division of the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InitMode {
-    /// By election; peers are launched with the number of electors.
+    /// With the number of electors.
     Count,
-    /// By election; peers are launched with the addresses of the electors.
+    /// With the addresses of the electors.
     Targets,
-    /// All peers are launched with the list of seeds.
+    /// With the list of seeds, without an election.
     Seed,
-    /// By election; each peer is launched with the addresses of those before it.
+    /// Each with the addresses of the peers before it.
     Chain,
 }
 
@@ -36,13 +36,13 @@ pub struct AllocationPlan {
     pub hosts: u16,
     /// Number of observers; they are the last hosts.
     pub observers: u16,
-    /// Number of peers that behave like 2.8.1; they are the first hosts.
+    /// Number of legacy peers, which behave like 2.8.1; they are the first hosts.
     pub legacy: u16,
     /// Legacy peers send donations before they are on the disk.
     pub legacy_sends_before_persist: bool,
     /// Number of transitions.
     pub length: usize,
-    /// The range, and a second one if peers change to it. They do not overlap.
+    /// The range, and a second one to which peers may change. They do not overlap.
     pub ranges: Vec<Subnet>,
     pub init: InitMode,
     /// A ring is established before the first transition.
@@ -57,12 +57,12 @@ pub struct AllocationPlan {
     /// Largest error of the speed of a clock, parts in a million.
     pub clock_error_ppm: u64,
     /// Weight of requests among the transitions.
-    pub requests: u32,
+    pub request_weight: u32,
     /// Weight of peers that leave for good among the transitions.
     pub leave_weight: u32,
     /// Two peers may take over the space of the same peer.
     pub double_takeover: bool,
-    /// Peers may report conflicts.
+    /// Conflicts between peers are no failure.
     pub conflicts: bool,
     /// The allocators run in whole nodes.
     pub nodes: bool,
@@ -74,12 +74,12 @@ pub struct AllocationPlan {
 }
 
 impl AllocationPlan {
-    /// The host of [`AllocationPlan::hub`].
+    /// The host to which the others are connected with [`AllocationPlan::hub`].
     pub(super) fn hub_id(&self) -> HostId {
         HostId(self.hosts)
     }
 
-    /// Peers on a good network.
+    /// Allocators alone, with a few lost, repeated and late messages.
     pub fn new(name: &'static str, hosts: u16, length: usize) -> AllocationPlan {
         AllocationPlan {
             name,
@@ -96,7 +96,7 @@ impl AllocationPlan {
             duplication: 0.02,
             stall: 0.05,
             clock_error_ppm: 50_000,
-            requests: 40,
+            request_weight: 40,
             leave_weight: 0,
             double_takeover: false,
             conflicts: false,
@@ -114,20 +114,18 @@ impl AllocationPlan {
 
     /// One of the subnets that containers ask for: the range itself, parts of it, one that contains it, one outside it.
     pub(super) fn subnet(&self, range: usize, which: usize) -> Subnet {
-        let universe = self.ranges[range];
-        let start = universe.range().start();
+        let whole = self.ranges[range];
+        let start = whole.range().start();
         let part = |prefix: u8, offset: u32| {
             let addr = std::net::Ipv4Addr::from(start + offset);
-            Cidr::new(addr.into(), prefix)
-                .and_then(|cidr| Subnet::new(cidr.network()).ok())
-                .unwrap_or(universe)
+            Cidr::new(addr.into(), prefix).and_then(|cidr| Subnet::new(cidr.network()).ok()).unwrap_or(whole)
         };
         match which {
-            0 => part(universe.prefix() + 1, 0),
-            1 => part(30, universe.range().size() / 2),
-            2 => part(universe.prefix() - 1, 0),
+            0 => part(whole.prefix() + 1, 0),
+            1 => part(30, whole.range().size() / 2),
+            2 => part(whole.prefix() - 1, 0),
             3 => part(24, 1 << 16),
-            _ => universe,
+            _ => whole,
         }
     }
 
@@ -151,15 +149,15 @@ pub fn plan_of(seed: u64, plans: &[AllocationPlan]) -> &AllocationPlan {
 /// The plans with allocators alone.
 pub fn all() -> Vec<AllocationPlan> {
     vec![
-        // Mostly the first division: in most runs there is no quorum for a long time.
-        AllocationPlan { requests: 15, ..AllocationPlan::new("election among three", 3, 40) },
+        // In most runs there is no quorum for a long time.
+        AllocationPlan { request_weight: 15, ..AllocationPlan::new("election among three", 3, 40) },
         AllocationPlan {
-            requests: 12,
+            request_weight: 12,
             loss: 0.1,
             stall: 0.2,
             ..AllocationPlan::new("election among five, bad network", 5, 45)
         },
-        AllocationPlan { requests: 60, ..AllocationPlan::new("four peers, many requests", 4, 45) },
+        AllocationPlan { request_weight: 60, ..AllocationPlan::new("four peers, many requests", 4, 45) },
         AllocationPlan {
             observers: 2,
             init: InitMode::Targets,
@@ -175,7 +173,7 @@ pub fn all() -> Vec<AllocationPlan> {
         },
         AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
-            requests: 80,
+            request_weight: 80,
             ..AllocationPlan::new("a range that is always full", 3, 45)
         },
         AllocationPlan {
@@ -211,9 +209,9 @@ pub fn all() -> Vec<AllocationPlan> {
 pub fn nodes() -> Vec<AllocationPlan> {
     let plan = |name, hosts| AllocationPlan { nodes: true, ..AllocationPlan::new(name, hosts, 40) };
     vec![
-        AllocationPlan { requests: 25, ..plan("election among three nodes", 3) },
+        AllocationPlan { request_weight: 25, ..plan("election among three nodes", 3) },
         AllocationPlan {
-            requests: 60,
+            request_weight: 60,
             password: Some("wEaVe"),
             ..plan("four nodes, sealed, many requests", 4)
         },
@@ -233,7 +231,7 @@ pub fn nodes() -> Vec<AllocationPlan> {
         },
         AllocationPlan {
             ranges: vec![subnet("10.32.0.0/29")],
-            requests: 80,
+            request_weight: 80,
             ..plan("nodes whose range is always full", 3)
         },
         AllocationPlan {
@@ -268,7 +266,7 @@ pub fn nodes() -> Vec<AllocationPlan> {
             conflicts: true,
             ..plan("two of four nodes behave like 2.8.1, and send before they store", 4)
         },
-        // In the last two plans legacy peers see conflicts and end connections.
+        // In the last two plans legacy peers detect conflicts and end connections.
         AllocationPlan {
             legacy: 2,
             ring_first: true,

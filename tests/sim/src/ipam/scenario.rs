@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
-use super::calls::CONTAINERS;
+use super::actions::CONTAINERS;
 use super::cluster::Cluster;
 use super::plans::{AllocationPlan, plan_of};
 use crate::host::CrashKind;
@@ -22,25 +22,23 @@ pub enum AllocationTransition {
     CutOneWay(HostId, HostId),
     /// All messages in transit are lost.
     LoseMessages,
-    /// Per cent of the messages.
+    /// Per cent of the messages that are lost.
     Loss(u8),
     /// Per cent of the messages that take seconds.
-    Slow(u8),
-    Crash(HostId),
+    Stall(u8),
+    Crash(HostId, CrashKind),
     /// A crash between two outputs of the peer, after this number of outputs.
-    CrashAfter(HostId, u16),
-    PowerLoss(HostId),
-    PowerLossAfter(HostId, u16),
-    /// The containers continue to run.
+    CrashAfter(HostId, u16, CrashKind),
+    /// The peer crashes and its disk is lost; the containers continue to run.
     LoseDisk(HostId),
     Start(HostId),
     /// A container, by number, requests an address of a subnet.
     Allocate(HostId, u8, usize),
-    /// A container claims an address, given as offset; `true`: the claim succeeds at once if there is no ring.
+    /// A container claims an address, given as offset in the range; with `true` the claim succeeds at once if there is no ring.
     Claim(HostId, u8, u8, bool),
-    /// A client waits for the ring.
+    /// `weave prime`: a client waits until there is a ring.
     Prime(HostId),
-    /// A client gives up one of the waiting requests.
+    /// A client cancels one of the pending requests.
     Cancel(HostId, u8),
     /// One address of a container is released.
     Free(HostId, u8),
@@ -75,7 +73,7 @@ pub fn generate(seed: u64, plan: &AllocationPlan) -> Vec<AllocationTransition> {
             let a = HostId(rng.random_range(0..plan.hosts));
             let b = HostId(rng.random_range(0..plan.hosts));
             let container = rng.random_range(0..CONTAINERS);
-            let kinds = [30, plan.requests, 25, plan.leave_weight];
+            let kinds = [30, plan.request_weight, 25, plan.leave_weight];
             let mut kind = rng.random_range(0..kinds.iter().sum::<u32>());
             let mut group = 0;
             while kind >= kinds[group] {
@@ -109,11 +107,13 @@ pub fn generate(seed: u64, plan: &AllocationPlan) -> Vec<AllocationTransition> {
                     32..36 => AllocationTransition::CutOneWay(a, b),
                     36..39 => AllocationTransition::LoseMessages,
                     39..42 => AllocationTransition::Loss(rng.random_range(0..40)),
-                    42..45 => AllocationTransition::Slow(rng.random_range(0..40)),
-                    45..49 => AllocationTransition::Crash(a),
-                    49..58 => AllocationTransition::CrashAfter(a, rng.random_range(0..12)),
-                    58..61 => AllocationTransition::PowerLoss(a),
-                    61..66 => AllocationTransition::PowerLossAfter(a, rng.random_range(0..12)),
+                    42..45 => AllocationTransition::Stall(rng.random_range(0..40)),
+                    45..49 => AllocationTransition::Crash(a, CrashKind::Killed),
+                    49..58 => AllocationTransition::CrashAfter(a, rng.random_range(0..12), CrashKind::Killed),
+                    58..61 => AllocationTransition::Crash(a, CrashKind::PowerLost),
+                    61..66 => {
+                        AllocationTransition::CrashAfter(a, rng.random_range(0..12), CrashKind::PowerLost)
+                    }
                     66..70 => AllocationTransition::LoseDisk(a),
                     70..72 if plan.ranges.len() > 1 => AllocationTransition::ChangeRange(a),
                     70..96 => AllocationTransition::Start(a),
@@ -130,8 +130,8 @@ pub fn generate(seed: u64, plan: &AllocationPlan) -> Vec<AllocationTransition> {
         .collect()
 }
 
-/// Runs one list from the start; returns the number of events. Panics when an invariant is violated.
-pub fn run(seed: u64, plan: &AllocationPlan, transitions: &[AllocationTransition]) -> u64 {
+/// Runs a list of transitions; returns the number of events. Panics when an invariant is violated.
+fn run(seed: u64, plan: &AllocationPlan, transitions: &[AllocationTransition]) -> u64 {
     let mut cluster = Cluster::new(seed, plan);
     if plan.ring_first {
         cluster.establish_ring();
@@ -141,7 +141,7 @@ pub fn run(seed: u64, plan: &AllocationPlan, transitions: &[AllocationTransition
         cluster.check_always();
     }
     cluster.check_eventually();
-    cluster.event_count()
+    cluster.world.counters.events
 }
 
 /// Runs a list of transitions; returns the number of events, or the violation.
@@ -153,7 +153,7 @@ pub fn attempt(
     catch_failure(|| run(seed, plan, transitions))
 }
 
-/// Runs the plans in turns, one seed each, within the budget of the environment; prints the number of runs.
+/// Runs the plans in turn, one seed each, within the budget of the environment; prints the number of runs.
 pub fn run_seeds(name: &str, plans: &[AllocationPlan]) {
     let plan_of = |seed| {
         let plan = plan_of(seed, plans);
@@ -163,45 +163,41 @@ pub fn run_seeds(name: &str, plans: &[AllocationPlan]) {
 }
 
 impl Cluster {
-    /// Lets the peers establish a ring before anything else happens.
+    /// Lets the peers establish a ring on a network without loss.
     fn establish_ring(&mut self) {
-        let faults = &mut self.sim.net.faults;
+        let faults = &mut self.world.net.faults;
         let (loss, stall) = (std::mem::take(&mut faults.loss), std::mem::take(&mut faults.stall));
         self.run_for(Duration::from_secs(3));
         self.prime(HostId(0));
         self.run_for(Duration::from_secs(60));
-        (self.sim.net.faults.loss, self.sim.net.faults.stall) = (loss, stall);
+        (self.world.net.faults.loss, self.world.net.faults.stall) = (loss, stall);
     }
 
     fn apply(&mut self, transition: AllocationTransition) {
         self.trace(HostId(0), || format!("==== {transition:?}"));
-        // With a hub no other two hosts have a link.
+        // With a hub each host has only one link, to the hub.
         let peer = |a: HostId, b: HostId| if self.plan.hub && a != b { self.plan.hub_id() } else { b };
         match transition {
             AllocationTransition::Wait(ms) => self.run_for(Duration::from_millis(ms.into())),
             AllocationTransition::Cut(a, b) => {
-                self.sim.net.set_cut(a, peer(a, b), true);
+                self.world.net.set_cut(a, peer(a, b), true);
                 self.update_links();
             }
             AllocationTransition::Heal(a, b) => {
-                self.sim.net.set_cut(a, peer(a, b), false);
+                self.world.net.set_cut(a, peer(a, b), false);
                 self.update_links();
             }
-            AllocationTransition::CutOneWay(a, b) => self.sim.net.cut_one_way(a, peer(a, b)),
+            AllocationTransition::CutOneWay(a, b) => self.world.net.cut_one_way(a, peer(a, b)),
             AllocationTransition::LoseMessages => self.lose_messages(),
-            AllocationTransition::Loss(percent) => self.sim.net.faults.loss = f64::from(percent) / 100.0,
-            // Streams of nodes overtake each other by seconds; of messages of allocators some do.
-            AllocationTransition::Slow(percent) if self.plan.nodes => {
-                self.sim.net.faults.jitter = Duration::from_millis(100 * u64::from(percent));
+            AllocationTransition::Loss(percent) => self.world.net.faults.loss = f64::from(percent) / 100.0,
+            // Jitter of seconds lets streams of nodes overtake each other; messages of allocators are delayed one by one.
+            AllocationTransition::Stall(percent) if self.plan.nodes => {
+                self.world.net.faults.jitter = Duration::from_millis(100 * u64::from(percent));
             }
-            AllocationTransition::Slow(percent) => self.sim.net.faults.stall = f64::from(percent) / 100.0,
-            AllocationTransition::Crash(a) => self.kill(a, CrashKind::Killed),
-            AllocationTransition::CrashAfter(a, outputs) => {
-                self.sim.host_mut(a).crash_after(outputs, CrashKind::Killed);
-            }
-            AllocationTransition::PowerLoss(a) => self.kill(a, CrashKind::PowerLost),
-            AllocationTransition::PowerLossAfter(a, outputs) => {
-                self.sim.host_mut(a).crash_after(outputs, CrashKind::PowerLost);
+            AllocationTransition::Stall(percent) => self.world.net.faults.stall = f64::from(percent) / 100.0,
+            AllocationTransition::Crash(a, kind) => self.crash(a, kind),
+            AllocationTransition::CrashAfter(a, outputs, kind) => {
+                self.world.host_mut(a).crash_after(outputs, kind);
             }
             AllocationTransition::LoseDisk(a) => self.lose_disk(a),
             AllocationTransition::Start(a) => self.start(a),
@@ -213,16 +209,16 @@ impl Cluster {
             AllocationTransition::Cancel(a, which) => self.cancel(a, which),
             AllocationTransition::Free(a, container) => self.release(a, container, false),
             AllocationTransition::Delete(a, container) => self.release(a, container, true),
-            AllocationTransition::Die(a, container) => self.container_ends(a, container, false),
-            AllocationTransition::Remove(a, container) => self.container_ends(a, container, true),
-            AllocationTransition::Restart(a, container) => self.container_starts(a, container),
+            AllocationTransition::Die(a, container) => self.end_container(a, container, false),
+            AllocationTransition::Remove(a, container) => self.end_container(a, container, true),
+            AllocationTransition::Restart(a, container) => self.restart_container(a, container),
             AllocationTransition::Reset(a) => self.reset(a),
             AllocationTransition::DestroyHost(a) => self.destroy_host(a),
             AllocationTransition::Reinstall(a) => self.reinstall(a),
             AllocationTransition::RemovePeer(a, which) => self.remove_peer(a, which),
             AllocationTransition::ChangeRange(a) => self.change_range(a),
             AllocationTransition::WallClock(a, seconds) => {
-                self.sim.host_mut(a).clock.wall_error += i64::from(seconds);
+                self.world.host_mut(a).clock.wall_error += i64::from(seconds);
             }
         }
     }

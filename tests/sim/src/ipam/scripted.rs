@@ -1,11 +1,11 @@
-//! Fixed sequences of events over whole nodes. Most end with the checks of `check_eventually`.
+//! Fixed sequences of events with whole nodes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rand::RngExt;
 
-use super::answers::show;
+use super::answers::show_addr;
 use super::cluster::Cluster;
 use super::member::owned;
 use super::plans::{AllocationPlan, InitMode, Topology, subnet};
@@ -30,14 +30,12 @@ pub fn peers_are_added_one_by_one(seed: u64) {
         cluster.prime(new);
         let pause = cluster.random_millis(1, 15_000);
         cluster.run_for(pause);
-        if new == HostId(1) && cut && cluster.member(new).is_ready() {
-            panic!("the second peer is alone, but has a ring");
-        }
+        let second_alone = new == HostId(1) && cut;
+        assert!(!second_alone || !cluster.member(new).is_ready(), "the second peer is alone, but has a ring");
         cluster.check_always();
         cluster.heal();
-        if !cluster.wait(HEAL_TIMEOUT, Cluster::is_served) {
-            panic!("consensus on {new:?} is not answered: {}", cluster.views());
-        }
+        let served = cluster.wait_until(HEAL_TIMEOUT, Cluster::is_served);
+        assert!(served, "consensus on {new} is not answered: {}", cluster.views());
         cluster.check_always();
         cluster.cut_one(new);
         let at = HostId(cluster.rng.random_range(0..=new.0));
@@ -46,15 +44,14 @@ pub fn peers_are_added_one_by_one(seed: u64) {
         cluster.run_for(pause);
         cluster.check_always();
         cluster.heal();
-        if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
-            panic!("no agreement after the start of {new:?}: {}", cluster.views());
-        }
+        cluster.wait_until_served_and_agreed();
     }
     cluster.check_eventually();
 }
 
-/// A peer receives a donation, and both peers are cut off before others know of it; the donor fails and is removed. With `used` the
-/// remover allocates all addresses that it took over before the receiver returns.
+/// A peer receives a donation, and both peers are cut off before others know of it; then the donor fails and is removed, so that
+/// its successor and the receiver own the same addresses. With `used` the successor allocates all of them before the receiver
+/// returns.
 pub fn donor_removed_before_donation_is_known(seed: u64, used: bool) {
     let plan = AllocationPlan {
         nodes: true,
@@ -67,39 +64,36 @@ pub fn donor_removed_before_donation_is_known(seed: u64, used: bool) {
     let receiver = HostId(3);
     let mut cluster = Cluster::new(seed, &plan);
     cluster.prime(receiver);
-    if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
-        panic!("no ring: {}", cluster.views());
-    }
+    cluster.wait_until_served_and_agreed();
     // The ring may be divided between two of the three.
     let mut electors = [0, 1, 2].map(HostId);
     electors.sort_by_key(|&id| std::cmp::Reverse(cluster.owned_by(id, id).len()));
     let [first, donor, second] = electors;
     for here in [first, second] {
         for there in [donor, receiver] {
-            cluster.sim.net.set_cut(here, there, true);
+            cluster.world.net.set_cut(here, there, true);
         }
     }
     cluster.allocate(receiver, 0, WHOLE_RANGE);
-    if !cluster.wait(HEAL_TIMEOUT, Cluster::is_served) {
-        panic!("no donation: {}", cluster.views());
-    }
+    let served = cluster.wait_until(HEAL_TIMEOUT, Cluster::is_served);
+    assert!(served, "no donation: {}", cluster.views());
     cluster.destroy_host(donor);
     cluster.await_removed_peers_forgotten();
     cluster.remove_peer(first, 0);
     let donated = cluster.owned_by(receiver, receiver);
-    if donated.is_empty() || !donated.is_subset(&cluster.owned_by(first, first)) {
-        panic!("the preparation failed: {}", cluster.views());
-    }
+    assert!(
+        !donated.is_empty() && donated.is_subset(&cluster.owned_by(first, first)),
+        "the donated addresses do not have two owners: {}",
+        cluster.views()
+    );
     if used {
         for n in 0..cluster.owned_by(first, first).len() {
-            cluster.allocate_label(first, format!("0-used-{n}"));
+            cluster.allocate_named(first, format!("0-used-{n}"));
         }
         cluster.run_for(Duration::from_secs(1));
     }
     let twice = cluster.used_twice();
-    if twice.is_empty() == used {
-        panic!("addresses with two users: {twice:?}");
-    }
+    assert!(twice.is_empty() != used, "addresses with two users: {twice:?}");
 
     cluster.heal();
     cluster.reconnect_nodes();
@@ -108,38 +102,38 @@ pub fn donor_removed_before_donation_is_known(seed: u64, used: bool) {
     // Both report the conflict: the other peer, the disputed addresses, and the remedy.
     for (id, other) in [(first, receiver), (receiver, first)].into_iter().filter(|_| used) {
         let other = cluster.member(other).name;
-        let reported = cluster.conflicts_of(id).into_iter().any(|dispute| {
-            dispute.peer.name == other
-                && !dispute.disputed.is_empty()
-                && dispute.conflict.remedy().contains("reset")
+        let reported = cluster.conflicts_of(id).into_iter().any(|status| {
+            status.peer.name == other
+                && !status.disputed.is_empty()
+                && status.conflict.remedy().contains("reset")
         });
-        if !reported {
-            panic!("host {} does not report that {twice:?} have two users: {}", id.0, cluster.views());
-        }
+        assert!(reported, "{id} does not report that {twice:?} have two users: {}", cluster.views());
     }
-    cluster.check_dispute_reported();
+    cluster.check_conflict_reported();
     // Allocation continues, and no more addresses get two users.
     for id in [first, second, receiver] {
         cluster.allocate(id, 1, WHOLE_RANGE);
     }
     cluster.run_for(Duration::from_secs(60));
     cluster.check_always();
-    if cluster.used_twice() != twice {
-        panic!("addresses with two users: {:?}, before {twice:?}: {}", cluster.used_twice(), cluster.views());
-    }
-    for id in cluster.ids().filter(|&id| cluster.runs(id)) {
+    let twice_now = cluster.used_twice();
+    assert!(
+        twice_now == twice,
+        "addresses with two users: {twice_now:?}, before {twice:?}: {}",
+        cluster.views()
+    );
+    for id in cluster.ids().filter(|&id| cluster.is_running(id)) {
         let users: Vec<u32> =
             cluster.member(id).containers.values().flat_map(|c| c.addrs.iter().copied()).collect();
-        if users.iter().collect::<BTreeSet<_>>().len() < users.len() {
-            panic!("host {}: an address has two users: {users:?}", id.0);
-        }
+        let distinct: BTreeSet<_> = users.iter().collect();
+        assert!(distinct.len() == users.len(), "{id}: an address has two users: {users:?}");
     }
     if !used {
         cluster.check_eventually();
     }
 }
 
-/// Observers of a fixed cluster of three start, use addresses and leave: some by reset, some fail for good and are removed, some lose
+/// Observers of a fixed cluster of three start and use addresses. Some are reset, some fail for good and are removed, some lose
 /// their power and return. The targets of the fixed peers never change.
 pub fn observers_come_and_go(seed: u64, observers: u16) {
     let plan = AllocationPlan {
@@ -155,7 +149,7 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
     let mut cluster = Cluster::stopped(seed, &plan);
     let fixed = [0, 1, 2].map(HostId);
     fixed.iter().for_each(|&id| cluster.start(id));
-    let targets = |cluster: &Cluster| fixed.map(|id| cluster.targets_of(id));
+    let targets = |cluster: &Cluster| fixed.map(|id| cluster.current_targets(id));
     let before = targets(&cluster);
     let mut failed = 0;
     for n in 3..plan.hosts {
@@ -171,7 +165,7 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
                 cluster.destroy_host(old);
                 failed += 1;
             }
-            4 => cluster.kill(old, CrashKind::PowerLost),
+            4 => cluster.crash(old, CrashKind::PowerLost),
             _ => {}
         }
     }
@@ -180,52 +174,50 @@ pub fn observers_come_and_go(seed: u64, observers: u16) {
         cluster.start(id);
     }
     cluster.await_removed_peers_forgotten();
-    if !cluster.wait(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree()) {
-        panic!("{} requests are pending, or no agreement", cluster.requests.len());
-    }
+    cluster.wait_until_served_and_agreed();
     // All donations of the removed peers are known by then. Several peers take over their space at the same time.
     let running: BTreeSet<_> =
-        cluster.ids().filter(|&id| cluster.runs(id)).map(|id| cluster.member(id).name).collect();
+        cluster.ids().filter(|&id| cluster.is_running(id)).map(|id| cluster.member(id).name).collect();
     let owners = cluster.member(fixed[0]).view().map(|ring| ring.owners()).unwrap_or_default();
     for (n, removed) in owners.difference(&running).enumerate() {
-        cluster.call(fixed[n % 3], |a, now| a.remove_peer(&removed.to_string(), false, now));
+        cluster.with_allocator(fixed[n % 3], |a, now| a.remove_peer(&removed.to_string(), false, now));
     }
-    if !cluster.wait(HEAL_TIMEOUT, Cluster::agree) {
-        panic!("no agreement after the takeovers");
-    }
+    assert!(cluster.wait_until(HEAL_TIMEOUT, Cluster::agree), "no agreement after the takeovers");
     cluster.check_always();
     cluster.ids().for_each(|id| cluster.check_single_owner(id));
-    for id in cluster.ids().filter(|&id| cluster.runs(id)) {
+    for id in cluster.ids().filter(|&id| cluster.is_running(id)) {
         let owners = cluster.member(id).view().map(|ring| ring.owners()).unwrap_or_default();
-        let lost: Vec<_> = owners.difference(&running).collect();
-        if !lost.is_empty() || owners.is_empty() {
-            panic!("host {}: {lost:?} own addresses, but do not run; {failed} hosts failed for good", id.0);
-        }
-    }
-    if targets(&cluster) != before {
-        panic!("the targets of the fixed peers are {:?}, before {before:?}", targets(&cluster));
-    }
-    if failed == 0 || cluster.removed_peers.len() <= failed || running.len() < 10 {
-        panic!(
-            "too few observers left or stayed: {failed} failed, {} were removed, {} run",
-            cluster.removed_peers.len(),
-            running.len()
+        let removed: Vec<_> = owners.difference(&running).collect();
+        assert!(
+            removed.is_empty() && !owners.is_empty(),
+            "{id}: {removed:?} own addresses, but do not run; {failed} hosts failed for good"
         );
     }
+    assert_eq!(targets(&cluster), before, "targets of the fixed peers");
+    let (removed, running) = (cluster.removed_peers.len(), running.len());
+    assert!(
+        failed > 0 && removed > failed && running >= 10,
+        "too few observers left or stayed: {failed} failed, {removed} were removed, {running} run"
+    );
 }
 
 impl Cluster {
-    /// Cuts a random link among the hosts up to `new`; false if there is none.
+    /// Cuts a random link among the hosts up to `new`; false if the same host was drawn twice.
     fn cut_one(&mut self, new: HostId) -> bool {
         let (a, b) = (self.rng.random_range(0..=new.0), self.rng.random_range(0..=new.0));
         if a != b {
-            self.sim.net.set_cut(HostId(a), HostId(b), true);
+            self.world.net.set_cut(HostId(a), HostId(b), true);
         }
         a != b
     }
 
     fn is_served(&self) -> bool {
         self.requests.is_empty()
+    }
+
+    fn wait_until_served_and_agreed(&mut self) {
+        let agreed = self.wait_until(HEAL_TIMEOUT, |cluster| cluster.is_served() && cluster.agree());
+        assert!(agreed, "no agreement, or pending requests: {:?}{}", self.requests, self.views());
     }
 
     /// The addresses of a peer in the ring of another.
@@ -235,6 +227,6 @@ impl Cluster {
     }
 
     fn used_twice(&self) -> Vec<String> {
-        self.ledger.iter().filter(|(_, users)| users.len() > 1).map(|(&addr, _)| show(addr)).collect()
+        self.users.iter().filter(|(_, users)| users.len() > 1).map(|(&addr, _)| show_addr(addr)).collect()
     }
 }
