@@ -1,8 +1,8 @@
 //! Runs the simulation until a run fails, and then exits with 1: for planted bugs (`make mutants`).
 //!
 //! * `find_mutants allocators RUNS [PLAN]`, `find_mutants nodes RUNS [PLAN]`: the plans of address allocation whose names begin with
-//!   PLAN, in turns; stops at the first failure.
-//! * `find_mutants mesh SECONDS`: the plans of the mesh, in turns, until each has failed.
+//!   PLAN, in turn; stops at the first failure.
+//! * `find_mutants mesh SECONDS`: the plans of the mesh, in turn, until each has failed.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};

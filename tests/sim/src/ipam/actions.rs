@@ -6,9 +6,8 @@ use std::time::Duration;
 use weave_ipam::{HandOver, NO_ID, RequestId, Ring};
 use weave_types::PeerName;
 
-use super::answers::show_addr;
 use super::cluster::{Cluster, Event, Request, RequestKind};
-use super::member::{ContainerState, owned};
+use super::member::{ContainerState, owned, show_addr};
 use super::plans::InitMode;
 use crate::host::CrashKind;
 use crate::net::HostId;

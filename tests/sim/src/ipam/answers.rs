@@ -1,15 +1,12 @@
 //! The model of who uses which address, and the checks of every answer of an allocator.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use weave_ipam::{
-    Answer, Cancelled, Container, NO_ID, Persist, Record, RequestError, RequestId, Ring, Subnet,
-};
+use weave_ipam::{Answer, Cancelled, NO_ID, Persist, RequestError, RequestId, Ring, Subnet};
 use weave_types::Cidr;
 
 use super::cluster::{Cluster, Request, RequestKind};
+use super::member::{addr_to_u32, addrs_of, is_recorded, show_addr};
 use crate::net::HostId;
 
 /// Addresses of a dead container are released after this time (docs/spec/ipam.md 8.7).
@@ -249,24 +246,4 @@ impl Cluster {
         let conflict = self.plan.conflicts || self.duplicates_allowed.contains(&addr);
         assert!(!loses || conflict, "{id}: {container} loses {cidr}: {error}");
     }
-}
-
-pub(super) fn addr_to_u32(addr: IpAddr) -> u32 {
-    match addr {
-        IpAddr::V4(addr) => addr.into(),
-        IpAddr::V6(_) => 0,
-    }
-}
-
-/// The addresses of a record.
-pub(super) fn addrs_of(record: &Record) -> impl Iterator<Item = u32> {
-    record.cidrs.iter().map(|cidr| addr_to_u32(cidr.addr()))
-}
-
-pub(super) fn is_recorded(records: &BTreeMap<Container, Record>, container: &str, addr: u32) -> bool {
-    records.get(container).is_some_and(|record| addrs_of(record).any(|recorded| recorded == addr))
-}
-
-pub(super) fn show_addr(addr: u32) -> String {
-    std::net::Ipv4Addr::from(addr).to_string()
 }

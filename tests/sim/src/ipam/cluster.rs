@@ -336,6 +336,7 @@ impl Cluster {
                 member.allocator = host.share_allocator();
                 continue;
             }
+            // Most inputs of a node do not concern its allocator.
             if member.allocator.as_deref() == Some(allocator) {
                 continue;
             }
@@ -366,7 +367,7 @@ impl Cluster {
                     self.member_mut(id).legacy_conflict_at = Some(self.clock());
                 }
                 Observation::ConnectionEnded(why) => panic!("{id} ends a connection to {why}"),
-                Observation::Crashed(crash, _) => self.crash(id, crash),
+                Observation::Crashed(kind, _) => self.crash(id, kind),
             }
         }
         for id in changed {

@@ -8,9 +8,8 @@ use weave_ipam::{Container, PendingKind, PendingStatus, Record, WaitReason};
 use weave_node::Node;
 use weave_types::{Instant, PeerName};
 
-use super::answers::{addr_to_u32, addrs_of, show_addr};
-use super::cluster::{Cluster, Request, RequestKind};
-use super::member::{Member, owned};
+use super::cluster::{Cluster, RequestKind};
+use super::member::{Member, addr_to_u32, addrs_of, owned, show_addr};
 use crate::host::CrashKind;
 use crate::net::HostId;
 
@@ -224,7 +223,7 @@ impl Cluster {
         // Free space is announced by gossip only (docs/spec/ipam.md 6.3), so donors may be found some rounds later; requests are
         // served in the end (16.3, L2 and L3).
         self.wait_until(Duration::from_secs(60), |cluster| {
-            cluster.agree() && cluster.request_without_reason().is_none()
+            cluster.agree() && cluster.servable_request().is_none()
         });
         self.check_always();
         self.end_conflicts_with_removed_peers();
@@ -232,8 +231,8 @@ impl Cluster {
             self.check_conflict_reported();
             return;
         }
-        let unserved = self.request_without_reason();
-        assert!(unserved.is_none(), "{}", unserved.unwrap_or_default());
+        let servable = self.servable_request();
+        assert!(servable.is_none(), "{}", servable.unwrap_or_default());
         self.check_all_addresses_can_be_allocated();
         self.check_quiet();
     }
@@ -391,7 +390,7 @@ impl Cluster {
     }
 
     /// Describes a pending request that could be served, if there is one.
-    fn request_without_reason(&self) -> Option<String> {
+    fn servable_request(&self) -> Option<String> {
         for (number, request) in &self.requests {
             let now = self.now(request.host);
             let member = self.member(request.host);
@@ -412,12 +411,8 @@ impl Cluster {
                         ));
                     }
                 }
-                RequestKind::Claim(_, addr) => {
-                    let views = self.views();
-                    return Some(format!(
-                        "claim of {} is never answered: {pending:?}{views}",
-                        show_addr(*addr)
-                    ));
+                RequestKind::Claim(..) => {
+                    return Some(format!("{request:?} is never answered: {pending:?}{}", self.views()));
                 }
                 RequestKind::Prime => return Some(format!("{request:?} is pending, but there is a ring")),
             }
@@ -440,9 +435,10 @@ impl Cluster {
                 requested += 1;
                 self.request_one(hosts[n % requesters], requested);
             }
-            let is_ours = |request: &Request| matches!(&request.kind, RequestKind::Allocate(container, _) if container.contains("fill"));
+            let is_ours = |kind: &RequestKind| matches!(kind, RequestKind::Allocate(container, _) if container.contains("fill"));
             let served = self.wait_until(Duration::from_secs(600), |cluster| {
-                !cluster.requests.values().any(is_ours) || cluster.usable(range).is_empty()
+                let pending = cluster.requests.values().any(|request| is_ours(&request.kind));
+                !pending || cluster.usable(range).is_empty()
             });
             assert!(served, "not served: {:?}{}", self.requests, self.views());
             // Donations may still be in transit.

@@ -1,12 +1,12 @@
 //! A member of the cluster: its allocator, its disk, and the containers that use addresses on its host.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use weave_ipam::{Allocator, Container, Ring};
+use weave_ipam::{Allocator, Container, Record, Ring};
 use weave_types::{Instant, PeerName};
 
-use super::answers::addrs_of;
 use super::disk::AllocationDisk;
 
 /// A container, or another user of addresses.
@@ -102,4 +102,24 @@ impl Member {
 /// The addresses that a peer owns in a ring.
 pub(super) fn owned(ring: &Ring, name: PeerName) -> BTreeSet<u32> {
     ring.ranges_owned_by(name).iter().flat_map(|range| range.start()..range.end()).collect()
+}
+
+pub(super) fn addr_to_u32(addr: IpAddr) -> u32 {
+    match addr {
+        IpAddr::V4(addr) => addr.into(),
+        IpAddr::V6(_) => 0,
+    }
+}
+
+/// The addresses of a record.
+pub(super) fn addrs_of(record: &Record) -> impl Iterator<Item = u32> {
+    record.cidrs.iter().map(|cidr| addr_to_u32(cidr.addr()))
+}
+
+pub(super) fn is_recorded(records: &BTreeMap<Container, Record>, container: &str, addr: u32) -> bool {
+    records.get(container).is_some_and(|record| addrs_of(record).any(|recorded| recorded == addr))
+}
+
+pub(super) fn show_addr(addr: u32) -> String {
+    std::net::Ipv4Addr::from(addr).to_string()
 }

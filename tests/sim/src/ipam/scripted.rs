@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use super::answers::show_addr;
 use super::cluster::Cluster;
-use super::member::owned;
+use super::member::{owned, show_addr};
 use super::plans::{AllocationPlan, InitMode, Topology, subnet};
 use crate::host::CrashKind;
 use crate::net::HostId;
