@@ -108,7 +108,7 @@ pub(crate) fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Fail
     let routes: Vec<Cidr> = netlink
         .routes()?
         .iter()
-        .filter(|route| route.destination.prefix() > 0 && (own.is_none() || route.index != own))
+        .filter(|route| !route.is_default() && (own.is_none() || route.index != own))
         .map(|route| route.destination)
         .collect();
     Ok(cidrs.iter().filter_map(|cidr| overlap(cidr, &routes)).collect())

@@ -179,6 +179,13 @@ fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
         notice("Unless this is deliberate, you should pick another range and set it on all hosts.");
         return Ok(());
     }
+    // A peer that has run keeps its addresses, whatever routes have appeared since.
+    if config.state_dir.join(weave_daemon::ALLOCATION_FILE).exists() {
+        notice(
+            "WARNING: containers may not reach hosts there; to use another range, run 'weave reset' and launch with --ipalloc-range.",
+        );
+        return Ok(());
+    }
     let range = options::DEFAULT_RANGE;
     Err(Failure::new(
         1,

@@ -152,7 +152,7 @@ fn netcheck(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     let ignored = |index: Option<u32>| {
         links.iter().any(|l| Some(l.index) == index && parsed.rest[1..].contains(&l.name))
     };
-    for route in netlink.routes()?.iter().filter(|r| r.destination.prefix() > 0 && !ignored(r.index)) {
+    for route in netlink.routes()?.iter().filter(|r| !r.is_default() && !ignored(r.index)) {
         let other = route.destination;
         if other.contains(cidr.network().addr()) || cidr.contains(other.network().addr()) {
             let what = if cidr == cidr.network() { "Network" } else { "Address" };

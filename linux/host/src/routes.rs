@@ -25,6 +25,17 @@ pub struct Route {
     pub scope: u8,
 }
 
+/// The shortest prefix of a private network (RFC 1918: 10.0.0.0/8).
+const SHORTEST_PRIVATE: u8 = 8;
+
+impl Route {
+    /// Whether it stands for a default route: VPNs cover the whole address space by two or more routes, which precede the default
+    /// route without replacing it. Such a route does not say that a network is in use.
+    pub fn is_default(&self) -> bool {
+        self.destination.prefix() < SHORTEST_PRIVATE
+    }
+}
+
 impl Netlink {
     /// The IPv4 unicast routes of the main table.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {

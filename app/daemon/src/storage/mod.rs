@@ -15,6 +15,8 @@ pub(crate) use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
-pub const PEER_FILES: [&str; 2] = [peer_state::FILE_NAME, allocation_store::FILE_NAME];
+pub const PEER_FILES: [&str; 2] = [peer_state::FILE_NAME, ALLOCATION_FILE];
+/// Name of the one among them that exists once addresses have been allocated.
+pub const ALLOCATION_FILE: &str = allocation_store::FILE_NAME;
 /// Name of the file in the state directory that describes changes of the host.
 pub const HOST_FILE: &str = host_state::FILE_NAME;
