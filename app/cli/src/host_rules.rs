@@ -9,6 +9,7 @@ use weave_host::{DeviceNames, unmanaged};
 
 use crate::args::Parsed;
 use crate::options::{self, Env};
+use crate::service::files;
 
 /// What the rules depend on, as far as it is known: the remembered setup, and what the options and the environment say.
 pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<FirewallConfig> {
@@ -52,9 +53,10 @@ pub(crate) fn present(parsed: &Parsed, env: &dyn Env) -> (Vec<String>, Vec<Strin
 /// Takes rules and files away; what could not be removed.
 pub(crate) fn remove(setups: Vec<FirewallConfig>, names: &DeviceNames) -> Vec<String> {
     let removed = guard(setups).map_or(Ok(false), |(mut guard, setup)| guard.remove(&setup));
-    let (_, errors) = unmanaged::remove(Path::new("/"), names);
+    let files = unmanaged::remove(Path::new("/"), names);
+    files.read_only.iter().for_each(|path| files::notice_stays(path));
     let rules = removed.err().into_iter().flatten().map(|e| e.to_string());
-    rules.chain(errors.iter().map(ToString::to_string)).collect()
+    rules.chain(files.errors.iter().map(ToString::to_string)).collect()
 }
 
 fn guard(mut setups: Vec<FirewallConfig>) -> Option<(FirewallManager, FirewallConfig)> {

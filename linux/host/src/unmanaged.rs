@@ -92,9 +92,20 @@ pub fn install(root: &Path, names: &DeviceNames) -> Result<Vec<PathBuf>, Error> 
     Ok(written)
 }
 
-/// Removes our files below `root`. Returns the paths of those that were removed, and the errors of those that were not.
-pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
-    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+/// Result of [`remove`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Files that were removed.
+    pub removed: Vec<PathBuf>,
+    /// Files that stay because their file system is read-only. They have no effect on other devices.
+    pub read_only: Vec<PathBuf>,
+    /// Other failures.
+    pub errors: Vec<Error>,
+}
+
+/// Removes our files below `root`.
+pub fn remove(root: &Path, names: &DeviceNames) -> Removed {
+    let mut result = Removed::default();
     for config in files(names) {
         let path = root.join(config.directory).join(&config.file);
         if !fs::read_to_string(&path).is_ok_and(|text| text.starts_with(MARK)) {
@@ -103,14 +114,15 @@ pub fn remove(root: &Path, names: &DeviceNames) -> (Vec<PathBuf>, Vec<Error>) {
         let gone = fault_injection::io_fail_point(&format_args!("removing {}", path.display()));
         match gone.and_then(|()| fs::remove_file(&path)) {
             Ok(()) => {
-                removed.push(path);
+                result.removed.push(path);
                 reload(root, config.reload, config.runtime_directory);
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => errors.push(Error::io(format!("removing {}", path.display()), &e)),
+            Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => result.read_only.push(path),
+            Err(e) => result.errors.push(Error::io(format!("removing {}", path.display()), &e)),
         }
     }
-    (removed, errors)
+    result
 }
 
 /// Our files that exist below `root`.
@@ -182,9 +194,9 @@ mod tests {
         let other = DeviceNames::instance("b");
         assert_eq!(install(root.path(), &other).unwrap().len(), 3);
         assert!(text(network.join("05-weave-b.link")).contains("=weave-b vethwb-b vethwd-b vethwe*"));
-        assert_eq!(remove(root.path(), &other).0.len(), 3);
-        assert_eq!(remove(root.path(), &names), (written, vec![]));
-        assert_eq!(remove(root.path(), &names), (vec![], vec![]));
+        assert_eq!(remove(root.path(), &other).removed.len(), 3);
+        assert_eq!(remove(root.path(), &names), Removed { removed: written, ..Removed::default() });
+        assert_eq!(remove(root.path(), &names), Removed::default());
         assert_eq!(text(network.join("05-weave.link")), "[Match]\n");
         assert_eq!(fs::read_dir(&network).unwrap().count(), 1);
     }

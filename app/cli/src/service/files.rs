@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use weave_host::fault_injection;
 use weave_host::files::write_atomically;
 
-use crate::Failure;
+use crate::{Failure, notice};
 
 /// Bytes and mode of a file.
 type Content = (Vec<u8>, u32);
@@ -91,6 +93,27 @@ pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &e)),
         _ => Ok(()),
     }
+}
+
+/// Removes a file outside the folders of the peer. One on a read-only file system stays, which is told but is no failure, since neither
+/// this command nor the operator can remove it.
+pub(crate) fn remove_if_writable(path: &Path) -> Result<(), Failure> {
+    if path.symlink_metadata().is_ok() && path.parent().is_some_and(is_read_only) {
+        notice_stays(path);
+        return Ok(());
+    }
+    remove(path)
+}
+
+/// Tells that a file stays although it should be removed.
+pub(crate) fn notice_stays(path: &Path) {
+    notice(format_args!("Notice: {} stays, its file system is read-only", path.display()));
+}
+
+/// Whether files in `dir`, or in the nearest directory above it that exists, cannot be written because the file system is read-only.
+pub(crate) fn is_read_only(dir: &Path) -> bool {
+    let existing = dir.ancestors().find(|dir| dir.is_dir());
+    existing.is_some_and(|dir| access(dir, AccessFlags::W_OK) == Err(Errno::EROFS))
 }
 
 pub(crate) fn failed(step: &str, path: &Path, e: &io::Error) -> Failure {

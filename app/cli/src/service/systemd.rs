@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::files::Undo;
+use super::files::{Undo, is_read_only, remove_if_writable};
 use super::manager::{LaunchRequest, ServiceManager};
 use super::unit::{MARK, Unit};
-use crate::Failure;
+use crate::{Failure, notice};
 
 /// Exists only while systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
@@ -88,13 +88,19 @@ pub(crate) fn stop(unit: &str) -> Result<bool, Failure> {
 pub(crate) fn remove(unit: &str) -> Vec<Failure> {
     let Some(path) = ours(unit) else { return Vec::new() };
     let mut failures = Vec::new();
-    if booted() {
-        failures.extend(systemctl(&["disable", unit]).err());
-    }
     // `systemctl disable` removes it, but systemd may not be running.
     let link = Path::new(UNITS).join("multi-user.target.wants").join(unit);
-    failures.extend(super::files::remove(&link).err());
-    failures.extend(super::files::remove(&path).err());
+    if is_read_only(Path::new(UNITS)) {
+        if link.symlink_metadata().is_ok() {
+            notice(format_args!(
+                "Notice: systemd starts {unit} at the next boot, because its file system is read-only"
+            ));
+        }
+    } else if booted() {
+        failures.extend(systemctl(&["disable", unit]).err());
+    }
+    failures.extend(remove_if_writable(&link).err());
+    failures.extend(remove_if_writable(&path).err());
     if booted() {
         failures.extend(systemctl(&["daemon-reload"]).err());
     }
@@ -105,7 +111,7 @@ impl<'a> Systemd<'a> {
     /// If systemd runs, and no other unit has the name.
     pub(super) fn if_usable(request: &'a LaunchRequest<'a>) -> Option<Systemd<'a>> {
         let unit = unit_name(&request.named("weave"));
-        if !booted() || runs_inside(&unit) || foreign(&unit).is_some() || systemctl(&["--version"]).is_err() {
+        if runs_inside(&unit) || systemctl(&["--version"]).is_err() {
             return None;
         }
         Self::new(request).ok()
@@ -126,6 +132,15 @@ impl<'a> Systemd<'a> {
                 format_args!(
                     "--service systemd: {path} was not written by 'weave launch'; start it with 'systemctl start {unit}' or \
                      remove it"
+                ),
+            ));
+        }
+        if is_read_only(Path::new(UNITS)) {
+            return Err(Failure::new(
+                1,
+                format_args!(
+                    "--service systemd: {UNITS} is on a read-only file system, so {unit} cannot be written; use --service docker, \
+                     or --service supervisor with a job that launches at boot"
                 ),
             ));
         }
