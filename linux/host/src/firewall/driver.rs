@@ -196,6 +196,15 @@ impl Driver {
         self.apply(nft::additions(present.as_deref(), desired))
     }
 
+    /// Whether a chain has all of these rules.
+    pub(crate) fn has(&self, desired: &DesiredChain) -> Result<bool, FirewallError> {
+        if self.backend != Backend::Nft {
+            return Ok(plan::additions(&self.list()?, desired).is_none());
+        }
+        let present = self.nft_chain(desired.table.name(), &desired.chain)?;
+        Ok(present.is_some() && nft::additions(present.as_deref(), desired).is_none())
+    }
+
     /// Removes these rules from a chain, every copy of them. `true` if there were some.
     pub(crate) fn remove(&self, unwanted: &DesiredChain) -> Result<bool, FirewallError> {
         if self.backend != Backend::Nft {

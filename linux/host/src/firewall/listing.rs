@@ -118,6 +118,8 @@ impl RuleOptions {
 
 fn normalise(option: &str, value: &str) -> String {
     match option {
+        // As listed on a host without /etc/protocols.
+        "-p" if value == "2" => "igmp".to_owned(),
         "-s" | "-d" if !value.contains('/') => format!("{value}/32"),
         "--ctstate" | "--state" => {
             let states: BTreeSet<&str> = value.split(',').collect();

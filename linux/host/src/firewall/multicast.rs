@@ -3,8 +3,12 @@
 //!
 //! ```text
 //! -A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT      one per subnet, inserted at the top
+//! -A INPUT -d 224.0.0.0/4 -i ethwe -p igmp -j ACCEPT              one, inserted at the top; 2.8.1 does not have it
 //! -A INPUT -d 224.0.0.0/4 -i ethwe -j DROP                        one, appended
 //! ```
+//!
+//! IGMP is exempt because a querier without an address of its own uses the source 0.0.0.0 (RFC 4541 section 2.1.1): a container that did not see the query
+//! would not report its groups, and the bridges would stop forwarding them.
 //!
 //! The host's `iptables` adds them, run inside the namespace. Without `iptables`, `nft` adds the same rules to the table and chain
 //! that `iptables-nft` would use.
@@ -19,30 +23,37 @@ use super::rules::{DesiredChain, MULTICAST, Match, Placement, Rule, Table, Verdi
 pub(crate) enum MulticastRule {
     /// Multicast is accepted from this subnet (host bits zero).
     Accept(Cidr),
-    /// Dropped from all other subnets.
+    /// Dropped from all other subnets, except for IGMP.
     Drop,
 }
 
 impl MulticastRule {
     fn in_chain(self, interface: &str) -> DesiredChain {
         let input = Match::In(interface.to_owned());
-        let (placement, matches, verdict) = match self {
-            MulticastRule::Accept(subnet) => (
-                Placement::Prepend,
-                vec![input, Match::source(subnet), Match::destination(MULTICAST)],
-                Verdict::Accept,
-            ),
-            MulticastRule::Drop => {
-                (Placement::Append, vec![input, Match::destination(MULTICAST)], Verdict::Drop)
+        match self {
+            MulticastRule::Accept(subnet) => {
+                let matches = vec![input, Match::source(subnet), Match::destination(MULTICAST)];
+                input_chain(Placement::Prepend, vec![Rule { matches, verdict: Verdict::Accept }])
             }
-        };
-        DesiredChain {
-            table: Table::Filter,
-            chain: "INPUT".to_owned(),
-            placement,
-            rules: vec![Rule { matches, verdict }],
+            MulticastRule::Drop => {
+                input_chain(Placement::Append, vec![accept_igmp(interface), drop_all(interface)])
+            }
         }
     }
+}
+
+fn input_chain(placement: Placement, rules: Vec<Rule>) -> DesiredChain {
+    DesiredChain { table: Table::Filter, chain: "INPUT".to_owned(), placement, rules }
+}
+
+fn accept_igmp(interface: &str) -> Rule {
+    let matches = vec![Match::In(interface.to_owned()), Match::Igmp, Match::destination(MULTICAST)];
+    Rule { matches, verdict: Verdict::Accept }
+}
+
+fn drop_all(interface: &str) -> Rule {
+    let matches = vec![Match::In(interface.to_owned()), Match::destination(MULTICAST)];
+    Rule { matches, verdict: Verdict::Drop }
 }
 
 /// Adds a rule unless it is there, with `iptables`, or with `nft` where `iptables` fails. Returns the backend in which it was added.
@@ -52,6 +63,25 @@ pub(crate) fn add(interface: &str, rule: MulticastRule) -> Result<Option<Backend
     let add = |driver: &Driver| driver.ensure(&desired).map(|added| added.then_some(driver.backend()));
     let preferred = drivers.preferred().ok_or(FirewallError::NotInstalled)?;
     add(preferred).or_else(|error| drivers.get(Backend::Nft).and_then(|nft| add(nft).ok()).ok_or(error))
+}
+
+/// Adds the rule for IGMP where the rule that drops other multicast is without it: 2.8.1 and earlier versions add only that one. `true`
+/// if it was added.
+pub(crate) fn admit_membership(interface: &str) -> Result<bool, FirewallError> {
+    let drivers = Drivers::find();
+    let mut candidates: Vec<&Driver> = drivers.iptables().collect();
+    if candidates.is_empty() {
+        candidates.extend(drivers.get(Backend::Nft));
+    }
+    let drop = input_chain(Placement::Append, vec![drop_all(interface)]);
+    let accept = input_chain(Placement::Prepend, vec![accept_igmp(interface)]);
+    let mut added = false;
+    for driver in candidates {
+        if driver.has(&drop)? {
+            added |= driver.ensure(&accept)?;
+        }
+    }
+    Ok(added)
 }
 
 /// Adds a rule in this backend unless it is there.
@@ -101,7 +131,7 @@ mod tests {
         MulticastRule::Accept(subnet.parse().unwrap())
     }
 
-    const ALL: [(&str, &str, &str); 3] = [
+    const ALL: [(&str, &str, &str); 4] = [
         (
             "10.32.0.0/12",
             "-s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
@@ -112,17 +142,26 @@ mod tests {
             "-i ethwe -s 10.2.1.1 -d 224.0.0.0/4 -j ACCEPT",
             "iifname \"ethwe\" ip saddr 10.2.1.1 ip daddr 224.0.0.0/4 counter accept",
         ),
+        (
+            "igmp",
+            "-d 224.0.0.0/4 -i ethwe -p igmp -j ACCEPT",
+            "iifname \"ethwe\" meta l4proto igmp ip daddr 224.0.0.0/4 counter packets 1 bytes 32 accept",
+        ),
         ("", "-d 224.0.0.0/4 -i ethwe -j DROP", "iifname \"ethwe\" ip daddr 224.0.0.0/4 drop"),
     ];
 
-    fn rule(subnet: &str) -> MulticastRule {
-        if subnet.is_empty() { MulticastRule::Drop } else { accept(subnet) }
+    fn rule(subnet: &str) -> DesiredChain {
+        match subnet {
+            "" => input_chain(Placement::Append, vec![drop_all("ethwe")]),
+            "igmp" => input_chain(Placement::Append, vec![accept_igmp("ethwe")]),
+            subnet => accept(subnet).in_chain("ethwe"),
+        }
     }
 
     #[test]
     fn rules_are_recognised_as_the_programs_list_them() {
         for (subnet, iptables, nft) in ALL {
-            let desired = rule(subnet).in_chain("ethwe");
+            let desired = rule(subnet);
             let listing =
                 Listing::parse(&format!("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT {iptables}\nCOMMIT\n"));
             assert_eq!(plan::additions(&listing, &desired), None, "{iptables}");
@@ -139,7 +178,7 @@ mod tests {
 
     #[test]
     fn similar_rules_of_others_are_not_ours() {
-        let desired = MulticastRule::Drop.in_chain("ethwe");
+        let desired = rule("");
         for other in [
             "INPUT -d 224.0.0.0/4 -i ethwe1 -j DROP",
             "INPUT -d 224.0.0.0/4 -i ethwe -j ACCEPT",
@@ -183,6 +222,7 @@ mod tests {
             };
             let order = [
                 "iifname \"ethwe\" ip saddr 10.2.1.0/24 ip daddr 224.0.0.0/4 accept",
+                "iifname \"ethwe\" meta l4proto igmp ip daddr 224.0.0.0/4 accept",
                 "iifname \"ethwe\" ip daddr 224.0.0.0/4 drop",
             ];
             assert_eq!(texts(), [] as [&str; 0]);

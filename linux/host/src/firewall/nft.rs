@@ -202,6 +202,7 @@ fn render_match(m: &Match) -> Option<String> {
         Match::In(name) => format!("iifname \"{name}\""),
         Match::Out { negated, name } => format!("oifname {}\"{name}\"", not(negated)),
         Match::Port(protocol, port) => format!("{protocol} dport {port}"),
+        Match::Igmp => "meta l4proto igmp".into(),
         Match::SourceNotLocal => "fib saddr type != local".into(),
         Match::Established => "ct state { established, related }".into(),
         Match::NotEstablished => "ct state != { established, related }".into(),

@@ -151,6 +151,8 @@ pub(crate) enum Match {
     },
     /// Protocol (`tcp` or `udp`) and destination port.
     Port(&'static str, u16),
+    /// The protocol by which members of multicast groups are found.
+    Igmp,
     SourceNotLocal,
     Established,
     NotEstablished,
@@ -376,6 +378,7 @@ impl fmt::Display for Match {
             Match::In(name) => write!(f, "-i {name}"),
             Match::Out { negated, name } => write!(f, "{}-o {name}", not(negated)),
             Match::Port(protocol, port) => write!(f, "-p {protocol} -m {protocol} --dport {port}"),
+            Match::Igmp => f.write_str("-p igmp"),
             Match::SourceNotLocal => f.write_str("-m addrtype ! --src-type LOCAL"),
             Match::Established => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
             Match::NotEstablished => f.write_str("-m conntrack ! --ctstate RELATED,ESTABLISHED"),

@@ -37,6 +37,7 @@ fn attach_does_what_2_8_1_does() {
             [
                 "-A INPUT -s 10.2.1.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
                 "-A INPUT -s 10.32.0.0/12 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -d 224.0.0.0/4 -i ethwe -p igmp -j ACCEPT",
                 "-A INPUT -d 224.0.0.0/4 -i ethwe -j DROP",
             ]
         );
@@ -128,6 +129,7 @@ fn detach_takes_only_what_it_is_told() {
             [
                 "-A INPUT -s 10.2.3.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
                 "-A INPUT -s 10.2.1.0/24 -d 224.0.0.0/4 -i ethwe -j ACCEPT",
+                "-A INPUT -d 224.0.0.0/4 -i ethwe -p igmp -j ACCEPT",
                 "-A INPUT -d 224.0.0.0/4 -i ethwe -j DROP",
             ]
         );
@@ -298,7 +300,7 @@ fn containers_are_attached_concurrently() {
             let found = ports.in_namespace(ns).unwrap();
             assert_eq!(found.len(), 1);
             assert_eq!(found[0].addresses, cidrs(&format!("10.32.0.{}/12", n + 1)));
-            assert_eq!(rules(ns).len(), 2);
+            assert_eq!(rules(ns).len(), 3);
         }
     });
 }
@@ -358,8 +360,9 @@ fn without_iptables_nft_makes_the_rules() {
         assert_eq!(attached.warnings, [] as [&str; 0]);
         let listing = sh_in(&ns, "nft list chain ip filter INPUT");
         let accept = listing.find("iifname \"ethwe\" ip saddr 10.2.1.0/24 ip daddr 224.0.0.0/4");
-        let drop = listing.find("iifname \"ethwe\" ip daddr 224.0.0.0/4");
-        assert!(accept.is_some() && accept < drop, "{listing}");
+        let igmp = listing.find("iifname \"ethwe\" meta l4proto igmp ip daddr 224.0.0.0/4");
+        let drop = listing.rfind("iifname \"ethwe\" ip daddr 224.0.0.0/4");
+        assert!(accept.is_some() && accept < igmp && igmp < drop, "{listing}");
         let detached = detach(&DetachRequest::new(&ns, &addresses)).unwrap();
         assert!(detached.interface_removed && detached.warnings.is_empty());
         assert!(!sh_in(&ns, "nft list chain ip filter INPUT").contains("ethwe"));
@@ -410,7 +413,7 @@ fn ipv6_addresses_go_along() {
         let attached = attach(&AttachRequest::new(&ns, "1", &both)).unwrap();
         assert_eq!(attached.added, both);
         assert!(sh_in(&ns, "ip -6 addr show dev ethwe").contains("inet6 fd00:1::1/64"));
-        assert_eq!(rules(&ns).len(), 2);
+        assert_eq!(rules(&ns).len(), 3);
         let detached = detach(&DetachRequest::new(&ns, &both[1..])).unwrap();
         assert_eq!((&detached.removed[..], detached.interface_removed), (&both[1..], false));
         assert!(!sh_in(&ns, "ip -6 addr show dev ethwe").contains("fd00:1::1"));
