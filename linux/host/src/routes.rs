@@ -42,6 +42,27 @@ impl Netlink {
         Ok(self.raw_routes()?.iter().filter_map(|r| parse(&r.body)).collect())
     }
 
+    /// The index of the link by which the host would send a packet to `addr`; `None` if it would not send it.
+    pub(crate) fn output_device(&mut self, addr: Ipv4Addr) -> Result<Option<u32>, Error> {
+        let (family, destination) = octets(addr.into());
+        let header = [family, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut request = Request::new(libc::RTM_GETROUTE, 0, &header);
+        request.attribute(libc::RTA_DST, &destination);
+        match self.query(request, format_args!("looking up the route to {addr}")) {
+            Ok(replies) => Ok(replies.iter().find_map(|r| parse(&r.body)).and_then(|route| route.index)),
+            // Prohibited, a black hole, or no route.
+            Err(e)
+                if matches!(
+                    e.errno(),
+                    Some(Errno::EACCES | Errno::EINVAL | Errno::EHOSTUNREACH | Errno::ENETUNREACH)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     fn raw_routes(&mut self) -> Result<Vec<Reply>, Error> {
         let mut header = [0; HEADER];
         header[0] = libc::AF_INET as u8;

@@ -8,6 +8,7 @@ use super::rules::Table;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Listing {
     tables: BTreeMap<Table, BTreeMap<String, Vec<Line>>>,
+    policies: BTreeMap<(Table, String), String>,
 }
 
 /// A rule as `iptables-save` prints it.
@@ -36,8 +37,12 @@ impl Listing {
             }
             let Some(chains) = table.and_then(|t| listing.tables.get_mut(&t)) else { continue };
             if let Some(chain) = line.strip_prefix(':') {
-                let name = chain.split(' ').next().unwrap_or_default();
-                chains.entry(name.to_owned()).or_default();
+                let mut words = chain.split(' ');
+                let name = words.next().unwrap_or_default().to_owned();
+                if let (Some(table), Some(policy)) = (table, words.next().filter(|policy| *policy != "-")) {
+                    listing.policies.insert((table, name.clone()), policy.to_owned());
+                }
+                chains.entry(name).or_default();
                 continue;
             }
             // With option `-c` each rule begins with its counters.
@@ -55,6 +60,11 @@ impl Listing {
     /// The rules of a chain in order; `None` if there is no such chain.
     pub(crate) fn chain(&self, table: Table, chain: &str) -> Option<&[Line]> {
         self.tables.get(&table)?.get(chain).map(Vec::as_slice)
+    }
+
+    /// What a chain of the kernel does with packets that no rule decides.
+    pub(crate) fn policy(&self, table: Table, chain: &str) -> Option<&str> {
+        self.policies.get(&(table, chain.to_owned())).map(String::as_str)
     }
 
     pub(crate) fn chains(&self, table: Table) -> impl Iterator<Item = (&str, &[Line])> {
@@ -108,6 +118,15 @@ impl RuleOptions {
             p.strip_prefix("! ").unwrap_or(p).strip_prefix(option).is_some_and(|r| r.starts_with(' '))
         };
         RuleOptions(self.0.iter().filter(|p| !is_option(p)).cloned().collect())
+    }
+
+    /// Each option: whether it is negated, its name, its value.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (bool, &str, &str)> {
+        self.0.iter().map(|text| {
+            let (negated, rest) = text.strip_prefix("! ").map_or((false, text.as_str()), |rest| (true, rest));
+            let (option, value) = rest.split_once(' ').unwrap_or((rest, ""));
+            (negated, option, value)
+        })
     }
 
     /// The number of options.

@@ -14,6 +14,7 @@
 //! in relation to ours. [`FirewallManager`] adds the rules, and notices when another program removes them.
 
 mod driver;
+mod foreign;
 mod generation;
 mod listing;
 pub(crate) mod multicast;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub use driver::{Backend, FirewallError};
 use driver::{Driver, Drivers};
+pub use foreign::{PacketClass, dropping_chains};
 use generation::Generation;
 use nft::NftRule;
 pub use rules::{DockerBridge, ExposedAddress, FirewallConfig};
