@@ -36,6 +36,9 @@ pub struct Report {
     /// *Addition.* Waiting requests and conflicts of address allocation.
     #[serde(rename = "IPAMNotes", default, skip_serializing_if = "Option::is_none")]
     pub ipam_notes: Option<IpamNotes>,
+    /// *Addition.* What on this host keeps the peer or its containers from working, as sentences.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_problems: Vec<String>,
 }
 
 /// What is known about newer versions.

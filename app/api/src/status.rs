@@ -27,6 +27,7 @@ pub fn summary(report: &Report) -> String {
     page.line("Version", &format!("{} ({})", report.version, version_sentence(&report.version_check)));
     page.gap();
     router(&mut page, &report.router);
+    host_problems(&mut page, &report.host_problems);
     if let Some(service) = &report.ipam {
         page.gap();
         page.line("Service", "ipam");
@@ -85,6 +86,16 @@ fn router(page: &mut Page, router: &Router) {
         page.line("Peers", &format!("{peers} (with {} connections)", counts.join(", ")));
     }
     page.line("TrustedSubnets", &list_or_none(&router.trusted_subnets));
+}
+
+/// What on this host keeps the peer or its containers from working; nothing if all is well.
+fn host_problems(page: &mut Page, problems: &[String]) {
+    if problems.is_empty() {
+        return;
+    }
+    page.gap();
+    page.line("Service", "host");
+    problems.iter().for_each(|problem| page.line("Problem", problem));
 }
 
 fn connection_counts(connections: &[Connection]) -> Vec<String> {

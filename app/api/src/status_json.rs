@@ -30,6 +30,8 @@ pub struct Summary<'a> {
     pub version_check: String,
     /// The mesh.
     pub router: RouterSummary<'a>,
+    /// What on this host keeps the peer or its containers from working, as sentences.
+    pub host_problems: &'a [String],
     /// Address allocation.
     #[serde(rename = "IPAM")]
     pub ipam: Option<IpamSummary<'a>>,
@@ -233,6 +235,7 @@ fn summary(report: &Report) -> Summary<'_> {
         ready: report.ready,
         version: &report.version,
         version_check: facts::version_sentence(&report.version_check),
+        host_problems: &report.host_problems,
         router: RouterSummary {
             protocol: &r.protocol,
             protocol_min_version: r.protocol_min_version,
@@ -351,6 +354,7 @@ mod tests {
                     "Peers": {"Total": 3, "Established": 6, "Pending": 0},
                     "TrustedSubnets": report.router.trusted_subnets,
                 },
+                "HostProblems": [],
                 "IPAM": {
                     "Status": "ready", "Consensus": "achieved", "Range": "10.32.0.0/12", "DefaultSubnet": "10.32.0.0/12",
                     "RangeNumIPs": 1_048_576, "ActiveIPs": 1,

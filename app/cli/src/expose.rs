@@ -1,7 +1,7 @@
 //! `weave expose` and `weave hide` (docs/spec/cli.md 6).
 
 use weave_api::ClientError;
-use weave_api::host_requests::ExposeRequest;
+use weave_api::host_requests::{ExposeRequest, HostResponse};
 use weave_runtime::AddressRequest;
 
 use crate::addresses::{self, looks_like_address, plain};
@@ -41,7 +41,11 @@ fn post(
     let texts = addresses.iter().map(ToString::to_string).collect();
     let request = ExposeRequest { addresses: texts, masquerade };
     let answer = host_client::post(&client, path, request, None, &addresses::describe(addresses));
-    answer.map(|response| response.addresses).map_err(|problem| match problem {
+    let shown = |response: HostResponse| {
+        host_client::warn(&response.warnings);
+        response.addresses
+    };
+    answer.map(shown).map_err(|problem| match problem {
         Problem::Client(error @ ClientError::Connect { .. }) => query::explain(error, parsed, env),
         problem => host_client::failure(problem),
     })

@@ -123,6 +123,6 @@ pub(crate) fn without_daemon(parsed: &Parsed, env: &dyn Env) -> Result<Container
     Ok(network)
 }
 
-fn warn(warnings: &[String]) {
+pub(crate) fn warn(warnings: &[String]) {
     warnings.iter().for_each(|w| notice(format_args!("Warning: {w}")));
 }

@@ -305,6 +305,7 @@ impl ProgressSocket {
                         Some(("READY", "1")) => return Ok(name.unwrap_or_else(|| config.nickname.clone())),
                         Some(("WEAVE_NAME", value)) => name = Some(value.to_owned()),
                         Some(("WEAVE_ERROR", value)) => error = Some((value.to_owned(), Instant::now())),
+                        Some(("WEAVE_WARNING", value)) => notice(format_args!("Warning: {value}")),
                         Some(("STATUS", value)) => waiting_for = value.to_owned(),
                         _ => {}
                     }

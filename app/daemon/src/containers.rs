@@ -120,7 +120,8 @@ impl Work {
                     return Ok(Outcome::default());
                 }
                 let hide = |cidrs: &[Cidr]| {
-                    self.reconcile("unable to hide", self.allocator.control.hide_blocking(cidrs.to_vec()))
+                    let hidden = self.allocator.control.hide_blocking(cidrs.to_vec());
+                    self.reconcile("unable to hide", hidden.map(|done| done.map(|()| Vec::new())))
                 };
                 network.releasing(allocator, EXPOSE, Change::Hide, addresses, hide)
             }
@@ -136,9 +137,13 @@ impl Work {
     }
 
     /// The answer of the host reconciler as a result of `with_addresses`.
-    fn reconcile(&self, failed: &str, answer: Option<Result<(), String>>) -> Result<Vec<String>, Error> {
+    fn reconcile(
+        &self,
+        failed: &str,
+        answer: Option<Result<Vec<String>, String>>,
+    ) -> Result<Vec<String>, Error> {
         match answer {
-            Some(Ok(())) => Ok(Vec::new()),
+            Some(Ok(warnings)) => Ok(warnings),
             Some(Err(text)) => Err(Error::Address(format!("{failed}: {text}"))),
             None => Err(Error::Address(ENDING.to_owned())),
         }

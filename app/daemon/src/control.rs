@@ -23,10 +23,10 @@ pub enum Request {
         replace: bool,
         answer: oneshot::Sender<Vec<String>>,
     },
-    /// Exposes all of the addresses, or none.
+    /// Exposes all of the addresses, or none. The answer is what keeps packets from passing nevertheless.
     Expose {
         exposed: Vec<ExposedAddress>,
-        answer: oneshot::Sender<Result<(), String>>,
+        answer: oneshot::Sender<Result<Vec<String>, String>>,
     },
     /// Hides all of the addresses, or none.
     Hide {
@@ -112,7 +112,7 @@ impl Control {
         self.call(|answer| Request::Connect { peers, replace, answer }).await
     }
 
-    pub async fn expose(&self, exposed: Vec<ExposedAddress>) -> Option<Result<(), String>> {
+    pub async fn expose(&self, exposed: Vec<ExposedAddress>) -> Option<Result<Vec<String>, String>> {
         self.call(|answer| Request::Expose { exposed, answer }).await
     }
 
@@ -122,7 +122,10 @@ impl Control {
     }
 
     /// [`Control::expose`] for a thread that may block.
-    pub(crate) fn expose_blocking(&self, exposed: Vec<ExposedAddress>) -> Option<Result<(), String>> {
+    pub(crate) fn expose_blocking(
+        &self,
+        exposed: Vec<ExposedAddress>,
+    ) -> Option<Result<Vec<String>, String>> {
         self.call_blocking(|answer| Request::Expose { exposed, answer })
     }
 

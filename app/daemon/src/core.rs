@@ -331,6 +331,7 @@ impl Core {
         let mut report = report::report(status, data, &self.device);
         let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
+        report.host_problems = self.reconciler.problems();
         report
     }
 

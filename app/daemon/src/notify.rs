@@ -1,5 +1,5 @@
 //! Progress of the start, as datagrams to `$NOTIFY_SOCKET` in the format of systemd (sd_notify(3)), and to `weave launch`, which
-//! reads `WEAVE_NAME=` and `WEAVE_ERROR=` in them. Errors are ignored, because there may be no receiver.
+//! reads `WEAVE_NAME=`, `WEAVE_ERROR=` and `WEAVE_WARNING=` in them. Errors are ignored, because there may be no receiver.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -39,6 +39,10 @@ impl Notifier {
     pub(crate) fn failed(&self, error: &str) {
         let error = one_line(error);
         self.send(&format!("STATUS={error}\nWEAVE_ERROR={error}\n"));
+    }
+
+    pub(crate) fn warnings(&self, warnings: &[String]) {
+        warnings.iter().for_each(|warning| self.send(&format!("WEAVE_WARNING={}\n", one_line(warning))));
     }
 
     pub(crate) fn ready(&self, name: &str) {

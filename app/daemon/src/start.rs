@@ -19,7 +19,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
 use weave_host::Netlink;
 use weave_host::fault_injection::{io_fail_point, startup_complete};
@@ -239,6 +239,9 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         );
     }
     startup_complete();
+    let (answer, problems) = oneshot::channel();
+    core.reconciler.send(host::Command::CheckHost(answer));
+    notifier.warnings(&problems.await.unwrap_or_default());
     notifier.ready(&name.to_string());
     let result = core.run(listener, datapath_events, signals).await.map_err(system("continue"));
     if !network.wait_until_idle(HOST_TIMEOUT) {

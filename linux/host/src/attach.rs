@@ -12,6 +12,7 @@ use weave_types::Cidr;
 use crate::error::ignore_missing_device;
 use crate::firewall::multicast::{self, MulticastRule};
 use crate::firewall::{Backend, FirewallError};
+use crate::sysctl::SetResult;
 use crate::{Error, Link, NetNs, Netlink, arp, ethtool, sysctl};
 
 /// How much of an id goes into the names of a veth pair: 15 bytes less `vethwepl`.
@@ -217,7 +218,7 @@ impl<'a> Transaction<'a> {
         let warnings = self.ns.run(|| {
             // The kernel resets the setting when a link changes its namespace.
             sysctl::ignore_router_advertisements(&end.name)?;
-            sysctl::tune_neighbours(&end.name)
+            sysctl::apply(&end.name, &sysctl::NEIGHBOURS, &mut Vec::new())
         })??;
         self.warnings.extend(warnings);
         self.add_rule(MulticastRule::Drop)?;
@@ -368,7 +369,7 @@ impl<'a> Transaction<'a> {
         let promote = move |value: &str| sysctl::set("ipv4/conf", interface, "promote_secondaries", value);
         let before = promote_secondaries(self.ns, interface).unwrap_or(None);
         // Where the kernel lacks the setting, `restore_addresses` adds the secondary addresses again.
-        let promoted = self.ns.run(|| promote("1"))?.unwrap_or(false);
+        let promoted = self.ns.run(|| promote("1"))?.is_ok_and(|set| set != SetResult::Missing);
         if let (true, Some(before)) = (promoted, &before) {
             self.changes.push(Change::PromoteSecondariesSet(before.clone()));
         }

@@ -10,8 +10,6 @@ use crate::{Error, Link, Netlink, openvswitch, sysctl};
 pub(crate) const DEFAULT_MTU: u32 = 1376;
 /// Name of a bridge that is not completely configured yet.
 const UNFINISHED: &str = "vethwe-newbr";
-/// `arp_ignore`: do not reply for any local address.
-const ARP_IGNORE_ALL: &str = "8";
 
 /// The names of a peer's devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +29,7 @@ pub struct DeviceNames {
 }
 
 /// Prefix of the bridges of instances (see [`DeviceNames::instance`]).
-const INSTANCE_BRIDGE: &str = "weave-";
+pub(crate) const INSTANCE_BRIDGE: &str = "weave-";
 
 impl DeviceNames {
     /// The devices of an instance: one of several peers that share a host. Its name has at most 8 characters, so that device names
@@ -119,6 +117,8 @@ pub struct BridgeInfo {
     pub created: bool,
     /// Optional settings that this kernel does not have.
     pub warnings: Vec<String>,
+    /// What an existing bridge had otherwise and has been changed.
+    pub changes: Vec<String>,
 }
 
 /// Result of [`ensure_uplink`].
@@ -134,6 +134,8 @@ pub struct UplinkInfo {
     pub created: bool,
     /// How the host's network stack is kept from processing the frames of the switch.
     pub ingress_drop: IngressDrop,
+    /// What an existing pair had otherwise and has been changed.
+    pub changes: Vec<String>,
 }
 
 /// The kinds of bridge that 2.8.1 sets up (docs/spec/data-plane.md 1.1).
@@ -212,7 +214,8 @@ pub fn ensure_bridge(config: &BridgeConfig) -> Result<BridgeInfo, Error> {
         None => (make_bridge(&mut netlink, config)?, true),
     };
     match set_up_bridge(&mut netlink, &link, config) {
-        Ok((mtu, warnings)) => Ok(BridgeInfo { index: link.index, mtu, created, warnings }),
+        Ok(info) if created => Ok(BridgeInfo { created, changes: Vec::new(), ..info }),
+        Ok(info) => Ok(info),
         Err(cause) if created => Err(after_deleting(&mut netlink, &link, cause)),
         Err(cause) => Err(cause),
     }
@@ -239,13 +242,12 @@ fn make_bridge(netlink: &mut Netlink, config: &BridgeConfig) -> Result<Link, Err
     }
 }
 
-fn set_up_bridge(
-    netlink: &mut Netlink,
-    link: &Link,
-    config: &BridgeConfig,
-) -> Result<(u32, Vec<String>), Error> {
+fn set_up_bridge(netlink: &mut Netlink, link: &Link, config: &BridgeConfig) -> Result<BridgeInfo, Error> {
+    let name = &link.name;
+    let mut changes = Vec::new();
     if link.mac != Some(config.mac) {
         netlink.set_mac(link, config.mac)?;
+        changes.push(format!("the Ethernet address of {name} was not {}", config.mac));
     }
     let wanted = match config.mtu {
         Mtu::Exactly(mtu) => mtu,
@@ -253,16 +255,17 @@ fn set_up_bridge(
     };
     if wanted != link.mtu {
         netlink.set_mtu(link, wanted)?;
+        changes.push(format!("the MTU of {name} was {}", link.mtu));
     }
-    sysctl::ignore_router_advertisements(&link.name)?;
+    let warnings = sysctl::apply(name, &sysctl::BRIDGE, &mut changes)?;
     if !link.up {
         netlink.set_up(link, true)?;
+        // Text of 2.8.1, which scripts look for.
+        changes.push(format!(
+            "Interface \"{name}\" which needs to be in UP state for Weave functioning is found to be in DOWN state"
+        ));
     }
-    // Otherwise the kernel removes all addresses of a subnet together with the first one. `remove_bridge_address` adds them again
-    // where this setting is missing.
-    let _ = sysctl::set("ipv4/conf", &link.name, "promote_secondaries", "1");
-    let warnings = sysctl::tune_neighbours(&link.name)?;
-    Ok((wanted, warnings))
+    Ok(BridgeInfo { index: link.index, mtu: wanted, created: false, warnings, changes })
 }
 
 /// Creates the veth pair between bridge and switch, or configures an existing one: MTU of the bridge, up, and without packets of the
@@ -310,29 +313,47 @@ fn set_up_uplink(
     device: &Link,
     created: bool,
 ) -> Result<UplinkInfo, Error> {
+    let mut changes = Vec::new();
     for end in [port, device] {
         if end.mtu != bridge.mtu {
             netlink.set_mtu(end, bridge.mtu)?;
+            changes.push(format!("the MTU of {} was {}", end.name, end.mtu));
         }
         // Set before the links are up, when the kernel would send router solicitations.
-        sysctl::disable_ipv6(&end.name)?;
+        sysctl::apply(&end.name, &sysctl::UPLINK, &mut changes)?;
     }
-    sysctl::set("ipv4/conf", &device.name, "arp_ignore", ARP_IGNORE_ALL)?;
+    sysctl::apply(&device.name, &sysctl::UPLINK_DEVICE, &mut changes)?;
     let ingress_drop = netlink.ensure_ingress_drop(device)?;
+    if let Some(master) = device.master {
+        // A packet socket gets no frames of a device that belongs to another bridge.
+        netlink.set_master(device, None)?;
+        changes.push(format!("{} was a port of device number {master}", device.name));
+    }
     if port.master != Some(bridge.index) {
         netlink.set_master(port, Some(bridge))?;
+        changes.push(format!("{} was not a port of {}", port.name, bridge.name));
+    } else {
+        changes.extend(netlink.restore_uplink_port(port)?);
     }
     // The bridge must not return frames that the switch injects.
     if port.hairpin != Some(false) {
         netlink.set_hairpin(port, false)?;
+        if port.hairpin == Some(true) {
+            // Text of 2.8.1, which scripts look for.
+            changes.push(format!("Hairpin mode enabled on \"{}\"", port.name));
+        }
     }
     for end in [device, port] {
         if !end.up {
             netlink.set_up(end, true)?;
+            changes.push(format!("{} was down", end.name));
         }
     }
-    if bridge.up {
+    if bridge.up && !changes.is_empty() {
         netlink.wait_until_forwarding(port)?;
+    }
+    if created {
+        changes.clear();
     }
     Ok(UplinkInfo {
         port_index: port.index,
@@ -340,6 +361,7 @@ fn set_up_uplink(
         mtu: bridge.mtu,
         created,
         ingress_drop,
+        changes,
     })
 }
 
@@ -409,20 +431,7 @@ mod tests {
     use super::*;
 
     fn link(kind: Option<&str>) -> Link {
-        Link {
-            index: 1,
-            name: "x".into(),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            kind: kind.map(str::to_owned),
-            master: None,
-            peer: None,
-            peer_nsid: None,
-            hairpin: None,
-            forwarding: None,
-        }
+        Link { index: 1, name: "x".into(), kind: kind.map(str::to_owned), ..Link::default() }
     }
 
     #[test]

@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use weave_types::Cidr;
 
 use crate::arp::{SET_UP_DELAY, announce};
-use crate::{DeviceNames, Error, Link, Netlink, fault_injection, sysctl};
+use crate::sysctl::SetResult;
+use crate::{Error, Link, Netlink, fault_injection, sysctl};
 
 /// Gives the bridge an address and announces it. `true` if it did not have it.
 ///
@@ -99,47 +100,26 @@ pub fn first_address(link: &str) -> Result<Option<std::net::Ipv4Addr>, Error> {
     }))
 }
 
-/// Puts the interfaces of containers whose bridge was deleted onto the new one; their names.
+/// Lets the host forward packets from and to the bridge. Returns what had to be changed.
 ///
 /// # Errors
-/// The kernel refuses.
-pub fn adopt_orphans(names: &DeviceNames) -> Result<Vec<String>, Error> {
-    let mut netlink = Netlink::open()?;
-    let link = the_bridge(&mut netlink, &names.bridge)?;
-    let start = format!("{}pl", names.prefix);
-    let mut adopted = Vec::new();
-    // Where several peers are, nobody knows whose they were.
-    if names.only_bridge_ports {
-        return Ok(adopted);
-    }
-    for orphan in
-        netlink.links()?.iter().filter(|l| l.is("veth") && l.master.is_none() && l.name.starts_with(&start))
-    {
-        match netlink.set_master(orphan, Some(&link)) {
-            Ok(()) => adopted.push(orphan.name.clone()),
-            Err(e) if e.errno() == Some(Errno::ENODEV) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(adopted)
-}
-
-/// Lets the host forward packets. `true` if it did not.
-///
-/// # Errors
-/// The setting cannot be read or written.
-pub fn enable_forwarding() -> Result<bool, Error> {
+/// A setting cannot be read or written.
+pub fn ensure_forwarding(bridge: &str) -> Result<Vec<String>, Error> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
     let step = |what: &str| format!("{what} {PATH}");
+    let mut changes = Vec::new();
     let present = std::fs::read_to_string(PATH).map_err(|e| Error::io(step("reading"), &e))?;
-    if present.trim() != "0" {
-        return Ok(false);
-    }
-    let write = || {
+    if present.trim() == "0" {
+        // Also sets it for every interface.
         fault_injection::io_fail_point(&format_args!("writing 1 to {PATH}"))
             .and_then(|()| std::fs::write(PATH, "1"))
-    };
-    write().map_err(|e| Error::io(step("writing 1 to"), &e)).map(|()| true)
+            .map_err(|e| Error::io(step("writing 1 to"), &e))?;
+        changes.push("IP forwarding of this host was off (net.ipv4.ip_forward)".to_owned());
+    }
+    if sysctl::set("ipv4/conf", bridge, "forwarding", "1")? == SetResult::Changed {
+        changes.push(format!("IP forwarding of the bridge was off (net.ipv4.conf.{bridge}.forwarding)"));
+    }
+    Ok(changes)
 }
 
 fn the_bridge(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {

@@ -177,20 +177,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str, kind: Option<&str>, master: Option<u32>) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            running: true,
-            kind: kind.map(str::to_owned),
-            master,
-            peer: None,
-            peer_nsid: None,
-            hairpin: None,
-            forwarding: None,
-        }
+        Link { index, name: name.into(), kind: kind.map(str::to_owned), master, ..Link::default() }
     }
 
     #[test]

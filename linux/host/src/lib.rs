@@ -16,6 +16,7 @@
 //! * [`attach()`], [`detach()`]: the interface of a container (docs/spec/containers.md D.2, D.3);
 //! * [`BridgePorts`]: interfaces and addresses of containers (docs/spec/containers.md D.4);
 //! * [`add_bridge_address`] and others: addresses of the host on the network (docs/spec/cli.md 6);
+//! * [`restore_ports`], [`update_containers`], [`obstacles()`]: what earlier launches and other programs have left otherwise;
 //! * [`firewall`]: packet filter rules (docs/spec/cli.md 4.3);
 //! * [`NetNs`], [`Netlink`]: network namespaces, and links, addresses and routes in one of them;
 //! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: takeover from 2.8.1, and the return to it;
@@ -33,6 +34,7 @@ mod bpf;
 mod bridge;
 mod bridge_ports;
 mod conntrack;
+mod container_settings;
 mod error;
 mod ethtool;
 mod expose;
@@ -48,6 +50,7 @@ mod links;
 mod name_resolution;
 mod netlink;
 mod netns;
+mod obstacles;
 mod openvswitch;
 mod routes;
 mod sysctl;
@@ -64,13 +67,14 @@ pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, DeviceNames, Mtu, UplinkInfo, bridge_kind, ensure_bridge,
     ensure_uplink, link_mac, owned_devices, remove_all, stale_links,
 };
-pub use bridge_ports::{BridgePorts, ContainerInterface};
+pub use bridge_ports::{BridgePorts, ContainerInterface, RestoredPorts, restore_ports};
 pub use conntrack::flush_udp_connections;
+pub use container_settings::{UpdatedContainers, update_containers};
 pub use error::Error;
 pub use ethtool::{disable_tx_checksum, tx_checksum};
 pub use expose::{
-    add_bridge_address, adopt_orphans, bridge_addresses, enable_forwarding, first_address,
-    remove_bridge_address, restore_bridge_addresses,
+    add_bridge_address, bridge_addresses, ensure_forwarding, first_address, remove_bridge_address,
+    restore_bridge_addresses,
 };
 pub use firewall::FirewallError;
 pub use join::join_bridges;
@@ -82,5 +86,6 @@ pub use links::Link;
 pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};
+pub use obstacles::obstacles;
 pub use routes::Route;
 pub use tc::IngressDrop;

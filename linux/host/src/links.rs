@@ -17,8 +17,23 @@ pub(crate) const NAME_MAX: usize = 15;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
+const BR_STATE_DISABLED: u8 = 0;
 const BR_STATE_FORWARDING: u8 = 3;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
+const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
+const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+/// Settings of the uplink's bridge port besides hairpin mode: attribute, value, and what another value means. They are those of a new
+/// port. Kernels that do not list an attribute do not have it.
+const UPLINK_PORT: [(u16, u8, &str); 5] = [
+    (IFLA_BRPORT_LEARNING, 1, "did not learn Ethernet addresses"),
+    (IFLA_BRPORT_UNICAST_FLOOD, 1, "did not get frames to addresses that the bridge does not know"),
+    (IFLA_BRPORT_MCAST_FLOOD, 1, "did not get multicast"),
+    (IFLA_BRPORT_BCAST_FLOOD, 1, "did not get broadcasts"),
+    (IFLA_BRPORT_ISOLATED, 0, "was isolated from containers"),
+];
 const IF_OPER_UP: u8 = 6;
 /// Usually it takes microseconds, on a busy host longer. With the spanning tree protocol it would take half a minute.
 const FORWARDING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -26,7 +41,7 @@ const FORWARDING_POLL_INTERVAL: Duration = Duration::from_millis(1);
 const IFINFO: usize = 16;
 
 /// A network interface, as it was when it was looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Index in its namespace.
     pub index: u32,
@@ -52,6 +67,10 @@ pub struct Link {
     pub hairpin: Option<bool>,
     /// Whether the bridge forwards frames from and to this port; `None` if this is no bridge port.
     pub forwarding: Option<bool>,
+    /// Settings of a bridge port that differ from [`UPLINK_PORT`], by their index there.
+    pub(crate) unusual: Vec<usize>,
+    /// Whether the port was disabled by hand; the bridge disables one without a carrier itself.
+    pub(crate) disabled: bool,
 }
 
 impl Link {
@@ -62,20 +81,9 @@ impl Link {
 
     fn parse(body: &[u8]) -> Option<Link> {
         let flags = u32_at(body, 8)?;
-        let mut link = Link {
-            index: u32_at(body, 4)?,
-            name: String::new(),
-            mac: None,
-            mtu: 0,
-            up: flags & libc::IFF_UP as u32 != 0,
-            running: false,
-            kind: None,
-            master: None,
-            peer: None,
-            peer_nsid: None,
-            hairpin: None,
-            forwarding: None,
-        };
+        let mut link =
+            Link { index: u32_at(body, 4)?, up: flags & libc::IFF_UP as u32 != 0, ..Link::default() };
+        let mut disabled = false;
         for (kind, value) in attributes(body.get(IFINFO..)?) {
             let number = u32_at(value, 0);
             match kind {
@@ -94,11 +102,16 @@ impl Link {
                         let byte = |kind| find(data, kind).and_then(|v| v.first()).copied();
                         link.hairpin = byte(IFLA_BRPORT_MODE).map(|mode| mode != 0);
                         link.forwarding = byte(IFLA_BRPORT_STATE).map(|state| state == BR_STATE_FORWARDING);
+                        disabled = byte(IFLA_BRPORT_STATE) == Some(BR_STATE_DISABLED);
+                        let differs =
+                            |(kind, wanted, _): &(u16, u8, &str)| byte(*kind).is_some_and(|v| v != *wanted);
+                        link.unusual = (0..UPLINK_PORT.len()).filter(|i| differs(&UPLINK_PORT[*i])).collect();
                     }
                 }
                 _ => {}
             }
         }
+        link.disabled = disabled && link.running;
         Some(link)
     }
 }
@@ -271,12 +284,37 @@ impl Netlink {
 
     /// Sets whether the bridge may send a frame back by the port on which it arrived.
     pub fn set_hairpin(&mut self, link: &Link, on: bool) -> Result<(), Error> {
+        let state = if on { "on" } else { "off" };
+        let step = format!("switching hairpin mode of {} {state}", link.name);
+        self.set_port(link, &[(IFLA_BRPORT_MODE, u8::from(on))], step)
+    }
+
+    /// Restores the settings of the uplink's bridge port. Returns what was wrong.
+    pub(crate) fn restore_uplink_port(&mut self, link: &Link) -> Result<Vec<String>, Error> {
+        let mut wanted = Vec::new();
+        let mut changes = Vec::new();
+        for (kind, value, meaning) in link.unusual.iter().filter_map(|i| UPLINK_PORT.get(*i)) {
+            wanted.push((*kind, *value));
+            changes.push(format!("bridge port {} {meaning}", link.name));
+        }
+        if link.disabled {
+            wanted.push((IFLA_BRPORT_STATE, BR_STATE_FORWARDING));
+            changes.push(format!("bridge port {} was disabled", link.name));
+        }
+        if !wanted.is_empty() {
+            self.set_port(link, &wanted, format!("restoring the settings of bridge port {}", link.name))?;
+        }
+        Ok(changes)
+    }
+
+    fn set_port(&mut self, link: &Link, settings: &[(u16, u8)], step: String) -> Result<(), Error> {
         let mut request = Request::new(libc::RTM_SETLINK, 0, &header(libc::AF_BRIDGE, link.index, 0, 0));
         request.nested(libc::IFLA_PROTINFO, |r| {
-            r.attribute(IFLA_BRPORT_MODE, &[u8::from(on)]);
+            for (kind, value) in settings {
+                r.attribute(*kind, &[*value]);
+            }
         });
-        let state = if on { "on" } else { "off" };
-        self.execute(request, format_args!("switching hairpin mode of {} {state}", link.name))
+        self.execute(request, step)
     }
 
     /// Waits until `link` has a carrier and, if it is a bridge port, the bridge forwards its frames. A worker of the kernel changes both

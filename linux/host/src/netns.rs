@@ -111,6 +111,15 @@ impl NetNs {
         Ok(found)
     }
 
+    /// Every network namespace that has a name of `ip netns` or a process, once.
+    pub fn all() -> Result<Vec<NetNs>, Error> {
+        let names = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
+        let named = names.filter_map(|entry| NetNs::named(&entry.file_name().into_string().ok()?).ok());
+        let mut seen = std::collections::BTreeSet::new();
+        let all = named.chain(NetNs::all_of_processes()?.into_iter().map(|(_, ns)| ns));
+        Ok(all.filter(|ns| seen.insert(ns.id)).collect())
+    }
+
     /// The identity of the namespace.
     pub fn id(&self) -> NamespaceId {
         self.id

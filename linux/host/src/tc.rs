@@ -43,13 +43,13 @@ pub enum IngressDrop {
 impl Netlink {
     /// Drops frames that arrive on `link`, after packet sockets have received them.
     pub fn ensure_ingress_drop(&mut self, link: &Link) -> Result<IngressDrop, Error> {
+        if let Some(present) = self.ingress_drop(link)? {
+            return Ok(present);
+        }
         match self.add_clsact(link) {
             Ok(()) => {}
             Err(e @ Error::MissingFeature { .. }) => return Ok(IngressDrop::Missing(e.to_string())),
             Err(e) => return Err(e),
-        }
-        if let Some(present) = self.ingress_drop(link)? {
-            return Ok(present);
         }
         if self.add_matchall_drop(link).is_ok() {
             return Ok(IngressDrop::MatchAll);

@@ -20,6 +20,7 @@ mod expose;
 mod exposed_services;
 mod fault_injection;
 mod firewall_rules;
+mod host_changes;
 mod hostile_input;
 mod invalid_arguments;
 mod lab_environment;

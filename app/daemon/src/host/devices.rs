@@ -1,6 +1,6 @@
 //! Bridge and uplink of the peer.
 
-use weave_host::{BridgeConfig, DeviceNames, Error, IngressDrop, Mtu, Netlink};
+use weave_host::{BridgeConfig, BridgeInfo, DeviceNames, Error, IngressDrop, Mtu, Netlink, UplinkInfo};
 use weave_types::{MacAddr, PeerName};
 
 use crate::config::Config;
@@ -18,20 +18,34 @@ pub(crate) fn bridge(config: &Config, name: PeerName) -> BridgeConfig {
     BridgeConfig { name: config.bridge.clone(), mac: MacAddr(name.to_bytes()), mtu }
 }
 
-/// Creates bridge and uplink if they are missing, and returns the MTU of both. If the uplink fails, a bridge that was created here
-/// is removed.
-pub(crate) fn ensure(names: &DeviceNames, wanted: &BridgeConfig) -> Result<u32, Error> {
-    let bridge = weave_host::ensure_bridge(wanted)?;
-    bridge.warnings.iter().for_each(|w| tracing::warn!("{w}"));
+/// Result of [`ensure`].
+#[derive(Debug)]
+pub(crate) struct Ensured {
+    /// The MTU of bridge and uplink.
+    pub(crate) mtu: u32,
+    /// Whether bridge or uplink were missing.
+    pub(crate) created: bool,
+    /// What existing devices had otherwise and has been changed.
+    pub(crate) changes: Vec<String>,
+    /// What this host lacks, and what that means.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Creates bridge and uplink if they are missing, and gives them the settings that they need. If the uplink fails, a bridge that was
+/// created here is removed.
+pub(crate) fn ensure(names: &DeviceNames, wanted: &BridgeConfig) -> Result<Ensured, Error> {
+    let BridgeInfo { created, warnings: mut problems, mut changes, .. } = weave_host::ensure_bridge(wanted)?;
     match weave_host::ensure_uplink(names) {
-        Ok(uplink) => {
-            if let IngressDrop::Missing(why) = &uplink.ingress_drop {
-                tracing::warn!("this host's own network stack sees broadcasts of containers twice: {why}");
+        Ok(UplinkInfo { mtu, created: new_uplink, ingress_drop, changes: more, .. }) => {
+            if let IngressDrop::Missing(why) = &ingress_drop {
+                problems.push(format!(
+                    "this host's own network stack sees broadcasts of containers twice: {why}"
+                ));
             }
-            tracing::info!("bridge {} with MTU {}, uplink {}", names.bridge, bridge.mtu, names.device);
-            Ok(uplink.mtu)
+            changes.extend(more);
+            Ok(Ensured { mtu, created: created || new_uplink, changes, problems })
         }
-        Err(cause) if bridge.created => match remove(&names.bridge) {
+        Err(cause) if created => match remove(&names.bridge) {
             Ok(()) => Err(cause),
             Err(left) => Err(Error::Undo { cause: Box::new(cause), left: vec![left] }),
         },

@@ -1,36 +1,77 @@
-//! Keeps the host as the peer needs it: bridge and uplink, exposed addresses, firewall rules.
+//! Keeps the host as the peer needs it. It runs in its own thread, because it waits for programs and locks. The thread executes
+//! [`Command`]s one after the other, and every two seconds compares all that was set up with what it has to be:
 //!
-//! It runs in its own thread, because it waits for programs and locks. The thread executes [`Command`]s one after the other,
-//! and checks every two seconds whether other programs have changed what it set up: a flushed firewall, a deleted bridge, a
-//! missing address.
+//! | [`Check`] | what | if it is otherwise |
+//! | --- | --- | --- |
+//! | `Devices` | bridge and uplink: Ethernet address, MTU, state, master, flags of the port, settings, ingress filter | restored |
+//! | `Ports` | ports of containers: master, state, MTU | restored; one on another bridge is reported |
+//! | `Exposed` | exposed addresses | restored |
+//! | `Forwarding` | IP forwarding of the host and of the bridge, while addresses are exposed | restored |
+//! | `Rules` | firewall rules | restored |
+//! | `Obstacles` | routes, firewalls and settings of other programs that keep packets from passing | reported |
+//! | `Containers` | what containers got from an earlier launch, once after the start | changed; what cannot be is reported |
+//! | `State` | the file with the exposed addresses | written again |
+//!
+//! What is restored is logged. What is wrong and stays so is logged once and shown by `weave status` until it is right.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
-use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, Netlink, fault_injection};
+use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, fault_injection};
 use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
-use crate::host::devices;
+use crate::host::devices::{self, Ensured};
 use crate::storage::HostState;
 use crate::storage::StoreError;
 
 /// Interval between checks of firewall and devices; a flushed rule is back within it.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between searches for obstacles while rules change, which run a program that may print much.
+const OBSTACLES_INTERVAL: Duration = Duration::from_secs(4);
+/// Interval between searches for obstacles while no rules change; routes change without notice.
+const IDLE_OBSTACLES_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait for a command in progress when the daemon ends.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Adds all of the addresses to the bridge, or none.
-    Expose(Vec<ExposedAddress>, oneshot::Sender<Result<(), String>>),
+    /// Adds all of the addresses to the bridge, or none. The answer is what keeps packets from passing nevertheless.
+    Expose(Vec<ExposedAddress>, oneshot::Sender<Result<Vec<String>, String>>),
     /// Removes all of the addresses from the bridge, or none.
     Hide(Vec<Cidr>, oneshot::Sender<Result<(), String>>),
     /// The networks that the allocator owns have changed (`--no-masq-local`).
     SetLocalNetworks(Vec<Cidr>),
+    /// Searches what keeps packets from passing, which is the answer, and gives the containers of earlier launches what new ones get.
+    CheckHost(oneshot::Sender<Vec<String>>),
+}
+
+/// What is wrong on the host and stays so, for `weave status`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Problems(Arc<Mutex<BTreeMap<Check, Vec<String>>>>);
+
+impl Problems {
+    /// One line for each problem.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
+    }
+
+    /// Replaces what a check has found, and logs what it had not found before.
+    fn set(&self, check: Check, texts: Vec<String>) {
+        let mut problems = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = problems.get(&check).map_or(&[][..], Vec::as_slice);
+        texts.iter().filter(|text| !known.contains(text)).for_each(|text| tracing::warn!("{text}"));
+        if texts.is_empty() {
+            problems.remove(&check);
+        } else {
+            problems.insert(check, texts);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -38,6 +79,7 @@ pub(crate) struct ReconcilerHandle {
     commands: Option<Sender<Command>>,
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
+    problems: Problems,
 }
 
 impl ReconcilerHandle {
@@ -46,6 +88,10 @@ impl ReconcilerHandle {
         if let Some(commands) = &self.commands {
             let _ = commands.send(command);
         }
+    }
+
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.problems.lines()
     }
 
     /// Waits for the command in progress.
@@ -81,20 +127,30 @@ pub(crate) struct HostReconciler {
     state: HostState,
     /// The last write of `state` failed.
     unsaved: bool,
-    /// Problems that last, with the text that was logged for each.
-    already_logged: Vec<(Problem, String)>,
+    problems: Problems,
+    /// Indexes of ports that were seen on the bridge.
+    known_ports: BTreeSet<u32>,
+    containers_updated: bool,
     /// How often rules were installed.
     rule_changes: u64,
+    /// How often something else was restored.
+    restored: BTreeMap<String, u64>,
+    /// When obstacles were last searched; `None` if they have to be searched.
+    obstacles_searched: Option<Instant>,
+    /// The rules of this host have changed since then.
+    foreign_changes: bool,
 }
 
-/// A condition that is logged once until it is resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Problem {
-    BridgeDown,
+/// What is compared with what it has to be (see the module's documentation).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Check {
     Devices,
-    ExposedAddress(Cidr),
-    HairpinMode,
+    Ports,
+    Exposed,
+    Forwarding,
     Rules,
+    Obstacles,
+    Containers,
     State,
 }
 
@@ -124,8 +180,13 @@ impl HostReconciler {
             firewall: FirewallManager::new(previous),
             state,
             unsaved: false,
-            already_logged: Vec::new(),
+            problems: Problems::default(),
+            known_ports: BTreeSet::new(),
+            containers_updated: false,
             rule_changes: 0,
+            restored: BTreeMap::new(),
+            obstacles_searched: None,
+            foreign_changes: false,
         })
     }
 
@@ -138,17 +199,18 @@ impl HostReconciler {
             tracing::warn!("NetworkManager, systemd-networkd or udev may change weave's devices: {e}");
             Vec::new()
         });
-        let mtu = devices::ensure(&self.names, &self.bridge).inspect_err(|_| {
+        let Ensured { mtu, problems, .. } = devices::ensure(&self.names, &self.bridge).inspect_err(|_| {
             if !files.is_empty() {
                 weave_host::unmanaged::remove(root, &self.names);
             }
         })?;
+        tracing::info!("bridge {} with MTU {mtu}, uplink {}", self.names.bridge, self.names.device);
+        self.problems.set(Check::Devices, problems);
         self.bridge.mtu = Mtu::Exactly(mtu);
         self.firewall_config.docker = self.find_docker_bridge();
         self.adopt_addresses();
         self.state.firewall = Some(self.firewall_config.clone());
         self.save();
-        self.firewall.warning(&self.firewall_config).iter().for_each(|n| tracing::warn!("{n}"));
         self.firewall
             .remove_stale_backends(&self.firewall_config)
             .iter()
@@ -162,14 +224,8 @@ impl HostReconciler {
     fn save(&mut self) {
         let result = self.state.write();
         self.unsaved = result.is_err();
-        match result {
-            Ok(()) => self.resolved(Problem::State),
-            Err(e) => {
-                let text =
-                    format!("exposed addresses are not saved and may be lost at a restart, retrying: {e}");
-                self.log_once(Problem::State, text);
-            }
-        }
+        let text = |e| format!("exposed addresses are not saved and may be lost at a restart, retrying: {e}");
+        self.problems.set(Check::State, result.err().map(text).into_iter().collect());
     }
 
     /// Addresses that are on the bridge but not in the state were exposed by an operator, and are added to the state with
@@ -191,38 +247,47 @@ impl HostReconciler {
             tracing::debug!("cannot restore the order of exposed addresses: {e}");
         }
         self.add_missing_addresses();
-        if !self.state.exposed.is_empty()
-            && let Err(e) = self.enable_forwarding()
-        {
-            tracing::warn!("other hosts cannot reach the exposed networks through this host: {e}");
-        }
+        self.reconcile_forwarding();
     }
 
     /// Adds exposed addresses that are missing, and announces all of them.
     fn add_missing_addresses(&mut self) {
-        for ExposedAddress { address, .. } in self.state.exposed.clone() {
-            match weave_host::add_bridge_address(&self.names.bridge, address) {
-                Ok(added) => {
-                    self.resolved(Problem::ExposedAddress(address));
-                    if added {
-                        tracing::info!("restored exposed address {address} on {}", self.names.bridge);
-                    }
+        let mut problems = Vec::new();
+        for ExposedAddress { address, .. } in &self.state.exposed {
+            match weave_host::add_bridge_address(&self.names.bridge, *address) {
+                Ok(true) => tracing::info!("restored exposed address {address} on {}", self.names.bridge),
+                Ok(false) => {}
+                Err(e) => {
+                    problems.push(format!("cannot restore exposed address {address}, it stays hidden: {e}"))
                 }
-                Err(e) => self.log_once(
-                    Problem::ExposedAddress(address),
-                    format!("cannot restore exposed address {address}, it stays hidden: {e}"),
-                ),
             }
         }
+        self.problems.set(Check::Exposed, problems);
     }
 
-    fn enable_forwarding(&self) -> Result<(), Error> {
-        if weave_host::enable_forwarding()? {
-            tracing::info!(
-                "enabled IP forwarding on this host (net.ipv4.ip_forward) for its exposed networks"
-            );
+    fn reconcile_forwarding(&mut self) {
+        let mut problems = Vec::new();
+        if !self.state.exposed.is_empty() {
+            match weave_host::ensure_forwarding(&self.names.bridge) {
+                Ok(changes) => changes.iter().for_each(|change| self.log_restored(change)),
+                Err(e) => problems
+                    .push(format!("other hosts cannot reach the exposed networks through this host: {e}")),
+            }
         }
-        Ok(())
+        self.problems.set(Check::Forwarding, problems);
+    }
+
+    /// Another program may change something again and again, so only the first time and powers of two are logged.
+    fn log_restored(&mut self, change: &str) {
+        const CAPACITY: usize = 64;
+        if self.restored.len() >= CAPACITY {
+            self.restored.clear();
+        }
+        let count = self.restored.entry(change.to_owned()).or_default();
+        *count += 1;
+        if count.is_power_of_two() {
+            tracing::warn!("{change}: restored ({count} times)");
+        }
     }
 
     fn find_docker_bridge(&self) -> Option<DockerBridge> {
@@ -231,41 +296,28 @@ impl HostReconciler {
         Some(DockerBridge { name: name.clone(), address })
     }
 
-    fn log_once(&mut self, problem: Problem, text: String) {
-        // Bounds the memory for a text that is different each time.
-        const CAPACITY: usize = 32;
-        if self.already_logged.len() >= CAPACITY {
-            self.already_logged.clear();
-        }
-        if !self.already_logged.iter().any(|(p, t)| *p == problem && *t == text) {
-            tracing::warn!("{text}");
-            self.already_logged.push((problem, text));
-        }
-    }
-
-    fn resolved(&mut self, problem: Problem) {
-        self.already_logged.retain(|(p, _)| *p != problem);
-    }
-
     /// The addresses that the host has on the container network.
     pub(crate) fn exposed(&self) -> Vec<Cidr> {
         self.state.exposed.iter().map(|e| e.address).collect()
     }
 
     pub(crate) fn spawn(mut self) -> std::io::Result<ReconcilerHandle> {
+        let problems = self.problems.clone();
         let (commands, todo) = channel();
         let (end, ended) = channel();
         let thread = std::thread::Builder::new().name("weave-host".to_owned()).spawn(move || {
             loop {
                 match todo.recv_timeout(RECONCILE_INTERVAL) {
                     Ok(command) => self.execute(command),
+                    // Containers are updated first, for which the MTU of their ports has to be as it was.
+                    Err(RecvTimeoutError::Timeout) if !self.containers_updated => {}
                     Err(RecvTimeoutError::Timeout) => self.reconcile(),
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
             drop(end);
         })?;
-        Ok(ReconcilerHandle { commands: Some(commands), ended, thread: Some(thread) })
+        Ok(ReconcilerHandle { commands: Some(commands), ended, thread: Some(thread), problems })
     }
 
     fn execute(&mut self, command: Command) {
@@ -278,9 +330,10 @@ impl HostReconciler {
                 }
             }
             Command::Expose(exposed, answer) => {
-                let _operation = fault_injection::operation("expose");
+                let operation = fault_injection::operation("expose");
                 let all = join(exposed.iter().map(|e| e.address));
                 let result = self.expose(&exposed).map_err(|e| e.to_string());
+                drop(operation);
                 match &result {
                     Ok(()) => tracing::info!(
                         "exposed {all}{}",
@@ -288,7 +341,10 @@ impl HostReconciler {
                     ),
                     Err(e) => tracing::warn!("unable to expose {all}: {e}"),
                 }
-                let _ = answer.send(result);
+                let _ = answer.send(result.map(|()| {
+                    self.search_obstacles();
+                    self.problems.lines()
+                }));
             }
             Command::Hide(addresses, answer) => {
                 let _operation = fault_injection::operation("hide");
@@ -299,6 +355,11 @@ impl HostReconciler {
                     Err(e) => tracing::warn!("unable to hide {all}: {e}"),
                 }
                 let _ = answer.send(result);
+            }
+            Command::CheckHost(answer) => {
+                self.search_obstacles();
+                let _ = answer.send(self.problems.lines());
+                self.update_containers();
             }
         }
     }
@@ -321,7 +382,10 @@ impl HostReconciler {
                 }
             }
             self.firewall.ensure(&self.firewall_config, &self.state.exposed)?;
-            Ok(self.enable_forwarding()?)
+            for change in weave_host::ensure_forwarding(&self.names.bridge)? {
+                tracing::info!("{change}: switched on for exposed networks");
+            }
+            Ok(())
         });
         done.inspect_err(|_| {
             self.state.exposed = before;
@@ -372,13 +436,8 @@ impl HostReconciler {
         if self.unsaved {
             self.save();
         }
-        match self.reconcile_devices() {
-            Ok(()) => self.resolved(Problem::Devices),
-            Err(e) => {
-                let text = format!("cannot check or restore the bridge and its uplink: {e}");
-                self.log_once(Problem::Devices, text);
-            }
-        }
+        self.reconcile_devices();
+        self.reconcile_forwarding();
         let docker = self.find_docker_bridge();
         if docker != self.firewall_config.docker {
             match &docker {
@@ -394,9 +453,41 @@ impl HostReconciler {
             self.state.firewall = Some(self.firewall_config.clone());
             self.save();
             self.reconcile_rules();
+            self.foreign_changes = true;
         } else if self.firewall.may_have_changed() {
             self.reconcile_rules();
+            self.foreign_changes = true;
         }
+        let searched = self.obstacles_searched.map(|at| at.elapsed());
+        if searched.is_none_or(|age| {
+            age >= if self.foreign_changes { OBSTACLES_INTERVAL } else { IDLE_OBSTACLES_INTERVAL }
+        }) {
+            self.search_obstacles();
+        }
+    }
+
+    fn search_obstacles(&mut self) {
+        self.obstacles_searched = Some(Instant::now());
+        self.foreign_changes = false;
+        let exposed = self.exposed();
+        let found = weave_host::obstacles(&self.names.bridge, self.firewall_config.port, &exposed);
+        self.problems.set(Check::Obstacles, found.unwrap_or_else(|e| vec![e.to_string()]));
+    }
+
+    fn update_containers(&mut self) {
+        let problems = match weave_host::update_containers(&self.names.bridge) {
+            Ok(updated) => {
+                updated
+                    .changes
+                    .iter()
+                    .for_each(|change| tracing::info!("containers of earlier launches: {change}"));
+                updated.problems
+            }
+            Err(e) => vec![format!("cannot compare the containers of earlier launches with new ones: {e}")],
+        };
+        self.problems.set(Check::Containers, problems);
+        self.containers_updated = true;
+        self.reconcile_ports();
     }
 
     fn reconcile_rules(&mut self) {
@@ -413,59 +504,57 @@ impl HostReconciler {
 
     /// Whether rules had to be changed and could be changed.
     fn ensure_rules(&mut self) -> bool {
-        match self.firewall.ensure(&self.firewall_config, &self.state.exposed) {
-            Ok(changed) => {
-                self.resolved(Problem::Rules);
-                changed
+        let result = self.firewall.ensure(&self.firewall_config, &self.state.exposed);
+        let missing = self.firewall.warning(&self.firewall_config);
+        let failed = result.as_ref().err().map(|e| format!("firewall rules are missing, retrying: {e}"));
+        self.problems.set(Check::Rules, missing.into_iter().chain(failed).collect());
+        result.unwrap_or(false)
+    }
+
+    fn reconcile_devices(&mut self) {
+        match devices::ensure(&self.names, &self.bridge) {
+            Ok(Ensured { created, changes, problems, .. }) => {
+                if created {
+                    tracing::warn!(
+                        "bridge {} or its uplink was removed, created it again",
+                        self.names.bridge
+                    );
+                }
+                changes.iter().for_each(|change| self.log_restored(change));
+                self.problems.set(Check::Devices, problems);
+                self.reconcile_ports();
+                self.reconcile_addresses();
             }
             Err(e) => {
-                self.log_once(Problem::Rules, format!("firewall rules are missing, retrying: {e}"));
-                false
+                let text = format!("cannot check or restore the bridge and its uplink: {e}");
+                self.problems.set(Check::Devices, vec![text]);
             }
         }
     }
 
-    fn reconcile_devices(&mut self) -> Result<(), Error> {
-        let mut netlink = Netlink::open()?;
-        let mut links = Vec::new();
-        for name in [&self.names.bridge, &self.names.port, &self.names.device] {
-            links.push(netlink.link(name)?);
-        }
-        let [Some(bridge), Some(port), Some(_)] = &links[..] else {
-            tracing::warn!("bridge {} or its uplink was removed, creating it again", self.names.bridge);
-            devices::ensure(&self.names, &self.bridge)?;
-            let adopted = weave_host::adopt_orphans(&self.names)?;
-            if !adopted.is_empty() {
-                tracing::info!("reconnected containers to {}: {}", self.names.bridge, adopted.join(" "));
+    fn reconcile_ports(&mut self) {
+        let problems = match weave_host::restore_ports(&self.names, &mut self.known_ports) {
+            Ok(restored) => {
+                restored.changes.iter().for_each(|change| self.log_restored(change));
+                restored.problems
             }
-            self.add_missing_addresses();
-            return Ok(());
+            Err(e) => vec![format!("cannot check or restore the ports of containers: {e}")],
         };
-        // Texts of 2.8.1, which scripts look for.
-        let down = format!(
-            "Interface \"{}\" which needs to be in UP state for Weave functioning is found to be in DOWN state",
-            bridge.name
-        );
-        let hairpin = format!("Hairpin mode enabled on \"{}\"", port.name);
-        for (problem, exists, text) in [
-            (Problem::BridgeDown, !bridge.up, down),
-            (Problem::HairpinMode, port.hairpin == Some(true), hairpin),
-        ] {
-            if exists {
-                self.log_once(problem, text);
-            } else {
-                self.resolved(problem);
-            }
-        }
-        let present = netlink.addresses_of(bridge)?;
+        self.problems.set(Check::Ports, problems);
+    }
+
+    fn reconcile_addresses(&mut self) {
+        let present = match weave_host::bridge_addresses(&self.names.bridge) {
+            Ok(present) => present,
+            Err(e) => return self.problems.set(Check::Exposed, vec![e.to_string()]),
+        };
         if self.state.exposed.iter().any(|e| !present.contains(&e.address)) {
             tracing::warn!(
                 "an exposed address was removed from {}, restoring it; use 'weave hide' to hide it",
-                bridge.name
+                self.names.bridge
             );
             self.add_missing_addresses();
         }
-        Ok(())
     }
 }
 

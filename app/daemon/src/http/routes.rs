@@ -176,7 +176,7 @@ impl Site {
                     Ok(exposed) => exposed,
                     Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
                 };
-                done(self.control.expose(exposed).await?, "unable to expose")
+                done(self.control.expose(exposed).await?.map(drop), "unable to expose")
             }
             Route::Hide(cidr) => match all_of(cidr, form) {
                 Ok(addresses) => done(self.control.hide(addresses).await?, "unable to hide"),

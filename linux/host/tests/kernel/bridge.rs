@@ -136,15 +136,60 @@ fn changed_uplink_is_restored() {
     host(|| {
         let first = launch();
         let before = snapshot();
-        sh("ip link set vethwe-datapath down; ip link set vethwe-bridge nomaster mtu 1500");
         sh("tc qdisc del dev vethwe-datapath clsact");
-        assert_ne!(snapshot(), before);
-        let second = ensure_uplink(&DeviceNames::default()).unwrap();
-        assert_eq!(second, weave_host::UplinkInfo { created: false, ..first });
+        let same = weave_host::UplinkInfo { created: false, ..first };
+        assert_eq!(ensure_uplink(&DeviceNames::default()).unwrap(), same);
         assert_eq!(snapshot(), before);
-        sh("bridge link set dev vethwe-bridge hairpin on");
-        ensure_uplink(&DeviceNames::default()).unwrap();
-        assert_eq!(snapshot(), before);
+        let port = || sh("bridge -d link show dev vethwe-bridge");
+        let port_before = port();
+        for (harm, expected) in [
+            ("ip link set vethwe-datapath down", "vethwe-datapath was down"),
+            ("ip link set vethwe-bridge down", "vethwe-bridge was down"),
+            ("ip link set vethwe-bridge nomaster", "vethwe-bridge was not a port of weave"),
+            ("ip link set vethwe-bridge mtu 1500", "the MTU of vethwe-bridge was 1500"),
+            ("bridge link set dev vethwe-bridge hairpin on", "Hairpin mode enabled on \"vethwe-bridge\""),
+            (
+                "bridge link set dev vethwe-bridge flood off",
+                "bridge port vethwe-bridge did not get frames to addresses that the bridge does not know",
+            ),
+            (
+                "bridge link set dev vethwe-bridge bcast_flood off",
+                "bridge port vethwe-bridge did not get broadcasts",
+            ),
+            (
+                "bridge link set dev vethwe-bridge isolated on",
+                "bridge port vethwe-bridge was isolated from containers",
+            ),
+            ("bridge link set dev vethwe-bridge state 0", "bridge port vethwe-bridge was disabled"),
+            (
+                "sysctl -qw net.ipv4.conf.vethwe-datapath.arp_ignore=0",
+                "arp_ignore of vethwe-datapath was not 8: this host would answer ARP requests of containers of other hosts",
+            ),
+        ] {
+            sh(harm);
+            let restored = ensure_uplink(&DeviceNames::default()).unwrap();
+            assert_eq!(restored.changes, [expected], "{harm}");
+            assert_eq!(ensure_uplink(&DeviceNames::default()).unwrap(), same, "{harm}");
+            assert_eq!((snapshot(), port()), (before.clone(), port_before.clone()), "{harm}");
+        }
+        for (harm, expected) in [
+            (
+                "ip link set weave down",
+                "Interface \"weave\" which needs to be in UP state for Weave functioning is found to be in DOWN state",
+            ),
+            (
+                "ip link set weave address 02:00:00:00:00:01",
+                "the Ethernet address of weave was not 02:42:ac:11:00:01",
+            ),
+            (
+                "sysctl -qw net.ipv4.conf.weave.promote_secondaries=0",
+                "promote_secondaries of weave was not 1: the kernel removes all exposed addresses of a subnet together with the first one",
+            ),
+        ] {
+            sh(harm);
+            assert_eq!(ensure_bridge(&bridge_config()).unwrap().changes, [expected], "{harm}");
+            assert_eq!(snapshot(), before, "{harm}");
+        }
     });
 }
 

@@ -1,11 +1,12 @@
 //! Packet filter rules with every backend.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
 use weave_host::{
-    AttachRequest, DeviceNames, add_bridge_address, adopt_orphans, attach, bridge_addresses,
-    remove_bridge_address,
+    AttachRequest, DeviceNames, add_bridge_address, attach, bridge_addresses, remove_bridge_address,
+    restore_ports,
 };
 
 use crate::support::*;
@@ -265,7 +266,7 @@ fn exposed_subnet_is_translated_in_both_directions() {
     with_each_backend(|backend| {
         launch();
         set_forward_policy_drop(backend);
-        weave_host::enable_forwarding().unwrap();
+        weave_host::ensure_forwarding("weave").unwrap();
         let (inside, outside) = (container(), container());
         attach(&AttachRequest::new(&inside, "11111", &cidrs("10.2.1.7/24"))).unwrap();
         sh_in(&inside, "ip route add default via 10.2.1.1");
@@ -353,10 +354,13 @@ fn containers_are_added_to_a_recreated_bridge() {
         }
         sh("ip link del weave");
         launch();
-        let mut adopted = adopt_orphans(&DeviceNames::default()).unwrap();
-        adopted.sort();
-        assert_eq!(adopted, ["vethwepl11111", "vethwepl22222"]);
-        assert_eq!(adopt_orphans(&DeviceNames::default()), Ok(vec![]));
+        let mut known = BTreeSet::new();
+        let mut changes = restore_ports(&DeviceNames::default(), &mut known).unwrap().changes;
+        changes.sort();
+        let expected =
+            ["vethwepl11111", "vethwepl22222"].map(|name| format!("{name} was not a port of weave"));
+        assert_eq!(changes, expected);
+        assert_eq!(restore_ports(&DeviceNames::default(), &mut known).unwrap().changes, [""; 0]);
         eventually("the containers to reach each other", || {
             sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo y || echo n").trim() == "y"
         });

@@ -8,6 +8,7 @@
 mod attach;
 mod bridge;
 mod firewall;
+mod host_checks;
 mod legacy_devices;
 mod netns;
 mod support;

@@ -181,3 +181,19 @@ pub(crate) fn count_datagrams(socket: &UdpSocket) -> usize {
         }
     }
 }
+
+/// A process in a namespace.
+pub(crate) struct Holder(std::process::Child);
+
+impl Holder {
+    pub(crate) fn of(ns: &NetNs) -> Holder {
+        Holder(ns.run(|| Command::new("sleep").arg("600").spawn().unwrap()).unwrap())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
