@@ -44,7 +44,7 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                     let all: Vec<_> = exposed.iter().map(|e| e.address.to_string()).collect();
                     let _ = asked.send(format!("expose {} {}", all.join(" "), exposed[0].masquerade));
                     let full = exposed.iter().any(|e| e.address.prefix() == 32);
-                    let _ = answer.send(if full { Err("no room".to_owned()) } else { Ok(()) });
+                    let _ = answer.send(if full { Err("no room".to_owned()) } else { Ok(Vec::new()) });
                 }
                 Request::Hide { addresses, answer } => {
                     let all: Vec<_> = addresses.iter().map(ToString::to_string).collect();
