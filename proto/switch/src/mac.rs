@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,10 +14,15 @@ pub struct MacConfig {
     pub own: PeerName,
     /// [`MacTable::expire`] removes entries that were silent for longer. 10 min, as in 2.8.1.
     pub max_age: Duration,
-    /// How long no frame with a remote MAC must have arrived before a local capture takes it over. 2 s, less up to 100 ms
-    /// because last-seen times are inexact; 2.8.1 never takes over (docs/spec/data-plane.md 2.5).
+    /// How long no frame with a MAC must have arrived at its place, here or at a remote peer, before the MAC moves from here to
+    /// a peer or from a peer to here. 2 s, less up to 100 ms because last-seen times are inexact; 2.8.1 never moves a MAC from
+    /// a peer to here (docs/spec/data-plane.md 2.5), and moves it to a peer at once.
     pub hold_down: Duration,
-    /// Maximum number of entries. Further MACs are not learnt, so frames to them are flooded. 65536; 2.8.1 has no limit,
+    /// Of the frames that are refused because their source is in use at another peer, one passes in this time, so that both
+    /// users of an address hear of each other. 1.5 s: a loop stays slow, and of advertisements that are sent every second one
+    /// is heard within 3 s.
+    pub conflict_interval: Duration,
+    /// Maximum number of entries. A further MAC displaces an old one of the peer that has most. 65536; 2.8.1 has no limit,
     /// and a single container can use 2^46 addresses.
     pub max_entries: usize,
     /// Random seed of the hash, so that addresses with colliding hashes cannot be chosen.
@@ -31,6 +36,7 @@ impl MacConfig {
             own,
             max_age: Duration::from_secs(600),
             hold_down: Duration::from_secs(2),
+            conflict_interval: Duration::from_millis(1500),
             max_entries: 65536,
             hash_seed: 0,
         }
@@ -49,12 +55,12 @@ pub enum Learned {
         /// The previous peer.
         from: PeerName,
     },
-    /// Local captures only: another peer has sent from this address within the hold-down.
+    /// The address has been used at its place within the hold-down and stays there.
     Refused {
-        /// The peer that keeps the address.
+        /// The peer that keeps the address, perhaps this one.
         by: PeerName,
     },
-    /// The table is full, or the address is a group address or zero: nothing changed.
+    /// The address is a group address or zero: nothing changed.
     Ignored,
 }
 
@@ -67,31 +73,61 @@ pub struct MacEntry {
     pub peer: PeerName,
     /// When its latest frame arrived, up to 100 ms too early.
     pub last_seen: Instant,
+    /// How many frames with this source were refused at this peer because another peer uses the address.
+    pub refused: u64,
 }
 
-/// When the latest frame of an entry arrived, in milliseconds since the origin of the clock. Shared by the table and all
-/// snapshots that contain the entry, so that data threads refresh it without sending an event.
+/// What data threads write to an entry without sending an event. The table and all snapshots that contain the entry share it.
+/// Times are in milliseconds since the origin of the clock.
 #[derive(Clone)]
-struct LastSeen(Arc<AtomicU64>);
+struct Activity(Arc<Times>);
+
+struct Times {
+    last_seen: AtomicU64,
+    /// When a conflicting frame passed, or the first one was refused; 0 before.
+    conflict: AtomicU64,
+    refused: AtomicU64,
+}
 
 /// A newer time is stored only after this interval: a store per frame would move the cache line between the threads.
 const GRANULARITY_MS: u64 = 100;
 
-impl LastSeen {
-    fn new(now: Instant) -> LastSeen {
-        LastSeen(Arc::new(AtomicU64::new(millis(now))))
+impl Activity {
+    fn new(now: Instant, refused: u64) -> Activity {
+        let last_seen = AtomicU64::new(millis(now));
+        Activity(Arc::new(Times { last_seen, conflict: AtomicU64::new(0), refused: AtomicU64::new(refused) }))
+    }
+
+    /// Whether a local frame passes although another peer uses its source. Refused frames are counted.
+    fn passes_despite_conflict(&self, interval: Duration, now: Instant) -> bool {
+        let now = millis(now).max(1);
+        let previous = self.0.conflict.load(Ordering::Relaxed);
+        let due = previous == 0 || u128::from(now.saturating_sub(previous)) >= interval.as_millis();
+        if due {
+            self.0.conflict.store(now, Ordering::Relaxed);
+        }
+        // The first frame may be a late one from before the address moved.
+        let passes = due && previous != 0;
+        if !passes {
+            self.0.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        passes
+    }
+
+    fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
     }
 
     fn touch(&self, now: Instant) {
         let now = millis(now);
-        if now.saturating_sub(self.0.load(Ordering::Relaxed)) >= GRANULARITY_MS {
+        if now.saturating_sub(self.0.last_seen.load(Ordering::Relaxed)) >= GRANULARITY_MS {
             // If two threads race, either value is correct to about a millisecond.
-            self.0.store(now, Ordering::Relaxed);
+            self.0.last_seen.store(now, Ordering::Relaxed);
         }
     }
 
     fn at(&self) -> Instant {
-        Instant::from_origin(Duration::from_millis(self.0.load(Ordering::Relaxed)))
+        Instant::from_origin(Duration::from_millis(self.0.last_seen.load(Ordering::Relaxed)))
     }
 
     fn silent_for(&self, now: Instant) -> Duration {
@@ -106,17 +142,71 @@ fn millis(at: Instant) -> u64 {
 #[derive(Clone)]
 struct Entry {
     peer: PeerName,
-    last_seen: LastSeen,
+    activity: Activity,
 }
+
+/// An entry of the table and its position in the share of its peer.
+struct Listed {
+    entry: Entry,
+    position: u64,
+    /// The last-seen time at which the entry got its position.
+    listed_at: Instant,
+}
+
+/// The MACs of each peer, in the order in which a full table displaces them.
+#[derive(Default)]
+struct Shares {
+    peers: BTreeMap<PeerName, BTreeMap<u64, MacAddr>>,
+    by_size: BTreeSet<(usize, PeerName)>,
+    next: u64,
+}
+
+impl Shares {
+    /// Appends a MAC and returns its position.
+    fn add(&mut self, peer: PeerName, mac: MacAddr) -> u64 {
+        self.next += 1;
+        let share = self.peers.entry(peer).or_default();
+        self.by_size.remove(&(share.len(), peer));
+        share.insert(self.next, mac);
+        self.by_size.insert((share.len(), peer));
+        self.next
+    }
+
+    fn remove(&mut self, peer: PeerName, position: u64) {
+        let Some(share) = self.peers.get_mut(&peer) else { return };
+        self.by_size.remove(&(share.len(), peer));
+        share.remove(&position);
+        if share.is_empty() {
+            self.peers.remove(&peer);
+        } else {
+            self.by_size.insert((share.len(), peer));
+        }
+    }
+
+    /// The peer with most MACs, and their number.
+    fn largest(&self) -> Option<(PeerName, usize)> {
+        self.by_size.last().map(|(len, peer)| (*peer, *len))
+    }
+
+    fn first(&self, peer: PeerName) -> Option<MacAddr> {
+        self.peers.get(&peer)?.values().next().copied()
+    }
+}
+
+/// How many MACs that have been used since they got their position a displacement passes over. The number bounds its time.
+const SECOND_CHANCES: usize = 16;
 
 /// Which peer has which MAC (docs/spec/data-plane.md 2.2). The caller passes the events of data threads to it and publishes
 /// snapshots.
 ///
-/// Differences from 2.8.1: a local capture takes over an address that its remote peer has not used for the hold-down
-/// (docs/spec/data-plane.md 2.5), and moves are reported.
+/// Differences from 2.8.1: an address that two places use at the same time does not move between this peer and another one
+/// until one of them is silent (docs/spec/data-plane.md 2.5), moves are reported, and the size is bounded: in a full table a
+/// peer with many addresses displaces its own.
 pub struct MacTable {
     config: MacConfig,
-    entries: BTreeMap<MacAddr, Entry>,
+    entries: BTreeMap<MacAddr, Listed>,
+    shares: Shares,
+    displaced: u64,
     /// Cleared when entries are added, removed or moved. A refresh is visible in the old snapshot, too.
     snapshot: OnceLock<Arc<MacMap>>,
 }
@@ -127,51 +217,83 @@ impl MacTable {
 
     /// Creates an empty table.
     pub fn new(config: MacConfig) -> MacTable {
-        MacTable { config, entries: BTreeMap::new(), snapshot: OnceLock::new() }
+        MacTable {
+            config,
+            entries: BTreeMap::new(),
+            shares: Shares::default(),
+            displaced: 0,
+            snapshot: OnceLock::new(),
+        }
     }
 
     /// A frame from `mac` was captured from the local bridge.
     pub fn learn_local(&mut self, mac: MacAddr, now: Instant) -> Learned {
-        let own = self.config.own;
-        if let Some(entry) = self.entries.get(&mac)
-            && entry.peer != own
-            && entry.last_seen.silent_for(now) < self.config.hold_down
-        {
-            return Learned::Refused { by: entry.peer };
-        }
-        self.learn(mac, own, now)
+        self.learn(mac, self.config.own, now)
     }
 
-    /// A frame from `mac` arrived from an overlay with source peer `peer`. Replaces any previous entry immediately, even a local
-    /// one (docs/spec/data-plane.md 2.4).
+    /// A frame from `mac` arrived from an overlay with source peer `peer`. It moves the address at once from another peer
+    /// (docs/spec/data-plane.md 2.4), but not from this one while it is in use here.
     pub fn learn_remote(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
         self.learn(mac, peer, now)
     }
 
     fn learn(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
-        let known = self.entries.len();
         if !is_learnable(mac) {
             return Learned::Ignored;
         }
+        let own = self.config.own;
         let learned = match self.entries.get_mut(&mac) {
-            Some(entry) if entry.peer == peer => {
-                entry.last_seen.touch(now);
+            Some(Listed { entry, .. }) if entry.peer == peer => {
+                entry.activity.touch(now);
                 return Learned::Known;
             }
-            Some(entry) => {
+            Some(Listed { entry, .. })
+                if (entry.peer == own || peer == own)
+                    && entry.activity.silent_for(now) < self.config.hold_down =>
+            {
+                return Learned::Refused { by: entry.peer };
+            }
+            Some(Listed { entry, position, listed_at }) => {
+                self.shares.remove(entry.peer, *position);
+                (*position, *listed_at) = (self.shares.add(peer, mac), now);
                 let from = std::mem::replace(&mut entry.peer, peer);
                 // A new value: data threads with an older snapshot still refresh the value of the old peer.
-                entry.last_seen = LastSeen::new(now);
+                entry.activity = Activity::new(now, entry.activity.refused());
                 Learned::Moved { from }
             }
-            None if known >= self.config.max_entries => return Learned::Ignored,
             None => {
-                self.entries.insert(mac, Entry { peer, last_seen: LastSeen::new(now) });
+                if self.entries.len() >= self.config.max_entries {
+                    self.displace();
+                }
+                let entry = Entry { peer, activity: Activity::new(now, 0) };
+                let position = self.shares.add(peer, mac);
+                self.entries.insert(mac, Listed { entry, position, listed_at: now });
                 Learned::New
             }
         };
         self.snapshot.take();
         learned
+    }
+
+    /// Removes an entry of the peer that has most, so that a flood of addresses displaces itself: the oldest one that has not
+    /// been used since, or one of the oldest.
+    fn displace(&mut self) {
+        let Some((peer, _)) = self.shares.largest() else { return };
+        for _ in 0..SECOND_CHANCES {
+            let Some(mac) = self.shares.first(peer) else { return };
+            let Some(Listed { entry, position, listed_at }) = self.entries.get_mut(&mac) else { return };
+            let used = entry.activity.at();
+            if used <= *listed_at {
+                break;
+            }
+            self.shares.remove(peer, *position);
+            (*position, *listed_at) = (self.shares.add(peer, mac), used);
+        }
+        let Some(mac) = self.shares.first(peer) else { return };
+        if let Some(listed) = self.entries.remove(&mac) {
+            self.shares.remove(peer, listed.position);
+            self.displaced += 1;
+        }
     }
 
     /// Removes the entries of a peer that left the topology. Returns their addresses, sorted.
@@ -183,21 +305,43 @@ impl MacTable {
     /// every [`EXPIRY_INTERVAL`](MacTable::EXPIRY_INTERVAL); logged as `Expired MAC <mac> at <peer>`.
     pub fn expire(&mut self, now: Instant) -> Vec<(MacAddr, PeerName)> {
         let max_age = self.config.max_age;
-        self.remove(|entry| entry.last_seen.silent_for(now) > max_age)
+        self.remove(|entry| entry.activity.silent_for(now) > max_age)
     }
 
     fn remove(&mut self, which: impl Fn(&Entry) -> bool) -> Vec<(MacAddr, PeerName)> {
-        let removed: Vec<_> =
-            self.entries.extract_if(.., |_, entry| which(entry)).map(|(mac, e)| (mac, e.peer)).collect();
+        let removed: Vec<_> = self.entries.extract_if(.., |_, listed| which(&listed.entry)).collect();
+        for (_, listed) in &removed {
+            self.shares.remove(listed.entry.peer, listed.position);
+        }
         if !removed.is_empty() {
             self.snapshot.take();
         }
-        removed
+        removed.into_iter().map(|(mac, listed)| (mac, listed.entry.peer)).collect()
+    }
+
+    /// The largest number of entries.
+    pub fn max_entries(&self) -> usize {
+        self.config.max_entries
+    }
+
+    /// How many entries were displaced because the table was full.
+    pub fn displaced(&self) -> u64 {
+        self.displaced
+    }
+
+    /// The peer with most entries, and their number.
+    pub fn largest_share(&self) -> Option<(PeerName, usize)> {
+        self.shares.largest()
+    }
+
+    /// How many frames from `mac` were refused at this peer because another peer uses the address.
+    pub fn refused(&self, mac: MacAddr) -> u64 {
+        self.entries.get(&mac).map_or(0, |listed| listed.entry.activity.refused())
     }
 
     /// The peer that has `mac`.
     pub fn lookup(&self, mac: MacAddr) -> Option<PeerName> {
-        self.entries.get(&mac).map(|entry| entry.peer)
+        self.entries.get(&mac).map(|listed| listed.entry.peer)
     }
 
     /// The snapshot for data threads: the same `Arc` as before, unless an entry was added, removed or moved since. Building a
@@ -206,15 +350,21 @@ impl MacTable {
         let build = || {
             let hasher = SeededHasher { seed: self.config.hash_seed };
             let mut entries = HashMap::with_capacity_and_hasher(self.entries.len(), hasher);
-            entries.extend(self.entries.iter().map(|(mac, entry)| (key(*mac), entry.clone())));
-            Arc::new(MacMap { entries, hold_down: self.config.hold_down })
+            entries.extend(self.entries.iter().map(|(mac, listed)| (key(*mac), listed.entry.clone())));
+            let MacConfig { hold_down, conflict_interval, .. } = self.config;
+            Arc::new(MacMap { entries, hold_down, conflict_interval })
         };
         self.snapshot.get_or_init(build).clone()
     }
 
     /// All entries, sorted by address.
     pub fn entries(&self) -> impl Iterator<Item = MacEntry> + '_ {
-        self.entries.iter().map(|(mac, e)| MacEntry { mac: *mac, peer: e.peer, last_seen: e.last_seen.at() })
+        self.entries.iter().map(|(mac, Listed { entry, .. })| MacEntry {
+            mac: *mac,
+            peer: entry.peer,
+            last_seen: entry.activity.at(),
+            refused: entry.activity.refused(),
+        })
     }
 
     /// Number of addresses.
@@ -243,6 +393,7 @@ pub(crate) fn is_learnable(mac: MacAddr) -> bool {
 pub struct MacMap {
     entries: HashMap<u64, Entry, SeededHasher>,
     hold_down: Duration,
+    conflict_interval: Duration,
 }
 
 /// Result of [`MacMap::refresh_source`].
@@ -262,7 +413,7 @@ impl MacMap {
     /// Creates an empty map.
     pub fn empty() -> Arc<MacMap> {
         let entries = HashMap::with_hasher(SeededHasher { seed: 0 });
-        Arc::new(MacMap { entries, hold_down: Duration::ZERO })
+        Arc::new(MacMap { entries, hold_down: Duration::ZERO, conflict_interval: Duration::ZERO })
     }
 
     /// The peer that has `mac`.
@@ -272,7 +423,7 @@ impl MacMap {
 
     /// When the latest frame from `mac` arrived, up to 100 ms too early.
     pub fn last_seen(&self, mac: MacAddr) -> Option<Instant> {
-        self.entries.get(&key(mac)).map(|entry| entry.last_seen.at())
+        self.entries.get(&key(mac)).map(|entry| entry.activity.at())
     }
 
     /// Looks up the source of a frame from `peer` and refreshes its last-seen time.
@@ -280,14 +431,20 @@ impl MacMap {
         match self.entries.get(&key(mac)) {
             None => SourceState::Unknown,
             Some(entry) if entry.peer == peer => {
-                entry.last_seen.touch(now);
+                entry.activity.touch(now);
                 SourceState::SamePeer
             }
             Some(entry) => SourceState::OtherPeer {
                 peer: entry.peer,
-                active: entry.last_seen.silent_for(now) < self.hold_down,
+                active: entry.activity.silent_for(now) < self.hold_down,
             },
         }
+    }
+
+    /// Whether a local frame passes although another peer uses its source; refused frames are counted.
+    pub(crate) fn passes_despite_conflict(&self, mac: MacAddr, now: Instant) -> bool {
+        let entry = self.entries.get(&key(mac));
+        entry.is_none_or(|entry| entry.activity.passes_despite_conflict(self.conflict_interval, now))
     }
 
     /// Number of addresses.

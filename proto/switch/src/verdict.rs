@@ -105,13 +105,12 @@ pub enum SwitchEvent {
         /// The source peer.
         peer: PeerName,
     },
-    /// A frame was dropped as [`DropReason::LocalConflict`]. 2.8.1 logs `Captured frame from MAC (<mac>) to (<dst>)
-    /// associated with another peer <peer>`.
+    /// A frame has a source that is in use at another peer: it was dropped as [`DropReason::LocalConflict`], but for one in
+    /// [`MacConfig::conflict_interval`](crate::MacConfig::conflict_interval). 2.8.1 drops all and logs `Captured frame from MAC
+    /// (<mac>) to (<dst>) associated with another peer <peer>`.
     LocalConflict {
         /// The source MAC.
         mac: MacAddr,
-        /// The destination MAC.
-        dst: MacAddr,
         /// The peer that sends from it.
         peer: PeerName,
     },
@@ -143,8 +142,11 @@ pub fn local_frame<'t>(
     let event = match table.macs.refresh_source(src, table.own, now) {
         SourceState::SamePeer => None,
         SourceState::OtherPeer { peer, active: true } => {
-            let event = SwitchEvent::LocalConflict { mac: src, dst, peer };
-            return (LocalVerdict::Drop(DropReason::LocalConflict), Some(event));
+            let event = SwitchEvent::LocalConflict { mac: src, peer };
+            if !table.macs.passes_despite_conflict(src, now) {
+                return (LocalVerdict::Drop(DropReason::LocalConflict), Some(event));
+            }
+            Some(event)
         }
         SourceState::Unknown | SourceState::OtherPeer { active: false, .. } => {
             Some(SwitchEvent::LocalMac(src))

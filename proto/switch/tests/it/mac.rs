@@ -42,7 +42,9 @@ fn all_transitions_of_an_entry() {
         (None, Remote(B), 0, New, B),
         (Some(Local), Local, 0, Known, OWN),
         (Some(Local), Local, 500_000, Known, OWN),
-        (Some(Local), Remote(B), 0, Moved { from: OWN }, B),
+        (Some(Local), Remote(B), 0, Refused { by: OWN }, OWN),
+        (Some(Local), Remote(B), 1999, Refused { by: OWN }, OWN),
+        (Some(Local), Remote(B), 2000, Moved { from: OWN }, B),
         (Some(Local), Remote(B), 5000, Moved { from: OWN }, B),
         (Some(Remote(B)), Remote(B), 0, Known, B),
         (Some(Remote(B)), Remote(B), 500_000, Known, B),
@@ -83,14 +85,58 @@ fn invalid_source_addresses_are_not_learnt() {
     assert!(table.is_empty() && table.snapshot().is_empty());
 }
 
+fn numbered(i: u32) -> MacAddr {
+    let b = i.to_be_bytes();
+    MacAddr([2, 0, b[0], b[1], b[2], b[3]])
+}
+
+/// One peer has more addresses than there is room for: it displaces its own and leaves a place for everybody.
+#[test]
+fn a_flood_of_addresses_displaces_itself() {
+    let mut table = MacTable::new(MacConfig { max_entries: 100, ..MacConfig::new(OWN) });
+    table.learn_local(X, at(0));
+    table.learn_remote(Y, C, at(0));
+    let active = numbered(7);
+    for i in 0..1000 {
+        assert_eq!(table.learn_remote(numbered(i), B, at(u64::from(i) * 10)), Learned::New);
+        if i > 7 {
+            assert_eq!(table.learn_remote(active, B, at(u64::from(i) * 10 + 200)), Learned::Known, "{i}");
+        }
+    }
+    assert_eq!((table.len(), table.displaced()), (100, 902));
+    assert_eq!(table.largest_share(), Some((B, 98)));
+    assert_eq!(table.snapshot().len(), 100);
+    let newcomer = MacAddr([2; 6]);
+    assert_eq!(table.learn_remote(newcomer, C, at(10_000)), Learned::New);
+    assert_eq!(table.learn_local(MacAddr([6; 6]), at(10_000)), Learned::New);
+    assert_eq!([X, Y, newcomer, active].map(|mac| table.lookup(mac)), [Some(OWN), Some(C), Some(C), Some(B)]);
+    // The oldest unused addresses went first.
+    let mut left: Vec<_> = table.entries().filter(|e| e.peer == B).map(|e| e.mac).collect();
+    left.sort();
+    let expected: Vec<_> = std::iter::once(7).chain(905..1000).map(numbered).collect();
+    assert_eq!(left, expected);
+    // Shares follow moves, expiry and peers that leave.
+    table.learn_remote(active, C, at(10_000));
+    assert_eq!(table.largest_share(), Some((B, 95)));
+    table.forget_peer(B);
+    assert_eq!((table.len(), table.largest_share()), (5, Some((C, 3))));
+    table.expire(at(700_000));
+    assert_eq!(table.largest_share(), None);
+}
+
+/// Many peers with few addresses each: any of the largest loses one, and the table stays within its bound.
 #[test]
 fn number_of_entries_is_limited() {
     let mut table = MacTable::new(MacConfig { max_entries: 1, ..MacConfig::new(OWN) });
     assert_eq!(table.learn_remote(X, B, at(0)), Learned::New);
-    assert_eq!(table.learn_remote(Y, B, at(0)), Learned::Ignored);
-    assert_eq!(table.learn_local(Y, at(0)), Learned::Ignored);
-    assert_eq!(table.learn_remote(X, C, at(0)), Learned::Moved { from: B }, "known addresses still move");
+    assert_eq!(table.learn_remote(Y, C, at(0)), Learned::New);
+    assert_eq!(table.learn_local(X, at(0)), Learned::New);
     assert_eq!((table.len(), table.snapshot().len()), (1, 1));
+    let mut full = new();
+    for i in 0..70_000 {
+        full.learn_remote(numbered(i), B, at(0));
+    }
+    assert_eq!((full.len(), full.displaced()), (65_536, 70_000 - 65_536));
 }
 
 #[test]
@@ -219,9 +265,13 @@ proptest! {
                     let expected = match model.get(&mac(m)).copied() {
                         None => Learned::New,
                         Some((q, _)) if q == peer(p) => Learned::Known,
+                        Some((q, seen)) if q == OWN && now - seen < 2000 => Learned::Refused { by: q },
                         Some((q, _)) => Learned::Moved { from: q },
                     };
                     prop_assert_eq!(table.learn_remote(mac(m), peer(p), at(now)), expected);
+                    if matches!(expected, Learned::Refused { .. }) {
+                        continue;
+                    }
                     let seen = match (expected, model.get(&mac(m))) {
                         (Learned::Known, Some((_, old))) => refreshed(*old, now),
                         _ => now,
