@@ -29,6 +29,9 @@ pub struct Config {
     pub discovery: bool,
     /// Maximum number of connections; 0 for no limit. Default 200.
     pub connection_limit: usize,
+    /// Most bytes of unfinished messages over all connections: those that are collected and those that are not written yet.
+    /// Beyond, the connection with most of them ends. Default 256 MB.
+    pub max_buffered: usize,
     /// Lowest protocol version to accept, 1 or 2. Default 1.
     pub min_protocol: u8,
     /// Names of our overlays, in order of preference. Default empty: there are no overlays to negotiate, and the driver
@@ -57,6 +60,7 @@ impl Config {
             trusted_subnets: Vec::new(),
             discovery: true,
             connection_limit: 200,
+            max_buffered: 256 << 20,
             min_protocol: 1,
             overlays: Vec::new(),
             gossip_interval: Duration::from_secs(30),

@@ -147,6 +147,15 @@ impl Connection {
         self.write_deadline = (self.unwritten > 0).then(|| now + WRITE_TIMEOUT);
     }
 
+    /// Bytes of messages that are collected or not written yet. A handshake has a small limit of its own.
+    pub(crate) fn buffered(&self) -> usize {
+        let collected = match &self.state {
+            State::Running(running) => running.session.buffered(),
+            State::Dialling | State::Handshaking { .. } => 0,
+        };
+        self.unwritten + collected
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let (read_deadline, heartbeat) = match &self.state {
             State::Dialling => (None, None),

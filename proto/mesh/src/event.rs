@@ -118,6 +118,9 @@ pub enum ConnectionError {
     /// Too many inbound connections have not completed their handshake; this was the oldest one.
     #[error("too many connections in handshake")]
     TooManyPending,
+    /// The unfinished messages of all connections have too many bytes; this connection had most of them.
+    #[error("too many bytes of unfinished messages ({0} of this connection)")]
+    TooMuchBuffered(usize),
     /// This peer is shutting down.
     #[error("shutting down")]
     Shutdown,

@@ -375,6 +375,11 @@ impl Session {
         }
     }
 
+    /// Bytes of a message that is not complete yet.
+    pub(crate) fn buffered(&self) -> usize {
+        self.reader.buffered()
+    }
+
     /// The next message received; `None` if more bytes are needed.
     ///
     /// # Errors

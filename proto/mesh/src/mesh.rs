@@ -440,6 +440,7 @@ impl Mesh {
 
     /// Completes the handling of an input: applies changes and starts attempts that are due.
     fn finish_input(&mut self, now: Now) {
+        self.limit_buffers(now);
         self.apply_topology_changes(now);
         if std::mem::take(&mut self.peers_changed) {
             self.output(Output::PeersChanged);
@@ -451,6 +452,16 @@ impl Mesh {
             for attempt in attempts {
                 self.start_attempt(attempt);
             }
+        }
+    }
+
+    /// Ends connections until the bytes of unfinished messages are within their limit. The connection with most goes, so that
+    /// one peer does not take the room of the others.
+    fn limit_buffers(&mut self, now: Now) {
+        while self.connections.values().map(Connection::buffered).sum::<usize>() > self.config.max_buffered {
+            let largest = self.connections.values().map(|c| (c.buffered(), c.id)).max();
+            let Some((bytes, conn)) = largest else { return };
+            self.terminate(conn, ConnectionError::TooMuchBuffered(bytes), now);
         }
     }
 

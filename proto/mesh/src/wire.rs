@@ -172,9 +172,13 @@ impl FrameBuffer {
         Ok(Some(&self.buffer[start..start + length]))
     }
 
+    fn buffered(&self) -> usize {
+        self.buffer.len() - self.consumed
+    }
+
     /// Whether the length or the content of a frame is incomplete. 2.8.1 reads them separately.
     pub(crate) fn is_mid_frame(&self) -> bool {
-        let left = self.buffer.len() - self.consumed;
+        let left = self.buffered();
         left != 0 && left != 4
     }
 }
@@ -191,6 +195,14 @@ impl FrameReader {
         match self {
             FrameReader::V1(stream) => stream.push(bytes),
             FrameReader::V2(frames) => frames.push(bytes),
+        }
+    }
+
+    /// Bytes of a message that is not complete yet.
+    pub(crate) fn buffered(&self) -> usize {
+        match self {
+            FrameReader::V1(stream) => stream.buffered(),
+            FrameReader::V2(frames) => frames.buffered(),
         }
     }
 

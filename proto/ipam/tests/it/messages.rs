@@ -2,8 +2,8 @@
 
 use crate::support::{knowledge, list, name, number, range, state, text, vectors};
 use weave_ipam::message::{StateMessage, Unicast};
-use weave_ipam::paxos::{ElectorId, Paxos};
-use weave_types::PeerUid;
+use weave_ipam::paxos::{ElectorId, ElectorState, Knowledge, Paxos};
+use weave_types::{PeerName, PeerUid};
 
 fn assert_round_trip(bytes: &[u8], expected: &StateMessage, what: &str) {
     let mut read = StateMessage::decode(bytes).unwrap();
@@ -122,4 +122,13 @@ fn check(node: &Paxos, step: &serde_json::Value) {
     assert_eq!(serde_json::json!(consensus.is_some()), step["consensus"], "{}", step["what"]);
     let expected: Vec<_> = list(&step["consensus_value_sorted"]).iter().map(name).collect();
     assert_eq!(consensus.unwrap_or_default(), expected);
+}
+
+#[test]
+fn number_of_electors_is_limited() {
+    let id = |n: u64| ElectorId { name: PeerName::from_number(n).unwrap(), uid: PeerUid(n) };
+    let flood: Knowledge = (2..70_000).map(|n| (id(n), ElectorState::default())).collect();
+    let mut paxos = Paxos::new(id(1));
+    paxos.update(&flood);
+    assert_eq!(paxos.knowledge().len(), 65_536);
 }

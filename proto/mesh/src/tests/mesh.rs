@@ -460,6 +460,34 @@ fn pending_handshakes_are_limited_in_number_and_time() {
 }
 
 #[test]
+fn bytes_of_unfinished_messages_are_limited_over_all_connections() {
+    let limit = 100_000;
+    let mut net = Net::new(3, |i, config| {
+        default_config(i, config);
+        config.max_buffered = limit;
+    });
+    net.connect(0, &["10.0.0.2", "10.0.0.3"]);
+    net.run_s(3);
+    net.assert_converged();
+    let mut conns: Vec<_> = net.hosts[0].mesh.connections.keys().copied().collect();
+    conns.sort();
+    let [first, second] = conns[..] else { panic!("{conns:?}") };
+    // The head of a message of 1 MB, and a part of it.
+    let part = |bytes: usize| [&0x0010_0000u32.to_be_bytes()[..], &vec![0; bytes]].concat();
+    let text = "too many bytes of unfinished messages";
+    net.with(0, |mesh, channels, now| mesh.handle_stream(first, &part(60_000), channels, now));
+    net.with(0, |mesh, channels, now| mesh.handle_stream(second, &part(30_000), channels, now));
+    assert_eq!(net.logged(0, text), 0);
+    net.with(0, |mesh, channels, now| mesh.handle_stream(second, &[0; 11_000], channels, now));
+    assert_eq!(net.logged(0, text), 1, "the connection with most bytes ends");
+    let left = &net.hosts[0].mesh.connections;
+    assert!(!left.contains_key(&first) && left.contains_key(&second));
+    // The same for bytes that are not written: only the next connection has room for them.
+    let more = net.hosts[0].mesh.connections[&second].buffered();
+    assert!(more < limit && more > 41_000, "{more}");
+}
+
+#[test]
 fn malformed_bytes_end_only_their_connection() {
     use rand::RngExt;
     let mut net = line(2, default_config);
