@@ -106,6 +106,33 @@ pub struct Router {
     /// *Addition.* Frames not delivered, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
+    /// *Addition.* The table of Ethernet addresses, once it was full.
+    #[serde(rename = "MACTable", default, skip_serializing_if = "Option::is_none")]
+    pub mac_table: Option<MacTable>,
+}
+
+/// The size of the table of Ethernet addresses.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MacTable {
+    /// Number of addresses.
+    pub entries: usize,
+    /// The largest number.
+    pub max_entries: usize,
+    /// How many addresses were displaced because the table was full.
+    pub displaced: u64,
+    /// The peer with most addresses, `name(nickname)`.
+    pub largest_peer: String,
+    /// Number of its addresses.
+    pub largest_entries: usize,
+}
+
+impl MacTable {
+    /// `full (65536 addresses), mostly from 8a:..(h1)`; `None` if there is room.
+    pub fn full(&self) -> Option<String> {
+        let text = || format!("full ({} addresses), mostly from {}", self.entries, self.largest_peer);
+        (self.entries >= self.max_entries).then(text)
+    }
 }
 
 /// One peer of the mesh.
@@ -203,6 +230,13 @@ pub struct Mac {
     pub nick_name: String,
     /// When a frame from it was last seen.
     pub last_seen: Timestamp,
+    /// *Addition.* Frames from it that were refused on this host because another peer uses the address.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Address allocation.

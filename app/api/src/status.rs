@@ -11,12 +11,12 @@
 //!
 //! Differences from 2.8.1: attributes are separated by a blank (`encrypted=true mtu=1414`), targets are sorted, and a
 //! connection that does not use the best overlay says why (`reason="..."`, last on its line). The summary has a line
-//! `Consensus`, and `/status/ipam` says why requests wait.
+//! `Consensus`, one about the MAC table while that is full, and `/status/ipam` says why requests wait.
 
 use std::fmt::Write;
 
 use crate::facts::{active_entries, consensus, ipam_state, shares, version_sentence};
-use crate::report::{Connection, Report, Router};
+use crate::report::{Connection, MacTable, Report, Router};
 
 /// States in the order in which the summary counts them. A `waiting` connection is in no count.
 const STATES: [&str; 5] = ["established", "pending", "retrying", "failed", "connecting"];
@@ -86,6 +86,9 @@ fn router(page: &mut Page, router: &Router) {
         page.line("Peers", &format!("{peers} (with {} connections)", counts.join(", ")));
     }
     page.line("TrustedSubnets", &list_or_none(&router.trusted_subnets));
+    if let Some(text) = router.mac_table.as_ref().and_then(MacTable::full) {
+        page.line("MACTable", &text);
+    }
 }
 
 /// What on this host keeps the peer or its containers from working; nothing if all is well.

@@ -70,6 +70,9 @@ pub struct RouterSummary<'a> {
     pub peers: PeerCounts,
     /// Networks inside which traffic is not encrypted.
     pub trusted_subnets: &'a [String],
+    /// The table of Ethernet addresses; `null` unless it was full since the start.
+    #[serde(rename = "MACTable")]
+    pub mac_table: Option<&'a crate::report::MacTable>,
 }
 
 /// Connections by state.
@@ -259,6 +262,7 @@ fn summary(report: &Report) -> Summary<'_> {
                 pending: reported().filter(|c| !c.established).count(),
             },
             trusted_subnets: &r.trusted_subnets,
+            mac_table: r.mac_table.as_ref(),
         },
         ipam: report.ipam.as_ref().map(|i| IpamSummary {
             status: facts::ipam_state(i),
@@ -353,6 +357,7 @@ mod tests {
                         {"Total": 4, "Established": 2, "Pending": 0, "Retrying": 1, "Failed": 1, "Connecting": 0},
                     "Peers": {"Total": 3, "Established": 6, "Pending": 0},
                     "TrustedSubnets": report.router.trusted_subnets,
+                    "MACTable": null,
                 },
                 "HostProblems": [],
                 "IPAM": {

@@ -74,7 +74,11 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
                 "port",
                 "TCP and UDP port of the peer, usually the same on all peers (default: $WEAVE_PORT or 6783)",
             ),
-            text("host", "address", "listen on this address only (default: all)"),
+            text(
+                "host",
+                "address",
+                "listen on this address only (default: all of IPv4; '::': all of IPv4 and IPv6)",
+            ),
             text(
                 "password",
                 "text",

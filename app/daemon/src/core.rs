@@ -20,6 +20,7 @@ use crate::net::{Event, Net};
 use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::LogLimiter;
+use crate::telemetry::metrics::ConnectionSeries;
 use crate::telemetry::printable::explain_error;
 use crate::telemetry::report;
 
@@ -93,6 +94,8 @@ pub(crate) struct Core {
     pub(crate) failed_handshakes: FailedHandshakes,
     pub(crate) connection_log_limit: LogLimiter,
     pub(crate) log_limit: LogLimiter,
+    /// The series of connections that scrapes have seen.
+    pub(crate) connection_series: ConnectionSeries,
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
@@ -189,7 +192,7 @@ impl Core {
                 Output::Close { conn } => {
                     self.net.close(conn);
                 }
-                Output::Datagram { conn, to, df, bytes } => self.datapath.transmit(to, df, &bytes, conn),
+                Output::Datagram { destination, bytes } => self.datapath.transmit(destination, &bytes),
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
                 Output::Event(event) => self.log_event(&event),
             }
@@ -223,6 +226,9 @@ impl Core {
     /// Logs an event, unless there are too many: other hosts and containers can cause any number of them.
     fn log_event(&mut self, event: &weave_node::Event) {
         let now = self.clock.now().mono;
+        if let weave_node::Event::Repeated(event) = event {
+            return tracing::debug!("{event}");
+        }
         let limit = match event {
             weave_node::Event::Mesh(event) => {
                 self.failed_handshakes.record(event, now);
@@ -237,6 +243,8 @@ impl Core {
         }
         match event {
             weave_node::Event::MacConflict { .. }
+            | weave_node::Event::MacTableFull { .. }
+            | weave_node::Event::PathBlocked { .. }
             | weave_node::Event::Ipam(
                 weave_ipam::Event::Conflict { .. }
                 | weave_ipam::Event::QuorumTooSmall { .. }
@@ -344,7 +352,8 @@ impl Core {
             }
             Request::Metrics(answer) => {
                 let data = self.datapath.stats();
-                let _ = answer.send(report::snapshot(self.report(&data), &data));
+                let report = self.report(&data);
+                let _ = answer.send(report::snapshot(report, &data, &mut self.connection_series));
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);

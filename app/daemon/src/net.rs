@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -79,12 +79,16 @@ pub(crate) struct Net<R> {
     writers: JoinSet<()>,
 }
 
-/// Binds the listener for peers: `host`, or all addresses of IPv4, like the UDP sockets of the data path.
+/// Binds the listener for peers: `host`, or all addresses of IPv4, like the UDP sockets of the data path. `::` is all addresses
+/// of both families.
 pub(crate) fn listen(host: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     let addr = SocketAddr::new(host.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port);
     weave_host::fault_injection::io_fail_point(&format_args!("listening on {addr}"))?;
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    if addr.is_ipv6() {
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv6V6Only, &false)?;
+    }
     socket.bind(addr)?;
     socket.listen(128)
 }
@@ -189,8 +193,13 @@ impl<R: Send + 'static> Net<R> {
     pub(crate) fn dial(&mut self, conn: ConnectionId, addr: SocketAddr) {
         let events = self.events.clone();
         let host = self.host.filter(|h| h.is_ipv4() == addr.is_ipv4());
+        let listening = self.host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let task = tokio::spawn(async move {
-            let event = match connect(host, addr).await {
+            let attempt = match speaks_to(listening, addr.ip()) {
+                true => connect(host, addr).await,
+                false => Err(other_family(listening)),
+            };
+            let event = match attempt {
                 Ok((stream, local)) => Event::Dialled { conn, stream, local, remote: addr },
                 Err(e) => {
                     let from = host.map(|h| h.to_string()).unwrap_or_default();
@@ -216,6 +225,16 @@ impl<R: Send + 'static> Net<R> {
             let _ = events.send(Event::Resolved { id, result }).await;
         });
     }
+}
+
+/// Whether a peer that listens on `listening` has datagrams for `remote`: a connection needs both protocols.
+fn speaks_to(listening: IpAddr, remote: IpAddr) -> bool {
+    listening.is_ipv4() == remote.is_ipv4() || listening == Ipv6Addr::UNSPECIFIED
+}
+
+fn other_family(listening: IpAddr) -> String {
+    let family = if listening.is_ipv4() { "IPv4" } else { "IPv6" };
+    format!("this peer listens on {listening}, which is {family} only ('--host ::' is IPv4 and IPv6)")
 }
 
 async fn connect(host: Option<IpAddr>, addr: SocketAddr) -> Result<(TcpStream, SocketAddr), String> {
@@ -344,4 +363,27 @@ fn lookup_text(e: &io::Error) -> String {
         return "no such host".to_owned();
     }
     text.rsplit_once(": ").map_or(text.clone(), |(_, tail)| tail.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_of_the_other_family_are_not_dialled() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (listening, v4, v6) in [
+            ("0.0.0.0", true, false),
+            ("10.0.0.1", true, false),
+            ("::", true, true),
+            ("fd00::1", false, true),
+        ] {
+            let reached = ["10.0.0.2", "fd00::2"].map(|remote| speaks_to(ip(listening), ip(remote)));
+            assert_eq!(reached, [v4, v6], "{listening}");
+        }
+        assert_eq!(
+            other_family(ip("0.0.0.0")),
+            "this peer listens on 0.0.0.0, which is IPv4 only ('--host ::' is IPv4 and IPv6)"
+        );
+    }
 }

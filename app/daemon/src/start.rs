@@ -43,6 +43,7 @@ use crate::storage::pid_file::{PidFile, PidFileError};
 use crate::storage::{PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
+use crate::telemetry::metrics::ConnectionSeries;
 use crate::{host, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
@@ -194,6 +195,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         failed_handshakes: FailedHandshakes::default(),
         connection_log_limit: LogLimiter::default(),
         log_limit: LogLimiter::default(),
+        connection_series: ConnectionSeries::default(),
         clock,
         node,
         net,

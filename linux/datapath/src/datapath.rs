@@ -7,11 +7,10 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use weave_overlay::Destination;
 use weave_overlay::forward::{Stats, Tables};
-use weave_types::ConnectionId;
 
 use crate::error::StartError;
 use crate::events::{DatapathEvent, EventQueue, EventReceiver, WakeFd};
-use crate::io::report_path_mtu;
+use crate::io::report_interface_mtu;
 use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
 use crate::threads::{self, Shared};
@@ -22,7 +21,7 @@ use crate::udp::UdpSockets;
 pub struct DatapathConfig {
     /// The uplink device, `vethwe-datapath`; `None` for a peer that only relays. It may be missing at the start.
     pub device: Option<String>,
-    /// The address to listen on; `None` for all IPv4 addresses.
+    /// The address to listen on; `None` for all IPv4 addresses, `::` for all of both families.
     pub listen: Option<IpAddr>,
     /// The sleeve port, 6783 by default. 0 lets the kernel choose.
     pub port: u16,
@@ -126,10 +125,10 @@ impl Datapath {
     }
 
     /// Sends a control datagram immediately, from any thread. A congested device delays the call by up to 20 ms. A datagram that
-    /// exceeds the path MTU causes a [`ForwarderEvent::PathMtu`](weave_overlay::ForwarderEvent::PathMtu).
-    pub fn transmit(&self, to: SocketAddr, df: bool, datagram: &[u8], conn: ConnectionId) {
+    /// exceeds the MTU of the interface causes a [`ForwarderEvent::InterfaceMtu`](weave_overlay::ForwarderEvent::InterfaceMtu).
+    pub fn transmit(&self, destination: Destination, datagram: &[u8]) {
         let Shared { sockets, events, counters, .. } = &*self.shared;
-        let count = match sockets.send(to, df, datagram) {
+        let count = match sockets.send(destination, datagram) {
             Ok(()) => {
                 counters.sent_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
                 counters.sent_messages.fetch_add(1, Ordering::Relaxed);
@@ -137,8 +136,8 @@ impl Datapath {
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => {
-                    if df {
-                        report_path_mtu(sockets, events, Destination { conn, to, df });
+                    if destination.df {
+                        report_interface_mtu(sockets, events, destination);
                     }
                     &counters.send_dropped_too_big
                 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use weave_overlay::ForwarderEvent;
 use weave_overlay::sleeve::Opener;
+use weave_overlay::{Destination, ForwarderEvent};
 use weave_switch::Segments;
 use weave_types::ConnectionId;
 
@@ -375,7 +375,7 @@ fn an_uplink_that_is_added_later_is_opened() {
 }
 
 #[test]
-fn a_smaller_path_mtu_is_reported_to_the_node() {
+fn a_smaller_interface_mtu_is_reported_to_the_node() {
     let Some(sites) = Site::pair(MTU) else { return };
     sites.iter().for_each(|site| {
         site.add_uplink(MTU);
@@ -383,26 +383,32 @@ fn a_smaller_path_mtu_is_reported_to_the_node() {
     });
     let running = peers(&sites, KEY, 1500);
     let [a, _] = &sites;
-    let path_mtu = DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: ConnectionId(2), mtu: 1300 });
-    let b = SocketAddr::from(([10, 9, 0, 2], 6783));
-    running[0].datapath.transmit(b, true, &[0; 1272], ConnectionId(2));
-    running[0].datapath.transmit(b, false, &[0; 60_000], ConnectionId(2));
+    let smaller = DatapathEvent::Forwarder(ForwarderEvent::InterfaceMtu { conn: ConnectionId(2), mtu: 1300 });
+    let to = |df| Destination {
+        conn: ConnectionId(2),
+        from: IpAddr::from([10, 9, 0, 1]),
+        to: SocketAddr::from(([10, 9, 0, 2], 6783)),
+        df,
+    };
+    running[0].datapath.transmit(to(true), &[0; 1272]);
+    running[0].datapath.transmit(to(false), &[0; 60_000]);
     let counts = running[0].datapath.stats().counts;
     // The containers may have sent multicast frames as well.
     assert!(counts.sent >= 2 && counts.send_dropped_too_big == 0, "{counts:?}");
-    assert!(!running[0].has_reported(|event| *event == path_mtu));
-    running[0].datapath.transmit(b, true, &[0; 1273], ConnectionId(2));
-    eventually("the path MTU is reported for a control datagram", || {
-        running[0].has_reported(|event| *event == path_mtu)
+    assert!(!running[0].has_reported(|event| *event == smaller));
+    // The MTU is looked up in the namespace of the caller.
+    a.host.run(|| running[0].datapath.transmit(to(true), &[0; 1273]));
+    eventually("the MTU is reported for a control datagram", || {
+        running[0].has_reported(|event| *event == smaller)
     });
     // The same for a frame that the device thread of the other peer sends.
-    let path_mtu = DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: ConnectionId(1), mtu: 1300 });
-    assert!(!running[1].has_reported(|event| *event == path_mtu));
+    let smaller = DatapathEvent::Forwarder(ForwarderEvent::InterfaceMtu { conn: ConnectionId(1), mtu: 1300 });
+    assert!(!running[1].has_reported(|event| *event == smaller));
     sites[1].container.run(|| {
         let socket = UdpSocket::bind("10.32.0.2:0").unwrap();
-        eventually("the path MTU is reported for a frame", || {
+        eventually("the MTU is reported for a frame", || {
             socket.send_to(&[0; 1340], "10.32.0.1:9").unwrap();
-            running[1].has_reported(|event| *event == path_mtu)
+            running[1].has_reported(|event| *event == smaller)
         });
     });
     assert!(running[1].datapath.stats().counts.send_dropped_too_big > 0);

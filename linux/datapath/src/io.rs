@@ -14,8 +14,8 @@ use crate::stats::Counters;
 use crate::transmit::{SendContext, SendCounts, TransmitQueue};
 use crate::udp::UdpSockets;
 
-/// Minimum interval between two queries of the path MTU of one destination. Until new tables arrive, many datagrams may exceed
-/// it.
+/// Minimum interval between two queries of the interface MTU for one destination. Until new tables arrive, many datagrams may
+/// exceed it.
 const MTU_QUERY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The batches of one thread. [`finish`](KernelIo::finish) sends everything.
@@ -29,7 +29,7 @@ pub(crate) struct KernelIo {
     sent: SendCounts,
     injected: InjectCounts,
     now: Instant,
-    /// The latest query of a path MTU.
+    /// The latest query of an interface MTU.
     queried: Option<(Destination, Instant)>,
 }
 
@@ -75,17 +75,17 @@ impl KernelIo {
                 return;
             }
             *queried = Some((to, *now));
-            report_path_mtu(sockets, events, to);
+            report_interface_mtu(sockets, events, to);
         };
         work(queue, &mut SendContext { sockets, counts: sent, too_big: &mut too_big })
     }
 }
 
-/// Queries the kernel for the path MTU and reports it.
-pub(crate) fn report_path_mtu(sockets: &UdpSockets, events: &EventQueue, to: Destination) {
-    if let Ok(mtu) = sockets.path_mtu(to.to) {
+/// Queries the kernel for the MTU of the interface and reports it.
+pub(crate) fn report_interface_mtu(sockets: &UdpSockets, events: &EventQueue, to: Destination) {
+    if let Ok(mtu) = sockets.interface_mtu(to.from, to.to) {
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        events.push(DatapathEvent::Forwarder(ForwarderEvent::PathMtu { conn: to.conn, mtu }));
+        events.push(DatapathEvent::Forwarder(ForwarderEvent::InterfaceMtu { conn: to.conn, mtu }));
     }
 }
 

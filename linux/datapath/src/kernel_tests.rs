@@ -53,6 +53,13 @@ fn pair(mtu: u32) -> Option<(Namespace, Namespace)> {
     Some((a, b))
 }
 
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// The kernel chooses the source address.
+fn destination(to: SocketAddr, df: bool) -> Destination {
+    Destination { conn: CONN, from: ANY, to, df }
+}
+
 const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 6783);
 
 /// Sends datagrams of these sizes, filled with their numbers, through one queue.
@@ -67,7 +74,7 @@ pub(crate) fn send(
     let mut context = SendContext { sockets, counts: &mut sent, too_big: &mut too_big };
     for (i, &(len, df)) in datagrams.iter().enumerate() {
         // More room than is used, as the forwarder does.
-        let slot = queue.reserve(Destination { conn: CONN, to, df }, (len + 500).min(65_507), &mut context);
+        let slot = queue.reserve(destination(to, df), (len + 500).min(65_507), &mut context);
         queue.buffer(slot)[..len].fill(i as u8);
         queue.commit(slot, len);
     }
@@ -91,7 +98,7 @@ fn datagrams_arrive_at_either_socket() {
             let from = sender.local_addr().unwrap();
             assert_eq!(receive_datagrams(&sockets, 1), [(from, vec![u8::from(df)])]);
             // Both send from the same port.
-            sockets.send(from, df, &[8]).unwrap();
+            sockets.send(destination(from, df), &[8]).unwrap();
             assert_eq!(sender.recv_from(&mut [0; 8]).unwrap().1.port(), 6783);
         }
     });
@@ -140,37 +147,131 @@ fn equal_datagrams_are_sent_in_one_message() {
 }
 
 #[test]
-fn datagrams_above_the_path_mtu_are_reported_with_df_and_fragmented_without() {
+fn datagrams_above_the_interface_mtu_are_reported_with_df_and_fragmented_without() {
     let Some((a, b)) = pair(1500) else { return };
     let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
     a.run(|| {
         let sockets = UdpSockets::open(None, 6783).unwrap();
-        assert_eq!(sockets.path_mtu(B).unwrap(), 1500);
+        assert_eq!(sockets.interface_mtu(ANY, B).unwrap(), 1500);
         let mut reported = Vec::new();
         let sizes =
             [(1473, true), (1472, true), (60_000, true), (1473, false), (1473, false), (65_507, false)];
         let sent = send(&sockets, B, &sizes, |to| reported.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big, sent.dropped_error), (4, 2, 0));
-        let destination = Destination { conn: CONN, to: B, df: true };
+        let destination = destination(B, true);
         assert_eq!(reported, [destination; 2]);
         reported.clear();
         // A whole run in one message.
         let sent = send(&sockets, B, &[(1473, true); 20], |to| reported.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big), (0, 20));
         assert_eq!(reported, [destination]);
-        assert_eq!(sockets.send(B, true, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(sockets.send(destination, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
     });
     let mut got: Vec<usize> = receive_datagrams(&receiver, 4).into_iter().map(|(_, d)| d.len()).collect();
     got.sort_unstable();
     assert_eq!(got, [1472, 1473, 1473, 65_507]);
-    // The MTU of a route limits the path MTU.
-    a.sh("ip route add 10.9.0.2/32 dev wire mtu 1300");
-    a.run(|| {
-        let sockets = UdpSockets::open(None, 6784).unwrap();
-        assert_eq!(sockets.path_mtu(B).unwrap(), 1300);
-        let sent = send(&sockets, B, &[(1272, true), (1273, true)], |_| ());
-        assert_eq!((sent.datagrams, sent.dropped_too_big), (1, 1));
+}
+
+/// An ICMP message that says that the path from 10.9.0.1:6783 to 10.9.0.2:6783 carries 560 bytes.
+fn forged_icmp() -> Vec<u8> {
+    let mut message = vec![3, 4, 0, 0, 0, 0, 2, 0x30];
+    message.extend([0x45, 0, 0x05, 0xdc, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+    message.extend([0x1a, 0x7f, 0x1a, 0x7f, 0x05, 0xc8, 0, 0]);
+    for at in [18, 2] {
+        let end = if at == 18 { 28 } else { message.len() };
+        let sum = weave_switch::checksum::Sum::ZERO.bytes(&message[if at == 18 { 8 } else { 0 }..end]);
+        message[at..at + 2].copy_from_slice(&sum.checksum().to_be_bytes());
+    }
+    message
+}
+
+#[test]
+fn forged_icmp_changes_neither_the_mtu_nor_the_fragments() {
+    let Some((a, b)) = pair(1500) else { return };
+    let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
+    let sockets = a.run(|| UdpSockets::open(None, 6783).unwrap());
+    a.run(|| sockets.send(destination(B, true), &[0]).unwrap());
+    b.run(|| {
+        let raw =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4));
+        let to: SocketAddr = "10.9.0.1:0".parse().unwrap();
+        raw.unwrap().send_to(&forged_icmp(), &to.into()).unwrap();
     });
+    crate::testbed::eventually("the kernel believes the message", || {
+        a.sh("ip route get 10.9.0.2").contains("mtu 560")
+    });
+    a.run(|| {
+        assert_eq!(sockets.interface_mtu(ANY, B).unwrap(), 1500);
+        let sizes = [(1472, true), (1472, true), (1472, false), (1473, true)];
+        let mut reported = 0;
+        let sent = send(&sockets, B, &sizes, |_| reported += 1);
+        assert_eq!((sent.datagrams, sent.dropped_too_big, reported), (3, 1, 1));
+    });
+    assert_eq!(receive_datagrams(&receiver, 4).len(), 4);
+    let counters = a.sh("grep '^Ip: ' /proc/thread-self/net/snmp");
+    let (names, values) = counters.split_once('\n').unwrap();
+    let mut counters = names.split(' ').zip(values.split(' '));
+    assert_eq!(counters.find(|(name, _)| *name == "FragCreates").unwrap().1.trim(), "0", "{values}");
+}
+
+/// A socket of both families has the limits of each, and addresses of IPv4 look like those of an IPv4 socket.
+#[test]
+fn one_socket_for_both_families() {
+    let Some((a, b)) = pair(1500) else { return };
+    for (ns, n) in [(&a, 1), (&b, 2)] {
+        ns.sh(&format!("sysctl -qw net.ipv6.bindv6only=1; ip addr add fd09::{n}/64 dev wire nodad"));
+    }
+    let all = Some(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED));
+    let receiver = b.run(|| UdpSockets::open(all, 6783).unwrap());
+    let b6: SocketAddr = "[fd09::2]:6783".parse().unwrap();
+    a.run(|| {
+        let sockets = UdpSockets::open(all, 6783).unwrap();
+        for (to, from, longest) in [(B, "10.9.0.1", 1472), (b6, "fd09::1", 1452)] {
+            let from: IpAddr = from.parse().unwrap();
+            assert_eq!(sockets.interface_mtu(from, to).unwrap(), 1500);
+            let mut reported = 0;
+            let sizes = [(longest, true), (longest, true), (longest + 1, true), (longest + 1, false)];
+            let sent = send(&sockets, to, &sizes, |_| reported += 1);
+            assert_eq!((sent.datagrams, sent.dropped_too_big, reported), (3, 1, 1), "{to}");
+            let got = receive_datagrams(&receiver, 3);
+            let lengths: Vec<usize> = got.iter().map(|(_, d)| d.len()).collect();
+            assert_eq!(lengths.iter().sum::<usize>(), 3 * longest + 1, "{to}");
+            assert!(got.iter().all(|(source, _)| *source == SocketAddr::new(from, 6783)), "{got:?}");
+        }
+    });
+}
+
+/// A host with several addresses sends from the one that it is asked for.
+#[test]
+fn datagrams_leave_from_the_given_address() {
+    let Some((a, b)) = pair(1500) else { return };
+    a.sh("ip addr add 10.9.0.100/24 dev wire; ip addr add fd09::1/64 dev wire nodad; ip addr add fd09::100/64 dev wire nodad");
+    b.sh("ip addr add fd09::2/64 dev wire nodad");
+    let all = Some(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED));
+    for (listen, to, sources) in [
+        (None, "10.9.0.2:6783", ["10.9.0.1", "10.9.0.100"]),
+        (all, "10.9.0.2:6783", ["10.9.0.100", "10.9.0.1"]),
+        (all, "[fd09::2]:6783", ["fd09::1", "fd09::100"]),
+    ] {
+        let receiver = b.run(|| UdpSockets::open(listen, 6783).unwrap());
+        let sockets = a.run(|| UdpSockets::open(listen, 6783).unwrap());
+        for source in sources {
+            let to = Destination { from: source.parse().unwrap(), ..destination(to.parse().unwrap(), true) };
+            a.run(|| sockets.send(to, &[1]).unwrap());
+            let mut sent = SendCounts::default();
+            let mut queue = TransmitQueue::new();
+            let mut context =
+                SendContext { sockets: &sockets, counts: &mut sent, too_big: &mut |to| panic!("{to:?}") };
+            for _ in 0..3 {
+                let slot = queue.reserve(to, 1000, &mut context);
+                queue.commit(slot, 1000);
+            }
+            queue.flush(&mut context);
+            let got = receive_datagrams(&receiver, 4);
+            assert_eq!(got.len(), 4);
+            assert!(got.iter().all(|(from, _)| from.ip() == to.from), "{to:?}: {got:?}");
+        }
+    }
 }
 
 #[test]
@@ -191,7 +292,7 @@ fn datagrams_to_many_destinations_are_open_at_the_same_time() {
                 .map(|(i, receiver)| {
                     let to = receiver.local_addr().unwrap();
                     queue.reserve(
-                        Destination { conn: ConnectionId(i as u64), to, df: true },
+                        Destination { conn: ConnectionId(i as u64), ..destination(to, true) },
                         65_507,
                         &mut context,
                     )
@@ -224,7 +325,7 @@ fn network_errors_drop_only_the_affected_datagrams() {
         // Nothing listens on the port: the ICMP error must not fail a later send.
         let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
         for _ in 0..3 {
-            sockets.send(closed, true, b"anybody?").unwrap();
+            sockets.send(destination(closed, true), b"anybody?").unwrap();
         }
         let mut batch = RecvBatch::new(1, udp::MAX_MESSAGE);
         for socket in sockets.both() {

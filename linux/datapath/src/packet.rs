@@ -7,6 +7,7 @@
 //! The kernel delivers VLAN tags separately; they are inserted into the frame, and the offsets of the header are adjusted.
 
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::AddAssign;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -291,7 +292,12 @@ impl Injector {
             let mut start = if next == 0 { 0 } else { self.ends[next - 1] };
             let messages = self.ends[next..].iter().map(|&end| {
                 let bytes = &self.buffer[std::mem::replace(&mut start, end)..end];
-                OutMessage { bytes, to: RawAddress::NONE, segment: 0 }
+                OutMessage {
+                    bytes,
+                    from: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                    to: RawAddress::NONE,
+                    segment: 0,
+                }
             });
             match self.batch.send(device.inject.as_fd(), messages) {
                 Ok(sent) => {

@@ -9,7 +9,7 @@ use libc::{c_int, c_void, socklen_t};
 
 /// Bytes of the largest socket address used here (`sockaddr_in6`; `sockaddr_ll` has 20).
 const NAME_LEN: usize = 28;
-/// Bytes for the control messages of one datagram; UDP_GRO needs 24, PACKET_AUXDATA 36.
+/// Bytes for the control messages of one datagram; UDP_GRO needs 24, PACKET_AUXDATA 36, IPV6_PKTINFO with UDP_SEGMENT 64.
 const CONTROL_LEN: usize = 64;
 /// Bytes of a `cmsghdr`: length as `size_t`, level, type.
 const CMSG_HEADER: usize = size_of::<usize>() + 8;
@@ -63,7 +63,12 @@ fn parse_address(b: &[u8]) -> Option<SocketAddr> {
         libc::AF_INET6 => {
             let ip: [u8; 16] = b.get(8..24)?.try_into().ok()?;
             let scope = u32::from_ne_bytes(b.get(24..28)?.try_into().ok()?);
-            Some(std::net::SocketAddrV6::new(Ipv6Addr::from(ip), port, 0, scope).into())
+            let ip = Ipv6Addr::from(ip);
+            // A socket of both families writes IPv4 addresses as IPv6.
+            Some(match ip.to_ipv4_mapped() {
+                Some(ip) => SocketAddr::new(IpAddr::V4(ip), port),
+                None => std::net::SocketAddrV6::new(ip, port, 0, scope).into(),
+            })
         }
         _ => None,
     }
@@ -219,6 +224,8 @@ impl RecvBatch {
 pub(crate) struct OutMessage<'a> {
     /// Payload.
     pub(crate) bytes: &'a [u8],
+    /// Source address; unspecified if the kernel chooses it.
+    pub(crate) from: IpAddr,
     /// Destination; [`RawAddress::NONE`] on a bound packet socket.
     pub(crate) to: RawAddress,
     /// Size of the datagrams that the kernel divides the message into (UDP_SEGMENT); 0 for a single datagram.
@@ -266,14 +273,9 @@ impl SendBatch {
             h.msg_namelen = socklen_t::from(name.len);
             h.msg_iov = iovec;
             h.msg_iovlen = 1;
-            if message.segment == 0 {
-                h.msg_control = std::ptr::null_mut();
-                h.msg_controllen = 0;
-            } else {
-                let len = encode_control(&mut control.0, libc::SOL_UDP, libc::UDP_SEGMENT, message.segment);
-                h.msg_control = control.0.as_mut_ptr().cast();
-                h.msg_controllen = len as _;
-            }
+            let len = encode_controls(&mut control.0, message.from, message.segment);
+            h.msg_control = if len == 0 { std::ptr::null_mut() } else { control.0.as_mut_ptr().cast() };
+            h.msg_controllen = len as _;
             count += 1;
         }
         if count == 0 {
@@ -293,14 +295,46 @@ impl SendBatch {
     }
 }
 
-fn encode_control(buf: &mut [u8; CONTROL_LEN], level: c_int, kind: c_int, value: u16) -> usize {
+/// Writes the control messages of a datagram and returns their length.
+fn encode_controls(buf: &mut [u8; CONTROL_LEN], from: IpAddr, segment: u16) -> usize {
+    let mut len = 0;
+    match from {
+        _ if from.is_unspecified() => {}
+        IpAddr::V4(ip) => {
+            // `in_pktinfo`: interface, source address, and an address that is ignored.
+            let mut info = [0; 12];
+            info[4..8].copy_from_slice(&ip.octets());
+            len = encode_control(buf, len, libc::SOL_IP, libc::IP_PKTINFO, &info);
+        }
+        IpAddr::V6(ip) => {
+            // `in6_pktinfo`: source address and interface.
+            let mut info = [0; 20];
+            info[..16].copy_from_slice(&ip.octets());
+            len = encode_control(buf, len, libc::SOL_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+    }
+    if segment != 0 {
+        len = encode_control(buf, len, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    len
+}
+
+/// Writes a control message at `start` and returns where the next one starts.
+fn encode_control(
+    buf: &mut [u8; CONTROL_LEN],
+    start: usize,
+    level: c_int,
+    kind: c_int,
+    data: &[u8],
+) -> usize {
     let size = size_of::<usize>();
-    let len = CMSG_HEADER + 2;
+    let len = CMSG_HEADER + data.len();
+    let buf = &mut buf[start..];
     buf[..size].copy_from_slice(&len.to_ne_bytes());
     buf[size..size + 4].copy_from_slice(&level.to_ne_bytes());
     buf[size + 4..size + 8].copy_from_slice(&kind.to_ne_bytes());
-    buf[CMSG_HEADER..len].copy_from_slice(&value.to_ne_bytes());
-    len.next_multiple_of(size)
+    buf[CMSG_HEADER..len].copy_from_slice(data);
+    start + len.next_multiple_of(size)
 }
 
 /// Sets an integer option.
@@ -380,16 +414,6 @@ pub(crate) fn bind_packet(socket: BorrowedFd<'_>, device: u32, protocol: u16) ->
     check(result).map(drop)
 }
 
-/// Undoes a `connect` of a datagram socket, including the source address that the kernel chose.
-pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let address = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
-    // SAFETY: the pointer refers to `address`, which is valid during the call, and the length is its size.
-    let result = unsafe {
-        libc::connect(socket.as_raw_fd(), &raw const address, size_of::<libc::sockaddr>() as socklen_t)
-    };
-    check(result).map(drop)
-}
-
 /// Creates an event counter, to wake a poll.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
@@ -404,6 +428,8 @@ mod tests {
 
     #[test]
     fn socket_addresses_round_trip() {
+        let mapped: SocketAddr = "[::ffff:10.1.2.3]:6783".parse().unwrap();
+        assert_eq!(parse_address(&RawAddress::from(mapped).bytes), Some("10.1.2.3:6783".parse().unwrap()));
         for text in ["10.1.2.3:6783", "0.0.0.0:1", "[fd00::1]:6783", "[fe80::2%7]:65535"] {
             let address: SocketAddr = text.parse().unwrap();
             let raw = RawAddress::from(address);
@@ -416,7 +442,7 @@ mod tests {
     #[test]
     fn control_messages_are_found_and_invalid_ones_end_the_search() {
         let mut buf = [0; CONTROL_LEN];
-        let used = encode_control(&mut buf, libc::SOL_UDP, libc::UDP_SEGMENT, 1410);
+        let used = encode_controls(&mut buf, "fd00::1".parse().unwrap(), 1410);
         let received =
             |control| Received { data: &mut [], truncated: false, from: None, packet_type: None, control };
         let message = received(&buf[..used]);

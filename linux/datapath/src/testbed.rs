@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -97,7 +97,9 @@ pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session
 
 /// An established connection over a path of `mtu` bytes.
 pub(crate) fn neighbour(session: Arc<Session>, remote: SocketAddr, mtu: usize) -> Neighbour {
+    let local = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let path = SleevePath {
+        local,
         remote: Some(remote),
         mtu: mtu - session.overhead(),
         max_payload: mtu - 28,

@@ -58,7 +58,12 @@ struct DestinationQueue {
 impl DestinationQueue {
     fn message(&self, run: &Run) -> OutMessage<'_> {
         let segment = if run.count > 1 { run.segment as u16 } else { 0 };
-        OutMessage { bytes: &self.buffer[run.start..run.start + run.len], to: self.address, segment }
+        OutMessage {
+            bytes: &self.buffer[run.start..run.start + run.len],
+            from: self.to.from,
+            to: self.address,
+            segment,
+        }
     }
 
     fn reset(&mut self) {
@@ -271,7 +276,7 @@ impl TransmitQueue {
             Some(libc::EMSGSIZE | libc::EINVAL) => {
                 let overhead = if to.to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
                 let fits = |mtu: u32| run.segment + overhead <= mtu as usize;
-                if !to.df || context.sockets.path_mtu(to.to).is_ok_and(fits) {
+                if !to.df || context.sockets.interface_mtu(to.from, to.to).is_ok_and(fits) {
                     return self.send_individually(at, run, context);
                 }
                 // Only a shorter last datagram may still fit.
@@ -294,8 +299,12 @@ impl TransmitQueue {
         let queue = &self.queues[queue];
         let mut rest = &queue.buffer[run.start..run.start + run.len];
         while !rest.is_empty() {
-            let pieces =
-                rest.chunks(run.segment).map(|bytes| OutMessage { bytes, to: queue.address, segment: 0 });
+            let pieces = rest.chunks(run.segment).map(|bytes| OutMessage {
+                bytes,
+                from: queue.to.from,
+                to: queue.address,
+                segment: 0,
+            });
             let done = match self.batch.send(context.sockets.fd(queue.to.df), pieces) {
                 Ok(count) => {
                     let bytes = (count.max(1) * run.segment).min(rest.len());

@@ -1,20 +1,24 @@
 //! The two UDP sockets of a peer (docs/spec/data-plane.md 4.2).
 //!
+//! Neither believes the path MTUs that the kernel learns from ICMP, because anybody can forge such messages: only the MTU of
+//! the outgoing interface limits a datagram. Path MTUs are found by probes that the neighbour acknowledges.
+//!
 //! Both are bound to the same address and port, so that all datagrams have the source port that peers (and their NATs) know;
 //! one sets the don't-fragment bit. The kernel may deliver a datagram to either, so both are read. Datagrams of equal size to
 //! one address are sent in one message that the kernel segments (UDP_SEGMENT); the kernel may merge received datagrams in the
 //! same way (UDP_GRO).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use socket2::{Domain, Protocol, Socket, Type};
+use weave_overlay::Destination;
 
-use crate::sys::{self, Received};
+use crate::sys::{self, OutMessage, Received, SendBatch};
 
 /// Bytes of one received message: datagrams that the kernel merges have at most 64 kB together.
 pub(crate) const MAX_MESSAGE: usize = 65_536;
@@ -25,6 +29,8 @@ const RECEIVE_BUFFER: i32 = 16 << 20;
 const SEND_BUFFER: i32 = 4 << 20;
 /// How long a send waits for the device before its datagrams are dropped.
 const SEND_TIMEOUT: Duration = Duration::from_millis(20);
+/// The longest datagram, which every interface but loopback refuses.
+static LONGEST: [u8; 65_507] = [0; 65_507];
 
 /// The sockets could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +50,6 @@ pub struct OpenUdpError {
 pub(crate) struct UdpSockets {
     df: Socket,
     plain: Socket,
-    /// Never sends. It is connected to an address to query the path MTU that the kernel knows.
-    probe: Mutex<Socket>,
     local: SocketAddr,
     /// Whether the kernel supports segmentation, as far as known.
     segmentation: AtomicBool,
@@ -53,16 +57,20 @@ pub(crate) struct UdpSockets {
 
 impl UdpSockets {
     /// Binds both sockets, in the network namespace of the calling thread. Without an address they listen on all IPv4
-    /// addresses. Port 0 lets the kernel choose. Fails if any other socket uses the port.
+    /// addresses, with `::` on all of both families. Port 0 lets the kernel choose. Fails if any other socket uses the port.
     pub(crate) fn open(listen: Option<IpAddr>, port: u16) -> Result<UdpSockets, OpenUdpError> {
         let address = SocketAddr::new(listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
         let failed = |step| move |error| OpenUdpError { address, step, error };
         let new = || Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP));
         let plain = new().map_err(failed("socket"))?;
         let df = new().map_err(failed("socket"))?;
-        set_discovery(&plain, address, false).map_err(failed("IP_MTU_DISCOVER"))?;
-        set_discovery(&df, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
+        set_discovery(&plain, address.is_ipv6(), false).map_err(failed("IP_MTU_DISCOVER"))?;
+        set_discovery(&df, address.is_ipv6(), true).map_err(failed("IP_MTU_DISCOVER"))?;
         for socket in [&plain, &df] {
+            if address.is_ipv6() {
+                // With `::` both families, whatever the default of the host is.
+                socket.set_only_v6(false).map_err(failed("IPV6_V6ONLY"))?;
+            }
             sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
             sys::set_send_buffer(socket.as_fd(), SEND_BUFFER);
             socket.set_write_timeout(Some(SEND_TIMEOUT)).map_err(failed("SO_SNDTIMEO"))?;
@@ -78,11 +86,7 @@ impl UdpSockets {
         share(true).map_err(failed("SO_REUSEADDR"))?;
         df.bind(&local.into()).map_err(failed("bind"))?;
         share(false).map_err(failed("SO_REUSEADDR"))?;
-        let probe = new().map_err(failed("socket"))?;
-        set_discovery(&probe, address, true).map_err(failed("IP_MTU_DISCOVER"))?;
-        // Routes may depend on the source address.
-        probe.bind(&SocketAddr::new(local.ip(), 0).into()).map_err(failed("bind"))?;
-        Ok(UdpSockets { df, plain, probe: Mutex::new(probe), local, segmentation: AtomicBool::new(true) })
+        Ok(UdpSockets { df, plain, local, segmentation: AtomicBool::new(true) })
     }
 
     /// The local address of both sockets.
@@ -95,13 +99,9 @@ impl UdpSockets {
         [self.df.as_fd(), self.plain.as_fd()]
     }
 
-    fn socket(&self, df: bool) -> &Socket {
-        if df { &self.df } else { &self.plain }
-    }
-
     /// The socket that sends with or without the don't-fragment bit.
     pub(crate) fn fd(&self, df: bool) -> BorrowedFd<'_> {
-        self.socket(df).as_fd()
+        if df { self.df.as_fd() } else { self.plain.as_fd() }
     }
 
     /// Whether the kernel segments messages, as far as known.
@@ -118,8 +118,10 @@ impl UdpSockets {
 
     /// Sends one control datagram, from any thread. If the queue is full it waits for up to 20 ms: if data displaced the
     /// heartbeats, a busy connection would time out.
-    pub(crate) fn send(&self, to: SocketAddr, df: bool, datagram: &[u8]) -> io::Result<()> {
-        self.socket(df).send_to_with_flags(datagram, &to.into(), libc::MSG_NOSIGNAL).map(drop)
+    pub(crate) fn send(&self, destination: Destination, datagram: &[u8]) -> io::Result<()> {
+        let Destination { from, to, df, .. } = destination;
+        let message = OutMessage { bytes: datagram, from, to: to.into(), segment: 0 };
+        SendBatch::new(1).send(self.fd(df), std::iter::once(message)).map(drop)
     }
 
     /// Datagrams that the kernel dropped because the receive buffers were full.
@@ -132,28 +134,54 @@ impl UdpSockets {
         self.both().into_iter().map(|socket| u64::from(drops(socket))).sum()
     }
 
-    /// The path MTU to `to` that the kernel knows, in bytes of IP packet.
-    pub(crate) fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
-        let probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
-        // Otherwise it would keep the source address that was chosen for the previous address.
-        sys::disconnect(probe.as_fd())?;
-        probe.connect(&to.into())?;
+    /// The MTU of the interface through which datagrams leave from `from` for `to`, in bytes of IP packet. The kernel tells it
+    /// when it refuses a datagram; the MTU of the route would include what ICMP messages said. Looks in the network namespace of
+    /// the calling thread, which must be that of the sockets.
+    pub(crate) fn interface_mtu(&self, from: IpAddr, to: SocketAddr) -> io::Result<u32> {
+        let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+        set_discovery(&socket, to.is_ipv6(), true)?;
         let (level, name) = match to {
-            SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_MTU),
-            SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_MTU),
+            SocketAddr::V4(_) => (libc::SOL_IP, libc::IP_RECVERR),
+            SocketAddr::V6(_) => (libc::SOL_IPV6, libc::IPV6_RECVERR),
         };
-        sys::option_words(probe.as_fd(), level, name).map(|[mtu]| mtu)
+        sys::set_option(socket.as_fd(), level, name, 1)?;
+        // Routes may depend on the source address.
+        let from = match (from, to) {
+            (IpAddr::V6(from), SocketAddr::V6(to)) => SocketAddrV6::new(from, 0, 0, to.scope_id()).into(),
+            (from, _) => SocketAddr::new(from, 0),
+        };
+        socket.bind(&from.into())?;
+        match socket.send_to_with_flags(&LONGEST, &to.into(), libc::MSG_DONTWAIT) {
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(u32::MAX),
+        }
+        let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut [], Some(&mut space), flags)?;
+        message
+            .cmsgs()?
+            .find_map(|control| match control {
+                ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                    Some(error.ee_info)
+                }
+                _ => None,
+            })
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
-fn set_discovery(socket: &Socket, address: SocketAddr, df: bool) -> io::Result<()> {
-    let (level, name, value) = match (address, df) {
-        (SocketAddr::V4(_), true) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
-        (SocketAddr::V4(_), false) => (libc::SOL_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
-        (SocketAddr::V6(_), true) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO),
-        (SocketAddr::V6(_), false) => (libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
-    };
-    sys::set_option(socket.as_fd(), level, name, value)
+/// Chooses what the kernel does with datagrams that are too long. A socket of IPv6 also sends IPv4, by the option of IPv4.
+fn set_discovery(socket: &Socket, ipv6: bool, df: bool) -> io::Result<()> {
+    let v4 = if df { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
+    sys::set_option(socket.as_fd(), libc::SOL_IP, libc::IP_MTU_DISCOVER, v4)?;
+    if ipv6 {
+        // Only the source fragments IPv6, so datagrams that may be fragmented depend on "packet too big". A forged one makes
+        // fragments of 1280 bytes, the least that IPv6 allows.
+        let v6 = if df { libc::IPV6_PMTUDISC_PROBE } else { libc::IPV6_PMTUDISC_DONT };
+        sys::set_option(socket.as_fd(), libc::SOL_IPV6, libc::IPV6_MTU_DISCOVER, v6)?;
+    }
+    Ok(())
 }
 
 /// Size of the datagrams in a received message; the last one may be shorter.

@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use weave_mesh::OverlaySetup;
+use weave_overlay::Destination;
 use weave_overlay::forward::{Neighbour, Overlay};
 use weave_overlay::select::{self, OverlaySwitch};
 use weave_overlay::sleeve::{self, ControlFrame, Session, SessionConfig, SleeveControl, SleeveControlConfig};
@@ -21,7 +22,7 @@ pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
 
 /// What the caller must do for the overlays of one connection.
 pub(crate) enum ConnectionOutput {
-    Datagram { to: SocketAddr, df: bool, bytes: Vec<u8> },
+    Datagram { destination: Destination, bytes: Vec<u8> },
     Control { index: usize, tag: u8, body: Vec<u8> },
     Established,
     Failed(String),
@@ -44,8 +45,10 @@ pub(crate) struct Connection {
     /// Position of sleeve in the common list.
     sleeve_index: usize,
     confirmed: bool,
+    /// Remote address of the TCP connection.
+    pub(crate) remote_addr: SocketAddr,
     /// `NAME(NICK)` of the peer.
-    label: String,
+    pub(crate) label: String,
 }
 
 impl Connections {
@@ -53,6 +56,7 @@ impl Connections {
         &mut self,
         conn: ConnectionId,
         own: PeerName,
+        port: u16,
         setup: OverlaySetup,
     ) -> Result<(), String> {
         let label = format!("{}({})", setup.remote, setup.remote_nickname);
@@ -69,14 +73,18 @@ impl Connections {
             outbound: setup.outbound,
             key: setup.session_key,
         });
-        // An acceptor knows only the TCP source port, which is not the UDP port: it waits for a datagram.
-        let remote = setup.outbound.then_some(setup.remote_addr);
-        let mut sleeve = SleeveControl::new(SleeveControlConfig { session, remote });
+        let mut sleeve = SleeveControl::new(SleeveControlConfig {
+            session,
+            local: SocketAddr::new(setup.local_addr.ip(), port),
+            remote: setup.remote_addr,
+            outbound: setup.outbound,
+        });
         if setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE) {
             sleeve = sleeve.with_fast_heartbeats();
         }
+        let (remote, remote_addr) = (setup.remote, setup.remote_addr);
         let connection =
-            Connection { remote: setup.remote, switch, sleeve, sleeve_index, confirmed: false, label };
+            Connection { remote, switch, sleeve, sleeve_index, confirmed: false, remote_addr, label };
         self.connections.insert(conn, connection);
         Ok(())
     }
@@ -89,9 +97,13 @@ impl Connections {
         self.outputs.push_back((conn, ConnectionOutput::NeighbourChanged));
     }
 
-    /// Removes a connection; returns whether it was prepared.
-    pub(crate) fn stop(&mut self, conn: ConnectionId) -> bool {
-        self.connections.remove(&conn).is_some()
+    /// Removes a connection and returns it, if it was prepared.
+    pub(crate) fn stop(&mut self, conn: ConnectionId) -> Option<Connection> {
+        self.connections.remove(&conn)
+    }
+
+    pub(crate) fn get(&self, conn: ConnectionId) -> Option<&Connection> {
+        self.connections.get(&conn)
     }
 
     pub(crate) fn handle_control_frame(
@@ -104,8 +116,8 @@ impl Connections {
         self.with(conn, |connection| connection.sleeve.handle_control_frame(frame, from, now.mono));
     }
 
-    pub(crate) fn handle_path_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {
-        self.with(conn, |connection| connection.sleeve.handle_path_mtu(mtu, now.mono));
+    pub(crate) fn handle_interface_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {
+        self.with(conn, |connection| connection.sleeve.handle_interface_mtu(mtu, now.mono));
     }
 
     /// Handles a control message of the peer. An invalid one is logged and ignored (docs/spec/mesh.md 6.3).
@@ -157,12 +169,16 @@ impl Connections {
         self.connections.len()
     }
 
-    pub(crate) fn reports(&self) -> impl Iterator<Item = (ConnectionId, ConnectionReport)> {
-        self.connections.iter().map(|(conn, c)| {
+    pub(crate) fn reports(&self, now: Now) -> impl Iterator<Item = (ConnectionId, ConnectionReport)> {
+        self.connections.iter().map(move |(conn, c)| {
+            let reason = match c.sleeve.problem(now.mono) {
+                Some(problem) => format!("{}: {problem}", select::SLEEVE),
+                None => c.switch.reason(),
+            };
             let report = ConnectionReport {
                 overlay: c.switch.best().map(|(_, name)| name.to_owned()),
-                reason: c.switch.reason(),
-                mtu: c.sleeve.path().mtu,
+                reason,
+                mtu: c.sleeve.known_mtu(),
                 encrypted: c.sleeve.session().is_encrypted(),
             };
             (*conn, report)
@@ -192,7 +208,9 @@ impl Connections {
         while let Some(output) = connection.sleeve.poll_output() {
             let index = connection.sleeve_index;
             let output = match output {
-                sleeve::Output::Datagram { to, df, bytes } => ConnectionOutput::Datagram { to, df, bytes },
+                sleeve::Output::Datagram { from, to, df, bytes } => {
+                    ConnectionOutput::Datagram { destination: Destination { conn, from, to, df }, bytes }
+                }
                 sleeve::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
                 sleeve::Output::PathChanged => ConnectionOutput::NeighbourChanged,
                 sleeve::Output::Event(event) => ConnectionOutput::Event {

@@ -7,6 +7,20 @@ use weave_types::{MacAddr, PeerName};
 pub enum Event {
     /// An event of the mesh.
     Mesh(weave_mesh::Event),
+    /// An event of the mesh that repeats what [`Event::PathBlocked`] says.
+    Repeated(weave_mesh::Event),
+    /// A connection ended because TCP passes and UDP does not. Further attempts are [`Event::Repeated`].
+    PathBlocked {
+        /// The peer at the other end, `NAME(NICK)`.
+        peer: String,
+        /// Which datagrams do not arrive.
+        problem: String,
+    },
+    /// UDP passes to that peer again.
+    PathUnblocked {
+        /// The peer at the other end, `NAME(NICK)`.
+        peer: String,
+    },
     /// An event of address allocation.
     Ipam(weave_ipam::Event),
     /// An event of the overlays of one connection.
@@ -27,12 +41,37 @@ pub enum Event {
         /// The previous peer, if it moved.
         was: Option<PeerName>,
     },
-    /// A frame from the local bridge had a source MAC that is in use at another peer.
+    /// A MAC is in use here and at another peer.
     MacConflict {
         /// The MAC.
         mac: MacAddr,
-        /// The peer that uses it, `NAME(NICK)`.
+        /// The other peer, `NAME(NICK)`.
         peer: String,
+        /// How many frames of this host were refused because of it, up to now.
+        refused: u64,
+    },
+    /// The MAC table is full: old addresses are displaced.
+    MacTableFull {
+        /// Number of entries.
+        entries: usize,
+        /// The peer with most entries, `NAME(NICK)`.
+        peer: String,
+        /// Number of its entries.
+        share: usize,
+    },
+    /// The MAC table is not full any more.
+    MacTableHasRoom {
+        /// Number of entries.
+        entries: usize,
+    },
+    /// MACs that were not logged one by one because there were too many.
+    FurtherMacs {
+        /// The peer that has or had them, `NAME(NICK)`.
+        peer: String,
+        /// Number of MACs that were discovered.
+        discovered: u64,
+        /// Number of MACs that expired.
+        expired: u64,
     },
     /// A frame of this peer came back from another peer.
     OwnPacket {
@@ -55,7 +94,12 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Event::Mesh(event) => event.fmt(f),
+            Event::Mesh(event) | Event::Repeated(event) => event.fmt(f),
+            Event::PathBlocked { peer, problem } => write!(
+                f,
+                "no direct connection to {peer}: {problem}; further attempts are logged when one succeeds"
+            ),
+            Event::PathUnblocked { peer } => write!(f, "UDP passes between this host and {peer}"),
             Event::Ipam(event) => write_ipam_event(event, f),
             Event::Overlay { peer, text } => write!(f, "overlay_switch ->[{peer}] {text}"),
             Event::LocalMac(mac) => write!(f, "Discovered local MAC {mac}"),
@@ -63,11 +107,19 @@ impl fmt::Display for Event {
             Event::RemoteMac { mac, peer, was: Some(old) } => {
                 write!(f, "Discovered remote MAC {mac} at {peer} (was at {old})")
             }
-            Event::MacConflict { mac, peer } => {
+            Event::MacConflict { mac, peer, refused } => {
                 write!(
                     f,
-                    "Captured frame from MAC ({mac}) associated with another peer {peer}, which is still sending"
+                    "MAC {mac} is in use at two places, on this host and at {peer}; frames of this host refused: {refused}"
                 )
+            }
+            Event::MacTableFull { entries, peer, share } => write!(
+                f,
+                "MAC table full ({entries} entries), mostly from {peer} ({share}): new addresses displace old ones of that peer"
+            ),
+            Event::MacTableHasRoom { entries } => write!(f, "MAC table has room again ({entries} entries)"),
+            Event::FurtherMacs { peer, discovered, expired } => {
+                write!(f, "MACs at {peer} that are not listed: {discovered} discovered, {expired} expired")
             }
             Event::OwnPacket { peer, mac, dst } => {
                 write!(f, "Received own packet to peer {peer} from MAC ({mac}) to ({dst})")

@@ -18,9 +18,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod blocked_paths;
 mod connections;
 mod event;
 mod ipam;
+mod mac_log;
 mod node;
 mod output;
 mod status;
@@ -29,4 +31,4 @@ pub use event::Event;
 pub use ipam::IpamConfig;
 pub use node::{Config, Node};
 pub use output::Output;
-pub use status::{ConnectionReport, MacReport, Status};
+pub use status::{ConnectionReport, MacReport, MacTableReport, Status};

@@ -12,14 +12,20 @@ use weave_overlay::forward::Tables;
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
-use crate::connections::{ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, overlays};
+use crate::blocked_paths::BlockedPaths;
+use crate::connections::{Connection, ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, overlays};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
+use crate::mac_log::MacLog;
 use crate::output::Output;
-use crate::status::{MacReport, Status};
+use crate::status::{MacReport, MacTableReport, Status};
 
 /// Minimum interval between two log lines about conflicts of one MAC.
 const CONFLICT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A large MAC table is published once in a while: a flood of new addresses must not keep this peer busy with copies of it.
+/// The interval is a millisecond for so many entries.
+const MACS_PER_MILLISECOND: u64 = 1024;
 
 /// Parameters of a [`Node`].
 #[derive(Clone, Debug)]
@@ -40,8 +46,11 @@ impl Config {
 /// One whole peer; the crate documentation gives an overview.
 pub struct Node {
     mesh: Mesh,
+    /// The port of the TCP listener and of datagrams.
+    port: u16,
     macs: MacTable,
     connections: Connections,
+    blocked_paths: BlockedPaths,
     ipam: Ipam,
     outputs: VecDeque<Output>,
     tables: Option<Arc<Tables>>,
@@ -54,6 +63,12 @@ pub struct Node {
     next_expiry: Instant,
     /// When the latest conflict of a MAC was logged.
     conflicts: BTreeMap<MacAddr, Instant>,
+    mac_log: MacLog,
+    /// Whether the log says that the MAC table is full.
+    macs_full: bool,
+    /// When a change of the MAC table is published, if one waits.
+    publish_macs_at: Option<Instant>,
+    macs_published_at: Instant,
 }
 
 impl Node {
@@ -70,9 +85,11 @@ impl Node {
             .map(|ipam| Allocator::new(ipam.config, ChaCha12Rng::from_seed(rng.random()), ipam.loaded, now));
         let ipam = Ipam::new(allocator, policy);
         let mut node = Node {
+            port: config.mesh.port,
             mesh: Mesh::new(config.mesh, rng, now),
             macs: MacTable::new(macs),
             connections: Connections::default(),
+            blocked_paths: BlockedPaths::default(),
             ipam,
             outputs: VecDeque::new(),
             tables: None,
@@ -82,6 +99,10 @@ impl Node {
             local_mtu: usize::MAX,
             next_expiry: now.mono + MacTable::EXPIRY_INTERVAL,
             conflicts: BTreeMap::new(),
+            mac_log: MacLog::default(),
+            macs_full: false,
+            publish_macs_at: None,
+            macs_published_at: Instant::ORIGIN,
         };
         node.process_outputs(now);
         node
@@ -168,7 +189,9 @@ impl Node {
             ForwarderEvent::Control { conn, frame, from } => {
                 self.connections.handle_control_frame(conn, frame, from, now)
             }
-            ForwarderEvent::PathMtu { conn, mtu } => self.connections.handle_path_mtu(conn, mtu, now),
+            ForwarderEvent::InterfaceMtu { conn, mtu } => {
+                self.connections.handle_interface_mtu(conn, mtu, now)
+            }
         }
         self.process_outputs(now);
     }
@@ -193,9 +216,20 @@ impl Node {
             self.conflicts.retain(|_, last| now.mono - *last < CONFLICT_LOG_INTERVAL);
             for (mac, peer) in self.macs.expire(now.mono) {
                 self.stale = true;
-                let peer = self.label(peer);
-                self.outputs.push_back(Output::Event(Event::MacExpired { mac, peer }));
+                if self.mac_log.expired(peer, now.mono) {
+                    let peer = self.label(peer);
+                    self.outputs.push_back(Output::Event(Event::MacExpired { mac, peer }));
+                }
             }
+            if self.macs_full && self.macs.len() < self.macs.max_entries() / 10 * 9 {
+                self.macs_full = false;
+                let entries = self.macs.len();
+                self.outputs.push_back(Output::Event(Event::MacTableHasRoom { entries }));
+            }
+        }
+        for (peer, counts) in self.mac_log.take_summaries(now.mono) {
+            let (peer, discovered, expired) = (self.label(peer), counts.discovered, counts.expired);
+            self.outputs.push_back(Output::Event(Event::FurtherMacs { peer, discovered, expired }));
         }
         self.process_outputs(now);
     }
@@ -222,7 +256,9 @@ impl Node {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let ipam = self.ipam.allocator.as_ref().and_then(Allocator::poll_timeout);
         let expiry = Some((self.next_expiry, "MAC expiry"));
-        [self.mesh.poll_timeout(), self.connections.poll_timeout(), ipam, expiry]
+        let publish = self.publish_macs_at.map(|at| (at, "publication of MACs"));
+        let summary = self.mac_log.poll_timeout();
+        [self.mesh.poll_timeout(), self.connections.poll_timeout(), ipam, expiry, publish, summary]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -259,10 +295,16 @@ impl Node {
             peer: entry.peer,
             nickname: self.mesh.peer(entry.peer).map(|p| p.nickname.to_string()).unwrap_or_default(),
             last_seen: now.wall_at(entry.last_seen),
+            refused: entry.refused,
         });
         let macs = macs.collect();
         let ipam = self.ipam.allocator.as_ref().map(|allocator| allocator.status(now));
-        Status { mesh, connections: self.connections.reports().collect(), macs, ipam }
+        let mac_table = MacTableReport {
+            max_entries: self.macs.max_entries(),
+            displaced: self.macs.displaced(),
+            largest: self.macs.largest_share().map(|(peer, entries)| (self.label(peer), entries)),
+        };
+        Status { mesh, connections: self.connections.reports(now).collect(), macs, mac_table, ipam }
     }
 
     /// The version of this peer's topology record (docs/spec/mesh.md 8.4).
@@ -306,29 +348,52 @@ impl Node {
 
     fn handle_learned(&mut self, mac: MacAddr, at: PeerName, learned: Learned, now: Now) {
         let own = self.mesh.name();
-        match learned {
-            Learned::Known => return,
-            Learned::Refused { by } => return self.report_conflict(mac, by, now),
-            Learned::New if at == own => self.outputs.push_back(Output::Event(Event::LocalMac(mac))),
-            Learned::New => {
-                let event = Event::RemoteMac { mac, peer: self.label(at), was: None };
-                self.outputs.push_back(Output::Event(event));
+        let was = match learned {
+            Learned::Known | Learned::Ignored => return,
+            Learned::Refused { by } => {
+                return self.report_conflict(mac, if by == own { at } else { by }, now);
             }
-            Learned::Moved { from } => {
-                let event = Event::RemoteMac { mac, peer: self.label(at), was: Some(from) };
-                self.outputs.push_back(Output::Event(event));
-            }
-            Learned::Ignored => return,
+            Learned::New => None,
+            Learned::Moved { from } => Some(from),
+        };
+        if self.mac_log.discovered(at, now.mono) {
+            let event = if at == own && was.is_none() {
+                Event::LocalMac(mac)
+            } else {
+                Event::RemoteMac { mac, peer: self.label(at), was }
+            };
+            self.outputs.push_back(Output::Event(event));
         }
-        self.stale = true;
+        if !self.macs_full
+            && self.macs.displaced() > 0
+            && self.macs.len() == self.macs.max_entries()
+            && let Some((peer, share)) = self.macs.largest_share()
+        {
+            self.macs_full = true;
+            let (peer, entries) = (self.label(peer), self.macs.len());
+            self.outputs.push_back(Output::Event(Event::MacTableFull { entries, peer, share }));
+        }
+        let interval = Duration::from_millis(self.macs.len() as u64 / MACS_PER_MILLISECOND);
+        self.publish_macs_at.get_or_insert(self.macs_published_at + interval);
     }
 
     fn report_conflict(&mut self, mac: MacAddr, peer: PeerName, now: Now) {
         let due = self.conflicts.get(&mac).is_none_or(|last| now.mono - *last >= CONFLICT_LOG_INTERVAL);
         if due {
             self.conflicts.insert(mac, now.mono);
-            let peer = self.label(peer);
-            self.outputs.push_back(Output::Event(Event::MacConflict { mac, peer }));
+            let (peer, refused) = (self.label(peer), self.macs.refused(mac));
+            self.outputs.push_back(Output::Event(Event::MacConflict { mac, peer, refused }));
+        }
+    }
+
+    /// Reports a connection that ended although TCP works, the first time.
+    fn note_blocked_path(&mut self, connection: &Connection, now: Now) {
+        if let Some(problem) = connection.sleeve.problem(now.mono)
+            && !connection.sleeve.was_established()
+            && self.blocked_paths.begin(connection.remote, connection.remote_addr.ip())
+        {
+            let peer = connection.label.clone();
+            self.outputs.push_back(Output::Event(Event::PathBlocked { peer, problem }));
         }
     }
 
@@ -352,8 +417,11 @@ impl Node {
                 break;
             }
         }
+        self.stale |= self.publish_macs_at.is_some_and(|at| at <= now.mono);
         if self.stale {
             self.stale = false;
+            self.publish_macs_at = None;
+            self.macs_published_at = now.mono;
             self.tables = None;
             if !self.announced {
                 self.announced = true;
@@ -372,9 +440,10 @@ impl Node {
             Mesh::Dial { conn, addr } => Output::Dial { conn, addr },
             Mesh::Write { conn, bytes } => Output::Write { conn, bytes },
             Mesh::Close { conn } => Output::Close { conn },
+            Mesh::Event(event) if self.blocked_paths.repeats(&event) => Output::Event(Event::Repeated(event)),
             Mesh::Event(event) => Output::Event(Event::Mesh(event)),
             Mesh::OverlayPrepare { conn, setup } => {
-                match self.connections.prepare(conn, self.mesh.name(), *setup) {
+                match self.connections.prepare(conn, self.mesh.name(), self.port, *setup) {
                     // The peer may have confirmed already: the data threads need the session for its first heartbeat.
                     Ok(()) => self.stale = true,
                     Err(error) => self.mesh.handle_overlay_failed(conn, error, now),
@@ -383,7 +452,10 @@ impl Node {
             }
             Mesh::OverlayConfirm { conn } => return self.connections.confirm(conn, now),
             Mesh::OverlayStop { conn } => {
-                self.stale |= self.connections.stop(conn);
+                if let Some(connection) = self.connections.stop(conn) {
+                    self.stale = true;
+                    self.note_blocked_path(&connection, now);
+                }
                 return;
             }
             Mesh::OverlayControl { conn, control } => {
@@ -395,6 +467,7 @@ impl Node {
                 return;
             }
             Mesh::PeerRemoved(peer) => {
+                self.blocked_paths.end(peer);
                 self.stale |= !self.macs.forget_peer(peer).is_empty();
                 self.ipam.peers_stale = true;
                 if let Some(allocator) = &mut self.ipam.allocator {
@@ -413,19 +486,27 @@ impl Node {
 
     fn handle_connection_output(&mut self, conn: ConnectionId, output: ConnectionOutput, now: Now) {
         match output {
-            ConnectionOutput::Datagram { to, df, bytes } => {
-                self.outputs.push_back(Output::Datagram { conn, to, df, bytes })
+            ConnectionOutput::Datagram { destination, bytes } => {
+                self.outputs.push_back(Output::Datagram { destination, bytes })
             }
             ConnectionOutput::Control { index, tag, body } => {
                 // Cannot overflow: the common list has at most 256 entries.
                 let index = u8::try_from(index).unwrap_or(u8::MAX);
                 self.mesh.send_overlay_control(conn, index, tag, &body, now);
             }
-            ConnectionOutput::Established => self.mesh.handle_overlay_established(conn, now),
+            ConnectionOutput::Established => {
+                if let Some(connection) = self.connections.get(conn)
+                    && self.blocked_paths.end(connection.remote)
+                {
+                    let event = Event::PathUnblocked { peer: connection.label.clone() };
+                    self.outputs.push_back(Output::Event(event));
+                }
+                self.mesh.handle_overlay_established(conn, now);
+            }
             ConnectionOutput::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
             ConnectionOutput::NeighbourChanged => self.stale = true,
             ConnectionOutput::Event { peer, text } => {
-                self.outputs.push_back(Output::Event(Event::Overlay { peer, text }))
+                self.outputs.push_back(Output::Event(Event::Overlay { peer, text }));
             }
         }
     }
@@ -447,3 +528,6 @@ impl weave_switch::Routes for MeshRoutes {
         self.0.knows(peer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 
 use weave_mesh::{Persist, ResolveId};
+use weave_overlay::Destination;
 use weave_types::ConnectionId;
 
 use crate::event::Event;
@@ -45,15 +46,11 @@ pub enum Output {
         /// The TCP connection.
         conn: ConnectionId,
     },
-    /// Send this UDP datagram. If it exceeds the path MTU, report
-    /// [`ForwarderEvent::PathMtu`](weave_overlay::ForwarderEvent::PathMtu).
+    /// Send this UDP datagram. If it exceeds the MTU of the interface, report
+    /// [`ForwarderEvent::InterfaceMtu`](weave_overlay::ForwarderEvent::InterfaceMtu).
     Datagram {
-        /// The connection that it belongs to.
-        conn: ConnectionId,
-        /// Remote address.
-        to: SocketAddr,
-        /// Whether to set the don't-fragment bit.
-        df: bool,
+        /// The connection that it belongs to, and the addresses.
+        destination: Destination,
         /// UDP payload.
         bytes: Vec<u8>,
     },

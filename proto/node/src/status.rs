@@ -12,6 +12,8 @@ pub struct Status {
     pub connections: BTreeMap<ConnectionId, ConnectionReport>,
     /// The MAC table, sorted by address.
     pub macs: Vec<MacReport>,
+    /// The size of the MAC table.
+    pub mac_table: MacTableReport,
     /// Status of address allocation; `None` if it is disabled.
     pub ipam: Option<weave_ipam::Status>,
 }
@@ -21,12 +23,14 @@ pub struct Status {
 pub struct ConnectionReport {
     /// The overlay in use, if any.
     pub overlay: Option<String>,
-    /// The overlay in use and why preferred ones are not, as [`OverlaySwitch::reason`] describes it.
+    /// The overlay in use, and what does not work: the path ([`SleeveControl::problem`]), or preferred overlays
+    /// ([`OverlaySwitch::reason`]).
     ///
+    /// [`SleeveControl::problem`]: weave_overlay::sleeve::SleeveControl::problem
     /// [`OverlaySwitch::reason`]: weave_overlay::select::OverlaySwitch::reason
     pub reason: String,
-    /// The longest inner IP packet that is sent unfragmented.
-    pub mtu: usize,
+    /// The longest inner IP packet that is sent unfragmented; `None` before it is known.
+    pub mtu: Option<usize>,
     /// Whether frames are encrypted.
     pub encrypted: bool,
 }
@@ -42,4 +46,17 @@ pub struct MacReport {
     pub nickname: String,
     /// When its latest frame arrived, since the Unix epoch.
     pub last_seen: Duration,
+    /// How many frames of this host were refused because another peer uses the address.
+    pub refused: u64,
+}
+
+/// The size of the MAC table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MacTableReport {
+    /// The largest number of entries.
+    pub max_entries: usize,
+    /// How many entries were displaced because the table was full.
+    pub displaced: u64,
+    /// The peer with most entries, `NAME(NICK)`, and their number.
+    pub largest: Option<(String, usize)>,
 }

@@ -20,13 +20,14 @@ pub enum ForwarderEvent {
         /// UDP source address of the datagram.
         from: SocketAddr,
     },
-    /// The kernel refused a datagram with the don't-fragment bit because it exceeds the path MTU: for the connection's
-    /// [`SleeveControl`](crate::sleeve::SleeveControl). The driver creates this event. It may rate-limit the refusals of data,
-    /// but reports every refusal of a datagram that `SleeveControl` itself sent.
-    PathMtu {
+    /// The kernel refused a datagram with the don't-fragment bit because it exceeds the MTU of the interface: for the
+    /// connection's [`SleeveControl`](crate::sleeve::SleeveControl). The driver creates this event. It may rate-limit the
+    /// refusals of data, but reports every refusal of a datagram that `SleeveControl` itself sent. What ICMP messages say about
+    /// a path must not cause it, because nobody has authenticated them.
+    InterfaceMtu {
         /// The connection that the datagram was for.
         conn: ConnectionId,
-        /// Largest IP packet of the path in bytes, outer IP header included.
+        /// Largest IP packet of the interface in bytes, outer IP header included.
         mtu: u16,
     },
 }

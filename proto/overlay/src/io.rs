@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use weave_types::ConnectionId;
 
@@ -7,8 +7,10 @@ use crate::event::ForwarderEvent;
 /// Where a datagram is sent. Each value has its own outgoing queue in an [`Io`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Destination {
-    /// The connection that the datagram belongs to; path MTUs are reported for it.
+    /// The connection that the datagram belongs to; interface MTUs are reported for it.
     pub conn: ConnectionId,
+    /// The source address; unspecified if the kernel chooses it.
+    pub from: IpAddr,
     /// The neighbour's UDP address.
     pub to: SocketAddr,
     /// Whether the don't-fragment bit is set; without it the kernel may fragment (docs/spec/data-plane.md 4.2).

@@ -274,7 +274,11 @@ impl OverlaySwitch {
             }
             None => {
                 self.failed = true;
-                self.outputs.push_back(Output::Failed(format!("no working forwarders to {}", self.peer)));
+                let failed =
+                    |overlay: &OverlayState| Some(format!("{}: {}", overlay.name, overlay.error.as_ref()?));
+                let errors: Vec<String> = self.overlays.iter().filter_map(failed).collect();
+                let text = format!("no working forwarders to {} ({})", self.peer, errors.join("; "));
+                self.outputs.push_back(Output::Failed(text));
             }
         }
     }
@@ -323,7 +327,12 @@ mod tests {
         s.handle_established(1);
         assert_eq!(s.best(), Some((0, "fastdp")), "a failed overlay is not used again");
         s.handle_health(0, false);
-        assert_eq!(outputs(&mut s), ["no working forwarders to 7e:00:00:00:00:03(host3)"]);
+        assert_eq!(
+            outputs(&mut s),
+            [
+                "no working forwarders to 7e:00:00:00:00:03(host3) (sleeve: timed out waiting for UDP heartbeat)"
+            ]
+        );
         assert_eq!(
             s.reason(),
             "none: fastdp is unhealthy, sleeve failed: timed out waiting for UDP heartbeat"

@@ -45,4 +45,5 @@ mod subnet_isolation;
 mod systemd_boot;
 mod systemd_unit;
 mod trusted_subnets;
+mod udp_path;
 mod upgrade;

@@ -401,7 +401,7 @@ impl Host {
             let Some(node) = self.node.as_mut() else { return self.take_allocator_output() };
             if let Some((to, bytes)) = self.io.sent.pop_front() {
                 if exceeds_local_mtu(to.df, &bytes) {
-                    self.io.events.push_back(ForwarderEvent::PathMtu { conn: to.conn, mtu: LOCAL_MTU });
+                    self.io.events.push_back(ForwarderEvent::InterfaceMtu { conn: to.conn, mtu: LOCAL_MTU });
                     continue;
                 }
                 return Some(HostOutput::Datagram { to: to.to, df: to.df, bytes });
@@ -455,10 +455,12 @@ impl Host {
                 ))) if node.allocator().is_some() => {
                     self.observations.push(Observation::ConnectionEnded(format!("{}: {why}", peer.name)));
                 }
-                Output::Datagram { conn, df, bytes, .. } if exceeds_local_mtu(df, &bytes) => {
-                    node.handle_forwarder_event(ForwarderEvent::PathMtu { conn, mtu: LOCAL_MTU }, now);
+                Output::Datagram { destination: Destination { conn, df, .. }, bytes }
+                    if exceeds_local_mtu(df, &bytes) =>
+                {
+                    node.handle_forwarder_event(ForwarderEvent::InterfaceMtu { conn, mtu: LOCAL_MTU }, now);
                 }
-                Output::Datagram { to, df, bytes, .. } => {
+                Output::Datagram { destination: Destination { to, df, .. }, bytes } => {
                     return Some(HostOutput::Datagram { to, df, bytes });
                 }
                 Output::Event(_) => {}

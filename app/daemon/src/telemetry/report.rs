@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use weave_api::report::{BroadcastRoute, Connection, Mac, Peer, PeerConnection, Router, UnicastRoute};
+use weave_api::report::{
+    BroadcastRoute, Connection, Mac, MacTable, Peer, PeerConnection, Router, UnicastRoute,
+};
 use weave_api::{Report, Timestamp};
 use weave_datapath::{DatapathStats, DeviceState};
 use weave_mesh::{PeerLabel, TargetState, TargetStatus};
-use weave_node::{ConnectionReport, Status};
+use weave_node::{ConnectionReport, MacTableReport, Status};
 use weave_switch::DropReason;
 
 use super::ipam_report;
-use super::metrics::{Snapshot, Traffic};
+use super::metrics::{ConnectionSeries, Snapshot, Traffic};
 use super::printable::{explain_error, printable};
 
 /// Column widths in the line of a connection.
@@ -20,7 +22,7 @@ const OVERLAY_WIDTH: usize = 6;
 
 /// `device` is the name of the uplink.
 pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Report {
-    let Status { mesh, connections: overlays, macs, ipam } = status;
+    let Status { mesh, connections: overlays, macs, mac_table, ipam } = status;
     let ipam_notes = ipam.as_ref().and_then(ipam_report::notes);
     let ipam = ipam.as_ref().map(ipam_report::report);
     let own = mesh.own.name;
@@ -74,11 +76,24 @@ pub(crate) fn report(status: Status, data: &DatapathStats, device: &str) -> Repo
                 name: m.peer.to_string(),
                 nick_name: printable(&m.nickname),
                 last_seen: Timestamp::from_unix(m.last_seen),
+                refused: m.refused,
             })
             .collect(),
         drops: all_drops(data).into_iter().filter(|(_, n)| *n > 0).collect(),
+        mac_table: (mac_table.displaced > 0).then(|| full_mac_table(&mac_table, macs.len())),
     };
     Report { ready: true, version: crate::VERSION.to_owned(), router, ipam, ipam_notes, ..Report::default() }
+}
+
+fn full_mac_table(table: &MacTableReport, entries: usize) -> MacTable {
+    let (peer, share) = table.largest.clone().unwrap_or_default();
+    MacTable {
+        entries,
+        max_entries: table.max_entries,
+        displaced: table.displaced,
+        largest_peer: printable(&peer),
+        largest_entries: share,
+    }
 }
 
 /// A target that is waiting or attempting; others are not in the list of connections.
@@ -133,8 +148,8 @@ fn live_connection(
 ) -> Connection {
     let name = overlay.and_then(|o| o.overlay.as_deref());
     let attrs = overlay.zip(name).map(|(o, name)| {
-        let mut attrs =
-            BTreeMap::from([("name".to_owned(), Value::from(name)), ("mtu".to_owned(), Value::from(o.mtu))]);
+        let mut attrs = BTreeMap::from([("name".to_owned(), Value::from(name))]);
+        attrs.extend(o.mtu.map(|mtu| ("mtu".to_owned(), Value::from(mtu))));
         if o.encrypted {
             attrs.insert("encrypted".to_owned(), Value::from(true));
         }
@@ -163,7 +178,8 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
     format!("{encryption}{:<OVERLAY_WIDTH$} {peer}", overlay.unwrap_or("none"))
 }
 
-pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
+pub(crate) fn snapshot(report: Report, data: &DatapathStats, known: &mut ConnectionSeries) -> Snapshot {
+    known.add(&report);
     let counts = &data.counts;
     let traffic = Traffic {
         frames_in: counts.captured,
@@ -173,7 +189,7 @@ pub(crate) fn snapshot(report: Report, data: &DatapathStats) -> Snapshot {
         datagrams_out: counts.sent,
         bytes_out: counts.sent_bytes,
     };
-    Snapshot { report, drops: all_drops(data), traffic }
+    Snapshot { report, drops: all_drops(data), traffic, connection_series: known.clone() }
 }
 
 /// Dropped frames and datagrams by reason.

@@ -179,8 +179,8 @@ impl Egress {
         let Some(index) = self.find(via) else {
             return self.stats.drop_no_connection += 1;
         };
-        let SleevePath { remote: Some(to), mtu, stack_fragments, .. } = self.neighbours[index].neighbour.path
-        else {
+        let path = self.neighbours[index].neighbour.path;
+        let SleevePath { local: from, remote: Some(to), mtu, stack_fragments, .. } = path else {
             return self.stats.drop_awaiting_contact += 1;
         };
         let frame = outgoing.frame;
@@ -201,6 +201,7 @@ impl Egress {
             Class::Ipv6 => !too_big,
             Class::Ipv4 { df: false } if !stack_fragments => {
                 if too_big {
+                    let to = Destination { conn: self.neighbours[index].conn(), from, to, df: true };
                     return self.send_fragments(index, to, segments, mtu, outgoing, io);
                 }
                 true
@@ -210,7 +211,7 @@ impl Egress {
         };
         self.send_segments(
             index,
-            Destination { conn: self.neighbours[index].conn(), to, df },
+            Destination { conn: self.neighbours[index].conn(), from, to, df },
             segments,
             outgoing,
             io,
@@ -315,13 +316,12 @@ impl Egress {
     fn send_fragments(
         &mut self,
         index: usize,
-        to: SocketAddr,
+        to: Destination,
         mut segments: Segments,
         mtu: usize,
         outgoing: OutgoingFrame,
         io: &mut impl Io,
     ) {
-        let to = Destination { conn: self.neighbours[index].conn(), to, df: true };
         let mut scratch = std::mem::take(&mut self.scratch);
         while let Some(len) = segments.next_len() {
             scratch.resize(scratch.len().max(len), 0);

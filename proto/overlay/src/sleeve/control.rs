@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
 const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// Six fast heartbeat intervals.
 const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
+/// A connection that is not established after this time has a problem that people should see.
+const PROBLEM_DELAY: Duration = Duration::from_secs(2);
+/// Heartbeats of an established connection that may be missing before people should see it.
+const TOLERATED_HEARTBEATS: u32 = 2;
 const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
 /// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
 const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,9 +55,13 @@ const MTU_VERIFIED: u8 = 3;
 pub struct SleeveControlConfig {
     /// Shared with the data threads.
     pub session: Arc<Session>,
-    /// The neighbour's UDP address: the remote address of the TCP connection if we opened it. An acceptor learns the address
-    /// from the first heartbeat.
-    pub remote: Option<SocketAddr>,
+    /// Our UDP address: the local address of the TCP connection with the port that we receive datagrams at.
+    pub local: SocketAddr,
+    /// The remote address of the TCP connection.
+    pub remote: SocketAddr,
+    /// Whether we opened the TCP connection: then its remote address is also the neighbour's UDP address. An acceptor learns
+    /// that from the first heartbeat.
+    pub outbound: bool,
 }
 
 /// What the owner must do.
@@ -61,10 +69,12 @@ pub struct SleeveControlConfig {
 pub enum Output {
     /// Send this sealed datagram.
     Datagram {
+        /// Our address, at which the connection was made or accepted.
+        from: IpAddr,
         /// The neighbour's UDP address.
         to: SocketAddr,
         /// Whether to set the don't-fragment bit. If the kernel refuses the datagram as too long, call
-        /// [`SleeveControl::handle_path_mtu`].
+        /// [`SleeveControl::handle_interface_mtu`].
         df: bool,
         /// UDP payload.
         bytes: Vec<u8>,
@@ -76,7 +86,7 @@ pub enum Output {
         /// What follows the tag.
         body: Vec<u8>,
     },
-    /// The neighbour receives our datagrams. Emitted once.
+    /// Datagrams pass both ways. Emitted once.
     Established,
     /// The connection must end, for this reason. This is the last output.
     Failed(String),
@@ -133,13 +143,24 @@ pub enum ControlMessageError {
 #[derive(Debug)]
 pub struct SleeveControl {
     sealer: Sealer,
+    local: SocketAddr,
+    /// The neighbour's address in the TCP connection.
+    peer: IpAddr,
     remote: Option<SocketAddr>,
     pmtu: Pmtu,
     state: State,
     /// Whether both ends use [`FAST_HEARTBEAT_INTERVAL`].
     fast_heartbeats: bool,
-    heartbeat_received: bool,
+    /// When the latest heartbeat arrived.
+    heartbeat_received: Option<Instant>,
     heartbeat_sent: bool,
+    /// Whether the neighbour has acknowledged a heartbeat.
+    acknowledged: bool,
+    confirmed_at: Instant,
+    /// Whether the connection was ever established.
+    was_established: bool,
+    /// [`problem`](SleeveControl::problem) when the connection failed.
+    final_problem: Option<String>,
     fragmentation: FragmentationTest,
     heartbeat_at: Option<Instant>,
     timeout_at: Option<Instant>,
@@ -169,18 +190,31 @@ struct FragmentationTest {
 impl SleeveControl {
     /// Creates the state machine, which waits for [`confirm`](SleeveControl::confirm).
     pub fn new(config: SleeveControlConfig) -> SleeveControl {
-        let SleeveControlConfig { session, remote } = config;
+        let SleeveControlConfig { session, local, remote: peer, outbound } = config;
         let pmtu = Pmtu::new(session.overhead());
-        let announced =
-            SleevePath { remote, mtu: pmtu.mtu(), max_payload: pmtu.max_payload(), stack_fragments: false };
+        let pmtu = if peer.is_ipv6() { pmtu.with_ipv6() } else { pmtu };
+        let remote = outbound.then_some(peer);
+        let announced = SleevePath {
+            local: local.ip(),
+            remote,
+            mtu: pmtu.mtu(),
+            max_payload: pmtu.max_payload(),
+            stack_fragments: false,
+        };
         SleeveControl {
             sealer: Sealer::new(session),
+            local,
+            peer: peer.ip(),
             remote,
             pmtu,
             state: State::Prepared,
             fast_heartbeats: false,
-            heartbeat_received: false,
+            heartbeat_received: None,
             heartbeat_sent: false,
+            acknowledged: false,
+            confirmed_at: Instant::ORIGIN,
+            was_established: false,
+            final_problem: None,
             fragmentation: FragmentationTest::default(),
             heartbeat_at: None,
             timeout_at: None,
@@ -203,6 +237,7 @@ impl SleeveControl {
     /// What data threads need to send to the neighbour.
     pub fn path(&self) -> SleevePath {
         SleevePath {
+            local: self.local.ip(),
             remote: self.remote,
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
@@ -216,8 +251,9 @@ impl SleeveControl {
             return;
         }
         self.state = State::Confirmed;
+        self.confirmed_at = now;
         self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
-        if self.heartbeat_received {
+        if self.heartbeat_received.is_some() {
             self.control(ESTABLISHED, Vec::new());
         }
         self.send_heartbeat(now);
@@ -258,11 +294,12 @@ impl SleeveControl {
         if confirmed {
             self.timeout_at =
                 Some(now + if self.fast_heartbeats { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT });
-            if !self.heartbeat_received {
+            if self.heartbeat_received.is_none() {
                 self.control(ESTABLISHED, Vec::new());
             }
         }
-        self.heartbeat_received = true;
+        self.heartbeat_received = Some(now);
+        self.establish(now);
         self.drain_pmtu();
     }
 
@@ -300,21 +337,75 @@ impl SleeveControl {
             }
             State::Prepared | State::Confirmed => {}
         }
+        self.acknowledged = true;
+        self.establish(now);
+        Ok(())
+    }
+
+    /// Establishes the connection if datagrams pass both ways. 2.8.1 is content if its own arrive; then one end has an
+    /// established connection that the other one cannot use.
+    fn establish(&mut self, now: Instant) {
+        if self.state != State::Confirmed || !self.acknowledged || self.heartbeat_received.is_none() {
+            return;
+        }
         self.state = State::Established;
+        self.was_established = true;
         self.heartbeat_at = Some(now + self.heartbeat_interval());
         self.push(Output::Established);
         self.send_fragmentation_test(now);
         self.pmtu.start(now);
         self.drain_pmtu();
-        Ok(())
     }
 
-    /// The kernel refused a datagram of this connection: the path carries IP packets of at most `path_mtu` bytes.
-    pub fn handle_path_mtu(&mut self, path_mtu: u16, now: Instant) {
+    /// Which direction of the path does not work, for people; `None` while there is no reason for doubt.
+    pub fn problem(&self, now: Instant) -> Option<String> {
+        let since = self.heartbeat_received.unwrap_or(self.confirmed_at);
+        let silence = now.saturating_since(since);
+        let (here, there) = (self.local, self.remote_text());
+        let seconds = silence.as_secs();
+        let missing = format!("no UDP datagram from {there} to {here} for {seconds} s");
+        let pending = match self.state {
+            State::Prepared => return None,
+            State::Failed => return self.final_problem.clone(),
+            State::Established => {
+                return (silence > self.heartbeat_interval() * TOLERATED_HEARTBEATS).then_some(missing);
+            }
+            State::Confirmed if now.saturating_since(self.confirmed_at) < PROBLEM_DELAY => return None,
+            State::Confirmed => match (self.heartbeat_received, self.acknowledged) {
+                (Some(_), _) => {
+                    format!(
+                        "UDP datagrams from {here} do not arrive at {there}, those in the other direction do"
+                    )
+                }
+                (None, true) => format!("{missing}, those in the other direction arrive"),
+                (None, false) if self.heartbeat_sent => format!("{missing}, and ours do not arrive either"),
+                (None, false) => missing,
+            },
+        };
+        Some(format!("{pending}; TCP works, so UDP has to be let through"))
+    }
+
+    /// The neighbour's UDP address as far as it is known.
+    fn remote_text(&self) -> String {
+        self.remote.map_or_else(|| self.peer.to_string(), |remote| remote.to_string())
+    }
+
+    /// Whether datagrams passed both ways at any time.
+    pub fn was_established(&self) -> bool {
+        self.was_established
+    }
+
+    /// The path MTU, once it is known.
+    pub fn known_mtu(&self) -> Option<usize> {
+        self.pmtu.known_mtu()
+    }
+
+    /// The kernel refused a datagram of this connection: the interface carries IP packets of at most `interface_mtu` bytes.
+    pub fn handle_interface_mtu(&mut self, interface_mtu: u16, now: Instant) {
         if self.state == State::Failed {
             return;
         }
-        self.pmtu.handle_path_mtu(path_mtu, now);
+        self.pmtu.handle_interface_mtu(interface_mtu, now);
         self.drain_pmtu();
         self.announce();
     }
@@ -341,7 +432,9 @@ impl SleeveControl {
             return;
         }
         if self.timeout_at.is_some_and(|at| now >= at) {
-            return self.fail("timed out waiting for UDP heartbeat".to_owned());
+            self.final_problem = self.problem(now);
+            let why = self.final_problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            return self.fail(format!("timed out waiting for UDP heartbeat{why}"));
         }
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
@@ -429,7 +522,7 @@ impl SleeveControl {
         }
         self.sealer.add(&mut builder, &mut bytes, own, remote, len);
         match self.sealer.finish(builder, &mut bytes, df) {
-            Ok(_) => self.push(Output::Datagram { to, df, bytes }),
+            Ok(_) => self.push(Output::Datagram { from: self.local.ip(), to, df, bytes }),
             Err(error) => {
                 self.push(Output::Event(Event::Exhausted));
                 self.fail(error.to_string());

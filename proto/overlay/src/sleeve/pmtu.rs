@@ -1,14 +1,17 @@
 //! Discovery of the path MTU by probing (after RFC 8899; docs/spec/data-plane.md 4.5).
 //!
+//! The result depends on the MTU of the own interface and on sizes that the neighbour has acknowledged, on nothing else: ICMP
+//! messages about the path are not authenticated, and one that is forged must not make an encrypted connection slow.
+//!
 //! ```text
 //!                 initial probe: a 60000-byte frame that may not be fragmented
-//!   InitialProbe -----+---- the kernel refuses it: path MTU P ----> Searching up to P
+//!   InitialProbe -----+---- the interface refuses it: MTU P ------> Searching up to P
 //!     |               +---- it is acknowledged -------------------> SearchComplete, no limit
 //!     +-- no answer, 3 times -------------------------------------> Searching up to the longest packet
 //!
 //!   Searching ------- rounds of probes, each size acknowledged by its length or taken as failed --> SearchComplete
 //!   SearchComplete -- every 10 s: does the size still pass? no -----------------------------------> Searching
-//!                  -- every 2 min: initial probe again; the kernel's P has grown, or has always
+//!                  -- every 2 min: initial probe again; the interface's P has grown, or has always
 //!                     exceeded the size that passed -----------------------------------------> Searching upwards
 //! ```
 //!
@@ -23,7 +26,7 @@ use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::Instant;
 
 use super::control_frame::INITIAL_PROBE_FRAME;
-use super::session::{MAX_DATAGRAM, OUTER_HEADERS};
+use super::session::{IPV6_HEADERS, MAX_DATAGRAM, OUTER_HEADERS};
 
 /// The MTU of a path without a known limit, as 2.8.1 shows it.
 pub const UNLIMITED: usize = 65535;
@@ -39,7 +42,7 @@ const INITIAL_PROBE: usize = INITIAL_PROBE_FRAME - ETHERNET_HEADER;
 /// Every path carries IP packets of this size (RFC 791); smaller path MTUs are ignored.
 const MIN_PATH_MTU: usize = 68;
 
-/// How long the kernel, or the neighbour, may take to answer an initial probe.
+/// How long the interface, or the neighbour, may take to answer an initial probe.
 const INITIAL_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const INITIAL_PROBE_ATTEMPTS: u32 = 3;
 
@@ -74,9 +77,12 @@ pub enum Output {
 /// State machine of the search.
 #[derive(Debug)]
 pub struct Pmtu {
+    /// Bytes that the connection adds to a packet, outer headers included.
     overhead: usize,
+    /// Bytes of outer IP and UDP header.
+    outer_headers: usize,
     mtu: usize,
-    /// The largest size that can pass according to the kernel.
+    /// The largest size that the interface carries.
     ceiling: usize,
     phase: Phase,
     /// Sizes probed since the search began. Acknowledgements of other sizes are ignored.
@@ -138,12 +144,29 @@ impl Pmtu {
     pub fn new(overhead: usize) -> Pmtu {
         Pmtu {
             overhead,
+            outer_headers: OUTER_HEADERS,
             mtu: UNLIMITED,
             ceiling: UNLIMITED,
             phase: Phase::Idle,
             probed: BTreeSet::new(),
             outputs: VecDeque::new(),
         }
+    }
+
+    /// Takes the outer headers of IPv6 into account.
+    pub fn with_ipv6(self) -> Pmtu {
+        let longer = IPV6_HEADERS - OUTER_HEADERS;
+        Pmtu { overhead: self.overhead + longer, outer_headers: IPV6_HEADERS, ..self }
+    }
+
+    /// [`mtu`](Pmtu::mtu), if the neighbour has acknowledged it or a smaller size is assumed to pass; `None` before.
+    pub fn known_mtu(&self) -> Option<usize> {
+        let known = match &self.phase {
+            Phase::Idle | Phase::InitialProbe { .. } => false,
+            Phase::Searching(search) => !search.optimistic,
+            Phase::SearchComplete(_) => true,
+        };
+        known.then_some(self.mtu)
     }
 
     /// The longest inner IP packet that is sent unfragmented; [`UNLIMITED`] before the first result.
@@ -153,12 +176,12 @@ impl Pmtu {
 
     /// The longest UDP payload that is sent unfragmented.
     pub fn max_payload(&self) -> usize {
-        (self.mtu + self.overhead - OUTER_HEADERS).min(MAX_DATAGRAM)
+        (self.mtu + self.overhead - self.outer_headers).min(MAX_DATAGRAM)
     }
 
     /// The longest inner packet that fits a datagram.
     fn longest(&self) -> usize {
-        MAX_DATAGRAM + OUTER_HEADERS - self.overhead
+        MAX_DATAGRAM + self.outer_headers - self.overhead
     }
 
     /// The connection is established: starts the discovery. Repeated calls have no effect.
@@ -173,13 +196,13 @@ impl Pmtu {
         self.phase = Phase::InitialProbe { attempt, until: now + INITIAL_PROBE_TIMEOUT };
     }
 
-    /// The kernel refused a datagram: the path carries outer packets of at most `path_mtu` bytes.
-    pub fn handle_path_mtu(&mut self, path_mtu: u16, now: Instant) {
-        let path_mtu = usize::from(path_mtu);
-        if path_mtu < self.overhead + MIN_PATH_MTU {
+    /// The kernel refused a datagram: the interface carries outer packets of at most `interface_mtu` bytes.
+    pub fn handle_interface_mtu(&mut self, interface_mtu: u16, now: Instant) {
+        let interface_mtu = usize::from(interface_mtu);
+        if interface_mtu < self.overhead + MIN_PATH_MTU {
             return;
         }
-        let limit = path_mtu - self.overhead;
+        let limit = interface_mtu - self.overhead;
         match &mut self.phase {
             Phase::Idle => {}
             Phase::InitialProbe { .. } => self.search(SEARCH_FLOOR, limit, true, now),
@@ -467,7 +490,7 @@ mod tests {
                 };
                 match self.kernel {
                     Some(kernel) if usize::from(size) > kernel => {
-                        self.pmtu.handle_path_mtu((kernel + self.pmtu.overhead) as u16, self.now);
+                        self.pmtu.handle_interface_mtu((kernel + self.pmtu.overhead) as u16, self.now);
                     }
                     _ if usize::from(size) > self.passes => {}
                     _ => self.in_flight.push_back((self.now + self.rtt, size)),
@@ -511,6 +534,17 @@ mod tests {
             assert_eq!((sim.found(), sim.probes.as_slice()), (Some(mtu), &[mtu as u16][..]));
             assert_eq!(sim.pmtu.max_payload(), 1472);
         }
+    }
+
+    #[test]
+    fn headers_of_ipv6_are_taken_into_account() {
+        let mut pmtu = Pmtu::new(62).with_ipv6();
+        pmtu.start(Instant::ORIGIN);
+        assert_eq!((pmtu.poll_output(), pmtu.known_mtu()), (Some(Output::InitialProbe), None));
+        pmtu.handle_interface_mtu(1500, Instant::ORIGIN);
+        assert_eq!((pmtu.poll_output(), pmtu.known_mtu()), (Some(Output::Probe(1418)), None));
+        pmtu.handle_ack(1418, Instant::ORIGIN);
+        assert_eq!((pmtu.known_mtu(), pmtu.max_payload()), (Some(1418), 1452));
     }
 
     #[test]
@@ -560,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn search_starts_without_an_answer_of_the_kernel() {
+    fn search_starts_without_an_answer_of_the_interface() {
         let mut sim = Sim::new(86, 1414, None);
         sim.run(ms(3000 + 3000));
         assert_eq!(sim.found(), Some(1414));
@@ -584,7 +618,7 @@ mod tests {
         sim.passes = 1438;
         sim.run(PROBE_UP_INTERVAL + ms(3000));
         assert_eq!(sim.found(), Some(1438));
-        // The kernel's cached path MTU expires.
+        // The MTU of the interface is raised.
         let mut sim = Sim::new(62, 1438, Some(1238));
         sim.run(Duration::from_secs(10));
         assert_eq!(sim.found(), Some(1238));
@@ -601,18 +635,18 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_path_mtu_reported_by_the_kernel_is_used() {
+    fn a_smaller_interface_mtu_is_used() {
         let mut sim = Sim::new(62, 1438, Some(1438));
         sim.run(ms(100));
         (sim.kernel, sim.passes) = (Some(1138), 1138);
-        sim.pmtu.handle_path_mtu(1200, sim.now);
+        sim.pmtu.handle_interface_mtu(1200, sim.now);
         sim.run(ms(100));
         assert_eq!(sim.found(), Some(1138));
         // Repeated and invalid reports have no effect.
         let probes = sim.probes.len();
-        sim.pmtu.handle_path_mtu(1200, sim.now);
-        sim.pmtu.handle_path_mtu(0, sim.now);
-        sim.pmtu.handle_path_mtu(100, sim.now);
+        sim.pmtu.handle_interface_mtu(1200, sim.now);
+        sim.pmtu.handle_interface_mtu(0, sim.now);
+        sim.pmtu.handle_interface_mtu(100, sim.now);
         sim.run(ms(100));
         assert_eq!((sim.found(), sim.probes.len()), (Some(1138), probes));
     }
@@ -632,7 +666,7 @@ mod tests {
         pmtu.handle_ack(1438, Instant::ORIGIN);
         pmtu.start(Instant::ORIGIN);
         pmtu.handle_ack(1438, Instant::ORIGIN);
-        pmtu.handle_path_mtu(1500, Instant::ORIGIN);
+        pmtu.handle_interface_mtu(1500, Instant::ORIGIN);
         for size in [0, 552, 1437, 1439, 59986, 65535] {
             pmtu.handle_ack(size, Instant::ORIGIN);
             assert!(matches!(pmtu.phase, Phase::Searching(_)), "{size}");

@@ -20,6 +20,8 @@ const TAG_LEN: usize = 16;
 const DF_BIT: u64 = 1 << 63;
 /// Bytes of the outer IPv4 and UDP headers.
 pub(super) const OUTER_HEADERS: usize = 28;
+/// The same for IPv6.
+pub(super) const IPV6_HEADERS: usize = 48;
 
 /// Keys and counters of one connection, shared by all sealers and openers. The counters are atomic, so that several threads
 /// can seal without a lock and no nonce is used twice.

@@ -25,7 +25,13 @@ struct Node {
 
 fn path(remote: u8, overhead: usize) -> SleevePath {
     let mtu = 1500 - overhead;
-    SleevePath { remote: Some(addr(remote)), mtu, max_payload: 1472, stack_fragments: true }
+    SleevePath {
+        local: addr(1).ip(),
+        remote: Some(addr(remote)),
+        mtu,
+        max_payload: 1472,
+        stack_fragments: true,
+    }
 }
 
 impl Node {
@@ -330,8 +336,13 @@ fn datagrams_equal_those_of_2_8_1() {
 fn fragments_equal_those_of_2_8_1() {
     let file = vectors("live_sleeve_pmtu_search");
     let mut net = Net::line(3, None);
-    net.node(1).neighbours[0].path =
-        SleevePath { remote: Some(addr(2)), mtu: 638, max_payload: 672, stack_fragments: false };
+    net.node(1).neighbours[0].path = SleevePath {
+        local: addr(1).ip(),
+        remote: Some(addr(2)),
+        mtu: 638,
+        max_payload: 672,
+        stack_fragments: false,
+    };
     let remote = MacAddr([2, 0x42, 0xac, 0x11, 0, 3]);
     net.node(1).macs.learn_remote(remote, name(3), NOW);
     net.node(1).publish();

@@ -103,6 +103,7 @@ pub(crate) fn datagram(data: &[u8]) {
         let session = session(OWN, remote, key);
         let mtu = 1500 - session.overhead();
         let path = SleevePath {
+            local: address(OWN).ip(),
             remote: Some(address(remote)),
             mtu,
             max_payload: 1472,
@@ -124,8 +125,12 @@ pub(crate) fn datagram(data: &[u8]) {
 pub(crate) fn control(mut data: &[u8]) {
     let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
     let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };
-    let mut connection =
-        SleeveControl::new(SleeveControlConfig { session: session(OWN, REMOTE, None), remote: None });
+    let mut connection = SleeveControl::new(SleeveControlConfig {
+        session: session(OWN, REMOTE, None),
+        local: address(OWN),
+        remote: address(REMOTE),
+        outbound: false,
+    });
     let uid = connection.session().uid();
     let mut now = Instant::ORIGIN;
     while let [operation, len, rest @ ..] = data {
@@ -148,7 +153,7 @@ pub(crate) fn control(mut data: &[u8]) {
                     _ = connection.handle_control(tag, body, now);
                 }
             }
-            5 => connection.handle_path_mtu(number, now),
+            5 => connection.handle_interface_mtu(number, now),
             6 => switch.handle_health(usize::from(len % 2), len & 2 != 0),
             _ => {
                 now = connection.poll_timeout().map_or(now, |(at, _)| at.max(now));

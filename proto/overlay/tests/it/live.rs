@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{array, bytes, name, vectors};
+use crate::support::{array, bytes, config, name, vectors};
 use serde_json::Value;
 use weave_overlay::sleeve::{
     ControlFrame, Opener, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig,
@@ -108,8 +108,8 @@ fn replay(
 ) -> (SleeveControl, Vec<Message>) {
     let mut opener = Opener::new(own.session(other.name));
     let session = own.session(other.name);
-    let mut control =
-        SleeveControl::new(SleeveControlConfig { session, remote: own.outbound.then_some(other.addr) });
+    let config = SleeveControlConfig { session, local: own.addr, remote: other.addr, outbound: own.outbound };
+    let mut control = SleeveControl::new(config);
     let mut sent = Vec::new();
     let mut paths: Vec<SleevePath> = Vec::new();
     control.confirm(start);
@@ -118,11 +118,11 @@ fn replay(
     loop {
         while let Some(output) = control.poll_output() {
             match output {
-                Output::Datagram { to, df, bytes } => {
+                Output::Datagram { to, df, bytes, .. } => {
                     assert_eq!(to, other.addr);
                     // Underlay MTU 1500: the kernel refuses what is longer, with the don't-fragment bit.
                     if df && bytes.len() + 28 > 1500 {
-                        control.handle_path_mtu(1500, now);
+                        control.handle_interface_mtu(1500, now);
                     } else {
                         sent.push(Message::Datagram { bytes, df });
                     }
@@ -165,7 +165,7 @@ fn replay(
     let path = control.path();
     let mtu = if own.key.is_some() { 1414 } else { 1438 };
     let remote = Some(other.addr);
-    assert_eq!(path, SleevePath { remote, mtu, max_payload: 1472, stack_fragments: true });
+    assert_eq!(path, SleevePath { local: path.local, remote, mtu, max_payload: 1472, stack_fragments: true });
     assert_eq!(paths.last(), Some(&path), "every change is announced");
     (control, sent)
 }
@@ -240,7 +240,7 @@ fn probes_of_2_8_1_are_acknowledged() {
     let file = vectors("live_sleeve_pmtu_search");
     let side = Side { name: 2, addr: crate::support::addr(2), uid: 5, key: None, outbound: false };
     let from = crate::support::addr(1);
-    let mut control = SleeveControl::new(SleeveControlConfig { session: side.session(1), remote: None });
+    let mut control = SleeveControl::new(config(side.session(1), 2));
     control.confirm(Instant::ORIGIN);
     control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
     while control.poll_output().is_some() {}
@@ -270,19 +270,17 @@ fn search_finds_the_mtu_of_2_8_1_in_less_time() {
     let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
 
     let side = Side { name: 1, addr: crate::support::addr(1), uid: 5, key: None, outbound: true };
-    let mut control = SleeveControl::new(SleeveControlConfig {
-        session: side.session(2),
-        remote: Some(crate::support::addr(2)),
-    });
+    let mut control = SleeveControl::new(config(side.session(2), 1));
     control.confirm(Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
+    control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), crate::support::addr(2), now);
     control.handle_control(1, &[], now).unwrap();
     let mut probes = Vec::new();
     let done = 'done: loop {
         while let Some(output) = control.poll_output() {
             match output {
                 Output::Datagram { df: true, bytes, .. } if bytes.len() + 28 > 1500 => {
-                    control.handle_path_mtu(1500, now);
+                    control.handle_interface_mtu(1500, now);
                 }
                 Output::Datagram { df: true, bytes, .. } if bytes.len() > 42 => {
                     // Control message 3 contains the length of the frame without its Ethernet header.

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::support::{Line, Recorder, UID, addr, name, session};
+use crate::support::{Line, Recorder, UID, addr, config, name, session};
 use proptest::prelude::*;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{OverlaySwitch, parse_control};
-use weave_overlay::sleeve::{
-    ControlFrame, OpenError, Opener, Sealer, SleeveControl, SleeveControlConfig, SleevePath,
-};
+use weave_overlay::sleeve::{ControlFrame, OpenError, Opener, Sealer, SleeveControl, SleevePath};
 use weave_switch::{Csum, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::Instant;
 
@@ -46,7 +44,8 @@ fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwar
     let neighbours = [1, 3].map(|remote| {
         let session = session(2, remote, key);
         let max_payload = (mtu + session.overhead() - 28).min(65507);
-        let path = SleevePath { remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
+        let path =
+            SleevePath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
         Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
     });
     Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())))
@@ -190,7 +189,7 @@ proptest! {
 
     #[test]
     fn any_sequence_of_inputs_is_handled(steps in prop::collection::vec((0u8..7, any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..60)) {
-        let mut control = SleeveControl::new(SleeveControlConfig { session: session(1, 2, Some([1; 32])), remote: None });
+        let mut control = SleeveControl::new(config(session(1, 2, Some([1; 32])), 2));
         let mut now = Instant::ORIGIN;
         for (step, number, bytes) in steps {
             match step {
@@ -198,7 +197,7 @@ proptest! {
                 1 => control.handle_control_frame(ControlFrame::Heartbeat(UID), addr(number as u8), now),
                 2 => control.handle_control_frame(ControlFrame::MtuTest { mtu: number }, addr(2), now),
                 3 => _ = control.handle_control((number % 5) as u8, &bytes, now),
-                4 => control.handle_path_mtu(number, now),
+                4 => control.handle_interface_mtu(number, now),
                 5 => _ = control.handle_control(3, &number.to_be_bytes(), now),
                 _ => {
                     if let Some((at, _)) = control.poll_timeout() {

@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{addr, name};
+use crate::support::{addr, config, name};
 use weave_overlay::sleeve::{
     ControlFrame, ControlMessageError, Event, Opener, Output, Session, SessionConfig, SleeveControl,
-    SleeveControlConfig,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -61,16 +60,17 @@ struct Pair {
     local_mtu: usize,
     /// Whether fragments arrive.
     fragments: bool,
+    /// The end whose datagrams do not arrive.
+    blocked: Option<usize>,
 }
 
 impl Pair {
     fn new(key: Option<[u8; 32]>) -> Pair {
         let end = |own: u8| {
-            let remote = (own == 1).then(|| addr(2));
             let session = session(own, key);
             End {
                 opener: Opener::new(session.clone()),
-                control: SleeveControl::new(SleeveControlConfig { session, remote }),
+                control: SleeveControl::new(config(session, own)),
                 addr: addr(own),
                 established: 0,
                 failed: None,
@@ -88,6 +88,7 @@ impl Pair {
             path_mtu: 1500,
             local_mtu: 1500,
             fragments: true,
+            blocked: None,
         }
     }
 
@@ -125,16 +126,21 @@ impl Pair {
         while let Some(output) = self.ends[from].control.poll_output() {
             assert!(self.ends[from].failed.is_none(), "{output:?} after the end");
             match output {
-                Output::Datagram { to, df, bytes } => {
+                Output::Datagram { from: source, to, df, bytes } => {
+                    assert_eq!(source, addr([1, 2][from]).ip(), "also after a NAT has changed it on the way");
                     let outer = bytes.len() + 28;
                     if df && outer > self.local_mtu {
                         let mtu = self.local_mtu as u16;
-                        self.ends[from].control.handle_path_mtu(mtu, self.now);
+                        self.ends[from].control.handle_interface_mtu(mtu, self.now);
                         continue;
                     }
                     let fragmented = !df && outer > self.path_mtu.min(self.local_mtu);
                     let passes = if df { outer <= self.path_mtu } else { !fragmented || self.fragments };
-                    if passes && to == self.ends[1 - from].addr && !self.lost(bytes.len()) {
+                    if passes
+                        && self.blocked != Some(from)
+                        && to == self.ends[1 - from].addr
+                        && !self.lost(bytes.len())
+                    {
                         let from_addr = self.ends[from].addr;
                         let transit = InFlight::Datagram { from: from_addr, bytes, df };
                         self.in_flight.push_back((self.now + self.delay, 1 - from, transit));
@@ -253,8 +259,7 @@ fn connections_survive_packet_loss() {
 fn silence_with_fast_heartbeats_fails_after_12_s() {
     let mut pair = Pair::new(None);
     for end in &mut pair.ends {
-        let other =
-            SleeveControl::new(SleeveControlConfig { session: end.control.session().clone(), remote: None });
+        let other = SleeveControl::new(config(end.control.session().clone(), 2));
         end.control = std::mem::replace(&mut end.control, other).with_fast_heartbeats();
     }
     pair.confirm();
@@ -268,7 +273,9 @@ fn silence_with_fast_heartbeats_fails_after_12_s() {
     assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
     pair.run(secs(4));
     for end in &pair.ends {
-        assert_eq!(end.failed.as_deref(), Some("timed out waiting for UDP heartbeat"));
+        let failed = end.failed.as_deref().unwrap();
+        assert!(failed.starts_with("timed out waiting for UDP heartbeat: no UDP datagram from "), "{failed}");
+        assert!(failed.ends_with(":6783 for 12 s"), "{failed}");
     }
 }
 
@@ -280,12 +287,12 @@ fn silence_fails_after_60_s() {
     assert_eq!(pair.ends[0].failed, None);
     pair.run(secs(20));
     for end in &mut pair.ends {
-        assert_eq!(end.failed.as_deref(), Some("timed out waiting for UDP heartbeat"));
+        assert!(end.failed.is_some());
         // A failed connection ignores all inputs.
         assert_eq!(end.control.poll_timeout(), None);
         end.control.handle_timeout(pair.now);
         end.control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
-        end.control.handle_path_mtu(1000, pair.now);
+        end.control.handle_interface_mtu(1000, pair.now);
         end.control.handle_control(1, &[], pair.now).unwrap();
         end.control.confirm(pair.now);
         assert_eq!(end.control.poll_output(), None);
@@ -301,6 +308,41 @@ fn missing_first_heartbeat_fails_after_60_s() {
     assert!(pair.ends.iter().all(|end| end.failed.is_none()));
     pair.run(Duration::from_millis(1));
     assert!(pair.ends.iter().all(|end| end.failed.is_some() && end.established == 0));
+}
+
+#[test]
+fn a_path_that_works_in_one_direction_is_established_at_neither_end() {
+    for blocked in [0, 1] {
+        let mut pair = Pair::new(None);
+        pair.blocked = Some(blocked);
+        pair.confirm();
+        pair.run(Duration::from_millis(1500));
+        assert_eq!(pair.ends.each_ref().map(|end| end.control.problem(pair.now)), [None, None], "too early");
+        pair.run(Duration::from_millis(8500));
+        assert_eq!(pair.ends.each_ref().map(|end| end.established), [0, 0]);
+        let problems = pair.ends.each_ref().map(|end| end.control.problem(pair.now).unwrap());
+        let (from, to) = ("172.30.1.1:6783", "172.30.1.2:6783");
+        let expected = if blocked == 0 {
+            // An acceptor does not know where to send to before a datagram arrives.
+            [
+                format!("no UDP datagram from {to} to {from} for 10 s, and ours do not arrive either"),
+                format!("no UDP datagram from 172.30.1.1 to {to} for 10 s"),
+            ]
+        } else {
+            [
+                format!("no UDP datagram from {to} to {from} for 10 s, those in the other direction arrive"),
+                format!("UDP datagrams from {to} do not arrive at {from}, those in the other direction do"),
+            ]
+        };
+        let tail = "; TCP works, so UDP has to be let through";
+        assert_eq!(problems, expected.map(|text| text + tail));
+        assert_eq!(pair.ends.each_ref().map(|end| end.control.known_mtu()), [None, None]);
+        pair.blocked = None;
+        pair.run(secs(1));
+        assert_eq!(pair.ends.each_ref().map(|end| end.established), [1, 1]);
+        assert_eq!(pair.ends.each_ref().map(|end| end.control.problem(pair.now)), [None, None]);
+        assert_eq!(pair.ends.each_ref().map(|end| end.control.known_mtu()), [Some(1438), Some(1438)]);
+    }
 }
 
 #[test]
@@ -381,7 +423,7 @@ fn fragmentation_is_tested_periodically() {
 
 #[test]
 fn nothing_is_sent_before_confirmation() {
-    let mut control = SleeveControl::new(SleeveControlConfig { session: session(2, None), remote: None });
+    let mut control = SleeveControl::new(config(session(2, None), 2));
     let (heartbeat, now) = (ControlFrame::Heartbeat(ConnectionUid(UID)), Instant::ORIGIN);
     assert_eq!(control.poll_timeout(), None);
     control.handle_timeout(now + secs(1000));
@@ -408,8 +450,7 @@ fn control_message_1_is_sent_once_after_the_first_heartbeat() {
             .collect()
     };
     let now = Instant::ORIGIN;
-    let mut control =
-        SleeveControl::new(SleeveControlConfig { session: session(1, None), remote: Some(addr(2)) });
+    let mut control = SleeveControl::new(config(session(1, None), 1));
     control.confirm(now);
     control.handle_control(1, &[], now).unwrap();
     control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID + 1)), addr(5), now);

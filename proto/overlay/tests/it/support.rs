@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use weave_overlay::ForwarderEvent;
-use weave_overlay::sleeve::{Session, SessionConfig};
+use weave_overlay::sleeve::{Session, SessionConfig, SleeveControlConfig};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
@@ -53,6 +53,11 @@ pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session
         outbound: own < remote,
         key,
     })
+}
+
+/// Parameters of the connection between peers 1 and 2 on the side of `own`. Peer 1 opened it.
+pub(crate) fn config(session: Arc<Session>, own: u8) -> SleeveControlConfig {
+    SleeveControlConfig { session, local: addr(own), remote: addr(3 - own), outbound: own == 1 }
 }
 
 /// An [`Io`] that records everything and checks the contract of [`Io`].
