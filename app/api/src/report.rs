@@ -276,6 +276,9 @@ pub struct IpamNotes {
     /// Conflicts with other peers and their remedies, as sentences.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<String>,
+    /// Addresses whose owners cannot be found any more, as sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost_owners: Vec<String>,
 }
 
 /// The election of the first owners.

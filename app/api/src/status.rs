@@ -172,8 +172,8 @@ pub fn dns(report: &Report) -> String {
     page
 }
 
-/// `/status/ipam`: each owner's share, our own first; empty without a ring. Then, unlike 2.8.1, what requests wait for, and
-/// conflicts.
+/// `/status/ipam`: each owner's share, our own first; empty without a ring. Then, unlike 2.8.1, what requests wait for,
+/// conflicts, and addresses whose owners cannot be found any more.
 pub fn ipam(report: &Report) -> String {
     let mut page = String::new();
     for share in shares(report) {
@@ -187,7 +187,9 @@ pub fn ipam(report: &Report) -> String {
     }
     if let Some(notes) = &report.ipam_notes {
         let waiting = notes.waiting.iter().map(|w| ("waiting for", w));
-        for (label, text) in waiting.chain(notes.conflicts.iter().map(|c| ("conflict", c))) {
+        let conflicts = notes.conflicts.iter().map(|c| ("conflict", c));
+        let lost = notes.lost_owners.iter().map(|l| ("lost owner:", l));
+        for (label, text) in waiting.chain(conflicts).chain(lost) {
             let _ = writeln!(page, "{label} {text}");
         }
     }

@@ -1,5 +1,6 @@
 //! `weave attach` and `weave detach`.
 
+use weave_api::Owned;
 use weave_api::host_requests::{AttachRequest, DetachRequest};
 use weave_host::{NetNs, Netlink};
 use weave_runtime::{AddressRequest, Docker, Kind, Reference, Target, etc_hosts};
@@ -8,7 +9,7 @@ use weave_types::Cidr;
 use crate::addresses;
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, host_client, hosts_file, notice, print, require_root};
+use crate::{Failure, host_client, hosts_file, notice, print, ps, query, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,13 +70,53 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
 pub(crate) fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let call = call(parsed)?;
     require_root()?;
-    let target = find(&call.container, env)?;
+    let target = match find(&call.container, env) {
+        Ok(target) => target,
+        Err(error) => return release(&call, error, parsed, env),
+    };
     let request = DetachRequest {
         container: id_of(&target),
         addresses: call.addresses.iter().map(ToString::to_string).collect(),
         record: true,
     };
     print(&addresses::plain(&host_client::detach(request, &target.ns, &call.addresses, parsed, env)?))
+}
+
+/// Releases the addresses of a container that cannot be found, for which there is `error`. The daemon refuses if they are in use.
+fn release(call: &Call, error: Failure, parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    let recorded = query::unix_client(parsed, env).get("/ip").ok();
+    let owned = recorded.and_then(|json| Owned::from_json(&json).ok()).and_then(|owned| owned.owned);
+    let owned = owned.unwrap_or_default();
+    // A stopped container of Docker still has an id.
+    let stopped = ps::docker(env).inspect(&call.container).ok().flatten().map(|info| info.id);
+    let reference =
+        call.container.parse::<Reference>().map_or_else(|_| call.container.clone(), |r| r.to_string());
+    let is_owner = |id: &str| {
+        let shortened = call.container.len() >= ps::ID_LENGTH && id.starts_with(&call.container);
+        id == reference || shortened || stopped.as_deref() == Some(id)
+    };
+    let Some(owner) = owned.iter().find(|owner| is_owner(&owner.container)) else {
+        let fixed: Vec<String> = addresses::fixed(&call.addresses).iter().map(ToString::to_string).collect();
+        let other = owned.iter().find_map(|owner| {
+            owner.addrs.iter().find(|addr| fixed.contains(addr)).map(|addr| (addr, &owner.container))
+        });
+        return Err(match other {
+            Some((addr, container)) => Failure::new(
+                error.code,
+                format_args!(
+                    "{}; {addr} is recorded for {container}, and 'weave detach {addr} {container}' releases it",
+                    error.message.trim_end()
+                ),
+            ),
+            None => error,
+        });
+    };
+    let request = DetachRequest {
+        container: owner.container.clone(),
+        addresses: call.addresses.iter().map(ToString::to_string).collect(),
+        record: true,
+    };
+    print(&addresses::plain(&host_client::release(request, &call.addresses, parsed, env)?))
 }
 
 /// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the

@@ -106,6 +106,19 @@ pub(crate) fn detach(
     )?))
 }
 
+/// Releases the addresses of a container that cannot be found any more.
+pub(crate) fn release(
+    request: DetachRequest,
+    addresses: &[AddressRequest],
+    parsed: &Parsed,
+    env: &dyn Env,
+) -> Result<Vec<String>, Failure> {
+    let client = query::unix_client(parsed, env);
+    let response =
+        post(&client, "/detach", request, None, &addresses::describe(addresses)).map_err(failure)?;
+    Ok(response.addresses)
+}
+
 fn done(outcome: Outcome) -> Vec<String> {
     warn(&outcome.warnings);
     outcome.addresses.iter().map(ToString::to_string).collect()

@@ -13,7 +13,7 @@ use crate::{Failure, notice, print};
 /// The bridge's id in lists, and in the allocator for its addresses.
 pub(crate) const EXPOSE: &str = "weave:expose";
 /// Characters of a Docker id in lists.
-const ID_LENGTH: usize = 12;
+pub(crate) const ID_LENGTH: usize = 12;
 /// Directory of `ip netns`.
 const NAMED_NAMESPACES: &str = "/run/netns";
 

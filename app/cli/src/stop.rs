@@ -358,7 +358,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let pid_path = peer.run_dir.join("weave.pid");
     if pid_file::holder(&pid_path).is_some() {
         // The addresses are given to other peers; without allocation the daemon answers 404.
-        let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true", &[], &[]);
+        let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true&force=true", &[], &[]);
         if let Ok(answer) = &handed_over {
             // The answer says so if no other peer could take them.
             answer.body.lines().for_each(notice);

@@ -14,19 +14,27 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use weave_host::NamespaceId;
 use weave_ipam::{
     Answer, Container, Durability, HandOver, Loaded, NO_ID, Persist, ReleaseError, RequestError, RequestId,
     Subnet,
 };
 use weave_node::Node;
+use weave_runtime::ContainerState;
 use weave_types::{Cidr, Instant, Now};
 
-use crate::host::{Change, ContainerMonitor};
+use crate::host::{Change, ContainerMonitor, Inventory};
 use crate::storage::{AllocationStore, StoreError};
 use crate::telemetry::ipam_report;
+use crate::telemetry::log::LogLimiter;
+use crate::telemetry::printable::printable;
 
-/// Most calls that wait at a time.
+/// Most calls of each [`Source`] that wait at a time.
 pub(crate) const MAX_WAITING: usize = 1024;
+/// Number of owners of addresses that a refusal names.
+const NAMED_OWNERS: usize = 5;
+/// Time between two warnings that calls are refused because too many wait.
+const FULL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time between a change of a container's addresses and its sync to disk.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 /// Time until a failed write is tried again.
@@ -55,6 +63,12 @@ pub enum AllocationRequest {
         container: Container,
         subnet: Subnet,
     },
+    /// The container is in this namespace. Addresses that another namespace uses are not those of this container any more, although
+    /// they are recorded under the same name.
+    Identify {
+        container: Container,
+        namespace: NamespaceId,
+    },
     ListAll,
     /// Explains why requests wait.
     ExplainWaiting,
@@ -72,8 +86,26 @@ pub enum AllocationRequest {
         peer: String,
         force: bool,
     },
-    /// Transfers all addresses to another peer.
-    Leave,
+    /// Transfers all addresses to another peer. `force`: even if some are in use on this host.
+    Leave {
+        force: bool,
+    },
+}
+
+/// Where a request came from. Calls of one source cannot keep those of the other from waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The control socket.
+    Socket,
+    Tcp,
+}
+
+/// A request that has not been answered.
+#[derive(Debug)]
+struct Pending {
+    request: AllocationRequest,
+    source: Source,
+    answer: oneshot::Sender<AllocationResponse>,
 }
 
 impl AllocationRequest {
@@ -104,12 +136,16 @@ pub enum AllocationResponse {
     Failed(String),
     /// The request would do harm, and is not forced.
     Refused(String),
+    /// The request would have to wait, and too many wait already.
+    Busy(String),
 }
 
 #[derive(Debug)]
 pub(crate) struct Allocation {
     store: AllocationStore,
-    pending: BTreeMap<RequestId, (AllocationRequest, oneshot::Sender<AllocationResponse>)>,
+    pending: BTreeMap<RequestId, Pending>,
+    max_waiting: usize,
+    full_log: LogLimiter,
     /// Number of pending requests of each container.
     requests_by_container: BTreeMap<Container, usize>,
     /// Addresses that were allocated for a pending request and whose answer has not been delivered.
@@ -122,19 +158,23 @@ pub(crate) struct Allocation {
     unsynced: bool,
     flush_at: Option<Instant>,
     monitor: ContainerMonitor,
+    /// The bridge of the containers.
+    bridge: String,
 }
 
 /// An answer, to be sent after the outputs that it depends on have been carried out.
 pub(crate) type Ready = Option<(oneshot::Sender<AllocationResponse>, AllocationResponse)>;
 
 impl Allocation {
-    pub(crate) fn new(store: AllocationStore, loaded: &Loaded) -> Allocation {
+    pub(crate) fn new(store: AllocationStore, loaded: &Loaded, bridge: &str) -> Allocation {
         let owned = loaded.owned.iter().map(|(id, record)| (id.clone(), record.cidrs.clone())).collect();
         let mut monitor = ContainerMonitor::default();
         loaded.owned.iter().filter(|(_, r)| r.is_container).for_each(|(id, _)| monitor.add(id));
         Allocation {
             store,
             pending: BTreeMap::new(),
+            max_waiting: MAX_WAITING,
+            full_log: LogLimiter::new(1, FULL_LOG_INTERVAL),
             requests_by_container: BTreeMap::new(),
             undelivered: BTreeSet::new(),
             delivered: VecDeque::new(),
@@ -142,7 +182,13 @@ impl Allocation {
             unsynced: false,
             flush_at: None,
             monitor,
+            bridge: bridge.to_owned(),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_max_waiting(self, max_waiting: usize) -> Allocation {
+        Allocation { max_waiting, ..self }
     }
 
     /// Creates the store if there is none.
@@ -161,13 +207,14 @@ impl Allocation {
         &mut self,
         id: RequestId,
         request: AllocationRequest,
+        source: Source,
         answer: oneshot::Sender<AllocationResponse>,
         node: &mut Node,
         now: Now,
     ) -> Ready {
         let response = match request.clone() {
             AllocationRequest::Allocate { container, subnet, is_container } => {
-                self.wait(id, request, answer);
+                self.wait(id, Pending { request, source, answer });
                 if is_container {
                     self.monitor.add(&container);
                 }
@@ -175,7 +222,7 @@ impl Allocation {
                 return None;
             }
             AllocationRequest::Claim { container, cidr, is_container, quiet } => {
-                self.wait(id, request, answer);
+                self.wait(id, Pending { request, source, answer });
                 if is_container {
                     self.monitor.add(&container);
                 }
@@ -183,9 +230,13 @@ impl Allocation {
                 return None;
             }
             AllocationRequest::Prime => {
-                self.wait(id, request, answer);
+                self.wait(id, Pending { request, source, answer });
                 node.with_allocator(now, |a| a.prime(id, now));
                 return None;
+            }
+            AllocationRequest::Identify { container, namespace } => {
+                self.identify(&container, namespace, node, now);
+                Some(AllocationResponse::Done)
             }
             AllocationRequest::Lookup { container, subnet } => {
                 node.with_allocator(now, |a| AllocationResponse::Addresses(a.lookup(&container, subnet)))
@@ -213,27 +264,35 @@ impl Allocation {
                     Err(e) => AllocationResponse::Refused(e.to_string()),
                 })
             }
-            AllocationRequest::Leave => node.with_allocator(now, |a| AllocationResponse::Left(a.leave(now))),
+            AllocationRequest::Leave { force } => {
+                let (count, owners) = (self.owned.values().map(Vec::len).sum::<usize>(), self.owned.keys());
+                if count > 0 && !force {
+                    let some: Vec<_> = owners.take(NAMED_OWNERS).map(|owner| printable(owner)).collect();
+                    Some(AllocationResponse::Refused(format!(
+                        "{count} addresses are in use on this host, by {}{}; with force=true they are given away \
+                         nevertheless, and other hosts may allocate them again",
+                        some.join(", "),
+                        if self.owned.len() > some.len() { ", ..." } else { "" }
+                    )))
+                } else {
+                    node.with_allocator(now, |a| AllocationResponse::Left(a.leave(now)))
+                }
+            }
         };
         // `None` while allocation is off, which no request reaches.
         Some((answer, response?))
     }
 
-    fn wait(
-        &mut self,
-        id: RequestId,
-        request: AllocationRequest,
-        answer: oneshot::Sender<AllocationResponse>,
-    ) {
-        if let Some(container) = request.container() {
+    fn wait(&mut self, id: RequestId, pending: Pending) {
+        if let Some(container) = pending.request.container() {
             *self.requests_by_container.entry(container.clone()).or_default() += 1;
         }
-        self.pending.insert(id, (request, answer));
+        self.pending.insert(id, pending);
     }
 
-    fn take(&mut self, id: RequestId) -> Option<(AllocationRequest, oneshot::Sender<AllocationResponse>)> {
-        let (request, answer) = self.pending.remove(&id)?;
-        if let Some(container) = request.container()
+    fn take(&mut self, id: RequestId) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        if let Some(container) = pending.request.container()
             && let Some(count) = self.requests_by_container.get_mut(container)
         {
             *count -= 1;
@@ -241,7 +300,69 @@ impl Allocation {
                 self.requests_by_container.remove(container);
             }
         }
-        Some((request, answer))
+        Some(pending)
+    }
+
+    /// Cancels a request that was not answered at once if too many wait already. Called after the outputs of [`Allocation::submit`]
+    /// have been carried out.
+    pub(crate) fn limit_waiting(&mut self, id: RequestId, node: &mut Node, now: Now) {
+        let Some(source) = self.pending.get(&id).filter(|new| self.exceeds_limit(new)).map(|p| p.source)
+        else {
+            return;
+        };
+        let Some(pending) = self.take(id) else { return };
+        let text = format!("too many calls wait already: {}; try again later", self.waiting_calls(source).0);
+        if let Some(left_out) = self.full_log.admit(now.mono) {
+            let container = pending.request.container().map_or("prime", String::as_str);
+            tracing::warn!("refused a call for {} and {left_out} before it: {text}", printable(container));
+        }
+        let _ = pending.answer.send(AllocationResponse::Busy(text));
+        node.with_allocator(now, |a| a.cancel(id, now));
+    }
+
+    /// Whether more calls wait than one source, one subnet or one container may have.
+    fn exceeds_limit(&self, new: &Pending) -> bool {
+        let count = |like: &dyn Fn(&AllocationRequest) -> bool| {
+            self.pending.values().filter(|p| p.source == new.source && like(&p.request)).count()
+        };
+        let request = &new.request;
+        count(&|_| true) > self.max_waiting
+            || count(&|r| r.subnet() == request.subnet()) > self.max_of_subnet()
+            || request.container().filter(|container| *container != NO_ID).is_some_and(|container| {
+                count(&|r| r.container() == Some(container)) > self.max_waiting.div_ceil(16)
+            })
+    }
+
+    fn max_of_subnet(&self) -> usize {
+        (self.max_waiting * 3).div_ceil(4)
+    }
+
+    /// The calls of a source that wait, and whether they have reached a limit.
+    fn waiting_calls(&self, source: Source) -> (String, bool) {
+        let mut by_subnet: BTreeMap<Option<Cidr>, usize> = BTreeMap::new();
+        for pending in self.pending.values().filter(|p| p.source == source) {
+            *by_subnet.entry(pending.request.subnet()).or_default() += 1;
+        }
+        let total: usize = by_subnet.values().sum();
+        let most = by_subnet.into_iter().max_by_key(|(_, count)| *count);
+        let (subnet, count) = most.unwrap_or_default();
+        let what = subnet.map_or_else(|| "particular addresses".to_owned(), |s| format!("an address of {s}"));
+        let how = match source {
+            Source::Socket => "on the control socket",
+            Source::Tcp => "over TCP",
+        };
+        let text = format!("{total} {how}, {count} of them for {what}");
+        (text, total >= self.max_waiting || count >= self.max_of_subnet())
+    }
+
+    /// For each source whose calls have reached a limit, a text for the list of what calls wait for.
+    pub(crate) fn full(&self) -> Vec<String> {
+        let sources = [Source::Socket, Source::Tcp].map(|source| self.waiting_calls(source));
+        let full = sources.into_iter().filter(|(_, full)| *full);
+        full.map(|(calls, _)| {
+            format!("other calls to end: {calls} wait already, and further ones are refused")
+        })
+        .collect()
     }
 
     /// Delivers an answer of the allocator.
@@ -253,7 +374,7 @@ impl Allocation {
         now: Now,
     ) {
         // An abandoned request is no longer pending.
-        let Some((request, answer)) = self.take(id) else { return };
+        let Some(Pending { request, answer, .. }) = self.take(id) else { return };
         let obtained = match (&request, &result) {
             (AllocationRequest::Allocate { container, .. }, Ok(Answer::Allocated(cidr))) => {
                 Some((owner_key(container, cidr), *cidr))
@@ -328,7 +449,9 @@ impl Allocation {
             if record.as_ref().is_some_and(|r| r.is_container) {
                 self.monitor.add(container);
             }
-            if !after.is_empty() {
+            if after.is_empty() {
+                self.monitor.forget_docker(container);
+            } else {
                 self.owned.insert(container.clone(), after);
             }
         }
@@ -372,15 +495,81 @@ impl Allocation {
             }
         }
         if self.monitor.is_due(now) {
-            let changes = self.monitor.check(now);
+            let owned = |container: &str| self.owned.get(container).cloned().unwrap_or_default();
+            let changes = self.monitor.check(now, owned, || scan(&self.bridge));
             self.monitor.retain(|container| self.owned.contains_key(container));
             for change in changes {
-                node.with_allocator(now, |a| match &change {
-                    Change::Stopped(container) => a.handle_container_died(container, now),
-                    Change::Started(container) => a.handle_container_started(container, now),
-                });
+                match change {
+                    Change::Stopped(container) => {
+                        node.with_allocator(now, |a| a.handle_container_died(&container, now));
+                    }
+                    Change::Removed(container) => {
+                        node.with_allocator(now, |a| a.handle_container_destroyed(&container, now));
+                    }
+                    Change::Started(container) => {
+                        node.with_allocator(now, |a| a.handle_container_started(&container, now));
+                    }
+                    Change::Renamed { from, to, cidrs } => self.reassign(&from, &to, &cidrs, node, now),
+                }
             }
         }
+    }
+
+    fn reassign(&mut self, from: &str, to: &str, cidrs: &[Cidr], node: &mut Node, now: Now) {
+        let list = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        tracing::info!(
+            "{list} stays in use although {from} does not lead there any more: recorded as owned by {to}"
+        );
+        node.with_allocator(now, |a| a.reassign(from, to, cidrs, now));
+        self.monitor.add(to);
+    }
+
+    /// What belongs to another namespace of the same name is recorded under another name, and what belongs to this namespace under
+    /// this one.
+    fn identify(&mut self, container: &str, namespace: NamespaceId, node: &mut Node, now: Now) {
+        for other in self.monitor.containers_in(namespace) {
+            if other != container
+                && let Some(cidrs) = self.owned.get(&other).cloned()
+            {
+                self.reassign(&other, container, &cidrs, node, now);
+            }
+        }
+        if !self.monitor.move_to(container, namespace) {
+            return;
+        }
+        let Some(cidrs) = self.owned.get(container).cloned() else { return };
+        let Some(inventory) = scan(&self.bridge) else { return };
+        for found in inventory.in_use().iter().filter(|found| found.namespace != Some(namespace)) {
+            let used = cidrs.iter().filter(|cidr| found.cidrs.iter().any(|c| c.addr() == cidr.addr()));
+            let used: Vec<Cidr> = used.copied().collect();
+            if !used.is_empty() && found.container != container {
+                self.reassign(container, &found.container, &used, node, now);
+                return;
+            }
+        }
+    }
+
+    /// The monitored containers of Docker.
+    pub(crate) fn docker_containers(&self) -> Vec<Container> {
+        self.monitor.docker_containers()
+    }
+
+    /// Applies reports of Docker about its containers.
+    pub(crate) fn set_docker_states(&mut self, states: Vec<(Container, ContainerState)>) {
+        self.monitor.set_docker_states(states);
+    }
+
+    /// Owners of addresses that cannot be found any more, for the status pages.
+    pub(crate) fn lost_owners(&self) -> Vec<String> {
+        let lines = self.monitor.lost().filter_map(|(container, what)| {
+            let cidrs = self.owned.get(container)?.iter().map(ToString::to_string).collect::<Vec<_>>();
+            Some(printable(&format!(
+                "{} of {container}: {what}; 'weave detach {} {container}' releases what is not in use",
+                cidrs.join(" "),
+                cidrs.join(" ")
+            )))
+        });
+        lines.collect()
     }
 
     /// Syncs everything at the end of the daemon.
@@ -399,6 +588,21 @@ impl AllocationRequest {
             _ => None,
         }
     }
+
+    /// `None` for a request that is not for any address of a subnet.
+    fn subnet(&self) -> Option<Cidr> {
+        match self {
+            AllocationRequest::Allocate { subnet, .. } => Some(subnet.cidr()),
+            _ => None,
+        }
+    }
+}
+
+/// The addresses in use on this host. `None` if they cannot be found out.
+fn scan(bridge: &str) -> Option<Inventory> {
+    Inventory::take(bridge, None)
+        .inspect_err(|e| tracing::warn!("cannot find addresses in use on this host, none is released: {e}"))
+        .ok()
 }
 
 /// Networks of the range that this peer owns; empty while address allocation is off or there is no ring.

@@ -21,6 +21,7 @@ use weave_types::Cidr;
 
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::Control;
+use crate::host::Inventory;
 
 /// Why a request for an address of a subnet is refused where nothing is allocated.
 const NO_ALLOCATION: NoAllocator =
@@ -31,6 +32,7 @@ const ENDING: &str = "the daemon is ending";
 #[derive(Clone, Debug)]
 pub(crate) struct Containers {
     network: Arc<ContainerNetwork>,
+    bridge: String,
 }
 
 /// A request of the control API.
@@ -38,14 +40,16 @@ pub(crate) struct Containers {
 pub(crate) enum HostRequest {
     Attach(AttachRequest, OwnedFd),
     Detach(DetachRequest, OwnedFd),
+    /// Detaches a container that cannot be found any more.
+    Release(DetachRequest),
     Expose(ExposeRequest),
     Hide(ExposeRequest),
     AttachBridge(AttachBridgeRequest),
 }
 
 impl Containers {
-    pub(crate) fn new(network: Arc<ContainerNetwork>) -> Containers {
-        Containers { network }
+    pub(crate) fn new(network: Arc<ContainerNetwork>, bridge: &str) -> Containers {
+        Containers { network, bridge: bridge.to_owned() }
     }
 
     /// Carries out a request; the error is for the person who made it. Dropping the future tells the request that its caller has
@@ -97,6 +101,10 @@ impl Work {
                         weave_runtime::HostsFile { path, fqdn, extra }
                     }),
                 };
+                if request.record && self.allocator.control.allocation().is_some() {
+                    let (container, namespace) = (attachment.container.clone(), attachment.ns.id());
+                    self.allocator.call(AllocationRequest::Identify { container, namespace })?;
+                }
                 network.attach(self.allocator(request.record), &attachment)
             }
             HostRequest::Detach(request, fd) => {
@@ -104,6 +112,7 @@ impl Work {
                 let ns = NetNs::from_fd(fd)?;
                 network.detach(self.allocator(request.record), &request.container, &ns, &addresses)
             }
+            HostRequest::Release(request) => self.release(&request),
             HostRequest::Expose(ExposeRequest { addresses, masquerade }) => {
                 let requests = parse(&addresses)?;
                 let expose = |cidrs: &[Cidr]| {
@@ -132,6 +141,23 @@ impl Work {
         }
     }
 
+    /// Releases addresses that nothing uses.
+    fn release(&self, request: &DetachRequest) -> Result<Outcome, Error> {
+        let (allocator, container) = (self.allocator(request.record), &request.container);
+        let owned = allocator.owned(container)?;
+        let mut addresses = weave_runtime::look_up(allocator, container, &parse(&request.addresses)?)?;
+        addresses.retain(|cidr| owned.iter().any(|own| own.addr() == cidr.addr()));
+        let users = Inventory::take(&self.containers.bridge, None)?.users(container, &addresses);
+        if let Some((user, cidrs)) = users.into_iter().next() {
+            let list = cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            return Err(Error::Address(format!(
+                "{list} of {container} is still in use, by {user}: detach it there, or end what uses it"
+            )));
+        }
+        addresses.iter().try_for_each(|cidr| allocator.release(container, *cidr))?;
+        Ok(Outcome { addresses, warnings: Vec::new() })
+    }
+
     fn allocator(&self, record: bool) -> &dyn Allocator {
         if record && self.allocator.control.allocation().is_some() { &self.allocator } else { &NO_ALLOCATION }
     }
@@ -154,7 +180,7 @@ impl HostRequest {
     fn name(&self) -> &'static str {
         match self {
             HostRequest::Attach(..) => "attach",
-            HostRequest::Detach(..) => "detach",
+            HostRequest::Detach(..) | HostRequest::Release(_) => "detach",
             HostRequest::Expose(_) => "expose",
             HostRequest::Hide(_) => "hide",
             HostRequest::AttachBridge(_) => "attach-bridge",
@@ -199,9 +225,8 @@ impl DaemonAllocator {
         });
         // Without an answer either the caller has gone, who does not see the text, or the daemon is ending.
         let response = result.blocking_recv().map_err(|_| error(ENDING))?;
-        let response = response.ok_or_else(|| error("too many calls wait already; try again later"))?;
         match response.ok_or_else(|| error(ENDING))? {
-            AllocationResponse::Refused(text) => Err(Error::Address(text)),
+            AllocationResponse::Refused(text) | AllocationResponse::Busy(text) => Err(Error::Address(text)),
             response => Ok(response),
         }
     }

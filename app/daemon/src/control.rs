@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use weave_api::Report;
 use weave_host::firewall::ExposedAddress;
-use weave_ipam::{RequestId, Subnet};
+use weave_ipam::{Container, RequestId, Subnet};
+use weave_runtime::ContainerState;
 use weave_types::Cidr;
 
-use crate::allocation::{AllocationRequest, AllocationResponse};
+use crate::allocation::{AllocationRequest, AllocationResponse, Source};
 use crate::telemetry::metrics::Snapshot;
 
 #[derive(Debug)]
@@ -42,8 +43,13 @@ pub enum Request {
     Allocate {
         id: RequestId,
         request: AllocationRequest,
+        source: Source,
         answer: oneshot::Sender<AllocationResponse>,
     },
+    /// The containers of Docker whose states are to be reported.
+    DockerContainers(oneshot::Sender<Vec<Container>>),
+    /// New states of containers of Docker.
+    DockerStates(Vec<(Container, ContainerState)>),
     /// The client of this call disconnected before it read the answer.
     Abandon {
         id: RequestId,
@@ -58,15 +64,12 @@ pub struct AllocationInfo {
     pub default_subnet: Subnet,
     /// Whether the firewall follows the networks that this peer owns (`--no-masq-local`).
     pub no_masq_local: bool,
-    /// One for each call that may wait.
-    slots: Arc<Semaphore>,
     next: Arc<AtomicU64>,
 }
 
 impl AllocationInfo {
-    pub fn new(default_subnet: Subnet, max_waiting: usize) -> AllocationInfo {
-        let slots = Arc::new(Semaphore::new(max_waiting));
-        AllocationInfo { default_subnet, no_masq_local: false, slots, next: Arc::default() }
+    pub fn new(default_subnet: Subnet) -> AllocationInfo {
+        AllocationInfo { default_subnet, no_masq_local: false, next: Arc::default() }
     }
 }
 
@@ -75,17 +78,23 @@ impl AllocationInfo {
 pub struct Control {
     requests: mpsc::Sender<Request>,
     allocation: Option<AllocationInfo>,
+    source: Source,
 }
 
 impl Control {
     /// At most `bound` requests wait in the channel.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control { requests: tx, allocation: None }, rx)
+        (Control { requests: tx, allocation: None, source: Source::Socket }, rx)
     }
 
     pub fn with_allocation(self, info: AllocationInfo) -> Control {
         Control { allocation: Some(info), ..self }
+    }
+
+    /// Sets where the requests come from.
+    pub(crate) fn with_source(self, source: Source) -> Control {
+        Control { source, ..self }
     }
 
     /// `None` while address allocation is off.
@@ -134,6 +143,14 @@ impl Control {
         self.call_blocking(|answer| Request::Hide { addresses, answer })
     }
 
+    pub(crate) fn docker_containers_blocking(&self) -> Option<Vec<Container>> {
+        self.call_blocking(Request::DockerContainers)
+    }
+
+    pub(crate) fn set_docker_states_blocking(&self, states: Vec<(Container, ContainerState)>) -> Option<()> {
+        self.requests.blocking_send(Request::DockerStates(states)).ok()
+    }
+
     fn call_blocking<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (answer, result) = oneshot::channel();
         self.requests.blocking_send(request(answer)).ok()?;
@@ -144,27 +161,20 @@ impl Control {
         self.call(|answer| Request::Forget { peers, answer }).await
     }
 
-    /// May wait for a long time. Dropping the future cancels the request and releases an address that was allocated for it. The
-    /// outer `None` means that too many calls wait already.
+    /// May wait for a long time. Dropping the future cancels the request and releases an address that was allocated for it.
     pub async fn allocate(
         &self,
         info: &AllocationInfo,
         request: AllocationRequest,
-    ) -> Option<Option<AllocationResponse>> {
-        let _slot = match request.may_wait() {
-            true => Some(info.slots.clone().try_acquire_owned().ok()?),
-            false => None,
-        };
+    ) -> Option<AllocationResponse> {
         let id = RequestId(info.next.fetch_add(1, Ordering::Relaxed));
         let (answer, result) = oneshot::channel();
-        let message = Request::Allocate { id, request: request.clone(), answer };
-        if self.requests.send(message).await.is_err() {
-            return Some(None);
-        }
+        let message = Request::Allocate { id, request: request.clone(), source: self.source, answer };
+        self.requests.send(message).await.ok()?;
         let mut call = Call { requests: &self.requests, abandon: Some((id, request)) };
         let response = result.await.ok();
         call.abandon = None;
-        Some(response)
+        response
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use weave_api::report::IpamNotes;
 use weave_datapath::{Datapath, DatapathEvent, DatapathStats, DeviceState, EventReceiver};
 use weave_mesh::{Persist, ResolveId};
 use weave_node::{Node, Output};
@@ -340,6 +341,12 @@ impl Core {
         let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
         report.host_problems = self.reconciler.problems();
+        if let Some(allocation) = &self.allocation {
+            let notes = report.ipam_notes.get_or_insert_default();
+            notes.waiting.splice(0..0, allocation.full());
+            notes.lost_owners = allocation.lost_owners();
+            report.ipam_notes.take_if(|notes| *notes == IpamNotes::default());
+        }
         report
     }
 
@@ -367,13 +374,25 @@ impl Core {
                 self.drain();
                 let _ = answer.send(());
             }
-            Request::Allocate { id, request, answer } => {
+            Request::Allocate { id, request, source, answer } => {
                 let Some(allocation) = &mut self.allocation else { return };
                 let _operation = weave_host::fault_injection::operation("ip");
-                let ready = allocation.submit(id, request, answer, &mut self.node, now);
+                let ready = allocation.submit(id, request, source, answer, &mut self.node, now);
                 self.drain();
+                if let Some(allocation) = &mut self.allocation {
+                    allocation.limit_waiting(id, &mut self.node, now);
+                }
                 if let Some((answer, response)) = ready {
                     let _ = answer.send(response);
+                }
+            }
+            Request::DockerContainers(answer) => {
+                let containers = self.allocation.as_ref().map(Allocation::docker_containers);
+                let _ = answer.send(containers.unwrap_or_default());
+            }
+            Request::DockerStates(states) => {
+                if let Some(allocation) = &mut self.allocation {
+                    allocation.set_docker_states(states);
                 }
             }
             Request::Abandon { id, request } => {

@@ -14,6 +14,7 @@ pub mod config;
 mod containers;
 mod control;
 mod core;
+mod docker_monitor;
 mod host;
 mod http;
 mod net;

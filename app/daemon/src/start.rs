@@ -28,13 +28,13 @@ use weave_node::{IpamConfig, Node};
 use weave_runtime::{Change, ContainerNetwork, Recovered};
 use weave_types::{Cidr, PeerName, PeerUid};
 
-use crate::allocation::{Allocation, MAX_WAITING, own_networks};
+use crate::allocation::{Allocation, own_networks};
 use crate::config::{Config, ListenAddr};
 use crate::containers::Containers;
 use crate::control::{AllocationInfo, Control};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
-use crate::host::{HostReconciler, Inventory, LegacyTakeover, peer_name};
+use crate::host::{HostReconciler, Inventory, LegacyTakeover, is_docker_id, peer_name};
 use crate::http::{Access, Listener};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
@@ -44,7 +44,7 @@ use crate::storage::{PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
-use crate::{host, resource_limits};
+use crate::{docker_monitor, host, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
@@ -182,11 +182,11 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
-        let mut info = AllocationInfo::new(allocation.default_subnet, MAX_WAITING);
+        let mut info = AllocationInfo::new(allocation.default_subnet);
         info.no_masq_local = config.no_masq_local;
         control = control.with_allocation(info);
     }
-    let containers = Containers::new(network.clone());
+    let containers = Containers::new(network.clone(), &config.bridge);
     let net = Net::new(events_tx, config.host);
     let mut core = Core {
         reconciler,
@@ -229,6 +229,9 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     takeover.finish(&mut core.store);
     for listener in listeners {
         tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
+    }
+    if let Some(docker) = config.legacy.docker.clone().filter(|_| config.allocation.is_some()) {
+        docker_monitor::monitor_docker(docker, control.clone()).map_err(system("start a thread"))?;
     }
     let fresh = config.fresh_file();
     if let Err(e) =
@@ -366,7 +369,7 @@ fn load_allocation(
     }
     let Some(wanted) = &config.allocation else { return Ok(None) };
     let loaded = store.load()?;
-    let allocation = Allocation::new(store, &loaded);
+    let allocation = Allocation::new(store, &loaded, &config.bridge);
     let ipam = weave_ipam::Config {
         default_subnet: wanted.default_subnet,
         init: wanted.init.clone(),
@@ -386,6 +389,17 @@ fn claim_used_addresses(config: &Config, node: &mut Node, now: weave_types::Now)
         }
     };
     node.with_allocator(now, |allocator| {
+        let named = allocator.owned().iter().filter(|(id, r)| r.is_container && !is_docker_id(id));
+        let named: Vec<_> = named.map(|(id, r)| (id.clone(), r.cidrs.clone())).collect();
+        for (owner, cidrs) in named {
+            // The name may lead to another namespace by now.
+            for (user, cidrs) in
+                inventory.users(&owner, &cidrs).into_iter().filter(|(user, _)| *user != owner)
+            {
+                tracing::info!("container {user} uses addresses that were recorded as owned by {owner}");
+                allocator.reassign(&owner, &user, &cidrs, now);
+            }
+        }
         let owned: BTreeSet<_> = allocator.owned().values().flat_map(|r| r.cidrs.clone()).collect();
         for found in inventory.in_use() {
             let new: Vec<_> = found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect();

@@ -9,6 +9,9 @@ use weave_types::Cidr;
 use crate::netlink::{Netlink, Request, attributes};
 use crate::{Error, Link};
 
+/// The namespace that a request is about.
+const IFA_TARGET_NETNSID: u16 = 10;
+
 /// An address on a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
@@ -34,6 +37,20 @@ impl Netlink {
             }
         }
         Ok(all)
+    }
+
+    /// The IPv4 addresses in the namespace with this number (`nsid`); none if it is gone. `None` on kernels before 4.20, which do not
+    /// answer such questions.
+    pub(crate) fn addresses_in(&mut self, nsid: i32) -> Result<Option<Vec<Address>>, Error> {
+        if self.check_requests().is_err() {
+            return Ok(None);
+        }
+        let mut request = Request::new(libc::RTM_GETADDR, 0, &header(libc::AF_INET as u8, 0, 0));
+        request.number(IFA_TARGET_NETNSID, nsid as u32);
+        match self.dump(request, "listing addresses of another namespace") {
+            Err(e) if e.errno() == Some(Errno::EINVAL) => Ok(Some(Vec::new())),
+            replies => Ok(Some(replies?.iter().filter_map(|r| parse(&r.body)).collect())),
+        }
     }
 
     /// The addresses of a link, in the kernel's order.

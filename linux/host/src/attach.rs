@@ -469,6 +469,18 @@ fn pair_names(id: &str) -> Result<(String, String), Error> {
     Ok((format!("vethwepl{short}"), format!("vethwepg{short}")))
 }
 
+/// Whether the veth pair that is named after `id` belongs to another namespace than `ns`. A namespace can outlive what it is called, and
+/// its interface keeps its name.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn is_id_taken(id: &str, ns: &NetNs) -> Result<bool, Error> {
+    let mut netlink = Netlink::open()?;
+    let Some(port) = netlink.link(&pair_names(id)?.0)? else { return Ok(false) };
+    let number = ns.number(&mut netlink)?;
+    Ok(port.peer_nsid.is_some_and(|peer| Some(peer) != number))
+}
+
 /// Removes the veth pair of an attach that was killed before it moved the container's end, for a container that is gone.
 ///
 /// # Errors

@@ -74,6 +74,20 @@ impl BridgePorts {
         ours.map(|l| describe(l, &mut inner)).collect()
     }
 
+    /// The names of the ports, and the IPv4 addresses of the interfaces at their other ends, whether or not a process or a name leads to
+    /// their namespaces. Empty on kernels before 4.20.
+    pub fn addresses(&self) -> Result<Vec<(String, Vec<Cidr>)>, Error> {
+        let mut netlink = Netlink::open()?;
+        let mut found = Vec::new();
+        for port in &self.ports {
+            let (Some(peer), Some(nsid)) = (port.peer, port.peer_nsid) else { continue };
+            let Some(addresses) = netlink.addresses_in(nsid)? else { return Ok(Vec::new()) };
+            let of_peer = addresses.into_iter().filter(|a| a.index == peer);
+            found.push((port.name.clone(), of_peer.map(|a| a.cidr).collect()));
+        }
+        Ok(found)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.ports.is_empty()
     }

@@ -21,6 +21,7 @@
 //! * [`NetNs`], [`Netlink`]: network namespaces, and links, addresses and routes in one of them;
 //! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: takeover from 2.8.1, and the return to it;
 //! * [`identity`]: the default name of a peer (docs/spec/mesh.md 2.2);
+//! * [`tcp_socket_owner`]: who sends a request to a TCP port of the daemon;
 //! * [`unmanaged`]: configuration files by which other programs do not change the devices.
 //!
 //! The crate does not decide when these operations happen, and does not know containers, only namespaces (`weave-runtime`).
@@ -53,6 +54,7 @@ mod netns;
 mod obstacles;
 mod openvswitch;
 mod routes;
+mod socket_owner;
 mod sysctl;
 mod tc;
 pub mod unmanaged;
@@ -60,7 +62,7 @@ pub mod unmanaged;
 pub use addresses::Address;
 pub use arp::announce;
 pub use attach::{
-    AttachRequest, Attached, DetachRequest, Detached, attach, detach, interface_addresses,
+    AttachRequest, Attached, DetachRequest, Detached, attach, detach, interface_addresses, is_id_taken,
     promote_secondaries, remove_unfinished_pair, set_promote_secondaries,
 };
 pub use bridge::{
@@ -88,4 +90,5 @@ pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};
 pub use obstacles::obstacles;
 pub use routes::Route;
+pub use socket_owner::tcp_socket_owner;
 pub use tc::IngressDrop;

@@ -66,6 +66,14 @@ impl Netlink {
         Ok(Netlink { socket, port, sequence: 0 })
     }
 
+    /// Has the kernel refuse, or heed, all parts of a request for a list. It ignores some otherwise.
+    ///
+    /// # Errors
+    /// The kernel is older than 4.20.
+    pub(crate) fn check_requests(&mut self) -> std::io::Result<()> {
+        self.socket.set_netlink_get_strict_chk(true)
+    }
+
     /// Sends a request and waits for the acknowledgement.
     pub(crate) fn execute(&mut self, request: Request, step: impl Display) -> Result<(), Error> {
         self.exchange(request, NLM_F_ACK, &step).map(|_| ())

@@ -2,7 +2,7 @@
 //!
 //! * [`Client::send`] returns a response whose body can be read as a stream (events of an engine);
 //! * [`Client::exchange`] reads the whole body, with a limit on time and size;
-//! * [`Client::exchange_blocking`] does the same for callers without an async runtime.
+//! * [`Client::exchange_blocking`] and [`Client::stream_blocking`] do the same for callers without an async runtime.
 //!
 //! A client keeps one idle connection and uses it again. Requests are not retried.
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ mod tls;
 
 use std::fmt::Write;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -138,6 +139,34 @@ impl Client {
                     .unwrap_or_else(|_| Err(Error::Io(io::Error::other("the exchange panicked")))),
             }
         })
+    }
+
+    /// Sends a request and passes on the parts of the body of a response as they arrive, for a caller that may block. `part` is first
+    /// called without bytes, when the head has arrived. Only connecting is limited in time.
+    ///
+    /// # Errors
+    /// There is no response, or its body is cut off; see [`Error`].
+    pub fn stream_blocking(
+        &self,
+        request: Request<'_>,
+        mut part: impl FnMut(u16, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Io)?;
+        let mut response = runtime.block_on(async {
+            Ok::<_, Error>(self.connect(None).await?.send_request(self.build(request)?).await?)
+        })?;
+        let status = response.status().as_u16();
+        // Outside of the runtime, so that `part` may block.
+        let mut next = part(status, &[]);
+        while next.is_continue()
+            && let Some(frame) = runtime.block_on(response.body_mut().frame())
+        {
+            if let Some(bytes) = frame?.data_ref() {
+                next = part(status, bytes);
+            }
+        }
+        Ok(())
     }
 
     async fn within_timeout<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

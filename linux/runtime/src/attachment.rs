@@ -135,9 +135,13 @@ impl ContainerNetwork {
     /// # Errors
     /// An address cannot be obtained, or the host cannot be changed. Everything is as before then.
     pub fn attach(&self, allocator: &dyn Allocator, attachment: &Attachment) -> Result<Outcome, Error> {
+        let mut naming = attachment.naming.clone();
+        if weave_host::is_id_taken(&naming, &attachment.ns)? {
+            naming = format!("M{:06x}", attachment.ns.id().inode() & 0xff_ffff);
+        }
         let change = Change::Attach {
             namespace: Namespace::of(&attachment.ns)?,
-            naming: attachment.naming.clone(),
+            naming,
             bridge: attachment.bridge.clone(),
             multicast_route: attachment.multicast_route,
             hairpin: attachment.hairpin,

@@ -1,4 +1,4 @@
-//! Addresses of Docker's containers. The daemon does not follow Docker's events yet; at its start it checks which containers run.
+//! Addresses of Docker's containers. The daemon follows Docker's events; at its start it checks which containers run.
 
 use weave_lab::docker::Dockerd;
 use weave_lab::{Lab, Topology};
@@ -7,7 +7,7 @@ use crate::common::addresses::*;
 use crate::common::*;
 
 #[test]
-fn addresses_of_ended_containers_are_released_at_start() {
+fn addresses_of_ended_containers_are_released() {
     let Some(lab) = Lab::start("ends", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     let Some(docker) = Dockerd::start(h1) else { return };
@@ -43,6 +43,16 @@ fn addresses_of_ended_containers_are_released_at_start() {
     let owned = || h1.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]);
     assert!(names.iter().all(|name| owned().contains(&id(name))), "{}", owned());
 
+    step("the address of a removed container can be given to the next one");
+    for name in ["first", "second", "third"] {
+        run(name, &["/bin/sleep", "1000"]);
+        h1.wait("its address", SHORT_TIMEOUT, || {
+            let outcome = h1.weave(&["attach", "10.2.1.4/24", name]);
+            if outcome.success() { Ok(()) } else { Err(outcome.to_string()) }
+        });
+        docker.ok(&["rm", "-f", name]);
+    }
+
     h1.weave_ok(&["stop"]);
     docker.ok(&["kill", "killed"]);
     docker.ok(&["rm", "-f", "removed"]);
@@ -64,7 +74,12 @@ fn addresses_of_ended_containers_are_released_at_start() {
     docker.ok(&["rm", "-f", "lives"]);
     launch(h1, &["--docker-api", ""], &[]);
     assert!(owned().contains(&id("lives")), "{}", owned());
-    h1.weave_ok(&["stop"]);
-    launch(h1, &[], &[]);
+    let cidr = format!("{}/12", ip("lives").trim());
+    let unknown = h1.weave(&["detach", &cidr, "lives"]);
+    assert!(
+        unknown.stderr.contains(&format!("'weave detach {cidr} {}' releases it", id("lives"))),
+        "{unknown}"
+    );
+    assert_eq!(h1.weave_ok(&["detach", &id("lives")[..12]]), ip("lives"));
     assert!(!owned().contains(&id("lives")), "{}", owned());
 }

@@ -129,6 +129,66 @@ fn first_peer_allocates_without_waiting() {
     claims(&["P-14"]);
 }
 
+#[test]
+fn addresses_in_use_outlive_the_name_of_their_container() {
+    let Some(lab) = Lab::start("renamed", &Topology::hosts(1)) else { return };
+    let _observer = DuplicateAddressMonitor::of(&lab);
+    let h1 = lab.host("h1");
+    launch(h1, &["--ipalloc-range", "10.32.0.0/29"], &[]);
+    let attach = |container: &str| h1.weave_ok(&["attach", container]).trim().to_owned();
+    let owner_of = |ip: &str| {
+        let json: serde_json::Value = serde_json::from_str(&owned(h1)).unwrap();
+        let has =
+            |o: &&serde_json::Value| o["addrs"].as_array().unwrap().contains(&format!("{ip}/29").into());
+        let owner = json["owned"].as_array().and_then(|all| all.iter().find(has));
+        owner.map(|o| o["containerid"].as_str().unwrap().to_owned())
+    };
+    let wait_for_owner = |ip: &str, wanted: &str| {
+        h1.wait(&format!("{wanted} to own {ip}"), SHORT_TIMEOUT, || match owner_of(ip) {
+            Some(owner) if owner.starts_with(wanted) => Ok(owner),
+            owner => Err(format!("{owner:?}")),
+        })
+    };
+    h1.sh("ip netns add used; ip netns add kept; touch /run/elsewhere; mount --bind /run/netns/kept /run/elsewhere");
+    let inside = h1.sh("ip netns exec used sleep 1000 >/dev/null 2>&1 & echo $!").trim().to_owned();
+    let used = attach("netns:used");
+    let kept = attach("netns:kept");
+    let starter = h1.sh("unshare -n sh -c 'sleep 1000 & exec sleep 1000' >/dev/null 2>&1 & echo $!");
+    let starter = starter.trim();
+    let child = h1.wait("a child in a namespace of its own", SHORT_TIMEOUT, || {
+        let child = h1.command(&["pgrep", "-P", starter]).stdout.trim().to_owned();
+        if child.is_empty() { Err("no child".to_owned()) } else { Ok(child) }
+    });
+    let started = attach(&format!("pid:{starter}"));
+
+    step("names and first processes end, the namespaces stay; one name is given to another namespace");
+    h1.sh(&format!("ip netns del used; ip netns del kept; ip netns add used; kill {starter}"));
+    let again = attach("netns:used");
+    assert!(![&used, &kept, &started].contains(&&again), "{again} is in use");
+    wait_for_owner(&used, &format!("pid:{inside}"));
+    wait_for_owner(&started, &format!("pid:{child}"));
+    let port = wait_for_owner(&kept, "port:vethwepl");
+    assert_eq!(owner_of(&again).as_deref(), Some("netns:used"));
+    assert_eq!(attach(&format!("pid:{inside}")), used, "the container has its address under its new name");
+    let refused = h1.weave(&["detach", &port]);
+    assert!(!refused.success() && refused.stderr.contains("still in use"), "{refused}");
+    h1.wait("the lost owner in the status", SHORT_TIMEOUT, || {
+        let page = ipam_page(h1);
+        if page.contains(&format!("lost owner: {kept}/29 of {port}")) { Ok(()) } else { Err(page) }
+    });
+
+    step("addresses of containers that are gone can be released at once");
+    h1.sh(&format!("kill {inside} {child}; umount /run/elsewhere"));
+    for (owner, ip) in [(format!("pid:{inside}"), used), (format!("pid:{child}"), started), (port, kept)] {
+        let released = h1.wait("the end of the namespace", SHORT_TIMEOUT, || {
+            let outcome = h1.weave(&["detach", &owner]);
+            if outcome.success() { Ok(outcome.stdout) } else { Err(outcome.to_string()) }
+        });
+        assert_eq!(released.trim(), ip);
+        assert_eq!(owner_of(&ip), None);
+    }
+}
+
 /// The owners of all allocated addresses, according to the daemon.
 fn owned(host: &weave_lab::Host) -> String {
     host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"])

@@ -9,7 +9,7 @@ use weave_ipam::Container;
 use weave_runtime::Docker;
 use weave_types::Cidr;
 
-use crate::host::container_monitor::NamespaceRef;
+use super::owner::{NamespaceRef, PORT, is_docker_id};
 
 /// Name under which the addresses of the bridge are recorded.
 const EXPOSED: &str = "weave:expose";
@@ -22,9 +22,17 @@ const DOCKER_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InUse {
     pub(crate) container: Container,
+    pub(crate) namespace: Option<NamespaceId>,
     pub(crate) cidrs: Vec<Cidr>,
     /// Its end releases the addresses.
     pub(crate) is_container: bool,
+}
+
+impl InUse {
+    /// A container without addresses.
+    pub(crate) fn new(container: impl Into<Container>) -> InUse {
+        InUse { container: container.into(), namespace: None, cidrs: Vec::new(), is_container: true }
+    }
 }
 
 pub(crate) struct Inventory {
@@ -41,7 +49,7 @@ impl Inventory {
         let mut in_use = Vec::new();
         let exposed: Vec<_> = ports.bridge()?.addresses.into_iter().filter(|c| c.addr().is_ipv4()).collect();
         if !exposed.is_empty() {
-            in_use.push(InUse { container: EXPOSED.to_owned(), cidrs: exposed, is_container: false });
+            in_use.push(InUse { cidrs: exposed, is_container: false, ..InUse::new(EXPOSED) });
         }
         // A namespace without a name is recorded by its first process.
         let mut namespaces: BTreeMap<NamespaceId, (Container, NetNs)> = BTreeMap::new();
@@ -66,7 +74,15 @@ impl Inventory {
             }
             attached.push(id);
             let cidrs = links.into_iter().flat_map(|l| l.addresses).filter(|c| c.addr().is_ipv4()).collect();
-            in_use.push(InUse { container, cidrs, is_container: true });
+            in_use.push(InUse { namespace: Some(id), cidrs, ..InUse::new(container) });
+        }
+        // Namespaces that nothing leads to, but an open file or a mount elsewhere keeps.
+        for (port, cidrs) in ports.addresses()? {
+            let known = |cidr: &Cidr| in_use.iter().any(|found| found.cidrs.contains(cidr));
+            let hidden: Vec<Cidr> = cidrs.into_iter().filter(|cidr| !known(cidr)).collect();
+            if !hidden.is_empty() {
+                in_use.push(InUse { cidrs: hidden, ..InUse::new(format!("{PORT}{port}")) });
+            }
         }
         let docker = RefCell::new(docker.map(|docker| docker.with_timeout(DOCKER_TIMEOUT)));
         Ok(Inventory { in_use, attached, docker })
@@ -74,6 +90,28 @@ impl Inventory {
 
     pub(crate) fn in_use(&self) -> &[InUse] {
         &self.in_use
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(in_use: Vec<InUse>) -> Inventory {
+        Inventory { in_use, attached: Vec::new(), docker: RefCell::new(None) }
+    }
+
+    /// Which of these addresses are in use, by the names of the containers that use them. The one that `owner` leads to is called so.
+    pub(crate) fn users(&self, owner: &str, cidrs: &[Cidr]) -> BTreeMap<Container, Vec<Cidr>> {
+        let namespace = NamespaceRef::of(owner).and_then(|r| r.open().ok()).map(|ns| ns.id());
+        let mut users: BTreeMap<Container, Vec<Cidr>> = BTreeMap::new();
+        for found in &self.in_use {
+            let shared =
+                cidrs.iter().filter(|cidr| found.cidrs.iter().any(|seen| seen.addr() == cidr.addr()));
+            let shared: Vec<Cidr> = shared.copied().collect();
+            if !shared.is_empty() {
+                let is_owner = namespace.is_some() && found.namespace == namespace;
+                let name = if is_owner { owner } else { &found.container };
+                users.entry(name.to_owned()).or_default().extend(shared);
+            }
+        }
+        users
     }
 
     /// Whether a container with these addresses may be running. If one of the addresses is in use, the container counts as running
@@ -100,9 +138,8 @@ impl Inventory {
     }
 
     fn docker_runs(&self, container: &str) -> bool {
-        let is_id = container.len() == 64 && container.bytes().all(|b| b.is_ascii_hexdigit());
         let mut docker = self.docker.borrow_mut();
-        let Some(asked) = docker.as_ref().filter(|_| is_id) else { return true };
+        let Some(asked) = docker.as_ref().filter(|_| is_docker_id(container)) else { return true };
         match asked.inspect(container) {
             Ok(info) => info.is_some_and(|i| i.pid.is_some()),
             Err(e) => {
@@ -147,7 +184,7 @@ mod tests {
         let docker = docker_without_containers(&dir.path().join("docker.sock"));
         let inventory_with = |docker: Option<Docker>| {
             let cidrs = vec![cidr("10.2.1.1/24")];
-            let found = InUse { container: "pid:7".into(), cidrs, is_container: true };
+            let found = InUse { cidrs, ..InUse::new("pid:7") };
             Inventory { in_use: vec![found], attached: Vec::new(), docker: RefCell::new(docker) }
         };
         let (used, free) = ([cidr("10.2.1.2/24"), cidr("10.2.1.1/32")], [cidr("10.2.1.2/24")]);

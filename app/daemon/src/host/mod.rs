@@ -5,6 +5,7 @@ mod devices;
 mod inventory;
 pub mod legacy_database;
 mod legacy_takeover;
+mod owner;
 pub(crate) mod peer_name;
 mod reconciler;
 
@@ -12,5 +13,6 @@ pub(crate) use container_monitor::{Change, ContainerMonitor};
 pub(crate) use devices::device_names;
 pub(crate) use inventory::Inventory;
 pub(crate) use legacy_takeover::LegacyTakeover;
+pub(crate) use owner::is_docker_id;
 pub use peer_name::find_peer_name;
 pub(crate) use reconciler::{Command, HostReconciler, ReconcilerHandle};

@@ -56,10 +56,16 @@ pub(super) async fn answer(
 }
 
 fn parse(route: HostRoute, body: &str, fd: Option<OwnedFd>) -> Result<HostRequest, String> {
-    let namespace = || fd.ok_or_else(|| "no network namespace came with the request".to_owned());
     Ok(match route {
-        HostRoute::Attach => HostRequest::Attach(json(body)?, namespace()?),
-        HostRoute::Detach => HostRequest::Detach(json(body)?, namespace()?),
+        HostRoute::Attach => {
+            let fd = fd.ok_or_else(|| "no network namespace came with the request".to_owned())?;
+            HostRequest::Attach(json(body)?, fd)
+        }
+        // Without a namespace the container cannot be found any more.
+        HostRoute::Detach => match fd {
+            Some(fd) => HostRequest::Detach(json(body)?, fd),
+            None => HostRequest::Release(json(body)?),
+        },
         HostRoute::Expose => HostRequest::Expose(json(body)?),
         HostRoute::Hide => HostRequest::Hide(json(body)?),
         HostRoute::AttachBridge => HostRequest::AttachBridge(json(body)?),

@@ -1,7 +1,8 @@
 //! Routes of address allocation (docs/spec/ipam.md 10), with the texts and status codes of 2.8.1 (`http.json`).
 //!
 //! When a client disconnects, the future of its connection is dropped, which cancels a waiting call
-//! ([`crate::control::Control::allocate`]). The number of waiting calls is limited.
+//! ([`crate::control::Control::allocate`]). The number of waiting calls is limited
+//! ([`crate::allocation`]).
 
 use hyper::{Method, StatusCode};
 use weave_api::{Owned, OwnedBy};
@@ -96,11 +97,8 @@ pub(super) async fn answer(
         Ok(Parsed::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
         Ok(Parsed::Request(request)) => request,
     };
-    let Some(response) = control.allocate(info, request.clone()).await else {
-        let text = "too many calls wait already; try again later";
-        return Some(error(StatusCode::SERVICE_UNAVAILABLE, text));
-    };
-    Some(show(response?, &request, form))
+    let response = control.allocate(info, request.clone()).await?;
+    Some(show(response, &request, form))
 }
 
 enum Parsed {
@@ -160,7 +158,7 @@ fn parse(
             let addr = text.parse().map_err(|_| format!("invalid IP Address: {text}"))?;
             AllocationRequest::Free { container: container(id)?, addr }
         }
-        Resource::Ourself => AllocationRequest::Leave,
+        Resource::Ourself => AllocationRequest::Leave { force: flag("force") },
         Resource::Peer(peer) => AllocationRequest::TakeOver { peer, force: flag("force") },
     }))
 }
@@ -180,6 +178,7 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
         }
         (AllocationResponse::Failed(text), _) => error(StatusCode::BAD_REQUEST, &text),
         (AllocationResponse::Refused(text), _) => error(StatusCode::CONFLICT, &text),
+        (AllocationResponse::Busy(text), _) => error(StatusCode::SERVICE_UNAVAILABLE, &text),
         (AllocationResponse::Addresses(cidrs), _) => {
             let texts: Vec<_> = cidrs.iter().map(ToString::to_string).collect();
             text_answer(StatusCode::OK, texts.join(" "))

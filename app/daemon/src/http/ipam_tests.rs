@@ -13,7 +13,7 @@ use weave_node::{IpamConfig, Node, Output};
 use weave_types::{Cidr, Instant, Now, PeerName, PeerUid};
 
 use super::{Access, Listener};
-use crate::allocation::{Allocation, AllocationRequest, own_networks};
+use crate::allocation::{Allocation, AllocationRequest, AllocationResponse, Source, own_networks};
 use crate::config::ListenAddr;
 use crate::control::{AllocationInfo, Control, Request};
 use crate::storage::AllocationStore;
@@ -48,7 +48,7 @@ impl Peer {
         let name: PeerName = "01:00:00:00:00:0a".parse().unwrap();
         let store = AllocationStore::open(dir).unwrap();
         let loaded = store.load().unwrap();
-        let allocation = Allocation::new(store, &loaded);
+        let allocation = Allocation::new(store, &loaded, "weave").with_max_waiting(setup.calls);
         let uid = PeerUid(7);
         let config = weave_ipam::Config {
             default_subnet: setup.default_subnet,
@@ -86,9 +86,10 @@ impl Peer {
     fn handle(&mut self, request: Request) {
         let now = self.now();
         match request {
-            Request::Allocate { id, request, answer } => {
-                let ready = self.allocation.submit(id, request, answer, &mut self.node, now);
+            Request::Allocate { id, request, source, answer } => {
+                let ready = self.allocation.submit(id, request, source, answer, &mut self.node, now);
                 self.drain();
+                self.allocation.limit_waiting(id, &mut self.node, now);
                 if let Some((answer, reply)) = ready {
                     let _ = answer.send(reply);
                 }
@@ -126,7 +127,7 @@ impl Peer {
 /// Returns the address of the server, and a sender for the number of other peers that the peer was started with.
 async fn serve(dir: &Path, setup: &Setup) -> (std::net::SocketAddr, mpsc::Sender<u32>) {
     let (control, requests) = Control::new(64);
-    let control = control.with_allocation(AllocationInfo::new(setup.default_subnet, setup.calls));
+    let control = control.with_allocation(AllocationInfo::new(setup.default_subnet));
     let (target_count_tx, target_count_rx) = mpsc::channel(4);
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
@@ -182,7 +183,9 @@ async fn answers_match_the_recorded_exchanges() {
     for step in steps {
         let text = |key: &str| step[key].as_str().unwrap_or_default();
         if text("note").starts_with("after shutdown") {
-            let left = call(addr, "DELETE", "/peer").await;
+            let refused = call(addr, "DELETE", "/peer").await;
+            assert!(refused.status == 409 && refused.body.contains("in use on this host"), "{refused:?}");
+            let left = call(addr, "DELETE", "/peer?force=true").await;
             assert_eq!((left.status, left.body.as_str()), (204, ""));
         }
         let answer = read(send(addr, text("method"), text("path"), text("form")).await).await;
@@ -209,7 +212,7 @@ async fn answers_match_the_recorded_exchanges() {
 #[tokio::test]
 async fn tracker_has_the_name_of_the_original() {
     let (control, _requests) = Control::new(1);
-    let mut info = AllocationInfo::new("10.2.0.0/24".parse().unwrap(), 1);
+    let mut info = AllocationInfo::new("10.2.0.0/24".parse().unwrap());
     info.no_masq_local = true;
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
@@ -227,7 +230,12 @@ fn own_networks_are_those_of_the_ring() {
     let mut peer = Peer::new(dir.path(), &setup);
     assert_eq!(own_networks(&peer.node), []);
     let (answer, _) = tokio::sync::oneshot::channel();
-    peer.handle(Request::Allocate { id: RequestId(1), request: AllocationRequest::Prime, answer });
+    peer.handle(Request::Allocate {
+        id: RequestId(1),
+        request: AllocationRequest::Prime,
+        source: Source::Tcp,
+        answer,
+    });
     assert_eq!(own_networks(&peer.node), networks("10.2.0.0/24"));
 
     let mut ring = peer.node.allocator().unwrap().ring().clone();
@@ -303,28 +311,95 @@ async fn concurrent_requests_get_distinct_addresses_that_are_stored() {
 }
 
 #[tokio::test]
-async fn number_of_waiting_requests_is_limited() {
+async fn waiting_requests_leave_room_for_others() {
     let dir = tempfile::tempdir().unwrap();
-    let setup = Setup { calls: 3, ..Setup::of("10.2.0.0/24", "10.2.0.0/24") };
-    let (addr, target_count_tx) = serve(dir.path(), &setup).await;
-    target_count_tx.send(4).await.unwrap();
-    let mut waiting = Vec::new();
-    for n in 0..3 {
-        waiting.push(send(addr, "POST", &format!("/ip/c{n}"), "").await);
+    let setup = Setup { calls: 8, ..Setup::of("10.2.0.0/24", "10.2.0.0/30") };
+    let (addr, _) = serve(dir.path(), &setup).await;
+    for n in 1..3 {
+        assert_eq!(call(addr, "POST", &format!("/ip/fill{n}")).await.body, format!("10.2.0.{n}/30"));
     }
+    let mut waiting = Vec::new();
+    // Of eight places, one subnet has six.
     let refused = loop {
-        // One of these may be waiting itself for a moment.
-        let late = tokio::time::timeout(Duration::from_millis(200), call(addr, "POST", "/ip/late")).await;
-        if let Ok(answer) = late {
-            break answer;
+        let owner = waiting.len();
+        let stream = send(addr, "POST", &format!("/ip/w{owner}"), "").await;
+        let shown = async {
+            let line = format!("for w{owner},");
+            while !call(addr, "GET", "/ipinfo/waiting").await.body.contains(&line) {}
+        };
+        let mut byte = [0];
+        tokio::select! {
+            () = shown => waiting.push(stream),
+            _ = stream.peek(&mut byte) => break read(stream).await,
         }
     };
+    assert_eq!(waiting.len(), 6);
     assert_eq!(
         (refused.status, refused.body.as_str()),
-        (503, "too many calls wait already; try again later\n")
+        (
+            503,
+            "too many calls wait already: 6 over TCP, 6 of them for an address of 10.2.0.0/30; try again later\n"
+        )
     );
-    assert_eq!(call(addr, "GET", "/ip").await.body, "{\"owned\":null}\n");
-    assert_eq!(call(addr, "GET", "/ip/c0").await.status, 200, "a lookup does not wait");
+    for (method, path, status) in [
+        ("GET", "/ip/fill1", 200),
+        ("POST", "/ip/other/10.2.0.128/25", 200),
+        ("PUT", "/ip/other/10.9.0.1/24", 204),
+        ("POST", "/ip/fill1", 200),
+    ] {
+        assert_eq!(call(addr, method, path).await.status, status, "{method} {path} does not wait");
+    }
+    assert_eq!(call(addr, "DELETE", "/ip/fill1").await.status, 204);
+    assert_eq!(read(waiting.remove(0)).await.body, "10.2.0.1/30");
+}
+
+/// The places are those of a source: what waits over TCP does not keep root's commands from waiting.
+#[test]
+fn waiting_requests_are_limited_by_source_and_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup { calls: 32, ..Setup::of("10.2.0.0/24", "10.2.0.0/24") };
+    let mut peer = Peer::new(dir.path(), &setup);
+    let now = peer.now();
+    peer.node.with_allocator(now, |a| a.handle_target_count(4, now));
+    let mut id = 0;
+    let mut answers = Vec::new();
+    let mut refused = |peer: &mut Peer, source, container: &str, subnet: &str| {
+        id += 1;
+        let (answer, mut result) = tokio::sync::oneshot::channel();
+        let request = AllocationRequest::Allocate {
+            container: container.to_owned(),
+            subnet: subnet.parse().unwrap(),
+            is_container: false,
+        };
+        peer.handle(Request::Allocate { id: RequestId(id), request, source, answer });
+        let refused = matches!(result.try_recv(), Ok(AllocationResponse::Busy(_)));
+        answers.push(result);
+        refused
+    };
+    let subnets = ["10.2.0.0/25", "10.2.0.128/25"];
+    for n in 0..32 {
+        let (container, subnet) = (format!("c{}", n / 2), subnets[n / 24]);
+        assert!(!refused(&mut peer, Source::Tcp, &container, subnet), "{n}");
+        let full = peer.allocation.full();
+        assert_eq!(full.is_empty(), n < 23, "{n}: {full:?}");
+    }
+    assert!(refused(&mut peer, Source::Tcp, "other", subnets[1]), "all places are taken");
+    assert!(!refused(&mut peer, Source::Socket, "c1", subnets[0]));
+    assert!(!refused(&mut peer, Source::Socket, "c1", subnets[0]));
+    assert!(refused(&mut peer, Source::Socket, "c1", subnets[1]), "one container has two places");
+    assert!(!refused(&mut peer, Source::Socket, "c2", subnets[1]));
+    assert_eq!(
+        peer.node.allocator().unwrap().status(now).pending.len(),
+        35,
+        "refused requests are cancelled"
+    );
+    let full = peer.allocation.full();
+    assert_eq!(
+        full,
+        [
+            "other calls to end: 32 over TCP, 24 of them for an address of 10.2.0.0/25 wait already, and further ones are refused"
+        ]
+    );
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! unix socket, root only       all routes
-//! 127.0.0.1:6784 (control)     all routes; requests that a foreign web page can cause are refused
+//! 127.0.0.1:6784 (control)     all routes, for root; GET for every process of the host; requests that a foreign web page can
+//!                              cause are refused
 //! 127.0.0.1:6782 (status)      GET /status..., /report, /metrics; only under a name of this machine
 //! --metrics-addr               GET /metrics
 //! ```
 
+mod connection_limits;
 mod fd_stream;
 mod form;
 mod host_header;
@@ -14,6 +16,7 @@ mod host_requests;
 mod ipam;
 #[cfg(test)]
 mod ipam_tests;
+mod origin;
 mod response;
 mod routes;
 mod server;

@@ -1,6 +1,6 @@
 //! Routes of the control API, with the texts and codes of 2.8.1.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -8,24 +8,31 @@ use hyper::{Method, Request, StatusCode, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use weave_api::{status, template};
 use weave_host::firewall::ExposedAddress;
-use weave_types::Cidr;
+use weave_types::{Cidr, Instant};
 
 use super::fd_stream::ReceivedFds;
 use super::form::{parse_form, read_body};
 use super::host_header::AllowedHosts;
 use super::host_requests::{self, HostRoute};
 use super::ipam;
+use super::origin::Origin;
 use super::response::{Answer, error, respond, text_answer};
+use crate::allocation::Source;
 use crate::containers::Containers;
 use crate::control::Control;
+use crate::telemetry::log::LogLimiter;
 use crate::telemetry::metrics;
+use crate::telemetry::printable::printable;
+
+/// Refused requests that are logged at once, and the interval between further ones.
+const LOGGED_REFUSALS: (u32, Duration) = (10, Duration::from_secs(10));
 
 /// Routes that a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// All routes without further checks, for a socket that only root can open.
     Trusted,
-    /// All routes, but no requests that a foreign web page can cause.
+    /// All routes, but no changes by others than root, and no requests that a foreign web page can cause.
     Control,
     /// Routes that only read.
     Status,
@@ -42,6 +49,8 @@ pub(super) struct Site {
     timeout: Duration,
     /// Limits rendering to one template at a time, because a report may be large.
     rendering: Arc<Semaphore>,
+    created: std::time::Instant,
+    refusal_log: Mutex<LogLimiter>,
 }
 
 impl Site {
@@ -53,11 +62,45 @@ impl Site {
         host: String,
         timeout: Duration,
     ) -> Site {
-        let rendering = Arc::new(Semaphore::new(1));
-        Site { control, containers, access, hosts: AllowedHosts::from_system(host), timeout, rendering }
+        let source = if access == Access::Trusted { Source::Socket } else { Source::Tcp };
+        let (burst, interval) = LOGGED_REFUSALS;
+        Site {
+            control: control.with_source(source),
+            containers,
+            access,
+            hosts: AllowedHosts::from_system(host),
+            timeout,
+            rendering: Arc::new(Semaphore::new(1)),
+            created: std::time::Instant::now(),
+            refusal_log: Mutex::new(LogLimiter::new(burst, interval)),
+        }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>, fds: &ReceivedFds) -> Answer {
+    /// Logs a request that changes something. On TCP it is refused unless root sends it.
+    fn authorize(&self, method: &Method, path: &str, origin: &Origin) -> Result<(), String> {
+        let request = format!("{method} {}", printable(path));
+        let holder = (self.access == Access::Control).then(|| origin.holder());
+        let Some(holder) = holder.filter(|holder| !holder.is_root()) else {
+            tracing::info!("{request}, sent by {origin}");
+            return Ok(());
+        };
+        let mut log = self.refusal_log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left_out) = log.admit(Instant::from_origin(self.created.elapsed())) {
+            let left_out =
+                if left_out > 0 { format!(" ({left_out} like it not logged)") } else { String::new() };
+            tracing::warn!(
+                "refused {request}, sent by {origin}, {holder}: only root may change anything{left_out}"
+            );
+        }
+        Err(format!("{request} is for root of this host only; it was sent by {holder}"))
+    }
+
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        fds: &ReceivedFds,
+        origin: &Origin,
+    ) -> Answer {
         let (head, body) = request.into_parts();
         let checked = match self.access {
             Access::Trusted => Ok(()),
@@ -68,6 +111,15 @@ impl Site {
             return error(StatusCode::FORBIDDEN, &why);
         }
         let path = head.uri.path().to_owned();
+        // A request for the ring starts an election.
+        let changes = !matches!(head.method, Method::GET | Method::HEAD)
+            || matches!(path.as_str(), "/ring" | "/consensus");
+        if changes
+            && matches!(self.access, Access::Trusted | Access::Control)
+            && let Err(why) = self.authorize(&head.method, &path, origin)
+        {
+            return error(StatusCode::FORBIDDEN, &why);
+        }
         let host_route = match (&self.containers, self.access) {
             (Some(containers), Access::Trusted) => HostRoute::find(&path, true).zip(Some(containers)),
             (Some(containers), Access::Control) => HostRoute::find(&path, false).zip(Some(containers)),

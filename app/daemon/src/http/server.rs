@@ -14,7 +14,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use weave_host::fault_injection::io_fail_point;
 
+use super::connection_limits::ConnectionLimits;
 use super::fd_stream::{FdStream, ReceivedFds};
+use super::origin::Origin;
 use super::routes::{Access, Site};
 use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
@@ -26,7 +28,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Concurrent connections; further ones wait in the backlog.
+    /// Concurrent connections of root, and of all others; further ones of root wait.
     pub connections: usize,
     /// Longest time for a request to arrive, and for the client to read each part of an answer.
     pub timeout: Duration,
@@ -51,7 +53,7 @@ pub struct Listener {
 
 #[derive(Debug)]
 enum Socket {
-    Unix(UnixListener, #[expect(dead_code, reason = "removes the file when dropped")] SocketFile),
+    Unix(UnixListener, SocketFile),
     Tcp(TcpListener),
 }
 
@@ -126,12 +128,12 @@ impl Listener {
         Listener { limits, ..self }
     }
 
-    /// `None` for a unix socket.
     /// The listener also accepts requests that change the host.
     pub(crate) fn with_containers(self, containers: Containers) -> Listener {
         Listener { containers: Some(containers), ..self }
     }
 
+    /// `None` for a unix socket.
     pub fn local_addr(&self) -> Option<std::net::SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
@@ -143,45 +145,55 @@ impl Listener {
     pub async fn serve(self, control: Control) {
         let timeout = self.limits.timeout;
         let site = Arc::new(Site::new(control, self.containers, self.access, self.host, timeout));
-        let slots = Arc::new(Semaphore::new(self.limits.connections));
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let site = site.clone();
-            match &self.socket {
-                Socket::Unix(listener, _) => match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let stream = FdStream::new(stream);
-                        let fds = stream.fds();
-                        tokio::spawn(async move {
-                            connection(stream, site, timeout, fds).await;
-                            drop(slot);
-                        });
-                    }
-                    Err(_) => tokio::time::sleep(ACCEPT_RETRY_DELAY).await,
-                },
-                Socket::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, _)) => {
-                        let _ = stream.set_nodelay(true);
-                        tokio::spawn(async move {
-                            connection(stream, site, timeout, ReceivedFds::default()).await;
-                            drop(slot);
-                        });
-                    }
-                    Err(_) => tokio::time::sleep(ACCEPT_RETRY_DELAY).await,
-                },
+        match self.socket {
+            Socket::Unix(listener, _file) => {
+                let slots = Arc::new(Semaphore::new(self.limits.connections));
+                loop {
+                    let Ok(slot) = slots.clone().acquire_owned().await else { return };
+                    let Ok((stream, _)) = listener.accept().await else {
+                        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                        continue;
+                    };
+                    let origin = Origin::of_unix(&stream);
+                    let stream = FdStream::new(stream);
+                    let (fds, site) = (stream.fds(), site.clone());
+                    tokio::spawn(async move {
+                        connection(stream, site, timeout, fds, origin).await;
+                        drop(slot);
+                    });
+                }
+            }
+            Socket::Tcp(listener) => {
+                let limits = ConnectionLimits::new(self.limits.connections);
+                loop {
+                    let Ok((stream, remote)) = listener.accept().await else {
+                        tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+                        continue;
+                    };
+                    let Ok(local) = stream.local_addr() else { continue };
+                    let _ = stream.set_nodelay(true);
+                    let (limits, site) = (limits.clone(), site.clone());
+                    tokio::spawn(async move {
+                        let origin = Origin::Tcp { local, remote };
+                        let Some(place) = limits.admit(origin.holder()).await else { return };
+                        connection(stream, site, timeout, ReceivedFds::default(), origin).await;
+                        drop(place);
+                    });
+                }
             }
         }
     }
 }
 
-/// Serves one connection as [`Listener::serve`] would. `host` is the configured host of the listener.
+/// Serves one connection of root as [`Listener::serve`] would. `host` is the configured host of the listener.
 pub async fn serve_connection<S>(stream: S, control: Control, access: Access, host: String)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let timeout = Limits::default().timeout;
     let site = Arc::new(Site::new(control, None, access, host, timeout));
-    connection(stream, site, timeout, ReceivedFds::default()).await;
+    let origin = Origin::Socket { uid: nix::unistd::geteuid().as_raw(), pid: None };
+    connection(stream, site, timeout, ReceivedFds::default(), origin).await;
 }
 
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -189,10 +201,11 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     site: Arc<Site>,
     timeout: Duration,
     fds: ReceivedFds,
+    origin: Origin,
 ) {
     let service = service_fn(move |request| {
-        let (site, fds) = (site.clone(), fds.clone());
-        async move { Ok::<_, Infallible>(site.answer(request, &fds).await) }
+        let (site, fds, origin) = (site.clone(), fds.clone(), origin.clone());
+        async move { Ok::<_, Infallible>(site.answer(request, &fds, &origin).await) }
     });
     // An error means that the client disconnected, stalled, or did not send HTTP.
     let _ = hyper::server::conn::http1::Builder::new()

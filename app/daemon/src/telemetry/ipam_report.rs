@@ -48,7 +48,7 @@ pub(crate) fn report(status: &Status) -> Ipam {
 
 /// Explanations that 2.8.1 did not have; `None` if there are none.
 pub(crate) fn notes(status: &Status) -> Option<IpamNotes> {
-    let notes = IpamNotes { waiting: waiting(status), conflicts: conflicts(status) };
+    let notes = IpamNotes { waiting: waiting(status), conflicts: conflicts(status), ..IpamNotes::default() };
     (notes != IpamNotes::default()).then_some(notes)
 }
 

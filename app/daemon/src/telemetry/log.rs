@@ -134,6 +134,10 @@ impl LogLimiter {
     const BURST: u32 = 1000;
     const INTERVAL: Duration = Duration::from_millis(20);
 
+    pub(crate) fn new(burst: u32, interval: Duration) -> LogLimiter {
+        LogLimiter { lines: TokenBucket::new(burst, interval), suppressed: 0 }
+    }
+
     /// `None` if the line is to be suppressed, otherwise the number of lines suppressed before it.
     pub(crate) fn admit(&mut self, now: Instant) -> Option<u64> {
         if self.lines.try_take(now) {
@@ -146,7 +150,7 @@ impl LogLimiter {
 
 impl Default for LogLimiter {
     fn default() -> LogLimiter {
-        LogLimiter { lines: TokenBucket::new(Self::BURST, Self::INTERVAL), suppressed: 0 }
+        LogLimiter::new(Self::BURST, Self::INTERVAL)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The control API over real sockets: the recorded transcript of 2.8.1, and hostile clients.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,7 +40,10 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                     let _ = asked.send(format!("connect {peers:?} {replace}"));
                     let _ = answer.send(errors);
                 }
-                Request::Allocate { .. } | Request::Abandon { .. } => panic!("allocation is off"),
+                Request::Allocate { .. }
+                | Request::Abandon { .. }
+                | Request::DockerContainers(_)
+                | Request::DockerStates(_) => panic!("allocation is off"),
                 Request::Expose { exposed, answer } => {
                     let all: Vec<_> = exposed.iter().map(|e| e.address.to_string()).collect();
                     let _ = asked.send(format!("expose {} {}", all.join(" "), exposed[0].masquerade));
@@ -290,6 +294,51 @@ async fn requests_of_foreign_web_pages_are_refused() {
         assert_eq!(with(accepted).await, 200, "{accepted}");
         seen.recv().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn only_root_may_change_anything_over_tcp() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("NOTICE: not root, so requests of other users are not tested");
+        return;
+    }
+    let (control, mut seen) = peer(report());
+    let addr = serve(&control, Access::Control).await;
+    let as_user = async |uid: u32, request: &str| {
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{} && printf '{request} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\nContent-Length: \
+             0\\r\\n\\r\\n' >&3 && cat <&3",
+            addr.port()
+        );
+        let output = tokio::task::spawn_blocking(move || {
+            std::process::Command::new("bash").args(["-c", &script]).uid(uid).gid(uid).output().unwrap()
+        });
+        parse(&output.await.unwrap().stdout)
+    };
+    for request in [
+        "POST /connect",
+        "POST /forget",
+        "POST /expose/10.2.1.1/24",
+        "DELETE /expose/10.2.1.1/24",
+        "DELETE /peer",
+        "DELETE /peer/h2",
+        "POST /ip/c1",
+        "PUT /ip/c1/10.2.1.1/24",
+        "GET /ring",
+        "POST /attach-bridge",
+        "POST /unknown",
+    ] {
+        let answer = as_user(12345, request).await;
+        assert_eq!(answer.status, 403, "{request}: {answer:?}");
+        assert!(
+            answer.body.contains("for root of this host only; it was sent by user id 12345"),
+            "{answer:?}"
+        );
+    }
+    assert!(seen.try_recv().is_err());
+    assert_eq!(as_user(12345, "GET /status").await.status, 200);
+    assert_eq!(as_user(0, "POST /forget").await.status, 200);
+    assert_eq!(seen.recv().await.unwrap(), "forget []");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A client of Docker's engine API, which Podman serves as well.
 
 mod containers;
+mod events;
 mod images;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use weave_http::{Client, Endpoint, Request, Response, Tls};
 use crate::Error;
 
 pub use containers::ContainerInfo;
+pub use events::ContainerState;
 pub use images::{EngineInfo, Network};
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";

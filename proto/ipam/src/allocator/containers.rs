@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use weave_types::Now;
+use weave_types::{Cidr, Now};
 
 use super::{Allocator, GRACE};
+use crate::address::ipv4;
 use crate::output::Event;
 use crate::owned::Container;
 
@@ -32,6 +33,22 @@ impl Allocator {
         if self.owned.record(container).is_some_and(|record| record.is_container) {
             self.release_of(container);
         }
+        self.finish(now);
+    }
+
+    /// Records addresses of `from` under `to`, which is another name of the container that uses them.
+    pub fn reassign(&mut self, from: &str, to: &str, cidrs: &[Cidr], now: Now) {
+        let Some(is_container) = self.owned.record(from).map(|record| record.is_container) else { return };
+        for &cidr in cidrs {
+            if let Some(addr) = ipv4(cidr)
+                && self.owned.remove(from, addr)
+            {
+                self.owned.add(to, cidr, is_container);
+            }
+        }
+        // Both exist after a crash in between, and a stored address is read only once.
+        self.save_owned(to);
+        self.save_owned(from);
         self.finish(now);
     }
 
