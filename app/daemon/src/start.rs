@@ -65,6 +65,8 @@ pub enum StartError {
     #[error(transparent)]
     LegacyDatabase(#[from] LegacyDatabaseError),
     #[error(transparent)]
+    PeerName(#[from] peer_name::PeerNameError),
+    #[error(transparent)]
     Host(#[from] weave_host::Error),
     /// Text of 2.8.1.
     #[error("configuring iptables: Failed to get netdev for {0:?} bridge: Link not found")]
@@ -153,7 +155,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     let name = peer_name::peer_name(&config, legacy.as_ref().and_then(|l| l.database.peer_name))?;
     tracing::info!("weave {}", crate::VERSION);
     tracing::info!("Our name is {name}({})", config.nickname);
-    let store = PeerState::open(&config.state_dir, name)?;
+    let store = PeerState::open(&config.state_dir, name, &peer_name::machine_ids())?;
     let prepared = tokio::select! {
         prepared = prepare(&config, name, &store, legacy, &network, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Interrupted),
