@@ -67,16 +67,15 @@ pub(crate) fn looks_like_address(text: &str) -> bool {
     ip.split('.').count() == 4 && ip.split('.').all(|g| digits(g, 3)) && digits(bits, 2)
 }
 
-/// A container cannot have the address of its network, nor the broadcast address.
+/// Nobody can talk to a container with the broadcast address. With the address of the network itself they can, and 2.8.1 allows it.
 pub(crate) fn check_host_address(cidr: &Cidr) -> Result<(), Failure> {
-    let wrong = if cidr.prefix() < 31 && *cidr == cidr.network() {
-        "is the address of the network itself; choose one inside it"
-    } else if cidr.broadcast().is_some_and(|b| cidr.addr() == b) {
-        "is the network's broadcast address; choose another"
-    } else {
-        return Ok(());
-    };
-    Err(Failure::new(1, format_args!("{cidr} {wrong}")))
+    if cidr.broadcast().is_some_and(|b| cidr.addr() == b) {
+        return Err(Failure::new(
+            1,
+            format_args!("{cidr} is the network's broadcast address; choose another"),
+        ));
+    }
+    Ok(())
 }
 
 /// One line of addresses without prefix lengths, in order.

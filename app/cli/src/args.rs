@@ -50,6 +50,16 @@ impl Parsed {
         self.values.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
+    /// Name and value of the last option among `names` that is accepted.
+    pub(crate) fn last_of(
+        &self,
+        names: &[&str],
+        accept: impl Fn(&str, &str) -> bool,
+    ) -> Option<(&str, &str)> {
+        let mut values = self.values.iter().rev().map(|(name, value)| (name.as_str(), value.as_str()));
+        values.find(|(name, value)| names.contains(name) && accept(name, value))
+    }
+
     pub(crate) fn list(&self, name: &str) -> Vec<&str> {
         self.values.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect()
     }

@@ -1,16 +1,8 @@
 //! Entry for the fuzz target, and for the test that replays its corpus: any arguments, parsed and not acted upon.
 
 use crate::args::{self, Parsed};
-use crate::options::{self, Env};
+use crate::options::{self, NoEnv};
 use crate::{commands, container};
-
-struct EmptyEnv;
-
-impl Env for EmptyEnv {
-    fn var(&self, _: &str) -> Option<String> {
-        None
-    }
-}
 
 /// Arguments, separated by zero bytes. Nothing panics, and the canonical form of what was parsed means the same.
 pub fn fuzz_entry(data: &[u8]) {
@@ -31,7 +23,7 @@ pub fn fuzz_entry(data: &[u8]) {
     match name.as_str() {
         // A password file that is named would be read.
         "launch" | "daemon" if parsed.text("password-file").is_none_or(str::is_empty) => {
-            let _ = options::config(&parsed, &EmptyEnv, "h1");
+            let _ = options::config(&parsed, &NoEnv, "h1");
         }
         "attach" | "detach" => drop(container::call(&parsed)),
         _ => {}

@@ -64,6 +64,7 @@ pub(crate) fn daemon(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     log::options_line(&options_without_secrets(parsed));
     parsed.notices().iter().for_each(log::info);
+    options::password_notice(parsed, &config, env).iter().for_each(log::info);
     // The daemon has logged the error and reported it to `launch`.
     weave_daemon::run(config).map_err(|_| Failure::new(1, ""))
 }
@@ -100,6 +101,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     let config = options::config(&parsed, env, &hostname())?;
     parsed.notices().iter().for_each(notice);
+    options::password_notice(&parsed, &config, env).iter().for_each(notice);
     if parsed.flag("print-peer-name") {
         return print(&format!("{}\n", weave_daemon::find_peer_name(&config)?));
     }
@@ -107,7 +109,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     refuse_second(&parsed, &config, env)?;
     check_range(&config, range_given)?;
-    let original = find_original(&parsed, &config, env)?;
+    let original = find_original(&parsed, range_given, &config, env)?;
     let mut undo = Undo::default();
     undo.directory(&config.run_dir, 0o755)?;
     let lock = lock(&config)?;
@@ -125,8 +127,8 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     let mut manager = service::choose(&request)?;
     // The daemon uses these arguments rather than stored ones, and reads the password from a file that only root can read.
     undo.directory(&config.state_dir, 0o700)?;
-    let password = config.password.as_ref().map(|p| p.reveal().as_bytes());
-    undo.replace(&password_file, password, 0o600)?;
+    let password = config.password.as_ref().map(options::password_file);
+    undo.replace(&password_file, password.as_deref(), 0o600)?;
     undo.replace(&config.fresh_file(), Some(b""), 0o600)?;
     let progress = ProgressSocket::open(&config)?;
     // As late as possible: containers of this host are disconnected from other hosts until the new daemon is ready.
@@ -197,14 +199,20 @@ fn check_range(config: &Config, given: bool) -> Result<(), Failure> {
 }
 
 /// Looks for 2.8.1 on this host. It is an error if it runs and `--take-over` is not given.
-fn find_original(parsed: &Parsed, config: &Config, env: &dyn Env) -> Result<Original, Failure> {
+fn find_original(
+    parsed: &Parsed,
+    range_given: bool,
+    config: &Config,
+    env: &dyn Env,
+) -> Result<Original, Failure> {
     let original = Original::find(parsed, env)?;
     if original.runs() && !parsed.flag("take-over") {
         return Err(original.refusal());
     }
+    // A database that cannot be imported is reported before the running daemon is stopped.
+    weave_daemon::legacy_database::check(config)?;
     if original.runs() {
-        // A database that cannot be imported is reported before the running daemon is stopped.
-        weave_daemon::legacy_database::find(config)?;
+        original.compare_options(parsed, range_given, config)?;
         return Ok(original);
     }
     // A daemon that was not found otherwise, for example in another container.

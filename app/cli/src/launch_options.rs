@@ -158,6 +158,10 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
             number("log-keep", "n", "how many earlier log files are kept (default: 4)"),
             flag("version", "print the version and exit"),
             flag("print-peer-name", "print the name this peer would have and exit"),
+            flag(
+                "give-up-addresses",
+                "if the original Weave Net had another --ipalloc-range on this host: forget the addresses of its containers",
+            ),
             text(
                 "db-prefix",
                 "path",

@@ -38,6 +38,8 @@ mod tests;
 mod waiting;
 mod weaveutil;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[doc(hidden)]
@@ -50,12 +52,15 @@ use options::{Env, ProcessEnv};
 /// The program: runs the command line of this process.
 pub fn main() -> ExitCode {
     weave_host::use_builtin_name_resolution();
-    let mut args: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    let program = if args.is_empty() { String::new() } else { args.remove(0) };
-    if program.rsplit('/').next() == Some("weaveutil") {
-        args.insert(0, "weaveutil".to_owned());
-    }
-    match run(&args, &ProcessEnv) {
+    let mut args = std::env::args_os();
+    let program = args.next().unwrap_or_default();
+    let result = text_arguments(args).and_then(|mut args| {
+        if Path::new(&program).file_name() == Some("weaveutil".as_ref()) {
+            args.insert(0, "weaveutil".to_owned());
+        }
+        run(&args, &ProcessEnv)
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
@@ -64,6 +69,22 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The arguments as text. An argument or a variable that is not text is an error rather than changed, or not given.
+fn text_arguments(args: impl Iterator<Item = OsString>) -> Result<Vec<String>, Failure> {
+    let text = |(number, arg): (usize, OsString)| {
+        arg.into_string().map_err(|_| {
+            let hint = "a password may be any bytes in WEAVE_PASSWORD or a --password-file";
+            Failure::new(1, format_args!("argument {number} is not UTF-8 text; {hint}"))
+        })
+    };
+    let not_text = |name: &&str| matches!(std::env::var(name), Err(std::env::VarError::NotUnicode(_)));
+    let names = env_vars::VARIABLES.iter().map(|variable| variable.name);
+    if let Some(name) = names.filter(|name| *name != "WEAVE_PASSWORD").find(not_text) {
+        return Err(Failure::new(1, format_args!("the value of {name} is not UTF-8 text")));
+    }
+    args.enumerate().map(|(index, arg)| text((index + 1, arg))).collect()
 }
 
 fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! How options and environment become a [`Config`] (docs/spec/cli.md 2.3, 5).
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use weave_daemon::config::{
@@ -45,6 +47,8 @@ pub(crate) enum OptionError {
     Bridge(String),
     #[error("--password-file: cannot read {0:?}: {1}")]
     PasswordFile(PathBuf, std::io::Error),
+    #[error("--password-file: there is no password in {0:?}")]
+    EmptyPasswordFile(PathBuf),
     #[error("Unable to parse --ipalloc-init: {0}")]
     IpamInit(ParseInitError),
     #[error("at most one of --ipalloc-init, --init-peer-count, --observer and --ipam-seed may be given")]
@@ -67,6 +71,20 @@ pub(crate) enum OptionError {
 pub(crate) trait Env {
     /// The value of a variable that is set and UTF-8.
     fn var(&self, name: &str) -> Option<String>;
+
+    /// The value of a variable that is set.
+    fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        self.var(name).map(String::into_bytes)
+    }
+}
+
+/// No variable is set.
+pub(crate) struct NoEnv;
+
+impl Env for NoEnv {
+    fn var(&self, _name: &str) -> Option<String> {
+        None
+    }
 }
 
 pub(crate) struct ProcessEnv;
@@ -74,6 +92,10 @@ pub(crate) struct ProcessEnv;
 impl Env for ProcessEnv {
     fn var(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()
+    }
+
+    fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        std::env::var_os(name).map(OsString::into_vec)
     }
 }
 
@@ -243,6 +265,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     config.legacy = original(parsed, env);
+    config.give_up_addresses = parsed.flag("give-up-addresses");
     // An empty WEAVE_HTTP_ADDR means the default, an empty WEAVE_STATUS_ADDR switches off (docs/spec/cli.md 2.3).
     if let Some(addr) = parsed.text("http-addr") {
         config.http_addr = ListenAddr::parse("--http-addr", addr)?;
@@ -313,17 +336,43 @@ fn number(
     }
 }
 
+/// The password of an option, else of the variable. Of several options the last one that is not empty counts. What is set but cannot
+/// be read is an error, since without a password nothing is encrypted.
 fn password(parsed: &Parsed, env: &dyn Env) -> Result<Option<Password>, OptionError> {
-    if let Some(text) = parsed.text("password").filter(|p| !p.is_empty()) {
-        return Ok(Password::new(text.to_owned()));
+    match password_option(parsed) {
+        Some(("password-file", path)) => {
+            let path = PathBuf::from(path);
+            let bytes = std::fs::read(&path).map_err(|e| OptionError::PasswordFile(path.clone(), e))?;
+            let password = Password::new(without_line_end(&bytes));
+            password.map(Some).ok_or(OptionError::EmptyPasswordFile(path))
+        }
+        Some((_, text)) => Ok(Password::new(text)),
+        None => Ok(env.bytes("WEAVE_PASSWORD").and_then(Password::new)),
     }
-    if let Some(path) = parsed.text("password-file").filter(|p| !p.is_empty()) {
-        let text =
-            std::fs::read_to_string(path).map_err(|e| OptionError::PasswordFile(PathBuf::from(path), e))?;
-        let line = text.strip_suffix('\n').unwrap_or(&text);
-        return Ok(Password::new(line.strip_suffix('\r').unwrap_or(line).to_owned()));
-    }
-    Ok(env.var("WEAVE_PASSWORD").and_then(Password::new))
+}
+
+/// The option that counts. As in 2.8.1, `--password ""` is no password.
+fn password_option(parsed: &Parsed) -> Option<(&str, &str)> {
+    parsed.last_of(&["password", "password-file"], |name, value| name == "password-file" || !value.is_empty())
+}
+
+/// The content of a password file.
+pub(crate) fn password_file(password: &Password) -> Vec<u8> {
+    [password.reveal(), b"\r\n"].concat()
+}
+
+fn without_line_end(bytes: &[u8]) -> &[u8] {
+    let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Tells which of several passwords is used.
+pub(crate) fn password_notice(parsed: &Parsed, config: &Config, env: &dyn Env) -> Option<String> {
+    let (option, _) = password_option(parsed)?;
+    let variable = env.bytes("WEAVE_PASSWORD").and_then(Password::new)?;
+    (config.password.as_ref() != Some(&variable)).then(|| {
+        format!("Notice: the password is that of --{option}; WEAVE_PASSWORD is another one and not used")
+    })
 }
 
 /// Options of missing features are checked like the others, so that errors in scripts are reported already.

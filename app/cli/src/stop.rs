@@ -147,7 +147,12 @@ impl<'a> Peer<'a> {
     fn remove_network(&self, network: &Network) -> Result<(), Failure> {
         let Some(docker) = &self.docker else { return Ok(()) };
         if network.containers.is_empty() {
-            return docker.remove_network(&network.id).map_err(|e| Failure::new(1, e));
+            return docker.remove_network(&network.id).map_err(|e| {
+                Failure::new(
+                    1,
+                    format_args!("{e}; nothing else depends on it, 'docker network rm {NETWORK}' removes it"),
+                )
+            });
         }
         let short = network.containers.iter().map(|id| id.chars().take(12).collect());
         notice(format_args!(
@@ -198,17 +203,26 @@ pub(crate) fn stop(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let peer = Peer::new(parsed, env);
     let _lock = peer.lock()?;
-    if !peer.stop()? {
+    let stopped = peer.stop();
+    if stopped.as_ref().is_ok_and(|found| !found) {
         notice("Weave is not running (ignore on Kubernetes).");
     }
-    if !parsed.flag("hand-back") {
+    if !parsed.flag("hand-back") || !peer.processes().is_empty() {
+        return stopped.map(drop);
+    }
+    // Everything is tried; failures are reported at the end.
+    let mut failures: Vec<String> = stopped.err().map(|f| f.message).into_iter().collect();
+    // This version must not start at the next boot.
+    failures.extend(systemd::remove(&peer.unit).into_iter().map(|f| f.message));
+    failures.extend(docker::hand_back(parsed, env));
+    failures.extend(takeover::hand_back(parsed, env));
+    if failures.is_empty() {
         return Ok(());
     }
-    // This version must not start at the next boot.
-    let failures = systemd::remove(&peer.unit);
-    failures.into_iter().next().map_or(Ok(()), Err)?;
-    docker::hand_back(parsed, env)?;
-    takeover::hand_back(parsed, env)
+    failures.push(
+        "the rest of the hand-back is done; repeat 'weave stop --hand-back' for what failed".to_owned(),
+    );
+    Err(Failure::new(1, failures.join("\n")))
 }
 
 /// One object that `reset` removes.
@@ -358,7 +372,8 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let pid_path = peer.run_dir.join("weave.pid");
     if pid_file::holder(&pid_path).is_some() {
         // The addresses are given to other peers; without allocation the daemon answers 404.
-        let handed_over = query::client(parsed, env).request("DELETE", "/peer?explain=true&force=true", &[], &[]);
+        let handed_over =
+            query::client(parsed, env).request("DELETE", "/peer?explain=true&force=true", &[], &[]);
         if let Ok(answer) = &handed_over {
             // The answer says so if no other peer could take them.
             answer.body.lines().for_each(notice);

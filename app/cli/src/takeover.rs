@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::PeerState;
-use weave_daemon::legacy_database;
+use weave_daemon::config::Config;
+use weave_daemon::{PeerState, legacy_database};
 use weave_host::BridgeKind;
 use weave_runtime::{ContainerInfo, Docker, LegacyProcess, legacy_processes};
 
-use crate::args::Parsed;
-use crate::options::{self, Env};
-use crate::{Failure, notice};
+use crate::args::{self, Parsed};
+use crate::options::{self, Env, NoEnv};
+use crate::{Failure, commands, notice};
 
 /// Seconds after which 2.8.1's daemon should have ended.
 const STOP_TIMEOUT: u32 = 10;
@@ -67,6 +67,33 @@ impl Original {
                  or stop it first with {by_hand}"
             ),
         )
+    }
+
+    /// Refuses a launch that would lose settings of the running daemon without a word. What the command line or the environment sets
+    /// differently is meant so.
+    pub(crate) fn compare_options(
+        &self,
+        parsed: &Parsed,
+        range_given: bool,
+        config: &Config,
+    ) -> Result<(), Failure> {
+        let mut missing = Vec::new();
+        for process in &self.processes {
+            missing.extend(missing_options(process, parsed, range_given, config));
+        }
+        missing.sort();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::new(
+            3,
+            format_args!(
+                "the original Weave Net on this host ({self}) has settings that this launch does not have: {}; give the same, or \
+                 others, to 'weave launch --take-over'",
+                missing.join(" ")
+            ),
+        ))
     }
 
     fn in_kubernetes(&self) -> bool {
@@ -128,6 +155,57 @@ impl fmt::Display for Original {
         let processes = self.processes.iter().map(|p| format!("process {}", p.pid));
         f.write_str(&containers.chain(processes).collect::<Vec<_>>().join(", "))
     }
+}
+
+/// The options of a daemon that `config` differs from although `parsed` does not name them.
+fn missing_options(
+    process: &LegacyProcess,
+    parsed: &Parsed,
+    range_given: bool,
+    config: &Config,
+) -> Vec<String> {
+    let theirs = commands::find("daemon").ok_or_else(String::new).and_then(|command| {
+        let theirs = args::parse(command, &process.arguments).map_err(|e| e.to_string())?;
+        let config = options::config(&theirs, &NoEnv, &config.nickname).map_err(|e| e.to_string())?;
+        Ok((theirs, config))
+    });
+    let (options, theirs) = match theirs {
+        Ok(theirs) => theirs,
+        Err(e) => {
+            notice(format_args!(
+                "Warning: the options of the original Weave Net (process {}) cannot be compared: {e}",
+                process.pid
+            ));
+            return Vec::new();
+        }
+    };
+    let ranges = |c: &Config| c.allocation.as_ref().map(|a| a.range);
+    let subnets = |c: &Config| c.allocation.as_ref().map(|a| a.default_subnet);
+    let differs = [
+        ("port", theirs.port != config.port && config.port == Config::default().port),
+        ("name", theirs.name.is_some() && theirs.name != weave_daemon::find_peer_name(config).ok()),
+        ("host", theirs.host != config.host),
+        ("trusted-subnets", theirs.trusted_subnets != config.trusted_subnets),
+        ("no-discovery", theirs.discovery != config.discovery),
+        ("ipalloc-range", ranges(&theirs) != ranges(config)),
+        ("ipalloc-default-subnet", subnets(&theirs) != subnets(config)),
+        ("ipalloc-init", true),
+        ("dns-domain", true),
+        ("expect-npc", theirs.expect_npc != config.expect_npc),
+        ("no-masq-local", theirs.no_masq_local != config.no_masq_local),
+    ];
+    // `launch` has added its default.
+    let is_default = |name: &str| name == "ipalloc-range" && !range_given;
+    let given = |name: &str| options.text(name).filter(|value| !matches!(*value, "" | "false"));
+    let mut missing: Vec<String> = differs
+        .into_iter()
+        .filter(|(name, differs)| *differs && (parsed.text(name).is_none() || is_default(name)))
+        .filter_map(|(name, _)| given(name).map(|value| format!("--{name}={value}")))
+        .collect();
+    if (process.has_password || theirs.password.is_some()) && config.password.is_none() {
+        missing.push("--password=...".to_owned());
+    }
+    missing
 }
 
 /// Whether Docker starts it at the next boot. With any other policy a container that was stopped by hand stays stopped.
@@ -237,27 +315,38 @@ fn has_ended(pid: u32) -> bool {
 }
 
 /// `weave stop --hand-back`, after the daemon has ended: removes what would prevent 2.8.1 from starting, and restores what it had.
-pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+/// Returns what failed.
+pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Vec<String> {
+    let mut failures = Vec::new();
     let names = options::devices(parsed, env);
-    let original = PeerState::read_original(&options::state_dir(parsed, env))?;
+    let original = PeerState::read_original(&options::state_dir(parsed, env)).unwrap_or_else(|e| {
+        failures.push(e.to_string());
+        weave_daemon::Original::default()
+    });
     let kinds = [BridgeKind::Bridge, BridgeKind::Fastdp, BridgeKind::BridgedFastdp];
     let kind = kinds.into_iter().find(|k| original.bridge.as_deref() == Some(k.name()));
-    let done = weave_host::restore_legacy_devices(&names, kind)?;
-    let option = match done.kind {
-        BridgeKind::Bridge => " with WEAVE_NO_FASTDP=1",
-        _ => "",
-    };
-    notice(format_args!(
-        "this host is ready for the original Weave Net; launch it{option} (a bridge of type {})",
-        done.kind.name()
-    ));
-    if let Some(aside) = legacy_database::move_away(&original)? {
-        notice(format_args!(
+    match weave_host::restore_legacy_devices(&names, kind) {
+        Ok(done) => {
+            let option = match done.kind {
+                BridgeKind::Bridge => " with WEAVE_NO_FASTDP=1",
+                _ => "",
+            };
+            notice(format_args!(
+                "the devices of this host are ready for the original Weave Net; launch it{option} (a bridge of type {})",
+                done.kind.name()
+            ));
+        }
+        Err(e) => failures.push(e.to_string()),
+    }
+    match legacy_database::move_away(&original) {
+        Ok(None) => {}
+        Ok(Some(aside)) => notice(format_args!(
             "its database is out of date and now called {}; name peers when launching, they know the addresses",
             aside.display()
-        ));
+        )),
+        Err(e) => failures.push(format!("{e}; the original Weave Net must not be launched with this file")),
     }
-    Ok(())
+    failures
 }
 
 #[cfg(test)]
@@ -269,7 +358,7 @@ mod tests {
             docker: Docker::at(Some("unix:///nonexistent")),
             processes: processes
                 .iter()
-                .map(|&(pid, kubernetes)| LegacyProcess { pid, container: None, kubernetes })
+                .map(|&(pid, kubernetes)| LegacyProcess { pid, kubernetes, ..LegacyProcess::default() })
                 .collect(),
             containers: containers
                 .iter()
@@ -304,6 +393,34 @@ mod tests {
         let pod = original(&[(7, true)], &[]);
         assert!(pod.refusal().message.contains("DaemonSet"), "{:?}", pod.refusal());
         assert!(pod.stop().is_err());
+    }
+
+    #[test]
+    fn settings_of_the_original_are_not_lost() {
+        let words =
+            |line: &str| line.split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+        let missing = |theirs: &str, has_password, ours: &str, range_given| {
+            let process =
+                LegacyProcess { arguments: words(theirs), has_password, ..LegacyProcess::default() };
+            let parsed = args::parse(commands::find("launch").unwrap(), &words(ours)).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let config = options::config(&parsed, &NoEnv, "h1").unwrap();
+            let config = Config { state_dir: dir.path().to_owned(), ..config };
+            missing_options(&process, &parsed, range_given, &config).join(" ")
+        };
+        let default = "--ipalloc-range=10.32.0.0/12 --docker-api=";
+        let theirs = "--port 7000 --ipalloc-range 10.2.0.0/16 -dns-domain=x.local. --ipalloc-init observer --nickname n h2";
+        assert_eq!(
+            missing(theirs, true, default, false),
+            "--port=7000 --ipalloc-range=10.2.0.0/16 --ipalloc-init=observer --dns-domain=x.local. --password=..."
+        );
+        let same = "--port 7000 --ipalloc-range 10.2.0.0/16 --dns-domain x.local. --observer --password p --docker-api=";
+        assert_eq!(missing(theirs, true, same, true), "");
+        let others = "--port 7001 --ipalloc-range 10.3.0.0/16 --dns-domain y. --ipalloc-init seed=::1 --password p --docker-api=";
+        assert_eq!(missing(theirs, true, others, true), "", "what is given is meant so");
+        assert_eq!(missing("--port 6783 --ipalloc-range 10.32.0.0/12 h2", false, default, false), "");
+        assert_eq!(missing("--password=x", false, default, false), "--password=...");
+        assert_eq!(missing("--no-such-option", true, default, false), "");
     }
 
     #[test]

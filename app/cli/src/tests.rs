@@ -196,7 +196,7 @@ fn values_from_options_and_environment() {
     let c = config("--name ::1 -password x --port 7000 --trusted-subnets 10.0.0.1/8,192.168.1.0/24 h1 h2:7 --conn-limit 0 --no-discovery", &[]).expect("good");
     assert_eq!(c.name.map(|n| n.to_string()).as_deref(), Some("00:00:00:00:00:01"));
     assert_eq!((c.port, c.connection_limit, c.discovery), (7000, 0, false));
-    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("x"));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b"x"[..]));
     let trusted: Vec<_> = c.trusted_subnets.iter().map(ToString::to_string).collect();
     assert_eq!(trusted, ["10.0.0.0/8", "192.168.1.0/24"]);
     assert_eq!(c.peers, ["h1", "h2:7"]);
@@ -206,10 +206,10 @@ fn values_from_options_and_environment() {
         [("WEAVE_PORT", "7001"), ("WEAVE_PASSWORD", "env"), ("WEAVE_MTU", "1400"), ("WEAVE_NO_FASTDP", "1")];
     let c = config("", &env).expect("good");
     assert_eq!((c.port, c.mtu, c.new_mtu), (7001, Some(1400), 65535));
-    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("env"));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b"env"[..]));
     let c = config("--port 7 --password opt --mtu 9000 --no-fastdp=false", &env).expect("good");
     assert_eq!((c.port, c.mtu, c.new_mtu), (7, Some(9000), 1376), "options beat the environment");
-    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some("opt"));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b"opt"[..]));
 
     for (line, env, http, status) in [
         ("", &[][..], Some("127.0.0.1:6784"), Some("127.0.0.1:6782")),
@@ -234,9 +234,63 @@ fn password_file_is_read_without_its_newline() {
     std::fs::write(&path, " wEaVe \n").expect("temporary file");
     let c = config(&format!("--password-file {}", path.display()), &[]).expect("good");
     std::fs::remove_file(&path).expect("it is there");
-    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(" wEaVe "));
+    assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b" wEaVe "[..]));
     let error = config("--password-file /no/such/file", &[]).expect_err("missing");
     assert!(error.starts_with("--password-file: cannot read \"/no/such/file\""), "{error}");
+}
+
+/// A variable of any bytes.
+struct PasswordVariable(&'static [u8]);
+
+impl Env for PasswordVariable {
+    fn var(&self, _name: &str) -> Option<String> {
+        None
+    }
+
+    fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        (name == "WEAVE_PASSWORD").then(|| self.0.to_owned())
+    }
+}
+
+#[test]
+fn a_password_has_the_same_bytes_for_launch_and_daemon() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("password");
+    let parsed =
+        |line: &str| args::parse(commands::find("daemon").expect("it exists"), &words(line)).expect(line);
+    let with_file = parsed(&format!("--password-file {}", path.display()));
+    for bytes in [&b"wEaVe"[..], b"s3cret\n", b"\n", b"a\r", b"a\r\n", b"gr\xfcn", b" "] {
+        let launched = options::config(&parsed(""), &PasswordVariable(bytes), "h1").expect("good").password;
+        let launched = launched.expect("a password");
+        assert_eq!(launched.reveal(), bytes, "as in 2.8.1");
+        std::fs::write(&path, options::password_file(&launched)).expect("temporary file");
+        let started = options::config(&with_file, &PasswordVariable(b"other"), "h1").expect("good");
+        assert_eq!(started.password.as_ref(), Some(&launched));
+        let notice = options::password_notice(&with_file, &started, &PasswordVariable(b"other"));
+        assert!(notice.is_some_and(|n| n.contains("that of --password-file; WEAVE_PASSWORD")));
+        assert_eq!(options::password_notice(&with_file, &started, &PasswordVariable(bytes)), None);
+    }
+    assert_eq!(options::config(&parsed(""), &PasswordVariable(b""), "h1").expect("good").password, None);
+    for empty in ["", "\n", "\r\n"] {
+        std::fs::write(&path, empty).expect("temporary file");
+        let error = options::config(&with_file, &PasswordVariable(b"other"), "h1").expect_err("no password");
+        assert!(error.to_string().starts_with("--password-file: there is no password in "), "{error}");
+    }
+    assert!(options::config(&parsed("--password-file ''"), &PasswordVariable(b"other"), "h1").is_err());
+    let both = parsed(&format!("--password x --password-file {}", path.display()));
+    assert!(options::config(&both, &PasswordVariable(b""), "h1").is_err(), "the last option counts");
+}
+
+#[test]
+fn arguments_that_are_not_text_are_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    let args = ["launch".into(), std::ffi::OsString::from_vec(b"--password=gr\xfcn".to_vec())];
+    let error = crate::text_arguments(args.into_iter()).expect_err("not text");
+    assert!(
+        error.message.starts_with("argument 2 is not UTF-8 text; a password may be any bytes"),
+        "{error:?}"
+    );
+    assert!(!error.message.contains("gr"), "{error:?}");
 }
 
 #[test]
@@ -372,7 +426,6 @@ fn attach_arguments() {
         ("10.2.1.1 c1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1.1", "'10.2.1.1' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
         ("10.2.1/24", "'10.2.1/24' is no container; an address is <ip>/<bits>, as 10.2.1.1/24"),
-        ("10.2.1.0/24 c1", "10.2.1.0/24 is the address of the network itself; choose one inside it"),
         ("10.2.1.255/24 c1", "10.2.1.255/24 is the network's broadcast address; choose another"),
     ] {
         assert_eq!(call(line), Err(Failure::new(1, error)), "{line}");
@@ -410,7 +463,7 @@ fn command_line_errors() {
         ("launch-proxy", 1, "weave launch-proxy: the Docker API proxy is not in this version yet"),
         ("expose bogus", 1, "'bogus' is no address, as 10.2.1.102/24 is; usage: weave expose"),
         ("hide 10.2.1.1", 1, "'10.2.1.1' is no address"),
-        ("expose 10.2.1.0/24", 1, "10.2.1.0/24 is the address of the network itself; choose one inside it"),
+        ("expose 10.2.1.255/24", 1, "10.2.1.255/24 is the network's broadcast address; choose another"),
         ("expose 10.2.1.1/33", 1, "invalid CIDR address: 10.2.1.1/33"),
         ("help nosuch", 1, "Unknown weave command 'nosuch'"),
     ] {

@@ -60,6 +60,8 @@ pub struct Config {
     pub instance: Option<String>,
     /// Places besides `state_dir` where the database of 2.8.1 may be.
     pub legacy: LegacySources,
+    /// Whether the addresses in a database of 2.8.1 are forgotten if its range is another one.
+    pub give_up_addresses: bool,
     /// `None`: addresses are not allocated.
     pub allocation: Option<AllocationConfig>,
     pub log_level: LogLevel,
@@ -129,6 +131,7 @@ impl Default for Config {
             run_dir: PathBuf::from(RUN_DIR),
             instance: None,
             legacy: LegacySources::default(),
+            give_up_addresses: false,
             allocation: None,
             log_level: LogLevel::Info,
             log_file: None,
@@ -162,17 +165,18 @@ impl Config {
     }
 }
 
-/// A secret that `Debug` does not show.
+/// A secret that `Debug` does not show. Its bytes need not be text.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
+pub struct Password(Vec<u8>);
 
 impl Password {
-    /// `None` for an empty text, which means no password.
-    pub fn new(text: String) -> Option<Password> {
-        (!text.is_empty()).then_some(Password(text))
+    /// `None` without bytes, which means no password.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Password> {
+        let bytes = bytes.into();
+        (!bytes.is_empty()).then_some(Password(bytes))
     }
 
-    pub fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &[u8] {
         &self.0
     }
 }
@@ -317,8 +321,8 @@ mod tests {
 
     #[test]
     fn debug_output_hides_the_password() {
-        let config = Config { password: Password::new("wEaVe".into()), ..Config::default() };
+        let config = Config { password: Password::new("wEaVe"), ..Config::default() };
         assert!(!format!("{config:?}").contains("wEaVe"));
-        assert_eq!(Password::new(String::new()), None);
+        assert_eq!(Password::new(""), None);
     }
 }

@@ -26,7 +26,7 @@ mod telemetry;
 
 pub use host::{find_peer_name, legacy_database};
 pub use start::{StartError, run};
-pub use storage::{ALLOCATION_FILE, HOST_FILE, HostState, PEER_FILES, PeerState, pid_file};
+pub use storage::{ALLOCATION_FILE, HOST_FILE, HostState, Original, PEER_FILES, PeerState, pid_file};
 pub use telemetry::log;
 
 /// Version of this program.

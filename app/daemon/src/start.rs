@@ -285,6 +285,7 @@ async fn prepare(
 ) -> Result<(Prepared, LegacyTakeover), StartError> {
     let names = host::device_names(config);
     let takeover = LegacyTakeover::new(legacy, &names, store)?;
+    takeover.database().map_or(Ok(()), |database| legacy_database::check_range(database, config))?;
     check_docker_bridge(config)?;
     let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;

@@ -25,7 +25,7 @@ pub fn tcp_socket_owner(local: SocketAddr, remote: SocketAddr) -> Result<Option<
         replies => replies?,
     };
     let found = replies.iter().filter(|reply| reply.kind == SOCK_DIAG_BY_FAMILY);
-    Ok(found.filter_map(|reply| owner(&reply.body, remote.port())).next())
+    Ok(found.into_iter().find_map(|reply| owner(&reply.body, remote.port())))
 }
 
 /// `struct inet_diag_req_v2`.

@@ -10,7 +10,7 @@ const DAEMON: &str = "weaver";
 const ID_LENGTH: usize = 64;
 
 /// A running daemon of 2.8.1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LegacyProcess {
     /// Its process id.
     pub pid: u32,
@@ -18,6 +18,10 @@ pub struct LegacyProcess {
     pub container: Option<String>,
     /// Whether it belongs to a pod, which Kubernetes would restart.
     pub kubernetes: bool,
+    /// Its options.
+    pub arguments: Vec<String>,
+    /// Whether its environment has a password.
+    pub has_password: bool,
 }
 
 /// The daemons of 2.8.1 in the network namespace of the caller, in order of their process ids. Processes that the caller may
@@ -35,13 +39,28 @@ pub fn legacy_processes() -> Result<Vec<LegacyProcess>, Error> {
         if read("comm").trim_end() != DAEMON || !NetNs::of_process(pid).is_ok_and(|ns| ns.id() == here) {
             continue;
         }
+        let bytes = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
+        let strings = |bytes: Vec<u8>| {
+            let list = bytes.split(|b| *b == 0).map(|s| String::from_utf8_lossy(s).into_owned());
+            list.filter(|s| !s.is_empty()).collect::<Vec<_>>()
+        };
+        let mut arguments = strings(bytes("cmdline"));
         // The command line of a zombie is empty.
-        if read("cmdline").is_empty() {
+        if arguments.is_empty() {
             continue;
         }
+        arguments.remove(0);
+        let has_password = |s: &String| s.strip_prefix("WEAVE_PASSWORD=").is_some_and(|p| !p.is_empty());
+        let has_password = strings(bytes("environ")).iter().any(has_password);
         let groups = read("cgroup");
         let container = container_id(&groups).or_else(|| container_id(&read("mountinfo")));
-        found.push(LegacyProcess { pid, container, kubernetes: groups.contains("kubepods") });
+        found.push(LegacyProcess {
+            pid,
+            container,
+            kubernetes: groups.contains("kubepods"),
+            arguments,
+            has_password,
+        });
     }
     found.sort_by_key(|p| p.pid);
     Ok(found)

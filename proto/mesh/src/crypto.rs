@@ -15,11 +15,11 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 /// A password. It is not empty and is never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// Returns `None` for an empty text, which means no password.
-    pub fn new(password: impl Into<String>) -> Option<Secret> {
+    /// Returns `None` for no bytes, which means no password.
+    pub fn new(password: impl Into<Vec<u8>>) -> Option<Secret> {
         let password = password.into();
         (!password.is_empty()).then_some(Secret(password))
     }
@@ -68,7 +68,7 @@ pub fn session_key(
     password: &Secret,
 ) -> Result<[u8; 32], WeakKey> {
     let shared = shared_key(private, remote_public)?;
-    Ok(Sha256::new().chain_update(shared).chain_update(password.0.as_bytes()).finalize().into())
+    Ok(Sha256::new().chain_update(shared).chain_update(&password.0).finalize().into())
 }
 
 /// Nonces of one direction. The first byte holds the flags, the last eight the sequence number (docs/spec/mesh.md 4.6).

@@ -103,6 +103,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("launch --expect-npc", include_str!("firewall_rules.rs"), "--expect-npc"),
     // Migration from 2.8.1 and back.
     ("launch --take-over", include_str!("upgrade.rs"), "--take-over"),
+    ("launch --give-up-addresses", include_str!("upgrade.rs"), "--give-up-addresses"),
     ("stop --hand-back", include_str!("upgrade.rs"), "\"stop\", \"--hand-back\""),
     // Service managers, log files.
     ("$WEAVE_CONTAINER_NAME", include_str!("docker_service.rs"), "WEAVE_CONTAINER_NAME"),

@@ -1,6 +1,9 @@
 //! Migration from 2.8.1 and back. The tests do not have 2.8.1: they make by hand what it leaves on a host, from recordings
 //! (`tests/vectors`), and a `sleep` with the name of its daemon stands for the daemon.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+
 use weave_lab::packet::{Checksum, checksum};
 use weave_lab::{Container, Host, Lab, Topology, claims};
 
@@ -121,10 +124,15 @@ fn host_migrates_from_2_8_1_and_back() {
     assert!(!refused.success() && refused.stderr.contains(DATABASE_PATH), "{refused}");
     assert!(h2.command(&["pidof", "weaver"]).success(), "the original goes on");
     write_database(h2, &database(b"host-one"));
+    let refused = h2.weave(&["launch", "--take-over"]);
+    let named = ["10.2.0.0/24", "10.32.0.0/12", "--ipalloc-range", "--give-up-addresses"];
+    assert!(!refused.success() && named.iter().all(|n| refused.stderr.contains(n)), "{refused}");
+    assert!(h2.command(&["pidof", "weaver"]).success(), "the original goes on");
     assert_eq!(h2.snapshot(), untouched);
 
     let inside = a.pinging("10.2.1.3", 50);
-    let taken = h2.weave(&["launch", "--no-restart", "--take-over"]);
+    let other = ["--ipalloc-range", "10.32.0.0/12", "--give-up-addresses"];
+    let taken = h2.weave(&[&["launch", "--no-restart", "--take-over"], &other[..]].concat());
     assert!(taken.success() && taken.stdout.trim() == NAME, "{taken}");
     assert!(taken.stderr.contains("stopped the original Weave Net (process "), "{taken}");
     assert!(!h2.command(&["pidof", "weaver"]).success());
@@ -179,8 +187,14 @@ fn host_migrates_from_2_8_1_and_back() {
     step("handed back, bridge and containers are as 2.8.1 needs them");
     let c = h2.container("c4");
     c.attach(&["10.2.1.4/24"]);
-    let outcome = h2.weave(&["stop", "--hand-back"]);
-    assert!(outcome.success() && outcome.stderr.contains("WEAVE_NO_FASTDP=1"), "{outcome}");
+    // The network of 2.8.1's plugin cannot be removed after a restart of Docker. The rest is done nevertheless.
+    engine_that_keeps_networks(&h2.disk("lib/docker.sock"));
+    let outcome = h2.weave_env(&[("DOCKER_HOST", "unix:///var/lib/docker.sock")], &["stop", "--hand-back"]);
+    assert!(
+        !outcome.success() && outcome.stderr.contains("'docker network rm weave' removes it"),
+        "{outcome}"
+    );
+    assert!(outcome.stderr.contains("WEAVE_NO_FASTDP=1"), "{outcome}");
     assert_eq!([picture(a), picture(b)], before, "handed back");
     let aside = std::fs::read(h2.disk("lib/weave/weavedata.db.taken-over")).unwrap();
     assert!(aside == database(b"host-one"), "the outdated database is moved and unchanged");
@@ -197,7 +211,7 @@ fn host_migrates_from_2_8_1_and_back() {
 
     step("taken over again, with what 2.8.1 has stored since");
     write_database(h2, &database(b"host-two"));
-    launch(h2, &[], &[]);
+    launch(h2, &["--give-up-addresses"], &[]);
     assert_eq!(targets(h2), "10.0.0.2:6783\nhost-two\n");
     h2.wait_established(1, LONG_TIMEOUT);
     far.reaches("10.2.1.4", SHORT_TIMEOUT);
@@ -206,6 +220,33 @@ fn host_migrates_from_2_8_1_and_back() {
     let left = h2.command(&["ls", "/var/lib/weave"]).stdout;
     assert!(left.is_empty(), "nothing is left to be taken over: {left}");
     assert!(!a.has_interface());
+}
+
+/// A container engine that has a network of 2.8.1's plugin, cannot remove it, and has no containers.
+fn engine_that_keeps_networks(socket: &std::path::Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let (status, body) = match request.split(' ').collect::<Vec<_>>().as_slice() {
+                ["GET", "/_ping", ..] => (200, "OK"),
+                ["GET", path, ..] if path.starts_with("/networks/weave") => {
+                    (200, r#"{"Id":"n1","Name":"weave","Driver":"weavemesh","Containers":{}}"#)
+                }
+                ["DELETE", path, ..] if path.starts_with("/networks/") => {
+                    (500, r#"{"message":"cannot remove network"}"#)
+                }
+                ["GET", path, ..] if path.starts_with("/containers/json") => (200, "[]"),
+                _ => (404, r#"{"message":"not found"}"#),
+            };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close");
+            let _ = write!(stream, "{head}\r\n\r\n{body}");
+        }
+    });
 }
 
 /// The peer whose state [`stored`] holds.

@@ -76,19 +76,18 @@ fn original_container_name(name: &str) -> String {
 }
 
 /// Removes the container of this version, and gives 2.8.1's container its name back.
-pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let Some(docker) = local(env) else { return Ok(()) };
+pub(crate) fn hand_back(parsed: &crate::args::Parsed, env: &dyn Env) -> Vec<String> {
+    let Some(docker) = local(env) else { return Vec::new() };
     let name = container_name(options::named("weave", parsed, env), env);
-    if let Some(ours) = docker.inspect(&name)?
-        && is_peer(&ours)
-        && !ours.is_legacy_daemon()
-    {
-        docker.remove(&ours.id)?;
-    }
-    if let Some(original) = docker.inspect(&original_container_name(&name))? {
-        docker.rename(&original.id, &name)?;
-    }
-    Ok(())
+    let remove_ours = || match docker.inspect(&name)? {
+        Some(ours) if is_peer(&ours) && !ours.is_legacy_daemon() => docker.remove(&ours.id),
+        _ => Ok(()),
+    };
+    let rename_original = || match docker.inspect(&original_container_name(&name))? {
+        Some(original) => docker.rename(&original.id, &name),
+        None => Ok(()),
+    };
+    [remove_ours(), rename_original()].into_iter().filter_map(Result::err).map(|e| e.to_string()).collect()
 }
 
 /// Why an existing container of this name prevents a launch (docs/spec/cli.md 2.2). One that has ended does not.

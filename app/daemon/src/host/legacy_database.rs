@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +22,7 @@ use weave_ipam::Database;
 use weave_runtime::Docker;
 
 use crate::config::Config;
-use crate::storage::Original;
+use crate::storage::{Original, PeerState, StoreError};
 
 /// Names of the database in the state directory.
 pub const FILE_NAMES: [&str; 2] = ["weave-netdata.db", "weavedata.db"];
@@ -49,6 +50,14 @@ pub enum LegacyDatabaseError {
     /// Starting without the database could create a second, separate ring.
     #[error("cannot take over from 2.8.1, {path:?}: {what}")]
     Damaged { path: PathBuf, what: String },
+    /// With another range the addresses of all containers would be forgotten.
+    #[error(
+        "the addresses of 2.8.1 on this host are those of {theirs} ({path:?}), not of {ours}: launch with --ipalloc-range {theirs}, \
+         or, if these addresses are to be given up, with --ipalloc-range {ours} --give-up-addresses"
+    )]
+    OtherRange { path: PathBuf, theirs: String, ours: String },
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// The database that 2.8.1 would use on this host. Of several the one that was written last.
@@ -72,6 +81,32 @@ pub fn find(config: &Config) -> Result<Option<LegacyDatabase>, LegacyDatabaseErr
         tracing::warn!("ignoring the database {}, which is older than {}", older.display(), path.display());
     }
     read(path).map(Some)
+}
+
+/// Checks that the database of this host, if it has not been imported before, can be.
+pub fn check(config: &Config) -> Result<(), LegacyDatabaseError> {
+    let imported = PeerState::read_original(&config.state_dir)?.digest;
+    match find(config)?.filter(|found| Some(&found.digest) != imported.as_ref()) {
+        Some(found) => check_range(&found, config),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a database whose addresses are those of another range, unless they are to be given up.
+pub(crate) fn check_range(found: &LegacyDatabase, config: &Config) -> Result<(), LegacyDatabaseError> {
+    let (Some(ring), Some(allocation)) = (&found.database.ring, &config.allocation) else { return Ok(()) };
+    let (theirs, ours) = (ring.range(), allocation.range.range());
+    if ring.is_empty() || theirs == ours || config.give_up_addresses {
+        return Ok(());
+    }
+    let (start, size) = (Ipv4Addr::from(theirs.start()), theirs.size());
+    let theirs =
+        if size.is_power_of_two() { format!("{start}/{}", 32 - size.ilog2()) } else { theirs.to_string() };
+    Err(LegacyDatabaseError::OtherRange {
+        path: found.path.clone(),
+        theirs,
+        ours: allocation.range.to_string(),
+    })
 }
 
 fn read(path: PathBuf) -> Result<LegacyDatabase, LegacyDatabaseError> {

@@ -11,7 +11,7 @@ pub mod pid_file;
 pub(crate) use allocation_store::AllocationStore;
 pub(crate) use error::StoreError;
 pub use host_state::HostState;
-pub(crate) use peer_state::Original;
+pub use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.

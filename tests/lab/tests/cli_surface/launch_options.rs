@@ -406,7 +406,7 @@ fn no_masquerade(stage: &Stage<'_>) {
 fn database_elsewhere(stage: &Stage<'_>) {
     let sample = include_bytes!("../../../vectors/ipam/sample-weavedata.db");
     std::fs::write(stage.host.disk("log/olddata.db"), sample).unwrap();
-    stage.launch(&[], &["--db-prefix", "/var/log/old"]);
+    stage.launch(&[], &["--db-prefix", "/var/log/old", "--ipalloc-range", "10.2.0.0/24"]);
     assert_eq!(
         stage.ok(&["status", "targets"]),
         "10.0.0.1\n10.0.0.2:6783\n",
