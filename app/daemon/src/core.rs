@@ -1,5 +1,7 @@
 //! The one task that owns the node: it passes inputs to the node and carries out its outputs, in order.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +16,7 @@ use weave_mesh::{Persist, ResolveId};
 use weave_node::{Node, Output};
 use weave_types::{Cidr, Instant, Now};
 
-use crate::allocation::{Allocation, own_networks};
+use crate::allocation::{Allocation, AllocationResponse, own_networks};
 use crate::control::Request;
 use crate::host::{Command, ReconcilerHandle};
 use crate::net::{Event, Net};
@@ -22,7 +24,7 @@ use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::LogLimiter;
 use crate::telemetry::metrics::ConnectionSeries;
-use crate::telemetry::printable::explain_error;
+use crate::telemetry::printable::{explain_error, printable};
 use crate::telemetry::report;
 
 /// Capacity of the queue of inputs. Readers of connections stop while it is full.
@@ -190,6 +192,7 @@ impl Core {
                 Output::Resolve { id, host } => self.net.resolve(id, host),
                 Output::Dial { conn, addr } => self.net.dial(conn, addr),
                 Output::Write { conn, bytes } => self.net.write(conn, bytes),
+                Output::Probe { conn } => self.net.probe(conn),
                 Output::Close { conn } => {
                     self.net.close(conn);
                 }
@@ -304,8 +307,23 @@ impl Core {
                     self.node.handle_closed(conn, error, now);
                 }
             }
+            Event::NetworkChanged { lost } => self.handle_network_change(&lost, now),
             Event::Resolved { id, result } => self.node.handle_resolved(id, result, now),
         }
+    }
+
+    fn handle_network_change(&mut self, lost: &BTreeSet<IpAddr>, now: Now) {
+        let list = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        if !list.is_empty() {
+            tracing::info!("this host has lost the address {list}");
+        }
+        if let Some(host) = self.net.host().filter(|host| lost.contains(host)) {
+            tracing::warn!(
+                "no peer can be reached until this host has {host} again, the address that --host gives; \
+                 launch with another --host, or without it"
+            );
+        }
+        self.node.handle_network_change(lost, now);
     }
 
     /// A data thread that has ended is an error that ends the daemon.
@@ -376,6 +394,13 @@ impl Core {
             }
             Request::Allocate { id, request, source, answer } => {
                 let Some(allocation) = &mut self.allocation else { return };
+                if request.may_wait()
+                    && let Some(conflict) = self.node.name_conflict()
+                {
+                    let refused = format!("no address is given out: {conflict}");
+                    let _ = answer.send(AllocationResponse::Failed(printable(&refused)));
+                    return;
+                }
                 let _operation = weave_host::fault_injection::operation("ip");
                 let ready = allocation.submit(id, request, source, answer, &mut self.node, now);
                 self.drain();

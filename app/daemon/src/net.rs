@@ -4,16 +4,18 @@
 //! decides is not read any further. Bytes to write wait in the connection's own queue; each part that was written is reported,
 //! so that the mesh can bound the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use nix::sys::socket::{Shutdown, setsockopt, sockopt::TcpUserTimeout};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+use weave_host::NetworkMonitor;
 use weave_types::ConnectionId;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -21,6 +23,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no descriptors left, say).
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// A connection that is being tested ends if something is not acknowledged for this time.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Duration of a test.
+const PROBE_PERIOD: Duration = Duration::from_secs(2);
 /// Most bytes taken from a connection at once.
 const READ_SIZE: usize = 16 << 10;
 
@@ -58,6 +64,10 @@ pub(crate) enum Event<R> {
         conn: ConnectionId,
         error: String,
     },
+    /// The addresses or routes of the host have changed; it has lost these addresses.
+    NetworkChanged {
+        lost: BTreeSet<IpAddr>,
+    },
     Resolved {
         id: R,
         result: Result<Vec<IpAddr>, String>,
@@ -68,6 +78,8 @@ struct Conn {
     /// Queue of bytes to write. When it is dropped, the writer task writes the rest and ends.
     writer: mpsc::UnboundedSender<Vec<u8>>,
     reader: AbortHandle,
+    /// Belongs to the tasks, and is closed when they end.
+    stream: Weak<TcpStream>,
 }
 
 pub(crate) struct Net<R> {
@@ -93,9 +105,32 @@ pub(crate) fn listen(host: Option<IpAddr>, port: u16) -> io::Result<TcpListener>
     socket.listen(128)
 }
 
+/// Reports changes of the host's network until the receiver of the events is gone.
+pub(crate) fn watch_network<R: Send + 'static>(events: mpsc::Sender<Event<R>>) -> io::Result<()> {
+    let watch = move || {
+        let result = NetworkMonitor::open().and_then(|mut monitor| {
+            loop {
+                let lost = monitor.wait()?;
+                if events.blocking_send(Event::NetworkChanged { lost }).is_err() {
+                    return Ok(());
+                }
+            }
+        });
+        if let Err(e) = result {
+            tracing::warn!("connections are not made again as soon as addresses of this host change: {e}");
+        }
+    };
+    std::thread::Builder::new().name("weave-network".to_owned()).spawn(watch).map(drop)
+}
+
 impl<R: Send + 'static> Net<R> {
     pub(crate) fn new(events: mpsc::Sender<Event<R>>, host: Option<IpAddr>) -> Net<R> {
         Net { events, host, conns: BTreeMap::new(), dialling: BTreeMap::new(), writers: JoinSet::new() }
+    }
+
+    /// The local address of outgoing connections, if it is configured.
+    pub(crate) fn host(&self) -> Option<IpAddr> {
+        self.host
     }
 
     /// Accepts connections one at a time, with the delay that each [`Event::Accepted`] is answered with.
@@ -128,13 +163,24 @@ impl<R: Send + 'static> Net<R> {
     ) {
         self.dialling.remove(&conn);
         let _ = stream.set_nodelay(true);
-        let (from, to) = stream.into_split();
+        let stream = Arc::new(stream);
         let (writer, queue) = mpsc::unbounded_channel();
         let endpoints = Endpoints { conn, local, remote };
-        let reader = tokio::spawn(read(from, endpoints, self.events.clone())).abort_handle();
+        let reader = tokio::spawn(read(stream.clone(), endpoints, self.events.clone())).abort_handle();
         while self.writers.try_join_next().is_some() {}
-        self.writers.spawn(write(to, endpoints, queue, self.events.clone()));
-        self.conns.insert(conn, Conn { writer, reader });
+        let weak = Arc::downgrade(&stream);
+        self.writers.spawn(write(stream, endpoints, queue, self.events.clone()));
+        self.conns.insert(conn, Conn { writer, reader, stream: weak });
+    }
+
+    /// Ends the connection soon if the other host does not acknowledge what is written to it.
+    pub(crate) fn probe(&self, conn: ConnectionId) {
+        let Some(stream) = self.conns.get(&conn).map(|c| c.stream.clone()) else { return };
+        tokio::spawn(async move {
+            set_user_timeout(&stream, PROBE_TIMEOUT);
+            tokio::time::sleep(PROBE_PERIOD).await;
+            set_user_timeout(&stream, Duration::ZERO);
+        });
     }
 
     pub(crate) fn write(&mut self, conn: ConnectionId, bytes: Vec<u8>) {
@@ -267,7 +313,16 @@ impl Endpoints {
     }
 }
 
-async fn read<R>(from: OwnedReadHalf, endpoints: Endpoints, events: mpsc::Sender<Event<R>>) {
+/// Sets for how long written data may stay unacknowledged; zero is the kernel's default of many minutes.
+fn set_user_timeout(stream: &Weak<TcpStream>, timeout: Duration) {
+    if let Some(stream) = stream.upgrade()
+        && let Err(e) = setsockopt(&*stream, TcpUserTimeout, &(timeout.as_millis() as u32))
+    {
+        tracing::debug!("cannot set the timeout of a connection: {e}");
+    }
+}
+
+async fn read<R>(from: Arc<TcpStream>, endpoints: Endpoints, events: mpsc::Sender<Event<R>>) {
     let conn = endpoints.conn;
     let error = loop {
         if let Err(e) = from.readable().await {
@@ -288,13 +343,13 @@ async fn read<R>(from: OwnedReadHalf, endpoints: Endpoints, events: mpsc::Sender
 }
 
 /// The buffer is on the stack, so that an idle connection holds none.
-fn read_some(from: &OwnedReadHalf) -> io::Result<Vec<u8>> {
+fn read_some(from: &TcpStream) -> io::Result<Vec<u8>> {
     let mut buffer = [0; READ_SIZE];
     from.try_read(&mut buffer).map(|n| buffer[..n].to_vec())
 }
 
 async fn write<R>(
-    mut to: OwnedWriteHalf,
+    to: Arc<TcpStream>,
     endpoints: Endpoints,
     mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
     events: mpsc::Sender<Event<R>>,
@@ -305,12 +360,12 @@ async fn write<R>(
         // The queue is closed when the node has closed the connection.
         let result = if queue.is_closed() {
             let until = *last.get_or_insert_with(|| tokio::time::Instant::now() + DRAIN_TIMEOUT);
-            match tokio::time::timeout_at(until, to.write_all(&bytes)).await {
+            match tokio::time::timeout_at(until, write_all(&to, &bytes)).await {
                 Ok(result) => result,
                 Err(_) => return,
             }
         } else {
-            write_unless_closed(&mut to, &bytes, &queue).await
+            write_unless_closed(&to, &bytes, &queue).await
         };
         let event = match result {
             Ok(()) => Event::Written { conn, bytes: bytes.len() },
@@ -321,12 +376,24 @@ async fn write<R>(
             return;
         }
     }
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, to.shutdown()).await;
+    let _ = nix::sys::socket::shutdown(to.as_raw_fd(), Shutdown::Write);
+}
+
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Writes everything, or as much as is possible in [`DRAIN_TIMEOUT`] after the node has closed the connection.
 async fn write_unless_closed(
-    to: &mut OwnedWriteHalf,
+    to: &TcpStream,
     bytes: &[u8],
     queue: &mpsc::UnboundedReceiver<Vec<u8>>,
 ) -> io::Result<()> {
@@ -338,7 +405,7 @@ async fn write_unless_closed(
     };
     tokio::select! {
         biased;
-        result = to.write_all(bytes) => result,
+        result = write_all(to, bytes) => result,
         () = closed => Err(io::ErrorKind::TimedOut.into()),
     }
 }

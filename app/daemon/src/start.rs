@@ -189,7 +189,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         control = control.with_allocation(info);
     }
     let containers = Containers::new(network.clone(), &config.bridge);
-    let net = Net::new(events_tx, config.host);
+    let net = Net::new(events_tx.clone(), config.host);
     let mut core = Core {
         reconciler,
         device,
@@ -246,6 +246,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         );
     }
     startup_complete();
+    net::watch_network(events_tx).map_err(system("start a thread"))?;
     let (answer, problems) = oneshot::channel();
     core.reconciler.send(host::Command::CheckHost(answer));
     notifier.warnings(&problems.await.unwrap_or_default());

@@ -19,6 +19,8 @@ pub(crate) struct Connection {
     pub(crate) target_addr: Option<TargetAddr>,
     /// Whether the remote peer may be one that the topology does not have.
     pub(crate) accept_unknown: bool,
+    /// Our features are sent after those of the remote peer, unless it is connected already.
+    pub(crate) identify_first: bool,
     pub(crate) state: State,
     /// Bytes of `Output::Write` that the driver has not written yet.
     pub(crate) unwritten: usize,
@@ -59,6 +61,10 @@ pub(crate) struct Running {
     pub(crate) supports_digest: bool,
     /// When the last digest was sent, if it is not answered.
     pub(crate) digest_sent_at: Option<Instant>,
+    /// The peer understands why it is refused.
+    pub(crate) understands_refusal: bool,
+    /// When the connection was tested ([`Mesh::probe`](crate::Mesh::probe)).
+    pub(crate) probed_at: Option<Instant>,
     pub(crate) queue: Queue,
     /// [`ConnectionEvent::ForgedVersion`](crate::ConnectionEvent) was sent.
     pub(crate) forged_version_reported: bool,
@@ -72,6 +78,9 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// 2.8.1 has no such timeout: a peer that stops reading blocks it (docs/spec/mesh.md 15).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A connection that still exists this long after a probe leads to its peer.
+pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(2);
 
 /// What to do at a deadline.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,6 +97,7 @@ impl Connection {
             remote,
             target_addr: None,
             accept_unknown: true,
+            identify_first: false,
             state: State::Dialling,
             unwritten: 0,
             write_deadline: None,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use weave_types::{ConnectionId, Now, PeerName};
 
 use crate::admission::{Survivor, resolve_duplicate};
-use crate::connection::{Connection, HEARTBEAT_INTERVAL, READ_TIMEOUT, Running, State};
+use crate::connection::{Connection, HEARTBEAT_INTERVAL, PROBE_PERIOD, READ_TIMEOUT, Running, State};
 use crate::dialer::Retry;
 use crate::event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect};
 use crate::features::Features;
@@ -22,6 +22,13 @@ const LEGACY_OVERLAY: &str = "sleeve";
 const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
 /// Handshake feature of peers that compare digests of the topology (module `digest`).
 pub(crate) const DIGEST_FEATURE: &str = "TopologyDigest";
+/// Handshake feature of peers that understand [`REFUSAL_TAG`] (docs/spec/mesh.md 18.3).
+const REFUSAL_FEATURE: &str = "Refusal";
+/// Tag of the message that says why a connection is about to be closed.
+pub(crate) const REFUSAL_TAG: u8 = 65;
+const NAME_IN_USE: u8 = 0;
+/// Maximum length of the text of a refusal in bytes.
+const MAX_REFUSAL: usize = 2048;
 
 impl Mesh {
     /// The TCP connection is open: starts the handshake.
@@ -44,6 +51,7 @@ impl Mesh {
         };
         let mut features = self.config.features.clone();
         features.extend(own_features.to_map());
+        features.insert(REFUSAL_FEATURE.to_owned(), "1".to_owned());
         if self.config.topology_digest {
             features.insert(DIGEST_FEATURE.to_owned(), "1".to_owned());
         }
@@ -52,6 +60,7 @@ impl Mesh {
             password: self.config.password.clone(),
             min_protocol: self.config.min_protocol,
             outbound: connection.outbound(),
+            identify_first: connection.identify_first,
             ..HandshakeConfig::default()
         };
         connection.start_handshake(Handshake::new(config, private_key), own_features, now.mono);
@@ -107,15 +116,31 @@ impl Mesh {
     fn on_handshake_complete(
         &mut self,
         conn: ConnectionId,
-        session: Session,
+        mut session: Session,
         own_features: &Features,
         channels: &mut dyn Channels,
         now: Now,
     ) -> Result<(), ConnectionError> {
         self.unauthenticated.remove(&conn);
-        let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
         let remote = Features::from_map(&session.remote_features).map_err(ConnectionError::Features)?;
         let (name, uid) = (remote.name, remote.uid);
+        let known = self.by_peer.get(&name).and_then(|known| self.connections.get(known));
+        let known = known.filter(|known| known.running().is_some_and(|running| running.peer_uid == uid));
+        let known = known.map(|known| known.remote);
+        let label = self.topology.label(name);
+        let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
+        if let (true, Some(remote)) = (connection.identify_first, known) {
+            if let Some(target_addr) = &connection.target_addr {
+                self.dialer.on_peer_identified(target_addr, conn, name, uid);
+            }
+            return Err(ConnectionError::AlreadyConnected(label, remote));
+        }
+        let unsent = std::mem::take(&mut session.unsent_features);
+        if !unsent.is_empty() {
+            connection.on_write_queued(unsent.len(), now.mono);
+            self.output(Output::Write { conn, bytes: unsent });
+        }
+        let Some(connection) = self.connections.get_mut(&conn) else { return Ok(()) };
 
         if !connection.accept_unknown && self.topology.peer(name).is_none() {
             return Err(ConnectionError::UnknownName(name, connection.remote));
@@ -131,6 +156,7 @@ impl Mesh {
         let version = session.version;
         let features = session.remote_features.clone();
         let supports_digest = self.config.topology_digest && features.contains_key(DIGEST_FEATURE);
+        let understands_refusal = features.contains_key(REFUSAL_FEATURE);
         let connection_uid = own_features.connection_uid(&remote);
         let setup = OverlaySetup {
             remote: name,
@@ -155,6 +181,8 @@ impl Mesh {
             established: false,
             supports_digest,
             digest_sent_at: None,
+            understands_refusal,
+            probed_at: None,
             queue: Queue::default(),
             forged_version_reported: false,
             heartbeat_at: now.mono + HEARTBEAT_INTERVAL,
@@ -215,14 +243,15 @@ impl Mesh {
         let old = old.and_then(|old| Some((old, self.connections.get(&old)?.running()?)));
         let mut replaced = None;
         if let Some((old, other)) = old {
-            // A connection to an earlier run of the peer is broken, even if that has not been noticed.
-            let survivor = if other.peer_uid == running.peer_uid {
-                resolve_duplicate(other.uid, running.uid)
-            } else {
-                Survivor::New
-            };
-            match survivor {
-                Survivor::Old => return Err(duplicate),
+            if other.peer_uid != running.peer_uid {
+                return Err(self.refuse_other_run(conn, old, now));
+            }
+            match resolve_duplicate(other.uid, running.uid) {
+                Survivor::Old => {
+                    // The peer may have moved, and have ended the old connection without being able to tell us.
+                    self.probe(old, now);
+                    return Err(duplicate);
+                }
                 Survivor::New => replaced = Some(old),
                 Survivor::Neither => {
                     self.terminate(old, duplicate.clone(), now);
@@ -265,6 +294,56 @@ impl Mesh {
         Ok(())
     }
 
+    /// Another run of a connected peer has connected. Either the peer has restarted, and the old connection does not lead to
+    /// it any more: the test shows that, and the peer dials again. Or it is another host with the same name, which must not
+    /// replace the one that works.
+    fn refuse_other_run(&mut self, conn: ConnectionId, old: ConnectionId, now: Now) -> ConnectionError {
+        let Some(connection) = self.connections.get(&old) else { return ConnectionError::Shutdown };
+        let remote = connection.remote;
+        let running = connection.running();
+        let label = self.topology.label(running.map_or(PeerName::UNKNOWN, |running| running.peer));
+        let is_alive =
+            running.is_some_and(|running| running.probed_at.is_some_and(|at| now.mono - at >= PROBE_PERIOD));
+        self.probe(old, now);
+        if !is_alive {
+            return ConnectionError::StillConnected(label, remote);
+        }
+        let understood =
+            self.connections.get(&conn).and_then(Connection::running).is_some_and(|r| r.understands_refusal);
+        if understood {
+            let holder = format!("{} at {remote}", label.nickname);
+            let message = [&[REFUSAL_TAG, NAME_IN_USE], holder.as_bytes()].concat();
+            self.send_unless_busy(conn, &message, now);
+        }
+        ConnectionError::NameInUse(label, remote)
+    }
+
+    /// Handles the reason for which the peer is about to close the connection. Unknown ones are ignored.
+    pub(crate) fn handle_refusal(&self, peer: PeerName, body: &[u8]) -> Result<(), ConnectionError> {
+        match body.split_first() {
+            Some((&NAME_IN_USE, holder)) if holder.len() <= MAX_REFUSAL => {
+                let holder = String::from_utf8_lossy(holder).into_owned();
+                Err(ConnectionError::OwnNameInUse(holder, self.topology.label(peer)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Records that another host has our name. Only a peer without working connections is the second one with its name: the
+    /// first one goes on.
+    fn record_name_conflict(&mut self, outbound: bool, error: &ConnectionError) {
+        let is_second = match error {
+            ConnectionError::OwnNameInUse(..) => true,
+            ConnectionError::NameCollision(..) => outbound,
+            _ => false,
+        };
+        let established =
+            |conn| self.connections.get(conn).and_then(Connection::running).is_some_and(|r| r.established);
+        if is_second && !self.by_peer.values().any(established) {
+            self.name_conflict = Some(error.to_string());
+        }
+    }
+
     /// The connection limit is reached. If `new_peer` is unreachable, ends a connection whose peer is reachable
     /// otherwise, so that the limit does not separate parts of the mesh permanently.
     fn evict_neighbour(&mut self, new_peer: PeerName, limit: usize, now: Now) -> Result<(), ConnectionError> {
@@ -299,6 +378,7 @@ impl Mesh {
         }
         running.established = true;
         let peer = running.peer;
+        self.name_conflict = None;
         self.only_target_reported = false;
         self.topology.establish(peer);
         self.apply_topology_changes(now);
@@ -313,13 +393,16 @@ impl Mesh {
             self.timers.connections.remove(&(timer, conn));
         }
         self.output(Output::Close { conn });
+        self.record_name_conflict(connection.outbound(), &error);
         let Connection { state, target_addr, remote, .. } = connection;
         let retry = match error {
-            ConnectionError::SelfConnection | ConnectionError::NameCollision(..) => Retry::Never,
+            ConnectionError::SelfConnection => Retry::Never,
+            ConnectionError::AlreadyConnected(..) | ConnectionError::Duplicate(..) => Retry::Recheck,
             _ => Retry::Later,
         };
         let text = error.to_string();
-        if error != ConnectionError::SelfConnection && !matches!(state, State::Dialling) {
+        let is_check = matches!(error, ConnectionError::AlreadyConnected(..));
+        if error != ConnectionError::SelfConnection && !is_check && !matches!(state, State::Dialling) {
             self.terminations += 1;
         }
         match state {
@@ -332,12 +415,24 @@ impl Mesh {
                 self.targets_stale = true;
                 return;
             }
+            State::Handshaking { .. } if is_check => {}
             State::Handshaking { .. } => {
                 self.output(Output::Event(Event::HandshakeFailed(remote, error)));
             }
             State::Running(running) => {
                 let label = self.topology.label(running.peer);
                 let event = |event| Output::Event(Event::Connection(remote, label.clone(), event));
+                let contact_lost = match error {
+                    ConnectionError::LocalAddressLost(_) => Some(true),
+                    ConnectionError::ReadTimeout(..)
+                    | ConnectionError::WriteTimeout(..)
+                    | ConnectionError::Overlay(_) => Some(false),
+                    _ => None,
+                };
+                if let Some(own_address_lost) = contact_lost.filter(|_| running.added) {
+                    let outbound = target_addr.is_some();
+                    self.dialer.on_contact_lost(running.peer, remote, outbound, own_address_lost, now.mono);
+                }
                 self.output(event(ConnectionEvent::Ended(error)));
                 self.topology.release_peer(running.peer);
                 if running.added && self.by_peer.get(&running.peer) == Some(&conn) {

@@ -7,6 +7,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, RngExt};
 use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid};
 
+use crate::peers::PeerLabel;
 use crate::topology::Topology;
 
 /// Decides which addresses to dial, and when (docs/spec/mesh.md 10).
@@ -17,11 +18,17 @@ use crate::topology::Topology;
 /// ```text
 ///             evaluate, valid                    due                      added
 ///   (unknown) ---------------> waiting ------------------> attempting --------------> connected
-///                               |  ^  ^                        |                          |
-///          not valid, direct    |  |  +---- error: later ------+---- ended: later/now ----+
-///                               v  | valid again
-///                            suspended            waiting, not valid, not direct: removed
+///                               |  ^  ^                        | ^                        |
+///   not valid, or the peer      |  |  +---- error: later ------+-|-- ended: later/now ----+
+///   that answered is connected  v  | otherwise                   |
+///                            suspended --------------------------+
+///                                     valid and due     waiting, not valid, not direct: removed
 /// ```
+///
+/// An address is not a peer: a router has the addresses of several peers, a peer may have several addresses, and an address
+/// passes on to another host. Therefore a target at which a connected peer has answered is dialled again from time to time
+/// unless the connection leads to that address, and where a connected peer is expected, the handshake is ended as soon as it has answered
+/// ([`Attempt::Dial::identify_first`]).
 #[derive(Debug)]
 pub(crate) struct Dialer {
     /// Our listening port, which is the default port of targets.
@@ -30,6 +37,8 @@ pub(crate) struct Dialer {
     /// Direct peers by the text that the user gave.
     direct: BTreeMap<String, TargetAddr>,
     targets: BTreeMap<TargetAddr, Target>,
+    /// Addresses at which peers were connected until contact with them was lost.
+    last_met: BTreeMap<TargetAddr, LastMet>,
     next_resolve: u64,
     /// When the next target is due.
     next_due: Option<Instant>,
@@ -60,13 +69,19 @@ struct Target {
     /// When the next attempt is due; `None` for never.
     retry_at: Option<Instant>,
     interval: Duration,
-    /// The peer that answered last. While it is connected at another address, the target is suspended (docs/spec/mesh.md
-    /// 15.12).
+    /// The peer that answered last. While it is connected, the target is suspended (docs/spec/mesh.md 15.12).
     last_peer: Option<(PeerName, PeerUid)>,
     /// Result of the last lookup of a host name, IPv4 first.
     resolved: Vec<IpAddr>,
     /// Index of the next address in `resolved`.
     next_ip: usize,
+}
+
+#[derive(Debug)]
+struct LastMet {
+    peer: PeerName,
+    /// The address is dialled until then, and afterwards only while no peer is connected.
+    dial_until: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +95,16 @@ enum State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    Resolve { id: ResolveId, host: String },
-    Dial { target_addr: TargetAddr, addr: SocketAddr },
+    Resolve {
+        id: ResolveId,
+        host: String,
+    },
+    /// `identify_first`: a connected peer is expected to answer, so its name is needed before ours is sent.
+    Dial {
+        target_addr: TargetAddr,
+        addr: SocketAddr,
+        identify_first: bool,
+    },
 }
 
 /// The properties of our connections that decide about targets.
@@ -89,7 +112,8 @@ pub(crate) enum Attempt {
 pub(crate) struct OwnConnections {
     pub(crate) remotes: BTreeSet<SocketAddr>,
     pub(crate) inbound_from: BTreeSet<IpAddr>,
-    pub(crate) peers: BTreeMap<PeerName, PeerUid>,
+    /// The connected peers, with the remote address of each connection.
+    pub(crate) peers: BTreeMap<PeerName, (PeerUid, SocketAddr)>,
     /// How many more connections are allowed; `None` for no limit.
     pub(crate) room: Option<usize>,
     /// The limit is reached, but a connection could be ended in favour of an unreachable peer.
@@ -103,7 +127,10 @@ pub(crate) struct OwnConnections {
 pub(crate) enum Retry {
     /// The next attempt follows after an interval, or immediately if the connection existed for [`RETRY_RESET_AFTER`].
     Later,
-    /// The next attempt follows only if the user connects again.
+    /// The peer that answered is connected by another connection: the target is dialled again after [`RECHECK_INTERVAL`] or
+    /// more.
+    Recheck,
+    /// The next attempt follows only if the user connects again, or the addresses of this host change.
     Never,
 }
 
@@ -116,8 +143,11 @@ pub struct TargetStatus {
     pub state: TargetState,
     /// Why the last attempt or connection ended.
     pub last_error: Option<String>,
-    /// When the next attempt is due; `None` for never. Only meaningful while waiting.
+    /// When the next attempt is due; `None` for never. Only meaningful while waiting or suspended.
     pub retry: Option<Now>,
+    /// The peer that answered last and is connected at this address, which is another one than that of the target. Only
+    /// while suspended.
+    pub elsewhere: Option<(PeerLabel, SocketAddr)>,
 }
 
 /// State of a target.
@@ -129,7 +159,7 @@ pub enum TargetState {
     Attempting,
     /// A connection was added.
     Connected,
-    /// A direct peer that need not be dialled.
+    /// A direct peer that need not be dialled, because the peer that answered is connected.
     Suspended,
 }
 
@@ -137,6 +167,12 @@ const INITIAL_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(6 * 60);
 /// After a connection of this duration the next attempt is immediate.
 const RETRY_RESET_AFTER: Duration = Duration::from_secs(60);
+/// First interval between two checks of who answers at a target, while the peer that answered last is connected.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// The addresses of peers that this host lost contact with because its own addresses changed are dialled for this time.
+const LAST_MET_PERIOD: Duration = Duration::from_secs(10 * 60);
+/// Maximum number of addresses of lost peers.
+const MAX_LAST_MET: usize = 64;
 /// Maximum number of addresses that are learnt from the topology.
 const MAX_DISCOVERED: usize = 8192;
 /// Maximum number of addresses of a host name; further ones are ignored.
@@ -149,6 +185,7 @@ impl Dialer {
             discovery,
             direct: BTreeMap::new(),
             targets: BTreeMap::new(),
+            last_met: BTreeMap::new(),
             next_resolve: 0,
             next_due: None,
         }
@@ -203,9 +240,37 @@ impl Dialer {
             .collect()
     }
 
-    /// Whether the address is that of a direct peer.
-    pub(crate) fn is_direct(&self, target_addr: &TargetAddr) -> bool {
+    /// Whether the peer at this address may be one that the topology does not have: it was named by the user, or it has
+    /// been connected before.
+    pub(crate) fn accepts_unknown(&self, target_addr: &TargetAddr) -> bool {
         self.direct.values().any(|p| p.with_default_port(self.port) == *target_addr)
+            || self.last_met.contains_key(target_addr)
+    }
+
+    /// The contact with a peer was lost at this address. It may not be able to dial, so this peer tries as well.
+    pub(crate) fn on_contact_lost(
+        &mut self,
+        peer: PeerName,
+        remote: SocketAddr,
+        outbound: bool,
+        own_address_lost: bool,
+        now: Instant,
+    ) {
+        let port = if outbound { remote.port() } else { self.port };
+        let target_addr = TargetAddr { host: Host::Ip(remote.ip()), port: Some(port) };
+        let dial_until = if own_address_lost { now + LAST_MET_PERIOD } else { now };
+        if self.last_met.len() < MAX_LAST_MET || self.last_met.contains_key(&target_addr) {
+            self.last_met.insert(target_addr, LastMet { peer, dial_until });
+        }
+    }
+
+    /// The addresses or routes of this host have changed: what was learnt about targets may not be true any more.
+    pub(crate) fn on_network_change(&mut self, now: Instant) {
+        for target in self.targets.values_mut() {
+            if matches!(target.state, State::Waiting | State::Suspended) {
+                target.retry_now(now);
+            }
+        }
     }
 
     // ---- choice of targets ------------------------------------------------------------------------------------
@@ -225,37 +290,48 @@ impl Dialer {
     ) -> Vec<Attempt> {
         let direct: BTreeSet<TargetAddr> =
             self.direct.values().map(|p| p.with_default_port(self.port)).collect();
-        let valid = self.valid_targets(connected, topology);
+        let valid = self.valid_targets(connected, topology, now);
         for target_addr in &valid {
             let target = self.targets.entry(target_addr.clone()).or_insert_with(|| Target::new(now));
-            if target.state == State::Suspended {
-                target.state = State::Waiting;
+            match target.state {
+                State::Waiting if target.is_answered_by(connected) => target.state = State::Suspended,
+                State::Suspended if !target.is_answered_by(connected) => {
+                    target.state = State::Waiting;
+                    // The peer that answered there is no longer connected.
+                    if target.last_peer.take().is_some() {
+                        target.retry_at = target.retry_at.map(|at| at.min(now));
+                    }
+                }
+                _ => {}
             }
         }
         self.targets.retain(|target_addr, target| {
             let idle = matches!(target.state, State::Waiting | State::Suspended);
             if idle && !valid.contains(target_addr) {
                 target.state = State::Suspended;
+                return direct.contains(target_addr);
             }
-            target.state != State::Suspended || direct.contains(target_addr)
+            true
         });
-        self.start_due(connected, &direct, topology, rng, now)
+        self.start_due(connected, &valid, &direct, topology, rng, now)
     }
 
-    fn valid_targets(&self, connected: &OwnConnections, topology: &Topology) -> BTreeSet<TargetAddr> {
+    fn valid_targets(
+        &mut self,
+        connected: &OwnConnections,
+        topology: &Topology,
+        now: Instant,
+    ) -> BTreeSet<TargetAddr> {
         let mut valid = BTreeSet::new();
         for direct in self.direct.values() {
             let target_addr = direct.with_default_port(self.port);
-            let target = self.targets.get(&target_addr);
-            let resolved = target.map_or(&[][..], |t| &t.resolved);
-            let has_dialled_us = |ip: &IpAddr| direct.port.is_none() && connected.inbound_from.contains(ip);
-            let is_connected =
-                |ip: &IpAddr| has_dialled_us(ip) || connected.remotes.contains(&target_addr.socket_addr(*ip));
+            let resolved = self.targets.get(&target_addr).map_or(&[][..], |t| &t.resolved);
+            let is_connected = |ip: &IpAddr| connected.remotes.contains(&target_addr.socket_addr(*ip));
             let is_connected = match &target_addr.host {
                 Host::Ip(ip) => is_connected(ip),
                 Host::Name(_) => !resolved.is_empty() && resolved.iter().all(is_connected),
             };
-            if !is_connected && !target.is_some_and(|t| t.is_connected_elsewhere(connected)) {
+            if !is_connected {
                 valid.insert(target_addr);
             }
         }
@@ -276,16 +352,21 @@ impl Dialer {
                         && !connected.remotes.contains(&addr)
                     {
                         let target_addr = TargetAddr { host: Host::Ip(addr.ip()), port: Some(addr.port()) };
-                        if !self
-                            .targets
-                            .get(&target_addr)
-                            .is_some_and(|t| t.is_connected_elsewhere(connected))
-                        {
+                        if !self.targets.get(&target_addr).is_some_and(|t| t.is_answered_by(connected)) {
                             valid.insert(target_addr);
                         }
                     }
                 }
             }
+            self.last_met.retain(|_, met| !connected.peers.contains_key(&met.peer));
+            let dialled = self
+                .last_met
+                .iter()
+                .filter(|(_, met)| connected.peers.is_empty() || now < met.dial_until)
+                .filter(|(addr, _)| {
+                    !addr.ip().is_some_and(|ip| connected.remotes.contains(&addr.socket_addr(ip)))
+                });
+            valid.extend(dialled.map(|(target_addr, _)| target_addr.clone()));
         }
         valid
     }
@@ -293,12 +374,20 @@ impl Dialer {
     fn start_due(
         &mut self,
         connected: &OwnConnections,
+        valid: &BTreeSet<TargetAddr>,
         direct: &BTreeSet<TargetAddr>,
         topology: &Topology,
         rng: &mut impl Rng,
         now: Instant,
     ) -> Vec<Attempt> {
-        let due = self.targets.iter().filter(|(_, t)| t.state == State::Waiting);
+        let is_idle = |(target_addr, target): &(&TargetAddr, &Target)| match target.state {
+            State::Waiting => true,
+            State::Suspended => {
+                valid.contains(*target_addr) && target.elsewhere(target_addr, connected).is_some()
+            }
+            _ => false,
+        };
+        let due = self.targets.iter().filter(is_idle);
         let mut due: Vec<TargetAddr> =
             due.filter(|(_, t)| t.retry_at.is_some_and(|at| at <= now)).map(|(p, _)| p.clone()).collect();
         // In random order, so that the peers of a large mesh do not all dial the same peer first.
@@ -315,14 +404,19 @@ impl Dialer {
             // At the limit, an unknown direct peer is dialled nevertheless: it may connect two parts of the mesh.
             let known = target.last_peer.is_some_and(|(peer, _)| topology.peer(peer).is_some());
             let may_join = connected.can_evict && direct.contains(&target_addr) && !known;
-            if room == Some(0) && !may_join {
+            let suspended = target.state == State::Suspended;
+            if room == Some(0) && !may_join && !suspended {
                 target.fail(format!("Connection limit reached ({})", connected.limit));
                 target.retry_later(rng, now);
                 continue;
             }
-            room = room.map(|r| r.saturating_sub(1));
+            room = room.map(|r| r.saturating_sub(usize::from(!suspended)));
             attempts.push(match &target_addr.host {
-                Host::Ip(ip) => Attempt::Dial { addr: target_addr.socket_addr(*ip), target_addr },
+                Host::Ip(ip) => Attempt::Dial {
+                    addr: target_addr.socket_addr(*ip),
+                    identify_first: target.expects_connected_peer(*ip, connected),
+                    target_addr,
+                },
                 Host::Name(host) => {
                     self.next_resolve += 1;
                     let id = ResolveId(self.next_resolve);
@@ -331,9 +425,9 @@ impl Dialer {
                 }
             });
         }
-        let waiting = self.targets.values().filter(|t| t.state == State::Waiting);
-        // The targets of the attempts above leave `Waiting` in `on_dial_started`.
-        self.next_due = waiting.filter_map(|t| t.retry_at).filter(|&at| at > now).min();
+        let waiting = self.targets.iter().filter(is_idle);
+        // The targets of the attempts above are still idle, until `on_dial_started`.
+        self.next_due = waiting.filter_map(|(_, t)| t.retry_at).filter(|&at| at > now).min();
         attempts
     }
 
@@ -368,7 +462,11 @@ impl Dialer {
             target.retry_later(rng, now);
             self.next_due = earliest(self.next_due, target.retry_at);
         }
-        addr.map(|addr| Attempt::Dial { target_addr: target_addr.clone(), addr })
+        addr.map(|addr| Attempt::Dial {
+            target_addr: target_addr.clone(),
+            addr,
+            identify_first: target.expects_connected_peer(addr.ip(), connected),
+        })
     }
 
     /// The attempt was started as this connection.
@@ -408,6 +506,8 @@ impl Dialer {
     ) {
         if let Some(target) = self.target_of(target_addr, conn) {
             target.next_ip = target.next_ip.wrapping_add(1);
+            // Whoever was there, is not there any more.
+            target.last_peer = None;
             target.fail(error);
             target.retry_later(rng, now);
             let due = target.retry_at;
@@ -432,6 +532,10 @@ impl Dialer {
             match (retry, target.retry_at) {
                 (Retry::Never, _) if !others => target.retry_at = None,
                 (Retry::Later, Some(at)) if now - at > RETRY_RESET_AFTER => target.retry_now(now),
+                (Retry::Recheck, _) if !others => {
+                    target.interval = target.interval.max(RECHECK_INTERVAL);
+                    target.retry_later(rng, now);
+                }
                 _ => {
                     target.next_ip = target.next_ip.wrapping_add(1);
                     target.retry_later(rng, now);
@@ -451,7 +555,12 @@ impl Dialer {
     // ---- status -----------------------------------------------------------------------------------------------
 
     /// All targets, ordered by address.
-    pub(crate) fn targets(&self, now: Now) -> impl Iterator<Item = TargetStatus> + '_ {
+    pub(crate) fn targets<'a>(
+        &'a self,
+        connected: &'a OwnConnections,
+        topology: &'a Topology,
+        now: Now,
+    ) -> impl Iterator<Item = TargetStatus> + 'a {
         self.targets.iter().map(move |(target_addr, target)| TargetStatus {
             address: match (
                 &target_addr.host,
@@ -468,6 +577,9 @@ impl Dialer {
             },
             last_error: target.last_error.clone(),
             retry: target.retry_at.map(|mono| Now { mono, wall: now.wall_at(mono) }),
+            elsewhere: target
+                .elsewhere(target_addr, connected)
+                .map(|(peer, remote)| (topology.label(peer), remote)),
         })
     }
 }
@@ -500,12 +612,33 @@ impl Target {
         self.interval = (self.interval * 3 / 2).min(MAX_RETRY_INTERVAL);
     }
 
-    fn is_connected_elsewhere(&self, connected: &OwnConnections) -> bool {
-        self.last_peer.is_some_and(|(peer, uid)| connected.peers.get(&peer) == Some(&uid))
+    /// Whether the peer that answered last is connected.
+    fn is_answered_by(&self, connected: &OwnConnections) -> bool {
+        self.last_peer
+            .is_some_and(|(peer, uid)| connected.peers.get(&peer).is_some_and(|(known, _)| *known == uid))
+    }
+
+    /// The peer that answered last, and the address at which it is connected, if that is not the address of the target.
+    fn elsewhere(&self, own: &TargetAddr, connected: &OwnConnections) -> Option<(PeerName, SocketAddr)> {
+        let (peer, _) = self.last_peer.filter(|_| self.state == State::Suspended)?;
+        let (_, remote) = connected.peers.get(&peer)?;
+        let is_here = own.ip().iter().chain(&self.resolved).any(|ip| *ip == remote.ip());
+        (!is_here).then_some((peer, *remote))
+    }
+
+    fn expects_connected_peer(&self, ip: IpAddr, connected: &OwnConnections) -> bool {
+        self.is_answered_by(connected) || connected.inbound_from.contains(&ip)
     }
 }
 
 impl TargetAddr {
+    fn ip(&self) -> Option<IpAddr> {
+        match &self.host {
+            Host::Ip(ip) => Some(*ip),
+            Host::Name(_) => None,
+        }
+    }
+
     fn with_default_port(&self, port: u16) -> TargetAddr {
         TargetAddr { host: self.host.clone(), port: self.port.or(Some(port)) }
     }

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 use weave_types::PeerName;
@@ -92,8 +92,36 @@ pub enum ConnectionError {
     #[error("Found unknown remote name: {0} at {1}")]
     UnknownName(PeerName, SocketAddr),
     /// Another host has our name (ours, then theirs).
-    #[error("local \"{0}\" and remote \"{1}\" peer names collision")]
+    #[error(
+        "local \"{0}\" and remote \"{1}\" peer names collision: is one host a copy of the other? Give one of them another \
+         name with --name, or another machine id, after 'weave reset'"
+    )]
     NameCollision(PeerLabel, PeerLabel),
+    /// Another run of a peer that is connected at this address. Whether that connection still works is being tested.
+    #[error("{0} is still connected at {1}, testing that connection")]
+    StillConnected(PeerLabel, SocketAddr),
+    /// Another host with the name of a connected peer: the connected one (at this address), then the other.
+    #[error(
+        "another host has the name of {0}, which is connected at {1}: is one a copy of the other? Give one of them another \
+         name with --name, or another machine id, after 'weave reset'"
+    )]
+    NameInUse(PeerLabel, SocketAddr),
+    /// The remote peer has refused us, because another host with our name is connected to it. The text is the nickname and
+    /// address of that host.
+    #[error(
+        "another host has our name ({0}) and is connected to {1}: is this host a copy of it? Give one of them another name \
+         with --name, or another machine id, after 'weave reset'"
+    )]
+    OwnNameInUse(String, PeerLabel),
+    /// The peer that answered is connected at this address.
+    #[error("{0} is connected at {1}")]
+    AlreadyConnected(PeerLabel, SocketAddr),
+    /// The host has lost this address, from which the connection was made.
+    #[error("this host has lost its address {0}")]
+    LocalAddressLost(IpAddr),
+    /// The attempt was ended because the addresses or routes of this host have changed.
+    #[error("the addresses or routes of this host have changed")]
+    NetworkChanged,
     /// We dialled ourselves.
     #[error("cannot connect to ourself")]
     SelfConnection,

@@ -45,6 +45,8 @@ pub struct HandshakeConfig {
     pub max_protocol: u8,
     /// Whether we dialled.
     pub outbound: bool,
+    /// Keep our features back until those of the remote have arrived ([`Session::unsent_features`]). Not for both sides.
+    pub identify_first: bool,
 }
 
 impl Default for HandshakeConfig {
@@ -55,6 +57,7 @@ impl Default for HandshakeConfig {
             min_protocol: MIN_PROTOCOL,
             max_protocol: MAX_PROTOCOL,
             outbound: false,
+            identify_first: false,
         }
     }
 }
@@ -77,6 +80,8 @@ pub struct Handshake {
     config: HandshakeConfig,
     private: PrivateKey,
     output: Vec<u8>,
+    /// Our features, while they are kept back.
+    unsent_features: Vec<u8>,
     stage: Stage,
 }
 
@@ -106,7 +111,8 @@ impl Handshake {
     pub fn new(config: HandshakeConfig, private: [u8; 32]) -> Handshake {
         let mut output = MAGIC.to_vec();
         output.extend([config.min_protocol, config.max_protocol]);
-        Handshake { config, private: PrivateKey(private), output, stage: Stage::Header(Vec::new()) }
+        let stage = Stage::Header(Vec::new());
+        Handshake { config, private: PrivateKey(private), output, unsent_features: Vec::new(), stage }
     }
 
     /// The bytes to write next, if any.
@@ -209,7 +215,7 @@ impl Handshake {
         if let Some(key) = public {
             features.insert(PUBLIC_KEY.to_owned(), to_hex(&key));
         }
-        self.output.extend(encode_features(&features));
+        self.put_features(encode_features(&features));
         self.stage = Stage::Value(StreamDecoder::new(feature_limits()));
         Ok(())
     }
@@ -229,6 +235,7 @@ impl Handshake {
         Ok(Session {
             version,
             remote_features: BTreeMap::new(),
+            unsent_features: Vec::new(),
             session_key,
             writer: FrameWriter { version, sealer: session_key.map(|key| Sealer::new(key, outbound)) },
             reader,
@@ -242,9 +249,14 @@ impl Handshake {
         let reader = FrameReader::V2(FrameBuffer::new(MAX_FEATURES));
         let mut session = self.session(2, remote_public, reader)?;
         let frame = session.seal(&encode_features(&self.config.features)).map_err(HandshakeError::Session)?;
-        self.output.extend(frame);
+        self.put_features(frame);
         self.stage = Stage::Frame(Box::new(session));
         Ok(())
+    }
+
+    fn put_features(&mut self, bytes: Vec<u8>) {
+        let to = if self.config.identify_first { &mut self.unsent_features } else { &mut self.output };
+        to.extend(bytes);
     }
 
     /// Protocol 2: reads the features of the remote.
@@ -259,6 +271,7 @@ impl Handshake {
         let value = Decoder::with_limits(&content, feature_limits()).next()?;
         session.remote_features = decode_features(&value.ok_or(DecodeError::UnexpectedEof)?)?;
         session.reader.allow_long_messages();
+        session.unsent_features = std::mem::take(&mut self.unsent_features);
         Ok(Progress::Done(session))
     }
 
@@ -281,6 +294,7 @@ impl Handshake {
         let mut session = self.session(1, public, FrameReader::V1(stream))?;
         session.remote_features = protocol_1_features(&features);
         session.reader.allow_long_messages();
+        session.unsent_features = std::mem::take(&mut self.unsent_features);
         Ok(Progress::Done(Box::new(session)))
     }
 }
@@ -352,6 +366,8 @@ pub struct Session {
     /// Key of the connection, which the overlay uses as well unless both sides trust each other's network
     /// (docs/spec/mesh.md 4.9); `None` without a password.
     pub session_key: Option<[u8; 32]>,
+    /// Our features, if they were kept back ([`HandshakeConfig::identify_first`]): to be written before anything else.
+    pub unsent_features: Vec<u8>,
     writer: FrameWriter,
     reader: FrameReader,
     opener: Option<Opener>,

@@ -9,7 +9,7 @@ use weave_types::{ConnectionId, Instant, Now, PeerName};
 
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::connection::{Connection, Expired, State};
+use crate::connection::{Connection, Expired, PROBE_PERIOD, State};
 use crate::dialer::{Attempt, Dialer, OwnConnections, ResolveId};
 use crate::event::{ConnectionError, Event};
 use crate::gossip::{Channels, Surrogates};
@@ -49,6 +49,8 @@ pub struct Mesh {
     /// [`Event::OnlyTargetUnreachable`] was sent since the last peer was connected.
     pub(crate) only_target_reported: bool,
     pub(crate) terminations: u64,
+    /// Another host has our name, and no connection has been established since.
+    pub(crate) name_conflict: Option<String>,
     /// When a connection was last ended at the connection limit in favour of another peer.
     pub(crate) last_eviction: Option<Instant>,
     admission: Admission,
@@ -127,6 +129,7 @@ impl Mesh {
             terminations: 0,
             admission: Admission::new(),
             last_eviction: None,
+            name_conflict: None,
             last_connection: 0,
             outputs: VecDeque::new(),
             peers_changed: false,
@@ -271,6 +274,42 @@ impl Mesh {
     pub fn handle_overlay_failed(&mut self, conn: ConnectionId, error: String, now: Now) {
         self.terminate(conn, ConnectionError::Overlay(error), now);
         self.finish_input(now);
+    }
+
+    // ---- the host's network -----------------------------------------------------------------------------------
+
+    /// Handles a change of the host's addresses or routes. Connections from the addresses that the host has lost are ended,
+    /// since nothing can be sent on them any more, and all targets are dialled at once.
+    pub fn handle_network_change(&mut self, lost: &BTreeSet<IpAddr>, now: Now) {
+        let broken = self.connections.values().filter_map(|c| match c.state {
+            // It may use a route or an address that has changed.
+            State::Dialling => Some((c.id, ConnectionError::NetworkChanged)),
+            _ => {
+                lost.contains(&c.local.ip()).then(|| (c.id, ConnectionError::LocalAddressLost(c.local.ip())))
+            }
+        });
+        for (conn, error) in broken.collect::<Vec<_>>() {
+            self.terminate(conn, error, now);
+        }
+        self.dialer.on_network_change(now.mono);
+        self.targets_stale = true;
+        self.finish_input(now);
+    }
+
+    /// Finds out whether a connection still leads to its peer, which may have moved or restarted: sends something, and has the
+    /// driver end the connection if the other host does not acknowledge it.
+    pub fn probe(&mut self, conn: ConnectionId, now: Now) {
+        let Some(running) = self.connections.get_mut(&conn).and_then(Connection::running_mut) else { return };
+        if running.probed_at.is_none_or(|at| now.mono - at >= PROBE_PERIOD) {
+            running.probed_at = Some(now.mono);
+            self.heartbeat(conn, now);
+            self.output(Output::Probe { conn });
+        }
+    }
+
+    /// Why no address may be given out: another host has our name, and is the one that others are connected to.
+    pub fn name_conflict(&self) -> Option<&str> {
+        self.name_conflict.as_deref()
     }
 
     // ---- time -------------------------------------------------------------------------------------------------
@@ -468,22 +507,25 @@ impl Mesh {
     fn start_attempt(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Resolve { id, host } => self.output(Output::Resolve { id, host }),
-            Attempt::Dial { target_addr, addr } => {
+            Attempt::Dial { target_addr, addr, identify_first } => {
                 let conn = self.next_connection();
                 let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
                 let mut connection = Connection::new(conn, unknown, addr);
-                connection.accept_unknown = self.dialer.is_direct(&target_addr);
+                connection.accept_unknown = self.dialer.accepts_unknown(&target_addr);
+                connection.identify_first = identify_first;
                 self.dialer.on_dial_started(&target_addr, conn);
                 connection.target_addr = Some(target_addr);
                 self.connections.insert(conn, connection);
-                self.output(Output::Event(Event::Attempting(addr)));
+                if !identify_first {
+                    self.output(Output::Event(Event::Attempting(addr)));
+                }
                 self.output(Output::Dial { conn, addr });
             }
         }
     }
 
     /// The properties of our connections that the dialer needs.
-    fn own_connections(&self) -> OwnConnections {
+    pub(crate) fn own_connections(&self) -> OwnConnections {
         let limit = self.config.connection_limit;
         let room = (limit > 0).then(|| limit.saturating_sub(self.by_peer.len()));
         let mut connected = OwnConnections {
@@ -498,7 +540,7 @@ impl Mesh {
                 connected.inbound_from.insert(connection.remote.ip());
             }
             if let Some(running) = connection.running() {
-                connected.peers.insert(running.peer, running.peer_uid);
+                connected.peers.insert(running.peer, (running.peer_uid, connection.remote));
             }
         }
         connected

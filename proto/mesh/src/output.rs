@@ -33,6 +33,12 @@ pub enum Output {
         /// One or more complete messages.
         bytes: Vec<u8>,
     },
+    /// Close the connection with an error ([`Mesh::handle_closed`](crate::Mesh::handle_closed)) if the remote host does not
+    /// acknowledge what was written, within 1.5 seconds.
+    Probe {
+        /// Connection to test.
+        conn: ConnectionId,
+    },
     /// Close the connection, or cancel the attempt. Bytes that have not been written may be lost. The connection needs no
     /// further call.
     Close {

@@ -8,6 +8,7 @@ use thiserror::Error;
 use weave_types::{ConnectionId, Now, PeerName};
 
 use crate::connection::Connection;
+use crate::connection_lifecycle::REFUSAL_TAG;
 use crate::digest;
 use crate::envelope::Envelope;
 use crate::event::{ConnectionError, ConnectionEvent, Event};
@@ -435,6 +436,7 @@ impl Mesh {
                 let peer = running.peer;
                 self.handle_digest(conn, peer, body, now)?;
             }
+            None if tag == REFUSAL_TAG => self.handle_refusal(running.peer, body)?,
             None => self.log_event(conn, ConnectionEvent::UnknownTag(tag)),
         }
         Ok(())

@@ -121,7 +121,7 @@ impl Mesh {
             unicast_routes: self.routes.unicast_table().collect(),
             broadcast_routes: self.routes.broadcast_table().map(|(src, to)| (src, to.to_vec())).collect(),
             connections: self.connections.values().filter_map(|c| self.connection_status(c)).collect(),
-            targets: self.dialer.targets(now).collect(),
+            targets: self.dialer.targets(&self.own_connections(), &self.topology, now).collect(),
             terminations: self.terminations,
             direct_peers: self.dialer.direct_peers(),
             trusted_subnets: self.config.trusted_subnets.clone(),

@@ -22,12 +22,24 @@ pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
 
 /// What the caller must do for the overlays of one connection.
 pub(crate) enum ConnectionOutput {
-    Datagram { destination: Destination, bytes: Vec<u8> },
-    Control { index: usize, tag: u8, body: Vec<u8> },
+    Datagram {
+        destination: Destination,
+        bytes: Vec<u8>,
+    },
+    Control {
+        index: usize,
+        tag: u8,
+        body: Vec<u8>,
+    },
     Established,
     Failed(String),
     NeighbourChanged,
-    Event { peer: String, text: String },
+    /// The datagrams of the neighbour come from another address than before.
+    NeighbourMoved,
+    Event {
+        peer: String,
+        text: String,
+    },
 }
 
 /// The overlays of all prepared connections.
@@ -113,7 +125,15 @@ impl Connections {
         from: SocketAddr,
         now: Now,
     ) {
+        let remote =
+            |connections: &Connections| Some(connections.connections.get(&conn)?.sleeve.path().remote);
+        let before = remote(self);
         self.with(conn, |connection| connection.sleeve.handle_control_frame(frame, from, now.mono));
+        if let (Some(Some(before)), Some(Some(after))) = (before, remote(self))
+            && before != after
+        {
+            self.outputs.push_back((conn, ConnectionOutput::NeighbourMoved));
+        }
     }
 
     pub(crate) fn handle_interface_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {

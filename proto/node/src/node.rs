@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,6 +203,12 @@ impl Node {
         self.process_outputs(now);
     }
 
+    /// The addresses or routes of the host have changed; `lost` are addresses that it has no more.
+    pub fn handle_network_change(&mut self, lost: &BTreeSet<IpAddr>, now: Now) {
+        self.mesh.handle_network_change(lost, now);
+        self.process_outputs(now);
+    }
+
     /// Handles all timers that are due. Calling it late or too often is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
         let mut channels = IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs };
@@ -244,6 +250,11 @@ impl Node {
     /// The allocator for inspection; `None` if address allocation is disabled. Inputs go through [`Node::with_allocator`].
     pub fn allocator(&self) -> Option<&Allocator> {
         self.ipam.allocator.as_ref()
+    }
+
+    /// Why no address may be given out, if another host has our name.
+    pub fn name_conflict(&self) -> Option<&str> {
+        self.mesh.name_conflict()
     }
 
     /// Closes every connection. The driver drains the outputs and drops the node.
@@ -440,6 +451,7 @@ impl Node {
             Mesh::Dial { conn, addr } => Output::Dial { conn, addr },
             Mesh::Write { conn, bytes } => Output::Write { conn, bytes },
             Mesh::Close { conn } => Output::Close { conn },
+            Mesh::Probe { conn } => Output::Probe { conn },
             Mesh::Event(event) if self.blocked_paths.repeats(&event) => Output::Event(Event::Repeated(event)),
             Mesh::Event(event) => Output::Event(Event::Mesh(event)),
             Mesh::OverlayPrepare { conn, setup } => {
@@ -505,6 +517,7 @@ impl Node {
             }
             ConnectionOutput::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
             ConnectionOutput::NeighbourChanged => self.stale = true,
+            ConnectionOutput::NeighbourMoved => self.mesh.probe(conn, now),
             ConnectionOutput::Event { peer, text } => {
                 self.outputs.push_back(Output::Event(Event::Overlay { peer, text }));
             }

@@ -41,6 +41,11 @@ pub enum Output {
         /// Bytes to append to the stream.
         bytes: Vec<u8>,
     },
+    /// Close the connection with an error if the other host does not acknowledge what was written, within 1.5 seconds.
+    Probe {
+        /// The TCP connection.
+        conn: ConnectionId,
+    },
     /// Send what was written, then close. Bytes that arrive afterwards are discarded.
     Close {
         /// The TCP connection.

@@ -8,6 +8,7 @@ mod common;
 mod attach;
 mod bootstrap;
 mod chain_discovery;
+mod changed_addresses;
 mod checksums;
 mod cli_surface;
 mod cluster_growth;

@@ -4,6 +4,8 @@
 //! ([`crate::control::Control::allocate`]). The number of waiting calls is limited
 //! ([`crate::allocation`]).
 
+use std::time::Duration;
+
 use hyper::{Method, StatusCode};
 use weave_api::{Owned, OwnedBy};
 use weave_ipam::{HandOver, Subnet};
@@ -16,6 +18,10 @@ use crate::control::{AllocationInfo, Control};
 
 /// Longest id of a container. Docker's have 64 characters; paths of namespaces have at most 4096 bytes.
 const MAX_ID: usize = 4200;
+
+/// For so long the removal of a reachable peer is tried again before it is refused.
+const REMOVAL_WAIT: Duration = Duration::from_secs(2);
+const REMOVAL_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Resource {
@@ -97,7 +103,19 @@ pub(super) async fn answer(
         Ok(Parsed::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
         Ok(Parsed::Request(request)) => request,
     };
-    let response = control.allocate(info, request.clone()).await?;
+    let begun = tokio::time::Instant::now();
+    let response = loop {
+        let response = control.allocate(info, request.clone()).await?;
+        // A peer that has just ended is reachable until its neighbours have told us, which takes a second and a little more.
+        let is_reachable = matches!(
+            (&request, &response),
+            (AllocationRequest::TakeOver { .. }, AllocationResponse::Refused(_))
+        );
+        if !is_reachable || begun.elapsed() >= REMOVAL_WAIT {
+            break response;
+        }
+        tokio::time::sleep(REMOVAL_RETRY_INTERVAL).await;
+    };
     Some(show(response, &request, form))
 }
 

@@ -77,6 +77,7 @@ fn is_actionable(error: &ConnectionError) -> bool {
         ),
         ConnectionError::Features(_)
         | ConnectionError::NameCollision(..)
+        | ConnectionError::NameInUse(..)
         | ConnectionError::LimitReached(_)
         | ConnectionError::NoCommonOverlay
         | ConnectionError::Receiver(_) => true,

@@ -109,7 +109,13 @@ fn target(target: &TargetStatus) -> Option<Connection> {
         (TargetState::Waiting, Some(error)) => ("failed", format!("{error}, retry: {retry}")),
         (TargetState::Attempting, None) => ("connecting", String::new()),
         (TargetState::Attempting, Some(error)) => ("retrying", error.to_owned()),
-        (TargetState::Connected | TargetState::Suspended, _) => return None,
+        (TargetState::Suspended, _) => match &target.elsewhere {
+            Some((peer, at)) => {
+                ("waiting", format!("{peer} answers there and is connected at {at}, next check: {retry}"))
+            }
+            None => return None,
+        },
+        (TargetState::Connected, _) => return None,
     };
     Some(Connection {
         address: target.address.clone(),
@@ -251,7 +257,7 @@ mod tests {
             (TargetState::Suspended, Some("EOF"), at, None),
         ] {
             let (address, last_error) = ("10.0.0.1:6783".to_owned(), error.map(str::to_owned));
-            let shown = target(&TargetStatus { address, state, last_error, retry });
+            let shown = target(&TargetStatus { address, state, last_error, retry, elsewhere: None });
             assert_eq!(
                 shown.map(|c| (c.state, c.info)),
                 expected.map(|(state, info)| (state.to_owned(), info))

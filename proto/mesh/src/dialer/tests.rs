@@ -11,8 +11,12 @@ fn after(seconds: f64) -> Instant {
     NOW + Duration::from_secs_f64(seconds)
 }
 
-fn targets(dialer: &Dialer) -> impl Iterator<Item = TargetStatus> {
-    dialer.targets(Now { mono: NOW, wall: Duration::ZERO })
+fn targets(dialer: &Dialer) -> impl Iterator<Item = TargetStatus> + use<> {
+    let none = OwnConnections::default();
+    dialer
+        .targets(&none, &topology(peer(1)), Now { mono: NOW, wall: Duration::ZERO })
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 fn states(dialer: &Dialer) -> Vec<(String, TargetState)> {
@@ -32,7 +36,7 @@ fn dial(
     let attempts = evaluate(dialer, connected, now).into_iter().zip(1..);
     attempts
         .map(|(attempt, n)| {
-            let Attempt::Dial { target_addr, addr } = attempt else { panic!("{attempt:?}") };
+            let Attempt::Dial { target_addr, addr, .. } = attempt else { panic!("{attempt:?}") };
             dialer.on_dial_started(&target_addr, ConnectionId(n));
             (target_addr, addr, ConnectionId(n))
         })
@@ -68,7 +72,7 @@ fn targets_are_chosen_as_in_2_8_1() {
             });
             let address: SocketAddr = address.parse().unwrap();
             connected.remotes.insert(address);
-            connected.peers.insert(peer, PeerUid(1));
+            connected.peers.insert(peer, (PeerUid(1), address));
             if !outbound {
                 connected.inbound_from.insert(address.ip());
             }
@@ -96,7 +100,15 @@ fn targets_are_chosen_as_in_2_8_1() {
             dialer.set_state(address.parse().unwrap(), state_from(state), NOW);
         }
         for attempt in dialer.evaluate(&connected, &topology, &mut rng(1), NOW) {
-            let Attempt::Dial { target_addr, .. } = attempt else { panic!("{about}: {attempt:?}") };
+            let Attempt::Dial { target_addr, identify_first, .. } = attempt else {
+                panic!("{about}: {attempt:?}")
+            };
+            let after = case["targets_after"].as_object().unwrap();
+            if identify_first && !after.contains_key(&target_addr.to_string()) {
+                // 2.8.1 takes the address from which a peer has connected for that of this peer.
+                dialer.targets.remove(&target_addr);
+                continue;
+            }
             dialer.on_dial_started(&target_addr, ConnectionId(1));
         }
         // 2.8.1 omits the brackets, so that its dial fails (docs/spec/mesh.md 15.7).
@@ -105,7 +117,16 @@ fn targets_are_chosen_as_in_2_8_1() {
         let after = case["targets_after"].as_object().unwrap();
         let mut expected: Vec<_> = after.iter().map(|(a, s)| (with_brackets(a), state_from(s))).collect();
         expected.sort_by_key(|(address, _)| address.parse::<SocketAddr>().unwrap());
-        assert_eq!(states(&dialer), expected, "{about}");
+        let has_dialled_us =
+            |addr: &str| connected.inbound_from.contains(&addr.parse::<SocketAddr>().unwrap().ip());
+        let mut states = states(&dialer);
+        for (addr, state) in &mut states {
+            // It is dialled to find out who answers.
+            if *state == TargetState::Waiting && has_dialled_us(addr) {
+                *state = TargetState::Suspended;
+            }
+        }
+        assert_eq!(states, expected, "{about}");
     }
 }
 
@@ -229,26 +250,120 @@ fn ended_connection_is_retried_immediately_later_or_never() {
     assert_eq!(dial(&mut dialer, &none, after(1e9)).len(), 1, "the user connects again");
 }
 
-#[test]
-fn target_of_a_peer_connected_elsewhere_is_suspended() {
+/// Two addresses, at both of which peer 2 has answered. It is connected at the first.
+fn two_addresses_of_one_peer() -> (Dialer, OwnConnections, TargetAddr) {
     let mut dialer = Dialer::new(6783, true);
     dialer.connect(&["10.0.0.2:6783".to_owned(), "192.168.0.2:6783".to_owned()], false, NOW);
     let both = dial(&mut dialer, &OwnConnections::default(), NOW);
     let (target_addr, addr, conn) = both[0].clone();
     let mut connected = OwnConnections::default();
     connected.remotes.insert(addr);
-    connected.peers.insert(peer(2), PeerUid(5));
+    connected.peers.insert(peer(2), (PeerUid(5), addr));
     dialer.on_peer_identified(&target_addr, conn, peer(2), PeerUid(5));
     dialer.on_connected(&target_addr, conn);
     let (other, _, conn) = both[1].clone();
     dialer.on_peer_identified(&other, conn, peer(2), PeerUid(5));
-    dialer.on_disconnected(&other, conn, "Multiple connections".into(), Retry::Later, &mut rng(1), NOW);
-    assert!(dial(&mut dialer, &connected, after(1e6)).is_empty());
-    assert!(states(&dialer).contains(&(other.to_string(), TargetState::Suspended)));
-    assert_eq!(dialer.next_due(), None, "a suspended target has no timer");
-    // After a restart of the peer, its other address may belong to another peer.
-    connected.peers.insert(peer(2), PeerUid(6));
-    assert_eq!(dial(&mut dialer, &connected, after(1e6))[0].0, other);
+    dialer.on_disconnected(&other, conn, "Multiple".into(), Retry::Recheck, &mut rng(1), NOW);
+    assert!(dial(&mut dialer, &connected, NOW).is_empty());
+    (dialer, connected, other)
+}
+
+#[test]
+fn target_of_a_connected_peer_is_checked_from_time_to_time() {
+    let (mut dialer, connected, other) = two_addresses_of_one_peer();
+    let row = |dialer: &Dialer, connected: &OwnConnections| {
+        let topology = topology(peer(1));
+        let all = dialer.targets(connected, &topology, Now { mono: NOW, wall: Duration::ZERO });
+        all.last().map(|t| (t.state, t.elsewhere.map(|(peer, addr)| (peer.name, addr.to_string()))))
+    };
+    let shown = Some((TargetState::Suspended, Some((peer(2), "10.0.0.2:6783".to_owned()))));
+    let (mut now, mut checks) = (NOW, 0);
+    while now < after(3600.0) {
+        assert_eq!(row(&dialer, &connected), shown, "the row says who answered, and where that peer is");
+        let due = dialer.next_due().unwrap();
+        assert!((30.0..540.0).contains(&(due - now).as_secs_f64()));
+        now = due;
+        let attempts = evaluate(&mut dialer, &connected, now);
+        let [Attempt::Dial { target_addr, identify_first: true, .. }] = &attempts[..] else {
+            panic!("{attempts:?}")
+        };
+        assert_eq!(*target_addr, other);
+        let conn = ConnectionId(50 + checks);
+        dialer.on_dial_started(&other, conn);
+        dialer.on_disconnected(&other, conn, "is connected".into(), Retry::Recheck, &mut rng(1), now);
+        assert!(dial(&mut dialer, &connected, now).is_empty());
+        checks += 1;
+    }
+    assert!(checks > 8, "{checks}");
+    // Another peer answers there after a restart of the first, or nobody does.
+    let mut restarted = connected;
+    let (_, addr) = restarted.peers[&peer(2)];
+    restarted.peers.insert(peer(2), (PeerUid(6), addr));
+    let attempts = dial(&mut dialer, &restarted, now);
+    assert_eq!(attempts[0].0, other);
+    dialer.on_dial_failed(&other, attempts[0].2, "no route".into(), &mut rng(1), now);
+    assert_eq!(row(&dialer, &restarted), Some((TargetState::Waiting, None)));
+}
+
+#[test]
+fn change_of_the_network_makes_all_targets_due() {
+    let (mut dialer, connected, other) = two_addresses_of_one_peer();
+    dialer.connect(&["10.0.0.9".to_owned()], false, NOW);
+    let (ourselves, _, conn) = dial(&mut dialer, &connected, NOW)[0].clone();
+    dialer.on_disconnected(&ourselves, conn, "ourself".into(), Retry::Never, &mut rng(1), NOW);
+    assert!(dial(&mut dialer, &connected, after(1.0)).is_empty());
+    dialer.on_network_change(after(1.0));
+    let due: BTreeSet<TargetAddr> =
+        dial(&mut dialer, &connected, after(1.0)).into_iter().map(|(addr, ..)| addr).collect();
+    assert_eq!(due, BTreeSet::from([other, ourselves]));
+}
+
+#[test]
+fn address_that_dialled_us_is_dialled_to_find_out_who_answers() {
+    let mut dialer = Dialer::new(6783, true);
+    dialer.connect(&["198.18.0.2".to_owned()], false, NOW);
+    let inbound: SocketAddr = "198.18.0.2:40000".parse().unwrap();
+    let mut connected = OwnConnections::default();
+    connected.inbound_from.insert(inbound.ip());
+    connected.peers.insert(peer(4), (PeerUid(4), inbound));
+    let attempts = evaluate(&mut dialer, &connected, NOW);
+    let [Attempt::Dial { target_addr, identify_first: true, .. }] = &attempts[..] else {
+        panic!("{attempts:?}")
+    };
+    let conn = ConnectionId(1);
+    dialer.on_dial_started(target_addr, conn);
+    // The peer that dialled us answers: its connection is shown, and the target needs no row.
+    dialer.on_peer_identified(target_addr, conn, peer(4), PeerUid(4));
+    dialer.on_disconnected(target_addr, conn, "is connected".into(), Retry::Recheck, &mut rng(1), NOW);
+    assert!(evaluate(&mut dialer, &connected, NOW).is_empty());
+    let topology = topology(peer(1));
+    let mut all = dialer.targets(&connected, &topology, Now { mono: NOW, wall: Duration::ZERO });
+    let status = all.next().unwrap();
+    assert_eq!((status.state, status.elsewhere), (TargetState::Suspended, None));
+}
+
+#[test]
+fn address_of_a_lost_peer_is_dialled_while_no_peer_is_connected() {
+    let none = OwnConnections::default();
+    let mut connected = OwnConnections::default();
+    let other: SocketAddr = "10.0.0.3:6783".parse().unwrap();
+    connected.peers.insert(peer(3), (PeerUid(3), other));
+    for own_address_lost in [false, true] {
+        let mut dialer = Dialer::new(6783, true);
+        let inbound = "10.0.0.2:40000".parse().unwrap();
+        dialer.on_contact_lost(peer(2), inbound, false, own_address_lost, NOW);
+        let with_others = dial(&mut dialer, &connected, NOW);
+        assert_eq!(with_others.len(), usize::from(own_address_lost));
+        let mut dialer = Dialer::new(6783, true);
+        dialer.on_contact_lost(peer(2), inbound, false, own_address_lost, NOW);
+        let (target_addr, addr, _) = dial(&mut dialer, &none, after(1e5))[0].clone();
+        assert_eq!(addr.to_string(), "10.0.0.2:6783");
+        assert!(dialer.accepts_unknown(&target_addr));
+        connected.peers.insert(peer(2), (PeerUid(2), other));
+        evaluate(&mut dialer, &connected, after(1e5));
+        connected.peers.remove(&peer(2));
+        assert!(!dialer.accepts_unknown(&target_addr), "forgotten once the peer is connected");
+    }
 }
 
 #[test]
@@ -275,7 +390,7 @@ fn host_names_are_looked_up_at_each_attempt() {
         let now = dialer.next_due().unwrap();
         let id = resolve_id(&mut dialer, now);
         assert_eq!(dialer.on_resolved(ResolveId(id.0 + 1), Ok(ips.clone()), &none, &mut rng(1), now), None);
-        let Some(Attempt::Dial { target_addr, addr }) =
+        let Some(Attempt::Dial { target_addr, addr, .. }) =
             dialer.on_resolved(id, Ok(ips.clone()), &none, &mut rng(1), now)
         else {
             panic!()
@@ -290,9 +405,9 @@ fn host_names_are_looked_up_at_each_attempt() {
         "in next_ip, IPv4 first"
     );
 
-    // All addresses of the name have dialled us.
-    let connected =
-        OwnConnections { inbound_from: ips.iter().copied().collect(), ..OwnConnections::default() };
+    // All addresses of the name are connected.
+    let remotes = ips.iter().map(|ip| SocketAddr::new(*ip, 6783)).collect();
+    let connected = OwnConnections { remotes, ..OwnConnections::default() };
     assert!(evaluate(&mut dialer, &connected, after(1e6)).is_empty());
     assert_eq!(states(&dialer)[0].1, TargetState::Suspended);
 }

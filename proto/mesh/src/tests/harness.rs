@@ -67,6 +67,8 @@ pub(crate) struct Host {
     pub(crate) mesh: Mesh,
     pub(crate) channels: Sets,
     pub(crate) up: bool,
+    /// The host that answers at this one's address.
+    pub(crate) forwarded_to: Option<usize>,
     /// The data path of this host is never established.
     pub(crate) overlay_fails: bool,
     /// Bytes written to this host are never acknowledged to the writer.
@@ -105,6 +107,7 @@ pub(crate) struct Net {
 
 /// Wall-clock time at the start.
 const START: Duration = Duration::from_secs(1_800_000_000);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1500);
 pub(crate) const LATENCY: Duration = Duration::from_millis(5);
 
 impl Net {
@@ -136,6 +139,7 @@ impl Net {
             mesh,
             channels: Sets { names: vec!["set"], ..Sets::default() },
             up: true,
+            forwarded_to: None,
             overlay_fails: false,
             stuck: false,
             events: Vec::new(),
@@ -176,6 +180,12 @@ impl Net {
         self.hosts[i].wake.map(|wake| self.timers.remove(&(wake, i)));
         self.pipes.retain(|here, there| here.0 != i && there.0 != i);
         self.in_flight.retain(|_, (host, ..)| *host != i);
+    }
+
+    /// Gives the host another address, and returns the old one. Its connections carry nothing any more.
+    pub(crate) fn move_host(&mut self, i: usize, ip: IpAddr) -> IpAddr {
+        self.pipes.retain(|here, there| here.0 != i && there.0 != i);
+        std::mem::replace(&mut self.hosts[i].ip, ip)
     }
 
     /// The process ends: its connections are closed.
@@ -265,8 +275,19 @@ impl Net {
                     self.post(LATENCY, to, there, Delivery::Closed);
                 }
             }
+            Output::Probe { conn } => {
+                let broken = match self.pipes.get(&(i, conn)) {
+                    Some((to, there)) => !self.pipes.contains_key(&(*to, *there)),
+                    None => true,
+                };
+                if broken {
+                    self.post(PROBE_TIMEOUT, i, conn, Delivery::Closed);
+                }
+            }
             Output::Dial { conn, addr } => {
-                let found = self.hosts.iter().position(|h| h.up && h.ip == addr.ip() && addr.port() == 6783);
+                let found = self.hosts.iter().position(|h| h.ip == addr.ip() && addr.port() == 6783);
+                let found = found.map(|to| self.hosts[to].forwarded_to.unwrap_or(to));
+                let found = found.filter(|&to| self.hosts[to].up);
                 match found
                     .filter(|&to| !self.separated.contains(&(i, to)) && !self.separated.contains(&(to, i)))
                 {

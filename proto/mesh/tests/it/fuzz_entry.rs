@@ -18,6 +18,7 @@ pub(crate) fn handshake(data: &[u8]) {
         min_protocol: 1 + (options >> 1 & 1),
         max_protocol: 2 - (options >> 2 & 1),
         outbound: options & 8 != 0,
+        identify_first: options & 16 != 0,
     };
     let run = |size: usize| {
         let mut handshake = Handshake::new(config.clone(), [0x55; 32]);

@@ -39,6 +39,7 @@ fn side(json: &Json, own: &str) -> Handshake {
         min_protocol: byte(&json[format!("{own}_header")]["min"]),
         max_protocol: byte(&json[format!("{own}_header")]["max"]),
         outbound: (own == "a") == json["a_is_outbound"].as_bool().unwrap(),
+        ..HandshakeConfig::default()
     };
     let private = &json[format!("{own}_private_key")];
     Handshake::new(config, if private.is_null() { [0; 32] } else { key(private) })
@@ -169,6 +170,7 @@ fn failures_have_the_errors_of_2_8_1() {
                 min_protocol: byte(&json["our_min"]),
                 max_protocol: byte(&json["our_max"]),
                 outbound: true,
+                ..HandshakeConfig::default()
             };
             let mut handshake = Handshake::new(config, [7; 32]);
             let stream = bytes(&json["remote_bytes"]);
