@@ -380,6 +380,7 @@ impl Mesh {
         let peer = running.peer;
         self.name_conflict = None;
         self.only_target_reported = false;
+        self.dialer.on_established(peer);
         self.topology.establish(peer);
         self.apply_topology_changes(now);
         self.log_event(conn, ConnectionEvent::Established);

@@ -264,6 +264,11 @@ impl Dialer {
         }
     }
 
+    /// A connection with the peer is established. Before that the peer may still end it in favour of one that is dead.
+    pub(crate) fn on_established(&mut self, peer: PeerName) {
+        self.last_met.retain(|_, met| met.peer != peer);
+    }
+
     /// The addresses or routes of this host have changed: what was learnt about targets may not be true any more.
     pub(crate) fn on_network_change(&mut self, now: Instant) {
         for target in self.targets.values_mut() {
@@ -358,10 +363,10 @@ impl Dialer {
                     }
                 }
             }
-            self.last_met.retain(|_, met| !connected.peers.contains_key(&met.peer));
             let dialled = self
                 .last_met
                 .iter()
+                .filter(|(_, met)| !connected.peers.contains_key(&met.peer))
                 .filter(|(_, met)| connected.peers.is_empty() || now < met.dial_until)
                 .filter(|(addr, _)| {
                     !addr.ip().is_some_and(|ip| connected.remotes.contains(&addr.socket_addr(ip)))

@@ -312,7 +312,8 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     step("if our daemon cannot start, 2.8.1 keeps running");
     std::fs::write(&on_disk, sample).unwrap();
     let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
-    let failed = weave(h1, &program, &["launch", "--take-over"]);
+    let take_over = ["launch", "--take-over", "--ipalloc-range", "10.2.0.0/24"];
+    let failed = weave(h1, &program, &take_over);
     assert!(failed.code == Some(1) && failed.stderr.contains("port 6783"), "{failed}");
     assert_eq!(
         (inspect("{{.Id}}", "weave"), inspect(policy, "weave")),
@@ -320,7 +321,7 @@ fn container_of_2_8_1_is_taken_over_and_handed_back() {
     );
     drop(busy);
 
-    let taken = weave(h1, &program, &["launch", "--take-over"]);
+    let taken = weave(h1, &program, &take_over);
     assert!(
         taken.success() && taken.stderr.contains("stopped the original Weave Net (container weave"),
         "{taken}"
