@@ -14,7 +14,7 @@ pub(crate) struct Setting {
     tree: &'static str,
     key: &'static str,
     value: &'static str,
-    /// What it is needed for, as the end of "...: <purpose>".
+    /// What it is needed for, as the end of `...: <purpose>`.
     purpose: &'static str,
     /// Whether the device cannot be used without it. A kernel that does not have the setting does not need it.
     required: bool,
