@@ -75,12 +75,17 @@ impl HostName {
 
     /// Whether this name is `domain` or below it.
     pub fn is_within(&self, domain: &HostName) -> bool {
-        let mut rest = &self.key[..];
-        while rest.len() > domain.key.len() {
-            rest = &rest[1 + usize::from(rest[0])..];
-        }
-        *rest == *domain.key
+        is_within(&self.key, &domain.key)
     }
+}
+
+/// Whether a name is `domain` or below it, both in wire format and lower case.
+pub(crate) fn is_within(name: &[u8], domain: &[u8]) -> bool {
+    let mut rest = name;
+    while rest.len() > domain.len() {
+        rest = &rest[1 + usize::from(rest[0])..];
+    }
+    *rest == *domain
 }
 
 impl fmt::Display for HostName {
