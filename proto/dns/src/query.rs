@@ -1,7 +1,7 @@
 //! Reads queries.
 
 use domain::base::header::HeaderSection;
-use domain::base::iana::{Opcode, Rtype};
+use domain::base::iana::{Class, Opcode, Rtype};
 use domain::base::message_builder::QuestionBuilder;
 use domain::base::{Header, Message, MessageBuilder, ParsedName, Question, ToName};
 use domain::dep::octseq::array::Array;
@@ -14,6 +14,8 @@ const MAX_NAME_LEN: usize = 255;
 pub(crate) const PLAIN_UDP_LIMIT: usize = 512;
 /// Largest answer over UDP, whatever a client offers: an address that is forged cannot be flooded with much.
 const MAX_UDP_LIMIT: usize = 4096;
+/// The DO bit in the TTL of an OPT record (RFC 6891 6.1.3).
+const DNSSEC_OK: u32 = 0x8000;
 
 /// How a query arrived and its answer leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +31,7 @@ pub enum Transport {
 pub(crate) struct Edns {
     /// Largest answer over UDP.
     udp_limit: u16,
+    pub(crate) dnssec_ok: bool,
 }
 
 /// A name in wire format, in lower case.
@@ -73,7 +76,8 @@ impl<'a> Query<'a> {
         for record in message.additional().ok()? {
             let record = record.ok()?;
             if record.rtype() == Rtype::OPT && edns.is_none() {
-                edns = Some(Edns { udp_limit: record.class().to_int() });
+                let dnssec_ok = record.ttl().as_secs() & DNSSEC_OK != 0;
+                edns = Some(Edns { udp_limit: record.class().to_int(), dnssec_ok });
             }
         }
         let mut name = NameKey::new();
@@ -89,6 +93,10 @@ impl<'a> Query<'a> {
 
     pub(crate) fn qtype(&self) -> Rtype {
         self.question.qtype()
+    }
+
+    pub(crate) fn qclass(&self) -> Class {
+        self.question.qclass()
     }
 
     /// Largest answer that the client accepts. A size below 512 is taken literally, as 2.8.1 does (vector

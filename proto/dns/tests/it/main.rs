@@ -3,6 +3,7 @@
 
 mod answer;
 mod corpus;
+mod forwarder;
 mod fuzz_entry;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;

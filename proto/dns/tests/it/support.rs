@@ -3,9 +3,11 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use domain::base::iana::{Class, Rtype};
+use domain::base::iana::{Class, Rcode, Rtype};
 use domain::base::name::Name;
-use domain::base::{MessageBuilder, Question};
+use domain::base::record::Ttl;
+use domain::base::{Header, Message, MessageBuilder, Question, Serial};
+use domain::rdata::{A, Soa};
 use serde_json::Value;
 use weave_dns::{HostName, Names};
 use weave_types::PeerName;
@@ -39,9 +41,19 @@ pub(crate) fn recorded_names() -> Names {
 
 /// A query with a question for each of the names, and an OPT record if `edns` is given.
 pub(crate) fn query(questions: &[(&str, Rtype)], edns: Option<u16>) -> Vec<u8> {
+    query_with(questions, edns, |_| {})
+}
+
+/// The same with other flags.
+pub(crate) fn query_with(
+    questions: &[(&str, Rtype)],
+    edns: Option<u16>,
+    change: impl FnOnce(&mut Header),
+) -> Vec<u8> {
     let mut builder = MessageBuilder::new_vec();
     builder.header_mut().set_id(0x1234);
     builder.header_mut().set_rd(true);
+    change(builder.header_mut());
     let mut builder = builder.question();
     for (name, rtype) in questions {
         let name: Name<Vec<u8>> = name.parse().unwrap();
@@ -55,6 +67,73 @@ pub(crate) fn query(questions: &[(&str, Rtype)], edns: Option<u16>) -> Vec<u8> {
                 Ok(())
             })
             .unwrap();
+    }
+    builder.finish()
+}
+
+/// What a server answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    rcode: Rcode,
+    ttl: u32,
+    addrs: Vec<Ipv4Addr>,
+    /// TTL and minimum of a SOA record.
+    soa: Option<(u32, u32)>,
+    truncated: bool,
+    authoritative: bool,
+}
+
+impl Reply {
+    pub(crate) fn error(rcode: Rcode) -> Reply {
+        Reply { rcode, ttl: 0, addrs: Vec::new(), soa: None, truncated: false, authoritative: false }
+    }
+
+    pub(crate) fn addresses(ttl: u32, count: u8) -> Reply {
+        let addrs = (0..count).map(|n| Ipv4Addr::new(192, 0, 2, n)).collect();
+        Reply { ttl, addrs, ..Reply::error(Rcode::NOERROR) }
+    }
+
+    pub(crate) fn address(ttl: u32) -> Reply {
+        Reply::addresses(ttl, 1)
+    }
+
+    pub(crate) fn soa(self, ttl: u32, minimum: u32) -> Reply {
+        Reply { soa: Some((ttl, minimum)), ..self }
+    }
+
+    pub(crate) fn truncated(self) -> Reply {
+        Reply { truncated: true, ..self }
+    }
+
+    pub(crate) fn authoritative(self) -> Reply {
+        Reply { authoritative: true, ..self }
+    }
+}
+
+/// The answer of a server to a query.
+pub(crate) fn answer_to(query: &[u8], reply: Reply) -> Vec<u8> {
+    let query = Message::from_slice(query).unwrap();
+    let question = query.first_question().unwrap();
+    let mut builder = MessageBuilder::new_vec();
+    let header = builder.header_mut();
+    *header = query.header();
+    header.set_qr(true);
+    header.set_ra(true);
+    header.set_aa(reply.authoritative);
+    header.set_tc(reply.truncated);
+    header.set_rcode(reply.rcode);
+    let mut builder = builder.question();
+    builder.push(question).unwrap();
+    let mut builder = builder.answer();
+    for addr in reply.addrs {
+        builder.push((question.qname(), Class::IN, Ttl::from_secs(reply.ttl), A::new(addr))).unwrap();
+    }
+    let mut builder = builder.authority();
+    if let Some((ttl, minimum)) = reply.soa {
+        let name = || "example.com".parse::<Name<Vec<u8>>>().unwrap();
+        let seconds = Ttl::from_secs(minimum);
+        let soa = Soa::new(name(), name(), Serial(1), seconds, seconds, seconds, seconds);
+        builder.push((name(), Class::IN, Ttl::from_secs(ttl), soa)).unwrap();
     }
     builder.finish()
 }
