@@ -198,6 +198,7 @@ impl Core {
                 }
                 Output::Datagram { destination, bytes } => self.datapath.transmit(destination, &bytes),
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
+                Output::NamesChanged => {}
                 Output::Event(event) => self.log_event(&event),
             }
         }
@@ -249,6 +250,7 @@ impl Core {
             weave_node::Event::MacConflict { .. }
             | weave_node::Event::MacTableFull { .. }
             | weave_node::Event::PathBlocked { .. }
+            | weave_node::Event::Dns(_)
             | weave_node::Event::Ipam(
                 weave_ipam::Event::Conflict { .. }
                 | weave_ipam::Event::QuorumTooSmall { .. }

@@ -295,7 +295,7 @@ async fn prepare(
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
     let (ipam, allocation) = load_allocation(config, name, uid, takeover.database())?.unzip();
-    let mut node = Node::new(weave_node::Config { mesh, ipam }, rng, clock.now());
+    let mut node = Node::new(weave_node::Config { mesh, ipam, dns: None }, rng, clock.now());
     let device = names.device.clone();
     let data = DatapathConfig {
         device: Some(device.clone()),

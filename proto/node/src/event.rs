@@ -23,6 +23,8 @@ pub enum Event {
     },
     /// An event of address allocation.
     Ipam(weave_ipam::Event),
+    /// An event of the registry of names.
+    Dns(weave_dns::RegistryEvent),
     /// An event of the overlays of one connection.
     Overlay {
         /// The peer at the other end, `NAME(NICK)`.
@@ -101,6 +103,7 @@ impl fmt::Display for Event {
             ),
             Event::PathUnblocked { peer } => write!(f, "UDP passes between this host and {peer}"),
             Event::Ipam(event) => write_ipam_event(event, f),
+            Event::Dns(event) => event.fmt(f),
             Event::Overlay { peer, text } => write!(f, "overlay_switch ->[{peer}] {text}"),
             Event::LocalMac(mac) => write!(f, "Discovered local MAC {mac}"),
             Event::RemoteMac { mac, peer, was: None } => write!(f, "Discovered remote MAC {mac} at {peer}"),

@@ -1,5 +1,5 @@
-//! A complete peer: the mesh, the MAC table, the overlays of each connection and, if it is enabled, address
-//! allocation.
+//! A complete peer: the mesh, the MAC table, the overlays of each connection and, if they are enabled, address
+//! allocation and names.
 //!
 //! [`Node`] owns these state machines and passes the outputs of one to the inputs of another; it has no protocol logic of its own. The
 //! driver carries out the remaining outputs: [`Output`]. The daemon drives the node with sockets and clocks, the simulator
@@ -8,7 +8,8 @@
 //! ```text
 //!   bytes, dials, time ──▶ mesh ──▶ overlay prepare/confirm/control ──▶ OverlaySwitch + SleeveControl per connection
 //!                           ▲ ▲                                           │ established, failed, control
-//!                           └▶ IpamChannels ⇄ Allocator (channel IPallocation; requests by [`Node::with_allocator`])
+//!                           └▶ NodeChannels ⇄ Allocator (channel IPallocation; requests by [`Node::with_allocator`])
+//!                           │            └──⇄ Registry (channel nameserver; changes by [`Node::with_registry`])
 //!  events of data threads ──┼─┴───────────────────────────────────────────┘
 //!                           └▶ MacTable ──▶ Tables (published to the data threads)
 //! ```
@@ -19,7 +20,9 @@
 #![warn(missing_docs)]
 
 mod blocked_paths;
+mod channels;
 mod connections;
+mod dns;
 mod event;
 mod ipam;
 mod mac_log;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
+use weave_dns::{Registry, RegistryConfig};
 use weave_ipam::Allocator;
 use weave_mesh::{Mesh, ResolveId};
 use weave_overlay::ForwarderEvent;
@@ -13,7 +14,9 @@ use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
 use crate::blocked_paths::BlockedPaths;
+use crate::channels::NodeChannels;
 use crate::connections::{Connection, ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, overlays};
+use crate::dns::{Dns, DnsChannels};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
 use crate::mac_log::MacLog;
@@ -34,12 +37,14 @@ pub struct Config {
     pub mesh: weave_mesh::Config,
     /// Parameters of address allocation. `None` disables it; its gossip is still forwarded for other peers.
     pub ipam: Option<IpamConfig>,
+    /// Parameters of names. `None` disables them; their gossip is still forwarded for other peers.
+    pub dns: Option<RegistryConfig>,
 }
 
 impl Config {
-    /// Creates parameters without address allocation.
+    /// Creates parameters without address allocation and names.
     pub fn new(mesh: weave_mesh::Config) -> Config {
-        Config { mesh, ipam: None }
+        Config { mesh, ipam: None, dns: None }
     }
 }
 
@@ -52,6 +57,7 @@ pub struct Node {
     connections: Connections,
     blocked_paths: BlockedPaths,
     ipam: Ipam,
+    dns: Dns,
     outputs: VecDeque<Output>,
     tables: Option<Arc<Tables>>,
     /// Whether `tables` is out of date.
@@ -91,6 +97,7 @@ impl Node {
             connections: Connections::default(),
             blocked_paths: BlockedPaths::default(),
             ipam,
+            dns: Dns::new(config.dns.map(Registry::new)),
             outputs: VecDeque::new(),
             tables: None,
             stale: true,
@@ -165,7 +172,10 @@ impl Node {
 
     /// Bytes have arrived on a TCP connection.
     pub fn handle_stream(&mut self, conn: ConnectionId, bytes: &[u8], now: Now) {
-        let mut channels = IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs };
+        let mut channels = NodeChannels {
+            ipam: IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs },
+            dns: DnsChannels { dns: &mut self.dns },
+        };
         self.mesh.handle_stream(conn, bytes, &mut channels, now);
         self.process_outputs(now);
     }
@@ -211,10 +221,16 @@ impl Node {
 
     /// Handles all timers that are due. Calling it late or too often is harmless.
     pub fn handle_timeout(&mut self, now: Now) {
-        let mut channels = IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs };
+        let mut channels = NodeChannels {
+            ipam: IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs },
+            dns: DnsChannels { dns: &mut self.dns },
+        };
         self.mesh.handle_timeout(&mut channels, now);
         if let Some(allocator) = &mut self.ipam.allocator {
             allocator.handle_timeout(now);
+        }
+        if let Some(registry) = &mut self.dns.registry {
+            registry.handle_timeout(now);
         }
         self.connections.handle_timeout(now);
         if now.mono >= self.next_expiry {
@@ -252,6 +268,18 @@ impl Node {
         self.ipam.allocator.as_ref()
     }
 
+    /// Gives the registry of names an input and processes its outputs; `None` if names are disabled.
+    pub fn with_registry<R>(&mut self, now: Now, input: impl FnOnce(&mut Registry) -> R) -> Option<R> {
+        let result = self.dns.registry.as_mut().map(input);
+        self.process_outputs(now);
+        result
+    }
+
+    /// The registry of names for inspection; `None` if names are disabled. Inputs go through [`Node::with_registry`].
+    pub fn registry(&self) -> Option<&Registry> {
+        self.dns.registry.as_ref()
+    }
+
     /// Why no address may be given out, if another host has our name.
     pub fn name_conflict(&self) -> Option<&str> {
         self.mesh.name_conflict()
@@ -269,7 +297,8 @@ impl Node {
         let expiry = Some((self.next_expiry, "MAC expiry"));
         let publish = self.publish_macs_at.map(|at| (at, "publication of MACs"));
         let summary = self.mac_log.poll_timeout();
-        [self.mesh.poll_timeout(), self.connections.poll_timeout(), ipam, expiry, publish, summary]
+        let dns = self.dns.registry.as_ref().and_then(Registry::poll_timeout);
+        [self.mesh.poll_timeout(), self.connections.poll_timeout(), ipam, dns, expiry, publish, summary]
             .into_iter()
             .flatten()
             .min_by_key(|(at, _)| *at)
@@ -421,7 +450,9 @@ impl Node {
         loop {
             if let Some(output) = self.mesh.poll_output() {
                 self.handle_mesh_output(output, now);
-            } else if self.ipam.process_output(&mut self.mesh, &mut self.outputs, now) {
+            } else if self.ipam.process_output(&mut self.mesh, &mut self.outputs, now)
+                || self.dns.process_output(&mut self.mesh, &mut self.outputs, now)
+            {
             } else if let Some((conn, output)) = self.connections.poll_output() {
                 self.handle_connection_output(conn, output, now);
             } else {
@@ -475,25 +506,33 @@ impl Node {
             }
             Mesh::RoutesChanged => {
                 self.stale = true;
-                self.ipam.peers_stale = true;
+                self.set_peers_stale();
                 return;
             }
             Mesh::PeerRemoved(peer) => {
                 self.blocked_paths.end(peer);
                 self.stale |= !self.macs.forget_peer(peer).is_empty();
-                self.ipam.peers_stale = true;
+                self.set_peers_stale();
                 if let Some(allocator) = &mut self.ipam.allocator {
                     allocator.handle_peer_removed(peer, now);
+                }
+                if let Some(registry) = &mut self.dns.registry {
+                    registry.handle_peer_removed(peer);
                 }
                 return;
             }
             Mesh::PeersChanged => {
-                self.ipam.peers_stale = true;
+                self.set_peers_stale();
                 return;
             }
             Mesh::ShortIdsInvalidated => return,
         };
         self.outputs.push_back(passed_on);
+    }
+
+    fn set_peers_stale(&mut self) {
+        self.ipam.peers_stale = true;
+        self.dns.peers_stale = true;
     }
 
     fn handle_connection_output(&mut self, conn: ConnectionId, output: ConnectionOutput, now: Now) {

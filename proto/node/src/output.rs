@@ -61,6 +61,9 @@ pub enum Output {
     },
     /// The tables have changed: publish [`Node::tables`](crate::Node::tables) to the data threads.
     TablesChanged,
+    /// The live names have changed: publish [`Registry::names`](weave_dns::Registry::names) of
+    /// [`Node::registry`](crate::Node::registry) to the DNS server.
+    NamesChanged,
     /// Log this event.
     Event(Event),
 }

@@ -56,7 +56,7 @@ impl Peer {
             ..weave_ipam::Config::new(name, uid, "host-a", setup.range)
         };
         let mesh = weave_mesh::Config::new(name, "host-a".to_owned(), uid);
-        let config = weave_node::Config { mesh, ipam: Some(IpamConfig { config, loaded }) };
+        let config = weave_node::Config { mesh, ipam: Some(IpamConfig { config, loaded }), dns: None };
         let now = Now { mono: Instant::ORIGIN, wall: Duration::from_secs(1_700_000_000) };
         let node = Node::new(config, ChaCha12Rng::seed_from_u64(1), now);
         Peer { node, allocation, start: std::time::Instant::now() }
@@ -247,7 +247,7 @@ fn own_networks_are_those_of_the_ring() {
     assert_eq!(own_networks(&peer.node), networks("10.2.0.0/25 10.2.0.128/26"));
 
     let mesh = weave_mesh::Config::new(peer.node.name(), "host-a".to_owned(), PeerUid(7));
-    let config = weave_node::Config { mesh, ipam: None };
+    let config = weave_node::Config { mesh, ipam: None, dns: None };
     let off = Node::new(config, ChaCha12Rng::seed_from_u64(1), peer.now());
     assert_eq!(own_networks(&off), [], "no addresses are allocated");
 }

@@ -5,6 +5,10 @@ mod answer;
 mod corpus;
 mod forwarder;
 mod fuzz_entry;
+mod registry;
+mod registry_properties;
+mod registry_support;
+mod registry_vectors;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
 mod support;

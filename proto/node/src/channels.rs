@@ -1,0 +1,56 @@
+//! Passes the messages of each gossip channel to its receiver.
+
+use weave_mesh::Channels;
+use weave_types::{Now, PeerName};
+
+use crate::dns::DnsChannels;
+use crate::ipam::IpamChannels;
+
+/// The channels of address allocation and of names.
+pub(crate) struct NodeChannels<'a> {
+    pub(crate) ipam: IpamChannels<'a>,
+    pub(crate) dns: DnsChannels<'a>,
+}
+
+impl NodeChannels<'_> {
+    fn receiver(&mut self, channel: &str) -> &mut dyn Channels {
+        if channel == weave_dns::CHANNEL { &mut self.dns } else { &mut self.ipam }
+    }
+}
+
+impl Channels for NodeChannels<'_> {
+    fn names(&self) -> &[&'static str] {
+        const ALL: [&str; 2] = [weave_ipam::CHANNEL, weave_dns::CHANNEL];
+        match (self.ipam.names(), self.dns.names()) {
+            ([], dns) => dns,
+            (ipam, []) => ipam,
+            _ => &ALL,
+        }
+    }
+
+    fn on_unicast(&mut self, channel: &str, src: PeerName, payload: &[u8], now: Now) -> Result<(), String> {
+        self.receiver(channel).on_unicast(channel, src, payload, now)
+    }
+
+    fn on_broadcast(
+        &mut self,
+        channel: &str,
+        src: PeerName,
+        payload: &[u8],
+        now: Now,
+    ) -> Result<Option<Vec<u8>>, String> {
+        self.receiver(channel).on_broadcast(channel, src, payload, now)
+    }
+
+    fn on_gossip(&mut self, channel: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String> {
+        self.receiver(channel).on_gossip(channel, payload, now)
+    }
+
+    fn state(&mut self, channel: &str, now: Now) -> Option<Vec<u8>> {
+        self.receiver(channel).state(channel, now)
+    }
+
+    fn merge(&mut self, channel: &str, queued: &mut Vec<u8>, more: &[u8]) {
+        self.receiver(channel).merge(channel, queued, more);
+    }
+}
