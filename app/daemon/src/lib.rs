@@ -14,6 +14,7 @@ pub mod config;
 mod containers;
 mod control;
 mod core;
+mod dns;
 mod docker_monitor;
 mod host;
 mod http;
@@ -36,6 +37,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[doc(hidden)]
 pub mod testing {
     pub use crate::control::{Control, Request};
+    pub use crate::dns::{DnsCounts, DnsServer, ListenError, MayRecurse, ServerConfig};
     pub use crate::http::{Access, Limits, Listener, serve_connection};
     pub use crate::telemetry::metrics::Snapshot;
 }

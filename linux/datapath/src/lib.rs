@@ -11,6 +11,7 @@
 //! * [`Datapath`] is the daemon's handle: it starts and stops the threads, publishes tables to them, sends control
 //!   datagrams and reads counters. The events of the threads arrive at an [`EventReceiver`].
 //! * `packet`: capture and injection with virtio headers; `udp`: the two sockets of the sleeve port.
+//! * [`ServerSocket`], which has nothing to do with frames: requests and answers in batches, for the DNS server.
 //!
 //! `weave_overlay::forward` decides what happens to frames and datagrams, and runs unchanged in the simulator. This crate moves
 //! bytes in large units: super-frames are read from and written to the bridge whole, datagrams are sealed in the send buffer
@@ -24,6 +25,7 @@ mod error;
 mod events;
 mod io;
 mod packet;
+mod server_socket;
 mod stats;
 #[expect(unsafe_code, reason = "system calls that take pointers")]
 mod sys;
@@ -34,6 +36,7 @@ mod udp;
 pub use datapath::{Datapath, DatapathConfig, DatapathStats};
 pub use error::StartError;
 pub use events::{DatapathEvent, EventReceiver};
+pub use server_socket::{Answer, Request, ServerBuffers, ServerSocket};
 pub use stats::{Counts, DeviceState};
 pub use udp::OpenUdpError;
 

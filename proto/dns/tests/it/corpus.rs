@@ -6,3 +6,8 @@ use crate::{fuzz_entry, replay};
 fn queries() {
     replay::replay("dns_query", 4000, fuzz_entry::query);
 }
+
+#[test]
+fn answers_of_servers() {
+    replay::replay("dns_answer", 4000, fuzz_entry::answers);
+}

@@ -1,13 +1,18 @@
 //! Handles arbitrary messages. The fuzz targets and the tests that replay their corpora share this module.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::base::Message;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
-use weave_dns::{AnswerConfig, ErrorCode, HostName, Names, Responder, Transport, Verdict, answer_with_error};
-use weave_types::PeerName;
+use weave_dns::{
+    AnswerConfig, ErrorCode, Forwarder, ForwarderConfig, ForwarderOutput, HostName, Names, Responder,
+    Transport, Verdict, answer_with_error,
+};
+use weave_types::{Instant, PeerName};
 
 /// Any bytes as a query to local names. An answer has the id of the query, is well-formed and no longer than what the client
 /// accepts.
@@ -50,4 +55,92 @@ fn check_answer(query: &[u8], answer: &[u8], transport: Transport) {
         Transport::Tcp => usize::from(u16::MAX),
     };
     assert!(answer.len() <= limit, "{} bytes for a limit of {limit}", answer.len());
+}
+
+/// A sequence of queries of clients, messages of servers and time. Each step has three bytes (what, for whom, length) and a
+/// message. What a server sends gets the id of its exchange, so that its content is looked at. Every query has one reply at most,
+/// and in the end each has one.
+pub(crate) fn answers(mut data: &[u8]) {
+    let config = ForwarderConfig {
+        max_waiting: 8,
+        max_waiting_per_client: 4,
+        cache_bytes: 32 << 10,
+        ..Default::default()
+    };
+    let mut forwarder = Forwarder::new(config, [1; 32]);
+    forwarder.set_servers(vec![([10, 0, 0, 1], 53).into(), ([10, 0, 0, 2], 53).into()]);
+    let mut now = Instant::ORIGIN;
+    let mut queries: Vec<(Transport, &[u8])> = Vec::new();
+    let mut replied = Vec::new();
+    let mut exchanges = BTreeMap::new();
+    while let Some((&[what, whom, len], rest)) = data.split_first_chunk::<3>() {
+        let (message, rest) = rest.split_at(usize::from(len).min(rest.len()));
+        data = rest;
+        let transport = if what & 8 == 0 { Transport::Udp } else { Transport::Tcp };
+        match what % 4 {
+            0 => {
+                let from = IpAddr::V4(Ipv4Addr::new(10, 0, 0, whom % 4));
+                forwarder.handle_query(queries.len(), from, transport, message, now);
+                queries.push((transport, message));
+            }
+            1 => {
+                let open = exchanges.len().max(1);
+                if let Some((exchange, query)) = exchanges.iter().nth(usize::from(whom) % open) {
+                    let query: &Vec<u8> = query;
+                    let mut message = message.to_vec();
+                    if message.len() >= 2 && what & 16 == 0 {
+                        message[..2].copy_from_slice(&query[..2]);
+                    }
+                    forwarder.handle_answer(*exchange, &message, now);
+                }
+            }
+            2 => {
+                now += Duration::from_millis(u64::from(whom) * 100);
+                forwarder.handle_timeout(now);
+            }
+            _ => {
+                let open = exchanges.len().max(1);
+                if let Some(exchange) = exchanges.keys().nth(usize::from(whom) % open).copied() {
+                    forwarder.handle_failure(exchange, now);
+                }
+            }
+        }
+        drain(&mut forwarder, &queries, &mut replied, &mut exchanges);
+        assert!(forwarder.waiting() <= 8 && exchanges.len() <= 8);
+        assert!(forwarder.cache_bytes() <= 32 << 10);
+    }
+    while let Some((at, _)) = forwarder.poll_timeout() {
+        now = at;
+        forwarder.handle_timeout(now);
+        drain(&mut forwarder, &queries, &mut replied, &mut exchanges);
+    }
+    assert_eq!((forwarder.waiting(), exchanges.len()), (0, 0));
+    replied.sort_unstable();
+    let mut whole = Vec::new();
+    let mut out = Vec::new();
+    for (n, (_, query)) in queries.iter().enumerate() {
+        if answer_with_error(query, ErrorCode::ServerFailure, &mut out) {
+            whole.push(n);
+        }
+    }
+    assert_eq!(replied, whole, "each query has one reply");
+}
+
+fn drain(
+    forwarder: &mut Forwarder<usize>,
+    queries: &[(Transport, &[u8])],
+    replied: &mut Vec<usize>,
+    exchanges: &mut BTreeMap<weave_dns::ExchangeId, Vec<u8>>,
+) {
+    while let Some(output) = forwarder.poll_output() {
+        match output {
+            ForwarderOutput::Ask { exchange, query, .. } => drop(exchanges.insert(exchange, query)),
+            ForwarderOutput::Close(exchange) => drop(exchanges.remove(&exchange).expect("it is open")),
+            ForwarderOutput::Reply { client, answer } => {
+                let (transport, query) = queries[client];
+                check_answer(query, &answer, transport);
+                replied.push(client);
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 mod answer;
 mod corpus;
 mod forwarder;
+mod forwarder_faults;
 mod fuzz_entry;
 mod registry;
 mod registry_properties;

@@ -97,6 +97,10 @@ impl Reply {
         Reply::addresses(ttl, 1)
     }
 
+    pub(crate) fn with_address(ttl: u32, addr: Ipv4Addr) -> Reply {
+        Reply { addrs: vec![addr], ..Reply::address(ttl) }
+    }
+
     pub(crate) fn soa(self, ttl: u32, minimum: u32) -> Reply {
         Reply { soa: Some((ttl, minimum)), ..self }
     }
