@@ -30,7 +30,12 @@ pub(crate) fn rmpeer(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     for peer in &parsed.rest {
         let path = format!("/peer/{}{force}", encode(peer));
         match client.request("DELETE", &path, &[], &[]) {
-            Ok(answer) if (200..300).contains(&answer.status) => print(&answer.body)?,
+            Ok(answer) if (200..300).contains(&answer.status) => {
+                // The first line is what 2.8.1 prints; what follows is for people.
+                let mut lines = answer.body.lines();
+                print(&format!("{}\n", lines.next().unwrap_or_default()))?;
+                lines.for_each(notice);
+            }
             Ok(answer) => {
                 notice(answer.body.trim_end());
                 failed = true;

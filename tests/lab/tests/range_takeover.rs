@@ -136,6 +136,35 @@ fn space_taken_from_a_live_peer_is_contained() {
     claims(&["P-18"]);
 }
 
+/// A peer is reachable as long as another one says that it is connected to it.
+#[test]
+fn rmpeer_waits_until_the_neighbours_of_a_killed_peer_have_noticed() {
+    let Some(lab) = Lab::start("killed", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    launch_mesh(&lab, &[]);
+    on_each_host(&[h1, h2, h3], |host| drop(allocated_container(host, "c")));
+    for host in lab.hosts() {
+        host.wait_established(2, LONG_TIMEOUT);
+    }
+    h2.signal_daemon("STOP");
+    h3.signal_daemon("KILL");
+    h1.wait("the connection with h3 to end", SHORT_TIMEOUT, || {
+        let all = h1.connections();
+        let ended = all.iter().filter(|c| c.state == "established").count() == 1;
+        if ended { Ok(()) } else { Err(format!("{all:#?}")) }
+    });
+    let outcome = std::thread::scope(|scope| {
+        let removal = scope.spawn(|| h1.weave(&["rmpeer", "h3"]));
+        h1.wait("the removal to be tried again", SHORT_TIMEOUT, || {
+            let tried = h1.log().contains("h3 is reachable: its removal is tried again");
+            if tried || removal.is_finished() { Ok(()) } else { Err(h1.log()) }
+        });
+        h2.signal_daemon("CONT");
+        removal.join().unwrap()
+    });
+    assert!(outcome.success() && count_taken(&outcome.stdout, "h3") > 0, "{outcome}");
+}
+
 /// The number that `weave rmpeer` prints.
 #[track_caller]
 fn count_taken(text: &str, peer: &str) -> u32 {

@@ -15,12 +15,15 @@ use super::form::decode;
 use super::response::{Answer, TEXT, error, respond, text_answer};
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::{AllocationInfo, Control};
+use crate::telemetry::printable::printable;
 
 /// Longest id of a container. Docker's have 64 characters; paths of namespaces have at most 4096 bytes.
 const MAX_ID: usize = 4200;
 
 /// For so long the removal of a reachable peer is tried again before it is refused.
-const REMOVAL_WAIT: Duration = Duration::from_secs(2);
+const REMOVAL_WAIT: Duration = Duration::from_secs(3);
+/// After a wait of this length the caller is told why it took so long.
+const REPORTED_REMOVAL_WAIT: Duration = Duration::from_secs(1);
 const REMOVAL_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -103,20 +106,43 @@ pub(super) async fn answer(
         Ok(Parsed::Text(text)) => return Some(text_answer(StatusCode::OK, text)),
         Ok(Parsed::Request(request)) => request,
     };
+    if let AllocationRequest::TakeOver { peer, .. } = &request {
+        return remove_peer(control, info, &request, peer).await;
+    }
+    Some(show(control.allocate(info, request.clone()).await?, &request, form))
+}
+
+/// A peer that has just ended is reachable until its neighbours have told us, which takes a second and a little more.
+async fn remove_peer(
+    control: &Control,
+    info: &AllocationInfo,
+    request: &AllocationRequest,
+    peer: &str,
+) -> Option<Answer> {
     let begun = tokio::time::Instant::now();
+    let mut attempts = 0;
     let response = loop {
         let response = control.allocate(info, request.clone()).await?;
-        // A peer that has just ended is reachable until its neighbours have told us, which takes a second and a little more.
-        let is_reachable = matches!(
-            (&request, &response),
-            (AllocationRequest::TakeOver { .. }, AllocationResponse::Refused(_))
-        );
-        if !is_reachable || begun.elapsed() >= REMOVAL_WAIT {
+        attempts += 1;
+        if !matches!(response, AllocationResponse::Refused(_)) || begun.elapsed() >= REMOVAL_WAIT {
             break response;
+        }
+        if attempts == 1 {
+            tracing::info!(
+                "{} is reachable: its removal is tried again for {} s, in case it has just ended",
+                printable(peer),
+                REMOVAL_WAIT.as_secs()
+            );
         }
         tokio::time::sleep(REMOVAL_RETRY_INTERVAL).await;
     };
-    Some(show(response, &request, form))
+    let AllocationResponse::TakenOver(count) = response else { return Some(show(response, request, &[])) };
+    let mut text = format!("{count} IPs taken over from {peer}\n");
+    if attempts > 1 && begun.elapsed() >= REPORTED_REMOVAL_WAIT {
+        let waited = begun.elapsed().as_secs_f64();
+        text += &format!("waited {waited:.1} s until no other peer was connected to it any more\n");
+    }
+    Some(text_answer(StatusCode::OK, text))
 }
 
 enum Parsed {
@@ -210,9 +236,6 @@ fn show(response: AllocationResponse, request: &AllocationRequest, form: &[(Stri
             respond(StatusCode::OK, Some("application/json"), all.to_json())
         }
         (AllocationResponse::Explanation(text), _) => text_answer(StatusCode::OK, text),
-        (AllocationResponse::TakenOver(count), AllocationRequest::TakeOver { peer, .. }) => {
-            text_answer(StatusCode::OK, format!("{count} IPs taken over from {peer}\n"))
-        }
         // 2.8.1 answered without a body.
         (AllocationResponse::Left(what), _) if form.iter().any(|(k, v)| k == "explain" && v == "true") => {
             respond(StatusCode::OK, Some(TEXT), explain_hand_over(&what))

@@ -129,13 +129,17 @@ async fn serve(dir: &Path, setup: &Setup) -> (std::net::SocketAddr, mpsc::Sender
     let (control, requests) = Control::new(64);
     let control = control.with_allocation(AllocationInfo::new(setup.default_subnet));
     let (target_count_tx, target_count_rx) = mpsc::channel(4);
+    let peer = Peer::new(dir, setup);
+    tokio::spawn(peer.run(requests, target_count_rx));
+    (listen(control).await, target_count_tx)
+}
+
+async fn listen(control: Control) -> std::net::SocketAddr {
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, Access::Control).await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let peer = Peer::new(dir, setup);
-    tokio::spawn(peer.run(requests, target_count_rx));
     tokio::spawn(listener.serve(control));
-    (addr, target_count_tx)
+    addr
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -417,4 +421,33 @@ async fn addresses_survive_a_restart_with_the_same_range() {
     let (other, _) = serve(dir.path(), &Setup::of("10.3.0.0/24", "10.3.0.0/24")).await;
     assert_eq!(call(other, "GET", "/ip").await.body, "{\"owned\":null}\n");
     assert_eq!(call(other, "POST", "/ip/c1").await.body, "10.3.0.1/24");
+}
+
+/// A peer that answers removals only; it refuses `refusals` of them.
+async fn removal_after(refusals: usize) -> Answer {
+    let (control, mut requests) = Control::new(1);
+    let control = control.with_allocation(AllocationInfo::new("10.32.0.0/12".parse().unwrap()));
+    tokio::spawn(async move {
+        let mut refused = 0;
+        while let Some(Request::Allocate { answer, .. }) = requests.recv().await {
+            refused += 1;
+            let _ = answer.send(match refused > refusals {
+                true => AllocationResponse::TakenOver(3),
+                false => AllocationResponse::Refused("reachable".to_owned()),
+            });
+        }
+    });
+    call(listen(control).await, "DELETE", "/peer/h2").await
+}
+
+#[tokio::test]
+async fn removal_of_a_peer_that_has_just_ended_waits_and_says_so() {
+    let refused = removal_after(usize::MAX).await;
+    assert_eq!((refused.status, refused.body.trim_end()), (409, "reachable"));
+    let at_once = removal_after(0).await;
+    assert_eq!((at_once.status, at_once.body.as_str()), (200, "3 IPs taken over from h2\n"));
+    let later = removal_after(11).await;
+    let (first, second) = later.body.split_once('\n').unwrap();
+    assert_eq!((later.status, first), (200, "3 IPs taken over from h2"));
+    assert!(second.starts_with("waited 1.") && second.contains("no other peer was connected"), "{second}");
 }
