@@ -80,6 +80,7 @@ struct Target {
 #[derive(Debug)]
 struct LastMet {
     peer: PeerName,
+    lost_at: Instant,
     /// The address is dialled until then, and afterwards only while no peer is connected.
     dial_until: Instant,
 }
@@ -127,8 +128,7 @@ pub(crate) struct OwnConnections {
 pub(crate) enum Retry {
     /// The next attempt follows after an interval, or immediately if the connection existed for [`RETRY_RESET_AFTER`].
     Later,
-    /// The peer that answered is connected by another connection: the target is dialled again after [`RECHECK_INTERVAL`] or
-    /// more.
+    /// The peer that answered is connected by another connection: the target is dialled again after [`RECHECK_INTERVAL`].
     Recheck,
     /// The next attempt follows only if the user connects again, or the addresses of this host change.
     Never,
@@ -167,11 +167,13 @@ const INITIAL_RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(6 * 60);
 /// After a connection of this duration the next attempt is immediate.
 const RETRY_RESET_AFTER: Duration = Duration::from_secs(60);
-/// First interval between two checks of who answers at a target, while the peer that answered last is connected.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval between two checks of who answers at a target, while the peer that answered last is connected; with the random
+/// part of all intervals, 15 to 45 seconds. It does not grow: the address may pass on to another host at any time, and a
+/// check is one short TCP connection.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The addresses of peers that this host lost contact with because its own addresses changed are dialled for this time.
 const LAST_MET_PERIOD: Duration = Duration::from_secs(10 * 60);
-/// Maximum number of addresses of lost peers.
+/// Maximum number of addresses of lost peers; a further one replaces the oldest.
 const MAX_LAST_MET: usize = 64;
 /// Maximum number of addresses that are learnt from the topology.
 const MAX_DISCOVERED: usize = 8192;
@@ -259,8 +261,12 @@ impl Dialer {
         let port = if outbound { remote.port() } else { self.port };
         let target_addr = TargetAddr { host: Host::Ip(remote.ip()), port: Some(port) };
         let dial_until = if own_address_lost { now + LAST_MET_PERIOD } else { now };
-        if self.last_met.len() < MAX_LAST_MET || self.last_met.contains_key(&target_addr) {
-            self.last_met.insert(target_addr, LastMet { peer, dial_until });
+        self.last_met.insert(target_addr, LastMet { peer, lost_at: now, dial_until });
+        if self.last_met.len() > MAX_LAST_MET {
+            let oldest = self.last_met.iter().min_by_key(|(_, met)| met.lost_at);
+            if let Some(oldest) = oldest.map(|(target_addr, _)| target_addr.clone()) {
+                self.last_met.remove(&oldest);
+            }
         }
     }
 
@@ -322,7 +328,7 @@ impl Dialer {
     }
 
     fn valid_targets(
-        &mut self,
+        &self,
         connected: &OwnConnections,
         topology: &Topology,
         now: Instant,
@@ -538,8 +544,8 @@ impl Dialer {
                 (Retry::Never, _) if !others => target.retry_at = None,
                 (Retry::Later, Some(at)) if now - at > RETRY_RESET_AFTER => target.retry_now(now),
                 (Retry::Recheck, _) if !others => {
-                    target.interval = target.interval.max(RECHECK_INTERVAL);
-                    target.retry_later(rng, now);
+                    target.retry_at = Some(now + randomized(RECHECK_INTERVAL, rng));
+                    target.interval = INITIAL_RETRY_INTERVAL;
                 }
                 _ => {
                     target.next_ip = target.next_ip.wrapping_add(1);
@@ -613,7 +619,7 @@ impl Target {
     }
 
     fn retry_later(&mut self, rng: &mut impl Rng, now: Instant) {
-        self.retry_at = Some(now + self.interval / 2 + self.interval.mul_f64(rng.random::<f64>()));
+        self.retry_at = Some(now + randomized(self.interval, rng));
         self.interval = (self.interval * 3 / 2).min(MAX_RETRY_INTERVAL);
     }
 
@@ -662,6 +668,11 @@ impl fmt::Display for TargetAddr {
             (Host::Name(name), None) => name.fmt(f),
         }
     }
+}
+
+/// Between half of the interval and one and a half of it.
+fn randomized(interval: Duration, rng: &mut impl Rng) -> Duration {
+    interval / 2 + interval.mul_f64(rng.random::<f64>())
 }
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
