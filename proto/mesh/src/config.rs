@@ -32,6 +32,9 @@ pub struct Config {
     /// Most bytes of unfinished messages over all connections: those that are collected and those that are not written yet.
     /// Beyond, the connection with most of them ends. Default 256 MB.
     pub max_buffered: usize,
+    /// Most bytes of messages that wait to be relayed on channels without a receiver here, over all connections. Beyond, further
+    /// ones are left out. Default 64 MB.
+    pub max_surrogate_bytes: usize,
     /// Lowest protocol version to accept, 1 or 2. Default 1.
     pub min_protocol: u8,
     /// Names of our overlays, in order of preference. Default empty: there are no overlays to negotiate, and the driver
@@ -61,6 +64,7 @@ impl Config {
             discovery: true,
             connection_limit: 200,
             max_buffered: 256 << 20,
+            max_surrogate_bytes: 64 << 20,
             min_protocol: 1,
             overlays: Vec::new(),
             gossip_interval: Duration::from_secs(30),

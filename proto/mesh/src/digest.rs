@@ -196,7 +196,11 @@ impl Mesh {
                     self.send_unless_busy(conn, &Message::Request(newer_there).encode(), now);
                 }
             }
-            Message::Request(names) => self.send_records(conn, names, now),
+            Message::Request(mut names) => {
+                // They wait while the neighbour does not read, and it can make up names.
+                names.retain(|&name| self.topology.peer(name).is_some());
+                self.send_records(conn, names, now);
+            }
             Message::News(mut theirs) => {
                 theirs.retain(|_, known| known.version <= max_version);
                 self.handle_news(conn, peer, &theirs, now);

@@ -190,6 +190,22 @@ impl Queue {
         }
     }
 
+    /// Bytes of the queued messages without a receiver here.
+    pub(crate) fn surrogate_bytes(&self) -> usize {
+        self.separate_bytes
+    }
+
+    /// Number of peers whose records are queued by name.
+    #[cfg(test)]
+    pub(crate) fn queued_records(&self) -> usize {
+        let slots = self.topology.neighbour.iter().chain(self.topology.broadcasts.values());
+        let names = slots.map(|slot| match slot {
+            PeerSelection::All => 0,
+            PeerSelection::Some(names) => names.len(),
+        });
+        names.sum()
+    }
+
     /// Removes the next item: the topology first, then the channels in turn, and neighbour gossip before broadcasts.
     pub(crate) fn pop(&mut self) -> Option<Item> {
         if let Some((kind, names)) = self.topology.take() {
@@ -294,6 +310,17 @@ mod tests {
         assert!(surrogates.is_new("x", b"other", interval, at(1)));
         assert!(surrogates.is_new("x", &long, interval, at(31)), "new again after the interval");
         assert!(!surrogates.is_new("never opened", b"", interval, at(31)));
+    }
+
+    #[test]
+    fn number_of_recent_messages_is_limited() {
+        let mut surrogates = Surrogates::default();
+        surrogates.open("x").unwrap();
+        for n in 0..5000u32 {
+            let now = Instant::from_origin(Duration::from_millis(n.into()));
+            assert!(surrogates.is_new("x", &n.to_be_bytes(), Duration::from_secs(30), now));
+        }
+        assert_eq!(surrogates.channels["x"].len(), MAX_RECENT_MESSAGES);
     }
 
     #[test]

@@ -199,14 +199,17 @@ impl Mesh {
         payload: &[u8],
         channels: &mut dyn Channels,
     ) {
-        let served = channels.names().contains(&&**channel);
-        self.with_running(conn, |running| {
-            if served {
-                running.queue.push(kind, channel, payload, channels);
-            } else {
-                running.queue.push_surrogate(kind, channel, payload);
-            }
-        });
+        if channels.names().contains(&&**channel) {
+            self.with_running(conn, |running| running.queue.push(kind, channel, payload, channels));
+        } else if self.surrogate_bytes() < self.config.max_surrogate_bytes {
+            self.with_running(conn, |running| running.queue.push_surrogate(kind, channel, payload));
+        }
+    }
+
+    /// Bytes of messages that wait on all connections, of channels without a receiver here.
+    pub(crate) fn surrogate_bytes(&self) -> usize {
+        let running = self.connections.values().filter_map(Connection::running);
+        running.map(|r| r.queue.surrogate_bytes()).sum()
     }
 
     fn queue_and_flush(

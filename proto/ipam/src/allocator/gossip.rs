@@ -12,8 +12,14 @@ use crate::ring::Ring;
 
 /// Limits on what is kept of received messages: memory must not depend on what a peer sends.
 const MAX_NICKNAME: usize = 1024;
-const MAX_NICKNAMES: usize = 65_536;
+/// Bytes of all nicknames, each with [`NICKNAME_COST`]: they are part of every message, whose size is limited too.
+const MAX_NICKNAME_BYTES: usize = 1 << 20;
+const NICKNAME_COST: usize = 32;
 const MAX_CONFLICTS: usize = 1024;
+/// Peers that are named in a conflict about seeds; a ring may have any number of them.
+const MAX_NAMED_SEEDS: usize = 16;
+/// Ranges of a conflict. Further ones are joined, which disputes the addresses between them as well.
+const MAX_DISPUTED_RANGES: usize = 256;
 
 impl Allocator {
     /// Handles the complete state of a neighbour. Nothing is passed on.
@@ -121,12 +127,28 @@ impl Allocator {
         self.save_ring();
     }
 
+    /// How many bytes of nicknames may be stored besides those that are.
+    pub(super) fn nickname_room(&self) -> usize {
+        MAX_NICKNAME_BYTES
+            .saturating_sub(self.nicknames.values().map(|nickname| nickname_cost(nickname)).sum())
+    }
+
+    /// Stores a nickname if there is room for it.
+    pub(super) fn store_nickname(&mut self, name: PeerName, nickname: String, room: &mut usize) {
+        let available = *room + self.nicknames.get(&name).map_or(0, |nickname| nickname_cost(nickname));
+        let cost = nickname_cost(&nickname);
+        if nickname.len() <= MAX_NICKNAME && cost <= available {
+            *room = available - cost;
+            self.nicknames.insert(name, nickname);
+        }
+    }
+
     fn receive(&mut self, from: Option<PeerName>, state: StateMessage, now: Now) -> Result<(), GossipError> {
+        let mut room = self.nickname_room();
         for (name, nickname) in state.nicknames {
-            let fits = nickname.len() <= MAX_NICKNAME && self.nicknames.len() < MAX_NICKNAMES;
             // A peer's own nickname is not taken from others.
-            if fits && name != self.me() {
-                self.nicknames.insert(name, nickname);
+            if name != self.me() {
+                self.store_nickname(name, nickname, &mut room);
             }
         }
         let ours = self.config.range.range();
@@ -191,7 +213,9 @@ impl Allocator {
             }
             Err(MergeError::Invalid(error)) => return Err(Malformed::Ring(error).into()),
             Err(MergeError::Seeds) => {
-                let named = |names: &[PeerName]| names.iter().map(|&name| self.named(name)).collect();
+                let named = |names: &[PeerName]| {
+                    names.iter().take(MAX_NAMED_SEEDS).map(|&name| self.named(name)).collect()
+                };
                 let received = named(theirs.seeds());
                 (Conflict::Seeds { received, ours: named(self.ring.seeds()) }, Vec::new())
             }
@@ -218,6 +242,7 @@ impl Allocator {
             self.event(Event::Conflict { peer, conflict: conflict.clone() });
         }
         let claimant = conflict.claimant().unwrap_or(peer);
+        let ranges = join_beyond(MAX_DISPUTED_RANGES, ranges);
         self.conflicts.insert(peer, Dispute { conflict, claimant, since, ranges });
         self.update_disputed();
     }
@@ -238,5 +263,34 @@ impl Allocator {
         let owners = self.ring.owners();
         let (me, reachable) = (self.config.name, &self.reachable);
         self.nicknames.retain(|name, _| *name == me || owners.contains(name) || reachable.contains_key(name));
+    }
+}
+
+fn nickname_cost(nickname: &str) -> usize {
+    nickname.len() + NICKNAME_COST
+}
+
+/// At most `max` ranges that cover the same addresses, and perhaps others.
+fn join_beyond(max: usize, ranges: Vec<AddrRange>) -> Vec<AddrRange> {
+    let joined = |chunk: &[AddrRange]| {
+        let start = chunk.iter().map(|range| range.start()).min();
+        let end = chunk.iter().map(|range| range.end()).max();
+        start.zip(end).map(|(start, end)| AddrRange::new(start, end))
+    };
+    ranges.chunks(ranges.len().div_ceil(max).max(1)).filter_map(joined).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_beyond_the_limit_are_joined() {
+        let ranges: Vec<_> = (0..1000).map(|n| AddrRange::single(n * 2)).collect();
+        assert_eq!(join_beyond(1000, ranges.clone()), ranges);
+        let joined = join_beyond(MAX_DISPUTED_RANGES, ranges.clone());
+        assert!(joined.len() <= MAX_DISPUTED_RANGES);
+        assert!(ranges.iter().all(|single| joined.iter().any(|range| range.contains(single.start()))));
+        assert!(join_beyond(MAX_DISPUTED_RANGES, Vec::new()).is_empty());
     }
 }

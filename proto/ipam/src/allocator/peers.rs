@@ -18,6 +18,7 @@ impl Allocator {
     /// change.
     pub fn handle_topology_change(&mut self, reachable: &BTreeMap<PeerName, String>, now: Now) {
         let mut found = false;
+        let mut room = self.nickname_room();
         for (&name, nickname) in reachable {
             if self.reachable.get(&name) != Some(nickname) {
                 found |= !self.reachable.contains_key(&name);
@@ -25,7 +26,7 @@ impl Allocator {
                 self.unreachable_since.remove(&name);
                 self.met_peer |= name != self.me();
                 if name != self.me() && !nickname.is_empty() {
-                    self.nicknames.insert(name, nickname.clone());
+                    self.store_nickname(name, nickname.clone(), &mut room);
                 }
             }
         }

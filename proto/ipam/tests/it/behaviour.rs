@@ -338,6 +338,37 @@ fn ring_with_other_seeds_is_rejected() {
     assert!(matches!(result, Err(GossipError::Conflict(_))), "{result:?}");
 }
 
+#[test]
+fn nicknames_and_conflicts_are_limited() {
+    let mut peer = seeded(1, 2);
+    let mut flood = |nickname: String, names: std::ops::Range<u64>| {
+        let nicknames = names.map(|n| (name(n), nickname.clone())).collect();
+        let state = StateMessage { nicknames, ..StateMessage::default() };
+        peer.allocator.handle_gossip(&state.encode(), peer.now()).unwrap();
+    };
+    flood("x".repeat(1025), 10..100);
+    flood("x".repeat(1000), 1000..9000);
+    flood("x".to_owned(), 10_000..70_000);
+    // Rings with many other seeds, under many names, each of a peer that can be reached and has a long nickname.
+    let reachable = (2..3000).map(|n| (name(n), "y".repeat(1000))).collect();
+    peer.allocator.handle_topology_change(&reachable, peer.now());
+    let seeds: Vec<PeerName> = (10..250).map(name).collect();
+    for n in 10..2000 {
+        let mut other = Ring::new(subnet(NET).range(), name(n));
+        other.divide(&seeds);
+        let state = StateMessage { ring: Some(other), ..StateMessage::default() };
+        assert!(peer.allocator.handle_gossip(&state.encode(), peer.now()).is_err());
+    }
+    let told = StateMessage::decode(&peer.allocator.state(peer.now())).unwrap();
+    let total: usize = told.nicknames.values().map(String::len).sum();
+    assert!(told.nicknames.len() > 900 && total < 1 << 20, "{} of {total} bytes", told.nicknames.len());
+    assert!(told.nicknames.values().all(|nickname| nickname.len() <= 1024));
+    let conflicts = peer.allocator.status(peer.now()).conflicts;
+    assert_eq!(conflicts.len(), 1024);
+    let longest = conflicts.iter().map(|c| c.conflict.to_string().len()).max();
+    assert!(longest.is_some_and(|length| length < 2000), "{longest:?}");
+}
+
 /// The rules for single entries alone would accept this ring.
 #[test]
 fn address_in_use_keeps_its_owner() {

@@ -4,7 +4,9 @@ use std::time::Duration;
 use weave_types::{Now, PeerUid, ShortId};
 
 use super::harness::Net;
+use crate::digest::Message;
 use crate::gossip::{GossipKind, PeerSelection};
+use crate::peers::RecordVersion;
 use crate::test_support::{connection, peer, record};
 use crate::update::PeerRecord;
 use crate::{Config, Secret, TargetState};
@@ -489,6 +491,48 @@ fn bytes_of_unfinished_messages_are_limited_over_all_connections() {
 }
 
 #[test]
+fn queued_surrogate_messages_are_limited_over_all_connections() {
+    let limit = 1_000_000;
+    let mut net = Net::new(6, |i, config| {
+        default_config(i, config);
+        config.discovery = false;
+        config.max_surrogate_bytes = limit;
+    });
+    net.hosts[0].channels.names.clear();
+    net.connect(0, &["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+    net.run_s(5);
+    net.assert_converged();
+    net.hosts[2..].iter_mut().for_each(|host| host.stuck = true);
+    let mut largest = 0;
+    for n in 0..40u8 {
+        net.with(1, |mesh, channels, now| mesh.broadcast("set", &vec![n; 100_000], channels, now));
+        net.run(Duration::from_millis(100));
+        largest = largest.max(net.hosts[0].mesh.surrogate_bytes());
+    }
+    assert!((limit..limit + 100_100).contains(&largest), "{largest}");
+}
+
+#[test]
+fn digest_requests_and_their_answers_are_limited() {
+    let mut net = line(3, default_config);
+    net.run_s(5);
+    net.hosts[1].stuck = true;
+    net.with(0, |mesh, channels, now| mesh.broadcast("set", &[1; 100_000], channels, now));
+    let conn = *net.hosts[0].mesh.connections.keys().next().unwrap();
+    // A neighbour that does not read requests the records of peers that do not exist, and of one that does.
+    let names = (3..50_000).map(peer).collect();
+    let request = Message::Request(names).encode();
+    net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &request[1..], now)).unwrap();
+    let running = net.hosts[0].mesh.connections[&conn].running().unwrap();
+    assert_eq!(running.queue.queued_records(), 1);
+    // It has news of more peers than there may be.
+    let version = RecordVersion { version: 1, uid: PeerUid(7) };
+    let news = Message::News((3..70_000).map(|n| (peer(n), version)).collect()).encode();
+    net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &news[1..], now)).unwrap();
+    assert_eq!(net.hosts[0].mesh.requested.len(), 65_536);
+}
+
+#[test]
 fn malformed_bytes_end_only_their_connection() {
     use rand::RngExt;
     let mut net = line(2, default_config);
@@ -644,8 +688,6 @@ fn two_joined_halves_exchange_all_records() {
 
 #[test]
 fn missing_requested_records_are_requested_again() {
-    use crate::digest::Message;
-    use crate::peers::RecordVersion;
     use std::collections::BTreeMap;
     let mut net = line(2, default_config);
     net.run_s(5);
