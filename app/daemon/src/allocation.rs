@@ -320,6 +320,16 @@ impl Allocation {
         node.with_allocator(now, |a| a.cancel(id, now));
     }
 
+    /// Answers all requests that wait, because no address may be given out for this reason.
+    pub(crate) fn refuse_waiting(&mut self, why: &str, node: &mut Node, now: Now) {
+        let waiting: Vec<RequestId> = self.pending.keys().copied().collect();
+        for id in waiting {
+            let Some(pending) = self.take(id) else { continue };
+            let _ = pending.answer.send(AllocationResponse::Failed(why.to_owned()));
+            node.with_allocator(now, |a| a.cancel(id, now));
+        }
+    }
+
     /// Whether more calls wait than one source, one subnet or one container may have.
     fn exceeds_limit(&self, new: &Pending) -> bool {
         let count = |like: &dyn Fn(&AllocationRequest) -> bool| {

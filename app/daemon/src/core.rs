@@ -167,6 +167,10 @@ impl Core {
     /// Carries out the outputs of the node.
     pub(crate) fn drain(&mut self) {
         let mut ring_changed = false;
+        if let (Some(allocation), Some(conflict)) = (&mut self.allocation, self.node.name_conflict()) {
+            let refused = no_address_text(conflict);
+            allocation.refuse_waiting(&refused, &mut self.node, self.clock.now());
+        }
         while let Some(output) = self.node.poll_output() {
             let now = self.clock.now();
             // Consecutive changes are synced together.
@@ -399,8 +403,7 @@ impl Core {
                 if request.may_wait()
                     && let Some(conflict) = self.node.name_conflict()
                 {
-                    let refused = format!("no address is given out: {conflict}");
-                    let _ = answer.send(AllocationResponse::Failed(printable(&refused)));
+                    let _ = answer.send(AllocationResponse::Failed(no_address_text(conflict)));
                     return;
                 }
                 let _operation = weave_host::fault_injection::operation("ip");
@@ -429,4 +432,8 @@ impl Core {
             }
         }
     }
+}
+
+fn no_address_text(conflict: &str) -> String {
+    printable(&format!("no address is given out: {conflict}"))
 }

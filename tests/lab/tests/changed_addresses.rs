@@ -4,6 +4,7 @@ use std::process::Command;
 
 use weave_lab::{Host, Lab, Topology};
 
+use crate::common::addresses::ipam_page;
 use crate::common::*;
 
 /// A cable between two hosts, `eth1` at both.
@@ -68,7 +69,19 @@ fn copy_of_a_host_is_refused_and_told_so() {
     h3.wait_established(1, LONG_TIMEOUT);
     let (c1, c2) = (h1.container("c1"), h2.container("c2"));
     c1.attach(&[]);
+    step("an attach waits for the first contact with the network, and ends with the refusal");
+    lab.cut("h2", "h3");
     launch(h2, &[], &["h3"]);
+    let outcome = std::thread::scope(|scope| {
+        let attach = scope.spawn(|| h2.weave(&["attach", &c2.netns()]));
+        h2.wait("the attach to wait", SHORT_TIMEOUT, || {
+            let page = ipam_page(h2);
+            if page.contains("waiting for the first division") { Ok(()) } else { Err(page) }
+        });
+        lab.heal("h2", "h3");
+        attach.join().unwrap()
+    });
+    assert!(!outcome.success() && outcome.stderr.contains("with --name"), "{outcome}");
     h2.wait("the refusal to be shown", LONG_TIMEOUT, || {
         let all = h2.connections();
         let told = |info: &str| info.contains("another host has our name (h1 at 198.18.0.1:");
