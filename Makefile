@@ -71,8 +71,9 @@ soak: packages lab-build ## long simulation: SOAK_RUNS runs of address allocatio
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test simulation -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture
 
-scale: ## meshes of 10, 100 and 1,000 simulated peers: time, messages and memory per peer
+scale: ## meshes of 10, 100 and 1,000 simulated peers, 10,000 names at 100: time, messages and memory per peer
 	$(CARGO) run --release -p weave-sim --bin scale
+	$(CARGO) run --release -p weave-sim --bin names_scale
 
 fuzz: ## every fuzz target FUZZ_RUNS times (needs nightly and cargo-fuzz)
 	tests/tools/fuzz $(FUZZ_RUNS)

@@ -26,6 +26,11 @@ pub const TOMBSTONE_LIFETIME: Duration = Duration::from_secs(1800);
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 /// Time for which entries of peers are kept that the topology does not have yet. It usually arrives within milliseconds.
 const PENDING_LIFETIME: Duration = Duration::from_secs(10);
+/// Time for which no entries are kept of a peer that has left the topology: others that have not noticed yet send those of its
+/// earlier life. If it is back sooner, it broadcasts its entries.
+const LEFT_MEMORY: Duration = Duration::from_secs(60);
+/// Time after which a peer that has joined others broadcasts its entries: by then they have it in their topology.
+const ANNOUNCE_DELAY: Duration = Duration::from_millis(500);
 /// Difference of clocks, seconds, up to which 2.8.1 accepts a message.
 const MAX_SKEW: i64 = 900;
 /// Interval between two log lines about the same problem.
@@ -116,8 +121,12 @@ pub struct Registry {
     next_pending_expiry: Instant,
     /// The peers of the topology.
     known: BTreeSet<PeerName>,
+    /// When peers left it.
+    left: BTreeMap<PeerName, Instant>,
     names: Names,
     names_changed: bool,
+    /// When our entries are broadcast, if they will be.
+    announce_at: Option<Instant>,
     next_purge: Instant,
     /// Differences of clocks, by source.
     skews: BTreeMap<Option<PeerName>, Skew>,
@@ -140,8 +149,10 @@ impl Registry {
             pending: BTreeMap::new(),
             pending_bytes: 0,
             next_pending_expiry: Instant::ORIGIN,
+            left: BTreeMap::new(),
             names: Names::default(),
             names_changed: false,
+            announce_at: None,
             next_purge: Instant::ORIGIN,
             skews: BTreeMap::new(),
             full_logged: None,
@@ -268,8 +279,14 @@ impl Registry {
 
     /// The peers of the topology have changed.
     pub fn handle_topology_change(&mut self, known: &BTreeSet<PeerName>, now: Now) {
+        let (gained, before) = (known.difference(&self.known).count(), self.known.len());
         let gone: Vec<PeerName> = self.known.iter().filter(|peer| !known.contains(peer)).copied().collect();
-        gone.into_iter().for_each(|peer| self.remove_origin(peer));
+        gone.into_iter().for_each(|peer| self.handle_peer_removed(peer, now));
+        // Neighbours pass our state on to random neighbours of theirs, so that it may take minutes to arrive everywhere. Where two
+        // meshes meet, peers of the smaller one broadcast.
+        if gained >= before {
+            self.announce_at = Some(now.mono + ANNOUNCE_DELAY);
+        }
         self.known.clone_from(known);
         self.known.insert(self.config.own);
         let is_known = |key: &Key| self.known.contains(&key.origin);
@@ -282,10 +299,11 @@ impl Registry {
     }
 
     /// A peer has left the topology: its entries are removed, as every peer does by itself.
-    pub fn handle_peer_removed(&mut self, peer: PeerName) {
-        if peer != self.config.own {
+    pub fn handle_peer_removed(&mut self, peer: PeerName, now: Now) {
+        if peer != self.config.own && self.known.remove(&peer) {
+            self.left.retain(|_, at| now.mono - *at < LEFT_MEMORY);
+            self.left.insert(peer, now.mono);
             self.remove_origin(peer);
-            self.known.remove(&peer);
         }
     }
 
@@ -297,6 +315,13 @@ impl Registry {
             over.iter().for_each(|key| drop(self.take_pending(key)));
             let next = self.pending.values().map(|(_, until)| *until).min();
             self.next_pending_expiry = next.unwrap_or(now.mono);
+        }
+        if self.announce_at.take_if(|at| *at <= now.mono).is_some() {
+            let own: Vec<Entry> =
+                self.entries().filter(|entry| entry.origin == self.config.own).cloned().collect();
+            if !own.is_empty() {
+                self.broadcast(&own, now);
+            }
         }
         if self.tombstones > 0 && now.mono >= self.next_purge {
             self.next_purge = now.mono + PURGE_INTERVAL;
@@ -314,7 +339,8 @@ impl Registry {
         let pending =
             (!self.pending.is_empty()).then_some((self.next_pending_expiry, "entries of unknown peers"));
         let purge = (self.tombstones > 0).then_some((self.next_purge, "removal of tombstones"));
-        pending.into_iter().chain(purge).min()
+        let announce = self.announce_at.map(|at| (at, "broadcast of our names"));
+        pending.into_iter().chain(purge).chain(announce).min()
     }
 
     /// The next output, or `None` when there is none left.
@@ -381,7 +407,8 @@ impl Registry {
     /// Keeps an entry of a peer that the topology does not have. 2.8.1 drops it, and gets it again with later gossip. Returns whether
     /// it is new.
     fn hold(&mut self, key: Key, entry: Entry, now: Now) -> bool {
-        if self.pending.get(&key).is_some_and(|(known, _)| !entry.supersedes(known)) {
+        let has_left = self.left.get(&key.origin).is_some_and(|at| now.mono - *at < LEFT_MEMORY);
+        if has_left || self.pending.get(&key).is_some_and(|(known, _)| !entry.supersedes(known)) {
             return false;
         }
         self.take_pending(&key);

@@ -517,7 +517,7 @@ impl Node {
                     allocator.handle_peer_removed(peer, now);
                 }
                 if let Some(registry) = &mut self.dns.registry {
-                    registry.handle_peer_removed(peer);
+                    registry.handle_peer_removed(peer, now);
                 }
                 return;
             }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
+use weave_dns::{HostName, Names, RegistryConfig};
 use weave_ipam::{Allocator, Output as IpamOutput};
 use weave_mesh::{ConnectionError, ConnectionEvent, Persist};
 use weave_node::{Config, Event, IpamConfig, Node, Output};
@@ -32,6 +33,8 @@ pub struct HostOptions {
     pub short_id: Option<ShortId>,
     /// The host runs an allocator without a node.
     pub allocator_only: bool,
+    /// The node has a registry of names in this domain.
+    pub domain: Option<&'static str>,
     /// Timers fire late.
     pub late_timers: bool,
     pub driver_fault: Option<DriverFault>,
@@ -45,6 +48,7 @@ impl Default for HostOptions {
             connection_limit: 200,
             short_id: None,
             allocator_only: false,
+            domain: None,
             late_timers: false,
             driver_fault: None,
         }
@@ -100,6 +104,9 @@ pub struct Host {
     pub(crate) expected_disk: Disk,
     /// Frames that were delivered to the local containers, in order.
     pub(crate) delivered: Vec<Vec<u8>>,
+    /// The names that were published last, and how often any were.
+    pub names: Names,
+    pub(crate) names_published: u64,
     /// MACs of the containers on the bridge.
     pub(crate) containers: BTreeSet<MacAddr>,
     /// Number of crashes: connections and events belong to one incarnation.
@@ -146,6 +153,8 @@ impl Host {
             disk: Disk { short_id: options.short_id, ..Disk::default() },
             expected_disk: Disk { short_id: options.short_id, ..Disk::default() },
             delivered: Vec::new(),
+            names: Names::default(),
+            names_published: 0,
             containers: BTreeSet::new(),
             incarnation: 0,
             highest_version: 0,
@@ -201,7 +210,16 @@ impl Host {
             ipam.config.nickname.clone_from(&config.mesh.nickname);
             ipam
         });
+        config.dns = self
+            .options
+            .domain
+            .and_then(|domain| HostName::parse(domain).ok())
+            .map(|domain| RegistryConfig { own: self.name, domain });
+        self.names = Names::default();
         let mut node = Node::new(config, node_rng, now);
+        if self.legacy {
+            node.with_registry(now, |registry| registry.set_policy(weave_dns::Policy::legacy()));
+        }
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
         let (id, expected) = (self.id, &self.expected_disk);
@@ -430,6 +448,12 @@ impl Host {
                 Output::TablesChanged => {
                     let tables = node.tables();
                     self.publish(tables);
+                }
+                Output::NamesChanged => {
+                    self.names_published += 1;
+                    if let Some(registry) = node.registry() {
+                        self.names = registry.names();
+                    }
                 }
                 Output::Persist(persist) => {
                     if !self.is_crashing() || self.rng.random_bool(0.5) {

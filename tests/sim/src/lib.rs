@@ -6,6 +6,7 @@
 //! * [`invariants`]: what must hold after each transition, and what must hold after all faults have ended.
 //! * [`DriverFault`]: faults of the driver that random runs must find.
 //! * [`ipam`]: the same for address allocation, with allocators alone or whole nodes.
+//! * [`names`]: the same for the registry of names, over whole nodes.
 //! * [`transcript`]: scenarios recorded with their output.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ mod frames;
 mod host;
 pub mod invariants;
 pub mod ipam;
+pub mod names;
 mod net;
 pub mod plans;
 mod runner;

@@ -30,17 +30,19 @@ pub(crate) fn catch_failure<R>(run: impl FnOnce() -> R) -> Result<R, String> {
     })
 }
 
-/// Runs seeds within the budget of the environment; prints the number of runs. `attempt` returns the number of events.
+/// Runs seeds within the budget of the environment, of whose time the suite gets one part in `parts`; prints the number of runs.
+/// `attempt` returns the number of events.
 ///
 /// # Panics
 /// At the first failure, with the seed and the shortest list of transitions that fails.
 pub(crate) fn run_seeds<'a, P: 'a, T: Clone + Debug>(
     name: &str,
+    parts: u32,
     plan_of: impl Fn(u64) -> (&'a str, &'a P),
     generate: impl Fn(u64, &P) -> Vec<T>,
     attempt: impl Fn(u64, &P, &[T]) -> Result<u64, String>,
 ) {
-    let mut budget = SeedBudget::from_environment();
+    let mut budget = SeedBudget::from_environment(parts);
     let (mut runs, mut events) = (0u64, 0);
     while let Some(seed) = budget.next() {
         let (plan_name, plan) = plan_of(seed);
@@ -71,12 +73,12 @@ struct SeedBudget {
 }
 
 impl SeedBudget {
-    fn from_environment() -> SeedBudget {
+    fn from_environment(parts: u32) -> SeedBudget {
         let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse::<u64>().ok());
         let (seed, runs) = (number("SIM_SEED"), number("SIM_RUNS"));
         let first = seed.or_else(|| number("SIM_FIRST")).unwrap_or(1);
         let last = seed.or_else(|| runs.map(|runs| first.saturating_add(runs).saturating_sub(1)));
-        let time = Duration::from_secs(number("SIM_SECONDS").unwrap_or(10));
+        let time = Duration::from_secs(number("SIM_SECONDS").unwrap_or(10)) / parts;
         SeedBudget { first, next: first, last, time, started: Instant::now() }
     }
 

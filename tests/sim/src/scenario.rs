@@ -141,7 +141,7 @@ fn apply(world: &mut World, transition: Transition) {
 
 /// Runs seeds within the budget of the environment; prints the number of runs.
 pub fn run_seeds(plan: &Plan) {
-    runner::run_seeds(plan.name, |_| (plan.name, plan), generate, attempt);
+    runner::run_seeds(plan.name, 1, |_| (plan.name, plan), generate, attempt);
 }
 
 /// Runs a list of transitions; returns the number of events, or the violation.

@@ -11,3 +11,8 @@ fn queries() {
 fn answers_of_servers() {
     replay::replay("dns_answer", 4000, fuzz_entry::answers);
 }
+
+#[test]
+fn gossip() {
+    replay::replay("dns_gossip", 4000, fuzz_entry::gossip);
+}

@@ -1,6 +1,6 @@
 //! Handles arbitrary messages. The fuzz targets and the tests that replay their corpora share this module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +8,12 @@ use std::time::Duration;
 use domain::base::Message;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
+use weave_dns::message::Message as Gossip;
 use weave_dns::{
-    AnswerConfig, ErrorCode, Forwarder, ForwarderConfig, ForwarderOutput, HostName, Names, Responder,
-    Transport, Verdict, answer_with_error,
+    AnswerConfig, Entry, ErrorCode, Forwarder, ForwarderConfig, ForwarderOutput, HostName, Names, Registry,
+    RegistryConfig, RegistryOutput, Responder, TOMBSTONE_LIFETIME, Transport, Verdict, answer_with_error,
 };
-use weave_types::{Instant, PeerName};
+use weave_types::{Instant, Now, PeerName};
 
 /// Any bytes as a query to local names. An answer has the id of the query, is well-formed and no longer than what the client
 /// accepts.
@@ -143,4 +144,45 @@ fn drain(
             }
         }
     }
+}
+
+/// Any bytes as gossip, at the peer that registered the names and at another. Nothing that is sent on would crash a peer of version 2.8.1,
+/// and a repeated message has no news.
+pub(crate) fn gossip(data: &[u8]) {
+    let peers = [1, 0x7a9f_ebb6_0c6e].map(|n| PeerName::from_number(n).expect("a valid name"));
+    let time = Duration::from_secs(1_447_000_200);
+    let now = Now { mono: Instant::from_origin(time), wall: time };
+    for own in peers {
+        let domain = HostName::parse("weave.local").expect("a valid name");
+        let mut registry = Registry::new(RegistryConfig { own, domain });
+        registry.handle_topology_change(&peers.into(), now);
+        let Ok(news) = registry.handle_gossip(data, now) else { continue };
+        let relayed = registry.handle_broadcast(peers[1], data, now).expect("accepted before");
+        assert_eq!(registry.handle_gossip(data, now), Ok(None), "no news");
+        let mut sent: Vec<Vec<u8>> = [news, relayed, registry.state(now)].into_iter().flatten().collect();
+        while let Some(output) = registry.poll_output() {
+            if let RegistryOutput::Broadcast(payload) = output {
+                sent.push(payload);
+            }
+        }
+        let mut merged = Vec::new();
+        for payload in &sent {
+            check_gossip(payload);
+            Registry::merge(&mut merged, payload);
+        }
+        if !sent.is_empty() {
+            check_gossip(&merged);
+        }
+        let late = Now { mono: now.mono + TOMBSTONE_LIFETIME, ..now };
+        registry.handle_timeout(late);
+        assert!(registry.entries().all(Entry::is_live), "no tombstone stays");
+    }
+}
+
+fn check_gossip(payload: &[u8]) {
+    let entries = Gossip::decode(payload).expect("a message of ours").entries;
+    let identity =
+        |entry: &Entry| (entry.hostname.to_lowercase(), entry.origin, entry.container.clone(), entry.addr);
+    let identities: BTreeSet<_> = entries.iter().map(identity).collect();
+    assert_eq!(identities.len(), entries.len(), "{entries:?}");
 }

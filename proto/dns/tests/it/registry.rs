@@ -35,13 +35,36 @@ fn entries_of_unknown_peers_wait_for_the_topology() {
     let mut late = registry.clone();
     registry.handle_topology_change(&[own, other].into(), at(1001));
     assert!(resolves(&registry, FOO) && drain(&mut registry).1);
+    assert_eq!(registry.poll_timeout().unwrap().1, "broadcast of our names");
+    registry.handle_timeout(at(1002));
     assert_eq!(registry.poll_timeout(), None);
+    assert_eq!(drain(&mut registry).0.len(), 0, "there are none of ours");
 
     let (due, _) = late.poll_timeout().unwrap();
     assert_eq!(due, at(1010).mono);
+    late.handle_timeout(at(1009));
+    assert_eq!(late.poll_timeout().unwrap().0, at(1010).mono);
     late.handle_timeout(at(1010));
     late.handle_topology_change(&[own, other].into(), at(1010));
+    late.handle_timeout(at(1011));
     assert!(!resolves(&late, FOO) && late.poll_timeout().is_none());
+}
+
+#[test]
+fn a_peer_that_joins_others_broadcasts_its_entries() {
+    let own = peer(1);
+    let mut registry = registry(own, [own], at(0));
+    registry.add(&host_name(FOO), "c1", Ipv4Addr::new(10, 32, 0, 1), at(0));
+    drain(&mut registry);
+    let broadcasts = |registry: &mut Registry, known: &[u64], seconds| {
+        registry.handle_topology_change(&known.iter().map(|n| peer(*n)).collect(), at(seconds));
+        registry.handle_timeout(at(seconds + 1));
+        drain(registry).0
+    };
+    assert_eq!(broadcasts(&mut registry, &[1, 2, 3, 4], 10), [all_entries(&registry)]);
+    assert_eq!(broadcasts(&mut registry, &[1, 2, 3, 4, 5, 6, 7], 20).len(), 0, "the others are fewer");
+    assert_eq!(broadcasts(&mut registry, &[1, 2], 30).len(), 0);
+    assert_eq!(broadcasts(&mut registry, &[1, 2, 3, 4], 40).len(), 1, "after a partition");
 }
 
 #[test]
@@ -51,13 +74,26 @@ fn entries_of_a_peer_that_is_gone_are_removed() {
     registry.add(&host_name(FOO), "c1", Ipv4Addr::new(10, 32, 0, 1), at(0));
     receive(&mut registry, &[entry(FOO, peers[1], 2, 0, 0), entry(FOO, peers[2], 3, 0, 0)], at(0));
     drain(&mut registry);
-    registry.handle_peer_removed(peers[1]);
+    registry.handle_peer_removed(peers[1], at(0));
     assert_eq!(addresses(&registry, FOO).len(), 2);
     registry.handle_topology_change(&[peers[0]].into(), at(0));
     assert_eq!(addresses(&registry, FOO), [Ipv4Addr::new(10, 32, 0, 1)]);
     assert_eq!(drain(&mut registry).0.len(), 0, "without gossip");
-    registry.handle_peer_removed(peers[0]);
+    registry.handle_peer_removed(peers[0], at(0));
     assert!(resolves(&registry, FOO), "never our own");
+}
+
+#[test]
+fn old_gossip_about_a_peer_that_has_left_is_not_kept() {
+    let (own, other) = (peer(1), peer(2));
+    let mut registry = registry(own, [own, other], at(0));
+    registry.handle_peer_removed(other, at(10));
+    let foo = [entry(FOO, other, 1, 0, 0)];
+    assert_eq!(receive(&mut registry, &foo, at(11)), []);
+    registry.handle_topology_change(&[own, other].into(), at(12));
+    assert!(!resolves(&registry, FOO));
+    registry.handle_peer_removed(other, at(20));
+    assert_eq!(receive(&mut registry, &foo, at(80)), foo, "kept again after a minute");
 }
 
 #[test]

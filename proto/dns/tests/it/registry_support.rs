@@ -23,6 +23,8 @@ pub(crate) fn at(seconds: u64) -> Now {
 pub(crate) fn registry(own: PeerName, known: impl IntoIterator<Item = PeerName>, now: Now) -> Registry {
     let mut registry = Registry::new(RegistryConfig { own, domain: host_name("weave.local") });
     registry.handle_topology_change(&known.into_iter().collect(), now);
+    // There is nothing to broadcast yet.
+    registry.handle_timeout(Now { mono: now.mono + Duration::from_secs(1), ..now });
     registry
 }
 

@@ -159,7 +159,7 @@ pub fn run_seeds(name: &str, plans: &[AllocationPlan]) {
         let plan = plan_of(seed, plans);
         (plan.name, plan)
     };
-    runner::run_seeds(name, plan_of, generate, attempt);
+    runner::run_seeds(name, 1, plan_of, generate, attempt);
 }
 
 impl Cluster {

@@ -4,5 +4,6 @@ mod addresses;
 mod driver_faults;
 mod large_mesh;
 mod mesh;
+mod names;
 mod scripted;
 mod transcripts;
