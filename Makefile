@@ -78,7 +78,8 @@ scale: ## meshes of 10, 100 and 1,000 simulated peers, 10,000 names at 100: time
 fuzz: ## every fuzz target FUZZ_RUNS times (needs nightly and cargo-fuzz)
 	tests/tools/fuzz $(FUZZ_RUNS)
 
-bench: packages ## ratios against kernel VXLAN, launch time, memory, size (needs root)
+bench: ## ratios against kernel VXLAN and other DNS servers, launch time, memory, size (needs root)
+	@tests/tools/packages bench
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench
 

@@ -18,6 +18,7 @@ pub(super) enum Unit {
     Seconds,
     Bytes,
     Share,
+    Count,
 }
 
 impl Unit {
@@ -25,7 +26,9 @@ impl Unit {
         match self {
             Unit::Gigabits => format!("{value:.2} Gbit/s"),
             Unit::PerSecond => format!("{value:.0} /s"),
+            Unit::Seconds if value < 0.1 => format!("{:.3} ms", value * 1e3),
             Unit::Seconds => format!("{value:.3} s"),
+            Unit::Count => format!("{value:.0}"),
             Unit::Bytes => format!("{:.1} MB", value / 1e6),
             Unit::Share => format!("{:.2} %", value * 100.0),
         }

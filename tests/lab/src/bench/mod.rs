@@ -1,9 +1,10 @@
-//! `lab bench`: the costs of the network, as ratios to kernel VXLAN between the same kind of hosts in the same run.
+//! `lab bench`: the costs of the network, as ratios to kernel VXLAN between the same kind of hosts in the same run, and to other DNS servers.
 //!
 //! Rounds are interleaved (VXLAN, plain, encrypted, and again). Each round gives one ratio, and the median of the ratios is shown,
 //! because machines are shared and absolute figures depend on the machine. A benchmark that is slow does not fail.
 
 mod cleanup;
+mod dns;
 mod figures;
 mod paths;
 mod peer;
@@ -41,6 +42,8 @@ enum What {
     Stream,
     /// Round trips of one byte.
     Rr,
+    /// Answers to DNS queries for local names, compared with Knot DNS and dnsmasq.
+    Dns,
     /// Allocation of an address over HTTP, compared with a read of the status page on the same connection.
     Allocate,
     /// Time of `weave launch`.
@@ -63,6 +66,10 @@ impl BenchArgs {
 const STREAM_BARS: [(Kind, f64); 2] = [(Kind::Plain, 0.15), (Kind::Encrypted, 0.10)];
 /// An allocation takes at most twice the time of a status read.
 const ALLOCATE_BAR: f64 = 0.5;
+/// At least as many answers as Knot DNS.
+const DNS_BAR: f64 = 1.0;
+/// Seconds for 99 % of the answers at half of Knot's load.
+const DNS_LATENCY_BAR: f64 = 0.001;
 const LAUNCH_BAR: f64 = 0.3;
 const MEMORY_BAR: f64 = 20e6;
 /// Peers besides the one that is measured.
@@ -102,6 +109,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 report.print(against_vxlan(&rounds, |m| m.round_trips, false, offloads))?;
             }
         }
+    }
+    if args.wants(What::Dns) {
+        report.print(dns_figures(args, &weave)?)?;
     }
     if args.wants(What::Allocate) {
         print_progress("addresses over HTTP");
@@ -164,6 +174,53 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         std::fs::write(file, report.json()?).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Rates of the three servers in interleaved rounds, with ratios to Knot DNS; queries without an answer; latency at half of Knot's rate.
+fn dns_figures(args: &BenchArgs, weave: &std::path::Path) -> Result<Vec<Figure>> {
+    print_progress("DNS servers");
+    let servers = dns::Servers::start(weave)?;
+    let mut rates = dns::SERVERS.map(|server| (server, Vec::new()));
+    for round in 1..=args.runs {
+        print_progress(&format!("DNS queries, round {round} of {}", args.runs));
+        for (server, rates) in &mut rates {
+            rates.push(servers.full_load(*server, args.seconds)?);
+        }
+    }
+    let of = |wanted: dns::Server| {
+        let (_, rates) = &rates[dns::SERVERS.iter().position(|server| *server == wanted).unwrap_or(0)];
+        rates.iter().map(|rate: &dns::Rate| rate.per_second).collect::<Vec<_>>()
+    };
+    let knot = of(dns::Server::Knot);
+    let mut figures = Vec::new();
+    for (server, _) in &rates {
+        let values = of(*server);
+        let ratios = values.iter().zip(&knot).map(|(value, knot)| value / knot).collect();
+        let figure =
+            Figure::new(&format!("DNS answers, {}, one thread", server.name()), Unit::PerSecond, values);
+        figures.push(match server {
+            dns::Server::Weave => figure.ratios(ratios).bar(Bar::AtLeast(DNS_BAR)),
+            dns::Server::Knot => figure,
+            dns::Server::Dnsmasq => figure.ratios(ratios),
+        });
+    }
+    let lost = rates[0].1.iter().map(|rate| rate.lost).collect();
+    figures
+        .push(Figure::new("DNS queries of these that weave lost", Unit::Count, lost).bar(Bar::AtMost(0.0)));
+    let half = knot.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
+    for server in dns::SERVERS {
+        let mut times = Vec::new();
+        for _ in 0..args.runs {
+            times.push(servers.latency(server, args.seconds, half)?);
+        }
+        let name = format!("DNS, 99 % answered within, {}, {half:.0}/s", server.name());
+        let figure = Figure::new(&name, Unit::Seconds, times);
+        figures.push(match server {
+            dns::Server::Weave => figure.bar(Bar::AtMost(DNS_LATENCY_BAR)),
+            _ => figure,
+        });
+    }
+    Ok(figures)
 }
 
 /// The results of one path in one round.
