@@ -28,6 +28,9 @@ pub struct AttachRequest {
     pub hairpin: bool,
     /// The container's hosts file, if it is to be rewritten.
     pub hosts_file: Option<HostsFile>,
+    /// The name to register for the addresses.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 /// A hosts file to rewrite.
@@ -59,6 +62,9 @@ pub struct ExposeRequest {
     pub addresses: Vec<String>,
     /// Whether the host translates addresses of the network when they leave it; without meaning for `/hide`.
     pub masquerade: bool,
+    /// The name to register for the addresses; without meaning for `/hide`.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 /// Body of `POST /attach-bridge`.

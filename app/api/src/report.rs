@@ -349,6 +349,9 @@ pub struct Dns {
     /// All names, including deleted ones.
     #[serde(with = "nil_slice")]
     pub entries: Vec<DnsEntry>,
+    /// What people should know about the server; not in 2.8.1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One name.

@@ -43,6 +43,7 @@ pub fn summary(report: &Report) -> String {
         page.line("Upstream", &list_or_none(&service.upstream));
         page.line("TTL", &service.ttl.to_string());
         page.line("Entries", &service.entries.iter().filter(|e| e.tombstone == 0).count().to_string());
+        service.notes.iter().for_each(|note| page.line("Notice", note));
     }
     if let Some(service) = &report.proxy {
         page.gap();

@@ -159,11 +159,13 @@ pub(crate) fn all() -> Vec<Command> {
              Examples:\n\
              \x20 weave attach c1\n\
              \x20 weave attach net:10.32.2.0/24 netns:blue\n\
-             \x20 weave attach 10.2.1.1/24 10.2.2.1/24 c1",
+             \x20 weave attach 10.2.1.1/24 10.2.2.1/24 c1\n\
+             \x20 weave attach --name blue.weave.local netns:blue",
         )
         .override_usage("weave attach [<addr> ...] [options] <container>")
         .args([
             flag("no-multicast-route", "do not send the container's multicast through the network"),
+            text("name", "fqdn", "register this name rather than the container's own, which is its host name and domain"),
             flag("without-dns", "do not register the container's name"),
             flag("rewrite-hosts", "write the addresses and the container's names into its /etc/hosts (Docker only)"),
             text("add-host", "name:ip", "with --rewrite-hosts: one more line; may be repeated"),
@@ -194,7 +196,7 @@ pub(crate) fn all() -> Vec<Command> {
              \x20 iptables -t nat -A PREROUTING -p tcp -i eth0 --dport 2211 -j DNAT --to-destination 10.2.1.1:4422",
         )
         .args([
-            text("h", "fqdn", "register this name for the addresses [not in this version yet]"),
+            text("h", "fqdn", "register this name for the addresses, as gateway.weave.local"),
             flag("without-masquerade", "keep outside addresses; the outside then needs a route to the network"),
             weave_bridge(),
             addresses(),
@@ -206,12 +208,63 @@ pub(crate) fn all() -> Vec<Command> {
         )
         .arg(addresses()),
         command(
+            "dns-add",
+            "register a name for a container, or for addresses outside of the network",
+            "Containers of all hosts resolve it then. Without addresses: those that the container has. Without -h: the \
+             container's own name. Names of a container vanish when it ends; those without a container stay until dns-remove.\n\
+             \n\
+             Examples:\n\
+             \x20 weave dns-add c1 -h web.weave.local\n\
+             \x20 weave dns-add 10.2.1.1 c1 -h web.weave.local\n\
+             \x20 weave dns-add 192.168.48.40 -h db.weave.local",
+        )
+        .override_usage("weave dns-add [<ip> ...] <container> [-h <fqdn>] | weave dns-add <ip> ... -h <fqdn>")
+        .args([
+            text("h", "fqdn", "the name, in the domain of the network"),
+            weave_bridge(),
+            arguments("ip", "IPv4 addresses, then a container as for attach"),
+        ]),
+        command(
+            "dns-remove",
+            "remove names that this host has registered",
+            "Without -h: all names of these addresses. Without addresses: those of the container.\n\
+             \n\
+             Examples:\n\
+             \x20 weave dns-remove c1 -h web.weave.local\n\
+             \x20 weave dns-remove 192.168.48.40",
+        )
+        .override_usage("weave dns-remove [<ip> ...] <container> [-h <fqdn>] | weave dns-remove <ip> ... [-h <fqdn>]")
+        .args([
+            text("h", "fqdn", "only this name"),
+            weave_bridge(),
+            arguments("ip", "IPv4 addresses, then a container as for attach"),
+        ]),
+        command(
+            "dns-lookup",
+            "ask weaveDNS for the addresses of a name",
+            "One address on each line. The domain may be left out. A name without an address is no error: nothing is printed \
+             on stdout.",
+        )
+        .override_usage("weave dns-lookup <name>")
+        .arg(arguments("name", "as web, web.weave.local or example.com")),
+        command(
+            "dns-args",
+            "print the options of 'docker run' that make a container use weaveDNS",
+            "Nothing if the peer has no names.\n\
+             \n\
+             Example:\n\
+             \x20 docker run $(weave dns-args) -h web.weave.local -d nginx",
+        )
+        .override_usage("weave dns-args")
+        .arg(arguments("argument", "accepted, without effect")),
+        command(
             "status",
             "show the state of the peer",
             "Without a page: the peer and its services. Pages:\n\
              \x20 targets       peers that were named\n\
              \x20 connections   connections: state, overlay, peer, or why there is none\n\
              \x20 peers         all peers of the network and their connections\n\
+             \x20 dns           names of the network: name, address, container, the peer that registered it\n\
              \x20 ipam          who owns how many addresses, why requests wait, and contradictions",
         )
         .arg(flag("json", "the same facts as JSON"))
@@ -306,7 +359,7 @@ pub(crate) fn program() -> Command {
 }
 
 /// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
-pub(crate) const MISSING: [(&str, &str); 11] = [
+pub(crate) const MISSING: [(&str, &str); 7] = [
     ("run", "starting containers"),
     ("start", "starting containers"),
     ("restart", "starting containers"),
@@ -314,10 +367,6 @@ pub(crate) const MISSING: [(&str, &str); 11] = [
     ("launch-proxy", "the Docker API proxy"),
     ("launch-plugin", "the Docker network plugin"),
     ("setup-cni", "the CNI plugin"),
-    ("dns-add", "DNS"),
-    ("dns-remove", "DNS"),
-    ("dns-lookup", "DNS"),
-    ("dns-args", "DNS"),
 ];
 
 /// The error for a command that does not exist, or not yet.

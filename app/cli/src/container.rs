@@ -9,7 +9,7 @@ use weave_types::Cidr;
 use crate::addresses;
 use crate::args::Parsed;
 use crate::options::{self, Env};
-use crate::{Failure, host_client, hosts_file, notice, print, ps, query, require_root};
+use crate::{Failure, dns, host_client, hosts_file, notice, print, ps, query, require_root};
 
 /// Addresses and the container, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +53,16 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let bridge = options::bridge(parsed, env);
     overlaps(&addresses::fixed(&call.addresses), &bridge)?.iter().for_each(notice);
     let target = find(&call.container, env)?;
+    let name = match parsed.text("name").filter(|name| !name.is_empty()) {
+        Some(_) if parsed.flag("without-dns") => {
+            return Err(Failure::new(1, "--name and --without-dns contradict each other"));
+        }
+        Some(name) => {
+            let domain = dns::domain(&query::client(parsed, env), parsed, env)?;
+            Some(dns::check_name(name, &domain)?.to_owned())
+        }
+        None => dns::own_name(&target).filter(|_| !parsed.flag("without-dns")),
+    };
     let hosts_file = parsed.flag("rewrite-hosts").then(|| hosts_file::of(&target, extra)).transpose()?;
     let request = AttachRequest {
         container: id_of(&target),
@@ -63,6 +73,7 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         multicast_route: !parsed.flag("no-multicast-route"),
         hairpin: true,
         hosts_file,
+        name,
     };
     print(&addresses::plain(&host_client::attach(request, target.ns, &call.addresses, parsed, env)?))
 }
@@ -121,7 +132,7 @@ fn release(call: &Call, error: Failure, parsed: &Parsed, env: &dyn Env) -> Resul
 
 /// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the
 /// same: its id is its name if it has one, else its first process. The daemon names what it finds in the same way.
-fn id_of(target: &Target) -> String {
+pub(crate) fn id_of(target: &Target) -> String {
     if matches!(target.kind, Kind::Docker(_)) {
         return target.id.clone();
     }
@@ -136,7 +147,7 @@ fn id_of(target: &Target) -> String {
     first.map_or_else(|| target.id.clone(), |(pid, _)| format!("pid:{pid}"))
 }
 
-fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
+pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     let reference: Reference = container.parse()?;
     let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
     Ok(weave_runtime::resolve(&reference, &docker)?)

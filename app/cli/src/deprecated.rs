@@ -10,6 +10,8 @@ pub(crate) enum Meaning {
     Now(&'static [&'static str]),
     /// It has no effect any more, for this reason.
     Nothing(&'static str),
+    /// The same, in the words of 2.8.1.
+    Removed(&'static str),
     CreateBridge,
 }
 
@@ -20,8 +22,18 @@ pub(crate) static OLD: &[(&str, Meaning)] = &[
     ("proxy-config", Meaning::Now(&["config"])),
     ("stop-proxy", Meaning::Nothing("the proxy is a part of the daemon that 'weave stop' stops")),
     ("stop-plugin", Meaning::Nothing("the plugin is a part of the daemon that 'weave stop' stops")),
-    ("launch-dns", Meaning::Nothing("DNS is a part of the daemon that 'weave launch' starts")),
-    ("stop-dns", Meaning::Nothing("DNS is a part of the daemon that 'weave stop' stops")),
+    (
+        "launch-dns",
+        Meaning::Removed(
+            "The 'launch-dns' command has been removed; DNS is launched as part of 'launch' and 'launch-router'.",
+        ),
+    ),
+    (
+        "stop-dns",
+        Meaning::Removed(
+            "The 'stop-dns' command has been removed; DNS is stopped as part of 'stop' and 'stop-router'.",
+        ),
+    ),
     ("attach-router", Meaning::Nothing("'weave launch' does it")),
     ("create-bridge", Meaning::CreateBridge),
 ];
@@ -53,6 +65,10 @@ pub(crate) fn run(
             notice(format_args!("Warning: 'weave {name}' does nothing any more; {reason}."));
             Ok(None)
         }
+        Meaning::Removed(text) => {
+            notice(text);
+            Ok(None)
+        }
         Meaning::CreateBridge => bridges::create(rest, env).map(|()| None),
     }
 }
@@ -62,6 +78,7 @@ pub(crate) fn explain(name: &str, meaning: Meaning) -> String {
     match meaning {
         Meaning::Now(words) => format!("weave {name}: now 'weave {}'", words.join(" ")),
         Meaning::Nothing(reason) => format!("weave {name}: does nothing any more; {reason}"),
+        Meaning::Removed(text) => format!("weave {name}: {text}"),
         Meaning::CreateBridge => format!(
             "weave {name}: 'weave launch' makes the bridge; with WEAVE_NO_FASTDP set this makes a plain one before"
         ),

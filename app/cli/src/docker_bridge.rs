@@ -27,7 +27,7 @@ pub(crate) fn print_ip(env: &dyn Env) -> Result<(), Failure> {
     print(&docker_bridge_address(env)?.to_string())
 }
 
-fn docker_bridge_address(env: &dyn Env) -> Result<IpAddr, Failure> {
+pub(crate) fn docker_bridge_address(env: &dyn Env) -> Result<IpAddr, Failure> {
     if let Some(known) = env.var("DOCKER_BRIDGE_IP").filter(|a| !a.is_empty()) {
         return known
             .parse()

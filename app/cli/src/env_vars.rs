@@ -54,8 +54,8 @@ pub(crate) static VARIABLES: &[Variable] = &[
     var("DOCKER_BRIDGE_IP", "", "its address, if it is not to be looked up"),
     var("ORIG_DOCKER_HOST", "", "set by 'eval $(weave env)' of 2.8.1; 'weave env --restore' restores it"),
     var("COLUMNS", "100", "width of help texts, where the terminal has none"),
-    missing("DNS_ADDRESS", "name server that dns-lookup asks instead of weaveDNS"),
-    missing("DNS_DOMAIN", "domain in dns-args while the daemon does not run"),
+    var("DNS_ADDRESS", "", "server that dns-lookup asks and dns-args names instead of weaveDNS"),
+    var("DNS_DOMAIN", "weave.local.", "domain in dns-args while the daemon does not run"),
     missing("PROXY_HOST", "host in the address that env and config print for a proxy on all addresses"),
     missing(
         "WEAVE_CIDR",
@@ -66,6 +66,7 @@ pub(crate) static VARIABLES: &[Variable] = &[
 
 pub(crate) static FILES: &[(&str, &str)] = &[
     ("/var/lib/weave", "state that survives reboots: name, targets, short id"),
+    ("/var/lib/weave/names.json", "names of this host's containers"),
     ("/run/weave/weave.sock", "control socket, for root"),
     ("/run/weave/weave.pid", "pid of the daemon, locked while it runs"),
     ("/var/lib/weave/password", "network password of the running daemon, for root"),

@@ -9,24 +9,25 @@ use crate::args::Parsed;
 use crate::container::overlaps;
 use crate::options::{self, Env};
 use crate::waiting::Problem;
-use crate::{Failure, host_client, notice, print, query, require_root};
+use crate::{Failure, dns, host_client, notice, print, query, require_root};
 
 pub(crate) fn expose(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let addresses = arguments(parsed)?;
     require_root()?;
+    let name = parsed.text("h").filter(|name| !name.is_empty());
+    if let Some(name) = name {
+        dns::check_name(name, &dns::domain(&query::client(parsed, env), parsed, env)?)?;
+    }
     let bridge = &options::devices(parsed, env).bridge;
     overlaps(&addresses::fixed(&addresses), bridge)?.iter().for_each(notice);
-    let exposed = post("/expose", &addresses, !parsed.flag("without-masquerade"), parsed, env)?;
-    if let Some(name) = parsed.text("h") {
-        notice(format_args!("Notice: this version does not do DNS yet; not registered: {name}"));
-    }
-    print(&plain(&exposed))
+    let masquerade = !parsed.flag("without-masquerade");
+    print(&plain(&post("/expose", &addresses, masquerade, name, parsed, env)?))
 }
 
 pub(crate) fn hide(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let addresses = arguments(parsed)?;
     require_root()?;
-    print(&plain(&post("/hide", &addresses, false, parsed, env)?))
+    print(&plain(&post("/hide", &addresses, false, None, parsed, env)?))
 }
 
 /// Lets the daemon do it; the addresses in question.
@@ -34,12 +35,13 @@ fn post(
     path: &'static str,
     addresses: &[AddressRequest],
     masquerade: bool,
+    name: Option<&str>,
     parsed: &Parsed,
     env: &dyn Env,
 ) -> Result<Vec<String>, Failure> {
     let client = query::client(parsed, env);
     let texts = addresses.iter().map(ToString::to_string).collect();
-    let request = ExposeRequest { addresses: texts, masquerade };
+    let request = ExposeRequest { addresses: texts, masquerade, name: name.map(str::to_owned) };
     let answer = host_client::post(&client, path, request, None, &addresses::describe(addresses));
     let shown = |response: HostResponse| {
         host_client::warn(&response.warnings);

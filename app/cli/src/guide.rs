@@ -48,6 +48,7 @@ fn page() -> String {
     for (name, meaning) in deprecated::OLD {
         let now = match meaning {
             deprecated::Meaning::Now(words) => format!("`weave {}`", words.join(" ")),
+            deprecated::Meaning::Removed(_) => "nothing; `weave launch` and `weave stop` do it".to_owned(),
             deprecated::Meaning::Nothing(reason) => format!("nothing; {reason}"),
             deprecated::Meaning::CreateBridge => {
                 "`weave launch`; makes a plain bridge if `WEAVE_NO_FASTDP` is set".to_owned()

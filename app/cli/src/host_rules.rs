@@ -30,6 +30,7 @@ pub(crate) fn remembered(parsed: &Parsed, env: &dyn Env) -> Vec<FirewallConfig> 
         docker,
         expect_npc: false,
         no_masq_local: false,
+        dns_port: config.dns.map(|dns| dns.port()),
     };
     // Of another instance only what it remembers is known.
     let guessed = setup.instance.is_none() || state.is_none();

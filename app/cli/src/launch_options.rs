@@ -1,5 +1,7 @@
 //! Options of `weave launch` and `weave daemon`, and their names in earlier versions (docs/spec/cli.md 2.2, 3.2, 5).
 
+use std::time::Duration;
+
 use clap::{Arg, ArgAction};
 
 /// A flag. A name of one letter makes a short option.
@@ -29,6 +31,37 @@ fn parse_number(text: &str) -> Result<i64, String> {
         let reason = if range { "value out of range" } else { "invalid syntax" };
         format!("strconv.ParseInt: parsing {text:?}: {reason}")
     })
+}
+
+/// A duration as in Go (`1m30s`, `500ms`), greater than zero.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let unit =
+            rest[number..].find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len() - number);
+        let (value, tail) = rest.split_at(number);
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(value.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = tail;
+    }
+    (!total.is_zero()).then_some(total)
+}
+
+fn check_duration(text: &str) -> Result<String, String> {
+    let error = || format!("time: invalid duration {text:?}; one as 5s or 500ms is wanted");
+    parse_duration(text).map(|_| text.to_owned()).ok_or_else(error)
 }
 
 fn group<const N: usize>(heading: &'static str, options: [Arg; N]) -> Vec<Arg> {
@@ -189,12 +222,34 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
     let names = group(
         "Names",
         [
-            flag("no-dns", "serve no names"),
-            text("dns-domain", "name", "domain of container names"),
-            text("dns-listen-address", "host:port", "where names are served"),
-            text("dns-ttl", "seconds", "how long clients may cache answers"),
-            text("dns-fallback-timeout", "duration", "timeout of queries to other resolvers"),
-            text("resolv-conf", "path", "file that names the other resolvers"),
+            flag("no-dns", "neither register nor serve names; those of other peers pass through"),
+            text(
+                "dns-domain",
+                "name",
+                "domain of the containers' names, the same on all peers (default: weave.local.)",
+            ),
+            text(
+                "dns-listen-address",
+                "host:port",
+                "where names are served, UDP and TCP (default: port 53 of Docker's bridge; without Docker that of every \
+                 address of the weave bridge, which 'weave expose' gives it)",
+            ),
+            number("dns-ttl", "seconds", "how long clients may keep answers about these names (default: 1)"),
+            text(
+                "dns-fallback-timeout",
+                "duration",
+                "longest wait for another resolver, as 5s or 500ms (default: 5s)",
+            )
+            .value_parser(check_duration),
+            text(
+                "resolv-conf",
+                "path",
+                "file that lists the resolvers for all other names (default: /etc/resolv.conf)",
+            ),
+            flag(
+                "host-dns",
+                "let this host's own resolver ask for the names, too; 'stop' and 'reset' undo it",
+            ),
         ],
     );
     let docker = group(
@@ -234,7 +289,6 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
 
 /// Features that this version does not have, and the options that ask for them.
 pub(crate) static MISSING: &[(&str, &[&str])] = &[
-    ("DNS", &["dns-domain", "dns-listen-address", "dns-ttl", "dns-fallback-timeout", "resolv-conf"]),
     (
         "the Docker proxy and plugin",
         &[

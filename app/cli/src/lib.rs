@@ -10,6 +10,7 @@ mod bridges;
 mod commands;
 mod container;
 mod deprecated;
+mod dns;
 mod docker_bridge;
 mod env_vars;
 mod expose;
@@ -113,7 +114,12 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let Some(command) = commands::find(name) else {
         return Err(commands::unknown(name, rest.first().is_some_and(|a| a == "--help")));
     };
-    let parsed = args::parse(command, rest).map_err(|e| {
+    let parsed = match args::parse(command.clone(), rest) {
+        // Its arguments may be those of `docker run`, which mean nothing here.
+        Err(_) if name == "dns-args" => args::parse(command, &[]),
+        parsed => parsed,
+    };
+    let parsed = parsed.map_err(|e| {
         // 2.8.1's daemon exits with 125 then.
         let code = if name == "daemon" { 125 } else { 1 };
         Failure::new(code, format_args!("{e}\nSee 'weave {name} --help'."))
@@ -139,6 +145,10 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "detach" => container::detach(&parsed, env),
         "expose" => expose::expose(&parsed, env),
         "hide" => expose::hide(&parsed, env),
+        "dns-add" => dns::add(&parsed, env),
+        "dns-remove" => dns::remove(&parsed, env),
+        "dns-lookup" => dns::lookup(&parsed, env),
+        "dns-args" => dns::args(&parsed, env),
         "status" => query::status(&parsed, env),
         "report" => query::report(&parsed, env),
         "version" => query::version(&parsed, env),

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use weave_daemon::config::{
-    self, AllocationConfig, Config, ConfigError, LegacySources, ListenAddr, LogFile, LogLevel, Password,
+    self, AllocationConfig, Config, ConfigError, DnsConfig, LegacySources, ListenAddr, LogFile, LogLevel,
+    Password,
 };
 use weave_host::DeviceNames;
 use weave_ipam::{Init, ParseInitError, Subnet, SubnetError};
@@ -13,6 +14,7 @@ use weave_runtime::Docker;
 use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
 
 use crate::args::{Parsed, dashed};
+use crate::launch_options::parse_duration;
 
 /// An invalid value. Texts of 2.8.1 where it has the same error (`daemon-flag-errors.txt`).
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,8 @@ pub(crate) enum OptionError {
     Subnet(SubnetError),
     #[error("IP address allocation default subnet {0} does not overlap with allocation range {1}")]
     NoOverlap(String, String),
+    #[error("--dns-ttl {0}: must be in range [0,2147483647]")]
+    DnsTtl(i64),
     #[error("--awsvpc mode is not compatible with the --password option")]
     AwsPassword,
     #[error("--awsvpc mode requires IPAM enabled")]
@@ -277,6 +281,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
         config.status_addr = ListenAddr::parse("--status-addr", &addr)?;
     }
     config.allocation = allocation(parsed)?;
+    config.dns = dns(parsed)?;
     let metrics = parsed.text("metrics-addr").map(str::to_owned).or_else(|| env.var("WEAVE_METRICS_ADDR"));
     if let Some(addr) = metrics {
         config.metrics_addr = ListenAddr::parse("--metrics-addr", &addr)?;
@@ -415,6 +420,30 @@ fn allocation(parsed: &Parsed) -> Result<Option<AllocationConfig>, OptionError> 
     }
     let init = given("ipalloc-init").map(str::parse).transpose().map_err(OptionError::IpamInit)?;
     Ok(Some(AllocationConfig { range, default_subnet, init: init.unwrap_or(Init::Consensus(None)) }))
+}
+
+/// `None` with `--no-dns`; the other options are checked nevertheless.
+fn dns(parsed: &Parsed) -> Result<Option<DnsConfig>, OptionError> {
+    let given = |name| parsed.text(name).filter(|v| !v.is_empty());
+    let mut dns = DnsConfig::default();
+    if let Some(domain) = given("dns-domain") {
+        dns.domain = DnsConfig::parse_domain(domain)?;
+    }
+    if let Some(addr) = given("dns-listen-address") {
+        dns.listen = Some(DnsConfig::parse_listen(addr)?);
+    }
+    if let Some(ttl) = parsed.number("dns-ttl") {
+        let fits = u32::try_from(ttl).ok().filter(|ttl| i32::try_from(*ttl).is_ok());
+        dns.ttl = fits.ok_or(OptionError::DnsTtl(ttl))?;
+    }
+    if let Some(timeout) = given("dns-fallback-timeout").and_then(parse_duration) {
+        dns.fallback_timeout = timeout;
+    }
+    if let Some(path) = given("resolv-conf") {
+        dns.resolv_conf = path.into();
+    }
+    dns.host_dns = parsed.flag("host-dns");
+    Ok((!parsed.flag("no-dns")).then_some(dns))
 }
 
 fn subnet(text: &str) -> Result<Subnet, OptionError> {

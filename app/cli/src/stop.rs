@@ -120,6 +120,7 @@ impl<'a> Peer<'a> {
             Failure::new(1, failures.join("\n"))
         })?;
         self.forget_connections();
+        failures.extend(self.revert_host_resolver());
         // A unit or a container needs the password when it is started again.
         if !kept && found && systemd::ours(&self.unit).is_none() {
             // The peer has been stopped, so this is no failure.
@@ -160,6 +161,14 @@ impl<'a> Peer<'a> {
             short.collect::<Vec<String>>().join(" ")
         ));
         Ok(())
+    }
+
+    /// Takes back what a daemon with `--host-dns` that was killed has set.
+    fn revert_host_resolver(&self) -> Option<String> {
+        let file = self.run_dir.join(weave_daemon::config::HOST_DNS_FILE);
+        let bridge = std::fs::read_to_string(&file).ok()?;
+        let reverted = weave_host::host_resolver::revert(bridge.trim()).map_err(|e| e.to_string());
+        reverted.and_then(|()| remove(&file).map_err(|e| e.message)).err()
     }
 
     /// Deletes the connection tracking entries of the peer's datagrams, which would otherwise apply to the next peer until they time out.

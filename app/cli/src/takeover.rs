@@ -180,6 +180,8 @@ fn missing_options(
         }
     };
     let ranges = |c: &Config| c.allocation.as_ref().map(|a| a.range);
+    let times = |c: &Config| c.dns.as_ref().map(|d| (d.ttl, d.fallback_timeout));
+    let domains = |c: &Config| c.dns.as_ref().map(|d| d.domain.clone());
     let subnets = |c: &Config| c.allocation.as_ref().map(|a| a.default_subnet);
     let differs = [
         ("port", theirs.port != config.port && config.port == Config::default().port),
@@ -190,7 +192,10 @@ fn missing_options(
         ("ipalloc-range", ranges(&theirs) != ranges(config)),
         ("ipalloc-default-subnet", subnets(&theirs) != subnets(config)),
         ("ipalloc-init", true),
-        ("dns-domain", true),
+        ("no-dns", theirs.dns.is_none() && config.dns.is_some()),
+        ("dns-domain", domains(&theirs) != domains(config)),
+        ("dns-ttl", times(&theirs) != times(config)),
+        ("dns-fallback-timeout", times(&theirs) != times(config)),
         ("expect-npc", theirs.expect_npc != config.expect_npc),
         ("no-masq-local", theirs.no_masq_local != config.no_masq_local),
     ];

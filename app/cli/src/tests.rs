@@ -386,7 +386,6 @@ fn missing_features_are_noticed_only_if_asked_for() {
     assert_eq!(
         notices("--ipalloc-range 10.2.0.0/16 --ipalloc-init observer --dns-domain x. -H tcp://:1 --bufsz 16"),
         [
-            "Notice: this version does not do DNS yet; no effect: --dns-domain",
             "Notice: this version does not do the Docker proxy and plugin yet; no effect: -H",
             "Notice: obsolete, no effect: --bufsz",
         ]
@@ -459,7 +458,25 @@ fn command_line_errors() {
         ("start c1", 1, "weave start: starting containers is not in this version yet"),
         ("start --help", 0, "weave start: starting containers is not in this version yet"),
         ("env", 1, "weave env: the Docker API proxy is not in this version yet"),
-        ("dns-args --name x", 1, "weave dns-args: DNS is not in this version yet"),
+        ("dns-add", 1, "neither an address nor a container is given; usage: weave dns-add"),
+        ("dns-add 10.2.1.1", 1, "an address without a container needs a name"),
+        ("dns-add c1 10.2.1.1", 1, "addresses come before the container"),
+        ("dns-add 10.2.1.1/24 c1", 1, "'10.2.1.1/24' and 'c1' cannot both be the container"),
+        ("dns-remove 10.2.1.1/24", 1, "'10.2.1.1/24' is neither an IPv4 address"),
+        ("dns-lookup", 1, "usage: weave dns-lookup <name>"),
+        ("dns-lookup a", 1, "weave is not running. Have you launched it?"),
+        (
+            "launch --dns-listen-address 1.2.3.4",
+            1,
+            "invalid DNS listen address \"1.2.3.4\": address 1.2.3.4: missing port",
+        ),
+        ("launch --dns-ttl -1", 1, "--dns-ttl -1: must be in range"),
+        ("launch --dns-domain a..b", 1, "--dns-domain: \"a..b\" is not a host name"),
+        (
+            "launch --dns-fallback-timeout 5",
+            1,
+            "invalid value \"5\" for flag --dns-fallback-timeout: time: invalid duration",
+        ),
         ("launch-proxy", 1, "weave launch-proxy: the Docker API proxy is not in this version yet"),
         ("expose bogus", 1, "'bogus' is no address, as 10.2.1.102/24 is; usage: weave expose"),
         ("hide 10.2.1.1", 1, "'10.2.1.1' is no address"),

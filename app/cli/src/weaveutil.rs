@@ -213,6 +213,7 @@ fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         multicast_route: !parsed.flag("no-multicast-route"),
         hairpin: parsed.text("hairpin-mode") != Some("false"),
         hosts_file: None,
+        name: None,
     };
     let addresses: Vec<_> = cidrs.into_iter().map(AddressRequest::Fixed).collect();
     host_client::attach(request, target.ns, &addresses, parsed, env).map(drop)

@@ -4,7 +4,9 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
+use weave_dns::{HostName, HostNameError};
 use weave_ipam::{Init, Subnet};
 use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
@@ -64,6 +66,8 @@ pub struct Config {
     pub give_up_addresses: bool,
     /// `None`: addresses are not allocated.
     pub allocation: Option<AllocationConfig>,
+    /// `None`: no names are served (`--no-dns`).
+    pub dns: Option<DnsConfig>,
     pub log_level: LogLevel,
     /// `None`: the log goes to stderr.
     pub log_file: Option<LogFile>,
@@ -102,6 +106,72 @@ pub struct AllocationConfig {
     pub init: Init,
 }
 
+/// See docs/spec/dns.md 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// The domain of the names, the same on all peers.
+    pub domain: HostName,
+    /// `None`: the address of Docker's bridge, without Docker those of the bridge of the containers.
+    pub listen: Option<SocketAddr>,
+    /// Seconds for which clients may keep answers about names of the domain.
+    pub ttl: u32,
+    /// Longest wait for the answer of one other resolver.
+    pub fallback_timeout: Duration,
+    /// The file that names the resolvers for all other names.
+    pub resolv_conf: PathBuf,
+    /// Whether the resolver of this host asks the server about names of the domain.
+    pub host_dns: bool,
+}
+
+impl Default for DnsConfig {
+    fn default() -> DnsConfig {
+        let domain = HostName::parse("weave.local.");
+        DnsConfig {
+            domain: domain.unwrap_or_else(|e| unreachable!("{e}")),
+            listen: None,
+            ttl: 1,
+            fallback_timeout: Duration::from_secs(5),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            host_dns: false,
+        }
+    }
+}
+
+impl DnsConfig {
+    /// Where names are served on every address that is not given.
+    pub const PORT: u16 = 53;
+
+    /// The port on which names are served.
+    pub fn port(&self) -> u16 {
+        self.listen.map_or(DnsConfig::PORT, |addr| addr.port())
+    }
+
+    /// Parses `--dns-domain`, with or without the final dot.
+    pub fn parse_domain(text: &str) -> Result<HostName, ConfigError> {
+        HostName::parse(text).map_err(ConfigError::DnsDomain)
+    }
+
+    /// Parses `--dns-listen-address`: an IP address, or nothing for all addresses, and a port.
+    pub fn parse_listen(text: &str) -> Result<SocketAddr, ConfigError> {
+        let bad = |what: String| ConfigError::DnsListen { text: text.to_owned(), what };
+        let (host, port) =
+            text.rsplit_once(':').ok_or_else(|| bad(format!("address {text}: missing port in address")))?;
+        let inside = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        if inside.is_none() && host.contains(':') {
+            return Err(bad(format!("address {text}: too many colons in address")));
+        }
+        let host = match inside.unwrap_or(host) {
+            "" => IpAddr::from([0, 0, 0, 0]),
+            host => host.parse().map_err(|_| bad(format!("{host:?} is not an IP address")))?,
+        };
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        match port.parse() {
+            Ok(port @ 1..) if digits => Ok(SocketAddr::new(host, port)),
+            _ => Err(bad(format!("{port:?} is not a port"))),
+        }
+    }
+}
+
 /// Defaults of `weave launch` without options or environment (docs/spec/cli.md 5).
 impl Default for Config {
     fn default() -> Config {
@@ -133,6 +203,7 @@ impl Default for Config {
             legacy: LegacySources::default(),
             give_up_addresses: false,
             allocation: None,
+            dns: Some(DnsConfig::default()),
             log_level: LogLevel::Info,
             log_file: None,
         }
@@ -141,6 +212,8 @@ impl Default for Config {
 
 pub const STATE_DIR: &str = "/var/lib/weave";
 pub const RUN_DIR: &str = "/run/weave";
+/// See [`Config::host_dns_file`].
+pub const HOST_DNS_FILE: &str = "host-dns";
 
 impl Config {
     /// Unix socket of the control API.
@@ -152,6 +225,11 @@ impl Config {
     /// even if they are the same as last time (docs/spec/cli.md 4.4).
     pub fn fresh_file(&self) -> PathBuf {
         self.run_dir.join("fresh")
+    }
+
+    /// A file that exists while the resolver of this host asks the server for names (`--host-dns`). It has the name of the bridge.
+    pub fn host_dns_file(&self) -> PathBuf {
+        self.run_dir.join(HOST_DNS_FILE)
     }
 
     /// Socket on which `weave launch` receives the progress of the start.
@@ -261,6 +339,10 @@ pub enum ConfigError {
     ListenAddr { option: &'static str, text: String },
     #[error("invalid peer name {0:?}, should be host[:port]")]
     Peer(String),
+    #[error("--dns-domain: {0}")]
+    DnsDomain(HostNameError),
+    #[error("invalid DNS listen address {text:?}: {what}")]
+    DnsListen { text: String, what: String },
 }
 
 /// Checks the syntax of a peer to connect to: `host` or `host:port` (docs/spec/mesh.md 10.1). Does not resolve the name.
@@ -317,6 +399,28 @@ mod tests {
         for bad in ["127.0.0.1", "x:y", "1.2.3.4:70000", "[[]]:0", "[::1:6784", "h:+80", "[/x]:40"] {
             assert!(ListenAddr::parse("--http-addr", bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn syntax_of_dns_addresses() {
+        for (text, good) in
+            [("172.17.0.1:53", "172.17.0.1:53"), (":53", "0.0.0.0:53"), ("[::1]:5353", "[::1]:5353")]
+        {
+            assert_eq!(DnsConfig::parse_listen(text).map(|a| a.to_string()), Ok(good.to_owned()), "{text}");
+        }
+        for (text, what) in [
+            ("172.17.0.1", "address 172.17.0.1: missing port in address"),
+            ("::1:53", "address ::1:53: too many colons in address"),
+            ("h1:53", "\"h1\" is not an IP address"),
+            ("1.2.3.4:dns", "\"dns\" is not a port"),
+            ("1.2.3.4:0", "\"0\" is not a port"),
+            ("1.2.3.4:", "\"\" is not a port"),
+        ] {
+            let error = DnsConfig::parse_listen(text).unwrap_err().to_string();
+            assert_eq!(error, format!("invalid DNS listen address {text:?}: {what}"));
+        }
+        assert_eq!(DnsConfig::parse_domain("x.local"), DnsConfig::parse_domain("X.local."));
+        assert!(DnsConfig::parse_domain("a..b").is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Each runs in a thread of its own, since operations on the host block. Once the host is being changed the request is carried out
 //! even if its caller has gone; while it waits for an address it is cancelled then.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -11,8 +12,9 @@ use tokio::sync::{oneshot, watch};
 use weave_api::host_requests::{
     AttachBridgeRequest, AttachRequest, DetachRequest, ExposeRequest, HostResponse, HostsFile,
 };
+use weave_dns::{Filter, HostName};
 use weave_host::firewall::ExposedAddress;
-use weave_host::{NetNs, fault_injection};
+use weave_host::{NamespaceId, NetNs, fault_injection};
 use weave_ipam::Subnet;
 use weave_runtime::{
     AddressRequest, Allocator, Attachment, Change, ContainerNetwork, EXPOSE, Error, NoAllocator, Outcome,
@@ -22,6 +24,7 @@ use weave_types::Cidr;
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::Control;
 use crate::host::Inventory;
+use crate::names::{NameChange, may_run};
 
 /// Why a request for an address of a subnet is refused where nothing is allocated.
 const NO_ALLOCATION: NoAllocator =
@@ -89,6 +92,7 @@ impl Work {
         let network = &self.containers.network;
         match request {
             HostRequest::Attach(request, fd) => {
+                let name = self.parse_name(request.name.as_deref())?;
                 let attachment = Attachment {
                     ns: NetNs::from_fd(fd)?,
                     addresses: parse(&request.addresses)?,
@@ -105,22 +109,43 @@ impl Work {
                     let (container, namespace) = (attachment.container.clone(), attachment.ns.id());
                     self.allocator.call(AllocationRequest::Identify { container, namespace })?;
                 }
-                network.attach(self.allocator(request.record), &attachment)
+                let mut outcome = network.attach(self.allocator(request.record), &attachment)?;
+                if request.record {
+                    let namespace = Some(attachment.ns.id());
+                    let warnings = self.attached(&attachment.container, namespace, name, &outcome.addresses);
+                    outcome.warnings.extend(warnings);
+                }
+                Ok(outcome)
             }
             HostRequest::Detach(request, fd) => {
                 let addresses = parse(&request.addresses)?;
                 let ns = NetNs::from_fd(fd)?;
-                network.detach(self.allocator(request.record), &request.container, &ns, &addresses)
+                let allocator = self.allocator(request.record);
+                let outcome = network.detach(allocator, &request.container, &ns, &addresses)?;
+                self.remove_names(&request.container, &outcome.addresses);
+                Ok(outcome)
             }
-            HostRequest::Release(request) => self.release(&request),
-            HostRequest::Expose(ExposeRequest { addresses, masquerade }) => {
+            HostRequest::Release(request) => {
+                let outcome = self.release(&request)?;
+                self.remove_names(&request.container, &outcome.addresses);
+                Ok(outcome)
+            }
+            HostRequest::Expose(ExposeRequest { addresses, masquerade, name }) => {
                 let requests = parse(&addresses)?;
+                let name = self.parse_name(name.as_deref())?;
                 let expose = |cidrs: &[Cidr]| {
                     let exposed =
                         cidrs.iter().map(|&address| ExposedAddress { address, masquerade }).collect();
                     self.reconcile("unable to expose", self.allocator.control.expose_blocking(exposed))
                 };
-                network.with_addresses(self.allocator(true), EXPOSE, Change::Expose, &requests, expose)
+                let allocator = self.allocator(true);
+                let outcome = network.with_addresses(allocator, EXPOSE, Change::Expose, &requests, expose)?;
+                if let Some(name) = name {
+                    let addrs = ipv4(&outcome.addresses);
+                    let change = NameChange::Add { name, container: EXPOSE.to_owned(), addrs };
+                    self.allocator.control.change_names_blocking(change);
+                }
+                Ok(outcome)
             }
             HostRequest::Hide(ExposeRequest { addresses, .. }) => {
                 let allocator = self.allocator(true);
@@ -132,12 +157,50 @@ impl Work {
                     let hidden = self.allocator.control.hide_blocking(cidrs.to_vec());
                     self.reconcile("unable to hide", hidden.map(|done| done.map(|()| Vec::new())))
                 };
-                network.releasing(allocator, EXPOSE, Change::Hide, addresses, hide)
+                let outcome = network.releasing(allocator, EXPOSE, Change::Hide, addresses, hide)?;
+                self.remove_names(EXPOSE, &outcome.addresses);
+                Ok(outcome)
             }
             HostRequest::AttachBridge(AttachBridgeRequest { bridge, other }) => {
                 network.join_bridges(&bridge, &other)?;
                 Ok(Outcome::default())
             }
+        }
+    }
+
+    /// The name to register; `None` if names are not served here.
+    fn parse_name(&self, name: Option<&str>) -> Result<Option<HostName>, Error> {
+        let Some(name) = name.filter(|_| self.allocator.control.dns().is_some()) else { return Ok(None) };
+        HostName::parse(name).map(Some).map_err(|e| Error::Address(e.to_string()))
+    }
+
+    /// Registers the name of a container that has been attached, unless it has ended meanwhile. Returns a warning.
+    fn attached(
+        &self,
+        container: &str,
+        namespace: Option<NamespaceId>,
+        name: Option<HostName>,
+        cidrs: &[Cidr],
+    ) -> Option<String> {
+        let control = &self.allocator.control;
+        let info = control.dns()?;
+        let registers = name.is_some();
+        let (container, addrs) = (container.to_owned(), ipv4(cidrs));
+        let change = NameChange::Attached { container: container.clone(), namespace, name, addrs };
+        control.change_names_blocking(change)?;
+        if registers && !may_run(info.docker.as_ref(), &container) {
+            control.change_names_blocking(NameChange::Ended(container.clone()))?;
+            return Some(format!("{container} has ended, its name is not registered"));
+        }
+        None
+    }
+
+    /// Removes the names of addresses that a container does not have any more.
+    fn remove_names(&self, container: &str, cidrs: &[Cidr]) {
+        let control = &self.allocator.control;
+        for addr in ipv4(cidrs).into_iter().filter(|_| control.dns().is_some()) {
+            let filter = Filter { container: Some(container.to_owned()), addr: Some(addr), name: None };
+            control.change_names_blocking(NameChange::Remove(filter));
         }
     }
 
@@ -186,6 +249,14 @@ impl HostRequest {
             HostRequest::AttachBridge(_) => "attach-bridge",
         }
     }
+}
+
+fn ipv4(cidrs: &[Cidr]) -> Vec<Ipv4Addr> {
+    let addrs = cidrs.iter().filter_map(|cidr| match cidr.addr() {
+        IpAddr::V4(addr) => Some(addr),
+        IpAddr::V6(_) => None,
+    });
+    addrs.collect()
 }
 
 fn parse(addresses: &[String]) -> Result<Vec<AddressRequest>, Error> {

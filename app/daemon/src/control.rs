@@ -6,12 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use weave_api::Report;
+use weave_dns::{Entry, HostName};
 use weave_host::firewall::ExposedAddress;
 use weave_ipam::{Container, RequestId, Subnet};
-use weave_runtime::ContainerState;
+use weave_runtime::{ContainerState, Docker};
 use weave_types::Cidr;
 
 use crate::allocation::{AllocationRequest, AllocationResponse, Source};
+use crate::host::ListenAddresses;
+use crate::names::NameChange;
 use crate::telemetry::metrics::Snapshot;
 
 #[derive(Debug)]
@@ -46,6 +49,12 @@ pub enum Request {
         source: Source,
         answer: oneshot::Sender<AllocationResponse>,
     },
+    /// Only sent if names are served.
+    ChangeNames(NameChange, oneshot::Sender<()>),
+    /// All names that this peer knows, in the order of 2.8.1's list.
+    Names(oneshot::Sender<Vec<Entry>>),
+    /// The containers of this host that are known to have a name, or to have none.
+    NamedContainers(oneshot::Sender<Vec<Container>>),
     /// The containers of Docker whose states are to be reported.
     DockerContainers(oneshot::Sender<Vec<Container>>),
     /// New states of containers of Docker.
@@ -73,11 +82,23 @@ impl AllocationInfo {
     }
 }
 
+/// Names as HTTP routes and changes of containers need them.
+#[derive(Clone, Debug)]
+pub struct DnsInfo {
+    /// Our domain.
+    pub domain: HostName,
+    /// Where the server listens.
+    pub listen: ListenAddresses,
+    /// Docker of this host, which knows the containers that run.
+    pub docker: Option<Docker>,
+}
+
 /// Sends requests to the task that owns the node. Every method returns `None` once that task has ended.
 #[derive(Clone, Debug)]
 pub struct Control {
     requests: mpsc::Sender<Request>,
     allocation: Option<AllocationInfo>,
+    dns: Option<DnsInfo>,
     source: Source,
 }
 
@@ -85,11 +106,15 @@ impl Control {
     /// At most `bound` requests wait in the channel.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control { requests: tx, allocation: None, source: Source::Socket }, rx)
+        (Control { requests: tx, allocation: None, dns: None, source: Source::Socket }, rx)
     }
 
     pub fn with_allocation(self, info: AllocationInfo) -> Control {
         Control { allocation: Some(info), ..self }
+    }
+
+    pub fn with_dns(self, info: DnsInfo) -> Control {
+        Control { dns: Some(info), ..self }
     }
 
     /// Sets where the requests come from.
@@ -100,6 +125,11 @@ impl Control {
     /// `None` while address allocation is off.
     pub fn allocation(&self) -> Option<&AllocationInfo> {
         self.allocation.as_ref()
+    }
+
+    /// `None` if names are not served.
+    pub fn dns(&self) -> Option<&DnsInfo> {
+        self.dns.as_ref()
     }
 
     async fn call<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
@@ -141,6 +171,23 @@ impl Control {
     /// [`Control::hide`] for a thread that may block.
     pub(crate) fn hide_blocking(&self, addresses: Vec<Cidr>) -> Option<Result<(), String>> {
         self.call_blocking(|answer| Request::Hide { addresses, answer })
+    }
+
+    pub async fn names(&self) -> Option<Vec<Entry>> {
+        self.call(Request::Names).await
+    }
+
+    pub async fn change_names(&self, change: NameChange) -> Option<()> {
+        self.call(|answer| Request::ChangeNames(change, answer)).await
+    }
+
+    /// [`Control::change_names`] for a thread that may block.
+    pub(crate) fn change_names_blocking(&self, change: NameChange) -> Option<()> {
+        self.call_blocking(|answer| Request::ChangeNames(change, answer))
+    }
+
+    pub(crate) fn named_containers_blocking(&self) -> Option<Vec<Container>> {
+        self.call_blocking(Request::NamedContainers)
     }
 
     pub(crate) fn docker_containers_blocking(&self) -> Option<Vec<Container>> {

@@ -18,7 +18,8 @@ use weave_types::{Cidr, Instant, Now};
 
 use crate::allocation::{Allocation, AllocationResponse, own_networks};
 use crate::control::Request;
-use crate::host::{Command, ReconcilerHandle};
+use crate::dns_service::DnsService;
+use crate::host::{Command, ReconcilerHandle, is_docker_id};
 use crate::net::{Event, Net};
 use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
@@ -105,6 +106,8 @@ pub(crate) struct Core {
     pub(crate) store: PeerState,
     /// `None` while address allocation is off.
     pub(crate) allocation: Option<Allocation>,
+    /// `None` if no names are served.
+    pub(crate) dns: Option<DnsService>,
     /// Networks that this peer owns, as last sent to the reconciler; `None` unless `--no-masq-local` is given.
     pub(crate) local_networks: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
@@ -129,7 +132,9 @@ impl Core {
         loop {
             self.drain();
             let allocation = self.allocation.as_ref().and_then(Allocation::poll_timeout);
-            let timeout = self.node.poll_timeout().map(|(at, _)| at).into_iter().chain(allocation).min();
+            let names = self.dns.as_ref().and_then(|dns| dns.local.poll_timeout());
+            let timeout = self.node.poll_timeout().map(|(at, _)| at);
+            let timeout = [timeout, allocation, names].into_iter().flatten().min();
             let wake = async {
                 match timeout {
                     Some(at) => tokio::time::sleep_until(self.clock.deadline(at)).await,
@@ -158,6 +163,9 @@ impl Core {
         self.net.shut_down(self.events).await;
         if let Some(allocation) = &mut self.allocation {
             allocation.close();
+        }
+        if let Some(dns) = &mut self.dns {
+            dns.local.close(self.clock.now());
         }
         self.datapath.stop();
         self.reconciler.stop();
@@ -201,8 +209,12 @@ impl Core {
                     self.net.close(conn);
                 }
                 Output::Datagram { destination, bytes } => self.datapath.transmit(destination, &bytes),
+                Output::NamesChanged => {
+                    if let Some(dns) = &self.dns {
+                        dns.publish(&self.node);
+                    }
+                }
                 Output::TablesChanged => self.datapath.publish(self.node.tables()),
-                Output::NamesChanged => {}
                 Output::Event(event) => self.log_event(&event),
             }
         }
@@ -229,6 +241,9 @@ impl Core {
         self.node.handle_timeout(now);
         if let Some(allocation) = &mut self.allocation {
             allocation.handle_timeout(&mut self.node, now);
+        }
+        if let Some(dns) = &mut self.dns {
+            dns.local.handle_timeout(&mut self.node, now);
         }
     }
 
@@ -365,6 +380,7 @@ impl Core {
         let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
         report.host_problems = self.reconciler.problems();
+        report.dns = self.dns.as_ref().map(|dns| dns.report(&self.node));
         if let Some(allocation) = &self.allocation {
             let notes = report.ipam_notes.get_or_insert_default();
             notes.waiting.splice(0..0, allocation.full());
@@ -416,11 +432,32 @@ impl Core {
                     let _ = answer.send(response);
                 }
             }
-            Request::DockerContainers(answer) => {
-                let containers = self.allocation.as_ref().map(Allocation::docker_containers);
+            Request::ChangeNames(change, answer) => {
+                if let Some(dns) = &mut self.dns {
+                    dns.local.apply(change, &mut self.node, now);
+                }
+                self.drain();
+                let _ = answer.send(());
+            }
+            Request::Names(answer) => {
+                let entries = self.node.registry().into_iter().flat_map(weave_dns::Registry::entries);
+                let _ = answer.send(entries.cloned().collect());
+            }
+            Request::NamedContainers(answer) => {
+                let containers = self.dns.as_ref().map(|dns| dns.local.containers().cloned().collect());
                 let _ = answer.send(containers.unwrap_or_default());
             }
+            Request::DockerContainers(answer) => {
+                let allocation = self.allocation.iter().flat_map(Allocation::docker_containers);
+                let names = self.dns.iter().flat_map(|dns| dns.local.containers()).cloned();
+                let containers: BTreeSet<_> =
+                    allocation.chain(names).filter(|container| is_docker_id(container)).collect();
+                let _ = answer.send(containers.into_iter().collect());
+            }
             Request::DockerStates(states) => {
+                if let Some(dns) = &mut self.dns {
+                    dns.local.set_docker_states(&states, &mut self.node, now);
+                }
                 if let Some(allocation) = &mut self.allocation {
                     allocation.set_docker_states(states);
                 }

@@ -1,22 +1,28 @@
-//! Reports of Docker about the containers that have addresses. They come in a thread of its own, which waits for Docker.
+//! Reports of Docker about the containers that have addresses or names. They come in a thread of its own, which waits for Docker.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use weave_dns::HostName;
+use weave_host::NetNs;
 use weave_runtime::{ContainerState, Docker};
 
 use crate::control::Control;
+use crate::host::Inventory;
+use crate::names::NameChange;
 
 /// Pause before Docker is asked again, after it has ended or does not answer.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// Passes reports to the task that owns the node until that has ended.
-pub(crate) fn monitor_docker(docker: Docker, control: Control) -> io::Result<()> {
+pub(crate) fn monitor_docker(docker: Docker, control: Control, bridge: String) -> io::Result<()> {
     let run = move || {
         let mut ended = false;
         while !ended {
             let result = docker.watch(|change| {
+                let reconnected = change.is_none();
                 let states = match change {
                     Some(change) => vec![change],
                     // What changed while Docker was not watched. The containers existed before the list was made.
@@ -30,6 +36,9 @@ pub(crate) fn monitor_docker(docker: Docker, control: Control) -> io::Result<()>
                     }
                 };
                 ended = control.set_docker_states_blocking(states).is_none();
+                if reconnected && control.dns().is_some() {
+                    register_attached(&docker, &control, &bridge);
+                }
                 if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
             if let Err(e) = result {
@@ -41,4 +50,29 @@ pub(crate) fn monitor_docker(docker: Docker, control: Control) -> io::Result<()>
         }
     };
     std::thread::Builder::new().name("weave-docker".to_owned()).spawn(run).map(drop)
+}
+
+/// Registers containers that are attached and of which nothing is known: 2.8.1 attached them, or a command while no daemon ran.
+fn register_attached(docker: &Docker, control: &Control, bridge: &str) {
+    let Some(known) = control.named_containers_blocking() else { return };
+    let new = |ids: Vec<String>| ids.into_iter().filter(|id| !known.contains(id)).collect::<Vec<_>>();
+    let new = docker.running().map(new).unwrap_or_default();
+    let Ok(inventory) = (if new.is_empty() { return } else { Inventory::take(bridge, None) }) else { return };
+    for container in new {
+        let Ok(Some(info)) = docker.inspect(&container) else { continue };
+        let name = info.dns_name().and_then(|name| HostName::parse(&name).ok());
+        let namespace = info.pid.and_then(|pid| NetNs::of_process(pid).ok()).map(|ns| ns.id());
+        let (Some(name), Some(namespace)) = (name, namespace) else { continue };
+        let found = inventory.in_use().iter().filter(|found| found.namespace == Some(namespace));
+        let addrs = found.flat_map(|found| &found.cidrs).filter_map(|cidr| match cidr.addr() {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        });
+        let addrs: Vec<_> = addrs.collect();
+        if !addrs.is_empty() {
+            tracing::info!("container {container} is attached: its name is {name}");
+            let change = NameChange::Attached { container, namespace: None, name: Some(name), addrs };
+            control.change_names_blocking(change);
+        }
+    }
 }

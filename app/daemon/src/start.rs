@@ -21,6 +21,7 @@ use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
+use weave_dns::RegistryConfig;
 use weave_host::Netlink;
 use weave_host::fault_injection::{io_fail_point, startup_complete};
 use weave_mesh::Secret;
@@ -31,11 +32,13 @@ use weave_types::{Cidr, PeerName, PeerUid};
 use crate::allocation::{Allocation, own_networks};
 use crate::config::{Config, ListenAddr};
 use crate::containers::Containers;
-use crate::control::{AllocationInfo, Control};
+use crate::control::{AllocationInfo, Control, DnsInfo};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
+use crate::dns_service::DnsService;
 use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
 use crate::host::{HostReconciler, Inventory, LegacyTakeover, is_docker_id, peer_name};
 use crate::http::{Access, Listener};
+use crate::names::LocalNames;
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
 use crate::storage::AllocationStore;
@@ -173,6 +176,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         listeners,
         node,
         allocation,
+        dns,
         datapath,
         datapath_events,
         device,
@@ -181,12 +185,20 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         recovered,
     } = prepared;
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
+    let docker = config.legacy.docker.clone().filter(|_| config.allocation.is_some() || dns.is_some());
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
         let mut info = AllocationInfo::new(allocation.default_subnet);
         info.no_masq_local = config.no_masq_local;
         control = control.with_allocation(info);
+    }
+    if let Some((service, config)) = dns.as_ref().zip(config.dns.as_ref()) {
+        control = control.with_dns(DnsInfo {
+            domain: config.domain.clone(),
+            listen: service.listen_addresses(),
+            docker: docker.clone(),
+        });
     }
     let containers = Containers::new(network.clone(), &config.bridge);
     let net = Net::new(events_tx.clone(), config.host);
@@ -203,6 +215,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         net,
         store,
         allocation,
+        dns,
         local_networks: config.no_masq_local.then_some(local_networks),
         events,
         requests,
@@ -232,8 +245,9 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     for listener in listeners {
         tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
     }
-    if let Some(docker) = config.legacy.docker.clone().filter(|_| config.allocation.is_some()) {
-        docker_monitor::monitor_docker(docker, control.clone()).map_err(system("start a thread"))?;
+    if let Some(docker) = docker {
+        let bridge = config.bridge.clone();
+        docker_monitor::monitor_docker(docker, control.clone(), bridge).map_err(system("start a thread"))?;
     }
     let fresh = config.fresh_file();
     if let Err(e) =
@@ -265,6 +279,7 @@ struct Prepared {
     listeners: Vec<Listener>,
     node: Node,
     allocation: Option<Allocation>,
+    dns: Option<DnsService>,
     datapath: Datapath,
     datapath_events: EventReceiver,
     device: String,
@@ -295,7 +310,15 @@ async fn prepare(
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
     let (ipam, allocation) = load_allocation(config, name, uid, takeover.database())?.unzip();
-    let mut node = Node::new(weave_node::Config { mesh, ipam, dns: None }, rng, clock.now());
+    let registry = config.dns.as_ref().map(|dns| RegistryConfig { own: name, domain: dns.domain.clone() });
+    let mut dns = match &config.dns {
+        Some(dns) => {
+            let local = LocalNames::open(&config.state_dir, &config.bridge)?;
+            Some(DnsService::start(dns, local).map_err(system("start the server of names"))?)
+        }
+        None => None,
+    };
+    let mut node = Node::new(weave_node::Config { mesh, ipam, dns: registry }, rng, clock.now());
     let device = names.device.clone();
     let data = DatapathConfig {
         device: Some(device.clone()),
@@ -310,8 +333,15 @@ async fn prepare(
     let mtu = reconciler.start(local_networks.clone()).map_err(|e| removed.undo(e))?;
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     let recovered = network.recover()?;
+    let inventory = find_used_addresses(config);
+    if let Some(inventory) = inventory.as_ref().filter(|_| allocation.is_some()) {
+        claim_used_addresses(inventory, &mut node, clock.now());
+    }
+    if let Some(dns) = &mut dns {
+        dns.local.restore(inventory.as_ref(), &reconciler.exposed(), &mut node, clock.now());
+        reconciler.serve_names(dns.listener(config));
+    }
     if allocation.is_some() {
-        claim_used_addresses(config, &mut node, clock.now());
         release_unused(&recovered, &reconciler.exposed(), &mut node, clock.now());
     }
     let prepared = Prepared {
@@ -319,6 +349,7 @@ async fn prepare(
         listeners,
         node,
         allocation,
+        dns,
         datapath,
         datapath_events,
         device,
@@ -382,16 +413,21 @@ fn load_allocation(
     Ok(Some((IpamConfig { config: ipam, loaded }, allocation)))
 }
 
+/// The addresses in use on this host; not needed without address allocation and names.
+fn find_used_addresses(config: &Config) -> Option<Inventory> {
+    if config.allocation.is_none() && config.dns.is_none() {
+        return None;
+    }
+    Inventory::take(&config.bridge, config.legacy.docker.clone())
+        .inspect_err(|e| {
+            tracing::warn!("cannot find addresses in use on this host, they may be allocated again: {e}");
+        })
+        .ok()
+}
+
 /// Claims the addresses that are in use on this host before any address is allocated, and releases those of containers that
 /// have ended.
-fn claim_used_addresses(config: &Config, node: &mut Node, now: weave_types::Now) {
-    let inventory = match Inventory::take(&config.bridge, config.legacy.docker.clone()) {
-        Ok(inventory) => inventory,
-        Err(e) => {
-            tracing::warn!("cannot find addresses in use on this host, they may be allocated again: {e}");
-            return;
-        }
-    };
+fn claim_used_addresses(inventory: &Inventory, node: &mut Node, now: weave_types::Now) {
     node.with_allocator(now, |allocator| {
         let named = allocator.owned().iter().filter(|(id, r)| r.is_container && !is_docker_id(id));
         let named: Vec<_> = named.map(|(id, r)| (id.clone(), r.cidrs.clone())).collect();

@@ -43,6 +43,7 @@ pub mod fault_injection;
 pub mod fd_passing;
 pub mod files;
 pub mod firewall;
+pub mod host_resolver;
 pub mod identity;
 mod ipset;
 mod join;

@@ -76,6 +76,24 @@ fn run() -> Result<()> {
     ping(c1, "10.2.1.2")?;
     ping(c1, "10.2.1.3")?;
 
+    step("Names: two containers are called web, on h1 and h2; c3 asks the peer of its host");
+    weave(h3, &["expose", "10.2.1.103/24"])?;
+    let mut webs = Vec::new();
+    for (host, ip) in [(h1, "10.2.1.11"), (h2, "10.2.1.12")] {
+        let web = host.try_container(&format!("web-{}", host.name()))?;
+        weave(host, &["attach", &format!("{ip}/24"), "--name", "web.weave.local", &web.netns()])?;
+        webs.push(web);
+    }
+    let found = resolve(c3, 2)?;
+    say(&format!("web.weave.local has the addresses {}", found.join(" ")));
+    ping(c3, &found[0])?;
+    say("the container on h1 ends");
+    webs.remove(0).end();
+    let end = Instant::now();
+    let found = resolve(c3, 1)?;
+    say(&format!("web.weave.local is {}, {:.1} s later", found.join(" "), end.elapsed().as_secs_f64()));
+    ping(c3, &found[0])?;
+
     step("The link between h1 and h3 is cut while c1 and c3 talk: h2 relays");
     let chat = c1.chat(c3, "10.2.1.3", 20);
     command("lab cut h1 h3");
@@ -201,6 +219,19 @@ fn ping(from: &Container, to: &str) -> Result<()> {
         bail!("{name} does not reach {to}");
     }
     Ok(())
+}
+
+/// Asks the peer of h3 for the addresses of `web.weave.local` until there are so many.
+fn resolve(from: &Container, count: usize) -> Result<Vec<String>> {
+    let until = count.to_string();
+    let answer =
+        from.probe(&["dns-query", "10.2.1.103", "web.weave.local", "--until", &until, "--wait-ms", "20000"]);
+    let records = answer["records"].as_array().cloned().unwrap_or_default();
+    let found: Vec<String> = records.iter().filter_map(|r| r.as_str().map(str::to_owned)).collect();
+    if found.len() != count {
+        bail!("web.weave.local has not {count} addresses: {answer}");
+    }
+    Ok(found)
 }
 
 fn wait(what: &str, condition: impl FnMut() -> bool) -> Result<()> {

@@ -16,7 +16,6 @@ mod status_commands;
 /// Features that do not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Feature {
-    Dns,
     Proxy,
     Plugin,
     FastDatapath,
@@ -39,14 +38,6 @@ const WAITING: &[(&str, Feature, Sign)] = {
     use Feature::*;
     use Sign::*;
     &[
-        ("launch --no-dns", Dns, Report),
-        ("launch --dns-domain", Dns, Notice("x.")),
-        ("launch --dns-listen-address", Dns, Notice("127.0.0.1:53")),
-        ("launch --dns-ttl", Dns, Notice("3")),
-        ("launch --dns-fallback-timeout", Dns, Notice("3s")),
-        ("launch --resolv-conf", Dns, Notice("/etc/resolv.conf")),
-        ("attach --without-dns", Dns, Report),
-        ("$DNS_DOMAIN", Dns, Report),
         ("launch --proxy", Proxy, Notice("")),
         ("launch -H", Proxy, Notice("tcp://:1")),
         ("launch --hostname-from-label", Proxy, Notice("x")),
@@ -71,11 +62,6 @@ const WAITING: &[(&str, Feature, Sign)] = {
         ("config", Proxy, Command),
         ("launch-proxy", Proxy, Command),
         ("launch-plugin", Plugin, Command),
-        ("dns-add", Dns, Command),
-        ("dns-remove", Dns, Command),
-        ("dns-lookup", Dns, Command),
-        ("dns-args", Dns, Command),
-        ("$DNS_ADDRESS", Dns, Report),
         ("launch --plugin", Plugin, Notice("")),
         ("launch --plugin-v2", Plugin, Notice("")),
         ("launch --plugin-v2-multicast", Plugin, Notice("")),
@@ -97,6 +83,22 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("consense", include_str!("bootstrap.rs"), "\"consense\""),
     ("rmpeer", include_str!("bootstrap.rs"), "\"rmpeer\""),
     ("launch --docker-api", include_str!("docker_containers.rs"), "\"--docker-api\", \"\""),
+    // Names.
+    ("launch --no-dns", include_str!("names.rs"), "--no-dns"),
+    ("launch --dns-domain", include_str!("name_server.rs"), "--dns-domain"),
+    ("launch --dns-listen-address", include_str!("name_server.rs"), "--dns-listen-address"),
+    ("launch --dns-ttl", include_str!("name_server.rs"), "--dns-ttl"),
+    ("launch --dns-fallback-timeout", include_str!("name_server.rs"), "--dns-fallback-timeout"),
+    ("launch --resolv-conf", include_str!("name_server.rs"), "--resolv-conf"),
+    ("launch --host-dns", include_str!("name_server.rs"), "--host-dns"),
+    ("attach --name", include_str!("names.rs"), "--name"),
+    ("attach --without-dns", include_str!("docker_names.rs"), "--without-dns"),
+    ("dns-add", include_str!("names.rs"), "\"dns-add\""),
+    ("dns-remove", include_str!("names.rs"), "\"dns-remove\""),
+    ("dns-lookup", include_str!("name_server.rs"), "\"dns-lookup\""),
+    ("dns-args", include_str!("name_server.rs"), "\"dns-args\""),
+    ("$DNS_DOMAIN", include_str!("name_server.rs"), "DNS_DOMAIN"),
+    ("$DNS_ADDRESS", include_str!("name_server.rs"), "DNS_ADDRESS"),
     // Networks of the host, and the firewall.
     ("expose", include_str!("expose.rs"), "\"expose\""),
     ("hide", include_str!("expose.rs"), "\"hide\""),
@@ -276,7 +278,6 @@ fn waiting_rows(stage: &Stage<'_>) {
     let report = stage.host.report().unwrap();
     for (row, feature, sign) in WAITING {
         let section = match feature {
-            Feature::Dns => &report["DNS"],
             Feature::Proxy => &report["Proxy"],
             Feature::Plugin => &report["Plugin"],
             Feature::FastDatapath => &report["Router"]["OverlayDiagnostics"]["fastdp"],

@@ -120,6 +120,16 @@ impl Inventory {
         self.uses(cidrs) || self.exists(container)
     }
 
+    /// Whether a container is there to which names of these addresses may lead. Unlike [`Inventory::runs`] it is not there if only
+    /// something else uses the addresses, except while Docker does not answer.
+    pub(crate) fn has_container(&self, container: &str, cidrs: &[Cidr]) -> bool {
+        match NamespaceRef::of(container) {
+            Some(NamespaceRef::Port) => self.uses(cidrs),
+            Some(reference) => reference.open().is_ok_and(|ns| self.attached.contains(&ns.id())),
+            None => self.docker_runs(container) && (self.docker.borrow().is_some() || self.uses(cidrs)),
+        }
+    }
+
     fn uses(&self, cidrs: &[Cidr]) -> bool {
         let mut seen = self.in_use.iter().flat_map(|found| &found.cidrs);
         seen.any(|seen| cidrs.iter().any(|cidr| cidr.addr() == seen.addr()))

@@ -2,6 +2,7 @@
 
 mod container_monitor;
 mod devices;
+mod dns_listener;
 mod inventory;
 pub mod legacy_database;
 mod legacy_takeover;
@@ -11,8 +12,10 @@ mod reconciler;
 
 pub(crate) use container_monitor::{Change, ContainerMonitor};
 pub(crate) use devices::device_names;
+pub use dns_listener::ListenAddresses;
+pub(crate) use dns_listener::{Clients, DnsListener};
 pub(crate) use inventory::Inventory;
 pub(crate) use legacy_takeover::LegacyTakeover;
-pub(crate) use owner::is_docker_id;
+pub(crate) use owner::{NamespaceRef, is_docker_id};
 pub use peer_name::find_peer_name;
 pub(crate) use reconciler::{Command, HostReconciler, ReconcilerHandle};

@@ -8,6 +8,7 @@
 //! | `Exposed` | exposed addresses | restored |
 //! | `Forwarding` | IP forwarding of the host and of the bridge, while addresses are exposed | restored |
 //! | `Rules` | firewall rules | restored |
+//! | `Names` | the addresses at which names are served | followed; one that cannot be used is reported |
 //! | `Obstacles` | routes, firewalls and settings of other programs that keep packets from passing | reported |
 //! | `Containers` | what containers got from an earlier launch, once after the start | changed; what cannot be is reported |
 //! | `State` | the file with the exposed addresses | written again |
@@ -27,6 +28,7 @@ use weave_types::{Cidr, PeerName};
 
 use crate::config::{Config, ListenAddr};
 use crate::host::devices::{self, Ensured};
+use crate::host::dns_listener::DnsListener;
 use crate::storage::HostState;
 use crate::storage::StoreError;
 
@@ -139,6 +141,8 @@ pub(crate) struct HostReconciler {
     obstacles_searched: Option<Instant>,
     /// The rules of this host have changed since then.
     foreign_changes: bool,
+    /// `None` if no names are served.
+    dns: Option<DnsListener>,
 }
 
 /// What is compared with what it has to be (see the module's documentation).
@@ -149,6 +153,7 @@ enum Check {
     Exposed,
     Forwarding,
     Rules,
+    Names,
     Obstacles,
     Containers,
     State,
@@ -170,6 +175,7 @@ impl HostReconciler {
             docker: None,
             expect_npc: config.expect_npc,
             no_masq_local: config.no_masq_local,
+            dns_port: config.dns.as_ref().map(|dns| dns.port()),
         };
         let previous = state.firewall.iter().filter(|f| **f != firewall_config).cloned().collect();
         Ok(HostReconciler {
@@ -187,6 +193,7 @@ impl HostReconciler {
             restored: BTreeMap::new(),
             obstacles_searched: None,
             foreign_changes: false,
+            dns: None,
         })
     }
 
@@ -301,6 +308,20 @@ impl HostReconciler {
         self.state.exposed.iter().map(|e| e.address).collect()
     }
 
+    /// Names are served at the addresses of this host from now on.
+    pub(crate) fn serve_names(&mut self, dns: DnsListener) {
+        self.dns = Some(dns);
+        self.update_dns();
+    }
+
+    fn update_dns(&mut self) {
+        let exposed = self.exposed();
+        let docker = self.firewall_config.docker.as_ref();
+        if let Some(dns) = &mut self.dns {
+            self.problems.set(Check::Names, dns.update(docker, &exposed));
+        }
+    }
+
     pub(crate) fn spawn(mut self) -> std::io::Result<ReconcilerHandle> {
         let problems = self.problems.clone();
         let (commands, todo) = channel();
@@ -341,6 +362,7 @@ impl HostReconciler {
                     ),
                     Err(e) => tracing::warn!("unable to expose {all}: {e}"),
                 }
+                self.update_dns();
                 let _ = answer.send(result.map(|()| {
                     self.search_obstacles();
                     self.problems.lines()
@@ -354,6 +376,7 @@ impl HostReconciler {
                     Ok(()) => tracing::info!("hidden {all}"),
                     Err(e) => tracing::warn!("unable to hide {all}: {e}"),
                 }
+                self.update_dns();
                 let _ = answer.send(result);
             }
             Command::CheckHost(answer) => {
@@ -458,6 +481,7 @@ impl HostReconciler {
             self.reconcile_rules();
             self.foreign_changes = true;
         }
+        self.update_dns();
         let searched = self.obstacles_searched.map(|at| at.elapsed());
         if searched.is_none_or(|age| {
             age >= if self.foreign_changes { OBSTACLES_INTERVAL } else { IDLE_OBSTACLES_INTERVAL }
@@ -499,6 +523,9 @@ impl HostReconciler {
                 tracing::info!("firewall rules are in place ({backend}, made {count} times)");
             }
             self.rule_changes += 1;
+            if let Some(why) = self.firewall.tracks_questions().filter(|_| self.rule_changes == 1) {
+                tracing::info!("questions of containers for names are tracked as connections: {why}");
+            }
         }
     }
 

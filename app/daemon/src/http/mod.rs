@@ -16,6 +16,9 @@ mod host_requests;
 mod ipam;
 #[cfg(test)]
 mod ipam_tests;
+mod names;
+#[cfg(test)]
+mod names_tests;
 mod origin;
 mod response;
 mod routes;

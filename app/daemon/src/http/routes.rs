@@ -15,6 +15,7 @@ use super::form::{parse_form, read_body};
 use super::host_header::AllowedHosts;
 use super::host_requests::{self, HostRoute};
 use super::ipam;
+use super::names;
 use super::origin::Origin;
 use super::response::{Answer, error, respond, text_answer};
 use crate::allocation::Source;
@@ -150,6 +151,18 @@ impl Site {
                 Ok(_) => {}
             }
             let answer = ipam::answer(&self.control, info, resource, &head.method, &form).await;
+            return answer.unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"));
+        }
+        if matches!(self.access, Access::Trusted | Access::Control)
+            && let Some(info) = self.control.dns()
+            && let Some(resource) = names::Resource::find(&path)
+        {
+            let query = parse_form(head.uri.query().unwrap_or_default());
+            let form = match read_body(body, self.timeout).await {
+                Err(answer) => return answer,
+                Ok(text) => parse_form(&text),
+            };
+            let answer = names::answer(&self.control, info, resource, &head, &query, form).await;
             return answer.unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"));
         }
         let Some(route) = Route::find(&path, self.access) else {

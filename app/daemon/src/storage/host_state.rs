@@ -56,6 +56,8 @@ struct Rules {
     docker: Option<(String, Ipv4Addr)>,
     expect_npc: bool,
     no_masq_local: bool,
+    #[serde(default)]
+    dns_port: Option<u16>,
 }
 
 impl HostState {
@@ -82,6 +84,7 @@ impl HostState {
             docker: r.docker.map(|(name, address)| DockerBridge { name, address }),
             expect_npc: r.expect_npc,
             no_masq_local: r.no_masq_local,
+            dns_port: r.dns_port,
         });
         Ok(HostState { exposed, firewall, ..empty })
     }
@@ -101,6 +104,7 @@ impl HostState {
                 docker: s.docker.as_ref().map(|d| (d.name.clone(), d.address)),
                 expect_npc: s.expect_npc,
                 no_masq_local: s.no_masq_local,
+                dns_port: s.dns_port,
             }),
         };
         json_file::write(&self.dir.join(FILE_NAME), &content)
@@ -129,6 +133,7 @@ mod tests {
             docker: Some(DockerBridge { name: "docker0".into(), address: Ipv4Addr::LOCALHOST }),
             expect_npc: true,
             no_masq_local: false,
+            dns_port: Some(53),
         });
         state.write().unwrap();
         assert_eq!(HostState::open(dir.path()).unwrap(), state);

@@ -5,17 +5,19 @@ mod error;
 mod host_state;
 mod journal;
 mod json_file;
+mod name_store;
 mod peer_state;
 pub mod pid_file;
 
 pub(crate) use allocation_store::AllocationStore;
 pub(crate) use error::StoreError;
 pub use host_state::HostState;
+pub(crate) use name_store::{NameStore, NamesByContainer};
 pub use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
-pub const PEER_FILES: [&str; 2] = [peer_state::FILE_NAME, ALLOCATION_FILE];
+pub const PEER_FILES: [&str; 3] = [peer_state::FILE_NAME, ALLOCATION_FILE, name_store::FILE_NAME];
 /// Name of the one among them that exists once addresses have been allocated.
 pub const ALLOCATION_FILE: &str = allocation_store::FILE_NAME;
 /// Name of the file in the state directory that describes changes of the host.

@@ -43,7 +43,10 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                 Request::Allocate { .. }
                 | Request::Abandon { .. }
                 | Request::DockerContainers(_)
-                | Request::DockerStates(_) => panic!("allocation is off"),
+                | Request::DockerStates(_)
+                | Request::ChangeNames(..)
+                | Request::Names(_)
+                | Request::NamedContainers(_) => panic!("allocation and names are off"),
                 Request::Expose { exposed, answer } => {
                     let all: Vec<_> = exposed.iter().map(|e| e.address.to_string()).collect();
                     let _ = asked.send(format!("expose {} {}", all.join(" "), exposed[0].masquerade));

@@ -2,11 +2,13 @@
 //! rules, and changed atomically.
 //!
 //! ```text
-//! filter  INPUT ------- ports of the peer closed to Docker's containers, control port closed to other hosts
+//! filter  INPUT ------- ports of the peer closed to Docker's containers, control port closed to other hosts,
+//!                       names served to containers
 //!         FORWARD ----- a block at the top: Docker's bridge -> weave: drop; within weave: accept; to weave: WEAVE-EXPOSE; replies
 //!         WEAVE-EXPOSE  one ACCEPT per exposed subnet
 //! nat     POSTROUTING - WEAVE: per exposed subnet, multicast is not translated, other traffic is masqueraded
 //! all     WEAVE-CANARY  empty
+//! raw     PREROUTING, OUTPUT: questions of containers for names are not tracked
 //! ```
 //!
 //! The rules are in the backend that Docker uses: the kernel's older packet filter (`iptables-legacy`), nftables (`iptables-nft`), or,
@@ -55,6 +57,8 @@ pub struct FirewallManager {
     last_check: Option<Check>,
     /// The program lists other rules than it was given, so that checks are not possible.
     unreadable: bool,
+    /// Why packets cannot be excepted from tracking on this host.
+    no_exceptions: Option<String>,
 }
 
 #[derive(Debug)]
@@ -91,6 +95,7 @@ impl FirewallManager {
             local: Vec::new(),
             last_check: None,
             unreadable: false,
+            no_exceptions: None,
         }
     }
 
@@ -112,6 +117,11 @@ impl FirewallManager {
             }
             _ => None,
         }
+    }
+
+    /// Why the questions of containers for names are tracked as connections, if it is so.
+    pub fn tracks_questions(&self) -> Option<&str> {
+        self.no_exceptions.as_deref()
     }
 
     /// Sets the networks of this host's containers, for `--no-masq-local`. The next [`FirewallManager::ensure`] uses them.
@@ -160,7 +170,19 @@ impl FirewallManager {
         } else {
             let filled = set.as_ref().map_or(Ok(false), |set| self.fill_set(set))?;
             match driver.edit(|now| plan::diff(now, config, exposed, &self.previous), true) {
-                Ok(changed) => (changed || filled, String::new()),
+                Ok(changed) => {
+                    let excepted = self.no_exceptions.is_none().then(|| {
+                        driver.edit(|now| plan::untracked(now, config, exposed, &self.previous), true)
+                    });
+                    match excepted.transpose() {
+                        Ok(excepted) => (changed || filled || excepted == Some(true), String::new()),
+                        // Not every kernel has the table, and everything works without these rules.
+                        Err(e) => {
+                            self.no_exceptions = Some(e.to_string());
+                            (true, String::new())
+                        }
+                    }
+                }
                 Err(e) => {
                     self.unreadable |= matches!(e, FirewallError::Unreadable { .. });
                     return Err(e);

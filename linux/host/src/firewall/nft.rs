@@ -182,6 +182,7 @@ fn render_verdict(verdict: &Verdict) -> String {
         Verdict::Return => "return".into(),
         Verdict::Masquerade => "masquerade".into(),
         Verdict::Jump(chain) => format!("jump {chain}"),
+        Verdict::NoTrack => "notrack".into(),
         Verdict::Log(group) => format!("log group {group}"),
     }
 }
@@ -202,6 +203,7 @@ fn render_match(m: &Match) -> Option<String> {
         Match::In(name) => format!("iifname \"{name}\""),
         Match::Out { negated, name } => format!("oifname {}\"{name}\"", not(negated)),
         Match::Port(protocol, port) => format!("{protocol} dport {port}"),
+        Match::FromPort(protocol, port) => format!("{protocol} sport {port}"),
         Match::Igmp => "meta l4proto igmp".into(),
         Match::SourceNotLocal => "fib saddr type != local".into(),
         Match::Established => "ct state { established, related }".into(),

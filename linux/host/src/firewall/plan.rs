@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::listing::{Line, Listing, RuleOptions};
 use super::rules::{
-    CONTROL_COMMENT, DesiredChain, EXPOSE, ExposedAddress, FirewallConfig, LOCAL_SET, Match, NAT, Placement,
-    Rule, Table, attached_bridge, desired_chains, known_rules,
+    CONTROL_COMMENT, DNS_COMMENT, DesiredChain, EXPOSE, ExposedAddress, FirewallConfig, LOCAL_SET, Match,
+    NAT, Placement, Rule, Table, attached_bridge, desired_chains, known_rules, untracked_chains,
 };
 
 /// Lines for `iptables-restore`, by table.
@@ -151,6 +151,37 @@ pub(crate) fn diff(
     script.text()
 }
 
+/// The change that leads to the desired rules about packets that are not tracked.
+pub(crate) fn untracked(
+    now: &Listing,
+    config: &FirewallConfig,
+    exposed: &[ExposedAddress],
+    previous: &[FirewallConfig],
+) -> Option<String> {
+    let desired = untracked_chains(config, exposed);
+    let mut script = Script::default();
+    for chain in &desired {
+        script.add_missing(now, chain);
+    }
+    let stays: Vec<RuleOptions> = desired.iter().flat_map(|chain| &chain.rules).map(options).collect();
+    for (chain, lines) in now.chains(Table::Raw) {
+        for line in lines.iter().filter(|line| !stays.contains(&line.options)) {
+            if previous.iter().chain([config]).any(|config| is_untracked(config, &line.options)) {
+                script.delete(Table::Raw, chain, line);
+            }
+        }
+    }
+    script.text()
+}
+
+/// Whether a rule is one of those of [`untracked_chains`], whatever the address.
+fn is_untracked(config: &FirewallConfig, rule: &RuleOptions) -> bool {
+    let device = rule.value("-i").or(rule.value("-o")).unwrap_or_default();
+    let docker = config.docker.as_ref().filter(|_| config.instance.is_none());
+    rule.has("--comment", DNS_COMMENT)
+        && (device == config.bridge || docker.is_some_and(|docker| docker.name == device))
+}
+
 /// The change that adds those rules of one chain that are missing.
 pub(crate) fn additions(now: &Listing, desired: &DesiredChain) -> Option<String> {
     let mut script = Script::default();
@@ -221,7 +252,9 @@ pub(crate) fn removal(now: &Listing, configs: &[FirewallConfig]) -> Option<Strin
                     && line.options.value("--dport").is_some()
                     && without_address.contains(&line.options.without("-d"));
                 let control_port = any_control_port && line.options.has("--comment", CONTROL_COMMENT);
-                if leads_to_us || is_known || closed_port || control_port {
+                let untracked =
+                    table == Table::Raw && configs.iter().any(|config| is_untracked(config, &line.options));
+                if untracked || leads_to_us || is_known || closed_port || control_port {
                     script.delete(table, chain, line);
                 }
             }

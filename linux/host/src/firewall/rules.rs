@@ -10,9 +10,13 @@ pub(crate) const LOCAL_SET: &str = "weaver-no-masq-local";
 /// Identifies the rule that protects the control port, whatever the port is.
 pub(crate) const CONTROL_COMMENT: &str = "Block non-local access to Weave Net control port";
 const LOCAL_COMMENT: &str = "Prevent SNAT to locally running containers";
+/// Identifies the rules for questions of the containers of one bridge.
+pub(crate) const DNS_COMMENT: &str = "Names of Weave Net";
 const NPC_COMMENT: &str = "NOTE: this must go before '-j KUBE-FORWARD'";
 /// NFLOG group on which the network policy controller receives dropped packets.
 const NPC_LOG_GROUP: u16 = 86;
+/// Port on which 2.8.1 serves names.
+const DNS_PORT: u16 = 53;
 pub(crate) const MULTICAST: Cidr = network(Ipv4Addr::new(224, 0, 0, 0), 4);
 
 /// An empty chain: without it, the table was flushed.
@@ -39,6 +43,8 @@ pub struct FirewallConfig {
     pub expect_npc: bool,
     /// Whether traffic to containers of this host keeps its source address (`--no-masq-local`).
     pub no_masq_local: bool,
+    /// UDP and TCP port on which names are served, if they are.
+    pub dns_port: Option<u16>,
 }
 
 /// Docker's bridge on this host.
@@ -65,6 +71,8 @@ pub(crate) enum Table {
     Filter,
     Nat,
     Mangle,
+    /// What is decided before a packet is tracked.
+    Raw,
 }
 
 impl FirewallConfig {
@@ -93,13 +101,16 @@ impl FirewallConfig {
 }
 
 impl Table {
-    pub(crate) const ALL: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
+    pub(crate) const ALL: [Table; 4] = [Table::Filter, Table::Nat, Table::Mangle, Table::Raw];
+    /// The tables that other programs flush; each gets a canary.
+    const WATCHED: [Table; 3] = [Table::Filter, Table::Nat, Table::Mangle];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Table::Filter => "filter",
             Table::Nat => "nat",
             Table::Mangle => "mangle",
+            Table::Raw => "raw",
         }
     }
 }
@@ -151,6 +162,8 @@ pub(crate) enum Match {
     },
     /// Protocol (`tcp` or `udp`) and destination port.
     Port(&'static str, u16),
+    /// Protocol and source port.
+    FromPort(&'static str, u16),
     /// The protocol by which members of multicast groups are found.
     Igmp,
     SourceNotLocal,
@@ -193,6 +206,8 @@ pub(crate) enum Verdict {
     Masquerade,
     Jump(String),
     Log(u16),
+    /// The packet is not tracked.
+    NoTrack,
 }
 
 const fn network(address: Ipv4Addr, prefix: u8) -> Cidr {
@@ -214,7 +229,7 @@ pub(crate) fn desired_chains(config: &FirewallConfig, exposed: &[ExposedAddress]
         placement,
         rules,
     };
-    let mut all: Vec<DesiredChain> = Table::ALL
+    let mut all: Vec<DesiredChain> = Table::WATCHED
         .into_iter()
         .map(|table| chain(table, &config.chain(CANARY), Placement::Owned, Vec::new()))
         .collect();
@@ -238,6 +253,33 @@ pub(crate) fn desired_chains(config: &FirewallConfig, exposed: &[ExposedAddress]
     all
 }
 
+/// Questions of containers for names and the answers are not tracked: a question that is sent again while the first one is being tracked
+/// may be lost, and resolvers then wait for five seconds. Only for the addresses at which names are served by default.
+pub(crate) fn untracked_chains(config: &FirewallConfig, exposed: &[ExposedAddress]) -> Vec<DesiredChain> {
+    use Match::{Comment, FromPort, In, Port};
+    let Some(port) = config.dns_port.filter(|port| *port == DNS_PORT) else { return Vec::new() };
+    let mut servers: Vec<(&str, Cidr)> = Vec::new();
+    // Docker's bridge is for the first peer of the host.
+    let docker = config.docker.iter().filter(|_| config.instance.is_none());
+    servers.extend(docker.map(|docker| (docker.name.as_str(), network(docker.address, 32))));
+    let addresses = exposed.iter().filter_map(|e| Cidr::new(e.address.addr(), 32));
+    servers.extend(addresses.filter(|a| a.addr().is_ipv4()).map(|address| (config.bridge.as_str(), address)));
+    let (mut questions, mut answers) = (Vec::new(), Vec::new());
+    for (device, server) in servers {
+        let to = [Match::destination(server), In(device.to_owned()), Port("udp", port), Comment(DNS_COMMENT)];
+        questions.push(rule(to, Verdict::NoTrack));
+        let from = [Match::source(server), Match::out(device), FromPort("udp", port), Comment(DNS_COMMENT)];
+        answers.push(rule(from, Verdict::NoTrack));
+    }
+    let chain = |chain: &str, rules| DesiredChain {
+        table: Table::Raw,
+        chain: chain.to_owned(),
+        placement: Placement::Append,
+        rules,
+    };
+    vec![chain("PREROUTING", questions), chain("OUTPUT", answers)]
+}
+
 fn input_rules(config: &FirewallConfig) -> Vec<Rule> {
     use Match::{Comment, In, NotEstablished, Port, SourceNotLocal};
     let mut rules = Vec::new();
@@ -254,7 +296,7 @@ fn input_rules(config: &FirewallConfig) -> Vec<Rule> {
         }));
         rules.extend(
             ["udp", "tcp"]
-                .map(|protocol| rule([In(docker.name.clone()), Port(protocol, 53)], Verdict::Accept)),
+                .map(|protocol| rule([In(docker.name.clone()), Port(protocol, DNS_PORT)], Verdict::Accept)),
         );
     }
     if let Some(port) = config.control_port {
@@ -265,6 +307,14 @@ fn input_rules(config: &FirewallConfig) -> Vec<Rule> {
     }
     if config.expect_npc {
         rules.push(rule([In(config.bridge.clone())], Verdict::Jump(config.chain(NPC_EGRESS))));
+    }
+    // Containers ask for names, whatever else the host keeps from them.
+    if let Some(port) = config.dns_port {
+        let docker = config.docker.iter().map(|docker| &docker.name).filter(|_| port != DNS_PORT);
+        for bridge in docker.chain([&config.bridge]) {
+            let accept = |protocol| rule([In(bridge.clone()), Port(protocol, port)], Verdict::Accept);
+            rules.extend(["udp", "tcp"].map(accept));
+        }
     }
     rules
 }
@@ -336,7 +386,7 @@ fn subnets<'a>(exposed: impl Iterator<Item = &'a ExposedAddress>) -> Vec<Cidr> {
 /// The rules that this configuration, or the same one with other options, adds to chains of other programs. Those of them that are not
 /// desired any more are removed.
 pub(crate) fn known_rules(config: &FirewallConfig) -> Vec<(Table, String, Rule)> {
-    let bare = FirewallConfig { docker: None, control_port: None, ..config.clone() };
+    let bare = FirewallConfig { docker: None, control_port: None, dns_port: None, ..config.clone() };
     let both =
         |s: &FirewallConfig| [true, false].map(|expect_npc| FirewallConfig { expect_npc, ..s.clone() });
     let all = both(config).into_iter().chain(both(&bare));
@@ -378,6 +428,7 @@ impl fmt::Display for Match {
             Match::In(name) => write!(f, "-i {name}"),
             Match::Out { negated, name } => write!(f, "{}-o {name}", not(negated)),
             Match::Port(protocol, port) => write!(f, "-p {protocol} -m {protocol} --dport {port}"),
+            Match::FromPort(protocol, port) => write!(f, "-p {protocol} -m {protocol} --sport {port}"),
             Match::Igmp => f.write_str("-p igmp"),
             Match::SourceNotLocal => f.write_str("-m addrtype ! --src-type LOCAL"),
             Match::Established => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
@@ -399,6 +450,7 @@ impl fmt::Display for Verdict {
             Verdict::Return => f.write_str("-j RETURN"),
             Verdict::Masquerade => f.write_str("-j MASQUERADE"),
             Verdict::Jump(chain) => write!(f, "-j {chain}"),
+            Verdict::NoTrack => f.write_str("-j CT --notrack"),
             Verdict::Log(group) => write!(f, "-j NFLOG --nflog-group {group}"),
         }
     }

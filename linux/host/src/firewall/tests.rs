@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::listing::Listing;
-use super::plan::{diff, removal};
+use super::plan::{diff, removal, untracked};
 use super::rules::{DockerBridge, ExposedAddress, FirewallConfig, Table};
 
 const AFTER_LAUNCH: &str = include_str!("../../../../tests/vectors/cli/iptables-after-launch.txt");
@@ -20,6 +20,7 @@ fn config() -> FirewallConfig {
         docker: Some(DockerBridge { name: "docker0".into(), address: [172, 17, 0, 1].into() }),
         expect_npc: false,
         no_masq_local: false,
+        dns_port: None,
     }
 }
 
@@ -40,6 +41,7 @@ impl Kernel {
             (Table::Filter, chains(&["INPUT", "FORWARD", "OUTPUT"])),
             (Table::Nat, chains(&["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"])),
             (Table::Mangle, chains(&["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"])),
+            (Table::Raw, chains(&["PREROUTING", "OUTPUT"])),
         ];
         Kernel { tables: tables.into() }
     }
@@ -147,6 +149,44 @@ impl Kernel {
         }
         assert_eq!(removal(&self.listing(), configs), None);
     }
+}
+
+#[test]
+fn questions_for_names_are_accepted_and_not_tracked() {
+    let config = FirewallConfig { dns_port: Some(53), ..config() };
+    let mut kernel = Kernel::empty();
+    kernel.ensure(&config, &[], &[]);
+    for bridge in ["docker0", "weave"] {
+        for protocol in ["udp", "tcp"] {
+            let rule = format!("-i {bridge} -p {protocol} -m {protocol} --dport 53 -j ACCEPT");
+            assert!(kernel.chain(Table::Filter, "INPUT").contains(&rule), "{rule}");
+        }
+    }
+    let before = kernel.clone();
+    let others = "-i docker0 -p udp -m udp --dport 53 -j CT --notrack";
+    kernel.chain(Table::Raw, "PREROUTING").push(others.to_owned());
+    let mut follow = |exposed: &[ExposedAddress]| {
+        if let Some(script) = untracked(&kernel.listing(), &config, exposed, &[]) {
+            kernel.restore(&script);
+        }
+        assert_eq!(untracked(&kernel.listing(), &config, exposed, &[]), None);
+        let ours = |chain: &str, kernel: &mut Kernel| kernel.chain(Table::Raw, chain).clone();
+        (ours("PREROUTING", &mut kernel).split_off(1), ours("OUTPUT", &mut kernel))
+    };
+    let comment = "-m comment --comment \"Names of Weave Net\" -j CT --notrack";
+    let question = |to: &str| format!("-d {to} -p udp -m udp --dport 53 {comment}");
+    let answer = |from: &str| format!("-s {from} -p udp -m udp --sport 53 {comment}");
+    let docker = (question("172.17.0.1/32 -i docker0"), answer("172.17.0.1/32 -o docker0"));
+    let weave = (question("10.2.1.102/32 -i weave"), answer("10.2.1.102/32 -o weave"));
+    assert_eq!(follow(&[]), (vec![docker.0.clone()], vec![docker.1.clone()]));
+    let both = (vec![docker.0.clone(), weave.0], vec![docker.1.clone(), weave.1]);
+    assert_eq!(follow(&[exposed("10.2.1.102/24", true)]), both);
+    assert_eq!(follow(&[]), (vec![docker.0], vec![docker.1]));
+    follow(&[exposed("10.2.1.102/24", true)]);
+    kernel.remove(&[config]);
+    let rest = &kernel.tables[&Table::Raw];
+    assert_eq!(rest["PREROUTING"], [others], "rules of other programs stay");
+    assert!(rest["OUTPUT"].is_empty() && before.tables[&Table::Raw]["OUTPUT"].is_empty());
 }
 
 #[test]

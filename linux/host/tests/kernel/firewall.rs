@@ -20,6 +20,7 @@ fn config() -> FirewallConfig {
         docker: Some(DockerBridge { name: "docker0".into(), address: [172, 17, 0, 1].into() }),
         expect_npc: false,
         no_masq_local: false,
+        dns_port: None,
     }
 }
 

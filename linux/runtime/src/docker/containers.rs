@@ -56,6 +56,11 @@ impl ContainerInfo {
         (!self.domainname.is_empty()).then(|| format!("{}.{}", self.hostname, self.domainname))
     }
 
+    /// The name under which it is registered: its host name in its domain, or a host name that has a domain itself.
+    pub fn dns_name(&self) -> Option<String> {
+        self.fqdn().or_else(|| Some(self.hostname.clone()).filter(|name| name.contains('.')))
+    }
+
     /// Whether it is running.
     pub fn is_running(&self) -> bool {
         self.pid.is_some()

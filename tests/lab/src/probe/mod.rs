@@ -1,6 +1,7 @@
 //! `lab probe ...`: small network tools that run in hosts and containers. Each prints one line of JSON at its end; those that run in
 //! the background print `ready` first, and end when their standard input closes.
 
+mod dns;
 mod frames;
 mod holders;
 mod http;
@@ -54,6 +55,10 @@ pub enum Probe {
     Garbage(stress::GarbageArgs),
     /// Lists every namespace of a host that has an interface, with its addresses.
     Holders(holders::HoldersArgs),
+    /// Asks a name server.
+    DnsQuery(dns::QueryArgs),
+    /// A name server that knows a few names.
+    DnsServe(dns::ServeArgs),
     /// Lists the networks in an ipset.
     Set(set::SetArgs),
     /// Opens many TCP connections and sends (nearly) nothing until the standard input closes.
@@ -79,6 +84,8 @@ pub fn main(probe: &Probe) -> Result<()> {
         Probe::Garbage(args) => stress::garbage(args)?,
         Probe::Hold(args) => stress::hold(args)?,
         Probe::Holders(args) => holders::holders(args)?,
+        Probe::DnsQuery(args) => dns::query(args)?,
+        Probe::DnsServe(args) => dns::serve(args)?,
         Probe::Set(args) => set::set(args)?,
     };
     println!("{result}");

@@ -138,7 +138,14 @@ fn variables_without_daemon(stage: &Stage<'_>) {
 }
 
 fn old_commands(stage: &Stage<'_>) {
-    for command in ["launch-dns", "stop-dns", "stop-proxy", "stop-plugin", "attach-router"] {
+    for (command, part) in
+        [("launch-dns", "launched as part of 'launch'"), ("stop-dns", "stopped as part of 'stop'")]
+    {
+        let text = stage.fails(0, &[command, "10.2.254.1/24"]);
+        let removed = format!("The '{command}' command has been removed; DNS is {part}");
+        assert!(text.starts_with(&removed), "{text}");
+    }
+    for command in ["stop-proxy", "stop-plugin", "attach-router"] {
         let text = stage.fails(0, &[command, "10.2.254.1/24"]);
         assert!(text.starts_with(&format!("Warning: 'weave {command}' does nothing any more")), "{text}");
     }

@@ -1,6 +1,7 @@
 //! Helpers of many tests.
 
 pub mod addresses;
+pub mod names;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
