@@ -2,13 +2,14 @@
 
 use weave_api::Owned;
 use weave_api::host_requests::{AttachRequest, DetachRequest};
-use weave_host::{NetNs, Netlink};
-use weave_runtime::{AddressRequest, Docker, Kind, Reference, Target, etc_hosts};
+use weave_host::Netlink;
+use weave_runtime::{AddressRequest, Reference, etc_hosts};
 use weave_types::Cidr;
 
 use crate::addresses;
 use crate::args::Parsed;
 use crate::options::{self, Env};
+use crate::target::{find, id_of};
 use crate::{Failure, dns, host_client, hosts_file, notice, print, ps, query, require_root};
 
 /// Addresses and the container, taken apart.
@@ -128,29 +129,6 @@ fn release(call: &Call, error: Failure, parsed: &Parsed, env: &dyn Env) -> Resul
         record: true,
     };
     print(&addresses::plain(&host_client::release(request, &call.addresses, parsed, env)?))
-}
-
-/// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the
-/// same: its id is its name if it has one, else its first process. The daemon names what it finds in the same way.
-pub(crate) fn id_of(target: &Target) -> String {
-    if matches!(target.kind, Kind::Docker(_)) {
-        return target.id.clone();
-    }
-    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    let mut named: Vec<String> = names.filter_map(|e| e.file_name().into_string().ok()).collect();
-    named.sort();
-    if let Some(name) = named.iter().find(|n| NetNs::named(n).is_ok_and(|ns| ns.id() == target.ns.id())) {
-        return format!("netns:{name}");
-    }
-    let processes = NetNs::all_of_processes().unwrap_or_default();
-    let first = processes.iter().find(|(_, ns)| ns.id() == target.ns.id());
-    first.map_or_else(|| target.id.clone(), |(pid, _)| format!("pid:{pid}"))
-}
-
-pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
-    let reference: Reference = container.parse()?;
-    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
-    Ok(weave_runtime::resolve(&reference, &docker)?)
 }
 
 /// Warnings about addresses that the host already routes elsewhere (docs/spec/cli.md 2.1).

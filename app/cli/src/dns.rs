@@ -8,8 +8,8 @@ use weave_api::{Client, ClientError, encode};
 use weave_runtime::{Kind, Target};
 
 use crate::args::Parsed;
-use crate::container::{find, id_of};
 use crate::options::{self, Env};
+use crate::target::{find, id_of};
 use crate::{Failure, docker_bridge, notice, print, ps, query as daemon};
 
 /// The id under which names without a container are kept.

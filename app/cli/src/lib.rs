@@ -34,6 +34,7 @@ mod signals;
 mod stop;
 mod supervise;
 mod takeover;
+mod target;
 #[cfg(test)]
 mod tests;
 mod waiting;

@@ -117,8 +117,8 @@ async fn list(control: &Control) -> Option<Answer> {
     Some(respond(StatusCode::OK, Some(TEXT), json))
 }
 
-fn parse_ip(text: &str) -> Result<Ipv4Addr, Answer> {
-    text.parse().map_err(|_| error(StatusCode::BAD_REQUEST, &format!("invalid IP Address: {text}")))
+fn parse_ip(text: &str) -> Result<Ipv4Addr, String> {
+    text.parse().map_err(|_| format!("invalid IP Address: {text}"))
 }
 
 fn parameter<'a>(form: &'a [(String, String)], name: &str) -> Option<&'a str> {
@@ -135,7 +135,7 @@ async fn put(
 ) -> Option<Answer> {
     let addr = match parse_ip(ip) {
         Ok(addr) => addr,
-        Err(answer) => return Some(answer),
+        Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
     };
     let done = || respond(StatusCode::NO_CONTENT, None, String::new());
     if container.len() > MAX_ID {
@@ -179,7 +179,7 @@ async fn delete(
 ) -> Option<Answer> {
     let addr = match ip.as_deref().map(parse_ip).transpose() {
         Ok(addr) => addr,
-        Err(answer) => return Some(answer),
+        Err(text) => return Some(error(StatusCode::BAD_REQUEST, &text)),
     };
     let name = match parameter(query, "fqdn").filter(|name| *name != "*").map(HostName::parse).transpose() {
         Ok(name) => name,

@@ -1,0 +1,30 @@
+//! The container that a command names.
+
+use weave_host::NetNs;
+use weave_runtime::{Docker, Kind, Reference, Target};
+
+use crate::Failure;
+use crate::options::Env;
+
+/// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the
+/// same: its id is its name if it has one, else its first process. The daemon names what it finds in the same way.
+pub(crate) fn id_of(target: &Target) -> String {
+    if matches!(target.kind, Kind::Docker(_)) {
+        return target.id.clone();
+    }
+    let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let mut named: Vec<String> = names.filter_map(|e| e.file_name().into_string().ok()).collect();
+    named.sort();
+    if let Some(name) = named.iter().find(|n| NetNs::named(n).is_ok_and(|ns| ns.id() == target.ns.id())) {
+        return format!("netns:{name}");
+    }
+    let processes = NetNs::all_of_processes().unwrap_or_default();
+    let first = processes.iter().find(|(_, ns)| ns.id() == target.ns.id());
+    first.map_or_else(|| target.id.clone(), |(pid, _)| format!("pid:{pid}"))
+}
+
+pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
+    let reference: Reference = container.parse()?;
+    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
+    Ok(weave_runtime::resolve(&reference, &docker)?)
+}
