@@ -82,8 +82,8 @@ fn containers_use_the_server_at_dockers_bridge() {
     docker.ok(&["start", "web"]);
     h1.weave_ok(&["attach", "web"]);
     looked_up(h1, "web", &[ip.trim()]);
-    let begin = Instant::now();
     docker.ok(&["kill", "web"]);
+    let begin = Instant::now();
     h1.wait("no name", SHORT_TIMEOUT, || names(h1).is_empty());
     println!("a killed container's name is gone after {:?}", begin.elapsed());
 }

@@ -24,7 +24,13 @@ fn rules_equal_those_of_2_8_1() {
     let h1 = lab.host("h1");
     docker_bridge(h1);
     let fresh = listing(h1);
+    // Here containers on the bridge weave are also served names.
     launch(h1, &[], &[]);
+    let ours = ["udp", "tcp"].map(|p| format!("-A INPUT -i weave -p {p} -m {p} --dport 53 -j ACCEPT\n"));
+    assert_eq!(listing(h1).replace(&ours.concat(), ""), vector("iptables-after-launch.txt"));
+    assert!(listing(h1).contains(&ours.concat()));
+    h1.weave_ok(&["stop"]);
+    launch(h1, &["--no-dns"], &[]);
     assert_eq!(listing(h1), vector("iptables-after-launch.txt"));
     h1.weave_ok(&["expose", "10.32.0.1/12"]);
     assert_eq!(listing(h1), vector("iptables-after-expose.txt"));
