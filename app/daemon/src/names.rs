@@ -91,8 +91,8 @@ impl LocalNames {
             let of_container = is_docker_id(container) || NamespaceRef::of(container).is_some();
             !of_container || inventory.is_none_or(|i| i.has_container(container, &cidrs(names)))
         });
-        if self.names.len() != before {
-            self.changed(now);
+        if self.names.len() != before || self.store.is_new() {
+            self.write(now);
         }
         let Self { names, monitor, .. } = self;
         node.with_registry(now, |registry| {
@@ -105,7 +105,13 @@ impl LocalNames {
         });
     }
 
+    /// Makes a change and stores it.
     pub(crate) fn apply(&mut self, change: NameChange, node: &mut Node, now: Now) {
+        self.change(change, node, now);
+        self.close(now);
+    }
+
+    fn change(&mut self, change: NameChange, node: &mut Node, now: Now) {
         match change {
             NameChange::Add { name, container, addrs } => self.add(&name, &container, &addrs, node, now),
             NameChange::Attached { container, namespace, name, addrs } => {
@@ -239,7 +245,7 @@ impl LocalNames {
         }
     }
 
-    /// Writes what has changed, at the end of the daemon.
+    /// Writes what has changed.
     pub(crate) fn close(&mut self, now: Now) {
         if self.write_at.is_some() {
             self.write(now);
@@ -348,8 +354,6 @@ mod tests {
             addrs: vec![Ipv4Addr::LOCALHOST],
         };
         local.apply(change, &mut node, NOW);
-        assert_eq!(local.poll_timeout(), Some(NOW.mono));
-        local.handle_timeout(&mut node, NOW);
         std::fs::create_dir(&state).unwrap();
         let later = Now { mono: NOW.mono + RETRY_INTERVAL, ..NOW };
         assert_eq!(local.poll_timeout(), Some(later.mono));

@@ -50,6 +50,11 @@ impl NameStore {
         Ok((NameStore { path }, names))
     }
 
+    /// Whether there is no file yet.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.path.exists()
+    }
+
     pub(crate) fn write(&self, names: &NamesByContainer) -> Result<(), StoreError> {
         let entry = |(name, addr): &(HostName, Ipv4Addr)| (name.as_str().to_owned(), *addr);
         let containers =

@@ -17,6 +17,9 @@ const LOCK_TIMEOUT: &str = "10";
 const RESOURCE_PROBLEM: i32 = 4;
 const ATTEMPTS: usize = 4;
 
+/// Begins the reason if a program could not even be run.
+const NOT_RUN: &str = "cannot be";
+
 /// Where rules can be: the kernel's two packet filters, and the two interfaces to the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Backend {
@@ -64,6 +67,25 @@ pub enum FirewallError {
     /// A set of networks that a rule refers to could not be changed.
     #[error(transparent)]
     Set(#[from] Error),
+}
+
+impl FirewallError {
+    /// Whether the kernel lacks a table, or what a rule needs.
+    pub(crate) fn is_missing_feature(&self) -> bool {
+        let texts = [
+            "does not exist",
+            "not supported",
+            "missing kernel module",
+            "No such file",
+            "No chain/target/match",
+        ];
+        match self {
+            FirewallError::Failed { reason, .. } => {
+                !reason.starts_with(NOT_RUN) && texts.iter().any(|text| reason.contains(text))
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The programs of one backend.
@@ -278,7 +300,7 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, Firewa
 
 /// The output of a program, or its exit status and its first complaint.
 fn run_once(program: &Path, arguments: &[&str], input: &str) -> Result<String, (Option<i32>, String)> {
-    let cannot = |what: &str, e: &std::io::Error| (None, format!("cannot be {what}: {e}"));
+    let cannot = |what: &str, e: &std::io::Error| (None, format!("{NOT_RUN} {what}: {e}"));
     let step = format_args!("running {} {}", program.display(), arguments.join(" "));
     fault_injection::io_fail_point(&step).map_err(|e| cannot("run", &e))?;
     let mut child = Command::new(program)

@@ -176,11 +176,12 @@ impl FirewallManager {
                     });
                     match excepted.transpose() {
                         Ok(excepted) => (changed || filled || excepted == Some(true), String::new()),
-                        // Not every kernel has the table, and everything works without these rules.
-                        Err(e) => {
+                        // Everything works without these rules.
+                        Err(e) if e.is_missing_feature() => {
                             self.no_exceptions = Some(e.to_string());
                             (true, String::new())
                         }
+                        Err(e) => return Err(e),
                     }
                 }
                 Err(e) => {
