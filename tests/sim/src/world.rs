@@ -17,6 +17,8 @@ use crate::host::{CrashKind, Host, HostOptions, HostOutput, Observation};
 use crate::net::{Faults, HostId, Net, PORT};
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent};
 
+/// Events of a host in a second at most; usually it has a few hundred when peers connect.
+const MAX_EVENTS: u64 = 20_000;
 const CONNECTION_RESET: &str = "read: connection reset by peer";
 
 enum Event {
@@ -258,7 +260,10 @@ impl World {
 
     pub fn run_for(&mut self, time: Duration) {
         let end = self.clock + time;
+        let most = MAX_EVENTS * self.hosts.len() as u64 * (time.as_secs() + 1);
+        let last = self.counters.events + most;
         while self.next_event().is_some_and(|at| at <= end) {
+            assert!(self.counters.events < last, "message storm: {most} events in {time:?}");
             self.step();
         }
         self.clock = end;
