@@ -340,7 +340,8 @@ impl Cluster {
                 matches!(result, Some(Ok(_))) && !view.contains(&removed),
                 "{by}: the space of {removed} cannot be taken over: {result:?}"
             );
-            if !self.wait_until(Duration::from_secs(200), Cluster::agree) {
+            // Connections that were cut may be dialled again after the longest interval only, which is six minutes.
+            if !self.wait_until(Duration::from_secs(400), Cluster::agree) {
                 if self.legacy_conflict_since(agreed) {
                     return false;
                 }
