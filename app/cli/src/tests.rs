@@ -405,6 +405,7 @@ fn attach_arguments() {
     assert_eq!(good.container, "c1");
     assert_eq!(addresses::plain(&["10.2.1.1/24".to_owned()]), "10.2.1.1\n");
     assert_eq!(call("c1").expect("good").addresses, [AddressRequest::Net(None)]);
+    assert_eq!(call("10.2.1.0/24 c1").expect("2.8.1 accepts it").addresses, [fixed("10.2.1.0/24")]);
     assert_eq!(call("10.2.1.1/24 netns:/run/netns/blue").expect("good").container, "netns:/run/netns/blue");
     for (line, error) in [
         ("net:10.2.1.1/24 c1", "invalid subnet - bits after network prefix are not all zero: 10.2.1.1/24"),
