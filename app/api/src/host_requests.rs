@@ -18,7 +18,8 @@ pub struct AttachRequest {
     pub naming: String,
     /// The bridge to attach to.
     pub bridge: String,
-    /// The addresses to attach with.
+    /// The addresses to attach with. None stands for those with which a container of Docker was attached before, else for
+    /// `net:default`.
     pub addresses: Vec<String>,
     /// Whether the allocator records the addresses.
     pub record: bool,
@@ -31,6 +32,9 @@ pub struct AttachRequest {
     /// The name to register for the addresses.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whether the container is just being started: its engine does not answer questions about it until that is done.
+    #[serde(default)]
+    pub starting: bool,
 }
 
 /// A hosts file to rewrite.

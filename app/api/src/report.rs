@@ -380,6 +380,9 @@ pub struct Proxy {
     /// Its listening addresses.
     #[serde(with = "nil_slice")]
     pub addresses: Vec<String>,
+    /// What keeps it from working.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The Docker network plugin.

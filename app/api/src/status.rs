@@ -49,6 +49,7 @@ pub fn summary(report: &Report) -> String {
         page.gap();
         page.line("Service", "proxy");
         page.line("Address", &service.addresses.join(", "));
+        service.notes.iter().for_each(|note| page.line("Notice", note));
     }
     if let Some(service) = &report.plugin {
         page.gap();

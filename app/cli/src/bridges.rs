@@ -6,7 +6,8 @@ use weave_types::MacAddr;
 
 use crate::args::Parsed;
 use crate::docker_bridge::DOCKER_BRIDGE;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::{Failure, host_client, notice, print, query, require_root};
 
 /// Prints `bridge`, `bridged_fastdp` or `fastdp`; the last two are 2.8.1's.

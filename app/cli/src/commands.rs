@@ -32,6 +32,10 @@ pub(crate) fn arguments(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).action(ArgAction::Append).num_args(0..).help(help)
 }
 
+fn no_multicast_route() -> Arg {
+    flag("no-multicast-route", "do not send the container's multicast through the network")
+}
+
 fn addresses() -> Arg {
     arguments("addr", "<ip>/<bits>, net:<ip>/<bits> or net:default")
 }
@@ -150,6 +154,58 @@ pub(crate) fn all() -> Vec<Command> {
         )
         .arg(peers().num_args(1..).required(true)),
         command(
+            "run",
+            "start a container with Docker and give it addresses in the network",
+            "Runs 'docker run -d' with the arguments that follow options and addresses, attaches the container and prints its id, \
+             and nothing else. Addresses as for attach; without one it gets one in the default subnet. The container uses weaveDNS, and \
+             its name (--name or -h of Docker) is registered. Its /etc/hosts gets its addresses. The container's program may start \
+             before it is attached. If it cannot be attached it is killed.\n\
+             \n\
+             Examples:\n\
+             \x20 weave run 10.2.1.1/24 -t -i ubuntu\n\
+             \x20 C=$(weave run --name web nginx)\n\
+             \x20 weave run net:10.32.2.0/24 net:default --rm alpine sleep 60\n\
+             \n\
+             Exit status: that of docker if it cannot run the container, 1 if it cannot be attached.",
+        )
+        .override_usage("weave run [options] [<addr> ...] <arguments of docker run>")
+        .args([
+            flag("without-dns", "do not use weaveDNS, and do not register the container's name"),
+            flag("with-dns", "accepted for old scripts; it is the default"),
+            flag("no-rewrite-hosts", "leave the container's /etc/hosts as Docker writes it"),
+            no_multicast_route(),
+            weave_bridge(),
+            arguments("addr", "addresses, then arguments of docker run"),
+        ]),
+        command(
+            "start",
+            "start a stopped container of Docker and attach it",
+            "Addresses as for attach, in addition to those that it had; without one those. Prints the container as it was named. If it cannot be attached it is killed, unless it was running \
+             before.\n\
+             \n\
+             Example:\n\
+             \x20 weave start 10.2.1.1/24 c1",
+        )
+        .override_usage("weave start [<addr> ...] [options] <container>")
+        .args([
+            flag("without-dns", "do not register the container's name"),
+            no_multicast_route(),
+            weave_bridge(),
+            addresses(),
+        ]),
+        command(
+            "restart",
+            "restart a container of Docker, which keeps its addresses",
+            "The container has to be attached. Prints it as it was named.",
+        )
+        .override_usage("weave restart [options] <container>")
+        .args([
+            flag("without-dns", "do not register the container's name"),
+            no_multicast_route(),
+            weave_bridge(),
+            arguments("container", "name or id of a container of Docker").num_args(0..=1),
+        ]),
+        command(
             "attach",
             "give a running container addresses in the network",
             "An address is <ip>/<bits>, or allocated: net:<ip>/<bits> in that subnet, net:default (also if none is given) in \
@@ -164,7 +220,7 @@ pub(crate) fn all() -> Vec<Command> {
         )
         .override_usage("weave attach [<addr> ...] [options] <container>")
         .args([
-            flag("no-multicast-route", "do not send the container's multicast through the network"),
+            no_multicast_route(),
             text("name", "fqdn", "register this name rather than the container's own, which is its host name and domain"),
             flag("without-dns", "do not register the container's name"),
             flag("rewrite-hosts", "write the addresses and the container's names into its /etc/hosts (Docker only)"),
@@ -289,10 +345,46 @@ pub(crate) fn all() -> Vec<Command> {
         daemon(),
         plain(
             "env",
-            "with --restore: print what makes a shell's docker stop using the proxy of 2.8.1",
-            "Example:\n\x20 eval $(weave env --restore)",
+            "print what makes a shell's docker use the Docker API proxy",
+            "Containers that this shell's docker then runs are in the network before their program starts. WEAVE_CIDR in a \
+             container's environment names its addresses, as for attach; none: it is not attached.\n\
+             \n\
+             Examples:\n\
+             \x20 eval $(weave env)\n\
+             \x20 docker run -d --name web nginx\n\
+             \x20 docker run -e WEAVE_CIDR='10.2.1.1/24 net:10.2.2.0/24' -ti ubuntu\n\
+             \x20 eval $(weave env --restore)",
         )
-        .arg(flag("restore", "print DOCKER_HOST as it was before 'eval $(weave env)'")),
+        .arg(flag("restore", "print DOCKER_HOST as it was before 'eval $(weave env)'"))
+        .args(common_options()),
+        command(
+            "config",
+            "print the option that makes docker use the Docker API proxy",
+            "Example:\n\x20 docker $(weave config) run -d --name web nginx",
+        ),
+        plain(
+            "setup-docker",
+            "make 'weave' a runtime of Docker, which attaches containers before their program starts",
+            "Adds the runtime to Docker's configuration file and lets Docker read it. Says what it has changed; everything else in the \
+             file stays. Containers that use it get the addresses in WEAVE_CIDR of their environment, without it one in the default \
+             subnet; WEAVE_CIDR=none leaves a container alone.\n\
+             \n\
+             Examples:\n\
+             \x20 weave setup-docker\n\
+             \x20 docker run --runtime weave -e WEAVE_CIDR=10.2.1.1/24 -ti ubuntu\n\
+             \x20 docker run --runtime weave $(weave dns-args) -h web.weave.local nginx",
+        )
+        .args([
+            flag("undo", "remove the runtime; containers that use it do not start any more"),
+            text("config-file", "file", "Docker's configuration (default: /etc/docker/daemon.json)"),
+            text("pid-file", "file", "Docker's pid (default: that in the configuration, or /var/run/docker.pid)"),
+        ]),
+        plain(
+            "oci-runtime",
+            "run runc, and attach containers before their program starts; called by Docker",
+            "See 'weave help setup-docker'. All arguments are those of runc.",
+        )
+        .arg(arguments("argument", "arguments of runc")),
         command("attach-bridge", "connect another bridge to the network, docker0 unless named", "")
             .args([weave_bridge(), arguments("bridge", "a Linux bridge").num_args(0..=1)]),
         command(
@@ -359,15 +451,8 @@ pub(crate) fn program() -> Command {
 }
 
 /// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
-pub(crate) const MISSING: [(&str, &str); 7] = [
-    ("run", "starting containers"),
-    ("start", "starting containers"),
-    ("restart", "starting containers"),
-    ("config", "the Docker API proxy"),
-    ("launch-proxy", "the Docker API proxy"),
-    ("launch-plugin", "the Docker network plugin"),
-    ("setup-cni", "the CNI plugin"),
-];
+pub(crate) const MISSING: [(&str, &str); 2] =
+    [("launch-plugin", "the Docker network plugin"), ("setup-cni", "the CNI plugin")];
 
 /// The error for a command that does not exist, or not yet.
 pub(crate) fn unknown(name: &str, help: bool) -> Failure {

@@ -1,14 +1,15 @@
 //! `weave attach` and `weave detach`.
 
 use weave_api::Owned;
-use weave_api::host_requests::{AttachRequest, DetachRequest};
+use weave_api::host_requests::{AttachRequest, DetachRequest, HostsFile};
 use weave_host::Netlink;
-use weave_runtime::{AddressRequest, Reference, etc_hosts};
+use weave_runtime::{AddressRequest, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
 use crate::addresses;
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::target::{find, id_of};
 use crate::{Failure, dns, host_client, hosts_file, notice, print, ps, query, require_root};
 
@@ -51,8 +52,7 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
     let extra = parsed.list("add-host");
     let extra = extra.into_iter().map(etc_hosts::parse_extra).collect::<Result<Vec<_>, _>>()?;
-    let bridge = options::bridge(parsed, env);
-    overlaps(&addresses::fixed(&call.addresses), &bridge)?.iter().for_each(notice);
+    overlaps(&addresses::fixed(&call.addresses), &options::bridge(parsed, env))?.iter().for_each(notice);
     let target = find(&call.container, env)?;
     let name = match parsed.text("name").filter(|name| !name.is_empty()) {
         Some(_) if parsed.flag("without-dns") => {
@@ -65,18 +65,41 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         None => dns::own_name(&target).filter(|_| !parsed.flag("without-dns")),
     };
     let hosts_file = parsed.flag("rewrite-hosts").then(|| hosts_file::of(&target, extra)).transpose()?;
+    let settings = Settings { multicast_route: !parsed.flag("no-multicast-route"), hosts_file, name };
+    print(&addresses::plain(&attach_target(target, &call.addresses, settings, parsed, env)?))
+}
+
+/// How a container is attached, besides its addresses.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) multicast_route: bool,
+    /// The hosts file to rewrite.
+    pub(crate) hosts_file: Option<HostsFile>,
+    /// The name to register.
+    pub(crate) name: Option<String>,
+}
+
+/// Attaches a container that was found; the addresses that it got.
+pub(crate) fn attach_target(
+    target: Target,
+    addresses: &[AddressRequest],
+    settings: Settings,
+    parsed: &Parsed,
+    env: &dyn Env,
+) -> Result<Vec<String>, Failure> {
     let request = AttachRequest {
         container: id_of(&target),
         naming: target.naming,
-        bridge,
-        addresses: call.addresses.iter().map(ToString::to_string).collect(),
+        bridge: options::bridge(parsed, env),
+        addresses: addresses.iter().map(ToString::to_string).collect(),
         record: true,
-        multicast_route: !parsed.flag("no-multicast-route"),
+        multicast_route: settings.multicast_route,
         hairpin: true,
-        hosts_file,
-        name,
+        hosts_file: settings.hosts_file,
+        name: settings.name,
+        starting: false,
     };
-    print(&addresses::plain(&host_client::attach(request, target.ns, &call.addresses, parsed, env)?))
+    host_client::attach(request, target.ns, addresses, parsed, env)
 }
 
 pub(crate) fn detach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Commands of earlier versions that are commands no more (docs/spec/cli.md 3.1).
 
-use crate::options::Env;
+use crate::env::Env;
 use crate::{Failure, bridges, notice};
 
 /// What an old command means now.
@@ -18,6 +18,7 @@ pub(crate) enum Meaning {
 pub(crate) static OLD: &[(&str, Meaning)] = &[
     ("launch-router", Meaning::Now(&["launch", "--proxy=false", "--plugin=false"])),
     ("stop-router", Meaning::Now(&["stop"])),
+    ("launch-proxy", Meaning::Nothing("the proxy is a part of the daemon that 'weave launch' starts")),
     ("proxy-env", Meaning::Now(&["env"])),
     ("proxy-config", Meaning::Now(&["config"])),
     ("stop-proxy", Meaning::Nothing("the proxy is a part of the daemon that 'weave stop' stops")),

@@ -8,7 +8,8 @@ use weave_api::{Client, ClientError, encode};
 use weave_runtime::{Kind, Target};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::target::{find, id_of};
 use crate::{Failure, docker_bridge, notice, print, ps, query as daemon};
 
@@ -229,10 +230,26 @@ fn reachable(server: SocketAddr) -> SocketAddr {
 
 /// Without a final newline, as 2.8.1. Nothing if the daemon has no names.
 pub(crate) fn args(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
+    match server(parsed, env)? {
+        Some(DnsServer { address, domain }) => print(&format!("--dns={address} --dns-search={domain}")),
+        None => Ok(()),
+    }
+}
+
+/// The server that containers are to ask.
+#[derive(Debug)]
+pub(crate) struct DnsServer {
+    pub(crate) address: String,
+    /// With a final dot, as it is configured.
+    pub(crate) domain: String,
+}
+
+/// `None` if the daemon has no names. While none runs, its usual address and domain.
+pub(crate) fn server(parsed: &Parsed, env: &dyn Env) -> Result<Option<DnsServer>, Failure> {
     let client = daemon::client(parsed, env);
     let given = |name: &str| env.var(name).filter(|value| !value.is_empty());
     let (address, domain) = match client.get("/domain") {
-        Err(ClientError::NotFound) => return Ok(()),
+        Err(ClientError::NotFound) => return Ok(None),
         Err(ClientError::Connect { .. }) => (None, None),
         Err(e) => return Err(daemon::explain(e, parsed, env)),
         Ok(domain) => {
@@ -245,7 +262,7 @@ pub(crate) fn args(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         Some(address) => address,
         None => docker_bridge::docker_bridge_address(env)?.to_string(),
     };
-    print(&format!("--dns={address} --dns-search={domain}"))
+    Ok(Some(DnsServer { address, domain }))
 }
 
 #[cfg(test)]

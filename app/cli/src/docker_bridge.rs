@@ -1,26 +1,14 @@
-//! `weave env --restore`, and the address of Docker's bridge (docs/spec/cli.md 2.2).
+//! The address of Docker's bridge (docs/spec/cli.md 2.2).
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use weave_host::Netlink;
 
-use crate::args::Parsed;
-use crate::options::Env;
+use crate::env::Env;
 use crate::{Failure, print};
 
 /// Docker's bridge unless `DOCKER_BRIDGE` names another.
 pub(crate) const DOCKER_BRIDGE: &str = "docker0";
-
-/// `eval $(weave env --restore)` undoes the `eval $(weave env)` of 2.8.1, which this version does not have yet.
-pub(crate) fn env(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    if !parsed.flag("restore") {
-        return Err(Failure::new(1, "weave env: the Docker API proxy is not in this version yet"));
-    }
-    match env.var("ORIG_DOCKER_HOST") {
-        Some(original) => print(&format!("DOCKER_HOST={original}\n")),
-        None => Err(Failure::new(1, "Nothing to restore: ORIG_DOCKER_HOST is not set.")),
-    }
-}
 
 /// Without a final newline, as 2.8.1.
 pub(crate) fn print_ip(env: &dyn Env) -> Result<(), Failure> {

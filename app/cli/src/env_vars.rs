@@ -5,16 +5,10 @@ pub(crate) struct Variable {
     /// Empty: none.
     pub(crate) default: &'static str,
     pub(crate) effect: &'static str,
-    /// Its feature is not in this version yet.
-    pub(crate) missing: bool,
 }
 
 const fn var(name: &'static str, default: &'static str, effect: &'static str) -> Variable {
-    Variable { name, default, effect, missing: false }
-}
-
-const fn missing(name: &'static str, effect: &'static str) -> Variable {
-    Variable { name, default: "", effect, missing: true }
+    Variable { name, default, effect }
 }
 
 /// docs/spec/cli.md 2.3.
@@ -23,6 +17,11 @@ pub(crate) static VARIABLES: &[Variable] = &[
     var("WEAVE_PORT", "6783", "port of the peer, as --port"),
     var("WEAVE_MTU", "", "MTU of the container network, as --mtu"),
     var("WEAVE_NO_FASTDP", "", "not empty: as --no-fastdp"),
+    var(
+        "WEAVE_NO_WARP",
+        "",
+        "not empty: warp is not used; frames between peers of this version go by fastdp or sleeve",
+    ),
     var("WEAVE_NO_BRIDGED_FASTDP", "", "accepted, as --no-bridged-fastdp"),
     var(
         "WEAVE_HTTP_ADDR",
@@ -50,15 +49,22 @@ pub(crate) static VARIABLES: &[Variable] = &[
         "unix:///var/run/docker.sock",
         "where Docker is, for containers named by its name or id",
     ),
+    var("DOCKER_CLIENT_ARGS", "", "options that weave run gives to the docker client"),
     var("DOCKER_BRIDGE", "docker0", "Docker's bridge, for docker-bridge-ip and attach-bridge"),
     var("DOCKER_BRIDGE_IP", "", "its address, if it is not to be looked up"),
-    var("ORIG_DOCKER_HOST", "", "set by 'eval $(weave env)' of 2.8.1; 'weave env --restore' restores it"),
+    var(
+        "ORIG_DOCKER_HOST",
+        "",
+        "set by 'eval $(weave env)': DOCKER_HOST before; 'weave env --restore' restores it, launch uses it",
+    ),
     var("COLUMNS", "100", "width of help texts, where the terminal has none"),
     var("DNS_ADDRESS", "", "server that dns-lookup asks and dns-args names instead of weaveDNS"),
     var("DNS_DOMAIN", "weave.local.", "domain in dns-args while the daemon does not run"),
-    missing("PROXY_HOST", "host in the address that env and config print for a proxy on all addresses"),
-    missing(
+    var("PROXY_HOST", "", "host in the address that env and config print for a proxy on all addresses"),
+    var("DOCKER_CERT_PATH", "~/.docker", "directory of the proxy's certificates, unless options name them"),
+    var(
         "WEAVE_CIDR",
+        "",
         "in a container's environment: addresses that the proxy gives it; none: do not attach it",
     ),
     var("CHECKPOINT_DISABLE", "", "accepted; no version check is ever made"),
@@ -67,7 +73,13 @@ pub(crate) static VARIABLES: &[Variable] = &[
 pub(crate) static FILES: &[(&str, &str)] = &[
     ("/var/lib/weave", "state that survives reboots: name, targets, short id"),
     ("/var/lib/weave/names.json", "names of this host's containers"),
-    ("/run/weave/weave.sock", "control socket, for root"),
+    (
+        "/var/lib/weave/attachments.json",
+        "how Docker's containers are attached, for those that are started again",
+    ),
+    ("/var/lib/weave/wait", "programs that containers of the Docker API proxy wait with"),
+    ("/run/weave/control.sock", "control socket, for root"),
+    ("/run/weave/weave.sock", "socket of the Docker API proxy, for those who may use Docker's"),
     ("/run/weave/weave.pid", "pid of the daemon, locked while it runs"),
     ("/var/lib/weave/password", "network password of the running daemon, for root"),
     (

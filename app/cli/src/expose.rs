@@ -7,7 +7,8 @@ use weave_runtime::AddressRequest;
 use crate::addresses::{self, looks_like_address, plain};
 use crate::args::Parsed;
 use crate::container::overlaps;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::waiting::Problem;
 use crate::{Failure, dns, host_client, notice, print, query, require_root};
 

@@ -1,7 +1,8 @@
 //! Entry for the fuzz target, and for the test that replays its corpus: any arguments, parsed and not acted upon.
 
 use crate::args::{self, Parsed};
-use crate::options::{self, NoEnv};
+use crate::env::NoEnv;
+use crate::options;
 use crate::{commands, container};
 
 /// Arguments, separated by zero bytes. Nothing panics, and the canonical form of what was parsed means the same.

@@ -99,8 +99,7 @@ fn main_page(program: &Command) -> Result<String, Failure> {
     roff.control("SH", ["ENVIRONMENT"]);
     for v in VARIABLES {
         let default = if v.default.is_empty() { String::new() } else { format!(" (default: {})", v.default) };
-        let missing = if v.missing { " [not in this version yet]" } else { "" };
-        roff.control("TP", []).text([bold(v.name)]).text([roman(format!("{}{default}{missing}", v.effect))]);
+        roff.control("TP", []).text([bold(v.name)]).text([roman(format!("{}{default}", v.effect))]);
     }
     roff.control("SH", ["FILES"]);
     for (path, content) in FILES {
@@ -162,7 +161,7 @@ mod tests {
             shell("bash", &["--norc", "--noprofile"], &script)
         };
         for (words, completion) in [
-            ("weave sta", "status\n"),
+            ("weave stat", "status\n"),
             ("weave launch --no-f", "--no-fastdp\n"),
             ("weave status conn", "connections\n"),
             ("weave completions zs", "zsh\n"),

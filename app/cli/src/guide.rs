@@ -62,7 +62,7 @@ fn page() -> String {
     text.push_str("\n## Variables\n\n| Variable | Default | |\n| --- | --- | --- |\n");
     for v in VARIABLES {
         let default = if v.default.is_empty() { String::new() } else { format!("`{}`", v.default) };
-        let _ = writeln!(text, "| `{}` | {default} | {}{} |", v.name, cell(v.effect), missing(v.missing));
+        let _ = writeln!(text, "| `{}` | {default} | {} |", v.name, cell(v.effect));
     }
     text.push_str("\n## Files\n\n| Path | |\n| --- | --- |\n");
     for (path, what) in FILES {
@@ -82,10 +82,6 @@ fn head(option: &Arg) -> String {
 
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
-}
-
-fn missing(missing: bool) -> &'static str {
-    if missing { " *(not in this version yet)*" } else { "" }
 }
 
 #[test]

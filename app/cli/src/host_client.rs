@@ -11,7 +11,8 @@ use weave_host::{NetNs, Netlink};
 use weave_runtime::{AddressRequest, Attachment, ContainerNetwork, NoAllocator, Outcome};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::waiting::{self, Problem, Waiter};
 use crate::{Failure, addresses, hosts_file, notice, query};
 
@@ -70,7 +71,7 @@ pub(crate) fn attach(
         return Ok(response.addresses);
     }
     // Both are checked before the run directory is created, so that an attach that cannot succeed changes nothing on the host.
-    if addresses.iter().any(|a| matches!(a, AddressRequest::Net(_))) {
+    if addresses.is_empty() || addresses.iter().any(|a| matches!(a, AddressRequest::Net(_))) {
         return Err(Failure::new(1, query::NO_DAEMON));
     }
     let AttachRequest { container, naming, bridge, multicast_route, hairpin, hosts_file, .. } = request;

@@ -8,7 +8,8 @@ use weave_host::firewall::{DockerBridge, FirewallConfig, FirewallManager};
 use weave_host::{DeviceNames, unmanaged};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::service::files;
 
 /// What the rules depend on, as far as it is known: the remembered setup, and what the options and the environment say.

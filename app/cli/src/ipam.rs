@@ -3,7 +3,7 @@
 use weave_api::{ClientError, encode};
 
 use crate::args::Parsed;
-use crate::options::Env;
+use crate::env::Env;
 use crate::waiting::{self, Waiter};
 use crate::{Failure, notice, print, query, require_root};
 

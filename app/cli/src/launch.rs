@@ -13,7 +13,7 @@ use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use weave_api::{Client, ClientError, Endpoint};
@@ -21,11 +21,12 @@ use weave_daemon::config::{Config, ListenAddr};
 use weave_daemon::{log, pid_file};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::service::files::{Undo, failed, remove};
 use crate::service::{self, LaunchRequest, ServiceManager, docker};
 use crate::takeover::{Original, Stopped};
-use crate::{Failure, container, notice, print, require_root};
+use crate::{Failure, container, notice, print, proxy_options, require_root};
 
 /// After this time the progress is printed on a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_millis(500);
@@ -99,7 +100,10 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     if !range_given {
         parsed.set("ipalloc-range", options::DEFAULT_RANGE);
     }
+    let only_peer = options::instance(&parsed, env).is_none();
+    let warning = proxy_options::complete(&mut parsed, only_peer, env);
     let config = options::config(&parsed, env, &hostname())?;
+    warning.iter().for_each(notice);
     parsed.notices().iter().for_each(notice);
     options::password_notice(&parsed, &config, env).iter().for_each(notice);
     if parsed.flag("print-peer-name") {
@@ -153,10 +157,22 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     let remark = manager.note();
     drop((progress, lock));
     print(&format!("{result}\n"))?;
-    if let Some(remark) = remark {
-        notice(remark);
-    }
+    remark.iter().for_each(notice);
+    docker_problem(&parsed, &config).iter().for_each(notice);
     Ok(())
+}
+
+/// A notice if Docker does not answer where it is expected: it was named, or has a socket.
+fn docker_problem(parsed: &Parsed, config: &Config) -> Option<String> {
+    let docker = config.legacy.docker.clone().filter(|_| !config.proxy.endpoints.is_empty())?;
+    let named = parsed.text("docker-api").is_some_and(|host| !host.is_empty());
+    if !named && !docker.socket().is_some_and(Path::exists) {
+        return None;
+    }
+    let problem = docker.with_timeout(PROBE_TIMEOUT).ping().err()?;
+    Some(format!(
+        "Notice: the Docker API proxy and the containers of Docker wait until it answers: {problem}"
+    ))
 }
 
 /// Two launches at the same time would overwrite each other's files.
@@ -222,6 +238,8 @@ fn find_original(
         Client::new(vec![Endpoint::Tcp(ListenAddr::Tcp { host: host.into(), port: *port }.to_string())]);
     match client.with_timeout(PROBE_TIMEOUT).get("/status") {
         Ok(_) | Err(ClientError::Refused { status: 503, .. }) => {
+            // Another launch may have started it since the first check.
+            refuse_process(config)?;
             Err(Failure::new(1, "Weave Net is already running"))
         }
         _ => Ok(original),

@@ -235,6 +235,11 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
                  address of the weave bridge, which 'weave expose' gives it)",
             ),
             number("dns-ttl", "seconds", "how long clients may keep answers about these names (default: 1)"),
+            number(
+                "dns-threads",
+                "n",
+                "threads that answer over UDP, for each address (default: 1 with less than four processors, else 2)",
+            ),
             text(
                 "dns-fallback-timeout",
                 "duration",
@@ -258,25 +263,53 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
             text(
                 "docker-api",
                 "endpoint",
-                "Docker API, which lists the running containers; empty: no Docker (default: $DOCKER_HOST or \
+                "Docker API, which lists the running containers, and is behind the proxy; empty: no Docker (default: $DOCKER_HOST or \
                  unix:///var/run/docker.sock)",
             ),
-            flag("proxy", "run the Docker API proxy"),
-            text("H", "endpoint", "where the proxy listens; may be repeated"),
-            text("hostname-from-label", "label", "take host names from this label"),
-            text("hostname-match", "regexp", "part of the container name that makes the host name"),
-            text("hostname-replacement", "text", "what it is replaced by"),
+            flag("proxy", "run the Docker API proxy (default of launch; --proxy=false: do not)"),
+            text(
+                "H",
+                "endpoint",
+                "where the proxy listens, tcp://<host>:<port> or unix://<path>; may be repeated (default: \
+                 unix:///var/run/weave/weave.sock, or tcp://0.0.0.0:12375 if $DOCKER_HOST is a TCP address)",
+            ),
+            text(
+                "hostname-from-label",
+                "label",
+                "make host names of the value of this label rather than of the name",
+            ),
+            text(
+                "hostname-match",
+                "regexp",
+                "part of the container's name that is replaced in its host name (default: (.*))",
+            ),
+            text(
+                "hostname-replacement",
+                "text",
+                "what it is replaced by; $1 or ${name} is a group (default: $1)",
+            ),
             flag("rewrite-inspect", "show the weave address in docker inspect"),
             flag("no-default-ipalloc", "attach containers only if WEAVE_CIDR is set"),
+            flag(
+                "attach-user-networks",
+                "attach containers on Docker's user-defined networks, too, as Compose makes them",
+            ),
             flag("no-rewrite-hosts", "do not change /etc/hosts in containers"),
-            flag("without-dns", "give containers no name service"),
+            flag(
+                "without-dns",
+                "neither give containers host name and DNS settings nor register their names",
+            ),
             flag("no-multicast-route", "give containers no multicast route"),
-            flag("tls", "TLS towards the proxy"),
-            flag("tlsverify", "TLS with client certificates"),
-            text("tlscacert", "file", "CA certificate"),
-            text("tlscert", "file", "certificate"),
-            text("tlskey", "file", "key"),
-            flag("no-detect-tls", "do not copy Docker's TLS settings"),
+            flag("tls", "TLS on TCP endpoints of the proxy (default: as Docker's daemon has it)"),
+            flag("tlsverify", "the same, for clients with a certificate of the CA only"),
+            text(
+                "tlscacert",
+                "file",
+                "CA of the clients (default: ca.pem in $DOCKER_CERT_PATH or ~/.docker)",
+            ),
+            text("tlscert", "file", "certificate of the proxy (default: cert.pem there)"),
+            text("tlskey", "file", "its key (default: key.pem there)"),
+            flag("no-detect-tls", "do not copy the TLS options of Docker's daemon"),
             flag("plugin", "run the Docker network plugin"),
             flag("plugin-v2", "run as managed plugin"),
             flag("plugin-v2-multicast", "multicast in the managed plugin"),
@@ -290,25 +323,8 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
 /// Features that this version does not have, and the options that ask for them.
 pub(crate) static MISSING: &[(&str, &[&str])] = &[
     (
-        "the Docker proxy and plugin",
-        &[
-            "proxy",
-            "H",
-            "hostname-from-label",
-            "hostname-match",
-            "hostname-replacement",
-            "rewrite-inspect",
-            "tls",
-            "tlsverify",
-            "tlscacert",
-            "tlscert",
-            "tlskey",
-            "plugin",
-            "plugin-v2",
-            "plugin-v2-multicast",
-            "plugin-socket",
-            "plugin-mesh-socket",
-        ],
+        "the Docker plugin",
+        &["plugin", "plugin-v2", "plugin-v2-multicast", "plugin-socket", "plugin-mesh-socket"],
     ),
     ("AWS routes", &["awsvpc"]),
 ];

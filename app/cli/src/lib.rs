@@ -12,6 +12,7 @@ mod container;
 mod deprecated;
 mod dns;
 mod docker_bridge;
+mod env;
 mod env_vars;
 mod expose;
 mod fuzz_entry;
@@ -24,12 +25,17 @@ mod hosts_file;
 mod ipam;
 mod launch;
 mod launch_options;
+mod oci_runtime;
 mod options;
 mod output;
+mod proxy;
+mod proxy_options;
 mod ps;
 mod query;
+mod run;
 mod service;
 mod setup;
+mod setup_docker;
 mod signals;
 mod stop;
 mod supervise;
@@ -49,7 +55,7 @@ pub use fuzz_entry::fuzz_entry;
 
 pub(crate) use output::{Failure, notice, print, require_root};
 
-use options::{Env, ProcessEnv};
+use env::{Env, ProcessEnv};
 
 /// The program: runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -103,6 +109,9 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
             return run(&[&["daemon".to_owned()], rest].concat(), env);
         }
         "weaveutil" => return weaveutil::run(rest, env),
+        // Its other arguments are runc's.
+        "oci-runtime" if rest.first().is_none_or(|arg| arg != "--help") => return oci_runtime::run(rest),
+        oci_runtime::HOOK => return oci_runtime::hook(env),
         "--version" => return run(&["version".to_owned()], env),
         _ => {}
     }
@@ -115,10 +124,11 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let Some(command) = commands::find(name) else {
         return Err(commands::unknown(name, rest.first().is_some_and(|a| a == "--help")));
     };
-    let parsed = match args::parse(command.clone(), rest) {
+    let parsed = match name.as_str() {
+        "run" => run::parse(command, rest),
         // Its arguments may be those of `docker run`, which mean nothing here.
-        Err(_) if name == "dns-args" => args::parse(command, &[]),
-        parsed => parsed,
+        "dns-args" => args::parse(command.clone(), rest).or_else(|_| args::parse(command, &[])),
+        _ => args::parse(command, rest),
     };
     let parsed = parsed.map_err(|e| {
         // 2.8.1's daemon exits with 125 then.
@@ -137,11 +147,15 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "daemon" => launch::daemon(&parsed, env),
         "stop" => stop::stop(&parsed, env),
         "setup" => setup::run(&parsed, env),
+        "setup-docker" => setup_docker::run(&parsed, env),
         "reset" => stop::reset(&parsed, env),
         "prime" | "consense" => ipam::prime(&parsed, env),
         "rmpeer" => ipam::rmpeer(&parsed, env),
         "connect" => query::connect(&parsed, env),
         "forget" => query::forget(&parsed, env),
+        "run" => run::run(&parsed, env),
+        "start" => run::start(&parsed, env),
+        "restart" => run::restart(&parsed, env),
         "attach" => container::attach(&parsed, env),
         "detach" => container::detach(&parsed, env),
         "expose" => expose::expose(&parsed, env),
@@ -154,7 +168,8 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "report" => query::report(&parsed, env),
         "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),
-        "env" => docker_bridge::env(&parsed, env),
+        "env" => proxy::env(&parsed, env),
+        "config" => proxy::config(&parsed, env),
         "attach-bridge" => bridges::join(&parsed, env),
         "bridge-type" => bridges::kind(&parsed, env),
         "docker-bridge-ip" => docker_bridge::print_ip(env),

@@ -1,7 +1,5 @@
 //! How options and environment become a [`Config`] (docs/spec/cli.md 2.3, 5).
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use weave_daemon::config::{
@@ -15,6 +13,12 @@ use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
 
 use crate::args::{Parsed, dashed};
 use crate::launch_options::parse_duration;
+use crate::proxy_options::{self, ProxyOptionError};
+
+use crate::env::Env;
+
+/// More than the processors of any host.
+const MAX_DNS_THREADS: usize = 1024;
 
 /// An invalid value. Texts of 2.8.1 where it has the same error (`daemon-flag-errors.txt`).
 #[derive(Debug, thiserror::Error)]
@@ -61,46 +65,16 @@ pub(crate) enum OptionError {
     Subnet(SubnetError),
     #[error("IP address allocation default subnet {0} does not overlap with allocation range {1}")]
     NoOverlap(String, String),
+    #[error("--dns-threads {0}: must be in range [1,{MAX_DNS_THREADS}]")]
+    DnsThreads(i64),
     #[error("--dns-ttl {0}: must be in range [0,2147483647]")]
     DnsTtl(i64),
     #[error("--awsvpc mode is not compatible with the --password option")]
     AwsPassword,
     #[error("--awsvpc mode requires IPAM enabled")]
     AwsIpam,
-    #[error("When launching the proxy, unix sockets must be specified as an absolute path.")]
-    ProxySocket,
-}
-
-/// Environment variables, as an argument for tests.
-pub(crate) trait Env {
-    /// The value of a variable that is set and UTF-8.
-    fn var(&self, name: &str) -> Option<String>;
-
-    /// The value of a variable that is set.
-    fn bytes(&self, name: &str) -> Option<Vec<u8>> {
-        self.var(name).map(String::into_bytes)
-    }
-}
-
-/// No variable is set.
-pub(crate) struct NoEnv;
-
-impl Env for NoEnv {
-    fn var(&self, _name: &str) -> Option<String> {
-        None
-    }
-}
-
-pub(crate) struct ProcessEnv;
-
-impl Env for ProcessEnv {
-    fn var(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
-
-    fn bytes(&self, name: &str) -> Option<Vec<u8>> {
-        std::env::var_os(name).map(OsString::into_vec)
-    }
+    #[error(transparent)]
+    Proxy(#[from] ProxyOptionError),
 }
 
 /// Directory of pid file and sockets.
@@ -265,7 +239,9 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     };
     if no_fastdp {
         config.new_mtu = 65535;
+        config.fastdp = false;
     }
+    config.warp = env.var("WEAVE_NO_WARP").is_none_or(|v| v.is_empty());
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     config.legacy = original(parsed, env);
@@ -286,6 +262,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     if let Some(addr) = metrics {
         config.metrics_addr = ListenAddr::parse("--metrics-addr", &addr)?;
     }
+    config.proxy = proxy_options::config(parsed, &config.run_dir, config.legacy.docker.is_some())?;
     check_later_features(parsed, &config)?;
     config.peers.iter().try_for_each(|peer| config::check_peer(peer))?;
     Ok(config)
@@ -302,7 +279,7 @@ fn log_file(parsed: &Parsed) -> Result<Option<LogFile>, OptionError> {
 
 /// Where 2.8.1 keeps its database.
 fn original(parsed: &Parsed, env: &dyn Env) -> LegacySources {
-    let given = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
+    let given = parsed.text("docker-api").map(str::to_owned).or_else(|| proxy_options::docker_host(env));
     // An empty --docker-api means that there is no Docker.
     let without = parsed.text("docker-api") == Some("");
     LegacySources {
@@ -382,12 +359,6 @@ pub(crate) fn password_notice(parsed: &Parsed, config: &Config, env: &dyn Env) -
 
 /// Options of missing features are checked like the others, so that errors in scripts are reported already.
 fn check_later_features(parsed: &Parsed, config: &Config) -> Result<(), OptionError> {
-    for endpoint in parsed.list("H") {
-        let path = endpoint.strip_prefix("unix://");
-        if path.is_some_and(|p| !p.starts_with('/')) {
-            return Err(OptionError::ProxySocket);
-        }
-    }
     if parsed.flag("awsvpc") {
         if config.password.is_some() {
             return Err(OptionError::AwsPassword);
@@ -435,6 +406,10 @@ fn dns(parsed: &Parsed) -> Result<Option<DnsConfig>, OptionError> {
     if let Some(ttl) = parsed.number("dns-ttl") {
         let fits = u32::try_from(ttl).ok().filter(|ttl| i32::try_from(*ttl).is_ok());
         dns.ttl = fits.ok_or(OptionError::DnsTtl(ttl))?;
+    }
+    if let Some(threads) = parsed.number("dns-threads") {
+        let fits = usize::try_from(threads).ok().filter(|threads| (1..=MAX_DNS_THREADS).contains(threads));
+        dns.threads = fits.ok_or(OptionError::DnsThreads(threads))?;
     }
     if let Some(timeout) = given("dns-fallback-timeout").and_then(parse_duration) {
         dns.fallback_timeout = timeout;

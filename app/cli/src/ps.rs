@@ -7,8 +7,9 @@ use weave_host::{BridgePorts, ContainerInterface, NamespaceId, NetNs};
 use weave_runtime::{Docker, Error as RuntimeError, Reference};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
-use crate::{Failure, notice, print};
+use crate::env::Env;
+use crate::options;
+use crate::{Failure, notice, print, target};
 
 /// The bridge's id in lists, and in the allocator for its addresses.
 pub(crate) const EXPOSE: &str = "weave:expose";
@@ -65,7 +66,7 @@ pub(crate) fn find(name: &str, docker: &Docker) -> Result<Option<Found>, Failure
     match weave_runtime::resolve(&reference, docker) {
         Ok(target) => Ok(Some(Found { id: target.id, ns: target.ns })),
         // Docker did not answer, so the container may exist.
-        Err(e @ (RuntimeError::Http { .. } | RuntimeError::Docker(_))) => Err(e.into()),
+        Err(e @ (RuntimeError::Http { .. } | RuntimeError::Docker(_))) => Err(target::explain(e)),
         Err(RuntimeError::Host(e @ weave_host::Error::Permission { .. })) => Err(e.into()),
         Err(_) => Ok(None),
     }

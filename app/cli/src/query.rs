@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use weave_api::{Client, ClientError, Endpoint, status_json};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::{Failure, notice, print};
 
 pub(crate) const NO_DAEMON: &str = "weave is not running. Have you launched it? Try 'weave launch'.";
@@ -28,7 +29,7 @@ fn http_addr(parsed: &Parsed, env: &dyn Env) -> Option<String> {
 }
 
 fn socket(parsed: &Parsed, env: &dyn Env) -> PathBuf {
-    options::run_dir(parsed, env).join("weave.sock")
+    options::run_dir(parsed, env).join(weave_daemon::config::CONTROL_SOCKET)
 }
 
 fn traced(client: Client, env: &dyn Env) -> Client {

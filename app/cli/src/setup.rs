@@ -1,7 +1,8 @@
 //! `weave setup` makes directories before the first launch. 2.8.1 also pulled its images; this version has none.
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::service::files::{Undo, is_read_only};
 use crate::{Failure, notice, require_root};
 

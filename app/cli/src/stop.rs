@@ -11,7 +11,8 @@ use weave_host::files::temporary_path;
 use weave_runtime::{Docker, Network};
 
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::service::files::remove;
 use crate::service::{docker, systemd};
 use crate::{Failure, host_rules, notice, print, query, require_root, takeover};
@@ -21,13 +22,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay after the daemon has given its addresses away, so that its last gossip reaches other peers; 2.8.1 has the same.
 const GOSSIP_FLUSH_DELAY: Duration = Duration::from_millis(500);
 /// Interval between checks whether it has ended.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Docker network of 2.8.1's plugin.
 const NETWORK: &str = "weave";
 
 /// Files in the run directory that exist only while the daemon runs.
-const RUN_FILES: [&str; 3] = ["fresh", "launch.sock", "weave.sock"];
+const RUN_FILES: [&str; 4] =
+    ["fresh", "launch.sock", weave_daemon::config::CONTROL_SOCKET, weave_daemon::config::PROXY_SOCKET];
 /// Pid files there; a process removes its own unless it is killed.
 const PID_FILES: [&str; 3] = ["supervisor.pid", "weave.pid", "launch.pid"];
 /// A peer of this host, seen without its daemon.
@@ -244,6 +246,8 @@ enum Object {
     /// A Docker network.
     Network,
     File(PathBuf),
+    /// Directory of the programs that containers of the proxy wait with.
+    WaitPrograms(PathBuf),
     /// Removed only if it is empty then.
     Directory(PathBuf),
     Device(String),
@@ -260,6 +264,7 @@ impl std::fmt::Display for Object {
             Object::Image(name) => write!(f, "image {name}"),
             Object::Network => write!(f, "network {NETWORK} of Docker"),
             Object::File(path) => write!(f, "file {}", path.display()),
+            Object::WaitPrograms(path) => write!(f, "directory {} with all that is in it", path.display()),
             Object::Directory(path) => write!(f, "directory {}, if nothing else is in it", path.display()),
             Object::Device(name) => write!(f, "device {name}"),
             Object::Host(what) => f.write_str(what),
@@ -326,11 +331,19 @@ impl Peer<'_> {
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
         let files = files.chain(weave_runtime::pending_files(&self.run_dir).unwrap_or_default());
         objects.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Object::File));
+        let wait = self.state_dir.join(weave_daemon::config::WAIT_DIR);
+        objects.extend(wait.is_dir().then_some(Object::WaitPrograms(wait)));
         let dirs = [&self.state_dir, &self.run_dir];
         objects.extend(dirs.into_iter().filter(|d| d.is_dir()).map(|d| Object::Directory(d.clone())));
         match weave_host::owned_devices(&options::devices(self.parsed, self.env)) {
             Ok(names) => objects.extend(names.into_iter().map(Object::Device)),
             Err(e) => errors.push(e.to_string()),
+        }
+        let uplink = options::devices(self.parsed, self.env).device;
+        match weave_daemon::kernel_path_devices(&uplink, options::instance(self.parsed, self.env).as_deref())
+        {
+            Ok(names) => objects.extend(names.into_iter().map(Object::Device)),
+            Err(e) => errors.push(e),
         }
         let (host, failed) = host_rules::present(self.parsed, self.env);
         objects.extend(host.into_iter().map(Object::Host));
@@ -352,6 +365,8 @@ impl Peer<'_> {
                 Object::Container(name) => add(with_docker(&|docker| docker.remove(&name))),
                 Object::Image(name) => add(with_docker(&|docker| docker.remove_image(&name))),
                 Object::File(path) => add(remove(&path).map_err(|f| f.message)),
+                Object::WaitPrograms(path) => add(std::fs::remove_dir_all(&path)
+                    .map_err(|e| format!("cannot remove {}: {e}", path.display()))),
                 // Processes have ended already, and the others are removed below.
                 Object::Process(_)
                 | Object::Network
@@ -361,6 +376,10 @@ impl Peer<'_> {
             }
         }
         let names = options::devices(self.parsed, self.env);
+        add(weave_daemon::remove_kernel_path(
+            &names.device,
+            options::instance(self.parsed, self.env).as_deref(),
+        ));
         let (_removed, errors) = weave_host::remove_all(&names);
         errors.into_iter().for_each(|e| add(Err(e.to_string())));
         host_rules::remove(rules, &names).into_iter().for_each(|e| add(Err(e)));

@@ -14,14 +14,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use weave_daemon::{log, pid_file};
 
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::signals::Signals;
 use crate::{Failure, args, commands};
 
-/// Delay before the first restart; it doubles with each restart up to [`MAX_RESTART_DELAY`].
+/// Delay before the second restart; it doubles with each restart up to [`MAX_RESTART_DELAY`]. The first one is not delayed: containers
+/// wait for it.
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
-/// After a crash of a daemon that ran this long the delay starts from the beginning.
+/// After a crash of a daemon that ran this long the delay begins again.
 const STABLE_TIME: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
@@ -45,7 +47,7 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let _lock = pid_file::PidFile::take(&config.run_dir.join("supervisor.pid"))?;
 
     let never_ready = config.fresh_file();
-    let (mut delay, mut killed) = (MIN_RESTART_DELAY, false);
+    let (mut delay, mut killed) = (Duration::ZERO, false);
     loop {
         let begin = Instant::now();
         weave_host::fault_injection::io_fail_point(&"starting the daemon")?;
@@ -63,13 +65,14 @@ pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
             return Err(Failure::new(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1), ""));
         }
         if begin.elapsed() >= STABLE_TIME {
-            delay = MIN_RESTART_DELAY;
+            delay = Duration::ZERO;
         }
-        log::line("WARN", &format!("the daemon ended ({status}); starting it again in {delay:?}"));
+        let when = if delay.is_zero() { "now".to_owned() } else { format!("in {delay:?}") };
+        log::line("WARN", &format!("the daemon ended ({status}); starting it again {when}"));
         if wait_or_signal(&signals, delay)? {
             return Ok(());
         }
-        delay = (delay * 2).min(MAX_RESTART_DELAY);
+        delay = (delay * 2).clamp(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
     }
 }
 

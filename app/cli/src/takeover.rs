@@ -2,19 +2,21 @@
 //! `--take-over`; `stop --hand-back` prepares the host for 2.8.1.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::config::Config;
+use weave_daemon::config::{Config, DnsConfig};
 use weave_daemon::{PeerState, legacy_database};
 use weave_host::BridgeKind;
 use weave_runtime::{ContainerInfo, Docker, LegacyProcess, legacy_processes};
 
 use crate::args::{self, Parsed};
-use crate::options::{self, Env, NoEnv};
-use crate::{Failure, commands, notice};
+use crate::env::{Env, NoEnv};
+use crate::options;
+use crate::{Failure, commands, docker_bridge, notice, proxy_options};
 
 /// Seconds after which 2.8.1's daemon should have ended.
 const STOP_TIMEOUT: u32 = 10;
@@ -35,7 +37,7 @@ pub(crate) struct Original {
 impl Original {
     /// Looks for 2.8.1. Without an answer from Docker, containers that have ended are not found, but running daemons are.
     pub(crate) fn find(parsed: &Parsed, env: &dyn Env) -> Result<Original, Failure> {
-        let api = parsed.text("docker-api").map(str::to_owned).or_else(|| env.var("DOCKER_HOST"));
+        let api = parsed.text("docker-api").map(str::to_owned).or_else(|| proxy_options::docker_host(env));
         let docker = Docker::at(api.as_deref()).with_timeout(DOCKER_TIMEOUT);
         let processes = legacy_processes()?;
         let mut names: Vec<String> = processes.iter().filter_map(|p| p.container.clone()).collect();
@@ -182,6 +184,12 @@ fn missing_options(
     let ranges = |c: &Config| c.allocation.as_ref().map(|a| a.range);
     let times = |c: &Config| c.dns.as_ref().map(|d| (d.ttl, d.fallback_timeout));
     let domains = |c: &Config| c.dns.as_ref().map(|d| d.domain.clone());
+    let listens = |c: &Config| c.dns.as_ref().and_then(|d| d.listen);
+    // The script of 2.8.1 always names the address of Docker's bridge, which is our default.
+    let docker_bridge = || {
+        let address = docker_bridge::first_address(config.docker_bridge.as_deref()?).ok()?;
+        Some(SocketAddr::new(address.into(), DnsConfig::PORT))
+    };
     let subnets = |c: &Config| c.allocation.as_ref().map(|a| a.default_subnet);
     let differs = [
         ("port", theirs.port != config.port && config.port == Config::default().port),
@@ -194,10 +202,25 @@ fn missing_options(
         ("ipalloc-init", true),
         ("no-dns", theirs.dns.is_none() && config.dns.is_some()),
         ("dns-domain", domains(&theirs) != domains(config)),
+        (
+            "dns-listen-address",
+            listens(&theirs).is_some_and(|addr| listens(config).or_else(docker_bridge) != Some(addr)),
+        ),
         ("dns-ttl", times(&theirs) != times(config)),
         ("dns-fallback-timeout", times(&theirs) != times(config)),
         ("expect-npc", theirs.expect_npc != config.expect_npc),
         ("no-masq-local", theirs.no_masq_local != config.no_masq_local),
+        ("H", theirs.proxy.endpoints != config.proxy.endpoints),
+        ("no-default-ipalloc", theirs.proxy.attach_by_default != config.proxy.attach_by_default),
+        ("rewrite-inspect", theirs.proxy.rewrite_inspect != config.proxy.rewrite_inspect),
+        ("no-rewrite-hosts", theirs.proxy.rewrite_hosts != config.proxy.rewrite_hosts),
+        ("without-dns", theirs.proxy.without_dns != config.proxy.without_dns),
+        ("no-multicast-route", theirs.proxy.multicast_route != config.proxy.multicast_route),
+        ("hostname-from-label", true),
+        ("hostname-match", true),
+        ("hostname-replacement", true),
+        ("tls", theirs.proxy.tls.is_some() && config.proxy.tls.is_none()),
+        ("tlsverify", theirs.proxy.tls.is_some() && config.proxy.tls.is_none()),
     ];
     // `launch` has added its default.
     let is_default = |name: &str| name == "ipalloc-range" && !range_given;
@@ -205,7 +228,7 @@ fn missing_options(
     let mut missing: Vec<String> = differs
         .into_iter()
         .filter(|(name, differs)| *differs && (parsed.text(name).is_none() || is_default(name)))
-        .filter_map(|(name, _)| given(name).map(|value| format!("--{name}={value}")))
+        .filter_map(|(name, _)| given(name).map(|value| format!("{}={value}", args::dashed(name))))
         .collect();
     if (process.has_password || theirs.password.is_some()) && config.password.is_none() {
         missing.push("--password=...".to_owned());
@@ -330,6 +353,8 @@ pub(crate) fn hand_back(parsed: &Parsed, env: &dyn Env) -> Vec<String> {
     });
     let kinds = [BridgeKind::Bridge, BridgeKind::Fastdp, BridgeKind::BridgedFastdp];
     let kind = kinds.into_iter().find(|k| original.bridge.as_deref() == Some(k.name()));
+    let removed = weave_daemon::remove_kernel_path(&names.device, options::instance(parsed, env).as_deref());
+    failures.extend(removed.err());
     match weave_host::restore_legacy_devices(&names, kind) {
         Ok(done) => {
             let option = match done.kind {
@@ -424,6 +449,10 @@ mod tests {
         let others = "--port 7001 --ipalloc-range 10.3.0.0/16 --dns-domain y. --ipalloc-init seed=::1 --password p --docker-api=";
         assert_eq!(missing(theirs, true, others, true), "", "what is given is meant so");
         assert_eq!(missing("--port 6783 --ipalloc-range 10.32.0.0/12 h2", false, default, false), "");
+        let listens = "--dns-listen-address=192.0.2.1:53 --ipalloc-range 10.32.0.0/12";
+        assert_eq!(missing(listens, false, default, false), "--dns-listen-address=192.0.2.1:53");
+        let others = format!("{default} --dns-listen-address=192.0.2.2:53");
+        assert_eq!(missing(listens, false, &others, false), "", "what is given is meant so");
         assert_eq!(missing("--password=x", false, default, false), "--password=...");
         assert_eq!(missing("--no-such-option", true, default, false), "");
     }

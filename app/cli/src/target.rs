@@ -1,10 +1,10 @@
 //! The container that a command names.
 
 use weave_host::NetNs;
-use weave_runtime::{Docker, Kind, Reference, Target};
+use weave_runtime::{Docker, Error, Kind, Reference, Target};
 
 use crate::Failure;
-use crate::options::Env;
+use crate::env::Env;
 
 /// The id under which the addresses of a container are kept. A namespace may be named in several ways, and is one container all the
 /// same: its id is its name if it has one, else its first process. The daemon names what it finds in the same way.
@@ -26,5 +26,16 @@ pub(crate) fn id_of(target: &Target) -> String {
 pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     let reference: Reference = container.parse()?;
     let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
-    Ok(weave_runtime::resolve(&reference, &docker)?)
+    weave_runtime::resolve(&reference, &docker).map_err(explain)
+}
+
+/// The failure of a command that any container can be named to.
+pub(crate) fn explain(error: Error) -> Failure {
+    match error {
+        Error::Http { .. } => Failure::new(
+            1,
+            format_args!("{error}; without docker, name a container by netns:<name> or pid:<number>"),
+        ),
+        error => error.into(),
+    }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use weave_runtime::AddressRequest;
 
 use crate::addresses;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 use crate::{Failure, args, commands, container, launch_options};
 
 impl Env for BTreeMap<&str, &str> {
@@ -384,9 +385,9 @@ fn missing_features_are_noticed_only_if_asked_for() {
     let silent = "--no-dns --plugin=false --proxy=false --ipalloc-range '' --no-fastdp --no-restart --password x --docker-api '' h1";
     assert_eq!(notices(silent), [""; 0]);
     assert_eq!(
-        notices("--ipalloc-range 10.2.0.0/16 --ipalloc-init observer --dns-domain x. -H tcp://:1 --bufsz 16"),
+        notices("--ipalloc-range 10.2.0.0/16 --dns-domain x. -H tcp://:1 --plugin-socket /x --bufsz 16"),
         [
-            "Notice: this version does not do the Docker proxy and plugin yet; no effect: -H",
+            "Notice: this version does not do the Docker plugin yet; no effect: --plugin-socket",
             "Notice: obsolete, no effect: --bufsz",
         ]
     );
@@ -456,9 +457,15 @@ fn command_line_errors() {
         ("prime", 1, "weave is not running. Have you launched it?"),
         ("consense", 1, "weave is not running. Have you launched it?"),
         ("rmpeer", 1, "the following required arguments were not provided: <peer>...; usage: weave rmpeer"),
-        ("start c1", 1, "weave start: starting containers is not in this version yet"),
-        ("start --help", 0, "weave start: starting containers is not in this version yet"),
-        ("env", 1, "weave env: the Docker API proxy is not in this version yet"),
+        ("run", 1, "usage: weave run [options] [<addr> ...] <arguments of docker run>"),
+        ("run 10.2.1.1/24", 1, "usage: weave run "),
+        ("run 10.2.1.255/24 ubuntu", 1, "10.2.1.255/24 is the network's broadcast address; choose another"),
+        ("start", 1, "usage: weave start "),
+        ("start netns:c1", 1, "netns:c1 is not a container of Docker, which alone can be started"),
+        ("restart", 1, "usage: weave restart "),
+        ("restart pid:7", 1, "pid:7 is not a container of Docker, which alone can be started"),
+        ("env", 0, "weave is not running. Have you launched it?"),
+        ("config", 1, "weave is not running. Have you launched it?"),
         ("dns-add", 1, "neither an address nor a container is given; usage: weave dns-add"),
         ("dns-add 10.2.1.1", 1, "an address without a container needs a name"),
         ("dns-add c1 10.2.1.1", 1, "addresses come before the container"),
@@ -471,6 +478,7 @@ fn command_line_errors() {
             1,
             "invalid DNS listen address \"1.2.3.4\": address 1.2.3.4: missing port",
         ),
+        ("launch --dns-threads 0", 1, "--dns-threads 0: must be in range [1,1024]"),
         ("launch --dns-ttl -1", 1, "--dns-ttl -1: must be in range"),
         ("launch --dns-domain a..b", 1, "--dns-domain: \"a..b\" is not a host name"),
         (
@@ -478,7 +486,6 @@ fn command_line_errors() {
             1,
             "invalid value \"5\" for flag --dns-fallback-timeout: time: invalid duration",
         ),
-        ("launch-proxy", 1, "weave launch-proxy: the Docker API proxy is not in this version yet"),
         ("expose bogus", 1, "'bogus' is no address, as 10.2.1.102/24 is; usage: weave expose"),
         ("hide 10.2.1.1", 1, "'10.2.1.1' is no address"),
         ("expose 10.2.1.255/24", 1, "10.2.1.255/24 is the network's broadcast address; choose another"),

@@ -11,7 +11,7 @@ use weave_runtime::{AddressRequest, Reference, Target, etc_hosts};
 use weave_types::Cidr;
 
 use crate::args::{self, Parsed};
-use crate::options::Env;
+use crate::env::Env;
 use crate::{
     Failure, addresses, docker_bridge, host_client, hosts_file, launch_options, notice, print, ps,
     require_root,
@@ -214,6 +214,7 @@ fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         hairpin: parsed.text("hairpin-mode") != Some("false"),
         hosts_file: None,
         name: None,
+        starting: false,
     };
     let addresses: Vec<_> = cidrs.into_iter().map(AddressRequest::Fixed).collect();
     host_client::attach(request, target.ns, &addresses, parsed, env).map(drop)

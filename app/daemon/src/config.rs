@@ -1,6 +1,8 @@
 //! Configuration of a peer, in types. The command line parses every value into a [`Config`]; the daemon reads neither options nor
 //! environment.
 
+mod proxy;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -10,6 +12,8 @@ use weave_dns::{HostName, HostNameError};
 use weave_ipam::{Init, Subnet};
 use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
+
+pub use proxy::{HostnameError, ProxyConfig, ProxyEndpoint, ServerTlsFiles};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -26,6 +30,8 @@ pub struct Config {
     pub password: Option<Password>,
     /// Networks inside which traffic is not encrypted.
     pub trusted_subnets: Vec<Cidr>,
+    /// Whether frames go by warp to peers that have it.
+    pub warp: bool,
     /// Whether to connect to peers that are known by gossip only.
     pub discovery: bool,
     /// Limit of incoming and outgoing connections together; 0: no limit.
@@ -48,6 +54,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// 1376, or 65535 without the fast datapath (docs/spec/cli.md 4.2).
     pub new_mtu: u32,
+    /// Whether the kernel forwards frames where it can.
+    pub fastdp: bool,
     /// Address of the control API, in addition to the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
     /// Address of the read-only status pages.
@@ -68,6 +76,7 @@ pub struct Config {
     pub allocation: Option<AllocationConfig>,
     /// `None`: no names are served (`--no-dns`).
     pub dns: Option<DnsConfig>,
+    pub proxy: ProxyConfig,
     pub log_level: LogLevel,
     /// `None`: the log goes to stderr.
     pub log_file: Option<LogFile>,
@@ -115,6 +124,8 @@ pub struct DnsConfig {
     pub listen: Option<SocketAddr>,
     /// Seconds for which clients may keep answers about names of the domain.
     pub ttl: u32,
+    /// Threads that answer over UDP, for each address.
+    pub threads: usize,
     /// Longest wait for the answer of one other resolver.
     pub fallback_timeout: Duration,
     /// The file that names the resolvers for all other names.
@@ -130,6 +141,7 @@ impl Default for DnsConfig {
             domain: domain.unwrap_or_else(|e| unreachable!("{e}")),
             listen: None,
             ttl: 1,
+            threads: if std::thread::available_parallelism().map_or(1, usize::from) < 4 { 1 } else { 2 },
             fallback_timeout: Duration::from_secs(5),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             host_dns: false,
@@ -183,6 +195,7 @@ impl Default for Config {
             min_protocol: 1,
             password: None,
             trusted_subnets: Vec::new(),
+            warp: true,
             discovery: true,
             connection_limit: 200,
             peers: Vec::new(),
@@ -194,6 +207,7 @@ impl Default for Config {
             no_masq_local: false,
             mtu: None,
             new_mtu: 1376,
+            fastdp: true,
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
             metrics_addr: None,
@@ -204,6 +218,7 @@ impl Default for Config {
             give_up_addresses: false,
             allocation: None,
             dns: Some(DnsConfig::default()),
+            proxy: ProxyConfig::default(),
             log_level: LogLevel::Info,
             log_file: None,
         }
@@ -212,13 +227,29 @@ impl Default for Config {
 
 pub const STATE_DIR: &str = "/var/lib/weave";
 pub const RUN_DIR: &str = "/run/weave";
+/// See [`Config::socket`].
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// See [`Config::proxy_socket`].
+pub const PROXY_SOCKET: &str = "weave.sock";
+/// See [`Config::wait_dir`].
+pub const WAIT_DIR: &str = "wait";
 /// See [`Config::host_dns_file`].
 pub const HOST_DNS_FILE: &str = "host-dns";
 
 impl Config {
     /// Unix socket of the control API.
     pub fn socket(&self) -> PathBuf {
-        self.run_dir.join("weave.sock")
+        self.run_dir.join(CONTROL_SOCKET)
+    }
+
+    /// Unix socket of the Docker API proxy, at the path of 2.8.1's.
+    pub fn proxy_socket(&self) -> PathBuf {
+        self.run_dir.join(PROXY_SOCKET)
+    }
+
+    /// Directory with the wait programs, which containers see.
+    pub fn wait_dir(&self) -> PathBuf {
+        self.state_dir.join(WAIT_DIR)
     }
 
     /// A file that exists from `weave launch` until the daemon is ready. It makes the daemon connect to the peers that it was given,

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
@@ -23,8 +23,9 @@ use weave_types::Cidr;
 
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::Control;
-use crate::host::Inventory;
+use crate::host::{Inventory, is_docker_id};
 use crate::names::{NameChange, may_run};
+use crate::storage::AttachmentStore;
 
 /// Why a request for an address of a subnet is refused where nothing is allocated.
 const NO_ALLOCATION: NoAllocator =
@@ -36,6 +37,7 @@ const ENDING: &str = "the daemon is ending";
 pub(crate) struct Containers {
     network: Arc<ContainerNetwork>,
     bridge: String,
+    attachments: Arc<Mutex<AttachmentStore>>,
 }
 
 /// A request of the control API.
@@ -51,8 +53,17 @@ pub(crate) enum HostRequest {
 }
 
 impl Containers {
-    pub(crate) fn new(network: Arc<ContainerNetwork>, bridge: &str) -> Containers {
-        Containers { network, bridge: bridge.to_owned() }
+    pub(crate) fn new(
+        network: Arc<ContainerNetwork>,
+        bridge: &str,
+        attachments: AttachmentStore,
+    ) -> Containers {
+        Containers { network, bridge: bridge.to_owned(), attachments: Arc::new(Mutex::new(attachments)) }
+    }
+
+    /// How Docker's containers are attached.
+    pub(crate) fn attachments(&self) -> MutexGuard<'_, AttachmentStore> {
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Carries out a request; the error is for the person who made it. Dropping the future tells the request that its caller has
@@ -91,17 +102,20 @@ impl Work {
         let _operation = fault_injection::operation(request.name());
         let network = &self.containers.network;
         match request {
-            HostRequest::Attach(request, fd) => {
+            HostRequest::Attach(mut request, fd) => {
+                if request.addresses.is_empty() {
+                    request.addresses = self.containers.attachments().addresses(&request.container);
+                }
                 let name = self.parse_name(request.name.as_deref())?;
                 let attachment = Attachment {
                     ns: NetNs::from_fd(fd)?,
                     addresses: parse(&request.addresses)?,
-                    container: request.container,
-                    naming: request.naming,
-                    bridge: request.bridge,
+                    container: request.container.clone(),
+                    naming: request.naming.clone(),
+                    bridge: request.bridge.clone(),
                     multicast_route: request.multicast_route,
                     hairpin: request.hairpin,
-                    hosts_file: request.hosts_file.map(|HostsFile { path, fqdn, extra }| {
+                    hosts_file: request.hosts_file.clone().map(|HostsFile { path, fqdn, extra }| {
                         weave_runtime::HostsFile { path, fqdn, extra }
                     }),
                 };
@@ -112,8 +126,11 @@ impl Work {
                 let mut outcome = network.attach(self.allocator(request.record), &attachment)?;
                 if request.record {
                     let namespace = Some(attachment.ns.id());
-                    let warnings = self.attached(&attachment.container, namespace, name, &outcome.addresses);
+                    let warnings = self.attached(&request, namespace, name, &outcome.addresses);
                     outcome.warnings.extend(warnings);
+                }
+                if request.record && is_docker_id(&request.container) {
+                    self.containers.attachments().attached(&request, &outcome.addresses);
                 }
                 Ok(outcome)
             }
@@ -122,12 +139,12 @@ impl Work {
                 let ns = NetNs::from_fd(fd)?;
                 let allocator = self.allocator(request.record);
                 let outcome = network.detach(allocator, &request.container, &ns, &addresses)?;
-                self.remove_names(&request.container, &outcome.addresses);
+                self.detached(&request.container, &outcome.addresses);
                 Ok(outcome)
             }
             HostRequest::Release(request) => {
                 let outcome = self.release(&request)?;
-                self.remove_names(&request.container, &outcome.addresses);
+                self.detached(&request.container, &outcome.addresses);
                 Ok(outcome)
             }
             HostRequest::Expose(ExposeRequest { addresses, masquerade, name }) => {
@@ -177,7 +194,7 @@ impl Work {
     /// Registers the name of a container that has been attached, unless it has ended meanwhile. Returns a warning.
     fn attached(
         &self,
-        container: &str,
+        request: &AttachRequest,
         namespace: Option<NamespaceId>,
         name: Option<HostName>,
         cidrs: &[Cidr],
@@ -185,14 +202,20 @@ impl Work {
         let control = &self.allocator.control;
         let info = control.dns()?;
         let registers = name.is_some();
-        let (container, addrs) = (container.to_owned(), ipv4(cidrs));
+        let (container, addrs) = (request.container.clone(), ipv4(cidrs));
         let change = NameChange::Attached { container: container.clone(), namespace, name, addrs };
         control.change_names_blocking(change)?;
-        if registers && !may_run(info.docker.as_ref(), &container) {
+        if registers && !request.starting && !may_run(info.docker.as_ref(), &container) {
             control.change_names_blocking(NameChange::Ended(container.clone()))?;
             return Some(format!("{container} has ended, its name is not registered"));
         }
         None
+    }
+
+    /// Forgets addresses that a container does not have any more, and their names.
+    fn detached(&self, container: &str, cidrs: &[Cidr]) {
+        self.containers.attachments().detached(container, cidrs);
+        self.remove_names(container, cidrs);
     }
 
     /// Removes the names of addresses that a container does not have any more.
@@ -251,8 +274,8 @@ impl HostRequest {
     }
 }
 
-fn ipv4(cidrs: &[Cidr]) -> Vec<Ipv4Addr> {
-    let addrs = cidrs.iter().filter_map(|cidr| match cidr.addr() {
+pub(crate) fn ipv4<'a>(cidrs: impl IntoIterator<Item = &'a Cidr>) -> Vec<Ipv4Addr> {
+    let addrs = cidrs.into_iter().filter_map(|cidr| match cidr.addr() {
         IpAddr::V4(addr) => Some(addr),
         IpAddr::V6(_) => None,
     });

@@ -57,6 +57,8 @@ pub enum Request {
     NamedContainers(oneshot::Sender<Vec<Container>>),
     /// The containers of Docker whose states are to be reported.
     DockerContainers(oneshot::Sender<Vec<Container>>),
+    /// The next end of the daemon is not a restart.
+    Leave(oneshot::Sender<()>),
     /// New states of containers of Docker.
     DockerStates(Vec<(Container, ContainerState)>),
     /// The client of this call disconnected before it read the answer.
@@ -99,6 +101,7 @@ pub struct Control {
     requests: mpsc::Sender<Request>,
     allocation: Option<AllocationInfo>,
     dns: Option<DnsInfo>,
+    proxy: Option<Arc<[String]>>,
     source: Source,
 }
 
@@ -106,7 +109,7 @@ impl Control {
     /// At most `bound` requests wait in the channel.
     pub fn new(bound: usize) -> (Control, mpsc::Receiver<Request>) {
         let (tx, rx) = mpsc::channel(bound);
-        (Control { requests: tx, allocation: None, dns: None, source: Source::Socket }, rx)
+        (Control { requests: tx, allocation: None, dns: None, proxy: None, source: Source::Socket }, rx)
     }
 
     pub fn with_allocation(self, info: AllocationInfo) -> Control {
@@ -115,6 +118,11 @@ impl Control {
 
     pub fn with_dns(self, info: DnsInfo) -> Control {
         Control { dns: Some(info), ..self }
+    }
+
+    /// Sets where the Docker API proxy listens.
+    pub(crate) fn with_proxy(self, addresses: Vec<String>) -> Control {
+        Control { proxy: Some(addresses.into()), ..self }
     }
 
     /// Sets where the requests come from.
@@ -130,6 +138,16 @@ impl Control {
     /// `None` if names are not served.
     pub fn dns(&self) -> Option<&DnsInfo> {
         self.dns.as_ref()
+    }
+
+    /// Where the Docker API proxy listens; `None` while it is off.
+    pub fn proxy(&self) -> Option<&[String]> {
+        self.proxy.as_deref()
+    }
+
+    /// Whether the daemon is ending.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.requests.is_closed()
     }
 
     async fn call<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
@@ -202,6 +220,11 @@ impl Control {
         let (answer, result) = oneshot::channel();
         self.requests.blocking_send(request(answer)).ok()?;
         result.blocking_recv().ok()
+    }
+
+    /// The peer is about to leave the network. Its addresses are given away by `AllocationRequest::Leave`.
+    pub async fn leave(&self) -> Option<()> {
+        self.call(Request::Leave).await
     }
 
     pub async fn forget(&self, peers: Vec<String>) -> Option<()> {

@@ -12,14 +12,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use weave_api::report::IpamNotes;
 use weave_datapath::{Datapath, DatapathEvent, DatapathStats, DeviceState, EventReceiver};
-use weave_mesh::{Persist, ResolveId};
+use weave_mesh::{Departure, Persist, ResolveId};
 use weave_node::{Node, Output};
 use weave_types::{Cidr, Instant, Now};
 
 use crate::allocation::{Allocation, AllocationResponse, own_networks};
 use crate::control::Request;
 use crate::dns_service::DnsService;
+use crate::docker_monitor::DockerHealth;
 use crate::host::{Command, ReconcilerHandle, is_docker_id};
+use crate::kernel_path::KernelPath;
 use crate::net::{Event, Net};
 use crate::storage::PeerState;
 use crate::telemetry::failed_handshakes::FailedHandshakes;
@@ -95,6 +97,8 @@ pub(crate) struct Core {
     /// Name of the uplink.
     pub(crate) device: String,
     pub(crate) datapath: Datapath,
+    /// `None` if the kernel does not forward frames.
+    pub(crate) kernel: Option<KernelPath>,
     pub(crate) failed_handshakes: FailedHandshakes,
     pub(crate) connection_log_limit: LogLimiter,
     pub(crate) log_limit: LogLimiter,
@@ -108,10 +112,15 @@ pub(crate) struct Core {
     pub(crate) allocation: Option<Allocation>,
     /// `None` if no names are served.
     pub(crate) dns: Option<DnsService>,
+    /// Where the Docker API proxy listens; `None` while it is off.
+    pub(crate) proxy: Option<Vec<String>>,
+    pub(crate) docker_health: DockerHealth,
     /// Networks that this peer owns, as last sent to the reconciler; `None` unless `--no-masq-local` is given.
     pub(crate) local_networks: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
     pub(crate) requests: mpsc::Receiver<Request>,
+    /// What other peers are told at the end.
+    pub(crate) departure: Departure,
 }
 
 impl Core {
@@ -134,7 +143,14 @@ impl Core {
             let allocation = self.allocation.as_ref().and_then(Allocation::poll_timeout);
             let names = self.dns.as_ref().and_then(|dns| dns.local.poll_timeout());
             let timeout = self.node.poll_timeout().map(|(at, _)| at);
-            let timeout = [timeout, allocation, names].into_iter().flatten().min();
+            let kernel = self.kernel.as_ref().map(KernelPath::poll_timeout);
+            let timeout = [timeout, allocation, names, kernel].into_iter().flatten().min();
+            let kernel_readable = async {
+                match &self.kernel {
+                    Some(kernel) => kernel.readable().await,
+                    None => std::future::pending().await,
+                }
+            };
             let wake = async {
                 match timeout {
                     Some(at) => tokio::time::sleep_until(self.clock.deadline(at)).await,
@@ -151,6 +167,12 @@ impl Core {
                         self.handle_datapath_event(report)?;
                     }
                 }
+                () = kernel_readable => {
+                    if let Some(kernel) = &mut self.kernel {
+                        let clock = self.clock;
+                        kernel.handle_events(&mut self.node, || clock.now());
+                    }
+                }
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = wake => self.handle_timeout(),
                 () = signals.recv() => break,
@@ -158,17 +180,20 @@ impl Core {
         }
         tracing::info!("=== received SIGINT/SIGTERM ===");
         tracing::info!("*** exiting");
-        self.node.shutdown(self.clock.now());
-        self.drain();
-        self.net.shut_down(self.events).await;
+        // Frames pass until the other peers know, so what takes time comes first.
+        self.reconciler.stop();
         if let Some(allocation) = &mut self.allocation {
             allocation.close();
         }
         if let Some(dns) = &mut self.dns {
             dns.local.close(self.clock.now());
         }
+        // The programs go on forwarding with the tables that they have, for the next daemon.
+        self.kernel = None;
+        self.node.shutdown(self.departure, self.clock.now());
+        self.drain();
+        self.net.shut_down(self.events).await;
         self.datapath.stop();
-        self.reconciler.stop();
         Ok(())
     }
 
@@ -209,12 +234,17 @@ impl Core {
                     self.net.close(conn);
                 }
                 Output::Datagram { destination, bytes } => self.datapath.transmit(destination, &bytes),
+                Output::KernelFrame { conn, path, vni, bytes } => {
+                    if let Some(kernel) = &self.kernel {
+                        kernel.send(conn, &path, vni, &bytes, &mut self.node);
+                    }
+                }
                 Output::NamesChanged => {
                     if let Some(dns) = &self.dns {
                         dns.publish(&self.node);
                     }
                 }
-                Output::TablesChanged => self.datapath.publish(self.node.tables()),
+                Output::TablesChanged => self.publish_tables(now),
                 Output::Event(event) => self.log_event(&event),
             }
         }
@@ -223,6 +253,20 @@ impl Core {
         }
         if ring_changed {
             self.update_local_networks();
+        }
+    }
+
+    fn publish_tables(&mut self, now: Now) {
+        let tables = self.node.tables();
+        let Some((path, kernel)) = self.kernel.as_mut().zip(tables.kernel.clone()) else {
+            return self.datapath.publish(tables);
+        };
+        if path.goes_first(&kernel) {
+            path.publish(&kernel, &mut self.node, now);
+            self.datapath.publish(tables);
+        } else {
+            self.datapath.publish(tables);
+            path.publish(&kernel, &mut self.node, now);
         }
     }
 
@@ -238,6 +282,9 @@ impl Core {
 
     fn handle_timeout(&mut self) {
         let now = self.clock.now();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.handle_timeout(&mut self.node, now);
+        }
         self.node.handle_timeout(now);
         if let Some(allocation) = &mut self.allocation {
             allocation.handle_timeout(&mut self.node, now);
@@ -323,9 +370,9 @@ impl Core {
                     self.node.handle_written(conn, bytes, now);
                 }
             }
-            Event::Closed { conn, error } => {
+            Event::Closed { conn, end } => {
                 if self.net.close(conn) {
-                    self.node.handle_closed(conn, error, now);
+                    self.node.handle_closed(conn, end, now);
                 }
             }
             Event::NetworkChanged { lost } => self.handle_network_change(&lost, now),
@@ -353,6 +400,9 @@ impl Core {
             DatapathEvent::Forwarder(event) => self.node.handle_forwarder_event(event, self.clock.now()),
             DatapathEvent::Device(DeviceState::Up) => {
                 tracing::info!("capturing on {}", self.device);
+                if let Some(kernel) = &mut self.kernel {
+                    kernel.handle_uplink(&mut self.node, self.clock.now());
+                }
             }
             // The data path starts before its device is created.
             DatapathEvent::Device(DeviceState::Unavailable(why))
@@ -377,9 +427,21 @@ impl Core {
         let now = self.clock.now();
         let status = self.node.status(now);
         let mut report = report::report(status, data, &self.device);
+        if let Some(kernel) = &self.kernel {
+            kernel.complete_report(&mut report.router);
+        }
         let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
         report.host_problems = self.reconciler.problems();
+        report.proxy = self.proxy.clone().map(|addresses| weave_api::report::Proxy {
+            addresses,
+            notes: self
+                .docker_health
+                .problem()
+                .iter()
+                .map(|e| format!("Docker does not answer: {e}"))
+                .collect(),
+        });
         report.dns = self.dns.as_ref().map(|dns| dns.report(&self.node));
         if let Some(allocation) = &self.allocation {
             let notes = report.ipam_notes.get_or_insert_default();
@@ -400,7 +462,9 @@ impl Core {
             Request::Metrics(answer) => {
                 let data = self.datapath.stats();
                 let report = self.report(&data);
-                let _ = answer.send(report::snapshot(report, &data, &mut self.connection_series));
+                let mut snapshot = report::snapshot(report, &data, &mut self.connection_series);
+                snapshot.dns = self.dns.as_ref().map(DnsService::counts);
+                let _ = answer.send(snapshot);
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);
@@ -409,6 +473,10 @@ impl Core {
             }
             Request::Expose { exposed, answer } => self.reconciler.send(Command::Expose(exposed, answer)),
             Request::Hide { addresses, answer } => self.reconciler.send(Command::Hide(addresses, answer)),
+            Request::Leave(answer) => {
+                self.departure = Departure::Leave;
+                let _ = answer.send(());
+            }
             Request::Forget { peers, answer } => {
                 self.node.forget(&peers, now);
                 self.drain();
@@ -429,6 +497,9 @@ impl Core {
                     allocation.limit_waiting(id, &mut self.node, now);
                 }
                 if let Some((answer, response)) = ready {
+                    if matches!(response, AllocationResponse::Left(_)) {
+                        self.departure = Departure::Leave;
+                    }
                     let _ = answer.send(response);
                 }
             }

@@ -9,7 +9,7 @@ use weave_dns::{AnswerConfig, Names};
 use weave_node::Node;
 
 use crate::config::{Config, DnsConfig};
-use crate::dns::{DnsServer, ServerConfig};
+use crate::dns::{DnsCounts, DnsServer, ServerConfig};
 use crate::host::{Clients, DnsListener, ListenAddresses};
 use crate::names::LocalNames;
 use crate::telemetry::printable::printable;
@@ -36,7 +36,7 @@ impl DnsService {
                 fallback_timeout: config.fallback_timeout,
                 resolv_conf: config.resolv_conf.clone(),
                 may_recurse: Arc::new(move |addr| allowed.load().contains(addr)),
-                workers: ServerConfig::default_workers(),
+                threads: config.threads,
             },
             names.clone(),
         )?;
@@ -59,6 +59,10 @@ impl DnsService {
         if let Some(registry) = node.registry() {
             self.names.store(Arc::new(registry.names()));
         }
+    }
+
+    pub(crate) fn counts(&self) -> DnsCounts {
+        self.server.counts()
     }
 
     pub(crate) fn report(&self, node: &Node) -> Dns {

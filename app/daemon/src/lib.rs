@@ -19,17 +19,24 @@ mod dns_service;
 mod docker_monitor;
 mod host;
 mod http;
+mod kernel_path;
 mod names;
 mod net;
 mod notify;
+mod proxy;
+mod reattacher;
 mod resource_limits;
 mod start;
 mod storage;
 mod telemetry;
+mod unix_socket;
 
 pub use host::{find_peer_name, legacy_database};
+pub use kernel_path::{kernel_path_devices, remove_kernel_path};
 pub use start::{StartError, run};
-pub use storage::{ALLOCATION_FILE, HOST_FILE, HostState, Original, PEER_FILES, PeerState, pid_file};
+pub use storage::{
+    ALLOCATION_FILE, HOST_FILE, HostState, Original, PEER_FILES, PeerState, pid_file, was_attached,
+};
 pub use telemetry::log;
 
 /// Version of this program.
@@ -41,5 +48,6 @@ pub mod testing {
     pub use crate::control::{Control, Request};
     pub use crate::dns::{DnsCounts, DnsServer, ListenError, MayRecurse, ServerConfig};
     pub use crate::http::{Access, Limits, Listener, serve_connection};
+    pub use crate::proxy::ParsedRequest;
     pub use crate::telemetry::metrics::Snapshot;
 }

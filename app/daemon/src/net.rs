@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use weave_host::NetworkMonitor;
+use weave_mesh::StreamEnd;
 use weave_types::ConnectionId;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -59,10 +60,10 @@ pub(crate) enum Event<R> {
         conn: ConnectionId,
         bytes: usize,
     },
-    /// The other side or the kernel closed it. The error has Go's wording.
+    /// The other side or the kernel closed it. The text has Go's wording.
     Closed {
         conn: ConnectionId,
-        error: String,
+        end: StreamEnd,
     },
     /// The addresses or routes of the host have changed; it has lost these addresses.
     NetworkChanged {
@@ -308,8 +309,13 @@ struct Endpoints {
 }
 
 impl Endpoints {
-    fn error(&self, what: &str, e: &io::Error) -> String {
-        format!("{what} tcp {}->{}: {what}: {}", self.local, self.remote, errno_text(e))
+    fn end(&self, what: &str, e: &io::Error) -> StreamEnd {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let text = format!("{what} tcp {}->{}: {what}: {}", self.local, self.remote, errno_text(e));
+        match e.kind() {
+            BrokenPipe | ConnectionReset => StreamEnd::ByRemote(text),
+            _ => StreamEnd::Broken(text),
+        }
     }
 }
 
@@ -324,22 +330,22 @@ fn set_user_timeout(stream: &Weak<TcpStream>, timeout: Duration) {
 
 async fn read<R>(from: Arc<TcpStream>, endpoints: Endpoints, events: mpsc::Sender<Event<R>>) {
     let conn = endpoints.conn;
-    let error = loop {
+    let end = loop {
         if let Err(e) = from.readable().await {
-            break endpoints.error("read", &e);
+            break endpoints.end("read", &e);
         }
         match read_some(&from) {
-            Ok(bytes) if bytes.is_empty() => break "EOF".to_owned(),
+            Ok(bytes) if bytes.is_empty() => break StreamEnd::ByRemote("EOF".to_owned()),
             Ok(bytes) => {
                 if events.send(Event::Received { conn, bytes }).await.is_err() {
                     return;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => break endpoints.error("read", &e),
+            Err(e) => break endpoints.end("read", &e),
         }
     };
-    let _ = events.send(Event::Closed { conn, error }).await;
+    let _ = events.send(Event::Closed { conn, end }).await;
 }
 
 /// The buffer is on the stack, so that an idle connection holds none.
@@ -369,7 +375,7 @@ async fn write<R>(
         };
         let event = match result {
             Ok(()) => Event::Written { conn, bytes: bytes.len() },
-            Err(e) => Event::Closed { conn, error: endpoints.error("write", &e) },
+            Err(e) => Event::Closed { conn, end: endpoints.end("write", &e) },
         };
         let failed = matches!(event, Event::Closed { .. });
         if events.send(event).await.is_err() || failed {

@@ -9,7 +9,7 @@
 //! 5 peer, HTTP, ready
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
@@ -20,12 +20,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use weave_datapath::{Datapath, DatapathConfig, EventReceiver};
+use weave_datapath::{Datapath, DatapathConfig, EventReceiver, Taps};
 use weave_dns::RegistryConfig;
 use weave_host::Netlink;
 use weave_host::fault_injection::{io_fail_point, startup_complete};
-use weave_mesh::Secret;
-use weave_node::{IpamConfig, Node};
+use weave_mesh::{Departure, Secret};
+use weave_node::{IpamConfig, Node, WarpConfig};
 use weave_runtime::{Change, ContainerNetwork, Recovered};
 use weave_types::{Cidr, PeerName, PeerUid};
 
@@ -35,19 +35,22 @@ use crate::containers::Containers;
 use crate::control::{AllocationInfo, Control, DnsInfo};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::dns_service::DnsService;
+use crate::docker_monitor::DockerHealth;
 use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
-use crate::host::{HostReconciler, Inventory, LegacyTakeover, is_docker_id, peer_name};
+use crate::host::{HostReconciler, InUse, Inventory, LegacyTakeover, is_docker_id, peer_name};
 use crate::http::{Access, Listener};
+use crate::kernel_path::{self, KernelPath};
 use crate::names::LocalNames;
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
-use crate::storage::AllocationStore;
+use crate::proxy::{Attacher, ProxyError, ProxyListeners};
+use crate::reattacher::Reattacher;
 use crate::storage::pid_file::{PidFile, PidFileError};
-use crate::storage::{PeerState, StoreError};
+use crate::storage::{AllocationStore, AttachmentStore, PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
-use crate::{docker_monitor, host, resource_limits};
+use crate::{docker_monitor, host, proxy, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
@@ -81,6 +84,10 @@ pub enum StartError {
     Listen { protocol: &'static str, addr: String, option: &'static str, source: io::Error },
     #[error("cannot create {path:?}: {source}")]
     Directory { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error("cannot write the wait program of containers into {path:?}: {source}")]
+    WaitProgram { path: PathBuf, source: io::Error },
     #[error("received SIGINT or SIGTERM before the start was complete")]
     Interrupted,
     #[error("cannot {step}: {source}")]
@@ -159,6 +166,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     tracing::info!("weave {}", crate::VERSION);
     tracing::info!("Our name is {name}({})", config.nickname);
     let store = PeerState::open(&config.state_dir, name, &peer_name::machine_ids())?;
+    let has_wait_programs = config.wait_dir().exists();
     let prepared = tokio::select! {
         prepared = prepare(&config, name, &store, legacy, &network, clock, notifier) => prepared,
         () = signals.recv() => Err(StartError::Interrupted),
@@ -166,6 +174,9 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     let (prepared, takeover) = match prepared {
         Ok(prepared) => prepared,
         Err(e) => {
+            if !has_wait_programs {
+                let _ = std::fs::remove_dir_all(config.wait_dir());
+            }
             store.abandon();
             return Err(e);
         }
@@ -174,18 +185,22 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     let Prepared {
         listener,
         listeners,
+        mut proxy,
         node,
         allocation,
         dns,
         datapath,
         datapath_events,
+        kernel,
         device,
         reconciler,
         local_networks,
         recovered,
+        attachments,
     } = prepared;
+    let _proxy_files = proxy.as_mut().map(ProxyListeners::take_files);
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
-    let docker = config.legacy.docker.clone().filter(|_| config.allocation.is_some() || dns.is_some());
+    let docker = config.legacy.docker.clone();
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let (mut control, requests) = Control::new(REQUEST_QUEUE);
     if let Some(allocation) = &config.allocation {
@@ -200,12 +215,18 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
             docker: docker.clone(),
         });
     }
-    let containers = Containers::new(network.clone(), &config.bridge);
+    let proxy_addresses = proxy.is_some().then(|| proxy::addresses(&config));
+    if let Some(addresses) = &proxy_addresses {
+        control = control.with_proxy(addresses.clone());
+    }
+    let containers = Containers::new(network.clone(), &config.bridge, attachments);
     let net = Net::new(events_tx.clone(), config.host);
+    let docker_health = DockerHealth::default();
     let mut core = Core {
         reconciler,
         device,
         datapath,
+        kernel,
         failed_handshakes: FailedHandshakes::default(),
         connection_log_limit: LogLimiter::default(),
         log_limit: LogLimiter::default(),
@@ -216,9 +237,12 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         store,
         allocation,
         dns,
+        proxy: proxy_addresses,
+        docker_health: docker_health.clone(),
         local_networks: config.no_masq_local.then_some(local_networks),
         events,
         requests,
+        departure: Departure::Restart,
     };
     if !config.resume
         && let Err(e) = core.store.set_launched_with(&config.peers)
@@ -246,8 +270,18 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
     }
     if let Some(docker) = docker {
-        let bridge = config.bridge.clone();
-        docker_monitor::monitor_docker(docker, control.clone(), bridge).map_err(system("start a thread"))?;
+        let attacher = if proxy.is_some() || config.instance.is_none() {
+            let (docker, containers, control) = (docker.clone(), containers.clone(), control.clone());
+            let attacher = |runtime| Attacher::new(docker, containers, control, &config, runtime);
+            let started = proxy::start(proxy, config.proxy.rewrite_inspect, attacher);
+            Some(started.map_err(system("start a thread"))?)
+        } else {
+            None
+        };
+        let runtime = tokio::runtime::Handle::current();
+        let reattacher = Reattacher { docker, containers, control: control.clone(), runtime, attacher };
+        docker_monitor::monitor_docker(reattacher, docker_health, config.bridge.clone())
+            .map_err(system("start a thread"))?;
     }
     let fresh = config.fresh_file();
     if let Err(e) =
@@ -277,17 +311,22 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
 struct Prepared {
     listener: TcpListener,
     listeners: Vec<Listener>,
+    /// `None` while the Docker API proxy is off.
+    proxy: Option<ProxyListeners>,
     node: Node,
     allocation: Option<Allocation>,
     dns: Option<DnsService>,
     datapath: Datapath,
     datapath_events: EventReceiver,
+    /// `None` if the kernel does not forward frames.
+    kernel: Option<KernelPath>,
     device: String,
     reconciler: HostReconciler,
     /// Networks that this peer owns.
     local_networks: Vec<Cidr>,
     /// Operations that the last daemon did not complete.
     recovered: Vec<Recovered>,
+    attachments: AttachmentStore,
 }
 
 async fn prepare(
@@ -306,9 +345,11 @@ async fn prepare(
     let mut reconciler = HostReconciler::new(config, name)?;
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
+    let proxy = listen_for_docker_clients(config)?;
     let mut rng = ChaCha12Rng::from_seed(random_seed()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
+    let attachments = AttachmentStore::open(&config.state_dir)?;
     let (ipam, allocation) = load_allocation(config, name, uid, takeover.database())?.unzip();
     let registry = config.dns.as_ref().map(|dns| RegistryConfig { own: name, domain: dns.domain.clone() });
     let mut dns = match &config.dns {
@@ -319,6 +360,9 @@ async fn prepare(
         None => None,
     };
     let mut node = Node::new(weave_node::Config { mesh, ipam, dns: registry }, rng, clock.now());
+    if config.warp {
+        node.enable_warp(WarpConfig::new(has_aes()));
+    }
     let device = names.device.clone();
     let data = DatapathConfig {
         device: Some(device.clone()),
@@ -326,11 +370,17 @@ async fn prepare(
         port: config.port,
         origin: clock.origin(),
     };
-    let (datapath, datapath_events) = Datapath::start(&data, node.tables())?;
+    let (mut datapath, datapath_events) = Datapath::start(&data, node.tables())?;
     notifier.status("the bridge, its uplink and the firewall");
     let removed = takeover.remove_datapath(&names)?;
     let local_networks = own_networks(&node);
     let mtu = reconciler.start(local_networks.clone()).map_err(|e| removed.undo(e))?;
+    let kernel = start_kernel_path(config, &device, clock);
+    let (kernel, taps) = kernel.unzip();
+    datapath.start_device(taps)?;
+    if kernel.is_some() {
+        node.enable_fastdp();
+    }
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     let recovered = network.recover()?;
     let inventory = find_used_addresses(config);
@@ -347,17 +397,48 @@ async fn prepare(
     let prepared = Prepared {
         listener,
         listeners,
+        proxy,
         node,
         allocation,
         dns,
         datapath,
         datapath_events,
+        kernel,
         device,
         reconciler,
         local_networks,
         recovered,
+        attachments,
     };
     Ok((prepared, takeover))
+}
+
+/// Starts the kernel path unless it is switched off or this kernel lacks what it needs, which is said once. What an earlier daemon has left
+/// of it is removed then.
+fn start_kernel_path(config: &Config, uplink: &str, clock: Clock) -> Option<(KernelPath, Taps)> {
+    let parameters =
+        kernel_path::parameters(config.port, config.instance.as_deref(), uplink, clock.origin())?;
+    if config.fastdp {
+        match KernelPath::start(parameters.clone(), clock.now().mono) {
+            Ok(started) => return Some(started),
+            Err(error) => tracing::warn!("fastdp is not used, frames go by another overlay: {error}"),
+        }
+    }
+    if let Err(error) = weave_fastdp::remove_all(&parameters) {
+        tracing::debug!("what an earlier launch left of fastdp is not removed: {error}");
+    }
+    None
+}
+
+/// Whether the processor has instructions for AES and for the multiplications of GCM.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    let has = std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let has = false;
+    has
 }
 
 /// Releases the addresses of interrupted operations that are not in use.
@@ -441,18 +522,26 @@ fn claim_used_addresses(inventory: &Inventory, node: &mut Node, now: weave_types
             }
         }
         let owned: BTreeSet<_> = allocator.owned().values().flat_map(|r| r.cidrs.clone()).collect();
+        let new = |found: &InUse| -> Vec<_> {
+            found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect()
+        };
+        // 2.8.1 attached them, or a command while no daemon ran. Under its id a container of Docker keeps them when it starts again.
+        let unknown =
+            inventory.in_use().iter().any(|found| found.namespace.is_some() && !new(found).is_empty());
+        let of_docker = if unknown { inventory.docker_containers() } else { BTreeMap::new() };
         for found in inventory.in_use() {
-            let new: Vec<_> = found.cidrs.iter().filter(|c| !owned.contains(c)).copied().collect();
+            let new = new(found);
             if !new.is_empty() {
+                let container = found.namespace.and_then(|ns| of_docker.get(&ns)).unwrap_or(&found.container);
                 let list = new.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-                tracing::info!("container {} already uses {list}: recorded as owned", found.container);
-                allocator.preclaim(found.container.clone(), &new, found.is_container, now);
+                tracing::info!("container {container} already uses {list}: recorded as owned");
+                allocator.preclaim(container.clone(), &new, found.is_container, now);
             }
         }
         let containers = allocator.owned().iter().filter(|(_, r)| r.is_container);
         let running = containers.filter(|(id, r)| inventory.runs(id, &r.cidrs)).map(|(id, _)| id.clone());
         let found = inventory.in_use().iter().map(|found| found.container.clone());
-        let running: BTreeSet<_> = running.chain(found).collect();
+        let running: BTreeSet<_> = running.chain(found).chain(of_docker.into_values()).collect();
         allocator.prune(&running, now);
     });
 }
@@ -517,6 +606,16 @@ async fn listen_for_requests(config: &Config) -> Result<Vec<Listener>, StartErro
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// The sockets of the proxy, and the program that its containers wait with.
+fn listen_for_docker_clients(config: &Config) -> Result<Option<ProxyListeners>, StartError> {
+    let Some(docker) = config.legacy.docker.as_ref().filter(|_| !config.proxy.endpoints.is_empty()) else {
+        return Ok(None);
+    };
+    let path = config.wait_dir();
+    weave_wait::install(&path).map_err(|source| StartError::WaitProgram { path, source })?;
+    Ok(Some(ProxyListeners::bind(config, docker)?))
 }
 
 fn random_seed() -> Result<[u8; 32], StartError> {

@@ -13,6 +13,7 @@ use crate::events::{DatapathEvent, EventQueue, EventReceiver, WakeFd};
 use crate::io::report_interface_mtu;
 use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
+use crate::tap::{TapReader, Taps};
 use crate::threads::{self, Shared};
 use crate::udp::UdpSockets;
 
@@ -59,12 +60,14 @@ pub struct DatapathStats {
 pub struct Datapath {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// The uplink until its thread is started.
+    device: Option<String>,
 }
 
 impl Datapath {
-    /// Opens the sockets and starts the threads, in the network namespace of the calling thread. The port is bound when this
-    /// returns; the uplink is opened in the background and its state reported. An uplink requires CAP_NET_RAW: it is an error
-    /// if the process may not open packet sockets, since that would not change later.
+    /// Opens the sockets and starts the thread for datagrams, in the network namespace of the calling thread. The port is bound when
+    /// this returns. An uplink requires CAP_NET_RAW: it is an error if the process may not open packet sockets, since that would not
+    /// change later.
     pub fn start(
         config: &DatapathConfig,
         tables: Arc<Tables>,
@@ -91,12 +94,21 @@ impl Datapath {
             stopping: AtomicBool::new(false),
             wake: WakeFd::new().map_err(failed("eventfd"))?,
         });
-        let mut datapath = Datapath { shared, threads: Vec::new() };
+        let mut datapath = Datapath { shared, threads: Vec::new(), device: config.device.clone() };
         datapath.spawn("weave-udp", threads::run_udp)?;
-        if let Some(device) = config.device.clone() {
-            datapath.spawn("weave-device", move |shared| threads::run_device(shared, &device))?;
-        }
         Ok((datapath, EventReceiver::new(events)))
+    }
+
+    /// Starts the thread for the frames of local containers, if an uplink is configured. The uplink is opened in the background and its
+    /// state reported. With `taps` the frames come from them, and only injected ones pass the uplink.
+    pub fn start_device(&mut self, taps: Option<Taps>) -> Result<(), StartError> {
+        let Some(device) = self.device.take() else { return Ok(()) };
+        let open = |fd| TapReader::new(fd).map_err(|error| StartError::System { step: "TAP device", error });
+        let taps = match taps {
+            Some(Taps { local, relay }) => Some((open(local)?, open(relay)?)),
+            None => None,
+        };
+        self.spawn("weave-device", move |shared| threads::run_device(shared, &device, taps))
     }
 
     fn spawn(

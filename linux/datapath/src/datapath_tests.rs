@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use weave_overlay::sleeve::Opener;
+use weave_overlay::udp::Opener;
 use weave_overlay::{Destination, ForwarderEvent};
 use weave_switch::Segments;
 use weave_types::ConnectionId;
@@ -93,7 +93,7 @@ fn captured(
     enough: impl Fn(&[Vec<u8>]) -> bool + Sync + Send,
     work: impl FnOnce(),
 ) -> Vec<Vec<u8>> {
-    let socket = host.run(|| PacketSocket::open("wire").unwrap());
+    let socket = host.run(|| PacketSocket::open("wire", true).unwrap());
     let stopping = AtomicBool::new(false);
     let read = || {
         let mut batch = RecvBatch::new(8, MAX_FRAME);
@@ -358,7 +358,12 @@ fn an_uplink_that_is_added_later_is_opened() {
     );
     let (datapath, events) = site
         .host
-        .run(|| crate::Datapath::start(&crate::DatapathConfig::default(), Arc::new(tables)))
+        .run(|| -> Result<_, crate::StartError> {
+            let (mut datapath, events) =
+                crate::Datapath::start(&crate::DatapathConfig::default(), Arc::new(tables))?;
+            datapath.start_device(None)?;
+            Ok((datapath, events))
+        })
         .unwrap();
     eventually("the missing uplink is reported", || {
         let missing = DatapathEvent::Device(DeviceState::Unavailable("no device vethwe-datapath".to_owned()));

@@ -346,7 +346,7 @@ fn next_frame(
     batch: &mut RecvBatch,
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Option<(Offload, Vec<u8>)> {
-    while readable(&[socket.capture_fd()]) {
+    while readable(&[socket.poll_fd()]) {
         for i in 0..socket.receive(batch, 4).ok()? {
             if let Some(Ok((frame, offload))) = socket.frame(batch, i)
                 && wanted(frame)
@@ -361,9 +361,9 @@ fn next_frame(
 #[test]
 fn vlan_tags_are_inserted_and_offsets_adjusted() {
     let Some((host, container)) = bridged(1500) else { return };
-    let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
+    let socket = host.run(|| PacketSocket::open("vethwe-datapath", true).unwrap());
     let mut batch = RecvBatch::new(1, MAX_FRAME);
-    let inside = container.run(|| PacketSocket::open("ethwe").unwrap());
+    let inside = container.run(|| PacketSocket::open("ethwe", true).unwrap());
     // The kernel removes a VLAN tag from any frame that it receives.
     let mut tagged = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 0x81, 0, 0x20, 5, 8, 0, 0x45]].concat();
     tagged.resize(142, 7);
@@ -384,7 +384,7 @@ fn vlan_tags_are_inserted_and_offsets_adjusted() {
 fn super_frames_are_captured_whole_and_drops_are_counted() {
     let Some((host, container)) = bridged(1376) else { return };
     container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
-    let socket = host.run(|| PacketSocket::open("vethwe-datapath").unwrap());
+    let socket = host.run(|| PacketSocket::open("vethwe-datapath", true).unwrap());
     // One send of 40 segments in the container is captured as one frame.
     let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
     send(&sender, "10.32.0.2:53".parse().unwrap(), &[(1300, true); 40], |_| ());
@@ -406,17 +406,17 @@ fn super_frames_are_captured_whole_and_drops_are_counted() {
 fn opening_a_missing_or_down_device_fails() {
     let Some((host, _container)) = bridged(1500) else { return };
     host.run(|| {
-        let missing = PacketSocket::open("vethwe-other").unwrap_err();
+        let missing = PacketSocket::open("vethwe-other", true).unwrap_err();
         assert!(matches!(missing, OpenDeviceError::Missing(_)));
         assert_eq!(missing.to_string(), "no device vethwe-other");
     });
     host.sh("ip link set vethwe-datapath down");
     host.run(|| {
-        assert!(matches!(PacketSocket::open("vethwe-datapath").unwrap_err(), OpenDeviceError::Down(_)))
+        assert!(matches!(PacketSocket::open("vethwe-datapath", true).unwrap_err(), OpenDeviceError::Down(_)))
     });
     host.sh("ip link set vethwe-datapath up");
     host.run(|| {
-        let socket = PacketSocket::open("vethwe-datapath").unwrap();
+        let socket = PacketSocket::open("vethwe-datapath", true).unwrap();
         let mut injector = Injector::new();
         injector.push(&[0xff; 60], Offload::NONE, Some(&socket));
         assert_eq!(injector.flush(Some(&socket)).sent, 1);

@@ -10,7 +10,7 @@
 //!
 //! * [`Datapath`] is the daemon's handle: it starts and stops the threads, publishes tables to them, sends control
 //!   datagrams and reads counters. The events of the threads arrive at an [`EventReceiver`].
-//! * `packet`: capture and injection with virtio headers; `udp`: the two sockets of the sleeve port.
+//! * `packet`: capture and injection with virtio headers; `tap`: capture of what fastdp leaves to user space; `udp`: the two sockets of the sleeve port.
 //! * [`ServerSocket`], which has nothing to do with frames: requests and answers in batches, for the DNS server.
 //!
 //! `weave_overlay::forward` decides what happens to frames and datagrams, and runs unchanged in the simulator. This crate moves
@@ -29,6 +29,7 @@ mod server_socket;
 mod stats;
 #[expect(unsafe_code, reason = "system calls that take pointers")]
 mod sys;
+mod tap;
 mod threads;
 mod transmit;
 mod udp;
@@ -38,6 +39,7 @@ pub use error::StartError;
 pub use events::{DatapathEvent, EventReceiver};
 pub use server_socket::{Answer, Request, ServerBuffers, ServerSocket};
 pub use stats::{Counts, DeviceState};
+pub use tap::Taps;
 pub use udp::OpenUdpError;
 
 #[cfg(test)]

@@ -64,7 +64,8 @@ pub(crate) enum OpenDeviceError {
 /// A pair of packet sockets on one device: one captures frames from the bridge, the other injects frames.
 #[derive(Debug)]
 pub(crate) struct PacketSocket {
-    capture: OwnedFd,
+    /// `None` if frames are captured in another way.
+    capture: Option<OwnedFd>,
     inject: OwnedFd,
     /// Whether the capture socket also receives injected frames, because the kernel lacks PACKET_IGNORE_OUTGOING.
     sees_outgoing: bool,
@@ -109,42 +110,62 @@ pub(crate) struct CaptureStatistics {
 }
 
 impl PacketSocket {
-    /// Opens the device by name, in the network namespace of the calling thread. Needs CAP_NET_RAW.
-    pub(crate) fn open(device: &str) -> Result<PacketSocket, OpenDeviceError> {
+    /// Opens the device by name, in the network namespace of the calling thread, for injection only or also to capture. Needs
+    /// CAP_NET_RAW.
+    pub(crate) fn open(device: &str, captures: bool) -> Result<PacketSocket, OpenDeviceError> {
         let failed = |step| move |error| OpenDeviceError::System { device: device.to_owned(), step, error };
         let index = if_nametoindex(device).map_err(|_| OpenDeviceError::Missing(device.to_owned()))?;
-        let capture = sys::packet_socket().map_err(failed("packet socket"))?;
         let inject = sys::packet_socket().map_err(failed("packet socket"))?;
-        for socket in [capture.as_fd(), inject.as_fd()] {
-            sys::set_option(socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
-                .map_err(failed("PACKET_VNET_HDR"))?;
-        }
-        sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)
-            .map_err(failed("PACKET_AUXDATA"))?;
-        let sees_outgoing =
-            sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1).is_err();
+        sys::set_option(inject.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
+            .map_err(failed("PACKET_VNET_HDR"))?;
         // PACKET_QDISC_BYPASS gains nothing on a veth, and hides injected frames from tcpdump.
-        sys::set_receive_buffer(capture.as_fd(), RECEIVE_BUFFER);
         sys::set_send_buffer(inject.as_fd(), SEND_BUFFER);
         sys::bind_packet(inject.as_fd(), index, 0).map_err(failed("bind"))?;
-        sys::bind_packet(capture.as_fd(), index, ETH_P_ALL).map_err(failed("bind"))?;
+        let mut socket = PacketSocket { capture: None, inject, sees_outgoing: false };
+        if captures {
+            let capture = sys::packet_socket().map_err(failed("packet socket"))?;
+            sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)
+                .map_err(failed("PACKET_VNET_HDR"))?;
+            sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)
+                .map_err(failed("PACKET_AUXDATA"))?;
+            socket.sees_outgoing =
+                sys::set_option(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1).is_err();
+            sys::set_receive_buffer(capture.as_fd(), RECEIVE_BUFFER);
+            sys::bind_packet(capture.as_fd(), index, ETH_P_ALL).map_err(failed("bind"))?;
+            socket.capture = Some(capture);
+        }
         // Binding to a device that is down succeeds and leaves a pending error.
-        match sys::option_words(capture.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) {
-            Ok([0]) => Ok(PacketSocket { capture, inject, sees_outgoing }),
-            Ok([error]) if error as i32 == libc::ENETDOWN => Err(OpenDeviceError::Down(device.to_owned())),
-            Ok([error]) => Err(failed("bind")(io::Error::from_raw_os_error(error as i32))),
-            Err(error) => Err(failed("SO_ERROR")(error)),
+        match socket.pending_error() {
+            Ok(()) => Ok(socket),
+            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => {
+                Err(OpenDeviceError::Down(device.to_owned()))
+            }
+            Err(error) => Err(failed("bind")(error)),
         }
     }
 
-    /// The descriptor to poll for captured frames.
-    pub(crate) fn capture_fd(&self) -> BorrowedFd<'_> {
-        self.capture.as_fd()
+    /// The error that is pending on the sockets: the device is down or gone.
+    pub(crate) fn pending_error(&self) -> io::Result<()> {
+        for socket in self.capture.iter().chain([&self.inject]) {
+            let [error] = sys::option_words(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR)?;
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error as i32));
+            }
+        }
+        Ok(())
+    }
+
+    /// The descriptor to poll: for captured frames, or else only for the loss of the device.
+    pub(crate) fn poll_fd(&self) -> BorrowedFd<'_> {
+        self.capture.as_ref().unwrap_or(&self.inject).as_fd()
     }
 
     /// Receives up to `limit` captured frames without waiting.
     pub(crate) fn receive(&self, batch: &mut RecvBatch, limit: usize) -> io::Result<usize> {
-        batch.receive(self.capture.as_fd(), limit)
+        match &self.capture {
+            Some(capture) => batch.receive(capture.as_fd(), limit),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Frame `index` of the latest `receive`, with its pending work; `None` if it must not be forwarded.
@@ -176,7 +197,8 @@ impl PacketSocket {
 
     /// Counters since the last call.
     pub(crate) fn statistics(&self) -> io::Result<CaptureStatistics> {
-        sys::option_words(self.capture.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
+        let Some(capture) = &self.capture else { return Ok(CaptureStatistics::default()) };
+        sys::option_words(capture.as_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS)
             .map(|[packets, drops]| CaptureStatistics { packets, drops })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -95,10 +95,16 @@ impl ServerSocket {
         self.local
     }
 
-    /// Receives without waiting. Returns the number of datagrams, or `WouldBlock` if there are none.
+    /// Waits for a datagram and receives those that are there, at least one. Returns their number.
+    /// After [`shut_down`](Self::shut_down) it returns at once.
     pub fn receive(&self, buffers: &mut ServerBuffers) -> io::Result<usize> {
-        let slots = buffers.received.slots();
-        buffers.received.receive(self.socket.as_fd(), slots)
+        buffers.received.receive_waiting(self.socket.as_fd())
+    }
+
+    /// Wakes the thread that waits in [`receive`](Self::receive).
+    pub fn shut_down(&self) {
+        // The kernel wakes the thread although it reports that the socket is not connected.
+        let _ = self.socket.shutdown(std::net::Shutdown::Read);
     }
 
     /// Sends in order and returns how many datagrams could not be sent.
@@ -109,12 +115,6 @@ impl ServerSocket {
     /// Sends one datagram.
     pub fn send_one(&self, answer: Answer<'_>) -> bool {
         send_all(&self.socket, &mut SendBatch::new(1), &[answer]) == 0
-    }
-}
-
-impl AsFd for ServerSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -174,23 +174,13 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Waits for a datagram on any of the sockets and sends it back.
-    fn echo(sockets: &[ServerSocket]) -> usize {
+    /// Waits for a datagram and sends it back.
+    fn echo(socket: &ServerSocket) {
         let mut buffers = ServerBuffers::new(4, 512);
-        let deadline = std::time::Instant::now() + TIMEOUT;
-        loop {
-            for (n, socket) in sockets.iter().enumerate() {
-                if socket.receive(&mut buffers).is_ok() {
-                    let request = buffers.request(0).unwrap();
-                    let (data, to, local) = (request.data.to_vec(), request.from, request.local);
-                    let answer = Answer { data: &data, to, local };
-                    assert_eq!(socket.send(&mut buffers, &[answer]), 0);
-                    return n;
-                }
-            }
-            assert!(std::time::Instant::now() < deadline, "no datagram arrived");
-            std::thread::yield_now();
-        }
+        assert_eq!(socket.receive(&mut buffers).unwrap(), 1);
+        let request = buffers.request(0).unwrap();
+        let (data, to, local) = (request.data.to_vec(), request.from, request.local);
+        assert_eq!(socket.send(&mut buffers, &[Answer { data: &data, to, local }]), 0);
     }
 
     #[test]
@@ -212,7 +202,7 @@ mod tests {
                 let client = UdpSocket::bind((any, 0)).unwrap();
                 client.set_read_timeout(Some(TIMEOUT)).unwrap();
                 client.send_to(b"request", server).unwrap();
-                echo(&sockets);
+                echo(&sockets[0]);
                 let mut buffer = [0; 64];
                 let (len, from) = client.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..len], from), (&b"request"[..], server), "bound to {listen}");
@@ -224,14 +214,33 @@ mod tests {
     fn clients_are_divided_among_the_sockets() {
         let sockets = ServerSocket::bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
         let server = sockets[0].local_addr();
-        let mut served = [0; 2];
         // All of 64 clients on one socket have a chance of one in 2^63.
         for _ in 0..64 {
-            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-            client.send_to(b"request", server).unwrap();
-            served[echo(&sockets)] += 1;
+            UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"request", server).unwrap();
         }
-        assert!(served.iter().all(|count| *count > 0), "{served:?}");
+        let received = sockets.iter().map(|socket| socket.receive(&mut ServerBuffers::new(64, 512)).unwrap());
+        assert_eq!(received.sum::<usize>(), 64);
+    }
+
+    #[test]
+    fn waiting_thread_is_woken_by_shutdown() {
+        let socket = &ServerSocket::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap()[0];
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                // After the first one it waits again, unless it has been woken before.
+                echo(socket);
+                let mut buffers = ServerBuffers::new(4, 512);
+                socket
+                    .receive(&mut buffers)
+                    .is_ok_and(|count| (0..count).any(|n| buffers.request(n).is_some()))
+            });
+            client.send_to(b"request", socket.local_addr()).unwrap();
+            client.recv(&mut [0; 64]).unwrap();
+            socket.shut_down();
+            assert!(!thread.join().unwrap(), "a datagram that nobody sent");
+        });
     }
 
     #[test]

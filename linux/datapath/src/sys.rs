@@ -157,6 +157,15 @@ impl RecvBatch {
 
     /// Receives up to `limit` messages without waiting. `WouldBlock` if there are none.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        self.receive_with(socket, limit, libc::MSG_DONTWAIT)
+    }
+
+    /// Waits for a message and receives those that are there.
+    pub(crate) fn receive_waiting(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.receive_with(socket, self.slots(), libc::MSG_WAITFORONE)
+    }
+
+    fn receive_with(&mut self, socket: BorrowedFd<'_>, limit: usize, flags: c_int) -> io::Result<usize> {
         let limit = limit.min(self.slots());
         let slots = self.data.chunks_exact_mut(self.slot_len).zip(&mut self.names).zip(&mut self.controls);
         for (((data, name), control), (iovec, header)) in
@@ -181,7 +190,7 @@ impl RecvBatch {
                     socket.as_raw_fd(),
                     self.headers.as_mut_ptr(),
                     limit as _,
-                    libc::MSG_DONTWAIT as _,
+                    flags as _,
                     std::ptr::null_mut(),
                 )
             };

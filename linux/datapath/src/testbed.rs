@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Neighbour, Overlay, Tables};
-use weave_overlay::sleeve::{Session, SessionConfig, SleevePath};
+use weave_overlay::udp::{Session, SessionConfig, UdpPath};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
 
@@ -98,14 +98,14 @@ pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session
 /// An established connection over a path of `mtu` bytes.
 pub(crate) fn neighbour(session: Arc<Session>, remote: SocketAddr, mtu: usize) -> Neighbour {
     let local = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let path = SleevePath {
+    let path = UdpPath {
         local,
         remote: Some(remote),
         mtu: mtu - session.overhead(),
         max_payload: mtu - 28,
         stack_fragments: true,
     };
-    Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve }
+    Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve }
 }
 
 /// Constant routes.
@@ -165,7 +165,13 @@ impl Peer {
         config.device = config.device.filter(|_| device);
         let origin = config.origin;
         let first = tables(0, &macs);
-        let (datapath, receiver) = host.run(|| Datapath::start(&config, first)).expect("sockets and threads");
+        let (datapath, receiver) = host
+            .run(|| -> Result<_, crate::StartError> {
+                let (mut datapath, receiver) = Datapath::start(&config, first)?;
+                datapath.start_device(None)?;
+                Ok((datapath, receiver))
+            })
+            .expect("sockets and threads");
         let (datapath, stopping) = (Arc::new(datapath), Arc::new(AtomicBool::new(false)));
         let all_events = Arc::new(Mutex::new(Vec::new()));
         let node = std::thread::spawn({

@@ -24,6 +24,7 @@ use crate::io::KernelIo;
 use crate::packet::{MAX_FRAME, PacketSocket};
 use crate::stats::{Counters, DeviceState};
 use crate::sys::RecvBatch;
+use crate::tap::{self, RelayedFrame, TapReader};
 use crate::udp::{self, UdpSockets};
 
 /// Maximum number of messages per call: enough for the segments of a super-frame, so that they can be merged.
@@ -158,6 +159,38 @@ impl Worker {
         Ok(size.update(count, bytes))
     }
 
+    /// Handles one batch of frames of the TAP devices. Returns whether there may be more.
+    fn read_taps(&mut self, local: &mut TapReader, relay: &mut TapReader) -> io::Result<bool> {
+        let now = self.begin();
+        let (mut frames, mut bytes, mut refused, mut more) = (0, 0, 0, true);
+        while more && frames < MAX_MESSAGES as u64 && bytes < BATCH_BYTES {
+            more = false;
+            if let Some(message) = local.read()? {
+                more = true;
+                frames += 1;
+                bytes += message.len() as u64;
+                match tap::local_frame(message) {
+                    Ok((frame, offload)) => self.forwarder.handle_local(frame, offload, now, &mut self.io),
+                    Err(_) => refused += 1,
+                }
+            }
+            if let Some(message) = relay.read()? {
+                more = true;
+                frames += 1;
+                bytes += message.len() as u64;
+                match tap::relayed_frame(message) {
+                    Some(RelayedFrame { src, dst, frame }) => {
+                        self.forwarder.handle_relayed(src, dst, frame, now, &mut self.io);
+                    }
+                    None => refused += 1,
+                }
+            }
+        }
+        self.finish();
+        self.shared.counters.add_captured(frames, bytes, refused);
+        Ok(more)
+    }
+
     /// Handles one batch of datagrams. Returns whether there may be more.
     fn receive(&mut self, socket: BorrowedFd<'_>, buffers: &mut ReceiveBuffers) -> bool {
         // An error is an ICMP message from the network or a temporary shortage; the next poll continues.
@@ -181,18 +214,37 @@ impl Worker {
     }
 }
 
+/// Where the device thread gets the frames from.
+enum Source {
+    /// All frames from the bridge.
+    PacketSocket(ReceiveBuffers),
+    /// What the kernel does not forward itself.
+    Taps { local: TapReader, relay: TapReader },
+}
+
 /// The device thread: handles frames from the bridge until stopped.
-pub(crate) fn run_device(shared: &Arc<Shared>, name: &str) {
+pub(crate) fn run_device(shared: &Arc<Shared>, name: &str, taps: Option<(TapReader, TapReader)>) {
     let mut worker = Worker::new(Arc::clone(shared), 0);
-    let mut buffers = ReceiveBuffers::new(MAX_FRAME);
+    let mut source = match taps {
+        Some((local, relay)) => Source::Taps { local, relay },
+        None => Source::PacketSocket(ReceiveBuffers::new(MAX_FRAME)),
+    };
+    let captures = matches!(source, Source::PacketSocket(_));
     let monitor = interface_monitor().ok();
     while !shared.stopping() {
-        match PacketSocket::open(name) {
+        match PacketSocket::open(name, captures) {
             Ok(device) => {
                 let device = Arc::new(device);
                 shared.device.store(Some(Arc::clone(&device)));
                 shared.set_device_state(DeviceState::Up);
-                let reason = capture_until_lost(shared, &mut worker, &device, &mut buffers);
+                let reason = match &mut source {
+                    Source::PacketSocket(buffers) => {
+                        capture_until_lost(shared, &mut worker, &device, buffers)
+                    }
+                    Source::Taps { local, relay } => {
+                        read_until_lost(shared, &mut worker, &device, local, relay)
+                    }
+                };
                 shared.device.store(None);
                 if let Some(error) = reason {
                     shared.set_device_state(DeviceState::Unavailable(format!("device {name}: {error}")));
@@ -214,12 +266,44 @@ fn capture_until_lost(
     buffers: &mut ReceiveBuffers,
 ) -> Option<io::Error> {
     while !shared.stopping() {
-        let mut polled =
-            [device.capture_fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut polled = [device.poll_fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         // The result does not matter: reading the socket without waiting is always safe.
         let _ = poll(&mut polled, PollTimeout::NONE);
         loop {
             match worker.capture(device, buffers) {
+                Ok(true) if !shared.stopping() => {}
+                Ok(_) => break,
+                Err(error) => return Some(error),
+            }
+        }
+    }
+    None
+}
+
+/// Handles frames of the TAP devices until the uplink is gone; returns `None` when stopping.
+fn read_until_lost(
+    shared: &Shared,
+    worker: &mut Worker,
+    device: &PacketSocket,
+    local: &mut TapReader,
+    relay: &mut TapReader,
+) -> Option<io::Error> {
+    while !shared.stopping() {
+        let input = PollFlags::POLLIN;
+        let mut polled = [
+            PollFd::new(local.fd(), input),
+            PollFd::new(relay.fd(), input),
+            PollFd::new(shared.wake.as_fd(), input),
+            PollFd::new(device.poll_fd(), PollFlags::empty()),
+        ];
+        let _ = poll(&mut polled, PollTimeout::NONE);
+        if polled[3].any().unwrap_or(true)
+            && let Err(error) = device.pending_error()
+        {
+            return Some(error);
+        }
+        loop {
+            match worker.read_taps(local, relay) {
                 Ok(true) if !shared.stopping() => {}
                 Ok(_) => break,
                 Err(error) => return Some(error),

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use weave_overlay::sleeve::MAX_DATAGRAM;
+use weave_overlay::udp::MAX_DATAGRAM;
 use weave_overlay::{Destination, Slot};
 
 use crate::sys::{OutMessage, RawAddress, SendBatch};

@@ -94,4 +94,4 @@ pub use network_changes::NetworkMonitor;
 pub use obstacles::obstacles;
 pub use routes::Route;
 pub use socket_owner::tcp_socket_owner;
-pub use tc::IngressDrop;
+pub use tc::{IngressDrop, IngressProgram};

@@ -34,6 +34,11 @@ const UPLINK_PORT: [(u16, u8, &str); 5] = [
     (IFLA_BRPORT_BCAST_FLOOD, 1, "did not get broadcasts"),
     (IFLA_BRPORT_ISOLATED, 0, "was isolated from containers"),
 ];
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IF_OPER_UP: u8 = 6;
 /// Usually it takes microseconds, on a busy host longer. With the spanning tree protocol it would take half a minute.
 const FORWARDING_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,6 +52,8 @@ pub struct Link {
     pub index: u32,
     /// Name in its namespace.
     pub name: String,
+    /// A text that [`Netlink::set_alias`] or another program has set.
+    pub alias: Option<String>,
     /// Ethernet address, if it has one.
     pub mac: Option<MacAddr>,
     /// MTU in bytes.
@@ -88,6 +95,7 @@ impl Link {
             let number = u32_at(value, 0);
             match kind {
                 libc::IFLA_IFNAME => link.name = text(value),
+                libc::IFLA_IFALIAS => link.alias = Some(text(value)),
                 libc::IFLA_ADDRESS => link.mac = value.try_into().ok().map(MacAddr),
                 libc::IFLA_MTU => link.mtu = number?,
                 libc::IFLA_MASTER => link.master = number,
@@ -222,6 +230,43 @@ impl Netlink {
         self.or_delete(name, made)
     }
 
+    /// Creates a VXLAN device on this UDP port for programs that choose VNI and addresses of each frame (`external`), which is down.
+    /// It does not learn: with learning the kernel drops frames whose source address is zero.
+    pub fn create_vxlan(&mut self, name: &str, port: u16, mtu: u32) -> Result<Link, Error> {
+        check_name(name)?;
+        let step = format!("creating VXLAN device {name} on port {port}");
+        let mut request = create();
+        request.string(libc::IFLA_IFNAME, name).number(libc::IFLA_MTU, mtu).nested(
+            libc::IFLA_LINKINFO,
+            |r| {
+                r.string(libc::IFLA_INFO_KIND, "vxlan").nested(libc::IFLA_INFO_DATA, |r| {
+                    r.attribute(IFLA_VXLAN_COLLECT_METADATA, &[1])
+                        .attribute(IFLA_VXLAN_LEARNING, &[0])
+                        .attribute(IFLA_VXLAN_PORT, &port.to_be_bytes());
+                });
+            },
+        );
+        self.execute(request, &step)
+            .map_err(|e| missing_kind(e, &step, "VXLAN devices (CONFIG_VXLAN, module vxlan)"))?;
+        let made = self.existing(name);
+        self.or_delete(name, made)
+    }
+
+    /// Keeps the kernel from giving the link an IPv6 address when it is set up. Succeeds without IPv6.
+    pub fn disable_ipv6_address(&mut self, link: &Link) -> Result<(), Error> {
+        let step = format!("switching off IPv6 addresses of {}", link.name);
+        let mut request = Request::new(libc::RTM_NEWLINK, 0, &header(libc::AF_UNSPEC, link.index, 0, 0));
+        request.nested(libc::IFLA_AF_SPEC, |r| {
+            r.nested(libc::AF_INET6 as u16, |r| {
+                r.attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            });
+        });
+        match self.execute(request, step) {
+            Err(e) if matches!(e.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Deletes a link that has just been created if the next step failed.
     fn or_delete<T>(&mut self, name: &str, next: Result<T, Error>) -> Result<T, Error> {
         next.map_err(|cause| {
@@ -274,6 +319,12 @@ impl Netlink {
         check_name(name)?;
         let step = format!("renaming {} to {name}", link.name);
         self.change(link, step, |r| r.string(libc::IFLA_IFNAME, name))
+    }
+
+    /// Sets the text that says whose link it is.
+    pub fn set_alias(&mut self, link: &Link, alias: &str) -> Result<(), Error> {
+        let step = format!("setting the alias of {}", link.name);
+        self.change(link, step, |r| r.string(libc::IFLA_IFALIAS, alias))
     }
 
     /// Moves a link into another namespace. It keeps its name and address; its index may change.

@@ -24,6 +24,8 @@ pub struct NetworkMonitor {
     notifications: Socket,
     netlink: Netlink,
     usable: BTreeSet<IpAddr>,
+    /// All addresses. The kernel says of a new link up to a second late that it is usable, when connections may exist already.
+    assigned: BTreeSet<IpAddr>,
     /// When a change of a route was last reported.
     route_reported: Option<Instant>,
 }
@@ -40,8 +42,8 @@ impl NetworkMonitor {
             | libc::RTMGRP_IPV6_ROUTE;
         notifications.bind(&SocketAddr::new(0, groups as u32)).map_err(io)?;
         let mut netlink = Netlink::open()?;
-        let usable = netlink.usable_addresses()?;
-        Ok(NetworkMonitor { notifications, netlink, usable, route_reported: None })
+        let (usable, assigned) = netlink.host_addresses()?;
+        Ok(NetworkMonitor { notifications, netlink, usable, assigned, route_reported: None })
     }
 
     /// Waits until the host gains or loses an address that it can use, or a route over a gateway changes. Returns the addresses
@@ -51,14 +53,17 @@ impl NetworkMonitor {
             let mut route_changed = self.receive(true)?;
             std::thread::sleep(SETTLE_TIME);
             route_changed |= self.receive(false)?;
-            let usable = self.netlink.usable_addresses()?;
+            let (usable, assigned) = self.netlink.host_addresses()?;
             let before = std::mem::replace(&mut self.usable, usable);
+            let assigned_before = std::mem::replace(&mut self.assigned, assigned);
+            let mut lost: BTreeSet<IpAddr> = before.difference(&self.usable).copied().collect();
+            lost.extend(assigned_before.difference(&self.assigned));
             let due = self.route_reported.is_none_or(|at| at.elapsed() >= ROUTE_INTERVAL);
             if route_changed && due {
                 self.route_reported = Some(Instant::now());
             }
-            if before != self.usable || route_changed && due {
-                return Ok(before.difference(&self.usable).copied().collect());
+            if before != self.usable || !lost.is_empty() || route_changed && due {
+                return Ok(lost);
             }
         }
     }
@@ -86,14 +91,21 @@ impl NetworkMonitor {
 }
 
 impl Netlink {
-    /// The addresses from which other hosts can be reached: those on links that are up and have a carrier. Addresses that are
-    /// only valid on their link are left out, since each container's interface has one.
-    fn usable_addresses(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+    /// The addresses from which other hosts can be reached, those on links that are up and have a carrier; and all addresses. Those that
+    /// are only valid on their link are left out, since each container's interface has one.
+    fn host_addresses(&mut self) -> Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>), Error> {
         let links = self.links()?;
         let running: BTreeSet<u32> = links.iter().filter(|l| l.up && l.running).map(|l| l.index).collect();
-        let addresses = self.addresses()?.into_iter().filter(|a| running.contains(&a.index));
         let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        Ok(addresses.map(|a| a.cidr.addr()).filter(|ip| !is_link_local(ip)).collect())
+        let (mut usable, mut assigned) = (BTreeSet::new(), BTreeSet::new());
+        for address in self.addresses()? {
+            let ip = address.cidr.addr();
+            if !is_link_local(&ip) {
+                assigned.insert(ip);
+                usable.extend(running.contains(&address.index).then_some(ip));
+            }
+        }
+        Ok((usable, assigned))
     }
 }
 

@@ -36,6 +36,14 @@ impl Endpoint {
         }
     }
 
+    /// Connects, for a caller that speaks HTTP itself.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn connect(&self) -> Result<Box<dyn Stream>, Error> {
+        connect(self, None).await
+    }
+
     /// The `Host` header of requests.
     pub(crate) fn host(&self) -> &str {
         match self {

@@ -10,6 +10,7 @@
 
 mod connect;
 mod error;
+mod server_tls;
 mod stream;
 mod tls;
 
@@ -28,6 +29,8 @@ use hyper_util::rt::TokioIo;
 
 pub use connect::Endpoint;
 pub use error::Error;
+pub use server_tls::{ServerTls, ServerTlsFiles};
+pub use stream::Stream;
 pub use tls::{Tls, TlsError};
 
 /// Largest status line with headers.

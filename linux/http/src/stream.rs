@@ -2,5 +2,6 @@
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection over a unix socket, TCP or TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}

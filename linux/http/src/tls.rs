@@ -54,23 +54,18 @@ impl Tls {
     /// See [`TlsError`].
     pub fn from_directory(directory: &Path) -> Result<Tls, TlsError> {
         let path = |name: &str| directory.join(name);
-        let certificates = |name: &str| -> Result<Vec<CertificateDer<'static>>, TlsError> {
-            let pem = |source| TlsError::Pem { path: path(name), source };
-            CertificateDer::pem_file_iter(path(name)).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)
-        };
         let unusable = |source| TlsError::Certificates { directory: directory.to_owned(), source };
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("ca.pem")? {
+        for certificate in certificates(&path("ca.pem"))? {
             roots.add(certificate).map_err(unusable)?;
         }
-        let key = PrivateKeyDer::from_pem_file(path("key.pem"))
-            .map_err(|source| TlsError::Pem { path: path("key.pem"), source })?;
+        let key = private_key(&path("key.pem"))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(unusable)?
             .with_root_certificates(roots)
-            .with_client_auth_cert(certificates("cert.pem")?, key)
+            .with_client_auth_cert(certificates(&path("cert.pem"))?, key)
             .map_err(unusable)?;
         let connector = TlsConnector::from(Arc::new(config));
         let handshake = move |name, stream| -> HandshakeFuture {
@@ -86,6 +81,17 @@ impl Tls {
             .map_err(|error| Error::Tls(io::Error::other(error)))?;
         (self.handshake)(name, stream).await.map_err(Error::Tls)
     }
+}
+
+/// The certificates in a PEM file.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = |source| TlsError::Pem { path: path.to_owned(), source };
+    CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)
+}
+
+/// The key in a PEM file.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem { path: path.to_owned(), source })
 }
 
 impl fmt::Debug for Tls {

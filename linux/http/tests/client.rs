@@ -4,14 +4,12 @@
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::rustls;
-use weave_http::{Client, Endpoint, Error, Request, Response, Tls, encode};
+use weave_http::{Client, Endpoint, Error, Request, Response, ServerTls, ServerTlsFiles, Tls, encode};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_BODY: usize = 1 << 20;
@@ -221,25 +219,21 @@ async fn both_sides_of_tls_are_authenticated() {
         rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(key, &authority).unwrap()
     };
     let (server_key, client_key) = (key(), key());
-    std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
-    std::fs::write(dir.path().join("cert.pem"), signed("client", &client_key).pem()).unwrap();
-    std::fs::write(dir.path().join("key.pem"), client_key.serialize_pem()).unwrap();
-
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .unwrap();
-    let server_key_der = rustls::pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![signed("127.0.0.1", &server_key).der().clone()], server_key_der)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let path = |name: &str| dir.path().join(name);
+    let write_client = |certificate: String, key: &rcgen::KeyPair| {
+        std::fs::write(path("cert.pem"), certificate).unwrap();
+        std::fs::write(path("key.pem"), key.serialize_pem()).unwrap();
+    };
+    std::fs::write(path("ca.pem"), authority.pem()).unwrap();
+    std::fs::write(path("server.pem"), signed("127.0.0.1", &server_key).pem()).unwrap();
+    std::fs::write(path("server-key.pem"), server_key.serialize_pem()).unwrap();
+    write_client(signed("client", &client_key).pem(), &client_key);
+    let files = ServerTlsFiles {
+        client_ca: Some(path("ca.pem")),
+        certificate: path("server.pem"),
+        key: path("server-key.pem"),
+    };
+    let acceptor = ServerTls::new(&files).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -258,7 +252,16 @@ async fn both_sides_of_tls_are_authenticated() {
     // The certificate is for 127.0.0.1.
     let wrong = client(format!("localhost:{}", address.port())).exchange(get("/x")).await;
     assert!(matches!(wrong, Err(Error::Tls(_))), "{wrong:?}");
-    std::fs::remove_file(dir.path().join("key.pem")).unwrap();
+    // A certificate that the authority has not signed.
+    let own =
+        rcgen::CertificateParams::new(vec!["client".to_owned()]).unwrap().self_signed(&client_key).unwrap();
+    write_client(own.pem(), &client_key);
+    let refused = client(address.to_string()).exchange(get("/x")).await;
+    assert!(refused.is_err(), "{refused:?}");
+    std::fs::remove_file(path("server.pem")).unwrap();
+    let error = ServerTls::new(&files).unwrap_err().to_string();
+    assert!(error.contains("server.pem"), "{error}");
+    std::fs::remove_file(path("key.pem")).unwrap();
     let error = Tls::from_directory(dir.path()).unwrap_err().to_string();
     assert!(error.contains("key.pem"), "{error}");
 }

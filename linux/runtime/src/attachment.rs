@@ -27,7 +27,7 @@ use crate::{AddressRequest, Allocator, Error, look_up};
 /// Time between two attempts to lock the run directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(5);
 /// Interface name in containers.
-const INTERFACE: &str = "ethwe";
+pub const INTERFACE: &str = "ethwe";
 
 /// A container to attach.
 #[derive(Debug)]

@@ -45,9 +45,7 @@ pub enum Error {
     #[error("{0}")]
     Docker(String),
     /// The request to Docker failed.
-    #[error(
-        "docker at {endpoint}: {source}; without docker, name a container by netns:<name> or pid:<number>"
-    )]
+    #[error("docker at {endpoint}: {source}")]
     Http {
         /// Docker's address.
         endpoint: String,

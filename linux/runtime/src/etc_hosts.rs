@@ -11,7 +11,7 @@ use weave_types::Cidr;
 
 use weave_host::files::write_atomically;
 
-use crate::Error;
+use crate::{ContainerInfo, Error};
 
 const LOCALHOST: [(&str, &str); 6] = [
     ("127.0.0.1", "localhost"),
@@ -77,6 +77,26 @@ pub fn parse_extra(text: &str) -> Result<(String, IpAddr), Error> {
     Ok((name.to_owned(), addr))
 }
 
+/// The names of a container's `--add-host` options. For `host-gateway` Docker knows the address, and has written it into the container's
+/// hosts file.
+pub fn extra_names(info: &ContainerInfo) -> Vec<(String, IpAddr)> {
+    let written = info.hosts_path.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    let names = info.extra_hosts.iter().flat_map(|entry| match entry.strip_suffix(":host-gateway") {
+        Some(name) => {
+            addresses_of(&written, name).into_iter().map(|address| (name.to_owned(), address)).collect()
+        }
+        None => parse_extra(entry).into_iter().collect::<Vec<_>>(),
+    });
+    names.collect()
+}
+
+/// The addresses that a hosts file gives a name.
+fn addresses_of(contents: &str, name: &str) -> Vec<IpAddr> {
+    let lines = contents.lines().map(|line| line.split('#').next().unwrap_or_default().split_whitespace());
+    let named = lines.filter(|line| line.clone().skip(1).any(|n| n == name));
+    named.filter_map(|mut line| line.next()?.parse().ok()).collect()
+}
+
 /// Writes the file twice: into the file that is there, which the container sees, and then as a new one in its place, so
 /// that what Docker writes later does not reach the container. Gives what the file said before.
 ///
@@ -138,14 +158,57 @@ mod tests {
         }
     }
 
+    /// As `sh -c "echo '<contents>' > <file> && rm -f <file> && echo '<contents>' > <file>"` in a helper container of 2.8.1.
     #[test]
-    fn extra_names() {
+    fn file_of_a_container_of_the_originals_proxy() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/containers/proxy_attach_trace.json");
+        let text = fs::read_to_string(path).expect("vectors");
+        let trace: serde_json::Value = serde_json::from_str(&text).expect("vectors");
+        let info = ContainerInfo::from_json(trace["container_inspect"].to_string().as_bytes())
+            .expect("a description");
+        let created =
+            trace["docker_calls"].as_array().and_then(|calls| calls.iter().find(|c| !c["body"].is_null()));
+        let body = &created.expect("the helper container")["body"];
+        let directory = info.hosts_path.as_ref().and_then(|path| path.parent()).expect("a hosts file");
+        assert_eq!(body["HostConfig"]["Binds"][0], format!("{}:/container", directory.display()));
+        let addresses =
+            ["10.32.0.2", "10.2.1.1", "10.3.0.2"].map(|address| address.parse().expect("an address"));
+        let ours = contents(&info.fqdn().expect("a domain"), &addresses, &extra_names(&info));
+        let script = body["Cmd"][1].as_str().expect("a script");
+        assert_eq!(script.split('\'').nth(1).map(|text| format!("{text}\n")), Some(ours));
+    }
+
+    #[test]
+    fn options_for_extra_names() {
         let ok = |text: &str| parse_extra(text).expect(text);
         assert_eq!(ok("a:10.0.0.1"), ("a".to_owned(), "10.0.0.1".parse().expect("an address")));
         assert_eq!(ok("a:[fd00::1]"), ok("a:fd00::1"));
         for bad in ["", "a", "a:", ":10.0.0.1", "a:b", "a b:10.0.0.1", "a:10.0.0.1 b"] {
             assert!(parse_extra(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_of_a_container() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("hosts");
+        fs::write(&path, "127.0.0.1 localhost\n172.18.0.1 up\n").expect("written");
+        let hosts = ["up:host-gateway", "static:10.9.9.9", "other:host-gateway", "bad"];
+        let info = ContainerInfo {
+            hosts_path: Some(path),
+            extra_hosts: hosts.map(str::to_owned).to_vec(),
+            ..ContainerInfo::default()
+        };
+        let found: Vec<_> = extra_names(&info).into_iter().map(|(name, a)| format!("{name} {a}")).collect();
+        assert_eq!(found, ["up 172.18.0.1", "static 10.9.9.9"]);
+    }
+
+    #[test]
+    fn addresses_of_a_name() {
+        let text = "# gw\n172.17.0.1\tgw\nfd00::1 x gw # old\nbad gw\n10.0.0.1 gw2\n10.0.0.2 #gw\n";
+        let found: Vec<_> = addresses_of(text, "gw").iter().map(IpAddr::to_string).collect();
+        assert_eq!(found, ["172.17.0.1", "fd00::1"]);
     }
 
     /// Who holds the old file open sees the new text, and nothing that is written to the path later.

@@ -25,8 +25,8 @@ mod pending;
 mod reference;
 
 pub use addresses::{AddressRequest, Allocator, EXPOSE, NoAllocator, look_up};
-pub use attachment::{Attachment, ContainerNetwork, Outcome, Recovered};
-pub use docker::{ContainerInfo, ContainerState, Docker, EngineInfo, Network};
+pub use attachment::{Attachment, ContainerNetwork, INTERFACE, Outcome, Recovered};
+pub use docker::{ContainerInfo, ContainerState, Docker, EngineInfo, ImageInfo, Network};
 pub use error::Error;
 pub use etc_hosts::HostsFile;
 pub use legacy::{LegacyProcess, legacy_processes};

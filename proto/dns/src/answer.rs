@@ -195,7 +195,7 @@ pub fn answer_with_error(query: &[u8], error: ErrorCode, out: &mut Vec<u8>) -> b
 /// Why a question is not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorCode {
-    /// The servers of the host did not answer.
+    /// The servers of the host did not answer, or cannot be asked now.
     ServerFailure,
     /// The client may not ask the servers of the host.
     Refused,

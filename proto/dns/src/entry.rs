@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use weave_types::PeerName;
 
 /// The longest hostname that is kept, bytes. Names in queries have at most 254.
@@ -39,6 +40,22 @@ pub(crate) struct Key {
     pub(crate) origin: PeerName,
     pub(crate) container: Arc<str>,
     pub(crate) addr: Ipv4Addr,
+}
+
+impl Key {
+    /// A hash of the entry at this version.
+    pub(crate) fn hash(&self, version: i64) -> u64 {
+        let mut hasher = Sha256::new();
+        for text in [&self.lower, &self.container] {
+            hasher.update((text.len() as u64).to_be_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.update(self.origin.number().to_be_bytes());
+        hasher.update(self.addr.octets());
+        hasher.update(version.to_be_bytes());
+        let hash: [u8; 32] = hasher.finalize().into();
+        hash.first_chunk().map_or(0, |start| u64::from_be_bytes(*start))
+    }
 }
 
 impl Entry {

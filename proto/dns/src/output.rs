@@ -7,6 +7,8 @@ use weave_types::PeerName;
 pub enum RegistryOutput {
     /// Send this to all peers over channel [`CHANNEL`](crate::CHANNEL).
     Broadcast(Vec<u8>),
+    /// Compare states with neighbours, as periodic gossip does.
+    Compare,
     /// The live names have changed: publish [`Registry::names`](crate::Registry::names).
     NamesChanged,
     /// Something to log.

@@ -3,6 +3,7 @@
 use domain::base::header::HeaderSection;
 use domain::base::iana::{Class, Opcode, Rtype};
 use domain::base::message_builder::QuestionBuilder;
+use domain::base::opt::Opt;
 use domain::base::{Header, Message, MessageBuilder, ParsedName, Question, ToName};
 use domain::dep::octseq::array::Array;
 
@@ -72,10 +73,16 @@ impl<'a> Query<'a> {
     fn parse_sections(message: &'a Message<[u8]>, header: Header) -> Option<Query<'a>> {
         let mut questions = message.question();
         let question = questions.next()?.ok()?;
+        // Only the header precedes the name, and the answer, which has it in full, would be longer than the query.
+        if question.qname().is_compressed() {
+            return None;
+        }
         let mut edns = None;
         for record in message.additional().ok()? {
             let record = record.ok()?;
             if record.rtype() == Rtype::OPT && edns.is_none() {
+                // Options that do not fit make the query malformed (RFC 6891 6.1.2).
+                record.to_record::<Opt<_>>().ok()?;
                 let dnssec_ok = record.ttl().as_secs() & DNSSEC_OK != 0;
                 edns = Some(Edns { udp_limit: record.class().to_int(), dnssec_ok });
             }

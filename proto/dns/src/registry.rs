@@ -29,7 +29,7 @@ const PENDING_LIFETIME: Duration = Duration::from_secs(10);
 /// Time for which no entries are kept of a peer that has left the topology: others that have not noticed yet send those of its
 /// earlier life. If it is back sooner, it broadcasts its entries.
 const LEFT_MEMORY: Duration = Duration::from_secs(60);
-/// Time after which a peer that has joined others broadcasts its entries: by then they have it in their topology.
+/// Time after which a peer that has joined others broadcasts its entries, and compares: by then they have it in their topology.
 const ANNOUNCE_DELAY: Duration = Duration::from_millis(500);
 /// Difference of clocks, seconds, up to which 2.8.1 accepts a message.
 const MAX_SKEW: i64 = 900;
@@ -114,6 +114,8 @@ pub struct Registry {
     total_bytes: usize,
     /// Number of entries that are removed.
     tombstones: usize,
+    /// Sum of the hashes of all live entries.
+    digest: u64,
     /// Entries of peers that the topology does not have, and when they are dropped.
     pending: BTreeMap<Key, (Entry, Instant)>,
     pending_bytes: usize,
@@ -125,7 +127,7 @@ pub struct Registry {
     left: BTreeMap<PeerName, Instant>,
     names: Names,
     names_changed: bool,
-    /// When our entries are broadcast, if they will be.
+    /// When our entries are broadcast and compared, if they will be.
     announce_at: Option<Instant>,
     next_purge: Instant,
     /// Differences of clocks, by source.
@@ -146,6 +148,7 @@ impl Registry {
             bytes: BTreeMap::new(),
             total_bytes: 0,
             tombstones: 0,
+            digest: 0,
             pending: BTreeMap::new(),
             pending_bytes: 0,
             next_pending_expiry: Instant::ORIGIN,
@@ -178,6 +181,12 @@ impl Registry {
     /// All entries, removed ones included, in the order of 2.8.1.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().map(|stored| &stored.entry)
+    }
+
+    /// A hash of the live entries that does not depend on their order. Tombstones do not count: peers drop them at different times, and
+    /// where one is missing the entry is live or not there.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// Clocks that differ from ours by more than 2.8.1 accepts: the source of the broadcast (`None` for a neighbour) and the
@@ -322,6 +331,7 @@ impl Registry {
             if !own.is_empty() {
                 self.broadcast(&own, now);
             }
+            self.outputs.push_back(RegistryOutput::Compare);
         }
         if self.tombstones > 0 && now.mono >= self.next_purge {
             self.next_purge = now.mono + PURGE_INTERVAL;
@@ -339,7 +349,7 @@ impl Registry {
         let pending =
             (!self.pending.is_empty()).then_some((self.next_pending_expiry, "entries of unknown peers"));
         let purge = (self.tombstones > 0).then_some((self.next_purge, "removal of tombstones"));
-        let announce = self.announce_at.map(|at| (at, "broadcast of our names"));
+        let announce = self.announce_at.map(|at| (at, "comparison of names with those of other peers"));
         pending.into_iter().chain(purge).chain(announce).min()
     }
 
@@ -468,14 +478,17 @@ impl Registry {
         self.drop_entry(&key);
         *self.bytes.entry(entry.origin).or_default() += entry.size();
         self.total_bytes += entry.size();
-        if !entry.is_live() {
+        if entry.is_live() {
+            self.digest = self.digest.wrapping_add(key.hash(entry.version));
+            if let Some(name) = self.served_name(&entry) {
+                self.names.insert(&name, entry.origin, &entry.container, entry.addr);
+                self.names_changed = true;
+            }
+        } else {
             if self.tombstones == 0 {
                 self.next_purge = now.mono + TOMBSTONE_LIFETIME;
             }
             self.tombstones += 1;
-        } else if let Some(name) = self.served_name(&entry) {
-            self.names.insert(&name, entry.origin, &entry.container, entry.addr);
-            self.names_changed = true;
         }
         self.entries.insert(key, Stored { entry, since: now.mono });
     }
@@ -489,11 +502,14 @@ impl Registry {
                 self.bytes.remove(&entry.origin);
             }
         }
-        if !entry.is_live() {
+        if entry.is_live() {
+            self.digest = self.digest.wrapping_sub(key.hash(entry.version));
+            if let Some(name) = self.served_name(&entry) {
+                self.names.remove(&name, entry.origin, &entry.container, entry.addr);
+                self.names_changed = true;
+            }
+        } else {
             self.tombstones -= 1;
-        } else if let Some(name) = self.served_name(&entry) {
-            self.names.remove(&name, entry.origin, &entry.container, entry.addr);
-            self.names_changed = true;
         }
     }
 

@@ -232,7 +232,11 @@ fn walk(bytes: &[u8], start: usize) -> Option<Walk> {
     // A record has at least 11 bytes, so the message bounds what is allocated here.
     let mut records = Vec::with_capacity(total.min(bytes.len() / 11));
     for n in 0..total {
+        let name_at = parser.pos();
         ParsedName::parse_ref(&mut parser).ok()?;
+        if is_in_header(bytes, name_at) {
+            return None;
+        }
         let rtype = Rtype::from_int(parser.parse_u16_be().ok()?);
         parser.advance(2).ok()?;
         let ttl_at = parser.pos();
@@ -250,6 +254,23 @@ fn walk(bytes: &[u8], start: usize) -> Option<Walk> {
         });
     }
     Some(Walk { records, answers, end: parser.pos() })
+}
+
+/// Whether a part of the name at `pos`, which is well-formed, is in the header. Such a name would be another one in the answer to the
+/// client, whose header has another id.
+fn is_in_header(bytes: &[u8], mut pos: usize) -> bool {
+    loop {
+        match bytes.get(pos..) {
+            Some(&[first, second, ..]) if first >= 0xc0 => {
+                pos = usize::from(first & 0x3f) << 8 | usize::from(second)
+            }
+            Some(&[len, ..]) if len > 0 => pos += usize::from(len) + 1,
+            _ => return false,
+        }
+        if pos < HEADER_LEN {
+            return true;
+        }
+    }
 }
 
 impl Walk {

@@ -42,9 +42,9 @@ pub struct Config {
     pub overlays: Vec<String>,
     /// Interval between gossips of complete state. Default 30 s.
     pub gossip_interval: Duration,
-    /// Whether to compare digests of the topology with peers that support it, instead of sending the complete topology.
+    /// Whether to compare digests of the topology and of channels with peers that support it, instead of sending complete states.
     /// Default `true`.
-    pub topology_digest: bool,
+    pub digests: bool,
     /// Additional handshake features, for the overlays. 2.8.1 ignores unknown ones. Default empty.
     pub features: BTreeMap<String, String>,
 }
@@ -68,7 +68,7 @@ impl Config {
             min_protocol: 1,
             overlays: Vec::new(),
             gossip_interval: Duration::from_secs(30),
-            topology_digest: true,
+            digests: true,
             features: BTreeMap::new(),
         }
     }

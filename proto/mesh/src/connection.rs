@@ -21,6 +21,8 @@ pub(crate) struct Connection {
     pub(crate) accept_unknown: bool,
     /// Our features are sent after those of the remote peer, unless it is connected already.
     pub(crate) identify_first: bool,
+    /// The attempt is one of many, and not for the log.
+    pub(crate) quiet: bool,
     pub(crate) state: State,
     /// Bytes of `Output::Write` that the driver has not written yet.
     pub(crate) unwritten: usize,
@@ -57,12 +59,20 @@ pub(crate) struct Running {
     /// The connection is in our topology record.
     pub(crate) added: bool,
     pub(crate) established: bool,
+    /// Whether the data path works.
+    pub(crate) path: PathState,
     /// The peer supports digests of the topology (module `digest`).
     pub(crate) supports_digest: bool,
     /// When the last digest was sent, if it is not answered.
     pub(crate) digest_sent_at: Option<Instant>,
+    /// The peer supports digests of channels (module `channel_digest`).
+    pub(crate) supports_channel_digest: bool,
     /// The peer understands why it is refused.
     pub(crate) understands_refusal: bool,
+    /// The peer expects restarts (module `restarts`).
+    pub(crate) understands_restarts: bool,
+    /// What the peer has said about the end of the connection.
+    pub(crate) ending: Ending,
     /// When the connection was tested ([`Mesh::probe`](crate::Mesh::probe)).
     pub(crate) probed_at: Option<Instant>,
     pub(crate) queue: Queue,
@@ -70,6 +80,25 @@ pub(crate) struct Running {
     pub(crate) forged_version_reported: bool,
     pub(crate) heartbeat_at: Instant,
     pub(crate) read_deadline: Instant,
+}
+
+/// What a neighbour has said about the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Unannounced,
+    Restart,
+    Final,
+}
+
+/// The data path of a connection (module `paths`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PathState {
+    Works,
+    Failed,
+    /// Failed, and the connection is not in our record.
+    Withdrawn,
+    /// Failed, and the connection is in our record again, since there is no other route.
+    LastRoute,
 }
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -98,6 +127,7 @@ impl Connection {
             target_addr: None,
             accept_unknown: true,
             identify_first: false,
+            quiet: false,
             state: State::Dialling,
             unwritten: 0,
             write_deadline: None,

@@ -6,22 +6,27 @@ use std::time::Duration;
 use weave_types::{ConnectionId, Now, PeerName};
 
 use crate::admission::{Survivor, resolve_duplicate};
-use crate::connection::{Connection, HEARTBEAT_INTERVAL, PROBE_PERIOD, READ_TIMEOUT, Running, State};
+use crate::connection::{
+    Connection, Ending, HEARTBEAT_INTERVAL, PROBE_PERIOD, PathState, READ_TIMEOUT, Running, State,
+};
 use crate::dialer::Retry;
-use crate::event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect};
+use crate::event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect, StreamEnd};
 use crate::features::Features;
 use crate::gossip::{Channels, GossipKind, Queue};
 use crate::handshake::{Handshake, HandshakeConfig, Progress, Session};
 use crate::mesh::Mesh;
 use crate::output::{Output, OverlaySetup};
 use crate::peers::{PeerConnection, PeerLabel};
+use crate::restarts;
 
 /// The overlay of peers that announce none.
 const LEGACY_OVERLAY: &str = "sleeve";
 /// Minimum interval between connections that are ended in favour of other peers.
 const EVICTION_INTERVAL: Duration = Duration::from_secs(10);
 /// Handshake feature of peers that compare digests of the topology (module `digest`).
-pub(crate) const DIGEST_FEATURE: &str = "TopologyDigest";
+const DIGEST_FEATURE: &str = "TopologyDigest";
+/// Handshake feature of peers that compare digests of channels (module `channel_digest`).
+const CHANNEL_DIGEST_FEATURE: &str = "ChannelDigest";
 /// Handshake feature of peers that understand [`REFUSAL_TAG`] (docs/spec/mesh.md 18.3).
 const REFUSAL_FEATURE: &str = "Refusal";
 /// Tag of the message that says why a connection is about to be closed.
@@ -52,8 +57,10 @@ impl Mesh {
         let mut features = self.config.features.clone();
         features.extend(own_features.to_map());
         features.insert(REFUSAL_FEATURE.to_owned(), "1".to_owned());
-        if self.config.topology_digest {
+        if self.config.digests {
             features.insert(DIGEST_FEATURE.to_owned(), "1".to_owned());
+            features.insert(CHANNEL_DIGEST_FEATURE.to_owned(), "1".to_owned());
+            features.insert(restarts::FEATURE.to_owned(), "1".to_owned());
         }
         let config = HandshakeConfig {
             features,
@@ -155,7 +162,9 @@ impl Mesh {
         let session_key = session.session_key.filter(|_| !trusted);
         let version = session.version;
         let features = session.remote_features.clone();
-        let supports_digest = self.config.topology_digest && features.contains_key(DIGEST_FEATURE);
+        let supports_digest = self.config.digests && features.contains_key(DIGEST_FEATURE);
+        let supports_channel_digest = self.config.digests && features.contains_key(CHANNEL_DIGEST_FEATURE);
+        let understands_restarts = self.config.digests && features.contains_key(restarts::FEATURE);
         let understands_refusal = features.contains_key(REFUSAL_FEATURE);
         let connection_uid = own_features.connection_uid(&remote);
         let setup = OverlaySetup {
@@ -179,9 +188,13 @@ impl Mesh {
             overlay_prepared: false,
             added: false,
             established: false,
+            path: PathState::Works,
             supports_digest,
             digest_sent_at: None,
+            supports_channel_digest,
             understands_refusal,
+            understands_restarts,
+            ending: Ending::Unannounced,
             probed_at: None,
             queue: Queue::default(),
             forged_version_reported: false,
@@ -231,7 +244,7 @@ impl Mesh {
         let Some(connection) = self.connections.get(&conn) else { return Ok(()) };
         let Some(running) = connection.running() else { return Ok(()) };
         let peer = running.peer;
-        let connection = PeerConnection {
+        let mut connection = PeerConnection {
             peer,
             address: connection.remote.into(),
             outbound: connection.outbound(),
@@ -260,12 +273,16 @@ impl Mesh {
             }
         }
         let limit = self.config.connection_limit;
-        if limit > 0 && replaced.is_none() && self.by_peer.len() >= limit {
+        if limit > 0 && replaced.is_none() && self.occupied_places(peer) >= limit {
             self.evict_neighbour(peer, limit, now)?;
         }
 
         // The new connection replaces the old one in one step, so that peers behind it do not become unreachable.
+        if let Some(old) = replaced {
+            self.keep_established(old, &connection, now);
+        }
         self.by_peer.insert(peer, conn);
+        connection.established = self.resume(peer);
         self.topology.connect(connection);
         self.to_announce.insert(peer);
         self.with_running(conn, |running| running.added = true);
@@ -283,6 +300,9 @@ impl Mesh {
         } else {
             PeerStatusOnConnect::Known
         };
+        if restarted {
+            self.send_former_connections(conn, peer, now);
+        }
         if status != PeerStatusOnConnect::Known {
             self.queue_complete_state(conn, channels, now);
         }
@@ -351,12 +371,15 @@ impl Mesh {
         let weight = |name: &PeerName| (self.topology.peer(*name).map_or(0, |p| p.connections.len()), *name);
         // The peer with the most connections is best able to replace this one.
         let victim = self.topology.redundant_neighbours().into_iter().max_by_key(weight);
-        let victim = victim.filter(|_| !is_reachable).and_then(|name| self.by_peer.get(&name).copied());
+        let victim = victim.filter(|_| !is_reachable);
         let error = ConnectionError::LimitReached(limit);
         let interval_passed = self.last_eviction.is_none_or(|at| now.mono - at >= EVICTION_INTERVAL);
         let Some(victim) = victim.filter(|_| interval_passed) else { return Err(error) };
         self.last_eviction = Some(now.mono);
-        self.terminate(victim, error, now);
+        match self.by_peer.get(&victim) {
+            Some(&conn) => self.terminate(conn, error, now),
+            None => self.give_up(victim, now),
+        }
         Ok(())
     }
 
@@ -381,21 +404,24 @@ impl Mesh {
         self.name_conflict = None;
         self.only_target_reported = false;
         self.dialer.on_established(peer);
-        self.topology.establish(peer);
+        self.end_interruption(peer);
+        self.topology.set_established(peer, true);
         self.apply_topology_changes(now);
         self.log_event(conn, ConnectionEvent::Established);
     }
 
     /// Ends a connection (docs/spec/mesh.md 4.8 step 11). An unknown connection is ignored.
     pub(crate) fn terminate(&mut self, conn: ConnectionId, error: ConnectionError, now: Now) {
+        self.announce_end(conn, &error, now);
         let Some(connection) = self.connections.remove(&conn) else { return };
         self.unauthenticated.remove(&conn);
+        self.failed_paths.remove(&conn);
         if let Some(timer) = connection.timer {
             self.timers.connections.remove(&(timer, conn));
         }
         self.output(Output::Close { conn });
         self.record_name_conflict(connection.outbound(), &error);
-        let Connection { state, target_addr, remote, .. } = connection;
+        let Connection { state, target_addr, remote, quiet, .. } = connection;
         let retry = match error {
             ConnectionError::SelfConnection => Retry::Never,
             ConnectionError::AlreadyConnected(..) | ConnectionError::Duplicate(..) => Retry::Recheck,
@@ -408,11 +434,15 @@ impl Mesh {
         }
         match state {
             State::Dialling => {
-                self.output(Output::Event(Event::AttemptFailed(remote, text.clone())));
+                if !quiet {
+                    self.output(Output::Event(Event::AttemptFailed(remote, text.clone())));
+                }
                 if let Some(target_addr) = target_addr {
                     self.dialer.on_dial_failed(&target_addr, conn, text, &mut self.rng, now.mono);
                 }
-                self.report_unreachable_only_target();
+                if !quiet {
+                    self.report_unreachable_only_target();
+                }
                 self.targets_stale = true;
                 return;
             }
@@ -434,14 +464,23 @@ impl Mesh {
                     let outbound = target_addr.is_some();
                     self.dialer.on_contact_lost(running.peer, remote, outbound, own_address_lost, now.mono);
                 }
+                let by_remote = matches!(error, ConnectionError::Closed(_));
                 self.output(event(ConnectionEvent::Ended(error)));
-                self.topology.release_peer(running.peer);
-                if running.added && self.by_peer.get(&running.peer) == Some(&conn) {
+                let is_registered = running.added && self.by_peer.get(&running.peer) == Some(&conn);
+                if is_registered {
                     self.by_peer.remove(&running.peer);
+                }
+                if is_registered && by_remote && self.interrupt(&running, remote, target_addr.is_some(), now)
+                {
+                    self.topology.release_peer(running.peer);
+                } else if is_registered {
+                    self.topology.release_peer(running.peer);
+                    self.end_interruption(running.peer);
                     self.topology.disconnect(running.peer);
                     self.topology.collect_garbage(&mut self.rng);
                     self.output(event(ConnectionEvent::Deleted));
                 } else {
+                    self.topology.release_peer(running.peer);
                     self.schedule_collection(now);
                 }
                 if running.overlay_prepared {
@@ -468,12 +507,13 @@ impl Mesh {
     }
 
     /// The error for a text of the driver. During a handshake 2.8.1 has more specific ones.
-    pub(crate) fn closing_error(&mut self, conn: ConnectionId, error: String) -> ConnectionError {
-        match self.connections.get_mut(&conn).map(|c| &mut c.state) {
-            Some(State::Handshaking { handshake, .. }) if error == "EOF" => {
+    pub(crate) fn closing_error(&mut self, conn: ConnectionId, end: StreamEnd) -> ConnectionError {
+        match (self.connections.get_mut(&conn).map(|c| &mut c.state), end) {
+            (Some(State::Handshaking { handshake, .. }), StreamEnd::ByRemote(text)) if text == "EOF" => {
                 ConnectionError::Handshake(handshake.handle_eof())
             }
-            _ => ConnectionError::Io(error),
+            (_, StreamEnd::ByRemote(text)) => ConnectionError::Closed(text),
+            (_, StreamEnd::Broken(text)) => ConnectionError::Io(text),
         }
     }
 

@@ -73,6 +73,8 @@ struct Target {
     last_peer: Option<(PeerName, PeerUid)>,
     /// Result of the last lookup of a host name, IPv4 first.
     resolved: Vec<IpAddr>,
+    /// The peer restarts: until then attempts follow after [`HURRIED_INTERVAL`].
+    hurried_until: Option<Instant>,
     /// Index of the next address in `resolved`.
     next_ip: usize,
 }
@@ -105,6 +107,8 @@ pub(crate) enum Attempt {
         target_addr: TargetAddr,
         addr: SocketAddr,
         identify_first: bool,
+        /// One of many attempts.
+        quiet: bool,
     },
 }
 
@@ -173,6 +177,9 @@ const RETRY_RESET_AFTER: Duration = Duration::from_secs(60);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The addresses of peers that this host lost contact with because its own addresses changed are dialled for this time.
 const LAST_MET_PERIOD: Duration = Duration::from_secs(10 * 60);
+/// Interval between attempts to reach a peer that restarts, and for how long it applies.
+const HURRIED_INTERVAL: Duration = Duration::from_millis(100);
+const HURRIED_PERIOD: Duration = Duration::from_secs(10);
 /// Maximum number of addresses of lost peers; a further one replaces the oldest.
 const MAX_LAST_MET: usize = 64;
 /// Maximum number of addresses that are learnt from the topology.
@@ -258,10 +265,37 @@ impl Dialer {
         own_address_lost: bool,
         now: Instant,
     ) {
-        let port = if outbound { remote.port() } else { self.port };
-        let target_addr = TargetAddr { host: Host::Ip(remote.ip()), port: Some(port) };
         let dial_until = if own_address_lost { now + LAST_MET_PERIOD } else { now };
-        self.last_met.insert(target_addr, LastMet { peer, lost_at: now, dial_until });
+        self.remember(self.listener_of(remote, outbound), LastMet { peer, lost_at: now, dial_until });
+    }
+
+    /// The peer restarts: it is dialled again and again, since it may not know our address.
+    pub(crate) fn on_interrupted(
+        &mut self,
+        peer: PeerName,
+        remote: SocketAddr,
+        outbound: bool,
+        now: Instant,
+    ) {
+        let target_addr = self.listener_of(remote, outbound);
+        let dial_until = now + HURRIED_PERIOD;
+        self.remember(target_addr.clone(), LastMet { peer, lost_at: now, dial_until });
+        let target = self.targets.entry(target_addr).or_insert_with(|| Target::new(now));
+        target.hurried_until = Some(dial_until);
+        if matches!(target.state, State::Waiting | State::Suspended) {
+            (target.state, target.last_peer) = (State::Waiting, None);
+            target.retry_at = Some(now + HURRIED_INTERVAL);
+        }
+    }
+
+    /// The address at which the peer at the other end of a connection accepts connections.
+    fn listener_of(&self, remote: SocketAddr, outbound: bool) -> TargetAddr {
+        let port = if outbound { remote.port() } else { self.port };
+        TargetAddr { host: Host::Ip(remote.ip()), port: Some(port) }
+    }
+
+    fn remember(&mut self, target_addr: TargetAddr, met: LastMet) {
+        self.last_met.insert(target_addr, met);
         if self.last_met.len() > MAX_LAST_MET {
             let oldest = self.last_met.iter().min_by_key(|(_, met)| met.lost_at);
             if let Some(oldest) = oldest.map(|(target_addr, _)| target_addr.clone()) {
@@ -272,7 +306,11 @@ impl Dialer {
 
     /// A connection with the peer is established. Before that the peer may still end it in favour of one that is dead.
     pub(crate) fn on_established(&mut self, peer: PeerName) {
-        self.last_met.retain(|_, met| met.peer != peer);
+        for (target_addr, _) in self.last_met.extract_if(.., |_, met| met.peer == peer) {
+            if let Some(target) = self.targets.get_mut(&target_addr) {
+                target.hurried_until = None;
+            }
+        }
     }
 
     /// The addresses or routes of this host have changed: what was learnt about targets may not be true any more.
@@ -416,7 +454,7 @@ impl Dialer {
             let known = target.last_peer.is_some_and(|(peer, _)| topology.peer(peer).is_some());
             let may_join = connected.can_evict && direct.contains(&target_addr) && !known;
             let suspended = target.state == State::Suspended;
-            if room == Some(0) && !may_join && !suspended {
+            if room == Some(0) && !may_join && !suspended && !target.is_hurried(now) {
                 target.fail(format!("Connection limit reached ({})", connected.limit));
                 target.retry_later(rng, now);
                 continue;
@@ -426,6 +464,7 @@ impl Dialer {
                 Host::Ip(ip) => Attempt::Dial {
                     addr: target_addr.socket_addr(*ip),
                     identify_first: target.expects_connected_peer(*ip, connected),
+                    quiet: target.is_hurried(now),
                     target_addr,
                 },
                 Host::Name(host) => {
@@ -477,6 +516,7 @@ impl Dialer {
             target_addr: target_addr.clone(),
             addr,
             identify_first: target.expects_connected_peer(addr.ip(), connected),
+            quiet: target.is_hurried(now),
         })
     }
 
@@ -542,6 +582,7 @@ impl Dialer {
             let others = target.resolved.len() > 1;
             match (retry, target.retry_at) {
                 (Retry::Never, _) if !others => target.retry_at = None,
+                (Retry::Later, _) if target.is_hurried(now) => target.retry_later(rng, now),
                 (Retry::Later, Some(at)) if now - at > RETRY_RESET_AFTER => target.retry_now(now),
                 (Retry::Recheck, _) if !others => {
                     target.retry_at = Some(now + randomized(RECHECK_INTERVAL, rng));
@@ -604,6 +645,7 @@ impl Target {
             interval: INITIAL_RETRY_INTERVAL,
             last_peer: None,
             resolved: Vec::new(),
+            hurried_until: None,
             next_ip: 0,
         }
     }
@@ -619,8 +661,16 @@ impl Target {
     }
 
     fn retry_later(&mut self, rng: &mut impl Rng, now: Instant) {
+        if self.is_hurried(now) {
+            self.retry_at = Some(now + randomized(HURRIED_INTERVAL, rng));
+            return;
+        }
         self.retry_at = Some(now + randomized(self.interval, rng));
         self.interval = (self.interval * 3 / 2).min(MAX_RETRY_INTERVAL);
+    }
+
+    fn is_hurried(&self, now: Instant) -> bool {
+        self.hurried_until.is_some_and(|until| now < until)
     }
 
     /// Whether the peer that answered last is connected.

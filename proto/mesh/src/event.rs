@@ -46,6 +46,21 @@ pub enum ConnectionEvent {
     Established,
     /// The connection was removed from our topology record.
     Deleted,
+    /// The data path has failed.
+    PathFailed,
+    /// The data path works again.
+    PathWorks,
+    /// The data path has failed and there is another route, so the connection was removed from our topology record.
+    Withdrawn,
+    /// The connection is in our topology record again although its data path has failed, because no other route is left.
+    LastRoute,
+    /// The process of the peer has ended. Its place is kept for so many seconds, since it is expected to return.
+    Interrupted {
+        /// For how long.
+        seconds: u64,
+        /// Whether the peer has announced it.
+        announced: bool,
+    },
     /// The connection ended.
     Ended(ConnectionError),
     /// The peer sent an empty message.
@@ -54,6 +69,15 @@ pub enum ConnectionEvent {
     UnknownTag(u8),
     /// The peer sent a record of this peer with a version that no peer can have reached. Logged once per connection.
     ForgedVersion(PeerLabel, u64),
+}
+
+/// How a TCP connection has ended, with the driver's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The remote host has closed or reset it.
+    ByRemote(String),
+    /// The kernel of this host has given it up.
+    Broken(String),
 }
 
 /// What is known about the remote peer when a connection is added.
@@ -70,9 +94,12 @@ pub enum PeerStatusOnConnect {
 /// Why a connection ended. The texts are those of 2.8.1.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConnectionError {
-    /// The remote or the kernel closed the connection; the text is the driver's.
+    /// The kernel gave the connection up; the text is the driver's.
     #[error("{0}")]
     Io(String),
+    /// The remote host closed the connection; the text is the driver's.
+    #[error("{0}")]
+    Closed(String),
     /// The header did not arrive in time.
     #[error("failed to receive remote protocol header: read tcp {0}->{1}: i/o timeout")]
     HeaderTimeout(SocketAddr, SocketAddr),
@@ -191,6 +218,21 @@ impl fmt::Display for ConnectionEvent {
             ConnectionEvent::Added(PeerStatusOnConnect::Known) => f.write_str("connection added"),
             ConnectionEvent::Established => f.write_str("connection fully established"),
             ConnectionEvent::Deleted => f.write_str("connection deleted"),
+            ConnectionEvent::PathFailed => f.write_str("no datagrams arrive: the path has failed"),
+            ConnectionEvent::PathWorks => f.write_str("the path works again"),
+            ConnectionEvent::Withdrawn => f.write_str("connection not used: there is another route"),
+            ConnectionEvent::LastRoute => {
+                f.write_str("connection used although its path has failed: there is no other route")
+            }
+            ConnectionEvent::Interrupted { seconds, announced: true } => {
+                write!(f, "the peer restarts; its routes are kept for {seconds} s")
+            }
+            ConnectionEvent::Interrupted { seconds, announced: false } => {
+                write!(
+                    f,
+                    "the peer has ended the connection unexpectedly; its routes are kept for {seconds} s"
+                )
+            }
             ConnectionEvent::Ended(error) => write!(f, "connection shutting down due to error: {error}"),
             ConnectionEvent::BlankMessage => f.write_str("ignoring blank msg"),
             ConnectionEvent::UnknownTag(tag) => write!(f, "ignoring unknown protocol tag: {tag}"),

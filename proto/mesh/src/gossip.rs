@@ -27,6 +27,11 @@ pub trait Channels {
     /// Merges a neighbour's state. Returns the part that is new, for our other neighbours.
     fn on_gossip(&mut self, channel: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String>;
 
+    /// A hash that is equal on peers whose states are equal; `None` if states are not compared.
+    fn digest(&mut self, _channel: &str) -> Option<u64> {
+        None
+    }
+
     /// The complete state; `None` if there is none.
     fn state(&mut self, channel: &str, now: Now) -> Option<Vec<u8>>;
 

@@ -25,6 +25,7 @@
 #![warn(missing_docs)]
 
 mod admission;
+mod channel_digest;
 mod config;
 mod connection;
 mod connection_lifecycle;
@@ -36,10 +37,13 @@ mod event;
 pub mod features;
 mod gossip;
 pub mod handshake;
+mod interrupted;
 mod mesh;
 mod output;
+mod paths;
 mod peers;
 mod relay;
+mod restarts;
 mod routes;
 mod short_ids;
 mod status;
@@ -50,8 +54,9 @@ pub mod wire;
 pub use config::Config;
 pub use crypto::Secret;
 pub use dialer::{ResolveId, TargetState, TargetStatus};
-pub use event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect};
+pub use event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect, StreamEnd};
 pub use gossip::Channels;
+pub use interrupted::Departure;
 pub use mesh::Mesh;
 pub use output::{Output, OverlayControl, OverlaySetup, Persist};
 pub use peers::{GossipAddress, Peer, PeerConnection, PeerLabel};

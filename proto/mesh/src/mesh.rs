@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
-use weave_types::{ConnectionId, Instant, Now, PeerName};
+use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId};
 
 use crate::admission::Admission;
 use crate::config::Config;
 use crate::connection::{Connection, Expired, PROBE_PERIOD, State};
 use crate::dialer::{Attempt, Dialer, OwnConnections, ResolveId};
-use crate::event::{ConnectionError, Event};
+use crate::event::{ConnectionError, Event, StreamEnd};
 use crate::gossip::{Channels, Surrogates};
+use crate::interrupted::{Departure, Interrupted};
 use crate::output::{Output, Persist};
 use crate::peers::{Peer, RecordVersion};
 use crate::routes::Routes;
@@ -33,6 +34,13 @@ pub struct Mesh {
     pub(crate) connections: BTreeMap<ConnectionId, Connection>,
     /// The connections that are in our topology record.
     pub(crate) by_peer: BTreeMap<PeerName, ConnectionId>,
+    /// Connections whose data path has failed (module `paths`).
+    pub(crate) failed_paths: BTreeSet<ConnectionId>,
+    /// Connections that are expected to be made again after a restart (module `restarts`).
+    pub(crate) interrupted: BTreeMap<PeerName, Interrupted>,
+    pub(crate) started_at: Instant,
+    /// Why connections are closed at the shutdown.
+    pub(crate) departure: Departure,
     /// Inbound connections in handshake, oldest first.
     pub(crate) unauthenticated: BTreeSet<ConnectionId>,
     pub(crate) surrogates: Surrogates,
@@ -56,8 +64,9 @@ pub struct Mesh {
     admission: Admission,
     last_connection: u64,
     outputs: VecDeque<Output>,
-    peers_changed: bool,
-    is_shut_down: bool,
+    /// [`Output::PeersChanged`] is due.
+    pub(crate) peers_changed: bool,
+    pub(crate) is_shut_down: bool,
     /// The private key of recorded handshakes, instead of a random one.
     #[cfg(test)]
     pub(crate) private_key: Option<[u8; 32]>,
@@ -86,6 +95,8 @@ pub(crate) struct Timers {
 
 /// Delay between a change of the topology and the computation of routes, so that several changes share one.
 const ROUTES_DELAY: Duration = Duration::from_millis(100);
+/// The same while connections return after a restart.
+const SHORT_ROUTES_DELAY: Duration = Duration::from_millis(5);
 const ANNOUNCE_DELAY: Duration = Duration::from_secs(1);
 const GARBAGE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of inbound connections in handshake. Beyond it the oldest one is closed.
@@ -117,6 +128,10 @@ impl Mesh {
             dialer: Dialer::new(config.port, config.discovery),
             connections: BTreeMap::new(),
             by_peer: BTreeMap::new(),
+            failed_paths: BTreeSet::new(),
+            interrupted: BTreeMap::new(),
+            started_at: now.mono,
+            departure: Departure::Leave,
             unauthenticated: BTreeSet::new(),
             surrogates: Surrogates::default(),
             rng,
@@ -164,7 +179,8 @@ impl Mesh {
     }
 
     /// Ends all connections. No further ones are dialled or accepted.
-    pub fn shutdown(&mut self, now: Now) {
+    pub fn shutdown(&mut self, departure: Departure, now: Now) {
+        self.departure = departure;
         self.is_shut_down = true;
         let all: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for conn in all {
@@ -256,10 +272,15 @@ impl Mesh {
     }
 
     /// Handles the end of a connection by the peer or the kernel.
-    pub fn handle_closed(&mut self, conn: ConnectionId, error: String, now: Now) {
-        let error = self.closing_error(conn, error);
+    pub fn handle_closed(&mut self, conn: ConnectionId, end: StreamEnd, now: Now) {
+        let error = self.closing_error(conn, end);
         self.terminate(conn, error, now);
         self.finish_input(now);
+    }
+
+    /// Sets the overlays that new connections offer, in order of preference.
+    pub fn set_overlays(&mut self, overlays: Vec<String>) {
+        self.config.overlays = overlays;
     }
 
     // ---- overlays ---------------------------------------------------------------------------------------------
@@ -290,6 +311,9 @@ impl Mesh {
         });
         for (conn, error) in broken.collect::<Vec<_>>() {
             self.terminate(conn, error, now);
+        }
+        if !lost.is_empty() {
+            self.give_up_all(now);
         }
         self.dialer.on_network_change(now.mono);
         self.targets_stale = true;
@@ -324,6 +348,7 @@ impl Mesh {
             timers.relay.map(|at| (at, "relay")),
             timers.requested.map(|at| (at, "requests")),
             timers.garbage.map(|at| (at, "garbage")),
+            self.restart_timeout().map(|at| (at, "restarts")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
         ]
@@ -351,6 +376,7 @@ impl Mesh {
             }
             self.rearm_timer(conn);
         }
+        self.handle_restart_timeout(now);
         if take_if_due(&mut self.timers.garbage, now) {
             self.topology.collect_garbage(&mut self.rng);
             self.apply_topology_changes(now);
@@ -397,6 +423,17 @@ impl Mesh {
         self.topology.peer(name)
     }
 
+    /// The short id that the peer owns; `None` if it has none or another peer owns it (docs/spec/mesh.md 2.6).
+    pub fn short_id(&self, name: PeerName) -> Option<ShortId> {
+        let id = self.topology.peer(name)?.short_id?;
+        (self.topology.short_ids().owner(id) == Some(name)).then_some(id)
+    }
+
+    /// The peer that owns a short id.
+    pub fn short_id_owner(&self, id: ShortId) -> Option<PeerName> {
+        self.topology.short_ids().owner(id)
+    }
+
     /// All known peers including this one, ascending by name.
     pub fn peers(&self) -> impl ExactSizeIterator<Item = (PeerName, &Peer)> + '_ {
         self.topology.peers()
@@ -437,8 +474,16 @@ impl Mesh {
             self.timers.announce.get_or_insert(now.mono + ANNOUNCE_DELAY);
         }
         if changes.changed {
-            self.timers.routes.get_or_insert(now.mono + ROUTES_DELAY);
+            let delay = if self.interrupted.is_empty() { ROUTES_DELAY } else { SHORT_ROUTES_DELAY };
+            let at = now.mono + delay;
+            self.timers.routes = Some(self.timers.routes.map_or(at, |earlier| earlier.min(at)));
             self.peers_changed = true;
+            if !self.failed_paths.is_empty() {
+                self.review_paths(now);
+            }
+            if !self.interrupted.is_empty() {
+                self.review_interrupted(now);
+            }
         }
     }
 
@@ -478,7 +523,7 @@ impl Mesh {
     }
 
     /// Completes the handling of an input: applies changes and starts attempts that are due.
-    fn finish_input(&mut self, now: Now) {
+    pub(crate) fn finish_input(&mut self, now: Now) {
         self.limit_buffers(now);
         self.apply_topology_changes(now);
         if std::mem::take(&mut self.peers_changed) {
@@ -507,16 +552,17 @@ impl Mesh {
     fn start_attempt(&mut self, attempt: Attempt) {
         match attempt {
             Attempt::Resolve { id, host } => self.output(Output::Resolve { id, host }),
-            Attempt::Dial { target_addr, addr, identify_first } => {
+            Attempt::Dial { target_addr, addr, identify_first, quiet } => {
                 let conn = self.next_connection();
                 let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
                 let mut connection = Connection::new(conn, unknown, addr);
                 connection.accept_unknown = self.dialer.accepts_unknown(&target_addr);
                 connection.identify_first = identify_first;
+                connection.quiet = quiet;
                 self.dialer.on_dial_started(&target_addr, conn);
                 connection.target_addr = Some(target_addr);
                 self.connections.insert(conn, connection);
-                if !identify_first {
+                if !identify_first && !quiet {
                     self.output(Output::Event(Event::Attempting(addr)));
                 }
                 self.output(Output::Dial { conn, addr });
@@ -527,7 +573,7 @@ impl Mesh {
     /// The properties of our connections that the dialer needs.
     pub(crate) fn own_connections(&self) -> OwnConnections {
         let limit = self.config.connection_limit;
-        let room = (limit > 0).then(|| limit.saturating_sub(self.by_peer.len()));
+        let room = (limit > 0).then(|| limit.saturating_sub(self.occupied_places(PeerName::UNKNOWN)));
         let mut connected = OwnConnections {
             room,
             can_evict: room == Some(0) && !self.topology.redundant_neighbours().is_empty(),

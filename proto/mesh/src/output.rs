@@ -64,6 +64,11 @@ pub enum Output {
         /// Connection to use.
         conn: ConnectionId,
     },
+    /// The peer does not use the connection: test its data path.
+    TestPath {
+        /// Connection to test.
+        conn: ConnectionId,
+    },
     /// The peer's overlay has sent a message.
     OverlayControl {
         /// Connection to use.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use weave_types::{ConnectionId, Now, PeerName};
 
+use crate::channel_digest;
 use crate::connection::Connection;
 use crate::connection_lifecycle::REFUSAL_TAG;
 use crate::digest;
@@ -15,6 +16,7 @@ use crate::event::{ConnectionError, ConnectionEvent, Event};
 use crate::gossip::{Channels, GossipKind, Item, PeerSelection};
 use crate::mesh::Mesh;
 use crate::output::{Output, OverlayControl};
+use crate::restarts;
 use crate::topology;
 use crate::update::{decode_update, encode_update};
 use crate::wire::Tag;
@@ -95,7 +97,7 @@ impl Mesh {
     // ---- sending ----------------------------------------------------------------------------------------------
 
     /// Sends a message. Returns whether it was sent; otherwise the connection has too many unwritten bytes, or has ended.
-    fn send(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
+    pub(crate) fn send(&mut self, conn: ConnectionId, message: &[u8], now: Now) -> bool {
         let Some(connection) = self.connections.get_mut(&conn) else { return false };
         if connection.unwritten > MAX_UNWRITTEN {
             return false;
@@ -212,7 +214,7 @@ impl Mesh {
         running.map(|r| r.queue.surrogate_bytes()).sum()
     }
 
-    fn queue_and_flush(
+    pub(crate) fn queue_and_flush(
         &mut self,
         hop: PeerName,
         kind: GossipKind,
@@ -228,7 +230,7 @@ impl Mesh {
     }
 
     /// Random neighbours, and all neighbours without a route. The latter are new and cannot be selected at random yet.
-    fn gossip_hops(&mut self, except: Option<PeerName>) -> Vec<PeerName> {
+    pub(crate) fn gossip_hops(&mut self, except: Option<PeerName>) -> Vec<PeerName> {
         let mut hops = self.routes.random_neighbours(except, &mut self.rng);
         if self.timers.routes.is_some() {
             let new =
@@ -299,9 +301,7 @@ impl Mesh {
     pub(crate) fn gossip_all(&mut self, channels: &mut dyn Channels, now: Now) {
         self.sync_topology_with_random_neighbours(now);
         for name in channels.names().to_vec() {
-            if let Some(state) = channels.state(name, now) {
-                self.gossip_to_neighbours(None, &name.into(), &state, channels, now);
-            }
+            self.sync_channel(name, channels, now);
         }
     }
 
@@ -439,6 +439,11 @@ impl Mesh {
                 let peer = running.peer;
                 self.handle_digest(conn, peer, body, now)?;
             }
+            None if tag == channel_digest::TAG && running.supports_channel_digest => {
+                let peer = running.peer;
+                self.handle_channel_digest(conn, peer, body, channels, now)?;
+            }
+            None if tag == restarts::TAG => self.handle_restart_message(conn, body, now)?,
             None if tag == REFUSAL_TAG => self.handle_refusal(running.peer, body)?,
             None => self.log_event(conn, ConnectionEvent::UnknownTag(tag)),
         }
@@ -562,6 +567,9 @@ impl Mesh {
         }
         self.schedule_collection(now);
         self.apply_topology_changes(now);
+        for &peer in &merged.new {
+            self.review_neighbour(peer);
+        }
         Ok(merged)
     }
 

@@ -136,7 +136,6 @@ impl Topology {
         PeerLabel { name, nickname }
     }
 
-    #[cfg(test)]
     pub(crate) fn short_ids(&self) -> &ShortIds {
         &self.short_ids
     }
@@ -177,6 +176,7 @@ impl Topology {
     pub(crate) fn connect(&mut self, connection: PeerConnection) {
         let connections = &mut self.own_peer_mut().connections;
         match connections.binary_search_by_key(&connection.peer, |c| c.peer) {
+            Ok(at) if connections[at] == connection => return,
             Ok(at) => connections[at] = connection,
             Err(at) => connections.insert(at, connection),
         }
@@ -197,11 +197,12 @@ impl Topology {
         }
     }
 
-    /// Marks our connection to `peer` as established.
-    pub(crate) fn establish(&mut self, peer: PeerName) {
+    /// Sets whether our connection to `peer` is established.
+    pub(crate) fn set_established(&mut self, peer: PeerName, established: bool) {
         let connections = &mut self.own_peer_mut().connections;
-        if let Ok(at) = connections.binary_search_by_key(&peer, |c| c.peer) {
-            connections[at].established = true;
+        if let Ok(at) = connections.binary_search_by_key(&peer, |c| c.peer)
+            && std::mem::replace(&mut connections[at].established, established) != established
+        {
             self.raise_version();
             self.changes.announce = true;
             self.changes.changed = true;
@@ -332,7 +333,7 @@ impl Topology {
         connections: Vec<ConnectionRecord>,
         merged: &mut MergeResult,
     ) {
-        let mut connections: Vec<PeerConnection> = connections.into_iter().map(peer_connection).collect();
+        let mut connections: Vec<PeerConnection> = connections.iter().map(peer_connection).collect();
         connections.sort_by_key(|c| c.peer);
         connections.dedup_by_key(|c| c.peer);
         let before = self.peers.get(&name).map_or(0, |peer| peer.connections.len());
@@ -402,6 +403,33 @@ impl Topology {
         self.reachable().contains(&peer)
     }
 
+    /// Whether the record of `from` lists an established connection to `to`.
+    pub(crate) fn is_established(&self, from: PeerName, to: PeerName) -> bool {
+        let connections = self.peers.get(&from).map_or(&[][..], |record| &record.connections);
+        let at = connections.binary_search_by_key(&to, |c| c.peer);
+        at.is_ok_and(|at| connections[at].established)
+    }
+
+    /// Whether data can reach the peer without our own connection to it.
+    pub(crate) fn has_other_route(&self, peer: PeerName) -> bool {
+        let is_edge = |from: PeerName, to: PeerName| self.is_established(from, to);
+        let mut reached = HashSet::from([self.own]);
+        let mut open = vec![self.own];
+        while let Some(from) = open.pop() {
+            for to in self.peers.get(&from).into_iter().flat_map(|record| &record.connections).map(|c| c.peer)
+            {
+                let own_connection = from == self.own && to == peer;
+                if !own_connection && is_edge(from, to) && is_edge(to, from) && reached.insert(to) {
+                    if to == peer {
+                        return true;
+                    }
+                    open.push(to);
+                }
+            }
+        }
+        false
+    }
+
     /// Our neighbours that would be reachable through another neighbour without our connection to them.
     pub(crate) fn redundant_neighbours(&self) -> Vec<PeerName> {
         // Two neighbours can replace each other if they are in one component of the graph without this peer.
@@ -454,7 +482,7 @@ pub(crate) fn is_newer(record: &PeerRecord, known: &Peer) -> bool {
         || version == known_version && record.short_id.is_some() && known.short_id.is_none()
 }
 
-fn peer_connection(record: ConnectionRecord) -> PeerConnection {
+pub(crate) fn peer_connection(record: &ConnectionRecord) -> PeerConnection {
     let address = GossipAddress::from_text(&record.remote_tcp_addr);
     PeerConnection { peer: record.name, address, outbound: record.outbound, established: record.established }
 }

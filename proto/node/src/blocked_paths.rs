@@ -35,6 +35,7 @@ impl BlockedPaths {
                             | ConnectionEvent::Deleted
                             | ConnectionEvent::Ended(
                                 ConnectionError::Io(_)
+                                    | ConnectionError::Closed(_)
                                     | ConnectionError::Duplicate(..)
                                     | ConnectionError::Overlay(_)
                             )

@@ -46,6 +46,10 @@ impl Channels for NodeChannels<'_> {
         self.receiver(channel).on_gossip(channel, payload, now)
     }
 
+    fn digest(&mut self, channel: &str) -> Option<u64> {
+        self.receiver(channel).digest(channel)
+    }
+
     fn state(&mut self, channel: &str, now: Now) -> Option<Vec<u8>> {
         self.receiver(channel).state(channel, now)
     }

@@ -1,29 +1,60 @@
-use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rand::RngExt;
+use rand_chacha::ChaCha12Rng;
 use weave_mesh::OverlaySetup;
-use weave_overlay::Destination;
-use weave_overlay::forward::{Neighbour, Overlay};
-use weave_overlay::select::{self, OverlaySwitch};
-use weave_overlay::sleeve::{self, ControlFrame, Session, SessionConfig, SleeveControl, SleeveControlConfig};
-use weave_types::{ConnectionId, Instant, Now, PeerName};
+use weave_overlay::fastdp::{
+    self, FastdpControl, FastdpControlConfig, FastdpPath, KernelFrame, KernelNeighbour,
+};
+use weave_overlay::forward::Neighbour;
+use weave_overlay::select::{self, Overlay, OverlaySwitch};
+use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig};
+use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
+use weave_overlay::{Destination, Slowness, TICK, Traffic};
+use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId};
+use zeroize::Zeroizing;
 
 use crate::status::ConnectionReport;
 
-/// The overlays of this version, in the order in which they are advertised.
-pub(crate) fn overlays() -> Vec<String> {
-    vec![select::SLEEVE.to_owned()]
+/// Whether this peer has warp, and its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WarpConfig {
+    /// The cipher that is faster on this machine.
+    pub preferred: Cipher,
+    /// When keys are replaced.
+    pub limits: KeyLimits,
 }
 
+impl WarpConfig {
+    /// The default for a processor with or without instructions for AES-GCM.
+    pub fn new(has_aes: bool) -> WarpConfig {
+        let preferred = if has_aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+        WarpConfig { preferred, limits: KeyLimits::default() }
+    }
+}
+
+/// A bridge has no larger MTU.
+const MAX_MTU: usize = 65535;
+
 /// Handshake feature: the peer sends sleeve heartbeats every 2 s and expects the same
-/// ([`SleeveControl::with_fast_heartbeats`]; docs/spec/mesh.md 18.2).
+/// ([`UdpControl::with_fast_heartbeats`]; docs/spec/mesh.md 18.2).
 pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
+
+/// Handshake feature: the peer tests paths that carry data ([`UdpControl::with_liveness`]; docs/spec/mesh.md 18.5).
+pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
 
 /// What the caller must do for the overlays of one connection.
 pub(crate) enum ConnectionOutput {
     Datagram {
         destination: Destination,
+        bytes: Vec<u8>,
+    },
+    /// A frame for the kernel to send by fastdp.
+    KernelFrame {
+        path: FastdpPath,
         bytes: Vec<u8>,
     },
     Control {
@@ -32,6 +63,8 @@ pub(crate) enum ConnectionOutput {
         body: Vec<u8>,
     },
     Established,
+    PathDown,
+    PathUp,
     Failed(String),
     NeighbourChanged,
     /// The datagrams of the neighbour come from another address than before.
@@ -43,19 +76,49 @@ pub(crate) enum ConnectionOutput {
 }
 
 /// The overlays of all prepared connections.
-#[derive(Default)]
 pub(crate) struct Connections {
+    own: PeerName,
+    /// The port of the mesh; that of VXLAN packets is the next one.
+    port: u16,
+    /// Whether the kernel can forward frames.
+    fastdp: bool,
+    warp: Option<WarpConfig>,
+    /// For keys and indices of warp.
+    rng: ChaCha12Rng,
+    /// MTU of the local bridge.
+    local_mtu: usize,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// Paths of fastdp whose connections have ended: the kernel goes on while the peer is expected back and until a new connection
+    /// uses fastdp.
+    kept: BTreeMap<PeerName, KeptPath>,
     outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
+    /// When the paths that carry data are looked at, all together.
+    tick_at: Option<Instant>,
+    slowness: Slowness,
 }
+
+/// A path of fastdp without a connection.
+struct KeptPath {
+    path: FastdpPath,
+    traffic: Arc<Traffic>,
+    /// The peer is back: a new connection has so much time to use fastdp.
+    until: Option<Instant>,
+}
+
+/// How long the kernel uses the path of the last connection after a new one was made.
+const KEPT_PATH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
-    pub(crate) sleeve: SleeveControl,
+    pub(crate) sleeve: UdpControl,
     /// Position of sleeve in the common list.
     sleeve_index: usize,
+    /// fastdp and its position in the common list, if it was prepared.
+    fastdp: Option<(usize, FastdpControl)>,
+    /// warp and its position in the common list, if both peers have it.
+    warp: Option<(usize, WarpControl)>,
     confirmed: bool,
     /// Remote address of the TCP connection.
     pub(crate) remote_addr: SocketAddr,
@@ -64,54 +127,197 @@ pub(crate) struct Connection {
 }
 
 impl Connections {
-    pub(crate) fn prepare(
-        &mut self,
-        conn: ConnectionId,
-        own: PeerName,
-        port: u16,
-        setup: OverlaySetup,
-    ) -> Result<(), String> {
+    pub(crate) fn new(own: PeerName, port: u16, rng: ChaCha12Rng) -> Connections {
+        Connections {
+            own,
+            port,
+            fastdp: false,
+            warp: None,
+            rng,
+            local_mtu: usize::MAX,
+            connections: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            tick_at: None,
+            slowness: Slowness::default(),
+        }
+    }
+
+    pub(crate) fn enable_fastdp(&mut self) {
+        self.fastdp = true;
+    }
+
+    pub(crate) fn enable_warp(&mut self, config: WarpConfig) {
+        self.warp = Some(config);
+    }
+
+    /// The overlays of this peer, in the order in which they are advertised.
+    pub(crate) fn overlays(&self) -> Vec<String> {
+        let (warp, fastdp) = (self.warp.map(|_| select::WARP), self.fastdp.then_some(select::FASTDP));
+        warp.into_iter().chain(fastdp).chain([select::SLEEVE]).map(str::to_owned).collect()
+    }
+
+    pub(crate) fn has_fastdp(&self) -> bool {
+        self.fastdp
+    }
+
+    pub(crate) fn set_local_mtu(&mut self, mtu: usize) {
+        self.local_mtu = mtu;
+        for (_, fastdp) in self.connections.values_mut().filter_map(|c| c.fastdp.as_mut()) {
+            fastdp.set_mtu(mtu);
+        }
+    }
+
+    pub(crate) fn prepare(&mut self, conn: ConnectionId, setup: OverlaySetup) -> Result<(), String> {
         let label = format!("{}({})", setup.remote, setup.remote_nickname);
         let encrypted = setup.session_key.is_some();
-        let switch = OverlaySwitch::new(&label, &overlays(), setup.overlays.as_deref(), encrypted)
+        let mut switch = OverlaySwitch::new(&label, &self.overlays(), setup.overlays.as_deref(), encrypted)
             .map_err(|e| e.to_string())?;
         let sleeve_index = switch.common().position(|name| name == select::SLEEVE);
         let sleeve_index = sleeve_index.ok_or_else(|| select::NoCommonOverlay.to_string())?;
         let session = Session::new(SessionConfig {
-            own,
+            own: self.own,
             remote: setup.remote,
             conn,
             uid: setup.uid,
             outbound: setup.outbound,
             key: setup.session_key,
         });
-        let mut sleeve = SleeveControl::new(SleeveControlConfig {
+        let mut sleeve = UdpControl::new(UdpControlConfig {
             session,
-            local: SocketAddr::new(setup.local_addr.ip(), port),
+            local: SocketAddr::new(setup.local_addr.ip(), self.port),
             remote: setup.remote_addr,
             outbound: setup.outbound,
         });
         if setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE) {
             sleeve = sleeve.with_fast_heartbeats();
         }
+        if setup.remote_features.contains_key(LIVENESS_FEATURE) {
+            sleeve = sleeve.with_liveness();
+        }
+        let fastdp_index = switch.common().position(|name| name == select::FASTDP);
+        let mut fastdp = None;
+        if let Some(index) = fastdp_index {
+            match self.prepare_fastdp(&setup) {
+                Ok(control) => fastdp = Some((index, control)),
+                Err(error) => {
+                    let text = format!("Unable to use {}: {error}", select::FASTDP);
+                    self.outputs.push_back((conn, ConnectionOutput::Event { peer: label.clone(), text }));
+                    switch.handle_error(index, &error);
+                }
+            }
+        }
+        let warp_index = switch.common().position(|name| name == select::WARP);
+        let warp = warp_index.and_then(|index| Some((index, self.prepare_warp(conn, &setup)?)));
         let (remote, remote_addr) = (setup.remote, setup.remote_addr);
-        let connection =
-            Connection { remote, switch, sleeve, sleeve_index, confirmed: false, remote_addr, label };
+        if fastdp.is_none() {
+            self.kept.remove(&remote);
+        }
+        let connection = Connection {
+            remote,
+            switch,
+            sleeve,
+            sleeve_index,
+            fastdp,
+            warp,
+            confirmed: false,
+            remote_addr,
+            label,
+        };
         self.connections.insert(conn, connection);
         Ok(())
     }
 
+    fn prepare_fastdp(&self, setup: &OverlaySetup) -> Result<FastdpControl, String> {
+        if setup.session_key.is_some() {
+            return Err("it cannot encrypt, and this connection has to be encrypted".to_owned());
+        }
+        let ipv4 = |addr: SocketAddr| match addr.ip() {
+            IpAddr::V4(addr) => Ok(addr),
+            IpAddr::V6(addr) => Err(format!("IP address {addr} is not IPv4")),
+        };
+        // Both ends use the port of the end that accepted the connection (docs/spec/data-plane.md 5.2).
+        let port = if setup.outbound { setup.remote_addr.port() } else { self.port };
+        let path = FastdpPath {
+            local: ipv4(setup.local_addr)?,
+            remote: ipv4(setup.remote_addr)?,
+            port: port.checked_add(1).ok_or("there is no port after 65535")?,
+        };
+        let control = FastdpControl::new(FastdpControlConfig {
+            uid: setup.uid,
+            path,
+            mtu: self.local_mtu.min(MAX_MTU),
+        });
+        let has = |feature| setup.remote_features.contains_key(feature);
+        let control = if has(FAST_HEARTBEAT_FEATURE) { control.with_fast_heartbeats() } else { control };
+        Ok(if has(LIVENESS_FEATURE) { control.with_liveness() } else { control })
+    }
+
+    fn prepare_warp(&mut self, conn: ConnectionId, setup: &OverlaySetup) -> Option<WarpControl> {
+        let WarpConfig { preferred, limits } = self.warp?;
+        let is_taken = |connections: &Connections, index| {
+            connections
+                .connections
+                .values()
+                .any(|c| c.warp.as_ref().is_some_and(|(_, warp)| warp.index() == index))
+        };
+        let mut index = self.rng.random();
+        while is_taken(self, index) {
+            index = self.rng.random();
+        }
+        let session = SessionConfig {
+            own: self.own,
+            remote: setup.remote,
+            conn,
+            uid: setup.uid,
+            outbound: setup.outbound,
+            key: None,
+        };
+        Some(WarpControl::new(WarpControlConfig {
+            session,
+            mesh_key: setup.session_key.map(Zeroizing::new),
+            local: SocketAddr::new(setup.local_addr.ip(), self.port),
+            remote: setup.remote_addr,
+            private_key: Zeroizing::new(self.rng.random()),
+            index,
+            preferred,
+            limits,
+            fast_heartbeats: setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE),
+            liveness: setup.remote_features.contains_key(LIVENESS_FEATURE),
+        }))
+    }
+
     pub(crate) fn confirm(&mut self, conn: ConnectionId, now: Now) {
+        let remote = self.connections.get(&conn).map(|connection| connection.remote);
+        if let Some(kept) = remote.and_then(|remote| self.kept.get_mut(&remote)) {
+            kept.until = Some(now.mono + KEPT_PATH_TIMEOUT);
+        }
         self.with(conn, |connection| {
             connection.confirmed = true;
             connection.sleeve.confirm(now.mono);
+            if let Some((_, fastdp)) = &mut connection.fastdp {
+                fastdp.confirm(now.mono);
+            }
+            if let Some((_, warp)) = &mut connection.warp {
+                warp.confirm(now.mono);
+            }
         });
         self.outputs.push_back((conn, ConnectionOutput::NeighbourChanged));
     }
 
     /// Removes a connection and returns it, if it was prepared.
     pub(crate) fn stop(&mut self, conn: ConnectionId) -> Option<Connection> {
-        self.connections.remove(&conn)
+        let connection = self.connections.remove(&conn)?;
+        if let (Overlay::Fastdp, Some((_, fastdp))) = (connection.overlay(), &connection.fastdp) {
+            let kept = KeptPath { path: fastdp.path(), traffic: fastdp.traffic().clone(), until: None };
+            self.kept.insert(connection.remote, kept);
+        }
+        Some(connection)
+    }
+
+    /// Forgets the paths of peers to which there is no direct route any more.
+    pub(crate) fn review_kept_paths(&mut self, is_direct: impl Fn(PeerName) -> bool) {
+        self.kept.retain(|peer, _| is_direct(*peer));
     }
 
     pub(crate) fn get(&self, conn: ConnectionId) -> Option<&Connection> {
@@ -121,6 +327,7 @@ impl Connections {
     pub(crate) fn handle_control_frame(
         &mut self,
         conn: ConnectionId,
+        overlay: Overlay,
         frame: ControlFrame,
         from: SocketAddr,
         now: Now,
@@ -128,7 +335,13 @@ impl Connections {
         let remote =
             |connections: &Connections| Some(connections.connections.get(&conn)?.sleeve.path().remote);
         let before = remote(self);
-        self.with(conn, |connection| connection.sleeve.handle_control_frame(frame, from, now.mono));
+        let slowness = self.slowness.factor();
+        self.with(conn, |connection| {
+            if let Some(control) = connection.udp_control(overlay) {
+                control.set_slowness(slowness);
+                control.handle_control_frame(frame, from, now.mono);
+            }
+        });
         if let (Some(Some(before)), Some(Some(after))) = (before, remote(self))
             && before != after
         {
@@ -136,8 +349,107 @@ impl Connections {
         }
     }
 
+    /// A control frame of a neighbour arrived in a VXLAN packet.
+    pub(crate) fn handle_kernel_frame(&mut self, peer: PeerName, frame: &KernelFrame, now: Now) {
+        let slowness = self.slowness.factor();
+        for conn in self.of_peer(peer) {
+            self.with(conn, |connection| {
+                if let Some((_, fastdp)) = &mut connection.fastdp {
+                    fastdp.set_slowness(slowness);
+                    fastdp.handle_frame(frame, now.mono);
+                }
+            });
+        }
+    }
+
+    /// The kernel forwards data from or to a neighbour.
+    pub(crate) fn handle_kernel_traffic(&mut self, peer: PeerName, now: Now) {
+        for conn in self.of_peer(peer) {
+            self.with(conn, |connection| {
+                if let Some((_, fastdp)) = &mut connection.fastdp {
+                    fastdp.handle_traffic(now.mono);
+                }
+            });
+            self.arm_tick(conn, now);
+        }
+    }
+
+    /// The kernel cannot send a packet of a connection by fastdp: the interface carries IP packets of at most `mtu` bytes.
+    pub(crate) fn handle_kernel_mtu(&mut self, conn: ConnectionId, mtu: u16) {
+        if let Some((_, fastdp)) = self.connections.get_mut(&conn).and_then(|c| c.fastdp.as_mut()) {
+            fastdp.handle_interface_mtu(mtu);
+        }
+    }
+
+    /// The kernel cannot receive VXLAN packets at a port.
+    pub(crate) fn handle_kernel_port_failed(&mut self, port: u16, error: &str) {
+        let uses = |c: &Connection| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.path().port == port);
+        let affected: Vec<ConnectionId> =
+            self.connections.iter().filter(|(_, c)| uses(c)).map(|(conn, _)| *conn).collect();
+        for conn in affected {
+            self.with(conn, |connection| {
+                if let Some((index, _)) = connection.fastdp.take() {
+                    connection.switch.handle_error(index, error);
+                }
+            });
+        }
+    }
+
+    fn of_peer(&self, peer: PeerName) -> Vec<ConnectionId> {
+        self.connections.iter().filter(|(_, c)| c.remote == peer).map(|(conn, _)| *conn).collect()
+    }
+
+    /// Data moves on a connection, after a time without any.
+    pub(crate) fn handle_traffic(&mut self, conn: ConnectionId, overlay: Overlay, now: Now) {
+        self.with(conn, |connection| {
+            if let Some(control) = connection.udp_control(overlay) {
+                control.handle_traffic(now.mono);
+            }
+        });
+        self.arm_tick(conn, now);
+    }
+
+    /// Tests the path to a neighbour.
+    pub(crate) fn test_path(&mut self, conn: ConnectionId, now: Now) {
+        self.with(conn, |connection| {
+            connection.test_path(now.mono);
+        });
+        self.arm_tick(conn, now);
+    }
+
+    pub(crate) fn watches_kernel_paths(&self) -> bool {
+        self.connections.values().any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched()))
+    }
+
+    fn arm_tick(&mut self, conn: ConnectionId, now: Now) {
+        if self.connections.get(&conn).is_some_and(Connection::is_watched) {
+            self.tick_at.get_or_insert(now.mono + TICK);
+        }
+    }
+
+    fn handle_tick(&mut self, due: Instant, now: Now) {
+        self.slowness.handle_tick(due, now.mono);
+        let slowness = self.slowness;
+        let watched = |(conn, c): (&ConnectionId, &Connection)| c.is_watched().then_some(*conn);
+        let watched: Vec<ConnectionId> = self.connections.iter().filter_map(watched).collect();
+        for conn in watched {
+            self.with(conn, |connection| {
+                connection.handle_tick(&slowness, now.mono);
+            });
+        }
+        let any_watched = self.connections.values().any(Connection::is_watched);
+        self.tick_at = any_watched.then(|| now.mono + TICK);
+    }
+
     pub(crate) fn handle_interface_mtu(&mut self, conn: ConnectionId, mtu: u16, now: Now) {
-        self.with(conn, |connection| connection.sleeve.handle_interface_mtu(mtu, now.mono));
+        // The route is the same for both.
+        self.with(conn, |connection| {
+            for overlay in [Overlay::Sleeve, Overlay::Warp] {
+                if let Some(control) = connection.udp_control(overlay) {
+                    control.handle_interface_mtu(mtu, now.mono);
+                }
+            }
+        });
     }
 
     /// Handles a control message of the peer. An invalid one is logged and ignored (docs/spec/mesh.md 6.3).
@@ -155,7 +467,15 @@ impl Connections {
                 Ok(target) if target == connection.sleeve_index => {
                     connection.sleeve.handle_control(tag, body, now.mono).err().map(|e| e.to_string())
                 }
-                Ok(_) => None,
+                Ok(target) => match (&mut connection.fastdp, &mut connection.warp) {
+                    (Some((index, fastdp)), _) if *index == target => {
+                        fastdp.handle_control(tag, now.mono).err().map(|e| e.to_string())
+                    }
+                    (_, Some((index, warp))) if *index == target => {
+                        warp.handle_control(tag, body, now.mono).err().map(|e| e.to_string())
+                    }
+                    _ => None,
+                },
                 Err(error) => Some(error.to_string()),
             };
         });
@@ -166,19 +486,40 @@ impl Connections {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {
+        if let Some(due) = self.tick_at.filter(|at| *at <= now.mono) {
+            self.handle_tick(due, now);
+        }
+        let timed_out = |kept: &mut KeptPath| kept.until.is_some_and(|until| until <= now.mono);
+        for peer in
+            self.kept.extract_if(.., |_, kept| timed_out(kept)).map(|(peer, _)| peer).collect::<Vec<_>>()
+        {
+            if let Some(conn) = self.of_peer(peer).first() {
+                self.outputs.push_back((*conn, ConnectionOutput::NeighbourChanged));
+            }
+        }
         let due: Vec<ConnectionId> = self
             .connections
             .iter()
-            .filter(|(_, c)| c.sleeve.poll_timeout().is_some_and(|(at, _)| at <= now.mono))
+            .filter(|(_, c)| c.poll_timeout().is_some_and(|(at, _)| at <= now.mono))
             .map(|(conn, _)| *conn)
             .collect();
         for conn in due {
-            self.with(conn, |connection| connection.sleeve.handle_timeout(now.mono));
+            self.with(conn, |connection| {
+                connection.sleeve.handle_timeout(now.mono);
+                if let Some((_, fastdp)) = &mut connection.fastdp {
+                    fastdp.handle_timeout(now.mono);
+                }
+                if let Some((_, warp)) = &mut connection.warp {
+                    warp.handle_timeout(now.mono);
+                }
+            });
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.connections.values().filter_map(|c| c.sleeve.poll_timeout()).min_by_key(|(at, _)| *at)
+        let connections = self.connections.values().filter_map(Connection::poll_timeout);
+        let kept = self.kept.values().filter_map(|kept| Some((kept.until?, "path of the last connection")));
+        connections.chain(kept).chain(self.tick_at.map(|at| (at, "path liveness"))).min_by_key(|(at, _)| *at)
     }
 
     pub(crate) fn poll_output(&mut self) -> Option<(ConnectionId, ConnectionOutput)> {
@@ -191,14 +532,24 @@ impl Connections {
 
     pub(crate) fn reports(&self, now: Now) -> impl Iterator<Item = (ConnectionId, ConnectionReport)> {
         self.connections.iter().map(move |(conn, c)| {
-            let reason = match c.sleeve.problem(now.mono) {
-                Some(problem) => format!("{}: {problem}", select::SLEEVE),
-                None => c.switch.reason(),
+            let overlay = c.overlay();
+            let uses_fastdp = overlay == Overlay::Fastdp;
+            let (name, control) = match c.warp_path_control() {
+                Some(control) if overlay == Overlay::Warp => (select::WARP, control),
+                _ => (select::SLEEVE, &c.sleeve),
+            };
+            let reason = match control.problem(now.mono).filter(|_| !uses_fastdp) {
+                Some(problem) => format!("{name}: {problem}"),
+                None => match c.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.problem()) {
+                    Some(problem) if !uses_fastdp => format!("{}: {problem}", c.switch.reason()),
+                    _ => c.switch.reason(),
+                },
             };
             let report = ConnectionReport {
                 overlay: c.switch.best().map(|(_, name)| name.to_owned()),
                 reason,
-                mtu: c.sleeve.known_mtu(),
+                mtu: if uses_fastdp { Some(self.local_mtu) } else { control.known_mtu() },
+                // The encryption of warp proves nothing about the peer if there is no password.
                 encrypted: c.sleeve.session().is_encrypted(),
             };
             (*conn, report)
@@ -212,7 +563,10 @@ impl Connections {
                 session: connection.sleeve.session().clone(),
                 confirmed: connection.confirmed,
                 path: connection.sleeve.path(),
-                overlay: Overlay::Sleeve,
+                warp: connection
+                    .warp_path_control()
+                    .map(|control| (control.session().clone(), control.path())),
+                overlay: if connection.overlay() == Overlay::Warp { Overlay::Warp } else { Overlay::Sleeve },
             })
         };
         // An unconfirmed connection may be a duplicate: it must not replace the one that works.
@@ -221,35 +575,48 @@ impl Connections {
         ready.iter().chain(waiting.iter().filter(taken)).map(|c| neighbour(c)).collect()
     }
 
+    /// The neighbours that the kernel sends to, and the ports at which VXLAN packets are expected.
+    pub(crate) fn kernel_neighbours(
+        &self,
+        short_id: impl Fn(PeerName) -> Option<ShortId>,
+    ) -> (BTreeMap<PeerName, KernelNeighbour>, BTreeSet<u16>) {
+        let mut ports = BTreeSet::from_iter(self.port.checked_add(1));
+        let mut neighbours = BTreeMap::new();
+        for (name, kept) in &self.kept {
+            ports.insert(kept.path.port);
+            if let Some(short_id) = short_id(*name) {
+                let (path, traffic) = (kept.path, kept.traffic.clone());
+                neighbours.insert(*name, KernelNeighbour { name: *name, short_id, path, traffic });
+            }
+        }
+        for connection in self.connections.values() {
+            let Some((_, fastdp)) = &connection.fastdp else { continue };
+            let path = fastdp.path();
+            ports.insert(path.port);
+            if let Some(short_id) =
+                short_id(connection.remote).filter(|_| connection.overlay() == Overlay::Fastdp)
+            {
+                let traffic = fastdp.traffic().clone();
+                let name = connection.remote;
+                neighbours.insert(name, KernelNeighbour { name, short_id, path, traffic });
+            }
+        }
+        (neighbours, ports)
+    }
+
     /// Passes an input to one connection and collects its outputs.
     fn with(&mut self, conn: ConnectionId, input: impl FnOnce(&mut Connection)) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         input(connection);
-        while let Some(output) = connection.sleeve.poll_output() {
-            let index = connection.sleeve_index;
-            let output = match output {
-                sleeve::Output::Datagram { from, to, df, bytes } => {
-                    ConnectionOutput::Datagram { destination: Destination { conn, from, to, df }, bytes }
-                }
-                sleeve::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
-                sleeve::Output::PathChanged => ConnectionOutput::NeighbourChanged,
-                sleeve::Output::Event(event) => ConnectionOutput::Event {
-                    peer: connection.label.clone(),
-                    text: format!("sleeve: {event}"),
-                },
-                sleeve::Output::Established => {
-                    connection.switch.handle_established(index);
-                    continue;
-                }
-                sleeve::Output::Failed(error) => {
-                    connection.switch.handle_error(index, &error);
-                    continue;
-                }
-            };
-            self.outputs.push_back((conn, output));
+        connection.drain_udp(conn, &mut self.outputs);
+        connection.drain_fastdp(conn, &mut self.outputs);
+        if connection.overlay() == Overlay::Fastdp {
+            self.kept.remove(&connection.remote);
         }
         while let Some(output) = connection.switch.poll_output() {
             let output = match output {
+                select::Output::PathDown => ConnectionOutput::PathDown,
+                select::Output::PathUp => ConnectionOutput::PathUp,
                 select::Output::Established => ConnectionOutput::Established,
                 select::Output::Failed(error) => ConnectionOutput::Failed(error),
                 select::Output::BestChanged { name, .. } => {
@@ -260,6 +627,142 @@ impl Connections {
                 }
             };
             self.outputs.push_back((conn, output));
+        }
+    }
+}
+
+impl Connection {
+    /// The overlay that frames are sent with.
+    fn overlay(&self) -> Overlay {
+        let Some((best, _)) = self.switch.best().filter(|_| self.confirmed) else { return Overlay::Sleeve };
+        if self.fastdp.as_ref().is_some_and(|(index, _)| *index == best) {
+            Overlay::Fastdp
+        } else if self
+            .warp
+            .as_ref()
+            .is_some_and(|(index, warp)| *index == best && warp.path_control().is_some())
+        {
+            Overlay::Warp
+        } else {
+            Overlay::Sleeve
+        }
+    }
+
+    fn warp_path_control(&self) -> Option<&UdpControl> {
+        self.warp.as_ref()?.1.path_control()
+    }
+
+    /// The state machine of an overlay over UDP.
+    fn udp_control(&mut self, overlay: Overlay) -> Option<&mut UdpControl> {
+        match overlay {
+            Overlay::Sleeve => Some(&mut self.sleeve),
+            Overlay::Warp => self.warp.as_mut()?.1.path_control_mut(),
+            _ => None,
+        }
+    }
+
+    fn test_path(&mut self, now: Instant) {
+        if let Some((_, fastdp)) = &mut self.fastdp {
+            fastdp.test_path(now);
+        }
+        for overlay in [Overlay::Warp, Overlay::Sleeve] {
+            if let Some(control) = self.udp_control(overlay) {
+                control.test_path(now);
+            }
+        }
+    }
+
+    /// Looks at the paths in the order of preference, so that those that may replace a silent one are tested with it.
+    fn handle_tick(&mut self, slowness: &Slowness, now: Instant) {
+        let mut is_silent = false;
+        if let Some((_, fastdp)) = &mut self.fastdp {
+            fastdp.handle_tick(slowness, now);
+            is_silent |= fastdp.is_silent();
+        }
+        for overlay in [Overlay::Warp, Overlay::Sleeve] {
+            if let Some(control) = self.udp_control(overlay) {
+                if is_silent {
+                    control.test_path(now);
+                }
+                control.handle_tick(slowness, now);
+                is_silent |= control.is_silent();
+            }
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.sleeve.is_watched()
+            || self.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched())
+            || self.warp_path_control().is_some_and(UdpControl::is_watched)
+    }
+
+    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let fastdp = self.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.poll_timeout());
+        let warp = self.warp.as_ref().and_then(|(_, warp)| warp.poll_timeout());
+        [self.sleeve.poll_timeout(), fastdp, warp].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Collects the outputs of sleeve and warp.
+    fn drain_udp(&mut self, conn: ConnectionId, outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>) {
+        while let Some(output) = self.sleeve.poll_output() {
+            self.handle_udp_output(conn, self.sleeve_index, select::SLEEVE, output, outputs);
+        }
+        while let Some((index, warp)) = &mut self.warp
+            && let Some(output) = warp.poll_output()
+        {
+            let index = *index;
+            self.handle_udp_output(conn, index, select::WARP, output, outputs);
+        }
+    }
+
+    fn handle_udp_output(
+        &mut self,
+        conn: ConnectionId,
+        index: usize,
+        name: &str,
+        output: udp::Output,
+        outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>,
+    ) {
+        let output = match output {
+            udp::Output::Datagram { from, to, df, bytes } => {
+                ConnectionOutput::Datagram { destination: Destination { conn, from, to, df }, bytes }
+            }
+            udp::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
+            udp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
+            udp::Output::Event(event) => {
+                ConnectionOutput::Event { peer: self.label.clone(), text: format!("{name}: {event}") }
+            }
+            udp::Output::PathDown => return self.switch.handle_health(index, false),
+            udp::Output::PathUp => return self.switch.handle_health(index, true),
+            udp::Output::Established => return self.switch.handle_established(index),
+            udp::Output::Failed(error) => return self.switch.handle_error(index, &error),
+        };
+        outputs.push_back((conn, output));
+    }
+
+    fn drain_fastdp(&mut self, conn: ConnectionId, outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>) {
+        let Some((index, fastdp)) = &mut self.fastdp else { return };
+        while let Some(output) = fastdp.poll_output() {
+            let output = match output {
+                fastdp::Output::Frame(bytes) => ConnectionOutput::KernelFrame { path: fastdp.path(), bytes },
+                fastdp::Output::Control { tag } => {
+                    ConnectionOutput::Control { index: *index, tag, body: Vec::new() }
+                }
+                fastdp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
+                fastdp::Output::Event(event) => ConnectionOutput::Event {
+                    peer: self.label.clone(),
+                    text: format!("{}: {event}", select::FASTDP),
+                },
+                fastdp::Output::Established => {
+                    self.switch.handle_established(*index);
+                    continue;
+                }
+                fastdp::Output::Health(healthy) => {
+                    self.switch.handle_health(*index, healthy);
+                    continue;
+                }
+            };
+            outputs.push_back((conn, output));
         }
     }
 }

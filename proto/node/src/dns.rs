@@ -37,6 +37,7 @@ impl Dns {
             RegistryOutput::Broadcast(payload) => {
                 mesh.broadcast(CHANNEL, &payload, &mut DnsChannels { dns: self }, now);
             }
+            RegistryOutput::Compare => mesh.sync_channel(CHANNEL, &mut DnsChannels { dns: self }, now),
             RegistryOutput::NamesChanged => outputs.push_back(Output::NamesChanged),
             RegistryOutput::Event(event) => outputs.push_back(Output::Event(Event::Dns(event))),
         }
@@ -73,6 +74,10 @@ impl Channels for DnsChannels<'_> {
     fn on_gossip(&mut self, _: &str, payload: &[u8], now: Now) -> Result<Option<Vec<u8>>, String> {
         let Some(registry) = &mut self.dns.registry else { return Ok(None) };
         registry.handle_gossip(payload, now).map_err(|e| e.to_string())
+    }
+
+    fn digest(&mut self, _: &str) -> Option<u64> {
+        self.dns.registry.as_ref().map(Registry::digest)
     }
 
     fn state(&mut self, _: &str, now: Now) -> Option<Vec<u8>> {

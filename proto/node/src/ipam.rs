@@ -89,8 +89,10 @@ impl Ipam {
             }
         }
         if std::mem::take(&mut self.peers_stale) {
+            // A peer that was stopped cannot answer, and may be removed.
+            let peers = mesh.peers().filter(|(name, _)| !mesh.has_stopped(*name));
             let reachable: BTreeMap<_, _> =
-                mesh.peers().map(|(name, peer)| (name, peer.nickname.to_string())).collect();
+                peers.map(|(name, peer)| (name, peer.nickname.to_string())).collect();
             if reachable != self.reachable {
                 allocator.handle_topology_change(&reachable, now);
                 self.reachable = reachable;

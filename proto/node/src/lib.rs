@@ -6,7 +6,7 @@
 //! with a virtual network.
 //!
 //! ```text
-//!   bytes, dials, time ──▶ mesh ──▶ overlay prepare/confirm/control ──▶ OverlaySwitch + SleeveControl per connection
+//!   bytes, dials, time ──▶ mesh ──▶ overlay prepare/confirm/control ──▶ OverlaySwitch + UdpControl per connection
 //!                           ▲ ▲                                           │ established, failed, control
 //!                           └▶ NodeChannels ⇄ Allocator (channel IPallocation; requests by [`Node::with_allocator`])
 //!                           │            └──⇄ Registry (channel nameserver; changes by [`Node::with_registry`])
@@ -30,6 +30,7 @@ mod node;
 mod output;
 mod status;
 
+pub use connections::WarpConfig;
 pub use event::Event;
 pub use ipam::IpamConfig;
 pub use node::{Config, Node};

@@ -7,15 +7,18 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_dns::{Registry, RegistryConfig};
 use weave_ipam::Allocator;
-use weave_mesh::{Mesh, ResolveId};
+use weave_mesh::{Departure, Mesh, ResolveId, StreamEnd};
 use weave_overlay::ForwarderEvent;
+use weave_overlay::fastdp::{KernelEvent, KernelTables, vni};
 use weave_overlay::forward::Tables;
-use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable};
+use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable, SwitchEvent};
 use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
 
 use crate::blocked_paths::BlockedPaths;
 use crate::channels::NodeChannels;
-use crate::connections::{Connection, ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, overlays};
+use crate::connections::{
+    Connection, ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, LIVENESS_FEATURE, WarpConfig,
+};
 use crate::dns::{Dns, DnsChannels};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
@@ -51,8 +54,6 @@ impl Config {
 /// One whole peer; the crate documentation gives an overview.
 pub struct Node {
     mesh: Mesh,
-    /// The port of the TCP listener and of datagrams.
-    port: u16,
     macs: MacTable,
     connections: Connections,
     blocked_paths: BlockedPaths,
@@ -81,8 +82,13 @@ impl Node {
     /// Creates a peer that knows no other peer. All randomness, keys included, comes from `rng`, which must be seeded with
     /// entropy of the operating system.
     pub fn new(mut config: Config, mut rng: ChaCha12Rng, now: Now) -> Node {
-        config.mesh.overlays = overlays();
-        config.mesh.features.insert(FAST_HEARTBEAT_FEATURE.to_owned(), "1".to_owned());
+        let mut rng_of_connections = rng.clone();
+        rng_of_connections.set_stream(1);
+        let connections = Connections::new(config.mesh.name, config.mesh.port, rng_of_connections);
+        config.mesh.overlays = connections.overlays();
+        for feature in [FAST_HEARTBEAT_FEATURE, LIVENESS_FEATURE] {
+            config.mesh.features.insert(feature.to_owned(), "1".to_owned());
+        }
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
         let policy = config.ipam.as_ref().map(|ipam| ipam.config.policy).unwrap_or_default();
@@ -91,10 +97,9 @@ impl Node {
             .map(|ipam| Allocator::new(ipam.config, ChaCha12Rng::from_seed(rng.random()), ipam.loaded, now));
         let ipam = Ipam::new(allocator, policy);
         let mut node = Node {
-            port: config.mesh.port,
+            connections,
             mesh: Mesh::new(config.mesh, rng, now),
             macs: MacTable::new(macs),
-            connections: Connections::default(),
             blocked_paths: BlockedPaths::default(),
             ipam,
             dns: Dns::new(config.dns.map(Registry::new)),
@@ -113,6 +118,19 @@ impl Node {
         };
         node.process_outputs(now);
         node
+    }
+
+    /// The kernel can forward frames: new connections use fastdp if the other peer has it, too.
+    pub fn enable_fastdp(&mut self) {
+        self.connections.enable_fastdp();
+        self.mesh.set_overlays(self.connections.overlays());
+        self.stale = true;
+    }
+
+    /// New connections use warp if the other peer has it, too.
+    pub fn enable_warp(&mut self, config: WarpConfig) {
+        self.connections.enable_warp(config);
+        self.mesh.set_overlays(self.connections.overlays());
     }
 
     /// Name of this peer.
@@ -187,8 +205,8 @@ impl Node {
     }
 
     /// The peer or the kernel has closed a TCP connection. The status shows the error.
-    pub fn handle_closed(&mut self, conn: ConnectionId, error: String, now: Now) {
-        self.mesh.handle_closed(conn, error, now);
+    pub fn handle_closed(&mut self, conn: ConnectionId, end: StreamEnd, now: Now) {
+        self.mesh.handle_closed(conn, end, now);
         self.process_outputs(now);
     }
 
@@ -196,9 +214,10 @@ impl Node {
     pub fn handle_forwarder_event(&mut self, event: ForwarderEvent, now: Now) {
         match event {
             ForwarderEvent::Switch(event) => self.handle_switch_event(event, now),
-            ForwarderEvent::Control { conn, frame, from } => {
-                self.connections.handle_control_frame(conn, frame, from, now)
+            ForwarderEvent::Control { conn, overlay, frame, from } => {
+                self.connections.handle_control_frame(conn, overlay, frame, from, now)
             }
+            ForwarderEvent::Traffic { conn, overlay } => self.connections.handle_traffic(conn, overlay, now),
             ForwarderEvent::InterfaceMtu { conn, mtu } => {
                 self.connections.handle_interface_mtu(conn, mtu, now)
             }
@@ -206,10 +225,61 @@ impl Node {
         self.process_outputs(now);
     }
 
+    /// Handles an event of the kernel's programs.
+    pub fn handle_kernel_event(&mut self, event: KernelEvent, now: Now) {
+        match event {
+            KernelEvent::Switch { event, last_seen } => {
+                let (SwitchEvent::LocalMac(mac)
+                | SwitchEvent::RemoteMac { mac, .. }
+                | SwitchEvent::LocalConflict { mac, .. }
+                | SwitchEvent::OwnPacket { mac, .. }) = event;
+                if let Some(last_seen) = last_seen {
+                    self.macs.refresh(mac, last_seen, 0);
+                }
+                self.handle_switch_event(event, now);
+            }
+            KernelEvent::Frame(frame) if Some(frame.dst) == self.mesh.short_id(self.mesh.name()) => {
+                if let Some(peer) = self.mesh.short_id_owner(frame.src) {
+                    self.connections.handle_kernel_frame(peer, &frame, now);
+                }
+            }
+            KernelEvent::Frame(_) => {}
+            KernelEvent::Traffic { neighbour } => {
+                if let Some(peer) = self.mesh.short_id_owner(neighbour) {
+                    self.connections.handle_kernel_traffic(peer, now);
+                }
+            }
+        }
+        self.process_outputs(now);
+    }
+
+    /// Whether [`KernelNeighbour::traffic`](weave_overlay::fastdp::KernelNeighbour::traffic) is read at the next timeout.
+    pub fn watches_kernel_paths(&self) -> bool {
+        self.connections.watches_kernel_paths()
+    }
+
+    /// What the kernel has counted for a MAC: when its latest frame arrived, and frames that were refused. To be called for all MACs
+    /// from time to time, so that they do not expire.
+    pub fn handle_kernel_activity(&mut self, mac: MacAddr, last_seen: Instant, refused: u64) {
+        self.macs.refresh(mac, last_seen, refused);
+    }
+
+    /// The kernel cannot send [`Output::KernelFrame`]: the interface carries IP packets of at most `mtu` bytes.
+    pub fn handle_kernel_mtu(&mut self, conn: ConnectionId, mtu: u16) {
+        self.connections.handle_kernel_mtu(conn, mtu);
+    }
+
+    /// The kernel cannot receive VXLAN packets at a port of [`KernelTables::ports`](weave_overlay::fastdp::KernelTables::ports).
+    pub fn handle_kernel_port_failed(&mut self, port: u16, error: &str, now: Now) {
+        self.connections.handle_kernel_port_failed(port, error);
+        self.process_outputs(now);
+    }
+
     /// Sets the MTU of the local bridge, which is unlimited initially.
     pub fn set_local_mtu(&mut self, mtu: usize, now: Now) {
         self.stale |= self.local_mtu != mtu;
         self.local_mtu = mtu;
+        self.connections.set_local_mtu(mtu);
         self.process_outputs(now);
     }
 
@@ -286,8 +356,8 @@ impl Node {
     }
 
     /// Closes every connection. The driver drains the outputs and drops the node.
-    pub fn shutdown(&mut self, now: Now) {
-        self.mesh.shutdown(now);
+    pub fn shutdown(&mut self, departure: Departure, now: Now) {
+        self.mesh.shutdown(departure, now);
         self.process_outputs(now);
     }
 
@@ -321,10 +391,18 @@ impl Node {
             macs: self.macs.snapshot(),
             routes: Arc::new(MeshRoutes(self.mesh.routes())),
         };
+        let kernel = self.kernel_tables(&forwarding);
         let tables = Tables::new(self.generation, forwarding, self.connections.neighbours());
-        let tables = Arc::new(tables.with_local_mtu(self.local_mtu));
+        let tables = Arc::new(tables.with_local_mtu(self.local_mtu).with_kernel(kernel));
         self.tables = Some(tables.clone());
         tables
+    }
+
+    fn kernel_tables(&self, forwarding: &ForwardingTable) -> Option<Arc<KernelTables>> {
+        let own_id = self.mesh.short_id(self.mesh.name()).filter(|_| self.connections.has_fastdp())?;
+        let (neighbours, ports) = self.connections.kernel_neighbours(|peer| self.mesh.short_id(peer));
+        let ids = self.mesh.peers().filter_map(|(name, _)| Some((name, self.mesh.short_id(name)?)));
+        Some(Arc::new(KernelTables::new(own_id, forwarding, ids, neighbours, ports)))
     }
 
     /// Content of the status pages.
@@ -367,20 +445,18 @@ impl Node {
         self.mesh.topology_digest()
     }
 
-    fn handle_switch_event(&mut self, event: weave_switch::SwitchEvent, now: Now) {
+    fn handle_switch_event(&mut self, event: SwitchEvent, now: Now) {
         match event {
-            weave_switch::SwitchEvent::LocalMac(mac) => {
+            SwitchEvent::LocalMac(mac) => {
                 let learned = self.macs.learn_local(mac, now.mono);
                 self.handle_learned(mac, self.mesh.name(), learned, now);
             }
-            weave_switch::SwitchEvent::RemoteMac { mac, peer } => {
+            SwitchEvent::RemoteMac { mac, peer } => {
                 let learned = self.macs.learn_remote(mac, peer, now.mono);
                 self.handle_learned(mac, peer, learned, now);
             }
-            weave_switch::SwitchEvent::LocalConflict { mac, peer, .. } => {
-                self.report_conflict(mac, peer, now)
-            }
-            weave_switch::SwitchEvent::OwnPacket { mac, peer, dst } => {
+            SwitchEvent::LocalConflict { mac, peer, .. } => self.report_conflict(mac, peer, now),
+            SwitchEvent::OwnPacket { mac, peer, dst } => {
                 self.outputs.push_back(Output::Event(Event::OwnPacket { peer, mac, dst }));
             }
         }
@@ -486,7 +562,7 @@ impl Node {
             Mesh::Event(event) if self.blocked_paths.repeats(&event) => Output::Event(Event::Repeated(event)),
             Mesh::Event(event) => Output::Event(Event::Mesh(event)),
             Mesh::OverlayPrepare { conn, setup } => {
-                match self.connections.prepare(conn, self.mesh.name(), self.port, *setup) {
+                match self.connections.prepare(conn, *setup) {
                     // The peer may have confirmed already: the data threads need the session for its first heartbeat.
                     Ok(()) => self.stale = true,
                     Err(error) => self.mesh.handle_overlay_failed(conn, error, now),
@@ -501,10 +577,13 @@ impl Node {
                 }
                 return;
             }
+            Mesh::TestPath { conn } => return self.connections.test_path(conn, now),
             Mesh::OverlayControl { conn, control } => {
                 return self.connections.handle_control(conn, control.index, control.tag, &control.body, now);
             }
             Mesh::RoutesChanged => {
+                let routes = self.mesh.routes();
+                self.connections.review_kept_paths(|peer| routes.unicast_or_direct(peer) == Some(peer));
                 self.stale = true;
                 self.set_peers_stale();
                 return;
@@ -525,7 +604,10 @@ impl Node {
                 self.set_peers_stale();
                 return;
             }
-            Mesh::ShortIdsInvalidated => return,
+            Mesh::ShortIdsInvalidated => {
+                self.stale |= self.connections.has_fastdp();
+                return;
+            }
         };
         self.outputs.push_back(passed_on);
     }
@@ -539,6 +621,14 @@ impl Node {
         match output {
             ConnectionOutput::Datagram { destination, bytes } => {
                 self.outputs.push_back(Output::Datagram { destination, bytes })
+            }
+            ConnectionOutput::KernelFrame { path, bytes } => {
+                let own = self.mesh.short_id(self.mesh.name());
+                let remote = self.connections.get(conn).and_then(|c| self.mesh.short_id(c.remote));
+                if let (Some(own), Some(remote)) = (own, remote) {
+                    let vni = vni(own, remote);
+                    self.outputs.push_back(Output::KernelFrame { conn, path, vni, bytes });
+                }
             }
             ConnectionOutput::Control { index, tag, body } => {
                 // Cannot overflow: the common list has at most 256 entries.
@@ -554,6 +644,8 @@ impl Node {
                 }
                 self.mesh.handle_overlay_established(conn, now);
             }
+            ConnectionOutput::PathDown => self.mesh.handle_path_down(conn, now),
+            ConnectionOutput::PathUp => self.mesh.handle_path_up(conn, now),
             ConnectionOutput::Failed(error) => self.mesh.handle_overlay_failed(conn, error, now),
             ConnectionOutput::NeighbourChanged => self.stale = true,
             ConnectionOutput::NeighbourMoved => self.mesh.probe(conn, now),

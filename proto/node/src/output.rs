@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 
 use weave_mesh::{Persist, ResolveId};
 use weave_overlay::Destination;
+use weave_overlay::fastdp::FastdpPath;
 use weave_types::ConnectionId;
 
 use crate::event::Event;
@@ -57,6 +58,17 @@ pub enum Output {
         /// The connection that it belongs to, and the addresses.
         destination: Destination,
         /// UDP payload.
+        bytes: Vec<u8>,
+    },
+    /// Send this frame in a VXLAN packet; report with `handle_kernel_mtu` if it exceeds the MTU of the interface.
+    KernelFrame {
+        /// The connection that it belongs to.
+        conn: ConnectionId,
+        /// Outer addresses.
+        path: FastdpPath,
+        /// Source and destination peer.
+        vni: u32,
+        /// The frame.
         bytes: Vec<u8>,
     },
     /// The tables have changed: publish [`Node::tables`](crate::Node::tables) to the data threads.

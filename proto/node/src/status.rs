@@ -23,10 +23,10 @@ pub struct Status {
 pub struct ConnectionReport {
     /// The overlay in use, if any.
     pub overlay: Option<String>,
-    /// The overlay in use, and what does not work: the path ([`SleeveControl::problem`]), or preferred overlays
+    /// The overlay in use, and what does not work: the path ([`UdpControl::problem`]), or preferred overlays
     /// ([`OverlaySwitch::reason`]).
     ///
-    /// [`SleeveControl::problem`]: weave_overlay::sleeve::SleeveControl::problem
+    /// [`UdpControl::problem`]: weave_overlay::udp::UdpControl::problem
     /// [`OverlaySwitch::reason`]: weave_overlay::select::OverlaySwitch::reason
     pub reason: String,
     /// The longest inner IP packet that is sent unfragmented; `None` before it is known.

@@ -36,7 +36,7 @@ pub struct Slot(pub u32);
 ///   destination can reclaim unused room at `commit` and store datagrams end to end: runs of equal size then leave as one
 ///   `UDP_SEGMENT` send without a copy;
 /// * datagrams cut from one super-frame are committed one after the other, equal in size except for the last;
-/// * `room` is between 1 and [`MAX_DATAGRAM`](crate::sleeve::MAX_DATAGRAM);
+/// * `room` is between 1 and [`MAX_DATAGRAM`](crate::udp::MAX_DATAGRAM);
 /// * no slot is open when [`Forwarder::flush`](crate::forward::Forwarder::flush) returns.
 ///
 /// An implementation may send committed datagrams at any time (when a buffer is full, after `flush`), in order within a

@@ -13,6 +13,18 @@ pub const FASTDP: &str = "fastdp";
 /// Batches of frames, always encrypted.
 pub const WARP: &str = "warp";
 
+/// How frames are sent to a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overlay {
+    /// By user space, with the UDP encapsulation of 2.8.1.
+    Sleeve,
+    /// By the kernel, in VXLAN packets.
+    Fastdp,
+    /// By user space, in datagrams of warp.
+    Warp,
+}
+
 /// Control messages have one byte for the index.
 const MAX_COMMON: usize = 256;
 
@@ -86,7 +98,11 @@ pub enum Output {
         /// Name of the overlay.
         name: String,
     },
-    /// No overlay works: the connection must end, for this reason. This is the last output.
+    /// The path of no overlay works. The connection goes on: data should take another route until [`Output::PathUp`].
+    PathDown,
+    /// The path of an overlay works again.
+    PathUp,
+    /// No overlay is left: the connection must end, for this reason. This is the last output.
     Failed(String),
 }
 
@@ -102,6 +118,8 @@ pub struct OverlaySwitch {
     missing: Vec<(String, bool)>,
     best: Option<usize>,
     established: bool,
+    /// Whether [`Output::PathDown`] is the latest word.
+    path_down: bool,
     failed: bool,
     outputs: VecDeque<Output>,
 }
@@ -155,6 +173,7 @@ impl OverlaySwitch {
             missing,
             best: None,
             established: false,
+            path_down: false,
             failed: false,
             outputs: VecDeque::new(),
         };
@@ -251,36 +270,50 @@ impl OverlaySwitch {
     }
 
     fn choose(&self) -> Option<usize> {
-        let usable = |overlay: &OverlayState| overlay.error.is_none() && !overlay.on_hold;
-        (0..self.overlays.len()).filter(|index| usable(&self.overlays[*index])).min_by_key(|index| {
+        let candidates = (0..self.overlays.len()).filter(|index| self.overlays[*index].error.is_none());
+        candidates.min_by_key(|index| {
             let overlay = &self.overlays[*index];
-            (!overlay.established, preference(&overlay.name, self.encrypted), *index)
+            (!overlay.works(), !overlay.established, preference(&overlay.name, self.encrypted), *index)
         })
+    }
+
+    /// Whether an overlay may still come to work. If sleeve has failed, those that are on hold do not count, as in 2.8.1.
+    fn has_hope(&self) -> bool {
+        self.overlays
+            .iter()
+            .any(|overlay| overlay.error.is_none() && (!overlay.on_hold || overlay.name == SLEEVE))
+            || !self.overlays.iter().any(|overlay| overlay.name == SLEEVE && overlay.error.is_some())
     }
 
     fn update(&mut self) {
         if self.failed {
             return;
         }
-        let best = self.choose();
-        if best == self.best {
+        let best = self.choose().filter(|_| self.has_hope());
+        let Some(index) = best else {
+            self.failed = true;
+            self.best = None;
+            let failed =
+                |overlay: &OverlayState| Some(format!("{}: {}", overlay.name, overlay.error.as_ref()?));
+            let errors: Vec<String> = self.overlays.iter().filter_map(failed).collect();
+            let text = format!("no working forwarders to {} ({})", self.peer, errors.join("; "));
+            self.outputs.push_back(Output::Failed(text));
             return;
+        };
+        if self.best.replace(index) != Some(index) {
+            let name = self.overlays[index].name.clone();
+            self.outputs.push_back(Output::BestChanged { index, name });
         }
-        self.best = best;
-        match best {
-            Some(index) => {
-                let name = self.overlays[index].name.clone();
-                self.outputs.push_back(Output::BestChanged { index, name });
-            }
-            None => {
-                self.failed = true;
-                let failed =
-                    |overlay: &OverlayState| Some(format!("{}: {}", overlay.name, overlay.error.as_ref()?));
-                let errors: Vec<String> = self.overlays.iter().filter_map(failed).collect();
-                let text = format!("no working forwarders to {} ({})", self.peer, errors.join("; "));
-                self.outputs.push_back(Output::Failed(text));
-            }
+        let down = self.established && !self.overlays[index].works();
+        if std::mem::replace(&mut self.path_down, down) != down {
+            self.outputs.push_back(if down { Output::PathDown } else { Output::PathUp });
         }
+    }
+}
+
+impl OverlayState {
+    fn works(&self) -> bool {
+        self.established && !self.on_hold && self.error.is_none()
     }
 }
 
@@ -301,6 +334,8 @@ mod tests {
             .map(|output| match output {
                 Output::Established => "established".to_owned(),
                 Output::BestChanged { index, name } => format!("{index} {name}"),
+                Output::PathDown => "down".to_owned(),
+                Output::PathUp => "up".to_owned(),
                 Output::Failed(error) => error,
             })
             .collect()
@@ -339,6 +374,32 @@ mod tests {
         );
         s.handle_health(0, true);
         assert_eq!(outputs(&mut s), [""; 0], "no output after the failure");
+    }
+
+    #[test]
+    fn path_is_down_while_no_overlay_works() {
+        let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
+        s.handle_health(1, false);
+        s.handle_health(1, true);
+        assert_eq!(outputs(&mut s), [""; 0], "nothing is established");
+        s.handle_established(0);
+        s.handle_established(1);
+        assert_eq!(outputs(&mut s), ["established"]);
+        s.handle_health(0, false);
+        assert_eq!(outputs(&mut s), ["1 sleeve"]);
+        s.handle_health(1, false);
+        assert_eq!(outputs(&mut s), ["0 fastdp", "down"]);
+        s.handle_health(1, true);
+        assert_eq!(outputs(&mut s), ["1 sleeve", "up"]);
+        // An overlay that was never established does not help.
+        let mut s = switch("fastdp sleeve", "fastdp sleeve", false);
+        s.handle_established(1);
+        assert_eq!(outputs(&mut s), ["established", "1 sleeve"]);
+        s.handle_health(1, false);
+        assert_eq!(outputs(&mut s), ["down"]);
+        assert_eq!(s.best(), Some((1, "sleeve")));
+        s.handle_health(1, true);
+        assert_eq!(outputs(&mut s), ["up"]);
     }
 
     #[test]

@@ -237,6 +237,15 @@ impl MacTable {
         self.learn(mac, peer, now)
     }
 
+    /// The kernel forwards frames by itself and has counted: the latest frame from `mac` where the table has it, and frames that were
+    /// refused.
+    pub fn refresh(&mut self, mac: MacAddr, last_seen: Instant, refused: u64) {
+        if let Some(Listed { entry, .. }) = self.entries.get(&mac) {
+            entry.activity.touch(last_seen);
+            entry.activity.0.refused.fetch_max(refused, Ordering::Relaxed);
+        }
+    }
+
     fn learn(&mut self, mac: MacAddr, peer: PeerName, now: Instant) -> Learned {
         if !is_learnable(mac) {
             return Learned::Ignored;
@@ -445,6 +454,35 @@ impl MacMap {
     pub(crate) fn passes_despite_conflict(&self, mac: MacAddr, now: Instant) -> bool {
         let entry = self.entries.get(&key(mac));
         entry.is_none_or(|entry| entry.activity.passes_despite_conflict(self.conflict_interval, now))
+    }
+
+    /// All entries, sorted by address, for a copy of the map elsewhere.
+    pub fn entries(&self) -> Vec<MacEntry> {
+        #[expect(clippy::disallowed_methods, reason = "the entries are sorted")]
+        let all = self.entries.iter();
+        let mut entries: Vec<MacEntry> = all
+            .map(|(key, entry)| {
+                let [_, _, mac @ ..] = key.to_be_bytes();
+                MacEntry {
+                    mac: MacAddr(mac),
+                    peer: entry.peer,
+                    last_seen: entry.activity.at(),
+                    refused: entry.activity.refused(),
+                }
+            })
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.mac);
+        entries
+    }
+
+    /// [`MacConfig::hold_down`].
+    pub fn hold_down(&self) -> Duration {
+        self.hold_down
+    }
+
+    /// [`MacConfig::conflict_interval`].
+    pub fn conflict_interval(&self) -> Duration {
+        self.conflict_interval
     }
 
     /// Number of addresses.

@@ -24,6 +24,13 @@ impl Instant {
     pub fn saturating_since(self, earlier: Instant) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// The latest multiple of `grid` since the origin that is not later. Timers on a grid expire together.
+    pub fn floor(self, grid: Duration) -> Instant {
+        let beyond = self.0.as_nanos().checked_rem(grid.as_nanos()).unwrap_or_default();
+        // Shorter than a grid, which is a `Duration` itself.
+        Instant(self.0 - Duration::from_nanos(u64::try_from(beyond).unwrap_or_default()))
+    }
 }
 
 impl Add<Duration> for Instant {
@@ -66,5 +73,18 @@ impl Now {
         } else {
             self.wall.saturating_sub(self.mono - at)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_on_a_grid() {
+        let at = |ms| Instant::ORIGIN + Duration::from_millis(ms);
+        let grid = Duration::from_millis(500);
+        assert_eq!([0, 499, 500, 1234].map(|ms| at(ms).floor(grid)), [at(0), at(0), at(500), at(1000)]);
+        assert_eq!(at(1234).floor(Duration::ZERO), at(1234));
     }
 }

@@ -27,6 +27,9 @@ pub struct InitArgs {
     /// Folder with the disk of the host (`lib`, `log`, `etc`, `opt`); a router has none.
     #[arg(long)]
     disk: Option<PathBuf>,
+    /// The tree that the host has as its root, instead of this machine's.
+    #[arg(long)]
+    root: Option<PathBuf>,
     /// Folder that stays visible, read-only, where the disk of the host would hide it.
     #[arg(long)]
     program_folder: Vec<PathBuf>,
@@ -41,7 +44,7 @@ pub struct InitArgs {
 /// `lab init`: makes the namespaces, starts the init in them and prints its pid.
 pub fn outer(args: &InitArgs) -> Result<()> {
     if let Some(disk) = &args.disk {
-        prepare_disk(disk, &args.name)?;
+        prepare_disk(disk, args.root.as_deref(), &args.name)?;
     }
     unshare(
         CloneFlags::CLONE_NEWNET
@@ -67,15 +70,16 @@ pub fn outer(args: &InitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Fills a new disk: `/etc` is a copy of the machine's, the rest is empty. A disk that exists already stays as it is.
-fn prepare_disk(disk: &Path, name: &str) -> Result<()> {
+/// Fills a new disk: `/etc` is a copy of that of its root, the rest is empty. A disk that exists already stays as it is.
+fn prepare_disk(disk: &Path, root: Option<&Path>, name: &str) -> Result<()> {
     if disk.exists() {
         return Ok(());
     }
-    for part in ["lib", "log", "opt", "etc"] {
+    for part in ["lib", "log", "opt", "etc", "changes", "work"] {
         fs::create_dir_all(disk.join(part))?;
     }
-    copy_tree(Path::new("/etc"), &disk.join("etc")).context("cannot copy /etc")?;
+    let etc = root.unwrap_or(Path::new("/")).join("etc");
+    copy_tree(&etc, &disk.join("etc")).with_context(|| format!("cannot copy {}", etc.display()))?;
     fs::write(disk.join("etc/hostname"), format!("{name}\n"))?;
     // Without a name server, names that are not in /etc/hosts fail immediately.
     let _ = fs::remove_file(disk.join("etc/resolv.conf"));
@@ -121,6 +125,9 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     // Opened before the mounts below may hide them.
     let programs = args.program_folder.iter().map(|folder| Ok((folder, open_folder(folder)?)));
     let programs = programs.collect::<Result<Vec<_>>>()?;
+    if let (Some(root), Some(disk)) = (&args.root, &args.disk) {
+        change_root(root, disk)?;
+    }
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).context("cannot mount /proc")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
         .context("cannot mount /run")?;
@@ -164,6 +171,28 @@ pub fn inner(args: &InitArgs) -> Result<()> {
         while signals.read_signal()?.is_some() {}
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
     }
+}
+
+/// Makes `root` the root, with the devices, `/sys` and `/tmp` of this machine. What is changed in it is on the disk of the host. Docker does
+/// not work with `chroot`.
+fn change_root(root: &Path, disk: &Path) -> Result<()> {
+    let place = disk.join("root");
+    fs::create_dir_all(&place)?;
+    let part = |name: &str| disk.join(name).to_string_lossy().into_owned();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", root.display(), part("changes"), part("work"));
+    mount(Some("overlay"), &place, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .with_context(|| format!("cannot mount {} as root", root.display()))?;
+    for folder in ["dev", "sys", "tmp", "proc"] {
+        let (from, to) = (Path::new("/").join(folder), place.join(folder));
+        mount(Some(&from), &to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
+            .with_context(|| format!("cannot bind {} to {}", from.display(), to.display()))?;
+    }
+    std::env::set_current_dir(&place)?;
+    // The old root is mounted over the new one, and unmounted (pivot_root(2)).
+    nix::unistd::pivot_root(".", ".").context("cannot change the root")?;
+    nix::mount::umount2(".", nix::mount::MntFlags::MNT_DETACH).context("cannot unmount the old root")?;
+    Ok(std::env::set_current_dir("/")?)
 }
 
 /// Opens a folder only to mount it again.

@@ -1,7 +1,7 @@
 //! A lab: hosts on a wire, and the failures that a network can have.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -26,12 +26,19 @@ const MAX_HOSTS: usize = 250;
 #[derive(Clone, Debug, Default)]
 pub struct Topology {
     hosts: Vec<(String, bool)>,
+    /// The tree that hosts have as their root; `None`: that of this machine.
+    root: Option<PathBuf>,
 }
 
 impl Topology {
     /// `h1` to `hN`.
     pub fn hosts(n: usize) -> Topology {
-        Topology { hosts: (1..=n).map(|i| (format!("h{i}"), false)).collect() }
+        Topology { hosts: (1..=n).map(|i| (format!("h{i}"), false)).collect(), root: None }
+    }
+
+    /// Gives the hosts another root: a tree of a distribution, which stays as it is.
+    pub fn with_root(self, root: &Path) -> Topology {
+        Topology { root: Some(root.to_owned()), ..self }
     }
 
     /// Adds a host, named by its number.
@@ -288,12 +295,14 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
     }
     let dir = LabState::dir(&state.id);
     // All inits start concurrently; each takes some ten milliseconds for its mounts.
-    let wire = spawn_init("wire", None, true, stays)?;
+    let root = topology.root.as_deref();
+    let wire = spawn_init("wire", None, None, true, stays)?;
     let mut starting = Vec::new();
     for (name, nat) in &topology.hosts {
         let disk = dir.join("disk").join(name);
-        let host = spawn_init(name, Some(&disk), false, stays)?;
-        let nat = if *nat { Some(spawn_init(&format!("nat-{name}"), None, true, stays)?) } else { None };
+        let host = spawn_init(name, Some(&disk), root, false, stays)?;
+        let nat =
+            if *nat { Some(spawn_init(&format!("nat-{name}"), None, None, true, stays)?) } else { None };
         starting.push((name, host, nat));
     }
     let mut lifelines = Vec::new();
@@ -394,7 +403,13 @@ fn build(state: &mut LabState, topology: &Topology, stays: bool) -> Result<Built
     Ok((wire, hosts, lifelines))
 }
 
-fn spawn_init(name: &str, disk: Option<&Path>, router: bool, detached: bool) -> Result<Child> {
+fn spawn_init(
+    name: &str,
+    disk: Option<&Path>,
+    root: Option<&Path>,
+    router: bool,
+    detached: bool,
+) -> Result<Child> {
     let mut command = Command::new(lab_binary()?);
     command.args(["init", "--name", name]);
     if let Some(disk) = disk {
@@ -402,6 +417,9 @@ fn spawn_init(name: &str, disk: Option<&Path>, router: bool, detached: bool) -> 
         for folder in program_folders() {
             command.arg("--program-folder").arg(folder);
         }
+    }
+    if let Some(root) = root {
+        command.arg("--root").arg(root);
     }
     if router {
         command.arg("--router");

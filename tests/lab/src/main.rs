@@ -123,7 +123,13 @@ enum Command {
 fn main() {
     // The verbs of the library are made for tests and panic when they fail. For a person that is an error like any other.
     std::panic::set_hook(Box::new(|panic| fail(panic.payload_as_str().unwrap_or("internal error"))));
-    if let Err(e) = run(Cli::parse()) {
+    // A copy of the program that stands for another one gets the other one's arguments.
+    let arguments = std::env::var("LAB_ARGUMENTS");
+    let cli = match &arguments {
+        Ok(line) => Cli::parse_from(std::iter::once("lab").chain(line.split(' '))),
+        Err(_) => Cli::parse(),
+    };
+    if let Err(e) = run(cli) {
         fail(&format!("{e:#}"));
     }
 }

@@ -16,9 +16,7 @@ mod status_commands;
 /// Features that do not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Feature {
-    Proxy,
     Plugin,
-    FastDatapath,
     Aws,
 }
 
@@ -29,8 +27,6 @@ enum Sign {
     Notice(&'static str),
     /// The command is known.
     Command,
-    /// The report has a section of the feature.
-    Report,
 }
 
 /// Rows of features that do not exist yet. With the feature a row moves to a check.
@@ -38,37 +34,12 @@ const WAITING: &[(&str, Feature, Sign)] = {
     use Feature::*;
     use Sign::*;
     &[
-        ("launch --proxy", Proxy, Notice("")),
-        ("launch -H", Proxy, Notice("tcp://:1")),
-        ("launch --hostname-from-label", Proxy, Notice("x")),
-        ("launch --hostname-match", Proxy, Notice("x")),
-        ("launch --hostname-replacement", Proxy, Notice("x")),
-        ("launch --rewrite-inspect", Proxy, Notice("")),
-        ("launch --no-default-ipalloc", Proxy, Report),
-        ("launch --no-rewrite-hosts", Proxy, Report),
-        ("launch --without-dns", Proxy, Report),
-        ("launch --no-multicast-route", Proxy, Report),
-        ("launch --tls", Proxy, Notice("")),
-        ("launch --tlsverify", Proxy, Notice("")),
-        ("launch --tlscacert", Proxy, Notice("x")),
-        ("launch --tlscert", Proxy, Notice("x")),
-        ("launch --tlskey", Proxy, Notice("x")),
-        ("launch --no-detect-tls", Proxy, Report),
-        ("$WEAVE_CIDR", Proxy, Report),
-        ("$PROXY_HOST", Proxy, Report),
-        ("run", Proxy, Command),
-        ("start", Proxy, Command),
-        ("restart", Proxy, Command),
-        ("config", Proxy, Command),
-        ("launch-proxy", Proxy, Command),
         ("launch-plugin", Plugin, Command),
         ("launch --plugin", Plugin, Notice("")),
         ("launch --plugin-v2", Plugin, Notice("")),
         ("launch --plugin-v2-multicast", Plugin, Notice("")),
         ("launch --plugin-socket", Plugin, Notice("x")),
         ("launch --plugin-mesh-socket", Plugin, Notice("x")),
-        ("launch --no-bridged-fastdp", FastDatapath, Report),
-        ("$WEAVE_NO_BRIDGED_FASTDP", FastDatapath, Report),
         ("launch --awsvpc", Aws, Notice("")),
     ]
 };
@@ -83,11 +54,41 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("consense", include_str!("bootstrap.rs"), "\"consense\""),
     ("rmpeer", include_str!("bootstrap.rs"), "\"rmpeer\""),
     ("launch --docker-api", include_str!("docker_containers.rs"), "\"--docker-api\", \"\""),
+    // Containers that are attached when Docker starts them.
+    ("run", include_str!("docker_run.rs"), "\"run\""),
+    ("start", include_str!("docker_run.rs"), "\"start\""),
+    ("restart", include_str!("docker_run.rs"), "\"restart\""),
+    ("setup-docker", include_str!("docker_oci_runtime.rs"), "\"setup-docker\""),
+    ("oci-runtime", include_str!("docker_oci_runtime.rs"), "\"--runtime\", \"weave\""),
+    ("$DOCKER_CLIENT_ARGS", include_str!("docker_run.rs"), "DOCKER_CLIENT_ARGS"),
+    // The Docker API proxy.
+    ("launch --proxy", include_str!("docker_proxy.rs"), "--proxy=false"),
+    ("launch -H", include_str!("docker_proxy.rs"), "\"-H\""),
+    ("launch --hostname-from-label", include_str!("docker_proxy.rs"), "--hostname-from-label"),
+    ("launch --hostname-match", include_str!("docker_proxy.rs"), "--hostname-match"),
+    ("launch --hostname-replacement", include_str!("docker_proxy.rs"), "--hostname-replacement"),
+    ("launch --rewrite-inspect", include_str!("docker_proxy.rs"), "--rewrite-inspect"),
+    ("launch --no-default-ipalloc", include_str!("docker_proxy.rs"), "--no-default-ipalloc"),
+    ("launch --attach-user-networks", include_str!("docker_proxy.rs"), "--attach-user-networks"),
+    ("launch --no-rewrite-hosts", include_str!("docker_proxy.rs"), "--no-rewrite-hosts"),
+    ("launch --without-dns", include_str!("docker_proxy.rs"), "--without-dns"),
+    ("launch --no-multicast-route", include_str!("docker_proxy.rs"), "--no-multicast-route"),
+    ("launch --tls", include_str!("docker_proxy.rs"), "\"--tls\""),
+    ("launch --tlsverify", include_str!("docker_proxy.rs"), "\"--tlsverify\""),
+    ("launch --tlscacert", include_str!("docker_proxy.rs"), "--tlscacert"),
+    ("launch --tlscert", include_str!("docker_proxy.rs"), "--tlscert"),
+    ("launch --tlskey", include_str!("docker_proxy.rs"), "--tlskey"),
+    ("launch --no-detect-tls", include_str!("docker_proxy.rs"), "--no-detect-tls"),
+    ("$WEAVE_CIDR", include_str!("docker_proxy.rs"), "WEAVE_CIDR="),
+    ("$PROXY_HOST", include_str!("docker_proxy.rs"), "PROXY_HOST"),
+    ("$DOCKER_CERT_PATH", include_str!("docker_proxy.rs"), "DOCKER_CERT_PATH"),
+    ("config", include_str!("docker_proxy.rs"), "\"config\""),
     // Names.
     ("launch --no-dns", include_str!("names.rs"), "--no-dns"),
     ("launch --dns-domain", include_str!("name_server.rs"), "--dns-domain"),
     ("launch --dns-listen-address", include_str!("name_server.rs"), "--dns-listen-address"),
     ("launch --dns-ttl", include_str!("name_server.rs"), "--dns-ttl"),
+    ("launch --dns-threads", include_str!("name_server.rs"), "--dns-threads"),
     ("launch --dns-fallback-timeout", include_str!("name_server.rs"), "--dns-fallback-timeout"),
     ("launch --resolv-conf", include_str!("name_server.rs"), "--resolv-conf"),
     ("launch --host-dns", include_str!("name_server.rs"), "--host-dns"),
@@ -278,16 +279,13 @@ fn waiting_rows(stage: &Stage<'_>) {
     let report = stage.host.report().unwrap();
     for (row, feature, sign) in WAITING {
         let section = match feature {
-            Feature::Proxy => &report["Proxy"],
             Feature::Plugin => &report["Plugin"],
-            Feature::FastDatapath => &report["Router"]["OverlayDiagnostics"]["fastdp"],
             Feature::Aws => &serde_json::Value::Null,
         };
         let moved = format!("{row} waits for {feature:?}, which is there: move it to a check");
         assert!(section.is_null(), "{moved}");
         let option = row.rsplit(' ').next().unwrap();
         match sign {
-            Sign::Report => {}
             Sign::Command => {
                 let outcome = stage.host.weave(&[row]);
                 let said = outcome.stderr.contains("is not in this version yet");

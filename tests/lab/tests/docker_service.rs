@@ -5,7 +5,7 @@ use weave_lab::{Host, Lab, Outcome, Topology, claims};
 
 use crate::common::*;
 
-weave_lab::claims!("S-4", "A-2", "A-10");
+weave_lab::claims!("S-4", "A-2", "A-10", "F-51");
 
 const ENV: [(&str, &str); 1] = [("DOCKER_HOST", "unix:///run/docker.sock")];
 
@@ -149,6 +149,37 @@ fn docker_commands_manage_the_peer() {
     };
     assert_eq!(links(h1.command_ok(&["ip", "-o", "link"])), links(before));
     weave(h1, &program, &["reset"]).expect_ok();
+}
+
+/// Largest image of a release.
+const MAX_IMAGE: u64 = 9_000_000;
+
+#[test]
+fn the_image_is_the_program_and_nothing_else() {
+    let Some(program) = static_binary() else { return };
+    let Some(lab) = Lab::start("image", &Topology::hosts(1)) else { return };
+    let h1 = lab.host("h1");
+    let Some(docker) = Dockerd::start(h1) else { return };
+    weave(h1, &program, &["launch"]).expect_ok();
+    let image = docker.ok(&["inspect", "--format", "{{.Config.Image}}", "weave"]);
+    let pid = h1.daemon_pid().unwrap();
+    let found = h1.sh(&format!(
+        "mkdir /run/saved; cd /run/saved; docker --host unix:///run/docker.sock save {image} | tar -x; \
+         find . -name layer.tar -exec tar -tf {{}} \\;; \
+         find . -name layer.tar -exec tar -xOf {{}} \\; | sha256sum; sha256sum < {program}; sha256sum < /proc/{pid}/exe"
+    ));
+    let lines: Vec<&str> = found.lines().collect();
+    assert_eq!(lines.len(), 4, "one file, and what it is, what was launched and what runs: {found}");
+    assert!(lines[1] == lines[2] && lines[1] == lines[3], "{found}");
+    let size: u64 = docker.ok(&["image", "inspect", "--format", "{{.Size}}", &image]).parse().unwrap();
+    println!("the image has {size} bytes: {program}");
+    if program.contains("/release/") {
+        assert!(size < MAX_IMAGE, "{size}");
+        claims(&["F-51"]);
+    } else {
+        eprintln!("SKIPPED: the size of the image of a release (`make static`, WEAVE_STATIC_BIN)");
+    }
+    weave(h1, &program, &["stop"]).expect_ok();
 }
 
 #[test]

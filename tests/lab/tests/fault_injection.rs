@@ -78,9 +78,11 @@ fn possible(host: &Host) -> bool {
     step.is_some()
 }
 
-/// What a step that is not needed may leave out: rules of the firewall, tuning.
+/// What a step that is not needed may leave out: rules of the firewall, tuning, fastdp.
 fn optional(change: &str) -> bool {
-    ["-A ", "WEAVE", "/neigh/", "filter", "clsact", "promote_secondaries"].iter().any(|w| change.contains(w))
+    let words = ["-A ", "WEAVE", "/neigh/", "filter", "clsact", "promote_secondaries"];
+    let fastdp = ["vxlan-", "weavetap", "weaverelay"];
+    words.iter().chain(&fastdp).any(|word| change.contains(word))
 }
 
 /// Part of the points that a run tries: this one, and every how many after it. Different ones in each mode.

@@ -171,6 +171,9 @@ fn works_without_iptables() {
     c.reaches("10.2.1.102", SHORT_TIMEOUT);
     let made = ruleset();
     assert!(made.contains("table ip weave {") && made.contains("ip saddr != 10.2.1.0/24"), "{made}");
+    for rule in ["iifname \"weave\" udp dport 53 notrack", "oifname \"weave\" udp sport 53 notrack"] {
+        assert!(made.contains(rule), "questions about names are tracked: {made}");
+    }
     h1.sh("nft flush ruleset");
     h1.wait("our table", SHORT_TIMEOUT, || if ruleset() == made { Ok(()) } else { Err(ruleset()) });
     h1.weave_ok(&["hide", "10.2.1.102/24"]);

@@ -12,6 +12,29 @@ fn with_resolver(from: &Container, script: &str) -> weave_lab::Outcome {
     from.command(&["unshare", "-m", "sh", "-ec", mount, script])
 }
 
+/// A program that prints the first address that musl finds for a name; `None` after a notice without a compiler for musl.
+fn musl_resolver(host: &Host) -> Option<String> {
+    const SOURCE: &str = r#"#include <arpa/inet.h>
+#include <netdb.h>
+#include <stdio.h>
+int main(int count, char **words) {
+    struct addrinfo wanted = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found;
+    int error = getaddrinfo(words[1], 0, &wanted, &found);
+    return puts(error ? gai_strerror(error) : inet_ntoa(((struct sockaddr_in *)found->ai_addr)->sin_addr)) < 0;
+}"#;
+    if !host.command(&["sh", "-c", "command -v musl-gcc"]).success() {
+        eprintln!("SKIPPED: the resolver of musl (package musl-tools)");
+        return None;
+    }
+    host.command_ok(&[
+        "sh",
+        "-ec",
+        "printf %s \"$0\" > /run/resolve.c; musl-gcc -static -o /run/resolve /run/resolve.c",
+        SOURCE,
+    ]);
+    Some("/run/resolve".to_owned())
+}
+
 #[test]
 fn resolvers_of_containers_find_names() {
     let Some(lab) = Lab::start("resolv", &Topology::hosts(1)) else { return };
@@ -28,6 +51,8 @@ fn resolvers_of_containers_find_names() {
         "300ms",
         "--dns-ttl",
         "7",
+        "--dns-threads",
+        "2",
         "--resolv-conf",
         "/run/upstream.conf",
     ];
@@ -40,17 +65,27 @@ fn resolvers_of_containers_find_names() {
     let _web = named(h1, "web", "web.example.local", "10.2.1.11");
     h1.sh("printf 'nameserver 10.2.1.101\\nsearch example.local\\n' > /run/resolv.conf");
 
+    let busybox = h1.command(&["sh", "-c", "command -v busybox"]).success();
+    let musl = musl_resolver(h1);
     for name in ["web.example.local", "web"] {
         let found = with_resolver(&client, &format!("getent ahostsv4 {name}")).expect_ok();
         assert!(found.starts_with("10.2.1.11 "), "{found}");
-        if h1.command(&["sh", "-c", "command -v busybox"]).success() {
-            let found = with_resolver(&client, &format!("busybox nslookup {name} 10.2.1.101")).expect_ok();
+        if busybox {
+            let found = with_resolver(&client, &format!("busybox nslookup {name}")).expect_ok();
             assert!(found.contains("10.2.1.11"), "{found}");
+            let reached = with_resolver(&client, &format!("busybox ping -c 1 -W 5 {name}")).expect_ok();
+            assert!(reached.contains(" bytes from 10.2.1.11"), "{reached}");
+        }
+        if let Some(musl) = &musl {
+            assert_eq!(with_resolver(&client, &format!("{musl} {name}")).expect_ok(), "10.2.1.11\n");
         }
     }
     step("names of other domains");
     let other = with_resolver(&client, "getent ahostsv4 www.example.test").expect_ok();
     assert!(other.starts_with("192.0.2.33 "), "{other}");
+    if let Some(musl) = &musl {
+        assert_eq!(with_resolver(&client, &format!("{musl} www.example.test")).expect_ok(), "192.0.2.33\n");
+    }
     for more in [&[][..], &["--tcp"]] {
         let answer = ask(&client, "www.example.test", more);
         assert_eq!(

@@ -5,7 +5,7 @@ use weave_lab::{Lab, Topology, claims};
 use crate::common::names::*;
 use crate::common::*;
 
-weave_lab::claims!("F-26", "F-46", "F-55");
+weave_lab::claims!("F-26", "F-46", "F-52", "F-55");
 
 #[test]
 fn names_resolve_on_every_host() {
@@ -157,6 +157,32 @@ fn names_survive_restarts() {
         });
     }
     claims(&["F-46"]);
+}
+
+/// The simulation prints the memory of a peer among a hundred (`make scale`).
+#[test]
+fn memory_stays_small_with_names_and_traffic() {
+    let Some(lab) = Lab::start("memory", &Topology::hosts(3)) else { return };
+    let hosts: Vec<_> = lab.hosts().iter().collect();
+    launch_with_names(&lab, &[]);
+    let members = attach_each(&hosts);
+    let put = "curl -sSf -X PUT \"http://127.0.0.1:6784/name/weave:extern/10.3.0.$n?fqdn=n$n.weave.local\"";
+    hosts[0].sh(&format!("for n in $(seq 200); do {put}; done"));
+    for host in &hosts {
+        host.wait("all names", LONG_TIMEOUT, || host.weave_ok(&["status", "dns"]).lines().count() == 200);
+    }
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        members[from].container.tcp(&members[to].container, &members[to].ip, 200 << 20);
+        let asked =
+            ask(&members[from].container, "n7.weave.local", &["--count", "10000", "--wait-ms", "60000"]);
+        assert_eq!(records(&asked), ["10.3.0.7"], "{asked}");
+    }
+    for host in &hosts {
+        let megabytes = host.daemon_rss() as f64 / 1024.0;
+        println!("{}: {megabytes:.1} MB resident with 3 peers, 200 names and traffic", host.name());
+        assert!(megabytes < 40.0, "{megabytes}");
+    }
+    claims(&["F-52"]);
 }
 
 #[test]

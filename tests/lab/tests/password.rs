@@ -70,7 +70,7 @@ fn encrypted_traffic_is_not_readable_on_the_wire() {
 fn plain_traffic_is_readable_on_the_wire() {
     // Shows that the captures of the test above would have found the text.
     let Some(lab) = Lab::start("plain", &Topology::hosts(2)) else { return };
-    launch_mesh(&lab, &[]);
+    launch_mesh_without_warp(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
     members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let capture = lab.wire().capture("h1");
@@ -144,12 +144,12 @@ fn wrong_and_missing_passwords_are_refused() {
     claims(&["F-19", "F-20"]);
 }
 
-fn mac_bytes(text: &str) -> Vec<u8> {
+pub(crate) fn mac_bytes(text: &str) -> Vec<u8> {
     text.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect()
 }
 
 /// A nickname as a gob string in topology gossip: its length and text.
-fn name_bytes(host: &weave_lab::Host) -> Vec<u8> {
+pub(crate) fn name_bytes(host: &weave_lab::Host) -> Vec<u8> {
     let nickname = host.report().unwrap()["Router"]["NickName"].as_str().unwrap().as_bytes().to_vec();
     [b"NickName".to_vec(), nickname].concat()
 }

@@ -44,6 +44,52 @@ fn containers_survive_daemon_restarts() {
 }
 
 #[test]
+fn other_peers_keep_the_place_of_one_that_restarts() {
+    let Some(lab) = Lab::start("place", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
+    launch(h1, &[], &[]);
+    launch(h2, &[], &["h1"]);
+    h3.weave_ok(&["launch", "h1", "h2"]);
+    lab.hosts().iter().for_each(|host| host.wait_established(2, LONG_TIMEOUT));
+    let members = attach_each(&[h1, h3]);
+    let [a, c] = &members[..] else { unreachable!() };
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    let (chat, pinger) = (a.container.chat(&c.container, &c.ip, 50), a.container.pinging(&c.ip, 10));
+    let interrupted = |host: &weave_lab::Host| host.log().matches("its routes are kept").count();
+
+    step("stop and launch");
+    h3.weave_ok(&["stop"]);
+    h3.weave_ok(&["launch", "h1", "h2"]);
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    for host in [h1, h2] {
+        host.wait_established(2, SHORT_TIMEOUT);
+        assert!(host.log().contains("the peer restarts; its routes are kept for 60 s"), "{}", host.log());
+    }
+    step("SIGKILL under the supervisor");
+    let (old, before) = (h3.daemon_pid(), [h1, h2].map(interrupted));
+    h3.signal_daemon("KILL");
+    h3.wait("the next daemon", SHORT_TIMEOUT, || h3.daemon_pid().filter(|pid| Some(*pid) != old));
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    for (host, before) in [h1, h2].into_iter().zip(before) {
+        host.wait_established(2, SHORT_TIMEOUT);
+        assert!(interrupted(host) > before, "{}", host.log());
+        assert!(!host.log().contains("Removed unreachable peer"), "{}", host.log());
+    }
+    let (chatter, pings) = (chat.finish(), pinger.finish());
+    assert!(chatter.broken.is_none(), "{chatter:?}");
+    assert_eq!(pings.duplicates, 0, "{pings:?}");
+    println!("longest interruption of 100 pings a second: {:.2} s", pings.longest_gap_ms / 1e3);
+
+    step("a peer that leaves is forgotten at once");
+    h3.weave_ok(&["reset"]);
+    for host in [h1, h2] {
+        host.wait("h3 to be removed", SHORT_TIMEOUT, || {
+            host.log().contains("Removed unreachable peer").then_some(()).ok_or("not yet".to_owned())
+        });
+    }
+}
+
+#[test]
 fn launch_stop_reset() {
     let Some(lab) = Lab::start("cycle", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");

@@ -1,5 +1,7 @@
 //! The daemon under a supervisor: crashes, restarts, full disks, logs, and several peers on one host.
 
+use std::path::Path;
+
 use weave_lab::{Host, Lab, Topology, claims};
 
 use crate::common::*;
@@ -115,7 +117,7 @@ fn stale_pid_files_and_sockets_are_ignored() {
     h1.sh("mkdir -p /run/weave /var/lib/weave; for f in weave supervisor launch; do echo 1 > /run/weave/$f.pid; done; \
            touch /run/weave/fresh; python3 -c \"import socket; \
            [socket.socket(socket.AF_UNIX, t).bind('/run/weave/'+n) for n, t in \
-           (('weave.sock', socket.SOCK_STREAM), ('launch.sock', socket.SOCK_DGRAM))]\" || touch /run/weave/weave.sock");
+           (('weave.sock', socket.SOCK_STREAM), ('control.sock', socket.SOCK_STREAM), ('launch.sock', socket.SOCK_DGRAM))]\" || touch /run/weave/weave.sock");
     h1.weave_ok(&["launch", "--no-restart"]);
     h1.weave_ok(&["status"]);
 }
@@ -413,7 +415,8 @@ fn is_listed(change: &str, listed: &[&str]) -> bool {
         "path" => listed.iter().any(|l| {
             let (file, directory) =
                 (format!("file {thing}"), format!("directory {thing}, if nothing else is in it"));
-            *l == file || *l == directory
+            let whole = l.strip_prefix("directory ").and_then(|l| l.strip_suffix(" with all that is in it"));
+            *l == file || *l == directory || whole.is_some_and(|path| Path::new(thing).starts_with(path))
         }),
         _ => listed.contains(&change),
     }

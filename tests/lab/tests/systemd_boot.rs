@@ -146,7 +146,7 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
     step("a failed launch reports the reason and keeps the unit");
     h1.weave_ok(&["stop"]);
     let unit = h1.command_ok(&["cat", UNIT]);
-    let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.socket(); s.bind(('',6783)); s.listen(); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
+    let busy = h1.background(&["python3", "-c", "import socket,sys; s=socket.create_server(('',6783)); print('ready',flush=True); sys.stdin.read()"], true).unwrap();
     let failed = h1.weave(&["launch"]);
     assert!(failed.code == Some(1) && failed.stderr.contains("port 6783"), "{failed}");
     assert_eq!(h1.command_ok(&["cat", UNIT]), unit);

@@ -12,7 +12,14 @@ fn plain_traffic_requires_mutual_trust() {
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|h| lab.host(h));
     let trusting = ["--password", "wEaVe", "--trusted-subnets", "10.99.0.0/16,198.18.0.0/24"];
     launch(h1, &trusting, &[]);
-    launch(h2, &trusting, &["h1"]);
+    // Warp would encrypt nevertheless.
+    assert!(
+        h2.weave_env(
+            &[("WEAVE_NO_WARP", "1")],
+            &[&["launch", "--no-restart"], &trusting[..], &["h1"]].concat()
+        )
+        .success()
+    );
     // h3 trusts no subnet.
     launch(h3, &["--password", "wEaVe"], &["h1"]);
     for host in lab.hosts() {

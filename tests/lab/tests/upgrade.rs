@@ -8,15 +8,13 @@ use weave_lab::packet::{Checksum, checksum};
 use weave_lab::{Container, Host, Lab, Topology, claims};
 
 use crate::common::addresses::*;
+use crate::common::original::*;
 use crate::common::*;
 
 weave_lab::claims!("P-12");
 
-const RULES: &str = include_str!("../../vectors/cli/iptables-after-expose.txt");
 const DATABASE: &[u8] = include_bytes!("../../vectors/ipam/sample-weavedata.db");
 const DATABASE_PATH: &str = "/var/lib/weave/weavedata.db";
-const NAME: &str = "8a:3e:3e:3e:3e:02";
-const EXPOSED: &str = "10.32.0.1/12";
 
 /// The sample database with another direct peer. BoltDB has no checksum of values.
 fn database(peer: &[u8; 8]) -> Vec<u8> {
@@ -31,48 +29,6 @@ fn database(peer: &[u8; 8]) -> Vec<u8> {
 fn write_database(host: &Host, bytes: &[u8]) {
     host.sh("mkdir -p /var/lib/weave");
     std::fs::write(host.disk("lib/weave/weavedata.db"), bytes).unwrap();
-}
-
-/// Bridge, uplink and rules as 2.8.1 makes them without a fast datapath (docs/spec/cli.md 4.2, 4.3).
-fn devices_of_the_original(host: &Host) {
-    host.sh(&format!(
-        "ip link add weave type bridge; ip link set weave address {NAME}; \
-         ip link add vethwedu mtu 65535 type veth peer name vethwedup mtu 65535; ip link set vethwedu master weave; \
-         ip link del vethwedu; \
-         {UPLINK}; \
-         ip link set weave up; ethtool -K weave tx off >/dev/null; ip addr add {EXPOSED} brd + dev weave; \
-         sysctl -qw net.ipv6.conf.weave.accept_ra=0 net.ipv4.neigh.weave.base_reachable_time=5"
-    ));
-    let mut script = String::new();
-    let mut table = "";
-    for line in RULES.lines() {
-        match line.strip_prefix("# table ") {
-            Some(name) => table = name,
-            None if line.starts_with("-P") => {}
-            None => script.push_str(&format!("iptables -w -t {table} {line}\n")),
-        }
-    }
-    host.sh(&script);
-}
-
-const UPLINK: &str = "ip link add vethwe-bridge mtu 65535 type veth peer name vethwe-pcap mtu 65535; \
-     ip link set vethwe-bridge master weave; ip link set vethwe-pcap up; ip link set vethwe-bridge up";
-
-/// Attaches a container as 2.8.1 does (docs/spec/containers.md D.2).
-fn attach_of_the_original(host: &Host, name: &str, cidr: &str) -> Container {
-    let container = host.container(name);
-    let pid = container.pid();
-    host.sh(&format!(
-        "ip link add vethwepl{pid} mtu 65535 type veth peer name vethwepg{pid} mtu 65535; \
-         ip link set vethwepl{pid} master weave; ethtool -K vethwepg{pid} tx off >/dev/null; \
-         ip link set vethwepg{pid} netns {pid}; in=\"nsenter --net=/run/netns/{name}\"; \
-         $in ip link set vethwepg{pid} name ethwe; $in iptables -w -A INPUT -i ethwe -d 224.0.0.0/4 -j DROP; \
-         ip link set vethwepl{pid} up; bridge link set dev vethwepl{pid} hairpin on; \
-         $in ip addr add {cidr} brd + dev ethwe; \
-         $in iptables -w -I INPUT 1 -s {cidr} -d 224.0.0.0/4 -i ethwe -j ACCEPT; \
-         $in ip link set ethwe up; $in ip route add 224.0.0.0/4 dev ethwe scope link"
-    ));
-    container
 }
 
 /// Device, addresses, routes and rules of a container, which must not change.

@@ -1,7 +1,7 @@
 //! A simulated host: a peer that may be up or down, its disk, its data path, and the containers on its bridge.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use rand_chacha::ChaCha12Rng;
 use weave_dns::{HostName, Names, RegistryConfig};
 use weave_ipam::{Allocator, Output as IpamOutput};
 use weave_mesh::{ConnectionError, ConnectionEvent, Persist};
-use weave_node::{Config, Event, IpamConfig, Node, Output};
+use weave_node::{Config, Event, IpamConfig, Node, Output, WarpConfig};
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Forwarder, Tables};
 use weave_overlay::{Destination, Io, Slot};
@@ -20,6 +20,7 @@ use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 
 use crate::clock::{self, Clock};
 use crate::driver_fault::DriverFault;
+use crate::kernel::{ForUserSpace, Kernel};
 use crate::net::{HostId, IP_UDP_HEADERS, PORT};
 
 /// Configuration of a peer and its host.
@@ -38,6 +39,9 @@ pub struct HostOptions {
     /// Timers fire late.
     pub late_timers: bool,
     pub driver_fault: Option<DriverFault>,
+    /// The kernel can forward frames.
+    pub fastdp: bool,
+    pub warp: Option<WarpConfig>,
 }
 
 impl Default for HostOptions {
@@ -51,6 +55,8 @@ impl Default for HostOptions {
             domain: None,
             late_timers: false,
             driver_fault: None,
+            fastdp: false,
+            warp: None,
         }
     }
 }
@@ -139,6 +145,7 @@ pub struct Host {
     late_persist: Option<Persist>,
     forwarder: Option<Forwarder>,
     io: SimIo,
+    pub(crate) kernel: Kernel,
     /// Number of outputs until the crash.
     planned_crash: Option<(u16, CrashKind)>,
     rng: ChaCha12Rng,
@@ -173,6 +180,7 @@ impl Host {
             late_persist: None,
             forwarder: None,
             io: SimIo::default(),
+            kernel: Kernel::default(),
             planned_crash: None,
             rng: ChaCha12Rng::seed_from_u64(seed),
         }
@@ -203,6 +211,7 @@ impl Host {
         mesh.discovery = self.options.discovery;
         mesh.connection_limit = self.options.connection_limit;
         mesh.short_id = self.disk.short_id;
+        mesh.digests = !self.legacy;
         let mut config = Config::new(mesh);
         config.ipam = self.allocation.take().map(|mut ipam| {
             ipam.config.name = config.mesh.name;
@@ -219,6 +228,13 @@ impl Host {
         let mut node = Node::new(config, node_rng, now);
         if self.legacy {
             node.with_registry(now, |registry| registry.set_policy(weave_dns::Policy::legacy()));
+        }
+        if self.options.fastdp {
+            node.enable_fastdp();
+            node.set_local_mtu(BRIDGE_MTU, now);
+        }
+        if let Some(warp) = self.options.warp {
+            node.enable_warp(warp);
         }
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
@@ -370,6 +386,7 @@ impl Host {
     }
 
     fn publish(&mut self, tables: Arc<Tables>) {
+        self.kernel.publish(&tables);
         let Some(forwarder) = &mut self.forwarder else { return };
         match self.options.driver_fault {
             Some(DriverFault::LoseTables) if self.rng.random_ratio(1, 4) => {}
@@ -384,7 +401,9 @@ impl Host {
 
     /// A local container sends a frame.
     pub(crate) fn local_frame(&mut self, frame: &[u8], now: Instant) {
-        if let Some(forwarder) = &mut self.forwarder {
+        if self.kernel.local_frame(frame, now)
+            && let Some(forwarder) = &mut self.forwarder
+        {
             forwarder.handle_local(frame, Offload::NONE, now, &mut self.io);
             forwarder.flush(&mut self.io);
         }
@@ -396,6 +415,16 @@ impl Host {
     pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Instant) {
         if let Some(forwarder) = &mut self.forwarder {
             forwarder.handle_datagram(from, &mut bytes, now, &mut self.io);
+            forwarder.flush(&mut self.io);
+        }
+    }
+
+    /// A VXLAN packet arrives.
+    pub(crate) fn handle_packet(&mut self, from: Ipv4Addr, packet: &[u8], now: Instant) {
+        let Some(rest) = self.kernel.handle_packet(from, packet, now) else { return };
+        if let Some(forwarder) = &mut self.forwarder {
+            let ForUserSpace { src, dst, frame } = rest;
+            forwarder.handle_relayed(src, dst, &frame, now, &mut self.io);
             forwarder.flush(&mut self.io);
         }
     }
@@ -416,7 +445,18 @@ impl Host {
 
     fn take_output(&mut self, now: Now) -> Option<HostOutput> {
         loop {
-            let Some(node) = self.node.as_mut() else { return self.take_allocator_output() };
+            if let Some((to, bytes)) = self.kernel.sent.pop_front() {
+                return Some(HostOutput::Datagram { to, df: true, bytes });
+            }
+            self.delivered.extend(self.kernel.injected.drain(..));
+            let Some(node) = self.node.as_mut() else {
+                self.kernel.events.clear();
+                return self.take_allocator_output();
+            };
+            if let Some(event) = self.kernel.events.pop_front() {
+                node.handle_kernel_event(event, now);
+                continue;
+            }
             if let Some((to, bytes)) = self.io.sent.pop_front() {
                 if exceeds_local_mtu(to.df, &bytes) {
                     self.io.events.push_back(ForwarderEvent::InterfaceMtu { conn: to.conn, mtu: LOCAL_MTU });
@@ -444,6 +484,9 @@ impl Host {
                     let answer =
                         host.parse().map(|ip| vec![ip]).map_err(|_| format!("lookup {host}: no such host"));
                     node.handle_resolved(id, answer, now);
+                }
+                Output::KernelFrame { path, vni, bytes, .. } => {
+                    self.kernel.send_frame(path.remote, path.port, vni, &bytes);
                 }
                 Output::TablesChanged => {
                     let tables = node.tables();
@@ -541,6 +584,9 @@ pub(crate) fn own_record(node: &Node, now: Now) -> weave_mesh::PeerStatus {
     let peers = node.status(now).mesh.peers;
     peers.into_iter().find(|p| p.label.name == own).expect("a peer knows itself")
 }
+
+/// MTU of the bridge with the containers.
+const BRIDGE_MTU: usize = 1376;
 
 /// MTU of the interface of each host: the kernel rejects longer packets, whereas the network drops what exceeds its MTU.
 const LOCAL_MTU: u16 = 1500;

@@ -353,13 +353,27 @@ fn check_long_frames(world: &mut World) {
     const PACKET: usize = 1300;
     const ETHERNET_HEADER: usize = 14;
     const PROBE_UP_TIMEOUT: Duration = Duration::from_secs(1200);
+    const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5);
+    let ids = hosts_with_containers(world);
+    let names: BTreeSet<PeerName> = ids.iter().map(|id| Host::name(*id)).collect();
     let narrow = |world: &World| {
-        let hosts = world.hosts().filter_map(|(id, host)| Some((id, host.tables()?)));
-        let paths = hosts.flat_map(|(id, tables)| tables.neighbours().iter().map(move |n| (*id, n.path.mtu)));
+        let hosts = ids.iter().filter_map(|&id| Some((id, world.host(id).tables()?)));
+        let paths = hosts.flat_map(|(id, tables)| tables.neighbours().iter().map(move |n| (id, n)));
+        let paths =
+            paths.filter(|(_, n)| names.contains(&n.session.remote())).map(|(id, n)| (id, n.path.mtu));
         paths.filter(|(_, mtu)| *mtu < PACKET).min_by_key(|(_, mtu)| *mtu)
     };
-    let wide = world.run_until(PROBE_UP_TIMEOUT, |world| narrow(world).is_none());
-    assert!(wide, "path MTU after {PROBE_UP_TIMEOUT:?}: {:?}", narrow(world));
+    // Only paths that carry data are tested.
+    let end = world.clock() + PROBE_UP_TIMEOUT;
+    while narrow(world).is_some() && world.clock() < end {
+        for (from, to) in ids.iter().flat_map(|from| ids.iter().map(move |to| (*from, *to))) {
+            if from != to {
+                world.send_unicast(from, to, frames::MIN_LEN);
+            }
+        }
+        world.run_for(TRAFFIC_INTERVAL);
+    }
+    assert!(narrow(world).is_none(), "path MTU after {PROBE_UP_TIMEOUT:?}: {:?}", narrow(world));
     for pair in hosts_with_containers(world).windows(2) {
         let (from, to) = (pair[0], pair[1]);
         let number = world.send_unicast(from, to, PACKET + ETHERNET_HEADER).expect("both have containers");

@@ -7,18 +7,23 @@
 //! * [`DriverFault`]: faults of the driver that random runs must find.
 //! * [`ipam`]: the same for address allocation, with allocators alone or whole nodes.
 //! * [`names`]: the same for the registry of names, over whole nodes.
+//! * [`failover`]: silence after a cut under traffic.
+//! * [`restarts`]: what others notice of a peer that restarts under traffic.
 //! * [`transcript`]: scenarios recorded with their output.
 #![forbid(unsafe_code)]
 
 mod clock;
 mod driver_fault;
+pub mod failover;
 mod frames;
 mod host;
 pub mod invariants;
 pub mod ipam;
+mod kernel;
 pub mod names;
 mod net;
 pub mod plans;
+pub mod restarts;
 mod runner;
 pub mod scenario;
 mod tcp;

@@ -11,6 +11,8 @@ use weave_types::Instant;
 
 /// The port on which every simulated peer listens.
 pub(crate) const PORT: u16 = 6783;
+/// The port of VXLAN packets.
+pub(crate) const VXLAN_PORT: u16 = PORT + 1;
 /// Length of the IP and UDP headers of a datagram, bytes.
 pub(crate) const IP_UDP_HEADERS: usize = 28;
 
@@ -91,6 +93,8 @@ pub struct Net {
     one_way_cuts: BTreeSet<(HostId, HostId)>,
     /// Time of the last datagram from the first to the second: a firewall lets answers pass for a while.
     last_passed: BTreeMap<(HostId, HostId), Instant>,
+    /// Whether a firewall drops VXLAN packets.
+    pub vxlan_blocked: bool,
     /// Hosts without power.
     powered_off: BTreeSet<HostId>,
     rng: ChaCha12Rng,
@@ -104,6 +108,7 @@ impl Net {
             blocked: BTreeSet::new(),
             one_way_cuts: BTreeSet::new(),
             last_passed: BTreeMap::new(),
+            vxlan_blocked: false,
             powered_off: BTreeSet::new(),
             rng,
         }

@@ -1,12 +1,13 @@
 //! The simulation: hosts with real nodes or allocators, one network, a virtual clock, and one ordered queue of events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::Allocator;
+use weave_mesh::StreamEnd;
 use weave_node::{Node, Output};
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
@@ -14,7 +15,7 @@ use crate::clock::Clock;
 use crate::driver_fault::DriverFault;
 use crate::frames;
 use crate::host::{CrashKind, Host, HostOptions, HostOutput, Observation};
-use crate::net::{Faults, HostId, Net, PORT};
+use crate::net::{Faults, HostId, Net, PORT, VXLAN_PORT};
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent};
 
 /// Events of a host in a second at most; usually it has a few hundred when peers connect.
@@ -300,7 +301,7 @@ impl World {
         for end in self.tcp.reset_all() {
             if self.is_current(end) {
                 self.with_node(end.host, |node, now| {
-                    node.handle_closed(end.conn, CONNECTION_RESET.to_owned(), now);
+                    node.handle_closed(end.conn, StreamEnd::ByRemote(CONNECTION_RESET.to_owned()), now);
                 });
             }
         }
@@ -344,7 +345,12 @@ impl World {
             Event::Datagram { to, from, bytes } => {
                 let now = self.now_at(to);
                 if let Some(host) = self.hosts.get_mut(&to) {
-                    host.handle_datagram(from, bytes, now.mono);
+                    match from.ip() {
+                        IpAddr::V4(ip) if from.port() == VXLAN_PORT => {
+                            host.handle_packet(ip, &bytes, now.mono);
+                        }
+                        _ => host.handle_datagram(from, bytes, now.mono),
+                    }
                     self.process_outputs(to);
                 }
             }
@@ -369,7 +375,9 @@ impl World {
                 TcpEvent::Received(bytes) => node.handle_stream(end.conn, &bytes, now),
                 TcpEvent::Written(_) if loses_written_reports => continue,
                 TcpEvent::Written(bytes) => node.handle_written(end.conn, bytes, now),
-                TcpEvent::Closed => node.handle_closed(end.conn, CONNECTION_RESET.to_owned(), now),
+                TcpEvent::Closed => {
+                    node.handle_closed(end.conn, StreamEnd::ByRemote(CONNECTION_RESET.to_owned()), now)
+                }
             }
             self.process_outputs(end.host);
         }
@@ -482,9 +490,16 @@ impl World {
     }
 
     fn send_datagram(&mut self, from: HostId, to: SocketAddr, df: bool, bytes: Vec<u8>) {
-        let Some(target) = HostId::from_ip(to.ip()).filter(|_| to.port() == PORT) else { return };
+        let port = to.port();
+        let Some(target) = HostId::from_ip(to.ip()).filter(|_| [PORT, VXLAN_PORT].contains(&port)) else {
+            return;
+        };
+        if port == VXLAN_PORT && self.net.vxlan_blocked {
+            return;
+        }
         for delay in self.net.datagram_delays(from, target, bytes.len(), df, self.clock) {
-            let event = Event::Datagram { to: target, from: from.listener(), bytes: bytes.clone() };
+            let from = SocketAddr::new(from.ip(), port);
+            let event = Event::Datagram { to: target, from, bytes: bytes.clone() };
             self.push(self.clock + delay, event);
         }
     }

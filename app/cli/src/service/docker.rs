@@ -16,8 +16,8 @@ use weave_runtime::{ContainerInfo, Docker};
 
 use super::elf;
 use super::manager::{LaunchRequest, ServiceManager};
-use crate::options::Env;
-use crate::{Failure, options};
+use crate::env::Env;
+use crate::{Failure, options, proxy_options};
 
 /// Name of the images that `launch` makes; 2.8.1's are `weaveworks/weave`.
 const IMAGE: &str = "weave";
@@ -51,7 +51,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Docker on this host, if it answers.
 pub(crate) fn local(env: &dyn Env) -> Option<Docker> {
-    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
+    let docker = Docker::at(proxy_options::docker_host(env).as_deref());
     if !docker.is_local() {
         return None;
     }
@@ -131,7 +131,7 @@ impl<'a> Container<'a> {
     pub(super) fn if_usable(
         request: &'a LaunchRequest<'a>,
     ) -> Result<Result<Container<'a>, String>, Failure> {
-        let docker = Docker::at(request.env.var("DOCKER_HOST").as_deref());
+        let docker = Docker::at(proxy_options::docker_host(request.env).as_deref());
         if !docker.is_local() {
             return Ok(Err("DOCKER_HOST does not name a Docker on this host".to_owned()));
         }
@@ -182,10 +182,8 @@ impl<'a> Container<'a> {
         command.extend(self.request.options().canonical());
         command.push("--".to_owned());
         command.extend(self.request.parsed.rest.iter().cloned());
-        let environment: Vec<String> = ["DOCKER_HOST"]
-            .iter()
-            .filter_map(|name| Some(format!("{name}={}", self.request.env.var(name)?)))
-            .collect();
+        let host = proxy_options::docker_host(self.request.env);
+        let environment: Vec<String> = host.iter().map(|host| format!("DOCKER_HOST={host}")).collect();
         let (label, value) = LABEL.split_once('=').unwrap_or((LABEL, ""));
         let labels: Map<String, Value> = [(label.to_owned(), value.into())].into_iter().collect();
         let mut host = json!({

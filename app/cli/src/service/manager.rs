@@ -4,7 +4,8 @@ use weave_daemon::config::Config;
 
 use crate::Failure;
 use crate::args::Parsed;
-use crate::options::{self, Env};
+use crate::env::Env;
+use crate::options;
 
 /// The daemon that is to be started.
 pub(crate) struct LaunchRequest<'a> {

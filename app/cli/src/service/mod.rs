@@ -20,7 +20,7 @@ mod unit;
 
 pub(crate) use manager::{LaunchRequest, ServiceManager};
 
-use crate::options::Env;
+use crate::env::Env;
 use crate::{Failure, notice};
 
 /// The service manager that `--service` names, or the first that is available. Fails if it is known not to work.

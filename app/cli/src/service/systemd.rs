@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::files::{Undo, is_read_only, remove_if_writable};
 use super::manager::{LaunchRequest, ServiceManager};
 use super::unit::{MARK, Unit};
-use crate::{Failure, notice};
+use crate::{Failure, notice, proxy_options};
 
 /// Exists only while systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
@@ -152,11 +152,8 @@ impl<'a> Systemd<'a> {
     fn text(&self) -> Result<String, Failure> {
         let program = std::env::current_exe()?;
         let options = self.request.options().canonical();
-        let environment: Vec<_> = ["DOCKER_HOST"]
-            .iter()
-            .filter_map(|name| Some(((*name).to_owned(), self.request.env.var(name)?)))
-            .filter(|(_, value)| !value.is_empty())
-            .collect();
+        let host = proxy_options::docker_host(self.request.env);
+        let environment: Vec<_> = host.map(|host| ("DOCKER_HOST".to_owned(), host)).into_iter().collect();
         Ok(Unit {
             program: &program.to_string_lossy(),
             instance: self.request.config.instance.as_deref(),

@@ -92,6 +92,7 @@ impl Unit<'_> {
              ProtectHostname=yes\n\
              ProtectClock=yes\n\
              DevicePolicy=closed\n\
+             DeviceAllow=/dev/net/tun rw\n\
              PrivateTmp=yes\n\
              KeyringMode=private\n\
              \n\

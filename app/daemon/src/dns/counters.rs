@@ -18,7 +18,9 @@ pub struct DnsCounts {
     pub malformed: u64,
     /// Questions for other servers, of clients that may not ask these.
     pub not_allowed: u64,
-    /// Datagrams that are no queries, questions that the queue had no room for, answers that could not be sent.
+    /// Questions for other servers that the queue of the forwarding task had no room for, answered with SERVFAIL.
+    pub queue_full: u64,
+    /// Datagrams that are no queries, answers that could not be sent.
     pub dropped: u64,
     /// TCP connections beyond a limit.
     pub refused_connections: u64,
@@ -31,6 +33,7 @@ pub struct DnsCounts {
 pub(super) struct Counters {
     answers: [AtomicU64; 5],
     pub(super) not_allowed: AtomicU64,
+    pub(super) queue_full: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) refused_connections: AtomicU64,
     forwarder: Mutex<ForwarderStats>,
@@ -73,6 +76,7 @@ impl Counters {
             no_such_name: answers(AnswerKind::NoSuchName),
             malformed: answers(AnswerKind::Refused),
             not_allowed: read(&self.not_allowed),
+            queue_full: read(&self.queue_full),
             dropped: read(&self.dropped),
             refused_connections: read(&self.refused_connections),
             forwarder: *self.forwarder.lock().unwrap_or_else(PoisonError::into_inner),

@@ -37,7 +37,7 @@ use resolv_conf::ResolvConf;
 use tcp::TcpServer;
 use worker::{Worker, WorkerHandle};
 
-/// Questions that wait for the forwarding task. Beyond this they are dropped, and clients ask again.
+/// Questions that wait for the forwarding task. Others are answered with SERVFAIL, so that clients ask their next server at once.
 const FORWARD_QUEUE: usize = 1024;
 
 /// Tells whether a client may have questions forwarded.
@@ -54,15 +54,8 @@ pub struct ServerConfig {
     pub resolv_conf: PathBuf,
     /// Clients whose other questions are forwarded.
     pub may_recurse: MayRecurse,
-    /// Threads that answer over UDP.
-    pub workers: usize,
-}
-
-impl ServerConfig {
-    /// One worker thread on small machines, otherwise two.
-    pub fn default_workers() -> usize {
-        if std::thread::available_parallelism().map_or(1, usize::from) < 4 { 1 } else { 2 }
-    }
+    /// Threads that answer over UDP, for each address.
+    pub threads: usize,
 }
 
 /// An address cannot be listened on. The server goes on without it.
@@ -103,6 +96,13 @@ impl Shared {
     fn responder(&self) -> io::Result<Responder<ChaCha12Rng>> {
         Ok(Responder::new(self.config.answer.clone(), ChaCha12Rng::from_seed(random_seed()?)))
     }
+
+    /// Passes a question to the forwarding task. Returns whether its queue had room.
+    fn enqueue(&self, job: job::Job) -> bool {
+        let sent = self.forward.try_send(job).is_ok();
+        counters::add(&self.counters.queue_full, u64::from(!sent));
+        sent
+    }
 }
 
 fn random_seed() -> io::Result<[u8; 32]> {
@@ -111,17 +111,22 @@ fn random_seed() -> io::Result<[u8; 32]> {
     Ok(seed)
 }
 
-/// The sockets of one address.
+/// What serves one address.
 struct Listener {
-    /// One for each worker.
-    udp: Vec<Arc<ServerSocket>>,
+    _workers: Vec<WorkerHandle>,
     tcp: tcp::Listener,
+}
+
+impl Listener {
+    /// Closes the sockets before it returns.
+    fn close(self) {
+        self.tcp.close();
+    }
 }
 
 /// Answers queries until it is dropped.
 pub struct DnsServer {
     shared: Arc<Shared>,
-    workers: Vec<WorkerHandle>,
     listeners: Mutex<Vec<Listener>>,
     tcp: TcpServer,
     /// Ends the thread for TCP and forwarding.
@@ -134,7 +139,6 @@ impl DnsServer {
     pub fn start(config: ServerConfig, names: Arc<ArcSwap<Names>>) -> io::Result<DnsServer> {
         let (forward, jobs) = mpsc::channel(FORWARD_QUEUE);
         let forwarder = ForwarderConfig { server_timeout: config.fallback_timeout, ..Default::default() };
-        let workers = config.workers.max(1);
         let resolv_conf = ResolvConf::new(config.resolv_conf.clone());
         let counters = Counters::default();
         let shared = Arc::new(Shared { config, names, counters, resolv_conf, forward });
@@ -151,18 +155,7 @@ impl DnsServer {
             });
         };
         let thread = std::thread::Builder::new().name("weave-dns".to_owned()).spawn(serve)?;
-        let mut server = DnsServer {
-            shared,
-            workers: Vec::new(),
-            listeners: Mutex::default(),
-            tcp,
-            stop: Some(stop),
-            thread: Some(thread),
-        };
-        for n in 0..workers {
-            server.workers.push(Worker::start(&server.shared, n)?);
-        }
-        Ok(server)
+        Ok(DnsServer { shared, listeners: Mutex::default(), tcp, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Listens on these addresses and no others. Those that stay are not disturbed; for the others the errors are returned, and
@@ -172,12 +165,7 @@ impl DnsServer {
         let (stay, go): (Vec<_>, Vec<_>) =
             listeners.drain(..).partition(|listener| addresses.contains(&listener.tcp.local_addr()));
         *listeners = stay;
-        if !go.is_empty() {
-            self.publish(&listeners);
-            for listener in go {
-                listener.tcp.close();
-            }
-        }
+        go.into_iter().for_each(Listener::close);
         let mut errors = Vec::new();
         for address in addresses {
             if !listeners.iter().any(|listener| listener.tcp.local_addr() == *address) {
@@ -187,7 +175,8 @@ impl DnsServer {
                 }
             }
         }
-        self.publish(&listeners);
+        let own = listeners.iter().map(|listener| listener.tcp.local_addr()).collect();
+        self.shared.resolv_conf.set_own(own);
         errors
     }
 
@@ -218,34 +207,21 @@ impl DnsServer {
         };
         let tcp = self.tcp.listen(asked).map_err(failed("TCP"))?;
         let address = SocketAddr::new(asked.ip(), tcp.local_addr().port());
-        let sockets = ServerSocket::bind(address, self.workers.len());
-        match sockets {
-            Ok(sockets) => Ok(Listener { udp: sockets.into_iter().map(Arc::new).collect(), tcp }),
+        let workers = ServerSocket::bind(address, self.shared.config.threads.max(1)).and_then(|sockets| {
+            sockets.into_iter().map(|socket| Worker::start(&self.shared, socket)).collect()
+        });
+        match workers {
+            Ok(workers) => Ok(Listener { _workers: workers, tcp }),
             Err(error) => {
                 tcp.close();
                 Err(failed("UDP")(error))
             }
         }
     }
-
-    /// Tells the workers what to listen on. Returns when they have closed all other sockets.
-    fn publish(&self, listeners: &[Listener]) {
-        let acknowledged: Vec<_> = self
-            .workers
-            .iter()
-            .enumerate()
-            .map(|(n, worker)| {
-                worker.set_sockets(listeners.iter().map(|listener| listener.udp[n].clone()).collect())
-            })
-            .collect();
-        acknowledged.into_iter().for_each(worker::Acknowledgement::wait);
-        self.shared.resolv_conf.set_own(listeners.iter().map(|listener| listener.tcp.local_addr()).collect());
-    }
 }
 
 impl Drop for DnsServer {
     fn drop(&mut self) {
-        self.workers.clear();
         drop(self.stop.take());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()

@@ -198,13 +198,13 @@ async fn answer(slot: &Slot, query: Vec<u8>) -> Option<Vec<u8>> {
             Some(answer)
         }
         Verdict::Forward if (shared.config.may_recurse)(*from) => {
-            let (reply, answer) = oneshot::channel();
-            let job = Job { client: Client::Tcp { from: *from, reply }, query };
-            if shared.forward.try_send(job).is_err() {
-                add(&shared.counters.dropped, 1);
-                return None;
+            let (reply, received) = oneshot::channel();
+            let job = Job { client: Client::Tcp { from: *from, reply }, query: query.clone() };
+            if !shared.enqueue(job) {
+                answer_with_error(&query, ErrorCode::ServerFailure, &mut answer);
+                return Some(answer);
             }
-            answer.await.ok()
+            received.await.ok()
         }
         Verdict::Forward => {
             add(&shared.counters.not_allowed, 1);

@@ -203,7 +203,9 @@ impl MonitoredContainer {
     /// Whether its name still leads to it. `None`: not known.
     fn leads_to_it(&mut self, container: &str, host: Option<NamespaceId>) -> Option<bool> {
         let Some(reference) = NamespaceRef::of(container) else {
-            return self.docker.map(|state| state == ContainerState::Running);
+            return self
+                .docker
+                .map(|state| matches!(state, ContainerState::Running | ContainerState::Restarting));
         };
         match reference.open() {
             // The pid may belong to another process by now.
@@ -310,6 +312,14 @@ mod tests {
         assert!(monitor.is_due(at(7)), "looked at again");
         assert_eq!(check(&mut monitor, 7, None), [Change::Stopped(id.clone())]);
         assert_eq!(report(&mut monitor, ContainerState::Running, 8, None), [Change::Started(id.clone())]);
-        assert_eq!(report(&mut monitor, ContainerState::Removed, 9, None), [Change::Removed(id.clone())]);
+        // Docker may wait for a minute before it starts the container again.
+        assert_eq!(report(&mut monitor, ContainerState::Restarting, 9, None), []);
+        assert_eq!((monitor.poll_timeout(), check(&mut monitor, 100, None)), (None, vec![]));
+        assert_eq!(report(&mut monitor, ContainerState::Stopped, 101, None), [Change::Stopped(id.clone())]);
+        assert_eq!(
+            report(&mut monitor, ContainerState::Restarting, 102, None),
+            [Change::Started(id.clone())]
+        );
+        assert_eq!(report(&mut monitor, ContainerState::Removed, 103, None), [Change::Removed(id.clone())]);
     }
 }

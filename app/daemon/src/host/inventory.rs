@@ -147,11 +147,27 @@ impl Inventory {
         }
     }
 
+    /// The containers of Docker that run, by their network namespaces. Of several in one namespace it is the one that brought it.
+    pub(crate) fn docker_containers(&self) -> BTreeMap<NamespaceId, Container> {
+        let mut docker = self.docker.borrow_mut();
+        let Some(asked) = docker.as_ref() else { return BTreeMap::new() };
+        let running = asked.running().inspect_err(|e| {
+            tracing::info!("cannot ask Docker which containers use addresses: {e}");
+        });
+        let Ok(running) = running else {
+            *docker = None;
+            return BTreeMap::new();
+        };
+        let infos = running.iter().filter_map(|id| asked.inspect(id).ok().flatten());
+        let owners = infos.filter(|info| !info.network_mode.starts_with("container:"));
+        owners.filter_map(|info| Some((NetNs::of_process(info.pid?).ok()?.id(), info.id))).collect()
+    }
+
     fn docker_runs(&self, container: &str) -> bool {
         let mut docker = self.docker.borrow_mut();
         let Some(asked) = docker.as_ref().filter(|_| is_docker_id(container)) else { return true };
         match asked.inspect(container) {
-            Ok(info) => info.is_some_and(|i| i.pid.is_some()),
+            Ok(info) => info.is_some_and(|info| info.is_running() || info.is_restarting()),
             Err(e) => {
                 tracing::info!(
                     "cannot ask Docker which containers run, all of them keep their addresses: {e}"
@@ -170,15 +186,21 @@ mod tests {
 
     use super::*;
 
-    /// A Docker daemon that knows no container.
-    fn docker_without_containers(path: &std::path::Path) -> Docker {
+    /// A Docker daemon with these answers to `GET`, by path.
+    fn docker(path: &std::path::Path, answers: BTreeMap<String, String>) -> Docker {
         let listener = UnixListener::bind(path).unwrap();
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
-                let _ = stream.read(&mut [0; 4096]);
-                let body = r#"{"message":"No such container"}"#;
+                let mut request = [0; 4096];
+                let length = stream.read(&mut request).unwrap_or(0);
+                let request = String::from_utf8_lossy(&request[..length]);
+                let answer = request.split(' ').nth(1).and_then(|path| answers.get(path));
+                let (status, body) = match answer {
+                    Some(body) => ("200 OK", body.as_str()),
+                    None => ("404 Not Found", r#"{"message":"No such container"}"#),
+                };
                 let head = format!(
-                    "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: {}",
+                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}",
                     body.len()
                 );
                 let _ = write!(stream, "{head}\r\nConnection: close\r\n\r\n{body}");
@@ -191,7 +213,7 @@ mod tests {
     fn addresses_in_use_are_not_released() {
         let cidr = |text: &str| text.parse::<Cidr>().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let docker = docker_without_containers(&dir.path().join("docker.sock"));
+        let docker = docker(&dir.path().join("docker.sock"), BTreeMap::new());
         let inventory_with = |docker: Option<Docker>| {
             let cidrs = vec![cidr("10.2.1.1/24")];
             let found = InUse { cidrs, ..InUse::new("pid:7") };
@@ -207,5 +229,45 @@ mod tests {
         let inventory = inventory_with(None);
         assert!(inventory.runs(&unknown_to_docker, &free), "without Docker it is not known");
         assert!(!inventory.runs(missing_namespace, &free));
+    }
+
+    #[test]
+    fn namespaces_of_dockers_containers() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = NetNs::current().unwrap().id();
+        let pid = std::process::id();
+        let described = [
+            ("shares", pid, "container:brings"),
+            ("brings", pid, "bridge"),
+            ("shares2", pid, "container:brings"),
+            ("ended", 0, "bridge"),
+            ("gone", u32::MAX >> 1, "bridge"),
+        ];
+        let mut answers: BTreeMap<String, String> = described
+            .iter()
+            .map(|(id, pid, mode)| {
+                let body = serde_json::json!({
+                    "Id": id, "State": { "Running": *pid != 0, "Pid": pid }, "HostConfig": { "NetworkMode": mode },
+                });
+                (format!("/containers/{id}/json"), body.to_string())
+            })
+            .collect();
+        // The last one has been removed meanwhile.
+        let rows: Vec<_> = described
+            .iter()
+            .map(|(id, ..)| *id)
+            .chain(["removed"])
+            .map(|id| serde_json::json!({ "Id": id }))
+            .collect();
+        answers.insert("/containers/json".to_owned(), serde_json::Value::from(rows).to_string());
+        let inventory_with =
+            |docker: Docker| Inventory { docker: RefCell::new(Some(docker)), ..Inventory::of(Vec::new()) };
+        let inventory = inventory_with(docker(&dir.path().join("docker.sock"), answers));
+        assert_eq!(inventory.docker_containers(), BTreeMap::from([(own, "brings".to_owned())]));
+
+        let inventory = inventory_with(Docker::at(Some("unix:///no/such.sock")));
+        assert_eq!(inventory.docker_containers(), BTreeMap::new());
+        assert!(inventory.docker.borrow().is_none(), "Docker is not asked again");
+        assert_eq!(Inventory::of(Vec::new()).docker_containers(), BTreeMap::new());
     }
 }

@@ -13,7 +13,7 @@ mod reconciler;
 pub(crate) use container_monitor::{Change, ContainerMonitor};
 pub(crate) use devices::device_names;
 pub(crate) use dns_listener::{Clients, DnsListener, ListenAddresses};
-pub(crate) use inventory::Inventory;
+pub(crate) use inventory::{InUse, Inventory};
 pub(crate) use legacy_takeover::LegacyTakeover;
 pub(crate) use owner::{NamespaceRef, is_docker_id};
 pub use peer_name::find_peer_name;

@@ -97,7 +97,7 @@ impl ReconcilerHandle {
     }
 
     /// Waits for the command in progress.
-    pub(crate) fn stop(mut self) {
+    pub(crate) fn stop(&mut self) {
         self.commands = None;
         if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("a change of the firewall did not finish in time; the next start completes it");
@@ -351,10 +351,11 @@ impl HostReconciler {
                 }
             }
             Command::Expose(exposed, answer) => {
-                let operation = fault_injection::operation("expose");
                 let all = join(exposed.iter().map(|e| e.address));
-                let result = self.expose(&exposed).map_err(|e| e.to_string());
-                drop(operation);
+                let result = {
+                    let _operation = fault_injection::operation("expose");
+                    self.expose(&exposed).map_err(|e| e.to_string())
+                };
                 match &result {
                     Ok(()) => tracing::info!(
                         "exposed {all}{}",

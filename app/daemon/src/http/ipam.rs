@@ -21,7 +21,7 @@ use crate::telemetry::printable::printable;
 const MAX_ID: usize = 4200;
 
 /// For so long the removal of a reachable peer is tried again before it is refused.
-const REMOVAL_WAIT: Duration = Duration::from_secs(3);
+const REMOVAL_WAIT: Duration = Duration::from_secs(13);
 /// After a wait of this length the caller is told why it took so long.
 const REPORTED_REMOVAL_WAIT: Duration = Duration::from_secs(1);
 const REMOVAL_RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -112,7 +112,7 @@ pub(super) async fn answer(
     Some(show(control.allocate(info, request.clone()).await?, &request, form))
 }
 
-/// A peer that has just ended is reachable until its neighbours have told us, which takes a second and a little more.
+/// A peer that has just ended without saying so is reachable until its neighbours give it up, which takes ten seconds and a little more.
 async fn remove_peer(
     control: &Control,
     info: &AllocationInfo,

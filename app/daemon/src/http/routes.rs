@@ -232,6 +232,10 @@ impl Site {
                     error(StatusCode::BAD_REQUEST, &errors.join("\n"))
                 }
             }
+            Route::ProxyAddresses => match self.control.proxy() {
+                Some(addresses) => text_answer(StatusCode::OK, addresses.join("\n") + "\n"),
+                None => error(StatusCode::NOT_FOUND, "404 page not found"),
+            },
             Route::Forget => {
                 self.control.forget(peers()).await?;
                 respond(StatusCode::OK, None, String::new())
@@ -248,7 +252,10 @@ impl Site {
                 Err(e) => error(StatusCode::BAD_REQUEST, &format!("unable to parse ip addr: {e}")),
             },
             // Without allocation there are no addresses to transfer.
-            Route::LeaveAll => respond(StatusCode::NO_CONTENT, None, String::new()),
+            Route::LeaveAll => {
+                self.control.leave().await?;
+                respond(StatusCode::NO_CONTENT, None, String::new())
+            }
             Route::TakeOver(_) => respond(StatusCode::OK, None, String::new()),
         })
     }
@@ -274,6 +281,7 @@ enum Route<'a> {
     Status(fn(&weave_api::Report) -> String),
     Report,
     Metrics,
+    ProxyAddresses,
     Connect,
     Forget,
     /// Address and prefix length with a slash between them, not parsed yet.
@@ -297,6 +305,7 @@ impl<'a> Route<'a> {
             "/status/ipam" => Route::Status(status::ipam),
             "/report" => Route::Report,
             _ if access == Access::Status => return None,
+            "/proxyaddrs" => Route::ProxyAddresses,
             "/connect" => Route::Connect,
             "/forget" => Route::Forget,
             "/peer" => Route::LeaveAll,
@@ -323,7 +332,7 @@ impl<'a> Route<'a> {
 
     fn method(&self) -> Method {
         match self {
-            Route::Status(_) | Route::Report | Route::Metrics => Method::GET,
+            Route::Status(_) | Route::Report | Route::Metrics | Route::ProxyAddresses => Method::GET,
             Route::Connect | Route::Forget | Route::Expose(_) => Method::POST,
             Route::Hide(_) | Route::LeaveAll | Route::TakeOver(_) => Method::DELETE,
         }

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
 use crate::containers::Containers;
 use crate::control::Control;
+use crate::unix_socket::{self, SocketFile};
 
 /// Pause after a failed accept, for example when no descriptors are left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -57,31 +58,6 @@ enum Socket {
     Tcp(TcpListener),
 }
 
-/// Removes the file of a unix socket when the listener is dropped, unless another listener has replaced the file.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    id: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> SocketFile {
-        SocketFile { path: path.to_owned(), id: file_id(path) }
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.id.is_some() && file_id(&self.path) == self.id {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn file_id(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
-}
-
 impl Listener {
     /// Replaces a stale unix socket. Only root can connect to the new one.
     pub async fn bind(addr: &ListenAddr, access: Access) -> io::Result<Listener> {
@@ -104,23 +80,9 @@ impl Listener {
     }
 
     fn bind_unix(path: &Path, access: Access) -> io::Result<Listener> {
-        io_fail_point(&"removing a stale control socket")?;
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        io_fail_point(&"creating the control socket")?;
-        // Created under another name and renamed when its mode is set, so that no other user connects in between.
-        let temporary = path.with_extension("new");
-        let _ = std::fs::remove_file(&temporary);
-        let listener = UnixListener::bind(&temporary)?;
-        // Removes the file if a step before the rename fails.
-        let _unfinished = SocketFile::new(&temporary);
-        io_fail_point(&"restricting the control socket")?;
-        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
-        io_fail_point(&"renaming the control socket")?;
-        std::fs::rename(&temporary, path)?;
-        let socket = Socket::Unix(listener, SocketFile::new(path));
+        let restrict = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));
+        let (listener, file) = unix_socket::bind(path, "control socket", restrict)?;
+        let socket = Socket::Unix(UnixListener::from_std(listener)?, file);
         Ok(Listener { socket, access, host: String::new(), limits: Limits::default(), containers: None })
     }
 

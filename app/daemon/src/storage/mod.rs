@@ -1,6 +1,7 @@
 //! Files that survive a restart, and the pid file.
 
 mod allocation_store;
+mod attachment_store;
 mod error;
 mod host_state;
 mod journal;
@@ -10,6 +11,8 @@ mod peer_state;
 pub mod pid_file;
 
 pub(crate) use allocation_store::AllocationStore;
+pub(crate) use attachment_store::AttachmentStore;
+pub use attachment_store::was_attached;
 pub(crate) use error::StoreError;
 pub use host_state::HostState;
 pub(crate) use name_store::{NameStore, NamesByContainer};
@@ -17,7 +20,8 @@ pub use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
-pub const PEER_FILES: [&str; 3] = [peer_state::FILE_NAME, ALLOCATION_FILE, name_store::FILE_NAME];
+pub const PEER_FILES: [&str; 4] =
+    [peer_state::FILE_NAME, ALLOCATION_FILE, name_store::FILE_NAME, attachment_store::FILE_NAME];
 /// Name of the one among them that exists once addresses have been allocated.
 pub const ALLOCATION_FILE: &str = allocation_store::FILE_NAME;
 /// Name of the file in the state directory that describes changes of the host.

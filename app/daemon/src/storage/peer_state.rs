@@ -90,6 +90,8 @@ impl Original {
 pub struct PeerState {
     dir: PathBuf,
     content: Content,
+    /// What the file contains, as far as it is known.
+    stored: Option<Content>,
     /// Whether the directory was created by [`PeerState::open`].
     created: bool,
 }
@@ -102,7 +104,8 @@ impl PeerState {
         fault_injection::io_fail_point(&"creating the state directory")
             .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
             .map_err(StoreError::io("create directory", dir))?;
-        let mut content = read(dir)?.unwrap_or_default();
+        let stored = read(dir)?;
+        let mut content = stored.clone().unwrap_or_default();
         if content.name.as_deref() != Some(name.to_string().as_str()) {
             (content.short_id, content.version_ceiling) = (None, 0);
         }
@@ -110,7 +113,7 @@ impl PeerState {
         content.machine = Machine::of(ids);
         content.format = FORMAT;
         json_file::check_writable(&dir.join(FILE_NAME), &content)?;
-        Ok(PeerState { dir: dir.to_owned(), content, created })
+        Ok(PeerState { dir: dir.to_owned(), content, stored, created })
     }
 
     /// The name of the last run, unless that was on another machine.
@@ -196,8 +199,14 @@ impl PeerState {
         self.write()
     }
 
-    fn write(&self) -> Result<(), StoreError> {
-        json_file::write(&self.dir.join(FILE_NAME), &self.content)
+    /// Writes the content unless the file has it: a restart must not wait for the disk more often than necessary.
+    fn write(&mut self) -> Result<(), StoreError> {
+        if self.stored.as_ref() != Some(&self.content) {
+            self.stored = None;
+            json_file::write(&self.dir.join(FILE_NAME), &self.content)?;
+            self.stored = Some(self.content.clone());
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
 //! `GET /metrics` (docs/spec/cli.md 10): metrics of 2.8.1 with their names, labels and help texts, and some of our own: the reason
-//! for the overlay of a connection, and drops by reason.
+//! for the overlay of a connection, drops by reason, and what the DNS server did.
 //!
 //! A page is computed from a [`Snapshot`] for each request. A service that is off has no series; 2.8.1 crashed in that case.
 //! The number of connections has a series for each state and overlay that connections have or had at an earlier request.
@@ -16,6 +16,7 @@ use prometheus_client::registry::Registry;
 use weave_api::Report;
 use weave_api::report::{Connection, Dns, Ipam, Router};
 
+use crate::dns::DnsCounts;
 use crate::telemetry::process_stats::ProcessStats;
 
 /// Format that every version of Prometheus understands.
@@ -31,6 +32,8 @@ pub struct Snapshot {
     /// Dropped frames and datagrams by reason, including reasons that did not occur.
     pub drops: BTreeMap<String, u64>,
     pub traffic: Traffic,
+    /// `None` if names are not served.
+    pub dns: Option<DnsCounts>,
     pub connection_series: ConnectionSeries,
 }
 
@@ -166,6 +169,52 @@ impl Families {
     fn dns(&mut self, dns: &Dns, own: &str) {
         let active = dns.entries.iter().filter(|e| e.tombstone == 0 && e.origin == own).count();
         self.gauge("weave_dns_entries", "Number of DNS entries.", active);
+        let live = dns.entries.iter().filter(|e| e.tombstone == 0).count();
+        let states = [("live", live), ("tombstone", dns.entries.len() - live)];
+        let series = states.map(|(state, n)| (labels([("state", state)]), int(n))).to_vec();
+        self.gauges("weave_dns_registry_entries", "Number of DNS entries of all peers.", series);
+    }
+
+    fn dns_server(&mut self, counts: &DnsCounts) {
+        let by = |label, counts: &[(&str, u64)]| {
+            counts.iter().map(|(value, n)| (labels([(label, *value)]), int(*n))).collect()
+        };
+        let forwarder = &counts.forwarder;
+        let outcomes = [
+            ("address", counts.addresses),
+            ("pointer", counts.pointers),
+            ("no data", counts.no_data),
+            ("no such name", counts.no_such_name),
+            ("malformed", counts.malformed),
+            ("not allowed", counts.not_allowed),
+            ("queue full", counts.queue_full),
+            ("dropped", counts.dropped),
+            ("forwarded", forwarder.queries),
+        ];
+        self.counters("weave_dns_queries", "DNS queries by what became of them.", by("outcome", &outcomes));
+        let failures = [("no answer", forwarder.failures), ("over limit", forwarder.over_limit)];
+        let help = "Forwarded DNS queries that were answered with an error of this server.";
+        self.counters("weave_dns_forwarding_failures", help, by("reason", &failures));
+        for (name, help, n) in [
+            (
+                "weave_dns_cache_hits",
+                "Forwarded DNS queries that were answered from the cache.",
+                forwarder.cache_hits,
+            ),
+            ("weave_dns_upstream_queries", "DNS queries to the servers of the host.", forwarder.exchanges),
+            (
+                "weave_dns_upstream_failures",
+                "DNS queries to the servers of the host without an answer.",
+                forwarder.failed_exchanges,
+            ),
+            (
+                "weave_dns_refused_connections",
+                "TCP connections that the DNS server refused because of a limit.",
+                counts.refused_connections,
+            ),
+        ] {
+            self.counters(name, help, vec![(Vec::new(), int(n))]);
+        }
     }
 
     fn traffic(&mut self, traffic: Traffic, drops: &BTreeMap<String, u64>) {
@@ -292,6 +341,9 @@ pub(crate) fn page(snapshot: &Snapshot, open_metrics: bool) -> String {
     if let Some(dns) = &report.dns {
         families.dns(dns, &report.router.name);
     }
+    if let Some(counts) = &snapshot.dns {
+        families.dns_server(counts);
+    }
     if let Some(flows) = report.router.overlay_diagnostics.get("fastdp").and_then(|f| f.get("Flows")) {
         let count = flows.as_array().map_or(0, Vec::len);
         families.gauge("weave_flows", "Number of FastDP flows.", count);
@@ -324,6 +376,9 @@ fn to_text_format(page: &str, counters: &[&str]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use weave_api::report::DnsEntry;
+    use weave_dns::ForwarderStats;
+
     use super::*;
 
     fn vector(path: &str) -> String {
@@ -437,6 +492,10 @@ mod tests {
         }];
         snapshot.drops = BTreeMap::from([("no route".to_owned(), 3), ("too big".to_owned(), 0)]);
         snapshot.traffic = Traffic { bytes_out: 77, ..Traffic::default() };
+        let forwarder = ForwarderStats { queries: 5, over_limit: 2, ..ForwarderStats::default() };
+        snapshot.dns = Some(DnsCounts { no_such_name: 4, forwarder, ..DnsCounts::default() });
+        let entry = |tombstone| DnsEntry { tombstone, ..DnsEntry::default() };
+        snapshot.report.dns = Some(Dns { entries: [0, 0, 9].map(entry).to_vec(), ..Dns::default() });
         snapshot.connection_series.add(&snapshot.report);
         let text = page(&snapshot, false);
         for line in [
@@ -449,6 +508,12 @@ mod tests {
             "weave_drops_total{reason=\"no route\"} 3",
             "weave_drops_total{reason=\"too big\"} 0",
             "weave_datagram_bytes_total{direction=\"out\"} 77",
+            "weave_dns_registry_entries{state=\"live\"} 2",
+            "weave_dns_registry_entries{state=\"tombstone\"} 1",
+            "weave_dns_queries_total{outcome=\"no such name\"} 4",
+            "weave_dns_queries_total{outcome=\"forwarded\"} 5",
+            "weave_dns_forwarding_failures_total{reason=\"over limit\"} 2",
+            "weave_dns_cache_hits_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }

@@ -195,7 +195,7 @@ pub(crate) fn snapshot(report: Report, data: &DatapathStats, known: &mut Connect
         datagrams_out: counts.sent,
         bytes_out: counts.sent_bytes,
     };
-    Snapshot { report, drops: all_drops(data), traffic, connection_series: known.clone() }
+    Snapshot { report, drops: all_drops(data), traffic, dns: None, connection_series: known.clone() }
 }
 
 /// Dropped frames and datagrams by reason.

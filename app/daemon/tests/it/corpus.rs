@@ -13,6 +13,11 @@ fn http_form() {
 }
 
 #[test]
+fn proxy_request() {
+    replay::replay("proxy_request", 3000, fuzz_entry::proxy_request);
+}
+
+#[test]
 fn typed() {
     replay::replay("typed", 2000, fuzz_entry::typed);
 }

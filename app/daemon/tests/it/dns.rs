@@ -44,7 +44,7 @@ impl Server {
             fallback_timeout: Duration::from_millis(300),
             resolv_conf,
             may_recurse: Arc::new(|addr| addr == IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            workers: 2,
+            threads: 2,
         };
         let server = DnsServer::start(config, names.clone()).unwrap();
         Server { server, names, dir }
@@ -219,6 +219,34 @@ fn servers_that_do_not_answer_are_a_failure_and_do_not_delay_local_names() {
     slow.recv(&mut buffer).unwrap();
     assert_eq!(rcode(&buffer), SERVFAIL);
     assert_eq!(server.server.counts().forwarder.failed_exchanges, 2);
+}
+
+#[test]
+fn questions_beyond_the_queue_are_answered_with_a_failure() {
+    const QUEUE: usize = 1024;
+    let server = Server::start(&[]);
+    let address = server.listen("127.0.0.1:0");
+    // The forwarding task reads this file until it is dropped.
+    let fifo = server.dir.path().join("resolv.conf");
+    std::fs::remove_file(&fifo).unwrap();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+    let writer = std::fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    let socket = client("127.0.0.1");
+    socket.connect(address).unwrap();
+    let mut answer = [0; 512];
+    // Besides those in the queue, the task holds one, or none yet.
+    let mut sent = 0;
+    while rcode(&answer) != SERVFAIL {
+        assert!(sent <= QUEUE + 1, "{sent} questions have no answer");
+        socket.send(&query(sent as u16, "www.example.com")).unwrap();
+        sent += 1;
+        // The answer tells that the question before it was read.
+        socket.send(&query(sent as u16, "pingme.weave.local")).unwrap();
+        socket.recv(&mut answer).unwrap();
+    }
+    assert!(sent > QUEUE, "{sent}");
+    assert_eq!(server.server.counts().queue_full, 1);
+    drop(writer);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Handles arbitrary bytes from an HTTP client, and arbitrary text as a peer or a listen address. The fuzz targets and the tests that
-//! replay their corpora share this module.
+//! Handles arbitrary bytes from an HTTP client, or from a client of the Docker API proxy, and arbitrary text as a peer or a listen
+//! address. The fuzz targets and the tests that replay their corpora share this module.
 
 use std::cell::LazyCell;
 use std::sync::OnceLock;
@@ -12,8 +12,12 @@ use tokio::runtime::Runtime;
 use weave_api::Report;
 use weave_daemon::config::{ListenAddr, check_peer};
 use weave_daemon::testing::{Access, serve_connection};
-use weave_daemon::testing::{Control, Request};
+use weave_daemon::testing::{Control, ParsedRequest, Request};
 use weave_mesh::{Config, Mesh};
+use weave_proxy::{
+    Create, Dns, HostnameRule, ImageCommand, Interface, Policy, Route, WaitDirectories, rewrite_exec,
+    rewrite_exec_inspect, rewrite_inspect, rewrite_start,
+};
 use weave_types::{Instant, Now, PeerName, PeerUid};
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -95,6 +99,48 @@ fn exchange(access: Access, request: &[u8], close: bool) -> Vec<u8> {
     };
     let timely = async { tokio::time::timeout(EXCHANGE_TIMEOUT, talk).await };
     RUNTIME.with(|runtime| runtime.block_on(timely)).unwrap_or_else(|_| panic!("the server does not end"))
+}
+
+/// The bytes are what a client sends to the Docker API proxy. Asserts that Docker understands what it gets as the proxy did, and that a
+/// created container waits.
+pub(crate) fn proxy_request(data: &[u8]) {
+    let read = |bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(ParsedRequest::read(bytes)));
+    let Some(request) = read(data) else { return };
+    let text = || String::from_utf8_lossy(data).into_owned();
+    let again =
+        read(&request.forwarded).unwrap_or_else(|| panic!("forwarded, but not understood: {}", text()));
+    assert_eq!((&again.target, &again.body), (&request.target, &request.body), "{}", text());
+
+    let policy = Policy {
+        wait: WaitDirectories { wait: "/wait".into(), no_wait: "/no-wait".into() },
+        dns: Some(Dns { server: Some("172.17.0.1".into()), domain: "weave.local.".into() }),
+        attach_by_default: true,
+        user_networks: data.len().is_multiple_of(2),
+        hostname: HostnameRule::default(),
+    };
+    let interface = Interface { mac: "46:93:bf:38:b6:71".into(), address: "10.32.0.2".into(), prefix: 12 };
+    let rewritten = match Route::find(&request.target) {
+        Route::Create => {
+            let Ok(Ok(create)) = Create::read(&policy, &request.target, &request.body) else { return };
+            let image = ImageCommand { entrypoint: Vec::new(), command: vec!["sh".to_owned()] };
+            create.finish(&image)
+        }
+        Route::Start(_) => rewrite_start(&policy, &request.body, "c1").map(Option::unwrap_or_default),
+        Route::Exec(_) => rewrite_exec(&request.body),
+        Route::Inspect(_) => rewrite_inspect(&request.body, &interface),
+        Route::InspectExec => rewrite_exec_inspect(&request.body, &interface),
+        Route::Other => return,
+    };
+    let Ok(body) = rewritten else { return };
+    if !body.is_empty() {
+        let json: serde_json::Value =
+            serde_json::from_slice(&body).unwrap_or_else(|e| panic!("{e}: {}", text()));
+        match Route::find(&request.target) {
+            Route::Create => assert_eq!(json["Entrypoint"][0], "/w/w", "{}", text()),
+            Route::Exec(_) => assert_eq!(json["Cmd"][0], "/w/w", "{}", text()),
+            _ => {}
+        }
+    }
 }
 
 /// The bytes are a peer to connect to and a listen address, as typed. Asserts that the mesh accepts every peer that the command line

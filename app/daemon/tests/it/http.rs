@@ -40,6 +40,10 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                     let _ = asked.send(format!("connect {peers:?} {replace}"));
                     let _ = answer.send(errors);
                 }
+                Request::Leave(answer) => {
+                    let _ = asked.send("leave".to_owned());
+                    let _ = answer.send(());
+                }
                 Request::Allocate { .. }
                 | Request::Abandon { .. }
                 | Request::DockerContainers(_)

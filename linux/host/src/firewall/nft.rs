@@ -5,6 +5,7 @@
 //!     chain INPUT        { type filter hook input priority -1; ... }      before the chains of other programs, so that drops take
 //!     chain FORWARD      { type filter hook forward priority -1; ... }    effect; other programs can still drop what is accepted here
 //!     chain POSTROUTING  { type nat hook postrouting priority srcnat; jump WEAVE }
+//!     chain PREROUTING   { type filter hook prerouting priority raw; ... notrack }     and OUTPUT, for questions about names
 //!     chain WEAVE-EXPOSE, WEAVE, ...
 //! }
 //! table ip filter { chain FORWARD { ... } }                             if it exists: the accepted traffic, with comment `weave`
@@ -16,7 +17,7 @@ use weave_types::Cidr;
 
 use super::rules::{
     DesiredChain, EXPOSE, ExposedAddress, FirewallConfig, Match, Placement, Rule, Table, Verdict,
-    desired_chains,
+    desired_chains, untracked_chains,
 };
 
 /// A rule as `nft -a` lists it.
@@ -65,7 +66,8 @@ pub(crate) fn script(
 ) -> String {
     // The network policy controller uses iptables; without it its chains would stay empty.
     let config = FirewallConfig { expect_npc: false, ..config.clone() };
-    let chains = desired_chains(&config, exposed);
+    let mut chains = desired_chains(&config, exposed);
+    chains.extend(untracked_chains(&config, exposed));
     // Added first, so that the deletion succeeds.
     let table = table(config.instance.as_deref());
     let mut text = format!("add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n");
@@ -89,6 +91,8 @@ pub(crate) fn script(
             "INPUT" => "type filter hook input priority -1; policy accept;",
             "FORWARD" => "type filter hook forward priority -1; policy accept;",
             "POSTROUTING" => "type nat hook postrouting priority 100; policy accept;",
+            "PREROUTING" => "type filter hook prerouting priority -300; policy accept;",
+            "OUTPUT" => "type filter hook output priority -300; policy accept;",
             _ => "",
         };
         let _ = writeln!(text, "chain {} {{ {hook} }}", desired.chain);

@@ -1,3 +1,4 @@
+use serde_json::{Value, json};
 use weave_host::fault_injection::fail_nth;
 use weave_host::{AttachRequest, BridgePorts, DetachRequest, Error, NetNs, Netlink, attach, detach};
 use weave_types::MacAddr;
@@ -62,6 +63,77 @@ fn attach_does_what_2_8_1_does() {
         let longer = cidrs("10.32.0.1/16");
         assert_eq!(attach(&AttachRequest::new(&ns, "1", &longer)).unwrap(), weave_host::Attached::default());
         assert_eq!((snapshot(), snapshot_of(&ns)), before);
+    });
+}
+
+/// What `tests/vectors/containers/proxy_attach_trace.json` shows of a container's network: addresses, IPv4 routes, rules, settings.
+fn recorded_state(ns: &NetNs) -> Value {
+    let lines = |command: &str| -> Vec<String> { sh_in(ns, command).lines().map(str::to_owned).collect() };
+    let neighbours = "cd /proc/sys/net/ipv4/neigh; for k in base_reachable_time delay_first_probe_time ucast_solicit; \
+                      do [ ! -e ethwe ] || echo ethwe $k $(cat ethwe/$k); done";
+    // We let IGMP pass as well (docs/guide/networks.md).
+    let rules = lines("iptables -S").into_iter().filter(|rule| !rule.contains("-p igmp")).collect::<Vec<_>>();
+    json!({
+        "addr": lines("ip -4 -o addr show dev ethwe 2>/dev/null || true"),
+        "route": lines("ip -4 route"),
+        "iptables": rules,
+        "sysctl": lines(neighbours),
+    })
+}
+
+/// The same of the recording: without the number of the interface, and with nothing where it shows that there is nothing.
+fn as_recorded(state: &Value) -> Value {
+    let mut state = state.clone();
+    state.as_object_mut().unwrap().remove("link");
+    for list in state.as_object_mut().unwrap().values_mut() {
+        let list = list.as_array_mut().unwrap();
+        list.retain(|line| line != "" && !line.as_str().unwrap().starts_with("eth* "));
+        for line in list {
+            let text = line.as_str().unwrap();
+            *line = text.split_once(": ethwe ").map_or(text, |(_, rest)| rest).into();
+        }
+    }
+    state
+}
+
+#[test]
+fn a_container_of_the_proxy_looks_as_that_of_2_8_1() {
+    host(|| {
+        let text = include_str!("../../../../tests/vectors/containers/proxy_attach_trace.json");
+        let trace: Value = serde_json::from_str(text).unwrap();
+        launch();
+        let ns = container();
+        let (id, addresses) =
+            (trace["container_pid"].to_string(), cidrs("10.32.0.2/12 10.2.1.1/24 10.3.0.2/16"));
+        attach(&AttachRequest::new(&ns, &id, &addresses)).unwrap();
+        let same = |recorded: &Value| assert_eq!(as_recorded(&recorded_state(&ns)), as_recorded(recorded));
+        same(&trace["namespace_after_start"]);
+        let ports = sh("ip -o link show master weave");
+        let recorded = trace["host_links"][0].as_str().unwrap();
+        for part in
+            [&format!(" vethwepl{id}@if"), "mtu 1376", "master weave", "<BROADCAST,MULTICAST,UP,LOWER_UP>"]
+        {
+            assert!(ports.contains(part) && recorded.contains(part), "{part}: {ports}");
+        }
+        assert!(
+            sh(&format!("bridge -d link show dev vethwepl{id}"))
+                .contains(trace["bridge_port_hairpin"].as_str().unwrap())
+        );
+
+        let steps = trace["steps"].as_array().unwrap();
+        let later = cidrs("10.7.0.1/24");
+        for step in steps {
+            match step["op"].as_str().unwrap() {
+                "detach 10.2.1.1/24" => drop(detach(&DetachRequest::new(&ns, &addresses[1..2])).unwrap()),
+                "attach 10.7.0.1/24" => drop(attach(&AttachRequest::new(&ns, &id, &later)).unwrap()),
+                _ => {
+                    let all = [&addresses[..], &later].concat();
+                    assert!(detach(&DetachRequest::new(&ns, &all)).unwrap().interface_removed);
+                }
+            }
+            same(&step["state"]);
+        }
+        assert_eq!(steps.len(), 3);
     });
 }
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use weave_http::encode;
 
-use super::Docker;
+use super::{Docker, null_is_default};
 use crate::Error;
 
 /// A container, running or not, as the engine describes it.
@@ -34,10 +34,16 @@ pub struct ContainerInfo {
     pub image: String,
     /// Path of its program, inside.
     pub program: String,
+    /// `Config.Entrypoint`: the program that was to be run in front of the command.
+    pub entrypoint: Vec<String>,
+    /// Its environment, as `NAME=value`.
+    pub env: Vec<String>,
     /// `no`, `always`, `unless-stopped` or `on-failure`.
     pub restart_policy: String,
     /// Its `/etc/hosts`, as a file of the engine's host.
     pub hosts_path: Option<PathBuf>,
+    /// Names and addresses of `--add-host`, as `name:address`.
+    pub extra_hosts: Vec<String>,
     /// Directories of the engine's host, and the paths at which the container sees them.
     pub mounts: Vec<(PathBuf, PathBuf)>,
 }
@@ -64,6 +70,11 @@ impl ContainerInfo {
     /// Whether it is running.
     pub fn is_running(&self) -> bool {
         self.pid.is_some()
+    }
+
+    /// Whether the engine is about to start it again.
+    pub fn is_restarting(&self) -> bool {
+        self.state == "restarting"
     }
 
     /// Whether it runs the daemon of 2.8.1.
@@ -130,6 +141,26 @@ impl Docker {
     /// The engine does not answer, or refuses.
     pub fn start(&self, id: &str) -> Result<(), Error> {
         self.change("POST", &path(id, "start"), None, &format!("start {id}"))
+    }
+
+    /// Stops a container if it runs, and starts it.
+    ///
+    /// # Errors
+    /// The engine does not answer, or refuses.
+    pub fn restart(&self, id: &str) -> Result<(), Error> {
+        self.change("POST", &path(id, "restart"), None, &format!("restart {id}"))
+    }
+
+    /// Kills a container. It is no error if it does not run.
+    ///
+    /// # Errors
+    /// The engine does not answer, or refuses.
+    pub fn kill(&self, id: &str) -> Result<(), Error> {
+        let reply = self.request("POST", &path(id, "kill"), None, &format!("kill {id}"))?;
+        match reply.response.status {
+            404 | 409 => Ok(()),
+            _ => reply.success().map(drop),
+        }
     }
 
     /// Stops a container, and kills it after `timeout` seconds.
@@ -238,12 +269,17 @@ struct Config {
     hostname: String,
     domainname: String,
     image: String,
+    #[serde(deserialize_with = "null_is_default")]
+    entrypoint: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    env: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct HostConfig {
     network_mode: String,
+    extra_hosts: Option<Vec<String>>,
     restart_policy: RestartPolicy,
 }
 
@@ -275,7 +311,10 @@ impl From<Inspect> for ContainerInfo {
             started_at: state.started_at,
             image: config.image,
             program: path,
+            entrypoint: config.entrypoint,
+            env: config.env,
             restart_policy: host_config.restart_policy.name,
+            extra_hosts: host_config.extra_hosts.unwrap_or_default(),
             hosts_path: Some(hosts_path).filter(|path| !path.as_os_str().is_empty()),
             mounts: mounts.into_iter().map(|m| (m.source, m.destination)).collect(),
         }

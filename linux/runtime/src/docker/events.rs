@@ -19,6 +19,8 @@ const MAX_EVENT: usize = 1 << 20;
 pub enum ContainerState {
     /// It runs, or may be started yet.
     Running,
+    /// It has ended, and the engine is about to start it again.
+    Restarting,
     /// It has ended, and may be started again.
     Stopped,
     /// It does not exist.
@@ -34,10 +36,23 @@ impl Docker {
         let rows: Vec<Row> =
             self.request("GET", "/containers/json?all=true", None, "list containers")?.read()?;
         let state = |row: &Row| match row.state.as_str() {
+            "restarting" => ContainerState::Restarting,
             "exited" | "dead" | "removing" | "stopped" => ContainerState::Stopped,
             _ => ContainerState::Running,
         };
         Ok(rows.into_iter().map(|row| (row.id.clone(), state(&row))).collect())
+    }
+
+    /// The state of a container about which `reported` was reported: its end does not tell whether it is about to be started again.
+    pub fn refine(&self, container: &str, reported: ContainerState) -> ContainerState {
+        match reported {
+            ContainerState::Stopped
+                if self.inspect(container).ok().flatten().is_some_and(|info| info.is_restarting()) =>
+            {
+                ContainerState::Restarting
+            }
+            reported => reported,
+        }
     }
 
     /// Reports changes of containers' states until `report` breaks or the engine ends. `report` is first called with `None`, when all
@@ -133,6 +148,9 @@ mod tests {
         assert_eq!(line("container", "destroy"), Some(ContainerState::Removed));
         assert_eq!(line("container", "exec_create: sh"), None);
         assert_eq!(line("network", "destroy"), None);
+        // API 1.52 has neither `status` nor `id` nor `from`.
+        let line = br#"{"Type":"container","Action":"die","Actor":{"ID":"c1","Attributes":{"exitCode":"0"}},"scope":"local","time":1,"timeNano":1}"#;
+        assert_eq!(parse(line), Some(("c1".to_owned(), ContainerState::Stopped)));
         for damaged in ["", "{}", "[]", r#"{"Type":"container","Action":"die"}"#] {
             assert_eq!(parse(damaged.as_bytes()), None, "{damaged}");
         }

@@ -5,7 +5,7 @@ use std::io;
 use serde::Deserialize;
 use weave_http::encode;
 
-use super::Docker;
+use super::{Docker, null_is_default};
 use crate::Error;
 
 /// A network of an engine.
@@ -34,6 +34,28 @@ pub struct EngineInfo {
     pub logging_driver: String,
     /// Version of the engine.
     pub server_version: String,
+    /// Names of its OCI runtimes.
+    #[serde(deserialize_with = "keys")]
+    pub runtimes: Vec<String>,
+}
+
+/// What an image runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageInfo {
+    /// The program and its first arguments; empty if the image has no entrypoint.
+    #[serde(deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// Its arguments, or the command without an entrypoint.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cmd: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectImage {
+    #[serde(deserialize_with = "null_is_default")]
+    config: ImageInfo,
 }
 
 impl Docker {
@@ -53,6 +75,16 @@ impl Docker {
         let path = format!("/images/{}/json", encode(name));
         let found: Option<serde::de::IgnoredAny> = self.find(&path, &format!("look for image {name}"))?;
         Ok(found.is_some())
+    }
+
+    /// What an image runs; `None` if there is no such image.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub fn inspect_image(&self, name: &str) -> Result<Option<ImageInfo>, Error> {
+        let path = format!("/images/{}/json", encode(name));
+        let found: Option<InspectImage> = self.find(&path, &format!("describe image {name}"))?;
+        Ok(found.map(|image| image.config))
     }
 
     /// Creates the image `name:tag`, which consists of `program` (an executable that needs no libraries) at `/<file>` and

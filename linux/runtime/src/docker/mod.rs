@@ -7,8 +7,8 @@ mod images;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use weave_host::fault_injection::io_fail_point;
 use weave_http::{Client, Endpoint, Request, Response, Tls};
 
@@ -16,7 +16,7 @@ use crate::Error;
 
 pub use containers::ContainerInfo;
 pub use events::ContainerState;
-pub use images::{EngineInfo, Network};
+pub use images::{EngineInfo, ImageInfo, Network};
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const DEFAULT_PORT: u16 = 2375;
@@ -60,7 +60,23 @@ impl Docker {
 
     /// Whether the engine is on this machine: reached through a unix socket.
     pub fn is_local(&self) -> bool {
-        self.client.as_ref().is_ok_and(|client| matches!(client.endpoint(), Endpoint::Unix(_)))
+        self.socket().is_some()
+    }
+
+    /// Its unix socket; `None` over TCP.
+    pub fn socket(&self) -> Option<&Path> {
+        match self.client.as_ref().ok()?.endpoint() {
+            Endpoint::Unix(path) => Some(path),
+            Endpoint::Tcp(_) | Endpoint::Tls(..) => None,
+        }
+    }
+
+    /// Where the engine is.
+    ///
+    /// # Errors
+    /// The value of `DOCKER_HOST` is not understood.
+    pub fn endpoint(&self) -> Result<&Endpoint, Error> {
+        self.client.as_ref().map(Client::endpoint).map_err(|e| Error::Docker(e.clone()))
     }
 
     /// Checks that the engine answers.
@@ -144,6 +160,13 @@ impl Reply<'_> {
     fn failure(&self, why: &str) -> Error {
         Error::Docker(format!("docker at {} cannot {}: {why}", self.endpoint, self.purpose))
     }
+}
+
+/// Docker writes `null` for an empty list.
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 fn parse_host(host: &str) -> Result<Endpoint, String> {

@@ -55,6 +55,41 @@ fn a_container_is_described() {
     assert!(error.ends_with("docker.sock cannot describe x: disk on fire"), "{error}");
 }
 
+/// API 1.52 leaves out what older versions sent as empty, the address in `NetworkSettings` and the command of an image.
+#[test]
+fn descriptions_of_docker_29() {
+    let body = r#"{"Id":"abc","Created":"2025-11-12T10:00:00.1Z","Path":"/w/w","Args":["sh"],"State":{"Status":"running","Running":true,
+        "Paused":false,"Restarting":false,"OOMKilled":false,"Dead":false,"Pid":42,"ExitCode":0,"Error":"","StartedAt":"2025-11-12T10:00:01Z",
+        "FinishedAt":"0001-01-01T00:00:00Z"},"Image":"sha256:1","HostsPath":"/var/lib/docker/containers/abc/hosts","Name":"/web",
+        "RestartCount":0,"Driver":"overlayfs","Platform":"linux","ImageManifestDescriptor":{"mediaType":"x","digest":"sha256:1","size":1},
+        "MountLabel":"","ProcessLabel":"","AppArmorProfile":"","ExecIDs":null,"HostConfig":{"Binds":["/var/lib/weave/wait/multicast:/w:ro"],
+        "LogConfig":{"Type":"json-file","Config":{}},"NetworkMode":"bridge","RestartPolicy":{"Name":"no","MaximumRetryCount":0},
+        "ExtraHosts":null},"Storage":{"RootFS":{"Snapshot":{"Name":"overlayfs"}}},"Mounts":[{"Type":"bind","Source":
+        "/var/lib/weave/wait/multicast","Destination":"/w","Mode":"ro","RW":false,"Propagation":"rprivate"}],"Config":{"Hostname":"web",
+        "Domainname":"weave.local","User":"","Env":["WEAVE_CIDR=10.2.1.1/24"],"Cmd":["sh"],"Image":"ubuntu","Entrypoint":["/w/w"],"Labels":{}},
+        "NetworkSettings":{"SandboxID":"s","SandboxKey":"/var/run/docker/netns/s","Ports":{},"Networks":{"bridge":{"DNSNames":null,
+        "NetworkID":"n","EndpointID":"e","Gateway":"172.17.0.1","IPAddress":"172.17.0.2","MacAddress":"02:42:ac:11:00:02"}}}}"#;
+    let info = weave_runtime::ContainerInfo::from_json(body.as_bytes()).unwrap();
+    assert_eq!((info.pid, info.dns_name().as_deref()), (Some(42), Some("web.weave.local")));
+    assert_eq!(
+        (info.entrypoint, info.env),
+        (vec!["/w/w".to_owned()], vec!["WEAVE_CIDR=10.2.1.1/24".to_owned()])
+    );
+    assert!(info.mounts.iter().any(|(_, inside)| inside.as_os_str() == "/w"));
+
+    let image = |config: &str| {
+        let body = answer(200, &format!(r#"{{"Id":"sha256:1","RepoTags":["x:latest"]{config}}}"#));
+        let image = request_and_result(&body, |d| d.inspect_image("x").unwrap().unwrap()).1;
+        (image.entrypoint, image.cmd)
+    };
+    let none = (Vec::new(), Vec::new());
+    assert_eq!(image(r#","Config":{"Cmd":["sh"]}"#), (Vec::new(), vec!["sh".to_owned()]));
+    assert_eq!(
+        [image(r#","Config":{}"#), image(r#","Config":null"#), image("")],
+        [none.clone(), none.clone(), none]
+    );
+}
+
 #[test]
 fn an_image_is_created_from_a_program() {
     let program = vec![7; 5000];

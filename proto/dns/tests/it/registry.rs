@@ -35,7 +35,7 @@ fn entries_of_unknown_peers_wait_for_the_topology() {
     let mut late = registry.clone();
     registry.handle_topology_change(&[own, other].into(), at(1001));
     assert!(resolves(&registry, FOO) && drain(&mut registry).1);
-    assert_eq!(registry.poll_timeout().unwrap().1, "broadcast of our names");
+    assert_eq!(registry.poll_timeout().unwrap().1, "comparison of names with those of other peers");
     registry.handle_timeout(at(1002));
     assert_eq!(registry.poll_timeout(), None);
     assert_eq!(drain(&mut registry).0.len(), 0, "there are none of ours");

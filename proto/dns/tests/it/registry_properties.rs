@@ -206,6 +206,7 @@ impl World {
             }
             check_names(&self.registries[p]);
         }
+        check_digests(&self.registries);
     }
 }
 
@@ -265,6 +266,16 @@ fn check_names(registry: &Registry) {
     for addr in (0..2).map(|a| Ipv4Addr::new(10, 32, 0, a)) {
         let first = live.iter().find(|e| e.addr == addr).map(|e| &*e.hostname);
         assert_eq!(names.name_of(addr).map(HostName::as_str), first);
+    }
+}
+
+/// Digests are equal where the same entries are live in the same version, and nowhere else.
+fn check_digests(registries: &[Registry]) {
+    let live = |registry: &Registry| -> BTreeSet<(Identity, i64)> {
+        registry.entries().filter(|e| e.is_live()).map(|e| (identity(e), e.version)).collect()
+    };
+    for (a, b) in registries.iter().zip(registries.iter().skip(1)) {
+        assert_eq!(a.digest() == b.digest(), live(a) == live(b));
     }
 }
 

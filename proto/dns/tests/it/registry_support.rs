@@ -47,6 +47,7 @@ pub(crate) fn drain(registry: &mut Registry) -> (Vec<Vec<Entry>>, bool, Vec<Regi
     while let Some(output) = registry.poll_output() {
         match output {
             RegistryOutput::Broadcast(payload) => broadcasts.push(entries_of(Some(payload))),
+            RegistryOutput::Compare => {}
             RegistryOutput::NamesChanged => changed = true,
             RegistryOutput::Event(event) => events.push(event),
         }

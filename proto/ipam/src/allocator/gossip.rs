@@ -187,6 +187,9 @@ impl Allocator {
     }
 
     fn receive_ring(&mut self, theirs: &Ring, now: Now) -> Result<(), GossipError> {
+        if self.reachable.contains_key(&theirs.peer()) {
+            self.allocating.insert(theirs.peer());
+        }
         let was_empty = self.ring.is_empty();
         let space = &self.space;
         let merged = self.ring.merge(theirs, |range| space.first_used(range));

@@ -1,6 +1,6 @@
 //! Start with stored state, or with a new ring (docs/spec/ipam.md 9).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand_chacha::ChaCha12Rng;
 use weave_types::Now;
@@ -37,6 +37,7 @@ impl Allocator {
             nicknames: BTreeMap::from([(config.name, config.nickname.clone())]),
             reachable: BTreeMap::new(),
             unreachable_since: BTreeMap::new(),
+            allocating: BTreeSet::new(),
             met_peer: false,
             conflicts: BTreeMap::new(),
             disputed: RangeSet::default(),

@@ -8,7 +8,7 @@ mod load;
 mod peers;
 mod report;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use rand_chacha::ChaCha12Rng;
@@ -64,6 +64,8 @@ pub struct Allocator {
     nicknames: BTreeMap<PeerName, String>,
     reachable: BTreeMap<PeerName, String>,
     unreachable_since: BTreeMap<PeerName, Instant>,
+    /// Reachable peers that have sent a ring: they allocate addresses themselves.
+    allocating: BTreeSet<PeerName>,
     /// Whether another peer has been reachable since the start.
     met_peer: bool,
     conflicts: BTreeMap<PeerName, Dispute>,

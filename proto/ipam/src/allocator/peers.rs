@@ -35,6 +35,7 @@ impl Allocator {
                 self.reachable.keys().copied().filter(|name| !reachable.contains_key(name)).collect();
             for name in lost {
                 self.reachable.remove(&name);
+                self.allocating.remove(&name);
                 self.unreachable_since.insert(name, now.mono);
                 self.space_requests.peer_lost(name);
                 found = true;
@@ -160,8 +161,8 @@ impl Allocator {
         }
     }
 
-    /// The peer that gets all ranges: preferably one that owns something already. It must be reachable, unlike in
-    /// 2.8.1, or no peer would learn of the transfer. `back`: a range has come back after a transfer.
+    /// The peer that gets all ranges: preferably one that owns something already. It must be reachable and allocate addresses, unlike in
+    /// 2.8.1, or no peer would learn of the transfer, or use them. `back`: a range has come back after a transfer.
     fn transfer_target(&self, back: bool) -> Option<PeerName> {
         let me = self.me();
         let there = |name: &PeerName| {
@@ -169,6 +170,6 @@ impl Allocator {
             *name != me && self.reachable.contains_key(name) && given < MAX_TRANSFERS
         };
         let owners = self.ring.entries().iter().map(|entry| entry.peer);
-        owners.chain(self.reachable.keys().copied()).find(there)
+        owners.chain(self.allocating.iter().copied()).find(there)
     }
 }

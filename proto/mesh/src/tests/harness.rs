@@ -7,7 +7,7 @@ use std::time::Duration;
 use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid, ShortId};
 
 use crate::test_support::{peer, rng};
-use crate::{Channels, Config, Mesh, Output, OverlayControl, OverlaySetup, Persist};
+use crate::{Channels, Config, Mesh, Output, OverlayControl, OverlaySetup, Persist, StreamEnd};
 
 /// A channel whose state is a set of bytes.
 #[derive(Debug, Default)]
@@ -52,6 +52,11 @@ impl Channels for Sets {
         Ok((!new.is_empty()).then_some(new))
     }
 
+    fn digest(&mut self, channel: &str) -> Option<u64> {
+        // Of small numbers.
+        self.state.get(channel).map(|set| set.iter().fold(0, |digest, byte| digest | 1 << (byte % 64)))
+    }
+
     fn state(&mut self, channel: &str, _: Now) -> Option<Vec<u8>> {
         self.state.get(channel).map(|set| set.iter().copied().collect())
     }
@@ -77,6 +82,7 @@ pub(crate) struct Host {
     pub(crate) removed: Vec<PeerName>,
     pub(crate) setups: BTreeMap<ConnectionId, OverlaySetup>,
     pub(crate) controls: Vec<(ConnectionId, OverlayControl)>,
+    pub(crate) tested_paths: Vec<ConnectionId>,
     pub(crate) short_id: Option<ShortId>,
     pub(crate) ceiling: u64,
     pub(crate) targets: Vec<String>,
@@ -87,8 +93,17 @@ pub(crate) struct Host {
 enum Delivery {
     Bytes(Vec<u8>),
     Closed,
-    Accept { from: usize, dialer: ConnectionId, to: SocketAddr },
-    Dialled { local: SocketAddr, remote: SocketAddr },
+    /// A test of the connection has failed.
+    Broken,
+    Accept {
+        from: usize,
+        dialer: ConnectionId,
+        to: SocketAddr,
+    },
+    Dialled {
+        local: SocketAddr,
+        remote: SocketAddr,
+    },
     Refused(SocketAddr),
     Established,
 }
@@ -146,6 +161,7 @@ impl Net {
             removed: Vec::new(),
             setups: BTreeMap::new(),
             controls: Vec::new(),
+            tested_paths: Vec::new(),
             short_id: None,
             ceiling: 0,
             targets: Vec::new(),
@@ -281,7 +297,7 @@ impl Net {
                     None => true,
                 };
                 if broken {
-                    self.post(PROBE_TIMEOUT, i, conn, Delivery::Closed);
+                    self.post(PROBE_TIMEOUT, i, conn, Delivery::Broken);
                 }
             }
             Output::Dial { conn, addr } => {
@@ -315,6 +331,7 @@ impl Net {
                 host.setups.remove(&conn).expect("was prepared");
             }
             Output::OverlayControl { conn, control } => host.controls.push((conn, control)),
+            Output::TestPath { conn } => host.tested_paths.push(conn),
             Output::PeerRemoved(peer) => host.removed.push(peer),
             Output::Event(event) => host.events.push(event.to_string()),
             Output::RoutesChanged | Output::PeersChanged | Output::ShortIdsInvalidated => {}
@@ -359,7 +376,12 @@ impl Net {
                     self.with(from, |mesh, _, now| mesh.handle_written(there, bytes.len(), now));
                 }
             }
-            Delivery::Closed => self.with(i, |mesh, _, now| mesh.handle_closed(conn, "EOF".to_owned(), now)),
+            Delivery::Closed => self
+                .with(i, |mesh, _, now| mesh.handle_closed(conn, StreamEnd::ByRemote("EOF".to_owned()), now)),
+            Delivery::Broken => {
+                let end = StreamEnd::Broken("connection timed out".to_owned());
+                self.with(i, |mesh, _, now| mesh.handle_closed(conn, end, now));
+            }
             Delivery::Accept { from, dialer, to } => {
                 let source = SocketAddr::new(self.hosts[from].ip, 40_000 + self.sequence as u16 % 20_000);
                 let now = self.time();
@@ -434,4 +456,22 @@ impl Net {
 pub(crate) fn config(i: usize) -> Config {
     let number = i as u64 + 1;
     Config::new(peer(number), format!("h{number}"), PeerUid(number * 7 + 1))
+}
+
+pub(super) fn default_config(_: usize, _: &mut Config) {}
+
+pub(super) fn ip(i: usize) -> String {
+    format!("10.0.0.{}", i + 1)
+}
+
+/// `n` peers in a row, without discovery.
+pub(super) fn line(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
+    let mut net = Net::new(n, |i, config| {
+        config.discovery = false;
+        adjust(i, config);
+    });
+    for i in 1..n {
+        net.connect(i, &[&ip(i - 1)]);
+    }
+    net
 }

@@ -3,31 +3,13 @@ use std::time::Duration;
 
 use weave_types::{Now, PeerUid, ShortId};
 
-use super::harness::Net;
+use super::harness::{Net, default_config, ip, line};
 use crate::digest::Message;
 use crate::gossip::{GossipKind, PeerSelection};
 use crate::peers::RecordVersion;
 use crate::test_support::{connection, peer, record};
 use crate::update::PeerRecord;
-use crate::{Config, Secret, TargetState};
-
-fn default_config(_: usize, _: &mut Config) {}
-
-fn ip(i: usize) -> String {
-    format!("10.0.0.{}", i + 1)
-}
-
-/// `n` peers in a row, without discovery.
-fn line(n: usize, adjust: impl Fn(usize, &mut Config)) -> Net {
-    let mut net = Net::new(n, |i, config| {
-        config.discovery = false;
-        adjust(i, config);
-    });
-    for i in 1..n {
-        net.connect(i, &[&ip(i - 1)]);
-    }
-    net
-}
+use crate::{Config, Departure, Secret, StreamEnd, TargetState};
 
 #[test]
 fn one_common_address_leads_to_a_full_mesh() {
@@ -133,6 +115,31 @@ fn new_peer_receives_complete_state_immediately() {
     assert_eq!(net.hosts[1].channels.state["set"], BTreeSet::from([4]), "periodic gossip");
 }
 
+/// Neighbours compare digests and exchange what either lacks; a peer without the channel relays the state of those that have it.
+#[test]
+fn channels_are_compared_by_digest() {
+    for has_channel in [true, false] {
+        let mut net = line(3, default_config);
+        if !has_channel {
+            net.hosts[1].channels.names.clear();
+        }
+        for (host, elements) in [(0, [1, 2]), (2, [2, 3])] {
+            net.hosts[host].channels.state.entry("set".into()).or_default().extend(elements);
+        }
+        net.run_s(100);
+        for host in net.hosts.iter().filter(|host| !host.channels.names.is_empty()) {
+            assert_eq!(host.channels.state["set"], BTreeSet::from([1, 2, 3]));
+        }
+        let received = |net: &Net| net.hosts.iter().map(|host| host.channels.received).sum::<usize>();
+        let before = received(&net);
+        net.run_s(100);
+        assert_eq!(received(&net) == before, has_channel, "the state is only sent where it is not compared");
+        net.hosts[0].channels.state.entry("set".into()).or_default().insert(4);
+        net.run_s(31);
+        assert!(net.hosts[2].channels.state["set"].contains(&4), "{has_channel}");
+    }
+}
+
 #[test]
 fn simultaneous_dials_leave_one_connection() {
     for seed in 0..20 {
@@ -174,7 +181,7 @@ fn dead_peer_is_removed_and_added_after_its_restart() {
     let mut net = line(3, default_config);
     net.run_s(10);
     net.stop_process(2);
-    net.run_s(3);
+    net.run_s(13);
     assert_eq!(net.hosts[0].removed, [peer(3)]);
     assert_eq!(net.logged(0, "Removed unreachable peer 00:00:00:00:00:03(h3)"), 1);
     net.assert_converged();
@@ -410,129 +417,6 @@ fn unknown_peer_at_a_discovered_address_is_refused() {
 }
 
 #[test]
-fn silent_connection_ends_after_a_minute() {
-    let mut net = line(2, default_config);
-    net.run_s(5);
-    net.crash_host(1);
-    net.run_s(61);
-    let text = "connection shutting down due to error: read tcp 10.0.0.1:6783->10.0.0.2:4";
-    assert_eq!(net.logged(0, text), 1, "{:#?}", net.hosts[0].events);
-    assert_eq!(net.hosts[0].removed, [peer(2)]);
-}
-
-#[test]
-fn gossip_for_a_stuck_peer_is_merged_until_the_write_timeout() {
-    let mut net = line(3, default_config);
-    net.run_s(5);
-    net.hosts[2].stuck = true;
-    let before = net.hosts[1].written;
-    for round in 0..50u8 {
-        net.with(0, |mesh, channels, now| mesh.broadcast("set", &vec![round; 100_000], channels, now));
-        net.run_s(1);
-    }
-    let written = net.hosts[1].written - before;
-    assert!((100_000..200_000).contains(&written), "merged while waiting: {written}");
-    net.run_s(11);
-    assert_eq!(net.logged(1, "error: write tcp 10.0.0.2:6783->10.0.0.3:4"), 1, "{:#?}", net.hosts[1].events);
-}
-
-#[test]
-fn pending_handshakes_are_limited_in_number_and_time() {
-    let mut net = Net::new(2, default_config);
-    let local = "10.0.0.1:6783".parse().unwrap();
-    let mut pending = Vec::new();
-    for n in 0..200u16 {
-        let remote = format!("10.9.{n}.1:1000").parse().unwrap();
-        let conn = net.with(0, |mesh, _, now| mesh.handle_accepted(local, remote, now)).unwrap();
-        pending.push(conn);
-    }
-    assert_eq!(net.logged(0, "too many connections in handshake"), 200 - 64);
-    assert_eq!(net.hosts[0].mesh.accept_delay(net.time()), Duration::from_millis(181 * 50));
-    // Some remotes send the header and nothing else.
-    for conn in &pending[150..] {
-        net.with(0, |mesh, channels, now| mesh.handle_stream(*conn, b"weave\x01\x02", channels, now));
-    }
-    net.run_s(11);
-    assert_eq!(net.logged(0, "failed to receive remote protocol header: read tcp 10.0.0.1:6783->10.9."), 14);
-    net.run_s(60);
-    assert_eq!(net.logged(0, "i/o timeout"), 64);
-    // Another peer can connect nevertheless.
-    net.connect(1, &["10.0.0.1"]);
-    net.run_s(3);
-    net.assert_converged();
-}
-
-#[test]
-fn bytes_of_unfinished_messages_are_limited_over_all_connections() {
-    let limit = 100_000;
-    let mut net = Net::new(3, |i, config| {
-        default_config(i, config);
-        config.max_buffered = limit;
-    });
-    net.connect(0, &["10.0.0.2", "10.0.0.3"]);
-    net.run_s(3);
-    net.assert_converged();
-    let mut conns: Vec<_> = net.hosts[0].mesh.connections.keys().copied().collect();
-    conns.sort();
-    let [first, second] = conns[..] else { panic!("{conns:?}") };
-    // The head of a message of 1 MB, and a part of it.
-    let part = |bytes: usize| [&0x0010_0000u32.to_be_bytes()[..], &vec![0; bytes]].concat();
-    let text = "too many bytes of unfinished messages";
-    net.with(0, |mesh, channels, now| mesh.handle_stream(first, &part(60_000), channels, now));
-    net.with(0, |mesh, channels, now| mesh.handle_stream(second, &part(30_000), channels, now));
-    assert_eq!(net.logged(0, text), 0);
-    net.with(0, |mesh, channels, now| mesh.handle_stream(second, &[0; 11_000], channels, now));
-    assert_eq!(net.logged(0, text), 1, "the connection with most bytes ends");
-    let left = &net.hosts[0].mesh.connections;
-    assert!(!left.contains_key(&first) && left.contains_key(&second));
-    // The same for bytes that are not written: only the next connection has room for them.
-    let more = net.hosts[0].mesh.connections[&second].buffered();
-    assert!(more < limit && more > 41_000, "{more}");
-}
-
-#[test]
-fn queued_surrogate_messages_are_limited_over_all_connections() {
-    let limit = 1_000_000;
-    let mut net = Net::new(6, |i, config| {
-        default_config(i, config);
-        config.discovery = false;
-        config.max_surrogate_bytes = limit;
-    });
-    net.hosts[0].channels.names.clear();
-    net.connect(0, &["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
-    net.run_s(5);
-    net.assert_converged();
-    net.hosts[2..].iter_mut().for_each(|host| host.stuck = true);
-    let mut largest = 0;
-    for n in 0..40u8 {
-        net.with(1, |mesh, channels, now| mesh.broadcast("set", &vec![n; 100_000], channels, now));
-        net.run(Duration::from_millis(100));
-        largest = largest.max(net.hosts[0].mesh.surrogate_bytes());
-    }
-    assert!((limit..limit + 100_100).contains(&largest), "{largest}");
-}
-
-#[test]
-fn digest_requests_and_their_answers_are_limited() {
-    let mut net = line(3, default_config);
-    net.run_s(5);
-    net.hosts[1].stuck = true;
-    net.with(0, |mesh, channels, now| mesh.broadcast("set", &[1; 100_000], channels, now));
-    let conn = *net.hosts[0].mesh.connections.keys().next().unwrap();
-    // A neighbour that does not read requests the records of peers that do not exist, and of one that does.
-    let names = (3..50_000).map(peer).collect();
-    let request = Message::Request(names).encode();
-    net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &request[1..], now)).unwrap();
-    let running = net.hosts[0].mesh.connections[&conn].running().unwrap();
-    assert_eq!(running.queue.queued_records(), 1);
-    // It has news of more peers than there may be.
-    let version = RecordVersion { version: 1, uid: PeerUid(7) };
-    let news = Message::News((3..70_000).map(|n| (peer(n), version)).collect()).encode();
-    net.with(0, |mesh, _, now| mesh.handle_digest(conn, peer(2), &news[1..], now)).unwrap();
-    assert_eq!(net.hosts[0].mesh.requested.len(), 65_536);
-}
-
-#[test]
 fn malformed_bytes_end_only_their_connection() {
     use rand::RngExt;
     let mut net = line(2, default_config);
@@ -566,7 +450,7 @@ fn malformed_bytes_end_only_their_connection() {
         bytes[at] = rng.random();
         net.with(0, |mesh, channels, now| mesh.handle_stream(conn, &bytes[..cut], channels, now));
         net.with(0, |mesh, channels, now| mesh.handle_stream(conn, &bytes[cut..], channels, now));
-        net.with(0, |mesh, _, now| mesh.handle_closed(conn, "EOF".into(), now));
+        net.with(0, |mesh, _, now| mesh.handle_closed(conn, StreamEnd::ByRemote("EOF".into()), now));
     }
     net.run_s(5);
     net.assert_converged();
@@ -620,7 +504,7 @@ fn connect_and_forget_persist_the_direct_peers() {
 fn shutdown_ends_all_connections() {
     let mut net = line(2, default_config);
     net.run_s(3);
-    net.with(0, |mesh, _, now: Now| mesh.shutdown(now));
+    net.with(0, |mesh, _, now: Now| mesh.shutdown(Departure::Leave, now));
     net.run_s(1);
     assert!(net.hosts[0].setups.is_empty() && net.neighbours(0).is_empty());
     assert_eq!(net.hosts[0].mesh.poll_timeout(), None);
@@ -629,7 +513,7 @@ fn shutdown_ends_all_connections() {
 
 /// Bytes per host and minute in a converged full mesh.
 fn idle_traffic(n: usize, digest: bool) -> usize {
-    let mut net = Net::new(n, |_, config| config.topology_digest = digest);
+    let mut net = Net::new(n, |_, config| config.digests = digest);
     for i in 1..n {
         net.connect(i, &["10.0.0.1"]);
     }
@@ -653,7 +537,7 @@ fn digests_reduce_the_traffic_of_an_idle_mesh() {
 fn peers_with_and_without_digests_converge() {
     for pattern in [0b01010, 0b11011, 0b00100u32] {
         let has = |i: usize| pattern >> i & 1 == 1;
-        let mut net = line(5, |i, config| config.topology_digest = has(i));
+        let mut net = line(5, |i, config| config.digests = has(i));
         net.run_s(20);
         net.assert_converged();
         for i in 0..5 {
@@ -663,7 +547,7 @@ fn peers_with_and_without_digests_converge() {
         net.run_s(5);
         net.restart(4, |config| {
             config.discovery = false;
-            config.topology_digest = !has(4);
+            config.digests = !has(4);
             config.version = 0;
         });
         net.run_s(10);
@@ -770,7 +654,7 @@ fn random_failures_are_followed_by_convergence() {
         let same_ids: bool = rng.random();
         let adjust = move |i: usize, config: &mut Config| {
             config.discovery = discovery;
-            config.topology_digest = mask >> i & 1 == 1;
+            config.digests = mask >> i & 1 == 1;
             config.password = Secret::new(if seed % 2 == 0 { "p" } else { "" });
         };
         let mut net = Net::new(n, |i, config| {

@@ -3,7 +3,9 @@
 mod changed_addresses;
 mod forged_versions;
 mod harness;
+mod limits;
 mod mesh;
+mod paths;
 mod replay;
 mod routes;
 mod topology;

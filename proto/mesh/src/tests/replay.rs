@@ -12,7 +12,7 @@ use crate::handshake::{Handshake, HandshakeConfig, Progress, Session};
 use crate::test_support::{array, name, rng, text, vector};
 use crate::update::{PeerRecord, decode_update};
 use crate::wire::Tag;
-use crate::{Config, Mesh, Output, OverlaySetup, Secret};
+use crate::{Config, Mesh, Output, OverlaySetup, Secret, StreamEnd};
 
 /// The identity of one side, from its features.
 fn config(features: &Value) -> Config {
@@ -180,8 +180,9 @@ fn play(ours: &str) -> (Vec<Summary>, Vec<Summary>, Replay) {
     let mut announced = session.remote_features.clone();
     let mut expected = features(&recorded[2]["features"]);
     assert!(announced.remove("ConnID").is_some() && expected.remove("ConnID").is_some());
-    assert_eq!(announced.remove("TopologyDigest").as_deref(), Some("1"));
-    assert_eq!(announced.remove("Refusal").as_deref(), Some("1"));
+    for extension in ["TopologyDigest", "ChannelDigest", "Refusal", "Restart"] {
+        assert_eq!(announced.remove(extension).as_deref(), Some("1"), "{extension}");
+    }
     assert_eq!(announced, expected);
     let recorded = recorded.iter().filter_map(|m| m["message"].as_str());
     let there = recorded.filter_map(|m| summary(&hex::decode(m).unwrap())).collect();
@@ -284,8 +285,9 @@ fn recorded_handshakes_are_replayed_from_either_side() {
             let theirs_id: u64 = received["ConnID"].parse().unwrap();
             assert_eq!(setup.uid.0, ours_id ^ theirs_id, "{about}");
             expected.remove("ConnID");
-            announced.remove("TopologyDigest");
-            announced.remove("Refusal");
+            for extension in ["TopologyDigest", "ChannelDigest", "Refusal", "Restart"] {
+                announced.remove(extension);
+            }
             // `Trusted` depends on the configured subnets, of which there are none here.
             for map in [&mut expected, &mut announced] {
                 map.remove("Trusted");
@@ -317,7 +319,7 @@ fn recorded_handshake_failures_have_the_same_error() {
         let mut replay = Replay::new(config, None, None, "10.0.0.2:40000");
         replay.receive(&hex::decode(text(&case["remote_bytes"])).unwrap());
         if case["remote_then_closes"] == true {
-            replay.mesh.handle_closed(replay.conn, "EOF".to_owned(), replay.time());
+            replay.mesh.handle_closed(replay.conn, StreamEnd::ByRemote("EOF".to_owned()), replay.time());
             replay.drain();
         }
         let error = text(&case["error"]);

@@ -13,9 +13,12 @@ use super::stats::Stats;
 use super::tables::{Neighbour, Tables};
 use crate::event::ForwarderEvent;
 use crate::io::{Destination, Io, Slot};
-use crate::sleeve::{
-    ControlFrame, DatagramBuilder, MAX_DATAGRAM, OpenError, Opener, Records, Sealer, SleevePath,
+use crate::liveness::LivenessFrame;
+use crate::select::Overlay;
+use crate::udp::{
+    ControlFrame, DatagramBuilder, MAX_DATAGRAM, OpenError, Opener, Records, Sealer, Session, UdpPath, sender,
 };
+use crate::warp;
 
 /// Maximum number of frames in one datagram (docs/spec/data-plane.md 4.8).
 const MAX_RECORDS: usize = 100;
@@ -33,6 +36,8 @@ const CONTROL_INTERVAL: Duration = Duration::from_millis(10);
 pub(super) struct Egress {
     /// State of each neighbour, in the order of [`Tables::neighbours`].
     neighbours: Vec<NeighbourState>,
+    /// The neighbours by the index that warp's datagrams have, sorted.
+    by_index: Vec<(u32, usize)>,
     /// Indices of the neighbours that may have open datagrams.
     unflushed: Vec<usize>,
     pub(super) stats: Stats,
@@ -43,14 +48,29 @@ pub(super) struct Egress {
 #[derive(Debug)]
 struct NeighbourState {
     neighbour: Arc<Neighbour>,
+    sleeve: Channel,
+    warp: Option<Channel>,
+    /// Whether [`Egress::unflushed`] contains this neighbour.
+    listed: bool,
+}
+
+/// The state of one session.
+#[derive(Debug)]
+struct Channel {
     sealer: Sealer,
     opener: Opener,
     /// The datagram that is being filled, without (0) and with (1) the don't-fragment bit.
     open: [Option<(Slot, DatagramBuilder)>; 2],
-    /// Whether [`Egress::unflushed`] contains this neighbour.
-    listed: bool,
     heartbeats: TokenBucket,
     probes: TokenBucket,
+}
+
+/// Which session of a neighbour a datagram belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChannelId {
+    /// Index of the neighbour.
+    neighbour: usize,
+    warp: bool,
 }
 
 /// A frame for a neighbour or the local bridge.
@@ -80,27 +100,74 @@ fn write_answer<'b>(
 
 impl NeighbourState {
     fn new(neighbour: &Arc<Neighbour>) -> NeighbourState {
-        let session = &neighbour.session;
         NeighbourState {
             neighbour: neighbour.clone(),
-            sealer: Sealer::new(session.clone()),
-            opener: Opener::new(session.clone()),
-            open: [None, None],
+            sleeve: Channel::new(&neighbour.session),
+            warp: neighbour.warp.as_ref().map(|(session, _)| Channel::new(session)),
             listed: false,
-            heartbeats: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
-            probes: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
         }
     }
 
     fn conn(&self) -> ConnectionId {
         self.neighbour.session.conn()
     }
+
+    /// Takes over a newer description of the neighbour, with the same session of sleeve. A session that remains keeps its state.
+    fn update(self, neighbour: &Arc<Neighbour>) -> NeighbourState {
+        let warp = neighbour.warp.as_ref().map(|(session, _)| match self.warp {
+            Some(channel) if Arc::ptr_eq(channel.opener.session(), session) => channel,
+            _ => Channel::new(session),
+        });
+        NeighbourState { neighbour: neighbour.clone(), warp, ..self }
+    }
+
+    /// How frames are sent to the neighbour.
+    fn path(&self) -> UdpPath {
+        match &self.neighbour.warp {
+            Some((_, path)) if self.neighbour.overlay == Overlay::Warp => *path,
+            _ => self.neighbour.path,
+        }
+    }
+
+    /// The session that seals frames to the neighbour.
+    fn sending(&mut self) -> &mut Channel {
+        match &mut self.warp {
+            Some(channel) if self.neighbour.overlay == Overlay::Warp => channel,
+            _ => &mut self.sleeve,
+        }
+    }
+
+    fn channel(&mut self, warp: bool) -> &mut Channel {
+        match &mut self.warp {
+            Some(channel) if warp => channel,
+            _ => &mut self.sleeve,
+        }
+    }
+}
+
+impl Channel {
+    fn new(session: &Arc<Session>) -> Channel {
+        Channel {
+            sealer: Sealer::new(session.clone()),
+            opener: Opener::new(session.clone()),
+            open: [None, None],
+            heartbeats: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
+            probes: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
+        }
+    }
 }
 
 impl Egress {
     pub(super) fn new(neighbours: &[Arc<Neighbour>]) -> Egress {
-        let neighbours = neighbours.iter().map(NeighbourState::new).collect();
-        Egress { neighbours, unflushed: Vec::new(), stats: Stats::default(), scratch: Vec::new() }
+        let mut egress = Egress {
+            neighbours: Vec::new(),
+            by_index: Vec::new(),
+            unflushed: Vec::new(),
+            stats: Stats::default(),
+            scratch: Vec::new(),
+        };
+        egress.set_neighbours(neighbours);
+        egress
     }
 
     /// Replaces the neighbours; those with the same session keep their state. No datagram may be open.
@@ -110,10 +177,31 @@ impl Egress {
             .iter()
             .position(|state| Arc::ptr_eq(&state.neighbour.session, &neighbour.session))
         {
-            Some(at) => NeighbourState { neighbour: neighbour.clone(), ..old.swap_remove(at) },
+            Some(at) => old.swap_remove(at).update(neighbour),
             None => NeighbourState::new(neighbour),
         };
         self.neighbours = neighbours.iter().map(state).collect();
+        let index = |(at, state): (usize, &NeighbourState)| {
+            Some((state.neighbour.warp.as_ref()?.0.keys()?.own_index(), at))
+        };
+        self.by_index = self.neighbours.iter().enumerate().filter_map(index).collect();
+        self.by_index.sort_unstable();
+    }
+
+    /// The session that a datagram seems to belong to: that of warp with the index in the header, or that of sleeve with the name of the
+    /// sender.
+    pub(super) fn find_session(&self, datagram: &[u8]) -> Option<ChannelId> {
+        if let Some(index) = warp::receiver(datagram)
+            && let Ok(at) = self.by_index.binary_search_by_key(&index, |(index, _)| *index)
+        {
+            return Some(ChannelId { neighbour: self.by_index[at].1, warp: true });
+        }
+        Some(ChannelId { neighbour: self.find(sender(datagram)?)?, warp: false })
+    }
+
+    /// The neighbour that has the session.
+    pub(super) fn name(&self, id: ChannelId) -> PeerName {
+        self.neighbours[id.neighbour].neighbour.session.remote()
     }
 
     /// The index of a neighbour.
@@ -124,11 +212,19 @@ impl Egress {
     /// Opens a datagram of a neighbour. Returns whether the connection is confirmed, and the records.
     pub(super) fn open_datagram<'d>(
         &mut self,
-        index: usize,
+        id: ChannelId,
         datagram: &'d mut [u8],
     ) -> Result<(bool, Records<'d>), OpenError> {
-        let state = &mut self.neighbours[index];
-        Ok((state.neighbour.confirmed, state.opener.open(datagram)?))
+        let state = &mut self.neighbours[id.neighbour];
+        Ok((state.neighbour.confirmed, state.channel(id.warp).opener.open(datagram)?))
+    }
+
+    /// A datagram of the neighbour has been opened. Whether it had data.
+    pub(super) fn note_received(&mut self, id: ChannelId, has_data: bool, io: &mut impl Io) {
+        let session = self.neighbours[id.neighbour].channel(id.warp).opener.session();
+        if session.traffic().note_received(has_data) {
+            io.event(ForwarderEvent::Traffic { conn: session.conn(), overlay: session.overlay() });
+        }
     }
 
     pub(super) fn count_open_error(&mut self, error: OpenError) {
@@ -145,25 +241,29 @@ impl Egress {
     /// Reports a control frame of a neighbour, unless it is malformed or exceeds the rate limit.
     pub(super) fn report_control_frame(
         &mut self,
-        index: usize,
+        id: ChannelId,
         frame: ControlFrame,
         from: SocketAddr,
         now: Instant,
         io: &mut impl Io,
     ) {
-        let state = &mut self.neighbours[index];
-        let session = &state.neighbour.session;
+        let state = self.neighbours[id.neighbour].channel(id.warp);
+        let session = state.opener.session();
         let bucket = match frame {
             ControlFrame::Malformed => return self.stats.drop_special += 1,
-            ControlFrame::Heartbeat(uid) if uid != session.uid() => return self.stats.drop_special += 1,
+            ControlFrame::Heartbeat(uid) | ControlFrame::Liveness(LivenessFrame { uid, .. })
+                if uid != session.uid() =>
+            {
+                return self.stats.drop_special += 1;
+            }
             // Separate, so that probes cannot displace heartbeats.
-            ControlFrame::Heartbeat(_) => &mut state.heartbeats,
+            ControlFrame::Heartbeat(_) | ControlFrame::Liveness(_) => &mut state.heartbeats,
             ControlFrame::FragmentationTest | ControlFrame::MtuTest { .. } => &mut state.probes,
         };
         if !bucket.try_take(now) {
             return self.stats.drop_special_rate += 1;
         }
-        io.event(ForwarderEvent::Control { conn: session.conn(), frame, from });
+        io.event(ForwarderEvent::Control { conn: session.conn(), overlay: session.overlay(), frame, from });
     }
 
     /// Sends a frame to the neighbour `via`: whole, in segments, in fragments, or not at all, with an ICMP answer to its
@@ -179,8 +279,8 @@ impl Egress {
         let Some(index) = self.find(via) else {
             return self.stats.drop_no_connection += 1;
         };
-        let path = self.neighbours[index].neighbour.path;
-        let SleevePath { local: from, remote: Some(to), mtu, stack_fragments, .. } = path else {
+        let path = self.neighbours[index].path();
+        let UdpPath { local: from, remote: Some(to), mtu, stack_fragments, .. } = path else {
             return self.stats.drop_awaiting_contact += 1;
         };
         let frame = outgoing.frame;
@@ -375,15 +475,19 @@ impl Egress {
         write: impl FnOnce(&mut [u8]) -> Option<usize>,
         io: &mut impl Io,
     ) -> bool {
-        let max_payload = self.neighbours[index].neighbour.path.max_payload.min(MAX_DATAGRAM);
-        if let Some((_, builder)) = &self.neighbours[index].open[usize::from(to.df)] {
-            let state = &self.neighbours[index];
-            if state.sealer.sealed_len_with(builder, len) > max_payload || builder.records() >= MAX_RECORDS {
-                self.close(index, to.df, io);
-            }
+        let max_payload = self.neighbours[index].path().max_payload.min(MAX_DATAGRAM);
+        let Channel { sealer, open, .. } = self.neighbours[index].sending();
+        if let Some((_, builder)) = &open[usize::from(to.df)]
+            && (sealer.sealed_len_with(builder, len) > max_payload || builder.records() >= MAX_RECORDS)
+        {
+            self.close(index, to.df, io);
         }
         let Egress { neighbours, unflushed, stats, .. } = self;
-        let NeighbourState { sealer, open, listed, .. } = &mut neighbours[index];
+        let is_listed = std::mem::replace(&mut neighbours[index].listed, true);
+        if !is_listed {
+            unflushed.push(index);
+        }
+        let Channel { sealer, open, .. } = neighbours[index].sending();
         let (slot, builder) = match &mut open[usize::from(to.df)] {
             Some((slot, builder)) => (*slot, builder),
             none => {
@@ -393,9 +497,6 @@ impl Egress {
                 if needed > limit {
                     stats.drop_oversize += 1;
                     return false;
-                }
-                if !std::mem::replace(listed, true) {
-                    unflushed.push(index);
                 }
                 let slot = io.reserve(to, needed.max(max_payload));
                 (slot, &mut none.insert((slot, builder)).1)
@@ -413,16 +514,20 @@ impl Egress {
 
     /// Seals and commits the open datagram, if there is one.
     fn close(&mut self, index: usize, df: bool, io: &mut impl Io) {
-        let state = &mut self.neighbours[index];
-        let Some((slot, builder)) = state.open[usize::from(df)].take() else { return };
+        let Channel { sealer, open, .. } = self.neighbours[index].sending();
+        let Some((slot, builder)) = open[usize::from(df)].take() else { return };
         if builder.records() == 0 {
             return io.commit(slot, 0);
         }
         let records = builder.records() as u64;
-        match state.sealer.finish(builder, io.buffer(slot), df) {
+        match sealer.finish(builder, io.buffer(slot), df) {
             Ok(len) => {
                 io.commit(slot, len);
                 self.stats.datagrams_out += 1;
+                let session = sealer.session();
+                if session.traffic().note_sent() {
+                    io.event(ForwarderEvent::Traffic { conn: session.conn(), overlay: session.overlay() });
+                }
             }
             Err(_) => {
                 io.commit(slot, 0);

@@ -23,17 +23,18 @@ use std::sync::Arc;
 
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_switch::{
-    DuplicateFilter, LocalVerdict, Offload, PeerVerdict, SwitchEvent, local_frame, peer_frame,
+    DropReason, DuplicateFilter, LocalVerdict, Offload, PeerVerdict, SwitchEvent, local_frame, peer_frame,
 };
-use weave_types::Instant;
+use weave_types::{Instant, ShortId};
 
 pub use self::stats::Stats;
-pub use self::tables::{Neighbour, Overlay, Tables};
+pub use self::tables::{Neighbour, Tables};
+pub use crate::select::Overlay;
 
 use self::egress::{Egress, OutgoingFrame};
 use crate::event::ForwarderEvent;
 use crate::io::Io;
-use crate::sleeve::{ControlFrame, sender};
+use crate::udp::{ControlFrame, sender};
 
 /// The data path of one thread.
 #[derive(Debug)]
@@ -83,7 +84,8 @@ impl Forwarder {
                 egress.send(via, outgoing, table, now, io);
             }
             LocalVerdict::Flood(to) => {
-                for &via in to {
+                // The kernel has sent the copies of its neighbours: it passed the frame to user space for the others.
+                for &via in to.iter().filter(|via| !tables.is_kernel_neighbour(**via)) {
                     let outgoing = OutgoingFrame { src: table.own, dst: via, frame, offload, flood: true };
                     egress.send(via, outgoing, table, now, io);
                 }
@@ -91,27 +93,66 @@ impl Forwarder {
         }
     }
 
+    /// Handles a frame of another peer that the kernel has received and leaves to user space: a frame for another peer is relayed. Of
+    /// a frame for this peer the kernel has delivered a copy and sent others; what is left are those of neighbours that the kernel does
+    /// not reach.
+    pub fn handle_relayed(
+        &mut self,
+        src: ShortId,
+        dst: ShortId,
+        frame: &[u8],
+        now: Instant,
+        io: &mut impl Io,
+    ) {
+        let Forwarder { tables, egress, .. } = self;
+        let table = &tables.forwarding;
+        let name = |id| tables.kernel.as_ref().and_then(|kernel| kernel.peer(id));
+        let (Some(src), Some(dst)) = (name(src), name(dst)) else {
+            egress.stats.switch_drops[DropReason::UnknownPeer as usize] += 1;
+            return;
+        };
+        let outgoing = OutgoingFrame { src, dst, frame, offload: Offload::NONE, flood: false };
+        if src == table.own {
+            egress.stats.switch_drops[DropReason::OwnPacket as usize] += 1;
+        } else if !table.routes.knows(src) || !table.routes.knows(dst) {
+            egress.stats.switch_drops[DropReason::UnknownPeer as usize] += 1;
+        } else if dst == table.own {
+            let flood = table.routes.broadcast(src).iter();
+            for &via in flood.filter(|via| !tables.is_kernel_neighbour(**via)) {
+                egress.send(via, OutgoingFrame { dst: via, flood: true, ..outgoing }, table, now, io);
+            }
+        } else if let Some(via) = table.routes.unicast(dst) {
+            egress.send(via, outgoing, table, now, io);
+        } else {
+            egress.stats.switch_drops[DropReason::NoRoute as usize] += 1;
+        }
+    }
+
     /// Handles a datagram that arrived at the sleeve port. It is decrypted in place.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant, io: &mut impl Io) {
         let Forwarder { tables, duplicates, egress } = self;
         egress.stats.datagrams_in += 1;
-        let Some(name) = sender(datagram) else {
-            egress.stats.drop_short_datagram += 1;
+        let Some(session) = egress.find_session(datagram) else {
+            match sender(datagram) {
+                Some(_) => egress.stats.drop_unknown_sender += 1,
+                None => egress.stats.drop_short_datagram += 1,
+            }
             return;
         };
-        let Some(index) = egress.find(name) else {
-            egress.stats.drop_unknown_sender += 1;
-            return;
-        };
-        let (confirmed, records) = match egress.open_datagram(index, datagram) {
+        let name = egress.name(session);
+        let (confirmed, records) = match egress.open_datagram(session, datagram) {
             Ok(opened) => opened,
             Err(error) => return egress.count_open_error(error),
         };
         let table = &tables.forwarding;
+        let mut has_data = false;
         for record in records {
             let record = match record {
                 Ok(record) => record,
-                Err(error) => return egress.count_open_error(error),
+                Err(error) => {
+                    egress.count_open_error(error);
+                    break;
+                }
             };
             egress.stats.frames_in += 1;
             let frame = record.frame;
@@ -122,7 +163,7 @@ impl Forwarder {
             }
             if let Some(control) = control {
                 if record.src == name && record.dst == table.own {
-                    egress.report_control_frame(index, control, from, now, io);
+                    egress.report_control_frame(session, control, from, now, io);
                 } else {
                     egress.stats.drop_special += 1;
                 }
@@ -132,6 +173,7 @@ impl Forwarder {
                 egress.stats.drop_short_frame += 1;
                 continue;
             }
+            has_data = true;
             let (verdict, event) = peer_frame(table, record.src, record.dst, frame, now);
             report(event, duplicates, now, io);
             let outgoing = OutgoingFrame {
@@ -154,6 +196,7 @@ impl Forwarder {
                 }
             }
         }
+        egress.note_received(session, has_data, io);
     }
 
     /// Sends all collected frames. To be called at the end of each batch of frames or datagrams.

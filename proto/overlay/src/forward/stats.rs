@@ -65,7 +65,7 @@ stats! {
     drop_exhausted,
     /// Datagram dropped: shorter than the sender's name.
     drop_short_datagram,
-    /// Datagram dropped: there is no connection to the named sender.
+    /// Datagram dropped: there is no connection to the named sender, or none with the index of warp.
     drop_unknown_sender,
     /// Dropped: a frame from a neighbour whose connection is not confirmed.
     drop_unconfirmed,

@@ -1,8 +1,11 @@
 use std::sync::Arc;
 
 use weave_switch::ForwardingTable;
+use weave_types::PeerName;
 
-use crate::sleeve::{Session, SleevePath};
+use crate::fastdp::KernelTables;
+use crate::select::Overlay;
+use crate::udp::{Session, UdpPath};
 
 /// A connection as data threads see it.
 #[derive(Clone, Debug)]
@@ -14,18 +17,13 @@ pub struct Neighbour {
     /// connection by 500 ms.)
     pub confirmed: bool,
     /// How to reach the neighbour by sleeve.
-    pub path: SleevePath,
-    /// The overlay that frames are sent with. Datagrams of every overlay are accepted at any time
+    pub path: UdpPath,
+    /// The session and path of warp, once there are keys.
+    pub warp: Option<(Arc<Session>, UdpPath)>,
+    /// The overlay that user space sends frames with, sleeve or warp. If the kernel sends to the neighbour (docs/spec/data-plane.md 5),
+    /// these are the frames that have come by such an overlay themselves, or for which the kernel's tables were older. Datagrams of every overlay are accepted at any time
     /// (docs/spec/data-plane.md 3.2).
     pub overlay: Overlay,
-}
-
-/// An overlay that user space sends with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Overlay {
-    /// The UDP encapsulation of 2.8.1.
-    Sleeve,
 }
 
 /// The state that the data path reads: an immutable snapshot, replaced as a whole.
@@ -37,6 +35,8 @@ pub struct Tables {
     pub forwarding: ForwardingTable,
     /// The longest IP packet that the local bridge accepts.
     pub local_mtu: usize,
+    /// What the kernel forwards with, if it does.
+    pub kernel: Option<Arc<KernelTables>>,
     neighbours: Vec<Arc<Neighbour>>,
 }
 
@@ -46,12 +46,22 @@ impl Tables {
         neighbours.reverse();
         neighbours.sort_by_key(|n| n.session.remote());
         neighbours.dedup_by_key(|n| n.session.remote());
-        Tables { generation, forwarding, local_mtu: usize::MAX, neighbours }
+        Tables { generation, forwarding, local_mtu: usize::MAX, kernel: None, neighbours }
     }
 
     /// Sets the MTU of the local bridge.
     pub fn with_local_mtu(self, local_mtu: usize) -> Tables {
         Tables { local_mtu, ..self }
+    }
+
+    /// Sets what the kernel forwards with.
+    pub fn with_kernel(self, kernel: Option<Arc<KernelTables>>) -> Tables {
+        Tables { kernel, ..self }
+    }
+
+    /// Whether the kernel forwards frames to the neighbour.
+    pub fn is_kernel_neighbour(&self, peer: PeerName) -> bool {
+        self.kernel.as_ref().is_some_and(|kernel| kernel.has_neighbour(peer))
     }
 
     /// All neighbours, ordered by name.

@@ -8,6 +8,11 @@ fn sleeve_datagram() {
 }
 
 #[test]
+fn warp() {
+    replay::replay("warp", 2000, fuzz_entry::warp);
+}
+
+#[test]
 fn overlay_control() {
     replay::replay("overlay_control", 2000, fuzz_entry::control);
 }

@@ -8,7 +8,7 @@ use crate::support::{Line, Recorder, UID, addr, array, bytes, name, session, vec
 use weave_overlay::Destination;
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
-use weave_overlay::sleeve::{ControlFrame, Opener, Sealer, SleevePath};
+use weave_overlay::udp::{ControlFrame, Opener, Sealer, UdpPath};
 use weave_switch::{Csum, DropReason, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::{ConnectionId, Instant, MacAddr, PeerName};
 
@@ -23,15 +23,9 @@ struct Node {
     io: Recorder,
 }
 
-fn path(remote: u8, overhead: usize) -> SleevePath {
+fn path(remote: u8, overhead: usize) -> UdpPath {
     let mtu = 1500 - overhead;
-    SleevePath {
-        local: addr(1).ip(),
-        remote: Some(addr(remote)),
-        mtu,
-        max_payload: 1472,
-        stack_fragments: true,
-    }
+    UdpPath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload: 1472, stack_fragments: true }
 }
 
 impl Node {
@@ -42,7 +36,7 @@ impl Node {
             .map(|remote| {
                 let session = session(n, remote, key);
                 let path = path(remote, session.overhead());
-                Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve }
+                Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve }
             })
             .collect();
         Node::with(n, peers, neighbours)
@@ -263,7 +257,7 @@ fn datagrams_equal_those_of_2_8_1() {
                 sealer.finish(sealer.begin(), &mut [0; 30], df).unwrap();
             }
             let path = path(remote, session.overhead());
-            Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve }
+            Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve }
         };
         let mut net = Net(vec![
             Node::with(1, 3, vec![neighbour(1, 2, ab)]),
@@ -336,7 +330,7 @@ fn datagrams_equal_those_of_2_8_1() {
 fn fragments_equal_those_of_2_8_1() {
     let file = vectors("live_sleeve_pmtu_search");
     let mut net = Net::line(3, None);
-    net.node(1).neighbours[0].path = SleevePath {
+    net.node(1).neighbours[0].path = UdpPath {
         local: addr(1).ip(),
         remote: Some(addr(2)),
         mtu: 638,
@@ -669,7 +663,12 @@ fn control_frames_are_reported() {
     let mut damaged = [0; 60001];
     damaged[60000] = 1;
     net.node(2).datagram(addr(1), &datagram(&[(one, two, &damaged)]));
-    let event = |control, from| ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from };
+    let event = |control, from| ForwarderEvent::Control {
+        conn: ConnectionId(1),
+        overlay: Overlay::Sleeve,
+        frame: control,
+        from,
+    };
     assert_eq!(
         net.node(2).io.events,
         [
@@ -696,7 +695,12 @@ fn only_heartbeats_are_accepted_before_confirmation() {
     let control = ControlFrame::Heartbeat(UID);
     assert_eq!(
         node.io.events,
-        [ForwarderEvent::Control { conn: ConnectionId(1), frame: control, from: addr(9) }]
+        [ForwarderEvent::Control {
+            conn: ConnectionId(1),
+            overlay: Overlay::Sleeve,
+            frame: control,
+            from: addr(9)
+        }]
     );
     assert_eq!((node.io.injected.len(), node.forwarder.stats().drop_unconfirmed), (0, 2));
 }

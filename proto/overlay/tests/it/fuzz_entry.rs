@@ -1,4 +1,4 @@
-//! Entry points of the fuzz targets `sleeve_datagram` and `overlay_control`: all code that handles bytes of peers. The corpus tests
+//! Entry points of the fuzz targets `sleeve_datagram`, `warp` and `overlay_control`: all code that handles bytes of peers. The corpus tests
 //! run them as well.
 
 use std::net::SocketAddr;
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use weave_overlay::ForwarderEvent;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{self, OverlaySwitch, parse_control};
-use weave_overlay::sleeve::{
-    ControlFrame, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig, SleevePath,
+use weave_overlay::udp::{
+    ControlFrame, Opener, Output, Sealer, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath,
 };
+use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::{ForwardingTable, MacConfig, MacTable, Routes};
 use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName};
@@ -102,14 +103,14 @@ pub(crate) fn datagram(data: &[u8]) {
     let neighbours = [REMOTE, OTHER].map(|remote| {
         let session = session(OWN, remote, key);
         let mtu = 1500 - session.overhead();
-        let path = SleevePath {
+        let path = UdpPath {
             local: address(OWN).ip(),
             remote: Some(address(remote)),
             mtu,
             max_payload: 1472,
             stack_fragments: flags & 4 == 0,
         };
-        Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
+        Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
     let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())));
     let mut io = Sink::default();
@@ -121,11 +122,112 @@ pub(crate) fn datagram(data: &[u8]) {
     assert!(key.is_none() || stats.drop_replayed + stats.drop_forged + stats.drop_malformed > 0);
 }
 
+fn warp_end(own: PeerName, limits: KeyLimits) -> WarpControl {
+    let remote = if own == OWN { REMOTE } else { OWN };
+    let (conn, uid) = (ConnectionId(1), ConnectionUid(7));
+    let number = own.to_bytes()[5];
+    WarpControl::new(WarpControlConfig {
+        session: SessionConfig { own, remote, conn, uid, outbound: own < remote, key: None },
+        mesh_key: None,
+        local: address(own),
+        remote: address(remote),
+        private_key: [number; 32].into(),
+        index: 0x0101_0101 * u32::from(number),
+        preferred: Cipher::Aes256Gcm,
+        limits,
+        fast_heartbeats: true,
+        liveness: true,
+    })
+}
+
+/// The two ends of warp, with keys.
+fn warp_ends(limits: KeyLimits) -> [WarpControl; 2] {
+    let mut ends = [OWN, REMOTE].map(|own| warp_end(own, limits));
+    let keys = ends.each_mut().map(|end| {
+        end.confirm(Instant::ORIGIN);
+        match end.poll_output() {
+            Some(Output::Control { tag: 0, body }) => body,
+            other => panic!("{other:?} instead of the key"),
+        }
+    });
+    for (end, key) in ends.iter_mut().zip(keys.iter().rev()) {
+        end.handle_control(0, key, Instant::ORIGIN).expect("the key is good");
+    }
+    ends
+}
+
+/// Passes operations to an end of warp, each encoded as an operation, a length and that many bytes: control messages, datagrams as they
+/// are, datagrams that the other end seals, and changed ones.
+pub(crate) fn warp(mut data: &[u8]) {
+    let limits = KeyLimits { datagrams: 2, time: std::time::Duration::from_secs(1) };
+    let [mut own, other] = warp_ends(limits);
+    let session = |end: &WarpControl| end.path_control().expect("there are keys").session().clone();
+    let (ours, theirs) = (session(&own), session(&other));
+    let sealer = Sealer::new(theirs.clone());
+    let mut back = Opener::new(theirs);
+    let path = own.path_control().expect("there are keys").path();
+    let sleeve = self::session(OWN, REMOTE, None);
+    let neighbour = Neighbour {
+        session: sleeve,
+        confirmed: true,
+        path: UdpPath { remote: Some(address(REMOTE)), ..path },
+        warp: Some((ours, UdpPath { remote: Some(address(REMOTE)), mtu: 1412, max_payload: 1472, ..path })),
+        overlay: Overlay::Warp,
+    };
+    let macs = MacTable::new(MacConfig::new(OWN)).snapshot();
+    let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(AllReachable) };
+    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, vec![Arc::new(neighbour)])));
+    let mut io = Sink::default();
+    let mut now = Instant::ORIGIN;
+    while let [operation, len, rest @ ..] = data {
+        let (body, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        data = rest;
+        match operation % 6 {
+            0 => _ = own.handle_control(*len % 5, body, now),
+            1 => {
+                let mut fresh = warp_end(OWN, limits);
+                _ = fresh.handle_control(0, body, now);
+                fresh.confirm(now);
+                while fresh.poll_output().is_some() {}
+            }
+            2 => forwarder.handle_datagram(address(REMOTE), &mut body.to_vec(), now, &mut io),
+            3 | 4 => {
+                let mut draft = sealer.begin();
+                let mut bytes = vec![0; sealer.sealed_len_with(&draft, body.len())];
+                assert!(sealer.push(&mut draft, &mut bytes, REMOTE, OWN, body));
+                sealer.finish(draft, &mut bytes, operation & 8 != 0).expect("no sequence number left");
+                let before = forwarder.stats().drop_forged;
+                if operation % 6 == 4 {
+                    let at = usize::from(*len) % bytes.len();
+                    bytes[at] ^= 1 << (operation >> 5);
+                    forwarder.handle_datagram(address(REMOTE), &mut bytes, now, &mut io);
+                } else {
+                    forwarder.handle_datagram(address(REMOTE), &mut bytes.clone(), now, &mut io);
+                    assert_eq!(forwarder.stats().drop_forged, before);
+                    let replayed = forwarder.stats().drop_replayed;
+                    forwarder.handle_datagram(address(REMOTE), &mut bytes, now, &mut io);
+                    assert_eq!(forwarder.stats().drop_replayed, replayed + 1);
+                }
+            }
+            _ => {
+                now = own.poll_timeout().map_or(now, |(at, _)| at.max(now));
+                own.handle_timeout(now);
+            }
+        }
+        forwarder.flush(&mut io);
+        while let Some(output) = own.poll_output() {
+            if let Output::Datagram { mut bytes, .. } = output {
+                assert!(back.open(&mut bytes).is_ok());
+            }
+        }
+    }
+}
+
 /// Passes a sequence of inputs to a connection, each encoded as an operation, a length and that many bytes.
 pub(crate) fn control(mut data: &[u8]) {
     let both = [select::FASTDP.to_owned(), select::SLEEVE.to_owned()];
     let Ok(mut switch) = OverlaySwitch::new("peer", &both, Some(&both), false) else { return };
-    let mut connection = SleeveControl::new(SleeveControlConfig {
+    let mut connection = UdpControl::new(UdpControlConfig {
         session: session(OWN, REMOTE, None),
         local: address(OWN),
         remote: address(REMOTE),

@@ -1,4 +1,4 @@
-//! Captures of 2.8.1 (live_sleeve_*.json), with one side replaced by [`SleeveControl`]: it must send what 2.8.1 sent, byte for byte
+//! Captures of 2.8.1 (live_sleeve_*.json), with one side replaced by [`UdpControl`]: it must send what 2.8.1 sent, byte for byte
 //! and in the same order.
 
 use std::net::SocketAddr;
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::support::{array, bytes, config, name, vectors};
 use serde_json::Value;
-use weave_overlay::sleeve::{
-    ControlFrame, Opener, Output, Sealer, Session, SessionConfig, SleeveControl, SleeveControlConfig,
-    SleevePath, sender,
+use weave_overlay::udp::{
+    ControlFrame, Opener, Output, Sealer, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath,
+    sender,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -98,20 +98,20 @@ fn recorded(link: &Value, side: &Side, remote: u8) -> Vec<(Instant, Message)> {
     messages
 }
 
-/// Replaces `own` by [`SleeveControl`] and replays the recorded `other` until `end`; returns what was sent.
+/// Replaces `own` by [`UdpControl`] and replays the recorded `other` until `end`; returns what was sent.
 fn replay(
     own: &Side,
     other: &Side,
     start: Instant,
     end: Instant,
     inputs: &[(Instant, Message)],
-) -> (SleeveControl, Vec<Message>) {
+) -> (UdpControl, Vec<Message>) {
     let mut opener = Opener::new(own.session(other.name));
     let session = own.session(other.name);
-    let config = SleeveControlConfig { session, local: own.addr, remote: other.addr, outbound: own.outbound };
-    let mut control = SleeveControl::new(config);
+    let config = UdpControlConfig { session, local: own.addr, remote: other.addr, outbound: own.outbound };
+    let mut control = UdpControl::new(config);
     let mut sent = Vec::new();
-    let mut paths: Vec<SleevePath> = Vec::new();
+    let mut paths: Vec<UdpPath> = Vec::new();
     control.confirm(start);
     let mut inputs = inputs.iter().filter(|(at, _)| *at < end).peekable();
     let mut now = start;
@@ -130,7 +130,7 @@ fn replay(
                 Output::Control { tag, body } => sent.push(Message::Control([&[tag], &body[..]].concat())),
                 Output::PathChanged => paths.push(control.path()),
                 Output::Failed(error) => panic!("{error}"),
-                Output::Established | Output::Event(_) => {}
+                Output::Established | Output::PathDown | Output::PathUp | Output::Event(_) => {}
             }
         }
         let timer = control.poll_timeout().map_or(end, |(at, _)| at);
@@ -165,7 +165,7 @@ fn replay(
     let path = control.path();
     let mtu = if own.key.is_some() { 1414 } else { 1438 };
     let remote = Some(other.addr);
-    assert_eq!(path, SleevePath { local: path.local, remote, mtu, max_payload: 1472, stack_fragments: true });
+    assert_eq!(path, UdpPath { local: path.local, remote, mtu, max_payload: 1472, stack_fragments: true });
     assert_eq!(paths.last(), Some(&path), "every change is announced");
     (control, sent)
 }
@@ -240,7 +240,7 @@ fn probes_of_2_8_1_are_acknowledged() {
     let file = vectors("live_sleeve_pmtu_search");
     let side = Side { name: 2, addr: crate::support::addr(2), uid: 5, key: None, outbound: false };
     let from = crate::support::addr(1);
-    let mut control = SleeveControl::new(config(side.session(1), 2));
+    let mut control = UdpControl::new(config(side.session(1), 2));
     control.confirm(Instant::ORIGIN);
     control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), from, Instant::ORIGIN);
     while control.poll_output().is_some() {}
@@ -270,7 +270,7 @@ fn search_finds_the_mtu_of_2_8_1_in_less_time() {
     let first_probe = events.iter().find(|event| event["event"] == "probe").unwrap();
 
     let side = Side { name: 1, addr: crate::support::addr(1), uid: 5, key: None, outbound: true };
-    let mut control = SleeveControl::new(config(side.session(2), 1));
+    let mut control = UdpControl::new(config(side.session(2), 1));
     control.confirm(Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
     control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(5)), crate::support::addr(2), now);

@@ -2,12 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod corpus;
+mod fastdp;
 mod forward;
 mod fuzz_entry;
 mod live;
 mod properties;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
-mod sleeve_control;
 mod support;
+mod udp_control;
 mod vectors;
+mod warp;
+mod warp_forward;

@@ -6,7 +6,7 @@ use crate::support::{Line, Recorder, UID, addr, config, name, session};
 use proptest::prelude::*;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{OverlaySwitch, parse_control};
-use weave_overlay::sleeve::{ControlFrame, OpenError, Opener, Sealer, SleeveControl, SleevePath};
+use weave_overlay::udp::{ControlFrame, OpenError, Opener, Sealer, UdpControl, UdpPath};
 use weave_switch::{Csum, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::Instant;
 
@@ -45,8 +45,8 @@ fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwar
         let session = session(2, remote, key);
         let max_payload = (mtu + session.overhead() - 28).min(65507);
         let path =
-            SleevePath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
-        Arc::new(Neighbour { session, confirmed: true, path, overlay: Overlay::Sleeve })
+            UdpPath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
+        Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
     Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())))
 }
@@ -189,7 +189,7 @@ proptest! {
 
     #[test]
     fn any_sequence_of_inputs_is_handled(steps in prop::collection::vec((0u8..7, any::<u16>(), prop::collection::vec(any::<u8>(), 0..4)), 0..60)) {
-        let mut control = SleeveControl::new(config(session(1, 2, Some([1; 32])), 2));
+        let mut control = UdpControl::new(config(session(1, 2, Some([1; 32])), 2));
         let mut now = Instant::ORIGIN;
         for (step, number, bytes) in steps {
             match step {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use weave_overlay::ForwarderEvent;
-use weave_overlay::sleeve::{Session, SessionConfig, SleeveControlConfig};
+use weave_overlay::udp::{Session, SessionConfig, UdpControlConfig};
 use weave_overlay::{Destination, Io, Slot};
 use weave_switch::Routes;
 use weave_types::{ConnectionId, ConnectionUid, PeerName};
@@ -56,8 +56,8 @@ pub(crate) fn session(own: u8, remote: u8, key: Option<[u8; 32]>) -> Arc<Session
 }
 
 /// Parameters of the connection between peers 1 and 2 on the side of `own`. Peer 1 opened it.
-pub(crate) fn config(session: Arc<Session>, own: u8) -> SleeveControlConfig {
-    SleeveControlConfig { session, local: addr(own), remote: addr(3 - own), outbound: own == 1 }
+pub(crate) fn config(session: Arc<Session>, own: u8) -> UdpControlConfig {
+    UdpControlConfig { session, local: addr(own), remote: addr(3 - own), outbound: own == 1 }
 }
 
 /// An [`Io`] that records everything and checks the contract of [`Io`].
@@ -79,7 +79,7 @@ impl Recorder {
 
 impl Io for Recorder {
     fn reserve(&mut self, to: Destination, room: usize) -> Slot {
-        assert!((1..=weave_overlay::sleeve::MAX_DATAGRAM).contains(&room), "room {room}");
+        assert!((1..=weave_overlay::udp::MAX_DATAGRAM).contains(&room), "room {room}");
         assert!(self.slots.values().all(|(open, _)| *open != to), "two open slots for one destination");
         self.next += 1;
         // Filled, so that bytes that are not written become visible.

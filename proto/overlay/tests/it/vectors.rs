@@ -3,7 +3,7 @@
 use crate::support::{array, bytes, name, peer, vectors};
 use serde_json::Value;
 use weave_overlay::select::{OverlaySwitch, control_payload, parse_control};
-use weave_overlay::sleeve::{OpenError, Opener, ReplayWindow, Sealer, Session, SessionConfig, sender};
+use weave_overlay::udp::{OpenError, Opener, ReplayWindow, Sealer, Session, SessionConfig, sender};
 use weave_types::{ConnectionId, ConnectionUid};
 
 fn session(own: u8, remote: u8, outbound: bool, key: Option<[u8; 32]>) -> std::sync::Arc<Session> {
@@ -58,7 +58,7 @@ fn plain_datagrams_equal_the_vectors() {
     let file = vectors("sleeve_plain");
     let s = session(1, 2, true, None);
     assert_eq!((s.packet_overhead(), s.overhead()), (file["packet_overhead"].as_u64().unwrap() as usize, 62));
-    assert_eq!(weave_overlay::sleeve::RECORD_OVERHEAD as u64, file["frame_overhead"].as_u64().unwrap());
+    assert_eq!(weave_overlay::udp::RECORD_OVERHEAD as u64, file["frame_overhead"].as_u64().unwrap());
     let sealer = Sealer::new(s);
     let mut opener = Opener::new(session(2, 1, false, None));
     for case in array(&file["valid"]) {

@@ -24,9 +24,16 @@ pub(super) enum Server {
     Dnsmasq,
 }
 
-pub(super) const SERVERS: [Server; 3] = [Server::Weave, Server::Knot, Server::Dnsmasq];
-
 impl Server {
+    /// The servers that can use so many threads.
+    pub(super) fn with_threads(threads: usize) -> &'static [Server] {
+        if threads == 1 {
+            &[Server::Weave, Server::Knot, Server::Dnsmasq]
+        } else {
+            &[Server::Weave, Server::Knot]
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Server::Weave => "weave",
@@ -57,11 +64,12 @@ pub(super) struct Servers {
     // Dropped before the lab, because they run in its host.
     _others: [Background; 2],
     lab: crate::Lab,
+    threads: usize,
 }
 
 impl Servers {
-    /// Each answers with one thread, the number of weave's threads on a machine with less than four processors.
-    pub(super) fn start(weave: &Path) -> Result<Servers> {
+    /// Each answers with so many threads; dnsmasq has always one.
+    pub(super) fn start(weave: &Path, threads: usize) -> Result<Servers> {
         for (program, package) in PROGRAMS {
             let found = std::process::Command::new("which").arg(program).env("PATH", search_path()).output();
             ensure!(
@@ -72,12 +80,14 @@ impl Servers {
         let lab = cleanup::lab(1)?;
         let host = lab.host("h1");
         let listen = format!("127.0.0.1:{}", Server::Weave.port());
-        succeed(peer::weave(host, weave, &["launch", "--no-restart", "--dns-listen-address", &listen]))?;
+        let count = threads.to_string();
+        let options = ["--no-restart", "--dns-listen-address", &listen, "--dns-threads", &count];
+        succeed(peer::weave(host, weave, &[&["launch"], &options[..]].concat()))?;
         for n in 0..NAMES {
             let (addr, name) = (format!("10.32.0.{n}"), format!("host{n}.weave.local"));
             succeed(peer::weave(host, weave, &["dns-add", &addr, "-h", &name]))?;
         }
-        host.sh(&files());
+        host.sh(&files(threads));
         let knot = format!("exec knotd -c {FOLDER}/knot.conf > {FOLDER}/knot.log 2>&1");
         let dnsmasq = format!(
             "exec dnsmasq -k --conf-file=/dev/null --no-resolv --no-hosts --addn-hosts={FOLDER}/hosts --local-ttl=1 \
@@ -88,25 +98,26 @@ impl Servers {
         let start =
             |script: &str| host.background(&["env", &format!("PATH={path}"), "sh", "-c", script], false);
         let others = [start(&knot)?, start(&dnsmasq)?];
-        for server in SERVERS {
-            let answers =
-                || run(host, server, &["-n", "1", "-t", "1"]).is_ok_and(|(rate, _)| rate.lost == 0.0);
+        for &server in Server::with_threads(threads) {
+            let answers = || {
+                run(host, server, threads, &["-n", "1", "-t", "1"]).is_ok_and(|(rate, _)| rate.lost == 0.0)
+            };
             let waited = within(&format!("{} to answer", server.name()), START_TIMEOUT, answers);
             waited.map_err(anyhow::Error::msg)?;
         }
-        Ok(Servers { _others: others, lab })
+        Ok(Servers { _others: others, lab, threads })
     }
 
     /// As many queries as the server answers.
     pub(super) fn full_load(&self, server: Server, seconds: u32) -> Result<Rate> {
-        Ok(run(self.lab.host("h1"), server, &["-l", &seconds.to_string()])?.0)
+        Ok(run(self.lab.host("h1"), server, self.threads, &["-l", &seconds.to_string()])?.0)
     }
 
     /// Seconds within which 99 % of the answers come at a given rate.
     pub(super) fn latency(&self, server: Server, seconds: u32, per_second: f64) -> Result<f64> {
         let rate = (per_second as u64).max(1).to_string();
         let args = ["-l", &seconds.to_string(), "-Q", &rate, "-v"];
-        let (_, text) = run(self.lab.host("h1"), server, &args)?;
+        let (_, text) = run(self.lab.host("h1"), server, self.threads, &args)?;
         // `> NOERROR host1.weave.local A 0.000123`
         let mut times: Vec<f64> = text
             .lines()
@@ -117,10 +128,13 @@ impl Servers {
     }
 }
 
-fn run(host: &Host, server: Server, args: &[&str]) -> Result<(Rate, String)> {
+fn run(host: &Host, server: Server, threads: usize, args: &[&str]) -> Result<(Rate, String)> {
     let queries = format!("{FOLDER}/queries");
+    // The kernel divides clients, not queries, among the threads of a server.
+    let clients = if threads == 1 { "1".to_owned() } else { (threads * 16).to_string() };
+    let client_threads = threads.to_string();
     let mut argv = vec!["dnsperf", "-s", "127.0.0.1", "-p", server.port(), "-d", &queries];
-    argv.extend(["-c", "1", "-T", "1", "-q", "100"]);
+    argv.extend(["-c", &clients, "-T", &client_threads, "-q", "100"]);
     argv.extend(args);
     let text = succeed(host.command_with(&[], &argv, RUN_TIMEOUT))?;
     let figure = |key: &str| {
@@ -140,7 +154,7 @@ fn search_path() -> String {
 }
 
 /// A script that writes queries, the hosts file and the zone.
-fn files() -> String {
+fn files(threads: usize) -> String {
     format!(
         "mkdir -p {FOLDER}/knot
         seq 0 {last} | sed 's/.*/host&.weave.local A/' > {FOLDER}/queries
@@ -151,7 +165,7 @@ fn files() -> String {
 server:
     rundir: {FOLDER}/knot
     listen: 127.0.0.1@{knot}
-    udp-workers: 1
+    udp-workers: {threads}
     tcp-workers: 1
     background-workers: 1
 database:

@@ -61,7 +61,7 @@ pub(super) struct Figure {
     met: Option<bool>,
     /// One per round.
     values: Vec<f64>,
-    /// To kernel VXLAN or Knot DNS in the same round.
+    /// To kernel VXLAN, Knot DNS or plain Docker in the same round.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ratios: Vec<f64>,
 }
@@ -182,7 +182,7 @@ impl Report {
         );
         let _ = writeln!(
             text,
-            "medians of {} interleaved rounds of {} s; a ratio is to kernel VXLAN (DNS: to Knot DNS) in the same round (least to most)",
+            "medians of {} interleaved rounds of {} s; a ratio is to kernel VXLAN (DNS: to Knot DNS; containers: to plain Docker) in the same round (least to most)",
             self.runs, self.seconds
         );
         if self.profile != "release" {

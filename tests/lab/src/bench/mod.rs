@@ -4,10 +4,12 @@
 //! because machines are shared and absolute figures depend on the machine. A benchmark that is slow does not fail.
 
 mod cleanup;
+mod containers;
 mod dns;
 mod figures;
 mod paths;
 mod peer;
+mod scale;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +32,9 @@ pub struct BenchArgs {
     /// Measure only this; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<What>,
+    /// Peers of the meshes of `--only scale`: 50, 100 or 150; may be repeated. All of them if absent.
+    #[arg(long, value_name = "PEERS")]
+    peers: Vec<usize>,
     /// Write all figures, with the value of each round, into this file as well.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -44,6 +49,8 @@ enum What {
     Rr,
     /// Answers to DNS queries for local names, compared with Knot DNS and dnsmasq.
     Dns,
+    /// Docker containers that start and end, attached by the proxy and by the OCI runtime, compared with plain Docker.
+    Containers,
     /// Allocation of an address over HTTP, compared with a read of the status page on the same connection.
     Allocate,
     /// Time of `weave launch`.
@@ -54,16 +61,30 @@ enum What {
     Idle,
     /// Size of the binary.
     Size,
+    /// Meshes of 50, 100 and 150 daemons. Takes ten minutes; only if it is named.
+    Scale,
 }
 
 impl BenchArgs {
     fn wants(&self, what: What) -> bool {
-        self.only.is_empty() || self.only.contains(&what)
+        self.only.contains(&what) || self.only.is_empty() && what != What::Scale
     }
 }
 
-/// Lowest acceptable ratios.
-const STREAM_BARS: [(Kind, f64); 2] = [(Kind::Plain, 0.15), (Kind::Encrypted, 0.10)];
+/// Lowest acceptable ratio of a stream.
+fn stream_bar(kind: Kind, offloads: bool) -> Option<f64> {
+    match kind {
+        Kind::Vxlan => None,
+        Kind::Fastdp => Some(0.9),
+        Kind::Plain => Some(0.5),
+        Kind::Encrypted => Some(0.23),
+        Kind::Warp => Some(if offloads { 0.6 } else { 0.8 }),
+    }
+}
+
+/// All ways to join the hosts.
+const KINDS: [Kind; 5] = [Kind::Vxlan, Kind::Fastdp, Kind::Plain, Kind::Encrypted, Kind::Warp];
+
 /// An allocation takes at most twice the time of a status read.
 const ALLOCATE_BAR: f64 = 0.5;
 /// At least as many answers as Knot DNS.
@@ -90,9 +111,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
             std::process::Command::new("iperf3").arg("--version").output().is_ok(),
             "iperf3 is missing: apt-get install iperf3"
         );
-        print_progress("hosts with kernel VXLAN, plain and encrypted sleeve");
-        let kinds = [Kind::Vxlan, Kind::Plain, Kind::Encrypted];
-        let paths = kinds.map(|kind| Path::start(kind, 2, &weave)).into_iter().collect::<Result<Vec<_>>>()?;
+        print_progress("hosts with kernel VXLAN, fastdp, plain and encrypted sleeve, and warp");
+        let paths = KINDS.map(|kind| Path::start(kind, 2, &weave)).into_iter().collect::<Result<Vec<_>>>()?;
         for offloads in [true, false] {
             paths.iter().for_each(|path| path.wire_offloads(offloads));
             let mut rounds = Vec::new();
@@ -111,7 +131,15 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
     }
     if args.wants(What::Dns) {
-        report.print(dns_figures(args, &weave)?)?;
+        for threads in [1, 2] {
+            report.print(dns_figures(args, &weave, threads)?)?;
+        }
+    }
+    if args.wants(What::Containers) {
+        match containers::with_docker(&weave, |lab| container_figures(args, lab))? {
+            Some(figures) => report.print(figures)?,
+            None => print_progress("Docker is not installed: containers are left out"),
+        }
     }
     if args.wants(What::Allocate) {
         print_progress("addresses over HTTP");
@@ -170,48 +198,54 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 .collect(),
         )?;
     }
+    if args.wants(What::Scale) {
+        for size in scale::sizes(&args.peers)? {
+            report.print(scale::figures(&weave, size)?)?;
+        }
+    }
     if let Some(file) = &args.json {
         std::fs::write(file, report.json()?).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }
 
-/// Rates of the three servers in interleaved rounds, with ratios to Knot DNS; queries without an answer; latency at half of Knot's rate.
-fn dns_figures(args: &BenchArgs, weave: &std::path::Path) -> Result<Vec<Figure>> {
-    print_progress("DNS servers");
-    let servers = dns::Servers::start(weave)?;
-    let mut rates = dns::SERVERS.map(|server| (server, Vec::new()));
+/// Rates of the servers in interleaved rounds, with ratios to Knot DNS; queries without an answer; latency at half of Knot's rate.
+fn dns_figures(args: &BenchArgs, weave: &std::path::Path, threads: usize) -> Result<Vec<Figure>> {
+    let kind = if threads == 1 { "one thread".to_owned() } else { format!("{threads} threads") };
+    print_progress(&format!("DNS servers with {kind}"));
+    let running = dns::Servers::start(weave, threads)?;
+    let servers = dns::Server::with_threads(threads);
+    let mut rates = vec![Vec::new(); servers.len()];
     for round in 1..=args.runs {
         print_progress(&format!("DNS queries, round {round} of {}", args.runs));
-        for (server, rates) in &mut rates {
-            rates.push(servers.full_load(*server, args.seconds)?);
+        for (server, rates) in servers.iter().zip(&mut rates) {
+            rates.push(running.full_load(*server, args.seconds)?);
         }
     }
-    let of = |wanted: dns::Server| {
-        let (_, rates) = &rates[dns::SERVERS.iter().position(|server| *server == wanted).unwrap_or(0)];
-        rates.iter().map(|rate: &dns::Rate| rate.per_second).collect::<Vec<_>>()
+    let rate_of = |wanted| {
+        let found = servers.iter().zip(&rates).find(|(server, _)| **server == wanted);
+        found.into_iter().flat_map(|(_, rates)| rates).copied().collect::<Vec<dns::Rate>>()
     };
-    let knot = of(dns::Server::Knot);
+    let knot: Vec<f64> = rate_of(dns::Server::Knot).iter().map(|rate| rate.per_second).collect();
     let mut figures = Vec::new();
-    for (server, _) in &rates {
-        let values = of(*server);
+    for server in servers {
+        let values: Vec<f64> = rate_of(*server).iter().map(|rate| rate.per_second).collect();
         let ratios = values.iter().zip(&knot).map(|(value, knot)| value / knot).collect();
-        let figure =
-            Figure::new(&format!("DNS answers, {}, one thread", server.name()), Unit::PerSecond, values);
+        let figure = Figure::new(&format!("DNS answers, {}, {kind}", server.name()), Unit::PerSecond, values);
         figures.push(match server {
             dns::Server::Weave => figure.ratios(ratios).bar(Bar::AtLeast(DNS_BAR)),
             dns::Server::Knot => figure,
             dns::Server::Dnsmasq => figure.ratios(ratios),
         });
     }
-    let lost = rates[0].1.iter().map(|rate| rate.lost).collect();
+    let lost = rate_of(dns::Server::Weave).iter().map(|rate| rate.lost).collect();
     figures
         .push(Figure::new("DNS queries of these that weave lost", Unit::Count, lost).bar(Bar::AtMost(0.0)));
     let half = knot.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
-    for server in dns::SERVERS {
+    for server in servers {
         let mut times = Vec::new();
         for _ in 0..args.runs {
-            times.push(servers.latency(server, args.seconds, half)?);
+            times.push(running.latency(*server, args.seconds, half)?);
         }
         let name = format!("DNS, 99 % answered within, {}, {half:.0}/s", server.name());
         let figure = Figure::new(&name, Unit::Seconds, times);
@@ -221,6 +255,34 @@ fn dns_figures(args: &BenchArgs, weave: &std::path::Path) -> Result<Vec<Figure>>
         });
     }
     Ok(figures)
+}
+
+/// Time of containers and of lists, in interleaved rounds, with ratios to plain Docker.
+fn container_figures(args: &BenchArgs, lab: &crate::Lab) -> Result<Vec<Figure>> {
+    use containers::{WAYS, Way};
+    let mut runs = WAYS.map(|way| (way, Vec::new()));
+    let mut lists = [Way::Plain, Way::Proxy].map(|way| (way, Vec::new()));
+    for round in 1..=args.runs {
+        print_progress(&format!("containers, round {round} of {}", args.runs));
+        for (way, times) in &mut runs {
+            times.push(containers::run(lab, *way)?);
+        }
+        for (way, times) in &mut lists {
+            times.push(containers::list(lab, *way)?);
+        }
+    }
+    let figures = |what: &str, times: &[(Way, Vec<f64>)]| -> Vec<Figure> {
+        let plain = &times[0].1;
+        let figure = |(way, times): &(Way, Vec<f64>)| {
+            let figure = Figure::new(&format!("{what}, {}", way.name()), Unit::Seconds, times.clone());
+            if *way == Way::Plain {
+                return figure;
+            }
+            figure.ratios(times.iter().zip(plain).map(|(time, plain)| time / plain).collect())
+        };
+        times.iter().map(figure).collect()
+    };
+    Ok([figures("docker run --rm", &runs), figures("docker ps", &lists)].concat())
 }
 
 /// The results of one path in one round.
@@ -260,7 +322,7 @@ fn against_vxlan(
         rounds.iter().flatten().filter(|(k, _)| *k == kind).map(|(_, m)| value(m)).collect()
     };
     let base = of(Kind::Vxlan);
-    [Kind::Vxlan, Kind::Plain, Kind::Encrypted]
+    KINDS
         .into_iter()
         .map(|kind| {
             let values = of(kind);
@@ -269,10 +331,9 @@ fn against_vxlan(
             if kind == Kind::Vxlan {
                 return figure;
             }
-            let bar = STREAM_BARS.iter().find(|(k, _)| stream && *k == kind);
             let figure = figure.ratios(ratios);
-            match bar {
-                Some((_, bar)) => figure.bar(Bar::AtLeast(*bar)),
+            match stream_bar(kind, offloads).filter(|_| stream) {
+                Some(bar) => figure.bar(Bar::AtLeast(bar)),
                 None => figure,
             }
         })

@@ -22,17 +22,24 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) enum Kind {
     /// A bridge and a static VXLAN device of the kernel.
     Vxlan,
+    /// Weave, by the kernel.
+    Fastdp,
+    /// Weave, by sleeve.
     Plain,
-    /// Weave with a password.
+    /// Weave with a password, by sleeve.
     Encrypted,
+    /// Weave with a password.
+    Warp,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Kind::Vxlan => "kernel VXLAN",
+            Kind::Fastdp => "fastdp",
             Kind::Plain => "sleeve plain",
             Kind::Encrypted => "sleeve encrypted",
+            Kind::Warp => "warp",
         })
     }
 }
@@ -53,8 +60,10 @@ impl Path {
             lab.hosts().iter().map(|host| host.try_container("c")).collect::<Result<_>>()?;
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
-            Kind::Plain => mesh(&lab, &containers, &[], weave)?,
-            Kind::Encrypted => mesh(&lab, &containers, &["--password", "bench-of-sleeve"], weave)?,
+            Kind::Fastdp => mesh(&lab, &containers, "fastdp", &[], weave)?,
+            Kind::Plain => mesh(&lab, &containers, "sleeve", &["--no-fastdp", "--mtu", "1376"], weave)?,
+            Kind::Encrypted => mesh(&lab, &containers, "sleeve", &["--password", "bench"], weave)?,
+            Kind::Warp => mesh(&lab, &containers, "warp", &["--password", "bench"], weave)?,
         }
         let mut servers = Vec::new();
         for (i, container) in containers.iter().enumerate().skip(1) {
@@ -141,12 +150,20 @@ fn vxlan(lab: &Lab, containers: &[Container]) {
     }
 }
 
-fn mesh(lab: &Lab, containers: &[Container], options: &[&str], weave: &FilePath) -> Result<()> {
+/// Starts weave on all hosts; connections use `overlay`.
+fn mesh(
+    lab: &Lab,
+    containers: &[Container],
+    overlay: &str,
+    options: &[&str],
+    weave: &FilePath,
+) -> Result<()> {
+    let env: &[(&str, &str)] = if overlay == "sleeve" { &[("WEAVE_NO_WARP", "1")] } else { &[] };
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
         let mut args = vec!["launch"];
         args.extend(options);
         args.extend((i > 0).then_some("h1"));
-        succeed(peer::weave(host, weave, &args))?;
+        succeed(peer::weave_env(host, weave, env, &args))?;
         let cidr = format!("{}/24", address(i));
         succeed(peer::weave(host, weave, &["attach", &cidr, &container.netns()]))?;
         let mtu = container.mtu();
@@ -157,7 +174,8 @@ fn mesh(lab: &Lab, containers: &[Container], options: &[&str], weave: &FilePath)
         let what = format!("{} to have {all} connections", host.name());
         let connected = within(&what, START_TIMEOUT, || {
             let text = peer::weave(host, weave, &["status", "connections"]).stdout;
-            let up = text.lines().filter(|line| line.contains(" established ")).count();
+            let up =
+                text.lines().filter(|line| line.contains(" established ") && line.contains(overlay)).count();
             if up == all { Ok(()) } else { Err(text) }
         });
         connected.map_err(anyhow::Error::msg)?;

@@ -345,7 +345,7 @@ impl Container {
     #[track_caller]
     pub fn end(self) {
         let (pid, name) = (self.pid, &self.name);
-        self.host.sh(&format!("kill -9 {pid}; umount /run/netns/{name}; rm /run/netns/{name}"));
+        self.host.sh(&format!("kill -9 {pid}; umount -l /run/netns/{name}; rm /run/netns/{name}"));
     }
 
     fn enter(&self, argv: &[&str]) -> std::process::Command {

@@ -1,5 +1,6 @@
 //! A Docker daemon for one host, and the static program that runs in its containers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Host;
@@ -16,24 +17,31 @@ pub struct Dockerd<'a> {
     network_options: &'static str,
 }
 
+/// What tests run in containers.
+const IMAGE_PROGRAMS: &str = "sh sleep cat ls grep ping getent ip";
+
 /// Docker gives containers no network.
 const NO_NETWORK: &str = "--bridge none --iptables=false";
 
 impl<'a> Dockerd<'a> {
+    /// The daemon's configuration in the host.
+    pub const CONFIG_FILE: &'static str = "/etc/docker-lab/daemon.json";
+
     /// Starts a daemon, or returns `None` after a notice if Docker is not installed.
     #[track_caller]
     pub fn start(host: &'a Host) -> Option<Dockerd<'a>> {
-        Dockerd::start_as(host, NO_NETWORK)
+        Dockerd::start_with_options(host, NO_NETWORK)
     }
 
     /// The same with Docker's bridge `docker0` (172.17.0.1/16) and its firewall rules.
     #[track_caller]
     pub fn start_with_bridge(host: &'a Host) -> Option<Dockerd<'a>> {
-        Dockerd::start_as(host, "")
+        Dockerd::start_with_options(host, "")
     }
 
+    /// The same with options of the daemon, as `--icc=false`.
     #[track_caller]
-    fn start_as(host: &'a Host, network_options: &'static str) -> Option<Dockerd<'a>> {
+    pub fn start_with_options(host: &'a Host, network_options: &'static str) -> Option<Dockerd<'a>> {
         for program in ["dockerd", "docker"] {
             if !host.command(&["sh", "-c", &format!("command -v {program}")]).success() {
                 skipped(&format!("{program} is not installed (package docker.io)"));
@@ -44,6 +52,10 @@ impl<'a> Dockerd<'a> {
         let dockerd = Dockerd { host, network_options };
         dockerd.boot();
         Some(dockerd)
+    }
+
+    pub fn host(&self) -> &'a Host {
+        self.host
     }
 
     /// Starts the daemon again after a reboot of the host.
@@ -59,8 +71,9 @@ impl<'a> Dockerd<'a> {
              >> /var/log/dockerd.log 2>&1 < /dev/null &",
         ));
         self.host.wait("Docker", START_TIMEOUT, || {
-            let info = self.docker(&["info", "--format", "{{.ServerVersion}}"]);
-            if info.success() { Ok(()) } else { Err(info.to_string()) }
+            // `docker info` of newer versions succeeds without a daemon.
+            let version = self.docker(&["version", "--format", "{{.Server.Version}}"]);
+            if version.success() { Ok(()) } else { Err(version.to_string()) }
         });
     }
 
@@ -72,6 +85,18 @@ impl<'a> Dockerd<'a> {
         self.host.wait("the end of Docker", START_TIMEOUT, || {
             !self.host.command(&["kill", "-0", pid.trim()]).success()
         });
+    }
+
+    /// Makes an image of some programs of this machine with their libraries. It runs a shell.
+    #[track_caller]
+    pub fn import_image(&self, name: &str) {
+        self.host.sh(&format!(
+            "cd /run && mkdir image && cd image && mkdir -p etc tmp bin && \
+             for p in {IMAGE_PROGRAMS}; do f=$(command -v $p); cp -L $f bin/; \
+             for l in $(ldd $f | grep -o '/[^ ]*'); do mkdir -p .${{l%/*}}; cp -L $l .$l; done; done; \
+             echo 'root:x:0:0::/:/bin/sh' > etc/passwd; \
+             tar -cf - . | docker --host unix:///run/docker.sock import -c 'CMD [\"sh\"]' - {name}; cd ..; rm -r image"
+        ));
     }
 
     /// Runs the Docker client.
@@ -105,6 +130,22 @@ impl Drop for Dockerd<'_> {
             ),
         ]);
     }
+}
+
+/// Trees with newer versions of Docker, which `make engines` makes. A notice if there is none.
+pub fn newer_engines() -> Vec<PathBuf> {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/engines"));
+    let trees = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let trees: Vec<PathBuf> = trees
+        .filter(|tree| tree.is_dir() && tree.extension().is_none())
+        .filter_map(|t| t.canonicalize().ok())
+        .collect();
+    if trees.is_empty() {
+        eprintln!(
+            "SKIPPED: lab tests with newer versions of Docker: there is no tree of one (`make engines`)"
+        );
+    }
+    trees
 }
 
 /// The static program under test: `WEAVE_STATIC_BIN`, else the newest one that `make lab-test` or `make static` built. `None` after

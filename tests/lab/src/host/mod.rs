@@ -92,7 +92,7 @@ impl Host {
         self.program_folder.map_or_else(|| weave_binary().to_owned(), |folder| format!("{folder}/weave"))
     }
 
-    pub(crate) fn lab_program(&self) -> String {
+    pub fn lab_program(&self) -> String {
         let built = || lab_binary().unwrap_or_else(|e| panic!("{e:#}")).to_string_lossy().into_owned();
         self.program_folder.map_or_else(built, |folder| format!("{folder}/lab"))
     }
@@ -355,7 +355,7 @@ impl Host {
     pub fn reboot(&self) {
         self.sh(
             "kill -9 -1 2>/dev/null || true; \
-             for n in $(ls /run/netns 2>/dev/null); do umount /run/netns/$n 2>/dev/null; rm -f /run/netns/$n; done; \
+             for n in $(ls /run/netns 2>/dev/null); do umount -l /run/netns/$n 2>/dev/null; rm -f /run/netns/$n; done; \
              for l in $(ip -o link | sed 's/^[0-9]*: //; s/[:@].*//' | grep -v -e '^lo$' -e '^eth0$'); do ip link del $l 2>/dev/null || true; done; \
              for t in filter nat mangle raw; do iptables -w -t $t -F; iptables -w -t $t -X; done; \
              find /run -mindepth 1 -maxdepth 1 ! -name netns ! -name lock -exec rm -rf {} + 2>/dev/null || true",

@@ -27,9 +27,17 @@ pub(super) const CHECKS: &[Check] = &[
     check(&["launch --password", "launch --password-file", "$WEAVE_PASSWORD"], passwords),
     check(&["launch --conn-limit"], connection_limit),
     check(
-        &["launch --no-fastdp", "$WEAVE_NO_FASTDP", "launch --weave-bridge", "launch --docker-bridge"],
+        &[
+            "launch --no-fastdp",
+            "$WEAVE_NO_FASTDP",
+            "launch --no-bridged-fastdp",
+            "$WEAVE_NO_BRIDGED_FASTDP",
+            "launch --weave-bridge",
+            "launch --docker-bridge",
+        ],
         bridges,
     ),
+    check(&["$WEAVE_NO_WARP"], without_warp),
     check(&["launch --resume"], resume),
     check(&["launch --no-masq-local"], no_masquerade),
     check(&["launch --db-prefix"], database_elsewhere),
@@ -126,7 +134,8 @@ fn options(stage: &Stage<'_>) {
     {
         assert!(sockets.contains(&socket), "{socket} in {sockets}");
     }
-    for gone in [":6782 ", ":6783 ", ":6784 "] {
+    // VXLAN packets of the connection to h2 arrive at 6784.
+    for gone in [":6782 ", ":6783 ", "127.0.0.1:6784 "] {
         assert!(!sockets.contains(gone), "{gone} in {sockets}");
     }
     assert!(stage.http("127.0.0.1", 7001, "/status").contains("Service: router"));
@@ -207,6 +216,10 @@ fn connection_limit(stage: &Stage<'_>) {
 }
 
 fn bridges(stage: &Stage<'_>) {
+    stage.launch(&[("WEAVE_NO_BRIDGED_FASTDP", "1")], &["--no-bridged-fastdp"]);
+    assert_eq!(mtu(stage, "weave"), "1376");
+    assert!(!stage.host.report().unwrap()["Router"]["OverlayDiagnostics"]["fastdp"].is_null());
+    stage.ok(&["reset"]);
     stage.launch(&[("WEAVE_NO_FASTDP", "1")], &[]);
     assert_eq!(mtu(stage, "weave"), "65535");
     stage.ok(&["reset"]);
@@ -217,6 +230,13 @@ fn bridges(stage: &Stage<'_>) {
     assert!(!stage.host.sh("ip -o link").contains("weave7"));
     stage.launch(&[("WEAVE_NO_FASTDP", "1")], &["--no-fastdp=false", "--docker-bridge", ""]);
     assert_eq!(mtu(stage, "weave"), "1376", "the option beats the variable");
+}
+
+fn without_warp(stage: &Stage<'_>) {
+    stage.launch(&[("WEAVE_NO_WARP", "1")], &["--no-fastdp", "--mtu", "1376", "h2"]);
+    stage.host.wait_established(1, LONG_TIMEOUT);
+    let connections = stage.ok(&["status", "connections"]);
+    assert!(connections.contains(" established sleeve "), "{connections}");
 }
 
 fn resume(stage: &Stage<'_>) {
@@ -350,7 +370,7 @@ fn reset(stage: &Stage<'_>) {
     assert_eq!(stage.ok(&["reset"]), "");
     step("a daemon that does not answer is removed with --force only");
     stage.launch(&[], &["--http-addr=", "--state-dir=/tmp/weave-cmds-state"]);
-    stage.host.sh("rm /run/weave/weave.sock");
+    stage.host.sh("rm /run/weave/control.sock");
     let text = stage.fails(1, &["reset", "--state-dir=/tmp/weave-cmds-state"]);
     assert!(text.contains("--force"), "{text}");
     assert!(stage.host.daemon_pid().is_some());

@@ -29,6 +29,8 @@ fn pages(stage: &Stage<'_>) {
     }
     stage.launch(&[], &["h2", "--trusted-subnets=10.0.0.0/8"]);
     stage.host.wait_established(1, LONG_TIMEOUT);
+    // What comes next is compared word for word: no path may still change.
+    wait_overlay(stage.host, "fastdp");
     let summary = stage.ok(&["status"]);
     assert!(summary.starts_with("\n        Version: 3.") && summary.ends_with("\n\n"), "{summary}");
     for line in [
@@ -43,7 +45,7 @@ fn pages(stage: &Stage<'_>) {
     }
     assert_eq!(stage.ok(&["status", "targets"]), "h2\n");
     let connections = stage.ok(&["status", "connections"]);
-    assert!(connections.starts_with("-> ") && connections.contains(" established sleeve "), "{connections}");
+    assert!(connections.starts_with("-> ") && connections.contains(" established fastdp "), "{connections}");
     assert_eq!(stage.ok(&["status", "peers"]).lines().count(), 4);
     for page in ["dns", "ipam"] {
         stage.ok(&["status", page]);
@@ -61,7 +63,7 @@ fn pages(stage: &Stage<'_>) {
     );
     assert_eq!(json(&["status", "targets", "--json"]), serde_json::json!(["h2"]));
     let connection = &json(&["status", "--json=true", "connections"])[0];
-    assert_eq!(connection["Overlay"], "sleeve", "{connection}");
+    assert_eq!(connection["Overlay"], "fastdp", "{connection}");
     assert!(
         connection["NickName"] == "h2" && connection["MTU"].as_u64().is_some_and(|m| m > 500),
         "{connection}"
@@ -80,9 +82,9 @@ fn pages(stage: &Stage<'_>) {
     step("metrics");
     let metrics = stage.http("127.0.0.1", 6782, "/metrics");
     assert!(
-        metrics.contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\r\n")
+        metrics.contains("weave_connections{encryption=\"\",state=\"established\",type=\"fastdp\"} 1\r\n")
             || metrics
-                .contains("weave_connections{encryption=\"\",state=\"established\",type=\"sleeve\"} 1\n"),
+                .contains("weave_connections{encryption=\"\",state=\"established\",type=\"fastdp\"} 1\n"),
         "{metrics}"
     );
     step("without root, status works over HTTP (C-25) and other commands say what they need");

@@ -1,7 +1,9 @@
 //! Helpers of many tests.
 
 pub mod addresses;
+pub mod docker;
 pub mod names;
+pub mod original;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,6 +25,30 @@ pub fn launch_mesh(lab: &Lab, options: &[&str]) {
     for host in lab.hosts() {
         host.wait_established(lab.hosts().len() - 1, LONG_TIMEOUT);
     }
+}
+
+/// The same without warp, whose datagrams nobody can read.
+pub fn launch_mesh_without_warp(lab: &Lab, options: &[&str]) {
+    let hosts = lab.hosts();
+    for (i, host) in hosts.iter().enumerate() {
+        let mut args = vec!["launch", "--no-restart"];
+        args.extend(options);
+        args.extend((i > 0).then_some("h1"));
+        let outcome = host.weave_env(&[("WEAVE_NO_WARP", "1")], &args);
+        assert!(outcome.success(), "{outcome}");
+    }
+    for host in hosts {
+        host.wait_established(hosts.len() - 1, LONG_TIMEOUT);
+    }
+}
+
+/// Waits until all connections of the peer use this overlay.
+pub fn wait_overlay(host: &Host, overlay: &str) {
+    host.wait(&format!("connections to use {overlay}"), LONG_TIMEOUT, || {
+        let list = host.connections();
+        let all = !list.is_empty() && list.iter().all(|c| c.info.contains(overlay));
+        if all { Ok(()) } else { Err(format!("{list:?}")) }
+    });
 }
 
 /// Launches the peers of a lab in a line: each has the address of the previous one, and hosts reach their neighbours only.
@@ -198,7 +224,12 @@ fn stable_fields(line: &str) -> Option<String> {
     {
         words.remove(0);
     }
-    let veth = words.contains(&"veth");
+    // The carrier of a TAP device tells whether the daemon runs.
+    let no_carrier = |word: &&str| !["NO-CARRIER", "state", "DOWN", "UP", "UNKNOWN"].contains(word);
+    if words.contains(&"tun") {
+        words.retain(|word| no_carrier(word) && !word.starts_with('<'));
+    }
+    let veth = ["veth", "tun", "vxlan"].iter().any(|kind| words.contains(kind));
     let mut kept: Vec<String> = Vec::new();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {

@@ -41,7 +41,7 @@ fn main() {
     assert!(world.run_until(Duration::from_secs(600), known), "the topology has not converged");
     world.run_for(Duration::from_secs(60));
 
-    let quiet = traffic_of_a_minute(&mut world);
+    let quiet = traffic_of_a_minute(&mut world, peers);
     let before = (resident(), world.counters, world.now().mono);
     let each = names / u32::from(peers);
     for n in 0..peers {
@@ -64,31 +64,31 @@ fn main() {
     assert!(agreed, "names are missing after 600 virtual seconds");
     let after = (resident(), world.counters, world.now().mono);
     world.run_for(Duration::from_secs(60));
-    let quiet_after = traffic_of_a_minute(&mut world);
+    let quiet_after = traffic_of_a_minute(&mut world, peers);
 
     let per = f64::from(peers);
     let mb = |bytes: u64| bytes as f64 / per / 1e6;
     println!(
-        "| peers | names | known everywhere after, virtual ms | messages per peer | MB sent per peer | MB sent per peer and quiet minute, before and with names | MB memory per peer | real s |"
+        "| peers | names | known everywhere after, virtual ms | messages per peer | MB sent per peer | messages and kB sent per peer and quiet minute, without names | the same with names | MB memory per peer | real s |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     println!(
-        "| {peers} | {all} | {} | {:.0} | {:.2} | {:.2}, {:.2} | {:.2} | {} |",
+        "| {peers} | {all} | {} | {:.0} | {:.2} | {quiet} | {quiet_after} | {:.2} | {} |",
         (after.2 - before.2).as_millis(),
         (after.1.tcp_writes - before.1.tcp_writes) as f64 / per,
         mb(after.1.tcp_bytes - before.1.tcp_bytes),
-        mb(quiet),
-        mb(quiet_after),
         mb(after.0.saturating_sub(before.0) as u64),
         started.elapsed().as_secs()
     );
 }
 
-/// Bytes that all peers send over TCP in a minute.
-fn traffic_of_a_minute(world: &mut World) -> u64 {
-    let before = world.counters.tcp_bytes;
+/// Messages and kilobytes that each of the peers sends over TCP in a minute.
+fn traffic_of_a_minute(world: &mut World, peers: u16) -> String {
+    let before = world.counters;
     world.run_for(Duration::from_secs(60));
-    world.counters.tcp_bytes - before
+    let each = |count: u64| count as f64 / f64::from(peers);
+    let writes = each(world.counters.tcp_writes - before.tcp_writes);
+    format!("{writes:.0}, {:.1}", each(world.counters.tcp_bytes - before.tcp_bytes) / 1e3)
 }
 
 /// Resident memory of this process, bytes.

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use weave_dns::{Entry, Filter, HostName, Registry};
+use weave_node::Node;
 use weave_types::Now;
 
 use super::plans::NamePlan;
@@ -234,6 +235,9 @@ impl NameCluster {
         let most = 60 * u64::from(self.plan.hosts).pow(2);
         assert!(writes <= most, "message storm: {writes} messages in a quiet minute");
         assert_eq!(self.difference(), None);
+        let registries = self.world.nodes().filter_map(Node::registry);
+        let digests: BTreeSet<u64> = registries.map(Registry::digest).collect();
+        assert!(digests.len() <= 1, "peers know live entries in different states: {digests:?}");
     }
 
     /// A change is known everywhere within a second.

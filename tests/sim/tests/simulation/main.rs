@@ -2,8 +2,10 @@
 
 mod addresses;
 mod driver_faults;
+mod failover;
 mod large_mesh;
 mod mesh;
 mod names;
+mod restarts;
 mod scripted;
 mod transcripts;

@@ -1,0 +1,237 @@
+//! The kernel path of fastdp in the daemon: starts it, passes tables and frames to it, and its events to the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use weave_datapath::Taps;
+use weave_fastdp::{Error, EventReader, Fastdp, FastdpConfig, SendError};
+use weave_node::Node;
+use weave_overlay::fastdp::{FastdpPath, KernelTables};
+use weave_types::{ConnectionId, Instant, Now, PeerName};
+
+/// Interval at which the last-seen times of the kernel's MACs are read. MACs expire after minutes.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long the tables of the last daemon are used after a restart, at most.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The parameters of the kernel path of this peer.
+pub(crate) fn parameters(
+    port: u16,
+    instance: Option<&str>,
+    uplink: &str,
+    origin: std::time::Instant,
+) -> Option<FastdpConfig> {
+    let mut parameters = FastdpConfig::new(uplink, port.checked_add(1)?, origin);
+    if let Some(instance) = instance {
+        parameters.tap = format!("weavet-{instance}");
+        parameters.relay_tap = format!("weaver-{instance}");
+    }
+    Some(parameters)
+}
+
+/// Removes programs and devices that the kernel path of a daemon has left. The daemon must not run.
+pub fn remove_kernel_path(uplink: &str, instance: Option<&str>) -> Result<(), String> {
+    // The devices are found by the uplink, whatever their ports are.
+    let Some(parameters) = parameters(0, instance, uplink, std::time::Instant::now()) else { return Ok(()) };
+    weave_fastdp::remove_all(&parameters).map_err(|error| format!("fastdp is not removed: {error}"))
+}
+
+/// The names of the devices that [`remove_kernel_path`] removes.
+pub fn kernel_path_devices(uplink: &str, instance: Option<&str>) -> Result<Vec<String>, String> {
+    let Some(parameters) = parameters(0, instance, uplink, std::time::Instant::now()) else {
+        return Ok(Vec::new());
+    };
+    weave_fastdp::device_names(&parameters).map_err(|error| error.to_string())
+}
+
+/// Events as a descriptor that tokio can wait for.
+struct Events(EventReader);
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// The running kernel path.
+pub(crate) struct KernelPath {
+    parameters: FastdpConfig,
+    /// The next news that the uplink is there means that it was not.
+    uplink_lost: bool,
+    fastdp: Fastdp,
+    events: AsyncFd<Events>,
+    /// The neighbours of the latest tables.
+    neighbours: BTreeSet<PeerName>,
+    /// Ports that cannot be used, and why.
+    failed_ports: BTreeMap<u16, String>,
+    /// Why the latest tables are not in use.
+    failure: Option<String>,
+    activity_at: Instant,
+    /// The programs of the last daemon forward with its tables until as many neighbours are back, or until this time.
+    returning: Option<(usize, Instant)>,
+}
+
+impl KernelPath {
+    /// Starts the kernel path, or takes over that of the last daemon. The programs forward once tables are published.
+    pub(crate) fn start(parameters: FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
+        let (fastdp, events) = Fastdp::start(&parameters)?;
+        let returning = (fastdp.neighbours() > 0).then(|| (fastdp.neighbours(), now + RETURN_TIMEOUT));
+        let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
+        let path = KernelPath {
+            parameters,
+            uplink_lost: false,
+            fastdp,
+            events: watch(events)?,
+            neighbours: BTreeSet::new(),
+            failed_ports: BTreeMap::new(),
+            failure: None,
+            activity_at: Instant::ORIGIN + ACTIVITY_INTERVAL,
+            returning,
+        };
+        Ok((path, taps))
+    }
+
+    /// The uplink is there. If it has been made anew, the programs are attached to it.
+    pub(crate) fn handle_uplink(&mut self, node: &mut Node, now: Now) {
+        if !std::mem::replace(&mut self.uplink_lost, true) {
+            return;
+        }
+        match Fastdp::start(&self.parameters).and_then(|(fastdp, events)| Ok((fastdp, watch(events)?))) {
+            Ok((fastdp, events)) => {
+                (self.fastdp, self.events) = (fastdp, events);
+                if let Some(tables) = node.tables().kernel.clone() {
+                    self.publish(&tables, node, now);
+                }
+            }
+            Err(error) => tracing::warn!("fastdp does not work until the next change of the uplink: {error}"),
+        }
+    }
+
+    /// Waits until there are events.
+    pub(crate) async fn readable(&self) {
+        if let Ok(mut ready) = self.events.readable().await {
+            // Cleared before draining, so that an event that arrives meanwhile wakes the task again.
+            ready.clear_ready();
+        }
+    }
+
+    /// Passes events to the node.
+    pub(crate) fn handle_events(&mut self, node: &mut Node, now: impl Fn() -> Now) {
+        while let Some(event) = self.events.get_mut().0.read() {
+            node.handle_kernel_event(event, now());
+        }
+    }
+
+    /// Whether the kernel should get tables before user space: it stops sending to a neighbour then. Where user space takes over or
+    /// hands over a neighbour a copy of a broadcast may be lost, but none arrives twice.
+    pub(crate) fn goes_first(&self, tables: &KernelTables) -> bool {
+        !self.neighbours.is_subset(&neighbours(tables))
+    }
+
+    /// Has the kernel forward with these tables.
+    pub(crate) fn publish(&mut self, tables: &KernelTables, node: &mut Node, now: Now) {
+        for &port in &tables.ports {
+            match self.fastdp.ensure_port(port) {
+                Ok(()) => {
+                    self.failed_ports.remove(&port);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.failed_ports.insert(port, text.clone()).as_ref() != Some(&text) {
+                        tracing::warn!("fastdp cannot be used at UDP port {port}: {text}");
+                    }
+                    node.handle_kernel_port_failed(port, &text, now);
+                }
+            }
+        }
+        if self.returning.is_some_and(|(count, until)| tables.neighbours.len() < count && now.mono < until) {
+            return;
+        }
+        self.returning = None;
+        let failure = self.fastdp.publish(tables).err().map(|error| error.to_string());
+        if let Some(text) = failure.as_ref().filter(|text| self.failure.as_ref() != Some(text)) {
+            tracing::warn!("fastdp goes on with old tables: {text}");
+        }
+        self.failure = failure;
+        self.neighbours = neighbours(tables);
+    }
+
+    /// Sends a frame of the node.
+    pub(crate) fn send(
+        &self,
+        conn: ConnectionId,
+        path: &FastdpPath,
+        vni: u32,
+        frame: &[u8],
+        node: &mut Node,
+    ) {
+        match self.fastdp.send_frame(path, vni, frame) {
+            Ok(()) => {}
+            Err(SendError::TooBig { mtu, .. }) => {
+                let mtu = mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(u16::MAX);
+                node.handle_kernel_mtu(conn, mtu);
+            }
+            Err(SendError::System(error)) => tracing::debug!("fastdp: {error}"),
+        }
+    }
+
+    /// Devices and forwarding entries, as 2.8.1 shows those of Open vSwitch (docs/spec/data-plane.md 5.6).
+    pub(crate) fn complete_report(&self, router: &mut weave_api::report::Router) {
+        router.interface = router.interface.replace("(via AF_PACKET)", "(via eBPF)");
+        let vports = self.fastdp.vports().into_iter();
+        let vports = vports.map(|port| json!({ "ID": port.id, "Name": port.name, "TypeName": port.kind }));
+        let flows = self.fastdp.flows().unwrap_or_default().into_iter();
+        let flows = flows.map(|flow| json!({ "FlowKeys": flow.keys, "Actions": flow.actions }));
+        let fastdp = json!({ "Vports": vports.collect::<Vec<_>>(), "Flows": flows.collect::<Vec<_>>() });
+        router.overlay_diagnostics.insert("fastdp".to_owned(), fastdp);
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Instant {
+        self.returning.map_or(self.activity_at, |(_, until)| until.min(self.activity_at))
+    }
+
+    /// Prepares the node for its timers: writes what the kernel has counted where the node reads it, and tells the node from time to
+    /// time which MACs the kernel has seen.
+    pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
+        if node.watches_kernel_paths()
+            && let Err(error) = self.fastdp.update_traffic()
+        {
+            tracing::debug!("fastdp: {error}");
+        }
+        if self.returning.is_some_and(|(_, until)| now.mono >= until)
+            && let Some(tables) = node.tables().kernel.clone()
+        {
+            self.publish(&tables, node, now);
+        }
+        if now.mono < self.activity_at {
+            return;
+        }
+        self.activity_at = now.mono + ACTIVITY_INTERVAL;
+        match self.fastdp.activity() {
+            Ok(entries) => {
+                for entry in entries {
+                    node.handle_kernel_activity(entry.mac, entry.last_seen, entry.refused);
+                }
+            }
+            Err(error) => tracing::warn!("addresses that only the kernel has seen may expire: {error}"),
+        }
+    }
+}
+
+fn watch(events: EventReader) -> Result<AsyncFd<Events>, Error> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, and this descriptor is owned by what AsyncFd owns"
+    )]
+    let watched = AsyncFd::with_interest(Events(events), Interest::READABLE);
+    watched.map_err(|error| Error::System { step: "waiting for events of the kernel path".to_owned(), error })
+}
+
+fn neighbours(tables: &KernelTables) -> BTreeSet<PeerName> {
+    tables.neighbours.iter().map(|neighbour| neighbour.name).collect()
+}

@@ -1,0 +1,422 @@
+//! The control state machine of fastdp on one connection (docs/spec/data-plane.md 5.3 to 5.5, 5.7).
+//!
+//! ```text
+//!     | -- heartbeat of full size, every 500 ms --> |
+//!     | <-- control 0 (over TCP) ------------------ |   "your full-size packets arrive"
+//!   established: heartbeats every 10 s, or every 2 s between peers that announce it
+//! ```
+//!
+//! Both ends do this independently. Silence makes the path unhealthy: another overlay carries the frames, and the heartbeats go on.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weave_switch::frame::ETHERNET_HEADER;
+use weave_types::{ConnectionUid, Instant};
+
+use super::event::KernelFrame;
+use super::tables::FastdpPath;
+use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
+use crate::traffic::Traffic;
+
+const UNACKNOWLEDGED_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Six heartbeat intervals. Also the time for the first heartbeat.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Replaces [`HEARTBEAT_INTERVAL`] between neighbours that both announce it in the handshake.
+const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// Six fast heartbeat intervals.
+const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
+/// Heartbeats of established connections are due at multiples of this time, so that they wake this peer once.
+const HEARTBEAT_GRID: Duration = Duration::from_millis(500);
+/// A timeout that is handled so long after it was due shows that this machine was slow, and not that the neighbour is silent.
+const LATE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Ethernet header, connection UID and length.
+const MIN_HEARTBEAT: usize = ETHERNET_HEADER + 10;
+
+/// Tag of the control message that acknowledges the first heartbeat.
+const HEARTBEAT_RECEIVED: u8 = 0;
+/// Tag of the control message that begins encryption by ESP, which this version does not have.
+const INIT_ESP: u8 = 1;
+
+/// Parameters of a [`FastdpControl`].
+#[derive(Clone, Debug)]
+pub struct FastdpControlConfig {
+    /// Identifies the connection.
+    pub uid: ConnectionUid,
+    /// Initial path: the addresses of the TCP connection, and the VXLAN port of the end that accepted it.
+    pub path: FastdpPath,
+    /// MTU of the local bridge: heartbeats have this size, so that a path that carries them carries every frame.
+    pub mtu: usize,
+}
+
+/// What the owner must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this frame by [`FastdpControl::path`], from this peer to the neighbour.
+    Frame(Vec<u8>),
+    /// Send this control message over the mesh connection.
+    Control {
+        /// 0.
+        tag: u8,
+    },
+    /// Full-size packets reach the neighbour. Emitted once.
+    Established,
+    /// Whether the path works. It does initially.
+    Health(bool),
+    /// [`FastdpControl::path`] has changed: publish it.
+    PathChanged,
+    /// Log this event.
+    Event(Event),
+}
+
+/// An event for the log, with the text of 2.8.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The neighbour's packets arrive from another address.
+    AddressChanged(Ipv4Addr),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event::AddressChanged(addr) = self;
+        write!(f, "Peer IP address changed to {addr}")
+    }
+}
+
+/// The neighbour sent an invalid control message. The owner logs the error and ignores the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlMessageError {
+    /// The tag is not one of fastdp's.
+    #[error("unknown fastdp control message {0}")]
+    UnknownTag(u8),
+    /// The message acknowledges a heartbeat, but none was sent.
+    #[error("fastdp heartbeat acknowledged before any was sent")]
+    NothingToAcknowledge,
+}
+
+/// The control state machine of fastdp on one connection. It sends nothing before [`confirm`](FastdpControl::confirm).
+#[derive(Debug)]
+pub struct FastdpControl {
+    uid: ConnectionUid,
+    path: FastdpPath,
+    mtu: usize,
+    confirmed: bool,
+    established: bool,
+    fast_heartbeats: bool,
+    heartbeat_sent: bool,
+    heartbeat_received: bool,
+    /// The interface does not carry heartbeats: its MTU.
+    too_big: Option<u16>,
+    tests_liveness: bool,
+    liveness: Option<Liveness>,
+    traffic: Arc<Traffic>,
+    /// [`Slowness::factor`] of this peer.
+    slowness: u8,
+    timed_out: bool,
+    down: bool,
+    heartbeat_at: Option<Instant>,
+    timeout_at: Option<Instant>,
+    outputs: VecDeque<Output>,
+}
+
+impl FastdpControl {
+    /// Creates the state machine, which waits for [`confirm`](FastdpControl::confirm).
+    pub fn new(config: FastdpControlConfig) -> FastdpControl {
+        let FastdpControlConfig { uid, path, mtu } = config;
+        FastdpControl {
+            uid,
+            path,
+            mtu,
+            confirmed: false,
+            established: false,
+            fast_heartbeats: false,
+            heartbeat_sent: false,
+            heartbeat_received: false,
+            too_big: None,
+            tests_liveness: false,
+            liveness: None,
+            traffic: Arc::default(),
+            slowness: 1,
+            timed_out: false,
+            down: false,
+            heartbeat_at: None,
+            timeout_at: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Exchanges heartbeats every 2 s once established. The neighbour must do the same.
+    pub fn with_fast_heartbeats(self) -> FastdpControl {
+        FastdpControl { fast_heartbeats: true, ..self }
+    }
+
+    /// Tests the path while it carries data. The neighbour's programs must answer probes.
+    pub fn with_liveness(self) -> FastdpControl {
+        FastdpControl { tests_liveness: true, ..self }
+    }
+
+    /// How to send to the neighbour.
+    pub fn path(&self) -> FastdpPath {
+        self.path
+    }
+
+    /// The counters of what the kernel has sent to the neighbour and received from it. The driver keeps them up to date before
+    /// each tick.
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    /// The mesh has accepted the connection: starts sending.
+    pub fn confirm(&mut self, now: Instant) {
+        if self.confirmed {
+            return;
+        }
+        self.confirmed = true;
+        self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
+        if self.heartbeat_received {
+            self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
+        }
+        self.send_heartbeat(now);
+    }
+
+    /// Handles a control frame that arrived from the neighbour.
+    pub fn handle_frame(&mut self, frame: &KernelFrame, now: Instant) {
+        let (header, body) = frame.head.split_at(ETHERNET_HEADER);
+        let uid = body.first_chunk().map(|uid| ConnectionUid(u64::from_be_bytes(*uid)));
+        if header != [0; ETHERNET_HEADER] || uid != Some(self.uid) {
+            return;
+        }
+        if frame.len == LIVENESS_FRAME && self.tests_liveness {
+            if let Some(frame) = LivenessFrame::parse(&body[..LIVENESS_FRAME - ETHERNET_HEADER]) {
+                self.handle_liveness(frame, now);
+            }
+        } else if frame.len >= MIN_HEARTBEAT {
+            // The length is what this peer has received: a truncated heartbeat does not count.
+            let declared = u16::from_be_bytes([body[8], body[9]]);
+            if usize::from(declared) == frame.len % (1 << 16) {
+                self.handle_heartbeat(frame, now);
+            }
+        }
+    }
+
+    fn handle_heartbeat(&mut self, frame: &KernelFrame, now: Instant) {
+        if frame.from != self.path.remote || frame.port != self.path.port {
+            (self.path.remote, self.path.port) = (frame.from, frame.port);
+            self.push(Output::Event(Event::AddressChanged(frame.from)));
+            self.push(Output::PathChanged);
+        }
+        let first = !std::mem::replace(&mut self.heartbeat_received, true);
+        if self.confirmed {
+            if first {
+                self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
+            }
+            self.timeout_at = Some(now + self.heartbeat_timeout());
+            self.set_health(false, self.down);
+        }
+    }
+
+    fn handle_liveness(&mut self, frame: LivenessFrame, now: Instant) {
+        let Some(liveness) = &mut self.liveness else { return };
+        match frame.kind {
+            // The kernel has answered it already, if its programs do: another answer costs little.
+            LivenessKind::Probe => {
+                liveness.handle_slowness(frame.slowness);
+                self.send_liveness(LivenessKind::Answer, frame.number);
+            }
+            LivenessKind::Answer => liveness.handle_answer(Some(frame.number), frame.slowness, now),
+            LivenessKind::KeepAlive => liveness.handle_answer(None, frame.slowness, now),
+        }
+    }
+
+    /// Handles a control message that arrived over the mesh connection.
+    pub fn handle_control(&mut self, tag: u8, now: Instant) -> Result<(), ControlMessageError> {
+        match tag {
+            HEARTBEAT_RECEIVED if !self.heartbeat_sent => Err(ControlMessageError::NothingToAcknowledge),
+            HEARTBEAT_RECEIVED => {
+                if !self.established {
+                    self.established = true;
+                    self.too_big = None;
+                    self.heartbeat_at = Some((now + self.heartbeat_interval()).floor(HEARTBEAT_GRID));
+                    if self.heartbeat_received {
+                        self.timeout_at = Some(now + self.heartbeat_timeout());
+                    }
+                    self.liveness = self.tests_liveness.then(|| Liveness::new(now));
+                    self.push(Output::Established);
+                }
+                Ok(())
+            }
+            INIT_ESP => Ok(()),
+            _ => Err(ControlMessageError::UnknownTag(tag)),
+        }
+    }
+
+    /// Sets the MTU of the local bridge, with the next heartbeat.
+    pub fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+    }
+
+    /// The kernel refused a heartbeat: the interface carries IP packets of at most `mtu` bytes.
+    pub fn handle_interface_mtu(&mut self, mtu: u16) {
+        self.too_big = Some(mtu);
+    }
+
+    /// Data moves, after a time without any.
+    pub fn handle_traffic(&mut self, now: Instant) {
+        let counts = self.traffic.counts();
+        if let Some(liveness) = &mut self.liveness {
+            liveness.wake(counts, now);
+        }
+    }
+
+    /// Tests the path, whether or not data moves.
+    pub fn test_path(&mut self, now: Instant) {
+        let counts = self.traffic.counts();
+        if let Some(liveness) = &mut self.liveness {
+            liveness.test(counts, now);
+        }
+    }
+
+    /// Whether [`handle_tick`](FastdpControl::handle_tick) is to be called at every [`TICK`](crate::TICK).
+    pub fn is_watched(&self) -> bool {
+        self.liveness.as_ref().is_some_and(Liveness::is_awake)
+    }
+
+    /// Whether nothing arrives from the neighbour: then the other overlays of the connection should be tested, so that it is known in time
+    /// whether they work.
+    pub fn is_silent(&self) -> bool {
+        self.liveness.as_ref().is_some_and(Liveness::is_silent)
+    }
+
+    /// Looks at the path.
+    pub fn handle_tick(&mut self, slowness: &Slowness, now: Instant) {
+        self.slowness = slowness.factor();
+        let counts = self.traffic.counts();
+        let Some(liveness) = &mut self.liveness else { return };
+        for action in liveness.handle_tick(counts, slowness, now) {
+            match action {
+                Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
+                // The neighbour's kernel answers probes, so that nothing has to be said without being asked.
+                Action::KeepAlive | Action::Sleep => {}
+                Action::Down => self.set_health(self.timed_out, true),
+                Action::Up => self.set_health(self.timed_out, false),
+            }
+        }
+    }
+
+    /// Sets [`Slowness::factor`] of this peer, for the neighbour.
+    pub fn set_slowness(&mut self, factor: u8) {
+        self.slowness = factor;
+    }
+
+    /// What prevents or has ended the use of the path, for people.
+    pub fn problem(&self) -> Option<String> {
+        let size = ETHERNET_HEADER + self.mtu;
+        if let Some(mtu) = self.too_big {
+            let needed = self.mtu + FASTDP_OVERHEAD;
+            Some(format!(
+                "packets of {needed} bytes exceed the MTU {mtu} of the interface: a smaller WEAVE_MTU would fit"
+            ))
+        } else if !self.established {
+            let port = self.path.port;
+            let text = match (self.heartbeat_sent, self.heartbeat_received) {
+                (false, _) => return None,
+                (true, true) => format!(
+                    "heartbeats of {size} bytes to {} port {port} are not acknowledged",
+                    self.path.remote
+                ),
+                (true, false) => {
+                    format!("no heartbeats pass to or from {} at UDP port {port}", self.path.remote)
+                }
+            };
+            Some(text)
+        } else if self.timed_out {
+            Some(format!("no heartbeats arrive from {}", self.path.remote))
+        } else if self.down {
+            Some(format!("probes to {} are not answered", self.path.remote))
+        } else {
+            None
+        }
+    }
+
+    /// When to call [`handle_timeout`](FastdpControl::handle_timeout), and the reason.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let heartbeat = self.heartbeat_at.map(|at| (at, "fastdp heartbeat"));
+        let timeout = self.timeout_at.map(|at| (at, "fastdp heartbeat timeout"));
+        [heartbeat, timeout].into_iter().flatten().min()
+    }
+
+    /// Handles all timers that are due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
+            if now.saturating_since(at) >= LATE_TIMEOUT {
+                // This machine was asleep or busy: what has arrived meanwhile is handled first.
+                self.timeout_at = Some(now + self.heartbeat_interval());
+            } else {
+                // It is armed again by the next heartbeat.
+                self.timeout_at = None;
+                self.set_health(true, self.down);
+            }
+        }
+        if self.heartbeat_at.is_some_and(|at| now >= at) {
+            self.send_heartbeat(now);
+        }
+    }
+
+    /// The next output, or `None` when there is none left.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn set_health(&mut self, timed_out: bool, down: bool) {
+        let before = self.timed_out || self.down;
+        (self.timed_out, self.down) = (timed_out, down);
+        if before != (timed_out || down) {
+            self.push(Output::Health(before));
+        }
+    }
+
+    fn send_heartbeat(&mut self, now: Instant) {
+        let due = now + self.heartbeat_interval();
+        let established = self.established || self.timed_out;
+        self.heartbeat_at = Some(if established { due.floor(HEARTBEAT_GRID) } else { due });
+        self.heartbeat_sent = true;
+        let mut frame = vec![0; ETHERNET_HEADER + self.mtu];
+        let len = (frame.len() % (1 << 16)) as u16;
+        if let Some(body) = frame.get_mut(ETHERNET_HEADER..MIN_HEARTBEAT) {
+            body[..8].copy_from_slice(&self.uid.0.to_be_bytes());
+            body[8..].copy_from_slice(&len.to_be_bytes());
+        }
+        self.push(Output::Frame(frame));
+    }
+
+    fn send_liveness(&mut self, kind: LivenessKind, number: u32) {
+        let body = LivenessFrame { uid: self.uid, number, kind, slowness: self.slowness }.encode();
+        self.push(Output::Frame([&[0; ETHERNET_HEADER][..], &body].concat()));
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        match self.established || self.timed_out {
+            true if self.fast_heartbeats => FAST_HEARTBEAT_INTERVAL,
+            true => HEARTBEAT_INTERVAL,
+            false => UNACKNOWLEDGED_HEARTBEAT_INTERVAL,
+        }
+    }
+
+    fn heartbeat_timeout(&self) -> Duration {
+        if self.fast_heartbeats && self.established { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT }
+    }
+
+    fn push(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+}
+
+/// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header.
+const FASTDP_OVERHEAD: usize = 50;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! Whether the path to a neighbour works, decided within a second of its failure (docs/spec/data-plane.md 4.10).
+//!
+//! ```text
+//!            data moves            nothing of the neighbour arrives
+//!   Asleep ------------> Watching -----------------------------------> Testing: a probe at each tick
+//!     ^                   |    ^                                        |    |
+//!     +-- no data for 3 s +    +---- anything of the neighbour arrives -+    | three probes and 450 ms
+//!                              |                                             v
+//!                              +-- every probe answered for the hold time -- Down: a probe at each tick
+//! ```
+//!
+//! Only paths that carry data are watched. A peer that receives data and sends none says at each tick that it is there, so that
+//! probes are needed only in silence. Lateness is no evidence: a tick that comes late begins the test again, and a peer whose ticks
+//! come late multiplies its failure timeout, and so do its neighbours.
+
+use std::time::Duration;
+
+use weave_types::Instant;
+
+use crate::traffic::TrafficCounts;
+
+mod frame;
+
+pub use frame::{LIVENESS_FRAME, LivenessFrame, LivenessKind};
+
+/// Interval between two looks at a path that carries data.
+pub const TICK: Duration = Duration::from_millis(150);
+/// How long a path is watched after the last data.
+const WATCH_PERIOD: Duration = Duration::from_secs(3);
+/// A path fails only after this time without an answer, and after [`MIN_PROBES`].
+const FAILURE_TIMEOUT: Duration = Duration::from_millis(450);
+const MIN_PROBES: u32 = 3;
+/// The answer to an older probe is ignored.
+const MAX_UNANSWERED: u32 = 64;
+/// How long a path that has failed must work again before it is used: doubled for each of its failures that is not forgotten.
+const MIN_HOLD: Duration = Duration::from_secs(1);
+const MAX_HOLD: Duration = Duration::from_secs(60);
+/// How long a path has to work until one of its failures is forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A tick that comes so much later than it was due shows that this machine is slow.
+const LATE: Duration = Duration::from_millis(75);
+const MAX_SLOWNESS: u8 = 8;
+/// Ticks in time after which the slowness falls by one.
+const RECOVERY_TICKS: u32 = 20;
+
+/// How slow this peer is: the factor for failure timeouts, from 1 to 8 (the local health multiplier of Lifeguard, arXiv 1707.00788).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slowness {
+    factor: u8,
+    in_time: u32,
+    /// Whether the latest tick came late.
+    late: bool,
+}
+
+impl Default for Slowness {
+    fn default() -> Slowness {
+        Slowness { factor: 1, in_time: 0, late: false }
+    }
+}
+
+impl Slowness {
+    /// A tick that was due at `due` is handled.
+    pub fn handle_tick(&mut self, due: Instant, now: Instant) {
+        self.late = now.saturating_since(due) >= LATE;
+        if self.late {
+            self.factor = (self.factor * 2).min(MAX_SLOWNESS);
+            self.in_time = 0;
+        } else if self.factor > 1 {
+            self.in_time += 1;
+            if self.in_time == RECOVERY_TICKS {
+                self.factor -= 1;
+                self.in_time = 0;
+            }
+        }
+    }
+
+    /// The factor, which the neighbours are told.
+    pub fn factor(&self) -> u8 {
+        self.factor
+    }
+}
+
+/// What to send, and what has been decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Send a probe with this number.
+    Probe(u32),
+    /// Say that this peer is there.
+    KeepAlive,
+    /// The path has failed.
+    Down,
+    /// The path works again.
+    Up,
+    /// No data moves: watch until some does.
+    Sleep,
+}
+
+/// The state of one path.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    state: State,
+    counts: TrafficCounts,
+    /// When data last moved.
+    data_at: Instant,
+    /// Number of the latest probe, and when it was sent.
+    probe: u32,
+    probed_at: Instant,
+    round_trip: Duration,
+    /// What the neighbour said of its slowness.
+    remote_slowness: u8,
+    /// Failures that are not forgotten.
+    failures: u32,
+    changed_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Asleep,
+    Watching,
+    Testing {
+        since: Instant,
+        probes: u32,
+    },
+    Down {
+        /// When the first of the probes was answered that have all been answered since.
+        works_since: Option<Instant>,
+        answered_at: Instant,
+        /// From when on silence counts.
+        silent_from: Instant,
+    },
+}
+
+impl Liveness {
+    /// A path that has just been found to work, with its counters.
+    pub(crate) fn new(now: Instant) -> Liveness {
+        Liveness {
+            state: State::Asleep,
+            counts: TrafficCounts::default(),
+            data_at: now,
+            probe: 0,
+            probed_at: now,
+            round_trip: Duration::ZERO,
+            remote_slowness: 1,
+            failures: 0,
+            changed_at: now,
+        }
+    }
+
+    /// Whether [`handle_tick`](Liveness::handle_tick) is to be called.
+    pub(crate) fn is_awake(&self) -> bool {
+        self.state != State::Asleep
+    }
+
+    /// Whether probes are sent, because nothing of the neighbour arrives.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.state, State::Testing { .. } | State::Down { .. })
+    }
+
+    /// How long the path still has to work before it is used again; `None` if it is in use.
+    pub(crate) fn hold(&self, now: Instant) -> Option<Duration> {
+        let State::Down { works_since, .. } = self.state else { return None };
+        Some(
+            self.hold_time()
+                .saturating_sub(works_since.map_or(Duration::ZERO, |since| now.saturating_since(since))),
+        )
+    }
+
+    fn hold_time(&self) -> Duration {
+        (MIN_HOLD * 2u32.pow(self.failures.saturating_sub(1).min(8))).min(MAX_HOLD)
+    }
+
+    /// Data moves on a path that was asleep.
+    pub(crate) fn wake(&mut self, counts: TrafficCounts, now: Instant) {
+        if self.state == State::Asleep {
+            self.state = State::Watching;
+            self.counts = counts;
+            self.data_at = now;
+        }
+    }
+
+    /// Tests the path at the next tick, whether or not data moves.
+    pub(crate) fn test(&mut self, counts: TrafficCounts, now: Instant) {
+        self.wake(counts, now);
+        self.data_at = now;
+    }
+
+    /// The neighbour says how slow it is.
+    pub(crate) fn handle_slowness(&mut self, factor: u8) {
+        self.remote_slowness = factor.clamp(1, MAX_SLOWNESS);
+    }
+
+    /// The neighbour has answered probe `number`, or has said that it is there (`None`).
+    pub(crate) fn handle_answer(&mut self, number: Option<u32>, slowness: u8, now: Instant) {
+        self.handle_slowness(slowness);
+        // While probes are sent there is one at each tick.
+        let Some(ticks) =
+            number.map(|number| self.probe.wrapping_sub(number)).filter(|&ticks| ticks < MAX_UNANSWERED)
+        else {
+            return;
+        };
+        let sample = now.saturating_since(self.probed_at) + TICK * ticks;
+        self.round_trip = sample.max(self.round_trip * 7 / 8);
+        if let State::Down { works_since, answered_at, silent_from } = &mut self.state {
+            works_since.get_or_insert(now);
+            (*answered_at, *silent_from) = (now, now);
+        }
+    }
+
+    /// Looks at the path: `counts` are those of its [`Traffic`](crate::Traffic).
+    pub(crate) fn handle_tick(
+        &mut self,
+        counts: TrafficCounts,
+        slowness: &Slowness,
+        now: Instant,
+    ) -> impl Iterator<Item = Action> + use<> {
+        let before = std::mem::replace(&mut self.counts, counts);
+        let (sent, received) = (counts.sent != before.sent, counts.received != before.received);
+        if sent || received {
+            self.data_at = now;
+        }
+        let timeout = self.failure_timeout(slowness);
+        let mut decided = None;
+        let mut probing = false;
+        match self.state {
+            State::Asleep => return [None, None].into_iter().flatten(),
+            State::Down { works_since, answered_at, silent_from } => {
+                probing = true;
+                if slowness.late {
+                    self.state = State::Down { works_since, answered_at, silent_from: now };
+                } else if now.saturating_since(silent_from) >= timeout {
+                    self.state = State::Down { works_since: None, answered_at, silent_from };
+                } else if works_since
+                    .is_some_and(|since| answered_at.saturating_since(since) >= self.hold_time())
+                {
+                    self.state = State::Watching;
+                    self.changed_at = now;
+                    decided = Some(Action::Up);
+                    probing = false;
+                }
+            }
+            _ if counts.heard != before.heard => self.state = State::Watching,
+            State::Watching if now.saturating_since(self.data_at) < WATCH_PERIOD => {
+                self.state = State::Testing { since: now, probes: 1 };
+                probing = true;
+            }
+            State::Watching => {}
+            State::Testing { .. } if slowness.late => {
+                self.state = State::Testing { since: now, probes: 1 };
+                probing = true;
+            }
+            State::Testing { since, probes }
+                if probes >= MIN_PROBES && now.saturating_since(since) >= timeout =>
+            {
+                let forgotten = now.saturating_since(self.changed_at).as_secs() / FORGET_INTERVAL.as_secs();
+                self.failures =
+                    self.failures.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX)) + 1;
+                self.changed_at = now;
+                self.state = State::Down { works_since: None, answered_at: now, silent_from: now };
+                decided = Some(Action::Down);
+                probing = true;
+            }
+            State::Testing { since, probes } => {
+                self.state = State::Testing { since, probes: probes + 1 };
+                probing = true;
+            }
+        }
+        let send = if probing {
+            self.probe = self.probe.wrapping_add(1);
+            self.probed_at = now;
+            Some(Action::Probe(self.probe))
+        } else if received && !sent {
+            Some(Action::KeepAlive)
+        } else if self.state == State::Watching && now.saturating_since(self.data_at) >= WATCH_PERIOD {
+            self.state = State::Asleep;
+            Some(Action::Sleep)
+        } else {
+            None
+        };
+        [decided, send].into_iter().flatten()
+    }
+
+    fn failure_timeout(&self, slowness: &Slowness) -> Duration {
+        let factor = u32::from(slowness.factor.max(self.remote_slowness));
+        (FAILURE_TIMEOUT + self.round_trip * 2) * factor
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,689 @@
+//! The control state machine of a connection by sleeve or warp (docs/spec/data-plane.md 4.4 to 4.6).
+//!
+//! ```text
+//!   connector                                acceptor
+//!     | -- heartbeat, every 500 ms -----------> |   learns the connector's UDP address
+//!     | <------------------------- heartbeat -- |
+//!     | <---- control 1 (over TCP) ------------ |   "your heartbeats arrive"
+//!     | ----- control 1 ----------------------> |
+//!   established                            established     from now on heartbeats every 10 s
+//!     | -- fragmentation test (60001, non-DF) > | -- control 2 -->
+//!     | -- initial probe, MTU tests (DF) -----> | -- control 3 -->      and the same the other way
+//! ```
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weave_switch::frame::ETHERNET_HEADER;
+use weave_types::{ConnectionUid, Instant};
+
+use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
+use super::path::UdpPath;
+use super::pmtu::{self, Pmtu};
+use super::session::{RECORD_OVERHEAD, Sealer, Session};
+use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
+
+/// Interval of heartbeats until the neighbour acknowledges one.
+const UNACKNOWLEDGED_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Replaces [`UNACKNOWLEDGED_HEARTBEAT_INTERVAL`] between neighbours with fast heartbeats, and doubles with each heartbeat: the
+/// first ones may arrive before the neighbour knows the connection.
+const FIRST_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(10);
+/// Interval of heartbeats of an established connection.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// Six heartbeat intervals. Also the time for the first heartbeat.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Replaces [`HEARTBEAT_INTERVAL`] between neighbours that both announce it in the handshake, so that traffic takes another
+/// route sooner.
+const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// Six fast heartbeat intervals.
+const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
+/// Heartbeats of established connections are due at multiples of this time.
+const HEARTBEAT_GRID: Duration = Duration::from_millis(500);
+/// A connection that is not established after this time has a problem that people should see.
+const PROBLEM_DELAY: Duration = Duration::from_secs(2);
+/// Heartbeats of an established connection that may be missing before people should see it.
+const TOLERATED_HEARTBEATS: u32 = 2;
+/// A timeout that is handled so long after it was due shows that this machine was slow, and not that the neighbour is silent.
+const LATE_TIMEOUT: Duration = Duration::from_millis(500);
+const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
+/// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
+const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
+const FRAGMENTATION_TEST_ATTEMPTS: u32 = 3;
+
+/// Tags of the control messages over TCP.
+const ESTABLISHED: u8 = 1;
+const FRAGMENTATION_RECEIVED: u8 = 2;
+const MTU_VERIFIED: u8 = 3;
+
+/// Parameters of a [`UdpControl`].
+#[derive(Clone, Debug)]
+pub struct UdpControlConfig {
+    /// Shared with the data threads.
+    pub session: Arc<Session>,
+    /// Our UDP address: the local address of the TCP connection with the port that we receive datagrams at.
+    pub local: SocketAddr,
+    /// The remote address of the TCP connection.
+    pub remote: SocketAddr,
+    /// Whether we opened the TCP connection: then its remote address is also the neighbour's UDP address. An acceptor learns
+    /// that from the first heartbeat.
+    pub outbound: bool,
+}
+
+/// What the owner must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this sealed datagram.
+    Datagram {
+        /// Our address, at which the connection was made or accepted.
+        from: IpAddr,
+        /// The neighbour's UDP address.
+        to: SocketAddr,
+        /// Whether to set the don't-fragment bit. If the kernel refuses the datagram as too long, call
+        /// [`UdpControl::handle_interface_mtu`].
+        df: bool,
+        /// UDP payload.
+        bytes: Vec<u8>,
+    },
+    /// Send this control message over the mesh connection.
+    Control {
+        /// 1, 2 or 3.
+        tag: u8,
+        /// What follows the tag.
+        body: Vec<u8>,
+    },
+    /// Datagrams pass both ways. Emitted once.
+    Established,
+    /// The path does not work. The connection goes on: data should take another route until [`Output::PathUp`].
+    PathDown,
+    /// The path works again, for long enough to be used.
+    PathUp,
+    /// The connection must end, for this reason. This is the last output.
+    Failed(String),
+    /// [`UdpControl::path`] has changed: publish it to the data threads.
+    PathChanged,
+    /// Log this event.
+    Event(Event),
+}
+
+/// An event for the log. `Display` gives the texts of 2.8.1 where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The neighbour's datagrams arrive from another address, after a NAT rebinding for example.
+    AddressChanged(SocketAddr),
+    /// A search for the path MTU ended.
+    MtuVerified(usize),
+    /// The neighbour did not receive a fragmented datagram: packets are fragmented before they are sealed.
+    FragmentsLost,
+    /// The session has no sequence numbers left.
+    Exhausted,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::AddressChanged(addr) => write!(f, "Peer UDP address changed to {addr}"),
+            Event::MtuVerified(mtu) => write!(f, "Effective MTU verified at {mtu}"),
+            Event::FragmentsLost => f.write_str("fragmented datagrams do not arrive"),
+            Event::Exhausted => f.write_str("sequence numbers exhausted"),
+        }
+    }
+}
+
+/// The neighbour sent an invalid control message. The owner logs the error and ignores the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlMessageError {
+    /// The tag is not one of sleeve's.
+    #[error("unknown sleeve control message {0}")]
+    UnknownTag(u8),
+    /// The body has the wrong length.
+    #[error("sleeve control message {tag} with {len} bytes")]
+    BadLength {
+        /// Tag of the message.
+        tag: u8,
+        /// Bytes after the tag.
+        len: usize,
+    },
+    /// The message acknowledges a heartbeat, but none was sent.
+    #[error("sleeve heartbeat acknowledged before any was sent")]
+    NothingToAcknowledge,
+}
+
+/// The control state machine of one connection by sleeve or warp. It sends nothing before [`confirm`](UdpControl::confirm).
+#[derive(Debug)]
+pub struct UdpControl {
+    sealer: Sealer,
+    local: SocketAddr,
+    /// The neighbour's address in the TCP connection.
+    peer: IpAddr,
+    remote: Option<SocketAddr>,
+    pmtu: Pmtu,
+    /// Number of datagrams with data that had been sent at the latest heartbeat.
+    sent: u32,
+    state: State,
+    /// Whether both ends use [`FAST_HEARTBEAT_INTERVAL`].
+    fast_heartbeats: bool,
+    /// When the latest heartbeat arrived.
+    heartbeat_received: Option<Instant>,
+    heartbeat_sent: bool,
+    /// Interval until the next heartbeat, while none is acknowledged.
+    retry_interval: Duration,
+    /// Whether the neighbour has acknowledged a heartbeat.
+    acknowledged: bool,
+    confirmed_at: Instant,
+    /// Whether the connection was ever established.
+    was_established: bool,
+    /// [`problem`](UdpControl::problem) when the connection failed.
+    final_problem: Option<String>,
+    fragmentation: FragmentationTest,
+    /// Both ends test the path while it carries data.
+    tests_liveness: bool,
+    liveness: Option<Liveness>,
+    /// [`Slowness::factor`] of this peer.
+    slowness: u8,
+    heartbeat_at: Option<Instant>,
+    timeout_at: Option<Instant>,
+    /// The path that the owner knows.
+    announced: UdpPath,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Prepared,
+    Confirmed,
+    Established,
+    Failed,
+}
+
+/// The test whether the neighbour receives fragmented datagrams.
+#[derive(Debug, Default)]
+struct FragmentationTest {
+    /// The latest result.
+    passed: bool,
+    /// Tests sent since the latest result.
+    attempts: u32,
+    next_at: Option<Instant>,
+}
+
+impl UdpControl {
+    /// Creates the state machine, which waits for [`confirm`](UdpControl::confirm).
+    pub fn new(config: UdpControlConfig) -> UdpControl {
+        let UdpControlConfig { session, local, remote: peer, outbound } = config;
+        let pmtu = Pmtu::new(session.overhead());
+        let pmtu = if peer.is_ipv6() { pmtu.with_ipv6() } else { pmtu };
+        let remote = outbound.then_some(peer);
+        let announced = UdpPath {
+            local: local.ip(),
+            remote,
+            mtu: pmtu.mtu(),
+            max_payload: pmtu.max_payload(),
+            stack_fragments: false,
+        };
+        UdpControl {
+            sealer: Sealer::new(session),
+            local,
+            peer: peer.ip(),
+            remote,
+            pmtu,
+            sent: 0,
+            state: State::Prepared,
+            fast_heartbeats: false,
+            heartbeat_received: None,
+            heartbeat_sent: false,
+            retry_interval: UNACKNOWLEDGED_HEARTBEAT_INTERVAL,
+            acknowledged: false,
+            confirmed_at: Instant::ORIGIN,
+            was_established: false,
+            final_problem: None,
+            fragmentation: FragmentationTest::default(),
+            tests_liveness: false,
+            liveness: None,
+            slowness: 1,
+            heartbeat_at: None,
+            timeout_at: None,
+            announced,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Exchanges heartbeats every 2 s once the connection is established, so that silence is noticed after 12 s instead of
+    /// 60. The neighbour must do the same.
+    pub fn with_fast_heartbeats(self) -> UdpControl {
+        UdpControl { fast_heartbeats: true, retry_interval: FIRST_HEARTBEAT_INTERVAL, ..self }
+    }
+
+    /// Tests the path while it carries data, so that its failure is noticed within a second. The neighbour must do the same.
+    pub fn with_liveness(self) -> UdpControl {
+        UdpControl { tests_liveness: true, ..self }
+    }
+
+    /// The session of the connection.
+    pub fn session(&self) -> &Arc<Session> {
+        self.sealer.session()
+    }
+
+    /// What data threads need to send to the neighbour.
+    pub fn path(&self) -> UdpPath {
+        UdpPath {
+            local: self.local.ip(),
+            remote: self.remote,
+            mtu: self.pmtu.mtu(),
+            max_payload: self.pmtu.max_payload(),
+            stack_fragments: self.fragmentation.passed,
+        }
+    }
+
+    /// The mesh has accepted the connection: starts sending.
+    pub fn confirm(&mut self, now: Instant) {
+        if self.state != State::Prepared {
+            return;
+        }
+        self.state = State::Confirmed;
+        self.confirmed_at = now;
+        self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
+        if self.heartbeat_received.is_some() {
+            self.control(ESTABLISHED, Vec::new());
+        }
+        self.send_heartbeat(now);
+    }
+
+    /// Handles a control frame of a datagram from `from`. The session has authenticated it; without encryption only the UID
+    /// of a heartbeat proves that the neighbour sent it.
+    pub fn handle_control_frame(&mut self, frame: ControlFrame, from: SocketAddr, now: Instant) {
+        if self.state == State::Failed {
+            return;
+        }
+        match frame {
+            ControlFrame::Heartbeat(uid) => self.handle_heartbeat(uid, from, now),
+            // The neighbour tests only after our control message 1, which is sent after the confirmation.
+            _ if self.state == State::Prepared => {}
+            ControlFrame::Liveness(frame) => self.handle_liveness(frame, now),
+            ControlFrame::FragmentationTest => self.control(FRAGMENTATION_RECEIVED, Vec::new()),
+            ControlFrame::MtuTest { mtu } => self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec()),
+            ControlFrame::Malformed => {}
+        }
+        self.announce();
+    }
+
+    fn handle_heartbeat(&mut self, uid: ConnectionUid, from: SocketAddr, now: Instant) {
+        if uid != self.session().uid() {
+            return;
+        }
+        let known = self.remote.replace(from);
+        let confirmed = self.state != State::Prepared;
+        if known != Some(from) {
+            if known.is_some() {
+                self.push(Output::Event(Event::AddressChanged(from)));
+                self.pmtu.verify(now);
+            }
+            if confirmed {
+                self.send_heartbeat(now);
+            }
+        }
+        if confirmed {
+            self.timeout_at =
+                Some(now + if self.fast_heartbeats { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT });
+            if self.heartbeat_received.is_none() {
+                self.control(ESTABLISHED, Vec::new());
+            }
+        }
+        self.heartbeat_received = Some(now);
+        self.establish(now);
+        self.drain_pmtu();
+    }
+
+    fn handle_liveness(&mut self, frame: LivenessFrame, now: Instant) {
+        if frame.uid != self.session().uid() {
+            return;
+        }
+        let Some(liveness) = &mut self.liveness else { return };
+        match frame.kind {
+            LivenessKind::Probe => {
+                liveness.handle_slowness(frame.slowness);
+                self.send_liveness(LivenessKind::Answer, frame.number);
+            }
+            LivenessKind::Answer => liveness.handle_answer(Some(frame.number), frame.slowness, now),
+            LivenessKind::KeepAlive => liveness.handle_answer(None, frame.slowness, now),
+        }
+    }
+
+    /// Data moves, after a time without any.
+    pub fn handle_traffic(&mut self, now: Instant) {
+        let counts = self.session().traffic().counts();
+        if let Some(liveness) = &mut self.liveness {
+            liveness.wake(counts, now);
+        }
+    }
+
+    /// Tests the path, whether or not data moves.
+    pub fn test_path(&mut self, now: Instant) {
+        let counts = self.session().traffic().counts();
+        if let Some(liveness) = &mut self.liveness {
+            liveness.test(counts, now);
+        }
+    }
+
+    /// Whether [`handle_tick`](UdpControl::handle_tick) is to be called at every [`TICK`](crate::TICK).
+    pub fn is_watched(&self) -> bool {
+        self.state == State::Established && self.liveness.as_ref().is_some_and(Liveness::is_awake)
+    }
+
+    /// Whether nothing arrives from the neighbour: then the other overlays of the connection should be tested, so that it is known in time
+    /// whether they work.
+    pub fn is_silent(&self) -> bool {
+        self.state == State::Established && self.liveness.as_ref().is_some_and(Liveness::is_silent)
+    }
+
+    /// Looks at the path.
+    pub fn handle_tick(&mut self, slowness: &Slowness, now: Instant) {
+        self.slowness = slowness.factor();
+        if !self.is_watched() {
+            return;
+        }
+        let counts = self.session().traffic().counts();
+        let Some(liveness) = &mut self.liveness else { return };
+        for action in liveness.handle_tick(counts, slowness, now) {
+            match action {
+                Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
+                Action::KeepAlive => self.send_liveness(LivenessKind::KeepAlive, 0),
+                Action::Down => self.push(Output::PathDown),
+                Action::Up => {
+                    self.push(Output::PathUp);
+                    self.pmtu.verify(now);
+                    self.drain_pmtu();
+                }
+                Action::Sleep => self.session().traffic().unwatch(),
+            }
+        }
+        self.announce();
+    }
+
+    /// [`Slowness::factor`] of this peer, for the neighbour.
+    pub fn set_slowness(&mut self, factor: u8) {
+        self.slowness = factor;
+    }
+
+    fn send_liveness(&mut self, kind: LivenessKind, number: u32) {
+        let frame = LivenessFrame { uid: self.session().uid(), number, kind, slowness: self.slowness };
+        self.send(LIVENESS_FRAME, true, |space| {
+            space[ETHERNET_HEADER..LIVENESS_FRAME].copy_from_slice(&frame.encode())
+        });
+    }
+
+    /// Handles a control message that arrived over the mesh connection.
+    pub fn handle_control(&mut self, tag: u8, body: &[u8], now: Instant) -> Result<(), ControlMessageError> {
+        if self.state == State::Failed {
+            return Ok(());
+        }
+        match (tag, body) {
+            (ESTABLISHED, []) => self.handle_established(now)?,
+            (FRAGMENTATION_RECEIVED, []) => {
+                // A late answer counts too: it replaces an earlier negative result.
+                if self.state == State::Established {
+                    self.finish_fragmentation_test(true, now);
+                }
+            }
+            (MTU_VERIFIED, &[high, low]) => {
+                self.pmtu.handle_ack(u16::from_be_bytes([high, low]), now);
+                self.drain_pmtu();
+            }
+            (ESTABLISHED..=MTU_VERIFIED, _) => {
+                return Err(ControlMessageError::BadLength { tag, len: body.len() });
+            }
+            _ => return Err(ControlMessageError::UnknownTag(tag)),
+        }
+        self.announce();
+        Ok(())
+    }
+
+    fn handle_established(&mut self, now: Instant) -> Result<(), ControlMessageError> {
+        match self.state {
+            State::Established | State::Failed => return Ok(()),
+            State::Prepared | State::Confirmed if !self.heartbeat_sent => {
+                return Err(ControlMessageError::NothingToAcknowledge);
+            }
+            State::Prepared | State::Confirmed => {}
+        }
+        self.acknowledged = true;
+        self.establish(now);
+        Ok(())
+    }
+
+    /// Establishes the connection if datagrams pass both ways. 2.8.1 is content if its own arrive; then one end has an
+    /// established connection that the other one cannot use.
+    fn establish(&mut self, now: Instant) {
+        if self.state != State::Confirmed || !self.acknowledged || self.heartbeat_received.is_none() {
+            return;
+        }
+        self.state = State::Established;
+        self.was_established = true;
+        self.heartbeat_at = Some(now + self.heartbeat_interval());
+        self.push(Output::Established);
+        if self.tests_liveness {
+            self.liveness = Some(Liveness::new(now));
+            self.session().traffic().unwatch();
+        }
+        self.send_fragmentation_test(now);
+        self.pmtu.start(now);
+        self.drain_pmtu();
+    }
+
+    /// Which direction of the path does not work, for people; `None` while there is no reason for doubt.
+    pub fn problem(&self, now: Instant) -> Option<String> {
+        let since = self.heartbeat_received.unwrap_or(self.confirmed_at);
+        let silence = now.saturating_since(since);
+        let (here, there) = (self.local, self.remote_text());
+        let seconds = silence.as_secs();
+        let missing = format!("no UDP datagram from {there} to {here} for {seconds} s");
+        let pending = match self.state {
+            State::Prepared => return None,
+            State::Failed => return self.final_problem.clone(),
+            State::Established if silence > self.heartbeat_interval() * TOLERATED_HEARTBEATS => {
+                return Some(missing);
+            }
+            State::Established => {
+                let hold = self.liveness.as_ref().and_then(|liveness| liveness.hold(now))?.as_secs_f32();
+                return Some(format!(
+                    "the path to {there} has failed: another one is used, if there is any, until it has worked for {hold:.0} s"
+                ));
+            }
+            State::Confirmed if now.saturating_since(self.confirmed_at) < PROBLEM_DELAY => return None,
+            State::Confirmed => match (self.heartbeat_received, self.acknowledged) {
+                (Some(_), _) => {
+                    format!(
+                        "UDP datagrams from {here} do not arrive at {there}, those in the other direction do"
+                    )
+                }
+                (None, true) => format!("{missing}, those in the other direction arrive"),
+                (None, false) if self.heartbeat_sent => format!("{missing}, and ours do not arrive either"),
+                (None, false) => missing,
+            },
+        };
+        Some(format!("{pending}; TCP works, so UDP has to be let through"))
+    }
+
+    /// The neighbour's UDP address as far as it is known.
+    fn remote_text(&self) -> String {
+        self.remote.map_or_else(|| self.peer.to_string(), |remote| remote.to_string())
+    }
+
+    /// Whether datagrams passed both ways at any time.
+    pub fn was_established(&self) -> bool {
+        self.was_established
+    }
+
+    /// The path MTU, once it is known.
+    pub fn known_mtu(&self) -> Option<usize> {
+        self.pmtu.known_mtu()
+    }
+
+    /// The kernel refused a datagram of this connection: the interface carries IP packets of at most `interface_mtu` bytes.
+    pub fn handle_interface_mtu(&mut self, interface_mtu: u16, now: Instant) {
+        if self.state == State::Failed {
+            return;
+        }
+        self.pmtu.handle_interface_mtu(interface_mtu, now);
+        self.drain_pmtu();
+        self.announce();
+    }
+
+    /// When to call [`handle_timeout`](UdpControl::handle_timeout), and the reason.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        if self.state == State::Failed {
+            return None;
+        }
+        [
+            self.heartbeat_at.map(|at| (at, "UDP heartbeat")),
+            self.timeout_at.map(|at| (at, "UDP heartbeat timeout")),
+            self.fragmentation.next_at.map(|at| (at, "UDP fragmentation test")),
+            self.pmtu.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Handles all timers that are due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.state == State::Failed {
+            return;
+        }
+        if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
+            // This machine was asleep or busy: what has arrived meanwhile is handled first.
+            if now.saturating_since(at) >= LATE_TIMEOUT {
+                self.timeout_at = Some(now + self.heartbeat_interval());
+                return;
+            }
+            self.final_problem = self.problem(now);
+            let why = self.final_problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            return self.fail(format!("timed out waiting for UDP heartbeat{why}"));
+        }
+        if self.heartbeat_at.is_some_and(|at| now >= at) {
+            self.send_heartbeat(now);
+        }
+        if self.fragmentation.next_at.is_some_and(|at| now >= at) {
+            self.handle_fragmentation_timeout(now);
+        }
+        self.pmtu.handle_timeout(now);
+        self.drain_pmtu();
+        self.announce();
+    }
+
+    /// The next output, or `None` when there is none left.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn handle_fragmentation_timeout(&mut self, now: Instant) {
+        if self.fragmentation.attempts < FRAGMENTATION_TEST_ATTEMPTS {
+            return self.send_fragmentation_test(now);
+        }
+        if self.fragmentation.passed {
+            self.push(Output::Event(Event::FragmentsLost));
+        }
+        self.finish_fragmentation_test(false, now);
+    }
+
+    fn finish_fragmentation_test(&mut self, passed: bool, now: Instant) {
+        let next_at = Some(now + FRAGMENTATION_TEST_INTERVAL);
+        self.fragmentation = FragmentationTest { passed, attempts: 0, next_at };
+    }
+
+    /// The previous result remains valid until the test is answered or has failed three times. (2.8.1 assumes failure for
+    /// that time.)
+    fn send_fragmentation_test(&mut self, now: Instant) {
+        self.fragmentation.attempts += 1;
+        self.fragmentation.next_at = Some(now + FRAGMENTATION_TEST_TIMEOUT);
+        self.send_zeros(FRAGMENTATION_TEST_FRAME, false);
+    }
+
+    fn send_heartbeat(&mut self, now: Instant) {
+        self.session().handle_time(now);
+        let due = now + self.heartbeat_interval();
+        self.retry_interval = (self.retry_interval * 2).min(UNACKNOWLEDGED_HEARTBEAT_INTERVAL);
+        // Heartbeats of all established connections leave together, so that they wake this peer once.
+        self.heartbeat_at =
+            Some(if self.state == State::Established { due.floor(HEARTBEAT_GRID) } else { due });
+        let sent = self.session().traffic().counts().sent;
+        if std::mem::replace(&mut self.sent, sent) != sent {
+            self.pmtu.handle_traffic();
+        }
+        if self.remote.is_some() {
+            self.heartbeat_sent = true;
+            let uid = self.session().uid().0.to_be_bytes();
+            self.send(HEARTBEAT_FRAME, true, |frame| {
+                frame[HEARTBEAT_FRAME - uid.len()..HEARTBEAT_FRAME].copy_from_slice(&uid);
+            });
+        }
+    }
+
+    fn heartbeat_interval(&self) -> Duration {
+        match self.state {
+            State::Established if self.fast_heartbeats => FAST_HEARTBEAT_INTERVAL,
+            State::Established => HEARTBEAT_INTERVAL,
+            _ => self.retry_interval,
+        }
+    }
+
+    fn drain_pmtu(&mut self) {
+        while let Some(output) = self.pmtu.poll_output() {
+            match output {
+                pmtu::Output::InitialProbe => self.send_zeros(INITIAL_PROBE_FRAME, true),
+                pmtu::Output::Probe(size) => self.send_zeros(ETHERNET_HEADER + usize::from(size), true),
+                pmtu::Output::Verified => {
+                    self.push(Output::Event(Event::MtuVerified(self.pmtu.mtu())));
+                }
+            }
+        }
+    }
+
+    fn send_zeros(&mut self, len: usize, df: bool) {
+        self.send(len, df, |_| {});
+    }
+
+    /// Sends a control frame of zeros that `fill` may change.
+    fn send(&mut self, len: usize, df: bool, fill: impl FnOnce(&mut [u8])) {
+        let Some(to) = self.remote else { return };
+        let session = self.session();
+        let (own, remote) = (session.own(), session.remote());
+        let mut bytes = vec![0; session.packet_overhead() + RECORD_OVERHEAD + len];
+        let mut builder = self.sealer.begin();
+        if let Some(space) = self.sealer.space(&builder, &mut bytes) {
+            fill(space);
+        }
+        self.sealer.add(&mut builder, &mut bytes, own, remote, len);
+        match self.sealer.finish(builder, &mut bytes, df) {
+            Ok(_) => self.push(Output::Datagram { from: self.local.ip(), to, df, bytes }),
+            Err(error) => {
+                self.push(Output::Event(Event::Exhausted));
+                self.fail(error.to_string());
+            }
+        }
+    }
+
+    fn control(&mut self, tag: u8, body: Vec<u8>) {
+        self.push(Output::Control { tag, body });
+    }
+
+    fn push(&mut self, output: Output) {
+        if self.state != State::Failed {
+            self.outputs.push_back(output);
+        }
+    }
+
+    fn announce(&mut self) {
+        let path = self.path();
+        if path != self.announced {
+            self.announced = path;
+            self.push(Output::PathChanged);
+        }
+    }
+
+    fn fail(&mut self, error: String) {
+        self.push(Output::Failed(error));
+        self.state = State::Failed;
+    }
+}

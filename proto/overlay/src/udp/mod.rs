@@ -1,0 +1,30 @@
+//! Several Ethernet frames to a UDP datagram: sleeve, the overlay of 2.8.1, sealed with NaCl's secretbox if there is a key; and warp,
+//! which is the same with another sealing.
+//!
+//! ```text
+//!            control, in the node                             data, in the data threads
+//!   mesh <-- control messages 1, 2, 3 --> UdpControl -- UdpPath, Session --> Sealer --> datagrams
+//!                                               ^                                  Opener <-- datagrams
+//!                                               +------------- ControlFrame -------------+
+//! ```
+//!
+//! * [`Session`]: names, keys and sequence counters of one connection, used by [`Sealer`] and [`Opener`].
+//! * [`UdpControl`]: establishment, heartbeats, fragmentation test; [`pmtu`] discovers the path MTU.
+//! * [`ControlFrame`]: the control frames that travel between the data frames.
+
+mod control;
+mod control_frame;
+mod path;
+pub mod pmtu;
+mod replay;
+mod session;
+pub(crate) mod warp;
+
+pub use control::{ControlMessageError, Event, Output, UdpControl, UdpControlConfig};
+pub use control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
+pub use path::UdpPath;
+pub use replay::ReplayWindow;
+pub use session::{
+    DatagramBuilder, MAX_DATAGRAM, OpenError, Opener, RECORD_OVERHEAD, Record, Records, Sealer,
+    SequenceExhausted, Session, SessionConfig, sender,
+};

@@ -1,0 +1,9 @@
+//! How warp seals: keys, cipher and header (docs/spec/warp.md).
+
+mod cipher;
+mod header;
+mod keys;
+
+pub use cipher::{Cipher, TAG};
+pub use header::{HEADER, Header, receiver};
+pub use keys::{KeyLimits, KeyMaterial, Keys};

@@ -1,0 +1,123 @@
+//! Warp, the encrypted overlay between peers of this version.
+
+use weave_lab::{Host, Lab, Topology};
+
+use crate::common::*;
+use crate::link_failure::{name_of, via};
+use crate::password::{mac_bytes, name_bytes};
+
+const PASSWORD: &[&str] = &["--password", "wEaVe"];
+
+/// Distinctive payload: what `udp-cast` sends.
+const TEXT: &[u8] = b"who is there?";
+
+fn launch_without_warp(host: &Host, peers: &[&str]) {
+    let args = [&["launch", "--no-restart"], PASSWORD, peers].concat();
+    let outcome = host.weave_env(&[("WEAVE_NO_WARP", "1")], &args);
+    assert!(outcome.success(), "{outcome}");
+}
+
+#[test]
+fn a_password_means_warp_which_shows_nothing() {
+    let Some(lab) = Lab::start("warp", &Topology::hosts(3)) else { return };
+    launch_mesh(&lab, PASSWORD);
+    for host in lab.hosts() {
+        wait_overlay(host, "warp");
+        let connections = host.connections();
+        assert!(connections.iter().all(|c| c.info.starts_with("encrypted")), "{connections:?}");
+    }
+    let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
+    check_all_traffic(&members);
+    let [h1, h2] = ["h1", "h2"].map(|host| lab.host(host));
+    let capture = lab.wire().capture("h1");
+    let _ear = members[1].container.listen_cast(None);
+    assert_eq!(members[0].container.cast(&members[1].ip, 1), [members[1].ip.clone()]);
+    members[0].container.tcp(&members[1].container, &members[1].ip, 2_000_000);
+    let seen = capture.finish();
+    let datagrams = seen.datagrams();
+    let warp = datagrams.iter().filter(|d| d.to_port == 6783 && d.payload.first() == Some(&0xf1)).count();
+    assert!(warp > 50, "{warp} datagrams of warp");
+    for needle in [TEXT, &mac_bytes(&members[0].container.mac()), &mac_bytes(&members[1].container.mac())] {
+        assert_eq!(seen.count(needle), 0, "{needle:02x?} is readable");
+    }
+    // Heartbeats of sleeve have the sender's name in the clear, those of warp and data have none.
+    let names = [h1, h2].map(name_bytes);
+    for datagram in datagrams.iter().filter(|d| d.payload.first() == Some(&0xf1)) {
+        let has = |name: &Vec<u8>| datagram.payload.windows(name.len()).any(|window| window == &name[..]);
+        assert!(!names.iter().any(has), "{:02x?}", datagram.payload);
+    }
+}
+
+#[test]
+fn warp_without_a_password_is_not_called_encrypted() {
+    let Some(lab) = Lab::start("warpplain", &Topology::hosts(2)) else { return };
+    launch_mesh(&lab, &["--no-fastdp", "--mtu", "1376"]);
+    for host in lab.hosts() {
+        wait_overlay(host, "warp");
+        let connections = host.connections();
+        assert!(connections.iter().all(|c| c.info.starts_with("warp ")), "{connections:?}");
+    }
+    let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
+    check_all_traffic(&members);
+}
+
+#[test]
+fn peers_without_warp_use_sleeve_and_relay() {
+    let Some(lab) = Lab::start("warpmixed", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|host| lab.host(host));
+    launch(h1, PASSWORD, &[]);
+    launch(h2, PASSWORD, &["h1"]);
+    launch_without_warp(h3, &["h1"]);
+    for host in lab.hosts() {
+        host.wait_established(2, LONG_TIMEOUT);
+    }
+    wait_overlay(h3, "sleeve");
+    h1.wait("warp to h2 and sleeve to h3", LONG_TIMEOUT, || {
+        let list = h1.connections();
+        let to = |host, overlay| {
+            let name = name_of(host);
+            list.iter().any(|c| c.info.contains(overlay) && c.info.contains(&name))
+        };
+        if to(h2, "warp") && to(h3, "sleeve") { Ok(()) } else { Err(format!("{list:?}")) }
+    });
+    let members = attach_each(&[h1, h2, h3]);
+    check_all_traffic(&members);
+    step("from warp to sleeve at a relay, and back");
+    lab.cut("h2", "h3");
+    let name3 = name_of(h3);
+    h2.wait("h3 to be reached over h1", LONG_TIMEOUT, || {
+        via(h2, &name3)?.eq(&name_of(h1)).then_some(()).ok_or("not yet".to_owned())
+    });
+    check_all_traffic(&members);
+}
+
+#[test]
+fn a_path_of_warp_that_fails_is_routed_around() {
+    let Some(lab) = Lab::start("warpcut", &Topology::hosts(3)) else { return };
+    launch_mesh(&lab, PASSWORD);
+    let members = attach_each(&[lab.host("h1"), lab.host("h3")]);
+    let [a, c] = &members[..] else { unreachable!() };
+    let h1 = lab.host("h1");
+    wait_overlay(h1, "warp");
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    let (chat, pinger) = (a.container.chat(&c.container, &c.ip, 50), c.container.pinging(&a.ip, 50));
+    lab.cut("h1", "h3");
+    let (h2, h3) = (name_of(lab.host("h2")), name_of(lab.host("h3")));
+    h1.wait("h3 to be reached over h2", LONG_TIMEOUT, || {
+        via(h1, &h3)?.eq(&h2).then_some(()).ok_or("not yet".to_owned())
+    });
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    lab.heal("h1", "h3");
+    h1.wait("h3 to be reached directly", LONG_TIMEOUT, || {
+        via(h1, &h3)?.eq(&h3).then_some(()).ok_or("not yet".to_owned())
+    });
+    wait_overlay(h1, "warp");
+    a.container.reaches(&c.ip, SHORT_TIMEOUT);
+    let (chatter, pings) = (chat.finish(), pinger.finish());
+    assert!(chatter.broken.is_none(), "{chatter:?}");
+    println!(
+        "interruption by the cut: {:.1} s for pings, {:.1} s for TCP",
+        pings.longest_gap_ms / 1e3,
+        chatter.longest_gap_ms / 1e3
+    );
+}
