@@ -124,7 +124,12 @@ struct Exchange {
     /// The id of the message.
     id: u16,
     deadline: Instant,
+    /// The deadline was extended because this machine was late.
+    extended: bool,
 }
+
+/// Time for an answer that arrived while this machine was asleep or busy to be handled, before the server counts as silent.
+const LATE_GRACE: Duration = Duration::from_millis(500);
 
 /// Asks the servers of the host for clients.
 ///
@@ -273,6 +278,15 @@ impl<C: PartialEq> Forwarder<C> {
         while let Some((at, exchange)) = self.timers.first().copied()
             && at <= now
         {
+            if at.is_handled_late(now)
+                && let Some(open) = self.exchanges.get_mut(&exchange)
+                && !std::mem::replace(&mut open.extended, true)
+            {
+                open.deadline = now + LATE_GRACE;
+                self.timers.remove(&(at, exchange));
+                self.timers.insert((open.deadline, exchange));
+                continue;
+            }
             self.handle_failure(exchange, now);
         }
     }
@@ -338,7 +352,7 @@ impl<C: PartialEq> Forwarder<C> {
         self.outputs.push_back(ForwarderOutput::Ask { exchange, server, transport, query });
         let deadline = (now + self.config.server_timeout).min(pending.deadline);
         self.timers.insert((deadline, exchange));
-        self.exchanges.insert(exchange, Exchange { question: key, server, id, deadline });
+        self.exchanges.insert(exchange, Exchange { question: key, server, id, deadline, extended: false });
     }
 
     /// Ends an exchange, and returns its question.

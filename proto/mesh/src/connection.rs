@@ -75,6 +75,10 @@ pub(crate) struct Running {
     pub(crate) ending: Ending,
     /// When the connection was tested ([`Mesh::probe`](crate::Mesh::probe)).
     pub(crate) probed_at: Option<Instant>,
+    /// When the test is passed, unless the connection has ended by then.
+    pub(crate) probed_until: Option<Instant>,
+    /// Whether the latest test was passed.
+    pub(crate) passed_probe: bool,
     pub(crate) queue: Queue,
     /// [`ConnectionEvent::ForgedVersion`](crate::ConnectionEvent) was sent.
     pub(crate) forged_version_reported: bool,
@@ -110,6 +114,9 @@ pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A connection that still exists this long after a probe leads to its peer.
 pub(crate) const PROBE_PERIOD: Duration = Duration::from_secs(2);
+
+/// Time for what has arrived while this machine was asleep or busy, before silence counts.
+pub(crate) const LATE_GRACE: Duration = Duration::from_secs(5);
 
 /// What to do at a deadline.
 #[derive(Debug, PartialEq, Eq)]
@@ -197,23 +204,26 @@ impl Connection {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let (read_deadline, heartbeat) = match &self.state {
-            State::Dialling => (None, None),
-            State::Handshaking { read_deadline, .. } => (Some(*read_deadline), None),
-            State::Running(running) => (Some(running.read_deadline), Some(running.heartbeat_at)),
+        let (heartbeat, probe) = match &self.state {
+            State::Dialling | State::Handshaking { .. } => (None, None),
+            State::Running(running) => (Some(running.heartbeat_at), running.probed_until),
         };
-        [read_deadline, heartbeat, self.write_deadline].into_iter().flatten().min()
+        [self.read_deadline(), heartbeat, probe, self.write_deadline].into_iter().flatten().min()
+    }
+
+    fn read_deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Dialling => None,
+            State::Handshaking { read_deadline, .. } => Some(*read_deadline),
+            State::Running(running) => Some(running.read_deadline),
+        }
     }
 
     /// What the deadlines that have passed require.
     pub(crate) fn on_timeout(&mut self, now: Instant) -> Option<Expired> {
+        self.extend_late_deadlines(now);
         let (local, remote) = (self.local, self.remote);
-        let read_deadline = match &self.state {
-            State::Dialling => None,
-            State::Handshaking { read_deadline, .. } => Some(*read_deadline),
-            State::Running(running) => Some(running.read_deadline),
-        };
-        if read_deadline.is_some_and(|at| at <= now) {
+        if self.read_deadline().is_some_and(|at| at <= now) {
             if matches!(self.state, State::Handshaking { header_received: false, .. }) {
                 return Some(Expired::Connection(ConnectionError::HeaderTimeout(local, remote)));
             }
@@ -222,12 +232,28 @@ impl Connection {
         if self.write_deadline.is_some_and(|at| at <= now) {
             return Some(Expired::Connection(ConnectionError::WriteTimeout(local, remote)));
         }
-        match &mut self.state {
-            State::Running(running) if running.heartbeat_at <= now => {
-                running.heartbeat_at = now + HEARTBEAT_INTERVAL;
-                Some(Expired::Heartbeat)
+        let State::Running(running) = &mut self.state else { return None };
+        if running.probed_until.take_if(|at| *at <= now).is_some() {
+            running.passed_probe = true;
+        }
+        if running.heartbeat_at <= now {
+            running.heartbeat_at = now + HEARTBEAT_INTERVAL;
+            return Some(Expired::Heartbeat);
+        }
+        None
+    }
+
+    /// What has arrived while this machine was asleep or busy is handled before silence counts.
+    fn extend_late_deadlines(&mut self, now: Instant) {
+        let silence = match &mut self.state {
+            State::Dialling => [None, None],
+            State::Handshaking { read_deadline, .. } => [Some(read_deadline), None],
+            State::Running(running) => [Some(&mut running.read_deadline), running.probed_until.as_mut()],
+        };
+        for deadline in silence.into_iter().flatten().chain(self.write_deadline.as_mut()) {
+            if deadline.is_handled_late(now) {
+                *deadline = now + LATE_GRACE;
             }
-            _ => None,
         }
     }
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 use weave_types::{ConnectionId, Now, PeerName};
 
 use crate::admission::{Survivor, resolve_duplicate};
-use crate::connection::{
-    Connection, Ending, HEARTBEAT_INTERVAL, PROBE_PERIOD, PathState, READ_TIMEOUT, Running, State,
-};
+use crate::connection::{Connection, Ending, HEARTBEAT_INTERVAL, PathState, READ_TIMEOUT, Running, State};
 use crate::dialer::Retry;
 use crate::event::{ConnectionError, ConnectionEvent, Event, PeerStatusOnConnect, StreamEnd};
 use crate::features::Features;
@@ -196,6 +194,8 @@ impl Mesh {
             understands_restarts,
             ending: Ending::Unannounced,
             probed_at: None,
+            probed_until: None,
+            passed_probe: false,
             queue: Queue::default(),
             forged_version_reported: false,
             heartbeat_at: now.mono + HEARTBEAT_INTERVAL,
@@ -322,8 +322,7 @@ impl Mesh {
         let remote = connection.remote;
         let running = connection.running();
         let label = self.topology.label(running.map_or(PeerName::UNKNOWN, |running| running.peer));
-        let is_alive =
-            running.is_some_and(|running| running.probed_at.is_some_and(|at| now.mono - at >= PROBE_PERIOD));
+        let is_alive = running.is_some_and(|running| running.passed_probe);
         self.probe(old, now);
         if !is_alive {
             return ConnectionError::StillConnected(label, remote);

@@ -9,7 +9,7 @@ use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId};
 
 use crate::admission::Admission;
 use crate::config::Config;
-use crate::connection::{Connection, Expired, PROBE_PERIOD, State};
+use crate::connection::{Connection, Expired, PROBE_PERIOD, PathState, Running, State};
 use crate::dialer::{Attempt, Dialer, OwnConnections, ResolveId};
 use crate::event::{ConnectionError, Event, StreamEnd};
 use crate::gossip::{Channels, Surrogates};
@@ -300,7 +300,7 @@ impl Mesh {
     // ---- the host's network -----------------------------------------------------------------------------------
 
     /// Handles a change of the host's addresses or routes. Connections from the addresses that the host has lost are ended,
-    /// since nothing can be sent on them any more, and all targets are dialled at once.
+    /// since nothing can be sent on them any more, the paths of the others are tested, and all targets are dialled at once.
     pub fn handle_network_change(&mut self, lost: &BTreeSet<IpAddr>, now: Now) {
         let broken = self.connections.values().filter_map(|c| match c.state {
             // It may use a route or an address that has changed.
@@ -315,6 +315,12 @@ impl Mesh {
         if !lost.is_empty() {
             self.give_up_all(now);
         }
+        // Others may have lost their way, also where no data moves that would show it.
+        let in_use = |running: &Running| running.established && running.path == PathState::Works;
+        let in_use = self.connections.values().filter(|c| c.running().is_some_and(in_use));
+        for conn in in_use.map(|c| c.id).collect::<Vec<_>>() {
+            self.output(Output::TestPath { conn });
+        }
         self.dialer.on_network_change(now.mono);
         self.targets_stale = true;
         self.finish_input(now);
@@ -326,7 +332,10 @@ impl Mesh {
         let Some(running) = self.connections.get_mut(&conn).and_then(Connection::running_mut) else { return };
         if running.probed_at.is_none_or(|at| now.mono - at >= PROBE_PERIOD) {
             running.probed_at = Some(now.mono);
+            running.probed_until = Some(now.mono + PROBE_PERIOD);
+            running.passed_probe = false;
             self.heartbeat(conn, now);
+            self.rearm_timer(conn);
             self.output(Output::Probe { conn });
         }
     }

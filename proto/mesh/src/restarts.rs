@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use weave_types::{ConnectionId, Instant, Now, PeerName, PeerUid};
 
-use crate::connection::{Connection, Ending, PathState, Running};
+use crate::connection::{Connection, Ending, LATE_GRACE, PathState, Running};
 use crate::event::{ConnectionError, ConnectionEvent, Event};
 use crate::interrupted::{Departure, Interrupted};
 use crate::mesh::Mesh;
@@ -222,6 +222,15 @@ impl Mesh {
     }
 
     pub(crate) fn handle_restart_timeout(&mut self, now: Now) {
+        for interrupted in self.interrupted.values_mut() {
+            // The peer may have returned while this machine was asleep or busy.
+            if interrupted.until.is_handled_late(now.mono) {
+                interrupted.until = now.mono + LATE_GRACE;
+            }
+            if let Some(at) = interrupted.detour_at.as_mut().filter(|at| at.is_handled_late(now.mono)) {
+                *at = now.mono + DETOUR_DELAY;
+            }
+        }
         let due = |(peer, i): (&PeerName, &Interrupted)| (i.until <= now.mono).then_some(*peer);
         for peer in self.interrupted.iter().filter_map(due).collect::<Vec<_>>() {
             self.give_up(peer, now);

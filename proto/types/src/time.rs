@@ -33,6 +33,17 @@ impl Instant {
     }
 }
 
+/// A timer that is handled so long after it was due shows that this machine was asleep or busy.
+const MAX_LATENESS: Duration = Duration::from_millis(500);
+
+impl Instant {
+    /// Whether a timer that was due at this time is handled so late that silence until `now` shows nothing: what has arrived meanwhile may
+    /// still wait for this machine (docs/spec/mesh.md 20).
+    pub fn is_handled_late(self, now: Instant) -> bool {
+        now.saturating_since(self) >= MAX_LATENESS
+    }
+}
+
 impl Add<Duration> for Instant {
     type Output = Instant;
 

@@ -174,6 +174,27 @@ fn next_server_is_asked_when_one_does_not_answer() {
 }
 
 #[test]
+fn answer_that_waits_for_a_suspended_peer_counts() {
+    let mut net = Net::new(&["10.0.0.1:53", "10.0.0.2:53"]);
+    net.ask(1, &example());
+    let first = net.asked_one();
+    // The timer comes first, then what has arrived meanwhile.
+    net.now += SECOND * 8;
+    net.forwarder.handle_timeout(net.now);
+    assert!(net.asked().is_empty());
+    net.answer(&first, &answer_to(&first.query, Reply::error(Rcode::NXDOMAIN)));
+    assert_eq!(rcode(&net.reply()), Rcode::NXDOMAIN);
+    // Without an answer the next server is asked soon, however late this peer is.
+    net.ask(2, &example());
+    assert_eq!(net.asked_one().server, "10.0.0.1:53");
+    for wait in [6, 2] {
+        net.now += SECOND * wait;
+        net.forwarder.handle_timeout(net.now);
+    }
+    assert_eq!(net.asked_one().server, "10.0.0.2:53");
+}
+
+#[test]
 fn refusal_of_the_socket_leads_to_the_next_server_at_once() {
     let mut net = Net::new(&["10.0.0.1:53", "10.0.0.2:53"]);
     net.ask(1, &example());

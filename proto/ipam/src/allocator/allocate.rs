@@ -65,7 +65,7 @@ impl Allocator {
                 addrs.into_iter().find(|&addr| subnet.range().contains(addr))
             });
             if let Some(addr) = existing {
-                self.died_at.remove(container);
+                self.release_at.remove(container);
                 return Some(Ok(Answer::Allocated(subnet.with_host(addr))));
             }
         }
@@ -182,7 +182,7 @@ impl Allocator {
         if record.is_none() && !background {
             return None;
         }
-        self.died_at.remove(container);
+        self.release_at.remove(container);
         let cidrs = record.unwrap_or_default().cidrs;
         self.released(container, cidrs.iter().filter_map(|&cidr| ipv4(cidr)));
         Some(cidrs)

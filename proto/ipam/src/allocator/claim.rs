@@ -122,7 +122,7 @@ impl Allocator {
         if !self.config.range.range().contains(addr) {
             return self.claim_outside(claim, addr);
         }
-        self.died_at.remove(container);
+        self.release_at.remove(container);
         let Some(owner) = self.ring.owner_of(addr) else { return ClaimOutcome::Pending { asked: false } };
         if owner != self.me() {
             return self.claim_from_owner(claim, owner, addr);
@@ -156,7 +156,7 @@ impl Allocator {
         if holder == *container || container == NO_ID {
             return ClaimOutcome::Granted;
         }
-        if self.died_at.contains_key(&holder) {
+        if self.release_at.contains_key(&holder) {
             self.owned.remove(&holder, addr);
             self.save_owned(&holder);
             self.record_address(container, *cidr, *is_container);

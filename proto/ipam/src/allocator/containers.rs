@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use weave_types::{Cidr, Now};
 
-use super::{Allocator, GRACE};
+use super::{Allocator, GRACE, LATE_GRACE};
 use crate::address::ipv4;
 use crate::output::Event;
 use crate::owned::Container;
@@ -12,7 +12,7 @@ use crate::owned::Container;
 impl Allocator {
     /// A container was started: it keeps its addresses.
     pub fn handle_container_started(&mut self, container: &str, now: Now) {
-        self.died_at.remove(container);
+        self.release_at.remove(container);
         self.finish(now);
     }
 
@@ -22,7 +22,7 @@ impl Allocator {
         self.cancel_of(container);
         if self.owned.record(container).is_some_and(|record| record.is_container) {
             // Docker may report the end of a container twice.
-            self.died_at.entry(container.to_owned()).or_insert(now.mono);
+            self.release_at.entry(container.to_owned()).or_insert(now.mono + GRACE);
         }
         self.finish(now);
     }
@@ -78,14 +78,18 @@ impl Allocator {
     }
 
     pub(super) fn release_dead(&mut self, now: Now) {
+        for at in self.release_at.values_mut().filter(|at| at.is_handled_late(now.mono)) {
+            // The container may have started again while this machine was asleep or busy.
+            *at = now.mono + LATE_GRACE;
+        }
         let long_dead: Vec<Container> = self
-            .died_at
+            .release_at
             .iter()
-            .filter(|&(_, &died)| now.mono - died >= GRACE)
+            .filter(|&(_, &at)| at <= now.mono)
             .map(|(container, _)| container.clone())
             .collect();
         for container in long_dead {
-            self.died_at.remove(&container);
+            self.release_at.remove(&container);
             self.release_of(&container);
         }
     }

@@ -41,7 +41,7 @@ impl Allocator {
             met_peer: false,
             conflicts: BTreeMap::new(),
             disputed: RangeSet::default(),
-            died_at: BTreeMap::new(),
+            release_at: BTreeMap::new(),
             primes: VecDeque::new(),
             claims: VecDeque::new(),
             allocations: VecDeque::new(),

@@ -31,6 +31,8 @@ use donate::SpaceRequests;
 const TICK: Duration = Duration::from_secs(5);
 /// A container that starts again within this time keeps its addresses (docs/spec/ipam.md 8.7).
 const GRACE: Duration = Duration::from_secs(30);
+/// Time for the news that a container has started again to be handled, after this machine was asleep or busy.
+const LATE_GRACE: Duration = Duration::from_secs(5);
 
 /// Address allocation of one peer; see the crate documentation.
 ///
@@ -72,7 +74,8 @@ pub struct Allocator {
     /// Own addresses that another peer claims. They are not handed out.
     disputed: RangeSet,
 
-    died_at: BTreeMap<Container, Instant>,
+    /// When the addresses of containers that have ended are released.
+    release_at: BTreeMap<Container, Instant>,
     primes: VecDeque<(RequestId, Instant)>,
     claims: VecDeque<Claim>,
     allocations: VecDeque<Allocation>,
@@ -193,7 +196,7 @@ impl Allocator {
     /// When to call [`handle_timeout`](Allocator::handle_timeout), and the reason. `None` if nothing waits.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let tick = self.next_tick.map(|at| (at, "address requests"));
-        let release = self.died_at.values().min().map(|&died| (died + GRACE, "addresses of dead containers"));
+        let release = self.release_at.values().min().map(|&at| (at, "addresses of dead containers"));
         [tick, release].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 

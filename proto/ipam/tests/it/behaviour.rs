@@ -484,6 +484,23 @@ fn thousand_concurrent_requests_get_different_addresses() {
 }
 
 #[test]
+fn container_that_starts_while_its_peer_is_suspended_keeps_its_addresses() {
+    let mut peer = seeded(1, 1);
+    peer.allocate("c1", NET);
+    peer.allocator.handle_container_died("c1", peer.now());
+    // The timer comes first, then what has waited.
+    peer.advance(45);
+    assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1);
+    peer.allocator.handle_container_started("c1", peer.now());
+    peer.advance(60);
+    assert_eq!(peer.allocator.lookup("c1", subnet(NET)).len(), 1);
+    peer.allocator.handle_container_died("c1", peer.now());
+    peer.advance(45);
+    peer.advance(5);
+    assert!(peer.allocator.owned().is_empty(), "it has not started again");
+}
+
+#[test]
 fn addresses_are_released_after_container_death() {
     let mut peer = seeded(1, 1);
     peer.allocate("c1", NET);

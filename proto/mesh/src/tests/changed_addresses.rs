@@ -43,6 +43,16 @@ fn peer_that_moved_dials_at_once_even_if_it_had_not_dialled_before() {
 }
 
 #[test]
+fn change_of_the_network_makes_all_paths_be_tested() {
+    let mut net = Net::new(3, |_, _| {});
+    net.connect(0, &["10.0.0.2", "10.0.0.3"]);
+    net.run_s(70);
+    net.with(0, |mesh, _, now| mesh.handle_network_change(&BTreeSet::new(), now));
+    let all: Vec<_> = net.hosts[0].setups.keys().copied().collect();
+    assert_eq!((net.hosts[0].tested_paths.clone(), all.len()), (all, 2));
+}
+
+#[test]
 fn tunnel_from_another_address_makes_the_connection_be_tested() {
     let mut net = two(2, true);
     net.move_host(1, "10.9.9.9".parse().unwrap());

@@ -78,6 +78,8 @@ pub(crate) struct Host {
     pub(crate) overlay_fails: bool,
     /// Bytes written to this host are never acknowledged to the writer.
     pub(crate) stuck: bool,
+    /// The process does not run before this time. Its timers fire before what has arrived meanwhile is handled.
+    suspended_until: Instant,
     pub(crate) events: Vec<String>,
     pub(crate) removed: Vec<PeerName>,
     pub(crate) setups: BTreeMap<ConnectionId, OverlaySetup>,
@@ -157,6 +159,7 @@ impl Net {
             forwarded_to: None,
             overlay_fails: false,
             stuck: false,
+            suspended_until: Instant::ORIGIN,
             events: Vec::new(),
             removed: Vec::new(),
             setups: BTreeMap::new(),
@@ -338,6 +341,11 @@ impl Net {
         }
     }
 
+    /// Stops the process of a host for a time.
+    pub(crate) fn suspend(&mut self, i: usize, time: Duration) {
+        self.hosts[i].suspended_until = self.now + time;
+    }
+
     /// Advances to the next event, unless it is after `end`.
     fn step(&mut self, end: Instant) -> bool {
         let delivery = self.in_flight.keys().next().map(|&(at, _)| at);
@@ -346,9 +354,19 @@ impl Net {
             (Some(at), timer) if at <= end && timer.is_none_or(|(t, _)| at <= t) => {
                 self.now = self.now.max(at);
                 let ((_, _), (host, conn, what)) = self.in_flight.pop_first().unwrap();
-                if self.hosts[host].up {
+                let suspended = self.hosts[host].suspended_until.saturating_since(self.now);
+                if !suspended.is_zero() {
+                    self.post(suspended + Duration::from_millis(1), host, conn, what);
+                } else if self.hosts[host].up {
                     self.deliver(host, conn, what);
                 }
+                true
+            }
+            (_, Some((at, i))) if at <= end && at < self.hosts[i].suspended_until => {
+                let until = self.hosts[i].suspended_until;
+                self.timers.remove(&(at, i));
+                self.timers.insert((until, i));
+                self.hosts[i].wake = Some(until);
                 true
             }
             (_, Some((at, i))) if at <= end => {

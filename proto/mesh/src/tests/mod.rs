@@ -3,6 +3,7 @@
 mod changed_addresses;
 mod forged_versions;
 mod harness;
+mod late;
 mod limits;
 mod mesh;
 mod paths;
