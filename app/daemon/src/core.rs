@@ -401,7 +401,7 @@ impl Core {
             DatapathEvent::Device(DeviceState::Up) => {
                 tracing::info!("capturing on {}", self.device);
                 if let Some(kernel) = &mut self.kernel {
-                    kernel.handle_uplink(&mut self.node, self.clock.now());
+                    kernel.repair();
                 }
             }
             // The data path starts before its device is created.

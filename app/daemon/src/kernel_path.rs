@@ -10,14 +10,12 @@ use tokio::io::unix::AsyncFd;
 use weave_datapath::Taps;
 use weave_fastdp::{Error, EventReader, Fastdp, FastdpConfig, SendError};
 use weave_node::Node;
-use weave_overlay::fastdp::{FastdpPath, KernelTables};
+use weave_overlay::fastdp::{FastdpPath, KernelTables, Returning};
 use weave_types::{ConnectionId, Instant, Now, PeerName};
 
-/// Interval at which the last-seen times of the kernel's MACs are read. MACs expire after minutes.
-const ACTIVITY_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long the tables of the last daemon are used after a restart, at most.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which the last-seen times of the kernel's MACs are read, which expire after minutes, and at which devices and programs
+/// are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The parameters of the kernel path of this peer.
 pub(crate) fn parameters(
@@ -60,9 +58,6 @@ impl AsRawFd for Events {
 
 /// The running kernel path.
 pub(crate) struct KernelPath {
-    parameters: FastdpConfig,
-    /// The next news that the uplink is there means that it was not.
-    uplink_lost: bool,
     fastdp: Fastdp,
     events: AsyncFd<Events>,
     /// The neighbours of the latest tables.
@@ -71,44 +66,34 @@ pub(crate) struct KernelPath {
     failed_ports: BTreeMap<u16, String>,
     /// Why the latest tables are not in use.
     failure: Option<String>,
-    activity_at: Instant,
-    /// The programs of the last daemon forward with its tables until as many neighbours are back, or until this time.
-    returning: Option<(usize, Instant)>,
+    check_at: Instant,
+    returning: Returning,
 }
 
 impl KernelPath {
     /// Starts the kernel path, or takes over that of the last daemon. The programs forward once tables are published.
-    pub(crate) fn start(parameters: FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
-        let (fastdp, events) = Fastdp::start(&parameters)?;
-        let returning = (fastdp.neighbours() > 0).then(|| (fastdp.neighbours(), now + RETURN_TIMEOUT));
+    pub(crate) fn start(parameters: &FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
+        let (fastdp, events) = Fastdp::start(parameters)?;
+        let returning = Returning::new(fastdp.neighbours(), now);
         let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {
-            parameters,
-            uplink_lost: false,
             fastdp,
             events: watch(events)?,
             neighbours: BTreeSet::new(),
             failed_ports: BTreeMap::new(),
             failure: None,
-            activity_at: Instant::ORIGIN + ACTIVITY_INTERVAL,
+            check_at: now + CHECK_INTERVAL,
             returning,
         };
         Ok((path, taps))
     }
 
-    /// The uplink is there. If it has been made anew, the programs are attached to it.
-    pub(crate) fn handle_uplink(&mut self, node: &mut Node, now: Now) {
-        if !std::mem::replace(&mut self.uplink_lost, true) {
-            return;
-        }
-        match Fastdp::start(&self.parameters).and_then(|(fastdp, events)| Ok((fastdp, watch(events)?))) {
-            Ok((fastdp, events)) => {
-                (self.fastdp, self.events) = (fastdp, events);
-                if let Some(tables) = node.tables().kernel.clone() {
-                    self.publish(&tables, node, now);
-                }
-            }
-            Err(error) => tracing::warn!("fastdp does not work until the next change of the uplink: {error}"),
+    /// Makes and attaches again what another program has removed or replaced. To be called when the uplink is there, too, which may have
+    /// been made anew.
+    pub(crate) fn repair(&mut self) {
+        match self.fastdp.repair() {
+            Ok(repaired) => repaired.iter().for_each(|text| tracing::warn!("fastdp is repaired: {text}")),
+            Err(error) => tracing::warn!("fastdp does not work: {error}"),
         }
     }
 
@@ -149,10 +134,9 @@ impl KernelPath {
                 }
             }
         }
-        if self.returning.is_some_and(|(count, until)| tables.neighbours.len() < count && now.mono < until) {
+        if self.returning.holds(tables) {
             return;
         }
-        self.returning = None;
         let failure = self.fastdp.publish(tables).err().map(|error| error.to_string());
         if let Some(text) = failure.as_ref().filter(|text| self.failure.as_ref() != Some(text)) {
             tracing::warn!("fastdp goes on with old tables: {text}");
@@ -187,12 +171,15 @@ impl KernelPath {
         let vports = vports.map(|port| json!({ "ID": port.id, "Name": port.name, "TypeName": port.kind }));
         let flows = self.fastdp.flows().unwrap_or_default().into_iter();
         let flows = flows.map(|flow| json!({ "FlowKeys": flow.keys, "Actions": flow.actions }));
-        let fastdp = json!({ "Vports": vports.collect::<Vec<_>>(), "Flows": flows.collect::<Vec<_>>() });
+        let counts = self.fastdp.statistics().unwrap_or_default().into_iter();
+        let counts: BTreeMap<String, u64> =
+            counts.map(|(counter, count)| (counter.to_string(), count.frames)).collect();
+        let fastdp = json!({ "Vports": vports.collect::<Vec<_>>(), "Flows": flows.collect::<Vec<_>>(), "Frames": counts });
         router.overlay_diagnostics.insert("fastdp".to_owned(), fastdp);
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {
-        self.returning.map_or(self.activity_at, |(_, until)| until.min(self.activity_at))
+        self.returning.poll_timeout().map_or(self.check_at, |until| until.min(self.check_at))
     }
 
     /// Prepares the node for its timers: writes what the kernel has counted where the node reads it, and tells the node from time to
@@ -203,15 +190,16 @@ impl KernelPath {
         {
             tracing::debug!("fastdp: {error}");
         }
-        if self.returning.is_some_and(|(_, until)| now.mono >= until)
+        if self.returning.handle_timeout(now.mono)
             && let Some(tables) = node.tables().kernel.clone()
         {
             self.publish(&tables, node, now);
         }
-        if now.mono < self.activity_at {
+        if now.mono < self.check_at {
             return;
         }
-        self.activity_at = now.mono + ACTIVITY_INTERVAL;
+        self.check_at = now.mono + CHECK_INTERVAL;
+        self.repair();
         match self.fastdp.activity() {
             Ok(entries) => {
                 for entry in entries {

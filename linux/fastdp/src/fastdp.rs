@@ -595,14 +595,6 @@ impl Fastdp {
         };
         Ok(self.activity()?.into_iter().map(flow).collect())
     }
-
-    /// Ends this process's part; programs, maps and devices stay and go on forwarding. Dropping the value does the same.
-    pub fn detach_keeping(self) {}
-
-    /// Removes programs, maps and devices.
-    pub fn remove(mut self) -> Result<(), Error> {
-        remove_devices(&mut self.netlink, &self.config.uplink, &[&self.config.tap, &self.config.relay_tap])
-    }
 }
 
 #[cfg(test)]

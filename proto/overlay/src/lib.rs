@@ -17,6 +17,7 @@
 mod event;
 pub mod fastdp;
 pub mod forward;
+mod heartbeats;
 mod io;
 mod liveness;
 pub mod select;

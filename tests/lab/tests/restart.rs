@@ -90,6 +90,25 @@ fn other_peers_keep_the_place_of_one_that_restarts() {
 }
 
 #[test]
+fn kernel_forwards_over_a_restart() {
+    let Some(lab) = Lab::start("noloss", &Topology::hosts(2)) else { return };
+    launch_mesh(&lab, &[]);
+    let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    let members = attach_each(&[h1, h2]);
+    let [a, b] = &members[..] else { unreachable!() };
+    wait_overlay(h1, "fastdp");
+    wait_overlay(h2, "fastdp");
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
+    let pinger = a.container.pinging(&b.ip, 10);
+    h2.weave_ok(&["stop"]);
+    launch(h2, &[], &["h1"]);
+    wait_overlay(h2, "fastdp");
+    let pings = pinger.finish();
+    // The last one may be on its way.
+    assert!(pings.received + 1 >= pings.sent && pings.duplicates == 0, "{pings:?}");
+}
+
+#[test]
 fn launch_stop_reset() {
     let Some(lab) = Lab::start("cycle", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");

@@ -3,7 +3,6 @@
 use weave_lab::{Host, Lab, Topology};
 
 use crate::common::*;
-use crate::link_failure::{name_of, via};
 use crate::password::{mac_bytes, name_bytes};
 
 const PASSWORD: &[&str] = &["--password", "wEaVe"];
@@ -84,40 +83,6 @@ fn peers_without_warp_use_sleeve_and_relay() {
     check_all_traffic(&members);
     step("from warp to sleeve at a relay, and back");
     lab.cut("h2", "h3");
-    let name3 = name_of(h3);
-    h2.wait("h3 to be reached over h1", LONG_TIMEOUT, || {
-        via(h2, &name3)?.eq(&name_of(h1)).then_some(()).ok_or("not yet".to_owned())
-    });
+    wait_route(h2, h3, h1);
     check_all_traffic(&members);
-}
-
-#[test]
-fn a_path_of_warp_that_fails_is_routed_around() {
-    let Some(lab) = Lab::start("warpcut", &Topology::hosts(3)) else { return };
-    launch_mesh(&lab, PASSWORD);
-    let members = attach_each(&[lab.host("h1"), lab.host("h3")]);
-    let [a, c] = &members[..] else { unreachable!() };
-    let h1 = lab.host("h1");
-    wait_overlay(h1, "warp");
-    a.container.reaches(&c.ip, SHORT_TIMEOUT);
-    let (chat, pinger) = (a.container.chat(&c.container, &c.ip, 50), c.container.pinging(&a.ip, 50));
-    lab.cut("h1", "h3");
-    let (h2, h3) = (name_of(lab.host("h2")), name_of(lab.host("h3")));
-    h1.wait("h3 to be reached over h2", LONG_TIMEOUT, || {
-        via(h1, &h3)?.eq(&h2).then_some(()).ok_or("not yet".to_owned())
-    });
-    a.container.reaches(&c.ip, SHORT_TIMEOUT);
-    lab.heal("h1", "h3");
-    h1.wait("h3 to be reached directly", LONG_TIMEOUT, || {
-        via(h1, &h3)?.eq(&h3).then_some(()).ok_or("not yet".to_owned())
-    });
-    wait_overlay(h1, "warp");
-    a.container.reaches(&c.ip, SHORT_TIMEOUT);
-    let (chatter, pings) = (chat.finish(), pinger.finish());
-    assert!(chatter.broken.is_none(), "{chatter:?}");
-    println!(
-        "interruption by the cut: {:.1} s for pings, {:.1} s for TCP",
-        pings.longest_gap_ms / 1e3,
-        chatter.longest_gap_ms / 1e3
-    );
 }

@@ -236,6 +236,7 @@ impl Host {
         if let Some(warp) = self.options.warp {
             node.enable_warp(warp);
         }
+        self.kernel.start(now.mono);
         self.forwarder = Some(Forwarder::new(node.tables()));
         let own = own_record(&node, now);
         let (id, expected) = (self.id, &self.expected_disk);
@@ -284,7 +285,12 @@ impl Host {
     /// Runs the timers that are due; false if the peer is down.
     pub(crate) fn handle_timeout(&mut self, now: Now) -> bool {
         match (&mut self.node, &mut self.allocator) {
-            (Some(node), _) => node.handle_timeout(now),
+            (Some(node), _) => {
+                node.handle_timeout(now);
+                if self.kernel.handle_timeout(now.mono) {
+                    self.kernel.publish(&node.tables());
+                }
+            }
             (None, Some(allocator)) => Rc::make_mut(allocator).handle_timeout(now),
             (None, None) => return false,
         }
@@ -293,7 +299,10 @@ impl Host {
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         match &self.node {
-            Some(node) => node.poll_timeout(),
+            Some(node) => {
+                let kernel = self.kernel.poll_timeout().map(|at| (at, "tables of the last daemon"));
+                [node.poll_timeout(), kernel].into_iter().flatten().min()
+            }
             None => self.allocator.as_ref()?.poll_timeout(),
         }
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weave_overlay::fastdp::{
-    KERNEL_FRAME_HEAD, KernelEvent, KernelFrame, KernelNeighbour, KernelPeer, KernelRoute, KernelTables, vni,
+    KERNEL_FRAME_HEAD, KernelEvent, KernelFrame, KernelNeighbour, KernelPeer, KernelRoute, KernelTables,
+    Returning, vni,
 };
 use weave_overlay::forward::Tables;
 use weave_overlay::{LIVENESS_FRAME, LivenessKind};
@@ -25,6 +26,7 @@ const TRAFFIC_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Kernel {
     tables: Option<(Arc<Tables>, Arc<KernelTables>)>,
+    returning: Option<Returning>,
     /// Packets to send.
     pub(crate) sent: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Frames for the local bridge.
@@ -42,8 +44,26 @@ pub(crate) struct ForUserSpace {
 }
 
 impl Kernel {
+    /// The peer starts, and takes over what the last one has left.
+    pub(crate) fn start(&mut self, now: Instant) {
+        let neighbours = self.tables.as_ref().map_or(0, |(_, kernel)| kernel.neighbours.len());
+        self.returning = Some(Returning::new(neighbours, now));
+    }
+
     pub(crate) fn publish(&mut self, tables: &Arc<Tables>) {
-        self.tables = tables.kernel.as_ref().map(|kernel| (tables.clone(), kernel.clone()));
+        let Some(kernel) = &tables.kernel else { return };
+        if !self.returning.as_mut().is_some_and(|returning| returning.holds(kernel)) {
+            self.tables = Some((tables.clone(), kernel.clone()));
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.returning.as_ref()?.poll_timeout()
+    }
+
+    /// Whether to publish the peer's own tables now.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> bool {
+        self.returning.as_mut().is_some_and(|returning| returning.handle_timeout(now))
     }
 
     /// A frame from the local bridge. Returns whether user space has to forward it, too.

@@ -35,10 +35,19 @@ impl Restarts {
     /// `legacy` of the hosts behave like 2.8.1; these are not the victim.
     pub fn new(seed: u64, legacy: u16) -> Restarts {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let password = rng.random_bool(0.5).then(|| "secret".to_owned());
+        Restarts::start(seed, rng, HostOptions { password, ..HostOptions::default() }, legacy)
+    }
+
+    /// The kernels forward frames.
+    pub fn with_fastdp(seed: u64) -> Restarts {
+        let options = HostOptions { fastdp: true, ..HostOptions::default() };
+        Restarts::start(seed, ChaCha12Rng::seed_from_u64(seed), options, 0)
+    }
+
+    fn start(seed: u64, mut rng: ChaCha12Rng, options: HostOptions, legacy: u16) -> Restarts {
         let latency = Duration::from_micros(rng.random_range(100..10_000));
         let mut world = World::new(seed, Faults { latency, ..Faults::default() });
-        let password = rng.random_bool(0.5).then(|| "secret".to_owned());
-        let options = HostOptions { password, ..HostOptions::default() };
         let victim = HostId(rng.random_range(0..HOSTS));
         let others = (0..HOSTS).map(HostId).filter(|id| *id != victim);
         let legacy: BTreeSet<HostId> = others.take(legacy.into()).collect();

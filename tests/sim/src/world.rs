@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::driver_fault::DriverFault;
 use crate::frames;
 use crate::host::{CrashKind, Host, HostOptions, HostOutput, Observation};
+use crate::kernel::Kernel;
 use crate::net::{Faults, HostId, Net, PORT, VXLAN_PORT};
 use crate::tcp::{DIAL_TIMEOUT, End, Tcp, TcpEvent};
 
@@ -179,6 +180,7 @@ impl World {
         }
         if kind == CrashKind::PowerLost {
             self.net.set_power(id, false);
+            self.host_mut(id).kernel = Kernel::default();
         }
     }
 

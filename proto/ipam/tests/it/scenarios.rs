@@ -242,6 +242,23 @@ fn observer_triggers_an_election() {
     assert_eq!(answer.ring.as_ref(), Some(elector.allocator.ring()));
 }
 
+/// A reachable peer may allocate no addresses: it would lose the ranges. One that has sent its ring does allocate.
+#[test]
+fn leaving_transfers_nothing_to_a_peer_that_does_not_allocate() {
+    let leave = |hello: Option<Vec<u8>>| {
+        let (mut one, _) = pair(Init::Seed(vec![a()]));
+        if let Some(hello) = hello {
+            one.allocator.handle_gossip(&hello, one.now()).unwrap();
+        }
+        one.allocate("c1", NET);
+        one.allocator.leave(one.now())
+    };
+    assert!(matches!(leave(None), HandOver::Nothing | HandOver::NoPeer { .. }));
+    let (_, mut two) = pair(Init::Seed(vec![a()]));
+    let hello = two.allocator.state(two.now());
+    assert!(matches!(leave(Some(hello)), HandOver::To { peer, addresses: 256, .. } if peer == b()));
+}
+
 #[test]
 fn leaving_transfers_all_ranges() {
     let steps = steps(3);

@@ -1,7 +1,7 @@
 //! The control state machine of fastdp on one connection (docs/spec/data-plane.md 5.3 to 5.5, 5.7).
 //!
 //! ```text
-//!     | -- heartbeat of full size, every 500 ms --> |
+//!     | -- heartbeat of full size, repeated ------> |
 //!     | <-- control 0 (over TCP) ------------------ |   "your full-size packets arrive"
 //!   established: heartbeats every 10 s, or every 2 s between peers that announce it
 //! ```
@@ -12,28 +12,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionUid, Instant};
 
 use super::event::KernelFrame;
 use super::tables::FastdpPath;
+use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
 use crate::traffic::Traffic;
 
-const UNACKNOWLEDGED_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Six heartbeat intervals. Also the time for the first heartbeat.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Replaces [`HEARTBEAT_INTERVAL`] between neighbours that both announce it in the handshake.
-const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// Six fast heartbeat intervals.
-const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
-/// Heartbeats of established connections are due at multiples of this time, so that they wake this peer once.
-const HEARTBEAT_GRID: Duration = Duration::from_millis(500);
-/// A timeout that is handled so long after it was due shows that this machine was slow, and not that the neighbour is silent.
-const LATE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Ethernet header, connection UID and length.
 const MIN_HEARTBEAT: usize = ETHERNET_HEADER + 10;
 
@@ -106,7 +94,7 @@ pub struct FastdpControl {
     mtu: usize,
     confirmed: bool,
     established: bool,
-    fast_heartbeats: bool,
+    heartbeats: Heartbeats,
     heartbeat_sent: bool,
     heartbeat_received: bool,
     /// The interface does not carry heartbeats: its MTU.
@@ -133,7 +121,7 @@ impl FastdpControl {
             mtu,
             confirmed: false,
             established: false,
-            fast_heartbeats: false,
+            heartbeats: Heartbeats::new(),
             heartbeat_sent: false,
             heartbeat_received: false,
             too_big: None,
@@ -151,7 +139,7 @@ impl FastdpControl {
 
     /// Exchanges heartbeats every 2 s once established. The neighbour must do the same.
     pub fn with_fast_heartbeats(self) -> FastdpControl {
-        FastdpControl { fast_heartbeats: true, ..self }
+        FastdpControl { heartbeats: Heartbeats::fast(), ..self }
     }
 
     /// Tests the path while it carries data. The neighbour's programs must answer probes.
@@ -176,7 +164,7 @@ impl FastdpControl {
             return;
         }
         self.confirmed = true;
-        self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
+        self.timeout_at = Some(now + Heartbeats::FIRST_TIMEOUT);
         if self.heartbeat_received {
             self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
         }
@@ -214,7 +202,7 @@ impl FastdpControl {
             if first {
                 self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
             }
-            self.timeout_at = Some(now + self.heartbeat_timeout());
+            self.timeout_at = Some(now + self.heartbeats.timeout());
             self.set_health(false, self.down);
         }
     }
@@ -240,9 +228,10 @@ impl FastdpControl {
                 if !self.established {
                     self.established = true;
                     self.too_big = None;
-                    self.heartbeat_at = Some((now + self.heartbeat_interval()).floor(HEARTBEAT_GRID));
+                    self.heartbeats.settle();
+                    self.heartbeat_at = Some(self.heartbeats.next(now));
                     if self.heartbeat_received {
-                        self.timeout_at = Some(now + self.heartbeat_timeout());
+                        self.timeout_at = Some(now + self.heartbeats.timeout());
                     }
                     self.liveness = self.tests_liveness.then(|| Liveness::new(now));
                     self.push(Output::Established);
@@ -352,12 +341,12 @@ impl FastdpControl {
     /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
-            if now.saturating_since(at) >= LATE_TIMEOUT {
-                // This machine was asleep or busy: what has arrived meanwhile is handled first.
-                self.timeout_at = Some(now + self.heartbeat_interval());
+            if Heartbeats::is_late(at, now) {
+                self.timeout_at = Some(now + self.heartbeats.interval());
             } else {
                 // It is armed again by the next heartbeat.
                 self.timeout_at = None;
+                self.heartbeats.settle();
                 self.set_health(true, self.down);
             }
         }
@@ -380,9 +369,7 @@ impl FastdpControl {
     }
 
     fn send_heartbeat(&mut self, now: Instant) {
-        let due = now + self.heartbeat_interval();
-        let established = self.established || self.timed_out;
-        self.heartbeat_at = Some(if established { due.floor(HEARTBEAT_GRID) } else { due });
+        self.heartbeat_at = Some(self.heartbeats.next(now));
         self.heartbeat_sent = true;
         let mut frame = vec![0; ETHERNET_HEADER + self.mtu];
         let len = (frame.len() % (1 << 16)) as u16;
@@ -396,18 +383,6 @@ impl FastdpControl {
     fn send_liveness(&mut self, kind: LivenessKind, number: u32) {
         let body = LivenessFrame { uid: self.uid, number, kind, slowness: self.slowness }.encode();
         self.push(Output::Frame([&[0; ETHERNET_HEADER][..], &body].concat()));
-    }
-
-    fn heartbeat_interval(&self) -> Duration {
-        match self.established || self.timed_out {
-            true if self.fast_heartbeats => FAST_HEARTBEAT_INTERVAL,
-            true => HEARTBEAT_INTERVAL,
-            false => UNACKNOWLEDGED_HEARTBEAT_INTERVAL,
-        }
-    }
-
-    fn heartbeat_timeout(&self) -> Duration {
-        if self.fast_heartbeats && self.established { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT }
     }
 
     fn push(&mut self, output: Output) {

@@ -10,13 +10,16 @@
 //! * [`FastdpControl`]: heartbeats of full size, health, the neighbour's address.
 //! * [`KernelTables`] is what the kernel's programs decide from; a driver writes it to their maps.
 //! * [`KernelEvent`] is what they report.
+//! * [`Returning`]: from when on a new process's tables replace those of the last one.
 
 mod control;
 mod event;
+mod returning;
 mod tables;
 
 pub use control::{ControlMessageError, Event, FastdpControl, FastdpControlConfig, Output};
 pub use event::{KERNEL_FRAME_HEAD, KernelEvent, KernelFrame};
+pub use returning::Returning;
 pub use tables::{
     FastdpPath, KernelNeighbour, KernelPeer, KernelRoute, KernelTables, MAX_KERNEL_NEIGHBOURS, vni,
 };

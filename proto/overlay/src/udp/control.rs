@@ -24,30 +24,13 @@ use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRA
 use super::path::UdpPath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
+use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
 
-/// Interval of heartbeats until the neighbour acknowledges one.
-const UNACKNOWLEDGED_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Replaces [`UNACKNOWLEDGED_HEARTBEAT_INTERVAL`] between neighbours with fast heartbeats, and doubles with each heartbeat: the
-/// first ones may arrive before the neighbour knows the connection.
-const FIRST_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(10);
-/// Interval of heartbeats of an established connection.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Six heartbeat intervals. Also the time for the first heartbeat.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Replaces [`HEARTBEAT_INTERVAL`] between neighbours that both announce it in the handshake, so that traffic takes another
-/// route sooner.
-const FAST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// Six fast heartbeat intervals.
-const FAST_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(12);
-/// Heartbeats of established connections are due at multiples of this time.
-const HEARTBEAT_GRID: Duration = Duration::from_millis(500);
 /// A connection that is not established after this time has a problem that people should see.
 const PROBLEM_DELAY: Duration = Duration::from_secs(2);
 /// Heartbeats of an established connection that may be missing before people should see it.
 const TOLERATED_HEARTBEATS: u32 = 2;
-/// A timeout that is handled so long after it was due shows that this machine was slow, and not that the neighbour is silent.
-const LATE_TIMEOUT: Duration = Duration::from_millis(500);
 const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
 /// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
 const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -163,13 +146,10 @@ pub struct UdpControl {
     /// Number of datagrams with data that had been sent at the latest heartbeat.
     sent: u32,
     state: State,
-    /// Whether both ends use [`FAST_HEARTBEAT_INTERVAL`].
-    fast_heartbeats: bool,
+    heartbeats: Heartbeats,
     /// When the latest heartbeat arrived.
     heartbeat_received: Option<Instant>,
     heartbeat_sent: bool,
-    /// Interval until the next heartbeat, while none is acknowledged.
-    retry_interval: Duration,
     /// Whether the neighbour has acknowledged a heartbeat.
     acknowledged: bool,
     confirmed_at: Instant,
@@ -230,10 +210,9 @@ impl UdpControl {
             pmtu,
             sent: 0,
             state: State::Prepared,
-            fast_heartbeats: false,
+            heartbeats: Heartbeats::new(),
             heartbeat_received: None,
             heartbeat_sent: false,
-            retry_interval: UNACKNOWLEDGED_HEARTBEAT_INTERVAL,
             acknowledged: false,
             confirmed_at: Instant::ORIGIN,
             was_established: false,
@@ -252,7 +231,7 @@ impl UdpControl {
     /// Exchanges heartbeats every 2 s once the connection is established, so that silence is noticed after 12 s instead of
     /// 60. The neighbour must do the same.
     pub fn with_fast_heartbeats(self) -> UdpControl {
-        UdpControl { fast_heartbeats: true, retry_interval: FIRST_HEARTBEAT_INTERVAL, ..self }
+        UdpControl { heartbeats: Heartbeats::fast(), ..self }
     }
 
     /// Tests the path while it carries data, so that its failure is noticed within a second. The neighbour must do the same.
@@ -283,7 +262,7 @@ impl UdpControl {
         }
         self.state = State::Confirmed;
         self.confirmed_at = now;
-        self.timeout_at = Some(now + HEARTBEAT_TIMEOUT);
+        self.timeout_at = Some(now + Heartbeats::FIRST_TIMEOUT);
         if self.heartbeat_received.is_some() {
             self.control(ESTABLISHED, Vec::new());
         }
@@ -324,8 +303,7 @@ impl UdpControl {
             }
         }
         if confirmed {
-            self.timeout_at =
-                Some(now + if self.fast_heartbeats { FAST_HEARTBEAT_TIMEOUT } else { HEARTBEAT_TIMEOUT });
+            self.timeout_at = Some(now + self.heartbeats.timeout());
             if self.heartbeat_received.is_none() {
                 self.control(ESTABLISHED, Vec::new());
             }
@@ -460,7 +438,8 @@ impl UdpControl {
         }
         self.state = State::Established;
         self.was_established = true;
-        self.heartbeat_at = Some(now + self.heartbeat_interval());
+        self.heartbeats.settle();
+        self.heartbeat_at = Some(now + self.heartbeats.interval());
         self.push(Output::Established);
         if self.tests_liveness {
             self.liveness = Some(Liveness::new(now));
@@ -481,7 +460,7 @@ impl UdpControl {
         let pending = match self.state {
             State::Prepared => return None,
             State::Failed => return self.final_problem.clone(),
-            State::Established if silence > self.heartbeat_interval() * TOLERATED_HEARTBEATS => {
+            State::Established if silence > self.heartbeats.interval() * TOLERATED_HEARTBEATS => {
                 return Some(missing);
             }
             State::Established => {
@@ -552,9 +531,8 @@ impl UdpControl {
             return;
         }
         if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
-            // This machine was asleep or busy: what has arrived meanwhile is handled first.
-            if now.saturating_since(at) >= LATE_TIMEOUT {
-                self.timeout_at = Some(now + self.heartbeat_interval());
+            if Heartbeats::is_late(at, now) {
+                self.timeout_at = Some(now + self.heartbeats.interval());
                 return;
             }
             self.final_problem = self.problem(now);
@@ -602,11 +580,7 @@ impl UdpControl {
 
     fn send_heartbeat(&mut self, now: Instant) {
         self.session().handle_time(now);
-        let due = now + self.heartbeat_interval();
-        self.retry_interval = (self.retry_interval * 2).min(UNACKNOWLEDGED_HEARTBEAT_INTERVAL);
-        // Heartbeats of all established connections leave together, so that they wake this peer once.
-        self.heartbeat_at =
-            Some(if self.state == State::Established { due.floor(HEARTBEAT_GRID) } else { due });
+        self.heartbeat_at = Some(self.heartbeats.next(now));
         let sent = self.session().traffic().counts().sent;
         if std::mem::replace(&mut self.sent, sent) != sent {
             self.pmtu.handle_traffic();
@@ -617,14 +591,6 @@ impl UdpControl {
             self.send(HEARTBEAT_FRAME, true, |frame| {
                 frame[HEARTBEAT_FRAME - uid.len()..HEARTBEAT_FRAME].copy_from_slice(&uid);
             });
-        }
-    }
-
-    fn heartbeat_interval(&self) -> Duration {
-        match self.state {
-            State::Established if self.fast_heartbeats => FAST_HEARTBEAT_INTERVAL,
-            State::Established => HEARTBEAT_INTERVAL,
-            _ => self.retry_interval,
         }
     }
 

@@ -12,13 +12,13 @@
 //! * [`UdpControl`]: establishment, heartbeats, fragmentation test; [`pmtu`] discovers the path MTU.
 //! * [`ControlFrame`]: the control frames that travel between the data frames.
 
+pub(crate) mod aead;
 mod control;
 mod control_frame;
 mod path;
 pub mod pmtu;
 mod replay;
 mod session;
-pub(crate) mod warp;
 
 pub use control::{ControlMessageError, Event, Output, UdpControl, UdpControlConfig};
 pub use control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};

@@ -6,8 +6,8 @@ use dryoc::classic::crypto_secretbox::{crypto_secretbox_easy_inplace, crypto_sec
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName};
 
+use super::aead::{HEADER, Header, Keys};
 use super::replay::ReplayWindow;
-use super::warp::{HEADER, Header, Keys};
 use crate::select::Overlay;
 use crate::traffic::Traffic;
 

@@ -13,5 +13,5 @@
 
 mod control;
 
-pub use crate::udp::warp::{Cipher, HEADER, Header, KeyLimits, KeyMaterial, Keys, TAG, receiver};
+pub use crate::udp::aead::{Cipher, HEADER, Header, KeyLimits, KeyMaterial, Keys, TAG, receiver};
 pub use control::{WarpControl, WarpControlConfig, WarpControlError};

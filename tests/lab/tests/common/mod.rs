@@ -70,6 +70,42 @@ pub fn launch_line(lab: &Lab, options: &[&str]) {
     }
 }
 
+/// Launches the four peers of a lab in a square: h1 and h3 reach h2 and h4 only.
+pub fn launch_square(lab: &Lab) {
+    lab.cut("h1", "h3");
+    lab.cut("h2", "h4");
+    for (host, peers) in [("h1", &[][..]), ("h2", &["h1"]), ("h4", &["h1"]), ("h3", &["h2", "h4"])] {
+        launch(lab.host(host), &[], peers);
+    }
+    for host in lab.hosts() {
+        wait_peers(host, 4);
+        host.wait_established(2, LONG_TIMEOUT);
+    }
+}
+
+/// A host's peer name.
+pub fn name_of(host: &Host) -> String {
+    host.report().unwrap()["Router"]["Name"].as_str().unwrap().to_owned()
+}
+
+/// The neighbour over which `host` sends to the peer `to`.
+pub fn via(host: &Host, to: &str) -> Result<String, String> {
+    let report = host.report()?;
+    let routes = report["Router"]["UnicastRoutes"].as_array().ok_or("no routes")?;
+    let route = routes.iter().find(|r| r["Dest"] == to).ok_or("no route")?;
+    Ok(route["Via"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Waits until `from` sends to `to` by way of the neighbour `over`, which is `to` itself for a direct route.
+pub fn wait_route(from: &Host, to: &Host, over: &Host) {
+    let [to_name, over_name] = [to, over].map(name_of);
+    let what = format!("{} to be reached over {}", to.name(), over.name());
+    from.wait(&what, LONG_TIMEOUT, || {
+        let way = via(from, &to_name)?;
+        if way == over_name { Ok(()) } else { Err(way) }
+    });
+}
+
 /// `weave launch` with options before the peers, without a supervisor, so that a killed daemon is not restarted.
 pub fn launch(host: &Host, options: &[&str], peers: &[&str]) {
     let mut args = vec!["launch", "--no-restart"];

@@ -19,6 +19,15 @@ fn restarted_peer_keeps_its_place() {
     println!("longest silence after the start of the peer: {latest:?}");
 }
 
+/// The programs of the kernel go on while there is no peer, and neighbours keep sending to them.
+#[test]
+fn restart_over_fastdp_interrupts_nothing() {
+    for seed in 1..=25 {
+        let [_, own, others] = Restarts::with_fastdp(seed).restart();
+        assert_eq!((own, others), (Duration::ZERO, Duration::ZERO), "seed {seed}");
+    }
+}
+
 #[test]
 fn restart_beside_peers_of_2_8_1_is_over_soon() {
     for seed in 1..=10 {
