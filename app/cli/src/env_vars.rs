@@ -17,11 +17,7 @@ pub(crate) static VARIABLES: &[Variable] = &[
     var("WEAVE_PORT", "6783", "port of the peer, as --port"),
     var("WEAVE_MTU", "", "MTU of the container network, as --mtu"),
     var("WEAVE_NO_FASTDP", "", "not empty: as --no-fastdp"),
-    var(
-        "WEAVE_NO_WARP",
-        "",
-        "not empty: warp is not used; frames between peers of this version go by fastdp or sleeve",
-    ),
+    var("WEAVE_OVERLAYS", "", "as --overlays"),
     var("WEAVE_NO_BRIDGED_FASTDP", "", "accepted, as --no-bridged-fastdp"),
     var(
         "WEAVE_HTTP_ADDR",

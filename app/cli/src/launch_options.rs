@@ -139,6 +139,12 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
                 "MTU of the container network (default: $WEAVE_MTU or 1376; 65535 with --no-fastdp)",
             ),
             flag("no-fastdp", "do not use the fast datapath (default: on if $WEAVE_NO_FASTDP is set)"),
+            text(
+                "overlays",
+                "name,...",
+                "the ways in which frames may go to other peers; without sleeve no slow one, and no connection to peers that have no \
+                 other (default: $WEAVE_OVERLAYS or fastdp,warp,sleeve)",
+            ),
             flag("no-bridged-fastdp", "accepted; the fast datapath is always bridged"),
             text(
                 "docker-bridge",

@@ -41,6 +41,8 @@ pub(crate) enum OptionError {
     ConnLimit(i64),
     #[error("--mtu {0}: must be in range [68,65535]")]
     Mtu(i64),
+    #[error("--overlays {0:?}: {1}")]
+    Overlays(String, &'static str),
     #[error("{0}: invalid number {1:?}")]
     EnvNumber(&'static str, String),
     #[error("--instance: {0:?} is no name of at most 8 lower-case letters, digits and dashes inside")]
@@ -237,11 +239,13 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
             Some(u32::try_from(mtu).ok().filter(|m| (68..=65535).contains(m)).ok_or(OptionError::Mtu(mtu))?)
         }
     };
+    if let Some(list) = parsed.text("overlays").map(str::to_owned).or_else(|| env.var("WEAVE_OVERLAYS")) {
+        config.overlays = list.parse().map_err(|why| OptionError::Overlays(list, why))?;
+    }
     if no_fastdp {
         config.new_mtu = 65535;
-        config.fastdp = false;
+        config.overlays.fastdp = false;
     }
-    config.warp = env.var("WEAVE_NO_WARP").is_none_or(|v| v.is_empty());
     config.state_dir = state_dir(parsed, env);
     config.run_dir = run_dir(parsed, env);
     config.legacy = original(parsed, env);

@@ -208,6 +208,9 @@ fn values_from_options_and_environment() {
     let c = config("", &env).expect("good");
     assert_eq!((c.port, c.mtu, c.new_mtu), (7001, Some(1400), 65535));
     assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b"env"[..]));
+    assert!(!c.overlays.fastdp && c.overlays.warp && c.overlays.sleeve);
+    let c = config("--overlays fastdp,warp", &[("WEAVE_OVERLAYS", "sleeve")]).expect("good");
+    assert!(c.overlays.fastdp && c.overlays.warp && !c.overlays.sleeve && c.new_mtu == 1376);
     let c = config("--port 7 --password opt --mtu 9000 --no-fastdp=false", &env).expect("good");
     assert_eq!((c.port, c.mtu, c.new_mtu), (7, Some(9000), 1376), "options beat the environment");
     assert_eq!(c.password.as_ref().map(|p| p.reveal()), Some(&b"opt"[..]));

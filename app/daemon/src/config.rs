@@ -1,6 +1,7 @@
 //! Configuration of a peer, in types. The command line parses every value into a [`Config`]; the daemon reads neither options nor
 //! environment.
 
+mod overlays;
 mod proxy;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use weave_ipam::{Init, Subnet};
 use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
 
+pub use overlays::Overlays;
 pub use proxy::{HostnameError, ProxyConfig, ProxyEndpoint, ServerTlsFiles};
 
 #[derive(Clone, Debug)]
@@ -30,8 +32,6 @@ pub struct Config {
     pub password: Option<Password>,
     /// Networks inside which traffic is not encrypted.
     pub trusted_subnets: Vec<Cidr>,
-    /// Whether frames go by warp to peers that have it.
-    pub warp: bool,
     /// Whether to connect to peers that are known by gossip only.
     pub discovery: bool,
     /// Limit of incoming and outgoing connections together; 0: no limit.
@@ -54,8 +54,8 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// 1376, or 65535 without the fast datapath (docs/spec/cli.md 4.2).
     pub new_mtu: u32,
-    /// Whether the kernel forwards frames where it can.
-    pub fastdp: bool,
+    /// The ways in which frames may go to other peers.
+    pub overlays: Overlays,
     /// Address of the control API, in addition to the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
     /// Address of the read-only status pages.
@@ -195,7 +195,6 @@ impl Default for Config {
             min_protocol: 1,
             password: None,
             trusted_subnets: Vec::new(),
-            warp: true,
             discovery: true,
             connection_limit: 200,
             peers: Vec::new(),
@@ -207,7 +206,7 @@ impl Default for Config {
             no_masq_local: false,
             mtu: None,
             new_mtu: 1376,
-            fastdp: true,
+            overlays: Overlays::default(),
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
             metrics_addr: None,

@@ -68,6 +68,8 @@ pub(crate) struct KernelPath {
     failure: Option<String>,
     check_at: Instant,
     returning: Returning,
+    /// Whether the node has yet to learn the MACs that the kernel knows from the last daemon.
+    has_adopted_macs: bool,
 }
 
 impl KernelPath {
@@ -75,6 +77,7 @@ impl KernelPath {
     pub(crate) fn start(parameters: &FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
         let (fastdp, events) = Fastdp::start(parameters)?;
         let returning = Returning::new(fastdp.neighbours(), now);
+        let has_adopted_macs = fastdp.adopted();
         let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {
             fastdp,
@@ -84,6 +87,7 @@ impl KernelPath {
             failure: None,
             check_at: now + CHECK_INTERVAL,
             returning,
+            has_adopted_macs,
         };
         Ok((path, taps))
     }
@@ -137,6 +141,15 @@ impl KernelPath {
         if self.returning.holds(tables) {
             return;
         }
+        let mut adopted = None;
+        if std::mem::take(&mut self.has_adopted_macs) {
+            for entry in self.fastdp.activity().unwrap_or_default() {
+                node.adopt_kernel_mac(entry.mac, entry.peer, now);
+            }
+            let macs = node.tables().forwarding.macs.clone();
+            adopted = Some(KernelTables { macs, ..tables.clone() });
+        }
+        let tables = adopted.as_ref().unwrap_or(tables);
         let failure = self.fastdp.publish(tables).err().map(|error| error.to_string());
         if let Some(text) = failure.as_ref().filter(|text| self.failure.as_ref() != Some(text)) {
             tracing::warn!("fastdp goes on with old tables: {text}");

@@ -30,7 +30,7 @@ use weave_runtime::{Change, ContainerNetwork, Recovered};
 use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::allocation::{Allocation, own_networks};
-use crate::config::{Config, ListenAddr};
+use crate::config::{Config, ListenAddr, Overlays};
 use crate::containers::Containers;
 use crate::control::{AllocationInfo, Control, DnsInfo};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
@@ -360,8 +360,12 @@ async fn prepare(
         None => None,
     };
     let mut node = Node::new(weave_node::Config { mesh, ipam, dns: registry }, rng, clock.now());
-    if config.warp {
+    let Overlays { warp, sleeve, .. } = config.overlays;
+    if warp {
         node.enable_warp(WarpConfig::new(has_aes()));
+    }
+    if !sleeve {
+        node.disable_sleeve();
     }
     let device = names.device.clone();
     let data = DatapathConfig {
@@ -418,7 +422,7 @@ async fn prepare(
 fn start_kernel_path(config: &Config, uplink: &str, clock: Clock) -> Option<(KernelPath, Taps)> {
     let parameters =
         kernel_path::parameters(config.port, config.instance.as_deref(), uplink, clock.origin())?;
-    if config.fastdp {
+    if config.overlays.fastdp {
         match KernelPath::start(&parameters, clock.now().mono) {
             Ok(started) => return Some(started),
             Err(error) => tracing::warn!("fastdp is not used, frames go by another overlay: {error}"),

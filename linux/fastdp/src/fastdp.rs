@@ -354,7 +354,8 @@ impl Fastdp {
 
     /// Opens the TAP device for frames of peers, as [`open_tap`](Fastdp::open_tap). Each has two VLAN tags of type 0x88a8 behind its
     /// MACs: the first has the short id of its source, the second that of its destination. If that is this peer, the frame has been
-    /// delivered and is to be sent to those neighbours in the broadcast tree of its source that the kernel does not reach.
+    /// delivered and is to be sent to those neighbours in the broadcast tree of its source that the kernel does not reach. The frames are
+    /// complete: the kernel has segmented them and computed their checksums.
     pub fn open_relay_tap(&self) -> Result<OwnedFd, Error> {
         devices::open_tap(&self.config.relay_tap, false)
     }

@@ -499,7 +499,8 @@ impl Ring {
     }
 }
 
-/// Attaches a queue of the TAP device `name`, which is created if there is none. The flag `multi_queue` cannot change.
+/// Attaches a queue of the TAP device `name`, which is created if there is none. The flag `multi_queue` cannot change; only such a
+/// device passes frames with pending work.
 pub(crate) fn open_tap(name: &str, multi_queue: bool) -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = [0u8; size_of::<libc::ifreq>()];
@@ -513,6 +514,11 @@ pub(crate) fn open_tap(name: &str, multi_queue: bool) -> io::Result<OwnedFd> {
     // SAFETY: the buffer has the size of the structure that the request reads and writes.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
     let fd = OwnedFd::from(file);
+    if !multi_queue {
+        tap_number(&fd, libc::TUNSETOFFLOAD, 0)?;
+        set_nonblocking(&fd)?;
+        return Ok(fd);
+    }
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     // UDP segmentation: from Linux 6.2.
     if tap_number(&fd, libc::TUNSETOFFLOAD, offloads | TUN_F_USO4 | TUN_F_USO6).is_err() {

@@ -11,7 +11,7 @@ use weave_overlay::fastdp::{
 };
 use weave_overlay::forward::Neighbour;
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
-use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig};
+use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
 use weave_overlay::{Destination, Slowness, TICK, Traffic};
 use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId};
@@ -80,6 +80,8 @@ pub(crate) struct Connections {
     own: PeerName,
     /// The port of the mesh; that of VXLAN packets is the next one.
     port: u16,
+    /// Whether sleeve may be used.
+    sleeve: bool,
     /// Whether the kernel can forward frames.
     fastdp: bool,
     warp: Option<WarpConfig>,
@@ -113,8 +115,8 @@ pub(crate) struct Connection {
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
     pub(crate) sleeve: UdpControl,
-    /// Position of sleeve in the common list.
-    sleeve_index: usize,
+    /// Position of sleeve in the common list. Without one sleeve is not used.
+    sleeve_index: Option<usize>,
     /// fastdp and its position in the common list, if it was prepared.
     fastdp: Option<(usize, FastdpControl)>,
     /// warp and its position in the common list, if both peers have it.
@@ -131,6 +133,7 @@ impl Connections {
         Connections {
             own,
             port,
+            sleeve: true,
             fastdp: false,
             warp: None,
             rng,
@@ -147,6 +150,10 @@ impl Connections {
         self.fastdp = true;
     }
 
+    pub(crate) fn disable_sleeve(&mut self) {
+        self.sleeve = false;
+    }
+
     pub(crate) fn enable_warp(&mut self, config: WarpConfig) {
         self.warp = Some(config);
     }
@@ -154,7 +161,8 @@ impl Connections {
     /// The overlays of this peer, in the order in which they are advertised.
     pub(crate) fn overlays(&self) -> Vec<String> {
         let (warp, fastdp) = (self.warp.map(|_| select::WARP), self.fastdp.then_some(select::FASTDP));
-        warp.into_iter().chain(fastdp).chain([select::SLEEVE]).map(str::to_owned).collect()
+        let sleeve = self.sleeve.then_some(select::SLEEVE);
+        warp.into_iter().chain(fastdp).chain(sleeve).map(str::to_owned).collect()
     }
 
     pub(crate) fn has_fastdp(&self) -> bool {
@@ -174,7 +182,6 @@ impl Connections {
         let mut switch = OverlaySwitch::new(&label, &self.overlays(), setup.overlays.as_deref(), encrypted)
             .map_err(|e| e.to_string())?;
         let sleeve_index = switch.common().position(|name| name == select::SLEEVE);
-        let sleeve_index = sleeve_index.ok_or_else(|| select::NoCommonOverlay.to_string())?;
         let session = Session::new(SessionConfig {
             own: self.own,
             remote: setup.remote,
@@ -294,7 +301,9 @@ impl Connections {
         }
         self.with(conn, |connection| {
             connection.confirmed = true;
-            connection.sleeve.confirm(now.mono);
+            if connection.sleeve_index.is_some() {
+                connection.sleeve.confirm(now.mono);
+            }
             if let Some((_, fastdp)) = &mut connection.fastdp {
                 fastdp.confirm(now.mono);
             }
@@ -464,7 +473,7 @@ impl Connections {
         let mut problem = None;
         self.with(conn, |connection| {
             problem = match connection.switch.control_target(index) {
-                Ok(target) if target == connection.sleeve_index => {
+                Ok(target) if Some(target) == connection.sleeve_index => {
                     connection.sleeve.handle_control(tag, body, now.mono).err().map(|e| e.to_string())
                 }
                 Ok(target) => match (&mut connection.fastdp, &mut connection.warp) {
@@ -562,11 +571,11 @@ impl Connections {
             Arc::new(Neighbour {
                 session: connection.sleeve.session().clone(),
                 confirmed: connection.confirmed,
-                path: connection.sleeve.path(),
+                path: connection.sleeve_path(),
                 warp: connection
                     .warp_path_control()
                     .map(|control| (control.session().clone(), control.path())),
-                overlay: if connection.overlay() == Overlay::Warp { Overlay::Warp } else { Overlay::Sleeve },
+                overlay: connection.user_space_overlay(),
             })
         };
         // An unconfirmed connection may be a duplicate: it must not replace the one that works.
@@ -635,7 +644,8 @@ impl Connection {
     /// The overlay that frames are sent with.
     fn overlay(&self) -> Overlay {
         let Some((best, _)) = self.switch.best().filter(|_| self.confirmed) else { return Overlay::Sleeve };
-        if self.fastdp.as_ref().is_some_and(|(index, _)| *index == best) {
+        // Until then the kernel goes on with the path of the last connection, if there was one.
+        if self.fastdp.as_ref().is_some_and(|(index, _)| *index == best) && self.switch.is_established(best) {
             Overlay::Fastdp
         } else if self
             .warp
@@ -646,6 +656,19 @@ impl Connection {
         } else {
             Overlay::Sleeve
         }
+    }
+
+    /// How frames are sent that user space sends: also those to a neighbour that is reached by fastdp, if they come from another one that
+    /// is not.
+    fn user_space_overlay(&self) -> Overlay {
+        let only_warp = self.sleeve_index.is_none() && self.warp_path_control().is_some();
+        if only_warp || self.overlay() == Overlay::Warp { Overlay::Warp } else { Overlay::Sleeve }
+    }
+
+    /// How frames are sent by sleeve. Without sleeve they are not.
+    fn sleeve_path(&self) -> UdpPath {
+        let path = self.sleeve.path();
+        UdpPath { remote: path.remote.filter(|_| self.sleeve_index.is_some()), ..path }
     }
 
     fn warp_path_control(&self) -> Option<&UdpControl> {
@@ -705,7 +728,9 @@ impl Connection {
     /// Collects the outputs of sleeve and warp.
     fn drain_udp(&mut self, conn: ConnectionId, outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>) {
         while let Some(output) = self.sleeve.poll_output() {
-            self.handle_udp_output(conn, self.sleeve_index, select::SLEEVE, output, outputs);
+            if let Some(index) = self.sleeve_index {
+                self.handle_udp_output(conn, index, select::SLEEVE, output, outputs);
+            }
         }
         while let Some((index, warp)) = &mut self.warp
             && let Some(output) = warp.poll_output()

@@ -12,7 +12,7 @@ use weave_overlay::ForwarderEvent;
 use weave_overlay::fastdp::{KernelEvent, KernelTables, vni};
 use weave_overlay::forward::Tables;
 use weave_switch::{ForwardingTable, Learned, MacConfig, MacTable, SwitchEvent};
-use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName};
+use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName, ShortId};
 
 use crate::blocked_paths::BlockedPaths;
 use crate::channels::NodeChannels;
@@ -118,6 +118,12 @@ impl Node {
         };
         node.process_outputs(now);
         node
+    }
+
+    /// New connections do not use sleeve, so that there are none to peers that have no other overlay in common.
+    pub fn disable_sleeve(&mut self) {
+        self.connections.disable_sleeve();
+        self.mesh.set_overlays(self.connections.overlays());
     }
 
     /// The kernel can forward frames: new connections use fastdp if the other peer has it, too.
@@ -262,6 +268,17 @@ impl Node {
     /// from time to time, so that they do not expire.
     pub fn handle_kernel_activity(&mut self, mac: MacAddr, last_seen: Instant, refused: u64) {
         self.macs.refresh(mac, last_seen, refused);
+    }
+
+    /// The kernel knows this MAC from an earlier process.
+    pub fn adopt_kernel_mac(&mut self, mac: MacAddr, id: ShortId, now: Now) {
+        let event = match self.mesh.short_id_owner(id) {
+            Some(peer) if peer == self.mesh.name() => SwitchEvent::LocalMac(mac),
+            Some(peer) => SwitchEvent::RemoteMac { mac, peer },
+            None => return,
+        };
+        self.handle_switch_event(event, now);
+        self.process_outputs(now);
     }
 
     /// The kernel cannot send [`Output::KernelFrame`]: the interface carries IP packets of at most `mtu` bytes.

@@ -238,6 +238,11 @@ impl OverlaySwitch {
         self.best.map(|index| (index, self.overlays[index].name.as_str()))
     }
 
+    /// Whether datagrams of the overlay have passed both ways.
+    pub fn is_established(&self, index: usize) -> bool {
+        self.overlays.get(index).is_some_and(|overlay| overlay.established)
+    }
+
     /// The next output, or `None` when there is none left.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()

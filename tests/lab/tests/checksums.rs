@@ -14,7 +14,7 @@ fn checksums_are_complete_on_the_wire() {
     let Some(lab) = Lab::start("sums", &Topology::hosts(2)) else { return };
     lab.wire_offloads(false);
     // The datagrams of sleeve can be read here.
-    launch_mesh_without_warp(&lab, &["--no-fastdp", "--mtu", "1376"]);
+    launch_mesh(&lab, &["--overlays=sleeve"]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
     let [a, b] = &members[..] else { unreachable!() };
     // All offloads on, so that the devices of the containers leave checksums to be completed later.

@@ -93,7 +93,7 @@ fn kernel_forwards_while_the_daemon_is_stopped() {
 #[test]
 fn traffic_survives_the_failure_of_a_relay() {
     let Some(lab) = Lab::start("square", &Topology::hosts(4)) else { return };
-    launch_square(&lab);
+    launch_square(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h3")]);
     let [a, c] = &members[..] else { unreachable!() };
     a.container.reaches(&c.ip, SHORT_TIMEOUT);
@@ -112,7 +112,7 @@ fn traffic_survives_the_failure_of_a_relay() {
 #[test]
 fn traffic_survives_the_loss_of_a_relay_without_a_word() {
     let Some(lab) = Lab::start("silent", &Topology::hosts(4)) else { return };
-    launch_square(&lab);
+    launch_square(&lab, &[]);
     let members = attach_each(&[lab.host("h1"), lab.host("h3")]);
     let [a, c] = &members[..] else { unreachable!() };
     a.container.reaches(&c.ip, SHORT_TIMEOUT);

@@ -70,7 +70,7 @@ fn encrypted_traffic_is_not_readable_on_the_wire() {
 fn plain_traffic_is_readable_on_the_wire() {
     // Shows that the captures of the test above would have found the text.
     let Some(lab) = Lab::start("plain", &Topology::hosts(2)) else { return };
-    launch_mesh_without_warp(&lab, &[]);
+    launch_mesh(&lab, &["--overlays=fastdp,sleeve"]);
     let members = attach_each(&[lab.host("h1"), lab.host("h2")]);
     members[0].container.reaches(&members[1].ip, SHORT_TIMEOUT);
     let capture = lab.wire().capture("h1");
@@ -89,7 +89,7 @@ fn wrong_and_missing_passwords_are_refused() {
     assert!(
         h2.weave_env(
             &[("WEAVE_PASSWORD", "wEaVe")],
-            &["launch", "--no-restart", "--password", "other", "h1"]
+            &["launch", "--no-restart", "--password", "sWordfish", "h1"]
         )
         .success()
     );
@@ -124,7 +124,7 @@ fn wrong_and_missing_passwords_are_refused() {
         public.push_str(&host.log());
         public.push_str(&host.weave_ok(&["report"]));
         assert!(
-            !public.contains("wEaVe") && !public.contains("other"),
+            !public.contains("wEaVe") && !public.contains("sWordfish"),
             "password of {} shown: {public}",
             host.name()
         );

@@ -1,6 +1,6 @@
 //! Warp, the encrypted overlay between peers of this version.
 
-use weave_lab::{Host, Lab, Topology};
+use weave_lab::{Lab, Topology};
 
 use crate::common::*;
 use crate::password::{mac_bytes, name_bytes};
@@ -9,12 +9,6 @@ const PASSWORD: &[&str] = &["--password", "wEaVe"];
 
 /// Distinctive payload: what `udp-cast` sends.
 const TEXT: &[u8] = b"who is there?";
-
-fn launch_without_warp(host: &Host, peers: &[&str]) {
-    let args = [&["launch", "--no-restart"], PASSWORD, peers].concat();
-    let outcome = host.weave_env(&[("WEAVE_NO_WARP", "1")], &args);
-    assert!(outcome.success(), "{outcome}");
-}
 
 #[test]
 fn a_password_means_warp_which_shows_nothing() {
@@ -66,7 +60,7 @@ fn peers_without_warp_use_sleeve_and_relay() {
     let [h1, h2, h3] = ["h1", "h2", "h3"].map(|host| lab.host(host));
     launch(h1, PASSWORD, &[]);
     launch(h2, PASSWORD, &["h1"]);
-    launch_without_warp(h3, &["h1"]);
+    launch(h3, &[PASSWORD, &["--overlays=sleeve"]].concat(), &["h1"]);
     for host in lab.hosts() {
         host.wait_established(2, LONG_TIMEOUT);
     }

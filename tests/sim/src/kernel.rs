@@ -27,6 +27,8 @@ const TRAFFIC_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Kernel {
     tables: Option<(Arc<Tables>, Arc<KernelTables>)>,
     returning: Option<Returning>,
+    /// The peer ends: its tables stay as they are.
+    is_left: bool,
     /// Packets to send.
     pub(crate) sent: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Frames for the local bridge.
@@ -48,10 +50,16 @@ impl Kernel {
     pub(crate) fn start(&mut self, now: Instant) {
         let neighbours = self.tables.as_ref().map_or(0, |(_, kernel)| kernel.neighbours.len());
         self.returning = Some(Returning::new(neighbours, now));
+        self.is_left = false;
+    }
+
+    /// The peer ends, and lets the kernel go on.
+    pub(crate) fn leave(&mut self) {
+        self.is_left = true;
     }
 
     pub(crate) fn publish(&mut self, tables: &Arc<Tables>) {
-        let Some(kernel) = &tables.kernel else { return };
+        let Some(kernel) = tables.kernel.as_ref().filter(|_| !self.is_left) else { return };
         if !self.returning.as_mut().is_some_and(|returning| returning.holds(kernel)) {
             self.tables = Some((tables.clone(), kernel.clone()));
         }

@@ -72,7 +72,7 @@ impl Restarts {
     /// Ends the victim: with an announcement if `departure` is given.
     pub fn end(&mut self, departure: Option<Departure>) {
         if let Some(departure) = departure {
-            self.world.with_node(self.victim, |node, now| node.shutdown(departure, now));
+            self.world.shut_down(self.victim, departure);
         }
         self.world.crash(self.victim, CrashKind::Killed);
     }
@@ -215,7 +215,7 @@ pub fn silence_after_the_end_of_a_relay(seed: u64) -> Duration {
     traffic.longest.clear();
     let victim = HostId(rng.random_range(0..4));
     if rng.random_bool(0.5) {
-        world.with_node(victim, |node, now| node.shutdown(Departure::Restart, now));
+        world.shut_down(victim, Departure::Restart);
     }
     world.crash(victim, CrashKind::Killed);
     traffic.run(&mut world, Duration::from_secs(5));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use weave_ipam::Allocator;
-use weave_mesh::StreamEnd;
+use weave_mesh::{Departure, StreamEnd};
 use weave_node::{Node, Output};
 use weave_types::{ConnectionId, Instant, MacAddr, Now};
 
@@ -164,6 +164,16 @@ impl World {
             assert!(refused.is_empty(), "targets refused: {refused:?}");
         }
         self.process_outputs(id);
+    }
+
+    /// A peer announces that it ends.
+    pub fn shut_down(&mut self, id: HostId, departure: Departure) {
+        let kernel = &mut self.host_mut(id).kernel;
+        match departure {
+            Departure::Restart => kernel.leave(),
+            Departure::Leave => *kernel = Kernel::default(),
+        }
+        self.with_node(id, |node, now| node.shutdown(departure, now));
     }
 
     /// Ends a peer, if it is running. Only the disk is kept. A host without power does not answer until it is started again.

@@ -8,7 +8,7 @@ use weave_types::Instant;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use crate::udp::warp::{Cipher, KeyLimits, KeyMaterial, Keys};
+use crate::udp::aead::{Cipher, KeyLimits, KeyMaterial, Keys};
 use crate::udp::{ControlMessageError, Output, Session, SessionConfig, UdpControl, UdpControlConfig};
 
 /// Tag of the control message with the public key. The others are those of [`UdpControl`].

@@ -61,7 +61,7 @@ impl Path {
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
             Kind::Fastdp => mesh(&lab, &containers, "fastdp", &[], weave)?,
-            Kind::Plain => mesh(&lab, &containers, "sleeve", &["--no-fastdp", "--mtu", "1376"], weave)?,
+            Kind::Plain => mesh(&lab, &containers, "sleeve", &[], weave)?,
             Kind::Encrypted => mesh(&lab, &containers, "sleeve", &["--password", "bench"], weave)?,
             Kind::Warp => mesh(&lab, &containers, "warp", &["--password", "bench"], weave)?,
         }
@@ -158,12 +158,12 @@ fn mesh(
     options: &[&str],
     weave: &FilePath,
 ) -> Result<()> {
-    let env: &[(&str, &str)] = if overlay == "sleeve" { &[("WEAVE_NO_WARP", "1")] } else { &[] };
+    let overlays = format!("--overlays={overlay}");
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
-        let mut args = vec!["launch"];
+        let mut args = vec!["launch", &overlays];
         args.extend(options);
         args.extend((i > 0).then_some("h1"));
-        succeed(peer::weave_env(host, weave, env, &args))?;
+        succeed(peer::weave(host, weave, &args))?;
         let cidr = format!("{}/24", address(i));
         succeed(peer::weave(host, weave, &["attach", &cidr, &container.netns()]))?;
         let mtu = container.mtu();

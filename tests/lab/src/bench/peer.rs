@@ -25,14 +25,10 @@ pub(super) fn program() -> Result<PathBuf> {
 
 /// Runs `weave` in a host.
 pub(super) fn weave(host: &Host, program: &Path, args: &[&str]) -> Outcome {
-    weave_env(host, program, &[], args)
-}
-
-pub(super) fn weave_env(host: &Host, program: &Path, env: &[(&str, &str)], args: &[&str]) -> Outcome {
     let program = program.to_string_lossy();
     let mut argv = vec![&*program];
     argv.extend(args);
-    host.command_with(env, &argv, COMMAND_TIMEOUT)
+    host.command_with(&[], &argv, COMMAND_TIMEOUT)
 }
 
 /// Seconds from fork to the end of `weave launch`, on a host without any state of weave.

@@ -37,7 +37,7 @@ pub(super) const CHECKS: &[Check] = &[
         ],
         bridges,
     ),
-    check(&["$WEAVE_NO_WARP"], without_warp),
+    check(&["launch --overlays", "$WEAVE_OVERLAYS"], overlays),
     check(&["launch --resume"], resume),
     check(&["launch --no-masq-local"], no_masquerade),
     check(&["launch --db-prefix"], database_elsewhere),
@@ -232,11 +232,19 @@ fn bridges(stage: &Stage<'_>) {
     assert_eq!(mtu(stage, "weave"), "1376", "the option beats the variable");
 }
 
-fn without_warp(stage: &Stage<'_>) {
-    stage.launch(&[("WEAVE_NO_WARP", "1")], &["--no-fastdp", "--mtu", "1376", "h2"]);
-    stage.host.wait_established(1, LONG_TIMEOUT);
-    let connections = stage.ok(&["status", "connections"]);
-    assert!(connections.contains(" established sleeve "), "{connections}");
+fn overlays(stage: &Stage<'_>) {
+    stage.launch(&[("WEAVE_OVERLAYS", "sleeve")], &["h2"]);
+    wait_overlay(stage.host, "sleeve");
+    stage.ok(&["stop"]);
+    stage.launch(&[("WEAVE_OVERLAYS", "sleeve")], &["--overlays=warp", "h2"]);
+    wait_overlay(stage.host, "warp");
+    for (list, why) in [
+        ("warp,ipsec", "only fastdp, warp and sleeve can be named"),
+        ("fastdp", "fastdp needs warp or sleeve"),
+    ] {
+        let text = stage.fails(1, &["launch", "--overlays", list]);
+        assert!(text.starts_with(&format!("--overlays {list:?}: {why}")), "{text}");
+    }
 }
 
 fn resume(stage: &Stage<'_>) {

@@ -27,21 +27,6 @@ pub fn launch_mesh(lab: &Lab, options: &[&str]) {
     }
 }
 
-/// The same without warp, whose datagrams nobody can read.
-pub fn launch_mesh_without_warp(lab: &Lab, options: &[&str]) {
-    let hosts = lab.hosts();
-    for (i, host) in hosts.iter().enumerate() {
-        let mut args = vec!["launch", "--no-restart"];
-        args.extend(options);
-        args.extend((i > 0).then_some("h1"));
-        let outcome = host.weave_env(&[("WEAVE_NO_WARP", "1")], &args);
-        assert!(outcome.success(), "{outcome}");
-    }
-    for host in hosts {
-        host.wait_established(hosts.len() - 1, LONG_TIMEOUT);
-    }
-}
-
 /// Waits until all connections of the peer use this overlay.
 pub fn wait_overlay(host: &Host, overlay: &str) {
     host.wait(&format!("connections to use {overlay}"), LONG_TIMEOUT, || {
@@ -71,11 +56,11 @@ pub fn launch_line(lab: &Lab, options: &[&str]) {
 }
 
 /// Launches the four peers of a lab in a square: h1 and h3 reach h2 and h4 only.
-pub fn launch_square(lab: &Lab) {
+pub fn launch_square(lab: &Lab, options: &[&str]) {
     lab.cut("h1", "h3");
     lab.cut("h2", "h4");
     for (host, peers) in [("h1", &[][..]), ("h2", &["h1"]), ("h4", &["h1"]), ("h3", &["h2", "h4"])] {
-        launch(lab.host(host), &[], peers);
+        launch(lab.host(host), options, peers);
     }
     for host in lab.hosts() {
         wait_peers(host, 4);

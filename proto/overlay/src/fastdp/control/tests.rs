@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::super::event::KERNEL_FRAME_HEAD;
 use super::*;
 use crate::liveness::TICK;
