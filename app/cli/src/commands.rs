@@ -451,8 +451,7 @@ pub(crate) fn program() -> Command {
 }
 
 /// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
-pub(crate) const MISSING: [(&str, &str); 2] =
-    [("launch-plugin", "the Docker network plugin"), ("setup-cni", "the CNI plugin")];
+pub(crate) const MISSING: [(&str, &str); 1] = [("setup-cni", "the CNI plugin")];
 
 /// The error for a command that does not exist, or not yet.
 pub(crate) fn unknown(name: &str, help: bool) -> Failure {

@@ -1,7 +1,7 @@
 //! Commands of earlier versions that are commands no more (docs/spec/cli.md 3.1).
 
 use crate::env::Env;
-use crate::{Failure, bridges, notice};
+use crate::{Failure, bridges, notice, plugin_options};
 
 /// What an old command means now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,7 @@ pub(crate) enum Meaning {
     /// The same, in the words of 2.8.1.
     Removed(&'static str),
     CreateBridge,
+    LaunchPlugin,
 }
 
 pub(crate) static OLD: &[(&str, Meaning)] = &[
@@ -22,6 +23,7 @@ pub(crate) static OLD: &[(&str, Meaning)] = &[
     ("proxy-env", Meaning::Now(&["env"])),
     ("proxy-config", Meaning::Now(&["config"])),
     ("stop-proxy", Meaning::Nothing("the proxy is a part of the daemon that 'weave stop' stops")),
+    ("launch-plugin", Meaning::LaunchPlugin),
     ("stop-plugin", Meaning::Nothing("the plugin is a part of the daemon that 'weave stop' stops")),
     (
         "launch-dns",
@@ -71,6 +73,7 @@ pub(crate) fn run(
             Ok(None)
         }
         Meaning::CreateBridge => bridges::create(rest, env).map(|()| None),
+        Meaning::LaunchPlugin => plugin_options::launch_plugin(rest, env).map(|()| None),
     }
 }
 
@@ -80,6 +83,11 @@ pub(crate) fn explain(name: &str, meaning: Meaning) -> String {
         Meaning::Now(words) => format!("weave {name}: now 'weave {}'", words.join(" ")),
         Meaning::Nothing(reason) => format!("weave {name}: does nothing any more; {reason}"),
         Meaning::Removed(text) => format!("weave {name}: {text}"),
+        Meaning::LaunchPlugin => {
+            format!(
+                "weave {name}: the plugin is a part of the daemon; says which options of 'weave launch' do the same"
+            )
+        }
         Meaning::CreateBridge => format!(
             "weave {name}: 'weave launch' makes the bridge; with WEAVE_NO_FASTDP set this makes a plain one before"
         ),

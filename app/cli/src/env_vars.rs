@@ -69,12 +69,14 @@ pub(crate) static VARIABLES: &[Variable] = &[
 pub(crate) static FILES: &[(&str, &str)] = &[
     ("/var/lib/weave", "state that survives reboots: name, targets, short id"),
     ("/var/lib/weave/names.json", "names of this host's containers"),
+    ("/var/lib/weave/networks.json", "networks of Docker, and whether they have multicast"),
     (
         "/var/lib/weave/attachments.json",
         "how Docker's containers are attached, for those that are started again",
     ),
     ("/var/lib/weave/wait", "programs that containers of the Docker API proxy wait with"),
     ("/run/weave/control.sock", "control socket, for root"),
+    ("/run/docker/plugins/weave.sock, weavemesh.sock", "sockets of the Docker network plugin"),
     ("/run/weave/weave.sock", "socket of the Docker API proxy, for those who may use Docker's"),
     ("/run/weave/weave.pid", "pid of the daemon, locked while it runs"),
     ("/var/lib/weave/password", "network password of the running daemon, for root"),

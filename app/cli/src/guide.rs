@@ -50,6 +50,9 @@ fn page() -> String {
             deprecated::Meaning::Now(words) => format!("`weave {}`", words.join(" ")),
             deprecated::Meaning::Removed(_) => "nothing; `weave launch` and `weave stop` do it".to_owned(),
             deprecated::Meaning::Nothing(reason) => format!("nothing; {reason}"),
+            deprecated::Meaning::LaunchPlugin => {
+                "options of `weave launch`, which it names; the plugin is a part of the daemon".to_owned()
+            }
             deprecated::Meaning::CreateBridge => {
                 "`weave launch`; makes a plain bridge if `WEAVE_NO_FASTDP` is set".to_owned()
             }

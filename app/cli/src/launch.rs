@@ -26,7 +26,7 @@ use crate::options;
 use crate::service::files::{Undo, failed, remove};
 use crate::service::{self, LaunchRequest, ServiceManager, docker};
 use crate::takeover::{Original, Stopped};
-use crate::{Failure, container, notice, print, proxy_options, require_root};
+use crate::{Failure, container, notice, plugin_options, print, proxy_options, require_root};
 
 /// After this time the progress is printed on a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_millis(500);
@@ -102,6 +102,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     let only_peer = options::instance(&parsed, env).is_none();
     let warning = proxy_options::complete(&mut parsed, only_peer, env);
+    plugin_options::complete(&mut parsed, only_peer);
     let config = options::config(&parsed, env, &hostname())?;
     warning.iter().for_each(notice);
     parsed.notices().iter().for_each(notice);

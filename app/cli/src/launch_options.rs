@@ -316,24 +316,31 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
             text("tlscert", "file", "certificate of the proxy (default: cert.pem there)"),
             text("tlskey", "file", "its key (default: key.pem there)"),
             flag("no-detect-tls", "do not copy the TLS options of Docker's daemon"),
-            flag("plugin", "run the Docker network plugin"),
-            flag("plugin-v2", "run as managed plugin"),
-            flag("plugin-v2-multicast", "multicast in the managed plugin"),
-            text("plugin-socket", "path", "socket of the plugin"),
-            text("plugin-mesh-socket", "path", "socket of the second driver"),
+            flag(
+                "plugin",
+                "let Docker make networks of this peer (default of launch; --plugin=false: do not)",
+            ),
+            text("mesh-network-name", "name", "network that Docker gets; empty: none (default: weave)"),
+            text(
+                "plugin-socket",
+                "path",
+                "socket of the driver 'weave', for networks of a cluster store; empty: none (default: /run/docker/plugins/weave.sock)",
+            ),
+            text(
+                "plugin-mesh-socket",
+                "path",
+                "socket of the driver 'weavemesh', for networks and their addresses; empty: none (default: \
+                 /run/docker/plugins/weavemesh.sock)",
+            ),
+            flag("plugin-v2", "be a plugin that Docker manages: without names and default network"),
+            flag("plugin-v2-multicast", "with --plugin-v2: containers send multicast through the network"),
         ],
     );
     [peer, network, control, allocation, names, docker].concat()
 }
 
 /// Features that this version does not have, and the options that ask for them.
-pub(crate) static MISSING: &[(&str, &[&str])] = &[
-    (
-        "the Docker plugin",
-        &["plugin", "plugin-v2", "plugin-v2-multicast", "plugin-socket", "plugin-mesh-socket"],
-    ),
-    ("AWS routes", &["awsvpc"]),
-];
+pub(crate) static MISSING: &[(&str, &[&str])] = &[("AWS routes", &["awsvpc"])];
 
 /// An option of an earlier version (docs/spec/cli.md 3.2).
 #[derive(Debug)]

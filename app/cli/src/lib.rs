@@ -28,6 +28,7 @@ mod launch_options;
 mod oci_runtime;
 mod options;
 mod output;
+mod plugin_options;
 mod proxy;
 mod proxy_options;
 mod ps;

@@ -13,6 +13,7 @@ use weave_types::{Cidr, ParseCidrError, ParsePeerNameError, PeerName};
 
 use crate::args::{Parsed, dashed};
 use crate::launch_options::parse_duration;
+use crate::plugin_options::{self, PluginOptionError};
 use crate::proxy_options::{self, ProxyOptionError};
 
 use crate::env::Env;
@@ -77,6 +78,8 @@ pub(crate) enum OptionError {
     AwsIpam,
     #[error(transparent)]
     Proxy(#[from] ProxyOptionError),
+    #[error(transparent)]
+    Plugin(#[from] PluginOptionError),
 }
 
 /// Directory of pid file and sockets.
@@ -267,6 +270,7 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
         config.metrics_addr = ListenAddr::parse("--metrics-addr", &addr)?;
     }
     config.proxy = proxy_options::config(parsed, &config.run_dir, config.legacy.docker.is_some())?;
+    config.plugin = plugin_options::config(parsed)?;
     check_later_features(parsed, &config)?;
     config.peers.iter().try_for_each(|peer| config::check_peer(peer))?;
     Ok(config)

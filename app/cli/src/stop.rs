@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use weave_daemon::config::{PLUGIN_DIR, PLUGIN_NETWORK, PLUGIN_NETWORK_LABEL};
 use weave_daemon::{legacy_database, pid_file};
 use weave_host::fault_injection;
 use weave_host::files::temporary_path;
@@ -23,9 +24,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const GOSSIP_FLUSH_DELAY: Duration = Duration::from_millis(500);
 /// Interval between checks whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Docker network of 2.8.1's plugin.
-const NETWORK: &str = "weave";
 
 /// Files in the run directory that exist only while the daemon runs.
 const RUN_FILES: [&str; 4] =
@@ -87,11 +85,10 @@ impl<'a> Peer<'a> {
     /// of them.
     fn stop(&self) -> Result<bool, Failure> {
         let mut failures = Vec::new();
-        if let Some(network) = self.network().unwrap_or_else(|e| {
-            failures.push(e.message);
-            None
-        }) {
-            failures.extend(self.remove_network(&network).err().map(|e| e.message));
+        match self.networks() {
+            Ok(networks) => failures
+                .extend(networks.iter().filter_map(|n| self.remove_network(n).err().map(|e| e.message))),
+            Err(e) => failures.push(e.message),
         }
         let mut found = !self.processes().is_empty();
         let mut kept = false;
@@ -121,6 +118,9 @@ impl<'a> Peer<'a> {
             failures.push(e.message);
             Failure::new(1, failures.join("\n"))
         })?;
+        if options::instance(self.parsed, self.env).is_none() {
+            weave_daemon::remove_dead_plugin_sockets();
+        }
         self.forget_connections();
         failures.extend(self.revert_host_resolver());
         // A unit or a container needs the password when it is started again.
@@ -135,32 +135,44 @@ impl<'a> Peer<'a> {
         if failures.is_empty() { Ok(found) } else { Err(Failure::new(1, failures.join("\n"))) }
     }
 
-    /// The Docker network that the plugin of 2.8.1 made; not another of the same name.
-    fn network(&self) -> Result<Option<Network>, Failure> {
+    /// The Docker networks that the plugin has made, or that of 2.8.1; not others of the same name.
+    fn networks(&self) -> Result<Vec<Network>, Failure> {
         let Some(docker) =
             self.docker.as_ref().filter(|_| options::instance(self.parsed, self.env).is_none())
         else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let found = docker.network(NETWORK).map_err(|e| Failure::new(1, e))?;
-        Ok(found.filter(|n| n.driver.starts_with("weave")))
+        let mut found: Vec<Network> =
+            docker.network(PLUGIN_NETWORK).map_err(|e| Failure::new(1, e))?.into_iter().collect();
+        // Of other names, if Docker tells.
+        for other in docker.networks().unwrap_or_default() {
+            let ours = other.labels.contains_key(PLUGIN_NETWORK_LABEL);
+            if ours && other.name != PLUGIN_NETWORK {
+                found.extend(docker.network(&other.id).map_err(|e| Failure::new(1, e))?);
+            }
+        }
+        found.retain(|network| network.driver.starts_with("weave"));
+        Ok(found)
     }
 
     /// Removes the network unless containers are in it.
     fn remove_network(&self, network: &Network) -> Result<(), Failure> {
         let Some(docker) = &self.docker else { return Ok(()) };
+        let name = if network.name.is_empty() { PLUGIN_NETWORK } else { &network.name };
         if network.containers.is_empty() {
             return docker.remove_network(&network.id).map_err(|e| {
                 Failure::new(
                     1,
-                    format_args!("{e}; nothing else depends on it, 'docker network rm {NETWORK}' removes it"),
+                    format_args!("{e}; nothing else depends on it, 'docker network rm {name}' removes it"),
                 )
             });
         }
-        let short = network.containers.iter().map(|id| id.chars().take(12).collect());
+        let short = network.containers.iter().map(|id| id.chars().take(12).collect::<String>() + "\n");
         notice(format_args!(
-            "WARNING: Docker's network '{NETWORK}' is kept, because containers are in it: {}",
-            short.collect::<Vec<String>>().join(" ")
+            "WARNING: the following containers are still attached to network \"{name}\":\n{}\
+             They stay connected with each other on this host. Until 'weave launch' Docker waits long\n\
+             for this network when it starts or stops one of them.",
+            short.collect::<String>()
         ));
         Ok(())
     }
@@ -244,7 +256,7 @@ enum Object {
     Container(String),
     Image(String),
     /// A Docker network.
-    Network,
+    Network(String),
     File(PathBuf),
     /// Directory of the programs that containers of the proxy wait with.
     WaitPrograms(PathBuf),
@@ -262,7 +274,7 @@ impl std::fmt::Display for Object {
             Object::Unit(path) => write!(f, "unit {}", path.display()),
             Object::Container(name) => write!(f, "container {name} and its volumes"),
             Object::Image(name) => write!(f, "image {name}"),
-            Object::Network => write!(f, "network {NETWORK} of Docker"),
+            Object::Network(name) => write!(f, "network {name} of Docker"),
             Object::File(path) => write!(f, "file {}", path.display()),
             Object::WaitPrograms(path) => write!(f, "directory {} with all that is in it", path.display()),
             Object::Directory(path) => write!(f, "directory {}, if nothing else is in it", path.display()),
@@ -278,10 +290,10 @@ impl Peer<'_> {
         let mut errors = Vec::new();
         let mut objects: Vec<Object> = self.processes().into_iter().map(Object::Process).collect();
         objects.extend(systemd::ours(&self.unit).map(Object::Unit));
-        match self.network() {
-            Ok(network) => {
-                let unused = network.filter(|n| n.containers.is_empty());
-                objects.extend(unused.map(|_| Object::Network));
+        match self.networks() {
+            Ok(networks) => {
+                let unused = networks.into_iter().filter(|n| n.containers.is_empty());
+                objects.extend(unused.map(|n| Object::Network(n.name)));
             }
             Err(e) => errors.push(e.message),
         }
@@ -369,7 +381,7 @@ impl Peer<'_> {
                     .map_err(|e| format!("cannot remove {}: {e}", path.display()))),
                 // Processes have ended already, and the others are removed below.
                 Object::Process(_)
-                | Object::Network
+                | Object::Network(_)
                 | Object::Directory(_)
                 | Object::Device(_)
                 | Object::Host(_) => {}
@@ -439,6 +451,9 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     drop(lock);
     for dir in [&peer.state_dir, &peer.run_dir] {
         remove_empty(dir);
+    }
+    if options::instance(parsed, env).is_none() {
+        Path::new(PLUGIN_DIR).ancestors().take(2).for_each(remove_empty);
     }
     if failures.is_empty() { Ok(()) } else { Err(Failure::new(1, failures.join("\n"))) }
 }

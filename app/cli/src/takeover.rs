@@ -216,6 +216,8 @@ fn missing_options(
         ("no-rewrite-hosts", theirs.proxy.rewrite_hosts != config.proxy.rewrite_hosts),
         ("without-dns", theirs.proxy.without_dns != config.proxy.without_dns),
         ("no-multicast-route", theirs.proxy.multicast_route != config.proxy.multicast_route),
+        ("plugin-socket", theirs.plugin != config.plugin),
+        ("plugin-mesh-socket", theirs.plugin != config.plugin),
         ("hostname-from-label", true),
         ("hostname-match", true),
         ("hostname-replacement", true),

@@ -388,9 +388,9 @@ fn missing_features_are_noticed_only_if_asked_for() {
     let silent = "--no-dns --plugin=false --proxy=false --ipalloc-range '' --no-fastdp --no-restart --password x --docker-api '' h1";
     assert_eq!(notices(silent), [""; 0]);
     assert_eq!(
-        notices("--ipalloc-range 10.2.0.0/16 --dns-domain x. -H tcp://:1 --plugin-socket /x --bufsz 16"),
+        notices("--ipalloc-range 10.2.0.0/16 --dns-domain x. -H tcp://:1 --awsvpc --bufsz 16"),
         [
-            "Notice: this version does not do the Docker plugin yet; no effect: --plugin-socket",
+            "Notice: this version does not do AWS routes yet; no effect: --awsvpc",
             "Notice: obsolete, no effect: --bufsz",
         ]
     );

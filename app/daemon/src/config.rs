@@ -2,6 +2,7 @@
 //! environment.
 
 mod overlays;
+mod plugin;
 mod proxy;
 
 use std::fmt;
@@ -15,6 +16,11 @@ use weave_runtime::Docker;
 use weave_types::{Cidr, PeerName};
 
 pub use overlays::Overlays;
+pub(crate) use plugin::driver_name;
+pub use plugin::{
+    PLUGIN_DIR, PLUGIN_MESH_SOCKET, PLUGIN_NETWORK, PLUGIN_NETWORK_LABEL, PLUGIN_SOCKET, PluginConfig,
+    PluginMode,
+};
 pub use proxy::{HostnameError, ProxyConfig, ProxyEndpoint, ServerTlsFiles};
 
 #[derive(Clone, Debug)]
@@ -77,6 +83,8 @@ pub struct Config {
     /// `None`: no names are served (`--no-dns`).
     pub dns: Option<DnsConfig>,
     pub proxy: ProxyConfig,
+    /// `None`: Docker has no networks of this peer.
+    pub plugin: Option<PluginConfig>,
     pub log_level: LogLevel,
     /// `None`: the log goes to stderr.
     pub log_file: Option<LogFile>,
@@ -218,6 +226,7 @@ impl Default for Config {
             allocation: None,
             dns: Some(DnsConfig::default()),
             proxy: ProxyConfig::default(),
+            plugin: None,
             log_level: LogLevel::Info,
             log_file: None,
         }

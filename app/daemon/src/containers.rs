@@ -19,7 +19,7 @@ use weave_ipam::Subnet;
 use weave_runtime::{
     AddressRequest, Allocator, Attachment, Change, ContainerNetwork, EXPOSE, Error, NoAllocator, Outcome,
 };
-use weave_types::Cidr;
+use weave_types::{Cidr, MacAddr};
 
 use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::Control;
@@ -64,6 +64,24 @@ impl Containers {
     /// How Docker's containers are attached.
     pub(crate) fn attachments(&self) -> MutexGuard<'_, AttachmentStore> {
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Creates the devices of an endpoint of Docker (see [`ContainerNetwork::create_endpoint`]).
+    pub(crate) fn create_endpoint(
+        &self,
+        bridge: &str,
+        outside: &str,
+        inside: &str,
+        replace: bool,
+    ) -> Result<MacAddr, Error> {
+        let _operation = fault_injection::operation("create-endpoint");
+        self.network.create_endpoint(bridge, outside, inside, replace)
+    }
+
+    /// Removes the devices of an endpoint of Docker. `false` if there are none.
+    pub(crate) fn delete_endpoint(&self, outside: &str) -> Result<bool, Error> {
+        let _operation = fault_injection::operation("delete-endpoint");
+        self.network.delete_endpoint(outside)
     }
 
     /// Carries out a request; the error is for the person who made it. Dropping the future tells the request that its caller has

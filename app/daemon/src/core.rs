@@ -114,6 +114,8 @@ pub(crate) struct Core {
     pub(crate) dns: Option<DnsService>,
     /// Where the Docker API proxy listens; `None` while it is off.
     pub(crate) proxy: Option<Vec<String>>,
+    /// What the report says about the Docker network plugin; `None` while it is off.
+    pub(crate) plugin: Option<weave_api::report::Plugin>,
     pub(crate) docker_health: DockerHealth,
     /// Networks that this peer owns, as last sent to the reconciler; `None` unless `--no-masq-local` is given.
     pub(crate) local_networks: Option<Vec<Cidr>>,
@@ -442,6 +444,7 @@ impl Core {
                 .map(|e| format!("Docker does not answer: {e}"))
                 .collect(),
         });
+        report.plugin = self.plugin.clone();
         report.dns = self.dns.as_ref().map(|dns| dns.report(&self.node));
         if let Some(allocation) = &self.allocation {
             let notes = report.ipam_notes.get_or_insert_default();

@@ -23,6 +23,7 @@ mod kernel_path;
 mod names;
 mod net;
 mod notify;
+mod plugin;
 mod proxy;
 mod reattacher;
 mod resource_limits;
@@ -33,6 +34,7 @@ mod unix_socket;
 
 pub use host::{find_peer_name, legacy_database};
 pub use kernel_path::{kernel_path_devices, remove_kernel_path};
+pub use plugin::remove_dead_plugin_sockets;
 pub use start::{StartError, run};
 pub use storage::{
     ALLOCATION_FILE, HOST_FILE, HostState, Original, PEER_FILES, PeerState, pid_file, was_attached,

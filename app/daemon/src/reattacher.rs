@@ -15,6 +15,7 @@ use weave_types::Cidr;
 use crate::containers::{Containers, HostRequest, ipv4};
 use crate::control::Control;
 use crate::names::NameChange;
+use crate::plugin;
 use crate::proxy::{self, Attacher};
 
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub(crate) struct Reattacher {
     pub(crate) runtime: Handle,
     /// Attaches containers that wait; `None` if another peer of this host does.
     pub(crate) attacher: Option<Arc<Attacher>>,
+    /// Announces containers of our networks; `None` without the plugin.
+    pub(crate) plugin: Option<Arc<plugin::Service>>,
 }
 
 impl Reattacher {
@@ -42,6 +45,9 @@ impl Reattacher {
         if let Some(attacher) = &self.attacher {
             attacher.docker_answers();
         }
+        if let Some(plugin) = &self.plugin {
+            plugin.docker_answers();
+        }
         let recorded = self.containers.attachments().containers();
         for container in recorded {
             self.set_state(&container, states.get(&container).copied().unwrap_or(ContainerState::Removed));
@@ -51,6 +57,9 @@ impl Reattacher {
     fn started(&self, container: &str) {
         if let Some(attacher) = &self.attacher {
             attacher.started(container);
+        }
+        if let Some(plugin) = &self.plugin {
+            plugin.started(container);
         }
         if self.containers.attachments().contains(container)
             && let Err(e) = self.attach(container)

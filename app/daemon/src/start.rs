@@ -30,7 +30,7 @@ use weave_runtime::{Change, ContainerNetwork, Recovered};
 use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::allocation::{Allocation, own_networks};
-use crate::config::{Config, ListenAddr, Overlays};
+use crate::config::{Config, ListenAddr, Overlays, PluginConfig};
 use crate::containers::Containers;
 use crate::control::{AllocationInfo, Control, DnsInfo};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
@@ -43,14 +43,15 @@ use crate::kernel_path::{self, KernelPath};
 use crate::names::LocalNames;
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
+use crate::plugin::{PluginError, PluginListeners};
 use crate::proxy::{Attacher, ProxyError, ProxyListeners};
 use crate::reattacher::Reattacher;
 use crate::storage::pid_file::{PidFile, PidFileError};
-use crate::storage::{AllocationStore, AttachmentStore, PeerState, StoreError};
+use crate::storage::{AllocationStore, AttachmentStore, NetworkStore, PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
-use crate::{docker_monitor, host, proxy, resource_limits};
+use crate::{docker_monitor, host, plugin, proxy, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
@@ -86,6 +87,8 @@ pub enum StartError {
     Directory { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     #[error("cannot write the wait program of containers into {path:?}: {source}")]
     WaitProgram { path: PathBuf, source: io::Error },
     #[error("received SIGINT or SIGTERM before the start was complete")]
@@ -186,6 +189,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         listener,
         listeners,
         mut proxy,
+        mut plugin,
         node,
         allocation,
         dns,
@@ -199,6 +203,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         attachments,
     } = prepared;
     let _proxy_files = proxy.as_mut().map(ProxyListeners::take_files);
+    let _plugin_files = plugin.as_mut().map(|(listeners, _)| listeners.take_files());
     let reconciler = reconciler.spawn().map_err(system("start a thread"))?;
     let docker = config.legacy.docker.clone();
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
@@ -238,6 +243,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         allocation,
         dns,
         proxy: proxy_addresses,
+        plugin: config.plugin.as_ref().map(|plugin| plugin::report(plugin, &config)),
         docker_health: docker_health.clone(),
         local_networks: config.no_masq_local.then_some(local_networks),
         events,
@@ -266,6 +272,12 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     // The release of their addresses has been stored.
     recovered.into_iter().for_each(Recovered::finish);
     takeover.finish(&mut core.store);
+    let plugin = plugin.zip(config.plugin.clone()).map(|((listeners, networks), plugin)| {
+        let (control, containers) = (control.clone(), containers.clone());
+        let service = |runtime| plugin::Service::new(&config, plugin, networks, control, containers, runtime);
+        plugin::start(listeners, service)
+    });
+    let plugin = plugin.transpose().map_err(system("start a thread"))?;
     for listener in listeners {
         tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
     }
@@ -279,7 +291,8 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
             None
         };
         let runtime = tokio::runtime::Handle::current();
-        let reattacher = Reattacher { docker, containers, control: control.clone(), runtime, attacher };
+        let control = control.clone();
+        let reattacher = Reattacher { docker, containers, control, runtime, attacher, plugin };
         docker_monitor::monitor_docker(reattacher, docker_health, config.bridge.clone())
             .map_err(system("start a thread"))?;
     }
@@ -307,12 +320,17 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     result
 }
 
+/// The networks of Docker that are known.
+type Networks = (NetworkStore, BTreeMap<String, bool>);
+
 /// Everything that a peer needs before it is announced as ready.
 struct Prepared {
     listener: TcpListener,
     listeners: Vec<Listener>,
     /// `None` while the Docker API proxy is off.
     proxy: Option<ProxyListeners>,
+    /// `None` while the Docker network plugin is off.
+    plugin: Option<(PluginListeners, Networks)>,
     node: Node,
     allocation: Option<Allocation>,
     dns: Option<DnsService>,
@@ -346,6 +364,7 @@ async fn prepare(
     let listener = listen_for_peers(config)?;
     let listeners = listen_for_requests(config).await?;
     let proxy = listen_for_docker_clients(config)?;
+    let plugin = listen_for_docker(config)?;
     let mut rng = ChaCha12Rng::from_seed(random_seed()?);
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
@@ -402,6 +421,7 @@ async fn prepare(
         listener,
         listeners,
         proxy,
+        plugin,
         node,
         allocation,
         dns,
@@ -620,6 +640,18 @@ fn listen_for_docker_clients(config: &Config) -> Result<Option<ProxyListeners>, 
     let path = config.wait_dir();
     weave_wait::install(&path).map_err(|source| StartError::WaitProgram { path, source })?;
     Ok(Some(ProxyListeners::bind(config, docker)?))
+}
+
+/// The sockets of the plugin, and the networks that it knows.
+fn listen_for_docker(config: &Config) -> Result<Option<(PluginListeners, Networks)>, StartError> {
+    let Some(plugin) = &config.plugin else {
+        if config.instance.is_none() {
+            plugin::remove_dead_sockets(&PluginConfig::default());
+        }
+        return Ok(None);
+    };
+    let networks = NetworkStore::open(&config.state_dir)?;
+    Ok(Some((PluginListeners::bind(plugin)?, networks)))
 }
 
 fn random_seed() -> Result<[u8; 32], StartError> {

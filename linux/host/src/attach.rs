@@ -9,11 +9,12 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use weave_types::Cidr;
 
+use crate::endpoint::NewPair;
 use crate::error::ignore_missing_device;
 use crate::firewall::multicast::{self, MulticastRule};
 use crate::firewall::{Backend, FirewallError};
 use crate::sysctl::SetResult;
-use crate::{Error, Link, NetNs, Netlink, arp, ethtool, sysctl};
+use crate::{Error, Link, NetNs, Netlink, arp, sysctl};
 
 /// How much of an id goes into the names of a veth pair: 15 bytes less `vethwepl`.
 const ID_LENGTH: usize = 7;
@@ -190,28 +191,18 @@ impl<'a> Transaction<'a> {
     /// the host's end.
     fn create_interface(&mut self, request: &AttachRequest<'_>) -> Result<(Link, Link), Error> {
         let (outside, inside) = pair_names(request.id)?;
-        let bridge = self.host.link(request.bridge)?.ok_or_else(|| Error::no_bridge(request.bridge))?;
-        if !bridge.is("bridge") {
-            return Err(Error::State(format!(
-                "interface {} is not a Linux bridge; run 'weave reset' and launch again",
-                bridge.name
-            )));
-        }
-        let mtu = request.mtu.unwrap_or(bridge.mtu);
-
+        let pair = NewPair {
+            outside: &outside,
+            inside: &inside,
+            bridge: request.bridge,
+            mtu: request.mtu,
+            keep_tx_on: request.keep_tx_on,
+            hairpin: request.hairpin,
+        };
+        let bridge = pair.bridge(&mut self.host)?;
         self.remove_unfinished(&outside, &inside)?;
-        let step = format!("could not create veth pair {outside}-{inside}");
-        let (port, end) = self.host.create_veth_step(&outside, &inside, Some(mtu), &step)?;
+        let (port, end) = pair.create(&mut self.host, &bridge)?;
         self.changes.push(Change::PairCreated(port.clone()));
-
-        self.host.set_master(&port, Some(&bridge))?;
-        sysctl::ignore_router_advertisements(&port.name)?;
-        sysctl::ignore_router_advertisements(&end.name)?;
-        if !request.keep_tx_on {
-            ethtool::disable_tx_checksum(&end.name)?;
-        }
-        self.host.set_hairpin(&port, request.hairpin)?;
-        self.host.set_up(&port, true)?;
         self.host.move_to(&end, self.ns)?;
 
         let end = self.inner.existing(&inside)?;
@@ -225,7 +216,7 @@ impl<'a> Transaction<'a> {
         // An interface without its final name is incomplete: after a kill, the next attach removes it and starts again.
         self.inner.rename(&end, self.interface)?;
         let end = Link { name: self.interface.to_owned(), ..end };
-        Ok((end, Link { master: Some(bridge.index), ..port }))
+        Ok((end, port))
     }
 
     /// Removes the pair of the same names that an attach left behind which was killed before it renamed the container's end. A pair

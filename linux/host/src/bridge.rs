@@ -4,7 +4,7 @@ use weave_types::MacAddr;
 
 use crate::error::ignore_missing_device;
 use crate::tc::IngressDrop;
-use crate::{Error, Link, Netlink, openvswitch, sysctl};
+use crate::{Error, Link, Netlink, endpoint, openvswitch, sysctl};
 
 /// Fits into an underlay of 1460 bytes with the headers of VXLAN and ESP (docs/spec/data-plane.md 1.3).
 pub(crate) const DEFAULT_MTU: u32 = 1376;
@@ -56,7 +56,7 @@ impl DeviceNames {
             .collect();
         let ours = |l: &&Link| {
             [&self.bridge, &self.port, &self.device, &self.legacy_datapath].contains(&&l.name)
-                || l.name.starts_with(&self.prefix)
+                || (l.name.starts_with(&self.prefix) || endpoint::is_endpoint(l))
                     && match l.master {
                         Some(master) if self.only_bridge_ports => Some(master) == bridge,
                         Some(master) => !others.contains(&master),

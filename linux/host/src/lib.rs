@@ -14,6 +14,7 @@
 //!
 //! * [`ensure_bridge`], [`ensure_uplink`], [`bridge_kind`], [`remove_all`]: the devices of the host (docs/spec/data-plane.md 1);
 //! * [`attach()`], [`detach()`]: the interface of a container (docs/spec/containers.md D.2, D.3);
+//! * [`create_endpoint`] and others: interfaces that Docker moves into containers by itself (docs/spec/containers.md B);
 //! * [`BridgePorts`]: interfaces and addresses of containers (docs/spec/containers.md D.4);
 //! * [`add_bridge_address`] and others: addresses of the host on the network (docs/spec/cli.md 6);
 //! * [`restore_ports`], [`update_containers`], [`obstacles()`]: what earlier launches and other programs have left otherwise;
@@ -36,6 +37,7 @@ mod bridge;
 mod bridge_ports;
 mod conntrack;
 mod container_settings;
+mod endpoint;
 mod error;
 mod ethtool;
 mod expose;
@@ -74,6 +76,9 @@ pub use bridge::{
 pub use bridge_ports::{BridgePorts, ContainerInterface, RestoredPorts, restore_ports};
 pub use conntrack::flush_udp_connections;
 pub use container_settings::{UpdatedContainers, update_containers};
+pub use endpoint::{
+    announce_interfaces, create_endpoint, has_multicast_route, remove_endpoint, remove_unused_endpoint,
+};
 pub use error::Error;
 pub use ethtool::{disable_tx_checksum, tx_checksum};
 pub use expose::{

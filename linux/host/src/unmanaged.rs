@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::{DeviceNames, Error, fault_injection, files};
+use crate::{DeviceNames, Error, endpoint, fault_injection, files};
 
 /// The first line of our files, which identifies them.
 const MARK: &str = "# Written by 'weave launch', removed by 'weave reset'.";
@@ -32,6 +32,9 @@ fn files(names: &DeviceNames) -> [ConfigFile; 3] {
         devices.extend([names.port.clone(), names.device.clone()]);
     }
     devices.push(format!("{}*", names.prefix));
+    if !names.only_bridge_ports {
+        devices.extend(endpoint::PREFIXES.map(|prefix| format!("{prefix}*")));
+    }
     let (list, listed) = (devices.join(" "), devices.iter().map(|d| format!("interface-name:{d}")));
     let listed = listed.collect::<Vec<_>>().join(";");
     let networkd = |suffix: &str, text: String, reload, runtime_directory| ConfigFile {
@@ -175,16 +178,15 @@ mod tests {
         assert_eq!(install(root.path(), &names).unwrap().len(), 3);
         assert_eq!(install(root.path(), &names), Ok(vec![]));
         let text = |path: PathBuf| fs::read_to_string(path).unwrap();
-        assert!(
-            text(network.join("05-weave.link"))
-                .ends_with("[Match]\nOriginalName=weave vethwe*\n\n[Link]\nMACAddressPolicy=none\n")
-        );
+        assert!(text(network.join("05-weave.link")).ends_with(
+            "[Match]\nOriginalName=weave vethwe* vethwl* vethwg*\n\n[Link]\nMACAddressPolicy=none\n"
+        ));
         assert!(
             text(network.join("05-weave.network"))
-                .ends_with("[Match]\nName=weave vethwe*\n\n[Link]\nUnmanaged=yes\n")
+                .ends_with("[Match]\nName=weave vethwe* vethwl* vethwg*\n\n[Link]\nUnmanaged=yes\n")
         );
         let manager = root.path().join("etc/NetworkManager/conf.d/90-weave.conf");
-        assert!(text(manager).ends_with("unmanaged-devices+=interface-name:weave;interface-name:vethwe*\n"));
+        assert!(text(manager).ends_with("unmanaged-devices+=interface-name:weave;interface-name:vethwe*;interface-name:vethwl*;interface-name:vethwg*\n"));
         // With another bridge our files are written again; the file of another program is neither written nor removed.
         fs::write(network.join("05-weave.link"), "[Match]\n").unwrap();
         let names = DeviceNames { bridge: "w2".into(), ..DeviceNames::default() };

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use weave_host::{AttachRequest, DetachRequest, Error as HostError, NetNs};
-use weave_types::Cidr;
+use weave_types::{Cidr, MacAddr};
 
 use crate::etc_hosts::{self, HostsFile};
 use crate::pending::{self, Change, Namespace, PendingFile, PendingOperation};
@@ -202,6 +202,34 @@ impl ContainerNetwork {
         }
     }
 
+    /// Creates the devices of an endpoint of Docker (see [`weave_host::create_endpoint`]).
+    ///
+    /// # Errors
+    /// The pair exists, or the host cannot be changed. Everything is as before then.
+    pub fn create_endpoint(
+        &self,
+        bridge: &str,
+        outside: &str,
+        inside: &str,
+        replace: bool,
+    ) -> Result<MacAddr, Error> {
+        let _busy = self.reserve([format!("name {inside}")]);
+        let change = Change::CreateEndpoint { inside: inside.to_owned() };
+        let _pending = PendingFile::create(&self.run_dir, &PendingOperation::new(inside, false, change))?;
+        Ok(weave_host::create_endpoint(bridge, outside, inside, replace)?)
+    }
+
+    /// Removes the devices of an endpoint of Docker. `false` if there are none.
+    ///
+    /// # Errors
+    /// The host cannot be changed.
+    pub fn delete_endpoint(&self, outside: &str) -> Result<bool, Error> {
+        let _busy = self.reserve([format!("name {outside}")]);
+        let change = Change::DeleteEndpoint { outside: outside.to_owned() };
+        let _pending = PendingFile::create(&self.run_dir, &PendingOperation::new(outside, false, change))?;
+        Ok(weave_host::remove_endpoint(outside)?)
+    }
+
     /// Detaches addresses from a container, and releases them.
     ///
     /// # Errors
@@ -316,6 +344,15 @@ impl ContainerNetwork {
             Change::JoinBridges { bridge, other } => {
                 tracing::info!("completing the interrupted operation that joins bridge {other}");
                 weave_host::join_bridges(bridge, other)?;
+                return Ok(Vec::new());
+            }
+            // Docker got no answer, and creates another endpoint.
+            Change::CreateEndpoint { inside } => {
+                weave_host::remove_unused_endpoint(inside)?;
+                return Ok(Vec::new());
+            }
+            Change::DeleteEndpoint { outside } => {
+                weave_host::remove_endpoint(outside)?;
                 return Ok(Vec::new());
             }
             Change::Expose | Change::Hide => return Ok(Vec::new()),

@@ -26,7 +26,7 @@ mod reference;
 
 pub use addresses::{AddressRequest, Allocator, EXPOSE, NoAllocator, look_up};
 pub use attachment::{Attachment, ContainerNetwork, INTERFACE, Outcome, Recovered};
-pub use docker::{ContainerInfo, ContainerState, Docker, EngineInfo, ImageInfo, Network};
+pub use docker::{ContainerInfo, ContainerState, Docker, EndpointInfo, EngineInfo, ImageInfo, Network};
 pub use error::Error;
 pub use etc_hosts::HostsFile;
 pub use legacy::{LegacyProcess, legacy_processes};

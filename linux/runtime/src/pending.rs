@@ -58,6 +58,16 @@ pub enum Change {
     Expose,
     /// `weave hide`.
     Hide,
+    /// Docker's request to create an endpoint, whose container's end it moves afterwards.
+    CreateEndpoint {
+        /// The end for the container.
+        inside: String,
+    },
+    /// Docker's request to delete an endpoint.
+    DeleteEndpoint {
+        /// The port of the bridge.
+        outside: String,
+    },
     /// `weave attach-bridge`.
     JoinBridges {
         /// Our bridge.

@@ -19,6 +19,7 @@ mod docker_containers;
 mod docker_names;
 mod docker_networks;
 mod docker_oci_runtime;
+mod docker_plugin;
 mod docker_proxy;
 mod docker_refuses;
 mod docker_restarts;

@@ -12,7 +12,7 @@ use super::response::{Answer, error};
 const MAX_BODY: usize = 1 << 20;
 
 /// Reads the body of a request; the error is the answer to send.
-pub(super) async fn read_body(body: Incoming, timeout: Duration) -> Result<String, Answer> {
+pub(crate) async fn read_body(body: Incoming, timeout: Duration) -> Result<String, Answer> {
     match tokio::time::timeout(timeout, Limited::new(body, MAX_BODY).collect()).await {
         Err(_) => Err(error(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")),
         Ok(Err(_)) => Err(error(StatusCode::PAYLOAD_TOO_LARGE, "the request is too large")),

@@ -25,5 +25,7 @@ mod routes;
 mod server;
 mod write_timeout;
 
+pub(crate) use form::read_body;
+pub(crate) use response::{TEXT, respond};
 pub use routes::Access;
 pub use server::{Limits, Listener, serve_connection};

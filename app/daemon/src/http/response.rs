@@ -5,11 +5,11 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
-pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
-pub(super) fn respond(status: StatusCode, content_type: Option<&'static str>, body: String) -> Answer {
+pub(crate) fn respond(status: StatusCode, content_type: Option<&'static str>, body: String) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;
     if let Some(content_type) = content_type {

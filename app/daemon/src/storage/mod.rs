@@ -7,6 +7,7 @@ mod host_state;
 mod journal;
 mod json_file;
 mod name_store;
+mod network_store;
 mod peer_state;
 pub mod pid_file;
 
@@ -16,12 +17,18 @@ pub use attachment_store::was_attached;
 pub(crate) use error::StoreError;
 pub use host_state::HostState;
 pub(crate) use name_store::{NameStore, NamesByContainer};
+pub(crate) use network_store::NetworkStore;
 pub use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
-pub const PEER_FILES: [&str; 4] =
-    [peer_state::FILE_NAME, ALLOCATION_FILE, name_store::FILE_NAME, attachment_store::FILE_NAME];
+pub const PEER_FILES: [&str; 5] = [
+    peer_state::FILE_NAME,
+    ALLOCATION_FILE,
+    name_store::FILE_NAME,
+    attachment_store::FILE_NAME,
+    network_store::FILE_NAME,
+];
 /// Name of the one among them that exists once addresses have been allocated.
 pub const ALLOCATION_FILE: &str = allocation_store::FILE_NAME;
 /// Name of the file in the state directory that describes changes of the host.

@@ -7,6 +7,7 @@
 
 mod attach;
 mod bridge;
+mod endpoint;
 mod firewall;
 mod host_checks;
 mod legacy_devices;

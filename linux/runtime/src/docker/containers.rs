@@ -1,5 +1,6 @@
 //! Containers of an engine.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -44,8 +45,25 @@ pub struct ContainerInfo {
     pub hosts_path: Option<PathBuf>,
     /// Names and addresses of `--add-host`, as `name:address`.
     pub extra_hosts: Vec<String>,
+    /// Its connections to networks.
+    pub endpoints: Vec<EndpointInfo>,
     /// Directories of the engine's host, and the paths at which the container sees them.
     pub mounts: Vec<(PathBuf, PathBuf)>,
+}
+
+/// A container's connection to a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct EndpointInfo {
+    /// Id of the network.
+    #[serde(rename = "NetworkID")]
+    pub network: String,
+    /// Its IPv4 address there, without prefix length; empty while it does not run.
+    #[serde(rename = "IPAddress")]
+    pub address: String,
+    /// Further names in this network.
+    #[serde(rename = "Aliases", deserialize_with = "null_is_default")]
+    pub aliases: Vec<String>,
 }
 
 impl ContainerInfo {
@@ -247,6 +265,15 @@ struct Inspect {
     hosts_path: PathBuf,
     #[serde(default)]
     mounts: Vec<Mount>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    network_settings: NetworkSettings,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSettings {
+    #[serde(deserialize_with = "null_is_default")]
+    networks: BTreeMap<String, Option<EndpointInfo>>,
 }
 
 #[derive(Deserialize)]
@@ -298,7 +325,8 @@ struct Mount {
 
 impl From<Inspect> for ContainerInfo {
     fn from(inspect: Inspect) -> ContainerInfo {
-        let Inspect { id, name, path, state, config, host_config, hosts_path, mounts } = inspect;
+        let Inspect { id, name, path, state, config, host_config, hosts_path, mounts, network_settings } =
+            inspect;
         ContainerInfo {
             id,
             name: name.trim_start_matches('/').to_owned(),
@@ -315,6 +343,7 @@ impl From<Inspect> for ContainerInfo {
             env: config.env,
             restart_policy: host_config.restart_policy.name,
             extra_hosts: host_config.extra_hosts.unwrap_or_default(),
+            endpoints: network_settings.networks.into_values().flatten().collect(),
             hosts_path: Some(hosts_path).filter(|path| !path.as_os_str().is_empty()),
             mounts: mounts.into_iter().map(|m| (m.source, m.destination)).collect(),
         }

@@ -1,4 +1,4 @@
-//! Images and networks of an engine.
+//! Images of an engine.
 
 use std::io;
 
@@ -8,20 +8,7 @@ use weave_http::encode;
 use super::{Docker, null_is_default};
 use crate::Error;
 
-/// A network of an engine.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Network {
-    /// 64 hexadecimal digits.
-    pub id: String,
-    /// The driver that implements it: `bridge`, `weavemesh`, ...
-    pub driver: String,
-    /// Ids of the running containers in it.
-    #[serde(default, deserialize_with = "keys")]
-    pub containers: Vec<String>,
-}
-
-fn keys<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+pub(super) fn keys<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
     let map = Option::<std::collections::BTreeMap<String, serde::de::IgnoredAny>>::deserialize(from)?;
     Ok(map.unwrap_or_default().into_keys().collect())
 }
@@ -145,22 +132,6 @@ impl Docker {
     /// The engine does not answer, or the image is in use.
     pub fn remove_image(&self, name: &str) -> Result<(), Error> {
         self.change("DELETE", &format!("/images/{}", encode(name)), None, &format!("remove image {name}"))
-    }
-
-    /// The network of a name.
-    ///
-    /// # Errors
-    /// The engine does not answer, or cannot describe it.
-    pub fn network(&self, name: &str) -> Result<Option<Network>, Error> {
-        self.find(&format!("/networks/{}", encode(name)), &format!("describe network {name}"))
-    }
-
-    /// Removes a network. It is no error if it is gone.
-    ///
-    /// # Errors
-    /// The engine does not answer, or the network is in use.
-    pub fn remove_network(&self, id: &str) -> Result<(), Error> {
-        self.change("DELETE", &format!("/networks/{}", encode(id)), None, &format!("remove network {id}"))
     }
 }
 

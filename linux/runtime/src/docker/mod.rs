@@ -3,6 +3,7 @@
 mod containers;
 mod events;
 mod images;
+mod networks;
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,9 +15,10 @@ use weave_http::{Client, Endpoint, Request, Response, Tls};
 
 use crate::Error;
 
-pub use containers::ContainerInfo;
+pub use containers::{ContainerInfo, EndpointInfo};
 pub use events::ContainerState;
-pub use images::{EngineInfo, ImageInfo, Network};
+pub use images::{EngineInfo, ImageInfo};
+pub use networks::Network;
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const DEFAULT_PORT: u16 = 2375;
