@@ -1,7 +1,7 @@
 //! Commands of earlier versions that are commands no more (docs/spec/cli.md 3.1).
 
 use crate::env::Env;
-use crate::{Failure, bridges, notice, plugin_options};
+use crate::{Failure, bridges, launch_plugin, notice};
 
 /// What an old command means now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub(crate) fn run(
             Ok(None)
         }
         Meaning::CreateBridge => bridges::create(rest, env).map(|()| None),
-        Meaning::LaunchPlugin => plugin_options::launch_plugin(rest, env).map(|()| None),
+        Meaning::LaunchPlugin => launch_plugin::run(rest, env).map(|()| None),
     }
 }
 

@@ -25,6 +25,7 @@ mod hosts_file;
 mod ipam;
 mod launch;
 mod launch_options;
+mod launch_plugin;
 mod oci_runtime;
 mod options;
 mod output;
