@@ -1,11 +1,14 @@
 //! `weave stop` and `weave reset` (docs/spec/cli.md 4.5, 4.6).
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use weave_daemon::config::{PLUGIN_DIR, PLUGIN_NETWORK, PLUGIN_NETWORK_LABEL};
+use weave_daemon::config::{
+    PLUGIN_DIR, PLUGIN_MESH_SOCKET, PLUGIN_NETWORK, PLUGIN_NETWORK_LABEL, PLUGIN_SOCKET,
+};
 use weave_daemon::{legacy_database, pid_file};
 use weave_host::fault_injection;
 use weave_host::files::temporary_path;
@@ -342,11 +345,13 @@ impl Peer<'_> {
         // This process removes its own lock file.
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
         let files = files.chain(weave_runtime::pending_files(&self.run_dir).unwrap_or_default());
+        let files = files.chain(self.plugin_sockets());
         objects.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Object::File));
         let wait = self.state_dir.join(weave_daemon::config::WAIT_DIR);
         objects.extend(wait.is_dir().then_some(Object::WaitPrograms(wait)));
-        let dirs = [&self.state_dir, &self.run_dir];
-        objects.extend(dirs.into_iter().filter(|d| d.is_dir()).map(|d| Object::Directory(d.clone())));
+        let dirs =
+            [self.state_dir.clone(), self.run_dir.clone()].into_iter().chain(self.plugin_directories());
+        objects.extend(dirs.filter(|d| d.is_dir()).map(Object::Directory));
         match weave_host::owned_devices(&options::devices(self.parsed, self.env)) {
             Ok(names) => objects.extend(names.into_iter().map(Object::Device)),
             Err(e) => errors.push(e.to_string()),
@@ -361,6 +366,26 @@ impl Peer<'_> {
         objects.extend(host.into_iter().map(Object::Host));
         errors.extend(failed);
         (objects, errors)
+    }
+
+    /// The sockets of the Docker network plugin that end with the daemon, or belong to one that was killed.
+    fn plugin_sockets(&self) -> Vec<PathBuf> {
+        let runs = !self.processes().is_empty();
+        let dead = |path: &PathBuf| {
+            let error = UnixStream::connect(path).err();
+            error.is_some_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+        };
+        let directory = self.plugin_directories().into_iter().next();
+        let sockets = directory
+            .into_iter()
+            .flat_map(|dir| [PLUGIN_SOCKET, PLUGIN_MESH_SOCKET].map(|name| dir.join(name)));
+        sockets.filter(|path| runs || dead(path)).collect()
+    }
+
+    /// The directories that the daemon makes for the plugin; only the one peer of a host has one.
+    fn plugin_directories(&self) -> Vec<PathBuf> {
+        let count = if options::instance(self.parsed, self.env).is_none() { 2 } else { 0 };
+        Path::new(PLUGIN_DIR).ancestors().take(count).map(Path::to_owned).collect()
     }
 
     /// Removes everything; continues after failures and returns them.
@@ -452,9 +477,7 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     for dir in [&peer.state_dir, &peer.run_dir] {
         remove_empty(dir);
     }
-    if options::instance(parsed, env).is_none() {
-        Path::new(PLUGIN_DIR).ancestors().take(2).for_each(remove_empty);
-    }
+    peer.plugin_directories().iter().for_each(|dir| remove_empty(dir));
     if failures.is_empty() { Ok(()) } else { Err(Failure::new(1, failures.join("\n"))) }
 }
 
