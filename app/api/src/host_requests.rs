@@ -1,8 +1,8 @@
-//! Requests by which commands let the daemon change the host: bodies of `POST /attach`, `/detach`, `/expose`, `/hide` and
+//! Requests by which commands let the daemon change the host: bodies of `POST /attach`, `/detach`, `/interface`, `/expose`, `/hide` and
 //! `/attach-bridge`.
 //!
-//! `/attach` and `/detach` are accepted only on the unix socket, and a file descriptor of the container's network namespace
-//! accompanies them (`SCM_RIGHTS`). Addresses are texts as users write them: `10.2.1.1/24`, `net:10.2.0.0/16`, `net:default`.
+//! `/attach`, `/detach` and `/interface` are accepted only on the unix socket, and a file descriptor of the container's network namespace
+//! accompanies them (`SCM_RIGHTS`) where there is one. Addresses are texts as users write them: `10.2.1.1/24`, `net:10.2.0.0/16`, `net:default`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -80,6 +80,83 @@ pub struct AttachBridgeRequest {
     pub other: String,
 }
 
+/// Identifies an attachment that a network plugin makes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+pub struct AttachmentId {
+    /// The name of the network, as the engine calls it.
+    pub network: String,
+    /// Id of the container.
+    pub container: String,
+    /// The name of the interface in the container; empty if only addresses are kept.
+    pub interface: String,
+}
+
+/// Body of `POST /interface`: requests of network plugins. Addresses stay the container's until they are released by such a request.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum InterfaceRequest {
+    /// Gives the container an interface, with addresses and routes. The namespace accompanies it.
+    Add(AddInterface),
+    /// Removes the interface and releases its addresses, as far as they are there. Without the namespace that of [`Self::Add`] is taken,
+    /// if it still exists.
+    Remove(AttachmentId),
+    /// Allocates an address, for a plugin that makes the interface itself.
+    Allocate(AttachmentId, Vec<String>),
+    /// Releases what [`Self::Allocate`] has allocated.
+    Release(AttachmentId),
+    /// Asks for the addresses of an attachment.
+    Show(AttachmentId),
+    /// Removes all attachments of this network that are not listed: pairs of container and interface.
+    Collect(String, Vec<(String, String)>),
+}
+
+/// An interface to create in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AddInterface {
+    /// Under which it is known later.
+    pub id: AttachmentId,
+    /// The bridge to attach to.
+    pub bridge: String,
+    /// MTU in bytes; `None` takes the bridge's.
+    pub mtu: Option<u32>,
+    /// The Ethernet address; `None` for any.
+    pub mac: Option<String>,
+    /// Whether frames may leave by the bridge port that they came in by.
+    pub hairpin: bool,
+    /// The addresses to attach with.
+    pub addresses: Vec<String>,
+    /// Whether the allocator records the addresses.
+    pub record: bool,
+    /// The container's routes.
+    pub routes: Routes,
+    /// The names to register for the addresses.
+    pub names: Vec<String>,
+}
+
+/// Routes of a container, besides those to its subnets (docs/spec/containers.md C.4).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Routes {
+    /// The next hop of routes that have none. Without one, and without a list, it is an address of the bridge, which gets one if it has
+    /// none.
+    pub gateway: Option<IpAddr>,
+    /// Destinations and next hops; `None` stands for a default route.
+    pub list: Option<Vec<(String, Option<IpAddr>)>>,
+}
+
+/// An interface that was created.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct CreatedInterface {
+    /// The name of the other end on the host.
+    pub port: String,
+    /// The Ethernet address of the other end.
+    pub port_mac: String,
+    /// The Ethernet address of the container's end.
+    pub mac: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The next hop of routes that have none.
+    pub gateway: Option<IpAddr>,
+}
+
 /// Answer to these requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct HostResponse {
@@ -87,4 +164,7 @@ pub struct HostResponse {
     pub addresses: Vec<String>,
     /// Optional parts that failed.
     pub warnings: Vec<String>,
+    /// The interface of [`InterfaceRequest::Add`].
+    #[serde(default)]
+    pub interface: Option<CreatedInterface>,
 }

@@ -95,10 +95,16 @@ pub(crate) fn all() -> Vec<Command> {
         .arg(peers()),
         command(
             "setup",
-            "make the directories that a peer needs; not required",
-            "'weave launch' makes them, too. Nothing is downloaded.",
+            "make the directories that a peer needs, and install the CNI plugins; not required",
+            "'weave launch' does both, too. Nothing is downloaded.",
         )
         .arg(state_dir()),
+        plain(
+            "setup-cni",
+            "install the CNI plugins",
+            "Links weave-net and weave-ipam in WEAVE_CNI_PLUGIN_DIR to this program. Writes /etc/cni/net.d/10-weave.conflist if \
+             that directory exists and the file does not. 'weave launch' does it, too.",
+        ),
         command(
             "stop",
             "stop the peer; containers and their addresses stay",
@@ -379,6 +385,22 @@ pub(crate) fn all() -> Vec<Command> {
             text("config-file", "file", "Docker's configuration (default: /etc/docker/daemon.json)"),
             text("pid-file", "file", "Docker's pid (default: that in the configuration, or /var/run/docker.pid)"),
         ]),
+        command(
+            "setup-podman",
+            "let Podman create networks of this driver",
+            "Makes /usr/local/lib/netavark/weave a link to this program, for Podman 4.5 and later with netavark.\n\
+             Examples:\n\
+             \x20 weave setup-podman\n\
+             \x20 podman network create -d weave web\n\
+             \x20 podman run --network web -d --name server nginx",
+        )
+        .arg(flag("undo", "remove the link")),
+        plain(
+            "netavark",
+            "plugin of netavark; called by Podman",
+            "See 'weave help setup-podman'. Arguments: create, setup <namespace>, teardown <namespace>, info.",
+        )
+        .arg(arguments("argument", "arguments of netavark")),
         plain(
             "oci-runtime",
             "run runc, and attach containers before their program starts; called by Docker",
@@ -451,7 +473,7 @@ pub(crate) fn program() -> Command {
 }
 
 /// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
-pub(crate) const MISSING: [(&str, &str); 1] = [("setup-cni", "the CNI plugin")];
+pub(crate) const MISSING: [(&str, &str); 0] = [];
 
 /// The error for a command that does not exist, or not yet.
 pub(crate) fn unknown(name: &str, help: bool) -> Failure {

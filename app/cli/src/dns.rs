@@ -140,7 +140,7 @@ fn ipv4(addr: IpAddr) -> Option<Ipv4Addr> {
 /// The name that a container of Docker has from its configuration.
 pub(crate) fn own_name(target: &Target) -> Option<String> {
     match &target.kind {
-        Kind::Docker(info) => info.dns_name().filter(|name| is_host_name(name)),
+        Kind::Docker(info) | Kind::Podman(info) => info.dns_name().filter(|name| is_host_name(name)),
         _ => None,
     }
 }

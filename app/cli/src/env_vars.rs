@@ -63,6 +63,8 @@ pub(crate) static VARIABLES: &[Variable] = &[
         "",
         "in a container's environment: addresses that the proxy gives it; none: do not attach it",
     ),
+    var("WEAVE_CNI_PLUGIN_DIR", "/opt/cni/bin", "directory of the CNI plugins"),
+    var("HAIRPIN_MODE", "true", "hairpinMode in the CNI configuration that setup-cni and launch write"),
     var("CHECKPOINT_DISABLE", "", "accepted; no version check is ever made"),
 ];
 
@@ -74,6 +76,8 @@ pub(crate) static FILES: &[(&str, &str)] = &[
         "/var/lib/weave/attachments.json",
         "how Docker's containers are attached, for those that are started again",
     ),
+    ("/var/lib/weave/interfaces.json", "attachments that network plugins have made"),
+    ("/etc/cni/net.d/10-weave.conflist", "CNI network weave, where a runtime has that directory"),
     ("/var/lib/weave/wait", "programs that containers of the Docker API proxy wait with"),
     ("/run/weave/control.sock", "control socket, for root"),
     ("/run/docker/plugins/weave.sock, weavemesh.sock", "sockets of the Docker network plugin"),

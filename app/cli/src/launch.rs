@@ -26,7 +26,7 @@ use crate::options;
 use crate::service::files::{Undo, failed, remove};
 use crate::service::{self, LaunchRequest, ServiceManager, docker};
 use crate::takeover::{Original, Stopped};
-use crate::{Failure, container, notice, plugin_options, print, proxy_options, require_root};
+use crate::{Failure, cni, container, notice, plugin_options, print, proxy_options, require_root};
 
 /// After this time the progress is printed on a terminal.
 const PROGRESS_DELAY: Duration = Duration::from_millis(500);
@@ -160,6 +160,7 @@ pub(crate) fn run(mut parsed: Parsed, env: &dyn Env) -> Result<(), Failure> {
     print(&format!("{result}\n"))?;
     remark.iter().for_each(notice);
     docker_problem(&parsed, &config).iter().for_each(notice);
+    cni::install::install_if_possible(&parsed, env).iter().for_each(notice);
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 mod addresses;
 mod args;
 mod bridges;
+mod cni;
 mod commands;
 mod container;
 mod deprecated;
@@ -26,6 +27,8 @@ mod ipam;
 mod launch;
 mod launch_options;
 mod launch_plugin;
+mod link;
+mod netavark;
 mod oci_runtime;
 mod options;
 mod output;
@@ -65,6 +68,12 @@ pub fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = args.next().unwrap_or_default();
     let result = text_arguments(args).and_then(|mut args| {
+        if let Some(plugin) = cni::plugin(Path::new(&program)).filter(|_| args.is_empty()) {
+            return cni::run(plugin, &ProcessEnv);
+        }
+        if netavark::is_plugin(Path::new(&program)) {
+            return netavark::run(&args, &ProcessEnv);
+        }
         if Path::new(&program).file_name() == Some("weaveutil".as_ref()) {
             args.insert(0, "weaveutil".to_owned());
         }
@@ -113,6 +122,8 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "weaveutil" => return weaveutil::run(rest, env),
         // Its other arguments are runc's.
         "oci-runtime" if rest.first().is_none_or(|arg| arg != "--help") => return oci_runtime::run(rest),
+        // Its arguments are netavark's.
+        "netavark" if rest.first().is_none_or(|arg| arg != "--help") => return netavark::run(rest, env),
         oci_runtime::HOOK => return oci_runtime::hook(env),
         "--version" => return run(&["version".to_owned()], env),
         _ => {}
@@ -149,6 +160,8 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "daemon" => launch::daemon(&parsed, env),
         "stop" => stop::stop(&parsed, env),
         "setup" => setup::run(&parsed, env),
+        "setup-cni" => setup::cni(env),
+        "setup-podman" => netavark::setup(&parsed),
         "setup-docker" => setup_docker::run(&parsed, env),
         "reset" => stop::reset(&parsed, env),
         "prime" | "consense" => ipam::prime(&parsed, env),

@@ -1,10 +1,12 @@
-//! `weave setup` makes directories before the first launch. 2.8.1 also pulled its images; this version has none.
+//! `weave setup` makes directories and installs the CNI plugins before the first launch. 2.8.1 also pulled its images; this version has
+//! none.
 
 use crate::args::Parsed;
+use crate::cni::install;
 use crate::env::Env;
 use crate::options;
 use crate::service::files::{Undo, is_read_only};
-use crate::{Failure, notice, require_root};
+use crate::{Failure, require_root};
 
 pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     require_root()?;
@@ -17,6 +19,11 @@ pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         undo.directory(config, 0o755)?;
     }
     undo.keep();
-    notice("Notice: this version installs no CNI plugin yet");
-    Ok(())
+    install::install(env)
+}
+
+/// `weave setup-cni`.
+pub(crate) fn cni(env: &dyn Env) -> Result<(), Failure> {
+    require_root()?;
+    install::install(env)
 }

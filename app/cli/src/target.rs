@@ -25,8 +25,28 @@ pub(crate) fn id_of(target: &Target) -> String {
 
 pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {
     let reference: Reference = container.parse()?;
-    let docker = Docker::at(env.var("DOCKER_HOST").as_deref());
-    weave_runtime::resolve(&reference, &docker).map_err(explain)
+    let given = env.var("DOCKER_HOST").filter(|host| !host.is_empty());
+    let mut engine = Docker::at(given.as_deref());
+    let mut found = weave_runtime::resolve(&reference, &engine);
+    // A container that Docker does not have may be one of Podman.
+    let unknown =
+        |found: &Result<Target, Error>| matches!(found, Err(Error::Unknown(_) | Error::Http { .. }));
+    if given.is_none()
+        && unknown(&found)
+        && let Some(podman) = Docker::podman()
+    {
+        let there = weave_runtime::resolve(&reference, &podman);
+        if !unknown(&there) {
+            (found, engine) = (there, podman);
+        }
+    }
+    let mut target = found.map_err(explain)?;
+    if let Kind::Docker(info) = &target.kind
+        && engine.is_podman()
+    {
+        target.kind = Kind::Podman(info.clone());
+    }
+    Ok(target)
 }
 
 /// The failure of a command that any container can be named to.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use clap::{Arg, ArgAction, Command};
 use weave_api::host_requests::{AttachRequest, DetachRequest};
+use weave_cni::Plugin;
 use weave_host::DeviceNames;
 use weave_host::identity::{Sources, SystemIds};
 use weave_runtime::{AddressRequest, Reference, Target, etc_hosts};
@@ -13,7 +14,7 @@ use weave_types::Cidr;
 use crate::args::{self, Parsed};
 use crate::env::Env;
 use crate::{
-    Failure, addresses, docker_bridge, host_client, hosts_file, launch_options, notice, print, ps,
+    Failure, addresses, cni, docker_bridge, host_client, hosts_file, launch_options, notice, print, ps,
     require_root,
 };
 
@@ -94,10 +95,10 @@ static SUBS: &[Sub] = &[
     missing("remove-plugin-network", "<name>", "the Docker proxy and plugin"),
     missing("is-docker-plugin-enabled", "", "the Docker proxy and plugin"),
     missing("swarm-manager-peers", "", "the Docker proxy and plugin"),
-    missing("cni-net", "", "CNI"),
-    missing("cni-ipam", "", "CNI"),
-    missing("get-db-flag", "<db prefix> <flag>", "CNI"),
-    missing("set-db-flag", "<db prefix> <flag> <value>", "CNI"),
+    sub("cni-net", "", 0..=0, |_, env| cni::run(Plugin::Net, env)),
+    sub("cni-ipam", "", 0..=0, |_, env| cni::run(Plugin::Ipam, env)),
+    missing("get-db-flag", "<db prefix> <flag>", "the Kubernetes add-on"),
+    missing("set-db-flag", "<db prefix> <flag> <value>", "the Kubernetes add-on"),
 ];
 
 pub(crate) fn names() -> Vec<&'static str> {

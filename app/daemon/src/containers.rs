@@ -1,7 +1,9 @@
-//! Requests that change containers, or addresses of the host: `attach`, `detach`, `expose`, `hide`, `attach-bridge`.
+//! Requests that change containers, or addresses of the host: `attach`, `detach`, `interface`, `expose`, `hide`, `attach-bridge`.
 //!
 //! Each runs in a thread of its own, since operations on the host block. Once the host is being changed the request is carried out
 //! even if its caller has gone; while it waits for an address it is cancelled then.
+
+mod interfaces;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -11,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use weave_api::host_requests::{
     AttachBridgeRequest, AttachRequest, DetachRequest, ExposeRequest, HostResponse, HostsFile,
+    InterfaceRequest,
 };
 use weave_dns::{Filter, HostName};
 use weave_host::firewall::ExposedAddress;
@@ -25,7 +28,7 @@ use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::control::Control;
 use crate::host::{Inventory, is_docker_id};
 use crate::names::{NameChange, may_run};
-use crate::storage::AttachmentStore;
+use crate::storage::{AttachmentStore, InterfaceStore};
 
 /// Why a request for an address of a subnet is refused where nothing is allocated.
 const NO_ALLOCATION: NoAllocator =
@@ -38,6 +41,9 @@ pub(crate) struct Containers {
     network: Arc<ContainerNetwork>,
     bridge: String,
     attachments: Arc<Mutex<AttachmentStore>>,
+    interfaces: Arc<Mutex<InterfaceStore>>,
+    /// Held while the bridge gets an address.
+    exposing: Arc<Mutex<()>>,
 }
 
 /// A request of the control API.
@@ -47,6 +53,8 @@ pub(crate) enum HostRequest {
     Detach(DetachRequest, OwnedFd),
     /// Detaches a container that cannot be found any more.
     Release(DetachRequest),
+    /// The namespace accompanies those that have one.
+    Interface(InterfaceRequest, Option<OwnedFd>),
     Expose(ExposeRequest),
     Hide(ExposeRequest),
     AttachBridge(AttachBridgeRequest),
@@ -57,8 +65,15 @@ impl Containers {
         network: Arc<ContainerNetwork>,
         bridge: &str,
         attachments: AttachmentStore,
+        interfaces: InterfaceStore,
     ) -> Containers {
-        Containers { network, bridge: bridge.to_owned(), attachments: Arc::new(Mutex::new(attachments)) }
+        Containers {
+            network,
+            bridge: bridge.to_owned(),
+            attachments: Arc::new(Mutex::new(attachments)),
+            interfaces: Arc::new(Mutex::new(interfaces)),
+            exposing: Arc::default(),
+        }
     }
 
     /// How Docker's containers are attached.
@@ -95,7 +110,12 @@ impl Containers {
         let (answer, result) = oneshot::channel();
         let work = Work {
             containers: self.clone(),
-            allocator: DaemonAllocator { control: control.clone(), runtime: Handle::current(), caller },
+            allocator: DaemonAllocator {
+                control: control.clone(),
+                runtime: Handle::current(),
+                caller,
+                releases: true,
+            },
         };
         let thread = std::thread::Builder::new().name("weave-containers".to_owned());
         thread
@@ -104,9 +124,7 @@ impl Containers {
                 let _ = answer.send(outcome);
             })
             .map_err(|e| format!("cannot start a thread: {e}"))?;
-        let outcome = result.await.map_err(|_| ENDING.to_owned())?.map_err(|e| e.to_string())?;
-        let addresses = outcome.addresses.iter().map(ToString::to_string).collect();
-        Ok(HostResponse { addresses, warnings: outcome.warnings })
+        result.await.map_err(|_| ENDING.to_owned())?.map_err(|e| e.to_string())
     }
 }
 
@@ -116,10 +134,14 @@ struct Work {
 }
 
 impl Work {
-    fn carry_out(&self, request: HostRequest) -> Result<Outcome, Error> {
+    fn carry_out(&self, request: HostRequest) -> Result<HostResponse, Error> {
         let _operation = fault_injection::operation(request.name());
         let network = &self.containers.network;
-        match request {
+        let outcome: Result<Outcome, Error> = match request {
+            HostRequest::Interface(request, fd) => {
+                let ns = fd.map(NetNs::from_fd).transpose()?;
+                return self.for_plugins().interface(request, ns);
+            }
             HostRequest::Attach(mut request, fd) => {
                 if request.addresses.is_empty() {
                     request.addresses = self.containers.attachments().addresses(&request.container);
@@ -168,13 +190,7 @@ impl Work {
             HostRequest::Expose(ExposeRequest { addresses, masquerade, name }) => {
                 let requests = parse(&addresses)?;
                 let name = self.parse_name(name.as_deref())?;
-                let expose = |cidrs: &[Cidr]| {
-                    let exposed =
-                        cidrs.iter().map(|&address| ExposedAddress { address, masquerade }).collect();
-                    self.reconcile("unable to expose", self.allocator.control.expose_blocking(exposed))
-                };
-                let allocator = self.allocator(true);
-                let outcome = network.with_addresses(allocator, EXPOSE, Change::Expose, &requests, expose)?;
+                let outcome = self.expose(&requests, masquerade)?;
                 if let Some(name) = name {
                     let addrs = ipv4(&outcome.addresses);
                     let change = NameChange::Add { name, container: EXPOSE.to_owned(), addrs };
@@ -186,7 +202,7 @@ impl Work {
                 let allocator = self.allocator(true);
                 let addresses = weave_runtime::look_up(allocator, EXPOSE, &parse(&addresses)?)?;
                 if addresses.is_empty() {
-                    return Ok(Outcome::default());
+                    return Ok(HostResponse::default());
                 }
                 let hide = |cidrs: &[Cidr]| {
                     let hidden = self.allocator.control.hide_blocking(cidrs.to_vec());
@@ -200,7 +216,17 @@ impl Work {
                 network.join_bridges(&bridge, &other)?;
                 Ok(Outcome::default())
             }
-        }
+        };
+        outcome.map(response)
+    }
+
+    fn expose(&self, requests: &[AddressRequest], masquerade: bool) -> Result<Outcome, Error> {
+        let expose = |cidrs: &[Cidr]| {
+            let exposed = cidrs.iter().map(|&address| ExposedAddress { address, masquerade }).collect();
+            self.reconcile("unable to expose", self.allocator.control.expose_blocking(exposed))
+        };
+        let allocator = self.allocator(true);
+        self.containers.network.with_addresses(allocator, EXPOSE, Change::Expose, requests, expose)
     }
 
     /// The name to register; `None` if names are not served here.
@@ -262,6 +288,12 @@ impl Work {
         Ok(Outcome { addresses, warnings: Vec::new() })
     }
 
+    /// For network plugins, which say when addresses are released.
+    fn for_plugins(&self) -> Work {
+        let allocator = DaemonAllocator { releases: false, ..self.allocator.clone() };
+        Work { containers: self.containers.clone(), allocator }
+    }
+
     fn allocator(&self, record: bool) -> &dyn Allocator {
         if record && self.allocator.control.allocation().is_some() { &self.allocator } else { &NO_ALLOCATION }
     }
@@ -285,11 +317,17 @@ impl HostRequest {
         match self {
             HostRequest::Attach(..) => "attach",
             HostRequest::Detach(..) | HostRequest::Release(_) => "detach",
+            HostRequest::Interface(..) => "interface",
             HostRequest::Expose(_) => "expose",
             HostRequest::Hide(_) => "hide",
             HostRequest::AttachBridge(_) => "attach-bridge",
         }
     }
+}
+
+fn response(outcome: Outcome) -> HostResponse {
+    let addresses = outcome.addresses.iter().map(ToString::to_string).collect();
+    HostResponse { addresses, warnings: outcome.warnings, interface: None }
 }
 
 pub(crate) fn ipv4<'a>(cidrs: impl IntoIterator<Item = &'a Cidr>) -> Vec<Ipv4Addr> {
@@ -308,12 +346,14 @@ fn parse(addresses: &[String]) -> Result<Vec<AddressRequest>, Error> {
 }
 
 /// The allocator of this daemon's peer, used from another thread.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct DaemonAllocator {
     control: Control,
     runtime: Handle,
     /// Closed once the caller has gone.
     caller: watch::Receiver<()>,
+    /// Whether the end of a container releases its addresses.
+    releases: bool,
 }
 
 impl DaemonAllocator {
@@ -355,7 +395,7 @@ impl Allocator for DaemonAllocator {
     }
 
     fn obtain(&self, owner: &str, request: &AddressRequest) -> Result<Cidr, Error> {
-        let (container, is_container) = (owner.to_owned(), owner != EXPOSE);
+        let (container, is_container) = (owner.to_owned(), self.releases && owner != EXPOSE);
         let response = match request {
             AddressRequest::Fixed(cidr) => {
                 let cidr = *cidr;

@@ -47,7 +47,9 @@ use crate::plugin::{PluginError, PluginListeners};
 use crate::proxy::{Attacher, ProxyError, ProxyListeners};
 use crate::reattacher::Reattacher;
 use crate::storage::pid_file::{PidFile, PidFileError};
-use crate::storage::{AllocationStore, AttachmentStore, NetworkStore, PeerState, StoreError};
+use crate::storage::{
+    AllocationStore, AttachmentStore, InterfaceStore, NetworkStore, PeerState, StoreError,
+};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
@@ -201,6 +203,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         local_networks,
         recovered,
         attachments,
+        interfaces,
     } = prepared;
     let _proxy_files = proxy.as_mut().map(ProxyListeners::take_files);
     let _plugin_files = plugin.as_mut().map(|(listeners, _)| listeners.take_files());
@@ -224,7 +227,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     if let Some(addresses) = &proxy_addresses {
         control = control.with_proxy(addresses.clone());
     }
-    let containers = Containers::new(network.clone(), &config.bridge, attachments);
+    let containers = Containers::new(network.clone(), &config.bridge, attachments, interfaces);
     let net = Net::new(events_tx.clone(), config.host);
     let docker_health = DockerHealth::default();
     let mut core = Core {
@@ -345,6 +348,7 @@ struct Prepared {
     /// Operations that the last daemon did not complete.
     recovered: Vec<Recovered>,
     attachments: AttachmentStore,
+    interfaces: InterfaceStore,
 }
 
 async fn prepare(
@@ -369,6 +373,7 @@ async fn prepare(
     let uid = PeerUid(rng.random_range(1..=u64::MAX));
     let mesh = mesh_config(config, name, uid, store);
     let attachments = AttachmentStore::open(&config.state_dir)?;
+    let interfaces = InterfaceStore::open(&config.state_dir)?;
     let (ipam, allocation) = load_allocation(config, name, uid, takeover.database())?.unzip();
     let registry = config.dns.as_ref().map(|dns| RegistryConfig { own: name, domain: dns.domain.clone() });
     let mut dns = match &config.dns {
@@ -433,6 +438,7 @@ async fn prepare(
         local_networks,
         recovered,
         attachments,
+        interfaces,
     };
     Ok((prepared, takeover))
 }

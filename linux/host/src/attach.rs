@@ -7,14 +7,14 @@
 use std::net::IpAddr;
 
 use nix::errno::Errno;
-use weave_types::Cidr;
+use weave_types::{Cidr, MacAddr};
 
 use crate::endpoint::NewPair;
 use crate::error::ignore_missing_device;
 use crate::firewall::multicast::{self, MulticastRule};
 use crate::firewall::{Backend, FirewallError};
 use crate::sysctl::SetResult;
-use crate::{Error, Link, NetNs, Netlink, arp, sysctl};
+use crate::{Error, Link, LinkRoute, NetNs, Netlink, arp, sysctl};
 
 /// How much of an id goes into the names of a veth pair: 15 bytes less `vethwepl`.
 const ID_LENGTH: usize = 7;
@@ -32,10 +32,14 @@ pub struct AttachRequest<'a> {
     pub bridge: &'a str,
     /// MTU in bytes; `None` takes the bridge's.
     pub mtu: Option<u32>,
+    /// Ethernet address of a new interface; `None` lets the kernel choose.
+    pub mac: Option<MacAddr>,
     /// Whether to add the route `224.0.0.0/4`; `weavewait` of 2.8.1 waits for it.
     pub multicast_route: bool,
     /// Addresses to add to those that the interface has.
     pub cidrs: &'a [Cidr],
+    /// Routes to add, in this order. One to a destination that has a route already is left out.
+    pub routes: &'a [LinkRoute],
     /// Whether the container may leave TCP and UDP checksums to the switch. This version's data path completes them; one that
     /// captures with libpcap (type `bridge` of 2.8.1) does not.
     pub keep_tx_on: bool,
@@ -53,8 +57,10 @@ impl<'a> AttachRequest<'a> {
             ifname: "ethwe",
             bridge: "weave",
             mtu: None,
+            mac: None,
             multicast_route: true,
             cidrs,
+            routes: &[],
             keep_tx_on: true,
             hairpin: true,
         }
@@ -140,7 +146,8 @@ enum Change {
     PairCreated(Link),
     AddressAdded(Link, Cidr),
     SetUp(Link),
-    RouteAdded(Link),
+    MulticastRouteAdded(Link),
+    RouteAdded(Link, LinkRoute),
     RuleAdded(Backend, MulticastRule),
     RuleRemoved(Backend, MulticastRule),
     AddressesRemoved(Link, Vec<Cidr>, Vec<Vec<u8>>),
@@ -181,8 +188,13 @@ impl<'a> Transaction<'a> {
             self.changes.push(Change::SetUp(link.clone()));
         }
         self.announce(&link, port.as_ref(), &attached.added)?;
+        for route in request.routes {
+            if self.inner.add_route(&link, *route)? {
+                self.changes.push(Change::RouteAdded(link.clone(), *route));
+            }
+        }
         if request.multicast_route && self.inner.add_multicast_route(&link)? {
-            self.changes.push(Change::RouteAdded(link));
+            self.changes.push(Change::MulticastRouteAdded(link));
         }
         Ok(())
     }
@@ -203,6 +215,9 @@ impl<'a> Transaction<'a> {
         self.remove_unfinished(&outside, &inside)?;
         let (port, end) = pair.create(&mut self.host, &bridge)?;
         self.changes.push(Change::PairCreated(port.clone()));
+        if let Some(mac) = request.mac {
+            self.host.set_mac(&end, mac)?;
+        }
         self.host.move_to(&end, self.ns)?;
 
         let end = self.inner.existing(&inside)?;
@@ -236,17 +251,11 @@ impl<'a> Transaction<'a> {
 
     /// Finds the host's end of an interface that exists, and sets it up if it is down.
     fn set_host_end_up(&mut self, link: &Link) -> Result<Option<Link>, Error> {
-        let (Some(peer), Some(_)) = (link.peer, link.peer_nsid) else { return Ok(None) };
-        let number = self.ns.number(&mut self.host)?;
-        match self.host.link_by_index(peer)? {
-            Some(port) if port.peer == Some(link.index) && port.peer_nsid == number => {
-                if !port.up {
-                    self.host.set_up(&port, true)?;
-                }
-                Ok(Some(port))
-            }
-            _ => Ok(None),
+        let port = host_end(self.ns, link, &mut self.host)?;
+        if let Some(port) = port.as_ref().filter(|port| !port.up) {
+            self.host.set_up(port, true)?;
         }
+        Ok(port)
     }
 
     fn add_addresses(&mut self, link: &Link, wanted: &[Cidr], added: &mut Vec<Cidr>) -> Result<(), Error> {
@@ -430,8 +439,11 @@ impl<'a> Transaction<'a> {
                 other => ignore_missing_device(other),
             },
             Change::SetUp(link) => ignore_missing_device(self.inner.set_up(&link, false)),
-            Change::RouteAdded(link) => {
-                ignore_missing_device(self.inner.remove_multicast_route(&link).map(|_| ()))
+            Change::MulticastRouteAdded(link) => {
+                ignore_missing_device(self.inner.remove_multicast_route(&link).map(drop))
+            }
+            Change::RouteAdded(link, route) => {
+                ignore_missing_device(self.inner.remove_route(&link, route).map(drop))
             }
             Change::RuleAdded(backend, rule) => {
                 firewall(self.ns.run(|| multicast::remove_from(backend, interface, rule))?)
@@ -470,6 +482,56 @@ pub fn is_id_taken(id: &str, ns: &NetNs) -> Result<bool, Error> {
     let Some(port) = netlink.link(&pair_names(id)?.0)? else { return Ok(false) };
     let number = ns.number(&mut netlink)?;
     Ok(port.peer_nsid.is_some_and(|peer| Some(peer) != number))
+}
+
+/// The host's end of an interface in a container; `None` if that is not in the namespace of `host`.
+fn host_end(ns: &NetNs, link: &Link, host: &mut Netlink) -> Result<Option<Link>, Error> {
+    let (Some(peer), Some(_)) = (link.peer, link.peer_nsid) else { return Ok(None) };
+    let number = ns.number(host)?;
+    let port = host.link_by_index(peer)?;
+    Ok(port.filter(|port| port.peer == Some(link.index) && port.peer_nsid == number))
+}
+
+/// An interface in a container, as it is.
+#[derive(Clone, Debug)]
+pub struct InterfaceState {
+    /// The interface.
+    pub link: Link,
+    /// The other end, if it is a port of the bridge.
+    pub port: Option<Link>,
+    /// Its addresses.
+    pub addresses: Vec<Cidr>,
+}
+
+/// Describes an interface in a container; `None` if there is no such interface.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn interface_state(ns: &NetNs, ifname: &str, bridge: &str) -> Result<Option<InterfaceState>, Error> {
+    let (mut host, mut inner) = (Netlink::open()?, ns.netlink()?);
+    let Some(link) = inner.link(ifname)? else { return Ok(None) };
+    let bridge = host.link(bridge)?.map(|bridge| bridge.index);
+    let port = host_end(ns, &link, &mut host)?.filter(|port| bridge.is_some() && port.master == bridge);
+    let addresses = inner.addresses_of(&link)?;
+    Ok(Some(InterfaceState { link, port, addresses }))
+}
+
+/// Removes the veth pair that is named after `id`, if its other end is in `ns` or has not left the host.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_pair(id: &str, ns: Option<&NetNs>) -> Result<(), Error> {
+    let mut netlink = Netlink::open()?;
+    let Some(port) = netlink.link(&pair_names(id)?.0)?.filter(|port| port.is("veth")) else { return Ok(()) };
+    let number = match ns {
+        Some(ns) => ns.number(&mut netlink)?,
+        None => None,
+    };
+    // Kernels before 4.0 do not say where the other end is.
+    if port.peer.is_none() || (port.peer_nsid.is_some() && port.peer_nsid != number) {
+        return Ok(());
+    }
+    ignore_missing_device(netlink.delete_link(&port))
 }
 
 /// Removes the veth pair of an attach that was killed before it moved the container's end, for a container that is gone.

@@ -66,8 +66,9 @@ pub mod unmanaged;
 pub use addresses::Address;
 pub use arp::announce;
 pub use attach::{
-    AttachRequest, Attached, DetachRequest, Detached, attach, detach, interface_addresses, is_id_taken,
-    promote_secondaries, remove_unfinished_pair, set_promote_secondaries,
+    AttachRequest, Attached, DetachRequest, Detached, InterfaceState, attach, detach, interface_addresses,
+    interface_state, is_id_taken, promote_secondaries, remove_pair, remove_unfinished_pair,
+    set_promote_secondaries,
 };
 pub use bridge::{
     BridgeConfig, BridgeInfo, BridgeKind, DeviceNames, Mtu, UplinkInfo, bridge_kind, ensure_bridge,
@@ -97,6 +98,6 @@ pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};
 pub use network_changes::NetworkMonitor;
 pub use obstacles::obstacles;
-pub use routes::Route;
+pub use routes::{LinkRoute, Route};
 pub use socket_owner::tcp_socket_owner;
 pub use tc::{IngressDrop, IngressProgram};

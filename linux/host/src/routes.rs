@@ -1,5 +1,6 @@
 //! Routes of the main table.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -23,6 +24,33 @@ pub struct Route {
     pub index: Option<u32>,
     /// `RT_SCOPE_*`; 0 is global, 253 link.
     pub scope: u8,
+}
+
+/// A route over a given link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkRoute {
+    /// `0.0.0.0/0` for the default route.
+    pub destination: Cidr,
+    /// The next hop; `None` if the destination is on the link.
+    pub gateway: Option<IpAddr>,
+}
+
+/// All multicast groups.
+const MULTICAST: LinkRoute = LinkRoute {
+    destination: match Cidr::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4) {
+        Some(groups) => groups,
+        None => unreachable!(),
+    },
+    gateway: None,
+};
+
+impl fmt::Display for LinkRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.gateway {
+            Some(gateway) => write!(f, "{} via {gateway}", self.destination),
+            None => self.destination.fmt(f),
+        }
+    }
 }
 
 /// The shortest prefix of a private network (RFC 1918: 10.0.0.0/8).
@@ -77,18 +105,37 @@ impl Netlink {
 
     /// Adds the route `224.0.0.0/4 dev <link> scope link`. `false` if it exists.
     pub fn add_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
-        let request = multicast_route(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, link);
-        match self.execute(request, format_args!("adding the multicast route of {}", link.name)) {
+        let step = format!("adding the multicast route of {}", link.name);
+        self.add_route_step(link, MULTICAST, &step)
+    }
+
+    /// Removes the route of [`Netlink::add_multicast_route`]. `false` if it does not exist.
+    pub fn remove_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
+        let step = format!("removing the multicast route of {}", link.name);
+        self.remove_route_step(link, MULTICAST, &step)
+    }
+
+    /// Adds a route over a link. `false` if there is one to the same destination.
+    pub fn add_route(&mut self, link: &Link, route: LinkRoute) -> Result<bool, Error> {
+        self.add_route_step(link, route, &format!("failed to add route '{route} dev {}'", link.name))
+    }
+
+    /// Removes a route. `false` if it does not exist.
+    pub fn remove_route(&mut self, link: &Link, route: LinkRoute) -> Result<bool, Error> {
+        self.remove_route_step(link, route, &format!("removing route '{route} dev {}'", link.name))
+    }
+
+    fn add_route_step(&mut self, link: &Link, route: LinkRoute, step: &str) -> Result<bool, Error> {
+        let request = route_request(libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, link, route);
+        match self.execute(request, step) {
             Ok(()) => Ok(true),
             Err(e) if e.errno() == Some(Errno::EEXIST) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    /// Removes the route of [`Netlink::add_multicast_route`]. `false` if it does not exist.
-    pub fn remove_multicast_route(&mut self, link: &Link) -> Result<bool, Error> {
-        let request = multicast_route(libc::RTM_DELROUTE, 0, link);
-        match self.execute(request, format_args!("removing the multicast route of {}", link.name)) {
+    fn remove_route_step(&mut self, link: &Link, route: LinkRoute, step: &str) -> Result<bool, Error> {
+        match self.execute(route_request(libc::RTM_DELROUTE, 0, link, route), step) {
             Ok(()) => Ok(true),
             Err(e) if e.errno() == Some(Errno::ESRCH) => Ok(false),
             Err(e) => Err(e),
@@ -126,12 +173,20 @@ impl Netlink {
     }
 }
 
-fn multicast_route(kind: u16, flags: u16, link: &Link) -> Request {
-    let (protocol, scope, unicast) = (libc::RTPROT_BOOT, libc::RT_SCOPE_LINK, 1);
-    let (family, destination) = octets(Ipv4Addr::new(224, 0, 0, 0).into());
-    let header = [family, 4, 0, 0, libc::RT_TABLE_MAIN, protocol, scope, unicast, 0, 0, 0, 0];
+fn route_request(kind: u16, flags: u16, link: &Link, route: LinkRoute) -> Request {
+    let (protocol, unicast) = (libc::RTPROT_BOOT, 1);
+    let scope = if route.gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK };
+    let (family, destination) = octets(route.destination.network().addr());
+    let prefix = route.destination.prefix();
+    let header = [family, prefix, 0, 0, libc::RT_TABLE_MAIN, protocol, scope, unicast, 0, 0, 0, 0];
     let mut request = Request::new(kind, flags, &header);
-    request.attribute(libc::RTA_DST, &destination).number(libc::RTA_OIF, link.index);
+    if prefix > 0 {
+        request.attribute(libc::RTA_DST, &destination);
+    }
+    if let Some(gateway) = route.gateway {
+        request.attribute(libc::RTA_GATEWAY, &octets(gateway).1);
+    }
+    request.number(libc::RTA_OIF, link.index);
     request
 }
 

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use weave_host::{AttachRequest, DetachRequest, Error as HostError, NetNs};
+use weave_host::{AttachRequest, DetachRequest, Error as HostError, LinkRoute, NetNs};
 use weave_types::{Cidr, MacAddr};
 
 use crate::etc_hosts::{self, HostsFile};
+use crate::interface::{self, NewInterface};
 use crate::pending::{self, Change, Namespace, PendingFile, PendingOperation};
 use crate::{AddressRequest, Allocator, Error, look_up};
 
@@ -277,6 +278,52 @@ impl ContainerNetwork {
         Ok(Outcome { addresses, warnings })
     }
 
+    /// Gives a container an interface for a network plugin, with addresses. `routes` says which routes it gets; addresses are known by
+    /// then.
+    ///
+    /// # Errors
+    /// An address cannot be obtained, the container has another interface of that name, or the host cannot be changed. Everything is
+    /// as before then.
+    pub fn add_interface(
+        &self,
+        allocator: &dyn Allocator,
+        owner: &str,
+        new: &NewInterface,
+        routes: impl FnOnce(&[Cidr]) -> Result<Vec<LinkRoute>, Error>,
+    ) -> Result<Outcome, Error> {
+        let change = new.change()?;
+        self.with_addresses(allocator, owner, change.clone(), &new.addresses, |cidrs| {
+            let routes = routes(cidrs)?;
+            let Change::AddInterface { naming, .. } = &change else { return Ok(Vec::new()) };
+            let _busy = self.reserve([ns_key(&new.ns), format!("name {naming}")]);
+            new.create(naming, cidrs, &routes)
+        })
+    }
+
+    /// Removes an interface that [`ContainerNetwork::add_interface`] has made, if the container has it, and releases addresses.
+    ///
+    /// # Errors
+    /// The host cannot be changed.
+    pub fn remove_interface(
+        &self,
+        allocator: &dyn Allocator,
+        owner: &str,
+        ns: Option<&NetNs>,
+        (interface, bridge): (&str, &str),
+        addresses: Vec<Cidr>,
+    ) -> Result<Outcome, Error> {
+        let change = Change::RemoveInterface {
+            namespace: ns.map(Namespace::of).transpose()?,
+            interface: interface.to_owned(),
+            bridge: bridge.to_owned(),
+        };
+        self.releasing(allocator, owner, change, addresses, |_| {
+            let Some(ns) = ns else { return Ok(Vec::new()) };
+            let _busy = self.reserve([ns_key(ns)]);
+            interface::remove(ns, interface, bridge)
+        })
+    }
+
     /// Joins another bridge to ours.
     ///
     /// # Errors
@@ -341,6 +388,29 @@ impl ContainerNetwork {
         let PendingOperation { container, change, addresses, .. } = operation;
         let namespace = match change {
             Change::Attach { namespace, .. } | Change::Detach { namespace, .. } => namespace,
+            Change::AddInterface { namespace, interface, naming, bridge, existed } => {
+                let ns = namespace.open(container)?;
+                if *existed {
+                    let addresses = ns.map(|ns| weave_host::interface_addresses(&ns, interface));
+                    return Ok(addresses.transpose()?.unwrap_or_default());
+                }
+                if !operation.host_done {
+                    tracing::info!("undoing the interrupted attachment of {container}");
+                    if let Some(ns) = &ns {
+                        interface::remove(ns, interface, bridge)?;
+                    }
+                    weave_host::remove_pair(naming, ns.as_ref())?;
+                }
+                return Ok(Vec::new());
+            }
+            Change::RemoveInterface { namespace, interface, bridge } => {
+                let ns = namespace.map(|namespace| namespace.open(container)).transpose()?.flatten();
+                if let Some(ns) = ns.filter(|_| !operation.host_done) {
+                    tracing::info!("completing the interrupted detachment of {container}");
+                    interface::remove(&ns, interface, bridge)?;
+                }
+                return Ok(Vec::new());
+            }
             Change::JoinBridges { bridge, other } => {
                 tracing::info!("completing the interrupted operation that joins bridge {other}");
                 weave_host::join_bridges(bridge, other)?;
@@ -355,7 +425,7 @@ impl ContainerNetwork {
                 weave_host::remove_endpoint(outside)?;
                 return Ok(Vec::new());
             }
-            Change::Expose | Change::Hide => return Ok(Vec::new()),
+            Change::Allocate | Change::Expose | Change::Hide => return Ok(Vec::new()),
         };
         let Some(ns) = namespace.open(container)? else {
             if let Change::Attach { naming, .. } = change

@@ -54,6 +54,31 @@ pub enum Change {
         /// A setting of the interface that is changed meanwhile.
         promote_secondaries: Option<String>,
     },
+    /// An interface for a network plugin. Its caller learns that it failed if this process is killed, so it is undone then.
+    AddInterface {
+        /// The container's namespace.
+        namespace: Namespace,
+        /// The name of the interface in the container.
+        interface: String,
+        /// Source of the interface name on the host.
+        naming: String,
+        /// The bridge to attach to.
+        bridge: String,
+        /// The container had the interface before.
+        existed: bool,
+    },
+    /// The removal of such an interface.
+    RemoveInterface {
+        /// The container's namespace; `None` if it is gone.
+        namespace: Option<Namespace>,
+        /// The name of the interface in the container.
+        interface: String,
+        /// The bridge that it is attached to.
+        bridge: String,
+    },
+    /// Addresses for an interface that another program makes. As with [`Change::AddInterface`], they are released if this process is
+    /// killed.
+    Allocate,
     /// `weave expose`.
     Expose,
     /// `weave hide`.
@@ -85,13 +110,20 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    pub(crate) fn of(ns: &NetNs) -> Result<Namespace, Error> {
+    /// Identifies a namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn of(ns: &NetNs) -> Result<Namespace, Error> {
         let NamespaceKey { inode, cookie } = ns.key()?;
         Ok(Namespace { inode, cookie })
     }
 
     /// Opens the namespace if it still exists. `container` may be its name.
-    pub(crate) fn open(self, container: &str) -> Result<Option<NetNs>, Error> {
+    ///
+    /// # Errors
+    /// Processes cannot be listed.
+    pub fn open(self, container: &str) -> Result<Option<NetNs>, Error> {
         let path = container.strip_prefix("netns:");
         Ok(NetNs::find(NamespaceKey { inode: self.inode, cookie: self.cookie }, path)?)
     }
@@ -133,7 +165,8 @@ impl PendingOperation {
     /// The addresses to release after an interruption: those of the owner that are not in use and were obtained by this operation,
     /// or were to be removed by it.
     pub fn to_release(&self, owned: &[Cidr], in_use: &[Cidr]) -> Vec<Cidr> {
-        let removes = matches!(self.change, Change::Detach { .. } | Change::Hide);
+        let removes =
+            matches!(self.change, Change::Detach { .. } | Change::RemoveInterface { .. } | Change::Hide);
         let listed = |cidr: &Cidr| {
             let addresses = self.addresses.iter().flatten();
             if removes { addresses.into_iter().any(|a| a == cidr) } else { !self.owned_before.contains(cidr) }

@@ -72,6 +72,8 @@ pub enum Kind {
     Pid,
     /// A Docker container.
     Docker(Box<ContainerInfo>),
+    /// A container of Podman. [`resolve`] does not tell it from one of Docker, the caller may ([`Docker::is_podman`]).
+    Podman(Box<ContainerInfo>),
 }
 
 /// A container that was found, and can be attached.

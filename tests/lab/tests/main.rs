@@ -12,6 +12,7 @@ mod changed_addresses;
 mod checksums;
 mod cli_surface;
 mod cluster_growth;
+mod cni;
 mod connect_targets;
 mod container_move;
 mod docker_clients;

@@ -14,6 +14,7 @@ use crate::control::Control;
 pub(super) enum HostRoute {
     Attach,
     Detach,
+    Interface,
     Expose,
     Hide,
     AttachBridge,
@@ -25,6 +26,7 @@ impl HostRoute {
         match path {
             "/attach" if on_unix_socket => Some(HostRoute::Attach),
             "/detach" if on_unix_socket => Some(HostRoute::Detach),
+            "/interface" if on_unix_socket => Some(HostRoute::Interface),
             "/expose" => Some(HostRoute::Expose),
             "/hide" => Some(HostRoute::Hide),
             "/attach-bridge" => Some(HostRoute::AttachBridge),
@@ -66,6 +68,7 @@ fn parse(route: HostRoute, body: &str, fd: Option<OwnedFd>) -> Result<HostReques
             Some(fd) => HostRequest::Detach(json(body)?, fd),
             None => HostRequest::Release(json(body)?),
         },
+        HostRoute::Interface => HostRequest::Interface(json(body)?, fd),
         HostRoute::Expose => HostRequest::Expose(json(body)?),
         HostRoute::Hide => HostRequest::Hide(json(body)?),
         HostRoute::AttachBridge => HostRequest::AttachBridge(json(body)?),

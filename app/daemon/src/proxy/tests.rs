@@ -15,7 +15,7 @@ use super::{Attacher, ProxyListeners, start};
 use crate::config::{Config, ProxyConfig, ProxyEndpoint};
 use crate::containers::Containers;
 use crate::control::Control;
-use crate::storage::AttachmentStore;
+use crate::storage::{AttachmentStore, InterfaceStore};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -70,7 +70,9 @@ impl Setup {
         let network = Arc::new(ContainerNetwork::open(self.dir.path(), TIMEOUT).unwrap());
         let (control, requests) = Control::new(8);
         std::mem::forget(requests);
-        let containers = Containers::new(network, "weave", AttachmentStore::open(self.dir.path()).unwrap());
+        let attachments = AttachmentStore::open(self.dir.path()).unwrap();
+        let interfaces = InterfaceStore::open(self.dir.path()).unwrap();
+        let containers = Containers::new(network, "weave", attachments, interfaces);
         start(Some(listeners), false, |runtime| Attacher::new(docker, containers, control, &config, runtime))
             .unwrap();
         files

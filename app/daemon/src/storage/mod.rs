@@ -4,6 +4,7 @@ mod allocation_store;
 mod attachment_store;
 mod error;
 mod host_state;
+mod interface_store;
 mod journal;
 mod json_file;
 mod name_store;
@@ -16,6 +17,7 @@ pub(crate) use attachment_store::AttachmentStore;
 pub use attachment_store::was_attached;
 pub(crate) use error::StoreError;
 pub use host_state::HostState;
+pub(crate) use interface_store::{Attached, InterfaceStore};
 pub(crate) use name_store::{NameStore, NamesByContainer};
 pub(crate) use network_store::NetworkStore;
 pub use peer_state::Original;
@@ -28,6 +30,7 @@ pub const PEER_FILES: [&str; 5] = [
     name_store::FILE_NAME,
     attachment_store::FILE_NAME,
     network_store::FILE_NAME,
+    interface_store::FILE_NAME,
 ];
 /// Name of the one among them that exists once addresses have been allocated.
 pub const ALLOCATION_FILE: &str = allocation_store::FILE_NAME;

@@ -22,6 +22,7 @@ pub use networks::Network;
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const DEFAULT_PORT: u16 = 2375;
+const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
 /// A loaded machine may take seconds to describe a container.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -41,6 +42,18 @@ impl Docker {
             Some(host) => parse_host(host),
         };
         Docker { client: endpoint.map(|e| Client::new(e).with_timeout(DEFAULT_TIMEOUT)) }
+    }
+
+    /// Root's Podman, where it serves Docker's API; `None` if it does not.
+    pub fn podman() -> Option<Docker> {
+        let path = Path::new(PODMAN_SOCKET);
+        let client = Client::new(Endpoint::Unix(path.into())).with_timeout(DEFAULT_TIMEOUT);
+        path.exists().then_some(Docker { client: Ok(client) })
+    }
+
+    /// Whether the engine is Podman.
+    pub fn is_podman(&self) -> bool {
+        self.change("GET", "/libpod/_ping", None, "say whether it is Podman").is_ok()
     }
 
     /// Uses TLS on TCP connections, with the files of a `DOCKER_CERT_PATH`.

@@ -1,6 +1,7 @@
 //! Helpers of many tests.
 
 pub mod addresses;
+pub mod cni;
 pub mod docker;
 pub mod names;
 pub mod original;

@@ -1,0 +1,132 @@
+//! The plugin of netavark, Podman's network program: `weave netavark`, or a link to this program in a directory `netavark`.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use weave_api::host_requests::{AddInterface, AttachmentId, HostResponse, InterfaceRequest, Routes};
+use weave_cni::MAX_INPUT;
+use weave_cni::netavark::{self, Action, Exec};
+use weave_host::NetNs;
+use weave_types::Cidr;
+
+use crate::args::Parsed;
+use crate::env::Env;
+use crate::service::files::{Undo, remove};
+use crate::{Failure, dns, host_client, link, notice, options, print, query, require_root};
+
+/// A directory in which netavark looks for plugins; the name of the file there is the name of the driver.
+const PLUGIN: &str = "/usr/local/lib/netavark/weave";
+
+/// Whether this program was called as a plugin.
+pub(crate) fn is_plugin(program: &Path) -> bool {
+    program.parent().and_then(Path::file_name) == Some("netavark".as_ref())
+}
+
+/// `weave setup-podman`.
+pub(crate) fn setup(parsed: &Parsed) -> Result<(), Failure> {
+    require_root()?;
+    let path = Path::new(PLUGIN);
+    if parsed.flag("undo") {
+        return remove(path);
+    }
+    let mut undo = Undo::default();
+    undo.directory(path.parent().unwrap_or(path), 0o755)?;
+    link::replace(&std::env::current_exe()?, path)?;
+    undo.keep();
+    Ok(())
+}
+
+/// Answers a call of netavark.
+pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
+    match answer(arguments, env) {
+        Ok(text) => print(&text),
+        Err(failure) => {
+            print(&netavark::error(failure.message.trim_end()))?;
+            Err(Failure::new(1, ""))
+        }
+    }
+}
+
+fn answer(arguments: &[String], env: &dyn Env) -> Result<String, Failure> {
+    let bad = |text: String| Failure::new(1, text);
+    match Action::parse(arguments).map_err(bad)? {
+        Action::Info => Ok(netavark::info(weave_daemon::VERSION)),
+        Action::Create => netavark::create(&input()?, default_subnet(env)).map_err(bad),
+        Action::Setup(path) => {
+            let exec = Exec::read(&input()?).map_err(bad)?;
+            let ns = NetNs::at(&PathBuf::from(path))?;
+            if exec.publishes_ports() {
+                notice("weave: this network publishes no ports; another network of the container may");
+            }
+            attach(&exec, &ns, env)
+        }
+        Action::Teardown(path) => {
+            let exec = Exec::read(&input()?).map_err(bad)?;
+            // The namespace may be gone.
+            let ns = NetNs::at(&PathBuf::from(path)).ok();
+            ask(InterfaceRequest::Remove(id(&exec)), ns.as_ref(), env)?;
+            Ok(String::new())
+        }
+    }
+}
+
+fn attach(exec: &Exec, ns: &NetNs, env: &dyn Env) -> Result<String, Failure> {
+    let bad = |text: String| Failure::new(1, text);
+    exec.network.check().map_err(bad)?;
+    let names = exec.names();
+    let server = if names.is_empty() { None } else { dns::server(&Parsed::default(), env)? };
+    let bridge = exec.network.bridge().map(str::to_owned);
+    let list = exec.network.internal.then(Vec::new);
+    let request = AddInterface {
+        id: id(exec),
+        bridge: bridge.unwrap_or_else(|| options::bridge(&Parsed::default(), env)),
+        mtu: exec.network.mtu().map_err(bad)?,
+        mac: exec.mac().map(str::to_owned),
+        hairpin: true,
+        addresses: exec.addresses(default_subnet(env)).map_err(bad)?,
+        record: true,
+        routes: Routes { gateway: None, list },
+        names,
+    };
+    let answer = ask(InterfaceRequest::Add(request), Some(ns), env)?;
+    let created = answer.interface.ok_or_else(|| bad("the daemon is of an older version".to_owned()))?;
+    let addresses = answer.addresses.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>()?;
+    let dns = server.and_then(|server| {
+        let address: IpAddr = server.address.parse().ok()?;
+        Some((address, server.domain))
+    });
+    let dns = dns.as_ref().map(|(address, domain)| (*address, domain.as_str()));
+    Ok(netavark::status(exec.interface(), &created.mac, &addresses, created.gateway, dns))
+}
+
+fn id(exec: &Exec) -> AttachmentId {
+    AttachmentId {
+        network: exec.network.name.clone(),
+        container: exec.container_id.clone(),
+        interface: exec.interface().to_owned(),
+    }
+}
+
+/// The default subnet of the peer; `None` if it does not run or allocates nothing.
+fn default_subnet(env: &dyn Env) -> Option<Cidr> {
+    let client = query::unix_client(&Parsed::default(), env);
+    client.get("/ipinfo/defaultsubnet").ok()?.trim().parse().ok()
+}
+
+fn ask(request: InterfaceRequest, ns: Option<&NetNs>, env: &dyn Env) -> Result<HostResponse, Failure> {
+    let client = query::unix_client(&Parsed::default(), env);
+    let answer = host_client::post(&client, "/interface", request, ns, "an address");
+    let response = host_client::if_running(answer)?;
+    let response = response.ok_or_else(|| Failure::new(1, query::NO_DAEMON))?;
+    for warning in &response.warnings {
+        notice(format_args!("weave: {warning}"));
+    }
+    Ok(response)
+}
+
+fn input() -> Result<Vec<u8>, Failure> {
+    let mut input = Vec::new();
+    std::io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
+    Ok(input)
+}

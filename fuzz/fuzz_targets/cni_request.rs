@@ -1,0 +1,7 @@
+//! Any configuration from a container runtime, for the CNI plugins.
+#![no_main]
+
+#[path = "../../app/cni/tests/it/fuzz_entry.rs"]
+mod fuzz_entry;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::request(data));
