@@ -50,8 +50,8 @@ fn every_verb_in_every_version() {
                 (&json!("eth0"), &json!("/run/netns/one")),
                 "{result}"
             );
-            let mac = one.command_ok(&["cat", "/sys/class/net/eth0/address"]);
-            assert_eq!(end["mac"], mac.trim(), "{result}");
+            let link = one.command_ok(&["ip", "-o", "link", "show", "eth0"]);
+            assert!(link.contains(end["mac"].as_str().unwrap()), "{result} {link}");
         }
         assert_eq!(near.add(&conf), result, "{version}: once more");
         one.reaches(&address(&far_result), LONG_TIMEOUT);
@@ -140,7 +140,7 @@ fn networks_and_their_options() {
     assert!(table.contains("dev eth0") && table.matches("default").count() == 1, "{table}");
     let hairpin = |result: &Value| {
         let port = result["interfaces"][0]["name"].as_str().unwrap();
-        h1.command_ok(&["cat", &format!("/sys/class/net/weave/brif/{port}/hairpin_mode")]).trim() == "1"
+        h1.command_ok(&["ip", "-o", "-d", "link", "show", port]).contains("hairpin on")
     };
     assert_eq!((hairpin(&weave), hairpin(&result)), (true, false));
     let names: Vec<String> = owners(h1).into_iter().map(|(owner, _)| owner).collect();
@@ -180,7 +180,7 @@ fn networks_and_their_options() {
     let left: Vec<String> = owners(h1).into_iter().map(|(owner, _)| owner).collect();
     assert_eq!(
         left,
-        ["a1", "b1", "cni:a/eth5/c1c1c1c1", "cni:other/eth1/c1c1c1c1"].map(str::to_owned).to_vec()
+        ["a1", "b1", "c1c1c1c1", "cni:other/eth1/c1c1c1c1"]
     );
     assert!(!h1.command(&["ip", "-n", "a2", "link", "show", "eth0"]).success());
     assert!(h1.command(&["ip", "-n", "a1", "link", "show", "eth0"]).success());
@@ -205,7 +205,7 @@ fn bad_input_leaves_nothing() {
     let Some(lab) = Lab::start("cnib", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     launch(h1, &["--ipalloc-range", "10.32.0.0/29"], &[]);
-    h1.sh("ip netns add c; ip netns add c2; ip -n c2 link add eth0 type dummy");
+    h1.sh("ip netns add c; ip netns add c2; ip -n c2 link add eth0 type veth peer name other");
     let c = Attachment::new(h1, "c");
     let conf = config("1.0.0");
     // The bridge has its address then.
@@ -265,7 +265,7 @@ fn bad_input_leaves_nothing() {
     h1.weave_ok(&["stop"]);
     let refused = |command: &str| c.refused(command, &config("1.1.0")).0;
     assert_eq!(["ADD", "DEL", "STATUS"].map(refused), [11, 11, 51]);
-    launch(h1, &[], &[]);
+    launch(h1, &["--ipalloc-range", "10.32.0.0/29"], &[]);
     c.ok("STATUS", &config("1.1.0"));
     assert_eq!(before.1, recorded(h1));
 }
@@ -307,7 +307,7 @@ fn failures_at_each_step() {
             }
             h1.sh(&format!("echo {mode}:interface:{n}:{HIT} > {PLAN}"));
             let outcome = c.plugin("weave-net", command, &conf);
-            let hit = h1.sh(&format!("cat {HIT} 2>/dev/null; rm -f {HIT} {PLAN}"));
+            let hit = h1.sh(&format!("cat {HIT} 2>/dev/null || true; rm -f {HIT} {PLAN}"));
             if mode == "kill" && !hit.is_empty() {
                 relaunch();
             }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weave_api::host_requests::AttachmentId;
+use weave_host::files::temporary_path;
 use weave_runtime::Namespace;
 use weave_types::Cidr;
 
@@ -65,6 +66,8 @@ impl InterfaceStore {
     /// Reads the file in `dir`, if there is one.
     pub(crate) fn open(dir: &Path) -> Result<InterfaceStore, StoreError> {
         let path = dir.join(FILE_NAME);
+        // Of a write that was interrupted.
+        let _ = std::fs::remove_file(temporary_path(&path));
         let content: Option<Content> = json_file::read(&path, FORMAT, MAX_SIZE)?;
         let entries = content.map(|content| content.attachments).unwrap_or_default();
         let attachments = entries.into_iter().map(|entry| (entry.id, entry.attached)).collect();
