@@ -173,6 +173,10 @@ impl Call {
         if self.container.is_empty() {
             return Err(Error::other("Weave CNI Allocate: blank container name"));
         }
+        // Owners of addresses that are no containers of runtimes are named with these.
+        if self.container.contains([':', '/']) {
+            return Err(Error::other(format!("{:?} is not the id of a container", self.container)));
+        }
         Ok(&self.container)
     }
 

@@ -21,7 +21,7 @@ use weave_host::{AttachRequest, DetachRequest, Error as HostError, LinkRoute, Ne
 use weave_types::{Cidr, MacAddr};
 
 use crate::etc_hosts::{self, HostsFile};
-use crate::interface::{self, NewInterface};
+use crate::interface::{self, CreatedInterface, NewInterface};
 use crate::pending::{self, Change, Namespace, PendingFile, PendingOperation};
 use crate::{AddressRequest, Allocator, Error, look_up};
 
@@ -290,14 +290,19 @@ impl ContainerNetwork {
         owner: &str,
         new: &NewInterface,
         routes: impl FnOnce(&[Cidr]) -> Result<Vec<LinkRoute>, Error>,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<(CreatedInterface, Outcome), Error> {
         let change = new.change()?;
-        self.with_addresses(allocator, owner, change.clone(), &new.addresses, |cidrs| {
+        let mut created = None;
+        let outcome = self.with_addresses(allocator, owner, change.clone(), &new.addresses, |cidrs| {
             let routes = routes(cidrs)?;
             let Change::AddInterface { naming, .. } = &change else { return Ok(Vec::new()) };
             let _busy = self.reserve([ns_key(&new.ns), format!("name {naming}")]);
-            new.create(naming, cidrs, &routes)
-        })
+            let (interface, warnings) = new.create(naming, cidrs, &routes)?;
+            created = Some(interface);
+            Ok(warnings)
+        })?;
+        let created = created.ok_or_else(|| Error::Died(new.ns.to_string()))?;
+        Ok((created, outcome))
     }
 
     /// Removes an interface that [`ContainerNetwork::add_interface`] has made, if the container has it, and releases addresses.

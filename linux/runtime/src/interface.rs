@@ -1,6 +1,6 @@
 //! Interfaces that network plugins ask for: under any name, with routes.
 
-use weave_host::{AttachRequest, DetachRequest, LinkRoute, NetNs};
+use weave_host::{AttachRequest, DetachRequest, Link, LinkRoute, NetNs};
 use weave_types::{Cidr, MacAddr};
 
 use crate::pending::{Change, Namespace};
@@ -25,6 +25,15 @@ pub struct NewInterface {
     pub hairpin: bool,
     /// The addresses to attach with.
     pub addresses: Vec<AddressRequest>,
+}
+
+/// Both ends of an interface that was created.
+#[derive(Clone, Debug)]
+pub struct CreatedInterface {
+    /// The container's end.
+    pub link: Link,
+    /// The host's end.
+    pub port: Link,
 }
 
 impl NewInterface {
@@ -53,13 +62,13 @@ impl NewInterface {
         })
     }
 
-    /// Returns warnings.
+    /// Returns what was created, and warnings.
     pub(crate) fn create(
         &self,
         naming: &str,
         cidrs: &[Cidr],
         routes: &[LinkRoute],
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<(CreatedInterface, Vec<String>), Error> {
         let attached = weave_host::attach(&AttachRequest {
             ifname: &self.interface,
             bridge: &self.bridge,
@@ -70,7 +79,20 @@ impl NewInterface {
             routes,
             ..AttachRequest::new(&self.ns, naming, cidrs)
         })?;
-        Ok(attached.warnings)
+        let created = self.describe();
+        if created.is_err()
+            && attached.created
+            && let Err(e) = remove(&self.ns, &self.interface, &self.bridge)
+        {
+            tracing::warn!("the interface {} of {} is left: {e}", self.interface, self.ns);
+        }
+        Ok((created?, attached.warnings))
+    }
+
+    fn describe(&self) -> Result<CreatedInterface, Error> {
+        let gone = || Error::Died(self.ns.to_string());
+        let state = weave_host::interface_state(&self.ns, &self.interface, &self.bridge)?.ok_or_else(gone)?;
+        Ok(CreatedInterface { link: state.link, port: state.port.ok_or_else(gone)? })
     }
 }
 

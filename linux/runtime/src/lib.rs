@@ -30,7 +30,7 @@ pub use attachment::{Attachment, ContainerNetwork, INTERFACE, Outcome, Recovered
 pub use docker::{ContainerInfo, ContainerState, Docker, EndpointInfo, EngineInfo, ImageInfo, Network};
 pub use error::Error;
 pub use etc_hosts::HostsFile;
-pub use interface::NewInterface;
+pub use interface::{CreatedInterface, NewInterface};
 pub use legacy::{LegacyProcess, legacy_processes};
 pub use pending::{Change, Namespace, PendingOperation, pending_files};
 pub use reference::{Kind, Reference, Target, resolve};

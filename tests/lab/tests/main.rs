@@ -13,6 +13,7 @@ mod checksums;
 mod cli_surface;
 mod cluster_growth;
 mod cni;
+mod cni_engines;
 mod connect_targets;
 mod container_move;
 mod docker_clients;

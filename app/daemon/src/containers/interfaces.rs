@@ -107,13 +107,7 @@ impl Work {
             Ok(routes)
         };
         let allocator = Described(self.allocator(add.record));
-        let outcome = self.containers.network.add_interface(&allocator, owner, &new, routes)?;
-        let created = created(&new, gateway.get());
-        let created = created.inspect_err(|_| {
-            if let Err(e) = self.remove(&add.id, new.ns.try_clone().ok(), true) {
-                tracing::warn!("the interface of a container that was not attached is left: {e}");
-            }
-        })?;
+        let (created, outcome) = self.containers.network.add_interface(&allocator, owner, &new, routes)?;
         for name in names {
             let addrs = ipv4(&outcome.addresses);
             let change = NameChange::Add { name, container: long_owner(&add.id), addrs };
@@ -121,7 +115,7 @@ impl Work {
         }
         warnings.extend(outcome.warnings);
         Ok(HostResponse {
-            interface: Some(created),
+            interface: Some(describe(created, gateway.get())),
             ..response(Outcome { addresses: outcome.addresses, warnings })
         })
     }
@@ -209,7 +203,8 @@ impl Work {
         let names = (id.interface.as_str(), bridge.as_str());
         let mut outcome =
             self.containers.network.remove_interface(allocator, owner, ns.as_ref(), names, recorded)?;
-        if attached.is_none() && !self.interfaces().has_owner(owner) {
+        let is_other = owner.contains([':', '/']);
+        if attached.is_none() && !is_other && !self.interfaces().has_owner(owner) {
             let mut unused = allocator.owned(owner)?;
             if !unused.is_empty() {
                 let users = Inventory::take(&self.containers.bridge, None)?.users(owner, &unused);
@@ -291,7 +286,7 @@ impl Allocator for Described<'_> {
 
 /// Names an attachment in the allocator and in the registry of names.
 fn long_owner(id: &AttachmentId) -> String {
-    format!("cni:{}/{}/{}", id.network, id.interface, id.container)
+    format!("{}/{}/{}", id.container, id.network, id.interface)
 }
 
 /// Source of the interface name on the host: the container's id, as with 2.8.1, if it can be.
@@ -331,20 +326,15 @@ fn routes(routes: &Routes, gateway: Option<IpAddr>, cidrs: &[Cidr]) -> Result<Ve
     Ok(routes)
 }
 
-/// Describes the interface that was created.
-fn created(new: &NewInterface, gateway: Option<IpAddr>) -> Result<CreatedInterface, Error> {
-    let state = weave_host::interface_state(&new.ns, &new.interface, &new.bridge)?;
-    let gone = || Error::Died(new.ns.to_string());
-    let state = state.ok_or_else(gone)?;
-    let port = state.port.ok_or_else(gone)?;
+fn describe(created: weave_runtime::CreatedInterface, gateway: Option<IpAddr>) -> CreatedInterface {
     let mac = |mac: Option<weave_types::MacAddr>| mac.map(|mac| mac.to_string()).unwrap_or_default();
-    Ok(CreatedInterface {
-        port: port.name,
-        port_mac: mac(port.mac),
-        mac: mac(state.link.mac),
-        mtu: state.link.mtu,
+    CreatedInterface {
+        port: created.port.name,
+        port_mac: mac(created.port.mac),
+        mac: mac(created.link.mac),
+        mtu: created.link.mtu,
         gateway,
-    })
+    }
 }
 
 #[cfg(test)]
