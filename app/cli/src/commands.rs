@@ -457,33 +457,23 @@ pub(crate) fn program() -> Command {
         .mut_subcommand("status", |c| c.mut_arg("page", |page| page.value_parser(PAGES)))
         .mut_subcommand("help", |c| c.mut_arg("command", |command| command.value_parser(names())))
         .mut_subcommand("man", |c| c.mut_arg("command", |command| command.value_parser(names())))
-        .after_help(format!(
+        .after_help(
             "Two hosts, one container on each:\n\
              \x20 host1$ weave launch                          host2$ weave launch host1\n\
              \x20 host1$ weave attach c1                       host2$ weave attach c2\n\
              \x20 10.32.0.1                                    10.40.0.1\n\
              \x20 c1$ ping 10.40.0.1\n\
              \n\
-             'weave help <command>' explains a command and its options. Not in this version yet: {}.",
-            MISSING.map(|(name, _)| name).join(", ")
-        ))
+             'weave help <command>' explains a command and its options.",
+        )
         .disable_help_flag(true)
         .disable_help_subcommand(true)
         .max_term_width(120)
 }
 
-/// Commands of 2.8.1 and before that this version does not have, and the part that they belong to.
-pub(crate) const MISSING: [(&str, &str); 0] = [];
-
-/// The error for a command that does not exist, or not yet.
-pub(crate) fn unknown(name: &str, help: bool) -> Failure {
-    match MISSING.iter().find(|(missing, _)| *missing == name) {
-        Some((_, part)) => {
-            let code = if help { 0 } else { 1 };
-            Failure::new(code, format_args!("weave {name}: {part} is not in this version yet"))
-        }
-        None => Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'.")),
-    }
+/// The error for a command that does not exist.
+pub(crate) fn unknown(name: &str) -> Failure {
+    Failure::new(1, format_args!("Unknown weave command '{name}'\nSee 'weave help'."))
 }
 
 pub(crate) fn find(name: &str) -> Option<Command> {

@@ -37,6 +37,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("start", include_str!("docker_run.rs"), "\"start\""),
     ("restart", include_str!("docker_run.rs"), "\"restart\""),
     ("setup-docker", include_str!("docker_oci_runtime.rs"), "\"setup-docker\""),
+    ("setup-cni", include_str!("cni.rs"), "\"setup-cni\""),
+    ("setup-podman", include_str!("netavark.rs"), "\"setup-podman\", \"--undo\""),
+    ("netavark", include_str!("netavark.rs"), "\"netavark\""),
+    ("$HAIRPIN_MODE", include_str!("cni.rs"), "HAIRPIN_MODE"),
+    ("$WEAVE_CNI_PLUGIN_DIR", include_str!("cni.rs"), "WEAVE_CNI_PLUGIN_DIR"),
     ("oci-runtime", include_str!("docker_oci_runtime.rs"), "\"--runtime\", \"weave\""),
     ("$DOCKER_CLIENT_ARGS", include_str!("docker_run.rs"), "DOCKER_CLIENT_ARGS"),
     // The Docker API proxy.

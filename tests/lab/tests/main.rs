@@ -46,6 +46,7 @@ mod mixed_overlays;
 mod name_server;
 mod names;
 mod nat;
+mod netavark;
 mod no_masq_local;
 mod partition;
 mod password;

@@ -24,7 +24,7 @@ pub use peer_state::Original;
 pub use peer_state::PeerState;
 
 /// Names of the files in the state directory that belong to the peer.
-pub const PEER_FILES: [&str; 5] = [
+pub const PEER_FILES: [&str; 6] = [
     peer_state::FILE_NAME,
     ALLOCATION_FILE,
     name_store::FILE_NAME,
