@@ -49,7 +49,7 @@ pub(crate) fn man(parsed: &Parsed) -> Result<(), Failure> {
     let name = command.map_or_else(|| "weave".to_owned(), |command| format!("weave-{command}"));
     match pages.into_iter().find(|(page_name, _)| *page_name == name) {
         Some((_, page)) => print(&page),
-        None => Err(commands::unknown(command.map_or("", String::as_str), true)),
+        None => Err(commands::unknown(command.map_or("", String::as_str))),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{Failure, args, commands, notice, query};
 
 /// The plugin is a part of the daemon. Succeeds if it runs as it is wanted.
 pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
-    let Some(command) = commands::find("report") else { return Err(commands::unknown("report", false)) };
+    let Some(command) = commands::find("report") else { return Err(commands::unknown("report")) };
     let parsed = args::parse(command, &[]).map_err(|e| Failure::new(1, e))?;
     let report = query::client(&parsed, env).report();
     let runs = report.as_ref().map(|report| report.plugin.is_some());

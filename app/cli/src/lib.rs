@@ -135,7 +135,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         };
     }
     let Some(command) = commands::find(name) else {
-        return Err(commands::unknown(name, rest.first().is_some_and(|a| a == "--help")));
+        return Err(commands::unknown(name));
     };
     let parsed = match name.as_str() {
         "run" => run::parse(command, rest),
@@ -190,7 +190,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "docker-bridge-ip" => docker_bridge::print_ip(env),
         "completions" => generated::completions(&parsed),
         "man" => generated::man(&parsed),
-        _ => Err(commands::unknown(name, false)),
+        _ => Err(commands::unknown(name)),
     }
 }
 
@@ -200,7 +200,7 @@ fn help(command: Option<&String>) -> Result<(), Failure> {
         Some(name) => match (commands::help(name), deprecated::find(name)) {
             (Some(text), _) => text,
             (None, Some(meaning)) => deprecated::explain(name, meaning),
-            (None, None) => return Err(commands::unknown(name, true)),
+            (None, None) => return Err(commands::unknown(name)),
         },
     };
     notice(text.trim_end());

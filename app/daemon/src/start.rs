@@ -47,9 +47,7 @@ use crate::plugin::{PluginError, PluginListeners};
 use crate::proxy::{Attacher, ProxyError, ProxyListeners};
 use crate::reattacher::Reattacher;
 use crate::storage::pid_file::{PidFile, PidFileError};
-use crate::storage::{
-    AllocationStore, AttachmentStore, InterfaceStore, NetworkStore, PeerState, StoreError,
-};
+use crate::storage::{AllocationStore, AttachmentStore, InterfaceStore, NetworkStore, PeerState, StoreError};
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
