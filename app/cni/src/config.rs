@@ -1,8 +1,9 @@
 use std::net::IpAddr;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::json::{address, nullable};
 use crate::{Error, Route, code};
 
 /// The configuration of a network (docs/spec/containers.md C.3). `null` stands for a default.
@@ -101,19 +102,4 @@ impl Ipam {
     pub fn external(&self) -> Option<&str> {
         Some(self.plugin.as_str()).filter(|plugin| !["", "weave-ipam"].contains(plugin))
     }
-}
-
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-/// Empty text stands for none.
-pub(crate) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
-    let text: String = nullable(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| serde::de::Error::custom(format!("invalid IP address: {text}")))
 }

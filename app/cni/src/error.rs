@@ -53,6 +53,6 @@ impl Error {
             details: &'a str,
         }
         let Error { code, msg, details } = self;
-        crate::result::indented(&Content { cni_version: version.field(), code: *code, msg, details })
+        crate::json::indented(&Content { cni_version: version.field(), code: *code, msg, details })
     }
 }

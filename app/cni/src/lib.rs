@@ -19,15 +19,18 @@ mod call;
 mod check;
 mod config;
 mod error;
+mod json;
 pub mod netavark;
 mod result;
+mod route;
 mod version;
 
 pub use call::{Call, Command, Plugin, Rejected};
 pub use check::{Observed, check};
 pub use config::{AttachmentRef, Ipam, NetConf};
 pub use error::{Error, code};
-pub use result::{AddResult, Address, Interface, Route};
+pub use result::{AddResult, Address, Interface};
+pub use route::Route;
 pub use version::{SUPPORTED, Version, version_text};
 
 /// Longest configuration that is read, in bytes. Runtimes put the result of the previous plugin into it.

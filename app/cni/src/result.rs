@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use weave_types::Cidr;
 
-use crate::Version;
-use crate::config::address;
+use crate::json::{address, cidr, indented};
+use crate::{Route, Version};
 
 /// Result of `ADD`, of this plugin or of another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,33 +45,6 @@ pub struct Address {
     pub gateway: Option<IpAddr>,
     /// Index in [`AddResult::interfaces`].
     pub interface: Option<usize>,
-}
-
-/// A route of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Route {
-    /// The destination.
-    #[serde(with = "cidr")]
-    pub dst: Cidr,
-    /// The next hop; `None` stands for the gateway.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "address")]
-    pub gw: Option<IpAddr>,
-    /// What other versions of the specification add.
-    #[serde(flatten)]
-    pub other: Map<String, Value>,
-}
-
-mod cidr {
-    use super::{Cidr, Deserialize};
-    use serde::{Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(cidr: &Cidr, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(cidr)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cidr, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 /// An element of `ips`, and the value of `ip4` and `ip6` (there `ip` instead of `address`).
@@ -179,14 +152,4 @@ impl AddResult {
         result.addresses = ips.into_iter().map(address).collect();
         Ok(result)
     }
-}
-
-/// JSON as 2.8.1 indented it.
-pub(crate) fn indented(value: &impl Serialize) -> String {
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    // Serialization fails for keys that are no texts, which these types do not have.
-    let _ = value.serialize(&mut serializer);
-    String::from_utf8(text).unwrap_or_default()
 }
