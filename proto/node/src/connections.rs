@@ -14,7 +14,7 @@ use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
 use weave_overlay::{Destination, Slowness, TICK, Traffic};
-use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId};
+use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId, TokenBucket};
 use zeroize::Zeroizing;
 
 use crate::status::ConnectionReport;
@@ -97,6 +97,8 @@ pub(crate) struct Connections {
     /// When the paths that carry data are looked at, all together.
     tick_at: Option<Instant>,
     slowness: Slowness,
+    /// For the search of path MTUs.
+    probe_budget: TokenBucket,
 }
 
 /// A path of fastdp without a connection.
@@ -143,6 +145,7 @@ impl Connections {
             outputs: VecDeque::new(),
             tick_at: None,
             slowness: Slowness::default(),
+            probe_budget: udp::probe_budget(),
         }
     }
 
@@ -512,17 +515,19 @@ impl Connections {
             .filter(|(_, c)| c.poll_timeout().is_some_and(|(at, _)| at <= now.mono))
             .map(|(conn, _)| *conn)
             .collect();
+        let mut budget = self.probe_budget;
         for conn in due {
             self.with(conn, |connection| {
-                connection.sleeve.handle_timeout(now.mono);
+                connection.sleeve.handle_timeout(&mut budget, now.mono);
                 if let Some((_, fastdp)) = &mut connection.fastdp {
                     fastdp.handle_timeout(now.mono);
                 }
                 if let Some((_, warp)) = &mut connection.warp {
-                    warp.handle_timeout(now.mono);
+                    warp.handle_timeout(&mut budget, now.mono);
                 }
             });
         }
+        self.probe_budget = budget;
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weave_switch::frame::ETHERNET_HEADER;
-use weave_types::{ConnectionUid, Instant};
+use weave_types::{ConnectionUid, Instant, TokenBucket};
 
 use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
 use super::path::UdpPath;
@@ -34,7 +34,12 @@ const TOLERATED_HEARTBEATS: u32 = 2;
 const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
 /// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
 const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
-const FRAGMENTATION_TEST_ATTEMPTS: u32 = 3;
+const FRAGMENTATION_TEST_ATTEMPTS: u32 = 4;
+/// The next test after one that shows nothing.
+const FRAGMENTATION_RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// Each test but the first is followed by an MTU test of this size and the number of the attempt, which every path carries unfragmented and
+/// no search uses.
+const FRAGMENTATION_CONTROL: usize = 40;
 
 /// Tags of the control messages over TCP.
 const ESTABLISHED: u8 = 1;
@@ -185,6 +190,8 @@ struct FragmentationTest {
     passed: bool,
     /// Tests sent since the latest result.
     attempts: u32,
+    /// How many of these, from the second one on, were followed by a datagram that the neighbour acknowledged before the next test.
+    acknowledged: u32,
     next_at: Option<Instant>,
 }
 
@@ -405,7 +412,9 @@ impl UdpControl {
                 }
             }
             (MTU_VERIFIED, &[high, low]) => {
-                self.pmtu.handle_ack(u16::from_be_bytes([high, low]), now);
+                let size = u16::from_be_bytes([high, low]);
+                self.handle_fragmentation_control(usize::from(size));
+                self.pmtu.handle_ack(size, now);
                 self.drain_pmtu();
             }
             (ESTABLISHED..=MTU_VERIFIED, _) => {
@@ -525,8 +534,8 @@ impl UdpControl {
         .min()
     }
 
-    /// Handles all timers that are due.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Handles all timers that are due. `probe_budget` ([`probe_budget`](super::probe_budget)) is shared by all connections.
+    pub fn handle_timeout(&mut self, probe_budget: &mut TokenBucket, now: Instant) {
         if self.state == State::Failed {
             return;
         }
@@ -542,10 +551,10 @@ impl UdpControl {
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
         }
-        if self.fragmentation.next_at.is_some_and(|at| now >= at) {
-            self.handle_fragmentation_timeout(now);
+        if let Some(due) = self.fragmentation.next_at.filter(|at| now >= *at) {
+            self.handle_fragmentation_timeout(due, now);
         }
-        self.pmtu.handle_timeout(now);
+        self.pmtu.handle_timeout(probe_budget, now);
         self.drain_pmtu();
         self.announce();
     }
@@ -555,27 +564,49 @@ impl UdpControl {
         self.outputs.pop_front()
     }
 
-    fn handle_fragmentation_timeout(&mut self, now: Instant) {
-        if self.fragmentation.attempts < FRAGMENTATION_TEST_ATTEMPTS {
+    /// Silence of the neighbour shows nothing about fragments, nor does silence while this machine was asleep or busy.
+    fn handle_fragmentation_timeout(&mut self, due: Instant, now: Instant) {
+        let test = &mut self.fragmentation;
+        if due.is_handled_late(now) {
+            (test.attempts, test.acknowledged) = (0, 0);
+        }
+        if test.attempts < FRAGMENTATION_TEST_ATTEMPTS {
             return self.send_fragmentation_test(now);
         }
-        if self.fragmentation.passed {
+        if test.acknowledged + 1 < test.attempts {
+            (test.attempts, test.acknowledged) = (0, 0);
+            test.next_at = Some(now + FRAGMENTATION_RETRY_INTERVAL);
+            return;
+        }
+        if test.passed {
             self.push(Output::Event(Event::FragmentsLost));
         }
         self.finish_fragmentation_test(false, now);
     }
 
-    fn finish_fragmentation_test(&mut self, passed: bool, now: Instant) {
-        let next_at = Some(now + FRAGMENTATION_TEST_INTERVAL);
-        self.fragmentation = FragmentationTest { passed, attempts: 0, next_at };
+    fn handle_fragmentation_control(&mut self, size: usize) {
+        let test = &mut self.fragmentation;
+        let is_latest = size == FRAGMENTATION_CONTROL + test.attempts as usize;
+        if is_latest && test.acknowledged + 2 == test.attempts {
+            test.acknowledged += 1;
+        }
     }
 
-    /// The previous result remains valid until the test is answered or has failed three times. (2.8.1 assumes failure for
+    fn finish_fragmentation_test(&mut self, passed: bool, now: Instant) {
+        let next_at = Some(now + FRAGMENTATION_TEST_INTERVAL);
+        self.fragmentation = FragmentationTest { passed, attempts: 0, acknowledged: 0, next_at };
+    }
+
+    /// The previous result remains valid until the test is answered or has failed four times. (2.8.1 assumes failure for
     /// that time.)
     fn send_fragmentation_test(&mut self, now: Instant) {
         self.fragmentation.attempts += 1;
         self.fragmentation.next_at = Some(now + FRAGMENTATION_TEST_TIMEOUT);
         self.send_zeros(FRAGMENTATION_TEST_FRAME, false);
+        if self.fragmentation.attempts > 1 {
+            let control = FRAGMENTATION_CONTROL + self.fragmentation.attempts as usize;
+            self.send_zeros(ETHERNET_HEADER + control, true);
+        }
     }
 
     fn send_heartbeat(&mut self, now: Instant) {

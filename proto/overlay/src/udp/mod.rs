@@ -23,6 +23,7 @@ mod session;
 pub use control::{ControlMessageError, Event, Output, UdpControl, UdpControlConfig};
 pub use control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
 pub use path::UdpPath;
+pub use pmtu::probe_budget;
 pub use replay::ReplayWindow;
 pub use session::{
     DatagramBuilder, MAX_DATAGRAM, OpenError, Opener, RECORD_OVERHEAD, Record, Records, Sealer,

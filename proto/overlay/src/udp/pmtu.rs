@@ -21,6 +21,9 @@
 //! Acknowledgements that arrive together count once, because they only show that the neighbour was late; and nothing counts
 //! if this peer handles its own timers late.
 //!
+//! All paths of a peer share a budget ([`probe_budget`]): on a busy network or machine many searches at a time would make each other's
+//! probes late. Bursts wait for it; nothing is concluded meanwhile.
+//!
 //! The messages are those of 2.8.1, the order is not. 2.8.1 tries one size at a time, for 2.55 s if the size does not pass
 //! (`live_sleeve_pmtu_search.json`: 17.9 s), never raises the MTU again, and does not notice when a size stops passing. Here
 //! a round tries several sizes in parallel, common ones first, and lasts half a second if they are answered. Sizes are those of
@@ -30,7 +33,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use weave_switch::frame::ETHERNET_HEADER;
-use weave_types::Instant;
+use weave_types::{Instant, TokenBucket};
 
 use super::control_frame::INITIAL_PROBE_FRAME;
 use super::session::{IPV6_HEADERS, MAX_DATAGRAM, OUTER_HEADERS};
@@ -77,6 +80,11 @@ const COMMON_PATH_MTUS: &[usize] = &[
 ];
 /// Maximum number of sizes in a round that contains no common size.
 const MAX_SIZES: usize = 16;
+
+/// The probes of all paths of a peer: one for every two milliseconds, and a burst that lets a hundred neighbours begin at a time.
+pub fn probe_budget() -> TokenBucket {
+    TokenBucket::new(250, ms(2))
+}
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -365,12 +373,11 @@ impl Pmtu {
         }
     }
 
-    /// The path may have changed: tests the size found now instead of at the next interval.
+    /// The path may have changed: tests the size found at the next timeout, which is now, instead of at the next interval.
     pub fn verify(&mut self, now: Instant) {
         if let Phase::SearchComplete(complete) = &mut self.phase {
             complete.verify_at = now;
             complete.has_traffic = true;
-            self.handle_timeout(now);
         }
     }
 
@@ -392,8 +399,40 @@ impl Pmtu {
         }
     }
 
-    /// Handles all timers that are due.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Handles all timers that are due, if `budget` allows for probes; otherwise they are due when it does.
+    pub fn handle_timeout(&mut self, budget: &mut TokenBucket, now: Instant) {
+        if self.poll_timeout().is_none_or(|(at, _)| now < at) {
+            return;
+        }
+        let delay = budget.delay(now);
+        if !delay.is_zero() {
+            return self.postpone(now + delay);
+        }
+        let before = self.outputs.len();
+        self.handle_due(now);
+        self.outputs.iter().skip(before).for_each(|_| budget.take(now));
+    }
+
+    /// Sets all timers that are due before a time to that time.
+    fn postpone(&mut self, to: Instant) {
+        let due = match &mut self.phase {
+            Phase::Idle => [None, None],
+            Phase::InitialProbe { until, .. } => [Some(until), None],
+            Phase::Searching(search) => [Some(&mut search.round.due), None],
+            Phase::SearchComplete(complete) => {
+                let verify = match &mut complete.verification {
+                    Some(round) => &mut round.due,
+                    None => &mut complete.verify_at,
+                };
+                [Some(verify), complete.initial_probe_until.as_mut()]
+            }
+        };
+        for due in due.into_iter().flatten() {
+            *due = to.max(*due);
+        }
+    }
+
+    fn handle_due(&mut self, now: Instant) {
         match &mut self.phase {
             Phase::Idle => {}
             Phase::InitialProbe { until, .. } if now < *until => {}

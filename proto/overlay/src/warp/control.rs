@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weave_types::Instant;
+use weave_types::{Instant, TokenBucket};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -143,10 +143,10 @@ impl WarpControl {
         self.path_control()?.poll_timeout()
     }
 
-    /// Handles all timers that are due.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    /// Handles all timers that are due, as [`UdpControl::handle_timeout`].
+    pub fn handle_timeout(&mut self, probe_budget: &mut TokenBucket, now: Instant) {
         if let Some(control) = self.path_control_mut() {
-            control.handle_timeout(now);
+            control.handle_timeout(probe_budget, now);
         }
     }
 

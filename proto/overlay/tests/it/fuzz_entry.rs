@@ -9,6 +9,7 @@ use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{self, OverlaySwitch, parse_control};
 use weave_overlay::udp::{
     ControlFrame, Opener, Output, Sealer, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath,
+    probe_budget,
 };
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
 use weave_overlay::{Destination, Io, Slot};
@@ -211,7 +212,7 @@ pub(crate) fn warp(mut data: &[u8]) {
             }
             _ => {
                 now = own.poll_timeout().map_or(now, |(at, _)| at.max(now));
-                own.handle_timeout(now);
+                own.handle_timeout(&mut probe_budget(), now);
             }
         }
         forwarder.flush(&mut io);
@@ -259,7 +260,7 @@ pub(crate) fn control(mut data: &[u8]) {
             6 => switch.handle_health(usize::from(len % 2), len & 2 != 0),
             _ => {
                 now = connection.poll_timeout().map_or(now, |(at, _)| at.max(now));
-                connection.handle_timeout(now);
+                connection.handle_timeout(&mut probe_budget(), now);
             }
         }
         let mut outputs = 0;

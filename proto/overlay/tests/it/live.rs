@@ -9,7 +9,7 @@ use crate::support::{array, bytes, config, name, vectors};
 use serde_json::Value;
 use weave_overlay::udp::{
     ControlFrame, Opener, Output, Sealer, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath,
-    sender,
+    probe_budget, sender,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -157,7 +157,7 @@ fn replay(
             }
             _ if timer < end => {
                 now = timer.max(now);
-                control.handle_timeout(now);
+                control.handle_timeout(&mut probe_budget(), now);
             }
             _ => break,
         }
@@ -295,7 +295,7 @@ fn search_finds_the_mtu_of_2_8_1_in_less_time() {
             }
         }
         now = control.poll_timeout().unwrap().0;
-        control.handle_timeout(now);
+        control.handle_timeout(&mut probe_budget(), now);
     };
     assert_eq!(done.to_string(), format!("Effective MTU verified at {}", verified["mtu"]));
     assert_eq!(probes[0], first_probe["candidate"].as_u64().unwrap());

@@ -6,7 +6,7 @@ use crate::support::{Line, Recorder, UID, addr, config, name, session};
 use proptest::prelude::*;
 use weave_overlay::forward::{Forwarder, Neighbour, Overlay, Tables};
 use weave_overlay::select::{OverlaySwitch, parse_control};
-use weave_overlay::udp::{ControlFrame, OpenError, Opener, Sealer, UdpControl, UdpPath};
+use weave_overlay::udp::{ControlFrame, OpenError, Opener, Sealer, UdpControl, UdpPath, probe_budget};
 use weave_switch::{Csum, ForwardingTable, Gso, GsoKind, MacConfig, MacTable, Offload};
 use weave_types::Instant;
 
@@ -203,7 +203,7 @@ proptest! {
                     if let Some((at, _)) = control.poll_timeout() {
                         now = now.max(at);
                     }
-                    control.handle_timeout(now);
+                    control.handle_timeout(&mut probe_budget(), now);
                 }
             }
             let mut outputs = 0;
@@ -214,7 +214,7 @@ proptest! {
             let path = control.path();
             prop_assert!(path.mtu >= 6 && path.mtu <= 65535 && path.max_payload <= 65507);
             // Handling a timer that is due must advance it.
-            control.handle_timeout(now);
+            control.handle_timeout(&mut probe_budget(), now);
             prop_assert!(control.poll_timeout().is_none_or(|(at, _)| at > now));
         }
     }

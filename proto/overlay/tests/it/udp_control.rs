@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::support::{addr, config, name};
 use weave_overlay::udp::{
     ControlFrame, ControlMessageError, Event, Opener, Output, Session, SessionConfig, UdpControl,
+    probe_budget,
 };
 use weave_types::{ConnectionId, ConnectionUid, Instant};
 
@@ -191,7 +192,7 @@ impl Pair {
                 for end in &mut self.ends {
                     // Data is sent all the time.
                     end.control.session().traffic().note_sent();
-                    end.control.handle_timeout(self.now);
+                    end.control.handle_timeout(&mut probe_budget(), self.now);
                 }
             }
         }
@@ -292,7 +293,7 @@ fn silence_fails_after_60_s() {
         assert!(end.failed.is_some());
         // A failed connection ignores all inputs.
         assert_eq!(end.control.poll_timeout(), None);
-        end.control.handle_timeout(pair.now);
+        end.control.handle_timeout(&mut probe_budget(), pair.now);
         end.control.handle_control_frame(ControlFrame::Heartbeat(ConnectionUid(UID)), addr(9), pair.now);
         end.control.handle_interface_mtu(1000, pair.now);
         end.control.handle_control(1, &[], pair.now).unwrap();
@@ -404,6 +405,33 @@ fn a_path_without_limit_has_the_maximum_mtu() {
 }
 
 #[test]
+fn silence_and_lateness_show_nothing_about_fragments() {
+    let pass = |pair: &Pair| pair.ends.each_ref().map(|end| end.control.path().stack_fragments);
+    // The next test is sent into silence.
+    let mut pair = Pair::established(None);
+    pair.run(secs(294));
+    pair.loss = 100;
+    pair.run(secs(20));
+    assert_eq!(pass(&pair), [true, true]);
+    pair.loss = 0;
+    pair.run(secs(20));
+    assert_eq!(pass(&pair), [true, true]);
+    assert!(pair.ends.iter().all(|end| !end.events.contains(&Event::FragmentsLost)));
+    // The answers wait while this peer is busy.
+    let mut pair = Pair::established(None);
+    pair.run(secs(294));
+    for _ in 0..10 {
+        pair.now += secs(2);
+        for end in &mut pair.ends {
+            end.control.handle_timeout(&mut probe_budget(), pair.now);
+        }
+        pair.drain(0);
+        pair.drain(1);
+    }
+    assert_eq!(pass(&pair), [true, true]);
+}
+
+#[test]
 fn fragmentation_is_tested_periodically() {
     let mut pair = Pair::established(None);
     assert!(pair.ends.iter().all(|end| end.control.path().stack_fragments));
@@ -428,7 +456,7 @@ fn nothing_is_sent_before_confirmation() {
     let mut control = UdpControl::new(config(session(2, None), 2));
     let (heartbeat, now) = (ControlFrame::Heartbeat(ConnectionUid(UID)), Instant::ORIGIN);
     assert_eq!(control.poll_timeout(), None);
-    control.handle_timeout(now + secs(1000));
+    control.handle_timeout(&mut probe_budget(), now + secs(1000));
     control.handle_control_frame(heartbeat, addr(1), now);
     control.handle_control_frame(ControlFrame::FragmentationTest, addr(1), now);
     control.handle_control_frame(ControlFrame::MtuTest { mtu: 1438 }, addr(1), now);

@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::support::{UID, addr, array, bytes, name};
 use proptest::prelude::*;
 use serde_json::Value;
-use weave_overlay::udp::{ControlFrame, OpenError, Opener, Output, Sealer, Session, SessionConfig};
+use weave_overlay::udp::{
+    ControlFrame, OpenError, Opener, Output, Sealer, Session, SessionConfig, probe_budget,
+};
 use weave_overlay::warp::{
     Cipher, HEADER, Header, KeyLimits, TAG, WarpControl, WarpControlConfig, WarpControlError,
 };
@@ -441,7 +443,7 @@ impl Pair {
                 self.arrive(to, output);
             }
             for end in &mut self.ends {
-                end.handle_timeout(self.now);
+                end.handle_timeout(&mut probe_budget(), self.now);
             }
         }
         self.now = until;

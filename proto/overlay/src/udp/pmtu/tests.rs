@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// A path that drops packets above `passes` bytes silently; the kernel refuses those above `kernel`. Inner sizes.
@@ -18,6 +20,9 @@ struct Sim {
     /// Whether data is sent.
     traffic: bool,
     in_flight: VecDeque<(Instant, u16)>,
+    budget: TokenBucket,
+    /// Times in which the network carries nothing.
+    outages: Vec<(Instant, Instant)>,
 }
 
 impl Sim {
@@ -37,6 +42,8 @@ impl Sim {
             probes: Vec::new(),
             traffic: true,
             in_flight: VecDeque::new(),
+            budget: probe_budget(),
+            outages: Vec::new(),
         }
     }
 
@@ -58,7 +65,8 @@ impl Sim {
                 Output::InitialProbe => INITIAL_PROBE as u16,
                 Output::Probe(size) => {
                     self.probes.push(size);
-                    if self.random(1000) < self.loss {
+                    let lost = self.outages.iter().any(|(from, to)| (*from..*to).contains(&self.now));
+                    if lost || self.random(1000) < self.loss {
                         continue;
                     }
                     size
@@ -96,7 +104,7 @@ impl Sim {
                 }
                 _ if timer <= end => {
                     self.now = timer.max(self.now);
-                    self.pmtu.handle_timeout(self.now);
+                    self.pmtu.handle_timeout(&mut self.budget, self.now);
                 }
                 _ => break,
             }
@@ -247,6 +255,73 @@ fn slow_machines_never_lower_the_mtu_below_what_passes() {
         sim.run(Duration::from_secs(60));
         assert_eq!(sim.found(), Some(1438), "seed {seed}");
     }
+}
+
+proptest! {
+    /// Loss that hits all sizes alike, in whatever pattern, lowers nothing.
+    #[test]
+    fn outages_never_lower_the_mtu(
+        outages in prop::collection::vec((0..60_000u64, 1..20_000u64), 0..30),
+        round_trip in 1..2000u64,
+        begin in 0..12_000u64,
+    ) {
+        let mut sim = Sim::new(62, 1438, Some(1438));
+        sim.rtt = ms(round_trip);
+        sim.run(ms(begin));
+        let at = |time| sim.now + ms(time);
+        sim.outages = outages.iter().map(|(from, time)| (at(*from), at(from + time))).collect();
+        for _ in 0..900 {
+            sim.run(ms(100));
+            prop_assert!(sim.pmtu.mtu() >= 1438, "{} at {:?}", sim.pmtu.mtu(), sim.now);
+        }
+        sim.run(Duration::from_secs(30));
+        prop_assert_eq!(sim.found(), Some(1438));
+    }
+}
+
+#[test]
+fn paths_share_a_budget() {
+    // A hundred paths lose what is longer than 1000 bytes, all at once; each alone would send twenty probes every 50 ms.
+    const PATHS: usize = 100;
+    let mut budget = probe_budget();
+    let mut paths: Vec<Pmtu> = (0..PATHS).map(|_| Pmtu::new(62)).collect();
+    let (mut acks, mut now) = (BTreeSet::new(), Instant::ORIGIN);
+    let mut sent = Vec::new();
+    for pmtu in &mut paths {
+        pmtu.start(now);
+        assert_eq!(pmtu.poll_output(), Some(Output::InitialProbe));
+        pmtu.handle_interface_mtu(1500, now);
+    }
+    while paths.iter().any(|pmtu| !matches!(pmtu.phase, Phase::SearchComplete(_))) {
+        for (i, pmtu) in paths.iter_mut().enumerate() {
+            while let Some(output) = pmtu.poll_output() {
+                let Output::Probe(size) = output else { continue };
+                sent.push(now);
+                if size <= 1000 {
+                    acks.insert((now + ms(2), sent.len(), i, size));
+                }
+            }
+        }
+        let timer = paths.iter().filter_map(|pmtu| Some(pmtu.poll_timeout()?.0)).min().unwrap();
+        match acks.first().copied().filter(|(at, ..)| *at <= timer) {
+            Some(ack @ (at, _, i, size)) => {
+                acks.remove(&ack);
+                now = at;
+                paths[i].handle_ack(size, now);
+            }
+            None => {
+                now = timer;
+                paths.iter_mut().for_each(|pmtu| pmtu.handle_timeout(&mut budget, now));
+            }
+        }
+        assert!(now < Instant::ORIGIN + Duration::from_secs(120), "{} probes", sent.len());
+    }
+    assert!(paths.iter().all(|pmtu| pmtu.mtu() == 1000));
+    // What an acknowledgement leads to is sent at once.
+    let begin = Instant::ORIGIN + ms(1000);
+    let most = (0..100).map(|s| begin + ms(1000) * s);
+    let most = most.map(|from| sent.iter().filter(|at| (from..from + ms(1000)).contains(at)).count()).max();
+    assert!(most <= Some(1000), "{most:?} probes in a second, {} in {now:?}", sent.len());
 }
 
 #[test]
