@@ -21,6 +21,7 @@ use weave_types::{Instant, MacAddr, Now, PeerName, PeerUid, ShortId};
 use crate::clock::{self, Clock};
 use crate::driver_fault::DriverFault;
 use crate::kernel::{ForUserSpace, Kernel};
+use crate::load::Load;
 use crate::net::{HostId, IP_UDP_HEADERS, PORT};
 
 /// Configuration of a peer and its host.
@@ -137,6 +138,7 @@ pub struct Host {
     /// The write that [`DriverFault::LateRecords`] delays.
     late_record: Option<weave_ipam::Persist>,
     pub(crate) clock: Clock,
+    pub(crate) load: Load,
     /// The peer behaves like 2.8.1, which aborts when it loses part of its own space.
     pub(crate) legacy: bool,
     /// The tables that [`DriverFault::LateTables`] delays.
@@ -175,6 +177,7 @@ impl Host {
             observations: Vec::new(),
             late_record: None,
             clock: Clock::default(),
+            load: Load::default(),
             legacy: false,
             late_tables: None,
             late_persist: None,
@@ -347,6 +350,11 @@ impl Host {
     /// Whether this fault is planted and occurs now, with a chance of one in `n`.
     pub(crate) fn fault_occurs(&mut self, fault: DriverFault, n: u32) -> bool {
         self.options.driver_fault == Some(fault) && self.rng.random_ratio(1, n)
+    }
+
+    /// Until when the next input has to wait, if the host is busy with other things.
+    pub(crate) fn busy_until(&mut self, now: Instant) -> Option<Instant> {
+        self.load.busy_until(now, &mut self.rng)
     }
 
     pub(crate) fn timer_delay(&mut self) -> Duration {

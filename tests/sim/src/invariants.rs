@@ -145,6 +145,7 @@ pub fn wait_for_convergence(world: &mut World, complete: bool) {
 /// Ends all faults but firewalls, starts all peers, and connects each to the one before it.
 fn heal(world: &mut World, plan: &Plan) {
     world.net.heal_all();
+    world.end_load();
     world.net.faults =
         Faults { split_stream_randomly: plan.faults.split_stream_randomly, ..Faults::default() };
     for id in world.ids() {

@@ -20,6 +20,7 @@ mod host;
 pub mod invariants;
 pub mod ipam;
 mod kernel;
+mod load;
 pub mod names;
 mod net;
 pub mod plans;

@@ -12,6 +12,9 @@ use crate::runner::{self, catch_failure};
 use crate::world::{World, addresses};
 use crate::{frames, invariants};
 
+/// Longest pause of a slow host.
+pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Transition {
     /// Time passes, milliseconds.
@@ -40,6 +43,10 @@ pub enum Transition {
     Mtu(u16),
     /// All wall clocks are set, by seconds.
     WallClock(i32),
+    /// The host is slow: its peer does not run for this time, milliseconds.
+    Pause(HostId, u16),
+    /// The host is slow for so many seconds: its peer does not run for seconds, again and again.
+    Slow(HostId, u8),
     /// A firewall rejects connections and datagrams from the first to the second.
     Block(HostId, HostId),
 }
@@ -73,6 +80,8 @@ pub fn generate(seed: u64, plan: &Plan) -> Vec<Transition> {
                     Transition::Mtu(if rng.random_bool(0.5) { 1500 } else { rng.random_range(620..1500) })
                 }
                 97..98 => Transition::WallClock(rng.random_range(-100_000..100_000)),
+                98..99 if rng.random_bool(0.5) => Transition::Pause(a, rng.random_range(1..15_000)),
+                98..99 => Transition::Slow(a, rng.random_range(1..60)),
                 _ if plan.firewalls => Transition::Block(a, b),
                 _ => Transition::Start(b),
             }
@@ -135,6 +144,10 @@ fn apply(world: &mut World, transition: Transition) {
         Transition::Loss(percent) => world.net.faults.loss = f64::from(percent) / 100.0,
         Transition::Mtu(mtu) => world.net.faults.mtu = mtu.into(),
         Transition::WallClock(seconds) => world.jump_wall_clock(seconds.into()),
+        Transition::Pause(a, ms) => world.pause(a, Duration::from_millis(ms.into())),
+        Transition::Slow(a, seconds) => {
+            world.slow_down(a, Duration::from_secs(seconds.into()), LONGEST_PAUSE);
+        }
         Transition::Block(a, b) => world.net.block(a, b),
     }
 }

@@ -43,6 +43,20 @@ enum Event {
         from: SocketAddr,
         bytes: Vec<u8>,
     },
+    /// What happened at one end of a connection while its host was busy.
+    Stream(End, TcpEvent),
+}
+
+impl Event {
+    /// The host that has to handle the event, if one has to.
+    fn host(&self) -> Option<HostId> {
+        match self {
+            Event::External(_) | Event::DeliverStream(_) => None,
+            Event::Wake(host, _) | Event::Datagram { to: host, .. } => Some(*host),
+            Event::Dial { to, .. } => HostId::from_ip(to.ip()),
+            Event::DialTimeout { from: end, .. } | Event::Stream(end, _) => Some(end.host),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -110,6 +124,23 @@ impl World {
         let mut clock = self.hosts.get(&id).map(|host| host.clock).unwrap_or_default();
         clock.wall_error += self.wall_error;
         clock.read(self.clock)
+    }
+
+    /// The peer of a host does not run for this time.
+    pub fn pause(&mut self, id: HostId, time: Duration) {
+        let now = self.clock;
+        self.host_mut(id).load.pause(time, now);
+    }
+
+    /// A host is slow for this time: its peer does not run for up to `longest`, again and again.
+    pub fn slow_down(&mut self, id: HostId, time: Duration, longest: Duration) {
+        let now = self.clock;
+        self.host_mut(id).load.slow_down(time, longest, now);
+    }
+
+    /// No further pauses begin.
+    pub(crate) fn end_load(&mut self) {
+        self.hosts.values_mut().for_each(|host| host.load.end());
     }
 
     /// Sets all wall clocks.
@@ -338,6 +369,7 @@ impl World {
         let ((at, _), event) = self.queue.pop_first()?;
         self.clock = self.clock.max(at);
         self.counters.events += 1;
+        let event = self.unless_busy(event)?;
         match event {
             Event::External(number) => return Some(number),
             Event::Wake(id, wake) => {
@@ -349,6 +381,7 @@ impl World {
                 }
             }
             Event::DeliverStream(id) => self.deliver_stream(id),
+            Event::Stream(end, event) => self.handle_stream_event(end, event),
             Event::Dial { from, to } => self.dial(from, to),
             Event::DialTimeout { from, to } => {
                 let text = format!("dial tcp :0->{to}: connect: connection timed out");
@@ -370,29 +403,47 @@ impl World {
         None
     }
 
+    /// The event, if its host can handle it now; otherwise it waits.
+    fn unless_busy(&mut self, event: Event) -> Option<Event> {
+        let now = self.clock;
+        let host = event.host().and_then(|id| self.hosts.get_mut(&id));
+        let Some((host, until)) = host.and_then(|host| host.busy_until(now).map(|until| (host, until)))
+        else {
+            return Some(event);
+        };
+        if !matches!(event, Event::Datagram { .. }) || host.load.keeps_datagram() {
+            self.push(until, event);
+        }
+        None
+    }
+
     fn deliver_stream(&mut self, id: u64) {
         let (events, again) = self.tcp.deliver_stream(id, self.clock, &mut self.net);
         if let Some(at) = again {
             self.push(at, Event::DeliverStream(id));
         }
         for (end, event) in events {
-            let now = self.now_at(end.host);
-            let Some(host) = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation)
-            else {
-                continue;
-            };
-            let loses_written_reports = host.options.driver_fault == Some(DriverFault::LoseWrittenReports);
-            let Some(node) = &mut host.node else { continue };
-            match event {
-                TcpEvent::Received(bytes) => node.handle_stream(end.conn, &bytes, now),
-                TcpEvent::Written(_) if loses_written_reports => continue,
-                TcpEvent::Written(bytes) => node.handle_written(end.conn, bytes, now),
-                TcpEvent::Closed => {
-                    node.handle_closed(end.conn, StreamEnd::ByRemote(CONNECTION_RESET.to_owned()), now)
-                }
+            if let Some(Event::Stream(end, event)) = self.unless_busy(Event::Stream(end, event)) {
+                self.handle_stream_event(end, event);
             }
-            self.process_outputs(end.host);
         }
+    }
+
+    fn handle_stream_event(&mut self, end: End, event: TcpEvent) {
+        let now = self.now_at(end.host);
+        let host = self.hosts.get_mut(&end.host).filter(|h| h.incarnation == end.incarnation);
+        let Some(host) = host else { return };
+        let loses_written_reports = host.options.driver_fault == Some(DriverFault::LoseWrittenReports);
+        let Some(node) = &mut host.node else { return };
+        match event {
+            TcpEvent::Received(bytes) => node.handle_stream(end.conn, &bytes, now),
+            TcpEvent::Written(_) if loses_written_reports => return,
+            TcpEvent::Written(bytes) => node.handle_written(end.conn, bytes, now),
+            TcpEvent::Closed => {
+                node.handle_closed(end.conn, StreamEnd::ByRemote(CONNECTION_RESET.to_owned()), now)
+            }
+        }
+        self.process_outputs(end.host);
     }
 
     fn dial(&mut self, from: End, to: SocketAddr) {

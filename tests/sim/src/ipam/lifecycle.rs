@@ -212,6 +212,7 @@ impl Cluster {
     pub(super) fn heal(&mut self) {
         self.links.heal();
         self.world.net.heal_all();
+        self.world.end_load();
         self.world.net.faults = Faults { split_stream_randomly: true, ..Faults::default() };
         for id in self.ids() {
             self.world.host_mut(id).cancel_crash();

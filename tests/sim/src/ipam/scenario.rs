@@ -11,6 +11,7 @@ use super::plans::{AllocationPlan, plan_of};
 use crate::host::CrashKind;
 use crate::net::HostId;
 use crate::runner::{self, catch_failure};
+use crate::scenario::LONGEST_PAUSE;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AllocationTransition {
@@ -32,6 +33,10 @@ pub enum AllocationTransition {
     /// The peer crashes and its disk is lost; the containers continue to run.
     LoseDisk(HostId),
     Start(HostId),
+    /// The host is slow: its peer does not run for this time, milliseconds.
+    Pause(HostId, u16),
+    /// The host is slow for so many seconds: its peer does not run for seconds, again and again.
+    Slow(HostId, u8),
     /// A container, by number, requests an address of a subnet.
     Allocate(HostId, u8, usize),
     /// A container claims an address, given as offset in the range; with `true` the claim succeeds at once if there is no ring.
@@ -116,7 +121,9 @@ pub fn generate(seed: u64, plan: &AllocationPlan) -> Vec<AllocationTransition> {
                     }
                     66..70 => AllocationTransition::LoseDisk(a),
                     70..72 if plan.ranges.len() > 1 => AllocationTransition::ChangeRange(a),
-                    70..96 => AllocationTransition::Start(a),
+                    70..94 => AllocationTransition::Start(a),
+                    94..95 => AllocationTransition::Pause(a, rng.random_range(1..15_000)),
+                    95..96 => AllocationTransition::Slow(a, rng.random_range(1..60)),
                     _ => AllocationTransition::WallClock(a, rng.random_range(-100_000..100_000)),
                 },
                 _ => match roll {
@@ -201,6 +208,10 @@ impl Cluster {
             }
             AllocationTransition::LoseDisk(a) => self.lose_disk(a),
             AllocationTransition::Start(a) => self.start(a),
+            AllocationTransition::Pause(a, ms) => self.world.pause(a, Duration::from_millis(ms.into())),
+            AllocationTransition::Slow(a, seconds) => {
+                self.world.slow_down(a, Duration::from_secs(seconds.into()), LONGEST_PAUSE);
+            }
             AllocationTransition::Allocate(a, container, subnet) => self.allocate(a, container, subnet),
             AllocationTransition::Claim(a, container, offset, lenient) => {
                 self.claim(a, container, offset, lenient)

@@ -205,6 +205,7 @@ impl NameCluster {
     /// Ends all faults and checks what holds then.
     pub(super) fn check_eventually(&mut self) {
         self.world.net.heal_all();
+        self.world.end_load();
         self.world.net.faults = Faults { split_stream_randomly: true, ..Faults::default() };
         for id in self.ids() {
             self.world.host_mut(id).cancel_crash();

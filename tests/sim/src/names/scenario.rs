@@ -10,6 +10,7 @@ use super::plans::{NamePlan, plan_of};
 use crate::host::CrashKind;
 use crate::net::HostId;
 use crate::runner::{self, catch_failure};
+use crate::scenario::LONGEST_PAUSE;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NameTransition {
@@ -27,6 +28,10 @@ pub enum NameTransition {
     /// A crash between two outputs of the peer, after this number of outputs.
     CrashAfter(HostId, u16, CrashKind),
     Start(HostId),
+    /// The host is slow: its peer does not run for this time, milliseconds.
+    Pause(HostId, u16),
+    /// The host is slow for so many seconds: its peer does not run for seconds, again and again.
+    Slow(HostId, u8),
     /// A container registers a name, by number, at an address.
     Add(HostId, usize, u8, u8),
     /// A name is removed from a container.
@@ -67,7 +72,9 @@ pub fn generate(seed: u64, plan: &NamePlan) -> Vec<NameTransition> {
                 84..86 => NameTransition::Crash(a, CrashKind::Killed),
                 86..89 => NameTransition::CrashAfter(a, rng.random_range(0..20), CrashKind::Killed),
                 89..90 => NameTransition::Crash(a, CrashKind::PowerLost),
-                90..98 => NameTransition::Start(a),
+                90..96 => NameTransition::Start(a),
+                96..97 => NameTransition::Pause(a, rng.random_range(1..15_000)),
+                97..98 => NameTransition::Slow(a, rng.random_range(1..60)),
                 // Peers like 2.8.1 end connections to a peer with a wrong clock.
                 _ if plan.legacy > 0 => NameTransition::Start(b),
                 _ => NameTransition::WallClock(a, rng.random_range(-4000..4000)),
@@ -110,6 +117,10 @@ fn apply(cluster: &mut NameCluster, transition: NameTransition) {
         NameTransition::Crash(a, kind) => cluster.crash(a, kind),
         NameTransition::CrashAfter(a, outputs, kind) => cluster.world.host_mut(a).crash_after(outputs, kind),
         NameTransition::Start(a) => cluster.start(a),
+        NameTransition::Pause(a, ms) => cluster.world.pause(a, Duration::from_millis(ms.into())),
+        NameTransition::Slow(a, seconds) => {
+            cluster.world.slow_down(a, Duration::from_secs(seconds.into()), LONGEST_PAUSE);
+        }
         NameTransition::Add(a, name, container, addr) => cluster.add(a, name, container, addr),
         NameTransition::Remove(a, name, container) => cluster.remove(a, Some(name), Some(container)),
         NameTransition::RemoveName(a, name) => cluster.remove(a, Some(name), None),
