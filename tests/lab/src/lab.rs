@@ -136,7 +136,12 @@ impl Lab {
         self.add_rule(&["-i", b, "-o", a, "-j", "DROP"]);
     }
 
-    /// Ends `cut` and `block` between two hosts, in both directions.
+    /// Drops what `a` sends to `b`, silently.
+    pub fn cut_one_way(&self, a: &str, b: &str) {
+        self.add_rule(&["-i", a, "-o", b, "-j", "DROP"]);
+    }
+
+    /// Ends `cut`, `cut_one_way` and `block` between two hosts, in both directions.
     pub fn heal(&self, a: &str, b: &str) {
         for (a, b) in [(a, b), (b, a)] {
             self.remove_rule(&["-i", a, "-o", b, "-j", "DROP"]);

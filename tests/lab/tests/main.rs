@@ -7,6 +7,7 @@ mod common;
 
 mod attach;
 mod bootstrap;
+mod busy_machine;
 mod chain_discovery;
 mod changed_addresses;
 mod checksums;
@@ -33,6 +34,7 @@ mod exposed_services;
 mod fault_injection;
 mod firewall_rules;
 mod flapping;
+mod flapping_link;
 mod host_changes;
 mod hostile_input;
 mod invalid_arguments;

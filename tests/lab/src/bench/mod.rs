@@ -6,6 +6,7 @@
 mod cleanup;
 mod containers;
 mod dns;
+mod failover;
 mod figures;
 mod paths;
 mod peer;
@@ -61,13 +62,15 @@ enum What {
     Idle,
     /// Size of the binary.
     Size,
+    /// Silence between containers when a link is cut and when a daemon restarts. Takes ten minutes; only if it is named.
+    Failover,
     /// Meshes of 50, 100 and 150 daemons. Takes ten minutes; only if it is named.
     Scale,
 }
 
 impl BenchArgs {
     fn wants(&self, what: What) -> bool {
-        self.only.contains(&what) || self.only.is_empty() && what != What::Scale
+        self.only.contains(&what) || self.only.is_empty() && ![What::Failover, What::Scale].contains(&what)
     }
 }
 
@@ -197,6 +200,9 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
                 .map(|(name, bytes)| Figure::new(&name, Unit::Bytes, vec![bytes as f64]))
                 .collect(),
         )?;
+    }
+    if args.wants(What::Failover) {
+        report.print(failover::figures(&weave)?)?;
     }
     if args.wants(What::Scale) {
         for size in scale::sizes(&args.peers)? {

@@ -14,8 +14,8 @@ use crate::{Host, Lab};
 
 /// Numbers of peers, and the seconds that they may need for a full mesh.
 const MESHES: [(usize, f64); 3] = [(50, 60.0), (100, 60.0), (150, 120.0)];
-/// Path MTU of every connection: an underlay of 1500 bytes without encryption.
-const MTU: &str = "mtu=1438";
+/// MTU of a connection by each overlay: an underlay of 1500 bytes, containers of 1376, without a password.
+const MTUS: [(&str, &str); 3] = [(" fastdp ", "mtu=1376"), (" warp ", "mtu=1412"), (" sleeve ", "mtu=1438")];
 const IDLE_TIME: Duration = Duration::from_secs(60);
 /// Time after the mesh is complete in which gossip of the topology ends.
 const REST: Duration = Duration::from_secs(15);
@@ -74,11 +74,13 @@ impl Daemon<'_> {
         Ok(page)
     }
 
-    /// Numbers of established connections, and of those among them with the MTU of the underlay.
+    /// Numbers of established connections, and of those among them with the true MTU.
     fn established(&self) -> Result<(usize, usize)> {
         let page = self.connections()?;
         let established = page.lines().filter(|line| line.contains(" established "));
-        Ok((established.clone().count(), established.filter(|line| line.contains(MTU)).count()))
+        let is_right =
+            |line: &&str| MTUS.iter().any(|(overlay, mtu)| line.contains(overlay) && line.contains(mtu));
+        Ok((established.clone().count(), established.filter(is_right).count()))
     }
 
     fn usage(&self) -> Result<Usage> {
