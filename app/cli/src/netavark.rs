@@ -13,7 +13,7 @@ use weave_types::Cidr;
 use crate::args::Parsed;
 use crate::env::Env;
 use crate::service::files::{Undo, remove};
-use crate::{Failure, dns, host_client, link, notice, options, print, query, require_root};
+use crate::{Failure, host_client, link, notice, options, print, query, require_root};
 
 /// A directory in which netavark looks for plugins; the name of the file there is the name of the driver.
 const PLUGIN: &str = "/usr/local/lib/netavark/weave";
@@ -75,7 +75,7 @@ fn attach(exec: &Exec, ns: &NetNs, env: &dyn Env) -> Result<String, Failure> {
     let bad = |text: String| Failure::new(1, text);
     exec.network.check().map_err(bad)?;
     let names = exec.names();
-    let server = if names.is_empty() { None } else { dns::server(&Parsed::default(), env)? };
+    let named = !names.is_empty();
     let bridge = exec.network.bridge().map(str::to_owned);
     let list = exec.network.internal.then(Vec::new);
     let request = AddInterface {
@@ -92,12 +92,18 @@ fn attach(exec: &Exec, ns: &NetNs, env: &dyn Env) -> Result<String, Failure> {
     let answer = ask(InterfaceRequest::Add(request), Some(ns), env)?;
     let created = answer.interface.ok_or_else(|| bad("the daemon is of an older version".to_owned()))?;
     let addresses = answer.addresses.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>()?;
-    let dns = server.and_then(|server| {
-        let address: IpAddr = server.address.parse().ok()?;
-        Some((address, server.domain))
-    });
-    let dns = dns.as_ref().map(|(address, domain)| (*address, domain.as_str()));
+    let server = if named { name_server(created.gateway, env) } else { None };
+    let dns = server.as_ref().map(|(address, domain)| (*address, domain.as_str()));
     Ok(netavark::status(exec.interface(), &created.mac, &addresses, created.gateway, dns))
+}
+
+/// Address and domain of weaveDNS; `None` if this peer has no names.
+fn name_server(gateway: Option<IpAddr>, env: &dyn Env) -> Option<(IpAddr, String)> {
+    let client = query::unix_client(&Parsed::default(), env);
+    let domain = client.get("/domain").ok()?;
+    let listening = client.get("/dns-address").ok().and_then(|text| text.trim().parse().ok());
+    // It may not listen yet on the first address of the bridge, which the container has just brought about.
+    Some((listening.or(gateway)?, domain.trim().to_owned()))
 }
 
 fn id(exec: &Exec) -> AttachmentId {

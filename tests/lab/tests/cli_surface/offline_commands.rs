@@ -168,7 +168,7 @@ fn weaveutil(stage: &Stage<'_>) {
     let text = stage.fails(1, &["weaveutil", "nosuch"]);
     assert!(text.starts_with("\"nosuch\" cmd is not found\n") && text.ends_with(&usage), "{text}");
     assert!(stage.fails(1, &["weaveutil", "bridge-ip"]).contains("usage: weaveutil bridge-ip <bridge>"));
-    assert!(stage.fails(1, &["weaveutil", "cni-net"]).contains("CNI is not in this version yet"));
+    assert!(stage.fails(1, &["weaveutil", "get-db-flag"]).contains("add-on is not in this version yet"));
     // Called by a symbolic link of that name.
     let link = "/tmp/weave-cmds-weaveutil/weaveutil";
     let weave = weave_lab::weave_binary();
