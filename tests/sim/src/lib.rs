@@ -9,6 +9,7 @@
 //! * [`names`]: the same for the registry of names, over whole nodes.
 //! * [`failover`]: silence after a cut under traffic.
 //! * [`restarts`]: what others notice of a peer that restarts under traffic.
+//! * [`slow_machines`]: nothing is mistaken for a failure while machines are slow.
 //! * [`transcript`]: scenarios recorded with their output.
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ pub mod plans;
 pub mod restarts;
 mod runner;
 pub mod scenario;
+pub mod slow_machines;
 mod tcp;
 pub mod transcript;
 mod world;

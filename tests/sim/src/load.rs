@@ -7,7 +7,7 @@ use rand_chacha::ChaCha12Rng;
 use weave_types::Instant;
 
 /// Datagrams that the kernel keeps for a process that does not run; further ones are lost.
-const RECEIVE_QUEUE: usize = 256;
+const RECEIVE_QUEUE: usize = 4096;
 /// Nothing else happens at the end of a pause: what has waited is handled before what comes then.
 const ODD: Duration = Duration::from_nanos(1);
 /// Longest time between two pauses of a slow machine.

@@ -8,4 +8,5 @@ mod mesh;
 mod names;
 mod restarts;
 mod scripted;
+mod slow_machines;
 mod transcripts;
