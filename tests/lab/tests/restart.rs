@@ -4,7 +4,7 @@ use weave_lab::{Lab, Topology, claims};
 
 use crate::common::*;
 
-weave_lab::claims!("S-1", "S-16", "F-53");
+weave_lab::claims!("S-1", "S-16", "F-53", "F-54");
 
 #[test]
 fn containers_survive_daemon_restarts() {
@@ -89,6 +89,7 @@ fn other_peers_keep_the_place_of_one_that_restarts() {
     }
 }
 
+/// The programs of the kernel forward while no daemon runs, and while the next one starts.
 #[test]
 fn kernel_forwards_over_a_restart() {
     let Some(lab) = Lab::start("noloss", &Topology::hosts(2)) else { return };
@@ -96,16 +97,33 @@ fn kernel_forwards_over_a_restart() {
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     let members = attach_each(&[h1, h2]);
     let [a, b] = &members[..] else { unreachable!() };
+    let local = h2.container("local");
+    local.attach(&["10.2.1.22/24"]);
     wait_overlay(h1, "fastdp");
     wait_overlay(h2, "fastdp");
     a.container.reaches(&b.ip, SHORT_TIMEOUT);
-    let pinger = a.container.pinging(&b.ip, 10);
-    h2.weave_ok(&["stop"]);
-    launch(h2, &[], &["h1"]);
-    wait_overlay(h2, "fastdp");
-    let pings = pinger.finish();
-    // The last one may be on its way.
-    assert!(pings.received + 1 >= pings.sent && pings.duplicates == 0, "{pings:?}");
+    local.reaches(&b.ip, SHORT_TIMEOUT);
+    let chat = a.container.chat(&b.container, &b.ip, 10);
+    for killed in [false, true] {
+        step(if killed { "SIGKILL and launch" } else { "stop and launch" });
+        let pingers = [a.container.pinging(&b.ip, 10), local.pinging(&b.ip, 10)];
+        if killed {
+            h2.signal_daemon("KILL");
+            h2.wait("the end of the daemon", SHORT_TIMEOUT, || h2.daemon_pid().is_none());
+        } else {
+            h2.weave_ok(&["stop"]);
+        }
+        launch(h2, &[], &["h1"]);
+        wait_overlay(h2, "fastdp");
+        for pinger in pingers {
+            let pings = pinger.finish();
+            // The last one may be on its way.
+            assert!(pings.received + 1 >= pings.sent && pings.duplicates == 0, "{pings:?}");
+        }
+    }
+    let chatter = chat.finish();
+    assert!(chatter.broken.is_none(), "{chatter:?}");
+    claims(&["F-54"]);
 }
 
 #[test]
