@@ -17,9 +17,6 @@ const FAST_INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT_INTERVALS: u32 = 6;
 /// Heartbeats of established connections are due at multiples of this time, so that they wake this peer once.
 const GRID: Duration = Duration::from_millis(500);
-/// A timeout that is handled so long after it was due shows that this machine was slow, and not that the neighbour is silent.
-const LATE: Duration = Duration::from_millis(500);
-
 /// The intervals of the heartbeats of one connection by one overlay.
 #[derive(Debug)]
 pub(crate) struct Heartbeats {
@@ -65,11 +62,5 @@ impl Heartbeats {
     /// How long after a heartbeat silence counts.
     pub(crate) fn timeout(&self) -> Duration {
         (if self.fast { FAST_INTERVAL } else { INTERVAL }) * TIMEOUT_INTERVALS
-    }
-
-    /// Whether a timeout that was due at `due` is handled so late that this machine was asleep or busy: then what has arrived meanwhile
-    /// is to be handled first.
-    pub(crate) fn is_late(due: Instant, now: Instant) -> bool {
-        now.saturating_since(due) >= LATE
     }
 }

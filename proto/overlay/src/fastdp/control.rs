@@ -341,7 +341,7 @@ impl FastdpControl {
     /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
-            if Heartbeats::is_late(at, now) {
+            if at.is_handled_late(now) {
                 self.timeout_at = Some(now + self.heartbeats.interval());
             } else {
                 // It is armed again by the next heartbeat.

@@ -155,6 +155,8 @@ pub struct UdpControl {
     /// When the latest heartbeat arrived.
     heartbeat_received: Option<Instant>,
     heartbeat_sent: bool,
+    /// [`TrafficCounts::heard`](crate::TrafficCounts::heard) at the latest heartbeat or timeout.
+    heard: u32,
     /// Whether the neighbour has acknowledged a heartbeat.
     acknowledged: bool,
     confirmed_at: Instant,
@@ -220,6 +222,7 @@ impl UdpControl {
             heartbeats: Heartbeats::new(),
             heartbeat_received: None,
             heartbeat_sent: false,
+            heard: 0,
             acknowledged: false,
             confirmed_at: Instant::ORIGIN,
             was_established: false,
@@ -316,6 +319,7 @@ impl UdpControl {
             }
         }
         self.heartbeat_received = Some(now);
+        self.has_heard();
         self.establish(now);
         self.drain_pmtu();
     }
@@ -540,7 +544,7 @@ impl UdpControl {
             return;
         }
         if let Some(at) = self.timeout_at.filter(|at| now >= *at) {
-            if Heartbeats::is_late(at, now) {
+            if at.is_handled_late(now) || self.has_heard() {
                 self.timeout_at = Some(now + self.heartbeats.interval());
                 return;
             }
@@ -557,6 +561,13 @@ impl UdpControl {
         self.pmtu.handle_timeout(probe_budget, now);
         self.drain_pmtu();
         self.announce();
+    }
+
+    /// Whether anything has arrived from the neighbour since the latest heartbeat or call. With a neighbour of 2.8.1 only heartbeats count, as
+    /// there.
+    fn has_heard(&mut self) -> bool {
+        let heard = self.session().traffic().counts().heard;
+        std::mem::replace(&mut self.heard, heard) != heard && self.tests_liveness
     }
 
     /// The next output, or `None` when there is none left.

@@ -282,6 +282,29 @@ fn silence_with_fast_heartbeats_fails_after_12_s() {
     }
 }
 
+/// Data shows that the neighbour is there, also while heartbeats are lost.
+#[test]
+fn data_keeps_a_connection_without_heartbeats() {
+    let mut pair = Pair::new(None);
+    for end in &mut pair.ends {
+        let other = UdpControl::new(config(end.control.session().clone(), 2));
+        let control = std::mem::replace(&mut end.control, other);
+        end.control = control.with_fast_heartbeats().with_liveness();
+    }
+    pair.confirm();
+    pair.run(secs(10));
+    pair.loss = 100;
+    for _ in 0..40 {
+        for end in &pair.ends {
+            end.control.session().traffic().note_received(true);
+        }
+        pair.run(secs(1));
+        assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
+    }
+    pair.run(secs(5));
+    assert!(pair.ends.iter().all(|end| end.failed.is_some()));
+}
+
 #[test]
 fn silence_fails_after_60_s() {
     let mut pair = Pair::established(None);
