@@ -1,7 +1,7 @@
 # Everything a person does with this repository. `make help` lists it.
 CARGO ?= cargo
 PREFIX ?= /usr/local
-SIM_SECONDS ?= 50
+SIM_SECONDS ?= 30
 # The tests of the lab mostly wait: several can run on each core.
 LAB_THREADS ?= 8
 SOAK_SECONDS ?= 3600

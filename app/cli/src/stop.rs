@@ -15,6 +15,7 @@ use weave_host::files::temporary_path;
 use weave_runtime::{Docker, Network};
 
 use crate::args::Parsed;
+use crate::cni::install;
 use crate::env::Env;
 use crate::options;
 use crate::service::files::remove;
@@ -345,12 +346,14 @@ impl Peer<'_> {
         // This process removes its own lock file.
         let files = files.chain(RUN_FILES.iter().chain(&PID_FILES[..2]).map(|f| self.run_dir.join(f)));
         let files = files.chain(weave_runtime::pending_files(&self.run_dir).unwrap_or_default());
-        let files = files.chain(self.plugin_sockets());
+        let (cni_files, cni_directories) = self.cni();
+        let files = files.chain(self.plugin_sockets()).chain(cni_files);
         objects.extend(files.chain(host).filter(|f| f.symlink_metadata().is_ok()).map(Object::File));
         let wait = self.state_dir.join(weave_daemon::config::WAIT_DIR);
         objects.extend(wait.is_dir().then_some(Object::WaitPrograms(wait)));
         let dirs =
             [self.state_dir.clone(), self.run_dir.clone()].into_iter().chain(self.plugin_directories());
+        let dirs = dirs.chain(cni_directories);
         objects.extend(dirs.filter(|d| d.is_dir()).map(Object::Directory));
         match weave_host::owned_devices(&options::devices(self.parsed, self.env)) {
             Ok(names) => objects.extend(names.into_iter().map(Object::Device)),
@@ -386,6 +389,16 @@ impl Peer<'_> {
     fn plugin_directories(&self) -> Vec<PathBuf> {
         let count = if options::instance(self.parsed, self.env).is_none() { 2 } else { 0 };
         Path::new(PLUGIN_DIR).ancestors().take(count).map(Path::to_owned).collect()
+    }
+
+    /// Files of the CNI plugins, and their directories; only the one peer of a host has some.
+    fn cni(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        if options::instance(self.parsed, self.env).is_some() {
+            return (Vec::new(), Vec::new());
+        }
+        let (files, directories) = install::installed(self.env);
+        let directories = if files.is_empty() { Vec::new() } else { directories.to_vec() };
+        (files, directories)
     }
 
     /// Removes everything; continues after failures and returns them.
@@ -471,13 +484,14 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     let mut failures: Vec<String> = stopped.err().map(|f| f.message).into_iter().collect();
     let (objects, errors) = peer.objects();
+    let (_, cni_directories) = peer.cni();
     failures.extend(errors);
     failures.extend(peer.remove(objects));
     drop(lock);
     for dir in [&peer.state_dir, &peer.run_dir] {
         remove_empty(dir);
     }
-    peer.plugin_directories().iter().for_each(|dir| remove_empty(dir));
+    peer.plugin_directories().iter().chain(&cni_directories).for_each(|dir| remove_empty(dir));
     if failures.is_empty() { Ok(()) } else { Err(Failure::new(1, failures.join("\n"))) }
 }
 

@@ -428,7 +428,7 @@ fn inventory(host: &Host) -> Vec<String> {
         "ip -o link | sed 's/^[0-9]*: //; s/[:@].*//; s/^/device /'; \
          for p in iptables-nft-save iptables-legacy-save; do $p 2>/dev/null | grep -e '^-A' -e '^:WEAVE' | sed 's/ \\[.*//; s/^/rule /' || true; done; \
          nft list tables 2>/dev/null | grep weave | sed 's/^/rule /' || true; \
-         find /run /var/lib/weave /etc/weave /etc/NetworkManager /etc/systemd/network /etc/cni /var/log/weave* ! -name '*.log*' 2>/dev/null | sed 's/^/path /'; \
+         find /run /var/lib/weave /etc/weave /etc/NetworkManager /etc/systemd/network /etc/cni /opt/cni /var/log/weave* ! -name '*.log*' 2>/dev/null | sed 's/^/path /'; \
          for p in /proc/[0-9]*; do [ \"$(cat $p/comm 2>/dev/null)\" != weave ] || echo process ${p#/proc/}; done",
     );
     text.lines().map(str::to_owned).collect()
