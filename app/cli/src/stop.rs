@@ -18,7 +18,7 @@ use crate::args::Parsed;
 use crate::cni::install;
 use crate::env::Env;
 use crate::options;
-use crate::service::files::remove;
+use crate::service::files::{remove, remove_if_writable};
 use crate::service::{docker, systemd};
 use crate::{Failure, host_rules, notice, print, query, require_root, takeover};
 
@@ -414,7 +414,11 @@ impl Peer<'_> {
                 Object::Unit(_) => systemd::remove(&self.unit).into_iter().for_each(|e| add(Err(e.message))),
                 Object::Container(name) => add(with_docker(&|docker| docker.remove(&name))),
                 Object::Image(name) => add(with_docker(&|docker| docker.remove_image(&name))),
-                Object::File(path) => add(remove(&path).map_err(|f| f.message)),
+                Object::File(path) => {
+                    let own = path.starts_with(&self.state_dir) || path.starts_with(&self.run_dir);
+                    let removed = if own { remove(&path) } else { remove_if_writable(&path) };
+                    add(removed.map_err(|f| f.message));
+                }
                 Object::WaitPrograms(path) => add(std::fs::remove_dir_all(&path)
                     .map_err(|e| format!("cannot remove {}: {e}", path.display()))),
                 // Processes have ended already, and the others are removed below.
