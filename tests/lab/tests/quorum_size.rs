@@ -13,7 +13,7 @@ weave_lab::claims!("S-9", "S-11", "S-12", "S-22", "I-23", "I-24", "I-27", "I-28"
 #[track_caller]
 fn waits_for(host: &Host, text: &str) {
     host.sh("ip netns add w 2>/dev/null || true");
-    let outcome = assert_command_waits(host, 1, &["attach", "netns:w"]);
+    let outcome = assert_command_waits(host, 3, &["attach", "netns:w"]);
     assert!(outcome.stderr.contains(text), "{outcome}");
 }
 
