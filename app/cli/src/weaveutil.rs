@@ -30,7 +30,7 @@ pub(crate) struct Sub {
 #[derive(Clone, Copy)]
 enum Action {
     Run(fn(&Parsed, &dyn Env) -> Result<(), Failure>),
-    /// The feature that it needs.
+    /// Why it is not in this version.
     Missing(&'static str),
 }
 
@@ -45,9 +45,13 @@ const fn sub(
     Sub { name, usage, count, action: Action::Run(run) }
 }
 
-const fn missing(name: &'static str, usage: &'static str, feature: &'static str) -> Sub {
-    Sub { name, usage, count: 0..=ANY, action: Action::Missing(feature) }
+const fn missing(name: &'static str, usage: &'static str, why: &'static str) -> Sub {
+    Sub { name, usage, count: 0..=ANY, action: Action::Missing(why) }
 }
+
+const NO_DATAPATH: &str = "this version has no Open vSwitch datapath; 'weave launch' prepares the kernel";
+const ONLY_SCRIPT: &str = "only the script of 2.8.1 needed this";
+const NO_KUBERNETES: &str = "the Kubernetes add-on is not in this version yet";
 
 static SUBS: &[Sub] = &[
     sub("help", "", 0..=ANY, |_, _| {
@@ -83,22 +87,22 @@ static SUBS: &[Sub] = &[
     ),
     sub("unique-id", "<db prefix> <host root>", 2..=2, unique_id),
     sub("check-datapath", "<datapath>", 1..=1, check_datapath),
-    missing("create-datapath", "<datapath>", "the fast datapath"),
-    missing("delete-datapath", "<datapath>", "the fast datapath"),
-    missing("add-datapath-interface", "<datapath> <interface>", "the fast datapath"),
-    missing("docker-tls-args", "", "the Docker proxy and plugin"),
-    missing("run-container", "", "the Docker proxy and plugin"),
-    missing("stop-container", "<container>", "the Docker proxy and plugin"),
-    missing("kill-container", "<container>", "the Docker proxy and plugin"),
-    missing("remove-container", "<container>", "the Docker proxy and plugin"),
-    missing("create-volume-container", "", "the Docker proxy and plugin"),
-    missing("remove-plugin-network", "<name>", "the Docker proxy and plugin"),
-    missing("is-docker-plugin-enabled", "", "the Docker proxy and plugin"),
-    missing("swarm-manager-peers", "", "the Docker proxy and plugin"),
+    missing("create-datapath", "<datapath>", NO_DATAPATH),
+    missing("delete-datapath", "<datapath>", NO_DATAPATH),
+    missing("add-datapath-interface", "<datapath> <interface>", NO_DATAPATH),
+    missing("docker-tls-args", "", ONLY_SCRIPT),
+    missing("run-container", "", ONLY_SCRIPT),
+    missing("stop-container", "<container>", ONLY_SCRIPT),
+    missing("kill-container", "<container>", ONLY_SCRIPT),
+    missing("remove-container", "<container>", ONLY_SCRIPT),
+    missing("create-volume-container", "", ONLY_SCRIPT),
+    missing("remove-plugin-network", "<name>", ONLY_SCRIPT),
+    missing("is-docker-plugin-enabled", "", ONLY_SCRIPT),
+    missing("swarm-manager-peers", "", ONLY_SCRIPT),
     sub("cni-net", "", 0..=0, |_, env| cni::run(Plugin::Net, env)),
     sub("cni-ipam", "", 0..=0, |_, env| cni::run(Plugin::Ipam, env)),
-    missing("get-db-flag", "<db prefix> <flag>", "the Kubernetes add-on"),
-    missing("set-db-flag", "<db prefix> <flag> <value>", "the Kubernetes add-on"),
+    missing("get-db-flag", "<db prefix> <flag>", NO_KUBERNETES),
+    missing("set-db-flag", "<db prefix> <flag> <value>", NO_KUBERNETES),
 ];
 
 pub(crate) fn names() -> Vec<&'static str> {
@@ -113,12 +117,7 @@ pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
     };
     let run = match sub.action {
         Action::Run(run) => run,
-        Action::Missing(feature) => {
-            return Err(Failure::new(
-                1,
-                format_args!("weaveutil {name}: {feature} is not in this version yet"),
-            ));
-        }
+        Action::Missing(why) => return Err(Failure::new(1, format_args!("weaveutil {name}: {why}"))),
     };
     let mut command = Command::new(sub.name)
         .disable_help_flag(true)
@@ -138,7 +137,7 @@ pub(crate) fn run(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
 fn usage() -> String {
     let mut text = String::from("Usage: weaveutil <command> [<argument> ...]\n");
     for sub in SUBS {
-        let tail = if matches!(sub.action, Action::Missing(_)) { " [not in this version yet]" } else { "" };
+        let tail = if matches!(sub.action, Action::Missing(_)) { " [not in this version]" } else { "" };
         text.push_str(format!("  {} {}{tail}", sub.name, sub.usage).trim_end());
         text.push('\n');
     }

@@ -185,20 +185,24 @@ impl Liveness {
         self.data_at = now;
     }
 
-    /// The neighbour says how slow it is.
-    pub(crate) fn handle_slowness(&mut self, factor: u8) {
-        self.remote_slowness = factor.clamp(1, MAX_SLOWNESS);
+    /// Handles a frame of the neighbour. Returns the number of a probe, which is to be answered.
+    #[must_use]
+    pub(crate) fn handle_frame(&mut self, frame: LivenessFrame, now: Instant) -> Option<u32> {
+        self.remote_slowness = frame.slowness.clamp(1, MAX_SLOWNESS);
+        match frame.kind {
+            LivenessKind::Probe => return Some(frame.number),
+            LivenessKind::Answer => self.handle_answer(frame.number, now),
+            LivenessKind::KeepAlive => {}
+        }
+        None
     }
 
-    /// The neighbour has answered probe `number`, or has said that it is there (`None`).
-    pub(crate) fn handle_answer(&mut self, number: Option<u32>, slowness: u8, now: Instant) {
-        self.handle_slowness(slowness);
+    fn handle_answer(&mut self, number: u32, now: Instant) {
         // While probes are sent there is one at each tick.
-        let Some(ticks) =
-            number.map(|number| self.probe.wrapping_sub(number)).filter(|&ticks| ticks < MAX_UNANSWERED)
-        else {
+        let ticks = self.probe.wrapping_sub(number);
+        if ticks >= MAX_UNANSWERED {
             return;
-        };
+        }
         let sample = now.saturating_since(self.probed_at) + TICK * ticks;
         self.round_trip = sample.max(self.round_trip * 7 / 8);
         if let State::Down { works_since, answered_at, silent_from } = &mut self.state {

@@ -209,14 +209,9 @@ impl FastdpControl {
 
     fn handle_liveness(&mut self, frame: LivenessFrame, now: Instant) {
         let Some(liveness) = &mut self.liveness else { return };
-        match frame.kind {
-            // The kernel has answered it already, if its programs do: another answer costs little.
-            LivenessKind::Probe => {
-                liveness.handle_slowness(frame.slowness);
-                self.send_liveness(LivenessKind::Answer, frame.number);
-            }
-            LivenessKind::Answer => liveness.handle_answer(Some(frame.number), frame.slowness, now),
-            LivenessKind::KeepAlive => liveness.handle_answer(None, frame.slowness, now),
+        // The kernel has answered a probe already, if its programs do: another answer costs little.
+        if let Some(number) = liveness.handle_frame(frame, now) {
+            self.send_liveness(LivenessKind::Answer, number);
         }
     }
 

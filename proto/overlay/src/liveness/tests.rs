@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use weave_types::ConnectionUid;
+
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -23,8 +25,11 @@ struct End {
 #[derive(Clone, Copy)]
 enum Datagram {
     Data,
-    Probe(u32, u8),
-    Answer(Option<u32>, u8),
+    Frame(LivenessFrame),
+}
+
+fn frame_of(kind: LivenessKind, number: u32, slowness: u8) -> Datagram {
+    Datagram::Frame(LivenessFrame { uid: ConnectionUid(1), number, kind, slowness })
 }
 
 /// Two ends and what is between them; a step is a millisecond.
@@ -87,12 +92,12 @@ impl Pair {
                 end.counts.received += 1;
                 end.liveness.wake(end.counts, self.now);
             }
-            Datagram::Probe(number, slowness) => {
-                end.liveness.handle_slowness(slowness);
-                let answer = Datagram::Answer(Some(number), end.slowness.factor());
-                self.send(at, answer);
+            Datagram::Frame(frame) => {
+                if let Some(number) = end.liveness.handle_frame(frame, self.now) {
+                    let answer = frame_of(LivenessKind::Answer, number, end.slowness.factor());
+                    self.send(at, answer);
+                }
             }
-            Datagram::Answer(number, slowness) => end.liveness.handle_answer(number, slowness, self.now),
         }
     }
 
@@ -106,9 +111,9 @@ impl Pair {
             match action {
                 Action::Probe(number) => {
                     self.ends[at].probes += 1;
-                    self.send(at, Datagram::Probe(number, factor));
+                    self.send(at, frame_of(LivenessKind::Probe, number, factor));
                 }
-                Action::KeepAlive => self.send(at, Datagram::Answer(None, factor)),
+                Action::KeepAlive => self.send(at, frame_of(LivenessKind::KeepAlive, 0, factor)),
                 Action::Down => self.ends[at].down.push(self.now),
                 Action::Up => self.ends[at].up.push(self.now),
                 Action::Sleep => {}

@@ -319,7 +319,7 @@ impl UdpControl {
             }
         }
         self.heartbeat_received = Some(now);
-        self.has_heard();
+        self.heard = self.session().traffic().counts().heard;
         self.establish(now);
         self.drain_pmtu();
     }
@@ -329,13 +329,8 @@ impl UdpControl {
             return;
         }
         let Some(liveness) = &mut self.liveness else { return };
-        match frame.kind {
-            LivenessKind::Probe => {
-                liveness.handle_slowness(frame.slowness);
-                self.send_liveness(LivenessKind::Answer, frame.number);
-            }
-            LivenessKind::Answer => liveness.handle_answer(Some(frame.number), frame.slowness, now),
-            LivenessKind::KeepAlive => liveness.handle_answer(None, frame.slowness, now),
+        if let Some(number) = liveness.handle_frame(frame, now) {
+            self.send_liveness(LivenessKind::Answer, number);
         }
     }
 

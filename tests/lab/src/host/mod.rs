@@ -344,7 +344,7 @@ impl Host {
             "ip -o link | sed 's/ state .*//; s/NO-CARRIER,//'; ip -o addr | sed 's/valid_lft.*//; s/ tentative//'; ip route; ip rule; \
              for t in filter nat mangle raw; do iptables -w -t $t -S; done; \
              find /run /var/lib/weave /etc/cni /opt/cni -mindepth 1 ! -name '*.lock' 2>/dev/null | sort; \
-             ps -e -o stat=,comm= | sed '/^Z/d; s/^[^ ]* *//' | grep -v -e '^ps$' -e '^sed$' -e '^sh$' -e '^sort$' -e '^grep$' -e '^nsenter$' -e '^iptables' | sort",
+             ps -e -o stat=,comm= | sed '/^Z/d; s/^[^ ]* *//' | grep -v -e '^ps$' -e '^sed$' -e '^sh$' -e '^sort$' -e '^grep$' -e '^nsenter$' -e '^iptables' -e '^nft$' | sort",
         ])
         .stdout
     }
