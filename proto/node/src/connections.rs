@@ -1,7 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
@@ -13,10 +12,11 @@ use weave_overlay::forward::Neighbour;
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
-use weave_overlay::{Destination, Slowness, TICK, Traffic};
+use weave_overlay::{Destination, Slowness, TICK};
 use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId, TokenBucket};
 use zeroize::Zeroizing;
 
+use crate::kept_paths::KeptPaths;
 use crate::status::ConnectionReport;
 
 /// Whether this peer has warp, and its parameters.
@@ -90,9 +90,7 @@ pub(crate) struct Connections {
     /// MTU of the local bridge.
     local_mtu: usize,
     connections: BTreeMap<ConnectionId, Connection>,
-    /// Paths of fastdp whose connections have ended: the kernel goes on while the peer is expected back and until a new connection
-    /// uses fastdp.
-    kept: BTreeMap<PeerName, KeptPath>,
+    kept: KeptPaths,
     outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
     /// When the paths that carry data are looked at, all together.
     tick_at: Option<Instant>,
@@ -100,17 +98,6 @@ pub(crate) struct Connections {
     /// For the search of path MTUs.
     probe_budget: TokenBucket,
 }
-
-/// A path of fastdp without a connection.
-struct KeptPath {
-    path: FastdpPath,
-    traffic: Arc<Traffic>,
-    /// The peer is back: a new connection has so much time to use fastdp.
-    until: Option<Instant>,
-}
-
-/// How long the kernel uses the path of the last connection after a new one was made.
-const KEPT_PATH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {
@@ -141,7 +128,7 @@ impl Connections {
             rng,
             local_mtu: usize::MAX,
             connections: BTreeMap::new(),
-            kept: BTreeMap::new(),
+            kept: KeptPaths::default(),
             outputs: VecDeque::new(),
             tick_at: None,
             slowness: Slowness::default(),
@@ -221,7 +208,7 @@ impl Connections {
         let warp = warp_index.and_then(|index| Some((index, self.prepare_warp(conn, &setup)?)));
         let (remote, remote_addr) = (setup.remote, setup.remote_addr);
         if fastdp.is_none() {
-            self.kept.remove(&remote);
+            self.kept.remove(remote);
         }
         let connection = Connection {
             remote,
@@ -299,8 +286,8 @@ impl Connections {
 
     pub(crate) fn confirm(&mut self, conn: ConnectionId, now: Now) {
         let remote = self.connections.get(&conn).map(|connection| connection.remote);
-        if let Some(kept) = remote.and_then(|remote| self.kept.get_mut(&remote)) {
-            kept.until = Some(now.mono + KEPT_PATH_TIMEOUT);
+        if let Some(remote) = remote {
+            self.kept.confirm(remote, now.mono);
         }
         self.with(conn, |connection| {
             connection.confirmed = true;
@@ -321,15 +308,14 @@ impl Connections {
     pub(crate) fn stop(&mut self, conn: ConnectionId) -> Option<Connection> {
         let connection = self.connections.remove(&conn)?;
         if let (Overlay::Fastdp, Some((_, fastdp))) = (connection.overlay(), &connection.fastdp) {
-            let kept = KeptPath { path: fastdp.path(), traffic: fastdp.traffic().clone(), until: None };
-            self.kept.insert(connection.remote, kept);
+            self.kept.insert(connection.remote, fastdp.path(), fastdp.traffic().clone());
         }
         Some(connection)
     }
 
     /// Forgets the paths of peers to which there is no direct route any more.
     pub(crate) fn review_kept_paths(&mut self, is_direct: impl Fn(PeerName) -> bool) {
-        self.kept.retain(|peer, _| is_direct(*peer));
+        self.kept.review(is_direct);
     }
 
     pub(crate) fn get(&self, conn: ConnectionId) -> Option<&Connection> {
@@ -501,10 +487,7 @@ impl Connections {
         if let Some(due) = self.tick_at.filter(|at| *at <= now.mono) {
             self.handle_tick(due, now);
         }
-        let timed_out = |kept: &mut KeptPath| kept.until.is_some_and(|until| until <= now.mono);
-        for peer in
-            self.kept.extract_if(.., |_, kept| timed_out(kept)).map(|(peer, _)| peer).collect::<Vec<_>>()
-        {
+        for peer in self.kept.handle_timeout(now.mono) {
             if let Some(conn) = self.of_peer(peer).first() {
                 self.outputs.push_back((*conn, ConnectionOutput::NeighbourChanged));
             }
@@ -532,7 +515,7 @@ impl Connections {
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let connections = self.connections.values().filter_map(Connection::poll_timeout);
-        let kept = self.kept.values().filter_map(|kept| Some((kept.until?, "path of the last connection")));
+        let kept = self.kept.poll_timeout().map(|at| (at, "path of the last connection"));
         connections.chain(kept).chain(self.tick_at.map(|at| (at, "path liveness"))).min_by_key(|(at, _)| *at)
     }
 
@@ -552,12 +535,12 @@ impl Connections {
                 Some(control) if overlay == Overlay::Warp => (select::WARP, control),
                 _ => (select::SLEEVE, &c.sleeve),
             };
-            let reason = match control.problem(now.mono).filter(|_| !uses_fastdp) {
-                Some(problem) => format!("{name}: {problem}"),
-                None => match c.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.problem()) {
-                    Some(problem) if !uses_fastdp => format!("{}: {problem}", c.switch.reason()),
-                    _ => c.switch.reason(),
-                },
+            let of_fastdp = c.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.problem(now.mono));
+            let reason = match (control.problem(now.mono), of_fastdp) {
+                (_, Some(problem)) if uses_fastdp => format!("{}: {problem}", select::FASTDP),
+                (Some(problem), _) if !uses_fastdp => format!("{name}: {problem}"),
+                (_, Some(problem)) => format!("{}: {problem}", c.switch.reason()),
+                _ => c.switch.reason(),
             };
             let report = ConnectionReport {
                 overlay: c.switch.best().map(|(_, name)| name.to_owned()),
@@ -596,11 +579,10 @@ impl Connections {
     ) -> (BTreeMap<PeerName, KernelNeighbour>, BTreeSet<u16>) {
         let mut ports = BTreeSet::from_iter(self.port.checked_add(1));
         let mut neighbours = BTreeMap::new();
-        for (name, kept) in &self.kept {
-            ports.insert(kept.path.port);
-            if let Some(short_id) = short_id(*name) {
-                let (path, traffic) = (kept.path, kept.traffic.clone());
-                neighbours.insert(*name, KernelNeighbour { name: *name, short_id, path, traffic });
+        for (name, path, traffic) in self.kept.iter() {
+            ports.insert(path.port);
+            if let Some(short_id) = short_id(name) {
+                neighbours.insert(name, KernelNeighbour { name, short_id, path, traffic: traffic.clone() });
             }
         }
         for connection in self.connections.values() {
@@ -625,7 +607,7 @@ impl Connections {
         connection.drain_udp(conn, &mut self.outputs);
         connection.drain_fastdp(conn, &mut self.outputs);
         if connection.overlay() == Overlay::Fastdp {
-            self.kept.remove(&connection.remote);
+            self.kept.remove(connection.remote);
         }
         while let Some(output) = connection.switch.poll_output() {
             let output = match output {

@@ -25,6 +25,7 @@ mod connections;
 mod dns;
 mod event;
 mod ipam;
+mod kept_paths;
 mod mac_log;
 mod node;
 mod output;

@@ -13,6 +13,7 @@
 //! probes are needed only in silence. Lateness is no evidence: a tick that comes late begins the test again, and a peer whose ticks
 //! come late multiplies its failure timeout, and so do its neighbours.
 
+use std::fmt;
 use std::time::Duration;
 
 use weave_types::Instant;
@@ -157,13 +158,14 @@ impl Liveness {
         matches!(self.state, State::Testing { .. } | State::Down { .. })
     }
 
-    /// How long the path still has to work before it is used again; `None` if it is in use.
-    pub(crate) fn hold(&self, now: Instant) -> Option<Duration> {
+    /// Why the path to `remote` is not used, for people; `None` if it is.
+    pub(crate) fn problem(&self, remote: impl fmt::Display, now: Instant) -> Option<String> {
         let State::Down { works_since, .. } = self.state else { return None };
-        Some(
-            self.hold_time()
-                .saturating_sub(works_since.map_or(Duration::ZERO, |since| now.saturating_since(since))),
-        )
+        let worked = works_since.map_or(Duration::ZERO, |since| now.saturating_since(since));
+        let hold = self.hold_time().saturating_sub(worked).as_secs_f32();
+        Some(format!(
+            "the path to {remote} has failed: another one is used, if there is any, until it has worked for {hold:.0} s"
+        ))
     }
 
     fn hold_time(&self) -> Duration {

@@ -297,7 +297,7 @@ impl FastdpControl {
     }
 
     /// What prevents or has ended the use of the path, for people.
-    pub fn problem(&self) -> Option<String> {
+    pub fn problem(&self, now: Instant) -> Option<String> {
         let size = ETHERNET_HEADER + self.mtu;
         if let Some(mtu) = self.too_big {
             let needed = self.mtu + FASTDP_OVERHEAD;
@@ -319,10 +319,8 @@ impl FastdpControl {
             Some(text)
         } else if self.timed_out {
             Some(format!("no heartbeats arrive from {}", self.path.remote))
-        } else if self.down {
-            Some(format!("probes to {} are not answered", self.path.remote))
         } else {
-            None
+            self.liveness.as_ref()?.problem(self.path.remote, now)
         }
     }
 

@@ -5,10 +5,10 @@ use weave_types::Instant;
 use super::tables::KernelTables;
 
 /// How long the tables of the last process are used, at most.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a process that has taken over programs holds its own tables back: those of the last process stay in use until as many
-/// neighbours are reached by fastdp again, or for three seconds.
+/// neighbours are reached by fastdp again, or for five seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returning(Option<(usize, Instant)>);
 

@@ -471,12 +471,7 @@ impl UdpControl {
             State::Established if silence > self.heartbeats.interval() * TOLERATED_HEARTBEATS => {
                 return Some(missing);
             }
-            State::Established => {
-                let hold = self.liveness.as_ref().and_then(|liveness| liveness.hold(now))?.as_secs_f32();
-                return Some(format!(
-                    "the path to {there} has failed: another one is used, if there is any, until it has worked for {hold:.0} s"
-                ));
-            }
+            State::Established => return self.liveness.as_ref()?.problem(there, now),
             State::Confirmed if now.saturating_since(self.confirmed_at) < PROBLEM_DELAY => return None,
             State::Confirmed => match (self.heartbeat_received, self.acknowledged) {
                 (Some(_), _) => {

@@ -134,7 +134,7 @@ fn both_ends_are_established_at_once_and_stay_so() {
     pair.log.clear();
     pair.run(Duration::from_secs(300), false);
     assert_eq!(pair.log, []);
-    assert_eq!([pair.ends[0].problem(), pair.ends[1].problem()], [None, None]);
+    assert_eq!([pair.ends[0].problem(pair.now), pair.ends[1].problem(pair.now)], [None, None]);
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn a_path_that_carries_no_full_size_packets_is_not_established() {
     other.handle_frame(&arrived(&heartbeat, A), pair.now);
     assert_eq!(other.poll_output(), None);
     fresh.handle_interface_mtu(1400);
-    assert!(fresh.problem().unwrap().contains("packets of 1426 bytes exceed the MTU 1400"));
+    assert!(fresh.problem(pair.now).unwrap().contains("packets of 1426 bytes exceed the MTU 1400"));
     // The same after the establishment: small packets pass, full-size ones do not.
     pair.log.clear();
     pair.passes = [1000; 2];
@@ -172,6 +172,8 @@ fn a_cut_under_traffic_is_noticed_within_a_second() {
         pair.run(10 * MS, true);
     }
     assert!(pair.now - cut <= Duration::from_secs(1), "{:?}", pair.now - cut);
+    let problem = [0, 1].iter().find_map(|end: &usize| pair.ends[*end].problem(pair.now)).unwrap();
+    assert!(problem.ends_with("until it has worked for 1 s"), "{problem}");
     pair.passes = [usize::MAX; 2];
     pair.run(Duration::from_secs(5), true);
     let health = pair.health();
