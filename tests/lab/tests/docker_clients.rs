@@ -55,21 +55,24 @@ $docker rm $name > /dev/null
 const DOCKER_PY: &str = r#"
 import docker, socket
 client = docker.from_env()
+# docker-py drops output that it reads together with the head of the answer: the output has to come later.
+def execute(container, *command):
+    return container.exec_run(["sh", "-c", "sleep 0.5; \"$@\"", "sh", *command])
 out = client.containers.run("ubuntu", ["ip", "-4", "-o", "addr", "show", "dev", "ethwe"], remove=True)
 assert b"inet 10." in out, out
 c = client.containers.run("ubuntu", ["sleep", "1000"], name="py", detach=True)
-code, out = c.exec_run(["ip", "-4", "-o", "addr", "show", "dev", "ethwe"])
+code, out = execute(c, "ip", "-4", "-o", "addr", "show", "dev", "ethwe")
 assert code == 0 and b"inet 10." in out, out
 code, sock = c.exec_run(["cat"], stdin=True, tty=True, socket=True)
 sock._sock.sendall(b"hello\n")
 assert b"hello" in sock._sock.recv(100)
 sock._sock.close()
 c.put_archive("/tmp", b"".join(c.get_archive("/etc/passwd")[0]))
-assert c.exec_run(["cat", "/tmp/passwd"])[1].startswith(b"root")
+assert execute(c, "cat", "/tmp/passwd")[1].startswith(b"root")
 c.kill()
 assert c.wait()["StatusCode"] == 137
 c.start()
-assert b"inet 10." in c.exec_run(["ip", "-4", "-o", "addr", "show", "dev", "ethwe"])[1]
+assert b"inet 10." in execute(c, "ip", "-4", "-o", "addr", "show", "dev", "ethwe")[1]
 c.remove(force=True)
 print("docker-py", docker.__version__)
 "#;
