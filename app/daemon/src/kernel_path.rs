@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use weave_datapath::Taps;
-use weave_fastdp::{Error, EventReader, Fastdp, FastdpConfig, SendError};
+use weave_fastdp::{Error, EventReader, Fastdp, FastdpConfig, SendError, Shortcuts};
 use weave_node::Node;
 use weave_overlay::fastdp::{FastdpPath, KernelTables, Returning};
 use weave_types::{ConnectionId, Instant, Now, PeerName};
@@ -99,6 +99,10 @@ impl KernelPath {
             Ok(repaired) => repaired.iter().for_each(|text| tracing::warn!("fastdp is repaired: {text}")),
             Err(error) => tracing::warn!("fastdp does not work: {error}"),
         }
+    }
+
+    pub(crate) fn shortcuts(&self) -> Shortcuts {
+        self.fastdp.shortcuts()
     }
 
     /// Waits until there are events.

@@ -404,8 +404,9 @@ async fn prepare(
     let kernel = start_kernel_path(config, &device, clock);
     let (kernel, taps) = kernel.unzip();
     datapath.start_device(taps)?;
-    if kernel.is_some() {
+    if let Some(kernel) = &kernel {
         node.enable_fastdp();
+        reconciler.use_shortcuts(kernel.shortcuts());
     }
     node.set_local_mtu(usize::try_from(mtu).unwrap_or(usize::MAX), clock.now());
     let recovered = network.recover()?;

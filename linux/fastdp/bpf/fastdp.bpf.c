@@ -2,6 +2,7 @@
 /*
  * The kernel path of fastdp (docs/spec/data-plane.md, Appendix A): `uplink` decides about frames from the local bridge, `tunnel` about
  * frames from peers. Their decisions equal `weave_switch::local_frame` and `weave_switch::peer_frame`, which `test` is compared with.
+ * `port` passes frames of containers by the bridge where bridge and `uplink` would do with them what they did before.
  *
  * `make bpf` compiles it; the object is committed. The structures are those of ../src/layout.rs.
  */
@@ -25,6 +26,8 @@ extern struct map limits;
 extern struct map traffic;
 /* Hash: `struct remote` -> short id of the neighbour. */
 extern struct map remotes;
+/* Hash: MAC -> `struct port`. */
+extern struct map ports;
 /* Ring buffer: `struct mac_event` and `struct control_frame`. */
 extern struct map events;
 
@@ -107,6 +110,14 @@ struct remote {
 	u32 address, ifindex;
 };
 
+/* The port of the bridge behind which a MAC is. */
+struct port {
+	u32 ifindex;
+	u32 pad;
+	/* When a frame from there last passed the bridge. */
+	u64 bridged;
+};
+
 enum counter {
 	/* `weave_switch::DropReason`. */
 	DROP_TOO_SHORT,
@@ -164,6 +175,10 @@ struct control_frame {
 #define CONTROL_INTERVAL 1000000ULL
 #define TRAFFIC_INTERVAL 1000000000ULL
 #define TOUCH_INTERVAL 100000000ULL
+/* A frame in this time passes the bridge, which forgets a MAC after 300 s unless told otherwise. */
+#define BRIDGED_INTERVAL 20000000000ULL
+/* A device may be gone, or have another MAC. */
+#define PORT_LIFETIME (2 * BRIDGED_INTERVAL)
 /* Events of MACs leave the last quarter of the ring to control frames. */
 #define EVENTS_SIZE (256 << 10)
 #define EVENTS_LIMIT (EVENTS_SIZE / 4 * 3)
@@ -572,6 +587,47 @@ SECTION("tc/uplink") int uplink(struct __sk_buff *skb)
 	return redirect(t->tap, 0);
 }
 
+/* The port of a local MAC, or 0. */
+INLINE u32 port_of(u64 mac, u64 now)
+{
+	const struct port *known = map_lookup(&ports, &mac);
+	return known && since(now, known->bridged) < PORT_LIFETIME ? known->ifindex : 0;
+}
+
+/* Frames of a container, on ingress of a port of the bridge. Group addresses, unknown ones and what has to be learnt are for the bridge. */
+SECTION("tc/port") int port(struct __sk_buff *skb)
+{
+	u64 destination, source;
+	struct tables *t = get_tables();
+	if (!t || !load_macs(skb, &destination, &source) || IS_GROUP(destination) || !IS_LEARNABLE(source))
+		return TC_ACT_UNSPEC;
+	u64 now = ktime_get_ns();
+	u32 ifindex = skb->ifindex;
+	const struct port *known = map_lookup(&ports, &source);
+	if (UNLIKELY(!known || known->ifindex != ifindex || since(now, known->bridged) >= BRIDGED_INTERVAL)) {
+		struct port seen = { .ifindex = ifindex, .bridged = now };
+		map_update(&ports, &source, &seen, 0);
+		return TC_ACT_UNSPEC;
+	}
+	struct mac_entry *entry = map_lookup(&macs, &source), *to = map_lookup(&macs, &destination);
+	if (UNLIKELY(!entry || entry->peer != t->own || entry->pending || !to))
+		return TC_ACT_UNSPEC;
+	u32 id = to->peer & (IDS - 1);
+	if (id == t->own) {
+		u32 out = port_of(destination, now);
+		if (!out || out == ifindex)
+			return TC_ACT_UNSPEC;
+		touch(t, EVENT_LOCAL_MAC, source, entry, now);
+		return redirect_peer(out, 0);
+	}
+	const struct peer *peer = &t->peers[id];
+	if (peer->kind != KIND_KERNEL)
+		return TC_ACT_UNSPEC;
+	touch(t, EVENT_LOCAL_MAC, source, entry, now);
+	count(UNICAST, 1, skb->len);
+	return send(skb, t, peer->next, t->own, id, now);
+}
+
 /* To user space, with the ids of source and destination as two VLAN tags, which every kind of frame can carry. */
 INLINE int relay_to_user(struct __sk_buff *skb, struct tables *t, u32 from, u32 to)
 {
@@ -668,7 +724,8 @@ SECTION("tc/tunnel") int tunnel(struct __sk_buff *skb)
 		return relay_to_user(skb, t, from, to);
 	case ACTION_DELIVER:
 		count(DELIVERED, 1, len);
-		return redirect(t->uplink, 0);
+		u32 port = port_of(destination, now);
+		return port ? redirect_peer(port, 0) : redirect(t->uplink, 0);
 	case ACTION_DELIVER_FLOOD:
 		count(DELIVERED, 1, len);
 		set_flood(skb, v.peer);

@@ -48,5 +48,7 @@ static long (*const skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel
 static long (*const skb_set_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, u32 size, u64 flags) = (void *)21;
 static long (*const redirect)(u32 ifindex, u64 flags) = (void *)23;
 static long (*const skb_load_bytes)(const struct __sk_buff *skb, u32 offset, void *to, u32 len) = (void *)26;
+/* From Linux 5.10. */
+static long (*const redirect_peer)(u32 ifindex, u64 flags) = (void *)155;
 static long (*const ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static u64 (*const ringbuf_query)(void *ring, u64 what) = (void *)134;

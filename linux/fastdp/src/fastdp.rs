@@ -18,6 +18,7 @@ use crate::layout::{
 };
 use crate::maps::{Maps, ONLY, tables_map};
 use crate::send::{FrameSender, SendError};
+use crate::shortcut::{self, Shortcuts};
 use crate::sys::{self, Map, Program};
 use crate::time::Clock;
 
@@ -110,6 +111,7 @@ pub struct Fastdp {
     maps: Maps,
     uplink_program: Program,
     tunnel_program: Program,
+    port_program: Arc<Program>,
     devices: Devices,
     /// VXLAN devices by port.
     ports: BTreeMap<u16, Link>,
@@ -159,6 +161,7 @@ impl Fastdp {
             maps.globals.update(&ONLY, &Globals::new(local_address).encode())
         })?;
         let (uplink_program, tunnel_program) = (maps.load("uplink")?, maps.load("tunnel")?);
+        let port_program = Arc::new(maps.load("port")?);
         let (names, clock) = (SharedNames::default(), Clock::new(config.origin));
         let reader = EventReader::new(&maps.events, names.clone(), clock)?;
         let (tap, tap_made) = devices::ensure_tap(&mut netlink, &config.tap, true)?;
@@ -177,6 +180,7 @@ impl Fastdp {
             netlink,
             uplink_program,
             tunnel_program,
+            port_program,
             devices: Devices { uplink: uplink.index, tap: tap.index, relay_tap: relay.index },
             ports: BTreeMap::new(),
             switch_over: present.is_some() && !adopted,
@@ -230,6 +234,10 @@ impl Fastdp {
     /// Attaches the programs to all devices, the uplink last.
     fn attach(&mut self, uplink: &Link) -> Result<(), Error> {
         let name = program_name(&self.config.uplink);
+        if self.switch_over {
+            // Those of the other version have its routes.
+            shortcut::remove_all(&mut self.netlink)?;
+        }
         for link in self.ports.values() {
             self.netlink.set_ingress_program(link, self.tunnel_program.fd(), &name)?;
         }
@@ -297,6 +305,11 @@ impl Fastdp {
     /// both: it should wait until the routes are known, and [`activity`](Fastdp::activity) tells the MACs.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// The shortcut past the bridge, which no port has yet, or still that of an earlier process.
+    pub fn shortcuts(&self) -> Shortcuts {
+        Shortcuts::new(self.port_program.clone(), self.maps.own.ports.clone())
     }
 
     /// Number of neighbours in the tables that the programs use.
@@ -636,6 +649,7 @@ fn remove_devices(netlink: &mut Netlink, uplink: &str, taps: &[&String]) -> Resu
     if let Some(link) = netlink.link(uplink)? {
         netlink.remove_ingress_program(&link)?;
     }
+    shortcut::remove_all(netlink)?;
     for link in owned_devices(netlink, uplink, taps)? {
         match netlink.delete_link(&link) {
             Err(error) if error.errno() == Some(nix::errno::Errno::ENODEV) => {}

@@ -34,6 +34,7 @@ pub(crate) const GLOBALS_SIZE: usize = 24;
 pub(crate) const LIMITS_SIZE: usize = 24;
 pub(crate) const TRAFFIC_SIZE: usize = 16;
 pub(crate) const REMOTE_SIZE: usize = 8;
+pub(crate) const PORT_SIZE: usize = 16;
 pub(crate) const EVENTS_SIZE: usize = 256 << 10;
 
 const KIND_NONE: u8 = 1;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! * [`Fastdp`] loads the programs, makes and removes devices, publishes tables and reads what the programs know;
-//! * [`EventReader`] receives their events: MACs, conflicts, control frames, traffic.
+//! * [`EventReader`] receives their events: MACs, conflicts, control frames, traffic;
+//! * [`Shortcuts`] lets frames of containers pass by the bridge.
 //!
 //! The programs (`bpf/fastdp.bpf.c`) decide as [`weave_switch::local_frame`] and [`weave_switch::peer_frame`] do, and learn MACs by
 //! themselves, so that the answer to the first frame is not flooded; [`MacTable`](weave_switch::MacTable) has the last word. Programs, maps and devices outlive the
@@ -32,6 +33,7 @@ mod layout;
 mod maps;
 mod object;
 mod send;
+mod shortcut;
 #[expect(unsafe_code, reason = "system calls that take pointers")]
 mod sys;
 mod time;
@@ -41,6 +43,7 @@ pub use events::EventReader;
 pub use fastdp::{Count, Fastdp, FastdpConfig, Flow, MacActivity, Vport, device_names, remove_all};
 pub use layout::Counter;
 pub use send::SendError;
+pub use shortcut::Shortcuts;
 
 #[cfg(test)]
 mod decide_tests;
@@ -49,5 +52,7 @@ mod kernel_tests;
 #[cfg(test)]
 #[path = "../../datapath/src/namespace.rs"]
 mod namespace;
+#[cfg(test)]
+mod shortcut_tests;
 #[cfg(test)]
 mod testbed;

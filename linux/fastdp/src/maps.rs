@@ -1,20 +1,21 @@
 //! The maps of the programs: made new, or taken over from an earlier process.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use weave_host::fault_injection::io_fail_point;
 
 use crate::error::Error;
 use crate::layout::{
-    COUNT_SIZE, Counter, EVENTS_SIZE, GLOBALS_SIZE, Globals, IDS, LIMITS_SIZE, MAC_ENTRY_SIZE, REMOTE_SIZE,
-    TABLES_SIZE, TRAFFIC_SIZE,
+    COUNT_SIZE, Counter, EVENTS_SIZE, GLOBALS_SIZE, Globals, IDS, LIMITS_SIZE, MAC_ENTRY_SIZE, PORT_SIZE,
+    REMOTE_SIZE, TABLES_SIZE, TRAFFIC_SIZE,
 };
 use crate::sys::{self, Map, MapInfo, MapKind, MapSpec, Program};
 
 /// Their names in `bpf/fastdp.bpf.c`.
 #[cfg(test)]
-pub(crate) const NAMES: [&str; 8] =
-    ["globals", "tables", "macs", "counters", "limits", "traffic", "remotes", "events"];
+pub(crate) const NAMES: [&str; 9] =
+    ["globals", "tables", "macs", "counters", "limits", "traffic", "remotes", "ports", "events"];
 
 /// The maps that all programs share.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(crate) struct OwnMaps {
     limits: Map,
     pub(crate) traffic: Map,
     pub(crate) remotes: Map,
+    pub(crate) ports: Arc<Map>,
 }
 
 /// The key of the only entry of an array.
@@ -53,6 +55,8 @@ const COUNTERS: MapSpec =
 const LIMITS: MapSpec = array("weave_limits", LIMITS_SIZE, IDS);
 const TRAFFIC: MapSpec = MapSpec { kind: MapKind::PerCpuArray, ..array("weave_traffic", TRAFFIC_SIZE, IDS) };
 const REMOTES: MapSpec = hash("weave_remotes", REMOTE_SIZE, 4, IDS as u32);
+/// More MACs than one host is likely to have; others have no shortcut.
+const PORTS: MapSpec = hash("weave_ports", 8, PORT_SIZE, 16_384);
 const EVENTS: MapSpec = MapSpec {
     name: "weave_events",
     kind: MapKind::RingBuffer,
@@ -137,6 +141,7 @@ impl Maps {
                 "limits" => &self.own.limits,
                 "traffic" => &self.own.traffic,
                 "remotes" => &self.own.remotes,
+                "ports" => &self.own.ports,
                 "events" => &self.events,
                 _ => return None,
             };
@@ -162,6 +167,7 @@ impl OwnMaps {
             limits: create(&LIMITS, None)?,
             traffic: create(&TRAFFIC, None)?,
             remotes: create(&REMOTES, None)?,
+            ports: Arc::new(create(&PORTS, None)?),
         })
     }
 }

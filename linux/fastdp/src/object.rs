@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn all_programs_and_maps_are_found() {
-        for name in ["uplink", "tunnel", "test", "probe"] {
+        for name in ["uplink", "tunnel", "port", "test", "probe"] {
             let known = crate::maps::NAMES;
             let program =
                 relocated(OBJECT, name, |map| known.iter().position(|n| *n == map).map(|i| i as i32 + 77));

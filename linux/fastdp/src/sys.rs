@@ -12,13 +12,18 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_F_REPLACE: u32 = 1 << 2;
 /// Longest name of a map or program, with its terminating zero.
 const NAME_LEN: usize = 16;
 
@@ -338,6 +343,44 @@ impl Program {
     /// Its number in the kernel.
     pub(crate) fn id(&self) -> io::Result<u32> {
         info(self.0.as_fd()).map(|info| u32_at(&info, 4))
+    }
+
+    /// Whether it was loaded with this name.
+    pub(crate) fn has_name(&self, name: &[u8]) -> io::Result<bool> {
+        let info = info(self.0.as_fd())?;
+        let known = &info[64..64 + NAME_LEN];
+        Ok(known.split(|b| *b == 0).next() == Some(name))
+    }
+
+    /// The numbers of the programs of the kind tcx at the ingress of a device, in the order in which they run.
+    pub(crate) fn at_ingress(ifindex: u32) -> io::Result<Vec<u32>> {
+        let mut ids = [0u32; 64];
+        let mut attributes = Attributes::new()
+            .u32(0, ifindex)
+            .u32(4, BPF_TCX_INGRESS)
+            .u64(16, ids.as_mut_ptr() as u64)
+            .u32(24, ids.len() as u32);
+        // SAFETY: there is room for as many numbers as the attributes say; there is no other pointer among them.
+        unsafe { attributes.call(BPF_PROG_QUERY)? };
+        let count = (attributes.get_u32(24) as usize).min(ids.len());
+        Ok(ids[..count].to_vec())
+    }
+
+    /// Attaches it to the ingress of a device, in place of `old` or behind all others. It stays without this process.
+    pub(crate) fn attach(&self, ifindex: u32, old: Option<&Program>) -> io::Result<()> {
+        let mut attributes = Attributes::new().u32(0, ifindex).fd(4, self.fd()).u32(8, BPF_TCX_INGRESS);
+        if let Some(old) = old {
+            attributes = attributes.u32(12, BPF_F_REPLACE).fd(16, old.fd());
+        }
+        // SAFETY: the attributes contain no pointer.
+        unsafe { attributes.call(BPF_PROG_ATTACH) }.map(drop)
+    }
+
+    /// Removes it from the ingress of a device.
+    pub(crate) fn detach(&self, ifindex: u32) -> io::Result<()> {
+        let mut attributes = Attributes::new().u32(0, ifindex).fd(4, self.fd()).u32(8, BPF_TCX_INGRESS);
+        // SAFETY: the attributes contain no pointer.
+        unsafe { attributes.call(BPF_PROG_DETACH) }.map(drop)
     }
 
     /// The numbers of the maps that it uses.

@@ -84,6 +84,7 @@ impl Host {
         let namespace = Namespace::new().expect("the wire could be made");
         namespace.sh(&format!(
             "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6 2>/dev/null || true
+             for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done
              ip link add eth0 type veth peer name h{number} netns {}
              ip addr add 10.9.0.{number}/24 dev eth0; ip link set eth0 up
              ip link add weave type bridge mcast_snooping 0; ip link set weave mtu 1376 up

@@ -19,6 +19,8 @@ const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
 const BR_STATE_DISABLED: u8 = 0;
 const BR_STATE_FORWARDING: u8 = 3;
+/// Whether the bridge filters VLANs, and whether iptables, ip6tables and arptables see its frames.
+const BRIDGE_FILTERS: [u16; 4] = [7, 36, 37, 38];
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
@@ -74,6 +76,8 @@ pub struct Link {
     pub hairpin: Option<bool>,
     /// Whether the bridge forwards frames from and to this port; `None` if this is no bridge port.
     pub forwarding: Option<bool>,
+    /// Whether it is a bridge that filters VLANs, or whose frames the packet filter sees by its own setting.
+    pub filters: bool,
     /// Settings of a bridge port that differ from [`UPLINK_PORT`], by their index there.
     pub(crate) unusual: Vec<usize>,
     /// Whether the port was disabled by hand; the bridge disables one without a carrier itself.
@@ -104,6 +108,11 @@ impl Link {
                 libc::IFLA_OPERSTATE => link.running = link.up && value.first() == Some(&IF_OPER_UP),
                 libc::IFLA_LINKINFO => {
                     link.kind = find(value, libc::IFLA_INFO_KIND).map(text);
+                    if link.is("bridge") {
+                        let data = find(value, libc::IFLA_INFO_DATA).unwrap_or(&[]);
+                        link.filters =
+                            BRIDGE_FILTERS.iter().any(|kind| find(data, *kind).is_some_and(|v| v != [0]));
+                    }
                     let port = find(value, libc::IFLA_INFO_SLAVE_KIND).map(text);
                     if port.as_deref() == Some("bridge") {
                         let data = find(value, libc::IFLA_INFO_SLAVE_DATA).unwrap_or(&[]);

@@ -150,6 +150,10 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     if args.router {
         become_router()?;
     }
+    // As on a host without the module br_netfilter, until Docker or a test switches it on.
+    for which in ["iptables", "ip6tables", "arptables"] {
+        let _ = fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{which}"), "0");
+    }
     println!("ready");
     std::io::stdout().flush()?;
     // The reader of the output waits for its end.

@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | `Devices` | bridge and uplink: Ethernet address, MTU, state, master, flags of the port, settings, ingress filter | restored |
 //! | `Ports` | ports of containers: master, state, MTU | restored; one on another bridge is reported |
+//! | `Shortcuts` | which ports have the shortcut past the bridge | changed; logged why none has it |
 //! | `Exposed` | exposed addresses | restored |
 //! | `Forwarding` | IP forwarding of the host and of the bridge, while addresses are exposed | restored |
 //! | `Rules` | firewall rules | restored |
@@ -22,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use weave_fastdp::Shortcuts;
 use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
 use weave_host::{BridgeConfig, DeviceNames, Error, FirewallError, Mtu, fault_injection};
 use weave_types::{Cidr, PeerName};
@@ -34,6 +36,8 @@ use crate::storage::StoreError;
 
 /// Interval between checks of firewall and devices; a flushed rule is back within it.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between checks which ports may have the shortcut past the bridge, while there are the same ports.
+const SHORTCUTS_INTERVAL: Duration = Duration::from_secs(10);
 /// Interval between searches for obstacles while rules change, which run a program that may print much.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(4);
 /// Interval between searches for obstacles while no rules change; routes change without notice.
@@ -143,6 +147,12 @@ pub(crate) struct HostReconciler {
     foreign_changes: bool,
     /// `None` if no names are served.
     dns: Option<DnsListener>,
+    /// `None` without the kernel path, or if the kernel has no shortcuts.
+    shortcuts: Option<Shortcuts>,
+    /// For which ports shortcuts were last checked, and when.
+    shortcuts_checked: Option<(BTreeSet<u32>, Instant)>,
+    /// Why no port has one.
+    no_shortcuts: Option<String>,
 }
 
 /// What is compared with what it has to be (see the module's documentation).
@@ -150,6 +160,7 @@ pub(crate) struct HostReconciler {
 enum Check {
     Devices,
     Ports,
+    Shortcuts,
     Exposed,
     Forwarding,
     Rules,
@@ -194,6 +205,9 @@ impl HostReconciler {
             obstacles_searched: None,
             foreign_changes: false,
             dns: None,
+            shortcuts: None,
+            shortcuts_checked: None,
+            no_shortcuts: None,
         })
     }
 
@@ -312,6 +326,11 @@ impl HostReconciler {
     pub(crate) fn serve_names(&mut self, dns: DnsListener) {
         self.dns = Some(dns);
         self.update_dns();
+    }
+
+    /// The kernel path is there.
+    pub(crate) fn use_shortcuts(&mut self, shortcuts: Shortcuts) {
+        self.shortcuts = Some(shortcuts);
     }
 
     fn update_dns(&mut self) {
@@ -551,6 +570,7 @@ impl HostReconciler {
                 changes.iter().for_each(|change| self.log_restored(change));
                 self.problems.set(Check::Devices, problems);
                 self.reconcile_ports();
+                self.reconcile_shortcuts();
                 self.reconcile_addresses();
             }
             Err(e) => {
@@ -569,6 +589,39 @@ impl HostReconciler {
             Err(e) => vec![format!("cannot check or restore the ports of containers: {e}")],
         };
         self.problems.set(Check::Ports, problems);
+    }
+
+    /// Lets frames of containers pass by the bridge at the ports where nothing else wants to see them.
+    fn reconcile_shortcuts(&mut self) {
+        let Some(shortcuts) = &mut self.shortcuts else { return };
+        if let Some((ports, at)) = &self.shortcuts_checked
+            && *ports == self.known_ports
+            && at.elapsed() < SHORTCUTS_INTERVAL
+        {
+            return;
+        }
+        let result = weave_host::shortcut_ports(&self.names.bridge)
+            .map_err(weave_fastdp::Error::from)
+            .and_then(|ports| shortcuts.set(&ports.with, &ports.without).map(|()| ports.why_none));
+        self.shortcuts_checked = Some((self.known_ports.clone(), Instant::now()));
+        let problem = match result {
+            Ok(why) => {
+                if let Some(why) = why.as_ref().filter(|why| self.no_shortcuts.as_ref() != Some(why)) {
+                    tracing::info!("frames of containers pass the bridge, not the shortcut: {why}");
+                }
+                self.no_shortcuts = why;
+                None
+            }
+            Err(error @ weave_fastdp::Error::Unsupported { .. }) => {
+                tracing::info!("frames of containers pass the bridge, not the shortcut: {error}");
+                self.shortcuts = None;
+                None
+            }
+            Err(error) => {
+                Some(format!("cannot change which ports have the shortcut past the bridge: {error}"))
+            }
+        };
+        self.problems.set(Check::Shortcuts, problem.into_iter().collect());
     }
 
     fn reconcile_addresses(&mut self) {

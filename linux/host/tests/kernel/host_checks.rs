@@ -112,6 +112,62 @@ fn forwarding_is_switched_on_again() {
 }
 
 #[test]
+fn frames_pass_the_bridge_where_something_wants_to_see_them() {
+    host(|| {
+        launch();
+        sh("for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done");
+        let _containers = [attached("11111", "10.2.1.1/24"), attached("22222", "10.2.1.2/24")];
+        sh("ip link add loose type veth peer name other");
+        let found = || {
+            let ports = weave_host::shortcut_ports("weave").unwrap();
+            assert_eq!(ports.with.is_empty(), ports.why_none.is_some());
+            (ports.with.len(), ports.without.len())
+        };
+        // Besides containers: the uplink, its other end, and both ends of the loose one.
+        assert_eq!(found(), (2, 4));
+        let port = weave_host::shortcut_ports("weave").unwrap().with[0].name.clone();
+        for (set, unset, left) in [
+            (
+                "tc qdisc add dev PORT root tbf rate 1gbit burst 100k latency 10ms",
+                "tc qdisc del dev PORT root",
+                1,
+            ),
+            ("tc qdisc add dev PORT ingress", "tc qdisc del dev PORT ingress", 1),
+            ("tc qdisc add dev PORT clsact", "tc qdisc del dev PORT clsact", 1),
+            ("bridge link set dev PORT isolated on", "bridge link set dev PORT isolated off", 1),
+            ("bridge link set dev PORT learning off", "bridge link set dev PORT learning on", 1),
+            (
+                "ip link set weave type bridge vlan_filtering 1",
+                "ip link set weave type bridge vlan_filtering 0",
+                0,
+            ),
+            (
+                "ip link set weave type bridge nf_call_iptables 1",
+                "ip link set weave type bridge nf_call_iptables 0",
+                0,
+            ),
+            ("nft add table bridge filter", "nft delete table bridge filter", 0),
+        ] {
+            let set = set.replace("PORT", &port);
+            if sh(&format!("{set} 2>&1 || true")) != "" {
+                eprintln!("SKIPPED: this machine cannot do {set}");
+                continue;
+            }
+            assert_eq!(found().0, left, "{set}");
+            sh(&unset.replace("PORT", &port));
+            assert_eq!(found(), (2, 4), "{unset}");
+        }
+        if std::path::Path::new("/proc/sys/net/bridge").exists() {
+            for which in ["iptables", "ip6tables", "arptables"] {
+                sh(&format!("echo 1 > /proc/sys/net/bridge/bridge-nf-call-{which}"));
+                assert_eq!(found().0, 0, "{which}");
+                sh(&format!("echo 0 > /proc/sys/net/bridge/bridge-nf-call-{which}"));
+            }
+        }
+    });
+}
+
+#[test]
 fn obstacles_of_other_programs_are_found() {
     host(|| {
         launch();

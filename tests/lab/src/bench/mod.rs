@@ -79,14 +79,26 @@ fn stream_bar(kind: Kind, offloads: bool) -> Option<f64> {
     match kind {
         Kind::Vxlan => None,
         Kind::Fastdp => Some(0.9),
+        Kind::Shortcut => Some(1.0),
         Kind::Plain => Some(0.5),
         Kind::Encrypted => Some(0.23),
         Kind::Warp => Some(if offloads { 0.6 } else { 0.8 }),
     }
 }
 
+/// Lowest acceptable ratio of round trips.
+fn round_trips_bar(kind: Kind) -> Option<f64> {
+    match kind {
+        Kind::Vxlan | Kind::Plain | Kind::Encrypted => None,
+        Kind::Fastdp => Some(0.87),
+        Kind::Shortcut => Some(1.18),
+        Kind::Warp => Some(0.6),
+    }
+}
+
 /// All ways to join the hosts.
-const KINDS: [Kind; 5] = [Kind::Vxlan, Kind::Fastdp, Kind::Plain, Kind::Encrypted, Kind::Warp];
+const KINDS: [Kind; 6] =
+    [Kind::Vxlan, Kind::Fastdp, Kind::Shortcut, Kind::Plain, Kind::Encrypted, Kind::Warp];
 
 /// An allocation takes at most twice the time of a status read.
 const ALLOCATE_BAR: f64 = 0.5;
@@ -338,7 +350,7 @@ fn against_vxlan(
                 return figure;
             }
             let figure = figure.ratios(ratios);
-            match stream_bar(kind, offloads).filter(|_| stream) {
+            match if stream { stream_bar(kind, offloads) } else { round_trips_bar(kind) } {
                 Some(bar) => figure.bar(Bar::AtLeast(bar)),
                 None => figure,
             }

@@ -22,8 +22,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) enum Kind {
     /// A bridge and a static VXLAN device of the kernel.
     Vxlan,
-    /// Weave, by the kernel.
+    /// Weave, by the kernel; frames of containers pass the bridge.
     Fastdp,
+    /// Weave, by the kernel, past the bridge.
+    Shortcut,
     /// Weave, by sleeve.
     Plain,
     /// Weave with a password, by sleeve.
@@ -37,6 +39,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Kind::Vxlan => "kernel VXLAN",
             Kind::Fastdp => "fastdp",
+            Kind::Shortcut => "fastdp past the bridge",
             Kind::Plain => "sleeve plain",
             Kind::Encrypted => "sleeve encrypted",
             Kind::Warp => "warp",
@@ -60,7 +63,12 @@ impl Path {
             lab.hosts().iter().map(|host| host.try_container("c")).collect::<Result<_>>()?;
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
-            Kind::Fastdp => mesh(&lab, &containers, "fastdp", &[], weave)?,
+            Kind::Fastdp => {
+                // A table for bridges keeps frames of containers from passing by the bridge.
+                lab.hosts().iter().for_each(|host| drop(host.sh("nft add table bridge filter")));
+                mesh(&lab, &containers, "fastdp", &[], weave)?;
+            }
+            Kind::Shortcut => mesh(&lab, &containers, "fastdp", &[], weave)?,
             Kind::Plain => mesh(&lab, &containers, "sleeve", &[], weave)?,
             Kind::Encrypted => mesh(&lab, &containers, "sleeve", &["--password", "bench"], weave)?,
             Kind::Warp => mesh(&lab, &containers, "warp", &["--password", "bench"], weave)?,
