@@ -76,7 +76,7 @@ impl KernelPath {
     /// Starts the kernel path, or takes over that of the last daemon. The programs forward once tables are published.
     pub(crate) fn start(parameters: &FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
         let (fastdp, events) = Fastdp::start(parameters)?;
-        let returning = Returning::new(fastdp.neighbours(), now);
+        let returning = Returning::new(fastdp.reached(), now);
         let has_adopted_macs = fastdp.adopted();
         let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {

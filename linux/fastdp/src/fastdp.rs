@@ -312,9 +312,9 @@ impl Fastdp {
         Shortcuts::new(self.port_program.clone(), self.maps.own.ports.clone())
     }
 
-    /// Number of neighbours in the tables that the programs use.
-    pub fn neighbours(&self) -> usize {
-        self.published.as_deref().map_or(0, layout::neighbours)
+    /// Number of peers that the programs reach by the kernel, with the tables that they use.
+    pub fn reached(&self) -> usize {
+        self.published.as_deref().map_or(0, layout::reached)
     }
 
     /// Makes sure that there is a VXLAN device for this port.

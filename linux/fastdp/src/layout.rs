@@ -185,10 +185,10 @@ pub(crate) fn generation(tables: &[u8]) -> u64 {
     u64_at(tables, 0).unwrap_or_default()
 }
 
-/// Number of neighbours in encoded tables.
-pub(crate) fn neighbours(tables: &[u8]) -> usize {
-    let entries = tables.get(NEIGHBOURS_AT..BROADCAST_AT).unwrap_or_default().chunks_exact(NEIGHBOUR);
-    entries.filter(|entry| u32_at(entry, 0).is_some_and(|remote| remote != 0)).count()
+/// Number of peers that encoded tables reach by the kernel.
+pub(crate) fn reached(tables: &[u8]) -> usize {
+    let entries = tables.get(HEADER..NEIGHBOURS_AT).unwrap_or_default().chunks_exact(PEER);
+    entries.filter(|entry| entry[0] == KIND_KERNEL).count()
 }
 
 /// The short id of this peer in encoded tables.

@@ -48,8 +48,8 @@ pub(crate) struct ForUserSpace {
 impl Kernel {
     /// The peer starts, and takes over what the last one has left.
     pub(crate) fn start(&mut self, now: Instant) {
-        let neighbours = self.tables.as_ref().map_or(0, |(_, kernel)| kernel.neighbours.len());
-        self.returning = Some(Returning::new(neighbours, now));
+        let reached = self.tables.as_ref().map_or(0, |(_, kernel)| kernel.reached());
+        self.returning = Some(Returning::new(reached, now));
         self.is_left = false;
     }
 

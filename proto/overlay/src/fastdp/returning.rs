@@ -8,19 +8,19 @@ use super::tables::KernelTables;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a process that has taken over programs holds its own tables back: those of the last process stay in use until as many
-/// neighbours are reached by fastdp again, or for five seconds.
+/// peers are reached by the kernel again, or for five seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returning(Option<(usize, Instant)>);
 
 impl Returning {
-    /// The programs that were taken over have so many neighbours.
-    pub fn new(neighbours: usize, now: Instant) -> Returning {
-        Returning((neighbours > 0).then_some((neighbours, now + TIMEOUT)))
+    /// The programs that were taken over reach so many peers, as [`KernelTables::reached`].
+    pub fn new(reached: usize, now: Instant) -> Returning {
+        Returning((reached > 0).then_some((reached, now + TIMEOUT)))
     }
 
     /// Whether these tables are not to be published yet. Once `false` it remains so.
     pub fn holds(&mut self, tables: &KernelTables) -> bool {
-        self.0 = self.0.filter(|(count, _)| tables.neighbours.len() < *count);
+        self.0 = self.0.filter(|(count, _)| tables.reached() < *count);
         self.0.is_some()
     }
 

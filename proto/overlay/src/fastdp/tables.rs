@@ -35,6 +35,11 @@ impl KernelTables {
         self.neighbours.binary_search_by_key(&peer, |neighbour| neighbour.name).is_ok()
     }
 
+    /// Number of peers that are reached by the kernel.
+    pub fn reached(&self) -> usize {
+        self.peers.iter().filter(|peer| matches!(peer.route, KernelRoute::Kernel(_))).count()
+    }
+
     /// The peer with this id.
     pub fn peer(&self, id: ShortId) -> Option<PeerName> {
         let index = self.peers.binary_search_by_key(&id, |peer| peer.short_id).ok()?;
