@@ -166,7 +166,9 @@ fn mesh(
     options: &[&str],
     weave: &FilePath,
 ) -> Result<()> {
-    let overlays = format!("--overlays={overlay}");
+    // fastdp needs another overlay beside it.
+    let beside = if overlay == "fastdp" { ",sleeve" } else { "" };
+    let overlays = format!("--overlays={overlay}{beside}");
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
         let mut args = vec!["launch", &overlays];
         args.extend(options);
