@@ -202,7 +202,7 @@ impl KernelPath {
     /// Prepares the node for its timers: writes what the kernel has counted where the node reads it, and tells the node from time to
     /// time which MACs the kernel has seen.
     pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
-        if node.watches_kernel_paths()
+        if node.reads_kernel_counters(now)
             && let Err(error) = self.fastdp.update_traffic()
         {
             tracing::debug!("fastdp: {error}");

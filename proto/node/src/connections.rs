@@ -1,21 +1,21 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
 use weave_mesh::OverlaySetup;
-use weave_overlay::fastdp::{
-    self, FastdpControl, FastdpControlConfig, FastdpPath, KernelFrame, KernelNeighbour,
-};
+use weave_overlay::fastdp::{FastdpControl, FastdpControlConfig, FastdpPath, KernelFrame, KernelNeighbour};
 use weave_overlay::forward::Neighbour;
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
-use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig, UdpPath};
+use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
 use weave_overlay::{Destination, Slowness, TICK};
 use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId, TokenBucket};
 use zeroize::Zeroizing;
 
+use crate::connection::Connection;
 use crate::kept_paths::KeptPaths;
 use crate::status::ConnectionReport;
 
@@ -39,12 +39,11 @@ impl WarpConfig {
 /// A bridge has no larger MTU.
 const MAX_MTU: usize = 65535;
 
-/// Handshake feature: the peer sends sleeve heartbeats every 2 s and expects the same
-/// ([`UdpControl::with_fast_heartbeats`]; docs/spec/mesh.md 18.2).
-pub(crate) const FAST_HEARTBEAT_FEATURE: &str = "SleeveHeartbeat2s";
-
-/// Handshake feature: the peer tests paths that carry data ([`UdpControl::with_liveness`]; docs/spec/mesh.md 18.5).
+/// Handshake feature: the peer tests paths that carry data or are silent ([`UdpControl::with_liveness`]; docs/spec/mesh.md 18.5).
 pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
+
+/// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
+const LISTEN_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What the caller must do for the overlays of one connection.
 pub(crate) enum ConnectionOutput {
@@ -94,27 +93,11 @@ pub(crate) struct Connections {
     outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
     /// When the paths that carry data are looked at, all together.
     tick_at: Option<Instant>,
+    /// When silent neighbours are looked for.
+    listen_at: Option<Instant>,
     slowness: Slowness,
     /// For the search of path MTUs.
     probe_budget: TokenBucket,
-}
-
-/// The overlays of one connection: the selection among them, and the control state machine of each.
-pub(crate) struct Connection {
-    pub(crate) remote: PeerName,
-    pub(crate) switch: OverlaySwitch,
-    pub(crate) sleeve: UdpControl,
-    /// Position of sleeve in the common list. Without one sleeve is not used.
-    sleeve_index: Option<usize>,
-    /// fastdp and its position in the common list, if it was prepared.
-    fastdp: Option<(usize, FastdpControl)>,
-    /// warp and its position in the common list, if both peers have it.
-    warp: Option<(usize, WarpControl)>,
-    confirmed: bool,
-    /// Remote address of the TCP connection.
-    pub(crate) remote_addr: SocketAddr,
-    /// `NAME(NICK)` of the peer.
-    pub(crate) label: String,
 }
 
 impl Connections {
@@ -131,6 +114,7 @@ impl Connections {
             kept: KeptPaths::default(),
             outputs: VecDeque::new(),
             tick_at: None,
+            listen_at: None,
             slowness: Slowness::default(),
             probe_budget: udp::probe_budget(),
         }
@@ -186,9 +170,6 @@ impl Connections {
             remote: setup.remote_addr,
             outbound: setup.outbound,
         });
-        if setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE) {
-            sleeve = sleeve.with_fast_heartbeats();
-        }
         if setup.remote_features.contains_key(LIVENESS_FEATURE) {
             sleeve = sleeve.with_liveness();
         }
@@ -245,9 +226,8 @@ impl Connections {
             path,
             mtu: self.local_mtu.min(MAX_MTU),
         });
-        let has = |feature| setup.remote_features.contains_key(feature);
-        let control = if has(FAST_HEARTBEAT_FEATURE) { control.with_fast_heartbeats() } else { control };
-        Ok(if has(LIVENESS_FEATURE) { control.with_liveness() } else { control })
+        let tests = setup.remote_features.contains_key(LIVENESS_FEATURE);
+        Ok(if tests { control.with_liveness() } else { control })
     }
 
     fn prepare_warp(&mut self, conn: ConnectionId, setup: &OverlaySetup) -> Option<WarpControl> {
@@ -279,13 +259,13 @@ impl Connections {
             index,
             preferred,
             limits,
-            fast_heartbeats: setup.remote_features.contains_key(FAST_HEARTBEAT_FEATURE),
             liveness: setup.remote_features.contains_key(LIVENESS_FEATURE),
         }))
     }
 
     pub(crate) fn confirm(&mut self, conn: ConnectionId, now: Now) {
         let remote = self.connections.get(&conn).map(|connection| connection.remote);
+        self.listen_at.get_or_insert(now.mono + LISTEN_INTERVAL);
         if let Some(remote) = remote {
             self.kept.confirm(remote, now.mono);
         }
@@ -415,8 +395,22 @@ impl Connections {
         self.arm_tick(conn, now);
     }
 
-    pub(crate) fn watches_kernel_paths(&self) -> bool {
-        self.connections.values().any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched()))
+    pub(crate) fn reads_kernel_counters(&self, now: Now) -> bool {
+        self.listen_at.is_some_and(|at| at <= now.mono)
+            || self
+                .connections
+                .values()
+                .any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched()))
+    }
+
+    /// Looks which neighbours have been silent.
+    fn listen(&mut self, due: Instant, now: Now) {
+        let is_late = due.is_handled_late(now.mono);
+        for conn in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.with(conn, |connection| connection.listen(is_late, now.mono));
+            self.arm_tick(conn, now);
+        }
+        self.listen_at = (!self.connections.is_empty()).then(|| now.mono + LISTEN_INTERVAL);
     }
 
     fn arm_tick(&mut self, conn: ConnectionId, now: Now) {
@@ -487,6 +481,9 @@ impl Connections {
         if let Some(due) = self.tick_at.filter(|at| *at <= now.mono) {
             self.handle_tick(due, now);
         }
+        if let Some(due) = self.listen_at.filter(|at| *at <= now.mono) {
+            self.listen(due, now);
+        }
         for peer in self.kept.handle_timeout(now.mono) {
             if let Some(conn) = self.of_peer(peer).first() {
                 self.outputs.push_back((*conn, ConnectionOutput::NeighbourChanged));
@@ -516,7 +513,9 @@ impl Connections {
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let connections = self.connections.values().filter_map(Connection::poll_timeout);
         let kept = self.kept.poll_timeout().map(|at| (at, "path of the last connection"));
-        connections.chain(kept).chain(self.tick_at.map(|at| (at, "path liveness"))).min_by_key(|(at, _)| *at)
+        let tick = self.tick_at.map(|at| (at, "path liveness"));
+        let listen = self.listen_at.map(|at| (at, "silent neighbours"));
+        connections.chain(kept).chain(tick).chain(listen).min_by_key(|(at, _)| *at)
     }
 
     pub(crate) fn poll_output(&mut self) -> Option<(ConnectionId, ConnectionOutput)> {
@@ -623,158 +622,6 @@ impl Connections {
                 }
             };
             self.outputs.push_back((conn, output));
-        }
-    }
-}
-
-impl Connection {
-    /// The overlay that frames are sent with.
-    fn overlay(&self) -> Overlay {
-        let Some((best, _)) = self.switch.best().filter(|_| self.confirmed) else { return Overlay::Sleeve };
-        // Until then the kernel goes on with the path of the last connection, if there was one.
-        if self.fastdp.as_ref().is_some_and(|(index, _)| *index == best) && self.switch.is_established(best) {
-            Overlay::Fastdp
-        } else if self
-            .warp
-            .as_ref()
-            .is_some_and(|(index, warp)| *index == best && warp.path_control().is_some())
-        {
-            Overlay::Warp
-        } else {
-            Overlay::Sleeve
-        }
-    }
-
-    /// How frames are sent that user space sends: also those to a neighbour that is reached by fastdp, if they come from another one that
-    /// is not.
-    fn user_space_overlay(&self) -> Overlay {
-        let only_warp = self.sleeve_index.is_none() && self.warp_path_control().is_some();
-        if only_warp || self.overlay() == Overlay::Warp { Overlay::Warp } else { Overlay::Sleeve }
-    }
-
-    /// How frames are sent by sleeve. Without sleeve they are not.
-    fn sleeve_path(&self) -> UdpPath {
-        let path = self.sleeve.path();
-        UdpPath { remote: path.remote.filter(|_| self.sleeve_index.is_some()), ..path }
-    }
-
-    fn warp_path_control(&self) -> Option<&UdpControl> {
-        self.warp.as_ref()?.1.path_control()
-    }
-
-    /// The state machine of an overlay over UDP.
-    fn udp_control(&mut self, overlay: Overlay) -> Option<&mut UdpControl> {
-        match overlay {
-            Overlay::Sleeve => Some(&mut self.sleeve),
-            Overlay::Warp => self.warp.as_mut()?.1.path_control_mut(),
-            _ => None,
-        }
-    }
-
-    fn test_path(&mut self, now: Instant) {
-        if let Some((_, fastdp)) = &mut self.fastdp {
-            fastdp.test_path(now);
-        }
-        for overlay in [Overlay::Warp, Overlay::Sleeve] {
-            if let Some(control) = self.udp_control(overlay) {
-                control.test_path(now);
-            }
-        }
-    }
-
-    /// Looks at the paths in the order of preference, so that those that may replace a silent one are tested with it.
-    fn handle_tick(&mut self, slowness: &Slowness, now: Instant) {
-        let mut is_silent = false;
-        if let Some((_, fastdp)) = &mut self.fastdp {
-            fastdp.handle_tick(slowness, now);
-            is_silent |= fastdp.is_silent();
-        }
-        for overlay in [Overlay::Warp, Overlay::Sleeve] {
-            if let Some(control) = self.udp_control(overlay) {
-                if is_silent {
-                    control.test_path(now);
-                }
-                control.handle_tick(slowness, now);
-                is_silent |= control.is_silent();
-            }
-        }
-    }
-
-    fn is_watched(&self) -> bool {
-        self.sleeve.is_watched()
-            || self.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched())
-            || self.warp_path_control().is_some_and(UdpControl::is_watched)
-    }
-
-    fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let fastdp = self.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.poll_timeout());
-        let warp = self.warp.as_ref().and_then(|(_, warp)| warp.poll_timeout());
-        [self.sleeve.poll_timeout(), fastdp, warp].into_iter().flatten().min_by_key(|(at, _)| *at)
-    }
-
-    /// Collects the outputs of sleeve and warp.
-    fn drain_udp(&mut self, conn: ConnectionId, outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>) {
-        while let Some(output) = self.sleeve.poll_output() {
-            if let Some(index) = self.sleeve_index {
-                self.handle_udp_output(conn, index, select::SLEEVE, output, outputs);
-            }
-        }
-        while let Some((index, warp)) = &mut self.warp
-            && let Some(output) = warp.poll_output()
-        {
-            let index = *index;
-            self.handle_udp_output(conn, index, select::WARP, output, outputs);
-        }
-    }
-
-    fn handle_udp_output(
-        &mut self,
-        conn: ConnectionId,
-        index: usize,
-        name: &str,
-        output: udp::Output,
-        outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>,
-    ) {
-        let output = match output {
-            udp::Output::Datagram { from, to, df, bytes } => {
-                ConnectionOutput::Datagram { destination: Destination { conn, from, to, df }, bytes }
-            }
-            udp::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
-            udp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
-            udp::Output::Event(event) => {
-                ConnectionOutput::Event { peer: self.label.clone(), text: format!("{name}: {event}") }
-            }
-            udp::Output::PathDown => return self.switch.handle_health(index, false),
-            udp::Output::PathUp => return self.switch.handle_health(index, true),
-            udp::Output::Established => return self.switch.handle_established(index),
-            udp::Output::Failed(error) => return self.switch.handle_error(index, &error),
-        };
-        outputs.push_back((conn, output));
-    }
-
-    fn drain_fastdp(&mut self, conn: ConnectionId, outputs: &mut VecDeque<(ConnectionId, ConnectionOutput)>) {
-        let Some((index, fastdp)) = &mut self.fastdp else { return };
-        while let Some(output) = fastdp.poll_output() {
-            let output = match output {
-                fastdp::Output::Frame(bytes) => ConnectionOutput::KernelFrame { path: fastdp.path(), bytes },
-                fastdp::Output::Control { tag } => {
-                    ConnectionOutput::Control { index: *index, tag, body: Vec::new() }
-                }
-                fastdp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
-                fastdp::Output::Event(event) => ConnectionOutput::Event {
-                    peer: self.label.clone(),
-                    text: format!("{}: {event}", select::FASTDP),
-                },
-                fastdp::Output::Established => {
-                    self.switch.handle_established(*index);
-                    continue;
-                }
-                fastdp::Output::Health(healthy) => {
-                    self.switch.handle_health(*index, healthy);
-                    continue;
-                }
-            };
-            outputs.push_back((conn, output));
         }
     }
 }

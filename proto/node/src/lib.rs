@@ -21,6 +21,7 @@
 
 mod blocked_paths;
 mod channels;
+mod connection;
 mod connections;
 mod dns;
 mod event;

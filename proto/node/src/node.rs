@@ -16,9 +16,8 @@ use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName, ShortId};
 
 use crate::blocked_paths::BlockedPaths;
 use crate::channels::NodeChannels;
-use crate::connections::{
-    Connection, ConnectionOutput, Connections, FAST_HEARTBEAT_FEATURE, LIVENESS_FEATURE, WarpConfig,
-};
+use crate::connection::Connection;
+use crate::connections::{ConnectionOutput, Connections, LIVENESS_FEATURE, WarpConfig};
 use crate::dns::{Dns, DnsChannels};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
@@ -86,9 +85,7 @@ impl Node {
         rng_of_connections.set_stream(1);
         let connections = Connections::new(config.mesh.name, config.mesh.port, rng_of_connections);
         config.mesh.overlays = connections.overlays();
-        for feature in [FAST_HEARTBEAT_FEATURE, LIVENESS_FEATURE] {
-            config.mesh.features.insert(feature.to_owned(), "1".to_owned());
-        }
+        config.mesh.features.insert(LIVENESS_FEATURE.to_owned(), "1".to_owned());
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
         let policy = config.ipam.as_ref().map(|ipam| ipam.config.policy).unwrap_or_default();
@@ -260,8 +257,8 @@ impl Node {
     }
 
     /// Whether [`KernelNeighbour::traffic`](weave_overlay::fastdp::KernelNeighbour::traffic) is read at the next timeout.
-    pub fn watches_kernel_paths(&self) -> bool {
-        self.connections.watches_kernel_paths()
+    pub fn reads_kernel_counters(&self, now: Now) -> bool {
+        self.connections.reads_kernel_counters(now)
     }
 
     /// What the kernel has counted for a MAC: when its latest frame arrived, and frames that were refused. To be called for all MACs

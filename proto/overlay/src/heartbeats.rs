@@ -6,22 +6,21 @@ use weave_types::Instant;
 
 /// Interval of heartbeats until the neighbour acknowledges one.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// Replaces [`RETRY_INTERVAL`] between neighbours with fast heartbeats, and doubles with each heartbeat: the first ones may arrive
-/// before the neighbour knows the connection.
+/// Replaces [`RETRY_INTERVAL`] between peers of this version, and doubles with each heartbeat: the first ones may arrive before the
+/// neighbour knows the connection.
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_millis(10);
-/// Interval of heartbeats of an established connection.
-const INTERVAL: Duration = Duration::from_secs(10);
-/// Replaces [`INTERVAL`] between neighbours that both announce it in the handshake, so that traffic takes another route sooner.
-const FAST_INTERVAL: Duration = Duration::from_secs(2);
-/// Silence counts after so many intervals.
-const TIMEOUT_INTERVALS: u32 = 6;
+/// Interval of heartbeats of an established connection, and how many intervals of silence count.
+const INTERVAL: (Duration, u32) = (Duration::from_secs(10), 6);
+/// The same for heartbeats of full size between peers of this version: nothing else shows that the path does not carry such packets any
+/// more.
+const FULL_SIZE_INTERVAL: (Duration, u32) = (Duration::from_secs(4), 3);
 /// Heartbeats of established connections are due at multiples of this time, so that they wake this peer once.
 const GRID: Duration = Duration::from_millis(500);
+
 /// The intervals of the heartbeats of one connection by one overlay.
 #[derive(Debug)]
 pub(crate) struct Heartbeats {
-    /// Whether both ends have announced fast heartbeats.
-    fast: bool,
+    interval: (Duration, u32),
     /// Heartbeats are no longer repeated in order to be acknowledged.
     settled: bool,
     retry: Duration,
@@ -29,14 +28,21 @@ pub(crate) struct Heartbeats {
 
 impl Heartbeats {
     /// How long to wait for the first heartbeat.
-    pub(crate) const FIRST_TIMEOUT: Duration = INTERVAL.saturating_mul(TIMEOUT_INTERVALS);
+    pub(crate) const FIRST_TIMEOUT: Duration = INTERVAL.0.saturating_mul(INTERVAL.1);
 
+    /// With a peer of 2.8.1.
     pub(crate) fn new() -> Heartbeats {
-        Heartbeats { fast: false, settled: false, retry: RETRY_INTERVAL }
+        Heartbeats { interval: INTERVAL, settled: false, retry: RETRY_INTERVAL }
     }
 
-    pub(crate) fn fast() -> Heartbeats {
-        Heartbeats { fast: true, retry: FIRST_RETRY_INTERVAL, ..Heartbeats::new() }
+    /// Between peers of this version.
+    pub(crate) fn quick() -> Heartbeats {
+        Heartbeats { retry: FIRST_RETRY_INTERVAL, ..Heartbeats::new() }
+    }
+
+    /// Between peers of this version, if each heartbeat is as long as the longest packet.
+    pub(crate) fn of_full_size() -> Heartbeats {
+        Heartbeats { interval: FULL_SIZE_INTERVAL, ..Heartbeats::quick() }
     }
 
     /// From now on heartbeats only show that the path works.
@@ -45,11 +51,7 @@ impl Heartbeats {
     }
 
     pub(crate) fn interval(&self) -> Duration {
-        match self.settled {
-            true if self.fast => FAST_INTERVAL,
-            true => INTERVAL,
-            false => self.retry,
-        }
+        if self.settled { self.interval.0 } else { self.retry }
     }
 
     /// When the heartbeat after one that is sent now is due.
@@ -61,6 +63,6 @@ impl Heartbeats {
 
     /// How long after a heartbeat silence counts.
     pub(crate) fn timeout(&self) -> Duration {
-        (if self.fast { FAST_INTERVAL } else { INTERVAL }) * TIMEOUT_INTERVALS
+        self.interval.0 * self.interval.1
     }
 }

@@ -4,12 +4,12 @@
 //!            data moves            nothing of the neighbour arrives
 //!   Asleep ------------> Watching -----------------------------------> Testing: a probe at each tick
 //!     ^                   |    ^                                        |    |
-//!     +-- no data for 3 s +    +---- anything of the neighbour arrives -+    | three probes and 450 ms
+//!     +-- no data for 3 s +    +---- anything of the neighbour arrives -+    | three probes and 400 ms
 //!                              |                                             v
 //!                              +-- every probe answered for the hold time -- Down: a probe at each tick
 //! ```
 //!
-//! Only paths that carry data are watched. A peer that receives data and sends none says at each tick that it is there, so that
+//! Paths that carry data are watched; others are tested when nothing has arrived for a while ([`Liveness::listen`]). A peer that receives data and sends none says at each tick that it is there, so that
 //! probes are needed only in silence. Lateness is no evidence: a tick that comes late begins the test again, and a peer whose ticks
 //! come late multiplies its failure timeout, and so do its neighbours.
 
@@ -28,9 +28,11 @@ pub use frame::{LIVENESS_FRAME, LivenessFrame, LivenessKind};
 pub const TICK: Duration = Duration::from_millis(150);
 /// How long a path is watched after the last data.
 const WATCH_PERIOD: Duration = Duration::from_secs(3);
-/// A path fails only after this time without an answer, and after [`MIN_PROBES`].
-const FAILURE_TIMEOUT: Duration = Duration::from_millis(450);
+/// A path fails only if so many probes are not answered, of which the last one has had this time and two round trips.
 const MIN_PROBES: u32 = 3;
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
+/// A path that has failed is given up when nothing at all arrives for this time, in which some fifty probes are sent.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The answer to an older probe is ignored.
 const MAX_UNANSWERED: u32 = 64;
 /// How long a path that has failed must work again before it is used: doubled for each of its failures that is not forgotten.
@@ -95,6 +97,8 @@ pub(crate) enum Action {
     Up,
     /// No data moves: watch until some does.
     Sleep,
+    /// Nothing has arrived since the path failed: it is given up.
+    Dead,
 }
 
 /// The state of one path.
@@ -113,6 +117,8 @@ pub(crate) struct Liveness {
     /// Failures that are not forgotten.
     failures: u32,
     changed_at: Instant,
+    /// [`TrafficCounts::heard`] at the latest call of [`listen`](Liveness::listen).
+    listened: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +135,8 @@ enum State {
         answered_at: Instant,
         /// From when on silence counts.
         silent_from: Instant,
+        /// When anything last arrived.
+        heard_at: Instant,
     },
 }
 
@@ -145,6 +153,7 @@ impl Liveness {
             remote_slowness: 1,
             failures: 0,
             changed_at: now,
+            listened: None,
         }
     }
 
@@ -181,6 +190,16 @@ impl Liveness {
         }
     }
 
+    /// Tests the path at the next ticks if no data moves and nothing of the neighbour has arrived since the latest call. A call that comes
+    /// late shows nothing.
+    pub(crate) fn listen(&mut self, counts: TrafficCounts, is_late: bool, now: Instant) {
+        let before = self.listened.replace(counts.heard);
+        if before == Some(counts.heard) && !is_late && self.state == State::Asleep {
+            self.state = State::Testing { since: now, probes: 0 };
+            self.counts = counts;
+        }
+    }
+
     /// Tests the path at the next tick, whether or not data moves.
     pub(crate) fn test(&mut self, counts: TrafficCounts, now: Instant) {
         self.wake(counts, now);
@@ -207,7 +226,7 @@ impl Liveness {
         }
         let sample = now.saturating_since(self.probed_at) + TICK * ticks;
         self.round_trip = sample.max(self.round_trip * 7 / 8);
-        if let State::Down { works_since, answered_at, silent_from } = &mut self.state {
+        if let State::Down { works_since, answered_at, silent_from, .. } = &mut self.state {
             works_since.get_or_insert(now);
             (*answered_at, *silent_from) = (now, now);
         }
@@ -230,19 +249,24 @@ impl Liveness {
         let mut probing = false;
         match self.state {
             State::Asleep => return [None, None].into_iter().flatten(),
-            State::Down { works_since, answered_at, silent_from } => {
+            State::Down { mut works_since, answered_at, mut silent_from, mut heard_at } => {
                 probing = true;
+                if slowness.late || counts.heard != before.heard {
+                    heard_at = now;
+                }
                 if slowness.late {
-                    self.state = State::Down { works_since, answered_at, silent_from: now };
+                    silent_from = now;
                 } else if now.saturating_since(silent_from) >= timeout {
-                    self.state = State::Down { works_since: None, answered_at, silent_from };
-                } else if works_since
-                    .is_some_and(|since| answered_at.saturating_since(since) >= self.hold_time())
-                {
+                    works_since = None;
+                }
+                self.state = State::Down { works_since, answered_at, silent_from, heard_at };
+                if works_since.is_some_and(|since| answered_at.saturating_since(since) >= self.hold_time()) {
                     self.state = State::Watching;
                     self.changed_at = now;
                     decided = Some(Action::Up);
                     probing = false;
+                } else if now.saturating_since(heard_at) >= SILENCE_TIMEOUT * self.slowness_factor(slowness) {
+                    decided = Some(Action::Dead);
                 }
             }
             _ if counts.heard != before.heard => self.state = State::Watching,
@@ -262,7 +286,8 @@ impl Liveness {
                 self.failures =
                     self.failures.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX)) + 1;
                 self.changed_at = now;
-                self.state = State::Down { works_since: None, answered_at: now, silent_from: now };
+                self.state =
+                    State::Down { works_since: None, answered_at: now, silent_from: now, heard_at: now };
                 decided = Some(Action::Down);
                 probing = true;
             }
@@ -287,8 +312,12 @@ impl Liveness {
     }
 
     fn failure_timeout(&self, slowness: &Slowness) -> Duration {
-        let factor = u32::from(slowness.factor.max(self.remote_slowness));
-        (FAILURE_TIMEOUT + self.round_trip * 2) * factor
+        let answer = ANSWER_TIMEOUT.max(self.round_trip * 2);
+        (TICK * (MIN_PROBES - 1) + answer) * self.slowness_factor(slowness)
+    }
+
+    fn slowness_factor(&self, slowness: &Slowness) -> u32 {
+        u32::from(slowness.factor.max(self.remote_slowness))
     }
 }
 

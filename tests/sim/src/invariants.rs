@@ -439,8 +439,8 @@ fn check_quiet(world: &mut World, plan: &Plan) {
     for ((id, host), before) in world.hosts().zip(wakes) {
         let own = host.node.as_ref().map_or(0, |n| n.connection_count() as u64);
         connections += own;
-        // Per connection: sleeve heartbeats every 2 s, MTU tests every 10 s, TCP heartbeats every 30 s; per peer: gossip, MAC
-        // expiry, dials that are refused.
+        // Per connection: heartbeats of each overlay, MTU tests every 10 s, TCP heartbeats every 30 s; per peer: tests of silent
+        // paths, gossip, MAC expiry, dials that are refused.
         let refused = if plan.is_limited() { 40 } else { 0 };
         let bound = own * (30 + 6 + 2 + 4) + 10 + refused;
         let woken = host.wakes - before;

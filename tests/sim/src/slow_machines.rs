@@ -18,8 +18,8 @@ use crate::world::World;
 const HOSTS: u16 = 5;
 const LOADED: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(100);
-/// A neighbour whose peer does not run for longer, and sends no heartbeat, is given up after 12 s.
-const MAX_PAUSE: u64 = 9;
+/// A neighbour from which nothing arrives for longer is given up 8 s after its path has failed.
+const MAX_PAUSE: u64 = 8;
 /// A path that has failed several times is used again after a minute without failure.
 const RECOVERY: Duration = Duration::from_secs(75);
 /// Longest silence of a pair after that.

@@ -375,6 +375,8 @@ impl World {
             Event::Wake(id, wake) => {
                 let now = self.now_at(id);
                 let host = self.hosts.get_mut(&id).filter(|host| host.wake_id == wake)?;
+                // The next timer may be due at this time, too.
+                host.next_wake = None;
                 if !host.fault_occurs(DriverFault::LoseTimers, 3) && host.handle_timeout(now) {
                     host.wakes += 1;
                     self.process_outputs(id);

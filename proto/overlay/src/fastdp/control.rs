@@ -3,7 +3,7 @@
 //! ```text
 //!     | -- heartbeat of full size, repeated ------> |
 //!     | <-- control 0 (over TCP) ------------------ |   "your full-size packets arrive"
-//!   established: heartbeats every 10 s, or every 2 s between peers that announce it
+//!   established: heartbeats every 10 s, or every 4 s between peers of this version
 //! ```
 //!
 //! Both ends do this independently. Silence makes the path unhealthy: another overlay carries the frames, and the heartbeats go on.
@@ -137,14 +137,10 @@ impl FastdpControl {
         }
     }
 
-    /// Exchanges heartbeats every 2 s once established. The neighbour must do the same.
-    pub fn with_fast_heartbeats(self) -> FastdpControl {
-        FastdpControl { heartbeats: Heartbeats::fast(), ..self }
-    }
-
-    /// Tests the path while it carries data. The neighbour's programs must answer probes.
+    /// Exchanges heartbeats every 4 s once established, and tests the path while it carries data, and when
+    /// [`listen`](FastdpControl::listen) finds it silent. The neighbour must do the same; its programs must answer probes.
     pub fn with_liveness(self) -> FastdpControl {
-        FastdpControl { tests_liveness: true, ..self }
+        FastdpControl { tests_liveness: true, heartbeats: Heartbeats::of_full_size(), ..self }
     }
 
     /// How to send to the neighbour.
@@ -256,6 +252,14 @@ impl FastdpControl {
         }
     }
 
+    /// As [`UdpControl::listen`](crate::udp::UdpControl::listen).
+    pub fn listen(&mut self, is_late: bool, now: Instant) {
+        let counts = self.traffic.counts();
+        if let Some(liveness) = &mut self.liveness {
+            liveness.listen(counts, is_late, now);
+        }
+    }
+
     /// Tests the path, whether or not data moves.
     pub fn test_path(&mut self, now: Instant) {
         let counts = self.traffic.counts();
@@ -285,6 +289,8 @@ impl FastdpControl {
                 Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
                 // The neighbour's kernel answers probes, so that nothing has to be said without being asked.
                 Action::KeepAlive | Action::Sleep => {}
+                // The connection does not end because of fastdp.
+                Action::Dead => {}
                 Action::Down => self.set_health(self.timed_out, true),
                 Action::Up => self.set_health(self.timed_out, false),
             }

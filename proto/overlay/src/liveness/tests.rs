@@ -116,7 +116,7 @@ impl Pair {
                 Action::KeepAlive => self.send(at, frame_of(LivenessKind::KeepAlive, 0, factor)),
                 Action::Down => self.ends[at].down.push(self.now),
                 Action::Up => self.ends[at].up.push(self.now),
-                Action::Sleep => {}
+                Action::Sleep | Action::Dead => {}
             }
         }
     }
@@ -285,4 +285,51 @@ fn late_ticks_do_not_prove_that_a_path_works() {
     pair.lateness[0] = Duration::ZERO;
     pair.run(secs(10));
     assert_eq!(pair.ends[0].up.len(), 0);
+}
+
+#[test]
+fn a_silent_path_without_data_is_tested() {
+    let (mut counts, slowness) = (TrafficCounts::default(), Slowness::default());
+    let mut now = Instant::ORIGIN;
+    let mut liveness = Liveness::new(now);
+    let interval = Duration::from_secs(3);
+    let mut listen = |liveness: &mut Liveness, counts, is_late| {
+        now += interval;
+        liveness.listen(counts, is_late, now);
+        now
+    };
+    listen(&mut liveness, counts, false);
+    counts.heard += 1;
+    listen(&mut liveness, counts, false);
+    listen(&mut liveness, counts, true);
+    assert!(!liveness.is_awake(), "a call that comes late shows nothing");
+    let now = listen(&mut liveness, counts, false);
+    let tick = |liveness: &mut Liveness, counts, n: u32| {
+        liveness.handle_tick(counts, &slowness, now + TICK * n).collect::<Vec<_>>()
+    };
+    assert_eq!(tick(&mut liveness, counts, 1), [Action::Probe(1)]);
+    counts.heard += 1;
+    assert_eq!(tick(&mut liveness, counts, 2), [Action::Sleep]);
+    assert!(!liveness.is_awake());
+
+    listen(&mut liveness, counts, false);
+    assert!(!liveness.is_awake(), "the answer has arrived since");
+    let silent = listen(&mut liveness, counts, false);
+    let down = (1..10).find(|n| {
+        let actions = liveness.handle_tick(counts, &slowness, silent + TICK * *n);
+        actions.into_iter().any(|action| action == Action::Down)
+    });
+    assert!(down.is_some_and(|ticks| TICK * ticks <= Duration::from_secs(1)), "{down:?}");
+    // Anything that arrives, an answer or not, shows that the neighbour is there.
+    let is_dead = |liveness: &mut Liveness, counts, n: u32| {
+        liveness.handle_tick(counts, &slowness, silent + TICK * n).any(|action| action == Action::Dead)
+    };
+    for n in 10..40 {
+        assert!(!is_dead(&mut liveness, counts, n));
+    }
+    counts.heard += 1;
+    let heard = 40;
+    let dead = (heard..200).find(|n| is_dead(&mut liveness, counts, *n)).expect("it is given up");
+    let silence = TICK * (dead - heard);
+    assert!(silence >= SILENCE_TIMEOUT && silence < SILENCE_TIMEOUT + TICK, "{silence:?}");
 }

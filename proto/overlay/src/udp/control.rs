@@ -238,15 +238,10 @@ impl UdpControl {
         }
     }
 
-    /// Exchanges heartbeats every 2 s once the connection is established, so that silence is noticed after 12 s instead of
-    /// 60. The neighbour must do the same.
-    pub fn with_fast_heartbeats(self) -> UdpControl {
-        UdpControl { heartbeats: Heartbeats::fast(), ..self }
-    }
-
-    /// Tests the path while it carries data, so that its failure is noticed within a second. The neighbour must do the same.
+    /// Tests the path while it carries data, so that its failure is noticed within a second, and when [`listen`](UdpControl::listen) finds it
+    /// silent. The neighbour must do the same.
     pub fn with_liveness(self) -> UdpControl {
-        UdpControl { tests_liveness: true, ..self }
+        UdpControl { tests_liveness: true, heartbeats: Heartbeats::quick(), ..self }
     }
 
     /// The session of the connection.
@@ -342,6 +337,17 @@ impl UdpControl {
         }
     }
 
+    /// Tests the path if no data moves and nothing of the neighbour has arrived since the latest call. To be called at regular intervals for
+    /// the overlay in use.
+    pub fn listen(&mut self, is_late: bool, now: Instant) {
+        let counts = self.session().traffic().counts();
+        if self.state == State::Established
+            && let Some(liveness) = &mut self.liveness
+        {
+            liveness.listen(counts, is_late, now);
+        }
+    }
+
     /// Tests the path, whether or not data moves.
     pub fn test_path(&mut self, now: Instant) {
         let counts = self.session().traffic().counts();
@@ -380,6 +386,7 @@ impl UdpControl {
                     self.drain_pmtu();
                 }
                 Action::Sleep => self.session().traffic().unwatch(),
+                Action::Dead => return self.fail_by_silence(now),
             }
         }
         self.announce();
@@ -538,9 +545,7 @@ impl UdpControl {
                 self.timeout_at = Some(now + self.heartbeats.interval());
                 return;
             }
-            self.final_problem = self.problem(now);
-            let why = self.final_problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
-            return self.fail(format!("timed out waiting for UDP heartbeat{why}"));
+            return self.fail_by_silence(now);
         }
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
@@ -551,6 +556,12 @@ impl UdpControl {
         self.pmtu.handle_timeout(probe_budget, now);
         self.drain_pmtu();
         self.announce();
+    }
+
+    fn fail_by_silence(&mut self, now: Instant) {
+        self.final_problem = self.problem(now);
+        let why = self.final_problem.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        self.fail(format!("timed out waiting for UDP heartbeat{why}"));
     }
 
     /// Whether anything has arrived from the neighbour since the latest heartbeat or call. With a neighbour of 2.8.1 only heartbeats count, as

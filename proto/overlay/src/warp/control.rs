@@ -37,8 +37,6 @@ pub struct WarpControlConfig {
     pub preferred: Cipher,
     /// When keys are replaced.
     pub limits: KeyLimits,
-    /// [`UdpControl::with_fast_heartbeats`].
-    pub fast_heartbeats: bool,
     /// [`UdpControl::with_liveness`].
     pub liveness: bool,
 }
@@ -191,10 +189,9 @@ fn exchange(config: &WarpControlConfig, body: &[u8]) -> Result<UdpControl, WarpC
 }
 
 fn start(config: &WarpControlConfig, session: Arc<Session>) -> UdpControl {
-    let &WarpControlConfig { local, remote, fast_heartbeats, liveness, .. } = config;
+    let &WarpControlConfig { local, remote, liveness, .. } = config;
     let outbound = config.session.outbound;
     let control = UdpControl::new(UdpControlConfig { session, local, remote, outbound });
-    let control = if fast_heartbeats { control.with_fast_heartbeats() } else { control };
     if liveness { control.with_liveness() } else { control }
 }
 

@@ -136,7 +136,6 @@ fn warp_end(own: PeerName, limits: KeyLimits) -> WarpControl {
         index: 0x0101_0101 * u32::from(number),
         preferred: Cipher::Aes256Gcm,
         limits,
-        fast_heartbeats: true,
         liveness: true,
     })
 }

@@ -258,30 +258,6 @@ fn connections_survive_packet_loss() {
     }
 }
 
-#[test]
-fn silence_with_fast_heartbeats_fails_after_12_s() {
-    let mut pair = Pair::new(None);
-    for end in &mut pair.ends {
-        let other = UdpControl::new(config(end.control.session().clone(), 2));
-        end.control = std::mem::replace(&mut end.control, other).with_fast_heartbeats();
-    }
-    pair.confirm();
-    pair.run(secs(65));
-    assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
-    let before = pair.ends[0].heartbeats;
-    pair.run(secs(20));
-    assert_eq!(pair.ends[0].heartbeats - before, 10);
-    pair.loss = 100;
-    pair.run(secs(9));
-    assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
-    pair.run(secs(4));
-    for end in &pair.ends {
-        let failed = end.failed.as_deref().unwrap();
-        assert!(failed.starts_with("timed out waiting for UDP heartbeat: no UDP datagram from "), "{failed}");
-        assert!(failed.ends_with(":6783 for 12 s"), "{failed}");
-    }
-}
-
 /// Data shows that the neighbour is there, also while heartbeats are lost.
 #[test]
 fn data_keeps_a_connection_without_heartbeats() {
@@ -289,19 +265,19 @@ fn data_keeps_a_connection_without_heartbeats() {
     for end in &mut pair.ends {
         let other = UdpControl::new(config(end.control.session().clone(), 2));
         let control = std::mem::replace(&mut end.control, other);
-        end.control = control.with_fast_heartbeats().with_liveness();
+        end.control = control.with_liveness();
     }
     pair.confirm();
     pair.run(secs(10));
     pair.loss = 100;
-    for _ in 0..40 {
+    for _ in 0..100 {
         for end in &pair.ends {
             end.control.session().traffic().note_received(true);
         }
         pair.run(secs(1));
         assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
     }
-    pair.run(secs(5));
+    pair.run(secs(12));
     assert!(pair.ends.iter().all(|end| end.failed.is_some()));
 }
 

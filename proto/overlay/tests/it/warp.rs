@@ -36,7 +36,6 @@ pub(crate) fn config(own: u8) -> WarpControlConfig {
         index: u32::from(own) * 1000,
         preferred: Cipher::Aes256Gcm,
         limits: KeyLimits::default(),
-        fast_heartbeats: true,
         liveness: true,
     }
 }
@@ -491,7 +490,7 @@ fn keys_change_with_time_and_the_path_is_found() {
 fn keys_wait_for_a_path_that_is_cut() {
     let mut pair = Pair::new(KeyLimits { datagrams: 3, time: Duration::from_secs(1) });
     pair.ends.iter_mut().for_each(|end| end.confirm(Instant::ORIGIN));
-    pair.run(Duration::from_secs(30));
+    pair.run(Duration::from_secs(120));
     let before = pair.epochs();
     assert!(before[0] > 5, "{before:?}");
     pair.cut = true;
@@ -499,6 +498,6 @@ fn keys_wait_for_a_path_that_is_cut() {
     let during = pair.epochs();
     assert!(during.iter().all(|epoch| *epoch <= before[0].max(before[1]) + 1), "{before:?} {during:?}");
     pair.cut = false;
-    pair.run(Duration::from_secs(30));
+    pair.run(Duration::from_secs(120));
     assert!(pair.epochs()[0] > during[0] + 5, "{during:?} {:?}", pair.epochs());
 }

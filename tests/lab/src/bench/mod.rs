@@ -5,6 +5,7 @@
 
 mod cleanup;
 mod containers;
+mod data_path;
 mod dns;
 mod failover;
 mod figures;
@@ -33,6 +34,12 @@ pub struct BenchArgs {
     /// Measure only this; may be repeated.
     #[arg(long, value_enum)]
     only: Vec<What>,
+    /// Congestion control of the TCP streams; that of the kernel if absent.
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
+    /// Share of the packets between the hosts that are lost, such as 0.01.
+    #[arg(long, value_name = "SHARE")]
+    loss: Option<f64>,
     /// Peers of the meshes of `--only scale`: 50, 100 or 150; may be repeated. All of them if absent.
     #[arg(long, value_name = "PEERS")]
     peers: Vec<usize>,
@@ -46,6 +53,10 @@ pub struct BenchArgs {
 enum What {
     /// One TCP stream.
     Stream,
+    /// Eight TCP streams at a time; only if they are named.
+    Streams,
+    /// UDP datagrams of 64 and of 1,340 bytes; only if they are named.
+    Udp,
     /// Round trips of one byte.
     Rr,
     /// Answers to DNS queries for local names, compared with Knot DNS and dnsmasq.
@@ -70,35 +81,10 @@ enum What {
 
 impl BenchArgs {
     fn wants(&self, what: What) -> bool {
-        self.only.contains(&what) || self.only.is_empty() && ![What::Failover, What::Scale].contains(&what)
+        let only_if_named = [What::Streams, What::Udp, What::Failover, What::Scale];
+        self.only.contains(&what) || self.only.is_empty() && !only_if_named.contains(&what)
     }
 }
-
-/// Lowest acceptable ratio of a stream.
-fn stream_bar(kind: Kind, offloads: bool) -> Option<f64> {
-    match kind {
-        Kind::Vxlan => None,
-        Kind::Fastdp => Some(0.9),
-        Kind::Shortcut => Some(1.0),
-        Kind::Plain => Some(0.5),
-        Kind::Encrypted => Some(0.23),
-        Kind::Warp => Some(if offloads { 0.6 } else { 0.8 }),
-    }
-}
-
-/// Lowest acceptable ratio of round trips.
-fn round_trips_bar(kind: Kind) -> Option<f64> {
-    match kind {
-        Kind::Vxlan | Kind::Plain | Kind::Encrypted => None,
-        Kind::Fastdp => Some(0.87),
-        Kind::Shortcut => Some(1.18),
-        Kind::Warp => Some(0.6),
-    }
-}
-
-/// All ways to join the hosts.
-const KINDS: [Kind; 6] =
-    [Kind::Vxlan, Kind::Fastdp, Kind::Shortcut, Kind::Plain, Kind::Encrypted, Kind::Warp];
 
 /// An allocation takes at most twice the time of a status read.
 const ALLOCATE_BAR: f64 = 0.5;
@@ -119,32 +105,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let mut report = Report::new(&weave, args.runs, args.seconds);
     report.print_head()?;
 
-    let (streams, round_trips) = (args.wants(What::Stream), args.wants(What::Rr));
     let one_peer = args.wants(What::Memory) || args.wants(What::Idle);
-    if streams || round_trips {
-        ensure!(
-            std::process::Command::new("iperf3").arg("--version").output().is_ok(),
-            "iperf3 is missing: apt-get install iperf3"
-        );
-        print_progress("hosts with kernel VXLAN, fastdp, plain and encrypted sleeve, and warp");
-        let paths = KINDS.map(|kind| Path::start(kind, 2, &weave)).into_iter().collect::<Result<Vec<_>>>()?;
-        for offloads in [true, false] {
-            paths.iter().for_each(|path| path.wire_offloads(offloads));
-            let mut rounds = Vec::new();
-            for round in 1..=args.runs {
-                let wire = if offloads { "on" } else { "off" };
-                print_progress(&format!("wire offloads {wire}, round {round} of {}", args.runs));
-                rounds.push(one_round(args, &paths)?);
-            }
-            // Shown immediately, because the rest takes minutes.
-            if streams {
-                report.print(against_vxlan(&rounds, |m| m.stream, true, offloads))?;
-            }
-            if round_trips {
-                report.print(against_vxlan(&rounds, |m| m.round_trips, false, offloads))?;
-            }
-        }
-    }
+    data_path::measure(args, &weave, &mut report)?;
     if args.wants(What::Dns) {
         for threads in [1, 2] {
             report.print(dns_figures(args, &weave, threads)?)?;
@@ -301,61 +263,6 @@ fn container_figures(args: &BenchArgs, lab: &crate::Lab) -> Result<Vec<Figure>> 
         times.iter().map(figure).collect()
     };
     Ok([figures("docker run --rm", &runs), figures("docker ps", &lists)].concat())
-}
-
-/// The results of one path in one round.
-#[derive(Clone, Copy, Debug, Default)]
-struct Measured {
-    /// Gbit/s.
-    stream: f64,
-    /// Per second.
-    round_trips: f64,
-}
-
-fn one_round(args: &BenchArgs, paths: &[Path]) -> Result<Vec<(Kind, Measured)>> {
-    let mut round = Vec::new();
-    for path in paths {
-        let mut measured = Measured::default();
-        if args.wants(What::Stream) {
-            measured.stream = path.stream_to(0, args.seconds)?;
-        }
-        if args.wants(What::Rr) {
-            measured.round_trips = path.round_trips(f64::from(args.seconds) / 3.0)?;
-        }
-        round.push((path.kind(), measured));
-    }
-    Ok(round)
-}
-
-/// A figure for VXLAN, and one with a ratio for each other path.
-fn against_vxlan(
-    rounds: &[Vec<(Kind, Measured)>],
-    value: impl Fn(&Measured) -> f64,
-    stream: bool,
-    offloads: bool,
-) -> Vec<Figure> {
-    let (what, unit) = if stream { ("TCP stream", Unit::Gigabits) } else { ("TCP_RR", Unit::PerSecond) };
-    let wire = if offloads { "wire offloads on" } else { "wire offloads off" };
-    let of = |kind: Kind| -> Vec<f64> {
-        rounds.iter().flatten().filter(|(k, _)| *k == kind).map(|(_, m)| value(m)).collect()
-    };
-    let base = of(Kind::Vxlan);
-    KINDS
-        .into_iter()
-        .map(|kind| {
-            let values = of(kind);
-            let ratios = values.iter().zip(&base).map(|(value, base)| value / base).collect();
-            let figure = Figure::new(&format!("{what}, {wire}, {kind}"), unit, values);
-            if kind == Kind::Vxlan {
-                return figure;
-            }
-            let figure = figure.ratios(ratios);
-            match if stream { stream_bar(kind, offloads) } else { round_trips_bar(kind) } {
-                Some(bar) => figure.bar(Bar::AtLeast(bar)),
-                None => figure,
-            }
-        })
-        .collect()
 }
 
 fn print_progress(text: &str) {

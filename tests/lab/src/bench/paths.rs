@@ -47,6 +47,27 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Segmentation by the devices between the hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// Super-frames pass from host to host, as between virtual machines.
+    Offloads,
+    /// Packets are on the wire, and the receiver coalesces them, as real cards and their drivers do.
+    ReceiveOffload,
+    /// Each packet is handled by itself.
+    NoOffloads,
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Wire::Offloads => "wire offloads on",
+            Wire::ReceiveOffload => "GRO at the receiver",
+            Wire::NoOffloads => "wire offloads off",
+        })
+    }
+}
+
 /// A lab whose first container reaches the containers of all other hosts.
 pub(super) struct Path {
     kind: Kind,
@@ -97,31 +118,69 @@ impl Path {
     }
 
     /// Segmentation offloads of the wire, both ends of each link. Checksums stay offloaded, as real cards do them.
-    pub(super) fn wire_offloads(&self, on: bool) {
-        let value = if on { "on" } else { "off" };
-        let set = |host: &Host, device: &str| {
-            let features = ["tso", "gso", "gro", "tx-udp-segmentation"];
-            let mut args = vec!["ethtool", "-K", device];
-            args.extend(features.iter().flat_map(|feature| [*feature, value]));
-            host.command_ok(&args);
+    pub(super) fn set_wire(&self, wire: Wire) {
+        let set = |host: &Host, device: &str, send: bool, receive: bool| {
+            let value = |on: bool| if on { "on" } else { "off" };
+            let (send, receive) = (value(send), value(receive));
+            host.command_ok(&[
+                "ethtool",
+                "-K",
+                device,
+                "tso",
+                send,
+                "gso",
+                send,
+                "tx-udp-segmentation",
+                send,
+                "gro",
+                receive,
+            ]);
         };
+        let all = wire == Wire::Offloads;
         for host in self.lab.hosts() {
-            set(host, "eth0");
-            set(self.lab.wire(), host.name());
+            set(host, "eth0", all, wire != Wire::NoOffloads);
+            set(self.lab.wire(), host.name(), all, all);
         }
     }
 
-    /// One TCP stream from the first container to the `n`th other: Gbit/s as received.
-    pub(super) fn stream_to(&self, n: usize, seconds: u32) -> Result<f64> {
-        let (to, time) = (address(n + 1), seconds.to_string());
-        let command = inside(&self.containers[0], &["iperf3", "-J", "-c", &to, "-t", &time]);
-        let outcome = run(command, None, Duration::from_secs(u64::from(seconds) + 30))?;
-        let report: Value = serde_json::from_str(&outcome.stdout).unwrap_or_default();
-        let speed = report["end"]["sum_received"]["bits_per_second"].as_f64().filter(|speed| *speed > 0.0);
-        if speed.is_none() {
+    /// Loses this share of the packets between the hosts, in both directions.
+    pub(super) fn lose(&self, share: f64) {
+        self.lab.hosts().iter().for_each(|host| self.lab.loss(host.name(), share));
+    }
+
+    /// TCP streams from the first container to the other one: Gbit/s as received.
+    pub(super) fn streams(&self, count: u32, seconds: u32, congestion: Option<&str>) -> Result<f64> {
+        let count = count.to_string();
+        let mut args = vec!["-P", &count];
+        args.extend(congestion.iter().flat_map(|name| ["-C", name]));
+        let report = self.iperf(&args, seconds)?;
+        self.figure(&report["end"]["sum_received"]["bits_per_second"]).map(|speed| speed / 1e9)
+    }
+
+    /// UDP datagrams from the first container to the other one: received in a second.
+    pub(super) fn datagrams(&self, size: usize, seconds: u32) -> Result<f64> {
+        let report = self.iperf(&["-u", "-b", "0", "-l", &size.to_string()], seconds)?;
+        let sum = &report["end"]["sum"];
+        let count = |name: &str| sum[name].as_f64().unwrap_or_default();
+        self.figure(&Value::from((count("packets") - count("lost_packets")) / f64::from(seconds)))
+    }
+
+    fn iperf(&self, args: &[&str], seconds: u32) -> Result<Value> {
+        let (to, time) = (address(1), seconds.to_string());
+        let mut argv = vec!["iperf3", "-J", "-c", &to, "-t", &time];
+        argv.extend(args);
+        let outcome =
+            run(inside(&self.containers[0], &argv), None, Duration::from_secs(u64::from(seconds) + 30))?;
+        let report = serde_json::from_str(&outcome.stdout);
+        report.with_context(|| format!("{}: iperf3 gave no result\n{outcome}", self.kind))
+    }
+
+    fn figure(&self, value: &Value) -> Result<f64> {
+        let value = value.as_f64().filter(|value| *value > 0.0);
+        if value.is_none() {
             cleanup::unless_interrupted();
         }
-        Ok(speed.with_context(|| format!("{}: iperf3 gave no result\n{outcome}", self.kind))? / 1e9)
+        value.with_context(|| format!("{}: iperf3 gave no result", self.kind))
     }
 
     /// One byte there and one back: transactions per second.

@@ -37,7 +37,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Pair {
-        let new = |local, remote| control(local, remote).with_fast_heartbeats().with_liveness();
+        let new = |local, remote| control(local, remote).with_liveness();
         let mut pair = Pair {
             now: Instant::ORIGIN,
             ends: [new(A, B), new(B, A)],
