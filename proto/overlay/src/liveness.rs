@@ -117,6 +117,8 @@ pub(crate) struct Liveness {
     /// Failures that are not forgotten.
     failures: u32,
     changed_at: Instant,
+    /// The path is tested although no data moves: the first probe will be answered.
+    is_idle: bool,
     /// [`TrafficCounts::heard`] at the latest call of [`listen`](Liveness::listen).
     listened: Option<u32>,
 }
@@ -153,6 +155,7 @@ impl Liveness {
             remote_slowness: 1,
             failures: 0,
             changed_at: now,
+            is_idle: false,
             listened: None,
         }
     }
@@ -164,7 +167,11 @@ impl Liveness {
 
     /// Whether probes are sent, because nothing of the neighbour arrives.
     pub(crate) fn is_silent(&self) -> bool {
-        matches!(self.state, State::Testing { .. } | State::Down { .. })
+        match self.state {
+            State::Testing { probes, .. } => !self.is_idle || probes > 1,
+            State::Down { .. } => true,
+            State::Asleep | State::Watching => false,
+        }
     }
 
     /// Why the path to `remote` is not used, for people; `None` if it is.
@@ -185,6 +192,7 @@ impl Liveness {
     pub(crate) fn wake(&mut self, counts: TrafficCounts, now: Instant) {
         if self.state == State::Asleep {
             self.state = State::Watching;
+            self.is_idle = false;
             self.counts = counts;
             self.data_at = now;
         }
@@ -196,12 +204,14 @@ impl Liveness {
         let before = self.listened.replace(counts.heard);
         if before == Some(counts.heard) && !is_late && self.state == State::Asleep {
             self.state = State::Testing { since: now, probes: 0 };
+            self.is_idle = true;
             self.counts = counts;
         }
     }
 
     /// Tests the path at the next tick, whether or not data moves.
     pub(crate) fn test(&mut self, counts: TrafficCounts, now: Instant) {
+        self.is_idle = false;
         self.wake(counts, now);
         self.data_at = now;
     }
@@ -243,6 +253,7 @@ impl Liveness {
         let (sent, received) = (counts.sent != before.sent, counts.received != before.received);
         if sent || received {
             self.data_at = now;
+            self.is_idle = false;
         }
         let timeout = self.failure_timeout(slowness);
         let mut decided = None;

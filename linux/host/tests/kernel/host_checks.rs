@@ -149,7 +149,7 @@ fn frames_pass_the_bridge_where_something_wants_to_see_them() {
             ("nft add table bridge filter", "nft delete table bridge filter", 0),
         ] {
             let set = set.replace("PORT", &port);
-            if sh(&format!("{set} 2>&1 || true")) != "" {
+            if !sh(&format!("{set} 2>&1 || true")).is_empty() {
                 eprintln!("SKIPPED: this machine cannot do {set}");
                 continue;
             }

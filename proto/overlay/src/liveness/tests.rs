@@ -308,6 +308,7 @@ fn a_silent_path_without_data_is_tested() {
         liveness.handle_tick(counts, &slowness, now + TICK * n).collect::<Vec<_>>()
     };
     assert_eq!(tick(&mut liveness, counts, 1), [Action::Probe(1)]);
+    assert!(!liveness.is_silent(), "other overlays are not tested as well");
     counts.heard += 1;
     assert_eq!(tick(&mut liveness, counts, 2), [Action::Sleep]);
     assert!(!liveness.is_awake());
