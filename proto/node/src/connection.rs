@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use weave_overlay::Destination;
 use weave_overlay::Slowness;
@@ -10,6 +11,9 @@ use weave_overlay::warp::WarpControl;
 use weave_types::{ConnectionId, Instant, PeerName};
 
 use crate::connections::ConnectionOutput;
+
+/// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {
@@ -100,6 +104,20 @@ impl Connection {
                 is_silent |= control.is_silent();
             }
         }
+        if self.heard_at().is_some_and(|at| now.saturating_since(at) >= SILENCE_TIMEOUT) {
+            for overlay in [Overlay::Warp, Overlay::Sleeve] {
+                if let Some(control) = self.udp_control(overlay) {
+                    control.give_up(now);
+                }
+            }
+        }
+    }
+
+    /// When anything of the neighbour was last noticed, by any overlay.
+    fn heard_at(&self) -> Option<Instant> {
+        let fastdp = self.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.heard_at());
+        let warp = self.warp_path_control().and_then(UdpControl::heard_at);
+        [self.sleeve.heard_at(), fastdp, warp].into_iter().flatten().max()
     }
 
     /// Tests the overlay in use, if it is silent.

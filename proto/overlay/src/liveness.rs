@@ -31,8 +31,6 @@ const WATCH_PERIOD: Duration = Duration::from_secs(3);
 /// A path fails only if so many probes are not answered, of which the last one has had this time and two round trips.
 const MIN_PROBES: u32 = 3;
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
-/// A path that has failed is given up when nothing at all arrives for this time, in which some fifty probes are sent.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The answer to an older probe is ignored.
 const MAX_UNANSWERED: u32 = 64;
 /// How long a path that has failed must work again before it is used: doubled for each of its failures that is not forgotten.
@@ -97,8 +95,6 @@ pub(crate) enum Action {
     Up,
     /// No data moves: watch until some does.
     Sleep,
-    /// Nothing has arrived since the path failed: it is given up.
-    Dead,
 }
 
 /// The state of one path.
@@ -117,6 +113,8 @@ pub(crate) struct Liveness {
     /// Failures that are not forgotten.
     failures: u32,
     changed_at: Instant,
+    /// When anything of the neighbour was last noticed.
+    heard_at: Instant,
     /// The path is tested although no data moves: the first probe will be answered.
     is_idle: bool,
     /// [`TrafficCounts::heard`] at the latest call of [`listen`](Liveness::listen).
@@ -137,8 +135,6 @@ enum State {
         answered_at: Instant,
         /// From when on silence counts.
         silent_from: Instant,
-        /// When anything last arrived.
-        heard_at: Instant,
     },
 }
 
@@ -155,6 +151,7 @@ impl Liveness {
             remote_slowness: 1,
             failures: 0,
             changed_at: now,
+            heard_at: now,
             is_idle: false,
             listened: None,
         }
@@ -163,6 +160,16 @@ impl Liveness {
     /// Whether [`handle_tick`](Liveness::handle_tick) is to be called.
     pub(crate) fn is_awake(&self) -> bool {
         self.state != State::Asleep
+    }
+
+    /// Whether the path has failed.
+    pub(crate) fn is_down(&self) -> bool {
+        matches!(self.state, State::Down { .. })
+    }
+
+    /// When anything of the neighbour was last noticed.
+    pub(crate) fn heard_at(&self) -> Instant {
+        self.heard_at
     }
 
     /// Whether probes are sent, because nothing of the neighbour arrives.
@@ -202,6 +209,9 @@ impl Liveness {
     /// late shows nothing.
     pub(crate) fn listen(&mut self, counts: TrafficCounts, is_late: bool, now: Instant) {
         let before = self.listened.replace(counts.heard);
+        if before != Some(counts.heard) || is_late {
+            self.heard_at = now;
+        }
         if before == Some(counts.heard) && !is_late && self.state == State::Asleep {
             self.state = State::Testing { since: now, probes: 0 };
             self.is_idle = true;
@@ -255,29 +265,27 @@ impl Liveness {
             self.data_at = now;
             self.is_idle = false;
         }
+        if counts.heard != before.heard || slowness.late {
+            self.heard_at = now;
+        }
         let timeout = self.failure_timeout(slowness);
         let mut decided = None;
         let mut probing = false;
         match self.state {
             State::Asleep => return [None, None].into_iter().flatten(),
-            State::Down { mut works_since, answered_at, mut silent_from, mut heard_at } => {
+            State::Down { mut works_since, answered_at, mut silent_from } => {
                 probing = true;
-                if slowness.late || counts.heard != before.heard {
-                    heard_at = now;
-                }
                 if slowness.late {
                     silent_from = now;
                 } else if now.saturating_since(silent_from) >= timeout {
                     works_since = None;
                 }
-                self.state = State::Down { works_since, answered_at, silent_from, heard_at };
+                self.state = State::Down { works_since, answered_at, silent_from };
                 if works_since.is_some_and(|since| answered_at.saturating_since(since) >= self.hold_time()) {
                     self.state = State::Watching;
                     self.changed_at = now;
                     decided = Some(Action::Up);
                     probing = false;
-                } else if now.saturating_since(heard_at) >= SILENCE_TIMEOUT * self.slowness_factor(slowness) {
-                    decided = Some(Action::Dead);
                 }
             }
             _ if counts.heard != before.heard => self.state = State::Watching,
@@ -297,8 +305,7 @@ impl Liveness {
                 self.failures =
                     self.failures.saturating_sub(u32::try_from(forgotten).unwrap_or(u32::MAX)) + 1;
                 self.changed_at = now;
-                self.state =
-                    State::Down { works_since: None, answered_at: now, silent_from: now, heard_at: now };
+                self.state = State::Down { works_since: None, answered_at: now, silent_from: now };
                 decided = Some(Action::Down);
                 probing = true;
             }
@@ -324,11 +331,7 @@ impl Liveness {
 
     fn failure_timeout(&self, slowness: &Slowness) -> Duration {
         let answer = ANSWER_TIMEOUT.max(self.round_trip * 2);
-        (TICK * (MIN_PROBES - 1) + answer) * self.slowness_factor(slowness)
-    }
-
-    fn slowness_factor(&self, slowness: &Slowness) -> u32 {
-        u32::from(slowness.factor.max(self.remote_slowness))
+        (TICK * (MIN_PROBES - 1) + answer) * u32::from(slowness.factor.max(self.remote_slowness))
     }
 }
 

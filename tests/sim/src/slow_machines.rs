@@ -18,7 +18,7 @@ use crate::world::World;
 const HOSTS: u16 = 5;
 const LOADED: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(100);
-/// A neighbour from which nothing arrives for longer is given up 8 s after its path has failed.
+/// A neighbour from which nothing arrives for 10 s is given up.
 const MAX_PAUSE: u64 = 8;
 /// A path that has failed several times is used again after a minute without failure.
 const RECOVERY: Duration = Duration::from_secs(75);

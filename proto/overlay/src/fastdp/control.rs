@@ -289,12 +289,15 @@ impl FastdpControl {
                 Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
                 // The neighbour's kernel answers probes, so that nothing has to be said without being asked.
                 Action::KeepAlive | Action::Sleep => {}
-                // The connection does not end because of fastdp.
-                Action::Dead => {}
                 Action::Down => self.set_health(self.timed_out, true),
                 Action::Up => self.set_health(self.timed_out, false),
             }
         }
+    }
+
+    /// When anything of the neighbour was last noticed; `None` if the path is not tested.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.liveness.as_ref().map(Liveness::heard_at)
     }
 
     /// Sets [`Slowness::factor`] of this peer, for the neighbour.

@@ -386,10 +386,21 @@ impl UdpControl {
                     self.drain_pmtu();
                 }
                 Action::Sleep => self.session().traffic().unwatch(),
-                Action::Dead => return self.fail_by_silence(now),
             }
         }
         self.announce();
+    }
+
+    /// When anything of the neighbour was last noticed; `None` if the path is not tested.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.liveness.as_ref().map(Liveness::heard_at)
+    }
+
+    /// Nothing of the neighbour arrives by any overlay: the overlay fails if its path has.
+    pub fn give_up(&mut self, now: Instant) {
+        if self.state == State::Established && self.liveness.as_ref().is_some_and(Liveness::is_down) {
+            self.fail_by_silence(now);
+        }
     }
 
     /// [`Slowness::factor`] of this peer, for the neighbour.
