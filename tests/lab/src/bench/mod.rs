@@ -16,7 +16,7 @@ mod scale;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use figures::{Bar, Figure, Report, Unit};
@@ -138,8 +138,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         print_progress(&format!("a peer with {MEMORY_PEERS} peers"));
         let path = Path::start(Kind::Plain, MEMORY_PEERS + 1, &weave)?;
         print_progress("traffic to each of them");
-        for other in 0..MEMORY_PEERS {
-            path.stream_to(other, 1)?;
+        for other in 1..=MEMORY_PEERS {
+            path.traffic_to(other)?;
         }
         let pid = peer::daemon_pid(path.host())?;
         if args.wants(What::Memory) {

@@ -153,20 +153,25 @@ impl Path {
         let count = count.to_string();
         let mut args = vec!["-P", &count];
         args.extend(congestion.iter().flat_map(|name| ["-C", name]));
-        let report = self.iperf(&args, seconds)?;
+        let report = self.iperf(1, &args, seconds)?;
         self.figure(&report["end"]["sum_received"]["bits_per_second"]).map(|speed| speed / 1e9)
     }
 
     /// UDP datagrams from the first container to the other one: received in a second.
     pub(super) fn datagrams(&self, size: usize, seconds: u32) -> Result<f64> {
-        let report = self.iperf(&["-u", "-b", "0", "-l", &size.to_string()], seconds)?;
+        let report = self.iperf(1, &["-u", "-b", "0", "-l", &size.to_string()], seconds)?;
         let sum = &report["end"]["sum"];
         let count = |name: &str| sum[name].as_f64().unwrap_or_default();
         self.figure(&Value::from((count("packets") - count("lost_packets")) / f64::from(seconds)))
     }
 
-    fn iperf(&self, args: &[&str], seconds: u32) -> Result<Value> {
-        let (to, time) = (address(1), seconds.to_string());
+    /// Traffic from the first container to the one of host `n`, for a second.
+    pub(super) fn traffic_to(&self, n: usize) -> Result<()> {
+        self.iperf(n, &[], 1).map(drop)
+    }
+
+    fn iperf(&self, to: usize, args: &[&str], seconds: u32) -> Result<Value> {
+        let (to, time) = (address(to), seconds.to_string());
         let mut argv = vec!["iperf3", "-J", "-c", &to, "-t", &time];
         argv.extend(args);
         let outcome =
