@@ -4,6 +4,7 @@
 //! 2.8.1; they come last in their object and are left out when there is nothing to say.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -352,6 +353,30 @@ pub struct Dns {
     /// What people should know about the server; not in 2.8.1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// *Addition.* Clocks of other hosts that differ from ours by more than 2.8.1 accepts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clock_skews: Vec<ClockSkew>,
+}
+
+/// The clock of another host, compared with that of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ClockSkew {
+    /// The peer that sent a message, which another may have relayed; empty if it was a neighbour.
+    pub peer: String,
+    /// Seconds by which the clock is ahead of ours.
+    pub seconds: i64,
+}
+
+impl fmt::Display for ClockSkew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.peer.as_str() {
+            "" => f.write_str("the clock of a neighbour")?,
+            peer => write!(f, "the clock of {peer}, or of a peer that relays its messages,")?,
+        }
+        let direction = if self.seconds < 0 { "behind" } else { "ahead of" };
+        write!(f, " is {} s {direction} that of this host", self.seconds.unsigned_abs())
+    }
 }
 
 /// One name.

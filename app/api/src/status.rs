@@ -44,6 +44,7 @@ pub fn summary(report: &Report) -> String {
         page.line("TTL", &service.ttl.to_string());
         page.line("Entries", &service.entries.iter().filter(|e| e.tombstone == 0).count().to_string());
         service.notes.iter().for_each(|note| page.line("Notice", note));
+        service.clock_skews.iter().for_each(|skew| page.line("Notice", &skew.to_string()));
     }
     if let Some(service) = &report.proxy {
         page.gap();

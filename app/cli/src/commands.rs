@@ -2,7 +2,7 @@
 
 use clap::{Arg, ArgAction, Command, ValueHint};
 
-use crate::launch_options::{daemon_options, flag, launch_options, text};
+use crate::launch_options::{daemon_options, flag, launch_options, number, text};
 use crate::{Failure, weaveutil};
 
 /// Where a command finds the daemon.
@@ -331,6 +331,26 @@ pub(crate) fn all() -> Vec<Command> {
         )
         .arg(flag("json", "the same facts as JSON"))
         .arg(arguments("page", "one of those below")),
+        command(
+            "doctor",
+            "find what keeps the peer, this host or its connections from working",
+            "Before and after 'launch'. Each finding says what is wrong, what it leads to and what mends it. Peers that are named are \
+             connected to. Changes nothing, and ends within 15 seconds.\n\
+             \n\
+             Examples:\n\
+             \x20 weave doctor\n\
+             \x20 weave doctor --ipalloc-range 10.2.0.0/16 host1     before a launch with these\n\
+             \n\
+             Exit status: 0 no problems, 1 warnings, 2 errors.",
+        )
+        .args([
+            flag("json", "the findings as JSON"),
+            number("port", "port", "port of the peer while it does not run (default: $WEAVE_PORT or 6783)"),
+            text("ipalloc-range", "cidr", "planned range of addresses while the peer does not run (default: 10.32.0.0/12)"),
+            weave_bridge(),
+            state_dir(),
+        ])
+        .arg(peers()),
         command(
             "report",
             "print everything the peer knows as JSON",

@@ -19,7 +19,7 @@ pub(crate) fn text(name: &'static str, value_name: &'static str, help: &'static 
     flag(name, help).action(ArgAction::Append).value_name(value_name)
 }
 
-fn number(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+pub(crate) fn number(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
     text(name, value_name, help).value_parser(parse_number)
 }
 

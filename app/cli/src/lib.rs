@@ -13,6 +13,7 @@ mod container;
 mod deprecated;
 mod dns;
 mod docker_bridge;
+mod doctor;
 mod env;
 mod env_vars;
 mod expose;
@@ -181,6 +182,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "dns-args" => dns::args(&parsed, env),
         "status" => query::status(&parsed, env),
         "report" => query::report(&parsed, env),
+        "doctor" => doctor::run(&parsed, env),
         "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),
         "env" => proxy::env(&parsed, env),

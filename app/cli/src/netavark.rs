@@ -16,7 +16,7 @@ use crate::service::files::{Undo, remove};
 use crate::{Failure, host_client, link, notice, options, print, query, require_root};
 
 /// A directory in which netavark looks for plugins; the name of the file there is the name of the driver.
-const PLUGIN: &str = "/usr/local/lib/netavark/weave";
+pub(crate) const PLUGIN: &str = "/usr/local/lib/netavark/weave";
 
 /// Whether this program was called as a plugin.
 pub(crate) fn is_plugin(program: &Path) -> bool {

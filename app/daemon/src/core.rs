@@ -445,7 +445,7 @@ impl Core {
                 .collect(),
         });
         report.plugin = self.plugin.clone();
-        report.dns = self.dns.as_ref().map(|dns| dns.report(&self.node));
+        report.dns = self.dns.as_ref().map(|dns| dns.report(&self.node, now));
         if let Some(allocation) = &self.allocation {
             let notes = report.ipam_notes.get_or_insert_default();
             notes.waiting.splice(0..0, allocation.full());

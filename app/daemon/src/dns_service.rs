@@ -4,9 +4,10 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use weave_api::report::{Dns, DnsEntry};
+use weave_api::report::{ClockSkew, Dns, DnsEntry};
 use weave_dns::{AnswerConfig, Names};
 use weave_node::Node;
+use weave_types::{Now, PeerName};
 
 use crate::config::{Config, DnsConfig};
 use crate::dns::{DnsCounts, DnsServer, ServerConfig};
@@ -65,7 +66,7 @@ impl DnsService {
         self.server.counts()
     }
 
-    pub(crate) fn report(&self, node: &Node) -> Dns {
+    pub(crate) fn report(&self, node: &Node, now: Now) -> Dns {
         let listen = self.listen.all();
         let mut notes = Vec::new();
         if listen.is_empty() && self.config.listen.is_none() {
@@ -88,6 +89,16 @@ impl DnsService {
                 })
                 .collect(),
             notes,
+            clock_skews: node
+                .registry()
+                .into_iter()
+                .flat_map(|registry| registry.clock_skews(now))
+                .map(clock_skew)
+                .collect(),
         }
     }
+}
+
+fn clock_skew((peer, seconds): (Option<PeerName>, i64)) -> ClockSkew {
+    ClockSkew { peer: peer.map(|name| name.to_string()).unwrap_or_default(), seconds }
 }

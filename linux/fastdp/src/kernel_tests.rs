@@ -13,7 +13,7 @@ use weave_types::{MacAddr, ShortId};
 
 use crate::namespace::Namespace;
 use crate::testbed::{Container, Host, PORT, Reach, Wire, address, eventually, id, mac, name, publish_mesh};
-use crate::{Counter, Error, Fastdp, FastdpConfig, remove_all};
+use crate::{Counter, Error, Fastdp, FastdpConfig, check_kernel, remove_all};
 
 fn is_switch(event: &KernelEvent, wanted: SwitchEvent) -> bool {
     matches!(event, KernelEvent::Switch { event, .. } if *event == wanted)
@@ -664,4 +664,14 @@ fn tables_have_the_last_word_about_addresses() {
     assert_eq!(peer.fastdp.ports(), [PORT, 7000]);
     host.namespace.run(|| peer.fastdp.remove_port(7000)).expect("removed");
     assert_eq!(peer.fastdp.ports(), [PORT]);
+}
+
+#[test]
+fn the_check_of_the_kernel_leaves_the_host_as_it_is() {
+    let Some(wire) = Wire::new() else { return };
+    let host = Host::new(&wire, 1);
+    let links = || host.sh("ip -o link | sed 's/ state .*//'");
+    let before = links();
+    host.namespace.run(check_kernel).expect("this kernel has everything");
+    assert_eq!(links(), before);
 }

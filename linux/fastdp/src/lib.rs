@@ -12,6 +12,7 @@
 //! ```
 //!
 //! * [`Fastdp`] loads the programs, makes and removes devices, publishes tables and reads what the programs know;
+//! * [`check_kernel`] finds out whether this kernel has what they need;
 //! * [`EventReader`] receives their events: MACs, conflicts, control frames, traffic;
 //! * [`Shortcuts`] lets frames of containers pass by the bridge.
 //!
@@ -25,6 +26,7 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
+mod check;
 mod devices;
 mod error;
 mod events;
@@ -38,6 +40,7 @@ mod shortcut;
 mod sys;
 mod time;
 
+pub use check::check_kernel;
 pub use error::Error;
 pub use events::EventReader;
 pub use fastdp::{Count, Fastdp, FastdpConfig, Flow, MacActivity, Vport, device_names, remove_all};

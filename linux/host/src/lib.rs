@@ -22,7 +22,7 @@
 //! * [`NetNs`], [`Netlink`]: network namespaces, and links, addresses and routes in one of them;
 //! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: takeover from 2.8.1, and the return to it;
 //! * [`identity`]: the default name of a peer (docs/spec/mesh.md 2.2);
-//! * [`tcp_socket_owner`]: who sends a request to a TCP port of the daemon;
+//! * [`tcp_socket_owner`]: who sends a request to a TCP port of the daemon; [`port_holder()`]: who uses a port;
 //! * [`unmanaged`]: configuration files by which other programs do not change the devices.
 //!
 //! The crate does not decide when these operations happen, and does not know containers, only namespaces (`weave-runtime`).
@@ -57,6 +57,7 @@ mod netns;
 mod network_changes;
 mod obstacles;
 mod openvswitch;
+mod port_holder;
 mod routes;
 mod shortcut_ports;
 mod socket_owner;
@@ -98,7 +99,8 @@ pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};
 pub use network_changes::NetworkMonitor;
-pub use obstacles::obstacles;
+pub use obstacles::{obstacles, outside_device};
+pub use port_holder::port_holder;
 pub use routes::{LinkRoute, Route};
 pub use shortcut_ports::{ShortcutPorts, shortcut_ports};
 pub use socket_owner::tcp_socket_owner;

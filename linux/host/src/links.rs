@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use weave_types::MacAddr;
 
 use crate::error::ignore_missing_device;
-use crate::netlink::{Netlink, Reply, Request, attributes, find, text, u32_at};
+use crate::netlink::{Netlink, Reply, Request, attributes, find, text, u16_at, u32_at};
 use crate::{Error, NetNs};
 
 /// Longest name of a link, in bytes.
@@ -78,6 +78,8 @@ pub struct Link {
     pub forwarding: Option<bool>,
     /// Whether it is a bridge that filters VLANs, or whose frames the packet filter sees by its own setting.
     pub filters: bool,
+    /// UDP port of a VXLAN device.
+    pub vxlan_port: Option<u16>,
     /// Settings of a bridge port that differ from [`UPLINK_PORT`], by their index there.
     pub(crate) unusual: Vec<usize>,
     /// Whether the port was disabled by hand; the bridge disables one without a carrier itself.
@@ -108,10 +110,13 @@ impl Link {
                 libc::IFLA_OPERSTATE => link.running = link.up && value.first() == Some(&IF_OPER_UP),
                 libc::IFLA_LINKINFO => {
                     link.kind = find(value, libc::IFLA_INFO_KIND).map(text);
+                    let data = find(value, libc::IFLA_INFO_DATA).unwrap_or(&[]);
                     if link.is("bridge") {
-                        let data = find(value, libc::IFLA_INFO_DATA).unwrap_or(&[]);
                         link.filters =
                             BRIDGE_FILTERS.iter().any(|kind| find(data, *kind).is_some_and(|v| v != [0]));
+                    } else if link.is("vxlan") {
+                        let port = find(data, IFLA_VXLAN_PORT).and_then(|v| u16_at(v, 0));
+                        link.vxlan_port = port.map(u16::from_be);
                     }
                     let port = find(value, libc::IFLA_INFO_SLAVE_KIND).map(text);
                     if port.as_deref() == Some("bridge") {

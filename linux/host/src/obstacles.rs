@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use weave_types::Cidr;
 
 use crate::firewall::{PacketClass, dropping_chains};
-use crate::{Error, Netlink, sysctl};
+use crate::{Error, Link, Netlink, sysctl};
 
 /// One line for each obstacle: routes that lead packets of an exposed subnet away from the bridge, an interface that does not forward,
 /// and firewalls that drop packets of peers, of containers, or of `exposed` subnets. `port` is the port of the peer.
@@ -19,7 +19,7 @@ pub fn obstacles(bridge: &str, port: u16, exposed: &[Cidr]) -> Result<Vec<String
     for subnet in exposed {
         found.extend(wrong_route(&mut netlink, bridge, *subnet)?);
     }
-    let outside = outside_device(&mut netlink)?;
+    let outside = outside_device(&mut netlink)?.map(|link| link.name);
     if let Some(name) = outside.as_deref().filter(|_| !exposed.is_empty())
         && sysctl::read("ipv4/conf", name, "forwarding")?.as_deref() == Some("0")
     {
@@ -90,8 +90,11 @@ fn wrong_route(netlink: &mut Netlink, bridge: &str, subnet: Cidr) -> Result<Opti
 }
 
 /// The link by which packets to the rest of the world leave the host.
-fn outside_device(netlink: &mut Netlink) -> Result<Option<String>, Error> {
+///
+/// # Errors
+/// Links or routes cannot be read.
+pub fn outside_device(netlink: &mut Netlink) -> Result<Option<Link>, Error> {
     // An address for documentation (RFC 5737), which only a default route, or routes that stand for one, lead to.
     let index = netlink.output_device(Ipv4Addr::new(192, 0, 2, 1))?;
-    Ok(index.map(|index| netlink.link_by_index(index)).transpose()?.flatten().map(|link| link.name))
+    Ok(index.map(|index| netlink.link_by_index(index)).transpose()?.flatten())
 }

@@ -71,7 +71,10 @@ impl Netlink {
     }
 
     /// The index of the link by which the host would send a packet to `addr`; `None` if it would not send it.
-    pub(crate) fn output_device(&mut self, addr: Ipv4Addr) -> Result<Option<u32>, Error> {
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn output_device(&mut self, addr: Ipv4Addr) -> Result<Option<u32>, Error> {
         let (family, destination) = octets(addr.into());
         let header = [family, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let mut request = Request::new(libc::RTM_GETROUTE, 0, &header);

@@ -28,6 +28,7 @@ mod docker_refuses;
 mod docker_restarts;
 mod docker_run;
 mod docker_service;
+mod doctor;
 mod dynamic_peers;
 mod expose;
 mod exposed_services;

@@ -27,6 +27,12 @@ fn plugin_dir(env: &dyn Env) -> PathBuf {
     PathBuf::from(dir.unwrap_or_else(|| "/opt/cni/bin".to_owned()))
 }
 
+/// The links that [`install`] makes for runtimes.
+pub(crate) fn plugins(env: &dyn Env) -> [PathBuf; 2] {
+    let dir = plugin_dir(env);
+    PLUGINS.map(|name| dir.join(name))
+}
+
 /// What [`install`] has made: files, and the directories that they are in. A configuration that somebody has changed stays, and so do
 /// the programs of 2.8.1.
 pub(crate) fn installed(env: &dyn Env) -> (Vec<PathBuf>, [PathBuf; 2]) {

@@ -11,7 +11,6 @@
 
 mod counters;
 mod forwarding;
-mod holder;
 mod job;
 mod resolv_conf;
 mod tcp;
@@ -200,7 +199,7 @@ impl DnsServer {
         let failed = |protocol| {
             move |source: io::Error| {
                 let holder = matches!(source.kind(), io::ErrorKind::AddrInUse)
-                    .then(|| holder::find(protocol, asked))
+                    .then(|| weave_host::port_holder(protocol, asked))
                     .flatten();
                 ListenError { address: asked, protocol, holder, source }
             }

@@ -142,6 +142,11 @@ impl Drivers {
         self.installed.iter().find(|d| d.backend == backend)
     }
 
+    /// Whether `iptables` without a suffix uses this backend.
+    pub(crate) fn is_default(&self, backend: Backend) -> bool {
+        self.default == Some(backend)
+    }
+
     /// The installed variants of `iptables`.
     pub(crate) fn iptables(&self) -> impl Iterator<Item = &Driver> {
         self.installed.iter().filter(|d| d.backend != Backend::Nft)
@@ -274,7 +279,7 @@ fn variant(save: &Path, installed: &[Driver]) -> Option<Backend> {
 }
 
 /// How many chains there are of programs among whose rules ours have to be.
-fn foreign_chains(listing: &Listing) -> usize {
+pub(super) fn foreign_chains(listing: &Listing) -> usize {
     let foreign = |name: &str| name.starts_with("DOCKER") || name.starts_with("KUBE-");
     Table::ALL.iter().flat_map(|t| listing.chains(*t)).filter(|(name, _)| foreign(name)).count()
 }

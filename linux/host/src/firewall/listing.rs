@@ -67,6 +67,10 @@ impl Listing {
         self.policies.get(&(table, chain.to_owned())).map(String::as_str)
     }
 
+    pub(crate) fn rule_count(&self) -> usize {
+        self.tables.values().flat_map(BTreeMap::values).map(Vec::len).sum()
+    }
+
     pub(crate) fn chains(&self, table: Table) -> impl Iterator<Item = (&str, &[Line])> {
         self.tables.get(&table).into_iter().flatten().map(|(name, lines)| (name.as_str(), lines.as_slice()))
     }

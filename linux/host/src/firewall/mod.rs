@@ -294,6 +294,34 @@ impl FirewallManager {
     }
 }
 
+/// The rules that one variant of `iptables` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendRules {
+    /// Where they are.
+    pub backend: Backend,
+    /// Their number, or why they cannot be listed.
+    pub rules: Result<usize, FirewallError>,
+    /// Whether Docker's or Kubernetes' are among them.
+    pub has_foreign_chains: bool,
+    /// Whether `iptables` without a suffix is this variant.
+    pub is_default: bool,
+}
+
+/// The rules of each installed variant of `iptables`, and whether `nft` is installed.
+pub fn rules_by_backend() -> (Vec<BackendRules>, bool) {
+    let drivers = Drivers::find();
+    let rules = drivers.iptables().map(|driver| {
+        let listing = driver.list();
+        BackendRules {
+            backend: driver.backend(),
+            has_foreign_chains: listing.as_ref().is_ok_and(|now| driver::foreign_chains(now) > 0),
+            rules: listing.map(|now| now.rule_count()),
+            is_default: drivers.is_default(driver.backend()),
+        }
+    });
+    (rules.collect(), drivers.get(Backend::Nft).is_some())
+}
+
 /// Our table, and our rules in the chain of other programs, as `nft` lists them.
 fn nft_rules(nft: &Driver, instance: Option<&str>) -> String {
     let (table, mark) = (nft::table(instance), nft::mark(instance));

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use weave_host::firewall::{Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager};
+use weave_host::firewall::{
+    Backend, DockerBridge, ExposedAddress, FirewallConfig, FirewallManager, rules_by_backend,
+};
 use weave_host::{
     AttachRequest, DeviceNames, add_bridge_address, attach, bridge_addresses, remove_bridge_address,
     restore_ports,
@@ -365,5 +367,22 @@ fn containers_are_added_to_a_recreated_bridge() {
         eventually("the containers to reach each other", || {
             sh_in(&a, "ping -c 1 -W 1 10.2.1.2 >/dev/null && echo y || echo n").trim() == "y"
         });
+    });
+}
+
+#[test]
+fn rules_are_counted_by_backend() {
+    with_each_backend(|backend| {
+        let count = || {
+            let (all, has_nft) = rules_by_backend();
+            assert!(has_nft || backend != Backend::Nft);
+            all.into_iter().find(|rules| rules.backend == backend).map(|rules| rules.rules)
+        };
+        if backend == Backend::Nft {
+            return assert_eq!(count(), None);
+        }
+        assert_eq!(count(), Some(Ok(0)));
+        sh(&format!("{} -A INPUT -s 192.0.2.1 -j ACCEPT", backend.name()));
+        assert_eq!(count(), Some(Ok(1)));
     });
 }

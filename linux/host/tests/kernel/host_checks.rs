@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use weave_host::{
-    AttachRequest, BridgeConfig, DeviceNames, Mtu, NetNs, UpdatedContainers, add_bridge_address, attach,
-    ensure_bridge, ensure_forwarding, ensure_uplink, obstacles, restore_ports, update_containers,
+    AttachRequest, BridgeConfig, DeviceNames, Mtu, NetNs, Netlink, UpdatedContainers, add_bridge_address,
+    attach, ensure_bridge, ensure_forwarding, ensure_uplink, obstacles, outside_device, restore_ports,
+    update_containers,
 };
 
 use crate::support::*;
@@ -286,5 +287,19 @@ fn container_reports_its_groups_to_a_querier_without_an_address() {
         assert_eq!(update_containers("weave").unwrap().changes.len(), 1);
         assert!(answer(&tap, TIMEOUT).is_some());
         drop(holder);
+    });
+}
+
+#[test]
+fn device_of_the_default_route_and_ports_of_vxlan_devices() {
+    host(|| {
+        let mut netlink = Netlink::open().unwrap();
+        assert_eq!(outside_device(&mut netlink), Ok(None));
+        sh("ip link add dummy type bridge; ip addr add 192.0.2.77/24 dev dummy; ip link set dummy up");
+        sh("ip link add other type vxlan id 1 dstport 6784 dev dummy; ip route add default via 192.0.2.78");
+        let outside = outside_device(&mut netlink).unwrap().map(|link| link.name);
+        assert_eq!(outside.as_deref(), Some("dummy"));
+        let port = |netlink: &mut Netlink, name| netlink.link(name).unwrap().unwrap().vxlan_port;
+        assert_eq!((port(&mut netlink, "other"), port(&mut netlink, "dummy")), (Some(6784), None));
     });
 }

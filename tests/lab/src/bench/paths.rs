@@ -108,10 +108,6 @@ impl Path {
         Ok(Path { kind, containers, _servers: servers, lab })
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
-    }
-
     /// The host of the sending container.
     pub(super) fn host(&self) -> &Host {
         &self.lab.hosts()[0]

@@ -1,10 +1,11 @@
-//! Finds the program that uses a port, for an error message.
+//! The program that uses a port (proc_pid_net(5)), for texts.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Name and pid of the program whose socket keeps others from `address`, if its socket and process are visible here.
-pub(super) fn find(protocol: &str, address: SocketAddr) -> Option<String> {
+/// Who keeps others from listening on `address`: name and pid of a program, or that its process is not visible here, as that of a socket of
+/// the kernel. `None` if nobody does. `protocol` is `TCP` or `UDP`.
+pub fn port_holder(protocol: &str, address: SocketAddr) -> Option<String> {
     let inodes: Vec<_> = ["", "6"]
         .into_iter()
         .filter_map(|family| {
@@ -12,7 +13,10 @@ pub(super) fn find(protocol: &str, address: SocketAddr) -> Option<String> {
         })
         .flat_map(|table| holders(&table, protocol == "TCP", address))
         .collect();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
+    if inodes.is_empty() {
+        return None;
+    }
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         for descriptor in descriptors.flatten() {
@@ -25,7 +29,7 @@ pub(super) fn find(protocol: &str, address: SocketAddr) -> Option<String> {
             }
         }
     }
-    None
+    Some("the kernel, or a process that is not visible here".to_owned())
 }
 
 /// Inodes of the sockets of a table (proc_pid_net(5)) that keep others from an address.
@@ -76,13 +80,13 @@ mod tests {
         let tcp = TcpListener::bind("[::1]:0").unwrap();
         let suffix = format!(" (pid {})", std::process::id());
         for (protocol, address) in [("UDP", udp.local_addr().unwrap()), ("TCP", tcp.local_addr().unwrap())] {
-            let found = find(protocol, address).unwrap();
+            let found = port_holder(protocol, address).unwrap();
             assert!(found.ends_with(&suffix), "{found}");
             let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            assert!(find(protocol, any).unwrap().ends_with(&suffix));
+            assert!(port_holder(protocol, any).unwrap().ends_with(&suffix));
         }
         let udp_port = udp.local_addr().unwrap();
         drop(udp);
-        assert_eq!(find("UDP", udp_port), None);
+        assert_eq!(port_holder("UDP", udp_port), None);
     }
 }
