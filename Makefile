@@ -69,7 +69,7 @@ sim: ## seeded simulation, SIM_SECONDS per suite
 lab-test: packages lab-build ## real binaries on hosts made of namespaces (needs root)
 	WEAVE_BIN=$(CURDIR)/target/debug/weave $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads $(LAB_THREADS)
 
-engines: ## a Debian tree with a newer Docker (SUITE: trixie, sid, ...), for lab tests with it (needs root)
+engines: ## a Debian tree with newer engines (SUITE: trixie, sid, ...), for lab tests with them (needs root)
 	tests/tools/engines $(SUITE)
 
 docs: ## API documentation; broken links are errors
@@ -83,7 +83,7 @@ mutants: ## plants bugs (tests/mutants), one at a time, and requires that tests 
 
 soak: packages lab-build ## long simulation: SOAK_RUNS runs of address allocation, then SOAK_SECONDS per suite; lab tests that take minutes
 	LAB_LONG=1 WEAVE_LAB_ALL_FAULTS=1 WEAVE_BIN=$(CURDIR)/target/debug/weave \
-	  $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads $(LAB_THREADS) cluster_growth:: quorum_size:: dynamic_peers:: fault_injection:: docker_proxy::many_starts docker_restarts::containers_that_end docker_plugin:: flapping:: busy_machine::
+	  $(CARGO) test $(TESTED) --test hosts -- --nocapture --test-threads $(LAB_THREADS) cluster_growth:: quorum_size:: dynamic_peers:: fault_injection:: docker_proxy::many_starts docker_restarts::containers_that_end docker_plugin:: podman:: engines:: cni_engines:: flapping:: busy_machine::
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test simulation -- --nocapture addresses_over_allocators
 	SIM_RUNS=$(SOAK_RUNS) $(CARGO) test --release -p weave-sim --locked --test simulation -- --nocapture addresses_over_nodes
 	SIM_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p weave-sim --locked -- --nocapture

@@ -77,24 +77,36 @@ fn attach(exec: &Exec, ns: &NetNs, env: &dyn Env) -> Result<String, Failure> {
     let names = exec.names();
     let named = !names.is_empty();
     let bridge = exec.network.bridge().map(str::to_owned);
-    let list = exec.network.internal.then(Vec::new);
+    let bridge = bridge.unwrap_or_else(|| options::bridge(&Parsed::default(), env));
+    let default = default_subnet(env);
+    let subnet = exec.network.subnet().map_err(bad)?;
+    let routed = !exec.network.internal && is_routed(subnet, default, &bridge);
     let request = AddInterface {
         id: id(exec),
-        bridge: bridge.unwrap_or_else(|| options::bridge(&Parsed::default(), env)),
+        bridge,
         mtu: exec.network.mtu().map_err(bad)?,
         mac: exec.mac().map(str::to_owned),
         hairpin: true,
-        addresses: exec.addresses(default_subnet(env)).map_err(bad)?,
+        addresses: exec.addresses(default).map_err(bad)?,
         record: true,
-        routes: Routes { gateway: None, list },
+        routes: Routes { gateway: None, list: (!routed).then(Vec::new) },
         names,
     };
     let answer = ask(InterfaceRequest::Add(request), Some(ns), env)?;
     let created = answer.interface.ok_or_else(|| bad("the daemon is of an older version".to_owned()))?;
     let addresses = answer.addresses.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>()?;
     let server = if named { name_server(created.gateway, env) } else { None };
+    // Without a route to the host only what is in the subnet is reached.
+    let server = server.filter(|(server, _)| routed || addresses.iter().any(|cidr| cidr.contains(*server)));
     let dns = server.as_ref().map(|(address, domain)| (*address, domain.as_str()));
     Ok(netavark::status(exec.interface(), &created.mac, &addresses, created.gateway, dns))
+}
+
+/// Whether the host is, or will be, in a subnet, so that it can be the next hop of its containers. It joins the default subnet by itself.
+fn is_routed(subnet: Option<Cidr>, default: Option<Cidr>, bridge: &str) -> bool {
+    let Some(subnet) = subnet else { return true };
+    let present = weave_host::bridge_addresses(bridge).unwrap_or_default();
+    default == Some(subnet) || present.iter().any(|cidr| subnet.contains(cidr.addr()))
 }
 
 /// Address and domain of weaveDNS; `None` if this peer has no names.

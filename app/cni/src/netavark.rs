@@ -19,6 +19,10 @@ use weave_types::Cidr;
 /// The version of the plugin API.
 const API_VERSION: &str = "1.0.0";
 
+/// The driver of addresses in a network. With `host-local`, or without one, Podman would choose addresses of the subnet, on each host
+/// the same ones.
+const IPAM_DRIVER: &str = "weave";
+
 /// What netavark calls for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -85,6 +89,8 @@ pub struct Network {
     subnets: Option<Vec<Subnet>>,
     #[serde(default)]
     routes: Option<Vec<Value>>,
+    #[serde(default)]
+    ipam_options: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -127,6 +133,11 @@ impl Network {
         }
         if let Some(other) = self.options.iter().flatten().map(|(name, _)| name).find(|name| *name != "mtu") {
             return Err(format!("unknown option {other:?}; there is only mtu"));
+        }
+        let ipam = self.ipam_options.as_ref().and_then(|options| options.get("driver"));
+        if let Some(other) = ipam.filter(|driver| !["", "host-local", IPAM_DRIVER].contains(&driver.as_str()))
+        {
+            return Err(format!("IPAM driver {other:?} is not supported; addresses come from weave"));
         }
         self.mtu()?;
         self.subnet().map(drop)
@@ -225,7 +236,7 @@ impl Exec {
     }
 }
 
-/// Completes a network: it gets `default` as its subnet if it has none.
+/// Completes a network: it gets our driver of addresses, and `default` as its subnet if it has none.
 ///
 /// # Errors
 /// It asks for something that is not offered.
@@ -237,6 +248,7 @@ pub fn create(input: &[u8], default: Option<Cidr>) -> Result<String, String> {
     if let (None, Some(default)) = (network.subnet()?, default) {
         fields.insert("subnets".to_owned(), json!([{ "subnet": default.to_string() }]));
     }
+    fields.insert("ipam_options".to_owned(), json!({ "driver": IPAM_DRIVER }));
     Ok(Value::Object(fields).to_string())
 }
 
@@ -283,7 +295,7 @@ mod tests {
     fn network(more: Value) -> Vec<u8> {
         let mut network = json!({
             "name": "n", "id": "2f25", "driver": "weave", "ipv6_enabled": false, "internal": false, "dns_enabled": true,
-            "ipam_options": { "driver": "host-local" }, "network_dns_servers": null,
+            "ipam_options": {}, "network_dns_servers": null,
         });
         network.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         network.to_string().into_bytes()
@@ -294,10 +306,7 @@ mod tests {
         let default: Option<Cidr> = "10.32.0.0/12".parse().ok();
         let created: Value = serde_json::from_str(&create(&network(json!({})), default).unwrap()).unwrap();
         assert_eq!(created["subnets"], json!([{ "subnet": "10.32.0.0/12" }]));
-        assert_eq!(
-            (&created["id"], &created["ipam_options"]["driver"]),
-            (&json!("2f25"), &json!("host-local"))
-        );
+        assert_eq!((&created["id"], &created["ipam_options"]["driver"]), (&json!("2f25"), &json!("weave")));
         let subnets =
             json!({ "subnets": [{ "subnet": "10.40.0.0/16", "gateway": "10.40.0.1", "lease_range": null }] });
         let created: Value =
@@ -318,6 +327,7 @@ mod tests {
             (json!({ "routes": [{ "destination": "10.9.0.0/16", "gateway": "10.1.0.1" }] }), "routes"),
             (json!({ "options": { "vlan": "7" } }), "vlan"),
             (json!({ "options": { "mtu": "x" } }), "mtu"),
+            (json!({ "ipam_options": { "driver": "dhcp" } }), "dhcp"),
             (json!({ "name": 7 }), "cannot read the network"),
         ] {
             let error = create(&network(refused), default).unwrap_err();

@@ -24,7 +24,7 @@ fn start<'a>(lab: &'a Lab, options: &[&str]) -> Option<Vec<Dockerd<'a>>> {
 }
 
 #[track_caller]
-fn default_network(docker: &Dockerd<'_>, name: &str) {
+pub fn default_network(docker: &Dockerd<'_>, name: &str) {
     docker.host().wait(&format!("Docker's network {name}"), LONG_TIMEOUT, || {
         let found = docker.docker(&["network", "inspect", "-f", "{{.Driver}}", name]);
         if found.stdout == "weavemesh\n" { Ok(()) } else { Err(found.to_string()) }
@@ -33,14 +33,14 @@ fn default_network(docker: &Dockerd<'_>, name: &str) {
 
 /// Runs a container that sleeps, with these options.
 #[track_caller]
-fn run(docker: &Dockerd<'_>, name: &str, options: &str) {
+pub fn run(docker: &Dockerd<'_>, name: &str, options: &str) {
     let line = format!("run -d --name {name} {options} ubuntu sleep 1000");
     docker.ok(&line.split_whitespace().collect::<Vec<_>>());
 }
 
 /// Its address in a network.
 #[track_caller]
-fn address(docker: &Dockerd<'_>, container: &str, network: &str) -> String {
+pub fn address(docker: &Dockerd<'_>, container: &str, network: &str) -> String {
     let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
     docker.ok(&["inspect", "-f", &template, container])
 }
@@ -50,7 +50,7 @@ fn ping(docker: &Dockerd<'_>, from: &str, to: &str) -> Outcome {
 }
 
 #[track_caller]
-fn reaches(docker: &Dockerd<'_>, from: &str, to: &str) {
+pub fn reaches(docker: &Dockerd<'_>, from: &str, to: &str) {
     docker.host().wait(&format!("{from} to reach {to}"), LONG_TIMEOUT, || {
         let ping = ping(docker, from, to);
         if ping.success() { Ok(()) } else { Err(ping.to_string()) }
@@ -61,8 +61,15 @@ fn owned(host: &Host) -> String {
     host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"])
 }
 
+/// The answer of a driver to a request, with the HTTP status at its end.
+fn post(host: &Host, socket: &str, call: &str, body: &str) -> String {
+    let socket = format!("{SOCKETS}/{socket}.sock");
+    let url = format!("http://plugin/{call}");
+    host.command_ok(&["curl", "-sS", "-w", "%{http_code}", "--unix-socket", &socket, "-d", body, &url])
+}
+
 /// Devices of endpoints.
-fn devices(host: &Host) -> String {
+pub fn devices(host: &Host) -> String {
     host.sh("ip -o link | grep -o 'vethw[lg][0-9a-f]*' | sort -u || true")
 }
 
@@ -141,6 +148,11 @@ fn on_two_hosts(topology: &Topology) {
     }
     run(d1, "a1", "--net=apart");
     run(d2, "a2", "--net=apart");
+    // Docker 28 has asked whether a network has to have a gateway.
+    let version = d1.ok(&["version", "--format", "{{.Server.Version}}"]);
+    let major: u32 = version.split('.').next().and_then(|number| number.parse().ok()).unwrap();
+    let pool = post(h1, "weavemesh", "IpamDriver.RequestPool", "{\"Pool\":\"10.2.7.0/24\"}");
+    assert_eq!(pool.contains("com.docker.network.gateway"), major < 28, "{version}: {pool}");
     let apart = address(d2, "a2", "apart");
     assert!(apart.starts_with("10.2.7."), "{apart}");
     reaches(d1, "a1", &apart);
@@ -204,6 +216,8 @@ fn on_two_hosts(topology: &Topology) {
 
     compose(d1, &format!("{dns} "));
 
+    global_networks([d1, d2]);
+
     step("removed");
     d1.ok(&["rm", "-f", "c1", "a1", "both", "fixed"]);
     d2.ok(&["rm", "-f", "c2", "a2"]);
@@ -216,6 +230,32 @@ fn on_two_hosts(topology: &Topology) {
     let gone = d1.docker(&["network", "inspect", "weave"]);
     assert!(!gone.success(), "{gone}");
     assert_eq!(h1.sh(&format!("ls {SOCKETS} 2>/dev/null || true")), "");
+}
+
+/// Networks of driver `weave`, of scope global: newer versions of Docker keep them as others, earlier ones in a cluster store, which is
+/// not there. With swarm they need a plugin that Docker manages.
+fn global_networks(dockers: [&Dockerd<'_>; 2]) {
+    step("a network of scope global");
+    let create = |docker: &Dockerd<'_>| {
+        let options = "-d weave --ipam-driver weavemesh --subnet 10.2.9.0/24 global";
+        docker.docker(&[&["network", "create"][..], &options.split(' ').collect::<Vec<_>>()].concat())
+    };
+    let created = dockers.map(create);
+    if created.iter().all(Outcome::success) {
+        dockers.iter().zip(["g1", "g2"]).for_each(|(docker, name)| run(docker, name, "--net=global"));
+        reaches(dockers[0], "g1", &address(dockers[1], "g2", "global"));
+        for (docker, name) in dockers.iter().zip(["g1", "g2"]) {
+            docker.ok(&["rm", "-f", name]);
+            docker.ok(&["network", "rm", "global"]);
+        }
+    } else {
+        assert!(created.iter().all(|c| c.stderr.contains("not a swarm manager")), "{created:?}");
+    }
+    let address = dockers[0].host().ip().to_string();
+    dockers[0].ok(&["swarm", "init", "--advertise-addr", &address]);
+    let refused = create(dockers[0]);
+    assert!(refused.stderr.contains("not supported in swarm mode"), "{refused}");
+    dockers[0].ok(&["swarm", "leave", "--force"]);
 }
 
 /// Services of a file of each version in one network.
@@ -408,19 +448,6 @@ fn failing_starts_and_many_at_a_time() {
     nothing_left(h1, &before);
 
     step("requests that are wrong are refused, and change nothing");
-    let post = |socket: &str, call: &str, body: &str| {
-        h1.command_ok(&[
-            "curl",
-            "-sS",
-            "-w",
-            "%{http_code}",
-            "--unix-socket",
-            &format!("{SOCKETS}/{socket}.sock"),
-            "-d",
-            body,
-            &format!("http://plugin/{call}"),
-        ])
-    };
     let pool = "\"PoolID\":\"weave-10.32.0.0/12-10.32.0.0/12\"";
     for (socket, call, body, answer) in [
         (
@@ -457,7 +484,7 @@ fn failing_starts_and_many_at_a_time() {
             "10.9.9.9 is not in 10.32.0.0/12".to_owned(),
         ),
     ] {
-        let said = post(socket, call, body);
+        let said = post(h1, socket, call, body);
         assert!(said.contains(&answer), "{call} {body}: {said}");
     }
     let get = h1.command_ok(&[

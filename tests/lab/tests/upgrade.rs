@@ -13,12 +13,11 @@ use crate::common::*;
 
 weave_lab::claims!("P-12");
 
-const DATABASE: &[u8] = include_bytes!("../../vectors/ipam/sample-weavedata.db");
 const DATABASE_PATH: &str = "/var/lib/weave/weavedata.db";
 
 /// The sample database with another direct peer. BoltDB has no checksum of values.
 fn database(peer: &[u8; 8]) -> Vec<u8> {
-    let mut bytes = DATABASE.to_vec();
+    let mut bytes = SAMPLE_DATABASE.to_vec();
     let places: Vec<usize> =
         (0..bytes.len() - 8).filter(|&i| bytes[i..].starts_with(b"\x0810.0.0.1\x0d")).collect();
     let [place] = places[..] else { panic!("the sample lists its peers at {places:?}") };
@@ -205,32 +204,20 @@ fn engine_that_keeps_networks(socket: &std::path::Path) {
     });
 }
 
-/// The peer whose state [`stored`] holds.
-const STORED: &str = "02:00:00:00:00:0a";
-
-/// The sample database with a peer name that a bridge can have as its address.
-fn stored() -> Vec<u8> {
-    let (old, new) = (*b"\xfa\x01\0\0\0\0\x0a", *b"\xfa\x02\0\0\0\0\x0a");
-    let mut bytes = DATABASE.to_vec();
-    for at in 0..bytes.len() - old.len() {
-        if bytes[at..].starts_with(&old) {
-            bytes[at..at + new.len()].copy_from_slice(&new);
-        }
-    }
-    bytes
-}
-
 #[test]
 fn peers_are_upgraded_one_by_one() {
     let Some(lab) = Lab::start("upgrade", &Topology::hosts(2)) else { return };
     let _observer = DuplicateAddressMonitor::of(&lab);
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     step("the stored half of the range and the exposed address are kept");
-    write_database(h1, &stored());
-    launch(h1, &["--name", STORED, "--ipalloc-range", "10.2.0.0/24"], &[]);
+    write_database(h1, &stored_database());
+    launch(h1, &["--name", STORED_PEER, "--ipalloc-range", "10.2.0.0/24"], &[]);
     assert!(h1.log().contains("initialising from persisted data, 128 addresses are ours"), "{}", h1.log());
     let page = ipam_page(h1);
-    assert!(page.lines().any(|l| l.starts_with(STORED) && l.contains(" 128 IPs (50.0% of total)")), "{page}");
+    assert!(
+        page.lines().any(|l| l.starts_with(STORED_PEER) && l.contains(" 128 IPs (50.0% of total)")),
+        "{page}"
+    );
     assert!(page.lines().any(|l| l.starts_with("02:00:00:00:00:0b") && l.contains("unreachable!")), "{page}");
     let owned = || h1.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]);
     assert!(owned().contains("10.2.0.2/24") && owned().contains("weave:expose"), "{}", owned());
@@ -253,7 +240,7 @@ fn peers_are_upgraded_one_by_one() {
     let inside = local.pinging("10.9.1.2", 50);
     let before =
         [h1, h2].map(|h| (ipam_page(h).lines().count(), h.report().unwrap()["Router"]["Name"].clone()));
-    for (host, name, peer) in [(h1, STORED, "h2"), (h2, name, "h1")] {
+    for (host, name, peer) in [(h1, STORED_PEER, "h2"), (h2, name, "h1")] {
         let newer = host.sh("mktemp -d /opt/newer.XXXX");
         let newer = format!("{}/weave", newer.trim());
         host.command_ok(&["cp", weave_lab::weave_binary(), &newer]);

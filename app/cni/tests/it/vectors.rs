@@ -29,7 +29,7 @@ struct Vector {
 
 /// Vectors that are answered differently, because more versions are spoken.
 const MORE_VERSIONS: [&str; 4] = ["version_net", "version_ipam", "add_bad_version", "add_version_031"];
-/// Vectors about the control API and the host: the tests in the lab show what happens there.
+/// Vectors about the control API and the host, which a test in the lab repeats.
 const ON_THE_HOST: [&str; 10] = [
     "add_host_namespace",
     "ipam_del",

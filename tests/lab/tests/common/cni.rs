@@ -111,8 +111,8 @@ pub fn recorded(host: &Host) -> Vec<(String, Vec<String>)> {
     let all = json_of(&host.command_ok(&["curl", "-sS", "http://127.0.0.1:6784/ip"]));
     let mut owned: Vec<(String, Vec<String>)> = all["owned"]
         .as_array()
-        .unwrap()
-        .iter()
+        .into_iter()
+        .flatten()
         .map(|owner| {
             let addrs = owner["addrs"].as_array().unwrap();
             let addrs = addrs.iter().map(|addr| addr.as_str().unwrap().to_owned()).collect();

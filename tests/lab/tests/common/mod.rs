@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod cni;
 pub mod docker;
+pub mod engines;
 pub mod names;
 pub mod original;
 

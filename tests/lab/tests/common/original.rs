@@ -9,6 +9,23 @@ pub const NAME: &str = "8a:3e:3e:3e:3e:02";
 /// The exposed address.
 pub const EXPOSED: &str = "10.32.0.1/12";
 
+/// A database of 2.8.1: half of 10.2.0.0/24 and some addresses, among them 10.2.0.33 as a container of the network plugin has it.
+pub const SAMPLE_DATABASE: &[u8] = include_bytes!("../../../vectors/ipam/sample-weavedata.db");
+/// The peer of [`stored_database`].
+pub const STORED_PEER: &str = "02:00:00:00:00:0a";
+
+/// The sample database with a peer name that a bridge can have as its address.
+pub fn stored_database() -> Vec<u8> {
+    let (old, new) = (*b"\xfa\x01\0\0\0\0\x0a", *b"\xfa\x02\0\0\0\0\x0a");
+    let mut bytes = SAMPLE_DATABASE.to_vec();
+    for at in 0..bytes.len() - old.len() {
+        if bytes[at..].starts_with(&old) {
+            bytes[at..at + new.len()].copy_from_slice(&new);
+        }
+    }
+    bytes
+}
+
 /// Bridge, uplink and rules as 2.8.1 makes them without a fast datapath (docs/spec/cli.md 4.2, 4.3).
 pub fn devices_of_the_original(host: &Host) {
     host.sh(&format!(
