@@ -4,13 +4,40 @@ use std::time::Duration;
 
 use weave_overlay::Destination;
 use weave_overlay::Slowness;
-use weave_overlay::fastdp::{self, FastdpControl};
+use weave_overlay::fastdp::{self, FastdpControl, FastdpPath};
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, UdpControl, UdpPath};
 use weave_overlay::warp::WarpControl;
 use weave_types::{ConnectionId, Instant, PeerName};
 
-use crate::connections::ConnectionOutput;
+/// What the caller must do for the overlays of one connection.
+pub(crate) enum ConnectionOutput {
+    Datagram {
+        destination: Destination,
+        bytes: Vec<u8>,
+    },
+    /// A frame for the kernel to send by fastdp.
+    KernelFrame {
+        path: FastdpPath,
+        bytes: Vec<u8>,
+    },
+    Control {
+        index: usize,
+        tag: u8,
+        body: Vec<u8>,
+    },
+    Established,
+    PathDown,
+    PathUp,
+    Failed(String),
+    NeighbourChanged,
+    /// The datagrams of the neighbour come from another address than before.
+    NeighbourMoved,
+    Event {
+        peer: String,
+        text: String,
+    },
+}
 
 /// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,11 +11,11 @@ use weave_overlay::forward::Neighbour;
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
-use weave_overlay::{Destination, Slowness, TICK};
+use weave_overlay::{Slowness, TICK};
 use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId, TokenBucket};
 use zeroize::Zeroizing;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionOutput};
 use crate::kept_paths::KeptPaths;
 use crate::status::ConnectionReport;
 
@@ -44,35 +44,6 @@ pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
 
 /// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
 const LISTEN_INTERVAL: Duration = Duration::from_millis(4500);
-
-/// What the caller must do for the overlays of one connection.
-pub(crate) enum ConnectionOutput {
-    Datagram {
-        destination: Destination,
-        bytes: Vec<u8>,
-    },
-    /// A frame for the kernel to send by fastdp.
-    KernelFrame {
-        path: FastdpPath,
-        bytes: Vec<u8>,
-    },
-    Control {
-        index: usize,
-        tag: u8,
-        body: Vec<u8>,
-    },
-    Established,
-    PathDown,
-    PathUp,
-    Failed(String),
-    NeighbourChanged,
-    /// The datagrams of the neighbour come from another address than before.
-    NeighbourMoved,
-    Event {
-        peer: String,
-        text: String,
-    },
-}
 
 /// The overlays of all prepared connections.
 pub(crate) struct Connections {

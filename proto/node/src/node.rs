@@ -16,8 +16,8 @@ use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName, ShortId};
 
 use crate::blocked_paths::BlockedPaths;
 use crate::channels::NodeChannels;
-use crate::connection::Connection;
-use crate::connections::{ConnectionOutput, Connections, LIVENESS_FEATURE, WarpConfig};
+use crate::connection::{Connection, ConnectionOutput};
+use crate::connections::{Connections, LIVENESS_FEATURE, WarpConfig};
 use crate::dns::{Dns, DnsChannels};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
