@@ -17,12 +17,21 @@ test_programs = $(addprefix --test ,$(sort $(foreach folder,$(1),$(notdir $(base
 UNIT_TESTS := $(call test_programs,proto linux app)
 SIM_TESTS := --test simulation
 STATIC_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC_BINARY := target/$(STATIC_TARGET)/release/weave
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+# What make release makes.
+DIST := target/dist
+
+# Nothing may depend on x86.
+OTHER_TARGET := aarch64-unknown-linux-gnu
+OTHER_CC := aarch64-linux-gnu-gcc
 
 # The object is committed: building the binary needs only cargo. Another version of clang makes another object.
 BPF := linux/fastdp/bpf/fastdp.bpf
 BPF_CLANG := clang-19 -O2 -Wall -Wextra -Werror -target bpfel -mcpu=v3 -c $(BPF).c
 
-.PHONY: bpf test-build lab-build engines help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench bench-scale build install static packages
+.PHONY: bpf test-build lab-build engines help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench bench-scale build install static packages \
+  image deb sbom release
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,6 +64,9 @@ lint: ## format, clippy with warnings denied, layout, references to the specific
 	@if command -v clang-19 >/dev/null 2>&1; then \
 	 $(BPF_CLANG) -o - | cmp - $(BPF).o || { echo "$(BPF).o does not match its source: run make bpf" >&2; exit 1; }; \
 	 else echo "NOTICE: clang-19 is not installed; whether $(BPF).o matches its source is not checked"; fi
+	@if [ -d "$$(rustc --print sysroot)/lib/rustlib/$(OTHER_TARGET)" ] && command -v $(OTHER_CC) >/dev/null 2>&1; then \
+	 $(CARGO) check --workspace --locked --target $(OTHER_TARGET); \
+	 else echo "NOTICE: $(OTHER_TARGET) or $(OTHER_CC) is not installed; whether everything compiles for it is not checked"; fi
 
 bpf: ## compiles the eBPF programs (needs clang-19)
 	$(BPF_CLANG) -o $(BPF).o
@@ -76,7 +88,7 @@ docs: ## API documentation; broken links are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 
 claims: packages lab-build static ## runs the tests that show rows of docs/claims.md and prints every row's state
-	WEAVE_BIN=$(CURDIR)/target/debug/weave WEAVE_STATIC_BIN=$(CURDIR)/target/$(STATIC_TARGET)/release/weave $(CARGO) run --quiet -p weave-xtask -- claims $(TESTED) --test hosts $(SIM_TESTS)
+	WEAVE_BIN=$(CURDIR)/target/debug/weave WEAVE_STATIC_BIN=$(CURDIR)/$(STATIC_BINARY) $(CARGO) run --quiet -p weave-xtask -- claims $(TESTED) --test hosts $(SIM_TESTS)
 
 mutants: ## plants bugs (tests/mutants), one at a time, and requires that tests find each
 	$(CARGO) run --quiet -p weave-xtask -- mutants
@@ -106,7 +118,7 @@ bench-scale: packages ## 50, 100 and 150 real daemons on this machine, ten minut
 
 install: ## the static binary into PREFIX/bin, manual and completions into PREFIX/share
 	@mkdir -p target/share/man
-	@if $(MAKE) --no-print-directory static; then cp target/$(STATIC_TARGET)/release/weave target/share/weave-binary; else \
+	@if $(MAKE) --no-print-directory static; then cp $(STATIC_BINARY) target/share/weave-binary; else \
 	  echo "NOTICE: no static binary can be built here (does the C library come with libc.a?); installing a dynamic one," \
 	    "which Docker cannot run as a container" >&2; \
 	  $(MAKE) --no-print-directory build && cp target/release/weave target/share/weave-binary; fi
@@ -120,11 +132,33 @@ install: ## the static binary into PREFIX/bin, manual and completions into PREFI
 	install -D -m 0644 target/share/_weave $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_weave
 	install -D -m 0644 target/share/weave.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/weave.fish
 
+# The folders of sources do not appear in the binary, which is the same wherever it is built. Nothing unwinds the stack of a program without
+# symbols that aborts when it panics.
 static: packages ## a static binary, target/<target>/release/weave
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
-	@file=target/$(STATIC_TARGET)/release/weave; \
+	options=$$(contrib/packages/remap-paths $(STATIC_TARGET)) && \
+	RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no $$options" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
+	@file=$(STATIC_BINARY); \
 	 if ldd $$file 2>/dev/null | grep -q '=>'; then echo "$$file is not static" >&2; exit 1; fi; \
 	 echo "$$file: $$(stat -c %s $$file) bytes, static"
+
+image: static ## an OCI image of the static binary, target/dist/weave-<version>-<target>.image.tar, for 'docker load' and 'podman load'
+	@mkdir -p $(DIST)
+	contrib/packages/image $(STATIC_BINARY) $(VERSION) $(DIST)/weave-$(VERSION)-$(STATIC_TARGET).image.tar
+
+deb: static ## a Debian package of the static binary, target/dist/weave_<version>_<architecture>.deb
+	@mkdir -p $(DIST)
+	contrib/packages/deb $(STATIC_BINARY) $(VERSION) $(DIST)
+
+sbom: ## what the binary is made of, target/dist/weave-<version>.cdx.json (needs cargo-cyclonedx)
+	@mkdir -p $(DIST)
+	contrib/packages/sbom $(STATIC_TARGET) $(DIST)/weave-$(VERSION).cdx.json
+
+release: ## binary, image, package, SBOM and their checksums, target/dist
+	rm -rf $(DIST)
+	$(MAKE) --no-print-directory image deb sbom
+	install -m 0755 $(STATIC_BINARY) $(DIST)/weave-$(VERSION)-$(STATIC_TARGET)
+	cd $(DIST) && sha256sum -- * > SHA256SUMS
+	@cat $(DIST)/SHA256SUMS
 
 # All at once keeps all processors busy.
 test-build:

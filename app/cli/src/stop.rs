@@ -96,7 +96,7 @@ impl<'a> Peer<'a> {
         }
         let mut found = !self.processes().is_empty();
         let mut kept = false;
-        match systemd::stop(&self.unit) {
+        match systemd::stop(&self.unit, &self.processes()) {
             Ok(running) => {
                 found |= running;
                 kept |= running;
@@ -496,6 +496,12 @@ pub(crate) fn reset(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         remove_empty(dir);
     }
     peer.plugin_directories().iter().chain(&cni_directories).for_each(|dir| remove_empty(dir));
+    if systemd::starts_other(&peer.unit) {
+        let unit = &peer.unit;
+        notice(format_args!(
+            "Notice: systemd starts {unit} at the next boot; 'systemctl disable {unit}' prevents it"
+        ));
+    }
     if failures.is_empty() { Ok(()) } else { Err(Failure::new(1, failures.join("\n"))) }
 }
 

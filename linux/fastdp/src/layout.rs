@@ -18,15 +18,15 @@ const VERSION: u32 = 1;
 pub(crate) const IDS: usize = ShortId::COUNT as usize;
 /// The loop over the neighbours of a broadcast has this bound.
 const MAX_BROADCAST: usize = MAX_KERNEL_NEIGHBOURS;
-const BROADCAST_POOL: usize = 65536;
+pub(crate) const BROADCAST_POOL: usize = 65536;
 /// No neighbour is left out of a broadcast.
 const NO_EXCEPTION: u16 = 0xffff;
 
-const HEADER: usize = 40;
-const PEER: usize = 12;
-const NEIGHBOUR: usize = 16;
-const NEIGHBOURS_AT: usize = HEADER + IDS * PEER;
-const BROADCAST_AT: usize = NEIGHBOURS_AT + IDS * NEIGHBOUR;
+pub(crate) const HEADER: usize = 40;
+pub(crate) const PEER: usize = 12;
+pub(crate) const NEIGHBOUR: usize = 16;
+pub(crate) const NEIGHBOURS_AT: usize = HEADER + IDS * PEER;
+pub(crate) const BROADCAST_AT: usize = NEIGHBOURS_AT + IDS * NEIGHBOUR;
 pub(crate) const TABLES_SIZE: usize = BROADCAST_AT + BROADCAST_POOL * 2;
 pub(crate) const MAC_ENTRY_SIZE: usize = 40;
 pub(crate) const COUNT_SIZE: usize = 16;

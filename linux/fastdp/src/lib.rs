@@ -53,6 +53,8 @@ mod decide_tests;
 #[cfg(test)]
 mod kernel_tests;
 #[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
 #[path = "../../datapath/src/namespace.rs"]
 mod namespace;
 #[cfg(test)]

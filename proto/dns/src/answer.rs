@@ -8,8 +8,8 @@ use domain::base::name::Name;
 use domain::base::record::Ttl;
 use domain::dep::octseq::OctetsBuilder;
 use domain::rdata::{A, Ptr};
-use rand::Rng;
 use rand::seq::SliceRandom;
+use rand_chacha::ChaCha12Rng;
 
 use crate::names::{HostName, Names, is_within};
 use crate::query::{HEADER_LEN, NameKey, NotAQuery, PLAIN_UDP_LIMIT, Query, Transport, start_message};
@@ -58,16 +58,16 @@ pub enum AnswerKind {
 
 /// Answers queries from the local names. Each thread has its own.
 #[derive(Debug)]
-pub struct Responder<R> {
+pub struct Responder {
     config: AnswerConfig,
-    rng: R,
+    rng: ChaCha12Rng,
     /// Kept to be allocated once.
     shuffled: Vec<Ipv4Addr>,
 }
 
-impl<R: Rng> Responder<R> {
+impl Responder {
     /// `rng` determines the order of addresses.
-    pub fn new(config: AnswerConfig, rng: R) -> Responder<R> {
+    pub fn new(config: AnswerConfig, rng: ChaCha12Rng) -> Responder {
         Responder { config, rng, shuffled: Vec::new() }
     }
 

@@ -54,6 +54,7 @@ mod names;
 mod nat;
 mod netavark;
 mod no_masq_local;
+mod packages;
 mod partition;
 mod password;
 mod password_attacks;

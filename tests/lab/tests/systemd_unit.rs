@@ -43,7 +43,7 @@ case $verb in
   stop) stop;;
   start|restart) [ -e $units/$unit ] || { echo "Unit $unit not found." >&2; exit 5; }; [ $verb = restart ] && stop; rm -f $run/$unit.stop; echo active > $run/$unit.state; keep < /dev/null > /dev/null 2>&1 & echo $! > $run/$unit.keeper; disown;;
   show) state=$(cat $run/$unit.state 2>/dev/null || echo inactive); sub=$state; [ $state = auto-restart ] && state=activating
-    case $props in ActiveState) echo $state;; *) printf 'ActiveState=%s\nSubState=%s\nResult=exit-code\n' $state $sub;; esac;;
+    case $props in ActiveState) echo $state;; MainPID) cat $run/$unit.pid;; *) printf 'ActiveState=%s\nSubState=%s\nResult=exit-code\n' $state $sub;; esac;;
   *) echo "systemctl: $verb?" >&2; exit 1;;
 esac
 "#;
@@ -190,8 +190,10 @@ fn shipped_unit_reads_peers_from_the_environment_file() {
     h1.wait("the peers added since", SHORT_TIMEOUT, || targets(h1) == ["192.0.2.3"]);
     claims(&["S-34"]);
 
+    step("stop stops the unit, which would start the daemon again");
+    weave(h1, &["stop"]).expect_ok();
+    assert_eq!(h1.sh("cat /run/systemd/units/weave.service.state").trim(), "inactive");
     step("launch does not touch a unit that it did not write");
-    systemctl(h1, "stop weave.service");
     let refused = weave(h1, &["launch", "--service=systemd"]);
     assert!(refused.code == Some(1) && refused.stderr.contains("was not written by"), "{refused}");
     weave(h1, &["launch"]).expect_ok();

@@ -12,8 +12,6 @@ use crate::{Failure, notice, proxy_options};
 /// Exists only while systemd runs (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 const UNITS: &str = "/etc/systemd/system";
-/// Units of packages.
-const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// A unit that systemd has not begun to start by then will not be started.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,15 +41,10 @@ fn booted() -> bool {
     Path::new(BOOTED).is_dir()
 }
 
-/// A unit file of that name that `launch` did not write.
+/// A unit file of the host's operator with that name. That of a package has less precedence than the one that `launch` writes.
 fn foreign(unit: &str) -> Option<PathBuf> {
-    let there = |dir: &str| Some(Path::new(dir).join(unit)).filter(|p| p.exists());
-    if ours(unit).is_none()
-        && let Some(path) = there(UNITS)
-    {
-        return Some(path);
-    }
-    PACKAGED.iter().find_map(|dir| there(dir))
+    let path = Path::new(UNITS).join(unit);
+    (path.exists() && ours(unit).is_none()).then_some(path)
 }
 
 /// Whether this process is part of the unit: an operator's unit of that name runs this command.
@@ -73,15 +66,28 @@ fn systemctl(args: &[&str]) -> Result<String, Failure> {
     Err(Failure::new(1, format_args!("systemctl {} failed: {reason}", args.join(" "))))
 }
 
-/// Stops the unit if `launch` wrote it; returns whether it was running.
-pub(crate) fn stop(unit: &str) -> Result<bool, Failure> {
-    if !booted() || ours(unit).is_none() {
+/// Stops the unit if `launch` wrote it, or if one of these processes is its main process, which systemd would start again. Returns whether
+/// it was running.
+pub(crate) fn stop(unit: &str, processes: &[i32]) -> Result<bool, Failure> {
+    if !booted() {
+        return Ok(false);
+    }
+    let is_main = || -> Result<bool, Failure> {
+        let pid = systemctl(&["show", "--property=MainPID", "--value", unit])?;
+        Ok(pid.trim().parse().is_ok_and(|pid| processes.contains(&pid)))
+    };
+    if ours(unit).is_none() && (processes.is_empty() || runs_inside(unit) || !is_main()?) {
         return Ok(false);
     }
     let state = systemctl(&["show", "--property=ActiveState", "--value", unit])?;
     // Also for one that is not active: it may be waiting for its next restart.
     systemctl(&["stop", unit])?;
     Ok(!matches!(state.trim(), "inactive" | "failed"))
+}
+
+/// Whether systemd starts a unit at boot that `launch` did not write.
+pub(crate) fn starts_other(unit: &str) -> bool {
+    booted() && ours(unit).is_none() && systemctl(&["is-enabled", unit]).is_ok()
 }
 
 /// Removes the unit if `launch` wrote it. Continues after failures.
@@ -172,7 +178,9 @@ impl<'a> Systemd<'a> {
         self.undo.directory(Path::new(UNITS), 0o755)?;
         self.undo.replace(&self.path, Some(text.as_bytes()), 0o644)?;
         systemctl(&["daemon-reload"])?;
-        systemctl(&[if self.request.restart { "enable" } else { "disable" }, &self.unit])?;
+        // A link to the unit of a package would be in the way.
+        let verb: &[&str] = if self.request.restart { &["enable", "--force"] } else { &["disable"] };
+        systemctl(&[verb, &[&self.unit]].concat())?;
         // Earlier failures count against the unit's start limit.
         let _ = systemctl(&["reset-failed", &self.unit]);
         self.started = Instant::now();
@@ -219,6 +227,10 @@ impl ServiceManager for Systemd<'_> {
         }
         drop(std::mem::take(&mut self.undo));
         let _ = systemctl(&["daemon-reload"]);
+        if self.enabled {
+            // It was the unit of a package, which is there again.
+            let _ = systemctl(&["enable", "--force", &self.unit]);
+        }
         let _ = systemctl(&["reset-failed", &self.unit]);
     }
 

@@ -92,7 +92,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn responder(&self) -> io::Result<Responder<ChaCha12Rng>> {
+    fn responder(&self) -> io::Result<Responder> {
         Ok(Responder::new(self.config.answer.clone(), ChaCha12Rng::from_seed(random_seed()?)))
     }
 

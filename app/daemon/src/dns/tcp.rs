@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use rand_chacha::ChaCha12Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -39,7 +38,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Everything that connections share.
 struct State {
     shared: Arc<Shared>,
-    responder: Mutex<Responder<ChaCha12Rng>>,
+    responder: Mutex<Responder>,
     connections: Mutex<BTreeMap<IpAddr, usize>>,
 }
 

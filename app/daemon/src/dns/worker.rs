@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rand_chacha::ChaCha12Rng;
 use weave_datapath::{Answer, ServerBuffers, ServerSocket};
 use weave_dns::{ErrorCode, Responder, Transport, Verdict, answer_with_error};
 
@@ -45,7 +44,7 @@ impl Drop for WorkerHandle {
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    responder: Responder<ChaCha12Rng>,
+    responder: Responder,
     socket: Arc<ServerSocket>,
     stop: Arc<AtomicBool>,
     buffers: ServerBuffers,

@@ -5,6 +5,8 @@ pub(crate) mod ipam_report;
 pub mod log;
 mod log_file;
 pub(crate) mod metrics;
+#[cfg(test)]
+mod monitoring_tests;
 pub(crate) mod printable;
 mod process_stats;
 pub(crate) mod report;

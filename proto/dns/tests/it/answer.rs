@@ -16,7 +16,7 @@ use weave_types::PeerName;
 
 use crate::support::{bytes, host_name, query, recorded_names, vectors};
 
-fn responder(seed: u64) -> Responder<ChaCha12Rng> {
+fn responder(seed: u64) -> Responder {
     let config = AnswerConfig { domain: host_name("weave.local"), ttl: 1 };
     Responder::new(config, ChaCha12Rng::seed_from_u64(seed))
 }
