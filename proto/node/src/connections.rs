@@ -43,7 +43,7 @@ const MAX_MTU: usize = 65535;
 pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
 
 /// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
-const LISTEN_INTERVAL: Duration = Duration::from_millis(4500);
+const LISTEN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The overlays of all prepared connections.
 pub(crate) struct Connections {

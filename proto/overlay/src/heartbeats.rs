@@ -11,11 +11,11 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// Interval of heartbeats of an established connection, and how many intervals of silence count.
 const INTERVAL: (Duration, u32) = (Duration::from_secs(10), 6);
+/// The same between peers of this version, which test the path: heartbeats only keep NAT entries.
+const TESTED_INTERVAL: (Duration, u32) = (Duration::from_secs(20), 6);
 /// The same for heartbeats of full size between peers of this version: nothing else shows that the path does not carry such packets any
 /// more.
-const FULL_SIZE_INTERVAL: (Duration, u32) = (Duration::from_secs(4), 3);
-/// Heartbeats of established connections are due at multiples of this time, so that they wake this peer once.
-const GRID: Duration = Duration::from_millis(500);
+const FULL_SIZE_INTERVAL: (Duration, u32) = (Duration::from_secs(5), 3);
 
 /// The intervals of the heartbeats of one connection by one overlay.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Heartbeats {
 
     /// Between peers of this version.
     pub(crate) fn quick() -> Heartbeats {
-        Heartbeats { retry: FIRST_RETRY_INTERVAL, ..Heartbeats::new() }
+        Heartbeats { interval: TESTED_INTERVAL, retry: FIRST_RETRY_INTERVAL, ..Heartbeats::new() }
     }
 
     /// Between peers of this version, if each heartbeat is as long as the longest packet.
@@ -54,11 +54,12 @@ impl Heartbeats {
         if self.settled { self.interval.0 } else { self.retry }
     }
 
-    /// When the heartbeat after one that is sent now is due.
+    /// When the heartbeat after one that is sent now is due. Those of established connections are due at multiples of their interval, so
+    /// that they wake this peer together, and a neighbour gets those of several overlays together.
     pub(crate) fn next(&mut self, now: Instant) -> Instant {
         let due = now + self.interval();
         self.retry = (self.retry * 2).min(RETRY_INTERVAL);
-        if self.settled { due.floor(GRID) } else { due }
+        if self.settled { due.floor(self.interval.0) } else { due }
     }
 
     /// How long after a heartbeat silence counts.

@@ -3,7 +3,7 @@
 //! ```text
 //!     | -- heartbeat of full size, repeated ------> |
 //!     | <-- control 0 (over TCP) ------------------ |   "your full-size packets arrive"
-//!   established: heartbeats every 10 s, or every 4 s between peers of this version
+//!   established: heartbeats every 10 s, or every 5 s between peers of this version
 //! ```
 //!
 //! Both ends do this independently. Silence makes the path unhealthy: another overlay carries the frames, and the heartbeats go on.
@@ -137,7 +137,7 @@ impl FastdpControl {
         }
     }
 
-    /// Exchanges heartbeats every 4 s once established, and tests the path while it carries data, and when
+    /// Exchanges heartbeats every 5 s once established, and tests the path while it carries data, and when
     /// [`listen`](FastdpControl::listen) finds it silent. The neighbour must do the same; its programs must answer probes.
     pub fn with_liveness(self) -> FastdpControl {
         FastdpControl { tests_liveness: true, heartbeats: Heartbeats::of_full_size(), ..self }

@@ -6,7 +6,7 @@
 //!     | <------------------------- heartbeat -- |
 //!     | <---- control 1 (over TCP) ------------ |   "your heartbeats arrive"
 //!     | ----- control 1 ----------------------> |
-//!   established                            established     from now on heartbeats every 10 s
+//!   established                            established     from now on heartbeats every 10 s, or 20 s
 //!     | -- fragmentation test (60001, non-DF) > | -- control 2 -->
 //!     | -- initial probe, MTU tests (DF) -----> | -- control 3 -->      and the same the other way
 //! ```

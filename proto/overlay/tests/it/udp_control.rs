@@ -270,14 +270,14 @@ fn data_keeps_a_connection_without_heartbeats() {
     pair.confirm();
     pair.run(secs(10));
     pair.loss = 100;
-    for _ in 0..100 {
+    for _ in 0..150 {
         for end in &pair.ends {
             end.control.session().traffic().note_received(true);
         }
         pair.run(secs(1));
         assert_eq!(pair.ends.each_ref().map(|end| end.failed.clone()), [None, None]);
     }
-    pair.run(secs(12));
+    pair.run(secs(25));
     assert!(pair.ends.iter().all(|end| end.failed.is_some()));
 }
 

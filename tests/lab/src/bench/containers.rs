@@ -1,4 +1,4 @@
-//! Containers of Docker that start and end: with the network by our proxy and by our OCI runtime, and without it.
+//! Containers that start and end: with our network by each way, and with the own network of Docker and Podman only.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -24,9 +24,22 @@ pub(super) enum Way {
     Plain,
     Proxy,
     OciRuntime,
+    /// A network of Docker by our plugin, in place of Docker's own.
+    Plugin,
+    /// Podman's own network only.
+    PlainPodman,
+    /// Our network by CNI, in place of Podman's own.
+    Cni,
 }
 
-pub(super) const WAYS: [Way; 3] = [Way::Plain, Way::Proxy, Way::OciRuntime];
+/// Those of Docker, the one for comparison first.
+pub(super) const OF_DOCKER: [Way; 4] = [Way::Plain, Way::Proxy, Way::OciRuntime, Way::Plugin];
+/// Those of Podman.
+pub(super) const OF_PODMAN: [Way; 2] = [Way::PlainPodman, Way::Cni];
+
+const PODMAN: &str =
+    "podman --cgroup-manager cgroupfs --runtime runc --storage-driver vfs --events-backend file";
+const ROOT: &str = "/var/lib/bench-root";
 
 impl Way {
     pub(super) fn name(self) -> &'static str {
@@ -34,17 +47,29 @@ impl Way {
             Way::Plain => "plain Docker",
             Way::Proxy => "the proxy",
             Way::OciRuntime => "the OCI runtime",
+            Way::Plugin => "the network plugin",
+            Way::PlainPodman => "plain Podman",
+            Way::Cni => "CNI",
         }
     }
 
     /// The command that runs a container to its end.
     fn command(self) -> String {
-        let (endpoint, options) = match self {
-            Way::Plain => (DOCKER, ""),
-            Way::Proxy => (PROXY, ""),
-            Way::OciRuntime => (DOCKER, "--runtime weave"),
+        let docker =
+            |endpoint, options| format!("docker --host {endpoint} run --rm {options} {IMAGE} sh -c :");
+        let podman = |network| {
+            format!(
+                "{PODMAN} run --rm --cgroups disabled --network {network} --rootfs {ROOT} /bin/busybox true"
+            )
         };
-        format!("docker --host {endpoint} run --rm {options} {IMAGE} sh -c :")
+        match self {
+            Way::Plain => docker(DOCKER, ""),
+            Way::Proxy => docker(PROXY, ""),
+            Way::OciRuntime => docker(DOCKER, "--runtime weave"),
+            Way::Plugin => docker(DOCKER, "--network weave"),
+            Way::PlainPodman => podman("podman"),
+            Way::Cni => podman("weave"),
+        }
     }
 }
 
@@ -59,6 +84,15 @@ pub(super) fn with_docker<T>(weave: &Path, measure: impl FnOnce(&Lab) -> Result<
     measure(&lab).map(Some)
 }
 
+/// Whether Podman is installed, uses CNI, and has a root for containers.
+pub(super) fn has_podman(lab: &Lab) -> bool {
+    let host = lab.host("h1");
+    let backend = format!("{PODMAN} info --format '{{{{.Host.NetworkBackend}}}}'");
+    let root = format!("mkdir -p {ROOT}/bin; cp $(command -v busybox) {ROOT}/bin");
+    host.command(&["sh", "-ec", &root]).success()
+        && host.command(&["sh", "-c", &backend]).stdout.trim() == "cni"
+}
+
 /// Seconds for a container from the start of the client to its end.
 pub(super) fn run(lab: &Lab, way: Way) -> Result<f64> {
     Ok(time(lab, &way.command(), CONTAINERS)? / f64::from(CONTAINERS))
@@ -69,7 +103,7 @@ pub(super) fn list(lab: &Lab, way: Way) -> Result<f64> {
     let endpoint = match way {
         Way::Plain => DOCKER,
         Way::Proxy => PROXY,
-        Way::OciRuntime => bail!("lists do not depend on the runtime"),
+        _ => bail!("lists do not depend on the network"),
     };
     Ok(time(lab, &format!("docker --host {endpoint} ps > /dev/null"), LISTS)? / f64::from(LISTS))
 }

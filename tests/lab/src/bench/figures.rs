@@ -182,7 +182,7 @@ impl Report {
         );
         let _ = writeln!(
             text,
-            "medians of {} interleaved rounds of {} s; a ratio is to kernel VXLAN (DNS: to Knot DNS; containers: to plain Docker) in the same round (least to most)",
+            "medians of {} interleaved rounds of {} s; a ratio is to kernel VXLAN (DNS: to Knot DNS; containers: to the own network of the engine) in the same round (least to most)",
             self.runs, self.seconds
         );
         if self.profile != "release" {

@@ -61,7 +61,8 @@ enum What {
     Rr,
     /// Answers to DNS queries for local names, compared with Knot DNS and dnsmasq.
     Dns,
-    /// Docker containers that start and end, attached by the proxy and by the OCI runtime, compared with plain Docker.
+    /// Containers that start and end: of Docker by proxy, OCI runtime and network plugin, of Podman by CNI, compared with the engines' own
+    /// networks.
     Containers,
     /// Allocation of an address over HTTP, compared with a read of the status page on the same connection.
     Allocate,
@@ -239,12 +240,17 @@ fn dns_figures(args: &BenchArgs, weave: &std::path::Path, threads: usize) -> Res
 
 /// Time of containers and of lists, in interleaved rounds, with ratios to plain Docker.
 fn container_figures(args: &BenchArgs, lab: &crate::Lab) -> Result<Vec<Figure>> {
-    use containers::{WAYS, Way};
-    let mut runs = WAYS.map(|way| (way, Vec::new()));
+    use containers::{OF_DOCKER, OF_PODMAN, Way};
+    let mut runs = OF_DOCKER.map(|way| (way, Vec::new()));
+    let mut podman = OF_PODMAN.map(|way| (way, Vec::new()));
+    let has_podman = containers::has_podman(lab);
+    if !has_podman {
+        print_progress("Podman with CNI is not installed: it is left out");
+    }
     let mut lists = [Way::Plain, Way::Proxy].map(|way| (way, Vec::new()));
     for round in 1..=args.runs {
         print_progress(&format!("containers, round {round} of {}", args.runs));
-        for (way, times) in &mut runs {
+        for (way, times) in runs.iter_mut().chain(podman.iter_mut().filter(|_| has_podman)) {
             times.push(containers::run(lab, *way)?);
         }
         for (way, times) in &mut lists {
@@ -255,14 +261,18 @@ fn container_figures(args: &BenchArgs, lab: &crate::Lab) -> Result<Vec<Figure>> 
         let plain = &times[0].1;
         let figure = |(way, times): &(Way, Vec<f64>)| {
             let figure = Figure::new(&format!("{what}, {}", way.name()), Unit::Seconds, times.clone());
-            if *way == Way::Plain {
+            if [Way::Plain, Way::PlainPodman].contains(way) {
                 return figure;
             }
             figure.ratios(times.iter().zip(plain).map(|(time, plain)| time / plain).collect())
         };
         times.iter().map(figure).collect()
     };
-    Ok([figures("docker run --rm", &runs), figures("docker ps", &lists)].concat())
+    let mut all = [figures("docker run --rm", &runs), figures("docker ps", &lists)].concat();
+    if has_podman {
+        all.extend(figures("podman run --rm", &podman));
+    }
+    Ok(all)
 }
 
 fn print_progress(text: &str) {

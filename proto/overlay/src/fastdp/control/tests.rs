@@ -154,10 +154,10 @@ fn a_path_that_carries_no_full_size_packets_is_not_established() {
     // The same after the establishment: small packets pass, full-size ones do not.
     pair.log.clear();
     pair.passes = [1000; 2];
-    pair.run(Duration::from_secs(13), false);
+    pair.run(Duration::from_secs(16), false);
     assert_eq!(pair.health(), [(0, false), (1, false)]);
     pair.passes = [usize::MAX; 2];
-    pair.run(Duration::from_secs(3), false);
+    pair.run(Duration::from_secs(6), false);
     assert_eq!(pair.health(), [(0, true), (1, true)]);
 }
 
@@ -195,7 +195,7 @@ fn the_kernel_answers_for_a_daemon_that_does_not_run() {
 #[test]
 fn silence_without_data_is_noticed_by_heartbeats_only_and_a_late_timeout_does_not_count() {
     let mut pair = Pair::new();
-    pair.run(Duration::from_secs(3), false);
+    pair.run(Duration::from_secs(6), false);
     pair.passes = [0; 2];
     pair.run(Duration::from_secs(8), false);
     assert_eq!(pair.health(), []);
@@ -205,7 +205,7 @@ fn silence_without_data_is_noticed_by_heartbeats_only_and_a_late_timeout_does_no
     pair.run(Duration::from_secs(5), false);
     assert_eq!(pair.health(), []);
     pair.passes = [0; 2];
-    pair.run(Duration::from_secs(13), false);
+    pair.run(Duration::from_secs(16), false);
     assert_eq!(pair.health(), [(0, false), (1, false)]);
 }
 
