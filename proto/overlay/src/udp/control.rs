@@ -379,7 +379,11 @@ impl UdpControl {
             match action {
                 Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
                 Action::KeepAlive => self.send_liveness(LivenessKind::KeepAlive, 0),
-                Action::Down => self.push(Output::PathDown),
+                Action::Down => {
+                    self.push(Output::PathDown);
+                    // The neighbour may know an address that a NAT has changed.
+                    self.send_heartbeat(now);
+                }
                 Action::Up => {
                     self.push(Output::PathUp);
                     self.pmtu.verify(now);

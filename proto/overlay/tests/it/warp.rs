@@ -479,7 +479,7 @@ fn keys_change_with_time_and_the_path_is_found() {
     // 1500 bytes less outer headers 28, header 16, tag 16, record 14 and Ethernet header 14.
     let mtu = pair.ends.each_ref().map(|end| end.path_control().unwrap().known_mtu());
     assert_eq!(mtu, [Some(1412); 2]);
-    pair.run(Duration::from_secs(125));
+    pair.run(Duration::from_secs(140));
     assert_eq!(pair.epochs(), [1; 2]);
     pair.run(Duration::from_secs(480));
     assert!(pair.epochs().iter().all(|epoch| (4..=5).contains(epoch)), "{:?}", pair.epochs());
