@@ -59,7 +59,7 @@ impl Way {
             |endpoint, options| format!("docker --host {endpoint} run --rm {options} {IMAGE} sh -c :");
         let podman = |network| {
             format!(
-                "{PODMAN} run --rm --cgroups disabled --network {network} --rootfs {ROOT} /bin/busybox true"
+                "{PODMAN} run --rm --cgroup-parent /weave-bench --network {network} --rootfs {ROOT} /bin/busybox true"
             )
         };
         match self {
@@ -81,7 +81,10 @@ pub(super) fn with_docker<T>(weave: &Path, measure: impl FnOnce(&Lab) -> Result<
     docker.import_image(IMAGE);
     succeed(peer::weave(host, weave, &["launch", "--no-restart", "--proxy"]))?;
     succeed(peer::weave(host, weave, &["setup-docker", "--config-file", Dockerd::CONFIG_FILE]))?;
-    measure(&lab).map(Some)
+    let measured = measure(&lab);
+    // All hosts share the control groups; Podman leaves these.
+    host.command(&["sh", "-c", "find /sys/fs/cgroup -depth -type d -path '*/weave-bench*' -exec rmdir {} +"]);
+    measured.map(Some)
 }
 
 /// Whether Podman is installed, uses CNI, and has a root for containers.
