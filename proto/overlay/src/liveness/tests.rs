@@ -326,3 +326,21 @@ fn a_silent_path_without_data_is_tested() {
     let _ = liveness.handle_tick(counts, &slowness, silent + TICK * 10);
     assert_eq!(liveness.heard_at(), silent + TICK * 10, "anything that arrives counts, an answer or not");
 }
+
+/// What has arrived before a late tick may still wait for this machine.
+#[test]
+fn a_late_tick_begins_the_test_again() {
+    let (counts, mut slowness) = (TrafficCounts::default(), Slowness::default());
+    let mut liveness = Liveness::new(Instant::ORIGIN);
+    liveness.wake(counts, Instant::ORIGIN);
+    let is_down = |liveness: &mut Liveness, slowness: &mut Slowness, n: u32| {
+        let now = Instant::ORIGIN + TICK * n;
+        // The third tick is late.
+        let due = if n == 3 { Instant::ORIGIN + TICK * 2 } else { now };
+        slowness.handle_tick(due, now);
+        liveness.handle_tick(counts, slowness, now).any(|action| action == Action::Down)
+    };
+    let down = (1..40).find(|n| is_down(&mut liveness, &mut slowness, *n)).expect("it fails");
+    // Twice the usual time, because this machine is slow.
+    assert_eq!(TICK * (down - 3), (TICK * 4 + ANSWER_TIMEOUT * 2).max(TICK * 6));
+}
