@@ -168,7 +168,9 @@ pub(crate) fn overlaps(cidrs: &[Cidr], bridge: &str) -> Result<Vec<String>, Fail
 }
 
 pub(crate) fn overlap(cidr: &Cidr, routes: &[Cidr]) -> Option<String> {
-    let hit = |r: &&Cidr| r.contains(cidr.network().addr()) || cidr.contains(r.network().addr());
     let what = if *cidr == cidr.network() { "Network" } else { "Address" };
-    routes.iter().find(hit).map(|r| format!("{what} {cidr} overlaps with existing route {r} on host"))
+    routes
+        .iter()
+        .find(|r| r.overlaps(*cidr))
+        .map(|r| format!("{what} {cidr} overlaps with existing route {r} on host"))
 }

@@ -14,8 +14,8 @@ use weave_types::Cidr;
 use crate::args::{self, Parsed};
 use crate::env::Env;
 use crate::{
-    Failure, addresses, cni, docker_bridge, host_client, hosts_file, launch_options, notice, print, ps,
-    require_root,
+    Failure, addresses, cni, container, docker_bridge, host_client, hosts_file, launch_options, notice,
+    print, ps, require_root,
 };
 
 /// One command of the helper.
@@ -152,15 +152,12 @@ fn netcheck(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {
     let ignored = |index: Option<u32>| {
         links.iter().any(|l| Some(l.index) == index && parsed.rest[1..].contains(&l.name))
     };
-    for route in netlink.routes()?.iter().filter(|r| !r.is_default() && !ignored(r.index)) {
-        let other = route.destination;
-        if other.contains(cidr.network().addr()) || cidr.contains(other.network().addr()) {
-            let what = if cidr == cidr.network() { "Network" } else { "Address" };
-            let why = format_args!("{what} {cidr} overlaps with existing route {other} on host").to_string();
-            return Err(Failure::new(1, why));
-        }
+    let routes = netlink.routes()?;
+    let others = routes.iter().filter(|r| !r.is_default() && !ignored(r.index)).map(|r| r.destination);
+    match container::overlap(&cidr, &others.collect::<Vec<_>>()) {
+        Some(why) => Err(Failure::new(1, why)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn detect_bridge_type(parsed: &Parsed, _: &dyn Env) -> Result<(), Failure> {

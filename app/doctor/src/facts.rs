@@ -80,9 +80,9 @@ pub enum Daemon {
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Device {
-    /// Its name.
+    /// Name in the namespace of this process.
     pub name: String,
-    /// Its MTU.
+    /// MTU in bytes.
     pub mtu: u32,
     /// The UDP port of a VXLAN device.
     pub vxlan_port: Option<u16>,
@@ -104,9 +104,9 @@ pub struct RouteFact {
 /// An interface that leads to other hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnderlayDevice {
-    /// Its name.
+    /// Name in the namespace of this process.
     pub name: String,
-    /// Its MTU.
+    /// MTU in bytes.
     pub mtu: u32,
 }
 

@@ -2,7 +2,7 @@
 /*
  * The kernel path of fastdp (docs/spec/data-plane.md, Appendix A): `uplink` decides about frames from the local bridge, `tunnel` about
  * frames from peers. Their decisions equal `weave_switch::local_frame` and `weave_switch::peer_frame`, which `test` is compared with.
- * `port` passes frames of containers by the bridge where bridge and `uplink` would do with them what they did before.
+ * `port` lets frames of containers bypass the bridge where bridge and `uplink` would do with them what they did before.
  *
  * `make bpf` compiles it; the object is committed. The structures are those of ../src/layout.rs.
  */

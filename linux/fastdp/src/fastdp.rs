@@ -307,7 +307,7 @@ impl Fastdp {
         self.adopted
     }
 
-    /// The shortcut past the bridge, which no port has yet, or still that of an earlier process.
+    /// The shortcut by which frames of containers bypass the bridge. No port has it yet, or still that of an earlier process.
     pub fn shortcuts(&self) -> Shortcuts {
         Shortcuts::new(self.port_program.clone(), self.maps.own.ports.clone())
     }

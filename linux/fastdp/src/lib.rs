@@ -14,7 +14,7 @@
 //! * [`Fastdp`] loads the programs, makes and removes devices, publishes tables and reads what the programs know;
 //! * [`check_kernel`] finds out whether this kernel has what they need;
 //! * [`EventReader`] receives their events: MACs, conflicts, control frames, traffic;
-//! * [`Shortcuts`] lets frames of containers pass by the bridge.
+//! * [`Shortcuts`] lets frames of containers bypass the bridge.
 //!
 //! The programs (`bpf/fastdp.bpf.c`) decide as [`weave_switch::local_frame`] and [`weave_switch::peer_frame`] do, and learn MACs by
 //! themselves, so that the answer to the first frame is not flooded; [`MacTable`](weave_switch::MacTable) has the last word. Programs, maps and devices outlive the

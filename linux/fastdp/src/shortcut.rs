@@ -1,4 +1,4 @@
-//! The shortcut past the bridge: the program `port` at the ingress of the bridge's ports.
+//! The shortcut by which frames of containers bypass the bridge: the program `port` at the ingress of the bridge's ports.
 //!
 //! ```text
 //!   container == port [port] --+--> vxlan-6784 --> neighbours

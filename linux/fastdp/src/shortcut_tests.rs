@@ -1,4 +1,4 @@
-//! Tests of the shortcut past the bridge, with the real kernel.
+//! Tests of the shortcut, with the real kernel.
 
 use weave_host::Netlink;
 
@@ -49,7 +49,7 @@ fn warm_up(from: &Container, to: &str) {
 }
 
 #[test]
-fn frames_of_containers_pass_by_the_bridge() {
+fn frames_of_containers_bypass_the_bridge() {
     let Some(wire) = Wire::new() else { return };
     let hosts = [Host::new(&wire, 1), Host::new(&wire, 2)];
     let (a, b) = (hosts[0].container(11), hosts[1].container(12));
@@ -66,7 +66,7 @@ fn frames_of_containers_pass_by_the_bridge() {
     let (before, sent) = (uplinks(), peers[0].count(Counter::Unicast));
     assert_eq!(a.ping("10.32.0.12", 20, "-s 1348 -M do"), 20);
     assert_eq!(b.ping("10.32.0.11", 20, ""), 20);
-    assert_eq!(uplinks(), before, "no frame has passed the bridge");
+    assert_eq!(uplinks(), before, "no frame has left the bridge");
     assert!(peers[0].count(Counter::Unicast) >= sent + 40, "they are counted");
     let active = |peer: &Peer<'_>, n| peer.fastdp.activity().unwrap().iter().any(|e| e.mac == mac(n));
     assert!(active(&peers[0], 11) && active(&peers[1], 11));
@@ -78,12 +78,12 @@ fn frames_of_containers_pass_by_the_bridge() {
     assert!(out.contains("\"bytes\":\t209715200") || out.contains("sum_received"), "{out}");
     assert!(
         packets(&hosts[0], "vethwe-bridge", "tx") < before[0] + 200,
-        "most of it has passed by the bridge"
+        "most of it has bypassed the bridge"
     );
 }
 
 #[test]
-fn containers_of_one_host_reach_each_other_by_the_bridge_or_past_it() {
+fn containers_of_one_host_reach_each_other_with_and_without_a_shortcut() {
     let Some(wire) = Wire::new() else { return };
     let host = Host::new(&wire, 1);
     let (a, b) = (host.container(11), host.container(12));
@@ -101,7 +101,11 @@ fn containers_of_one_host_reach_each_other_by_the_bridge_or_past_it() {
     warm_up(&a, "10.32.0.12");
     let before = [packets(&host, "c11", "tx"), packets(&host, "c12", "tx")];
     assert_eq!(a.ping("10.32.0.12", 20, ""), 20);
-    assert_eq!([packets(&host, "c11", "tx"), packets(&host, "c12", "tx")], before, "not by the bridge");
+    assert_eq!(
+        [packets(&host, "c11", "tx"), packets(&host, "c12", "tx")],
+        before,
+        "the bridge has sent nothing"
+    );
 
     // The container's interface is made again with the same address: it is reached without having sent anything.
     host.sh("ip link del c12");
@@ -111,7 +115,7 @@ fn containers_of_one_host_reach_each_other_by_the_bridge_or_past_it() {
     assert_eq!(a.ping("10.32.0.12", 5, ""), 5);
     assert_eq!(b.ping("10.32.0.11", 5, ""), 5);
 
-    // A port without a shortcut, as with a limit of its rate, gets its frames by the bridge at once.
+    // A port without a shortcut, as with a limit of its rate, gets its frames from the bridge at once.
     host.sh("tc qdisc add dev c12 root tbf rate 1gbit burst 100k latency 10ms");
     assert_eq!(set(&host, &mut shortcuts), 1);
     assert_eq!((programs(&host, "c12"), programs(&host, "c11").len()), (vec![], 1));
@@ -121,7 +125,7 @@ fn containers_of_one_host_reach_each_other_by_the_bridge_or_past_it() {
 }
 
 #[test]
-fn what_the_program_does_not_know_passes_the_bridge() {
+fn what_the_program_does_not_know_is_for_the_bridge() {
     let Some(wire) = Wire::new() else { return };
     let hosts = [Host::new(&wire, 1), Host::new(&wire, 2)];
     let (a, _b) = (hosts[0].container(11), hosts[1].container(12));

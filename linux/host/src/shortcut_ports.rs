@@ -1,4 +1,4 @@
-//! Which frames of containers may pass by the bridge: those that nothing on this host but the bridge wants to see.
+//! Which frames of containers may bypass the bridge: those that nothing else on this host wants to see.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ const TCMSG: usize = 20;
 /// The ports of containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShortcutPorts {
-    /// Frames may pass by the bridge at these.
+    /// Frames may bypass the bridge at these.
     pub with: Vec<Link>,
     /// Here they may not; and devices that are no port of any bridge, which may have been one.
     pub without: Vec<Link>,

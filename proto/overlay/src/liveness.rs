@@ -200,6 +200,9 @@ impl Liveness {
         if self.state == State::Asleep {
             self.state = State::Watching;
             self.is_idle = false;
+            if counts.heard != self.counts.heard {
+                self.heard_at = now;
+            }
             self.counts = counts;
             self.data_at = now;
         }
@@ -246,7 +249,7 @@ impl Liveness {
         }
         let sample = now.saturating_since(self.probed_at) + TICK * ticks;
         self.round_trip = sample.max(self.round_trip * 7 / 8);
-        if let State::Down { works_since, answered_at, silent_from, .. } = &mut self.state {
+        if let State::Down { works_since, answered_at, silent_from } = &mut self.state {
             works_since.get_or_insert(now);
             (*answered_at, *silent_from) = (now, now);
         }

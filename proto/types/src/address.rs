@@ -95,6 +95,11 @@ impl Cidr {
             .is_some_and(|c| c.network() == self.network() && ip.is_ipv4() == self.addr.is_ipv4())
     }
 
+    /// Whether the networks have addresses in common.
+    pub fn overlaps(&self, other: Cidr) -> bool {
+        self.contains(other.network().addr()) || other.contains(self.network().addr())
+    }
+
     /// The directed broadcast address of an IPv4 network; `None` for /31, /32 and IPv6.
     pub fn broadcast(&self) -> Option<Ipv4Addr> {
         match self.addr {

@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | `Devices` | bridge and uplink: Ethernet address, MTU, state, master, flags of the port, settings, ingress filter | restored |
 //! | `Ports` | ports of containers: master, state, MTU | restored; one on another bridge is reported |
-//! | `Shortcuts` | which ports have the shortcut past the bridge | changed; logged why none has it |
+//! | `Shortcuts` | at which ports frames bypass the bridge | changed; logged why none has it |
 //! | `Exposed` | exposed addresses | restored |
 //! | `Forwarding` | IP forwarding of the host and of the bridge, while addresses are exposed | restored |
 //! | `Rules` | firewall rules | restored |
@@ -36,7 +36,7 @@ use crate::storage::StoreError;
 
 /// Interval between checks of firewall and devices; a flushed rule is back within it.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(2);
-/// Interval between checks which ports may have the shortcut past the bridge, while there are the same ports.
+/// Interval between checks at which ports frames may bypass the bridge, while there are the same ports.
 const SHORTCUTS_INTERVAL: Duration = Duration::from_secs(10);
 /// Interval between searches for obstacles while rules change, which run a program that may print much.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(4);
@@ -591,7 +591,7 @@ impl HostReconciler {
         self.problems.set(Check::Ports, problems);
     }
 
-    /// Lets frames of containers pass by the bridge at the ports where nothing else wants to see them.
+    /// Lets frames of containers bypass the bridge at the ports where nothing else wants to see them.
     fn reconcile_shortcuts(&mut self) {
         let Some(shortcuts) = &mut self.shortcuts else { return };
         if let Some((ports, at)) = &self.shortcuts_checked
@@ -607,19 +607,17 @@ impl HostReconciler {
         let problem = match result {
             Ok(why) => {
                 if let Some(why) = why.as_ref().filter(|why| self.no_shortcuts.as_ref() != Some(why)) {
-                    tracing::info!("frames of containers pass the bridge, not the shortcut: {why}");
+                    tracing::info!("frames of containers do not bypass the bridge: {why}");
                 }
                 self.no_shortcuts = why;
                 None
             }
             Err(error @ weave_fastdp::Error::Unsupported { .. }) => {
-                tracing::info!("frames of containers pass the bridge, not the shortcut: {error}");
+                tracing::info!("frames of containers do not bypass the bridge: {error}");
                 self.shortcuts = None;
                 None
             }
-            Err(error) => {
-                Some(format!("cannot change which ports have the shortcut past the bridge: {error}"))
-            }
+            Err(error) => Some(format!("cannot change at which ports frames bypass the bridge: {error}")),
         };
         self.problems.set(Check::Shortcuts, problem.into_iter().collect());
     }

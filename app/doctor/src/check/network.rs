@@ -97,7 +97,7 @@ fn underlay_mtu(facts: &Facts) -> Option<Finding> {
 
 fn range(facts: &Facts) -> Option<Finding> {
     let range = facts.range?;
-    let hit = facts.routes.iter().find(|route| overlap(route.destination, range))?;
+    let hit = facts.routes.iter().find(|route| route.destination.overlaps(range))?;
     let device = hit.device.as_ref().map(|name| format!(" to {name}")).unwrap_or_default();
     let problem = format!(
         "this host routes {}{device}, which is part of the address range {range} of containers or contains it",
@@ -107,7 +107,7 @@ fn range(facts: &Facts) -> Option<Finding> {
     let free = RANGES
         .iter()
         .filter_map(|text| text.parse().ok())
-        .find(|candidate: &Cidr| !facts.routes.iter().any(|route| overlap(route.destination, *candidate)));
+        .find(|candidate: &Cidr| !facts.routes.iter().any(|route| route.destination.overlaps(*candidate)));
     let free = free.map_or("<another range>".to_owned(), |range| range.to_string());
     Some(match facts.daemon {
         Daemon::Stopped => {
@@ -123,10 +123,6 @@ fn range(facts: &Facts) -> Option<Finding> {
             Finding::new(Warning, "range", problem, effect, remedy)
         }
     })
-}
-
-fn overlap(a: Cidr, b: Cidr) -> bool {
-    a.contains(b.network().addr()) || b.contains(a.network().addr())
 }
 
 fn firewall(facts: &Facts, findings: &mut Vec<Finding>) {

@@ -113,7 +113,7 @@ fn forwarding_is_switched_on_again() {
 }
 
 #[test]
-fn frames_pass_the_bridge_where_something_wants_to_see_them() {
+fn frames_do_not_bypass_the_bridge_where_something_wants_to_see_them() {
     host(|| {
         launch();
         sh("for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 > $f; done");

@@ -344,3 +344,11 @@ fn a_late_tick_begins_the_test_again() {
     // Twice the usual time, because this machine is slow.
     assert_eq!(TICK * (down - 3), (TICK * 4 + ANSWER_TIMEOUT * 2).max(TICK * 6));
 }
+
+#[test]
+fn what_has_arrived_before_data_moves_is_noticed() {
+    let mut liveness = Liveness::new(Instant::ORIGIN);
+    let later = Instant::ORIGIN + Duration::from_secs(9);
+    liveness.wake(TrafficCounts { heard: 1, ..TrafficCounts::default() }, later);
+    assert_eq!(liveness.heard_at(), later);
+}

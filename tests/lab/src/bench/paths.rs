@@ -22,9 +22,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) enum Kind {
     /// A bridge and a static VXLAN device of the kernel.
     Vxlan,
-    /// Weave, by the kernel; frames of containers pass the bridge.
+    /// Weave, by the kernel; frames of containers do not bypass the bridge.
     Fastdp,
-    /// Weave, by the kernel, past the bridge.
+    /// Weave, by the kernel, with the shortcut.
     Shortcut,
     /// Weave, by sleeve.
     Plain,
@@ -39,7 +39,7 @@ impl fmt::Display for Kind {
         f.pad(match self {
             Kind::Vxlan => "kernel VXLAN",
             Kind::Fastdp => "fastdp",
-            Kind::Shortcut => "fastdp past the bridge",
+            Kind::Shortcut => "fastdp, bridge bypassed",
             Kind::Plain => "sleeve plain",
             Kind::Encrypted => "sleeve encrypted",
             Kind::Warp => "warp",
@@ -85,7 +85,7 @@ impl Path {
         match kind {
             Kind::Vxlan => vxlan(&lab, &containers),
             Kind::Fastdp => {
-                // A table for bridges keeps frames of containers from passing by the bridge.
+                // A table for bridges keeps frames of containers from bypassing the bridge.
                 lab.hosts().iter().for_each(|host| drop(host.sh("nft add table bridge filter")));
                 mesh(&lab, &containers, "fastdp", &[], weave)?;
             }
