@@ -75,8 +75,7 @@ impl Mesh {
                     decode_update(update).map_err(|e| ConnectionError::ProtocolViolation(e.to_string()))?;
                 for record in update.records {
                     if record.name == self.config.name && record.uid != self.config.uid {
-                        let listed = record.connections.iter().map(topology::peer_connection).collect();
-                        self.adopt_connections(listed, now);
+                        self.adopt_connections(record.connections.clone(), now);
                         // Our version must be higher than that of the former record.
                         let max_version = topology::max_version(now.wall);
                         self.topology.merge(vec![record], max_version, &mut self.rng);
@@ -278,7 +277,7 @@ impl Mesh {
             return;
         };
         let mut former = topology::record(peer, known);
-        former.connections.retain(|c| self.topology.is_established(c.name, peer) && c.established);
+        former.connections.retain(|c| self.topology.is_established(c.peer, peer) && c.established);
         let message = [&[TAG, FORMER_CONNECTIONS][..], &encode_update(&[former])].concat();
         self.send(conn, &message, now);
     }

@@ -5,8 +5,9 @@ use rand_chacha::ChaCha12Rng;
 use serde_json::Value;
 use weave_types::{PeerName, PeerUid, ShortId};
 
+use crate::peers::{GossipAddress, PeerConnection};
 use crate::topology::{OwnPeer, Topology};
-use crate::update::{ConnectionRecord, PeerRecord};
+use crate::update::PeerRecord;
 
 /// A file of `tests/vectors/mesh`.
 pub(crate) fn vector(file: &str) -> Value {
@@ -48,10 +49,11 @@ pub(crate) fn topology(own: PeerName) -> Topology {
     })
 }
 
-pub(crate) fn record(name: PeerName, connections: Vec<ConnectionRecord>) -> PeerRecord {
-    PeerRecord { name, nickname: String::new(), uid: PeerUid(1), version: 1, short_id: None, connections }
+pub(crate) fn record(name: PeerName, connections: Vec<PeerConnection>) -> PeerRecord {
+    PeerRecord { name, nickname: "".into(), uid: PeerUid(1), version: 1, short_id: None, connections }
 }
 
-pub(crate) fn connection(name: PeerName, established: bool) -> ConnectionRecord {
-    ConnectionRecord { name, remote_tcp_addr: "10.0.0.1:6783".into(), outbound: true, established }
+pub(crate) fn connection(name: PeerName, established: bool) -> PeerConnection {
+    let address = GossipAddress::from_text("10.0.0.1:6783");
+    PeerConnection { peer: name, address, outbound: true, established }
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use rand::Rng;
 use weave_types::{PeerName, PeerUid, ShortId};
 
-use crate::peers::{GossipAddress, Peer, PeerConnection, PeerLabel};
+use crate::peers::{Peer, PeerConnection, PeerLabel};
 use crate::short_ids::ShortIds;
-use crate::update::{ConnectionRecord, PeerRecord};
+use crate::update::PeerRecord;
 
 /// The records of all known peers, including our own, and the rules for merging updates (docs/spec/mesh.md 8).
 ///
@@ -250,7 +250,7 @@ impl Topology {
             merged.named.insert(record.name);
             if !self.peers.contains_key(&record.name) && self.peers.len() < MAX_PEERS {
                 let PeerRecord { name, nickname, uid, version, short_id, .. } = record;
-                let (nickname, connections) = (nickname.as_str().into(), Vec::new());
+                let (nickname, connections) = (nickname.clone(), Vec::new());
                 let (uid, version, short_id) = (*uid, *version, *short_id);
                 self.insert(*name, Peer { nickname, uid, version, short_id, connections, references: 0 });
                 merged.new.insert(*name);
@@ -313,7 +313,7 @@ impl Topology {
         peer.uid = record.uid;
         peer.version = record.version;
         if *peer.nickname != *record.nickname {
-            peer.nickname = record.nickname.into();
+            peer.nickname = record.nickname;
         }
         let before = std::mem::replace(&mut peer.short_id, record.short_id);
         if before != record.short_id {
@@ -330,10 +330,9 @@ impl Topology {
     fn replace_connections(
         &mut self,
         name: PeerName,
-        connections: Vec<ConnectionRecord>,
+        mut connections: Vec<PeerConnection>,
         merged: &mut MergeResult,
     ) {
-        let mut connections: Vec<PeerConnection> = connections.iter().map(peer_connection).collect();
         connections.sort_by_key(|c| c.peer);
         connections.dedup_by_key(|c| c.peer);
         let before = self.peers.get(&name).map_or(0, |peer| peer.connections.len());
@@ -482,25 +481,14 @@ pub(crate) fn is_newer(record: &PeerRecord, known: &Peer) -> bool {
         || version == known_version && record.short_id.is_some() && known.short_id.is_none()
 }
 
-pub(crate) fn peer_connection(record: &ConnectionRecord) -> PeerConnection {
-    let address = GossipAddress::from_text(&record.remote_tcp_addr);
-    PeerConnection { peer: record.name, address, outbound: record.outbound, established: record.established }
-}
-
 /// The record of a peer for topology gossip.
 pub(crate) fn record(name: PeerName, peer: &Peer) -> PeerRecord {
-    let connections = peer.connections.iter().map(|c| ConnectionRecord {
-        name: c.peer,
-        remote_tcp_addr: c.address.to_string(),
-        outbound: c.outbound,
-        established: c.established,
-    });
     PeerRecord {
         name,
-        nickname: peer.nickname.to_string(),
+        nickname: peer.nickname.clone(),
         uid: peer.uid,
         version: peer.version,
         short_id: peer.short_id,
-        connections: connections.collect(),
+        connections: peer.connections.clone(),
     }
 }

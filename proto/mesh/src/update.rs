@@ -5,12 +5,13 @@
 //! once per type.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use thiserror::Error;
 use weave_gob::{DecodeError, Decoder, FieldError, Kind, Reader, TypeId, put_bytes, put_uint};
 use weave_types::{PeerName, PeerUid, ShortId};
 
-use crate::peers::RecordVersion;
+use crate::peers::{GossipAddress, PeerConnection, RecordVersion};
 
 /// The record of a peer in topology gossip.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct PeerRecord {
     /// Name of the peer.
     pub name: PeerName,
     /// Nickname of the peer.
-    pub nickname: String,
+    pub nickname: Arc<str>,
     /// Identifies the run of the peer's process; zero for a placeholder.
     pub uid: PeerUid,
     /// Version of the record, which the peer increments at each change.
@@ -26,26 +27,13 @@ pub struct PeerRecord {
     /// Short id of the peer, if it has one.
     pub short_id: Option<ShortId>,
     /// Connections of the peer, in any order.
-    pub connections: Vec<ConnectionRecord>,
+    pub connections: Vec<PeerConnection>,
 }
 
 impl PeerRecord {
     pub(crate) fn record_version(&self) -> RecordVersion {
         RecordVersion { version: self.version, uid: self.uid }
     }
-}
-
-/// A connection as the peer at one of its ends reports it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionRecord {
-    /// The peer at the other end.
-    pub name: PeerName,
-    /// `ip:port` of the other end: the address dialled if `outbound`, otherwise with an ephemeral port.
-    pub remote_tcp_addr: String,
-    /// The reporting peer dialled.
-    pub outbound: bool,
-    /// The reporting peer has verified the data path.
-    pub established: bool,
 }
 
 /// A decoded update.
@@ -148,13 +136,16 @@ fn put_summary(out: &mut Vec<u8>, record: &PeerRecord) {
     fields.end();
 }
 
-fn put_connections(out: &mut Vec<u8>, connections: &[ConnectionRecord]) {
+fn put_connections(out: &mut Vec<u8>, connections: &[PeerConnection]) {
+    let mut address = Vec::new();
     out.extend_from_slice(CONNECTIONS_TYPE_ID);
     put_uint(out, connections.len() as u64);
     for connection in connections {
+        address.clear();
+        connection.address.append_to(&mut address);
         let mut fields = Fields::new(out);
-        fields.bytes(&connection.name.to_bytes());
-        fields.bytes(connection.remote_tcp_addr.as_bytes());
+        fields.bytes(&connection.peer.to_bytes());
+        fields.bytes(&address);
         fields.bool(connection.outbound);
         fields.bool(connection.established);
         fields.end();
@@ -211,7 +202,7 @@ pub fn decode_update(payload: &[u8]) -> Result<Update, UpdateError> {
 }
 
 /// Whether a record without UID has no other content either.
-fn is_placeholder(record: &PeerRecord, connections: &[ConnectionRecord]) -> bool {
+fn is_placeholder(record: &PeerRecord, connections: &[PeerConnection]) -> bool {
     record.version == 0 && record.short_id.is_none() && connections.is_empty()
 }
 
@@ -298,13 +289,13 @@ fn read_name(reader: &mut Reader<'_, '_>) -> Result<Option<PeerName>, DecodeErro
 /// Returns `None` for an invalid record.
 fn read_summary(reader: &mut Reader<'_, '_>, map: &FieldMap) -> Result<Option<PeerRecord>, UpdateError> {
     let mut name = None;
-    let mut nickname = String::new();
+    let mut nickname: Arc<str> = Arc::from("");
     let (mut uid, mut version, mut short_id, mut has_short_id) = (0, 0, 0, false);
     let mut at = 0;
     while let Some(field) = map.next(reader, &mut at)? {
         match field {
             0 => name = read_name(reader)?,
-            1 => nickname = reader.string()?.into_owned(),
+            1 => nickname = Arc::from(&*reader.string()?),
             2 => uid = reader.uint()?,
             3 => version = reader.uint()?,
             4 => {
@@ -339,33 +330,31 @@ const MAX_CONNECTIONS: usize = 16_384;
 fn read_connections(
     reader: &mut Reader<'_, '_>,
     map: &FieldMap,
-) -> Result<Option<Vec<ConnectionRecord>>, UpdateError> {
+) -> Result<Option<Vec<PeerConnection>>, UpdateError> {
     let count = reader.count()?;
     let capacity = count.min(reader.remaining() / SHORTEST_CONNECTION).min(MAX_CONNECTIONS);
     let mut connections = Vec::with_capacity(capacity);
     let mut valid = count <= MAX_CONNECTIONS;
     for _ in 0..count {
         let mut name = None;
-        let mut remote_tcp_addr = Cow::Borrowed("");
+        let mut address = Cow::Borrowed("");
         let (mut outbound, mut established) = (false, false);
         let mut at = 0;
         while let Some(field) = map.next(reader, &mut at)? {
             match field {
                 0 => name = read_name(reader)?,
-                1 => remote_tcp_addr = reader.string()?,
+                1 => address = reader.string()?,
                 2 => outbound = reader.uint()? != 0,
                 _ => established = reader.uint()? != 0,
             }
         }
         match name {
             None => valid = false,
-            Some(_) if remote_tcp_addr.len() > MAX_ADDRESS => valid = false,
-            Some(name) if valid => connections.push(ConnectionRecord {
-                name,
-                remote_tcp_addr: remote_tcp_addr.into_owned(),
-                outbound,
-                established,
-            }),
+            Some(_) if address.len() > MAX_ADDRESS => valid = false,
+            Some(peer) if valid => {
+                let address = GossipAddress::from_text(&address);
+                connections.push(PeerConnection { peer, address, outbound, established });
+            }
             Some(_) => {}
         }
     }

@@ -44,6 +44,8 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {
+    /// As in [`Connections::timeouts`](crate::connections::Connections).
+    pub(crate) next_timeout: Option<Instant>,
     pub(crate) remote: PeerName,
     pub(crate) switch: OverlaySwitch,
     pub(crate) sleeve: UdpControl,

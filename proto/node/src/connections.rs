@@ -60,6 +60,8 @@ pub(crate) struct Connections {
     /// MTU of the local bridge.
     local_mtu: usize,
     connections: BTreeMap<ConnectionId, Connection>,
+    /// The next timeout of each connection that has one.
+    timeouts: BTreeSet<(Instant, ConnectionId)>,
     kept: KeptPaths,
     outputs: VecDeque<(ConnectionId, ConnectionOutput)>,
     /// When the paths that carry data are looked at, all together.
@@ -82,6 +84,7 @@ impl Connections {
             rng,
             local_mtu: usize::MAX,
             connections: BTreeMap::new(),
+            timeouts: BTreeSet::new(),
             kept: KeptPaths::default(),
             outputs: VecDeque::new(),
             tick_at: None,
@@ -163,6 +166,7 @@ impl Connections {
             self.kept.remove(remote);
         }
         let connection = Connection {
+            next_timeout: None,
             remote,
             switch,
             sleeve,
@@ -174,6 +178,7 @@ impl Connections {
             label,
         };
         self.connections.insert(conn, connection);
+        self.with(conn, |_| {});
         Ok(())
     }
 
@@ -258,6 +263,9 @@ impl Connections {
     /// Removes a connection and returns it, if it was prepared.
     pub(crate) fn stop(&mut self, conn: ConnectionId) -> Option<Connection> {
         let connection = self.connections.remove(&conn)?;
+        if let Some(at) = connection.next_timeout {
+            self.timeouts.remove(&(at, conn));
+        }
         if let (Overlay::Fastdp, Some((_, fastdp))) = (connection.overlay(), &connection.fastdp) {
             self.kept.insert(connection.remote, fastdp.path(), fastdp.traffic().clone());
         }
@@ -460,12 +468,8 @@ impl Connections {
                 self.outputs.push_back((*conn, ConnectionOutput::NeighbourChanged));
             }
         }
-        let due: Vec<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| c.poll_timeout().is_some_and(|(at, _)| at <= now.mono))
-            .map(|(conn, _)| *conn)
-            .collect();
+        let due: BTreeSet<ConnectionId> =
+            self.timeouts.iter().take_while(|(at, _)| *at <= now.mono).map(|(_, conn)| *conn).collect();
         let mut budget = self.probe_budget;
         for conn in due {
             self.with(conn, |connection| {
@@ -482,11 +486,12 @@ impl Connections {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let connections = self.connections.values().filter_map(Connection::poll_timeout);
+        let next = self.timeouts.first().and_then(|(_, conn)| self.connections.get(conn));
+        let connection = next.and_then(Connection::poll_timeout);
         let kept = self.kept.poll_timeout().map(|at| (at, "path of the last connection"));
         let tick = self.tick_at.map(|at| (at, "path liveness"));
         let listen = self.listen_at.map(|at| (at, "silent neighbours"));
-        connections.chain(kept).chain(tick).chain(listen).min_by_key(|(at, _)| *at)
+        [connection, kept, tick, listen].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     pub(crate) fn poll_output(&mut self) -> Option<(ConnectionId, ConnectionOutput)> {
@@ -574,6 +579,12 @@ impl Connections {
     fn with(&mut self, conn: ConnectionId, input: impl FnOnce(&mut Connection)) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         input(connection);
+        let next_timeout = connection.poll_timeout().map(|(at, _)| at);
+        if next_timeout != connection.next_timeout {
+            let before = std::mem::replace(&mut connection.next_timeout, next_timeout);
+            before.map(|at| self.timeouts.remove(&(at, conn)));
+            next_timeout.map(|at| self.timeouts.insert((at, conn)));
+        }
         connection.drain_udp(conn, &mut self.outputs);
         connection.drain_fastdp(conn, &mut self.outputs);
         if connection.overlay() == Overlay::Fastdp {

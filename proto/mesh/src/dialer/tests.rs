@@ -3,7 +3,6 @@ use serde_json::Value;
 use super::*;
 use crate::peers::{GossipAddress, PeerConnection};
 use crate::test_support::{array, name, peer, record, rng, text, topology, vector};
-use crate::update::ConnectionRecord;
 
 const NOW: Instant = Instant::from_origin(Duration::from_secs(1000));
 
@@ -77,11 +76,11 @@ fn targets_are_chosen_as_in_2_8_1() {
                 connected.inbound_from.insert(address.ip());
             }
         }
-        let mut lists: BTreeMap<PeerName, Vec<ConnectionRecord>> = BTreeMap::new();
+        let mut lists: BTreeMap<PeerName, Vec<PeerConnection>> = BTreeMap::new();
         for link in array(&case["other_peers_connections"]) {
-            lists.entry(name(&link["from"])).or_default().push(ConnectionRecord {
-                name: name(&link["to"]),
-                remote_tcp_addr: text(&link["address"]).to_owned(),
+            lists.entry(name(&link["from"])).or_default().push(PeerConnection {
+                peer: name(&link["to"]),
+                address: GossipAddress::from_text(text(&link["address"])),
                 outbound: link["outbound"].as_bool().unwrap(),
                 established: true,
             });
@@ -390,9 +389,9 @@ fn number_of_addresses_of_lost_peers_is_limited() {
 #[test]
 fn number_of_discovered_addresses_is_limited() {
     let mut topology = topology(peer(1));
-    let neighbours = (0..MAX_DISCOVERED as u64 + 1000).map(|n| ConnectionRecord {
-        name: peer(n + 3),
-        remote_tcp_addr: format!("10.1.{}.{}:6783", n / 256, n % 256),
+    let neighbours = (0..MAX_DISCOVERED as u64 + 1000).map(|n| PeerConnection {
+        peer: peer(n + 3),
+        address: GossipAddress::from_text(&format!("10.1.{}.{}:6783", n / 256, n % 256)),
         outbound: true,
         established: true,
     });

@@ -466,7 +466,8 @@ fn large_topology_is_sent_in_several_messages() {
         let fakes = (1000..13_000).map(peer);
         let connections = fakes.clone().chain([peer(1)]).map(|name| connection(name, true)).collect();
         let mut records = vec![PeerRecord { uid, version: 1 << 20, ..record(peer(2), connections) }];
-        records.extend(fakes.map(|n| PeerRecord { nickname: "x".repeat(1000), ..record(n, Vec::new()) }));
+        records
+            .extend(fakes.map(|n| PeerRecord { nickname: "x".repeat(1000).into(), ..record(n, Vec::new()) }));
         mesh.topology.merge(records, u64::MAX, &mut crate::test_support::rng(1));
         mesh.push_topology(peer(2), GossipKind::Neighbour, PeerSelection::All, now);
     });

@@ -6,18 +6,16 @@ use crate::Routes;
 use crate::peers::{GossipAddress, PeerConnection};
 use crate::test_support::{array, connection, name, names, peer, record, rng, text, topology, vector};
 use crate::topology::Topology;
-use crate::update::ConnectionRecord;
 
 /// `own`'s view of a graph of (from, to, established).
 fn view(own: PeerName, peers: &[PeerName], edges: &[(PeerName, PeerName, bool)]) -> Topology {
     let mut topology = topology(own);
-    let mut lists: BTreeMap<PeerName, Vec<ConnectionRecord>> =
-        peers.iter().map(|&p| (p, Vec::new())).collect();
+    let mut lists: BTreeMap<PeerName, Vec<PeerConnection>> = peers.iter().map(|&p| (p, Vec::new())).collect();
     for &(from, to, established) in edges {
         lists.get_mut(&from).unwrap().push(connection(to, established));
     }
     for own in lists.remove(&own).unwrap() {
-        let (peer, established) = (own.name, own.established);
+        let (peer, established) = (own.peer, own.established);
         let address = GossipAddress::from_text("10.0.0.1:6783");
         topology.connect(PeerConnection { peer, address, outbound: true, established });
     }

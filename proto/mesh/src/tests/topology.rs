@@ -83,7 +83,7 @@ fn updates_are_merged_as_in_2_8_1() {
                         // The vector has a peer with a short id and without UID, which decoding refuses.
                         let d = name(&array(&step["names_in_update"])[0]);
                         let short_id = expected(&step["state"])[&d].3.and_then(|id| ShortId::new(id as u16));
-                        let (nickname, uid, version) = ("D".to_owned(), PeerUid(0), 0);
+                        let (nickname, uid, version) = ("D".into(), PeerUid(0), 0);
                         let connections = Vec::new();
                         update.records =
                             vec![PeerRecord { name: d, nickname, uid, version, short_id, connections }];
@@ -198,7 +198,7 @@ fn records() -> impl Strategy<Value = Vec<PeerRecord>> {
     let one = (1..6u64, 1..4u64, 0..4u64, prop::option::of(0..3u16), connections);
     let record = one.prop_map(|(n, uid, version, short_id, connections)| PeerRecord {
         name: peer(n),
-        nickname: format!("n{uid}.{version}"),
+        nickname: format!("n{uid}.{version}").into(),
         uid: PeerUid(uid),
         version,
         short_id: short_id.and_then(ShortId::new),

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use serde_json::Value as Json;
 use weave_gob::{DecodeError, FieldError, Kind};
 use weave_mesh::envelope::{Envelope, EnvelopeError};
-use weave_mesh::update::{ConnectionRecord, PeerRecord, UpdateError, decode_update, encode_update};
+use weave_mesh::update::{PeerRecord, UpdateError, decode_update, encode_update};
+use weave_mesh::{GossipAddress, PeerConnection};
 use weave_types::{PeerName, PeerUid, ShortId};
 
 use crate::support::{bytes, list, text, vectors};
@@ -15,15 +16,15 @@ fn name(json: &Json) -> PeerName {
 
 fn record(json: &Json) -> PeerRecord {
     let short_id = json["short_id"].as_u64().unwrap() as u16;
-    let connections = list(&json["connections"]).iter().map(|json| ConnectionRecord {
-        name: name(&json["name"]),
-        remote_tcp_addr: text(&json["remote_tcp_addr"]).to_owned(),
+    let connections = list(&json["connections"]).iter().map(|json| PeerConnection {
+        peer: name(&json["name"]),
+        address: GossipAddress::from_text(text(&json["remote_tcp_addr"])),
         outbound: json["outbound"].as_bool().unwrap(),
         established: json["established"].as_bool().unwrap(),
     });
     PeerRecord {
         name: name(&json["name"]),
-        nickname: text(&json["nickname"]).to_owned(),
+        nickname: text(&json["nickname"]).into(),
         uid: PeerUid(text(&json["uid"]).parse().unwrap()),
         version: text(&json["version"]).parse().unwrap(),
         short_id: json["has_short_id"].as_bool().unwrap().then(|| ShortId::new(short_id).unwrap()),
@@ -104,9 +105,9 @@ fn peer(number: u64) -> PeerRecord {
         uid: PeerUid(7),
         version: 3,
         short_id: ShortId::new(9),
-        connections: vec![ConnectionRecord {
-            name: PeerName::from_number(0xaabbcc).unwrap(),
-            remote_tcp_addr: "1.2.3.4:5".into(),
+        connections: vec![PeerConnection {
+            peer: PeerName::from_number(0xaabbcc).unwrap(),
+            address: GossipAddress::from_text("1.2.3.4:5"),
             outbound: true,
             established: false,
         }],
@@ -135,20 +136,15 @@ fn invalid_records_are_dropped() {
     without_uid.uid = PeerUid(0);
     let update = decode_update(&encode_update(&[without_uid.clone(), peer(3)])).unwrap();
     assert_eq!((update.records, update.dropped), (vec![peer(3)], 1));
-    without_uid = PeerRecord {
-        version: 0,
-        short_id: None,
-        connections: vec![],
-        nickname: String::new(),
-        ..without_uid
-    };
+    without_uid =
+        PeerRecord { version: 0, short_id: None, connections: vec![], nickname: "".into(), ..without_uid };
     let update = decode_update(&encode_update(&[without_uid.clone()])).unwrap();
     assert_eq!((update.records, update.dropped), (vec![without_uid], 0));
 
     // Records larger than any real one.
-    let long_nickname = PeerRecord { nickname: "x".repeat(1025), ..peer(2) };
+    let long_nickname = PeerRecord { nickname: "x".repeat(1025).into(), ..peer(2) };
     let mut long_address = peer(2);
-    long_address.connections[0].remote_tcp_addr = "1".repeat(101);
+    long_address.connections[0].address = GossipAddress::from_text(&"1".repeat(101));
     let mut many_connections = peer(2);
     let one = many_connections.connections[0].clone();
     many_connections.connections.resize(16_385, one);
@@ -207,9 +203,9 @@ fn values_of_other_types_are_refused() {
 fn records() -> impl Strategy<Value = Vec<PeerRecord>> {
     let name = || (1u64..1 << 48).prop_map(|number| PeerName::from_number(number).unwrap());
     let connection = (name(), "[0-9.:]{0,22}", any::<bool>(), any::<bool>()).prop_map(
-        |(name, remote_tcp_addr, outbound, established)| ConnectionRecord {
-            name,
-            remote_tcp_addr,
+        |(peer, address, outbound, established)| PeerConnection {
+            peer,
+            address: GossipAddress::from_text(&address),
             outbound,
             established,
         },
@@ -218,7 +214,7 @@ fn records() -> impl Strategy<Value = Vec<PeerRecord>> {
     let record = (name(), ".{0,12}", 1u64.., any::<u64>(), short_id, prop::collection::vec(connection, 0..5));
     let record = record.prop_map(|(name, nickname, uid, version, short_id, connections)| PeerRecord {
         name,
-        nickname,
+        nickname: nickname.into(),
         uid: PeerUid(uid),
         version,
         short_id,
