@@ -51,6 +51,7 @@ mod ipset;
 mod join;
 mod legacy_devices;
 mod links;
+mod memory;
 mod name_resolution;
 mod netlink;
 mod netns;
@@ -95,6 +96,7 @@ pub use legacy_devices::{
     restore_legacy_devices,
 };
 pub use links::Link;
+pub use memory::release_free_memory;
 pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};

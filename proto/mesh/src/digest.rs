@@ -49,8 +49,10 @@ pub(crate) const TAG: u8 = 64;
 /// A digest without an answer after this time is given up.
 const DIGEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// If more records than this are new, their versions are sent first.
+/// If more records than this are new, or they have more connections, their versions are sent first: most receivers have the records from
+/// others.
 const MAX_NEWS_AS_RECORDS: usize = 4;
+const MAX_NEWS_CONNECTIONS: usize = 64;
 /// After this time requested records that are still missing are requested from another neighbour.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Limits the memory for requests.
@@ -267,10 +269,11 @@ impl Mesh {
     /// Sends new records of peers, or their versions, to a neighbour.
     pub(crate) fn push_news(&mut self, hop: PeerName, names: BTreeSet<PeerName>, now: Now) {
         let Some(&conn) = self.by_peer.get(&hop) else { return };
+        let connections: usize =
+            names.iter().filter_map(|name| self.topology.peer(*name)).map(|p| p.connections.len()).sum();
+        let is_large = names.len() > MAX_NEWS_AS_RECORDS || connections > MAX_NEWS_CONNECTIONS;
         let mut as_versions = false;
-        self.with_running(conn, |running| {
-            as_versions = running.supports_digest && names.len() > MAX_NEWS_AS_RECORDS
-        });
+        self.with_running(conn, |running| as_versions = running.supports_digest && is_large);
         if as_versions {
             self.with_running(conn, |running| running.queue.push_versions(names));
             self.flush_queue(conn, now);

@@ -79,8 +79,12 @@ pub(crate) struct Timers {
     pub(crate) connections: BTreeSet<(Instant, ConnectionId)>,
     /// When routes are computed again.
     pub(crate) routes: Option<Instant>,
+    /// The earliest time at which routes may be computed again because of a change that does not interrupt data.
+    pub(crate) next_routes: Instant,
     /// When our record and those of new neighbours are gossiped.
     pub(crate) announce: Option<Instant>,
+    /// The earliest time at which they may be gossiped again because of a change that does not interrupt data.
+    pub(crate) next_announce: Instant,
     /// When the records of `pending_news` are relayed.
     pub(crate) relay: Option<Instant>,
     /// The earliest time at which records may be relayed again.
@@ -97,6 +101,10 @@ pub(crate) struct Timers {
 const ROUTES_DELAY: Duration = Duration::from_millis(100);
 /// The same while connections return after a restart.
 const SHORT_ROUTES_DELAY: Duration = Duration::from_millis(5);
+/// Minimum interval between two computations of routes, and between two relays of news, for each peer, and for any number: while a large
+/// mesh forms the topology changes all the time, and both take longer the more peers there are.
+const INTERVAL_PER_PEER: Duration = Duration::from_millis(4);
+const MAX_INTERVAL: Duration = Duration::from_millis(500);
 const ANNOUNCE_DELAY: Duration = Duration::from_secs(1);
 const GARBAGE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of inbound connections in handshake. Beyond it the oldest one is closed.
@@ -116,7 +124,9 @@ impl Mesh {
         let timers = Timers {
             connections: BTreeSet::new(),
             routes: None,
+            next_routes: now.mono,
             announce: None,
+            next_announce: now.mono,
             relay: None,
             next_relay: now.mono,
             requested: None,
@@ -391,7 +401,7 @@ impl Mesh {
             self.apply_topology_changes(now);
         }
         if self.timers.routes.is_some_and(|at| at <= now.mono) {
-            self.refresh_routes();
+            self.refresh_routes(now);
             self.targets_stale = true;
         }
         if take_if_due(&mut self.timers.relay, now) {
@@ -480,11 +490,14 @@ impl Mesh {
             self.output(Output::Event(Event::PeerRemoved(peer)));
         }
         if changes.announce {
-            self.timers.announce.get_or_insert(now.mono + ANNOUNCE_DELAY);
+            let at = self.timers.next_announce.max(now.mono + ANNOUNCE_DELAY);
+            self.timers.announce.get_or_insert(at);
         }
         if changes.changed {
-            let delay = if self.interrupted.is_empty() { ROUTES_DELAY } else { SHORT_ROUTES_DELAY };
-            let at = now.mono + delay;
+            let at = match self.interrupted.is_empty() {
+                true => self.timers.next_routes.max(now.mono + ROUTES_DELAY),
+                false => now.mono + SHORT_ROUTES_DELAY,
+            };
             self.timers.routes = Some(self.timers.routes.map_or(at, |earlier| earlier.min(at)));
             self.peers_changed = true;
             if !self.failed_paths.is_empty() {
@@ -503,11 +516,19 @@ impl Mesh {
         }
     }
 
+    /// Minimum interval between two reactions to news of the topology, unless data is interrupted.
+    pub(crate) fn interval(&self) -> Duration {
+        let peers = u32::try_from(self.topology.peers().len()).unwrap_or(u32::MAX);
+        INTERVAL_PER_PEER.saturating_mul(peers).min(MAX_INTERVAL)
+    }
+
     /// Computes the routes if the topology has changed.
-    pub(crate) fn refresh_routes(&mut self) {
-        if self.timers.routes.take().is_some()
-            && let Some(routes) = self.routes.recompute(&self.topology)
-        {
+    pub(crate) fn refresh_routes(&mut self, now: Now) {
+        if self.timers.routes.take().is_none() {
+            return;
+        }
+        self.timers.next_routes = now.mono + self.interval();
+        if let Some(routes) = self.routes.recompute(&self.topology) {
             self.routes = Arc::new(routes);
             self.output(Output::RoutesChanged);
         }

@@ -94,7 +94,7 @@ impl Mesh {
     pub(crate) fn publish_paths(&mut self, now: Now) {
         self.apply_topology_changes(now);
         self.timers.announce = Some(now.mono);
-        self.refresh_routes();
+        self.refresh_routes(now);
         self.targets_stale = true;
     }
 }

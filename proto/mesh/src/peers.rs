@@ -104,9 +104,14 @@ impl GossipAddress {
     }
 }
 
-fn append_decimal(out: &mut Vec<u8>, number: u16) {
-    let digits = [10_000, 1000, 100, 10, 1].map(|unit| b'0' + (number / unit % 10) as u8);
-    let first = digits.iter().position(|&digit| digit != b'0').unwrap_or(digits.len() - 1);
+fn append_decimal(out: &mut Vec<u8>, mut number: u16) {
+    let mut digits = [b'0'; 5];
+    let mut first = digits.len();
+    while number > 0 || first == digits.len() {
+        first -= 1;
+        digits[first] += (number % 10) as u8;
+        number /= 10;
+    }
     out.extend_from_slice(&digits[first..]);
 }
 

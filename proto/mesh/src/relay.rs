@@ -27,8 +27,11 @@ pub(crate) const TOPOLOGY: &str = "topology";
 const SEND_WINDOW: usize = 64 << 10;
 /// Beyond this number of unwritten bytes, messages that cannot be merged are dropped.
 const MAX_UNWRITTEN: usize = 16 << 20;
-/// Minimum interval between two relays of new peer records.
+/// Minimum interval between two relays of new peer records in any mesh.
 const RELAY_INTERVAL: Duration = Duration::from_millis(100);
+/// Minimum interval between two announcements, for each connection in our record and for any number: all peers receive it whole.
+const ANNOUNCE_INTERVAL_PER_CONNECTION: Duration = Duration::from_millis(80);
+const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(10);
 /// Approximate size of a topology message in bytes, since frames have a limit. The last record may exceed it, and
 /// addresses may be longer than estimated.
 const MAX_UPDATE_SIZE: usize = 2 << 20;
@@ -268,15 +271,18 @@ impl Mesh {
     }
 
     /// Relays new records of peers to neighbours that do not have them. The first records are relayed immediately, those
-    /// that arrive within the next [`RELAY_INTERVAL`] together.
+    /// that arrive within the next [`RELAY_INTERVAL`] or more together.
     pub(crate) fn relay_news(&mut self, now: Now) {
         let mut news = std::mem::take(&mut self.pending_news);
-        if self.timers.announce.is_some() {
-            // A record may belong to a new neighbour. Without our connection to it, receivers would find it unreachable.
+        if news
+            .keys()
+            .any(|&name| self.to_announce.contains(&name) && !self.topology.is_known_by_others(name))
+        {
+            // Without our connection to this new neighbour, receivers would find it unreachable.
             news.entry(self.config.name).or_default();
         }
         self.timers.relay = None;
-        self.timers.next_relay = now.mono + RELAY_INTERVAL;
+        self.timers.next_relay = now.mono + self.interval().max(RELAY_INTERVAL);
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
         // As in 2.8.1, a neighbour that sent all of the records is not one of the random neighbours.
         let except = sources.first().copied().filter(|_| sources.len() == 1);
@@ -290,8 +296,11 @@ impl Mesh {
     pub(crate) fn announce(&mut self, now: Now) {
         let mut names = std::mem::take(&mut self.to_announce);
         names.insert(self.config.name);
+        let connections = u32::try_from(self.topology.own_peer().connections.len()).unwrap_or(u32::MAX);
+        self.timers.next_announce = now.mono
+            + ANNOUNCE_INTERVAL_PER_CONNECTION.saturating_mul(connections).min(MAX_ANNOUNCE_INTERVAL);
         // The random selection includes only neighbours that have a route.
-        self.refresh_routes();
+        self.refresh_routes(now);
         for hop in self.gossip_hops(None) {
             self.push_topology(hop, GossipKind::Neighbour, PeerSelection::Some(names.clone()), now);
         }
@@ -322,7 +331,7 @@ impl Mesh {
     ) -> Result<(), UnicastError> {
         let mut hop = self.routes.unicast_all(dst);
         if hop.is_none_or(|hop| !self.by_peer.contains_key(&hop)) {
-            self.refresh_routes();
+            self.refresh_routes(now);
             hop = self.routes.unicast_all(dst);
         }
         let hop = hop.ok_or(UnicastError::UnknownDestination(dst))?;
@@ -353,9 +362,9 @@ impl Mesh {
 
     /// Next hops of a broadcast, except the neighbour that sent it: while two peers have different topologies, each may
     /// be below the other in its broadcast tree, and the message would loop.
-    fn broadcast_hops(&mut self, src: PeerName, from: Option<PeerName>) -> Vec<PeerName> {
+    fn broadcast_hops(&mut self, src: PeerName, from: Option<PeerName>, now: Now) -> Vec<PeerName> {
         // All peers have to use the same tree.
-        self.refresh_routes();
+        self.refresh_routes(now);
         self.routes.broadcast_all(src).iter().copied().filter(|&hop| Some(hop) != from).collect()
     }
 
@@ -368,7 +377,7 @@ impl Mesh {
         channels: &mut dyn Channels,
         now: Now,
     ) {
-        for hop in self.broadcast_hops(src, from) {
+        for hop in self.broadcast_hops(src, from, now) {
             self.queue_and_flush(hop, GossipKind::Broadcast(src), channel, payload, channels, now);
         }
     }
@@ -493,7 +502,7 @@ impl Mesh {
         let (channel, source) = (&*envelope.channel, envelope.source);
         if channel == TOPOLOGY {
             let named = self.merge_update(from, envelope.payload, now)?.named;
-            for hop in self.broadcast_hops(source, Some(from)) {
+            for hop in self.broadcast_hops(source, Some(from), now) {
                 self.push_topology(
                     hop,
                     GossipKind::Broadcast(source),

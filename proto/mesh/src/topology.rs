@@ -409,6 +409,12 @@ impl Topology {
         at.is_ok_and(|at| connections[at].established)
     }
 
+    /// Whether the record of another peer than ourself lists a connection to the peer.
+    pub(crate) fn is_known_by_others(&self, peer: PeerName) -> bool {
+        let others = self.peers.iter().filter(|(name, _)| **name != self.own);
+        others.into_iter().any(|(_, other)| other.connections.binary_search_by_key(&peer, |c| c.peer).is_ok())
+    }
+
     /// Whether data can reach the peer without our own connection to it.
     pub(crate) fn has_other_route(&self, peer: PeerName) -> bool {
         let is_edge = |from: PeerName, to: PeerName| self.is_established(from, to);

@@ -42,6 +42,7 @@ const SHORTCUTS_INTERVAL: Duration = Duration::from_secs(10);
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(4);
 /// Interval between searches for obstacles while no rules change; routes change without notice.
 const IDLE_OBSTACLES_INTERVAL: Duration = Duration::from_secs(60);
+const MEMORY_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest wait for a command in progress when the daemon ends.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -346,7 +347,12 @@ impl HostReconciler {
         let (commands, todo) = channel();
         let (end, ended) = channel();
         let thread = std::thread::Builder::new().name("weave-host".to_owned()).spawn(move || {
+            let mut released_at = Instant::now();
             loop {
+                if released_at.elapsed() >= MEMORY_INTERVAL {
+                    released_at = Instant::now();
+                    weave_host::release_free_memory();
+                }
                 match todo.recv_timeout(RECONCILE_INTERVAL) {
                     Ok(command) => self.execute(command),
                     // Containers are updated first, for which the MTU of their ports has to be as it was.

@@ -698,3 +698,26 @@ fn random_failures_are_followed_by_convergence() {
         assert_eq!(ids.len(), n, "seed {seed}");
     }
 }
+
+#[test]
+fn a_record_with_many_connections_is_announced_less_often() {
+    const PEERS: usize = 60;
+    let mut net = Net::new(PEERS, |_, config| config.discovery = false);
+    (0..PEERS - 1).for_each(|i| net.connect(i, &[&ip(PEERS - 1)]));
+    net.run_s(30);
+    let own = peer(1);
+    let (mut seen, mut announced) = (0, 0);
+    for i in 1..PEERS - 1 {
+        net.connect(0, &[&ip(i)]);
+        for _ in 0..5 {
+            net.run(Duration::from_millis(100));
+            let version = net.hosts[PEERS - 1].mesh.peer(own).unwrap().version;
+            announced += usize::from(version != seen);
+            seen = version;
+        }
+    }
+    // In 29 s, in which 58 connections were added.
+    assert!((6..=16).contains(&announced), "{announced} versions of the record");
+    net.run_s(6);
+    net.assert_converged();
+}
