@@ -7,6 +7,7 @@ mod replay;
 mod vectors;
 
 #[test]
-fn corpus() {
+fn corpora() {
     replay::replay("cni_request", 3000, fuzz_entry::request);
+    replay::replay("netavark_request", 3000, fuzz_entry::netavark_request);
 }

@@ -1,0 +1,8 @@
+//! Any arguments and input from netavark, for its plugin.
+#![no_main]
+
+#[path = "../../app/cni/tests/it/fuzz_entry.rs"]
+#[allow(dead_code, reason = "the other target uses the rest")]
+mod fuzz_entry;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_entry::netavark_request(data));
