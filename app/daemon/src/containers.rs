@@ -30,6 +30,8 @@ use crate::host::{Inventory, is_docker_id};
 use crate::names::{NameChange, may_run};
 use crate::storage::{AttachmentStore, InterfaceStore};
 
+pub(crate) use interfaces::{long_owner, release_ended};
+
 /// Why a request for an address of a subnet is refused where nothing is allocated.
 const NO_ALLOCATION: NoAllocator =
     NoAllocator { reason: "IP address allocation must be enabled to use 'net:'" };

@@ -20,6 +20,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use weave_api::host_requests::AttachmentId;
 use weave_datapath::{Datapath, DatapathConfig, EventReceiver, Taps};
 use weave_dns::RegistryConfig;
 use weave_host::Netlink;
@@ -31,7 +32,7 @@ use weave_types::{Cidr, PeerName, PeerUid};
 
 use crate::allocation::{Allocation, own_networks};
 use crate::config::{Config, ListenAddr, Overlays, PluginConfig};
-use crate::containers::Containers;
+use crate::containers::{Containers, long_owner, release_ended};
 use crate::control::{AllocationInfo, Control, DnsInfo};
 use crate::core::{Clock, Core, EVENT_QUEUE, Signals};
 use crate::dns_service::DnsService;
@@ -40,7 +41,7 @@ use crate::host::legacy_database::{self, LegacyDatabase, LegacyDatabaseError};
 use crate::host::{HostReconciler, InUse, Inventory, LegacyTakeover, is_docker_id, peer_name};
 use crate::http::{Access, Listener};
 use crate::kernel_path::{self, KernelPath};
-use crate::names::LocalNames;
+use crate::names::{LocalNames, NameChange};
 use crate::net::{self, Net, errno_text};
 use crate::notify::Notifier;
 use crate::plugin::{PluginError, PluginListeners};
@@ -202,6 +203,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         recovered,
         attachments,
         interfaces,
+        ended,
     } = prepared;
     let _proxy_files = proxy.as_mut().map(ProxyListeners::take_files);
     let _plugin_files = plugin.as_mut().map(|(listeners, _)| listeners.take_files());
@@ -272,6 +274,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     core.drain();
     // The release of their addresses has been stored.
     recovered.into_iter().for_each(Recovered::finish);
+    containers.forget(&ended);
     takeover.finish(&mut core.store);
     let plugin = plugin.zip(config.plugin.clone()).map(|((listeners, networks), plugin)| {
         let (control, containers) = (control.clone(), containers.clone());
@@ -347,6 +350,8 @@ struct Prepared {
     recovered: Vec<Recovered>,
     attachments: AttachmentStore,
     interfaces: InterfaceStore,
+    /// Attachments that have ended while no daemon ran.
+    ended: Vec<AttachmentId>,
 }
 
 async fn prepare(
@@ -414,7 +419,12 @@ async fn prepare(
     if let Some(inventory) = inventory.as_ref().filter(|_| allocation.is_some()) {
         claim_used_addresses(inventory, &mut node, clock.now());
     }
+    let ended = inventory.as_ref().map(|i| release_ended(&interfaces, i, &mut node, clock.now()));
+    let ended = ended.unwrap_or_default();
     if let Some(dns) = &mut dns {
+        for id in &ended {
+            dns.local.apply(NameChange::Ended(long_owner(id)), &mut node, clock.now());
+        }
         dns.local.restore(inventory.as_ref(), &reconciler.exposed(), &mut node, clock.now());
         reconciler.serve_names(dns.listener(config));
     }
@@ -438,6 +448,7 @@ async fn prepare(
         recovered,
         attachments,
         interfaces,
+        ended,
     };
     Ok((prepared, takeover))
 }
@@ -487,12 +498,11 @@ fn release_unused(recovered: &[Recovered], exposed: &[Cidr], node: &mut Node, no
     }
 }
 
-/// A bridge that was named must exist. The usual one may be created later.
+/// At `weave launch` a bridge that was named must exist. At boot Docker creates it later.
 fn check_docker_bridge(config: &Config) -> Result<(), StartError> {
-    match &config.docker_bridge {
-        Some(name) if config.docker_bridge_named && Netlink::open()?.link(name)?.is_none() => {
-            Err(StartError::NoDockerBridge(name.clone()))
-        }
+    let name = config.docker_bridge.as_ref().filter(|_| config.docker_bridge_named);
+    match name.filter(|_| config.fresh_file().exists()) {
+        Some(name) if Netlink::open()?.link(name)?.is_none() => Err(StartError::NoDockerBridge(name.clone())),
         _ => Ok(()),
     }
 }
@@ -510,7 +520,7 @@ fn load_allocation(
     };
     if let Some(legacy) = legacy {
         // Also while allocation is off, because a database is imported only once.
-        store.replace(&legacy.database.loaded())?;
+        store.replace(&legacy.loaded())?;
     }
     let Some(wanted) = &config.allocation else { return Ok(None) };
     let loaded = store.load()?;

@@ -15,10 +15,11 @@ use weave_api::host_requests::{
 };
 use weave_dns::{Filter, HostName};
 use weave_host::{LinkRoute, NetNs};
+use weave_node::Node;
 use weave_runtime::{AddressRequest, Allocator, Change, Error, Namespace, NewInterface, Outcome};
-use weave_types::Cidr;
+use weave_types::{Cidr, Now};
 
-use super::{Work, ipv4, parse, response};
+use super::{Containers, Work, ipv4, parse, response};
 use crate::host::Inventory;
 use crate::names::NameChange;
 use crate::storage::{Attached, InterfaceStore};
@@ -28,6 +29,45 @@ const SHORTEST_ID: usize = 5;
 /// How much of an id becomes part of the interface name.
 const NAMING_LENGTH: usize = 7;
 const DEFAULT_ROUTE: Option<Cidr> = Cidr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// Releases the addresses of attachments whose namespace is gone: an engine that removes a container while no daemon runs does not ask
+/// again. Addresses that something uses stay. Returns the attachments, which [`Containers::forget`] forgets when the release is stored.
+pub(crate) fn release_ended(
+    store: &InterfaceStore,
+    inventory: &Inventory,
+    node: &mut Node,
+    now: Now,
+) -> Vec<AttachmentId> {
+    let mut ended = Vec::new();
+    for (id, attached) in store.all() {
+        let cidrs = attached.cidrs();
+        let gone = |namespace: Namespace| matches!(namespace.open(""), Ok(None));
+        if inventory.uses(&cidrs) || !attached.namespace.is_some_and(gone) {
+            continue;
+        }
+        tracing::info!(
+            "container {} is gone, the addresses of its {} are released",
+            id.container,
+            id.interface
+        );
+        node.with_allocator(now, |allocator| {
+            for cidr in &cidrs {
+                // It may have been released by hand.
+                let _ = allocator.free(&attached.owner, cidr.addr(), now);
+            }
+        });
+        ended.push(id.clone());
+    }
+    ended
+}
+
+impl Containers {
+    /// Forgets attachments.
+    pub(crate) fn forget(&self, attachments: &[AttachmentId]) {
+        let mut store = self.interfaces.lock().unwrap_or_else(PoisonError::into_inner);
+        attachments.iter().for_each(|id| store.remove(id));
+    }
+}
 
 impl Work {
     pub(super) fn interface(
@@ -285,7 +325,7 @@ impl Allocator for Described<'_> {
 }
 
 /// Names an attachment in the allocator and in the registry of names.
-fn long_owner(id: &AttachmentId) -> String {
+pub(crate) fn long_owner(id: &AttachmentId) -> String {
     format!("{}/{}/{}", id.container, id.network, id.interface)
 }
 

@@ -130,7 +130,8 @@ impl Inventory {
         }
     }
 
-    fn uses(&self, cidrs: &[Cidr]) -> bool {
+    /// Whether one of these addresses is in use.
+    pub(crate) fn uses(&self, cidrs: &[Cidr]) -> bool {
         let mut seen = self.in_use.iter().flat_map(|found| &found.cidrs);
         seen.any(|seen| cidrs.iter().any(|cidr| cidr.addr() == seen.addr()))
     }

@@ -18,9 +18,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
-use weave_ipam::Database;
+use weave_ipam::{Database, Loaded};
 use weave_runtime::Docker;
 
+use super::owner::is_docker_id;
 use crate::config::Config;
 use crate::storage::{Original, PeerState, StoreError};
 
@@ -41,6 +42,18 @@ pub struct LegacyDatabase {
     /// SHA-256 of the file.
     pub digest: String,
     pub database: Database,
+}
+
+impl LegacyDatabase {
+    /// The state to continue with. 2.8.1 does not write down that the addresses which it found at its start, under the ids of Docker's
+    /// containers, end with these.
+    pub(crate) fn loaded(&self) -> Loaded {
+        let mut loaded = self.database.loaded();
+        for (owner, record) in &mut loaded.owned {
+            record.is_container |= is_docker_id(owner);
+        }
+        loaded
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +200,9 @@ mod tests {
     use crate::config::LegacySources;
     use std::fs::File;
 
+    /// Of 2.8.1 that was launched after a hand-back, with containers of Docker's network on the host, and has started others since.
+    const HANDED_BACK: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipam/handed-back-weavedata.db");
     const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/ipam/sample-weavedata.db");
 
     fn config(dir: &Path) -> Config {
@@ -197,6 +213,19 @@ mod tests {
         fs::copy(SAMPLE, path).unwrap();
         let time = SystemTime::now() - Duration::from_secs(age);
         File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+
+    #[test]
+    fn addresses_that_2_8_1_found_end_with_their_containers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(HANDED_BACK, dir.path().join("weavedata.db")).unwrap();
+        let found = find(&config(dir.path())).unwrap().unwrap();
+        let stored = found.database.owned.as_ref().unwrap();
+        assert!(stored.len() > 2 && stored.values().all(|record| !record.is_container), "{stored:?}");
+        let loaded = found.loaded().owned;
+        let containers = loaded.iter().filter(|(_, record)| record.is_container).count();
+        assert_eq!(containers, stored.keys().filter(|owner| owner.len() == 64).count());
+        assert!(!loaded["10.2.0.4"].is_container && containers > 0, "{loaded:?}");
     }
 
     #[test]

@@ -78,6 +78,11 @@ impl InterfaceStore {
         self.attachments.get(id)
     }
 
+    /// All attachments.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&AttachmentId, &Attached)> {
+        self.attachments.iter()
+    }
+
     /// The attachments of a network, without those that are being made.
     pub(crate) fn of_network(&self, network: &str) -> Vec<AttachmentId> {
         let written = |attached: &Attached| attached.namespace.is_some() || !attached.addresses.is_empty();
