@@ -20,7 +20,7 @@ use crate::allocation::{AllocationRequest, AllocationResponse};
 use crate::config::{Config, PLUGIN_NETWORK_LABEL, PluginConfig, PluginMode};
 use crate::containers::Containers;
 use crate::control::Control;
-use crate::host::Inventory;
+use crate::host::{Inventory, is_docker_id};
 use crate::storage::NetworkStore;
 use crate::telemetry::printable::printable;
 
@@ -278,15 +278,21 @@ impl Service {
 
     async fn release_address(self: &Arc<Service>, address: Ipv4Addr) -> Result<Answer, Error> {
         let Some(info) = self.control.allocation() else { return Ok(Answer::done()) };
-        match self.control.allocate(info, AllocationRequest::Delete { container: address.to_string() }).await
+        let ask =
+            |request| async { self.control.allocate(info, request).await.ok_or_else(|| refused(ENDING)) };
+        let failed = ask(AllocationRequest::Delete { container: address.to_string() }).await?;
+        let AllocationResponse::Failed(text) = failed else { return Ok(Answer::done()) };
+        // An address that was found on the host, here or by 2.8.1 after a hand-back, is recorded under the container's id.
+        if let AllocationResponse::Owned(all) = ask(AllocationRequest::ListAll).await?
+            && let Some((container, _)) = all.into_iter().find(|(owner, cidrs)| {
+                is_docker_id(owner) && cidrs.iter().any(|cidr| cidr.addr() == IpAddr::V4(address))
+            })
         {
-            Some(AllocationResponse::Failed(text)) => {
-                tracing::debug!("Docker released {address}, which is not allocated: {text}");
-                Ok(Answer::done())
-            }
-            Some(_) => Ok(Answer::done()),
-            None => Err(refused(ENDING)),
+            ask(AllocationRequest::Free { container, addr: address.into() }).await?;
+        } else {
+            tracing::debug!("Docker released {address}, which is not allocated: {text}");
         }
+        Ok(Answer::done())
     }
 
     /// The options of the default network.
