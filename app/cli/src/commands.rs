@@ -407,14 +407,18 @@ pub(crate) fn all() -> Vec<Command> {
         ]),
         command(
             "setup-podman",
-            "let Podman create networks of this driver",
-            "Makes /usr/local/lib/netavark/weave a link to this program, for Podman 4.5 and later with netavark.\n\
+            "let Podman create networks of this driver, and attach containers before their program starts",
+            "Makes /usr/local/lib/netavark/weave a link to this program, for Podman 4.5 and later with netavark, and writes \
+             /usr/share/containers/oci/hooks.d/weave.json, by which containers with the annotation works.weave.cidr get the addresses in it, \
+             or one in the default subnet if it is empty.\n\
+             \n\
              Examples:\n\
              \x20 weave setup-podman\n\
              \x20 podman network create -d weave web\n\
-             \x20 podman run --network web -d --name server nginx",
+             \x20 podman run --network web -d --name server nginx\n\
+             \x20 podman run --annotation works.weave.cidr=10.2.1.1/24 -ti alpine",
         )
-        .arg(flag("undo", "remove the link")),
+        .arg(flag("undo", "remove both")),
         plain(
             "netavark",
             "plugin of netavark; called by Podman",

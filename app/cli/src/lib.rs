@@ -125,7 +125,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "oci-runtime" if rest.first().is_none_or(|arg| arg != "--help") => return oci_runtime::run(rest),
         // Its arguments are netavark's.
         "netavark" if rest.first().is_none_or(|arg| arg != "--help") => return netavark::run(rest, env),
-        oci_runtime::HOOK => return oci_runtime::hook(env),
+        oci_runtime::HOOK => return oci_runtime::hook(rest, env),
         "--version" => return run(&["version".to_owned()], env),
         _ => {}
     }

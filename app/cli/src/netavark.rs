@@ -13,10 +13,13 @@ use weave_types::Cidr;
 use crate::args::Parsed;
 use crate::env::Env;
 use crate::service::files::{Undo, remove};
-use crate::{Failure, host_client, link, notice, options, print, query, require_root};
+use crate::{Failure, host_client, link, notice, oci_runtime, options, print, query, require_root};
 
 /// A directory in which netavark looks for plugins; the name of the file there is the name of the driver.
 pub(crate) const PLUGIN: &str = "/usr/local/lib/netavark/weave";
+
+/// A file that makes Podman attach containers before their program starts, in a directory that it reads.
+const HOOK_FILE: &str = "/usr/share/containers/oci/hooks.d/weave.json";
 
 /// Whether this program was called as a plugin.
 pub(crate) fn is_plugin(program: &Path) -> bool {
@@ -26,13 +29,17 @@ pub(crate) fn is_plugin(program: &Path) -> bool {
 /// `weave setup-podman`.
 pub(crate) fn setup(parsed: &Parsed) -> Result<(), Failure> {
     require_root()?;
-    let path = Path::new(PLUGIN);
+    let (plugin, hook_file) = (Path::new(PLUGIN), Path::new(HOOK_FILE));
     if parsed.flag("undo") {
-        return remove(path);
+        return remove(plugin).and(remove(hook_file));
     }
+    let program = std::env::current_exe()?;
     let mut undo = Undo::default();
-    undo.directory(path.parent().unwrap_or(path), 0o755)?;
-    link::replace(&std::env::current_exe()?, path)?;
+    for path in [plugin, hook_file] {
+        undo.directory(path.parent().unwrap_or(path), 0o755)?;
+    }
+    undo.replace(hook_file, Some(oci_runtime::podman_hook(&program).as_bytes()), 0o644)?;
+    link::replace(&program, plugin)?;
     undo.keep();
     Ok(())
 }

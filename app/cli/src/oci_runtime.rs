@@ -1,4 +1,5 @@
-//! `weave oci-runtime`: an OCI runtime that leaves everything to runc, and attaches containers before their program starts.
+//! Attaches containers before their program starts, by a hook of the OCI runtime. `weave oci-runtime` is such a runtime for Docker: it adds
+//! the hook and leaves everything else to runc. Podman adds it by a file in its directory of hooks.
 //!
 //! ```text
 //! Docker -> weave oci-runtime ... create --bundle B ID    adds a hook to B/config.json, becomes runc
@@ -8,7 +9,7 @@
 //! ```
 //!
 //! Which containers, with which addresses: those with a network namespace of their own, with the addresses in `WEAVE_CIDR` of their
-//! environment as the proxy reads it (docs/spec/containers.md A.5).
+//! environment as the proxy reads it (docs/spec/containers.md A.5). Of Podman those with an annotation, which has the addresses.
 
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -26,10 +27,14 @@ use crate::args::Parsed;
 use crate::env::Env;
 use crate::options;
 use crate::service::files::failed;
-use crate::{Failure, addresses, host_client, notice, query};
+use crate::{Failure, addresses, host_client, notice, query, target};
 
 /// The command that runc calls.
 pub(crate) const HOOK: &str = "oci-hook";
+/// Argument of the command if Podman's file names it.
+const PODMAN: &str = "podman";
+/// The annotation of Podman's containers with their addresses.
+const ANNOTATION: &str = "works.weave.cidr";
 /// The runtime that does the work.
 const RUNC: &str = "runc";
 /// Seconds for which a container may wait for an address before its start fails.
@@ -111,6 +116,18 @@ fn add_hook(config: &mut Value, program: &Path) -> bool {
     true
 }
 
+/// Podman's file with the hook (oci-hooks(5)). `program`: this one.
+pub(crate) fn podman_hook(program: &Path) -> String {
+    let annotation = format!("^{}$", ANNOTATION.replace('.', "\\."));
+    let hook = json!({
+        "version": "1.0.0",
+        "hook": { "path": program, "args": ["weave", HOOK, PODMAN], "timeout": HOOK_TIMEOUT },
+        "when": { "annotations": { annotation: ".*" } },
+        "stages": ["createRuntime"],
+    });
+    format!("{hook:#}\n")
+}
+
 /// The words of `WEAVE_CIDR`; none if it is not set. `None`: the container is not to be attached.
 fn wanted(config: &Value) -> Option<Vec<String>> {
     let env = config["process"]["env"].as_array();
@@ -127,7 +144,8 @@ struct State {
 }
 
 /// Attaches the container whose state is on standard input. A failure fails the start of the container.
-pub(crate) fn hook(env: &dyn Env) -> Result<(), Failure> {
+pub(crate) fn hook(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
+    let of_podman = arguments.first().is_some_and(|argument| argument == PODMAN);
     let mut text = String::new();
     std::io::stdin().take(MAX_STATE).read_to_string(&mut text)?;
     let state: State = serde_json::from_str(&text)
@@ -135,20 +153,30 @@ pub(crate) fn hook(env: &dyn Env) -> Result<(), Failure> {
     let path = state.bundle.join("config.json");
     let config = std::fs::read(&path).map_err(|e| failed("read", &path, &e))?;
     let config: Value = serde_json::from_slice(&config)?;
-    let Some(words) = wanted(&config) else { return Ok(()) };
+    let words = if of_podman {
+        config["annotations"][ANNOTATION]
+            .as_str()
+            .map(|text| text.split_whitespace().map(str::to_owned).collect())
+    } else {
+        wanted(&config)
+    };
+    let Some(words) = words else { return Ok(()) };
     let (wanted, rest) = addresses::leading(&words)?;
     if let Some(word) = rest.first() {
         return Err(Failure::new(
             1,
             format_args!(
-                "WEAVE_CIDR: '{word}' is no address, which is as 10.2.1.1/24, net:10.2.1.0/24 or net:default"
+                "{}: '{word}' is no address, which is as 10.2.1.1/24, net:10.2.1.0/24 or net:default",
+                if of_podman { ANNOTATION } else { "WEAVE_CIDR" }
             ),
         ));
     }
     let parsed = Parsed::default();
     let name = config["hostname"].as_str().filter(|name| name.contains('.'));
+    let ns = NetNs::of_process(state.pid)?;
+    let id = if of_podman { target::id_of_namespace(&ns) } else { None };
     let request = AttachRequest {
-        container: state.id.clone(),
+        container: id.unwrap_or_else(|| state.id.clone()),
         naming: state.pid.to_string(),
         bridge: options::bridge(&parsed, env),
         addresses: wanted.iter().map(ToString::to_string).collect(),
@@ -159,11 +187,12 @@ pub(crate) fn hook(env: &dyn Env) -> Result<(), Failure> {
         name: name.map(str::to_owned),
         starting: true,
     };
-    let attached = host_client::attach(request, NetNs::of_process(state.pid)?, &wanted, &parsed, env);
+    let attached = host_client::attach(request, ns, &wanted, &parsed, env);
     match attached {
         // After a reboot Docker may start its containers before the peer, which attaches those that it knows.
         Err(failure)
-            if failure.message == query::NO_DAEMON
+            if !of_podman
+                && failure.message == query::NO_DAEMON
                 && weave_daemon::was_attached(&options::state_dir(&parsed, env), &state.id) =>
         {
             notice("weave is not running; it attaches the container when it is launched");

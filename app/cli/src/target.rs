@@ -12,15 +12,19 @@ pub(crate) fn id_of(target: &Target) -> String {
     if matches!(target.kind, Kind::Docker(_)) {
         return target.id.clone();
     }
+    id_of_namespace(&target.ns).unwrap_or_else(|| target.id.clone())
+}
+
+/// The same for a namespace; `None` if nothing leads to it.
+pub(crate) fn id_of_namespace(ns: &NetNs) -> Option<String> {
     let names = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let mut named: Vec<String> = names.filter_map(|e| e.file_name().into_string().ok()).collect();
     named.sort();
-    if let Some(name) = named.iter().find(|n| NetNs::named(n).is_ok_and(|ns| ns.id() == target.ns.id())) {
-        return format!("netns:{name}");
+    if let Some(name) = named.iter().find(|n| NetNs::named(n).is_ok_and(|named| named.id() == ns.id())) {
+        return Some(format!("netns:{name}"));
     }
     let processes = NetNs::all_of_processes().unwrap_or_default();
-    let first = processes.iter().find(|(_, ns)| ns.id() == target.ns.id());
-    first.map_or_else(|| target.id.clone(), |(pid, _)| format!("pid:{pid}"))
+    processes.iter().find(|(_, other)| other.id() == ns.id()).map(|(pid, _)| format!("pid:{pid}"))
 }
 
 pub(crate) fn find(container: &str, env: &dyn Env) -> Result<Target, Failure> {

@@ -2,7 +2,7 @@
 
 use weave_lab::{Host, Lab, Topology};
 
-use crate::common::engines::{Containerd, PING, Podman, address, prepare, reaches, trees};
+use crate::common::engines::{Containerd, PING, Podman, ROOT, address, own_usr, prepare, reaches, trees};
 use crate::common::names::looked_up;
 use crate::common::*;
 
@@ -104,6 +104,36 @@ fn containers_of_podman() {
     step("attached by name, by Docker's API of Podman");
     let _service = one.serve();
     attached_by_name(&one);
+
+    step("attached by a hook");
+    own_usr(h1);
+    h1.weave_ok(&["setup-podman"]);
+    attached_before_its_program(&one);
+}
+
+/// Containers with the annotation, after `weave setup-podman`: their first instruction sees the network.
+pub fn attached_before_its_program(podman: &Podman<'_>) {
+    let host = podman.host();
+    let before = cni::recorded(host);
+    let run = |annotation: &str| {
+        let options = ["run", "--rm", "--network", "none", "--cgroup-parent", &podman.group()];
+        let show = ["--rootfs", ROOT, "/bin/ip", "-4", "-o", "addr", "show", "dev", "ethwe"];
+        podman.podman(&[&options[..], &["--annotation", annotation], &show].concat())
+    };
+    let shown = run("works.weave.cidr=10.2.1.7/24 net:default").expect_ok();
+    assert!(shown.contains("inet 10.2.1.7/24") && shown.lines().count() == 2, "{shown}");
+    assert_eq!(run("works.weave.cidr=").expect_ok().lines().count(), 1);
+    let refused = run("works.weave.cidr=none");
+    assert!(
+        !refused.success() && refused.stderr.contains("works.weave.cidr: 'none' is no address"),
+        "{refused}"
+    );
+    let alone = run("other=1");
+    assert!(!alone.success() && alone.stderr.contains("ethwe"), "{alone}");
+    host.wait("the release of the addresses", LONG_TIMEOUT, || {
+        let now = cni::recorded(host);
+        if now == before { Ok(()) } else { Err(format!("{now:?}")) }
+    });
 }
 
 /// `weave attach` and `detach` of a container of Podman that has no network.

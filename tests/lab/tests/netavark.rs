@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use weave_lab::{Host, Lab, Outcome, Topology};
 
 use crate::common::cni::{json_of, recorded, with};
+use crate::common::engines::{address, own_usr};
 use crate::common::names::looked_up;
 use crate::common::*;
 
@@ -38,8 +39,7 @@ fn networks_of_podman() {
     let [h1, h2] = ["h1", "h2"].map(|h| lab.host(h));
     launch_mesh(&lab, &[]);
     for host in [h1, h2] {
-        // Hosts of the lab share /usr.
-        host.sh("mount -t tmpfs none /usr/local/lib");
+        own_usr(host);
         host.weave_ok(&["setup-podman"]);
     }
     let info = call(h1, "info", &json!({})).expect_ok();
@@ -83,6 +83,19 @@ fn networks_of_podman() {
     error(&call(h1, "setup /run/netns/three", &json!({ "container_id": 7 })));
     assert_eq!(recorded(h1), before);
     assert!(!h1.command(&["ip", "-n", "three", "link", "show", "eth0"]).success());
+
+    step("a container is removed while no daemon runs");
+    let lost = exec(&network, "three", json!({}));
+    call(h1, "setup /run/netns/three", &lost).expect_ok();
+    looked_up(h2, "three", &[&address(h1, "three").expect("an address")]);
+    h1.weave_ok(&["stop"]);
+    assert!(error(&call(h1, "teardown /run/netns/three", &lost)).contains("weave is not running"));
+    h1.sh("ip netns del three");
+    launch(h1, &[], &["h2"]);
+    assert_eq!(recorded(h1), before);
+    looked_up(h1, "three", &[]);
+    looked_up(h1, "one", &[&ip]);
+    one.reaches("10.32.7.7", LONG_TIMEOUT);
 
     step("teardown");
     for _ in 0..2 {

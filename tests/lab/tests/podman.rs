@@ -5,7 +5,7 @@ use std::path::Path;
 
 use weave_lab::{Host, Lab, Topology};
 
-use crate::cni_engines::attached_by_name;
+use crate::cni_engines::{attached_before_its_program, attached_by_name};
 use crate::common::addresses::long_tests_enabled;
 use crate::common::cni::{json_of, recorded};
 use crate::common::engines::{PING, PODMAN, Podman, address, prepare, reaches, trees};
@@ -123,7 +123,7 @@ fn on_two_hosts(tree: &Path) {
     step("restarts of the daemon, of its host's Podman and of the container");
     let owned = state(h1);
     for signal in ["TERM", "KILL"] {
-        let lost = one.run("lost", "--network web");
+        one.run("lost", "--network web");
         h1.signal_daemon(signal);
         h1.wait("its end", SHORT_TIMEOUT, || h1.daemon_pid().is_none());
         let refused = one.try_run("early", "--network web");
@@ -133,7 +133,6 @@ fn on_two_hosts(tree: &Path) {
         let removed = one.podman(&["rm", "-f", "-t", "0", "lost"]);
         assert!(removed.stderr.contains("weave is not running"), "{removed}");
         launch(h1, &OPTIONS, &["h2"]);
-        h1.weave_ok(&["detach", &lost]);
         assert_eq!(state(h1), owned);
         ping(&one, "c1", &ip2);
         ping(&two, "c2", &ip1);
@@ -150,6 +149,9 @@ fn on_two_hosts(tree: &Path) {
     step("attached by name, by Docker's API of Podman");
     let service = one.serve();
     attached_by_name(&one);
+
+    step("attached by a hook");
+    attached_before_its_program(&one);
 
     step("weave run with its API");
     one.import_image("busybox");

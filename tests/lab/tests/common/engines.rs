@@ -10,7 +10,7 @@ use super::cni::recorded;
 use super::{LONG_TIMEOUT, SHORT_TIMEOUT};
 
 /// A root with a shell.
-const ROOT: &str = "/var/lib/rootfs";
+pub const ROOT: &str = "/var/lib/rootfs";
 const SOCKET: &str = "/run/containerd-lab/containerd.sock";
 /// The image of the container that holds the namespaces of a pod.
 const PAUSE_IMAGE: &str = "lab.local/pause:1";
@@ -23,6 +23,12 @@ pub fn trees() -> Vec<PathBuf> {
     trees.sort_by_key(|tree| !tree.ends_with("trixie"));
     trees.truncate(if long_tests_enabled() { usize::MAX } else { 1 });
     trees
+}
+
+/// Gives a host without a tree of its own directories of its own where `weave setup-podman` writes; all share `/usr` otherwise.
+pub fn own_usr(host: &Host) {
+    host.sh("mount -t tmpfs none /usr/local/lib; mkdir -p /run/share/upper /run/share/work; \
+             mount -t overlay none -o lowerdir=/usr/share,upperdir=/run/share/upper,workdir=/run/share/work /usr/share");
 }
 
 /// All hosts share `/sys/fs/cgroup`; the containers of each are in a group of their own.
