@@ -1,5 +1,6 @@
 //! The peer as a unit of a real systemd: sandbox, crash, restart, shutdown and boot.
 
+use weave_lab::docker::import_image;
 use weave_lab::systemd::Systemd;
 use weave_lab::{Host, Lab, Topology};
 
@@ -159,4 +160,56 @@ fn unit_works_in_its_sandbox_and_survives_crash_and_reboot() {
         "ls -R /etc/systemd /etc/NetworkManager; systemctl list-units --all --no-legend 'weave*' || true",
     );
     assert!(!left.contains("weave"), "{left}");
+}
+
+/// Containers that Docker starts at boot by their restart policy find the network plugin, and the proxy's wait program the peer.
+#[test]
+fn docker_starts_its_containers_at_boot() {
+    let Some(lab) = Lab::start("dockboot", &Topology::hosts(2)) else { return };
+    let [outer, h2] = ["h1", "h2"].map(|h| lab.host(h));
+    let installed = |file: &str| std::path::Path::new(file).exists();
+    if !installed("/lib/systemd/system/docker.service") || !installed("/usr/sbin/dockerd") {
+        eprintln!(
+            "SKIPPED: lab test with Docker and systemd: docker.service is not installed (package docker.io)"
+        );
+        return;
+    }
+    let Some(system) = Systemd::boot(outer) else { return };
+    launch(h2, &[], &[]);
+    let far = h2.container("far");
+    let far_ip = far.attach(&[]);
+    let h1 = system.host();
+    h1.sh("mkdir -p /etc/docker-lab; echo '{}' > /etc/docker-lab/daemon.json; echo \"DOCKER_OPTS='--config-file /etc/docker-lab/daemon.json \
+           --data-root /var/lib/docker-lab --storage-driver vfs --ip6tables=false'\" > /etc/default/docker");
+    system.systemctl(&["enable", "--now", "docker.service"]);
+    import_image(h1, "ubuntu");
+    h1.weave_ok(&["launch", "h2"]);
+    h1.wait("Docker's network weave", LONG_TIMEOUT, || {
+        h1.command(&["docker", "network", "inspect", "weave"]).success()
+    });
+    let names = ["networked", "proxied"];
+    for (name, run) in
+        names.iter().zip(["docker run --net=weave", "docker --host unix:///run/weave/weave.sock run"])
+    {
+        h1.sh(&format!("{run} -d --name {name} --restart=always ubuntu sleep 10000"));
+    }
+    let reach_far = |h1: &Host| {
+        for name in names {
+            h1.wait(&format!("{name} to reach another host"), LONG_TIMEOUT, || {
+                let ping = h1.command(&["docker", "exec", name, "ping", "-c", "1", "-W", "2", &far_ip]);
+                if ping.success() { Ok(()) } else { Err(ping.to_string()) }
+            });
+        }
+    };
+    reach_far(h1);
+
+    step("the host shuts down and boots");
+    system.power_off();
+    outer.reboot();
+    let system = Systemd::boot(outer).unwrap();
+    let h1 = system.host();
+    reach_far(h1);
+    let log = system.journal("docker.service");
+    assert!(!log.to_lowercase().contains("failed to start container"), "{log}");
+    system.power_off();
 }

@@ -26,9 +26,10 @@ const FILES: [&str; 3] = ["/etc/weave/weave.conf", "/etc/default/weave", "/etc/s
 
 /// Capabilities: devices, addresses and packet filter (NET_ADMIN, NET_RAW, NET_BIND_SERVICE), namespaces of
 /// containers (SYS_ADMIN, SYS_PTRACE, DAC_*), programs in the kernel (BPF, PERFMON, and SYS_ADMIN and IPC_LOCK before
-/// Linux 5.8), modules that the kernel has not loaded yet (iptables-legacy loads its own), its limits.
+/// Linux 5.8), modules that the kernel has not loaded yet (iptables-legacy loads its own), its limits, the group of the proxy's socket (CHOWN).
 const CAPABILITIES: &str = "CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE CAP_SYS_ADMIN CAP_SYS_PTRACE CAP_DAC_OVERRIDE \
-CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON CAP_IPC_LOCK CAP_SYS_MODULE CAP_SYS_RESOURCE";
+CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON CAP_IPC_LOCK CAP_SYS_MODULE CAP_SYS_RESOURCE \
+CAP_CHOWN";
 
 /// Directories for the files that make other programs ignore weave's devices; the rest of `/etc` is read-only.
 const WRITABLE: &str = "-/etc/systemd/network -/etc/NetworkManager";
@@ -58,7 +59,9 @@ impl Unit<'_> {
              [Unit]\n\
              Description=Weave Net peer{of}\n\
              Wants=network-online.target\n\
-             After=network-online.target docker.service\n\
+             After=network-online.target\n\
+             # Their containers find the network when they start, and leave it when they stop.\n\
+             Before=docker.service podman-restart.service\n\
              StartLimitIntervalSec=0\n\
              \n\
              [Service]\n\

@@ -134,8 +134,9 @@ pub(crate) fn addresses(config: &Config) -> Vec<String> {
 pub(super) fn copy_owner(socket: &Path, docker: &Docker) -> io::Result<()> {
     let Ok(Endpoint::Unix(path)) = docker.endpoint() else { return Ok(()) };
     let Ok(theirs) = std::fs::metadata(path) else { return Ok(()) };
-    chown(socket, Some(theirs.uid()), Some(theirs.gid()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(theirs.mode() & 0o777))
+    // In this order CAP_CHOWN is enough.
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(theirs.mode() & 0o777))?;
+    chown(socket, Some(theirs.uid()), Some(theirs.gid()))
 }
 
 /// `/var/run` is a link to `/run`.

@@ -87,16 +87,10 @@ impl<'a> Dockerd<'a> {
         });
     }
 
-    /// Makes an image of some programs of this machine with their libraries. It runs a shell.
+    /// See [`import_image`].
     #[track_caller]
     pub fn import_image(&self, name: &str) {
-        self.host.sh(&format!(
-            "cd /run && mkdir image && cd image && mkdir -p etc tmp bin && \
-             for p in {IMAGE_PROGRAMS}; do f=$(command -v $p); cp -L $f bin/; \
-             for l in $(ldd $f | grep -o '/[^ ]*'); do mkdir -p .${{l%/*}}; cp -L $l .$l; done; done; \
-             echo 'root:x:0:0::/:/bin/sh' > etc/passwd; \
-             tar -cf - . | docker --host unix:///run/docker.sock import -c 'CMD [\"sh\"]' - {name}; cd ..; rm -r image"
-        ));
+        import_image(self.host, name);
     }
 
     /// Runs the Docker client.
@@ -130,6 +124,18 @@ impl Drop for Dockerd<'_> {
             ),
         ]);
     }
+}
+
+/// Makes an image for the Docker of a host, of some programs of this machine with their libraries. It runs a shell.
+#[track_caller]
+pub fn import_image(host: &Host, name: &str) {
+    host.sh(&format!(
+        "cd /run && mkdir image && cd image && mkdir -p etc tmp bin && \
+         for p in {IMAGE_PROGRAMS}; do f=$(command -v $p); cp -L $f bin/; \
+         for l in $(ldd $f | grep -o '/[^ ]*'); do mkdir -p .${{l%/*}}; cp -L $l .$l; done; done; \
+         echo 'root:x:0:0::/:/bin/sh' > etc/passwd; \
+         tar -cf - . | docker --host unix:///run/docker.sock import -c 'CMD [\"sh\"]' - {name}; cd ..; rm -r image"
+    ));
 }
 
 /// Trees with newer versions of Docker, which `make engines` makes. A notice if there is none.
