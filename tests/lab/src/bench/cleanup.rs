@@ -46,11 +46,16 @@ pub(super) fn install() -> Result<()> {
 
 /// A lab that is removed when the value is dropped or the process gets a signal.
 pub(super) fn lab(hosts: usize) -> Result<Lab> {
+    lab_of(&Topology::hosts(hosts))
+}
+
+/// The same for another topology.
+pub(super) fn lab_of(topology: &Topology) -> Result<Lab> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     remove_abandoned();
     let id = format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    Lab::create(&id, &Topology::hosts(hosts), false).with_context(|| format!("cannot make the lab {id}"))
+    Lab::create(&id, topology, false).with_context(|| format!("cannot make the lab {id}"))
 }
 
 /// Does not return after Ctrl-C, so that the failures that it causes are not reported.

@@ -61,8 +61,8 @@ enum What {
     Rr,
     /// Answers to DNS queries for local names, compared with Knot DNS and dnsmasq.
     Dns,
-    /// Containers that start and end: of Docker by proxy, OCI runtime and network plugin, of Podman by CNI, compared with the engines' own
-    /// networks.
+    /// Containers that start and end: of Docker by proxy, OCI runtime and network plugin, of Podman by CNI and netavark, of containerd by
+    /// CNI, compared with the engines' own networks.
     Containers,
     /// Allocation of an address over HTTP, compared with a read of the status page on the same connection.
     Allocate,
@@ -114,10 +114,8 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
     }
     if args.wants(What::Containers) {
-        match containers::with_docker(&weave, |lab| container_figures(args, lab))? {
-            Some(figures) => report.print(figures)?,
-            None => print_progress("Docker is not installed: containers are left out"),
-        }
+        report
+            .print(containers::with_engines(&weave, |lab, engines| container_figures(args, lab, engines))?)?;
     }
     if args.wants(What::Allocate) {
         print_progress("addresses over HTTP");
@@ -238,41 +236,43 @@ fn dns_figures(args: &BenchArgs, weave: &std::path::Path, threads: usize) -> Res
     Ok(figures)
 }
 
-/// Time of containers and of lists, in interleaved rounds, with ratios to plain Docker.
-fn container_figures(args: &BenchArgs, lab: &crate::Lab) -> Result<Vec<Figure>> {
-    use containers::{OF_DOCKER, OF_PODMAN, Way};
-    let mut runs = OF_DOCKER.map(|way| (way, Vec::new()));
-    let mut podman = OF_PODMAN.map(|way| (way, Vec::new()));
-    let has_podman = containers::has_podman(lab);
-    if !has_podman {
-        print_progress("Podman with CNI is not installed: it is left out");
-    }
-    let mut lists = [Way::Plain, Way::Proxy].map(|way| (way, Vec::new()));
+/// Time of containers and of lists, in interleaved rounds, with ratios to the engine's own network.
+fn container_figures(
+    args: &BenchArgs,
+    lab: &crate::Lab,
+    engines: &[containers::Engine],
+) -> Result<Vec<Figure>> {
+    use containers::Way;
+    type Times = Vec<(Way, Vec<f64>)>;
+    let start = |ways: &[Way]| -> Times { ways.iter().map(|way| (*way, Vec::new())).collect() };
+    let mut runs: Vec<(&str, Times)> = engines.iter().map(|e| (e.name, start(e.ways))).collect();
+    let has_docker = engines.iter().any(|engine| engine.ways.contains(&Way::Proxy));
+    let mut lists = start(if has_docker { &[Way::Plain, Way::Proxy] } else { &[] });
     for round in 1..=args.runs {
         print_progress(&format!("containers, round {round} of {}", args.runs));
-        for (way, times) in runs.iter_mut().chain(podman.iter_mut().filter(|_| has_podman)) {
+        for (way, times) in runs.iter_mut().flat_map(|(_, ways)| ways) {
             times.push(containers::run(lab, *way)?);
         }
         for (way, times) in &mut lists {
             times.push(containers::list(lab, *way)?);
         }
     }
-    let figures = |what: &str, times: &[(Way, Vec<f64>)]| -> Vec<Figure> {
-        let plain = &times[0].1;
-        let figure = |(way, times): &(Way, Vec<f64>)| {
+    runs.push(("docker ps", lists));
+    let mut figures = Vec::new();
+    for (what, times) in runs {
+        let mut plain: Option<Vec<f64>> = None;
+        for (way, times) in times {
             let figure = Figure::new(&format!("{what}, {}", way.name()), Unit::Seconds, times.clone());
-            if [Way::Plain, Way::PlainPodman].contains(way) {
-                return figure;
-            }
-            figure.ratios(times.iter().zip(plain).map(|(time, plain)| time / plain).collect())
-        };
-        times.iter().map(figure).collect()
-    };
-    let mut all = [figures("docker run --rm", &runs), figures("docker ps", &lists)].concat();
-    if has_podman {
-        all.extend(figures("podman run --rm", &podman));
+            figures.push(match &plain {
+                None => figure,
+                Some(plain) => {
+                    figure.ratios(times.iter().zip(plain).map(|(time, plain)| time / plain).collect())
+                }
+            });
+            plain.get_or_insert(times);
+        }
     }
-    Ok(all)
+    Ok(figures)
 }
 
 fn print_progress(text: &str) {
