@@ -6,14 +6,13 @@ use std::time::Duration;
 use weave_lab::docker::{Dockerd, newer_engines};
 use weave_lab::{Host, Lab, Outcome, Topology, claims};
 
-use crate::common::addresses::long_tests_enabled;
 use crate::common::*;
 
 weave_lab::claims!("I-38");
 
 const SOCKETS: &str = "/run/docker/plugins";
-/// A start of many containers at a time takes long with the storage driver of the lab.
-const MANY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Docker waits longer and longer for a daemon that was killed.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn start<'a>(lab: &'a Lab, options: &[&str]) -> Option<Vec<Dockerd<'a>>> {
     let dockers = lab.hosts().iter().map(Dockerd::start_with_bridge).collect::<Option<Vec<_>>>()?;
@@ -368,7 +367,7 @@ fn restarts(topology: &Topology) {
 }
 
 #[test]
-fn failing_starts_and_many_at_a_time() {
+fn failing_starts_and_wrong_requests() {
     let Some(lab) = Lab::start("plugin", &Topology::hosts(1)) else { return };
     let h1 = lab.host("h1");
     let Some(docker) = Dockerd::start_with_bridge(h1) else { return };
@@ -406,7 +405,7 @@ fn failing_starts_and_many_at_a_time() {
                     relaunch();
                 }
             }
-            let code = h1.wait("the end of the start", MANY_TIMEOUT, || {
+            let code = h1.wait("the end of the start", START_TIMEOUT, || {
                 let code = ended();
                 if code.is_empty() { Err(h1.sh("cat /run/x")) } else { Ok(code) }
             });
@@ -434,18 +433,6 @@ fn failing_starts_and_many_at_a_time() {
     }
     println!("{failed} operations failed, {started} containers started");
     assert!(started < failed.max(3), "the starts do not fail");
-
-    step("many at a time have different addresses");
-    let count = if long_tests_enabled() { 50 } else { 10 };
-    let line = format!(
-        "for i in $(seq {count}); do docker --host unix:///run/docker.sock run -d --name m$i --net=weave ubuntu sleep 1000 & done; wait"
-    );
-    let ids = h1.command_with(&[], &["sh", "-c", &line], MANY_TIMEOUT).expect_ok();
-    assert_eq!(ids.lines().count(), count, "{ids}");
-    let addresses: BTreeSet<_> = (1..=count).map(|n| address(&docker, &format!("m{n}"), "weave")).collect();
-    assert_eq!(addresses.len(), count, "{addresses:?}");
-    h1.sh("docker --host unix:///run/docker.sock rm -f $(docker --host unix:///run/docker.sock ps -aq) > /dev/null");
-    nothing_left(h1, &before);
 
     step("requests that are wrong are refused, and change nothing");
     let pool = "\"PoolID\":\"weave-10.32.0.0/12-10.32.0.0/12\"";

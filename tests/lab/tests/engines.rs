@@ -1,10 +1,19 @@
-//! Containers of all engines on one network, and the table of versions that were tried.
+//! Containers of all engines on one network, many starts of Docker at a time, and the table of versions that were tried.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use weave_lab::docker::{Dockerd, newer_engines};
 use weave_lab::{Host, Lab, Outcome, Topology};
 
+use crate::common::addresses::long_tests_enabled;
+use crate::common::cni::recorded;
 use crate::common::engines::{Containerd, PING, Podman, address, prepare, reaches, trees};
 use crate::common::*;
+use crate::docker_plugin::default_network;
+
+/// A start of many containers at a time takes long with the storage driver of the lab.
+const MANY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A way to start a container: its address, and how it pings another.
 struct Member<'a> {
@@ -77,6 +86,47 @@ fn all_pairs(topology: &Topology) {
         for to in members.iter().filter(|to| to.ip != from.ip) {
             reaches(&format!("{} to {}", from.way, to.way), || (from.ping)(&to.ip));
         }
+    }
+}
+
+#[test]
+fn many_starts_of_docker_at_a_time() {
+    many_starts(&Topology::hosts(1));
+    for tree in trees() {
+        many_starts(&Topology::hosts(1).with_root(&tree));
+    }
+}
+
+fn many_starts(topology: &Topology) {
+    let Some(lab) = Lab::start("many", topology) else { return };
+    let h1 = lab.host("h1");
+    let Some(docker) = Dockerd::start_with_bridge(h1) else { return };
+    docker.import_image("ubuntu");
+    launch(h1, &[], &[]);
+    default_network(&docker, "weave");
+    println!("Docker {}", docker.ok(&["version", "-f", "{{.Server.Version}}"]));
+    let before = recorded(h1);
+    let count = if long_tests_enabled() { 50 } else { 10 };
+    for (socket, options) in [("/run/docker.sock", "--net=weave"), ("/run/weave/weave.sock", "")] {
+        step(socket);
+        let lines = format!(
+            "for i in $(seq {count}); do docker --host unix://{socket} run -d {options} ubuntu sleep 1000 & done; wait"
+        );
+        let ids = h1.command_with(&[], &["sh", "-c", &lines], MANY_TIMEOUT).expect_ok();
+        let shown = |id| docker.ok(&["exec", id, "ip", "-4", "-o", "addr", "show"]);
+        let inside: BTreeSet<String> = ids
+            .lines()
+            .flat_map(|id| shown(id).split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+            .filter(|word| word.starts_with("10.32.") && word.ends_with("/12"))
+            .collect();
+        assert_eq!(inside.len(), count, "{ids}{inside:?}");
+        let owned: BTreeSet<String> = recorded(h1).into_iter().flat_map(|(_, addrs)| addrs).collect();
+        assert!(inside.is_subset(&owned), "{inside:?}\n{owned:?}");
+        docker.ok(&[&["rm", "-f"][..], &ids.lines().collect::<Vec<_>>()].concat());
+        h1.wait("the release of all addresses", LONG_TIMEOUT, || {
+            let now = recorded(h1);
+            if now == before { Ok(()) } else { Err(format!("{now:?}")) }
+        });
     }
 }
 
