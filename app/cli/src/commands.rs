@@ -360,6 +360,22 @@ pub(crate) fn all() -> Vec<Command> {
         )
         .arg(text("f", "template", "print through a Go template, as '{{.Router.Name}}'")),
         command(
+            "support-bundle",
+            "write an archive with what others need who are to find out why a peer does not work",
+            "Status, report, doctor, metrics, logs, versions, options, settings of the kernel, addresses, routes and firewall of this \
+             host, and a MANIFEST that says what each file is. Also while the peer does not run. Passwords are removed; IP \
+             addresses outside of the container network, Ethernet addresses of hardware and names of hosts are replaced by numbered \
+             words. Prints the name of the file.\n\
+             \n\
+             Example:\n\
+             \x20 weave support-bundle --output - | ssh admin@example.com 'cat > h1.tar.gz'",
+        )
+        .args([
+            text("output", "file", "- is stdout (default: weave-support-<nickname>-<time>.tar.gz in this directory)"),
+            weave_bridge(),
+            state_dir(),
+        ]),
+        command(
             "ps",
             "list containers of this host with their addresses",
             "One line for each interface: id, Ethernet address, addresses. weave:expose is the bridge itself. Without \

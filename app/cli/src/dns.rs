@@ -14,7 +14,7 @@ use crate::target::{find, id_of};
 use crate::{Failure, docker_bridge, notice, print, ps, query as daemon};
 
 /// The id under which names without a container are kept.
-const EXTERN: &str = "weave:extern";
+pub(crate) const EXTERN: &str = "weave:extern";
 const DEFAULT_DOMAIN: &str = "weave.local.";
 const PORT: u16 = 53;
 

@@ -25,13 +25,12 @@ struct Document<'a> {
 pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     let facts = collect(settings(parsed, env)?);
     let (findings, overlay) = (check(&facts), best_overlay(&facts));
-    let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
-    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let (errors, warnings) = (count(&findings, Severity::Error), count(&findings, Severity::Warning));
     if parsed.flag("json") {
         let document = Document { errors, warnings, overlay, findings: &findings };
         print(&(serde_json::to_string_pretty(&document)? + "\n"))?;
     } else {
-        print(&text(&findings, errors, warnings, overlay))?;
+        print(&text(&findings, overlay))?;
     }
     match (errors, warnings) {
         (0, 0) => Ok(()),
@@ -40,7 +39,17 @@ pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
 }
 
-fn settings(parsed: &Parsed, env: &dyn Env) -> Result<Settings, Failure> {
+/// What `weave doctor` prints.
+pub(crate) fn examine(settings: Settings) -> String {
+    let facts = collect(settings);
+    text(&check(&facts), best_overlay(&facts))
+}
+
+fn count(findings: &[Finding], severity: Severity) -> usize {
+    findings.iter().filter(|finding| finding.severity == severity).count()
+}
+
+pub(crate) fn settings(parsed: &Parsed, env: &dyn Env) -> Result<Settings, Failure> {
     let mut planned = parsed.clone();
     if parsed.text("ipalloc-range").is_none() {
         planned.set("ipalloc-range", options::DEFAULT_RANGE);
@@ -63,7 +72,7 @@ fn settings(parsed: &Parsed, env: &dyn Env) -> Result<Settings, Failure> {
     })
 }
 
-fn text(findings: &[Finding], errors: usize, warnings: usize, overlay: Option<&str>) -> String {
+fn text(findings: &[Finding], overlay: Option<&str>) -> String {
     let mut text = String::new();
     for finding in findings {
         let severity = match finding.severity {
@@ -76,10 +85,10 @@ fn text(findings: &[Finding], errors: usize, warnings: usize, overlay: Option<&s
         let _ = writeln!(text, "         leads to: {effect}");
         let _ = writeln!(text, "         remedy:   {remedy}\n");
     }
-    let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
-    text.push_str(&match (errors, warnings) {
+    let number = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    text.push_str(&match (count(findings, Severity::Error), count(findings, Severity::Warning)) {
         (0, 0) => "no problems found".to_owned(),
-        _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
+        (errors, warnings) => format!("{}, {}", number(errors, "error"), number(warnings, "warning")),
     });
     if let Some(overlay) = overlay {
         let _ = write!(text, "; best overlay of this host: {overlay}");
@@ -102,12 +111,12 @@ mod tests {
         };
         let findings = [finding(Severity::Error), finding(Severity::Notice)];
         assert_eq!(
-            text(&findings, 1, 0, Some("warp")),
+            text(&findings, Some("warp")),
             "ERROR    udp-blocked: UDP does not pass\n         leads to: no connection\n         remedy:   open the port\n\n\
              NOTICE   udp-blocked: UDP does not pass\n         leads to: no connection\n         remedy:   open the port\n\n\
              1 error, 0 warnings; best overlay of this host: warp\n"
         );
-        assert_eq!(text(&[], 0, 0, None), "no problems found\n");
+        assert_eq!(text(&[], None), "no problems found\n");
         let document = Document { errors: 1, warnings: 0, overlay: None, findings: &findings[..1] };
         assert_eq!(
             serde_json::to_value(&document).expect("JSON"),

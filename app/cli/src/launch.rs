@@ -39,7 +39,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between checks whether the daemon still runs.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     nix::unistd::gethostname()
         .ok()
         .and_then(|h| h.into_string().ok())

@@ -45,6 +45,7 @@ mod setup_docker;
 mod signals;
 mod stop;
 mod supervise;
+mod support_bundle;
 mod takeover;
 mod target;
 #[cfg(test)]
@@ -58,6 +59,8 @@ use std::process::ExitCode;
 
 #[doc(hidden)]
 pub use fuzz_entry::fuzz_entry;
+#[doc(hidden)]
+pub use support_bundle::fuzz_entry as fuzz_redaction;
 
 pub(crate) use output::{Failure, notice, print, require_root};
 
@@ -182,6 +185,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "dns-args" => dns::args(&parsed, env),
         "status" => query::status(&parsed, env),
         "report" => query::report(&parsed, env),
+        "support-bundle" => support_bundle::run(&parsed, env),
         "doctor" => doctor::run(&parsed, env),
         "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),

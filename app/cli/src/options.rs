@@ -351,7 +351,7 @@ pub(crate) fn password_file(password: &Password) -> Vec<u8> {
     [password.reveal(), b"\r\n"].concat()
 }
 
-fn without_line_end(bytes: &[u8]) -> &[u8] {
+pub(crate) fn without_line_end(bytes: &[u8]) -> &[u8] {
     let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     line.strip_suffix(b"\r").unwrap_or(line)
 }

@@ -26,23 +26,41 @@ pub(crate) struct Found {
 }
 
 pub(crate) fn ps(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
-    let mut ports = scan(&options::bridge(parsed, env))?;
     let docker = docker(env);
-    let mut text = String::new();
     if parsed.rest.is_empty() {
-        text.push_str(&line(EXPOSE, &ports.bridge()?));
-        for found in find_all(&docker) {
-            text.push_str(&lines(&mut ports, &short_id(&found.id), &found.ns)?);
-        }
+        let interfaces = interfaces(&options::bridge(parsed, env), &docker)?;
+        return print(&listing(&interfaces));
     }
+    let mut ports = scan(&options::bridge(parsed, env))?;
+    let mut text = String::new();
     for name in &parsed.rest {
         if name == EXPOSE {
             text.push_str(&line(EXPOSE, &ports.bridge()?));
         } else if let Some(found) = find(name, &docker)? {
-            text.push_str(&lines(&mut ports, &short_id(name), &found.ns)?);
+            let id = short_id(name);
+            text.extend(in_namespace(&mut ports, &found.ns)?.iter().map(|interface| line(&id, interface)));
         }
     }
     print(&text)
+}
+
+/// The bridge and the interfaces of all containers, with their ids in lists.
+pub(crate) fn interfaces(
+    bridge: &str,
+    docker: &Docker,
+) -> Result<Vec<(String, ContainerInterface)>, Failure> {
+    let mut ports = scan(bridge)?;
+    let mut all = vec![(EXPOSE.to_owned(), ports.bridge()?)];
+    for found in find_all(docker) {
+        let id = short_id(&found.id);
+        all.extend(in_namespace(&mut ports, &found.ns)?.into_iter().map(|interface| (id.clone(), interface)));
+    }
+    Ok(all)
+}
+
+/// A line for each interface.
+pub(crate) fn listing(interfaces: &[(String, ContainerInterface)]) -> String {
+    interfaces.iter().map(|(id, interface)| line(id, interface)).collect()
 }
 
 /// The bridge's ports; 2.8.1's error if there is no bridge.
@@ -114,14 +132,12 @@ fn short_id(id: &str) -> String {
     id.chars().take(ID_LENGTH).collect()
 }
 
-fn lines(ports: &mut BridgePorts, id: &str, ns: &NetNs) -> Result<String, Failure> {
-    let links = match ports.in_namespace(ns) {
-        Ok(links) => links,
-        Err(e @ weave_host::Error::Permission { .. }) => return Err(e.into()),
-        // The container has ended.
-        Err(_) => return Ok(String::new()),
-    };
-    Ok(links.iter().map(|link| line(id, link)).collect())
+fn in_namespace(ports: &mut BridgePorts, ns: &NetNs) -> Result<Vec<ContainerInterface>, Failure> {
+    match ports.in_namespace(ns) {
+        Err(e @ weave_host::Error::Permission { .. }) => Err(e.into()),
+        // The container has ended if there is another error.
+        interfaces => Ok(interfaces.unwrap_or_default()),
+    }
 }
 
 fn line(id: &str, link: &ContainerInterface) -> String {

@@ -16,7 +16,7 @@ pub(crate) mod files;
 pub(crate) mod manager;
 pub(crate) mod process;
 pub(crate) mod systemd;
-mod unit;
+pub(crate) mod unit;
 
 pub(crate) use manager::{LaunchRequest, ServiceManager};
 

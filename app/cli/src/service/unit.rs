@@ -22,7 +22,7 @@ pub(super) struct Unit<'a> {
 
 /// Files with `NAME=value` lines; later files win. `PEERS` and `WEAVE_OPTIONS` become part of the command line, the others are
 /// environment variables of `weave`.
-const FILES: [&str; 3] = ["/etc/weave/weave.conf", "/etc/default/weave", "/etc/sysconfig/weave"];
+pub(crate) const FILES: [&str; 3] = ["/etc/weave/weave.conf", "/etc/default/weave", "/etc/sysconfig/weave"];
 
 /// Capabilities: devices, addresses and packet filter (NET_ADMIN, NET_RAW, NET_BIND_SERVICE), namespaces of
 /// containers (SYS_ADMIN, SYS_PTRACE, DAC_*), programs in the kernel (BPF, PERFMON, and SYS_ADMIN and IPC_LOCK before

@@ -222,7 +222,15 @@ impl Docker {
     /// # Errors
     /// The engine does not answer, or keeps no log.
     pub fn last_log_line(&self, id: &str) -> Result<String, Error> {
-        let path = path(id, "logs?stdout=true&stderr=true&tail=1");
+        Ok(self.log(id, 1)?.lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// The last lines of a container's log, of stdout and stderr.
+    ///
+    /// # Errors
+    /// The engine does not answer, or keeps no log.
+    pub fn log(&self, id: &str, lines: u32) -> Result<String, Error> {
+        let path = path(id, &format!("logs?stdout=true&stderr=true&tail={lines}"));
         let body = self.request("GET", &path, None, &format!("show the log of {id}"))?.success()?;
         // Each piece has a header of eight bytes: stream, three zeros, length.
         let (mut rest, mut text) = (body.as_slice(), Vec::new());
@@ -232,7 +240,7 @@ impl Docker {
             text.extend_from_slice(piece);
             rest = after;
         }
-        Ok(String::from_utf8_lossy(&text).lines().last().unwrap_or_default().to_owned())
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 
