@@ -29,8 +29,8 @@ const RECEIVE_BUFFER: i32 = 16 << 20;
 const SEND_BUFFER: i32 = 4 << 20;
 /// How long a send waits for the device before its datagrams are dropped.
 const SEND_TIMEOUT: Duration = Duration::from_millis(20);
-/// The longest datagram, which every interface but loopback refuses.
-static LONGEST: [u8; 65_507] = [0; 65_507];
+/// Bytes of the longest datagram, which every interface but loopback refuses.
+const LONGEST: usize = 65_507;
 
 /// The sockets could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +151,7 @@ impl UdpSockets {
             (from, _) => SocketAddr::new(from, 0),
         };
         socket.bind(&from.into())?;
-        match socket.send_to_with_flags(&LONGEST, &to.into(), libc::MSG_DONTWAIT) {
+        match socket.send_to_with_flags(&vec![0; LONGEST], &to.into(), libc::MSG_DONTWAIT) {
             Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
             Err(error) => return Err(error),
             Ok(_) => return Ok(u32::MAX),
