@@ -394,7 +394,7 @@ pub(crate) fn all() -> Vec<Command> {
              Examples:\n\
              \x20 eval $(weave env)\n\
              \x20 docker run -d --name web nginx\n\
-             \x20 docker run -e WEAVE_CIDR='10.2.1.1/24 net:10.2.2.0/24' -ti ubuntu\n\
+             \x20 docker run -e WEAVE_CIDR='10.2.1.1/24 net:10.32.8.0/24' -ti ubuntu\n\
              \x20 eval $(weave env --restore)",
         )
         .arg(flag("restore", "print DOCKER_HOST as it was before 'eval $(weave env)'"))

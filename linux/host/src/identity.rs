@@ -10,6 +10,9 @@ use weave_types::PeerName;
 use crate::{Error, link_mac};
 
 const SALT: &[u8] = b"9oBJ0Jmip-";
+/// The text of 2.8.1, and what helps.
+const NO_IDS: &str = "All system IDs are blank: this host has neither /etc/machine-id nor a product UUID; make the file with \
+'systemd-machine-id-setup' or 'dbus-uuidgen --ensure=/etc/machine-id', or give the peer a --name";
 
 /// Where the ids of the machine are read.
 #[derive(Clone, Debug)]
@@ -58,7 +61,7 @@ impl SystemIds {
             }
         }
         if self.machine_id.is_empty() && self.system_uuid.is_empty() {
-            return Err(Error::State("All system IDs are blank".into()));
+            return Err(Error::State(NO_IDS.into()));
         }
         Ok(derive(&[&self.machine_id[..], &self.system_uuid].concat()))
     }
@@ -135,7 +138,7 @@ mod tests {
         assert_eq!(ids.peer_name(Some(derive(b"another"))), Ok(new));
         assert_eq!(ids.peer_name(None), Ok(new));
         let blank = SystemIds::default().peer_name(Some(derive(b"")));
-        assert_eq!(blank, Err(Error::State("All system IDs are blank".into())));
+        assert_eq!(blank, Err(Error::State(NO_IDS.into())));
     }
 
     #[test]

@@ -29,7 +29,8 @@ const RUN: [&str; 9] = [
 ];
 
 /// What is repeated until it succeeds, because it takes a moment to become true.
-const REPEATED: [&str; 5] = ["ping", "echo", "weave status", "weave dns-lookup", "docker exec"];
+const REPEATED: [&str; 6] =
+    ["ping", "echo", "weave status", "weave dns-lookup", "docker exec", "docker run --rm"];
 
 /// A fenced block of a page.
 #[derive(Debug, Default)]
@@ -87,13 +88,14 @@ impl Block {
     fn steps(&self) -> Option<Vec<Step>> {
         let mut steps: Vec<Step> = Vec::new();
         for line in &self.lines {
-            let prompt = line.split_once("$ ").or_else(|| line.split_once("# "));
-            let is_name = |place: &str| {
-                !place.is_empty() && place.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            let prompt = line.find(['$', '#']).map(|at| (&line[..at], &line[at + 1..]));
+            let is_prompt = |place: &str, rest: &str| {
+                let is_name = place.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+                is_name && !place.is_empty() && rest.starts_with(' ')
             };
-            match prompt.filter(|(place, _)| is_name(place)) {
+            match prompt.filter(|(place, rest)| is_prompt(place, rest)) {
                 Some((place, command)) => {
-                    let (place, command) = (place.to_owned(), command.to_owned());
+                    let (place, command) = (place.to_owned(), command[1..].to_owned());
                     steps.push(Step { place, command, output: Vec::new() });
                 }
                 None => steps.last_mut()?.output.push(line.clone()),

@@ -117,7 +117,7 @@ fn bundle_without_secrets_and_addresses_of_hosts() {
     assert!(user.code == Some(1) && user.stderr.contains("must be run as 'root'"), "{user}");
     let missing = h1.weave(&["support-bundle", "--output", "/no/such/folder/b"]);
     assert!(
-        missing.code == Some(1) && missing.stderr.starts_with("cannot write /no/such/folder/b: "),
+        missing.code == Some(1) && missing.stderr.contains("cannot write /no/such/folder/b: "),
         "{missing}"
     );
 
@@ -146,7 +146,7 @@ fn bundle_of_a_daemon_that_is_dead_or_hangs() {
     let outcome = bundle(h1);
     assert!(outcome.stderr.contains("collecting doctor.txt"), "{outcome}");
     let manifest = read(h1, "MANIFEST");
-    assert!(manifest.contains("report.json: missing: weave is running but does not answer"), "{manifest}");
+    assert!(manifest.contains("report.json: missing: talking to /run/weave/control.sock: no response"), "{manifest}");
     assert!(
         manifest.contains("status.txt: missing: ") && read(h1, "doctor.txt").contains("does not answer"),
         "{manifest}"
