@@ -449,10 +449,7 @@ impl Fastdp {
             let values = Error::at("reading counters of neighbours", || self.maps.own.traffic.lookup(&key))?;
             let mut sum = TrafficCounts::default();
             for value in values.unwrap_or_default().chunks_exact(TRAFFIC_SIZE) {
-                let counts = layout::decode_traffic(value);
-                sum.sent = sum.sent.wrapping_add(counts.sent);
-                sum.received = sum.received.wrapping_add(counts.received);
-                sum.heard = sum.heard.wrapping_add(counts.heard);
+                sum += layout::decode_traffic(value);
             }
             traffic.set(sum);
         }

@@ -2,12 +2,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use weave_overlay::Destination;
-use weave_overlay::Slowness;
 use weave_overlay::fastdp::{self, FastdpControl, FastdpPath};
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, UdpControl, UdpPath};
 use weave_overlay::warp::WarpControl;
+use weave_overlay::{Destination, PathQuality, Slowness, TrafficCounts};
 use weave_types::{ConnectionId, Instant, PeerName};
 
 /// What the caller must do for the overlays of one connection.
@@ -115,6 +114,43 @@ impl Connection {
                 control.test_path(now);
             }
         }
+    }
+
+    /// Measures the path of the overlay in use.
+    pub(crate) fn measure(&mut self, now: Instant) {
+        match self.overlay() {
+            Overlay::Fastdp => {
+                if let Some((_, fastdp)) = &mut self.fastdp {
+                    fastdp.measure(now);
+                }
+            }
+            overlay => {
+                if let Some(control) = self.udp_control(overlay) {
+                    control.measure(now);
+                }
+            }
+        }
+    }
+
+    /// What is known about the path of the overlay in use.
+    pub(crate) fn quality(&self, now: Instant) -> Option<PathQuality> {
+        match self.overlay() {
+            Overlay::Fastdp => self.fastdp.as_ref()?.1.quality(now),
+            Overlay::Warp => self.warp_path_control()?.quality(now),
+            _ => self.sleeve.quality(now),
+        }
+    }
+
+    /// What has passed by all overlays.
+    pub(crate) fn traffic(&self) -> TrafficCounts {
+        let mut counts = self.sleeve.session().traffic().counts();
+        if let Some(warp) = self.warp_path_control() {
+            counts += warp.session().traffic().counts();
+        }
+        if let Some((_, fastdp)) = &self.fastdp {
+            counts += fastdp.traffic().counts();
+        }
+        counts
     }
 
     /// Looks at the paths in the order of preference, so that those that may replace a silent one are tested with it.

@@ -45,6 +45,9 @@ pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
 /// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
 const LISTEN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Probes that measure paths are not sent more often.
+const MIN_MEASURE_INTERVAL: Duration = Duration::from_millis(900);
+
 /// The overlays of all prepared connections.
 pub(crate) struct Connections {
     own: PeerName,
@@ -68,6 +71,7 @@ pub(crate) struct Connections {
     tick_at: Option<Instant>,
     /// When silent neighbours are looked for.
     listen_at: Option<Instant>,
+    measured_at: Option<Instant>,
     slowness: Slowness,
     /// For the search of path MTUs.
     probe_budget: TokenBucket,
@@ -89,6 +93,7 @@ impl Connections {
             outputs: VecDeque::new(),
             tick_at: None,
             listen_at: None,
+            measured_at: None,
             slowness: Slowness::default(),
             probe_budget: udp::probe_budget(),
         }
@@ -374,6 +379,17 @@ impl Connections {
         self.arm_tick(conn, now);
     }
 
+    /// Sends a probe on each path in use, unless that was done just before.
+    pub(crate) fn measure(&mut self, now: Now) {
+        if self.measured_at.is_some_and(|at| now.mono.saturating_since(at) < MIN_MEASURE_INTERVAL) {
+            return;
+        }
+        self.measured_at = Some(now.mono);
+        for conn in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.with(conn, |connection| connection.measure(now.mono));
+        }
+    }
+
     pub(crate) fn reads_kernel_counters(&self, now: Now) -> bool {
         self.listen_at.is_some_and(|at| at <= now.mono)
             || self
@@ -523,6 +539,8 @@ impl Connections {
                 mtu: if uses_fastdp { Some(self.local_mtu) } else { control.known_mtu() },
                 // The encryption of warp proves nothing about the peer if there is no password.
                 encrypted: c.sleeve.session().is_encrypted(),
+                traffic: c.traffic(),
+                quality: c.quality(now.mono),
             };
             (*conn, report)
         })

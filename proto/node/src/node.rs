@@ -256,6 +256,13 @@ impl Node {
         self.process_outputs(now);
     }
 
+    /// Sends a probe on the path of each connection, once in 0.9 s at most, for [`ConnectionReport::quality`](crate::ConnectionReport::quality).
+    /// Paths that carry data both ways are not measured otherwise.
+    pub fn measure_paths(&mut self, now: Now) {
+        self.connections.measure(now);
+        self.process_outputs(now);
+    }
+
     /// Whether [`KernelNeighbour::traffic`](weave_overlay::fastdp::KernelNeighbour::traffic) is read at the next timeout.
     pub fn reads_kernel_counters(&self, now: Now) -> bool {
         self.connections.reads_kernel_counters(now)

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use weave_overlay::{PathQuality, TrafficCounts};
 use weave_types::{ConnectionId, MacAddr, PeerName};
 
 /// Content of the status pages of a peer.
@@ -33,6 +34,10 @@ pub struct ConnectionReport {
     pub mtu: Option<usize>,
     /// Whether frames are encrypted.
     pub encrypted: bool,
+    /// What has passed on the connection, by all of its overlays.
+    pub traffic: TrafficCounts,
+    /// What [`Node::measure_paths`](crate::Node::measure_paths) has shown about the overlay in use; `None` if its path is not tested.
+    pub quality: Option<PathQuality>,
 }
 
 /// One entry of the MAC table.

@@ -27,5 +27,5 @@ pub mod warp;
 
 pub use event::ForwarderEvent;
 pub use io::{Destination, Io, Slot};
-pub use liveness::{LIVENESS_FRAME, LivenessFrame, LivenessKind, Slowness, TICK};
+pub use liveness::{LIVENESS_FRAME, LivenessFrame, LivenessKind, PathQuality, Slowness, TICK};
 pub use traffic::{Traffic, TrafficCounts};

@@ -21,8 +21,12 @@ use weave_types::Instant;
 use crate::traffic::TrafficCounts;
 
 mod frame;
+mod probes;
 
 pub use frame::{LIVENESS_FRAME, LivenessFrame, LivenessKind};
+pub use probes::PathQuality;
+
+use probes::Probes;
 
 /// Interval between two looks at a path that carries data.
 pub const TICK: Duration = Duration::from_millis(150);
@@ -31,8 +35,6 @@ const WATCH_PERIOD: Duration = Duration::from_secs(3);
 /// A path fails only if so many probes are not answered, of which the last one has had this time and two round trips.
 const MIN_PROBES: u32 = 3;
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
-/// The answer to an older probe is ignored.
-const MAX_UNANSWERED: u32 = 64;
 /// How long a path that has failed must work again before it is used: doubled for each of its failures that is not forgotten.
 const MIN_HOLD: Duration = Duration::from_secs(1);
 const MAX_HOLD: Duration = Duration::from_secs(60);
@@ -104,9 +106,7 @@ pub(crate) struct Liveness {
     counts: TrafficCounts,
     /// When data last moved.
     data_at: Instant,
-    /// Number of the latest probe, and when it was sent.
-    probe: u32,
-    probed_at: Instant,
+    probes: Probes,
     round_trip: Duration,
     /// What the neighbour said of its slowness.
     remote_slowness: u8,
@@ -145,8 +145,7 @@ impl Liveness {
             state: State::Asleep,
             counts: TrafficCounts::default(),
             data_at: now,
-            probe: 0,
-            probed_at: now,
+            probes: Probes::default(),
             round_trip: Duration::ZERO,
             remote_slowness: 1,
             failures: 0,
@@ -222,6 +221,17 @@ impl Liveness {
         }
     }
 
+    /// Returns the number of a probe that is to be sent in order to measure the path; `None` while it is tested, which needs probes anyway.
+    #[must_use]
+    pub(crate) fn measure(&mut self, now: Instant) -> Option<u32> {
+        matches!(self.state, State::Asleep | State::Watching).then(|| self.probes.send(now))
+    }
+
+    /// What probes have shown about the path.
+    pub(crate) fn quality(&self, now: Instant) -> PathQuality {
+        self.probes.quality(now)
+    }
+
     /// Tests the path at the next tick, whether or not data moves.
     pub(crate) fn test(&mut self, counts: TrafficCounts, now: Instant) {
         self.is_idle = false;
@@ -242,12 +252,7 @@ impl Liveness {
     }
 
     fn handle_answer(&mut self, number: u32, now: Instant) {
-        // While probes are sent there is one at each tick.
-        let ticks = self.probe.wrapping_sub(number);
-        if ticks >= MAX_UNANSWERED {
-            return;
-        }
-        let sample = now.saturating_since(self.probed_at) + TICK * ticks;
+        let Some(sample) = self.probes.handle_answer(number, now) else { return };
         self.round_trip = sample.max(self.round_trip * 7 / 8);
         if let State::Down { works_since, answered_at, silent_from } = &mut self.state {
             works_since.get_or_insert(now);
@@ -318,9 +323,7 @@ impl Liveness {
             }
         }
         let send = if probing {
-            self.probe = self.probe.wrapping_add(1);
-            self.probed_at = now;
-            Some(Action::Probe(self.probe))
+            Some(Action::Probe(self.probes.send(now)))
         } else if received && !sent {
             Some(Action::KeepAlive)
         } else if self.state == State::Watching && now.saturating_since(self.data_at) >= WATCH_PERIOD {

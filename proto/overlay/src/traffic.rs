@@ -1,3 +1,4 @@
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What the data threads have sent to a neighbour and received from it, for the test of the path
@@ -20,6 +21,15 @@ pub struct TrafficCounts {
     pub received: u32,
     /// All datagrams that arrived and are from the neighbour.
     pub heard: u32,
+}
+
+/// Wraps as the counters do.
+impl AddAssign for TrafficCounts {
+    fn add_assign(&mut self, other: TrafficCounts) {
+        self.sent = self.sent.wrapping_add(other.sent);
+        self.received = self.received.wrapping_add(other.received);
+        self.heard = self.heard.wrapping_add(other.heard);
+    }
 }
 
 impl Traffic {

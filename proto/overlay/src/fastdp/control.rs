@@ -19,7 +19,7 @@ use weave_types::{ConnectionUid, Instant};
 use super::event::KernelFrame;
 use super::tables::FastdpPath;
 use crate::heartbeats::Heartbeats;
-use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
+use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
 use crate::traffic::Traffic;
 
 /// Ethernet header, connection UID and length.
@@ -266,6 +266,18 @@ impl FastdpControl {
         if let Some(liveness) = &mut self.liveness {
             liveness.test(counts, now);
         }
+    }
+
+    /// As [`UdpControl::measure`](crate::udp::UdpControl::measure).
+    pub fn measure(&mut self, now: Instant) {
+        if let Some(number) = self.liveness.as_mut().and_then(|liveness| liveness.measure(now)) {
+            self.send_liveness(LivenessKind::Probe, number);
+        }
+    }
+
+    /// As [`UdpControl::quality`](crate::udp::UdpControl::quality).
+    pub fn quality(&self, now: Instant) -> Option<PathQuality> {
+        Some(self.liveness.as_ref()?.quality(now))
     }
 
     /// Whether [`handle_tick`](FastdpControl::handle_tick) is to be called at every [`TICK`](crate::TICK).

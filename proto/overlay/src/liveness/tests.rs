@@ -146,6 +146,12 @@ impl Pair {
         }
     }
 
+    fn measure(&mut self, at: usize) {
+        if let Some(number) = self.ends[at].liveness.measure(self.now) {
+            self.send(at, frame_of(LivenessKind::Probe, number, 1));
+        }
+    }
+
     fn downs(&self) -> [usize; 2] {
         self.ends.each_ref().map(|end| end.down.len())
     }
@@ -269,6 +275,29 @@ fn path_that_works_only_now_and_then_stays_unused() {
         pair.run(MS * 700);
     }
     assert_eq!(pair.ends[0].up.len(), 0);
+}
+
+#[test]
+fn measuring_is_no_test_and_hides_no_cut() {
+    let mut pair = Pair::new([None, None]);
+    let measured = |pair: &mut Pair, seconds| {
+        for _ in 0..seconds {
+            pair.measure(0);
+            pair.run(secs(1));
+        }
+        pair.ends[0].liveness.quality(pair.now)
+    };
+    let round_trip = Some(MS * 2);
+    assert_eq!(measured(&mut pair, 10), PathQuality { round_trip, probes: 10, lost: 0 });
+    assert!(pair.ends.iter().all(|end| !end.liveness.is_awake()));
+    pair.cut = [true; 2];
+    assert_eq!(measured(&mut pair, 5), PathQuality { round_trip, probes: 15, lost: 5 });
+    assert_eq!(pair.downs(), [0, 0]);
+    pair.ends[0].sends = Some(MS * 20);
+    measured(&mut pair, 1);
+    assert_eq!(pair.downs(), [1, 0]);
+    // A path that has failed is probed anyway.
+    assert_eq!(pair.ends[0].liveness.measure(pair.now), None);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use super::path::UdpPath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
 use crate::heartbeats::Heartbeats;
-use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, Slowness};
+use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
 
 /// A connection that is not established after this time has a problem that people should see.
 const PROBLEM_DELAY: Duration = Duration::from_secs(2);
@@ -354,6 +354,20 @@ impl UdpControl {
         if let Some(liveness) = &mut self.liveness {
             liveness.test(counts, now);
         }
+    }
+
+    /// Sends a probe for [`quality`](UdpControl::quality), unless the path is tested just now.
+    pub fn measure(&mut self, now: Instant) {
+        if self.state == State::Established
+            && let Some(number) = self.liveness.as_mut().and_then(|liveness| liveness.measure(now))
+        {
+            self.send_liveness(LivenessKind::Probe, number);
+        }
+    }
+
+    /// What probes have shown about the path; `None` if it is not tested, as with a neighbour of 2.8.1.
+    pub fn quality(&self, now: Instant) -> Option<PathQuality> {
+        Some(self.liveness.as_ref()?.quality(now))
     }
 
     /// Whether [`handle_tick`](UdpControl::handle_tick) is to be called at every [`TICK`](crate::TICK).
