@@ -10,6 +10,7 @@ use weave_http::{Error as HttpError, Request};
 
 pub use weave_http::{Endpoint, encode};
 
+use crate::network_view::NetworkView;
 use crate::report::Report;
 
 /// Largest answer; a report of a thousand peers is far below.
@@ -64,7 +65,7 @@ pub enum ClientError {
         body: String,
     },
     /// The report, or another answer, cannot be read.
-    #[error("cannot read the daemon's report: {0}")]
+    #[error("cannot read the daemon's answer: {0}")]
     Report(#[from] serde_json::Error),
 }
 
@@ -156,6 +157,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn report_json(&self) -> Result<String, ClientError> {
         self.request("GET", "/report", &[("Accept", "application/json")], &[])?.accept()
+    }
+
+    /// The network as the daemon sees it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn network_view(&self) -> Result<NetworkView, ClientError> {
+        Ok(NetworkView::from_json(&self.get("/picture.json")?)?)
     }
 
     /// The report rendered by a Go template.

@@ -3,6 +3,7 @@
 //!
 //! * [`Report`] is the JSON of `GET /report` with the key order, `null`s and numbers of 2.8.1 (docs/spec/cli.md 9);
 //! * [`status`] renders the text pages of `GET /status...` (docs/spec/cli.md 8), [`status_json`] the same facts as JSON;
+//! * [`NetworkView`] is what the live picture and `weave top` show;
 //! * [`template`] evaluates the Go templates of `weave report -f`;
 //! * [`Client`] talks to a daemon over its unix socket or TCP (docs/spec/cli.md 2.1, 7).
 //!
@@ -15,6 +16,7 @@
 pub mod client;
 mod facts;
 pub mod host_requests;
+pub mod network_view;
 pub mod owned;
 pub mod report;
 pub mod status;
@@ -23,6 +25,7 @@ pub mod template;
 pub mod time;
 
 pub use client::{Client, ClientError, DEFAULT_PORT, Endpoint, Response, encode, parse_endpoint};
+pub use network_view::NetworkView;
 pub use owned::{Owned, OwnedBy};
 pub use report::Report;
 pub use time::Timestamp;

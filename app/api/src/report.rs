@@ -217,6 +217,34 @@ pub struct Connection {
     /// *Addition.* Its nickname.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub nick_name: String,
+    /// *Addition.* What has passed; absent for targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+    /// *Addition.* The path of the overlay in use; absent for targets and unless both ends test it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<PathQuality>,
+}
+
+/// Datagrams with data on a connection since it was made. The counters wrap at 2^32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Traffic {
+    /// Sent by this peer.
+    pub sent: u32,
+    /// Arrived here.
+    pub received: u32,
+}
+
+/// What probes of the last 30 seconds have shown about a path. A healthy one is probed only while somebody looks at the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct PathQuality {
+    /// Microseconds, a mean of the latest five; `null` if no probe was answered.
+    pub round_trip: Option<u64>,
+    /// Probes that were answered or lost.
+    pub probes: u32,
+    /// Those that were not answered within a second.
+    pub lost: u32,
 }
 
 /// An Ethernet address and the peer that it belongs to.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
-use weave_api::Report;
+use weave_api::{NetworkView, Report};
 use weave_dns::{Entry, HostName};
 use weave_host::firewall::ExposedAddress;
 use weave_ipam::{Container, RequestId, Subnet};
@@ -21,6 +21,7 @@ use crate::telemetry::metrics::Snapshot;
 pub enum Request {
     Report(oneshot::Sender<Report>),
     Metrics(oneshot::Sender<Snapshot>),
+    NetworkView(oneshot::Sender<NetworkView>),
     /// Adds peers to connect to, or replaces the list. The answer is the error texts of those that were refused.
     Connect {
         peers: Vec<String>,
@@ -162,6 +163,11 @@ impl Control {
 
     pub async fn metrics(&self) -> Option<Snapshot> {
         self.call(Request::Metrics).await
+    }
+
+    /// Measures the paths to the neighbours as well; the results are in later views.
+    pub async fn network_view(&self) -> Option<NetworkView> {
+        self.call(Request::NetworkView).await
     }
 
     /// Returns the error texts of peers that were refused.

@@ -10,6 +10,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use weave_api::NetworkView;
+use weave_api::network_view;
 use weave_api::report::IpamNotes;
 use weave_datapath::{Datapath, DatapathEvent, DatapathStats, DeviceState, EventReceiver};
 use weave_mesh::{Departure, Persist, ResolveId};
@@ -28,6 +30,7 @@ use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::LogLimiter;
 use crate::telemetry::metrics::ConnectionSeries;
 use crate::telemetry::printable::{explain_error, printable};
+use crate::telemetry::recent_events::{RecentEvents, millis};
 use crate::telemetry::report;
 
 /// Capacity of the queue of inputs. Readers of connections stop while it is full.
@@ -104,6 +107,7 @@ pub(crate) struct Core {
     pub(crate) log_limit: LogLimiter,
     /// The series of connections that scrapes have seen.
     pub(crate) connection_series: ConnectionSeries,
+    pub(crate) recent_events: RecentEvents,
     pub(crate) clock: Clock,
     pub(crate) node: Node,
     pub(crate) net: Net<ResolveId>,
@@ -298,7 +302,7 @@ impl Core {
 
     /// Logs an event, unless there are too many: other hosts and containers can cause any number of them.
     fn log_event(&mut self, event: &weave_node::Event) {
-        let now = self.clock.now().mono;
+        let Now { mono: now, wall } = self.clock.now();
         if let weave_node::Event::Repeated(event) = event {
             return tracing::debug!("{event}");
         }
@@ -314,6 +318,14 @@ impl Core {
             Some(0) => {}
             Some(n) => tracing::warn!("left out {n} log lines, there were too many"),
         }
+        let text = explain_error(&event.to_string());
+        match event {
+            // There is one for each address of the network.
+            weave_node::Event::LocalMac(_)
+            | weave_node::Event::RemoteMac { .. }
+            | weave_node::Event::MacExpired { .. } => {}
+            _ => self.recent_events.record(&text, wall),
+        }
         match event {
             weave_node::Event::MacConflict { .. }
             | weave_node::Event::MacTableFull { .. }
@@ -323,8 +335,8 @@ impl Core {
                 weave_ipam::Event::Conflict { .. }
                 | weave_ipam::Event::QuorumTooSmall { .. }
                 | weave_ipam::Event::PreclaimFailed { .. },
-            ) => tracing::warn!("{}", explain_error(&event.to_string())),
-            _ => tracing::info!("{}", explain_error(&event.to_string())),
+            ) => tracing::warn!("{text}"),
+            _ => tracing::info!("{text}"),
         }
     }
 
@@ -429,9 +441,6 @@ impl Core {
         let now = self.clock.now();
         let status = self.node.status(now);
         let mut report = report::report(status, data, &self.device);
-        if let Some(kernel) = &self.kernel {
-            kernel.complete_report(&mut report.router);
-        }
         let refused = self.failed_handshakes.connections(now.mono, &report.router.connections);
         report.router.connections.extend(refused);
         report.host_problems = self.reconciler.problems();
@@ -455,19 +464,46 @@ impl Core {
         report
     }
 
+    /// The report with what the kernel knows about every Ethernet address.
+    fn complete_report(&self, data: &DatapathStats) -> weave_api::Report {
+        let mut report = self.report(data);
+        if let Some(kernel) = &self.kernel {
+            kernel.complete_report(&mut report.router);
+        }
+        report
+    }
+
+    fn network_view(&mut self, now: Now) -> NetworkView {
+        if let Some(kernel) = &self.kernel {
+            kernel.update_traffic();
+        }
+        self.node.measure_paths(now);
+        self.drain();
+        let owned = self.node.allocator().into_iter().flat_map(|allocator| allocator.owned());
+        let containers = owned.map(|(id, record)| network_view::Container {
+            id: printable(id),
+            addresses: record.cidrs.iter().map(ToString::to_string).collect(),
+        });
+        let (containers, events) = (containers.collect(), self.recent_events.list());
+        NetworkView::new(&self.report(&self.datapath.stats()), containers, events, millis(now.wall))
+    }
+
     fn answer(&mut self, request: Request) {
         let now = self.clock.now();
         // The client may have disconnected; the request is carried out nevertheless.
         match request {
             Request::Report(answer) => {
-                let _ = answer.send(self.report(&self.datapath.stats()));
+                let _ = answer.send(self.complete_report(&self.datapath.stats()));
             }
             Request::Metrics(answer) => {
                 let data = self.datapath.stats();
-                let report = self.report(&data);
+                let report = self.complete_report(&data);
                 let mut snapshot = report::snapshot(report, &data, &mut self.connection_series);
                 snapshot.dns = self.dns.as_ref().map(DnsService::counts);
                 let _ = answer.send(snapshot);
+            }
+            Request::NetworkView(answer) => {
+                let _ = answer.send(self.network_view(now));
             }
             Request::Connect { peers, replace, answer } => {
                 let errors = self.node.connect(&peers, replace, now);

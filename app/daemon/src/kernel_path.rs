@@ -195,6 +195,13 @@ impl KernelPath {
         router.overlay_diagnostics.insert("fastdp".to_owned(), fastdp);
     }
 
+    /// Writes what the kernel has counted where the node reads it.
+    pub(crate) fn update_traffic(&self) {
+        if let Err(error) = self.fastdp.update_traffic() {
+            tracing::debug!("fastdp: {error}");
+        }
+    }
+
     pub(crate) fn poll_timeout(&self) -> Instant {
         self.returning.poll_timeout().map_or(self.check_at, |until| until.min(self.check_at))
     }
@@ -202,10 +209,8 @@ impl KernelPath {
     /// Prepares the node for its timers: writes what the kernel has counted where the node reads it, and tells the node from time to
     /// time which MACs the kernel has seen.
     pub(crate) fn handle_timeout(&mut self, node: &mut Node, now: Now) {
-        if node.reads_kernel_counters(now)
-            && let Err(error) = self.fastdp.update_traffic()
-        {
-            tracing::debug!("fastdp: {error}");
+        if node.reads_kernel_counters(now) {
+            self.update_traffic();
         }
         if self.returning.handle_timeout(now.mono)
             && let Some(tables) = node.tables().kernel.clone()

@@ -52,6 +52,7 @@ use crate::storage::{AllocationStore, AttachmentStore, InterfaceStore, NetworkSt
 use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
+use crate::telemetry::recent_events::RecentEvents;
 use crate::{docker_monitor, host, plugin, proxy, resource_limits};
 
 /// Capacity of the queue of HTTP requests.
@@ -239,6 +240,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         connection_log_limit: LogLimiter::default(),
         log_limit: LogLimiter::default(),
         connection_series: ConnectionSeries::default(),
+        recent_events: RecentEvents::default(),
         clock,
         node,
         net,

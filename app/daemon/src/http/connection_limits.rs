@@ -1,4 +1,4 @@
-//! Limits of the connections to a TCP listener. No user of the host, and no other host, can keep the others out.
+//! Limits of the connections to a TCP listener, and of streams of events. No user of the host, and no other host, can keep the others out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +36,18 @@ impl ConnectionLimits {
         if holder.is_root() {
             return self.root.clone().acquire_owned().await.ok().map(Place::Root);
         }
+        self.admit_other(holder)
+    }
+
+    /// As [`ConnectionLimits::admit`], but root does not wait.
+    pub(super) fn try_admit(self: &Arc<ConnectionLimits>, holder: Holder) -> Option<Place> {
+        if holder.is_root() {
+            return self.root.clone().try_acquire_owned().ok().map(Place::Root);
+        }
+        self.admit_other(holder)
+    }
+
+    fn admit_other(self: &Arc<ConnectionLimits>, holder: Holder) -> Option<Place> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let own = held.get(&holder).copied().unwrap_or(0);
         if own >= self.limit.div_ceil(SHARES) || held.values().sum::<usize>() >= self.limit {

@@ -1,16 +1,42 @@
 //! Responses with the headers and texts of Go's HTTP server.
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Response, StatusCode};
 
-pub(crate) type Answer = Response<Full<Bytes>>;
+use super::view_feed::EventStream;
+
+pub(crate) type Answer = Response<Either<Full<Bytes>, EventStream>>;
 
 pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 pub(crate) fn respond(status: StatusCode, content_type: Option<&'static str>, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    with_body(status, content_type, Either::Left(Full::new(Bytes::from(body))))
+}
+
+/// A stream of server-sent events.
+pub(super) fn event_stream(events: EventStream) -> Answer {
+    uncached(with_body(StatusCode::OK, Some("text/event-stream"), Either::Right(events)))
+}
+
+/// The answer is not stored, and is of no other type than it says.
+pub(super) fn uncached(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    no_sniffing(answer)
+}
+
+fn no_sniffing(mut answer: Answer) -> Answer {
+    answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+fn with_body(
+    status: StatusCode,
+    content_type: Option<&'static str>,
+    body: Either<Full<Bytes>, EventStream>,
+) -> Answer {
+    let mut answer = Response::new(body);
     *answer.status_mut() = status;
     if let Some(content_type) = content_type {
         answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -25,7 +51,5 @@ pub(super) fn text_answer(status: StatusCode, body: String) -> Answer {
 }
 
 pub(super) fn error(status: StatusCode, text: &str) -> Answer {
-    let mut answer = respond(status, Some(TEXT), format!("{text}\n"));
-    answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
+    no_sniffing(respond(status, Some(TEXT), format!("{text}\n")))
 }

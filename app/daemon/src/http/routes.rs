@@ -17,7 +17,9 @@ use super::host_requests::{self, HostRoute};
 use super::ipam;
 use super::names;
 use super::origin::Origin;
-use super::response::{Answer, error, respond, text_answer};
+use super::picture;
+use super::response::{Answer, error, event_stream, respond, text_answer, uncached};
+use super::view_feed::ViewFeed;
 use crate::allocation::Source;
 use crate::containers::Containers;
 use crate::control::Control;
@@ -50,6 +52,7 @@ pub(super) struct Site {
     timeout: Duration,
     /// Limits rendering to one template at a time, because a report may be large.
     rendering: Arc<Semaphore>,
+    views: Arc<ViewFeed>,
     created: std::time::Instant,
     refusal_log: Mutex<LogLimiter>,
 }
@@ -65,8 +68,10 @@ impl Site {
     ) -> Site {
         let source = if access == Access::Trusted { Source::Socket } else { Source::Tcp };
         let (burst, interval) = LOGGED_REFUSALS;
+        let control = control.with_source(source);
         Site {
-            control: control.with_source(source),
+            views: ViewFeed::new(control.clone()),
+            control,
             containers,
             access,
             hosts: AllowedHosts::from_system(host),
@@ -180,13 +185,19 @@ impl Site {
             }
         }
         let accept = head.headers.get(header::ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default();
-        self.act(route, accept, &form)
+        self.act(route, accept, &form, origin)
             .await
             .unwrap_or_else(|| error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is ending"))
     }
 
     /// `None` once the peer has ended.
-    async fn act(&self, route: Route<'_>, accept: &str, form: &[(String, String)]) -> Option<Answer> {
+    async fn act(
+        &self,
+        route: Route<'_>,
+        accept: &str,
+        form: &[(String, String)],
+        origin: &Origin,
+    ) -> Option<Answer> {
         let peers = || form.iter().filter(|(k, _)| k == "peer").map(|(_, v)| v.clone()).collect::<Vec<_>>();
         Some(match route {
             Route::Status(page) => {
@@ -223,6 +234,15 @@ impl Site {
                 let content_type = if open { metrics::OPEN_METRICS_TYPE } else { metrics::TEXT_TYPE };
                 respond(StatusCode::OK, Some(content_type), metrics::page(&snapshot, open))
             }
+            Route::Picture(file) => picture::answer(file),
+            Route::View => {
+                let view = self.control.network_view().await?;
+                uncached(respond(StatusCode::OK, Some("application/json"), view.to_json()))
+            }
+            Route::Events => match self.views.subscribe(origin.holder()) {
+                Some(events) => event_stream(events),
+                None => error(StatusCode::SERVICE_UNAVAILABLE, "too many clients read events"),
+            },
             Route::Connect => {
                 let replace = form.iter().any(|(k, v)| k == "replace" && v == "true");
                 let errors = self.control.connect(peers(), replace).await?;
@@ -281,6 +301,9 @@ enum Route<'a> {
     Status(fn(&weave_api::Report) -> String),
     Report,
     Metrics,
+    Picture(&'static picture::File),
+    View,
+    Events,
     ProxyAddresses,
     Connect,
     Forget,
@@ -304,6 +327,9 @@ impl<'a> Route<'a> {
             "/status/dns" => Route::Status(status::dns),
             "/status/ipam" => Route::Status(status::ipam),
             "/report" => Route::Report,
+            "/picture.json" => Route::View,
+            "/events" => Route::Events,
+            _ if let Some(file) = picture::find(path) => Route::Picture(file),
             _ if access == Access::Status => return None,
             "/proxyaddrs" => Route::ProxyAddresses,
             "/connect" => Route::Connect,
@@ -332,7 +358,13 @@ impl<'a> Route<'a> {
 
     fn method(&self) -> Method {
         match self {
-            Route::Status(_) | Route::Report | Route::Metrics | Route::ProxyAddresses => Method::GET,
+            Route::Status(_)
+            | Route::Report
+            | Route::Metrics
+            | Route::Picture(_)
+            | Route::View
+            | Route::Events
+            | Route::ProxyAddresses => Method::GET,
             Route::Connect | Route::Forget | Route::Expose(_) => Method::POST,
             Route::Hide(_) | Route::LeaveAll | Route::TakeOver(_) => Method::DELETE,
         }

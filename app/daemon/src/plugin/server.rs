@@ -15,7 +15,7 @@ use weave_plugin::{Answer, Driver, Error};
 
 use super::listeners::PluginListeners;
 use super::service::Service;
-use crate::http::{TEXT, read_body, respond};
+use crate::http::{self, TEXT, read_body, respond};
 
 /// Connections at a time; further ones wait.
 const MAX_CONNECTIONS: usize = 1024;
@@ -75,7 +75,7 @@ async fn connection(driver: Driver, stream: UnixStream, service: Arc<Service>) {
         .await;
 }
 
-fn response(answer: Answer) -> hyper::Response<http_body_util::Full<hyper::body::Bytes>> {
+fn response(answer: Answer) -> http::Answer {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     respond(status, Some(TEXT), answer.body)
 }

@@ -9,4 +9,5 @@ pub(crate) mod metrics;
 mod monitoring_tests;
 pub(crate) mod printable;
 mod process_stats;
+pub(crate) mod recent_events;
 pub(crate) mod report;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use weave_api::report::{
-    BroadcastRoute, Connection, Mac, MacTable, Peer, PeerConnection, Router, UnicastRoute,
+    BroadcastRoute, Connection, Mac, MacTable, PathQuality, Peer, PeerConnection, Router, Traffic,
+    UnicastRoute,
 };
 use weave_api::{Report, Timestamp};
 use weave_datapath::{DatapathStats, DeviceState};
@@ -13,7 +14,7 @@ use weave_node::{ConnectionReport, MacTableReport, Status};
 use weave_switch::DropReason;
 
 use super::ipam_report;
-use super::metrics::{ConnectionSeries, Snapshot, Traffic};
+use super::metrics::{self, ConnectionSeries, Snapshot};
 use super::printable::{explain_error, printable};
 
 /// Column widths in the line of a connection.
@@ -171,6 +172,12 @@ fn live_connection(
         overlay_reason: overlay.map(|o| o.reason.clone()).filter(|r| r.contains(": ")),
         name: c.peer.name.to_string(),
         nick_name: printable(&c.peer.nickname),
+        traffic: overlay.map(|o| Traffic { sent: o.traffic.sent, received: o.traffic.received }),
+        quality: overlay.and_then(|o| o.quality).map(|quality| PathQuality {
+            round_trip: quality.round_trip.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+            probes: quality.probes,
+            lost: quality.lost,
+        }),
     }
 }
 
@@ -187,7 +194,7 @@ fn info(overlay: Option<&str>, encrypted: bool, password: bool, peer: &PeerLabel
 pub(crate) fn snapshot(report: Report, data: &DatapathStats, known: &mut ConnectionSeries) -> Snapshot {
     known.add(&report);
     let counts = &data.counts;
-    let traffic = Traffic {
+    let traffic = metrics::Traffic {
         frames_in: counts.captured,
         frames_out: counts.injected,
         datagrams_in: counts.received,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
-use weave_api::Report;
+use weave_api::{NetworkView, Report};
 use weave_daemon::config::ListenAddr;
 use weave_daemon::testing::Snapshot;
 use weave_daemon::testing::{Access, Limits, Listener};
@@ -32,6 +32,9 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                 Request::Report(answer) => drop(answer.send(report.clone())),
                 Request::Metrics(answer) => {
                     drop(answer.send(Snapshot { report: report.clone(), ..Snapshot::default() }));
+                }
+                Request::NetworkView(answer) => {
+                    drop(answer.send(NetworkView::new(&report, Vec::new(), Vec::new(), 0)));
                 }
                 Request::Connect { peers, replace, answer } => {
                     let bad = peers.iter().filter(|p| p.ends_with(":70000"));
@@ -72,7 +75,7 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
     (control, seen)
 }
 
-async fn serve(control: &Control, access: Access) -> SocketAddr {
+pub(crate) async fn serve(control: &Control, access: Access) -> SocketAddr {
     let any = ListenAddr::Tcp { host: "127.0.0.1".into(), port: 0 };
     let listener = Listener::bind(&any, access).await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -82,14 +85,14 @@ async fn serve(control: &Control, access: Access) -> SocketAddr {
 
 /// Status, header lines and body of one exchange.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<String> {
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
         let mut lines = self.head.lines().filter_map(|l| l.split_once(": "));
         lines.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.to_owned())
     }
@@ -111,7 +114,7 @@ async fn raw(addr: SocketAddr, request: &[u8]) -> Answer {
     parse(&answer)
 }
 
-async fn call(addr: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+pub(crate) async fn call(addr: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
     let length = body.len();
     let form = "Content-Type: application/x-www-form-urlencoded\r\n";
     let head = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n{headers}{form}");
