@@ -376,6 +376,23 @@ pub(crate) fn all() -> Vec<Command> {
             state_dir(),
         ]),
         command(
+            "top",
+            "show peers, connections and traffic, again each second",
+            "On a terminal: 's' and the arrows to the sides choose the column to sort by, the others scroll, 'q' ends. Without a \
+             terminal, or with -b, screens are printed one below the other. The live picture in a browser shows the same: \
+             http://127.0.0.1:6782/picture.\n\
+             \n\
+             Examples:\n\
+             \x20 weave top\n\
+             \x20 weave top -b -n 2 --sort sent",
+        )
+        .args([
+            flag("b", "print lines, without a terminal"),
+            number("n", "count", "end after so many screens"),
+            number("d", "seconds", "time between two screens (default: 1)"),
+            text("sort", "column", "name, overlay, encrypted, rtt, loss, sent, received, mtu or addresses (default: name)"),
+        ]),
+        command(
             "ps",
             "list containers of this host with their addresses",
             "One line for each interface: id, Ethernet address, addresses. weave:expose is the bridge itself. Without \

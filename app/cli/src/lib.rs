@@ -50,6 +50,8 @@ mod takeover;
 mod target;
 #[cfg(test)]
 mod tests;
+mod top;
+mod top_screen;
 mod waiting;
 mod weaveutil;
 
@@ -186,6 +188,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "status" => query::status(&parsed, env),
         "report" => query::report(&parsed, env),
         "support-bundle" => support_bundle::run(&parsed, env),
+        "top" => top::run(&parsed, env),
         "doctor" => doctor::run(&parsed, env),
         "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),

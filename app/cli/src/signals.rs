@@ -1,11 +1,18 @@
 //! Signals as events: blocked, and read from a file descriptor.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Why [`Signals::next_or_readable`] returns.
+pub(crate) enum Wakeup {
+    Signal(Signal),
+    Readable,
+    Timeout,
+}
 
 /// Blocked signals of this thread and of those that it starts. Dropping it restores the previous mask.
 pub(crate) struct Signals {
@@ -24,10 +31,33 @@ impl Signals {
 
     /// The next signal; `None` if there is none within `timeout`.
     pub(crate) fn next(&self, timeout: PollTimeout) -> nix::Result<Option<Signal>> {
-        match poll(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(e) => return Err(e),
+        Signals::wait(&mut [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)], timeout)?;
+        self.read()
+    }
+
+    /// What comes first: a signal, something to read from `other` or its end, or the end of `timeout`.
+    pub(crate) fn next_or_readable(
+        &self,
+        other: BorrowedFd<'_>,
+        timeout: PollTimeout,
+    ) -> nix::Result<Wakeup> {
+        let mut fds = [self.fd.as_fd(), other].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        Signals::wait(&mut fds, timeout)?;
+        Ok(match self.read()? {
+            Some(signal) => Wakeup::Signal(signal),
+            None if fds[1].any() == Some(true) => Wakeup::Readable,
+            None => Wakeup::Timeout,
+        })
+    }
+
+    fn wait(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> nix::Result<()> {
+        match poll(fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(e) => Err(e),
         }
+    }
+
+    fn read(&self) -> nix::Result<Option<Signal>> {
         let info = self.fd.read_signal()?;
         Ok(info.and_then(|info| Signal::try_from(info.ssi_signo.cast_signed()).ok()))
     }
