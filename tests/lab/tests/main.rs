@@ -60,6 +60,7 @@ mod partition;
 mod password;
 mod password_attacks;
 mod path_mtu;
+mod picture;
 mod podman;
 mod quorum_size;
 mod range_exhaustion;
