@@ -1,7 +1,6 @@
 // Draws the views of the network that the peer sends (docs/guide/picture.md). Text of other peers becomes text nodes only.
 'use strict';
 
-const SVG = 'http://www.w3.org/2000/svg';
 // A peer that has vanished is shown for this time, in milliseconds.
 const LOST_SHOWN = 600000;
 // Heartbeats come every 5 s.
@@ -22,8 +21,7 @@ const clock = (time) => new Date(time).toLocaleTimeString();
 const number = (n) => n.toLocaleString('en');
 
 function element(parent, tag, attributes) {
-  const node = parent.namespaceURI === SVG || tag === 'svg'
-    ? document.createElementNS(SVG, tag) : document.createElement(tag);
+    const node = document.createElementNS(parent.namespaceURI, tag);
   for (const name in attributes) node.setAttribute(name, attributes[name]);
   parent.appendChild(node);
   return node;
@@ -130,13 +128,13 @@ function showPeers(peers, own) {
     const share = peer.IPs ? `${number(peer.IPs)} (${peer.Percent.toFixed(1)} %)` : '';
     const count = (n) => (n ? number(n) : '');
     if (!row.cells.length) {
-      const button = element(row.insertCell(), 'button', { type: 'button' });
-      button.addEventListener('click', () => choose(row.dataset.key));
+            element(row.insertCell(), 'button', { type: 'button' }).addEventListener('click', () => choose(row.dataset.key));
     }
-    text(row.cells[0].firstChild, label(peer));
-    row.cells[0].firstChild.setAttribute('aria-pressed', String(peer.Name === chosen));
-    const first = row.cells[0].firstChild;
-    cells(row, [first.textContent, reached(peer), yes, roundTrip(c), loss(c),
+    
+    const button = row.cells[0].firstChild;
+    text(button, label(peer));
+    button.setAttribute('aria-pressed', String(peer.Name === chosen));
+    cells(row, [button.textContent, reached(peer), yes, roundTrip(c), loss(c),
       c ? showRate(rate(c, 'Sent')) : '', c ? showRate(rate(c, 'Received')) : '',
       c && c.MTU !== null ? String(c.MTU) : '', share, count(peer.MACs), count(peer.Names)]);
     row.className = (peer.Reachable ? '' : 'lost ') + (peer.Name === chosen ? 'chosen' : '');
