@@ -7,7 +7,7 @@
 //! * [`template`] evaluates the Go templates of `weave report -f`;
 //! * [`Client`] talks to a daemon over its unix socket or TCP (docs/spec/cli.md 2.1, 7).
 //!
-//! * [`host_requests`] are the requests by which commands let the daemon change the host.
+//! * [`host_requests`] are the requests by which commands let the daemon change the host; [`trace`] is the one of `weave trace`.
 //!
 //! The daemon makes the reports; only the client opens sockets.
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod status;
 pub mod status_json;
 pub mod template;
 pub mod time;
+pub mod trace;
 
 pub use client::{Client, ClientError, DEFAULT_PORT, Endpoint, Response, encode, parse_endpoint};
 pub use network_view::NetworkView;

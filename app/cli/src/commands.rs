@@ -352,6 +352,22 @@ pub(crate) fn all() -> Vec<Command> {
         ])
         .arg(peers()),
         command(
+            "trace",
+            "find where the frames from one container to another go, and where they are lost",
+            "Sends probe packets from the container FROM as it would send them itself, a small one and one that fills its MTU, and asks \
+             the peers on the way where they have seen them. FROM is a container of this host as for attach, an address or a name \
+             of one, or weave:expose for the host itself; TO is an address, a name in the network or a container of this host. \
+             Ends within a minute.\n\
+             \n\
+             Examples:\n\
+             \x20 weave trace c1 10.40.0.3\n\
+             \x20 weave trace netns:web db.weave.local\n\
+             \n\
+             Exit status: 0 all packets were answered, 1 not, 2 there is no result.",
+        )
+        .args([flag("json", "the result as JSON"), weave_bridge()])
+        .args([Arg::new("from").help("who sends"), Arg::new("to").help("who answers")]),
+        command(
             "report",
             "print everything the peer knows as JSON",
             "Examples:\n\

@@ -52,6 +52,7 @@ mod target;
 mod tests;
 mod top;
 mod top_screen;
+mod trace;
 mod waiting;
 mod weaveutil;
 
@@ -190,6 +191,7 @@ fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
         "support-bundle" => support_bundle::run(&parsed, env),
         "top" => top::run(&parsed, env),
         "doctor" => doctor::run(&parsed, env),
+        "trace" => trace::run(&parsed, env),
         "version" => query::version(&parsed, env),
         "ps" => ps::ps(&parsed, env),
         "env" => proxy::env(&parsed, env),

@@ -1,6 +1,8 @@
 //! Requests of the HTTP server to the task that owns the node. They travel over a channel, each with a channel for its
 //! answer.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,12 +12,15 @@ use weave_dns::{Entry, HostName};
 use weave_host::firewall::ExposedAddress;
 use weave_ipam::{Container, RequestId, Subnet};
 use weave_runtime::{ContainerState, Docker};
-use weave_types::Cidr;
+use weave_overlay::forward::FrameWatch;
+use weave_trace::{Flow, Hop, Message};
+use weave_types::{Cidr, MacAddr, PeerName};
 
 use crate::allocation::{AllocationRequest, AllocationResponse, Source};
 use crate::host::ListenAddresses;
 use crate::names::NameChange;
 use crate::telemetry::metrics::Snapshot;
+use crate::trace_plan::{TraceCommand, TracePlan};
 
 #[derive(Debug)]
 pub enum Request {
@@ -58,6 +63,8 @@ pub enum Request {
     NamedContainers(oneshot::Sender<Vec<Container>>),
     /// The containers of Docker whose states are to be reported.
     DockerContainers(oneshot::Sender<Vec<Container>>),
+    /// A step of `weave trace`.
+    Trace(TraceCommand),
     /// The next end of the daemon is not a restart.
     Leave(oneshot::Sender<()>),
     /// New states of containers of Docker.
@@ -220,6 +227,26 @@ impl Control {
 
     pub(crate) fn set_docker_states_blocking(&self, states: Vec<(Container, ContainerState)>) -> Option<()> {
         self.requests.blocking_send(Request::DockerStates(states)).ok()
+    }
+
+    pub(crate) fn trace_hop_blocking(&self, flow: Flow, toward: PeerName) -> Option<Hop> {
+        self.call_blocking(|answer| Request::Trace(TraceCommand::Hop(flow, toward, answer)))
+    }
+
+    pub(crate) fn trace_plan_blocking(&self, to: Ipv4Addr, mac: Option<MacAddr>) -> Option<TracePlan> {
+        self.call_blocking(|answer| Request::Trace(TraceCommand::Plan(to, mac, answer)))
+    }
+
+    pub(crate) fn send_trace_blocking(&self, to: PeerName, message: Message) -> Option<()> {
+        self.requests.blocking_send(Request::Trace(TraceCommand::Send(to, message))).ok()
+    }
+
+    pub(crate) fn set_frame_watches_blocking(&self, watches: Vec<Arc<dyn FrameWatch>>) -> Option<()> {
+        self.call_blocking(|answer| Request::Trace(TraceCommand::SetWatches(watches, answer)))
+    }
+
+    pub(crate) fn peer_labels_blocking(&self, peers: Vec<PeerName>) -> Option<BTreeMap<PeerName, String>> {
+        self.call_blocking(|answer| Request::Trace(TraceCommand::Labels(peers, answer)))
     }
 
     fn call_blocking<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {

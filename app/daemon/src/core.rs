@@ -32,6 +32,7 @@ use crate::telemetry::metrics::ConnectionSeries;
 use crate::telemetry::printable::{explain_error, printable};
 use crate::telemetry::recent_events::{RecentEvents, millis};
 use crate::telemetry::report;
+use crate::trace::TraceInbox;
 
 /// Capacity of the queue of inputs. Readers of connections stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
@@ -121,6 +122,8 @@ pub(crate) struct Core {
     /// What the report says about the Docker network plugin; `None` while it is off.
     pub(crate) plugin: Option<weave_api::report::Plugin>,
     pub(crate) docker_health: DockerHealth,
+    /// Where messages of traces go.
+    pub(crate) traces: TraceInbox,
     /// Networks that this peer owns, as last sent to the reconciler; `None` unless `--no-masq-local` is given.
     pub(crate) local_networks: Option<Vec<Cidr>>,
     pub(crate) events: mpsc::Receiver<Event<ResolveId>>,
@@ -251,6 +254,7 @@ impl Core {
                     }
                 }
                 Output::TablesChanged => self.publish_tables(now),
+                Output::TraceMessage { from, message } => self.traces.deliver(from, message),
                 Output::Event(event) => self.log_event(&event),
             }
         }
@@ -571,6 +575,10 @@ impl Core {
                 if let Some(allocation) = &mut self.allocation {
                     allocation.set_docker_states(states);
                 }
+            }
+            Request::Trace(command) => {
+                command.carry_out(&mut self.node, now);
+                self.drain();
             }
             Request::Abandon { id, request } => {
                 if let Some(allocation) = &mut self.allocation {

@@ -30,6 +30,8 @@ mod resource_limits;
 mod start;
 mod storage;
 mod telemetry;
+mod trace;
+mod trace_plan;
 mod unix_socket;
 
 pub use host::{find_peer_name, legacy_database};

@@ -53,7 +53,8 @@ use crate::telemetry::failed_handshakes::FailedHandshakes;
 use crate::telemetry::log::{self, LogLimiter};
 use crate::telemetry::metrics::ConnectionSeries;
 use crate::telemetry::recent_events::RecentEvents;
-use crate::{docker_monitor, host, plugin, proxy, resource_limits};
+use crate::trace::Tracer;
+use crate::{docker_monitor, host, plugin, proxy, resource_limits, trace};
 
 /// Capacity of the queue of HTTP requests.
 const REQUEST_QUEUE: usize = 64;
@@ -228,6 +229,10 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     if let Some(addresses) = &proxy_addresses {
         control = control.with_proxy(addresses.clone());
     }
+    let (traces, messages) = trace::inbox();
+    let names = host::device_names(&config);
+    let tracer = Tracer::start(name, names, control.clone(), (traces.clone(), messages));
+    let tracer = Arc::new(tracer.map_err(system("start a thread"))?);
     let containers = Containers::new(network.clone(), &config.bridge, attachments, interfaces);
     let net = Net::new(events_tx.clone(), config.host);
     let docker_health = DockerHealth::default();
@@ -250,6 +255,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         proxy: proxy_addresses,
         plugin: config.plugin.as_ref().map(|plugin| plugin::report(plugin, &config)),
         docker_health: docker_health.clone(),
+        traces,
         local_networks: config.no_masq_local.then_some(local_networks),
         events,
         requests,
@@ -285,7 +291,8 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
     });
     let plugin = plugin.transpose().map_err(system("start a thread"))?;
     for listener in listeners {
-        tokio::spawn(listener.with_containers(containers.clone()).serve(control.clone()));
+        let listener = listener.with_containers(containers.clone()).with_tracer(tracer.clone());
+        tokio::spawn(listener.serve(control.clone()));
     }
     if let Some(docker) = docker {
         let attacher = if proxy.is_some() || config.instance.is_none() {

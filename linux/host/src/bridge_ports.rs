@@ -3,6 +3,7 @@
 use weave_types::{Cidr, MacAddr};
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use crate::bridge::INSTANCE_BRIDGE;
 use crate::{DeviceNames, Error, Link, NamespaceId, NetNs, Netlink};
@@ -86,6 +87,13 @@ impl BridgePorts {
             found.push((port.name.clone(), of_peer.map(|a| a.cidr).collect()));
         }
         Ok(found)
+    }
+
+    /// The port at whose other end an address is. `None` if there is none, and on kernels before 4.20.
+    pub fn with_address(&self, addr: IpAddr) -> Result<Option<Link>, Error> {
+        let found = self.addresses()?;
+        let name = found.iter().find(|(_, cidrs)| cidrs.iter().any(|cidr| cidr.addr() == addr));
+        Ok(name.and_then(|(name, _)| self.ports.iter().find(|port| port.name == *name)).cloned())
     }
 
     pub(crate) fn is_empty(&self) -> bool {

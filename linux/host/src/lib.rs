@@ -22,6 +22,7 @@
 //! * [`NetNs`], [`Netlink`]: network namespaces, and links, addresses and routes in one of them;
 //! * [`legacy_bridge_kind`], [`remove_legacy_datapath`], [`restore_legacy_devices`]: takeover from 2.8.1, and the return to it;
 //! * [`identity`]: the default name of a peer (docs/spec/mesh.md 2.2);
+//! * [`FrameSocket`]: sends and sees the frames of `weave trace`;
 //! * [`tcp_socket_owner`]: who sends a request to a TCP port of the daemon; [`port_holder()`]: who uses a port;
 //! * [`unmanaged`]: configuration files by which other programs do not change the devices.
 //!
@@ -45,6 +46,7 @@ pub mod fault_injection;
 pub mod fd_passing;
 pub mod files;
 pub mod firewall;
+mod frame_socket;
 pub mod host_resolver;
 pub mod identity;
 mod ipset;
@@ -90,6 +92,7 @@ pub use expose::{
     restore_bridge_addresses,
 };
 pub use firewall::FirewallError;
+pub use frame_socket::{FrameSocket, SeenFrame};
 pub use join::join_bridges;
 pub use legacy_devices::{
     LegacyDatapath, RestoredDevices, legacy_bridge_kind, remove_legacy_datapath, restore_legacy_datapath,

@@ -100,6 +100,25 @@ impl Routes {
         self.broadcast_hops(&self.all, src)
     }
 
+    /// The peers on the way of data from one peer to another, with both ends, as those peers compute it from the same topology. Where no
+    /// data passes the way is that of gossip. Empty if there is none.
+    pub fn path(&self, from: PeerName, to: PeerName) -> Vec<PeerName> {
+        let (Some(mut at), Some(end)) = (self.index(from), self.index(to)) else { return Vec::new() };
+        let hop = |table: &Table, at: u32| {
+            let (reached, found) = table.edges.search(at, end);
+            reached.then(|| found[end as usize])
+        };
+        let mut path = vec![from];
+        while at != end {
+            match hop(&self.established, at).or_else(|| hop(&self.all, at)) {
+                Some(next) if path.len() < self.names.len() => at = next,
+                _ => return Vec::new(),
+            }
+            path.push(self.names[at as usize]);
+        }
+        path
+    }
+
     /// Whether the topology contains the peer, reachable or not.
     pub fn knows(&self, peer: PeerName) -> bool {
         self.index(peer).is_some()

@@ -5,26 +5,35 @@ use weave_types::{Now, PeerName};
 
 use crate::dns::DnsChannels;
 use crate::ipam::IpamChannels;
+use crate::trace::Traces;
 
-/// The channels of address allocation and of names.
+/// The channels of address allocation, of names and of traces.
 pub(crate) struct NodeChannels<'a> {
     pub(crate) ipam: IpamChannels<'a>,
     pub(crate) dns: DnsChannels<'a>,
+    pub(crate) traces: &'a mut Traces,
 }
 
 impl NodeChannels<'_> {
     fn receiver(&mut self, channel: &str) -> &mut dyn Channels {
-        if channel == weave_dns::CHANNEL { &mut self.dns } else { &mut self.ipam }
+        match channel {
+            weave_dns::CHANNEL => &mut self.dns,
+            weave_trace::CHANNEL => &mut self.traces,
+            _ => &mut self.ipam,
+        }
     }
 }
 
 impl Channels for NodeChannels<'_> {
     fn names(&self) -> &[&'static str] {
-        const ALL: [&str; 2] = [weave_ipam::CHANNEL, weave_dns::CHANNEL];
+        const IPAM: &str = weave_ipam::CHANNEL;
+        const DNS: &str = weave_dns::CHANNEL;
+        const TRACE: &str = weave_trace::CHANNEL;
         match (self.ipam.names(), self.dns.names()) {
-            ([], dns) => dns,
-            (ipam, []) => ipam,
-            _ => &ALL,
+            ([], []) => &[TRACE],
+            ([], _) => &[DNS, TRACE],
+            (_, []) => &[IPAM, TRACE],
+            _ => &[IPAM, DNS, TRACE],
         }
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct Connection {
     pub(crate) remote_addr: SocketAddr,
     /// `NAME(NICK)` of the peer.
     pub(crate) label: String,
+    /// Whether the peer can be asked where frames go.
+    pub(crate) traces: bool,
 }
 
 impl Connection {

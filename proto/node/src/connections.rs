@@ -166,6 +166,7 @@ impl Connections {
         }
         let warp_index = switch.common().position(|name| name == select::WARP);
         let warp = warp_index.and_then(|index| Some((index, self.prepare_warp(conn, &setup)?)));
+        let traces = setup.remote_features.contains_key(weave_trace::FEATURE);
         let (remote, remote_addr) = (setup.remote, setup.remote_addr);
         if fastdp.is_none() {
             self.kept.remove(remote);
@@ -181,6 +182,7 @@ impl Connections {
             confirmed: false,
             remote_addr,
             label,
+            traces,
         };
         self.connections.insert(conn, connection);
         self.with(conn, |_| {});
@@ -519,31 +521,38 @@ impl Connections {
     }
 
     pub(crate) fn reports(&self, now: Now) -> impl Iterator<Item = (ConnectionId, ConnectionReport)> {
-        self.connections.iter().map(move |(conn, c)| {
-            let overlay = c.overlay();
-            let uses_fastdp = overlay == Overlay::Fastdp;
-            let (name, control) = match c.warp_path_control() {
-                Some(control) if overlay == Overlay::Warp => (select::WARP, control),
-                _ => (select::SLEEVE, &c.sleeve),
-            };
-            let of_fastdp = c.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.problem(now.mono));
-            let reason = match (control.problem(now.mono), of_fastdp) {
-                (_, Some(problem)) if uses_fastdp => format!("{}: {problem}", select::FASTDP),
-                (Some(problem), _) if !uses_fastdp => format!("{name}: {problem}"),
-                (_, Some(problem)) => format!("{}: {problem}", c.switch.reason()),
-                _ => c.switch.reason(),
-            };
-            let report = ConnectionReport {
-                overlay: c.switch.best().map(|(_, name)| name.to_owned()),
-                reason,
-                mtu: if uses_fastdp { Some(self.local_mtu) } else { control.known_mtu() },
-                // The encryption of warp proves nothing about the peer if there is no password.
-                encrypted: c.sleeve.session().is_encrypted(),
-                traffic: c.traffic(),
-                quality: c.quality(now.mono),
-            };
-            (*conn, report)
-        })
+        self.connections.iter().map(move |(conn, c)| (*conn, self.report(c, now)))
+    }
+
+    /// The connection to a peer, and whether the peer can be asked where frames go.
+    pub(crate) fn report_of(&self, peer: PeerName, now: Now) -> Option<(ConnectionReport, bool)> {
+        let of_peer = self.connections.values().filter(|c| c.remote == peer);
+        of_peer.max_by_key(|c| c.confirmed).map(|c| (self.report(c, now), c.traces))
+    }
+
+    fn report(&self, c: &Connection, now: Now) -> ConnectionReport {
+        let overlay = c.overlay();
+        let uses_fastdp = overlay == Overlay::Fastdp;
+        let (name, control) = match c.warp_path_control() {
+            Some(control) if overlay == Overlay::Warp => (select::WARP, control),
+            _ => (select::SLEEVE, &c.sleeve),
+        };
+        let of_fastdp = c.fastdp.as_ref().and_then(|(_, fastdp)| fastdp.problem(now.mono));
+        let reason = match (control.problem(now.mono), of_fastdp) {
+            (_, Some(problem)) if uses_fastdp => format!("{}: {problem}", select::FASTDP),
+            (Some(problem), _) if !uses_fastdp => format!("{name}: {problem}"),
+            (_, Some(problem)) => format!("{}: {problem}", c.switch.reason()),
+            _ => c.switch.reason(),
+        };
+        ConnectionReport {
+            overlay: c.switch.best().map(|(_, name)| name.to_owned()),
+            reason,
+            mtu: if uses_fastdp { Some(self.local_mtu) } else { control.known_mtu() },
+            // The encryption of warp proves nothing about the peer if there is no password.
+            encrypted: c.sleeve.session().is_encrypted(),
+            traffic: c.traffic(),
+            quality: c.quality(now.mono),
+        }
     }
 
     /// The neighbours for the data threads.

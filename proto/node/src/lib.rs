@@ -31,6 +31,7 @@ mod mac_log;
 mod node;
 mod output;
 mod status;
+mod trace;
 
 pub use connections::WarpConfig;
 pub use event::Event;

@@ -24,6 +24,7 @@ use crate::ipam::{Ipam, IpamChannels, IpamConfig};
 use crate::mac_log::MacLog;
 use crate::output::Output;
 use crate::status::{MacReport, MacTableReport, Status};
+use crate::trace::Traces;
 
 /// Minimum interval between two log lines about conflicts of one MAC.
 const CONFLICT_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -52,16 +53,17 @@ impl Config {
 
 /// One whole peer; the crate documentation gives an overview.
 pub struct Node {
-    mesh: Mesh,
-    macs: MacTable,
-    connections: Connections,
+    pub(crate) mesh: Mesh,
+    pub(crate) macs: MacTable,
+    pub(crate) connections: Connections,
     blocked_paths: BlockedPaths,
     ipam: Ipam,
     dns: Dns,
+    pub(crate) traces: Traces,
     outputs: VecDeque<Output>,
     tables: Option<Arc<Tables>>,
     /// Whether `tables` is out of date.
-    stale: bool,
+    pub(crate) stale: bool,
     /// Whether [`Output::TablesChanged`] was emitted since the driver last fetched the tables.
     announced: bool,
     generation: u64,
@@ -85,7 +87,9 @@ impl Node {
         rng_of_connections.set_stream(1);
         let connections = Connections::new(config.mesh.name, config.mesh.port, rng_of_connections);
         config.mesh.overlays = connections.overlays();
-        config.mesh.features.insert(LIVENESS_FEATURE.to_owned(), "1".to_owned());
+        for feature in [LIVENESS_FEATURE, weave_trace::FEATURE] {
+            config.mesh.features.insert(feature.to_owned(), "1".to_owned());
+        }
         let mut macs = MacConfig::new(config.mesh.name);
         macs.hash_seed = rng.random();
         let policy = config.ipam.as_ref().map(|ipam| ipam.config.policy).unwrap_or_default();
@@ -100,6 +104,7 @@ impl Node {
             blocked_paths: BlockedPaths::default(),
             ipam,
             dns: Dns::new(config.dns.map(Registry::new)),
+            traces: Traces::new(),
             outputs: VecDeque::new(),
             tables: None,
             stale: true,
@@ -196,6 +201,7 @@ impl Node {
         let mut channels = NodeChannels {
             ipam: IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs },
             dns: DnsChannels { dns: &mut self.dns },
+            traces: &mut self.traces,
         };
         self.mesh.handle_stream(conn, bytes, &mut channels, now);
         self.process_outputs(now);
@@ -315,6 +321,7 @@ impl Node {
         let mut channels = NodeChannels {
             ipam: IpamChannels { ipam: &mut self.ipam, outputs: &mut self.outputs },
             dns: DnsChannels { dns: &mut self.dns },
+            traces: &mut self.traces,
         };
         self.mesh.handle_timeout(&mut channels, now);
         if let Some(allocator) = &mut self.ipam.allocator {
@@ -414,7 +421,8 @@ impl Node {
         };
         let kernel = self.kernel_tables(&forwarding);
         let tables = Tables::new(self.generation, forwarding, self.connections.neighbours());
-        let tables = Arc::new(tables.with_local_mtu(self.local_mtu).with_kernel(kernel));
+        let tables = tables.with_local_mtu(self.local_mtu).with_kernel(kernel);
+        let tables = Arc::new(tables.with_watches(self.traces.watches().to_vec()));
         self.tables = Some(tables.clone());
         tables
     }
@@ -535,7 +543,7 @@ impl Node {
     }
 
     /// `NAME(NICK)`.
-    fn label(&self, name: PeerName) -> String {
+    pub(crate) fn label(&self, name: PeerName) -> String {
         match self.mesh.peer(name) {
             Some(peer) => format!("{name}({})", peer.nickname),
             None => name.to_string(),
@@ -543,12 +551,13 @@ impl Node {
     }
 
     /// Passes outputs of one state machine to inputs of another until none is left.
-    fn process_outputs(&mut self, now: Now) {
+    pub(crate) fn process_outputs(&mut self, now: Now) {
         loop {
             if let Some(output) = self.mesh.poll_output() {
                 self.handle_mesh_output(output, now);
             } else if self.ipam.process_output(&mut self.mesh, &mut self.outputs, now)
                 || self.dns.process_output(&mut self.mesh, &mut self.outputs, now)
+                || self.traces.process_output(&mut self.outputs)
             {
             } else if let Some((conn, output)) = self.connections.poll_output() {
                 self.handle_connection_output(conn, output, now);

@@ -3,7 +3,8 @@ use std::net::SocketAddr;
 use weave_mesh::{Persist, ResolveId};
 use weave_overlay::Destination;
 use weave_overlay::fastdp::FastdpPath;
-use weave_types::ConnectionId;
+use weave_trace::Message;
+use weave_types::{ConnectionId, PeerName};
 
 use crate::event::Event;
 
@@ -76,6 +77,13 @@ pub enum Output {
     /// The live names have changed: publish [`Registry::names`](weave_dns::Registry::names) of
     /// [`Node::registry`](crate::Node::registry) to the DNS server.
     NamesChanged,
+    /// Handle this message of a trace.
+    TraceMessage {
+        /// The peer that names itself as the sender.
+        from: PeerName,
+        /// The message.
+        message: Message,
+    },
     /// Log this event.
     Event(Event),
 }

@@ -73,6 +73,7 @@ mod subnet_isolation;
 mod support_bundle;
 mod systemd_boot;
 mod systemd_unit;
+mod trace;
 mod trusted_subnets;
 mod udp_path;
 mod upgrade;

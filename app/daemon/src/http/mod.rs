@@ -24,6 +24,7 @@ mod picture;
 mod response;
 mod routes;
 mod server;
+mod trace;
 mod view_feed;
 mod write_timeout;
 

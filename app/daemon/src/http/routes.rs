@@ -19,6 +19,7 @@ use super::names;
 use super::origin::Origin;
 use super::picture;
 use super::response::{Answer, error, event_stream, respond, text_answer, uncached};
+use super::trace;
 use super::view_feed::ViewFeed;
 use crate::allocation::Source;
 use crate::containers::Containers;
@@ -26,6 +27,7 @@ use crate::control::Control;
 use crate::telemetry::log::LogLimiter;
 use crate::telemetry::metrics;
 use crate::telemetry::printable::printable;
+use crate::trace::Tracer;
 
 /// Refused requests that are logged at once, and the interval between further ones.
 const LOGGED_REFUSALS: (u32, Duration) = (10, Duration::from_secs(10));
@@ -46,6 +48,7 @@ pub enum Access {
 pub(super) struct Site {
     control: Control,
     containers: Option<Containers>,
+    tracer: Option<Arc<Tracer>>,
     access: Access,
     hosts: AllowedHosts,
     /// Longest wait for a request body.
@@ -73,6 +76,7 @@ impl Site {
             views: ViewFeed::new(control.clone()),
             control,
             containers,
+            tracer: None,
             access,
             hosts: AllowedHosts::from_system(host),
             timeout,
@@ -80,6 +84,10 @@ impl Site {
             created: std::time::Instant::now(),
             refusal_log: Mutex::new(LogLimiter::new(burst, interval)),
         }
+    }
+
+    pub(super) fn with_tracer(self, tracer: Option<Arc<Tracer>>) -> Site {
+        Site { tracer, ..self }
     }
 
     /// Logs a request that changes something. On TCP it is refused unless root sends it.
@@ -136,6 +144,13 @@ impl Site {
                 Ok(body) => {
                     host_requests::answer(&self.control, containers, route, &head.method, &body, fds).await
                 }
+                Err(answer) => answer,
+            };
+        }
+        if let Some(tracer) = self.tracer.as_ref().filter(|_| path == "/trace" && self.access == Access::Trusted)
+        {
+            return match read_body(body, self.timeout).await {
+                Ok(body) => trace::answer(tracer.clone(), &head.method, &body, fds).await,
                 Err(answer) => answer,
             };
         }

@@ -22,6 +22,7 @@ use super::write_timeout::WriteTimeout;
 use crate::config::ListenAddr;
 use crate::containers::Containers;
 use crate::control::Control;
+use crate::trace::Tracer;
 use crate::unix_socket::{self, SocketFile};
 
 /// Pause after a failed accept, for example when no descriptors are left.
@@ -50,6 +51,7 @@ pub struct Listener {
     limits: Limits,
     /// `None` in tests without a host.
     containers: Option<Containers>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,7 @@ impl Listener {
                     host: host.clone(),
                     limits,
                     containers: None,
+                    tracer: None,
                 })
             }
         }
@@ -83,7 +86,8 @@ impl Listener {
         let restrict = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600));
         let (listener, file) = unix_socket::bind(path, "control socket", restrict)?;
         let socket = Socket::Unix(UnixListener::from_std(listener)?, file);
-        Ok(Listener { socket, access, host: String::new(), limits: Limits::default(), containers: None })
+        let (host, limits) = (String::new(), Limits::default());
+        Ok(Listener { socket, access, host, limits, containers: None, tracer: None })
     }
 
     pub fn with_limits(self, limits: Limits) -> Listener {
@@ -93,6 +97,11 @@ impl Listener {
     /// The listener also accepts requests that change the host.
     pub(crate) fn with_containers(self, containers: Containers) -> Listener {
         Listener { containers: Some(containers), ..self }
+    }
+
+    /// The listener also accepts requests for traces.
+    pub(crate) fn with_tracer(self, tracer: Arc<Tracer>) -> Listener {
+        Listener { tracer: Some(tracer), ..self }
     }
 
     /// `None` for a unix socket.
@@ -106,7 +115,8 @@ impl Listener {
     /// Serves requests until the future is dropped.
     pub async fn serve(self, control: Control) {
         let timeout = self.limits.timeout;
-        let site = Arc::new(Site::new(control, self.containers, self.access, self.host, timeout));
+        let site = Site::new(control, self.containers, self.access, self.host, timeout);
+        let site = Arc::new(site.with_tracer(self.tracer));
         match self.socket {
             Socket::Unix(listener, _file) => {
                 let slots = Arc::new(Semaphore::new(self.limits.connections));

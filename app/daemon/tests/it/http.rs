@@ -47,6 +47,7 @@ fn peer(report: Report) -> (Control, mpsc::UnboundedReceiver<String>) {
                     let _ = asked.send("leave".to_owned());
                     let _ = answer.send(());
                 }
+                Request::Trace(_) => panic!("there are no traces"),
                 Request::Allocate { .. }
                 | Request::Abandon { .. }
                 | Request::DockerContainers(_)

@@ -17,6 +17,7 @@
 mod egress;
 mod stats;
 mod tables;
+mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use weave_types::{Instant, ShortId};
 
 pub use self::stats::Stats;
 pub use self::tables::{Neighbour, Tables};
+pub use self::watch::{Fate, FrameWatch};
 pub use crate::select::Overlay;
 
 use self::egress::{Egress, OutgoingFrame};
@@ -73,6 +75,7 @@ impl Forwarder {
     /// sender's kernel left to its network device.
     pub fn handle_local(&mut self, frame: &[u8], offload: Offload, now: Instant, io: &mut impl Io) {
         let Forwarder { tables, duplicates, egress } = self;
+        let before = stats_if_watched(tables, egress, frame);
         egress.stats.local_frames += 1;
         let table = &tables.forwarding;
         let (verdict, event) = local_frame(table, frame, now);
@@ -91,6 +94,7 @@ impl Forwarder {
                 }
             }
         }
+        tell_watches(before, tables, egress, frame, false);
     }
 
     /// Handles a frame of another peer that the kernel has received and leaves to user space: a frame for another peer is relayed. Of
@@ -111,6 +115,7 @@ impl Forwarder {
             egress.stats.switch_drops[DropReason::UnknownPeer as usize] += 1;
             return;
         };
+        let before = stats_if_watched(tables, egress, frame);
         let outgoing = OutgoingFrame { src, dst, frame, offload: Offload::NONE, flood: false };
         if src == table.own {
             egress.stats.switch_drops[DropReason::OwnPacket as usize] += 1;
@@ -126,6 +131,7 @@ impl Forwarder {
         } else {
             egress.stats.switch_drops[DropReason::NoRoute as usize] += 1;
         }
+        tell_watches(before, tables, egress, frame, true);
     }
 
     /// Handles a datagram that arrived at the sleeve port. It is decrypted in place.
@@ -174,6 +180,7 @@ impl Forwarder {
                 continue;
             }
             has_data = true;
+            let before = stats_if_watched(tables, egress, frame);
             let (verdict, event) = peer_frame(table, record.src, record.dst, frame, now);
             report(event, duplicates, now, io);
             let outgoing = OutgoingFrame {
@@ -195,6 +202,7 @@ impl Forwarder {
                     }
                 }
             }
+            tell_watches(before, tables, egress, frame, true);
         }
         egress.note_received(session, has_data, io);
     }
@@ -203,6 +211,23 @@ impl Forwarder {
     pub fn flush(&mut self, io: &mut impl Io) {
         self.egress.flush(io);
     }
+}
+
+/// The counters, if somebody looks for the frame.
+fn stats_if_watched(tables: &Tables, egress: &Egress, frame: &[u8]) -> Option<Stats> {
+    tables.watches(frame).next().map(|_| egress.stats)
+}
+
+fn tell_watches(
+    before: Option<Stats>,
+    tables: &Tables,
+    egress: &Egress,
+    frame: &[u8],
+    from_neighbour: bool,
+) {
+    let Some(before) = before else { return };
+    let fate = Fate::between(&before, &egress.stats, from_neighbour);
+    tables.watches(frame).for_each(|watch| watch.note(frame, &fate));
 }
 
 fn report(event: Option<SwitchEvent>, duplicates: &mut DuplicateFilter, now: Instant, io: &mut impl Io) {

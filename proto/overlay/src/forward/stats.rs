@@ -15,6 +15,17 @@ macro_rules! stats {
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
+
+            /// Why a frame was dropped since the counters were `before`, in words.
+            pub(super) fn drop_since(&self, before: &Stats) -> Option<String> {
+                let by_switch = DropReason::ALL.iter().zip(self.switch_drops.iter().zip(before.switch_drops));
+                let mut by_switch = by_switch.filter(|(_, (now, then))| **now > *then);
+                let named = || {
+                    let mut rose = self.named().zip(before.named()).filter(|((_, now), (_, then))| now > then);
+                    rose.find_map(|((name, _), _)| Some(name.strip_prefix("drop_")?.replace('_', " ")))
+                };
+                by_switch.next().map(|(reason, _)| reason.to_string()).or_else(named)
+            }
         }
 
         impl std::ops::AddAssign<&Stats> for Stats {

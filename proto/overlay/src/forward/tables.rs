@@ -3,6 +3,7 @@ use std::sync::Arc;
 use weave_switch::ForwardingTable;
 use weave_types::PeerName;
 
+use super::watch::FrameWatch;
 use crate::fastdp::KernelTables;
 use crate::select::Overlay;
 use crate::udp::{Session, UdpPath};
@@ -37,6 +38,7 @@ pub struct Tables {
     pub local_mtu: usize,
     /// What the kernel forwards with, if it does.
     pub kernel: Option<Arc<KernelTables>>,
+    watches: Vec<Arc<dyn FrameWatch>>,
     neighbours: Vec<Arc<Neighbour>>,
 }
 
@@ -46,7 +48,7 @@ impl Tables {
         neighbours.reverse();
         neighbours.sort_by_key(|n| n.session.remote());
         neighbours.dedup_by_key(|n| n.session.remote());
-        Tables { generation, forwarding, local_mtu: usize::MAX, kernel: None, neighbours }
+        Tables { generation, forwarding, local_mtu: usize::MAX, kernel: None, watches: Vec::new(), neighbours }
     }
 
     /// Sets the MTU of the local bridge.
@@ -57,6 +59,16 @@ impl Tables {
     /// Sets what the kernel forwards with.
     pub fn with_kernel(self, kernel: Option<Arc<KernelTables>>) -> Tables {
         Tables { kernel, ..self }
+    }
+
+    /// Sets who looks for frames.
+    pub fn with_watches(self, watches: Vec<Arc<dyn FrameWatch>>) -> Tables {
+        Tables { watches, ..self }
+    }
+
+    /// Who looks for this frame.
+    pub(super) fn watches(&self, frame: &[u8]) -> impl Iterator<Item = &dyn FrameWatch> {
+        self.watches.iter().map(|watch| &**watch).filter(move |watch| watch.wants(frame))
     }
 
     /// Whether the kernel forwards frames to the neighbour.
