@@ -187,7 +187,8 @@ mod tests {
             mac: String::new(),
             peer: peer.to_owned(),
         };
-        let hop = |peer: &str, next: Option<TraceLink>| TraceHop { peer: peer.to_owned(), silent: None, next };
+        let hop =
+            |peer: &str, next: Option<TraceLink>| TraceHop { peer: peer.to_owned(), silent: None, next };
         let link = TraceLink {
             peer: "b(h2)".to_owned(),
             overlay: "sleeve".to_owned(),
@@ -205,8 +206,18 @@ mod tests {
             hops: vec![hop("a(h1)", Some(link)), silent],
             back: vec![hop("b(h2)", None), hop("a(h1)", None)],
             probes: vec![
-                TraceProbe { name: "small packet".to_owned(), bytes: 84, microseconds: Some(1234), verdict: None },
-                TraceProbe { name: "full packet".to_owned(), bytes: 1376, microseconds: None, verdict: Some(verdict) },
+                TraceProbe {
+                    name: "small packet".to_owned(),
+                    bytes: 84,
+                    microseconds: Some(1234),
+                    verdict: None,
+                },
+                TraceProbe {
+                    name: "full packet".to_owned(),
+                    bytes: 1376,
+                    microseconds: None,
+                    verdict: Some(verdict),
+                },
             ],
         };
         let text = "from 10.32.0.1 (c1) at a(h1) to 10.32.0.2 at b(h2)\n\

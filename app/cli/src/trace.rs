@@ -64,7 +64,10 @@ fn sender(from: &str, parsed: &Parsed, env: &dyn Env) -> Result<Option<NetNs>, F
     let mut all = ps::find_all(&ps::docker(env)).into_iter();
     let found = all.find(|found| ports.in_namespace(&found.ns).unwrap_or_default().iter().any(has));
     found.map(|found| Some(found.ns)).ok_or_else(|| {
-        Failure::new(FAILED, format_args!("no container of this host has the address {address}; run the trace on its host"))
+        Failure::new(
+            FAILED,
+            format_args!("no container of this host has the address {address}; run the trace on its host"),
+        )
     })
 }
 
@@ -75,7 +78,12 @@ fn receiver(to: &str, parsed: &Parsed, env: &dyn Env) -> Result<Ipv4Addr, Failur
     }
     let found = target::find(to, env).map_err(|failure| {
         let text = failure.message.trim_end();
-        Failure::new(FAILED, format_args!("'{to}' is no address, no name in the network, and no container of this host ({text})"))
+        Failure::new(
+            FAILED,
+            format_args!(
+                "'{to}' is no address, no name in the network, and no container of this host ({text})"
+            ),
+        )
     })?;
     let mut ports = ps::scan(&options::bridge(parsed, env))?;
     let interfaces = ports.in_namespace(&found.ns)?;

@@ -11,8 +11,8 @@ use weave_api::{NetworkView, Report};
 use weave_dns::{Entry, HostName};
 use weave_host::firewall::ExposedAddress;
 use weave_ipam::{Container, RequestId, Subnet};
-use weave_runtime::{ContainerState, Docker};
 use weave_overlay::forward::FrameWatch;
+use weave_runtime::{ContainerState, Docker};
 use weave_trace::{Flow, Hop, Message};
 use weave_types::{Cidr, MacAddr, PeerName};
 

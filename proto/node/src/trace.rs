@@ -26,11 +26,7 @@ pub(crate) struct Traces {
 
 impl Traces {
     pub(crate) fn new() -> Traces {
-        Traces {
-            received: VecDeque::new(),
-            limit: TokenBucket::new(BURST, INTERVAL),
-            watches: Vec::new(),
-        }
+        Traces { received: VecDeque::new(), limit: TokenBucket::new(BURST, INTERVAL), watches: Vec::new() }
     }
 
     pub(crate) fn watches(&self) -> &[Arc<dyn FrameWatch>] {
@@ -67,13 +63,7 @@ impl Channels for &mut Traces {
 
     // There are only unicasts.
 
-    fn on_broadcast(
-        &mut self,
-        _: &str,
-        _: PeerName,
-        _: &[u8],
-        _: Now,
-    ) -> Result<Option<Vec<u8>>, String> {
+    fn on_broadcast(&mut self, _: &str, _: PeerName, _: &[u8], _: Now) -> Result<Option<Vec<u8>>, String> {
         Ok(None)
     }
 
@@ -163,5 +153,29 @@ impl Node {
             traces,
             problem: report.reason,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_traces_are_limited() {
+        let now = Now { mono: Instant::from_origin(Duration::from_secs(1)), wall: Duration::ZERO };
+        let from = PeerName::from_bytes([2, 0, 0, 0, 0, 1]);
+        let message = Message::Collect { id: 7 };
+        let mut traces = Traces::new();
+        let mut channel = &mut traces;
+        for payload in [vec![1; MAX_MESSAGE + 1], vec![9; 20], Vec::new()] {
+            assert_eq!(channel.on_unicast(CHANNEL, from, &payload, now), Ok(()), "no connection is closed");
+        }
+        for _ in 0..1000 {
+            assert_eq!(channel.on_unicast(CHANNEL, from, &message.encode(), now), Ok(()));
+        }
+        let mut outputs = VecDeque::new();
+        while traces.process_output(&mut outputs) {}
+        assert!((32..=BURST as usize).contains(&outputs.len()), "{}", outputs.len());
+        assert!(matches!(&outputs[0], Output::TraceMessage { message: m, .. } if *m == message));
     }
 }

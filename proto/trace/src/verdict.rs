@@ -218,7 +218,8 @@ impl Way<'_> {
             Direction::There => hop.source_at,
             Direction::Back => hop.destination_at,
         });
-        if let Some(other) = sender_at.filter(|other| index == 0 && stage == Stage::Handed && *other != peer) {
+        if let Some(other) = sender_at.filter(|other| index == 0 && stage == Stage::Handed && *other != peer)
+        {
             return (at, Reason::AddressInUse(other));
         }
         match hop.map(|hop| &hop.next) {

@@ -152,7 +152,7 @@ fn planted_drops_are_named() {
     let twin = h2.container("twin");
     twin.attach(&[]);
     twin.command_ok(&["ip", "link", "set", "ethwe", "address", &c1.mac()]);
-    let pings = twin.background(&["ping", "-q", "-i", "0.05", &to]);
+    let pings = twin.pinging(&to, 50);
     wait_lost(&lab, &to, &["address-in-use"], "h1", None);
     drop(pings);
     twin.end();

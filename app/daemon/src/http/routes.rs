@@ -147,7 +147,8 @@ impl Site {
                 Err(answer) => answer,
             };
         }
-        if let Some(tracer) = self.tracer.as_ref().filter(|_| path == "/trace" && self.access == Access::Trusted)
+        if let Some(tracer) =
+            self.tracer.as_ref().filter(|_| path == "/trace" && self.access == Access::Trusted)
         {
             return match read_body(body, self.timeout).await {
                 Ok(body) => trace::answer(tracer.clone(), &head.method, &body, fds).await,

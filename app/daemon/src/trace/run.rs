@@ -63,8 +63,12 @@ pub(super) fn trace(
         Err(SourceError::Failed(text)) => return Err(text),
         // The probes cannot leave the container, so that there is nothing to send.
         Err(SourceError::Isolated(reason, text)) => {
-            let verdict =
-                TraceVerdict { reason: reason.to_owned(), at: plan.own_label, text, ..TraceVerdict::default() };
+            let verdict = TraceVerdict {
+                reason: reason.to_owned(),
+                at: plan.own_label,
+                text,
+                ..TraceVerdict::default()
+            };
             report.verdict = Some(verdict);
             return Ok(report);
         }
@@ -238,7 +242,8 @@ fn source(
     };
     let name = &interface.name;
     if netlink.link(name)?.is_some_and(|link| !link.up) {
-        let text = format!("the interface {name} of {from} is down; 'ip link set {name} up' in the container");
+        let text =
+            format!("the interface {name} of {from} is down; 'ip link set {name} up' in the container");
         return Err(SourceError::Isolated("interface-down", text));
     }
     let device = netlink.output_device(*to)?;

@@ -9,6 +9,7 @@ mod attach;
 mod bridge;
 mod endpoint;
 mod firewall;
+mod frame_socket;
 mod host_checks;
 mod legacy_devices;
 mod netns;

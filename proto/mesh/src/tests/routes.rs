@@ -156,3 +156,25 @@ fn data_for_a_neighbour_does_not_wait_for_its_report() {
     let routes = Routes::compute(&view(own, &peers, &detour));
     assert_eq!(routes.unicast_or_direct(a), Some(b));
 }
+
+#[test]
+fn paths_are_those_that_the_peers_on_them_choose() {
+    let peers: Vec<PeerName> = (1..=5).map(peer).collect();
+    // A square 1-2-3-4 with 5 behind 3; no data passes between 3 and 5.
+    let links = [(1, 2, true), (2, 3, true), (3, 4, true), (1, 4, true), (3, 5, false)];
+    let edges: Vec<_> =
+        links.iter().flat_map(|&(a, b, ok)| [(peer(a), peer(b), ok), (peer(b), peer(a), ok)]).collect();
+    let routes: Vec<Routes> = peers.iter().map(|&p| Routes::compute(&view(p, &peers, &edges))).collect();
+    for (from, to) in peers.iter().flat_map(|a| peers.iter().map(move |b| (*a, *b))) {
+        let path = routes[0].path(from, to);
+        assert_eq!((path.first(), path.last()), (Some(&from), Some(&to)));
+        for pair in path.windows(2).filter(|_| from != peer(5) && to != peer(5)) {
+            let own = &routes[pair[0].number() as usize - 1];
+            assert_eq!(own.unicast(to), Some(pair[1]), "{from} to {to}: {path:?}");
+        }
+    }
+    assert_eq!(routes[0].path(peer(1), peer(5)), [1, 2, 3, 5].map(peer), "gossip passes");
+    assert_eq!(routes[0].path(peer(1), peer(6)), [], "unknown");
+    let apart = Routes::compute(&view(peer(1), &peers, &edges[..2]));
+    assert_eq!(apart.path(peer(1), peer(3)), []);
+}

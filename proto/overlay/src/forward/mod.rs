@@ -218,13 +218,7 @@ fn stats_if_watched(tables: &Tables, egress: &Egress, frame: &[u8]) -> Option<St
     tables.watches(frame).next().map(|_| egress.stats)
 }
 
-fn tell_watches(
-    before: Option<Stats>,
-    tables: &Tables,
-    egress: &Egress,
-    frame: &[u8],
-    from_neighbour: bool,
-) {
+fn tell_watches(before: Option<Stats>, tables: &Tables, egress: &Egress, frame: &[u8], from_neighbour: bool) {
     let Some(before) = before else { return };
     let fate = Fate::between(&before, &egress.stats, from_neighbour);
     tables.watches(frame).for_each(|watch| watch.note(frame, &fate));

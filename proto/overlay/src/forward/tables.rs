@@ -48,7 +48,14 @@ impl Tables {
         neighbours.reverse();
         neighbours.sort_by_key(|n| n.session.remote());
         neighbours.dedup_by_key(|n| n.session.remote());
-        Tables { generation, forwarding, local_mtu: usize::MAX, kernel: None, watches: Vec::new(), neighbours }
+        Tables {
+            generation,
+            forwarding,
+            local_mtu: usize::MAX,
+            kernel: None,
+            watches: Vec::new(),
+            neighbours,
+        }
     }
 
     /// Sets the MTU of the local bridge.

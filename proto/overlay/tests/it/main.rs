@@ -4,6 +4,7 @@
 mod corpus;
 mod fastdp;
 mod forward;
+mod frame_watch;
 mod fuzz_entry;
 mod live;
 mod properties;

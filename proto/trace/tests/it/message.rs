@@ -63,9 +63,7 @@ const SIGHTINGS: [Sighting; 6] = [
 ];
 
 fn report() -> impl Strategy<Value = Report> {
-    let slot = || {
-        (prop::sample::select(Probe::ALL.to_vec()), prop::sample::select(Direction::ALL.to_vec()))
-    };
+    let slot = || (prop::sample::select(Probe::ALL.to_vec()), prop::sample::select(Direction::ALL.to_vec()));
     let seen = prop::collection::vec((slot(), prop::sample::select(SIGHTINGS.to_vec())), 0..12);
     let dropped = prop::collection::vec((slot(), text()), 0..=6);
     (seen, dropped, delivery(), delivery(), text()).prop_map(|(seen, dropped, a, b, filter)| {
