@@ -144,14 +144,16 @@ impl Node {
                 problem: String::new(),
             };
         };
+        let overlay = report.overlay.unwrap_or_default();
         Link {
             peer: via,
             carries_data,
-            overlay: Overlay::named(report.overlay.as_deref().unwrap_or_default()),
+            overlay: Overlay::named(&overlay),
             mtu: report.mtu.and_then(|mtu| u16::try_from(mtu).ok()).unwrap_or(0),
             encrypted: report.encrypted,
             traces,
-            problem: report.reason,
+            // If all is well it is the name of the overlay.
+            problem: if report.reason == overlay { String::new() } else { report.reason },
         }
     }
 }

@@ -111,8 +111,8 @@ fn planted_drops_are_named() {
     wait_lost(&lab, &to, &["no-answer"], "h4", None);
     c4.command_ok(&["iptables", "-w", "-F", "INPUT"]);
 
-    for (number, host) in [(3, h1), (4, h4)] {
-        step(&format!("{number}: a filter of the bridge of {}", host.name()));
+    for (what, host) in [("3: a filter of the bridge of h1", h1), ("4: a filter of the bridge of h4", h4)] {
+        step(what);
         host.sh(DROP_ECHO);
         let report = wait_lost(&lab, &to, &["host-filter"], host.name(), None);
         let text = report["Verdict"]["Text"].as_str().unwrap();
@@ -121,14 +121,11 @@ fn planted_drops_are_named() {
         well();
     }
 
-    step("5: something on a relay drops what it forwards");
-    let filter = "dev vxlan-6784 egress protocol ip pref 7";
-    h3.sh(&format!(
-        "tc qdisc add dev vxlan-6784 clsact 2>/dev/null || true; \
-         tc filter add {filter} u32 match ip protocol 1 0xff action drop"
-    ));
-    wait_lost(&lab, &to, &["not-forwarded"], "h3", None);
-    h3.sh(&format!("tc filter del {filter}"));
+    step("5: the firewall of a relay");
+    let rule = "OUTPUT -p udp --dport 6784 -m length --length 134 -j DROP";
+    h3.sh(&format!("iptables -w -I {rule}"));
+    wait_lost(&lab, &to, &["underlay"], "h3", Some("h4"));
+    h3.sh(&format!("iptables -w -D {rule}"));
     well();
 
     step("6: the network between two hosts drops packets of one size");
@@ -149,10 +146,17 @@ fn planted_drops_are_named() {
     well();
 
     step("8: the Ethernet address is in use at another host");
-    let twin = h2.container("twin");
+    let (twin, neighbour) = (h2.container("twin"), h1.container("neighbour"));
     twin.attach(&[]);
     twin.command_ok(&["ip", "link", "set", "ethwe", "address", &c1.mac()]);
-    let pings = twin.pinging(&to, 50);
+    let pings = twin.pinging(&neighbour.attach(&[]), 50);
+    let (mac, name) = (c1.mac(), name_of(h2));
+    h1.wait("the address to be at h2", LONG_TIMEOUT, || {
+        let report = h1.report()?;
+        let macs = report["Router"]["MACs"].as_array().ok_or("no MACs")?;
+        let is_there = macs.iter().any(|entry| entry["Mac"] == mac && entry["Name"] == name);
+        if is_there { Ok(()) } else { Err(format!("{macs:?}")) }
+    });
     wait_lost(&lab, &to, &["address-in-use"], "h1", None);
     drop(pings);
     twin.end();
@@ -201,5 +205,6 @@ fn planted_drops_are_named() {
 
     step("13: a host that is cut off");
     lab.cut("h3", "h4");
+    wait_peers(h1, 3);
     wait_lost(&lab, address.trim(), &["no-route"], "h1", None);
 }

@@ -101,9 +101,12 @@ fn words(reason: &Reason, direction: Direction, labels: &Labels) -> String {
             "it arrived there and did not leave; something between the network devices drops it".to_owned()
         }
         Reason::Underlay { overlay, only_large, problem } => {
-            let size = if *only_large { "smaller packets pass, those of this size" } else { "packets" };
-            let by = if *overlay == Overlay::None { "" } else { overlay.name() };
-            explained(&format!("{size} leave by {by} and do not arrive; the network between the hosts, or a firewall on them, drops them"), problem)
+            let what = if *only_large { "smaller packets pass, those of this size" } else { "packets" };
+            let by = if *overlay == Overlay::None { String::new() } else { format!(" by {}", overlay.name()) };
+            let text = format!(
+                "{what} leave{by} and do not arrive; the network between the hosts or a firewall on them drops them"
+            );
+            explained(&text, problem)
         }
         Reason::TooBig(mtu) => format!("packets of more than {mtu} bytes do not pass, as the sender is told"),
         Reason::NoContainer => "no container there has the address".to_owned(),
