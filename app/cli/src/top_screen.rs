@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn screen_of_three_peers() {
         let mut screen = Screen::new(view(0, u32::MAX - 9), 0);
-        assert!(screen.lines(None)[5].ends_with("0.40 ms   10%   -         -         1376  20 (20.0%)"));
+        assert!(screen.lines(None)[6].ends_with("0.40 ms   10%   -         -         1376  20 (20.0%)"));
         screen.update(view(2, 10));
         let lines = screen.lines(None);
         let expected = [

@@ -209,7 +209,7 @@ function drawGraph(peers, own) {
     const line = element(svg, 'line', { class: `link ${(direct && c.Overlay) || 'broken'}`, x1: ownX, y1: ownY, x2: x, y2: y });
     line.style.strokeWidth = (2 + Math.log10(1 + traffic)) / (labelled ? 1 : 3);
     if (!labelled) return;
-    const words = direct ? [c.Overlay, roundTrip(c)] : [c.State];
+    const words = direct ? [c.Overlay, roundTrip(c), c.Reason && 'see Problems'] : [c.State];
     if (direct && c.Encrypted) words.push('encrypted');
     words.filter(Boolean).forEach((word, line) => {
       const note = element(svg, 'text', { class: 'note', x: (ownX + 1.4 * x) / 2.4, y: (ownY + 1.4 * y) / 2.4 + 14 * line });
@@ -256,8 +256,9 @@ function draw() {
   document.title = `Weave network: ${nick(view)}`;
   text(byId('self'), label(view));
   const listed = (all, list) => (all > list.length ? `, ${list.length} of them listed` : '');
-  text(byId('summary'), `${number(Peers)} peers${listed(Peers, view.Peers)}, ${number(Links)} links${listed(Links, view.Links)}, `
-    + `${number(Containers)} containers here, ${number(Names)} names${listed(Names, view.Names)}; `
+  const count = (all, what) => `${number(all)} ${what}${all === 1 ? '' : 's'}`;
+  text(byId('summary'), `${count(Peers, 'peer')}${listed(Peers, view.Peers)}, ${count(Links, 'link')}${listed(Links, view.Links)}, `
+    + `${count(Containers, 'container')} here, ${count(Names, 'name')}${listed(Names, view.Names)}; `
     + `${view.Encryption ? 'with' : 'without'} a password; version ${view.Version}`);
   showProblems(peers);
   showPeers(peers, own);
