@@ -27,10 +27,10 @@ fn arp(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
 #[test]
 fn only_arp_and_icmp_of_the_addresses_are_seen() {
     host(|| {
-        sh("ip link add a type veth peer name b; ip link set a up; ip link set b up");
-        sh("for d in a b; do echo 1 > /proc/sys/net/ipv6/conf/$d/disable_ipv6; done");
+        sh("ip link add veth-a type veth peer name veth-b; ip link set veth-a up; ip link set veth-b up");
+        sh("for d in veth-a veth-b; do echo 1 > /proc/sys/net/ipv6/conf/$d/disable_ipv6; done");
         let mut netlink = Netlink::open().unwrap();
-        let [a, b] = ["a", "b"].map(|name| netlink.link(name).unwrap().unwrap().index);
+        let [a, b] = ["veth-a", "veth-b"].map(|name| netlink.link(name).unwrap().unwrap().index);
         let sender = FrameSocket::open(a, [OWN, OTHER]).unwrap();
         let everywhere = FrameSocket::open(0, [OWN, OTHER]).unwrap();
         let third = Ipv4Addr::new(10, 32, 0, 3);
@@ -52,7 +52,7 @@ fn only_arp_and_icmp_of_the_addresses_are_seen() {
         let long = [ip(1, OWN, OTHER), vec![0; 1000]].concat();
         sender.send(&long).unwrap();
         assert_eq!(everywhere.receive(TIMEOUT).unwrap().unwrap().bytes, long[..128]);
-        sh("ip link set a down");
+        sh("ip link set veth-a down");
         assert!(sender.send(&wanted[0]).is_err());
     });
 }
