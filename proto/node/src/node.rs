@@ -1,3 +1,5 @@
+mod trace;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -53,17 +55,17 @@ impl Config {
 
 /// One whole peer; the crate documentation gives an overview.
 pub struct Node {
-    pub(crate) mesh: Mesh,
-    pub(crate) macs: MacTable,
-    pub(crate) connections: Connections,
+    mesh: Mesh,
+    macs: MacTable,
+    connections: Connections,
     blocked_paths: BlockedPaths,
     ipam: Ipam,
     dns: Dns,
-    pub(crate) traces: Traces,
+    traces: Traces,
     outputs: VecDeque<Output>,
     tables: Option<Arc<Tables>>,
     /// Whether `tables` is out of date.
-    pub(crate) stale: bool,
+    stale: bool,
     /// Whether [`Output::TablesChanged`] was emitted since the driver last fetched the tables.
     announced: bool,
     generation: u64,
@@ -543,7 +545,7 @@ impl Node {
     }
 
     /// `NAME(NICK)`.
-    pub(crate) fn label(&self, name: PeerName) -> String {
+    fn label(&self, name: PeerName) -> String {
         match self.mesh.peer(name) {
             Some(peer) => format!("{name}({})", peer.nickname),
             None => name.to_string(),
@@ -551,7 +553,7 @@ impl Node {
     }
 
     /// Passes outputs of one state machine to inputs of another until none is left.
-    pub(crate) fn process_outputs(&mut self, now: Now) {
+    fn process_outputs(&mut self, now: Now) {
         loop {
             if let Some(output) = self.mesh.poll_output() {
                 self.handle_mesh_output(output, now);
