@@ -1,5 +1,5 @@
 //! `scale [PEERS ...]`: sparse meshes of simulated peers (10, 100 and 1,000 unless given). Prints a table with the time to converge, the
-//! traffic and the memory per peer (docs/performance.md).
+//! traffic and the memory per peer (docs/costs.md).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
