@@ -243,9 +243,19 @@ impl Core {
                     self.net.close(conn);
                 }
                 Output::Datagram { destination, bytes } => self.datapath.transmit(destination, &bytes),
+                Output::Batch { destination, bytes, segment, plain } => {
+                    if self.datapath.transmit_batch(destination, &bytes, segment) {
+                        self.datapath.transmit(destination, &plain);
+                    }
+                }
                 Output::KernelFrame { conn, path, vni, bytes } => {
                     if let Some(kernel) = &self.kernel {
                         kernel.send(conn, &path, vni, &bytes, &mut self.node);
+                    }
+                }
+                Output::SegmentedProbe { path, vni, probes } => {
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.send_probes(&path, vni, &probes);
                     }
                 }
                 Output::NamesChanged => {
@@ -291,6 +301,11 @@ impl Core {
     }
 
     fn handle_timeout(&mut self) {
+        if let Some(kernel) = &mut self.kernel {
+            // Heartbeats of neighbours do not wake this task. They are read before it is decided which ones are missing.
+            let clock = self.clock;
+            kernel.handle_events(&mut self.node, || clock.now());
+        }
         let now = self.clock.now();
         if let Some(kernel) = &mut self.kernel {
             kernel.handle_timeout(&mut self.node, now);

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use weave_datapath::Taps;
 use weave_fastdp::{Error, EventReader, Fastdp, FastdpConfig, SendError, Shortcuts};
 use weave_node::Node;
-use weave_overlay::fastdp::{FastdpPath, KernelTables, Returning};
+use weave_overlay::fastdp::{FastdpPath, KernelTables, Returning, SegmentedProbe};
 use weave_types::{ConnectionId, Instant, Now, PeerName};
 
 /// Interval at which the last-seen times of the kernel's MACs are read, which expire after minutes, and at which devices and programs
@@ -178,6 +178,13 @@ impl KernelPath {
                 node.handle_kernel_mtu(conn, mtu);
             }
             Err(SendError::System(error)) => tracing::debug!("fastdp: {error}"),
+        }
+    }
+
+    /// Sends probes of the node.
+    pub(crate) fn send_probes(&mut self, path: &FastdpPath, vni: u32, probes: &[SegmentedProbe]) {
+        if let Err(error) = self.fastdp.send_probes(path, vni, probes) {
+            tracing::debug!("fastdp: {error}");
         }
     }
 

@@ -10,11 +10,12 @@ use weave_overlay::forward::{Stats, Tables};
 
 use crate::error::StartError;
 use crate::events::{DatapathEvent, EventQueue, EventReceiver, WakeFd};
-use crate::io::report_interface_mtu;
+use crate::io::{report_interface_mtu, report_refused_batch};
 use crate::packet;
 use crate::stats::{Counters, Counts, DeviceState};
 use crate::tap::{TapReader, Taps};
 use crate::threads::{self, Shared};
+use crate::transmit::is_batch_refused;
 use crate::udp::UdpSockets;
 
 /// Parameters of a [`Datapath`].
@@ -139,12 +140,29 @@ impl Datapath {
     /// Sends a control datagram immediately, from any thread. A congested device delays the call by up to 20 ms. A datagram that
     /// exceeds the MTU of the interface causes a [`ForwarderEvent::InterfaceMtu`](weave_overlay::ForwarderEvent::InterfaceMtu).
     pub fn transmit(&self, destination: Destination, datagram: &[u8]) {
+        let _ = self.transmit_message(destination, datagram, 0);
+    }
+
+    /// Sends control datagrams of `segment` bytes in one send, which the kernel cuts, or not at all. Returns whether the kernel has taken
+    /// them. A refusal to cut them causes a [`ForwarderEvent::BatchRefused`](weave_overlay::ForwarderEvent::BatchRefused).
+    pub fn transmit_batch(&self, destination: Destination, datagrams: &[u8], segment: u16) -> bool {
+        self.transmit_message(destination, datagrams, segment)
+    }
+
+    fn transmit_message(&self, destination: Destination, bytes: &[u8], segment: u16) -> bool {
         let Shared { sockets, events, counters, .. } = &*self.shared;
-        let count = match sockets.send(destination, datagram) {
+        let datagrams = if segment == 0 { 1 } else { bytes.len().div_ceil(segment.into()) as u64 };
+        let sent = sockets.send(destination, bytes, segment);
+        let is_sent = sent.is_ok();
+        let count = match sent {
             Ok(()) => {
-                counters.sent_bytes.fetch_add(datagram.len() as u64, Ordering::Relaxed);
+                counters.sent_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 counters.sent_messages.fetch_add(1, Ordering::Relaxed);
                 &counters.sent
+            }
+            Err(error) if segment != 0 && is_batch_refused(&error) => {
+                report_refused_batch(events, destination);
+                &counters.send_dropped_error
             }
             Err(error) => match error.raw_os_error() {
                 Some(libc::EMSGSIZE) => {
@@ -157,7 +175,8 @@ impl Datapath {
                 _ => &counters.send_dropped_error,
             },
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        count.fetch_add(datagrams, Ordering::Relaxed);
+        is_sent
     }
 
     /// State of the uplink.

@@ -394,6 +394,7 @@ fn a_smaller_interface_mtu_is_reported_to_the_node() {
         from: IpAddr::from([10, 9, 0, 1]),
         to: SocketAddr::from(([10, 9, 0, 2], 6783)),
         df,
+        batched: false,
     };
     running[0].datapath.transmit(to(true), &[0; 1272]);
     running[0].datapath.transmit(to(false), &[0; 60_000]);

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weave_overlay::Destination;
-use weave_switch::{Csum, GsoKind, Offload};
+use weave_switch::{Csum, Gso, GsoKind, Offload};
 use weave_types::ConnectionId;
 
 use crate::namespace::Namespace;
 use crate::packet::{Injector, MAX_FRAME, OpenDeviceError, PacketSocket};
-use crate::sys::RecvBatch;
+use crate::sys::{self, RecvBatch};
 use crate::testbed::Site;
-use crate::transmit::{SendContext, SendCounts, TransmitQueue};
+use crate::transmit::{SendContext, SendCounts, TransmitQueue, is_batch_refused};
 use crate::udp::{self, UdpSockets, segment_size};
 
 const CONN: ConnectionId = ConnectionId(7);
@@ -57,7 +57,7 @@ const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// The kernel chooses the source address.
 fn destination(to: SocketAddr, df: bool) -> Destination {
-    Destination { conn: CONN, from: ANY, to, df }
+    Destination { conn: CONN, from: ANY, to, df, batched: true }
 }
 
 const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 2)), 6783);
@@ -71,7 +71,9 @@ pub(crate) fn send(
 ) -> SendCounts {
     let mut sent = SendCounts::default();
     let mut queue = TransmitQueue::new();
-    let mut context = SendContext { sockets, counts: &mut sent, too_big: &mut too_big };
+    let mut refused = |to| panic!("{to:?} refused");
+    let mut context =
+        SendContext { sockets, counts: &mut sent, too_big: &mut too_big, refused: &mut refused };
     for (i, &(len, df)) in datagrams.iter().enumerate() {
         // More room than is used, as the forwarder does.
         let slot = queue.reserve(destination(to, df), (len + 500).min(65_507), &mut context);
@@ -98,7 +100,7 @@ fn datagrams_arrive_at_either_socket() {
             let from = sender.local_addr().unwrap();
             assert_eq!(receive_datagrams(&sockets, 1), [(from, vec![u8::from(df)])]);
             // Both send from the same port.
-            sockets.send(destination(from, df), &[8]).unwrap();
+            sockets.send(destination(from, df), &[8], 0).unwrap();
             assert_eq!(sender.recv_from(&mut [0; 8]).unwrap().1.port(), 6783);
         }
     });
@@ -165,7 +167,10 @@ fn datagrams_above_the_interface_mtu_are_reported_with_df_and_fragmented_without
         let sent = send(&sockets, B, &[(1473, true); 20], |to| reported.push(to));
         assert_eq!((sent.datagrams, sent.dropped_too_big), (0, 20));
         assert_eq!(reported, [destination]);
-        assert_eq!(sockets.send(destination, &[0; 60_000]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(
+            sockets.send(destination, &[0; 60_000], 0).unwrap_err().raw_os_error(),
+            Some(libc::EMSGSIZE)
+        );
     });
     let mut got: Vec<usize> = receive_datagrams(&receiver, 4).into_iter().map(|(_, d)| d.len()).collect();
     got.sort_unstable();
@@ -190,7 +195,7 @@ fn forged_icmp_changes_neither_the_mtu_nor_the_fragments() {
     let Some((a, b)) = pair(1500) else { return };
     let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
     let sockets = a.run(|| UdpSockets::open(None, 6783).unwrap());
-    a.run(|| sockets.send(destination(B, true), &[0]).unwrap());
+    a.run(|| sockets.send(destination(B, true), &[0], 0).unwrap());
     b.run(|| {
         let raw =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4));
@@ -257,11 +262,15 @@ fn datagrams_leave_from_the_given_address() {
         let sockets = a.run(|| UdpSockets::open(listen, 6783).unwrap());
         for source in sources {
             let to = Destination { from: source.parse().unwrap(), ..destination(to.parse().unwrap(), true) };
-            a.run(|| sockets.send(to, &[1]).unwrap());
+            a.run(|| sockets.send(to, &[1], 0).unwrap());
             let mut sent = SendCounts::default();
             let mut queue = TransmitQueue::new();
-            let mut context =
-                SendContext { sockets: &sockets, counts: &mut sent, too_big: &mut |to| panic!("{to:?}") };
+            let mut context = SendContext {
+                sockets: &sockets,
+                counts: &mut sent,
+                too_big: &mut |to| panic!("{to:?}"),
+                refused: &mut |to| panic!("{to:?}"),
+            };
             for _ in 0..3 {
                 let slot = queue.reserve(to, 1000, &mut context);
                 queue.commit(slot, 1000);
@@ -282,8 +291,12 @@ fn datagrams_to_many_destinations_are_open_at_the_same_time() {
         let receivers: Vec<UdpSocket> = (0..100).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let mut sent = SendCounts::default();
         let mut queue = TransmitQueue::new();
-        let mut context =
-            SendContext { sockets: &sockets, counts: &mut sent, too_big: &mut |to| panic!("{to:?}") };
+        let mut context = SendContext {
+            sockets: &sockets,
+            counts: &mut sent,
+            too_big: &mut |to| panic!("{to:?}"),
+            refused: &mut |to| panic!("{to:?}"),
+        };
         for round in 0..3 {
             // All are open at the same time; two of three rounds are committed, the other is discarded.
             let slots: Vec<_> = receivers
@@ -325,7 +338,7 @@ fn network_errors_drop_only_the_affected_datagrams() {
         // Nothing listens on the port: the ICMP error must not fail a later send.
         let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
         for _ in 0..3 {
-            sockets.send(destination(closed, true), b"anybody?").unwrap();
+            sockets.send(destination(closed, true), b"anybody?", 0).unwrap();
         }
         let mut batch = RecvBatch::new(1, udp::MAX_MESSAGE);
         for socket in sockets.both() {
@@ -423,4 +436,67 @@ fn opening_a_missing_or_down_device_fails() {
         injector.push(&[0xff; 60], Offload::NONE, None);
         assert_eq!(injector.flush(None).dropped, 1);
     });
+}
+
+/// The kernel refuses segmentation without a checksum, as it refuses it with devices and routes that cannot have it.
+#[test]
+fn a_refused_batch_is_sent_one_by_one_and_reported() {
+    let Some((a, b)) = pair(1500) else { return };
+    let receiver = b.run(|| UdpSockets::open(None, 6783).unwrap());
+    a.run(|| {
+        let sockets = UdpSockets::open(None, 6783).unwrap();
+        sys::set_option(sockets.fd(true), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        let (mut sent, mut refused) = (SendCounts::default(), Vec::new());
+        let mut queue = TransmitQueue::new();
+        for batched in [true, false] {
+            let mut context = SendContext {
+                sockets: &sockets,
+                counts: &mut sent,
+                too_big: &mut |to| panic!("{to:?}"),
+                refused: &mut |to| refused.push(to),
+            };
+            let to = Destination { batched, ..destination(B, true) };
+            for i in 0..10 {
+                let slot = queue.reserve(to, 1400, &mut context);
+                queue.buffer(slot).fill(i);
+                queue.commit(slot, 1400);
+            }
+            queue.flush(&mut context);
+        }
+        assert_eq!(sent, SendCounts { datagrams: 20, bytes: 28_000, messages: 20, ..SendCounts::default() });
+        assert_eq!(refused, [destination(B, true)]);
+        // A batch of control datagrams is not sent otherwise.
+        let error = sockets.send(destination(B, true), &[7; 2800], 1400).unwrap_err();
+        assert!(is_batch_refused(&error), "{error}");
+    });
+    let got = receive_datagrams(&receiver, 20);
+    assert_eq!(got.len(), 20);
+    assert!(got.iter().enumerate().all(|(i, (_, datagram))| *datagram == [(i % 10) as u8; 1400]));
+}
+
+/// The kernel refuses a header that is longer than the frame; others have refused valid ones.
+#[test]
+fn the_segments_of_a_refused_super_frame_are_injected() {
+    let Some((host, container)) = bridged(1376) else { return };
+    container.sh("ip neigh add 10.32.0.2 lladdr 02:00:00:00:00:09 dev ethwe");
+    let socket = host.run(|| PacketSocket::open("vethwe-datapath", true).unwrap());
+    let sender = container.run(|| UdpSockets::open(Some("10.32.0.1".parse().unwrap()), 1000).unwrap());
+    let mut batch = RecvBatch::new(4, MAX_FRAME);
+    let inside = container.run(|| PacketSocket::open("ethwe", true).unwrap());
+    for segments in [3, 30] {
+        // A small super-frame is part of a batch, a large one is passed on without a copy.
+        let sizes = vec![(1300, true); segments];
+        send(&sender, "10.32.0.2:53".parse().unwrap(), &sizes, |_| ());
+        let (offload, frame) = next_frame(&socket, &mut batch, |f| f.len() > 1500).unwrap();
+        let gso = offload.gso.map(|gso| Gso { hdr_len: u16::MAX, ..gso });
+        let mut injector = Injector::new();
+        let mut counts = injector.push(&frame, Offload { gso, ..offload }, Some(&inside));
+        counts += injector.flush(Some(&inside));
+        assert_eq!((counts.sent, counts.dropped), (segments as u64, 0));
+        assert!(injector.take_refused() && !injector.take_refused());
+        for _ in 0..segments {
+            let (offload, segment) = next_frame(&socket, &mut batch, |f| f.len() > 1300).unwrap();
+            assert_eq!((offload, segment.len()), (Offload::NONE, 42 + 1300));
+        }
+    }
 }

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::net::if_::if_nametoindex;
 use socket2::SockRef;
-use weave_switch::Offload;
 use weave_switch::offload::{OffloadError, VIRTIO_HEADER};
+use weave_switch::{Offload, Segments};
 
 use crate::error::StartError;
 use crate::sys::{self, OutMessage, RawAddress, RecvBatch, SendBatch};
@@ -243,6 +243,15 @@ pub(crate) struct Injector {
     /// End of each frame with its header in the buffer.
     ends: Vec<usize>,
     batch: SendBatch,
+    /// One segment of a super-frame.
+    segment: Vec<u8>,
+    /// Whether the kernel has refused to segment a frame since the latest call of [`take_refused`](Injector::take_refused).
+    refused: bool,
+}
+
+fn send_frame(device: &PacketSocket, header: &[u8; VIRTIO_HEADER], frame: &[u8]) -> io::Result<()> {
+    let parts = [IoSlice::new(header), IoSlice::new(frame)];
+    SockRef::from(&device.inject).send_vectored_with_flags(&parts, libc::MSG_NOSIGNAL).map(drop)
 }
 
 /// Results of injection.
@@ -267,7 +276,15 @@ impl Injector {
             used: 0,
             ends: Vec::with_capacity(INJECT_BATCH),
             batch: SendBatch::new(INJECT_BATCH),
+            segment: Vec::new(),
+            refused: false,
         }
+    }
+
+    /// Whether the kernel has refused to segment a frame since the latest call: then frames should not be merged for some time. (Linux
+    /// 6.6.44 and others of that time refuse valid frames.)
+    pub(crate) fn take_refused(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
     }
 
     /// Queues a frame for the next flush. A large frame is injected immediately, after those before it.
@@ -285,12 +302,11 @@ impl Injector {
             outcome = self.flush(device);
         }
         if large {
-            let parts = [IoSlice::new(&header), IoSlice::new(frame)];
-            let sent = device.is_some_and(|device| {
-                SockRef::from(&device.inject).send_vectored_with_flags(&parts, libc::MSG_NOSIGNAL).is_ok()
-            });
-            outcome.sent += u64::from(sent);
-            outcome.dropped += u64::from(!sent);
+            outcome += match device.map(|device| (device, send_frame(device, &header, frame))) {
+                Some((_, Ok(()))) => InjectCounts { sent: 1, dropped: 0 },
+                Some((device, Err(error))) => self.handle_failure(device, frame, offload, &error),
+                None => InjectCounts { sent: 0, dropped: 1 },
+            };
         } else {
             let start = self.used;
             let room = &mut self.buffer[start..start + len];
@@ -298,6 +314,31 @@ impl Injector {
             room[VIRTIO_HEADER..].copy_from_slice(frame);
             self.used += len;
             self.ends.push(self.used);
+        }
+        outcome
+    }
+
+    /// The kernel refused a frame: if it is a super-frame, its segments are injected.
+    fn handle_failure(
+        &mut self,
+        device: &PacketSocket,
+        frame: &[u8],
+        offload: Offload,
+        error: &io::Error,
+    ) -> InjectCounts {
+        let mut outcome = InjectCounts::default();
+        let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) && offload.gso.is_some();
+        let Some(mut segments) = Segments::new(frame, offload).ok().filter(|_| refused) else {
+            outcome.dropped += 1;
+            return outcome;
+        };
+        self.refused = true;
+        while let Some(len) = segments.next_len() {
+            self.segment.resize(len, 0);
+            segments.next_into(&mut self.segment);
+            let sent = send_frame(device, &Offload::NONE.to_virtio(), &self.segment).is_ok();
+            outcome.sent += u64::from(sent);
+            outcome.dropped += u64::from(!sent);
         }
         outcome
     }
@@ -326,8 +367,12 @@ impl Injector {
                     outcome.sent += sent as u64;
                     next += sent.max(1);
                 }
-                Err(_) => {
-                    outcome.dropped += 1;
+                Err(error) => {
+                    let start = if next == 0 { 0 } else { self.ends[next - 1] };
+                    let message = self.buffer[start..self.ends[next]].to_vec();
+                    let (header, frame) = message.split_at(VIRTIO_HEADER);
+                    let offload = Offload::from_virtio(header).unwrap_or_default();
+                    outcome += self.handle_failure(device, frame, offload, &error);
                     next += 1;
                 }
             }

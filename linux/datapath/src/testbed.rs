@@ -104,6 +104,7 @@ pub(crate) fn neighbour(session: Arc<Session>, remote: SocketAddr, mtu: usize) -
         mtu: mtu - session.overhead(),
         max_payload: mtu - 28,
         stack_fragments: true,
+        batched: true,
     };
     Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve }
 }

@@ -11,8 +11,9 @@ use weave_overlay::{Destination, Slot};
 use crate::sys::{OutMessage, RawAddress, SendBatch};
 use crate::udp::UdpSockets;
 
-/// Limit of the kernel for one segmented send (UDP_MAX_SEGMENTS; recent kernels allow 128).
-const MAX_SEGMENTS: usize = 64;
+/// Limit of the kernel for one segmented send. UDP_MAX_SEGMENTS is 64, later 128, but kernels before 6.9 count the headers to the
+/// length.
+const MAX_SEGMENTS: usize = 63;
 /// IPv4 and UDP header.
 const OVERHEAD_V4: usize = 28;
 /// IPv6 and UDP header.
@@ -94,6 +95,8 @@ pub(crate) struct SendContext<'a> {
     pub(crate) counts: &'a mut SendCounts,
     /// Called for a destination with the don't-fragment bit if a datagram exceeds the path MTU.
     pub(crate) too_big: &'a mut dyn FnMut(Destination),
+    /// Called for a destination if the kernel refuses to cut a message into datagrams.
+    pub(crate) refused: &'a mut dyn FnMut(Destination),
 }
 
 impl SendContext<'_> {
@@ -110,6 +113,11 @@ impl SendContext<'_> {
             _ => self.counts.dropped_error += datagrams,
         }
     }
+}
+
+/// Whether the error may mean that this kernel or device does not cut messages into datagrams: no checksum offload, IPsec.
+pub(crate) fn is_batch_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOPROTOOPT))
 }
 
 /// The send queue of one thread.
@@ -196,7 +204,7 @@ impl TransmitQueue {
             return;
         }
         match queue.runs.last_mut() {
-            Some(run) if run.accepts(len) => {
+            Some(run) if queue.to.batched && run.accepts(len) => {
                 run.len += len;
                 run.count += 1;
                 run.closed = len < run.segment;
@@ -228,18 +236,12 @@ impl TransmitQueue {
     fn send(&mut self, context: &mut SendContext<'_>) {
         let mut next = 0;
         while let Some(&(queue, run)) = self.order.get(next) {
-            let (queue, run) = (&self.queues[queue], self.queues[queue].runs[run]);
-            let (to, segments) = (queue.to, context.sockets.supports_segmentation());
-            if run.count > 1 && !segments {
-                self.send_individually(self.order[next], run, context);
-                next += 1;
-                continue;
-            }
+            let (to, run) = (self.queues[queue].to, self.queues[queue].runs[run]);
             let queues = &self.queues;
             let batch = self.order[next..]
                 .iter()
                 .map(|&(queue, run)| (&queues[queue], &queues[queue].runs[run]))
-                .take_while(|(queue, run)| queue.to.df == to.df && (segments || run.count == 1))
+                .take_while(|(queue, _)| queue.to.df == to.df)
                 .map(|(queue, run)| queue.message(run));
             match self.batch.send(context.sockets.fd(to.df), batch) {
                 Ok(count) => {
@@ -276,7 +278,11 @@ impl TransmitQueue {
             Some(libc::EMSGSIZE | libc::EINVAL) => {
                 let overhead = if to.to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
                 let fits = |mtu: u32| run.segment + overhead <= mtu as usize;
-                if !to.df || context.sockets.interface_mtu(to.from, to.to).is_ok_and(fits) {
+                let fits = context.sockets.interface_mtu(to.from, to.to).is_ok_and(fits);
+                if fits && is_batch_refused(error) {
+                    (context.refused)(to);
+                }
+                if fits || !to.df {
                     return self.send_individually(at, run, context);
                 }
                 // Only a shorter last datagram may still fit.
@@ -286,9 +292,8 @@ impl TransmitQueue {
                     Run { start: run.start + full * run.segment, len: run.len - full * run.segment, ..run };
                 self.send_individually(at, rest, context);
             }
-            // Segmentation is not supported by this kernel or device (no checksum offload, IPsec).
-            Some(libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT) => {
-                context.sockets.disable_segmentation(error);
+            _ if is_batch_refused(error) => {
+                (context.refused)(to);
                 self.send_individually(at, run, context);
             }
             _ => context.record_failure(to, run.count, error),

@@ -11,7 +11,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
@@ -51,8 +50,6 @@ pub(crate) struct UdpSockets {
     df: Socket,
     plain: Socket,
     local: SocketAddr,
-    /// Whether the kernel supports segmentation, as far as known.
-    segmentation: AtomicBool,
 }
 
 impl UdpSockets {
@@ -86,7 +83,7 @@ impl UdpSockets {
         share(true).map_err(failed("SO_REUSEADDR"))?;
         df.bind(&local.into()).map_err(failed("bind"))?;
         share(false).map_err(failed("SO_REUSEADDR"))?;
-        Ok(UdpSockets { df, plain, local, segmentation: AtomicBool::new(true) })
+        Ok(UdpSockets { df, plain, local })
     }
 
     /// The local address of both sockets.
@@ -104,23 +101,11 @@ impl UdpSockets {
         if df { self.df.as_fd() } else { self.plain.as_fd() }
     }
 
-    /// Whether the kernel segments messages, as far as known.
-    pub(crate) fn supports_segmentation(&self) -> bool {
-        self.segmentation.load(Ordering::Relaxed)
-    }
-
-    /// Records that the kernel does not segment messages.
-    pub(crate) fn disable_segmentation(&self, error: &io::Error) {
-        if self.segmentation.swap(false, Ordering::Relaxed) {
-            tracing::info!(%error, "UDP segmentation is not supported here; sending datagrams individually, which costs throughput");
-        }
-    }
-
-    /// Sends one control datagram, from any thread. If the queue is full it waits for up to 20 ms: if data displaced the
-    /// heartbeats, a busy connection would time out.
-    pub(crate) fn send(&self, destination: Destination, datagram: &[u8]) -> io::Result<()> {
+    /// Sends one control datagram, or several of `segment` bytes, from any thread. If the queue is full it waits for up to 20 ms: if data
+    /// displaced the heartbeats, a busy connection would time out.
+    pub(crate) fn send(&self, destination: Destination, bytes: &[u8], segment: u16) -> io::Result<()> {
         let Destination { from, to, df, .. } = destination;
-        let message = OutMessage { bytes: datagram, from, to: to.into(), segment: 0 };
+        let message = OutMessage { bytes, from, to: to.into(), segment };
         SendBatch::new(1).send(self.fd(df), std::iter::once(message)).map(drop)
     }
 

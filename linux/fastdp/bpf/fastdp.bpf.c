@@ -173,6 +173,11 @@ struct control_frame {
 #define REPORT_INTERVAL 1000000000ULL
 #define OWN_PACKET_INTERVAL 100000000ULL
 #define CONTROL_INTERVAL 1000000ULL
+/*
+ * A heartbeat that follows another control frame of the same peer within this time wakes up nobody: user space reads it with its own timers.
+ * All other events do so explicitly, since the kernel would wake up a reader only if it has read everything before.
+ */
+#define QUIET_INTERVAL 6000000000ULL
 #define TRAFFIC_INTERVAL 1000000000ULL
 #define TOUCH_INTERVAL 100000000ULL
 /* A frame in this time passes the bridge, which forgets a MAC after 300 s unless told otherwise. */
@@ -223,7 +228,7 @@ INLINE void report(const struct tables *t, u32 kind, u16 peer, u64 mac, u64 dest
 		event.known = 1;
 		event.last_seen = known->last_seen;
 	}
-	if (ringbuf_query(&events, BPF_RB_AVAIL_DATA) > EVENTS_LIMIT || ringbuf_output(&events, &event, sizeof(event), 0))
+	if (ringbuf_query(&events, BPF_RB_AVAIL_DATA) > EVENTS_LIMIT || ringbuf_output(&events, &event, sizeof(event), BPF_RB_FORCE_WAKEUP))
 		count(EVENTS_LOST, 1, 0);
 }
 
@@ -547,6 +552,45 @@ INLINE void set_flood(struct __sk_buff *skb, u32 from)
 	*(volatile u32 *)&skb->cb[0] = from;
 }
 
+/* Where an Ethernet type is, and that of IPv4. */
+#define TYPE_AT 12
+#define TYPE_IPV4 __builtin_bswap16(0x0800)
+/* Where the fields are that say how a probe leaves: the addresses of its IP header, and its TCP header up to the acknowledgement. */
+#define PROBE_TUNNEL_AT 26
+
+/* In network byte order. */
+struct probe_tunnel {
+	u32 local, remote;
+	u16 from, to;
+	u32 sequence;
+	u32 ifindex;
+};
+
+/* A probe of user space (docs/spec/data-plane.md 5.8). The bridge forwards no frame whose source is zero, so that no container can send one. */
+INLINE int send_probe(struct __sk_buff *skb)
+{
+	struct probe_tunnel tunnel;
+	struct bpf_tunnel_key key = { .tunnel_ttl = TTL };
+	if (skb_load_bytes(skb, PROBE_TUNNEL_AT, &tunnel, sizeof(tunnel)))
+		return TC_ACT_SHOT;
+	const struct neighbour to = {
+		.remote = __builtin_bswap32(tunnel.remote),
+		.local = __builtin_bswap32(tunnel.local),
+		.ifindex = __builtin_bswap32(tunnel.ifindex),
+	};
+	if (set_key(skb, &key, &to, __builtin_bswap16(tunnel.from), __builtin_bswap16(tunnel.to), key_size())) {
+		count(DROP_SEND, 1, skb->len);
+		return TC_ACT_SHOT;
+	}
+	return redirect(to.ifindex, 0);
+}
+
+INLINE int is_ipv4(struct __sk_buff *skb)
+{
+	u16 type = 0;
+	return !skb_load_bytes(skb, TYPE_AT, &type, sizeof(type)) && type == TYPE_IPV4;
+}
+
 /* Frames of the local bridge, on ingress of `vethwe-datapath`. */
 SECTION("tc/uplink") int uplink(struct __sk_buff *skb)
 {
@@ -560,6 +604,8 @@ SECTION("tc/uplink") int uplink(struct __sk_buff *skb)
 		count(DROP_TOO_SHORT, 1, len);
 		return TC_ACT_SHOT;
 	}
+	if (UNLIKELY((source | destination) == 0) && is_ipv4(skb))
+		return send_probe(skb);
 	u64 now = ktime_get_ns();
 	decide_local(t, source, destination, now, &v);
 	switch (v.action) {
@@ -647,7 +693,10 @@ INLINE int relay_to_user(struct __sk_buff *skb, struct tables *t, u32 from, u32 
 #define LIVENESS_PROBE 0
 #define LIVENESS_ANSWER 1
 
-/* Both MACs are zero: the frame is for the control of a connection. A test of the path is answered here, also without a process. */
+/*
+ * Both MACs are zero: the frame is for the control of a connection. A test of the path is answered here, also without a process. Probes go to
+ * user space whole, because it has to check all bytes.
+ */
 INLINE int control(struct __sk_buff *skb, struct tables *t, struct bpf_tunnel_key *key, u64 now)
 {
 	u32 from = key->tunnel_id & (IDS - 1), to = key->tunnel_id >> 12 & (IDS - 1), len = skb->len, ifindex = skb->ifindex;
@@ -661,14 +710,17 @@ INLINE int control(struct __sk_buff *skb, struct tables *t, struct bpf_tunnel_ke
 	struct limits *limit = map_lookup(&limits, &from);
 	u32 n = len < sizeof(event.head) ? len : sizeof(event.head);
 	count(CONTROL, 1, len);
+	if (is_ipv4(skb))
+		return t && to == t->own && t->peers[from].kind != KIND_UNKNOWN ? relay_to_user(skb, t, from, to) : TC_ACT_SHOT;
 	if (!limit || n == 0 || skb_load_bytes(skb, 0, event.head, n))
 		return TC_ACT_SHOT;
 	if (limit->control && since(now, limit->control) < CONTROL_INTERVAL) {
 		count(CONTROL_SUPPRESSED, 1, len);
 		return TC_ACT_SHOT;
 	}
+	u64 wakeup = len != LIVENESS_FRAME && limit->control && since(now, limit->control) < QUIET_INTERVAL ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
 	limit->control = now;
-	if (ringbuf_output(&events, &event, sizeof(event), 0))
+	if (ringbuf_output(&events, &event, sizeof(event), wakeup))
 		count(EVENTS_LOST, 1, 0);
 	if (!t || len != LIVENESS_FRAME || event.head[LIVENESS_KIND] != LIVENESS_PROBE || to != t->own ||
 	    t->peers[from].kind == KIND_UNKNOWN)

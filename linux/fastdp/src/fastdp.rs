@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weave_host::{Link, Netlink};
-use weave_overlay::fastdp::{FastdpPath, KernelNeighbour, KernelPeer, KernelTables};
+use weave_overlay::fastdp::{FastdpPath, KernelNeighbour, KernelPeer, KernelTables, SegmentedProbe};
 use weave_overlay::{Traffic, TrafficCounts};
 use weave_switch::MacMap;
 use weave_types::{Instant, MacAddr, PeerName, ShortId};
@@ -545,6 +545,31 @@ impl Fastdp {
     /// [`SendError::TooBig`] if the path is known not to carry it.
     pub fn send_frame(&self, path: &FastdpPath, vni: u32, frame: &[u8]) -> Result<(), SendError> {
         self.frames.send(path, vni, frame)
+    }
+
+    /// Sends probes by the way of the frames of containers: the first one as a super-frame, and the second one only if that succeeds.
+    /// Nothing is sent before the programs have tables.
+    pub fn send_probes(
+        &mut self,
+        path: &FastdpPath,
+        vni: u32,
+        probes: &[SegmentedProbe],
+    ) -> Result<(), Error> {
+        if self.switch_over || self.published.is_none() {
+            return Ok(());
+        }
+        let device = self.ports.get(&path.port).ok_or(Error::NoPort(path.port))?.index;
+        let port = self.netlink.link(&self.config.uplink)?.filter(|link| link.peer_nsid.is_none());
+        let Some(port) = port.and_then(|link| link.peer) else {
+            return Err(Error::Host(weave_host::Error::LinkNotFound));
+        };
+        for probe in probes {
+            let (frame, offload) = probe.frame(path, vni, device);
+            Error::at("sending a probe through the uplink", || {
+                sys::send_frame(port, offload.to_virtio(), &frame)
+            })?;
+        }
+        Ok(())
     }
 
     /// All MACs that the programs know, in no particular order.

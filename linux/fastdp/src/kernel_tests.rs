@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weave_host::fault_injection::fail_nth;
-use weave_overlay::LIVENESS_FRAME;
-use weave_overlay::fastdp::{KernelEvent, vni};
+use weave_overlay::fastdp::{KernelEvent, SegmentedProbe, vni};
+use weave_overlay::{ArrivedSegments, LIVENESS_FRAME};
 use weave_switch::offload::VIRTIO_HEADER;
 use weave_switch::{DropReason, SwitchEvent};
-use weave_types::{MacAddr, ShortId};
+use weave_types::{ConnectionUid, MacAddr, ShortId};
 
 use crate::namespace::Namespace;
 use crate::testbed::{Container, Host, PORT, Reach, Wire, address, eventually, id, mac, name, publish_mesh};
@@ -108,6 +108,62 @@ fn heartbeats_arrive_with_their_tunnel() {
     let path = hosts[0].neighbour(2).path;
     let error = hosts[0].namespace.run(|| peers[0].fastdp.send_frame(&path, 1, &[0; 1465])).unwrap_err();
     assert_eq!(error.to_string(), "a packet of 1501 bytes exceeds the MTU of 1500");
+}
+
+/// Packets of a probe that arrive at a TAP, until one is there that ends it.
+fn arrived_segments(tap: &OwnedFd, number: u32) -> Vec<ArrivedSegments> {
+    let mut all = Vec::new();
+    while all.last().is_none_or(|last: &ArrivedSegments| last.number != number) {
+        let (mut frame, _) = read_tap(tap, |frame| frame[..12] == [0; 12]);
+        assert_eq!(frame[12..20], [0x88, 0xa8, 0, 101, 0x88, 0xa8, 0, 102]);
+        frame.drain(12..20);
+        let (probe, arrived) = SegmentedProbe::parse(&frame).expect("the packet is as it was cut");
+        assert_eq!(probe.uid, ConnectionUid(99));
+        all.push(arrived);
+    }
+    all
+}
+
+#[test]
+fn probes_leave_as_super_frames_and_arrive_in_segments() {
+    let Some(wire) = Wire::new() else { return };
+    let hosts = [Host::new(&wire, 1), Host::new(&wire, 2)];
+    let mut peers = [hosts[0].start(), hosts[1].start()];
+    let relay = hosts[1].namespace.run(|| peers[1].fastdp.open_relay_tap().unwrap());
+    let path = hosts[0].neighbour(2).path;
+    let probe = |number, segments| SegmentedProbe { uid: ConnectionUid(99), number, segments, size: 1336 };
+    let vni = vni(id(1), id(2));
+    let send = |peer: &mut crate::testbed::Peer<'_>, number| {
+        let probes = [probe(number, 4), probe(number + 1, 1)];
+        hosts[0].namespace.run(|| peer.fastdp.send_probes(&path, vni, &probes)).expect("sent");
+    };
+    // Nothing is sent before there are tables.
+    send(&mut peers[0], 100);
+    publish_mesh(&mut peers);
+    let plain = ArrivedSegments { number: 3, first: 0, count: 1 };
+    // With and without the network card's segmentation.
+    for offloads in ["on", "off"] {
+        for host in &hosts {
+            host.sh(&format!("ethtool -K eth0 tso {offloads} gso {offloads} gro {offloads} tx {offloads} >/dev/null 2>&1 || true"));
+        }
+        send(&mut peers[0], 2);
+        let segments = (0..4).map(|first| ArrivedSegments { number: 2, first, count: 1 });
+        let expected: Vec<ArrivedSegments> = segments.chain([plain]).collect();
+        assert_eq!(arrived_segments(&relay, 3), expected, "offloads {offloads}");
+    }
+    // A card that loses super-frames: other packets of the same size pass.
+    hosts[0].sh("nft 'table ip broken { chain out { type filter hook postrouting priority 0; udp dport 6784 meta length > 1500 drop; }; }'");
+    send(&mut peers[0], 2);
+    assert_eq!(arrived_segments(&relay, 3), [plain]);
+    // A container cannot send such a frame: the bridge drops it.
+    let container = hosts[0].container(11);
+    let before = peers[1].count(Counter::Control);
+    let (frame, _) = probe(7, 1).frame(&path, vni, 2);
+    let index: u32 = container.sh("ip -o link show ethwe | cut -d: -f1").trim().parse().expect("a number");
+    container.0.run(|| crate::sys::send_frame(index, [0; VIRTIO_HEADER], &frame)).expect("sent");
+    send(&mut peers[0], 2);
+    assert_eq!(arrived_segments(&relay, 3), [plain]);
+    assert_eq!(peers[1].count(Counter::Control), before + 1);
 }
 
 #[test]

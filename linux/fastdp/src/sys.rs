@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use weave_switch::offload::VIRTIO_HEADER;
+
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -601,6 +603,40 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i
             size_of_val(&value) as libc::socklen_t,
         )
     })
+}
+
+/// Sends a frame through a device as a container does: `header` says what is left to the kernel or the network card.
+pub(crate) fn send_frame(ifindex: u32, header: [u8; VIRTIO_HEADER], frame: &[u8]) -> io::Result<()> {
+    // SAFETY: the call takes no pointers.
+    let fd = unsafe {
+        libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+    };
+    check(fd)?;
+    // SAFETY: the descriptor was just created and has no other owner.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+    let message = [&header[..], frame].concat();
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_ifindex: ifindex as i32,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: both pointers refer to values that are valid during the call, with their sizes.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            message.as_ptr().cast::<c_void>(),
+            message.len(),
+            0,
+            (&raw const address).cast::<libc::sockaddr>(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Time of the clock that programs read, in nanoseconds.

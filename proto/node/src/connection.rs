@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use weave_overlay::fastdp::{self, FastdpControl, FastdpPath};
+use weave_overlay::fastdp::{self, FastdpControl, FastdpPath, SegmentedProbe};
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, UdpControl, UdpPath};
 use weave_overlay::warp::WarpControl;
@@ -15,10 +15,22 @@ pub(crate) enum ConnectionOutput {
         destination: Destination,
         bytes: Vec<u8>,
     },
+    /// As [`udp::Output::SegmentedProbe`].
+    Batch {
+        destination: Destination,
+        bytes: Vec<u8>,
+        segment: u16,
+        plain: Vec<u8>,
+    },
     /// A frame for the kernel to send by fastdp.
     KernelFrame {
         path: FastdpPath,
         bytes: Vec<u8>,
+    },
+    /// Probes for the kernel to send by fastdp: the first one as a super-frame, and if that is possible the second one.
+    SegmentedProbe {
+        path: FastdpPath,
+        probes: [SegmentedProbe; 2],
     },
     Control {
         index: usize,
@@ -244,7 +256,12 @@ impl Connection {
     ) {
         let output = match output {
             udp::Output::Datagram { from, to, df, bytes } => {
-                ConnectionOutput::Datagram { destination: Destination { conn, from, to, df }, bytes }
+                let destination = Destination { conn, from, to, df, batched: false };
+                ConnectionOutput::Datagram { destination, bytes }
+            }
+            udp::Output::SegmentedProbe { from, to, bytes, segment, plain } => {
+                let destination = Destination { conn, from, to, df: true, batched: true };
+                ConnectionOutput::Batch { destination, bytes, segment, plain }
             }
             udp::Output::Control { tag, body } => ConnectionOutput::Control { index, tag, body },
             udp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
@@ -268,8 +285,11 @@ impl Connection {
         while let Some(output) = fastdp.poll_output() {
             let output = match output {
                 fastdp::Output::Frame(bytes) => ConnectionOutput::KernelFrame { path: fastdp.path(), bytes },
-                fastdp::Output::Control { tag } => {
-                    ConnectionOutput::Control { index: *index, tag, body: Vec::new() }
+                fastdp::Output::SegmentedProbe(segmented, plain) => {
+                    ConnectionOutput::SegmentedProbe { path: fastdp.path(), probes: [segmented, plain] }
+                }
+                fastdp::Output::Control { tag, body } => {
+                    ConnectionOutput::Control { index: *index, tag, body }
                 }
                 fastdp::Output::PathChanged => ConnectionOutput::NeighbourChanged,
                 fastdp::Output::Event(event) => ConnectionOutput::Event {

@@ -6,12 +6,14 @@ use std::time::Duration;
 use rand::RngExt;
 use rand_chacha::ChaCha12Rng;
 use weave_mesh::OverlaySetup;
-use weave_overlay::fastdp::{FastdpControl, FastdpControlConfig, FastdpPath, KernelFrame, KernelNeighbour};
+use weave_overlay::fastdp::{
+    FastdpControl, FastdpControlConfig, FastdpPath, KernelFrame, KernelNeighbour, SegmentedProbe,
+};
 use weave_overlay::forward::Neighbour;
 use weave_overlay::select::{self, Overlay, OverlaySwitch};
 use weave_overlay::udp::{self, ControlFrame, Session, SessionConfig, UdpControl, UdpControlConfig};
 use weave_overlay::warp::{Cipher, KeyLimits, WarpControl, WarpControlConfig};
-use weave_overlay::{Slowness, TICK};
+use weave_overlay::{ArrivedSegments, Slowness, TICK};
 use weave_types::{ConnectionId, Instant, Now, PeerName, ShortId, TokenBucket};
 use zeroize::Zeroizing;
 
@@ -41,6 +43,9 @@ const MAX_MTU: usize = 65535;
 
 /// Handshake feature: the peer tests paths that carry data or are silent ([`UdpControl::with_liveness`]; docs/spec/mesh.md 18.5).
 pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
+
+/// Handshake feature: the peer answers segmented probes of all overlays ([`UdpControl::with_segmentation_test`]; docs/spec/mesh.md 18.7).
+pub(crate) const SEGMENTATION_FEATURE: &str = "SegmentedProbes";
 
 /// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
 const LISTEN_INTERVAL: Duration = Duration::from_secs(5);
@@ -152,6 +157,9 @@ impl Connections {
         if setup.remote_features.contains_key(LIVENESS_FEATURE) {
             sleeve = sleeve.with_liveness();
         }
+        if setup.remote_features.contains_key(SEGMENTATION_FEATURE) {
+            sleeve = sleeve.with_segmentation_test();
+        }
         let fastdp_index = switch.common().position(|name| name == select::FASTDP);
         let mut fastdp = None;
         if let Some(index) = fastdp_index {
@@ -209,8 +217,9 @@ impl Connections {
             path,
             mtu: self.local_mtu.min(MAX_MTU),
         });
-        let tests = setup.remote_features.contains_key(LIVENESS_FEATURE);
-        Ok(if tests { control.with_liveness() } else { control })
+        let has = |feature| setup.remote_features.contains_key(feature);
+        let control = if has(LIVENESS_FEATURE) { control.with_liveness() } else { control };
+        Ok(if has(SEGMENTATION_FEATURE) { control.with_segmentation_test() } else { control })
     }
 
     fn prepare_warp(&mut self, conn: ConnectionId, setup: &OverlaySetup) -> Option<WarpControl> {
@@ -243,6 +252,7 @@ impl Connections {
             preferred,
             limits,
             liveness: setup.remote_features.contains_key(LIVENESS_FEATURE),
+            segmentation: setup.remote_features.contains_key(SEGMENTATION_FEATURE),
         }))
     }
 
@@ -324,6 +334,34 @@ impl Connections {
                 }
             });
         }
+    }
+
+    /// Packets of a probe of a neighbour have arrived by fastdp.
+    pub(crate) fn handle_segments(
+        &mut self,
+        peer: PeerName,
+        probe: &SegmentedProbe,
+        arrived: ArrivedSegments,
+    ) {
+        for conn in self.of_peer(peer) {
+            self.with(conn, |connection| {
+                if let Some((_, fastdp)) = &mut connection.fastdp {
+                    fastdp.handle_segments(probe, arrived);
+                }
+            });
+        }
+    }
+
+    /// The kernel refused to cut a send into datagrams of a connection.
+    pub(crate) fn handle_batch_refused(&mut self, conn: ConnectionId, now: Now) {
+        self.with(conn, |connection| {
+            // They go the same way.
+            for overlay in [Overlay::Sleeve, Overlay::Warp] {
+                if let Some(control) = connection.udp_control(overlay) {
+                    control.handle_batch_refused(now.mono);
+                }
+            }
+        });
     }
 
     /// The kernel forwards data from or to a neighbour.
@@ -458,7 +496,7 @@ impl Connections {
                 }
                 Ok(target) => match (&mut connection.fastdp, &mut connection.warp) {
                     (Some((index, fastdp)), _) if *index == target => {
-                        fastdp.handle_control(tag, now.mono).err().map(|e| e.to_string())
+                        fastdp.handle_control(tag, body, now.mono).err().map(|e| e.to_string())
                     }
                     (_, Some((index, warp))) if *index == target => {
                         warp.handle_control(tag, body, now.mono).err().map(|e| e.to_string())

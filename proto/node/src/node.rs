@@ -19,7 +19,7 @@ use weave_types::{ConnectionId, Instant, MacAddr, Now, PeerName, ShortId};
 use crate::blocked_paths::BlockedPaths;
 use crate::channels::NodeChannels;
 use crate::connection::{Connection, ConnectionOutput};
-use crate::connections::{Connections, LIVENESS_FEATURE, WarpConfig};
+use crate::connections::{Connections, LIVENESS_FEATURE, SEGMENTATION_FEATURE, WarpConfig};
 use crate::dns::{Dns, DnsChannels};
 use crate::event::Event;
 use crate::ipam::{Ipam, IpamChannels, IpamConfig};
@@ -89,7 +89,7 @@ impl Node {
         rng_of_connections.set_stream(1);
         let connections = Connections::new(config.mesh.name, config.mesh.port, rng_of_connections);
         config.mesh.overlays = connections.overlays();
-        for feature in [LIVENESS_FEATURE, weave_trace::FEATURE] {
+        for feature in [LIVENESS_FEATURE, SEGMENTATION_FEATURE, weave_trace::FEATURE] {
             config.mesh.features.insert(feature.to_owned(), "1".to_owned());
         }
         let mut macs = MacConfig::new(config.mesh.name);
@@ -229,6 +229,10 @@ impl Node {
                 self.connections.handle_control_frame(conn, overlay, frame, from, now)
             }
             ForwarderEvent::Traffic { conn, overlay } => self.connections.handle_traffic(conn, overlay, now),
+            ForwarderEvent::SegmentedProbe { src, probe, arrived } => {
+                self.connections.handle_segments(src, &probe, arrived);
+            }
+            ForwarderEvent::BatchRefused { conn } => self.connections.handle_batch_refused(conn, now),
             ForwarderEvent::InterfaceMtu { conn, mtu } => {
                 self.connections.handle_interface_mtu(conn, mtu, now)
             }
@@ -649,17 +653,28 @@ impl Node {
         self.dns.peers_stale = true;
     }
 
+    fn vni_to_neighbour(&self, conn: ConnectionId) -> Option<u32> {
+        let own = self.mesh.short_id(self.mesh.name())?;
+        let remote = self.mesh.short_id(self.connections.get(conn)?.remote)?;
+        Some(vni(own, remote))
+    }
+
     fn handle_connection_output(&mut self, conn: ConnectionId, output: ConnectionOutput, now: Now) {
         match output {
             ConnectionOutput::Datagram { destination, bytes } => {
                 self.outputs.push_back(Output::Datagram { destination, bytes })
             }
+            ConnectionOutput::Batch { destination, bytes, segment, plain } => {
+                self.outputs.push_back(Output::Batch { destination, bytes, segment, plain })
+            }
             ConnectionOutput::KernelFrame { path, bytes } => {
-                let own = self.mesh.short_id(self.mesh.name());
-                let remote = self.connections.get(conn).and_then(|c| self.mesh.short_id(c.remote));
-                if let (Some(own), Some(remote)) = (own, remote) {
-                    let vni = vni(own, remote);
+                if let Some(vni) = self.vni_to_neighbour(conn) {
                     self.outputs.push_back(Output::KernelFrame { conn, path, vni, bytes });
+                }
+            }
+            ConnectionOutput::SegmentedProbe { path, probes } => {
+                if let Some(vni) = self.vni_to_neighbour(conn) {
+                    self.outputs.push_back(Output::SegmentedProbe { path, vni, probes });
                 }
             }
             ConnectionOutput::Control { index, tag, body } => {

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use weave_mesh::{Persist, ResolveId};
 use weave_overlay::Destination;
-use weave_overlay::fastdp::FastdpPath;
+use weave_overlay::fastdp::{FastdpPath, SegmentedProbe};
 use weave_trace::Message;
 use weave_types::{ConnectionId, PeerName};
 
@@ -61,6 +61,18 @@ pub enum Output {
         /// UDP payload.
         bytes: Vec<u8>,
     },
+    /// Send UDP datagrams in one send, which the kernel cuts, and if it takes them another one. If it refuses, report
+    /// [`ForwarderEvent::BatchRefused`](weave_overlay::ForwarderEvent::BatchRefused), and do not send them otherwise.
+    Batch {
+        /// The connection that they belong to, and the addresses.
+        destination: Destination,
+        /// UDP payloads, end to end.
+        bytes: Vec<u8>,
+        /// Bytes of each.
+        segment: u16,
+        /// The other datagram.
+        plain: Vec<u8>,
+    },
     /// Send this frame in a VXLAN packet; report with `handle_kernel_mtu` if it exceeds the MTU of the interface.
     KernelFrame {
         /// The connection that it belongs to.
@@ -71,6 +83,16 @@ pub enum Output {
         vni: u32,
         /// The frame.
         bytes: Vec<u8>,
+    },
+    /// Send the first probe by the program at the uplink as a super-frame, with what is left to the kernel, and if that succeeds the second
+    /// one in the same way. Without the second one nothing is concluded.
+    SegmentedProbe {
+        /// Outer addresses.
+        path: FastdpPath,
+        /// Source and destination peer.
+        vni: u32,
+        /// The probes.
+        probes: [SegmentedProbe; 2],
     },
     /// The tables have changed: publish [`Node::tables`](crate::Node::tables) to the data threads.
     TablesChanged,

@@ -1,8 +1,10 @@
 use std::net::SocketAddr;
 
 use weave_switch::SwitchEvent;
-use weave_types::ConnectionId;
+use weave_types::{ConnectionId, PeerName};
 
+use crate::fastdp::SegmentedProbe;
+use crate::segmentation::ArrivedSegments;
 use crate::select::Overlay;
 use crate::udp::ControlFrame;
 
@@ -30,6 +32,21 @@ pub enum ForwarderEvent {
         conn: ConnectionId,
         /// The overlay: sleeve or warp.
         overlay: Overlay,
+    },
+    /// Packets of a probe have arrived by fastdp: for the connection's [`FastdpControl`](crate::fastdp::FastdpControl).
+    SegmentedProbe {
+        /// The peer that has sent them, if it is no other that says so: nothing authenticates them but the UID of the connection.
+        src: PeerName,
+        /// The probe.
+        probe: SegmentedProbe,
+        /// Which of its packets have arrived.
+        arrived: ArrivedSegments,
+    },
+    /// The kernel refused to send datagrams in a batch that it had to cut, and has sent them one by one: for the connection's
+    /// [`UdpControl`](crate::udp::UdpControl)s. The driver creates this event.
+    BatchRefused {
+        /// The connection that the datagrams were for.
+        conn: ConnectionId,
     },
     /// The kernel refused a datagram with the don't-fragment bit because it exceeds the MTU of the interface: for the
     /// connection's [`UdpControl`](crate::udp::UdpControl)s. The driver creates this event. It may rate-limit the

@@ -15,6 +15,8 @@ pub struct Destination {
     pub to: SocketAddr,
     /// Whether the don't-fragment bit is set; without it the kernel may fragment (docs/spec/data-plane.md 4.2).
     pub df: bool,
+    /// Whether the kernel may be given several datagrams in one send, which it or the network card cuts.
+    pub batched: bool,
 }
 
 /// Handle of a datagram that is being written, chosen by the [`Io`].

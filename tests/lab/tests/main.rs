@@ -7,6 +7,7 @@ mod common;
 
 mod attach;
 mod bootstrap;
+mod broken_offload;
 mod busy_machine;
 mod chain_discovery;
 mod changed_addresses;
@@ -36,6 +37,7 @@ mod engines;
 mod expose;
 mod exposed_services;
 mod fault_injection;
+mod few_capabilities;
 mod firewall_rules;
 mod flapping;
 mod flapping_link;

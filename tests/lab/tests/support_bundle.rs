@@ -146,7 +146,10 @@ fn bundle_of_a_daemon_that_is_dead_or_hangs() {
     let outcome = bundle(h1);
     assert!(outcome.stderr.contains("collecting doctor.txt"), "{outcome}");
     let manifest = read(h1, "MANIFEST");
-    assert!(manifest.contains("report.json: missing: talking to /run/weave/control.sock: no response"), "{manifest}");
+    assert!(
+        manifest.contains("report.json: missing: talking to /run/weave/control.sock: no response"),
+        "{manifest}"
+    );
     assert!(
         manifest.contains("status.txt: missing: ") && read(h1, "doctor.txt").contains("does not answer"),
         "{manifest}"

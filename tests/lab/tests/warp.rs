@@ -13,7 +13,7 @@ const TEXT: &[u8] = b"who is there?";
 #[test]
 fn a_password_means_warp_which_shows_nothing() {
     let Some(lab) = Lab::start("warp", &Topology::hosts(3)) else { return };
-    launch_mesh(&lab, PASSWORD);
+    launch_mesh(&lab, &[PASSWORD, &["--log-level=debug"]].concat());
     for host in lab.hosts() {
         wait_overlay(host, "warp");
         let connections = host.connections();
@@ -38,6 +38,10 @@ fn a_password_means_warp_which_shows_nothing() {
     for datagram in datagrams.iter().filter(|d| d.payload.first() == Some(&0xf1)) {
         let has = |name: &Vec<u8>| datagram.payload.windows(name.len()).any(|window| window == &name[..]);
         assert!(!names.iter().any(has), "{:02x?}", datagram.payload);
+    }
+    for host in lab.hosts() {
+        let told = [host.log(), host.report().unwrap().to_string(), host.weave_ok(&["status"])];
+        assert!(!told.iter().any(|text| text.contains(PASSWORD[1])), "the password is shown: {told:?}");
     }
 }
 

@@ -43,6 +43,8 @@ pub struct HostOptions {
     /// The kernel can forward frames.
     pub fastdp: bool,
     pub warp: Option<WarpConfig>,
+    /// The network card loses the packets that it has cut from a larger send.
+    pub loses_segments: bool,
 }
 
 impl Default for HostOptions {
@@ -58,6 +60,7 @@ impl Default for HostOptions {
             driver_fault: None,
             fastdp: false,
             warp: None,
+            loses_segments: false,
         }
     }
 }
@@ -504,6 +507,16 @@ impl Host {
                 }
                 Output::KernelFrame { path, vni, bytes, .. } => {
                     self.kernel.send_frame(path.remote, path.port, vni, &bytes);
+                }
+                Output::SegmentedProbe { path, vni, probes } => {
+                    self.kernel.send_probes(&path, vni, &probes, self.options.loses_segments);
+                }
+                Output::Batch { destination, bytes, segment, plain } => {
+                    if !self.options.loses_segments {
+                        let datagrams = bytes.chunks(segment.into());
+                        self.io.sent.extend(datagrams.map(|datagram| (destination, datagram.to_vec())));
+                    }
+                    self.io.sent.push_back((destination, plain));
                 }
                 Output::TablesChanged => {
                     let tables = node.tables();

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weave_overlay::fastdp::{
-    KERNEL_FRAME_HEAD, KernelEvent, KernelFrame, KernelNeighbour, KernelPeer, KernelRoute, KernelTables,
-    Returning, vni,
+    FastdpPath, KERNEL_FRAME_HEAD, KernelEvent, KernelFrame, KernelNeighbour, KernelPeer, KernelRoute,
+    KernelTables, Returning, SegmentedProbe, vni,
 };
 use weave_overlay::forward::Tables;
 use weave_overlay::{LIVENESS_FRAME, LivenessKind};
-use weave_switch::{LocalVerdict, PeerVerdict, SwitchEvent, local_frame, peer_frame};
+use weave_switch::frame::ETHERNET_HEADER;
+use weave_switch::{LocalVerdict, PeerVerdict, Segments, SwitchEvent, local_frame, peer_frame};
 use weave_types::{Instant, PeerName, ShortId};
 
 use crate::net::VXLAN_PORT;
@@ -129,6 +130,13 @@ impl Kernel {
         if let Some(hop) = hop {
             let _ = hop.traffic.note_received(!is_control);
         }
+        if is_control && frame.get(12..ETHERNET_HEADER)? == [8, 0] {
+            return (dst_id == kernel.own_id).then(|| ForUserSpace {
+                src: src_id,
+                dst: dst_id,
+                frame: frame.to_vec(),
+            });
+        }
         if is_control {
             let mut head = [0; KERNEL_FRAME_HEAD];
             let len = frame.len().min(KERNEL_FRAME_HEAD);
@@ -175,6 +183,28 @@ impl Kernel {
     /// User space asks to send a frame.
     pub(crate) fn send_frame(&mut self, to: Ipv4Addr, port: u16, vni: u32, frame: &[u8]) {
         self.sent.push_back(packet(to, port, vni, frame));
+    }
+
+    /// User space asks to send probes, which the kernel and the network card cut; a broken card loses what it has cut.
+    pub(crate) fn send_probes(
+        &mut self,
+        path: &FastdpPath,
+        vni: u32,
+        probes: &[SegmentedProbe],
+        loses_segments: bool,
+    ) {
+        if self.tables.is_none() {
+            return;
+        }
+        for probe in probes.iter().filter(|probe| probe.segments == 1 || !loses_segments) {
+            let (frame, offload) = probe.frame(path, vni, 1);
+            let Ok(mut segments) = Segments::new(&frame, offload) else { continue };
+            while let Some(len) = segments.next_len() {
+                let mut segment = vec![0; len];
+                segments.next_into(&mut segment);
+                self.sent.push_back(packet(path.remote, path.port, vni, &segment));
+            }
+        }
     }
 
     fn report(&mut self, tables: &Tables, event: Option<SwitchEvent>) {

@@ -13,6 +13,7 @@
 //! * [`transcript`]: scenarios recorded with their output.
 #![forbid(unsafe_code)]
 
+pub mod broken_segmentation;
 mod clock;
 mod driver_fault;
 pub mod failover;

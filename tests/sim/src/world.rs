@@ -138,6 +138,11 @@ impl World {
         self.host_mut(id).load.slow_down(time, longest, now);
     }
 
+    /// The network card of a host no longer loses what it has cut.
+    pub fn repair_segmentation(&mut self, id: HostId) {
+        self.host_mut(id).options.loses_segments = false;
+    }
+
     /// No further pauses begin.
     pub(crate) fn end_load(&mut self) {
         self.hosts.values_mut().for_each(|host| host.load.end());

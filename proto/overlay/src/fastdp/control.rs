@@ -1,4 +1,4 @@
-//! The control state machine of fastdp on one connection (docs/spec/data-plane.md 5.3 to 5.5, 5.7).
+//! The control state machine of fastdp on one connection (docs/spec/data-plane.md 5.3 to 5.5, 5.7, 5.8).
 //!
 //! ```text
 //!     | -- heartbeat of full size, repeated ------> |
@@ -6,7 +6,8 @@
 //!   established: heartbeats every 10 s, or every 5 s between peers of this version
 //! ```
 //!
-//! Both ends do this independently. Silence makes the path unhealthy: another overlay carries the frames, and the heartbeats go on.
+//! Both ends do this independently. Silence makes the path unhealthy: another overlay carries the frames, and the heartbeats go on. So does
+//! evidence that super-frames do not arrive as other frames do.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,9 +18,11 @@ use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionUid, Instant};
 
 use super::event::KernelFrame;
+use super::segmented_probe::SegmentedProbe;
 use super::tables::FastdpPath;
 use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
+use crate::segmentation::{self, ArrivedSegments, SEGMENTS, SegmentationTest};
 use crate::traffic::Traffic;
 
 /// Ethernet header, connection UID and length.
@@ -29,6 +32,8 @@ const MIN_HEARTBEAT: usize = ETHERNET_HEADER + 10;
 const HEARTBEAT_RECEIVED: u8 = 0;
 /// Tag of the control message that begins encryption by ESP, which this version does not have.
 const INIT_ESP: u8 = 1;
+/// Tag of the control message that says which segments of a probe have arrived.
+const SEGMENTS_RECEIVED: u8 = 2;
 
 /// Parameters of a [`FastdpControl`].
 #[derive(Clone, Debug)]
@@ -48,9 +53,13 @@ pub enum Output {
     Frame(Vec<u8>),
     /// Send this control message over the mesh connection.
     Control {
-        /// 0.
+        /// 0, or 2.
         tag: u8,
+        /// What follows the tag.
+        body: Vec<u8>,
     },
+    /// Send the first probe by [`FastdpControl::path`] as a super-frame, and if that is possible the second one as it is, by the same way.
+    SegmentedProbe(SegmentedProbe, SegmentedProbe),
     /// Full-size packets reach the neighbour. Emitted once.
     Established,
     /// Whether the path works. It does initially.
@@ -81,6 +90,14 @@ pub enum ControlMessageError {
     /// The tag is not one of fastdp's.
     #[error("unknown fastdp control message {0}")]
     UnknownTag(u8),
+    /// The body has the wrong length.
+    #[error("fastdp control message {tag} with {len} bytes")]
+    BadLength {
+        /// Tag of the message.
+        tag: u8,
+        /// Bytes after the tag.
+        len: usize,
+    },
     /// The message acknowledges a heartbeat, but none was sent.
     #[error("fastdp heartbeat acknowledged before any was sent")]
     NothingToAcknowledge,
@@ -101,11 +118,17 @@ pub struct FastdpControl {
     too_big: Option<u16>,
     tests_liveness: bool,
     liveness: Option<Liveness>,
+    tests_segmentation: bool,
+    segmentation: SegmentationTest,
+    /// [`TrafficCounts::sent`](crate::TrafficCounts::sent) at the latest heartbeat.
+    sent: u32,
     traffic: Arc<Traffic>,
     /// [`Slowness::factor`] of this peer.
     slowness: u8,
     timed_out: bool,
     down: bool,
+    /// The latest [`Output::Health`].
+    healthy: bool,
     heartbeat_at: Option<Instant>,
     timeout_at: Option<Instant>,
     outputs: VecDeque<Output>,
@@ -127,10 +150,14 @@ impl FastdpControl {
             too_big: None,
             tests_liveness: false,
             liveness: None,
+            tests_segmentation: false,
+            segmentation: SegmentationTest::default(),
+            sent: 0,
             traffic: Arc::default(),
             slowness: 1,
             timed_out: false,
             down: false,
+            healthy: true,
             heartbeat_at: None,
             timeout_at: None,
             outputs: VecDeque::new(),
@@ -141,6 +168,11 @@ impl FastdpControl {
     /// [`listen`](FastdpControl::listen) finds it silent. The neighbour must do the same; its programs must answer probes.
     pub fn with_liveness(self) -> FastdpControl {
         FastdpControl { tests_liveness: true, heartbeats: Heartbeats::of_full_size(), ..self }
+    }
+
+    /// Tests whether super-frames arrive. The neighbour must answer probes.
+    pub fn with_segmentation_test(self) -> FastdpControl {
+        FastdpControl { tests_segmentation: true, ..self }
     }
 
     /// How to send to the neighbour.
@@ -162,7 +194,7 @@ impl FastdpControl {
         self.confirmed = true;
         self.timeout_at = Some(now + Heartbeats::FIRST_TIMEOUT);
         if self.heartbeat_received {
-            self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
+            self.control(HEARTBEAT_RECEIVED, Vec::new());
         }
         self.send_heartbeat(now);
     }
@@ -196,10 +228,18 @@ impl FastdpControl {
         let first = !std::mem::replace(&mut self.heartbeat_received, true);
         if self.confirmed {
             if first {
-                self.push(Output::Control { tag: HEARTBEAT_RECEIVED });
+                self.control(HEARTBEAT_RECEIVED, Vec::new());
             }
             self.timeout_at = Some(now + self.heartbeats.timeout());
-            self.set_health(false, self.down);
+            self.timed_out = false;
+            self.update_health();
+        }
+    }
+
+    /// Packets of a probe of the neighbour have arrived.
+    pub fn handle_segments(&mut self, probe: &SegmentedProbe, arrived: ArrivedSegments) {
+        if self.confirmed && self.tests_segmentation && probe.uid == self.uid {
+            self.control(SEGMENTS_RECEIVED, arrived.encode());
         }
     }
 
@@ -212,7 +252,7 @@ impl FastdpControl {
     }
 
     /// Handles a control message that arrived over the mesh connection.
-    pub fn handle_control(&mut self, tag: u8, now: Instant) -> Result<(), ControlMessageError> {
+    pub fn handle_control(&mut self, tag: u8, body: &[u8], now: Instant) -> Result<(), ControlMessageError> {
         match tag {
             HEARTBEAT_RECEIVED if !self.heartbeat_sent => Err(ControlMessageError::NothingToAcknowledge),
             HEARTBEAT_RECEIVED => {
@@ -226,10 +266,21 @@ impl FastdpControl {
                     }
                     self.liveness = self.tests_liveness.then(|| Liveness::new(now));
                     self.push(Output::Established);
+                    if self.tests_segmentation {
+                        self.segmentation.start(now);
+                        self.drain_segmentation();
+                    }
                 }
                 Ok(())
             }
             INIT_ESP => Ok(()),
+            SEGMENTS_RECEIVED => {
+                let arrived = ArrivedSegments::decode(body)
+                    .ok_or(ControlMessageError::BadLength { tag, len: body.len() })?;
+                self.segmentation.handle_arrived(arrived, now);
+                self.drain_segmentation();
+                Ok(())
+            }
             _ => Err(ControlMessageError::UnknownTag(tag)),
         }
     }
@@ -301,10 +352,11 @@ impl FastdpControl {
                 Action::Probe(number) => self.send_liveness(LivenessKind::Probe, number),
                 // The neighbour's kernel answers probes, so that nothing has to be said without being asked.
                 Action::KeepAlive | Action::Sleep => {}
-                Action::Down => self.set_health(self.timed_out, true),
-                Action::Up => self.set_health(self.timed_out, false),
+                Action::Down => self.down = true,
+                Action::Up => self.down = false,
             }
         }
+        self.update_health();
     }
 
     /// When anything of the neighbour was last noticed; `None` if the path is not tested.
@@ -340,6 +392,11 @@ impl FastdpControl {
             Some(text)
         } else if self.timed_out {
             Some(format!("no heartbeats arrive from {}", self.path.remote))
+        } else if self.segmentation.is_broken() {
+            Some(
+                "segmentation offload of the tunnel is broken: plain probes arrive, segmented ones do not"
+                    .to_owned(),
+            )
         } else {
             self.liveness.as_ref()?.problem(self.path.remote, now)
         }
@@ -349,7 +406,7 @@ impl FastdpControl {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let heartbeat = self.heartbeat_at.map(|at| (at, "fastdp heartbeat"));
         let timeout = self.timeout_at.map(|at| (at, "fastdp heartbeat timeout"));
-        [heartbeat, timeout].into_iter().flatten().min()
+        [heartbeat, timeout, self.segmentation.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Handles all timers that are due.
@@ -361,9 +418,12 @@ impl FastdpControl {
                 // It is armed again by the next heartbeat.
                 self.timeout_at = None;
                 self.heartbeats.settle();
-                self.set_health(true, self.down);
+                self.timed_out = true;
+                self.update_health();
             }
         }
+        self.segmentation.handle_timeout(now);
+        self.drain_segmentation();
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
         }
@@ -374,17 +434,32 @@ impl FastdpControl {
         self.outputs.pop_front()
     }
 
-    fn set_health(&mut self, timed_out: bool, down: bool) {
-        let before = self.timed_out || self.down;
-        (self.timed_out, self.down) = (timed_out, down);
-        if before != (timed_out || down) {
-            self.push(Output::Health(before));
+    fn update_health(&mut self) {
+        let healthy = !self.timed_out && !self.down && !self.segmentation.is_broken();
+        if std::mem::replace(&mut self.healthy, healthy) != healthy {
+            self.push(Output::Health(healthy));
         }
+    }
+
+    fn drain_segmentation(&mut self) {
+        while let Some(output) = self.segmentation.poll_output() {
+            if let segmentation::Output::Burst(number) = output {
+                let probe = |number, segments| SegmentedProbe::new(self.uid, number, segments, self.mtu);
+                let (segmented, plain) = (probe(number, SEGMENTS), probe(number + 1, 1));
+                self.push(Output::SegmentedProbe(segmented, plain));
+            }
+        }
+        self.update_health();
     }
 
     fn send_heartbeat(&mut self, now: Instant) {
         self.heartbeat_at = Some(self.heartbeats.next(now));
         self.heartbeat_sent = true;
+        let sent = self.traffic.counts().sent;
+        if std::mem::replace(&mut self.sent, sent) != sent {
+            self.segmentation.handle_traffic(now);
+            self.drain_segmentation();
+        }
         let mut frame = vec![0; ETHERNET_HEADER + self.mtu];
         let len = (frame.len() % (1 << 16)) as u16;
         if let Some(body) = frame.get_mut(ETHERNET_HEADER..MIN_HEARTBEAT) {
@@ -397,6 +472,10 @@ impl FastdpControl {
     fn send_liveness(&mut self, kind: LivenessKind, number: u32) {
         let body = LivenessFrame { uid: self.uid, number, kind, slowness: self.slowness }.encode();
         self.push(Output::Frame([&[0; ETHERNET_HEADER][..], &body].concat()));
+    }
+
+    fn control(&mut self, tag: u8, body: Vec<u8>) {
+        self.push(Output::Control { tag, body });
     }
 
     fn push(&mut self, output: Output) {

@@ -258,7 +258,9 @@ impl Egress {
             }
             // Separate, so that probes cannot displace heartbeats.
             ControlFrame::Heartbeat(_) | ControlFrame::Liveness(_) => &mut state.heartbeats,
-            ControlFrame::FragmentationTest | ControlFrame::MtuTest { .. } => &mut state.probes,
+            ControlFrame::FragmentationTest
+            | ControlFrame::MtuTest { .. }
+            | ControlFrame::SegmentedProbe { .. } => &mut state.probes,
         };
         if !bucket.try_take(now) {
             return self.stats.drop_special_rate += 1;
@@ -280,9 +282,11 @@ impl Egress {
             return self.stats.drop_no_connection += 1;
         };
         let path = self.neighbours[index].path();
-        let UdpPath { local: from, remote: Some(to), mtu, stack_fragments, .. } = path else {
+        let UdpPath { local: from, remote: Some(to), mtu, stack_fragments, batched, .. } = path else {
             return self.stats.drop_awaiting_contact += 1;
         };
+        let conn = self.neighbours[index].conn();
+        let destination = |df| Destination { conn, from, to, df, batched };
         let frame = outgoing.frame;
         let Ok(segments) = Segments::new(frame, outgoing.offload) else {
             return self.stats.drop_bad_offload += 1;
@@ -301,21 +305,14 @@ impl Egress {
             Class::Ipv6 => !too_big,
             Class::Ipv4 { df: false } if !stack_fragments => {
                 if too_big {
-                    let to = Destination { conn: self.neighbours[index].conn(), from, to, df: true };
-                    return self.send_fragments(index, to, segments, mtu, outgoing, io);
+                    return self.send_fragments(index, destination(true), segments, mtu, outgoing, io);
                 }
                 true
             }
             Class::Ipv4 { df: false } | Class::Other | Class::Control => false,
             Class::TooShort => return self.stats.drop_short_frame += 1,
         };
-        self.send_segments(
-            index,
-            Destination { conn: self.neighbours[index].conn(), from, to, df },
-            segments,
-            outgoing,
-            io,
-        );
+        self.send_segments(index, destination(df), segments, outgoing, io);
     }
 
     /// Passes a frame to the local bridge. If hosts have different MTUs, the frame may exceed the bridge's: then it is

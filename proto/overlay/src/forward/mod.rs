@@ -21,12 +21,13 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_switch::{
     DropReason, DuplicateFilter, LocalVerdict, Offload, PeerVerdict, SwitchEvent, local_frame, peer_frame,
 };
-use weave_types::{Instant, ShortId};
+use weave_types::{Instant, ShortId, TokenBucket};
 
 pub use self::stats::Stats;
 pub use self::tables::{Neighbour, Tables};
@@ -35,8 +36,13 @@ pub use crate::select::Overlay;
 
 use self::egress::{Egress, OutgoingFrame};
 use crate::event::ForwarderEvent;
+use crate::fastdp::SegmentedProbe;
 use crate::io::Io;
 use crate::udp::{ControlFrame, sender};
+
+/// Packets of probes of fastdp that are reported: those of a few hundred neighbours that begin together, and one per millisecond.
+const PROBE_BURST: u32 = 1000;
+const PROBE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The data path of one thread.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub struct Forwarder {
     tables: Arc<Tables>,
     duplicates: DuplicateFilter,
     egress: Egress,
+    /// For probes of fastdp, which nothing authenticates here.
+    probes: TokenBucket,
 }
 
 impl Forwarder {
@@ -51,7 +59,12 @@ impl Forwarder {
     /// it must live as long as the process.
     pub fn new(tables: Arc<Tables>) -> Forwarder {
         let egress = Egress::new(tables.neighbours());
-        Forwarder { tables, duplicates: DuplicateFilter::new(), egress }
+        Forwarder {
+            tables,
+            duplicates: DuplicateFilter::new(),
+            egress,
+            probes: TokenBucket::new(PROBE_BURST, PROBE_INTERVAL),
+        }
     }
 
     /// Replaces the tables. Collected frames are flushed first; connections that remain keep their replay windows.
@@ -74,7 +87,7 @@ impl Forwarder {
     /// Handles a frame that was captured from the local bridge (docs/spec/data-plane.md 2.3). `offload` is the work that the
     /// sender's kernel left to its network device.
     pub fn handle_local(&mut self, frame: &[u8], offload: Offload, now: Instant, io: &mut impl Io) {
-        let Forwarder { tables, duplicates, egress } = self;
+        let Forwarder { tables, duplicates, egress, .. } = self;
         let before = stats_if_watched(tables, egress, frame);
         egress.stats.local_frames += 1;
         let table = &tables.forwarding;
@@ -99,7 +112,7 @@ impl Forwarder {
 
     /// Handles a frame of another peer that the kernel has received and leaves to user space: a frame for another peer is relayed. Of
     /// a frame for this peer the kernel has delivered a copy and sent others; what is left are those of neighbours that the kernel does
-    /// not reach.
+    /// not reach. A probe is only reported.
     pub fn handle_relayed(
         &mut self,
         src: ShortId,
@@ -108,13 +121,23 @@ impl Forwarder {
         now: Instant,
         io: &mut impl Io,
     ) {
-        let Forwarder { tables, egress, .. } = self;
+        let Forwarder { tables, egress, probes, .. } = self;
         let table = &tables.forwarding;
         let name = |id| tables.kernel.as_ref().and_then(|kernel| kernel.peer(id));
         let (Some(src), Some(dst)) = (name(src), name(dst)) else {
             egress.stats.switch_drops[DropReason::UnknownPeer as usize] += 1;
             return;
         };
+        if frame.starts_with(&[0; 12]) {
+            match SegmentedProbe::parse(frame) {
+                Some(_) if !probes.try_take(now) => egress.stats.drop_special_rate += 1,
+                Some((probe, arrived)) if dst == table.own && src != dst => {
+                    io.event(ForwarderEvent::SegmentedProbe { src, probe, arrived });
+                }
+                _ => egress.stats.drop_special += 1,
+            }
+            return;
+        }
         let before = stats_if_watched(tables, egress, frame);
         let outgoing = OutgoingFrame { src, dst, frame, offload: Offload::NONE, flood: false };
         if src == table.own {
@@ -136,7 +159,7 @@ impl Forwarder {
 
     /// Handles a datagram that arrived at the sleeve port. It is decrypted in place.
     pub fn handle_datagram(&mut self, from: SocketAddr, datagram: &mut [u8], now: Instant, io: &mut impl Io) {
-        let Forwarder { tables, duplicates, egress } = self;
+        let Forwarder { tables, duplicates, egress, .. } = self;
         egress.stats.datagrams_in += 1;
         let Some(session) = egress.find_session(datagram) else {
             match sender(datagram) {

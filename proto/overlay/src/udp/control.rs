@@ -1,4 +1,4 @@
-//! The control state machine of a connection by sleeve or warp (docs/spec/data-plane.md 4.4 to 4.6).
+//! The control state machine of a connection by sleeve or warp (docs/spec/data-plane.md 4.4 to 4.6, 4.10, 4.11).
 //!
 //! ```text
 //!   connector                                acceptor
@@ -12,7 +12,6 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +19,16 @@ use std::time::Duration;
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionUid, Instant, TokenBucket};
 
-use super::control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
+use super::control_event::{ControlMessageError, Event};
+use super::control_frame::{
+    ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME, write_segmented_probe,
+};
 use super::path::UdpPath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
 use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
+use crate::segmentation::{self, ArrivedSegments, SEGMENTS, SegmentationTest};
 
 /// A connection that is not established after this time has a problem that people should see.
 const PROBLEM_DELAY: Duration = Duration::from_secs(2);
@@ -45,6 +48,10 @@ const FRAGMENTATION_CONTROL: usize = 40;
 const ESTABLISHED: u8 = 1;
 const FRAGMENTATION_RECEIVED: u8 = 2;
 const MTU_VERIFIED: u8 = 3;
+const SEGMENTS_RECEIVED: u8 = 4;
+
+/// Datagrams of a segmented probe are at most so long: a send has 64 kB.
+const MAX_PROBE: usize = 16_000;
 
 /// Parameters of a [`UdpControl`].
 #[derive(Clone, Debug)]
@@ -75,9 +82,23 @@ pub enum Output {
         /// UDP payload.
         bytes: Vec<u8>,
     },
+    /// Send sealed datagrams in one send, which the kernel or the network card cuts, with the don't-fragment bit, and if the kernel takes
+    /// them another one.
+    SegmentedProbe {
+        /// Our address.
+        from: IpAddr,
+        /// The neighbour's UDP address.
+        to: SocketAddr,
+        /// The datagrams.
+        bytes: Vec<u8>,
+        /// Bytes of each.
+        segment: u16,
+        /// The other datagram.
+        plain: Vec<u8>,
+    },
     /// Send this control message over the mesh connection.
     Control {
-        /// 1, 2 or 3.
+        /// 1 to 4.
         tag: u8,
         /// What follows the tag.
         body: Vec<u8>,
@@ -94,49 +115,6 @@ pub enum Output {
     PathChanged,
     /// Log this event.
     Event(Event),
-}
-
-/// An event for the log. `Display` gives the texts of 2.8.1 where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The neighbour's datagrams arrive from another address, after a NAT rebinding for example.
-    AddressChanged(SocketAddr),
-    /// A search for the path MTU ended.
-    MtuVerified(usize),
-    /// The neighbour did not receive a fragmented datagram: packets are fragmented before they are sealed.
-    FragmentsLost,
-    /// The session has no sequence numbers left.
-    Exhausted,
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Event::AddressChanged(addr) => write!(f, "Peer UDP address changed to {addr}"),
-            Event::MtuVerified(mtu) => write!(f, "Effective MTU verified at {mtu}"),
-            Event::FragmentsLost => f.write_str("fragmented datagrams do not arrive"),
-            Event::Exhausted => f.write_str("sequence numbers exhausted"),
-        }
-    }
-}
-
-/// The neighbour sent an invalid control message. The owner logs the error and ignores the message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ControlMessageError {
-    /// The tag is not one of sleeve's.
-    #[error("unknown sleeve control message {0}")]
-    UnknownTag(u8),
-    /// The body has the wrong length.
-    #[error("sleeve control message {tag} with {len} bytes")]
-    BadLength {
-        /// Tag of the message.
-        tag: u8,
-        /// Bytes after the tag.
-        len: usize,
-    },
-    /// The message acknowledges a heartbeat, but none was sent.
-    #[error("sleeve heartbeat acknowledged before any was sent")]
-    NothingToAcknowledge,
 }
 
 /// The control state machine of one connection by sleeve or warp. It sends nothing before [`confirm`](UdpControl::confirm).
@@ -165,6 +143,10 @@ pub struct UdpControl {
     /// [`problem`](UdpControl::problem) when the connection failed.
     final_problem: Option<String>,
     fragmentation: FragmentationTest,
+    /// The neighbour answers segmented probes.
+    tests_segmentation: bool,
+    segmentation: SegmentationTest,
+    segmentation_started: bool,
     /// Both ends test the path while it carries data.
     tests_liveness: bool,
     liveness: Option<Liveness>,
@@ -210,6 +192,7 @@ impl UdpControl {
             mtu: pmtu.mtu(),
             max_payload: pmtu.max_payload(),
             stack_fragments: false,
+            batched: true,
         };
         UdpControl {
             sealer: Sealer::new(session),
@@ -228,6 +211,9 @@ impl UdpControl {
             was_established: false,
             final_problem: None,
             fragmentation: FragmentationTest::default(),
+            tests_segmentation: false,
+            segmentation: SegmentationTest::default(),
+            segmentation_started: false,
             tests_liveness: false,
             liveness: None,
             slowness: 1,
@@ -244,6 +230,11 @@ impl UdpControl {
         UdpControl { tests_liveness: true, heartbeats: Heartbeats::quick(), ..self }
     }
 
+    /// Tests whether datagrams arrive that are sent in batches. The neighbour must answer probes.
+    pub fn with_segmentation_test(self) -> UdpControl {
+        UdpControl { tests_segmentation: true, ..self }
+    }
+
     /// The session of the connection.
     pub fn session(&self) -> &Arc<Session> {
         self.sealer.session()
@@ -257,6 +248,7 @@ impl UdpControl {
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
             stack_fragments: self.fragmentation.passed,
+            batched: !self.segmentation.is_broken(),
         }
     }
 
@@ -286,7 +278,14 @@ impl UdpControl {
             _ if self.state == State::Prepared => {}
             ControlFrame::Liveness(frame) => self.handle_liveness(frame, now),
             ControlFrame::FragmentationTest => self.control(FRAGMENTATION_RECEIVED, Vec::new()),
-            ControlFrame::MtuTest { mtu } => self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec()),
+            ControlFrame::SegmentedProbe { uid, arrived, .. }
+                if self.tests_segmentation && uid == self.session().uid() =>
+            {
+                self.control(SEGMENTS_RECEIVED, arrived.encode());
+            }
+            ControlFrame::MtuTest { mtu } | ControlFrame::SegmentedProbe { mtu, .. } => {
+                self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec())
+            }
             ControlFrame::Malformed => {}
         }
         self.announce();
@@ -451,6 +450,13 @@ impl UdpControl {
                 self.handle_fragmentation_control(usize::from(size));
                 self.pmtu.handle_ack(size, now);
                 self.drain_pmtu();
+                self.start_segmentation_test(now);
+            }
+            (SEGMENTS_RECEIVED, body) if self.tests_segmentation => {
+                let arrived = ArrivedSegments::decode(body)
+                    .ok_or(ControlMessageError::BadLength { tag, len: body.len() })?;
+                self.segmentation.handle_arrived(arrived, now);
+                self.drain_segmentation(false, now);
             }
             (ESTABLISHED..=MTU_VERIFIED, _) => {
                 return Err(ControlMessageError::BadLength { tag, len: body.len() });
@@ -548,6 +554,15 @@ impl UdpControl {
         self.announce();
     }
 
+    /// The kernel refused to cut a send into datagrams.
+    pub fn handle_batch_refused(&mut self, now: Instant) {
+        if self.state != State::Failed {
+            self.segmentation.handle_refused(now);
+            self.drain_segmentation(true, now);
+            self.announce();
+        }
+    }
+
     /// When to call [`handle_timeout`](UdpControl::handle_timeout), and the reason.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         if self.state == State::Failed {
@@ -558,6 +573,7 @@ impl UdpControl {
             self.timeout_at.map(|at| (at, "UDP heartbeat timeout")),
             self.fragmentation.next_at.map(|at| (at, "UDP fragmentation test")),
             self.pmtu.poll_timeout(),
+            self.segmentation.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -584,6 +600,9 @@ impl UdpControl {
         }
         self.pmtu.handle_timeout(probe_budget, now);
         self.drain_pmtu();
+        self.start_segmentation_test(now);
+        self.segmentation.handle_timeout(now);
+        self.drain_segmentation(false, now);
         self.announce();
     }
 
@@ -656,6 +675,8 @@ impl UdpControl {
         let sent = self.session().traffic().counts().sent;
         if std::mem::replace(&mut self.sent, sent) != sent {
             self.pmtu.handle_traffic();
+            self.segmentation.handle_traffic(now);
+            self.drain_segmentation(false, now);
         }
         if self.remote.is_some() {
             self.heartbeat_sent = true;
@@ -678,6 +699,48 @@ impl UdpControl {
         }
     }
 
+    /// Once the size of the datagrams is known.
+    fn start_segmentation_test(&mut self, now: Instant) {
+        let is_ready = self.state == State::Established && self.pmtu.known_mtu().is_some();
+        if self.tests_segmentation && is_ready && !std::mem::replace(&mut self.segmentation_started, true) {
+            self.segmentation.start(now);
+            self.drain_segmentation(false, now);
+        }
+    }
+
+    fn drain_segmentation(&mut self, is_refused: bool, now: Instant) {
+        while let Some(output) = self.segmentation.poll_output() {
+            match output {
+                segmentation::Output::Burst(number) if self.tests_segmentation => {
+                    self.send_segmented_probe(number);
+                }
+                // The neighbour cannot say whether batches arrive: they are used until the kernel refuses one again.
+                segmentation::Output::Burst(_) => self.segmentation.end_round(now),
+                segmentation::Output::Broken => self.push(Output::Event(Event::BatchesOff(is_refused))),
+                segmentation::Output::Works => self.push(Output::Event(Event::BatchesOn)),
+            }
+        }
+    }
+
+    /// Sends a segmented probe with this number, and a plain one with the next.
+    fn send_segmented_probe(&mut self, number: u32) {
+        let Some(to) = self.remote else { return };
+        let (uid, overhead) = (self.session().uid(), self.session().packet_overhead() + RECORD_OVERHEAD);
+        let len = self.pmtu.max_payload().min(MAX_PROBE).saturating_sub(overhead);
+        let datagram = |control: &mut UdpControl, number, index| {
+            control.seal(len, true, |frame| write_segmented_probe(frame, uid, number, index))
+        };
+        let mut batch = Vec::new();
+        let mut segment = 0;
+        for index in 0..SEGMENTS {
+            let Some(bytes) = datagram(self, number, index) else { return };
+            segment = bytes.len() as u16;
+            batch.extend(bytes);
+        }
+        let Some(plain) = datagram(self, number + 1, 0) else { return };
+        self.push(Output::SegmentedProbe { from: self.local.ip(), to, bytes: batch, segment, plain });
+    }
+
     fn send_zeros(&mut self, len: usize, df: bool) {
         self.send(len, df, |_| {});
     }
@@ -685,6 +748,13 @@ impl UdpControl {
     /// Sends a control frame of zeros that `fill` may change.
     fn send(&mut self, len: usize, df: bool, fill: impl FnOnce(&mut [u8])) {
         let Some(to) = self.remote else { return };
+        if let Some(bytes) = self.seal(len, df, fill) {
+            self.push(Output::Datagram { from: self.local.ip(), to, df, bytes });
+        }
+    }
+
+    /// A datagram with such a frame. `None` if the session is exhausted, which ends the overlay.
+    fn seal(&mut self, len: usize, df: bool, fill: impl FnOnce(&mut [u8])) -> Option<Vec<u8>> {
         let session = self.session();
         let (own, remote) = (session.own(), session.remote());
         let mut bytes = vec![0; session.packet_overhead() + RECORD_OVERHEAD + len];
@@ -694,10 +764,11 @@ impl UdpControl {
         }
         self.sealer.add(&mut builder, &mut bytes, own, remote, len);
         match self.sealer.finish(builder, &mut bytes, df) {
-            Ok(_) => self.push(Output::Datagram { from: self.local.ip(), to, df, bytes }),
+            Ok(_) => Some(bytes),
             Err(error) => {
                 self.push(Output::Event(Event::Exhausted));
                 self.fail(error.to_string());
+                None
             }
         }
     }

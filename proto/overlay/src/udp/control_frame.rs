@@ -2,6 +2,7 @@ use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::ConnectionUid;
 
 use crate::liveness::{LIVENESS_FRAME, LivenessFrame};
+use crate::segmentation::ArrivedSegments;
 
 /// Bytes of a heartbeat frame: Ethernet header and connection UID.
 pub const HEARTBEAT_FRAME: usize = 22;
@@ -20,8 +21,18 @@ pub enum ControlFrame {
     Liveness(LivenessFrame),
     /// 60001 bytes, all zero: fragmented datagrams arrive. Acknowledged by control message 2.
     FragmentationTest,
-    /// Any other length: packets of this size arrive. Acknowledged by control message 3 with `mtu`.
+    /// Any other length, all zero: packets of this size arrive. Acknowledged by control message 3 with `mtu`.
     MtuTest {
+        /// Length of the frame without its Ethernet header.
+        mtu: u16,
+    },
+    /// Any other length, between peers that announce them only: a datagram of a segmented probe, or a plain probe. Acknowledged by control
+    /// message 4.
+    SegmentedProbe {
+        /// Number of the connection.
+        uid: ConnectionUid,
+        /// Which datagram of which probe.
+        arrived: ArrivedSegments,
         /// Length of the frame without its Ethernet header.
         mtu: u16,
     },
@@ -46,7 +57,30 @@ impl ControlFrame {
             FRAGMENTATION_TEST_FRAME if body.iter().all(|byte| *byte == 0) => ControlFrame::FragmentationTest,
             FRAGMENTATION_TEST_FRAME => ControlFrame::Malformed,
             // A record's length has 16 bits.
-            _ => ControlFrame::MtuTest { mtu: u16::try_from(body.len()).ok()? },
+            _ => {
+                let mtu = u16::try_from(body.len()).ok()?;
+                match segmented_probe(body) {
+                    Some((uid, arrived)) => ControlFrame::SegmentedProbe { uid, arrived, mtu },
+                    None => ControlFrame::MtuTest { mtu },
+                }
+            }
         })
+    }
+}
+
+/// Parses UID, number and index; `None` if the UID is zero, as in an MTU test.
+fn segmented_probe(body: &[u8]) -> Option<(ConnectionUid, ArrivedSegments)> {
+    let (uid, rest) = body.split_first_chunk()?;
+    let (number, rest) = rest.split_first_chunk()?;
+    let uid = u64::from_be_bytes(*uid);
+    let arrived = ArrivedSegments { number: u32::from_be_bytes(*number), first: *rest.first()?, count: 1 };
+    (uid != 0).then_some((ConnectionUid(uid), arrived))
+}
+
+/// Writes what [`segmented_probe`] parses, into a frame.
+pub(super) fn write_segmented_probe(frame: &mut [u8], uid: ConnectionUid, number: u32, index: u8) {
+    let head = [&uid.0.to_be_bytes()[..], &number.to_be_bytes(), &[index]].concat();
+    if let Some(space) = frame.get_mut(ETHERNET_HEADER..ETHERNET_HEADER + head.len()) {
+        space.copy_from_slice(&head);
     }
 }

@@ -3,24 +3,26 @@
 //!
 //! ```text
 //!            control, in the node                             data, in the data threads
-//!   mesh <-- control messages 1, 2, 3 --> UdpControl -- UdpPath, Session --> Sealer --> datagrams
+//!   mesh <-- control messages 1 to 4 --> UdpControl -- UdpPath, Session --> Sealer --> datagrams
 //!                                               ^                                  Opener <-- datagrams
 //!                                               +------------- ControlFrame -------------+
 //! ```
 //!
 //! * [`Session`]: names, keys and sequence counters of one connection, used by [`Sealer`] and [`Opener`].
-//! * [`UdpControl`]: establishment, heartbeats, fragmentation test; [`pmtu`] discovers the path MTU.
+//! * [`UdpControl`]: establishment, heartbeats, fragmentation test, test of batches; [`pmtu`] discovers the path MTU.
 //! * [`ControlFrame`]: the control frames that travel between the data frames.
 
 pub(crate) mod aead;
 mod control;
+mod control_event;
 mod control_frame;
 mod path;
 pub mod pmtu;
 mod replay;
 mod session;
 
-pub use control::{ControlMessageError, Event, Output, UdpControl, UdpControlConfig};
+pub use control::{Output, UdpControl, UdpControlConfig};
+pub use control_event::{ControlMessageError, Event};
 pub use control_frame::{ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME};
 pub use path::UdpPath;
 pub use pmtu::probe_budget;

@@ -14,4 +14,6 @@ pub struct UdpPath {
     pub max_payload: usize,
     /// Whether large datagrams without the don't-fragment bit are known to arrive.
     pub stack_fragments: bool,
+    /// [`Destination::batched`](crate::Destination::batched): whether datagrams that the kernel cuts from one send are not known to be lost.
+    pub batched: bool,
 }

@@ -39,6 +39,8 @@ pub struct WarpControlConfig {
     pub limits: KeyLimits,
     /// [`UdpControl::with_liveness`].
     pub liveness: bool,
+    /// [`UdpControl::with_segmentation_test`].
+    pub segmentation: bool,
 }
 
 /// The control state machine of warp on one connection. Its outputs are those of [`UdpControl`].
@@ -189,10 +191,11 @@ fn exchange(config: &WarpControlConfig, body: &[u8]) -> Result<UdpControl, WarpC
 }
 
 fn start(config: &WarpControlConfig, session: Arc<Session>) -> UdpControl {
-    let &WarpControlConfig { local, remote, liveness, .. } = config;
+    let &WarpControlConfig { local, remote, liveness, segmentation, .. } = config;
     let outbound = config.session.outbound;
     let control = UdpControl::new(UdpControlConfig { session, local, remote, outbound });
-    if liveness { control.with_liveness() } else { control }
+    let control = if liveness { control.with_liveness() } else { control };
+    if segmentation { control.with_segmentation_test() } else { control }
 }
 
 /// The neighbour sent an invalid control message. After a bad key the overlay has failed; other messages are logged and ignored.

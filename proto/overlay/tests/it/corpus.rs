@@ -1,6 +1,6 @@
 //! Replays the corpora of the fuzz targets, and mutations of them.
 
-use crate::{fuzz_entry, replay};
+use crate::{fuzz_entry, fuzz_fastdp, replay};
 
 #[test]
 fn sleeve_datagram() {
@@ -15,4 +15,9 @@ fn warp() {
 #[test]
 fn overlay_control() {
     replay::replay("overlay_control", 2000, fuzz_entry::control);
+}
+
+#[test]
+fn fastdp() {
+    replay::replay("fastdp", 2000, fuzz_fastdp::run);
 }

@@ -61,7 +61,7 @@ fn the_original_s_conditions_for_a_heartbeat() {
         receiver.handle_frame(&frame, Instant::ORIGIN);
         receiver.handle_frame(&frame, Instant::ORIGIN);
         let outputs: Vec<Output> = std::iter::from_fn(|| receiver.poll_output()).collect();
-        let acks = outputs.iter().filter(|o| matches!(o, Output::Control { tag: 0 })).count() as u64;
+        let acks = outputs.iter().filter(|o| matches!(o, Output::Control { tag: 0, .. })).count() as u64;
         assert_eq!(acks, number(vector, "acks_after_second_copy"), "{vector}");
         let path = receiver.path();
         assert_eq!(format!("{}:{}", path.remote, path.port), vector["remote_addr_after"], "{vector}");

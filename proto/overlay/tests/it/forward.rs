@@ -25,7 +25,14 @@ struct Node {
 
 fn path(remote: u8, overhead: usize) -> UdpPath {
     let mtu = 1500 - overhead;
-    UdpPath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload: 1472, stack_fragments: true }
+    UdpPath {
+        local: addr(1).ip(),
+        remote: Some(addr(remote)),
+        mtu,
+        max_payload: 1472,
+        stack_fragments: true,
+        batched: true,
+    }
 }
 
 impl Node {
@@ -336,6 +343,7 @@ fn fragments_equal_those_of_2_8_1() {
         mtu: 638,
         max_payload: 672,
         stack_fragments: false,
+        batched: true,
     };
     let remote = MacAddr([2, 0x42, 0xac, 0x11, 0, 3]);
     net.node(1).macs.learn_remote(remote, name(3), NOW);

@@ -46,8 +46,14 @@ impl Middle {
         let neighbour = |remote| {
             let remote_addr = has_path.then(|| addr(remote));
             let local = addr(2).ip();
-            let path =
-                UdpPath { local, remote: remote_addr, mtu: 1400, max_payload: 1472, stack_fragments: true };
+            let path = UdpPath {
+                local,
+                remote: remote_addr,
+                mtu: 1400,
+                max_payload: 1472,
+                stack_fragments: true,
+                batched: true,
+            };
             let session = session(2, remote, None);
             Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
         };

@@ -110,6 +110,7 @@ pub(crate) fn datagram(data: &[u8]) {
             mtu,
             max_payload: 1472,
             stack_fragments: flags & 4 == 0,
+            batched: true,
         };
         Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
@@ -137,6 +138,7 @@ fn warp_end(own: PeerName, limits: KeyLimits) -> WarpControl {
         preferred: Cipher::Aes256Gcm,
         limits,
         liveness: true,
+        segmentation: true,
     })
 }
 

@@ -6,8 +6,10 @@ mod fastdp;
 mod forward;
 mod frame_watch;
 mod fuzz_entry;
+mod fuzz_fastdp;
 mod live;
 mod properties;
+mod relayed;
 #[path = "../../../../fuzz/replay.rs"]
 mod replay;
 mod support;

@@ -44,8 +44,14 @@ fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwar
     let neighbours = [1, 3].map(|remote| {
         let session = session(2, remote, key);
         let max_payload = (mtu + session.overhead() - 28).min(65507);
-        let path =
-            UdpPath { local: addr(1).ip(), remote: Some(addr(remote)), mtu, max_payload, stack_fragments };
+        let path = UdpPath {
+            local: addr(1).ip(),
+            remote: Some(addr(remote)),
+            mtu,
+            max_payload,
+            stack_fragments,
+            batched: true,
+        };
         Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
     Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())))

@@ -63,6 +63,8 @@ struct Pair {
     fragments: bool,
     /// The end whose datagrams do not arrive.
     blocked: Option<usize>,
+    /// The end whose batches do not arrive.
+    loses_batches: Option<usize>,
 }
 
 impl Pair {
@@ -90,6 +92,7 @@ impl Pair {
             local_mtu: 1500,
             fragments: true,
             blocked: None,
+            loses_batches: None,
         }
     }
 
@@ -144,6 +147,19 @@ impl Pair {
                     {
                         let from_addr = self.ends[from].addr;
                         let transit = InFlight::Datagram { from: from_addr, bytes, df };
+                        self.in_flight.push_back((self.now + self.delay, 1 - from, transit));
+                    }
+                }
+                Output::SegmentedProbe { bytes, segment, plain, .. } => {
+                    assert!(
+                        bytes.len() <= 65_507 && segment + 28 <= 1500 && plain.len() == usize::from(segment)
+                    );
+                    assert_eq!(bytes.len() % usize::from(segment), 0);
+                    let loses = self.loses_batches == Some(from);
+                    let batch = bytes.chunks(segment.into()).filter(|_| !loses).map(<[u8]>::to_vec);
+                    let from_addr = self.ends[from].addr;
+                    for bytes in batch.chain([plain]).filter(|_| self.blocked != Some(from)) {
+                        let transit = InFlight::Datagram { from: from_addr, bytes, df: true };
                         self.in_flight.push_back((self.now + self.delay, 1 - from, transit));
                     }
                 }
@@ -511,4 +527,87 @@ fn invalid_control_messages_are_rejected() {
         assert_eq!(control.handle_control(tag, body, now), expected);
     }
     assert_eq!(control.poll_output(), None);
+}
+
+fn batched(pair: &Pair) -> [bool; 2] {
+    pair.ends.each_ref().map(|end| end.control.path().batched)
+}
+
+/// Two ends that answer segmented probes, from the start.
+fn pair_with_segmentation_test(loses_batches: Option<usize>) -> Pair {
+    let mut pair = Pair::new(Some([7; 32]));
+    pair.loses_batches = loses_batches;
+    for (own, end) in (1..).zip(&mut pair.ends) {
+        let session = end.control.session().clone();
+        end.control = UdpControl::new(config(session, own)).with_segmentation_test();
+    }
+    pair.confirm();
+    pair.run(secs(10));
+    pair
+}
+
+#[test]
+fn batches_that_arrive_are_used() {
+    let pair = pair_with_segmentation_test(None);
+    assert_eq!(batched(&pair), [true; 2]);
+    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1442)]);
+}
+
+#[test]
+fn an_end_whose_batches_are_lost_sends_one_by_one_until_they_arrive() {
+    let mut pair = pair_with_segmentation_test(Some(0));
+    assert_eq!(batched(&pair), [false, true]);
+    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1442), Event::BatchesOff(false)]);
+    assert_eq!(pair.mtu(), [1442; 2], "the path MTU is another matter");
+    pair.loses_batches = None;
+    pair.run(secs(60));
+    assert_eq!(batched(&pair), [true; 2]);
+    assert_eq!(pair.ends[0].events.last(), Some(&Event::BatchesOn));
+}
+
+#[test]
+fn a_silent_neighbour_shows_nothing_about_batches() {
+    let mut pair = Pair::new(None);
+    for (own, end) in (1..).zip(&mut pair.ends) {
+        let session = end.control.session().clone();
+        end.control = UdpControl::new(config(session, own)).with_segmentation_test();
+    }
+    pair.confirm();
+    pair.run(Duration::from_millis(700));
+    pair.blocked = Some(0);
+    pair.loses_batches = Some(0);
+    pair.run(secs(50));
+    assert_eq!(batched(&pair), [true; 2]);
+}
+
+#[test]
+fn a_refused_batch_ends_them_for_a_while_also_with_a_neighbour_of_2_8_1() {
+    let mut pair = Pair::established(None);
+    for _ in 0..3 {
+        let now = pair.now;
+        pair.ends[0].control.handle_batch_refused(now);
+    }
+    assert_eq!(batched(&pair), [false, true]);
+    pair.run(secs(20));
+    assert_eq!(batched(&pair), [false, true]);
+    pair.run(secs(11));
+    assert_eq!(batched(&pair), [true; 2]);
+    assert_eq!(pair.ends[0].events[1..], [Event::BatchesOff(true), Event::BatchesOn]);
+    // Refused again: for longer.
+    let now = pair.now;
+    pair.ends[0].control.handle_batch_refused(now);
+    pair.run(secs(40));
+    assert_eq!(batched(&pair), [false, true]);
+}
+
+#[test]
+fn control_message_4_is_checked_and_unknown_without_the_test() {
+    let mut pair = pair_with_segmentation_test(None);
+    let now = pair.now;
+    assert!(pair.ends[0].control.handle_control(4, &[0; 6], now).is_ok());
+    let error = pair.ends[0].control.handle_control(4, &[0; 7], now);
+    assert_eq!(error, Err(ControlMessageError::BadLength { tag: 4, len: 7 }));
+    let mut plain = Pair::established(None);
+    let error = plain.ends[0].control.handle_control(4, &[0; 6], now);
+    assert_eq!(error, Err(ControlMessageError::UnknownTag(4)));
 }

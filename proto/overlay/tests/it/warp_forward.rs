@@ -27,6 +27,7 @@ impl Node {
             mtu: 1500 - session.overhead(),
             max_payload: 1472,
             stack_fragments: true,
+            batched: true,
         };
         let neighbour = Neighbour {
             confirmed: true,
@@ -162,4 +163,31 @@ fn control_frames_say_by_which_overlay_they_came() {
     let mut a = a;
     let data = a.send();
     assert_eq!((b.receive(&data), b.forwarder.stats().drop_unconfirmed), (0, 1));
+}
+
+/// An attacker on the path replays, reorders, cuts and changes datagrams.
+#[test]
+fn what_an_attacker_does_to_datagrams_is_dropped_and_counted() {
+    let [mut a, mut b] = pair();
+    let sent: Vec<Vec<u8>> = (0..50).map(|_| a.send()).collect();
+    // Each arrives once, in whatever order.
+    let arrived: usize = (0..50).map(|i| b.receive(&sent[i * 7 % 50])).sum();
+    assert_eq!((arrived, b.forwarder.stats().drop_replayed), (50, 0));
+    let replayed: usize = sent.iter().map(|datagram| b.receive(datagram)).sum();
+    assert_eq!((replayed, b.forwarder.stats().drop_replayed), (0, 50));
+    let fresh = a.send();
+    for len in 0..fresh.len() {
+        assert_eq!(b.receive(&fresh[..len]), 0, "{len} bytes");
+    }
+    for at in 0..fresh.len() {
+        let mut changed = fresh.clone();
+        changed[at] ^= 0x20;
+        assert_eq!(b.receive(&changed), 0, "byte {at}");
+    }
+    let stats = b.forwarder.stats();
+    let counted =
+        stats.drop_forged + stats.drop_malformed + stats.drop_unknown_sender + stats.drop_short_datagram;
+    assert_eq!(counted, 2 * fresh.len() as u64, "each is counted once");
+    assert_eq!(stats.drop_replayed, 50);
+    assert_eq!(b.receive(&fresh), 1, "none of them used the number up");
 }

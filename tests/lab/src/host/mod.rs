@@ -277,6 +277,13 @@ impl Host {
         self.command(&["kill", "-0", &pid.to_string()]).success().then_some(pid)
     }
 
+    /// Open file descriptors of the daemon.
+    #[track_caller]
+    pub fn daemon_fds(&self) -> usize {
+        let pid = self.daemon_pid().expect("the daemon runs");
+        self.sh(&format!("ls /proc/{pid}/fd")).lines().count()
+    }
+
     /// Sends a signal (`KILL`, `STOP`, `CONT`, ...) to the daemon.
     #[track_caller]
     pub fn signal_daemon(&self, signal: &str) {

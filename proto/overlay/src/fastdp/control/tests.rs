@@ -28,6 +28,8 @@ struct Pair {
     now: Instant,
     ends: [FastdpControl; 2],
     passes: [usize; 2],
+    /// Whether segments that were cut from a super-frame of an end arrive.
+    segments_pass: [bool; 2],
     /// Whether the daemon of an end runs; its kernel answers probes without it.
     runs: [bool; 2],
     slowness: Slowness,
@@ -37,11 +39,12 @@ struct Pair {
 
 impl Pair {
     fn new() -> Pair {
-        let new = |local, remote| control(local, remote).with_liveness();
+        let new = |local, remote| control(local, remote).with_liveness().with_segmentation_test();
         let mut pair = Pair {
             now: Instant::ORIGIN,
             ends: [new(A, B), new(B, A)],
             passes: [usize::MAX; 2],
+            segments_pass: [true; 2],
             runs: [true; 2],
             slowness: Slowness::default(),
             tick_at: Instant::ORIGIN,
@@ -70,12 +73,25 @@ impl Pair {
                         self.ends[end].handle_frame(&arrived(&answer, [A, B][other]), now);
                     }
                 }
-                Output::Control { tag } if self.runs[other] => {
-                    self.ends[other].handle_control(*tag, now).unwrap();
+                Output::SegmentedProbe(segmented, plain) if self.runs[other] => {
+                    for probe in [segmented, plain] {
+                        let arrives =
+                            self.passes[end] >= 1000 && (probe.segments == 1 || self.segments_pass[end]);
+                        for first in (0..probe.segments).filter(|_| arrives) {
+                            let arrived = ArrivedSegments { number: probe.number, first, count: 1 };
+                            self.ends[other].handle_segments(probe, arrived);
+                        }
+                    }
+                }
+                Output::Control { tag, body } if self.runs[other] => {
+                    self.ends[other].handle_control(*tag, body, now).unwrap();
                 }
                 _ => {}
             }
-            if !matches!(output, Output::Frame(_)) {
+            if !matches!(
+                output,
+                Output::Frame(_) | Output::SegmentedProbe(..) | Output::Control { tag: 2, .. }
+            ) {
                 self.log.push((end, output));
             }
         }
@@ -125,8 +141,8 @@ fn both_ends_are_established_at_once_and_stay_so() {
     assert_eq!(
         pair.log,
         [
-            (0, Output::Control { tag: 0 }),
-            (1, Output::Control { tag: 0 }),
+            (0, Output::Control { tag: 0, body: Vec::new() }),
+            (1, Output::Control { tag: 0, body: Vec::new() }),
             (0, Output::Established),
             (1, Output::Established)
         ]
@@ -181,6 +197,59 @@ fn a_cut_under_traffic_is_noticed_within_a_second() {
 }
 
 #[test]
+fn a_path_that_loses_segments_is_not_used_until_they_arrive() {
+    let mut pair = Pair::new();
+    pair.run(Duration::from_secs(5), true);
+    pair.segments_pass[0] = false;
+    pair.run(Duration::from_secs(140), true);
+    assert_eq!(pair.health(), [(0, false)], "only the end whose segments are lost notices");
+    let problem = pair.ends[0].problem(pair.now).unwrap();
+    assert_eq!(
+        problem,
+        "segmentation offload of the tunnel is broken: plain probes arrive, segmented ones do not"
+    );
+    assert_eq!(pair.ends[1].problem(pair.now), None);
+    // The path fails otherwise and works again: it is not used for that.
+    pair.passes = [0; 2];
+    pair.run(Duration::from_secs(3), true);
+    pair.passes = [usize::MAX; 2];
+    pair.run(Duration::from_secs(10), true);
+    assert_eq!(pair.health().iter().filter(|(end, _)| *end == 0).count(), 0);
+    pair.segments_pass[0] = true;
+    pair.run(Duration::from_secs(130), true);
+    assert!(pair.health().contains(&(0, true)));
+    assert_eq!(pair.ends[0].problem(pair.now), None);
+}
+
+#[test]
+fn a_path_that_loses_segments_is_not_used_from_the_beginning() {
+    let mut pair = Pair::new();
+    pair.ends = [A, B].map(|local| {
+        let remote = if local == A { B } else { A };
+        control(local, remote).with_liveness().with_segmentation_test()
+    });
+    pair.segments_pass = [false; 2];
+    for end in &mut pair.ends {
+        end.confirm(pair.now);
+    }
+    pair.log.clear();
+    pair.run(Duration::from_secs(4), false);
+    assert_eq!(pair.health(), [(0, false), (1, false)]);
+}
+
+#[test]
+fn a_neighbour_without_the_test_is_not_tested() {
+    let mut plain = control(A, B).with_liveness();
+    plain.confirm(Instant::ORIGIN);
+    plain.handle_control(0, &[], Instant::ORIGIN).unwrap();
+    let outputs: Vec<Output> = std::iter::from_fn(|| plain.poll_output()).collect();
+    assert!(!outputs.iter().any(|output| matches!(output, Output::SegmentedProbe(..))), "{outputs:?}");
+    let probe = SegmentedProbe::new(UID, 0, 1, 1376);
+    plain.handle_segments(&probe, ArrivedSegments { number: 0, first: 0, count: 1 });
+    assert_eq!(plain.poll_output(), None);
+}
+
+#[test]
 fn the_kernel_answers_for_a_daemon_that_does_not_run() {
     let mut pair = Pair::new();
     pair.run(Duration::from_secs(5), true);
@@ -231,9 +300,12 @@ fn the_address_of_the_latest_heartbeat_counts() {
 #[test]
 fn control_messages_are_checked() {
     let mut control = control(A, B);
-    assert_eq!(control.handle_control(0, Instant::ORIGIN), Err(ControlMessageError::NothingToAcknowledge));
-    assert_eq!(control.handle_control(1, Instant::ORIGIN), Ok(()));
-    assert_eq!(control.handle_control(2, Instant::ORIGIN), Err(ControlMessageError::UnknownTag(2)));
+    let mut handle = |tag, body: &[u8]| control.handle_control(tag, body, Instant::ORIGIN);
+    assert_eq!(handle(0, &[]), Err(ControlMessageError::NothingToAcknowledge));
+    assert_eq!(handle(1, &[]), Ok(()));
+    assert_eq!(handle(2, &[0; 6]), Ok(()));
+    assert_eq!(handle(2, &[0; 5]), Err(ControlMessageError::BadLength { tag: 2, len: 5 }));
+    assert_eq!(handle(3, &[]), Err(ControlMessageError::UnknownTag(3)));
 }
 
 #[test]
