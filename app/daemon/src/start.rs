@@ -507,11 +507,12 @@ fn release_unused(recovered: &[Recovered], exposed: &[Cidr], node: &mut Node, no
     }
 }
 
-/// At `weave launch` a bridge that was named must exist. At boot Docker creates it later.
+/// A bridge that was named must exist. The usual one may be created later.
 fn check_docker_bridge(config: &Config) -> Result<(), StartError> {
-    let name = config.docker_bridge.as_ref().filter(|_| config.docker_bridge_named);
-    match name.filter(|_| config.fresh_file().exists()) {
-        Some(name) if Netlink::open()?.link(name)?.is_none() => Err(StartError::NoDockerBridge(name.clone())),
+    match &config.docker_bridge {
+        Some(name) if config.docker_bridge_named && Netlink::open()?.link(name)?.is_none() => {
+            Err(StartError::NoDockerBridge(name.clone()))
+        }
         _ => Ok(()),
     }
 }
