@@ -44,7 +44,7 @@ const MAX_MTU: usize = 65535;
 /// Handshake feature: the peer tests paths that carry data or are silent ([`UdpControl::with_liveness`]; docs/spec/mesh.md 18.5).
 pub(crate) const LIVENESS_FEATURE: &str = "PathLiveness";
 
-/// Handshake feature: the peer answers segmented probes of all overlays ([`UdpControl::with_segmentation_test`]; docs/spec/mesh.md 18.7).
+/// Handshake feature: the peer answers segmented probes of all overlays ([`UdpControl::with_segmentation_test`]; docs/spec/mesh.md 18.8).
 pub(crate) const SEGMENTATION_FEATURE: &str = "SegmentedProbes";
 
 /// How often is looked whether anything has arrived from the neighbours: a path that is silent for twice this time at most is tested.
