@@ -21,7 +21,7 @@ const clock = (time) => new Date(time).toLocaleTimeString();
 const number = (n) => n.toLocaleString('en');
 
 function element(parent, tag, attributes) {
-    const node = document.createElementNS(parent.namespaceURI, tag);
+  const node = document.createElementNS(parent.namespaceURI, tag);
   for (const name in attributes) node.setAttribute(name, attributes[name]);
   parent.appendChild(node);
   return node;
@@ -128,9 +128,8 @@ function showPeers(peers, own) {
     const share = peer.IPs ? `${number(peer.IPs)} (${peer.Percent.toFixed(1)} %)` : '';
     const count = (n) => (n ? number(n) : '');
     if (!row.cells.length) {
-            element(row.insertCell(), 'button', { type: 'button' }).addEventListener('click', () => choose(row.dataset.key));
+      element(row.insertCell(), 'button', { type: 'button' }).addEventListener('click', () => choose(row.dataset.key));
     }
-    
     const button = row.cells[0].firstChild;
     text(button, label(peer));
     button.setAttribute('aria-pressed', String(peer.Name === chosen));
