@@ -122,6 +122,7 @@ fn system(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
 pub fn run(config: Config) -> Result<(), StartError> {
     let notifier = Notifier::new(&config.launch_socket());
     resource_limits::raise();
+    weave_host::keep_long_pieces_off_the_heap();
     // The supervisor blocks signals, and a mask is inherited.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     let result = tokio::runtime::Builder::new_current_thread()

@@ -99,7 +99,7 @@ pub use legacy_devices::{
     restore_legacy_devices,
 };
 pub use links::Link;
-pub use memory::release_free_memory;
+pub use memory::{keep_long_pieces_off_the_heap, release_free_memory};
 pub use name_resolution::use_builtin_name_resolution;
 pub use netlink::Netlink;
 pub use netns::{NamespaceId, NamespaceKey, NetNs};
