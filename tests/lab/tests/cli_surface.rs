@@ -36,6 +36,10 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("run", include_str!("docker_run.rs"), "\"run\""),
     ("start", include_str!("docker_run.rs"), "\"start\""),
     ("restart", include_str!("docker_run.rs"), "\"restart\""),
+    // What shows where frames go, and what helps others.
+    ("trace", include_str!("trace.rs"), "\"trace\""),
+    ("top", include_str!("picture.rs"), "top"),
+    ("support-bundle", include_str!("support_bundle.rs"), "\"support-bundle\""),
     ("setup-docker", include_str!("docker_oci_runtime.rs"), "\"setup-docker\""),
     ("setup-cni", include_str!("cni.rs"), "\"setup-cni\""),
     ("setup-podman", include_str!("netavark.rs"), "\"setup-podman\", \"--undo\""),
