@@ -11,11 +11,23 @@ const CONFINED: &str =
     "umount -l /sys/fs/bpf 2>/dev/null; grep -q ' /sys/fs/bpf ' /proc/self/mounts && exit 99
 exec setpriv --no-new-privs --bounding-set \"$CAPS\" --inh-caps \"$CAPS\" \"$@\"";
 
+/// Capabilities of the unit that a test machine may not have itself, with their numbers.
+const OPTIONAL: [(&str, u32); 2] = [("sys_module", 16), ("sys_resource", 24)];
+
+/// Whether this process, and so its children, could have the capability.
+fn is_available(number: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
+    u64::from_str_radix(set.trim(), 16).unwrap() & 1 << number != 0
+}
+
 /// The capabilities of the unit, without `except`, as `setpriv` takes them.
 fn capabilities(except: &[&str]) -> String {
     let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let names = line.split_whitespace().map(|name| name.strip_prefix("CAP_").unwrap().to_lowercase());
-    let kept = names.filter(|name| !except.contains(&name.as_str())).map(|name| format!(",+{name}"));
+    let is_missing = |name: &str| OPTIONAL.iter().any(|(optional, n)| *optional == name && !is_available(*n));
+    let kept = names.filter(|name| !except.contains(&name.as_str()) && !is_missing(name));
+    let kept = kept.map(|name| format!(",+{name}"));
     format!("-all{}", kept.collect::<String>())
 }
 
