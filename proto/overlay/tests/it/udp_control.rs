@@ -550,15 +550,15 @@ fn pair_with_segmentation_test(loses_batches: Option<usize>) -> Pair {
 fn batches_that_arrive_are_used() {
     let pair = pair_with_segmentation_test(None);
     assert_eq!(batched(&pair), [true; 2]);
-    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1442)]);
+    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1414)]);
 }
 
 #[test]
 fn an_end_whose_batches_are_lost_sends_one_by_one_until_they_arrive() {
     let mut pair = pair_with_segmentation_test(Some(0));
     assert_eq!(batched(&pair), [false, true]);
-    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1442), Event::BatchesOff(false)]);
-    assert_eq!(pair.mtu(), [1442; 2], "the path MTU is another matter");
+    assert_eq!(pair.ends[0].events, [Event::MtuVerified(1414), Event::BatchesOff(false)]);
+    assert_eq!(pair.mtu(), [1414; 2], "the path MTU is another matter");
     pair.loses_batches = None;
     pair.run(secs(60));
     assert_eq!(batched(&pair), [true; 2]);
