@@ -185,10 +185,14 @@ pub(crate) fn generation(tables: &[u8]) -> u64 {
     u64_at(tables, 0).unwrap_or_default()
 }
 
-/// Number of peers that encoded tables reach by the kernel.
+/// [`KernelTables::reached`] of encoded tables.
 pub(crate) fn reached(tables: &[u8]) -> usize {
     let entries = tables.get(HEADER..NEIGHBOURS_AT).unwrap_or_default().chunks_exact(PEER);
-    entries.filter(|entry| entry[0] == KIND_KERNEL).count()
+    let peers = entries.filter(|entry| entry[0] == KIND_KERNEL).count();
+    let own = HEADER + usize::from(own_id(tables)) * PEER;
+    let [count, except] = [6, 8].map(|offset| u16_at(tables, own + offset));
+    let is_one_left_out = except.is_some_and(|except| except != NO_EXCEPTION);
+    peers + usize::from(count.unwrap_or_default()).saturating_sub(usize::from(is_one_left_out))
 }
 
 /// The short id of this peer in encoded tables.

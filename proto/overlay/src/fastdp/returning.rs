@@ -8,12 +8,12 @@ use super::tables::KernelTables;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a process that has taken over programs holds its own tables back: those of the last process stay in use until as many
-/// peers are reached by the kernel again, or for five seconds.
+/// peers are reached by the kernel again, by broadcasts as well, or for five seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returning(Option<(usize, Instant)>);
 
 impl Returning {
-    /// The programs that were taken over reach so many peers, as [`KernelTables::reached`].
+    /// The programs that were taken over reach so much, as [`KernelTables::reached`].
     pub fn new(reached: usize, now: Instant) -> Returning {
         Returning((reached > 0).then_some((reached, now + TIMEOUT)))
     }
@@ -85,6 +85,15 @@ mod tests {
         assert!(!returning.holds(&tables([Kernel(0), Kernel(0)])));
         assert!(!returning.holds(&tables([Nothing, Nothing])), "once only");
         assert_eq!(returning.poll_timeout(), None);
+    }
+
+    #[test]
+    fn tables_are_held_until_broadcasts_go_out_again() {
+        let mut returning = Returning::new(3, Instant::ORIGIN);
+        let mut tables = tables([KernelRoute::Kernel(0); 2]);
+        assert!(returning.holds(&tables));
+        tables.peers[0].broadcast = vec![0];
+        assert!(!returning.holds(&tables));
     }
 
     #[test]

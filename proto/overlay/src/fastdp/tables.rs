@@ -35,9 +35,12 @@ impl KernelTables {
         self.neighbours.binary_search_by_key(&peer, |neighbour| neighbour.name).is_ok()
     }
 
-    /// Number of peers that are reached by the kernel.
+    /// Number of peers that are reached by the kernel, and of neighbours to which it sends broadcasts of this host: these depend on what
+    /// others report as well.
     pub fn reached(&self) -> usize {
-        self.peers.iter().filter(|peer| matches!(peer.route, KernelRoute::Kernel(_))).count()
+        let peers = self.peers.iter().filter(|peer| matches!(peer.route, KernelRoute::Kernel(_)));
+        let own = self.peers.iter().find(|peer| peer.short_id == self.own_id);
+        peers.count() + own.map_or(0, |own| own.broadcast.len())
     }
 
     /// The peer with this id.
