@@ -490,8 +490,9 @@ impl Mesh {
             self.output(Output::Event(Event::PeerRemoved(peer)));
         }
         if changes.announce {
-            let at = self.timers.next_announce.max(now.mono + ANNOUNCE_DELAY);
-            self.timers.announce.get_or_insert(at);
+            let soon = now.mono + ANNOUNCE_DELAY;
+            let at = if changes.is_urgent { soon } else { self.timers.next_announce.max(soon) };
+            self.timers.announce = Some(self.timers.announce.map_or(at, |earlier| earlier.min(at)));
         }
         if changes.changed {
             let at = match self.interrupted.is_empty() {

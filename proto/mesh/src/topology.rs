@@ -40,6 +40,8 @@ pub(crate) struct TopologyChanges {
     pub(crate) short_ids_invalidated: bool,
     /// Our record has changed and has to be gossiped.
     pub(crate) announce: bool,
+    /// What others believe of us or of our connections is not true any more, so the gossip is urgent.
+    pub(crate) is_urgent: bool,
     /// Records have changed, so routes and targets have to be computed again.
     pub(crate) changed: bool,
     /// Peers that were removed.
@@ -193,6 +195,7 @@ impl Topology {
             self.collection_due = true;
             self.raise_version();
             self.changes.announce = true;
+            self.changes.is_urgent = true;
             self.changes.changed = true;
         }
     }
@@ -205,6 +208,7 @@ impl Topology {
         {
             self.raise_version();
             self.changes.announce = true;
+            self.changes.is_urgent |= !established;
             self.changes.changed = true;
         }
     }
@@ -296,6 +300,7 @@ impl Topology {
             }
             self.set_version(beyond);
             self.changes.announce = true;
+            self.changes.is_urgent = true;
         }
     }
 
@@ -363,6 +368,7 @@ impl Topology {
         self.changes.short_id = Some(free);
         self.raise_version();
         self.changes.announce = true;
+        self.changes.is_urgent = true;
     }
 
     // ---- garbage collection and reachability ------------------------------------------------------------------
