@@ -135,9 +135,8 @@ install: ## the static binary into PREFIX/bin, manual and completions into PREFI
 # The folders of sources do not appear in the binary, which is the same wherever it is built. Nothing unwinds the stack of a program without
 # symbols that aborts when it panics.
 static: packages ## a static binary, target/<target>/release/weave
-	options=$$(contrib/packages/remap-paths $(STATIC_TARGET)) && link=$$(contrib/packages/link-options) && \
-	RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no $$options" \
-	$(CARGO) rustc --release --locked -p weave-cli --bin weave --target $(STATIC_TARGET) -- $$link
+	options=$$(contrib/packages/remap-paths $(STATIC_TARGET)) && \
+	RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no $$options" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
 	@file=$(STATIC_BINARY); \
 	 if ldd $$file 2>/dev/null | grep -q '=>'; then echo "$$file is not static" >&2; exit 1; fi; \
 	 echo "$$file: $$(stat -c %s $$file) bytes, static"
