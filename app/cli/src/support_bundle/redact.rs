@@ -137,12 +137,15 @@ impl Redactor {
             return (secret.len(), Some(REMOVED.to_owned()));
         }
         let follows_word = |text: &str| text.chars().next_back().is_some_and(is_word);
-        if !follows_word(&text[..at]) {
-            let name =
-                if follows_word(text[..at].trim_end_matches(['.', '-'])) { None } else { self.name(rest) };
-            if let Some(found) = name.or_else(|| self.colons(rest)) {
-                return found;
-            }
+        if !follows_word(&text[..at])
+            && !follows_word(text[..at].trim_end_matches(['.', '-']))
+            && let Some(found) = self.name(rest)
+        {
+            return found;
+        }
+        let is_inside_number = text[..at].ends_with(|c: char| c.is_ascii_hexdigit());
+        if !is_inside_number && let Some(found) = self.colons(rest) {
+            return found;
         }
         self.dots(rest).unwrap_or((0, None))
     }
