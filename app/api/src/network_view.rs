@@ -28,7 +28,7 @@ pub struct NetworkView {
     pub ready: bool,
     /// Name of this peer.
     pub name: String,
-    /// Its nickname.
+    /// Nickname of this peer.
     pub nick_name: String,
     /// Whether a password is set.
     pub encryption: bool,
@@ -72,9 +72,9 @@ pub struct Totals {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Peer {
-    /// Its name.
+    /// Name of the peer.
     pub name: String,
-    /// Its nickname.
+    /// Nickname of the peer.
     pub nick_name: String,
     /// Whether the mesh reaches it.
     pub reachable: bool,
@@ -110,7 +110,7 @@ pub struct Connection {
     pub state: String,
     /// The other end's name; empty for targets.
     pub name: String,
-    /// Its nickname.
+    /// Nickname of the peer at the other end.
     pub nick_name: String,
     /// The overlay in use; `null` while there is none.
     pub overlay: Option<String>,

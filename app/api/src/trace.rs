@@ -45,7 +45,7 @@ pub struct TraceReport {
 pub struct TraceEnd {
     /// As the user calls it.
     pub name: String,
-    /// IP address.
+    /// IP address of the container, or of the host.
     pub address: String,
     /// Ethernet address; empty if it is not known.
     pub mac: String,

@@ -20,7 +20,7 @@ use crate::allocation::{AllocationRequest, AllocationResponse, Source};
 use crate::host::ListenAddresses;
 use crate::names::NameChange;
 use crate::telemetry::metrics::Snapshot;
-use crate::trace_plan::{TraceCommand, TracePlan};
+use crate::trace_command::{TraceCommand, TracePlan};
 
 #[derive(Debug)]
 pub enum Request {

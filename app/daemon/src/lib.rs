@@ -31,7 +31,7 @@ mod start;
 mod storage;
 mod telemetry;
 mod trace;
-mod trace_plan;
+mod trace_command;
 mod unix_socket;
 
 pub use host::{find_peer_name, legacy_database};

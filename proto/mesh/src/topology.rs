@@ -40,7 +40,7 @@ pub(crate) struct TopologyChanges {
     pub(crate) short_ids_invalidated: bool,
     /// Our record has changed and has to be gossiped.
     pub(crate) announce: bool,
-    /// What others believe of us or of our connections is not true any more, so the gossip is urgent.
+    /// Our record has to be gossiped soon, because the one that others have says more than is true: a connection is lost, for example.
     pub(crate) is_urgent: bool,
     /// Records have changed, so routes and targets have to be computed again.
     pub(crate) changed: bool,
@@ -417,8 +417,8 @@ impl Topology {
 
     /// Whether the record of another peer than ourself lists a connection to the peer.
     pub(crate) fn is_known_by_others(&self, peer: PeerName) -> bool {
-        let others = self.peers.iter().filter(|(name, _)| **name != self.own);
-        others.into_iter().any(|(_, other)| other.connections.binary_search_by_key(&peer, |c| c.peer).is_ok())
+        let mut others = self.peers.iter().filter(|(name, _)| **name != self.own);
+        others.any(|(_, other)| other.connections.binary_search_by_key(&peer, |c| c.peer).is_ok())
     }
 
     /// Whether data can reach the peer without our own connection to it.

@@ -25,7 +25,7 @@ const SMALL_DATA: usize = 56;
 pub struct Endpoint {
     /// Ethernet address; zero if it is not known.
     pub mac: MacAddr,
-    /// IP address.
+    /// IP address of the container.
     pub ip: Ipv4Addr,
 }
 

@@ -51,7 +51,7 @@ pub enum Message {
     Refused {
         /// Identifies the trace.
         id: u64,
-        /// Why.
+        /// Why, for people.
         reason: String,
     },
 }
@@ -195,7 +195,7 @@ pub enum Delivery {
 /// The end of a container's interface that is on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its name.
+    /// Name of the interface.
     pub name: String,
     /// Whether it is up, and a port of the bridge.
     pub up: bool,

@@ -87,7 +87,7 @@ impl Question {
     }
 }
 
-/// One trace.
+/// The questions of one trace, and what was answered.
 #[derive(Debug)]
 pub struct Trace {
     config: TraceConfig,

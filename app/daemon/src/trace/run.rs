@@ -14,7 +14,7 @@ use weave_types::{MacAddr, PeerName};
 
 use super::context::Context;
 use super::describe::{Labels, hops, verdict};
-use crate::trace_plan::TracePlan;
+use crate::trace_command::TracePlan;
 
 /// When a probe is sent, and sent again, after the first one.
 const ATTEMPTS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(250), Duration::from_millis(600)];

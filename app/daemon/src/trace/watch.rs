@@ -41,7 +41,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Begins.
+    /// Looks for the frames of a flow from now on.
     pub(super) fn start(names: &DeviceNames, flow: Flow) -> Result<Watch, Error> {
         let links = Netlink::open()?.links()?;
         let ports = BridgePorts::scan(&names.bridge)?;

@@ -34,9 +34,9 @@ impl Routes for Direct {
     }
 }
 
-/// Collects probes. Nothing is sent, because there is no neighbour.
+/// Collects events. Nothing is sent, because there is no neighbour.
 #[derive(Default)]
-struct Events(Vec<ForwarderEvent>);
+pub(crate) struct Events(pub(crate) Vec<ForwarderEvent>);
 
 impl Io for Events {
     fn reserve(&mut self, _: Destination, _: usize) -> Slot {
@@ -56,7 +56,8 @@ impl Io for Events {
     }
 }
 
-fn forwarder() -> Forwarder {
+/// That of peer 1, which knows peers 2 and 3.
+pub(crate) fn forwarder() -> Forwarder {
     let macs = MacTable::new(MacConfig::new(OWN)).snapshot();
     let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(Direct) };
     let ids = (1..=3).filter_map(|n| {
