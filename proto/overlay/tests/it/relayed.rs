@@ -10,7 +10,7 @@ use crate::fuzz_fastdp::{Events, forwarder};
 
 #[test]
 fn probes_of_fastdp_are_reported_and_limited() {
-    let id = |n| ShortId::new(u16::from(n)).unwrap();
+    let id = |n| ShortId::new(n).unwrap();
     let mut forwarder = forwarder();
     let probe = SegmentedProbe { uid: ConnectionUid(5), number: 8, segments: 1, size: 100 };
     let path = FastdpPath { local: [192, 0, 2, 2].into(), remote: [192, 0, 2, 1].into(), port: 6784 };
