@@ -55,6 +55,10 @@ fn on_two_hosts(topology: &Topology) {
         containerd.remove(name);
         released(h1, &format!("default-{name}"));
     }
+    // `ctr` names no namespace to the plugin: the kernel ends it when the last process has ended, which takes a moment.
+    h1.wait("the end of the container's namespace", SHORT_TIMEOUT, || {
+        if far.ping(&ip, 1).received == 0 { Ok(()) } else { Err("it answers") }
+    });
     far.never_reaches(&ip);
 
     step("pods of the CRI service");
