@@ -136,7 +136,8 @@ install: ## the static binary into PREFIX/bin, manual and completions into PREFI
 # symbols that aborts when it panics.
 static: packages ## a static binary, target/<target>/release/weave
 	options=$$(contrib/packages/remap-paths $(STATIC_TARGET)) && \
-	RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no $$options" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
+	RUSTFLAGS="-C target-feature=+crt-static -C force-unwind-tables=no -C link-arg=-Wl,--no-eh-frame-hdr \
+	  -C link-arg=-Wl,-T,contrib/packages/no-unwind-tables.ld $$options" $(CARGO) build --release --locked -p weave-cli --target $(STATIC_TARGET)
 	@file=$(STATIC_BINARY); \
 	 if ldd $$file 2>/dev/null | grep -q '=>'; then echo "$$file is not static" >&2; exit 1; fi; \
 	 echo "$$file: $$(stat -c %s $$file) bytes, static"

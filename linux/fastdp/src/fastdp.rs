@@ -121,6 +121,8 @@ pub struct Fastdp {
     names: SharedNames,
     clock: Clock,
     frames: FrameSender,
+    /// For probes, from the first one on.
+    probe_socket: Option<OwnedFd>,
     /// What has been published, with its generation.
     published: Option<Vec<u8>>,
     tables: Option<KernelTables>,
@@ -188,6 +190,7 @@ impl Fastdp {
             names,
             clock,
             frames: FrameSender::default(),
+            probe_socket: None,
             published: current_tables(&maps),
             tables: None,
             macs: None,
@@ -563,11 +566,15 @@ impl Fastdp {
         let Some(port) = port.and_then(|link| link.peer) else {
             return Err(Error::Host(weave_host::Error::LinkNotFound));
         };
+        let step = "sending a probe through the uplink";
+        let socket = match self.probe_socket.take() {
+            Some(socket) => socket,
+            None => Error::at(step, sys::open_frame_socket)?,
+        };
+        let socket = self.probe_socket.insert(socket);
         for probe in probes {
             let (frame, offload) = probe.frame(path, vni, device);
-            Error::at("sending a probe through the uplink", || {
-                sys::send_frame(port, offload.to_virtio(), &frame)
-            })?;
+            Error::at(step, || sys::send_frame(socket, port, offload.to_virtio(), &frame))?;
         }
         Ok(())
     }

@@ -160,7 +160,10 @@ fn probes_leave_as_super_frames_and_arrive_in_segments() {
     let before = peers[1].count(Counter::Control);
     let (frame, _) = probe(7, 1).frame(&path, vni, 2);
     let index: u32 = container.sh("ip -o link show ethwe | cut -d: -f1").trim().parse().expect("a number");
-    container.0.run(|| crate::sys::send_frame(index, [0; VIRTIO_HEADER], &frame)).expect("sent");
+    container
+        .0
+        .run(|| crate::sys::send_frame(&crate::sys::open_frame_socket()?, index, [0; VIRTIO_HEADER], &frame))
+        .expect("sent");
     send(&mut peers[0], 2);
     assert_eq!(arrived_segments(&relay, 3), [plain]);
     assert_eq!(peers[1].count(Counter::Control), before + 1);

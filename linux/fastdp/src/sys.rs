@@ -605,8 +605,8 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: i32, name: i32, value: i
     })
 }
 
-/// Sends a frame through a device as a container does: `header` says what is left to the kernel or the network card.
-pub(crate) fn send_frame(ifindex: u32, header: [u8; VIRTIO_HEADER], frame: &[u8]) -> io::Result<()> {
+/// Opens a socket for [`send_frame`]. Closing one takes the kernel some time, because it waits for all receivers of packets.
+pub(crate) fn open_frame_socket() -> io::Result<OwnedFd> {
     // SAFETY: the call takes no pointers.
     let fd = unsafe {
         libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
@@ -615,6 +615,16 @@ pub(crate) fn send_frame(ifindex: u32, header: [u8; VIRTIO_HEADER], frame: &[u8]
     // SAFETY: the descriptor was just created and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     set_option(socket.as_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+    Ok(socket)
+}
+
+/// Sends a frame through a device as a container does: `header` says what is left to the kernel or the network card.
+pub(crate) fn send_frame(
+    socket: &OwnedFd,
+    ifindex: u32,
+    header: [u8; VIRTIO_HEADER],
+    frame: &[u8],
+) -> io::Result<()> {
     let message = [&header[..], frame].concat();
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,

@@ -53,8 +53,10 @@ const DIGEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// others.
 const MAX_NEWS_AS_RECORDS: usize = 4;
 const MAX_NEWS_CONNECTIONS: usize = 64;
-/// After this time requested records that are still missing are requested from another neighbour.
+/// After this time, and so many intervals of reactions ([`Mesh::interval`]), requested records that are still missing are requested from
+/// another neighbour.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const REQUEST_INTERVALS: u32 = 10;
 /// Limits the memory for requests.
 const MAX_REQUESTED: usize = 65_536;
 
@@ -191,12 +193,11 @@ impl Mesh {
             }
             Message::Versions(mut theirs) => {
                 theirs.retain(|_, known| known.version <= max_version);
-                let ours = versions(&self.topology).collect();
-                self.send_records(conn, newer(&ours, &theirs), now);
-                let newer_there = newer(&theirs, &ours);
-                if !newer_there.is_empty() {
-                    self.send_unless_busy(conn, &Message::Request(newer_there).encode(), now);
-                }
+                let newer = versions(&self.topology)
+                    .filter(|(name, version)| theirs.get(name).is_none_or(|theirs| version > theirs));
+                let newer = newer.map(|(name, _)| name).collect();
+                self.push_news(conn, newer, now);
+                self.handle_news(conn, peer, &theirs, now);
             }
             Message::Request(mut names) => {
                 // They wait while the neighbour does not read, and it can make up names.
@@ -224,17 +225,28 @@ impl Mesh {
             if known.as_ref() == Some(theirs) {
                 self.mark_as_known(name, peer);
             } else if known.as_ref() < Some(theirs)
-                && self.requested.get(&name).is_none_or(|requested| requested < theirs)
+                && self.requested.get(&name).is_none_or(|(requested, _)| requested < theirs)
                 && self.requested.len() < MAX_REQUESTED
             {
-                self.requested.insert(name, *theirs);
                 missing.insert(name);
+                self.requested.insert(name, (*theirs, now.mono));
             }
         }
-        if !missing.is_empty() {
-            self.send_unless_busy(conn, &Message::Request(missing).encode(), now);
-            self.timers.requested.get_or_insert(now.mono + REQUEST_TIMEOUT);
+        self.request(conn, missing, now);
+    }
+
+    /// Requests records that have been written down as requested.
+    fn request(&mut self, conn: ConnectionId, names: BTreeSet<PeerName>, now: Now) {
+        if !names.is_empty() {
+            self.send_unless_busy(conn, &Message::Request(names).encode(), now);
+            let due = now.mono + self.request_timeout();
+            self.timers.requested.get_or_insert(due);
         }
+    }
+
+    /// Many records take their time on a busy machine, and requesting them again would take more.
+    fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT + self.interval() * REQUEST_INTERVALS
     }
 
     /// Requests the records of peers that are only known from a neighbour's update as neighbours of others.
@@ -248,38 +260,42 @@ impl Mesh {
         // The lowest version of a record that is not a placeholder.
         let lowest = RecordVersion { version: 0, uid: PeerUid(1) };
         for name in names {
-            self.requested.entry(*name).or_insert(lowest);
+            self.requested.entry(*name).or_insert((lowest, now.mono));
         }
-        self.send_unless_busy(conn, &Message::Request(names.clone()).encode(), now);
-        self.timers.requested.get_or_insert(now.mono + REQUEST_TIMEOUT);
+        self.request(conn, names.clone(), now);
     }
 
     /// If requested records have not arrived in time, compares digests with some neighbours, since another one may have
     /// them.
     pub(crate) fn retry_requests(&mut self, now: Now) {
-        let requested = std::mem::take(&mut self.requested);
-        let is_missing = |(name, version): (&PeerName, &RecordVersion)| {
-            self.topology.peer(*name).map(Peer::record_version) < Some(*version)
-        };
-        if requested.iter().any(is_missing) {
+        let timeout = self.request_timeout();
+        let topology = &self.topology;
+        self.requested
+            .retain(|name, (version, _)| topology.peer(*name).map(Peer::record_version) < Some(*version));
+        let before = self.requested.len();
+        self.requested.retain(|_, (_, at)| now.mono < *at + timeout);
+        self.timers.requested = self.requested.values().map(|(_, at)| *at + timeout).min();
+        if self.requested.len() < before {
             self.sync_topology_with_random_neighbours(now);
         }
     }
 
     /// Sends new records of peers, or their versions, to a neighbour.
-    pub(crate) fn push_news(&mut self, hop: PeerName, names: BTreeSet<PeerName>, now: Now) {
-        let Some(&conn) = self.by_peer.get(&hop) else { return };
+    pub(crate) fn push_news(&mut self, conn: ConnectionId, names: BTreeSet<PeerName>, now: Now) {
         let connections: usize =
             names.iter().filter_map(|name| self.topology.peer(*name)).map(|p| p.connections.len()).sum();
         let is_large = names.len() > MAX_NEWS_AS_RECORDS || connections > MAX_NEWS_CONNECTIONS;
-        let mut as_versions = false;
-        self.with_running(conn, |running| as_versions = running.supports_digest && is_large);
-        if as_versions {
-            self.with_running(conn, |running| running.queue.push_versions(names));
-            self.flush_queue(conn, now);
-        } else {
-            self.push_topology(hop, GossipKind::Neighbour, PeerSelection::Some(names), now);
+        if names.is_empty() {
+            return;
         }
+        self.with_running(conn, |running| {
+            if running.supports_digest && is_large {
+                running.queue.push_versions(names);
+            } else {
+                running.queue.push_topology(GossipKind::Neighbour, PeerSelection::Some(names));
+            }
+        });
+        self.flush_queue(conn, now);
     }
 
     /// The message with the versions of these peers' records.
@@ -297,14 +313,6 @@ impl Mesh {
             self.flush_queue(conn, now);
         }
     }
-}
-
-/// The names of the records that are newer in `a` than in `b`.
-fn newer(a: &BTreeMap<PeerName, RecordVersion>, b: &BTreeMap<PeerName, RecordVersion>) -> BTreeSet<PeerName> {
-    a.iter()
-        .filter(|(name, version)| b.get(name).is_none_or(|b| *version > b))
-        .map(|(name, _)| *name)
-        .collect()
 }
 
 #[cfg(test)]

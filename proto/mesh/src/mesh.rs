@@ -48,8 +48,8 @@ pub struct Mesh {
     pub(crate) timers: Timers,
     /// Peers whose records the next announcement contains besides our own.
     pub(crate) to_announce: BTreeSet<PeerName>,
-    /// Records that were requested from a neighbour, with the versions that it announced.
-    pub(crate) requested: BTreeMap<PeerName, RecordVersion>,
+    /// Records that were requested from a neighbour, with the versions that it announced, and when.
+    pub(crate) requested: BTreeMap<PeerName, (RecordVersion, Instant)>,
     /// Peers with new records to relay, and the neighbours that have these records.
     pub(crate) pending_news: BTreeMap<PeerName, Vec<PeerName>>,
     /// The targets have to be evaluated again.
@@ -103,8 +103,8 @@ const ROUTES_DELAY: Duration = Duration::from_millis(100);
 const SHORT_ROUTES_DELAY: Duration = Duration::from_millis(5);
 /// Minimum interval between two computations of routes, and between two relays of news, for each peer, and for any number: while a large
 /// mesh forms the topology changes all the time, and both take longer the more peers there are.
-const INTERVAL_PER_PEER: Duration = Duration::from_millis(4);
-const MAX_INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL_PER_PEER: Duration = Duration::from_millis(8);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
 const ANNOUNCE_DELAY: Duration = Duration::from_secs(1);
 const GARBAGE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum number of inbound connections in handshake. Beyond it the oldest one is closed.

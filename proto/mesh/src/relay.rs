@@ -288,7 +288,9 @@ impl Mesh {
         let except = sources.first().copied().filter(|_| sources.len() == 1);
         for hop in self.gossip_hops(except) {
             let names = news.iter().filter(|(_, known_by)| !known_by.contains(&hop)).map(|(name, _)| *name);
-            self.push_news(hop, names.collect(), now);
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.push_news(conn, names.collect(), now);
+            }
         }
     }
 
@@ -302,7 +304,9 @@ impl Mesh {
         // The random selection includes only neighbours that have a route.
         self.refresh_routes(now);
         for hop in self.gossip_hops(None) {
-            self.push_topology(hop, GossipKind::Neighbour, PeerSelection::Some(names.clone()), now);
+            if let Some(&conn) = self.by_peer.get(&hop) {
+                self.push_news(conn, names.clone(), now);
+            }
         }
     }
 

@@ -494,8 +494,10 @@ impl UdpControl {
         if self.tests_liveness {
             self.liveness = Some(Liveness::new(now));
             self.session().traffic().unwatch();
+        } else {
+            // Between peers of this program, packets above the MTU are split before they are sealed: that needs no test of 60 kB.
+            self.send_fragmentation_test(now);
         }
-        self.send_fragmentation_test(now);
         self.pmtu.start(now);
         self.drain_pmtu();
     }

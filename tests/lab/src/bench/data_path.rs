@@ -1,16 +1,32 @@
 //! Streams, datagrams and round trips between containers on two hosts, by each overlay and by kernel VXLAN.
 
+use std::collections::BTreeSet;
 use std::path::Path as FilePath;
 
 use anyhow::{Result, ensure};
 
 use super::figures::{Bar, Figure, Report, Unit};
-use super::paths::{Kind, Path, Wire};
+use super::paths::{Kind, Path, Shape, Wire};
+use super::vpn::Vpn;
 use super::{BenchArgs, What, print_progress};
 
-/// All ways to join the hosts.
-const KINDS: [Kind; 6] =
-    [Kind::Vxlan, Kind::Fastdp, Kind::Shortcut, Kind::Plain, Kind::Encrypted, Kind::Warp];
+/// How the hosts can be joined: kernel VXLAN first, which the others are compared with.
+fn ways(args: &BenchArgs) -> Result<Vec<(Kind, Shape)>> {
+    use Kind::{Encrypted, Fastdp, Plain, Shortcut, Vxlan, Warp};
+    let direct = Shape { mtu: args.mtu, ..Shape::hosts(2) };
+    let with = |kinds: &[Kind], shape| kinds.iter().map(|kind| (kind.clone(), shape)).collect::<Vec<_>>();
+    if !args.vpn.is_empty() {
+        let vpns = args.vpn.iter().map(|program| Vpn::find(program).map(Kind::Vpn));
+        let vpns = vpns.collect::<Result<Vec<_>>>()?;
+        return Ok(with(&[&[Vxlan, Encrypted, Warp], &vpns[..]].concat(), direct));
+    }
+    if args.hops > 1 {
+        let chain = Shape { hosts: args.hops as usize + 1, chain: true, ..direct };
+        let relayed = with(&[Fastdp, Plain, Encrypted, Warp], chain);
+        return Ok([with(&[Vxlan, Fastdp, Warp], direct), relayed].concat());
+    }
+    Ok(with(&[Vxlan, Fastdp, Shortcut, Plain, Encrypted, Warp], direct))
+}
 
 /// What is measured on each path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +50,17 @@ impl Metric {
         all.into_iter().filter(|(what, _)| args.wants(*what)).map(|(_, metric)| metric).collect()
     }
 
-    fn measure(self, path: &Path, args: &BenchArgs) -> Result<f64> {
+    /// The value, and what it cost, with its name.
+    fn measure(self, path: &Path, args: &BenchArgs) -> Result<Measured> {
         match self {
-            Metric::Streams(count) => path.streams(count, args.seconds, args.congestion.as_deref()),
-            Metric::Datagrams(size) => path.datagrams(size, args.seconds),
-            Metric::RoundTrips => path.round_trips(f64::from(args.seconds) / 3.0),
+            Metric::Streams(count) => {
+                let streams = path.streams(count, args.seconds, args.congestion.as_deref())?;
+                let mut costs = vec![("processor seconds for a GB", streams.processor)];
+                costs.extend(streams.retransmits.map(|again| ("segments again for one dropped", again)));
+                Ok((streams.gigabits, costs))
+            }
+            Metric::Datagrams(size) => Ok((path.datagrams(size, args.seconds)?, Vec::new())),
+            Metric::RoundTrips => Ok((path.round_trips(f64::from(args.seconds) / 3.0)?, Vec::new())),
         }
     }
 
@@ -58,10 +80,10 @@ impl Metric {
         }
     }
 
-    /// Lowest acceptable ratio.
-    fn bar(self, kind: Kind, wire: Wire) -> Option<f64> {
+    /// Lowest acceptable ratio of a direct path.
+    fn bar(self, kind: &Kind, wire: Wire) -> Option<f64> {
         match (self, kind) {
-            (_, Kind::Vxlan) | (Metric::Datagrams(_), _) => None,
+            (_, Kind::Vxlan | Kind::Vpn(_)) | (Metric::Datagrams(_), _) => None,
             (Metric::Streams(_), Kind::Fastdp) => Some(0.9),
             (Metric::Streams(_), Kind::Shortcut) => Some(1.0),
             (Metric::Streams(_), Kind::Plain) => Some(0.5),
@@ -85,45 +107,71 @@ pub(super) fn measure(args: &BenchArgs, weave: &FilePath, report: &mut Report) -
         std::process::Command::new("iperf3").arg("--version").output().is_ok(),
         "iperf3 is missing: apt-get install iperf3"
     );
-    print_progress("hosts with kernel VXLAN, fastdp, plain and encrypted sleeve, and warp");
-    let paths = KINDS.map(|kind| Path::start(kind, 2, weave)).into_iter().collect::<Result<Vec<_>>>()?;
+    let ways = ways(args)?;
+    let names: Vec<String> = ways.iter().map(name).collect();
+    print_progress(&format!("hosts with {}", names.join("; ")));
+    let paths = ways.iter().map(|(kind, shape)| Path::start(kind.clone(), *shape, weave));
+    let paths = paths.collect::<Result<Vec<_>>>()?;
     if let Some(share) = args.loss {
         paths.iter().for_each(|path| path.lose(share));
     }
     for wire in [Wire::Offloads, Wire::ReceiveOffload, Wire::NoOffloads] {
         paths.iter().for_each(|path| path.set_wire(wire));
-        // The values of each metric: a round after the other, in each the paths in order.
-        let mut values: Vec<Vec<f64>> = vec![Vec::new(); metrics.len()];
+        // The values of each metric and way: one per round.
+        let mut values = vec![vec![Vec::new(); ways.len()]; metrics.len()];
         for round in 1..=args.runs {
             print_progress(&format!("{wire}, round {round} of {}", args.runs));
-            for path in &paths {
+            for (way, path) in paths.iter().enumerate() {
                 for (metric, values) in metrics.iter().zip(&mut values) {
-                    values.push(metric.measure(path, args)?);
+                    values[way].push(metric.measure(path, args)?);
                 }
             }
         }
         // Shown immediately, because the rest takes minutes.
         for (metric, values) in metrics.iter().zip(&values) {
-            report.print(against_vxlan(*metric, wire, values))?;
+            report.print(against_vxlan(*metric, wire, &ways, values))?;
         }
     }
     Ok(())
 }
 
-/// A figure for VXLAN, and one with a ratio for each other path.
-fn against_vxlan(metric: Metric, wire: Wire, values: &[f64]) -> Vec<Figure> {
-    let of = |i: usize| values.chunks_exact(KINDS.len()).map(move |round| round[i]);
-    let figure = |(i, kind): (usize, Kind)| {
-        let figure =
-            Figure::new(&format!("{}, {wire}, {kind}", metric.name()), metric.unit(), of(i).collect());
-        if kind == Kind::Vxlan {
-            return figure;
+fn name((kind, shape): &(Kind, Shape)) -> String {
+    if shape.chain { format!("{kind}, {} hops", shape.hosts - 1) } else { kind.to_string() }
+}
+
+/// A value and its costs.
+type Measured = (f64, Vec<(&'static str, f64)>);
+
+/// A figure for VXLAN, and one with a ratio for each other way; what they cost below them.
+fn against_vxlan(
+    metric: Metric,
+    wire: Wire,
+    ways: &[(Kind, Shape)],
+    values: &[Vec<Measured>],
+) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    let mut costs = Vec::new();
+    for (way, rounds) in ways.iter().zip(values) {
+        let title = format!("{}, {wire}, {}", metric.name(), name(way));
+        let figure = Figure::new(&title, metric.unit(), rounds.iter().map(|(value, _)| *value).collect());
+        let ratios = rounds.iter().zip(&values[0]).map(|((value, _), (base, _))| value / base).collect();
+        figures.push(match metric.bar(&way.0, wire).filter(|_| !way.1.chain) {
+            Some(bar) => figure.ratios(ratios).bar(Bar::AtLeast(bar)),
+            None if way.0 == Kind::Vxlan => figure,
+            None => figure.ratios(ratios),
+        });
+        // Not every round need have each of them.
+        let names: BTreeSet<&str> =
+            rounds.iter().flat_map(|(_, costs)| costs).map(|(name, _)| *name).collect();
+        for cost in names {
+            let all = rounds.iter().flat_map(|(_, costs)| costs).filter(|(name, _)| *name == cost);
+            costs.push(Figure::new(
+                &format!("  {title}, {cost}"),
+                Unit::Number,
+                all.map(|(_, v)| *v).collect(),
+            ));
         }
-        let figure = figure.ratios(of(i).zip(of(0)).map(|(value, base)| value / base).collect());
-        match metric.bar(kind, wire) {
-            Some(bar) => figure.bar(Bar::AtLeast(bar)),
-            None => figure,
-        }
-    };
-    KINDS.into_iter().enumerate().map(figure).collect()
+    }
+    figures.extend(costs);
+    figures
 }

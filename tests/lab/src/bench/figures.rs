@@ -19,6 +19,7 @@ pub(super) enum Unit {
     Bytes,
     Share,
     Count,
+    Number,
 }
 
 impl Unit {
@@ -29,6 +30,7 @@ impl Unit {
             Unit::Seconds if value < 0.1 => format!("{:.3} ms", value * 1e3),
             Unit::Seconds => format!("{value:.3} s"),
             Unit::Count => format!("{value:.0}"),
+            Unit::Number => format!("{value:.2}"),
             Unit::Bytes => format!("{:.1} MB", value / 1e6),
             Unit::Share => format!("{:.2} %", value * 100.0),
         }

@@ -12,6 +12,7 @@ mod figures;
 mod paths;
 mod peer;
 mod scale;
+mod vpn;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use figures::{Bar, Figure, Report, Unit};
-use paths::{Kind, Path};
+use paths::{Kind, Path, Shape};
 
 /// Options of `lab bench`.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +41,15 @@ pub struct BenchArgs {
     /// Share of the packets between the hosts that are lost, such as 0.01.
     #[arg(long, value_name = "SHARE")]
     loss: Option<f64>,
+    /// MTU of the wire; the containers' is 124 less.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(1280..=65535))]
+    mtu: u32,
+    /// Connections between the two hosts that are measured: weave relays at the hosts between them, kernel VXLAN stays direct.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10))]
+    hops: u32,
+    /// A VPN program in user space to measure beside weave's encryption: wireguard-go, gotatun or nebula; may be repeated.
+    #[arg(long, value_name = "PROGRAM")]
+    vpn: Vec<PathBuf>,
     /// Peers of the meshes of `--only scale`: 50, 100 or 150; may be repeated. All of them if absent.
     #[arg(long, value_name = "PEERS")]
     peers: Vec<usize>,
@@ -135,7 +145,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     }
     if one_peer {
         print_progress(&format!("a peer with {MEMORY_PEERS} peers"));
-        let path = Path::start(Kind::Plain, MEMORY_PEERS + 1, &weave)?;
+        let path = Path::start(Kind::Plain, Shape::hosts(MEMORY_PEERS + 1), &weave)?;
         print_progress("traffic to each of them");
         for other in 1..=MEMORY_PEERS {
             path.traffic_to(other)?;

@@ -7,18 +7,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::vpn::Vpn;
 use super::{cleanup, peer, succeed};
 use crate::run::run;
 use crate::{Background, Container, Host, Lab, within};
 
-/// The default of weave; containers on VXLAN get the same.
-const MTU: u32 = 1376;
+/// The default of weave for a wire of 1,500 bytes is 1,376; containers on VXLAN get the same.
+const OVERHEAD: u32 = 124;
 const RR_PORT: &str = "7005";
 /// For links, connections and the first replies.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How the hosts are joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A bridge and a static VXLAN device of the kernel.
     Vxlan,
@@ -32,6 +33,8 @@ pub(super) enum Kind {
     Encrypted,
     /// Weave with a password.
     Warp,
+    /// Another program.
+    Vpn(Vpn),
 }
 
 impl fmt::Display for Kind {
@@ -43,6 +46,7 @@ impl fmt::Display for Kind {
             Kind::Plain => "sleeve plain",
             Kind::Encrypted => "sleeve encrypted",
             Kind::Warp => "warp",
+            Kind::Vpn(vpn) => &vpn.name,
         })
     }
 }
@@ -68,6 +72,26 @@ impl fmt::Display for Wire {
     }
 }
 
+/// How many hosts, and what is between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) hosts: usize,
+    /// Each host is connected only to the one before it and the one after it, so that those between the ends relay.
+    pub(super) chain: bool,
+    /// Of the wire, in bytes.
+    pub(super) mtu: u32,
+}
+
+impl Shape {
+    pub(super) fn hosts(hosts: usize) -> Shape {
+        Shape { hosts, chain: false, mtu: 1500 }
+    }
+
+    fn inner_mtu(self) -> u32 {
+        self.mtu - OVERHEAD
+    }
+}
+
 /// A lab whose first container reaches the containers of all other hosts.
 pub(super) struct Path {
     kind: Kind,
@@ -75,26 +99,35 @@ pub(super) struct Path {
     // Dropped before the lab, because they run in its hosts.
     _servers: Vec<Background>,
     lab: Lab,
+    /// The container that traffic is measured to.
+    to: usize,
 }
 
 impl Path {
-    pub(super) fn start(kind: Kind, hosts: usize, weave: &FilePath) -> Result<Path> {
-        let lab = cleanup::lab(hosts)?;
+    pub(super) fn start(kind: Kind, shape: Shape, weave: &FilePath) -> Result<Path> {
+        let lab = cleanup::lab(shape.hosts)?;
+        let mtu = shape.mtu.to_string();
+        for host in lab.hosts() {
+            host.command_ok(&["ip", "link", "set", "eth0", "mtu", &mtu]);
+            lab.wire().command_ok(&["ip", "link", "set", host.name(), "mtu", &mtu]);
+        }
         let containers: Vec<Container> =
             lab.hosts().iter().map(|host| host.try_container("c")).collect::<Result<_>>()?;
-        match kind {
-            Kind::Vxlan => vxlan(&lab, &containers),
+        let mut servers = Vec::new();
+        let mesh = |overlay: &str, options: &[&str]| mesh(&lab, &containers, shape, overlay, options, weave);
+        match &kind {
+            Kind::Vxlan => vxlan(&lab, &containers, shape.inner_mtu()),
             Kind::Fastdp => {
                 // A table for bridges keeps frames of containers from bypassing the bridge.
                 lab.hosts().iter().for_each(|host| drop(host.sh("nft add table bridge filter")));
-                mesh(&lab, &containers, "fastdp", &[], weave)?;
+                mesh("fastdp", &[])?;
             }
-            Kind::Shortcut => mesh(&lab, &containers, "fastdp", &[], weave)?,
-            Kind::Plain => mesh(&lab, &containers, "sleeve", &[], weave)?,
-            Kind::Encrypted => mesh(&lab, &containers, "sleeve", &["--password", "bench"], weave)?,
-            Kind::Warp => mesh(&lab, &containers, "warp", &["--password", "bench"], weave)?,
+            Kind::Shortcut => mesh("fastdp", &[])?,
+            Kind::Plain => mesh("sleeve", &[])?,
+            Kind::Encrypted => mesh("sleeve", &["--password", "bench"])?,
+            Kind::Warp => mesh("warp", &["--password", "bench"])?,
+            Kind::Vpn(vpn) => servers = vpn.join(&lab, &containers)?,
         }
-        let mut servers = Vec::new();
         for (i, container) in containers.iter().enumerate().skip(1) {
             containers[0].reaches(&address(i), START_TIMEOUT);
             let server = ["sh", "-c", "exec iperf3 -s >/dev/null"];
@@ -105,7 +138,8 @@ impl Path {
             });
             listening.map_err(anyhow::Error::msg)?;
         }
-        Ok(Path { kind, containers, _servers: servers, lab })
+        let to = if shape.chain { shape.hosts - 1 } else { 1 };
+        Ok(Path { kind, containers, _servers: servers, lab, to })
     }
 
     /// The host of the sending container.
@@ -144,18 +178,33 @@ impl Path {
         self.lab.hosts().iter().for_each(|host| self.lab.loss(host.name(), share));
     }
 
-    /// TCP streams from the first container to the other one: Gbit/s as received.
-    pub(super) fn streams(&self, count: u32, seconds: u32, congestion: Option<&str>) -> Result<f64> {
+    /// TCP streams from the first container to the measured one.
+    pub(super) fn streams(&self, count: u32, seconds: u32, congestion: Option<&str>) -> Result<Streams> {
         let count = count.to_string();
         let mut args = vec!["-P", &count];
         args.extend(congestion.iter().flat_map(|name| ["-C", name]));
-        let report = self.iperf(1, &args, seconds)?;
-        self.figure(&report["end"]["sum_received"]["bits_per_second"]).map(|speed| speed / 1e9)
+        let (busy, dropped) = (busy_seconds()?, self.dropped());
+        let report = self.iperf(self.to, &args, seconds)?;
+        let (busy, dropped) = (busy_seconds()? - busy, self.dropped() - dropped);
+        let received = &report["end"]["sum_received"];
+        let again = report["end"]["sum_sent"]["retransmits"].as_f64();
+        Ok(Streams {
+            gigabits: self.figure(&received["bits_per_second"])? / 1e9,
+            processor: busy / (self.figure(&received["bytes"])? / 1e9),
+            retransmits: again.filter(|_| dropped > 0.0).map(|again| again / dropped),
+        })
+    }
+
+    /// Packets that [`Path::lose`] has dropped.
+    fn dropped(&self) -> f64 {
+        let rules = self.lab.wire().command_ok(&["iptables", "-w", "-nvxL", "LAB"]);
+        let counts = rules.lines().filter(|line| line.contains(" DROP "));
+        counts.filter_map(|line| line.split_whitespace().next()?.parse::<f64>().ok()).sum()
     }
 
     /// UDP datagrams from the first container to the other one: received in a second.
     pub(super) fn datagrams(&self, size: usize, seconds: u32) -> Result<f64> {
-        let report = self.iperf(1, &["-u", "-b", "0", "-l", &size.to_string()], seconds)?;
+        let report = self.iperf(self.to, &["-u", "-b", "0", "-l", &size.to_string()], seconds)?;
         let sum = &report["end"]["sum"];
         let count = |name: &str| sum[name].as_f64().unwrap_or_default();
         self.figure(&Value::from((count("packets") - count("lost_packets")) / f64::from(seconds)))
@@ -186,14 +235,35 @@ impl Path {
 
     /// One byte there and one back: transactions per second.
     pub(super) fn round_trips(&self, seconds: f64) -> Result<f64> {
-        let (to, seconds) = (address(1), seconds.to_string());
+        let (to, seconds) = (address(self.to), seconds.to_string());
         let result = self.containers[0].probe(&["rr", &to, "--port", RR_PORT, "--seconds", &seconds]);
         let rate = result["per_second"].as_f64().filter(|rate| *rate > 0.0);
         rate.with_context(|| format!("{}: no round trips: {result}", self.kind))
     }
 }
 
-fn address(i: usize) -> String {
+/// What TCP streams brought and cost.
+pub(super) struct Streams {
+    /// A second, as received.
+    pub(super) gigabits: f64,
+    /// Seconds of processors of the whole machine for a gigabyte.
+    pub(super) processor: f64,
+    /// Segments sent again for each packet that was dropped on the wire; `None` if none was.
+    pub(super) retransmits: Option<f64>,
+}
+
+/// Time that the processors of this machine have been busy.
+fn busy_seconds() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal (proc(5))
+    ensure!(ticks.len() >= 8, "/proc/stat: {line}");
+    Ok(ticks.iter().take(8).enumerate().filter(|(i, _)| ![3, 4, 7].contains(i)).map(|(_, t)| t).sum::<f64>()
+        / 100.0)
+}
+
+pub(super) fn address(i: usize) -> String {
     format!("10.2.1.{}", i + 1)
 }
 
@@ -202,14 +272,14 @@ fn inside(container: &Container, argv: &[&str]) -> std::process::Command {
 }
 
 /// A bridge with a VXLAN device towards the other host; containers keep their offloads, as with weave.
-fn vxlan(lab: &Lab, containers: &[Container]) {
+fn vxlan(lab: &Lab, containers: &[Container], mtu: u32) {
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
         let (other, pid) = (lab.hosts()[1 - i].ip(), container.pid());
         host.sh(&format!(
             "ip link add weave type bridge; ip link set weave up
-             ip link add vxlan mtu {MTU} type vxlan id 7 dev eth0 remote {other} dstport 6784
+             ip link add vxlan mtu {mtu} type vxlan id 7 dev eth0 remote {other} dstport 6784
              ip link set vxlan master weave up
-             ip link add v{pid} mtu {MTU} type veth peer name ethwe mtu {MTU} netns {pid}
+             ip link add v{pid} mtu {mtu} type veth peer name ethwe mtu {mtu} netns {pid}
              ip link set v{pid} master weave up"
         ));
         let cidr = format!("{}/24", address(i));
@@ -222,6 +292,7 @@ fn vxlan(lab: &Lab, containers: &[Container]) {
 fn mesh(
     lab: &Lab,
     containers: &[Container],
+    shape: Shape,
     overlay: &str,
     options: &[&str],
     weave: &FilePath,
@@ -229,18 +300,26 @@ fn mesh(
     // fastdp needs another overlay beside it.
     let beside = if overlay == "fastdp" { ",sleeve" } else { "" };
     let overlays = format!("--overlays={overlay}{beside}");
+    let inner_mtu = shape.inner_mtu();
     for (i, (host, container)) in lab.hosts().iter().zip(containers).enumerate() {
-        let mut args = vec!["launch", &overlays];
+        let mtu = format!("--mtu={inner_mtu}");
+        let mut args = vec!["launch", &overlays, &mtu];
         args.extend(options);
-        args.extend((i > 0).then_some("h1"));
+        args.extend(shape.chain.then_some("--no-discovery"));
+        let first = format!("h{}", if shape.chain { i } else { 1 });
+        args.extend((i > 0).then_some(&*first));
         succeed(peer::weave(host, weave, &args))?;
         let cidr = format!("{}/24", address(i));
         succeed(peer::weave(host, weave, &["attach", &cidr, &container.netns()]))?;
         let mtu = container.mtu();
-        ensure!(mtu == u64::from(MTU), "containers have an MTU of {mtu}, the reference has {MTU}");
+        ensure!(
+            mtu == u64::from(inner_mtu),
+            "containers have an MTU of {mtu}, the reference has {inner_mtu}"
+        );
     }
-    let all = lab.hosts().len() - 1;
-    for host in lab.hosts() {
+    let last = lab.hosts().len() - 1;
+    for (i, host) in lab.hosts().iter().enumerate() {
+        let all = if !shape.chain { last } else { usize::from(i > 0) + usize::from(i < last) };
         let what = format!("{} to have {all} connections", host.name());
         let connected = within(&what, START_TIMEOUT, || {
             let text = peer::weave(host, weave, &["status", "connections"]).stdout;

@@ -26,7 +26,7 @@ const SETTLE_BAR: f64 = 10.0;
 const FAILURES: usize = 10;
 /// `weave launch` processes that run at the same time.
 const LAUNCHERS: usize = 4;
-const FORM_TIMEOUT: Duration = Duration::from_secs(300);
+const FORM_TIMEOUT: Duration = Duration::from_secs(600);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
