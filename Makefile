@@ -30,7 +30,7 @@ OTHER_CC := aarch64-linux-gnu-gcc
 BPF := linux/fastdp/bpf/fastdp.bpf
 BPF_CLANG := clang-19 -O2 -Wall -Wextra -Werror -target bpfel -mcpu=v3 -c $(BPF).c
 
-.PHONY: bpf test-build lab-build engines help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench bench-scale build install static packages \
+.PHONY: bpf test-build lab-build engines help demo demo-down test lint unit sim lab-test docs claims mutants soak scale fuzz bench bench-scale bench-peers build install static packages \
   image deb sbom release
 
 help: ## this list
@@ -115,6 +115,10 @@ bench: ## ratios against kernel VXLAN and other DNS servers, launch time, memory
 bench-scale: packages ## 50, 100 and 150 real daemons on this machine, ten minutes (needs root)
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench --only scale
+
+bench-peers: packages ## encryption beside wireguard-go, nebula and gotatun, old and new, as far as they can be had (needs root)
+	$(CARGO) build --release -p weave-cli -p weave-lab
+	vpns=$$(tests/tools/vpns) && target/release/lab bench --only stream --only streams --only rr $$(printf -- '--vpn %s ' $$vpns)
 
 install: ## the static binary into PREFIX/bin, manual and completions into PREFIX/share
 	@mkdir -p target/share/man

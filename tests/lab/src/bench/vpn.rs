@@ -60,8 +60,11 @@ impl Vpn {
     fn wireguard(&self, hosts: [&Host; 2]) -> Result<Vec<Background>> {
         let mut programs = Vec::new();
         let program = self.program.to_string_lossy();
+        // It looks for the user of the terminal, who is not there.
+        let options: &[&str] =
+            if program.ends_with("/gotatun") { &["--disable-drop-privileges"] } else { &[] };
         for host in hosts {
-            programs.push(host.background(&[&program, "-f", "wg0"], false)?);
+            programs.push(host.background(&[&[&*program, "-f", "wg0"], options].concat(), false)?);
             ready(host, &["wg", "show", "wg0"])?;
         }
         let keys = hosts.map(|host| host.sh("umask 077; wg genkey > /run/wg.key; wg pubkey < /run/wg.key"));
