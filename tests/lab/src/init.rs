@@ -126,7 +126,7 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     let programs = args.program_folder.iter().map(|folder| Ok((folder, open_folder(folder)?)));
     let programs = programs.collect::<Result<Vec<_>>>()?;
     if let (Some(root), Some(disk)) = (&args.root, &args.disk) {
-        change_root(root, disk)?;
+        change_root(root, disk, &args.program_folder)?;
     }
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), NONE).context("cannot mount /proc")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
@@ -140,10 +140,7 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     }
     for (folder, opened) in programs.iter().filter(|(folder, _)| !folder.exists()) {
         fs::create_dir_all(folder)?;
-        let target = folder.to_string_lossy();
-        bind(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd())), &target)?;
-        mount(NONE, &*target, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, NONE)
-            .with_context(|| format!("cannot make {target} read-only"))?;
+        bind_read_only(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd())), folder)?;
     }
     nix::unistd::sethostname(&args.name)?;
     ip(&["link", "set", "lo", "up"])?;
@@ -177,9 +174,9 @@ pub fn inner(args: &InitArgs) -> Result<()> {
     }
 }
 
-/// Makes `root` the root, with the devices, `/sys` and `/tmp` of this machine. What is changed in it is on the disk of the host. Docker does
-/// not work with `chroot`.
-fn change_root(root: &Path, disk: &Path) -> Result<()> {
+/// Makes `root` the root, with the devices, `/sys`, `/tmp` and the programs of this machine. What is changed in it is on the disk of the
+/// host. Docker does not work with `chroot`.
+fn change_root(root: &Path, disk: &Path, programs: &[PathBuf]) -> Result<()> {
     let place = disk.join("root");
     fs::create_dir_all(&place)?;
     let part = |name: &str| disk.join(name).to_string_lossy().into_owned();
@@ -191,6 +188,13 @@ fn change_root(root: &Path, disk: &Path) -> Result<()> {
         let (from, to) = (Path::new("/").join(folder), place.join(folder));
         mount(Some(&from), &to, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
             .with_context(|| format!("cannot bind {} to {}", from.display(), to.display()))?;
+    }
+    for folder in programs {
+        let target = place.join(folder.strip_prefix("/").unwrap_or(folder));
+        if !target.exists() {
+            fs::create_dir_all(&target)?;
+            bind_read_only(folder, &target)?;
+        }
     }
     std::env::set_current_dir(&place)?;
     // The old root is mounted over the new one, and unmounted (pivot_root(2)).
@@ -209,6 +213,13 @@ fn open_folder(folder: &Path) -> Result<fs::File> {
 fn bind(from: &Path, to: &str) -> Result<()> {
     mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE)
         .with_context(|| format!("cannot bind {} to {to}", from.display()))
+}
+
+fn bind_read_only(from: &Path, to: &Path) -> Result<()> {
+    let target = to.to_string_lossy();
+    bind(from, &target)?;
+    mount(NONE, to, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, NONE)
+        .with_context(|| format!("cannot make {target} read-only"))
 }
 
 /// Mounts a private folder in place of `folder`; its former subfolders except `cni` stay visible in it.
