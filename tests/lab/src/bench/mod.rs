@@ -108,6 +108,8 @@ const MEMORY_BAR: f64 = 20e6;
 /// Peers besides the one that is measured.
 const MEMORY_PEERS: usize = 3;
 const IDLE_TIME: Duration = Duration::from_secs(10);
+/// For links, connections and the first replies of a path.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the benchmark and prints its table.
 pub fn bench(args: &BenchArgs) -> Result<()> {
@@ -287,6 +289,11 @@ fn container_figures(
 
 fn print_progress(text: &str) {
     eprintln!("  ... {text}");
+}
+
+/// The container of host `i`, from 0 on.
+fn address(i: usize) -> String {
+    format!("10.2.1.{}", i + 1)
 }
 
 /// Standard output of a command that has to succeed.

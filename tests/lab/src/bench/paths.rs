@@ -8,15 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::vpn::Vpn;
-use super::{cleanup, peer, succeed};
+use super::{START_TIMEOUT, address, cleanup, peer, succeed};
 use crate::run::run;
 use crate::{Background, Container, Host, Lab, within};
 
 /// The default of weave for a wire of 1,500 bytes is 1,376; containers on VXLAN get the same.
 const OVERHEAD: u32 = 124;
 const RR_PORT: &str = "7005";
-/// For links, connections and the first replies.
-pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How the hosts are joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,10 +259,6 @@ fn busy_seconds() -> Result<f64> {
     ensure!(ticks.len() >= 8, "/proc/stat: {line}");
     Ok(ticks.iter().take(8).enumerate().filter(|(i, _)| ![3, 4, 7].contains(i)).map(|(_, t)| t).sum::<f64>()
         / 100.0)
-}
-
-pub(super) fn address(i: usize) -> String {
-    format!("10.2.1.{}", i + 1)
 }
 
 fn inside(container: &Container, argv: &[&str]) -> std::process::Command {

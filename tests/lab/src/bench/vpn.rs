@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::paths::{START_TIMEOUT, address};
+use super::{START_TIMEOUT, address};
 use crate::{Background, Container, Host, Lab, within};
 
 /// A program that makes such a network.
