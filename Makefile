@@ -112,7 +112,7 @@ bench: ## ratios against kernel VXLAN and other DNS servers, launch time, memory
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench
 
-bench-scale: packages ## 50, 100 and 150 real daemons on this machine, ten minutes (needs root)
+bench-scale: packages ## 50, 100 and 150 real daemons on this machine, up to half an hour (needs root)
 	$(CARGO) build --release -p weave-cli -p weave-lab
 	target/release/lab bench --only scale
 

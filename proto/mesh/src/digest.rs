@@ -7,8 +7,8 @@
 //! A                                     B
 //!  -- digest of all records ------------> equal: done
 //!  <-- otherwise: version of each record
-//!  -- records that are older at B ------> (as ordinary gossip)
-//!  -- request for those newer at B ----->
+//!  -- news of those older at B ---------> (as below)
+//!  -- request for those newer at B -----> (unless already requested)
 //!  <-- these records -------------------- (as ordinary gossip)
 //! ```
 //! New records of many peers reach each peer from several neighbours. So the neighbours send the versions of the

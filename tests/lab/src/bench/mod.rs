@@ -86,7 +86,7 @@ enum What {
     Size,
     /// Silence between containers when a link is cut and when a daemon restarts. Takes ten minutes; only if it is named.
     Failover,
-    /// Meshes of 50, 100 and 150 daemons. Takes ten minutes; only if it is named.
+    /// Meshes of 50, 100 and 150 daemons. Takes up to half an hour; only if it is named.
     Scale,
 }
 

@@ -31,7 +31,7 @@ pub(super) enum Kind {
     Encrypted,
     /// Weave with a password.
     Warp,
-    /// Another program.
+    /// A VPN program in user space, without weave.
     Vpn(Vpn),
 }
 

@@ -60,7 +60,7 @@ impl Vpn {
     fn wireguard(&self, hosts: [&Host; 2]) -> Result<Vec<Background>> {
         let mut programs = Vec::new();
         let program = self.program.to_string_lossy();
-        // It looks for the user of the terminal, who is not there.
+        // gotatun wants to become the user of the terminal, and ends where there is none.
         let options: &[&str] =
             if program.ends_with("/gotatun") { &["--disable-drop-privileges"] } else { &[] };
         for host in hosts {
