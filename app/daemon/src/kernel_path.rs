@@ -73,10 +73,15 @@ pub(crate) struct KernelPath {
 }
 
 impl KernelPath {
-    /// Starts the kernel path, or takes over that of the last daemon. The programs forward once tables are published.
-    pub(crate) fn start(parameters: &FastdpConfig, now: Instant) -> Result<(KernelPath, Taps), Error> {
+    /// Starts the kernel path, or takes over that of the last daemon. The programs forward once tables are published. With `encrypts` the
+    /// tables of the last daemon, which may have had no password, are not kept until its connections are back.
+    pub(crate) fn start(
+        parameters: &FastdpConfig,
+        encrypts: bool,
+        now: Instant,
+    ) -> Result<(KernelPath, Taps), Error> {
         let (fastdp, events) = Fastdp::start(parameters)?;
-        let returning = Returning::new(fastdp.reached(), now);
+        let returning = Returning::new(if encrypts { 0 } else { fastdp.reached() }, now);
         let has_adopted_macs = fastdp.adopted();
         let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {

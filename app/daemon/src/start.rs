@@ -469,7 +469,7 @@ fn start_kernel_path(config: &Config, uplink: &str, clock: Clock) -> Option<(Ker
     let parameters =
         kernel_path::parameters(config.port, config.instance.as_deref(), uplink, clock.origin())?;
     if config.overlays.fastdp {
-        match KernelPath::start(&parameters, clock.now().mono) {
+        match KernelPath::start(&parameters, config.password.is_some(), clock.now().mono) {
             Ok(started) => return Some(started),
             Err(error) => tracing::warn!("fastdp is not used, frames go by another overlay: {error}"),
         }

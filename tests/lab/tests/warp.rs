@@ -46,6 +46,31 @@ fn a_password_means_warp_which_shows_nothing() {
 }
 
 #[test]
+fn a_new_password_ends_what_the_last_daemon_forwarded_in_the_clear() {
+    let Some(lab) = Lab::start("warplater", &Topology::hosts(2)) else { return };
+    let [h1, h2] = ["h1", "h2"].map(|host| lab.host(host));
+    launch_mesh(&lab, &[]);
+    wait_overlay(h1, "fastdp");
+    let members = attach_each(&[h1, h2]);
+    let (from, to) = (&members[0], &members[1]);
+    from.container.reaches(&to.ip, SHORT_TIMEOUT);
+    let _ear = to.container.listen_cast(None);
+    let readable = || {
+        let capture = lab.wire().capture("h2");
+        assert_eq!(from.container.cast(&to.ip, 1), [to.ip.clone()]);
+        capture.finish().count(TEXT)
+    };
+    assert!(readable() > 0);
+    h1.weave_ok(&["stop"]);
+    h2.weave_ok(&["stop"]);
+    launch(h1, PASSWORD, &[]);
+    launch(h2, PASSWORD, &["h1"]);
+    h1.wait_established(1, LONG_TIMEOUT);
+    h2.wait_established(1, LONG_TIMEOUT);
+    assert_eq!(readable(), 0, "frames in the clear");
+}
+
+#[test]
 fn warp_without_a_password_is_not_called_encrypted() {
     let Some(lab) = Lab::start("warpplain", &Topology::hosts(2)) else { return };
     launch_mesh(&lab, &["--no-fastdp", "--mtu", "1376"]);
