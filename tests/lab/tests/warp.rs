@@ -57,7 +57,7 @@ fn a_new_password_ends_what_the_last_daemon_forwarded_in_the_clear() {
     let _ear = to.container.listen_cast(None);
     let readable = || {
         let capture = lab.wire().capture("h2");
-        assert_eq!(from.container.cast(&to.ip, 1), [to.ip.clone()]);
+        assert_eq!(from.container.cast(&to.ip, 1), [&*to.ip]);
         capture.finish().count(TEXT)
     };
     assert!(readable() > 0);
