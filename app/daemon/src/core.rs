@@ -37,6 +37,9 @@ use crate::trace::TraceInbox;
 /// Capacity of the queue of inputs. Readers of connections stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
 
+/// New tables are published after so many inputs at the latest.
+const MAX_INPUTS_PER_PUBLICATION: usize = 64;
+
 /// The uplink is created within this time after the start. Before that a missing uplink is no reason for a warning.
 const UPLINK_TIMEOUT: Instant = Instant::from_origin(Duration::from_secs(2));
 
@@ -130,6 +133,8 @@ pub(crate) struct Core {
     pub(crate) requests: mpsc::Receiver<Request>,
     /// What other peers are told at the end.
     pub(crate) departure: Departure,
+    /// The data path has other tables than the node.
+    pub(crate) tables_changed: bool,
 }
 
 impl Core {
@@ -147,8 +152,15 @@ impl Core {
         let datapath_events = AsyncFd::with_interest(DatapathEvents(datapath_events), Interest::READABLE)?;
         let mut reports = Vec::new();
         self.net.accept(listener);
+        let mut inputs = 0;
         loop {
-            self.drain();
+            self.carry_out();
+            inputs += 1;
+            // The tables take some time, and the next input may change them again.
+            if self.events.is_empty() || inputs >= MAX_INPUTS_PER_PUBLICATION {
+                self.publish_tables();
+                inputs = 0;
+            }
             let allocation = self.allocation.as_ref().and_then(Allocation::poll_timeout);
             let names = self.dns.as_ref().and_then(|dns| dns.local.poll_timeout());
             let timeout = self.node.poll_timeout().map(|(at, _)| at);
@@ -206,8 +218,13 @@ impl Core {
         Ok(())
     }
 
-    /// Carries out the outputs of the node.
+    /// Carries out the outputs of the node, and publishes its tables.
     pub(crate) fn drain(&mut self) {
+        self.carry_out();
+        self.publish_tables();
+    }
+
+    fn carry_out(&mut self) {
         let mut ring_changed = false;
         if let (Some(allocation), Some(conflict)) = (&mut self.allocation, self.node.name_conflict()) {
             let refused = no_address_text(conflict);
@@ -263,7 +280,7 @@ impl Core {
                         dns.publish(&self.node);
                     }
                 }
-                Output::TablesChanged => self.publish_tables(now),
+                Output::TablesChanged => self.tables_changed = true,
                 Output::TraceMessage { from, message } => self.traces.deliver(from, message),
                 Output::Event(event) => self.log_event(&event),
             }
@@ -276,7 +293,11 @@ impl Core {
         }
     }
 
-    fn publish_tables(&mut self, now: Now) {
+    fn publish_tables(&mut self) {
+        if !std::mem::take(&mut self.tables_changed) {
+            return;
+        }
+        let now = self.clock.now();
         let tables = self.node.tables();
         let Some((path, kernel)) = self.kernel.as_mut().zip(tables.kernel.clone()) else {
             return self.datapath.publish(tables);

@@ -261,6 +261,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         events,
         requests,
         departure: Departure::Restart,
+        tables_changed: false,
     };
     if !config.resume
         && let Err(e) = core.store.set_launched_with(&config.peers)

@@ -132,6 +132,7 @@ enum counter {
 	DROP_NO_TABLES,
 	DROP_NO_KEY,
 	DROP_SEND,
+	DROP_HOPS,
 	UNICAST,
 	FLOODED,
 	COPIES,
@@ -468,6 +469,21 @@ INLINE int load_macs(struct __sk_buff *skb, u64 *destination, u64 *source)
 }
 
 #define TTL 64
+/* What each relay takes off. A packet that has not been relayed, or by a peer of 2.8.1, arrives with `TTL` at most. */
+#define RELAY_COST 12
+#define RELAYED_TTL 255
+
+/*
+ * The TTL with which a packet is relayed that has arrived with this one; 0 if it has been relayed too often: peers that have different
+ * routes for a moment may send it in a circle.
+ */
+INLINE u32 relay_ttl(u32 ttl)
+{
+	if (ttl <= TTL)
+		return RELAYED_TTL;
+	return ttl > TTL + RELAY_COST ? ttl - RELAY_COST : 0;
+}
+
 /* Before Linux 6.0 a tunnel key ends before the local address. */
 #define SHORT_KEY_SIZE 28
 
@@ -487,10 +503,10 @@ INLINE long set_key(struct __sk_buff *skb, struct bpf_tunnel_key *key, const str
 }
 
 /* Sends the frame to a neighbour, as the last thing that is done with it. */
-INLINE int send(struct __sk_buff *skb, struct tables *t, u32 neighbour, u32 from, u32 to, u64 now)
+INLINE int send(struct __sk_buff *skb, struct tables *t, u32 neighbour, u32 from, u32 to, u32 ttl, u64 now)
 {
 	const struct neighbour *n = &t->neighbours[neighbour & (IDS - 1)];
-	struct bpf_tunnel_key key = { .tunnel_ttl = TTL };
+	struct bpf_tunnel_key key = { .tunnel_ttl = ttl };
 	if (set_key(skb, &key, n, from, to, key_size())) {
 		count(DROP_SEND, 1, skb->len);
 		return TC_ACT_SHOT;
@@ -508,7 +524,7 @@ INLINE int send(struct __sk_buff *skb, struct tables *t, u32 neighbour, u32 from
  */
 INLINE struct tables *flood(struct __sk_buff *skb, u32 *from)
 {
-	struct bpf_tunnel_key key = { .tunnel_ttl = TTL };
+	struct bpf_tunnel_key key = { .tunnel_ttl = *(volatile u32 *)&skb->cb[1] };
 	struct tables *t = get_tables();
 	if (!t)
 		return 0;
@@ -547,9 +563,10 @@ INLINE struct tables *flood(struct __sk_buff *skb, u32 *from)
 	return t;
 }
 
-INLINE void set_flood(struct __sk_buff *skb, u32 from)
+INLINE void set_flood(struct __sk_buff *skb, u32 from, u32 ttl)
 {
 	*(volatile u32 *)&skb->cb[0] = from;
+	*(volatile u32 *)&skb->cb[1] = ttl;
 }
 
 /* Where an Ethernet type is, and that of IPv4. */
@@ -611,13 +628,13 @@ SECTION("tc/uplink") int uplink(struct __sk_buff *skb)
 	switch (v.action) {
 	case ACTION_UNICAST:
 		count(UNICAST, 1, len);
-		return send(skb, t, v.neighbour, t->own, v.peer, now);
+		return send(skb, t, v.neighbour, t->own, v.peer, TTL, now);
 	case ACTION_USER:
 		count(TO_USER, 1, len);
 		return redirect(t->tap, 0);
 	case ACTION_FLOOD:
 		count(FLOODED, 1, len);
-		set_flood(skb, v.peer);
+		set_flood(skb, v.peer, TTL);
 		break;
 	default:
 		count(v.reason, 1, len);
@@ -671,7 +688,7 @@ SECTION("tc/port") int port(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	touch(t, EVENT_LOCAL_MAC, source, entry, now);
 	count(UNICAST, 1, skb->len);
-	return send(skb, t, peer->next, t->own, id, now);
+	return send(skb, t, peer->next, t->own, id, TTL, now);
 }
 
 /* To user space, with the ids of source and destination as two VLAN tags, which every kind of frame can carry. */
@@ -764,14 +781,19 @@ SECTION("tc/tunnel") int tunnel(struct __sk_buff *skb)
 	}
 	decide_peer(t, from, to, source, destination, now, &v);
 	const struct neighbour *n = &t->neighbours[v.neighbour & (IDS - 1)];
+	u32 ttl = relay_ttl(key.tunnel_ttl);
 	switch (v.action) {
 	case ACTION_RELAY:
 		if (UNLIKELY(n->remote == key.remote_ipv4 && n->ifindex == skb->ifindex)) {
 			count(DROP_HAIRPIN, 1, len);
 			return TC_ACT_SHOT;
 		}
+		if (UNLIKELY(!ttl)) {
+			count(DROP_HOPS, 1, len);
+			return TC_ACT_SHOT;
+		}
 		count(RELAYED, 1, len);
-		return send(skb, t, v.neighbour, from, to, now);
+		return send(skb, t, v.neighbour, from, to, ttl, now);
 	case ACTION_RELAY_USER:
 		return relay_to_user(skb, t, from, to);
 	case ACTION_DELIVER:
@@ -780,7 +802,11 @@ SECTION("tc/tunnel") int tunnel(struct __sk_buff *skb)
 		return port ? redirect_peer(port, 0) : redirect(t->uplink, 0);
 	case ACTION_DELIVER_FLOOD:
 		count(DELIVERED, 1, len);
-		set_flood(skb, v.peer);
+		if (UNLIKELY(!ttl)) {
+			count(DROP_HOPS, 1, len);
+			return redirect(t->uplink, 0);
+		}
+		set_flood(skb, v.peer, ttl);
 		break;
 	default:
 		count(v.reason, 1, len);

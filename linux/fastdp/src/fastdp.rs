@@ -125,6 +125,8 @@ pub struct Fastdp {
     probe_socket: Option<OwnedFd>,
     /// What has been published, with its generation.
     published: Option<Vec<u8>>,
+    /// What had been published before, or room for the next tables: they are large.
+    spare: Vec<u8>,
     tables: Option<KernelTables>,
     macs: Option<Arc<MacMap>>,
     peers: BTreeMap<u16, PeerName>,
@@ -192,6 +194,7 @@ impl Fastdp {
             frames: FrameSender::default(),
             probe_socket: None,
             published: current_tables(&maps),
+            spare: Vec::new(),
             tables: None,
             macs: None,
             peers: BTreeMap::new(),
@@ -386,7 +389,7 @@ impl Fastdp {
     /// [`Error::NoPort`] if a neighbour has a port without device; the old tables remain.
     pub fn publish(&mut self, tables: &KernelTables) -> Result<(), Error> {
         let device = |port| self.ports.get(&port).map(|link: &Link| link.index);
-        let mut encoded = layout::encode_tables(tables, &self.devices, device)?;
+        let mut encoded = layout::encode_tables(tables, &self.devices, device, std::mem::take(&mut self.spare))?;
         let old = self.published.as_deref();
         let generation = old.map_or(0, layout::generation);
         layout::set_generation(&mut encoded, generation);
@@ -399,7 +402,9 @@ impl Fastdp {
                 map.update(&ONLY, &encoded)?;
                 self.maps.tables.update_map(&ONLY, &map)
             })?;
-            self.published = Some(encoded);
+            self.spare = self.published.replace(encoded).unwrap_or_default();
+        } else {
+            self.spare = encoded;
         }
         self.tables = Some(tables.clone());
         self.publish_remotes(tables)?;

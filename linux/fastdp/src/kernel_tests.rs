@@ -12,7 +12,7 @@ use weave_switch::{DropReason, SwitchEvent};
 use weave_types::{ConnectionUid, MacAddr, ShortId};
 
 use crate::namespace::Namespace;
-use crate::testbed::{Container, Host, PORT, Reach, Wire, address, eventually, id, mac, name, publish_mesh};
+use crate::testbed::{Container, Host, PORT, Peer, Reach, Wire, address, eventually, id, mac, name, publish_mesh};
 use crate::{Counter, Error, Fastdp, FastdpConfig, check_kernel, remove_all};
 
 fn is_switch(event: &KernelEvent, wanted: SwitchEvent) -> bool {
@@ -82,6 +82,42 @@ fn a_broadcast_follows_the_tree_and_unicast_is_relayed_in_the_kernel() {
     assert!(middle.count(Counter::Copies) > copies && arrived > 0);
     assert_eq!(right.count(Counter::Dropped(DropReason::OwnPacket)), 0);
     assert_eq!(middle.count(Counter::SendFailed), 0);
+}
+
+/// How often a packet is relayed: as long as its TTL, 255 at first, is above 64, less 12 each time.
+const RELAYS: u64 = 16;
+
+/// Peers whose routes differ for a moment may pass a frame round in a circle, in the kernel, where nothing slows it.
+#[test]
+fn a_frame_that_goes_in_a_circle_is_dropped() {
+    let Some(wire) = Wire::new() else { return };
+    let hosts = [1, 2, 3, 4].map(|n| Host::new(&wire, n));
+    let a = hosts[0].container(11);
+    let mut peers = hosts.each_ref().map(Host::start);
+    // Host 5 does not exist. Broadcasts of the first host, and what it sends to host 5, go from 2 to 3, 4, and 2 again.
+    for (peer, next) in peers.iter_mut().zip([2, 3, 4, 2]) {
+        let others = (1..5).filter(|n| *n != peer.host.number).map(|n| (n, Reach::Via(next)));
+        let reach: Vec<(u8, Reach)> = others.chain([(5, Reach::Via(next))]).collect();
+        let tables = peer.tables(&reach, &[(1, &[next])]);
+        peer.publish(&tables);
+    }
+    let sum = |peers: &[Peer<'_>], counter| peers.iter().map(|peer| peer.count(counter)).sum::<u64>();
+    a.sh("ping -c 1 -W 1 10.32.0.99 || true");
+    let broadcasts = |peers: &[Peer<'_>]| sum(peers, Counter::Delivered) / (RELAYS + 1);
+    eventually("all broadcasts are dropped in the end", || {
+        let dropped = sum(&peers, Counter::TooManyHops);
+        dropped > 0 && broadcasts(&peers) == dropped
+    });
+    // To a container of host 5.
+    let now = peers[0].host.now();
+    peers[0].macs.learn_remote(mac(99), name(5), now);
+    let tables = peers[0].tables(&(2..6).map(|n| (n, Reach::Via(2))).collect::<Vec<_>>(), &[(1, &[2])]);
+    peers[0].publish(&tables);
+    a.sh(&format!("ip neigh replace 10.32.0.99 lladdr {} dev ethwe; ping -c 1 -W 1 10.32.0.99 || true", mac(99)));
+    eventually("the unicast is dropped", || {
+        let dropped = sum(&peers, Counter::TooManyHops) - broadcasts(&peers);
+        dropped > 0 && sum(&peers, Counter::Relayed) == RELAYS * dropped
+    });
 }
 
 #[test]

@@ -89,13 +89,15 @@ pub(crate) struct Devices {
     pub(crate) relay_tap: u32,
 }
 
-/// Encodes `struct tables`, with generation 0. `device` gives the VXLAN device of a port.
+/// Encodes `struct tables`, with generation 0, into `bytes`, whatever they are. `device` gives the VXLAN device of a port.
 pub(crate) fn encode_tables(
     tables: &KernelTables,
     devices: &Devices,
     device: impl Fn(u16) -> Option<u32>,
+    mut bytes: Vec<u8>,
 ) -> Result<Vec<u8>, Error> {
-    let mut bytes = vec![0; TABLES_SIZE];
+    bytes.clear();
+    bytes.resize(TABLES_SIZE, 0);
     put(&mut bytes, 8, &nanos(tables.macs.hold_down()).to_ne_bytes());
     put(&mut bytes, 16, &nanos(tables.macs.conflict_interval()).to_ne_bytes());
     put(&mut bytes, 24, &devices.uplink.to_ne_bytes());
@@ -344,6 +346,8 @@ pub enum Counter {
     NoTunnelKey,
     /// Dropped because the kernel refused to send them.
     SendFailed,
+    /// Not relayed, because so many peers had done so already that the frame must be going in a circle.
+    TooManyHops,
     /// Local frames to one peer.
     Unicast,
     /// Local frames to all peers.
@@ -372,7 +376,7 @@ pub enum Counter {
 
 impl Counter {
     /// All of them, in the programs' order.
-    pub const ALL: [Counter; 24] = [
+    pub const ALL: [Counter; 25] = [
         Counter::Dropped(DropReason::TooShort),
         Counter::Dropped(DropReason::InvalidSource),
         Counter::Dropped(DropReason::SpanningTree),
@@ -385,6 +389,7 @@ impl Counter {
         Counter::NoTables,
         Counter::NoTunnelKey,
         Counter::SendFailed,
+        Counter::TooManyHops,
         Counter::Unicast,
         Counter::Flooded,
         Counter::Copies,
@@ -408,6 +413,7 @@ impl fmt::Display for Counter {
             Counter::NoTables => "no forwarding tables yet",
             Counter::NoTunnelKey => "no tunnel addresses",
             Counter::SendFailed => "kernel refused to send",
+            Counter::TooManyHops => "relayed too often",
             Counter::Unicast => "to one peer",
             Counter::Flooded => "to all peers",
             Counter::Copies => "copies to neighbours",

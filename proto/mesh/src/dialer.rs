@@ -73,8 +73,8 @@ struct Target {
     last_peer: Option<(PeerName, PeerUid)>,
     /// Result of the last lookup of a host name, IPv4 first.
     resolved: Vec<IpAddr>,
-    /// The peer restarts: until then attempts follow after [`HURRIED_INTERVAL`].
-    hurried_until: Option<Instant>,
+    /// The peer restarts: until then attempts follow after this interval.
+    hurried: Option<(Instant, Duration)>,
     /// Index of the next address in `resolved`.
     next_ip: usize,
 }
@@ -177,8 +177,10 @@ const RETRY_RESET_AFTER: Duration = Duration::from_secs(60);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The addresses of peers that this host lost contact with because its own addresses changed are dialled for this time.
 const LAST_MET_PERIOD: Duration = Duration::from_secs(10 * 60);
-/// Interval between attempts to reach a peer that restarts, and for how long it applies.
+/// Interval between attempts to reach a peer that restarts, at least and for each of our targets, since all peers of a large mesh dial it;
+/// and for how long it applies.
 const HURRIED_INTERVAL: Duration = Duration::from_millis(100);
+const HURRIED_INTERVAL_PER_TARGET: Duration = Duration::from_millis(20);
 const HURRIED_PERIOD: Duration = Duration::from_secs(10);
 /// Maximum number of addresses of lost peers; a further one replaces the oldest.
 const MAX_LAST_MET: usize = 64;
@@ -280,8 +282,9 @@ impl Dialer {
         let target_addr = self.listener_of(remote, outbound);
         let dial_until = now + HURRIED_PERIOD;
         self.remember(target_addr.clone(), LastMet { peer, lost_at: now, dial_until });
+        let interval = HURRIED_INTERVAL.max(HURRIED_INTERVAL_PER_TARGET * self.targets.len() as u32);
         let target = self.targets.entry(target_addr).or_insert_with(|| Target::new(now));
-        target.hurried_until = Some(dial_until);
+        target.hurried = Some((dial_until, interval));
         if matches!(target.state, State::Waiting | State::Suspended) {
             (target.state, target.last_peer) = (State::Waiting, None);
             target.retry_at = Some(now + HURRIED_INTERVAL);
@@ -308,7 +311,7 @@ impl Dialer {
     pub(crate) fn on_established(&mut self, peer: PeerName) {
         for (target_addr, _) in self.last_met.extract_if(.., |_, met| met.peer == peer) {
             if let Some(target) = self.targets.get_mut(&target_addr) {
-                target.hurried_until = None;
+                target.hurried = None;
             }
         }
     }
@@ -645,7 +648,7 @@ impl Target {
             interval: INITIAL_RETRY_INTERVAL,
             last_peer: None,
             resolved: Vec::new(),
-            hurried_until: None,
+            hurried: None,
             next_ip: 0,
         }
     }
@@ -661,8 +664,8 @@ impl Target {
     }
 
     fn retry_later(&mut self, rng: &mut impl Rng, now: Instant) {
-        if self.is_hurried(now) {
-            self.retry_at = Some(now + randomized(HURRIED_INTERVAL, rng));
+        if let Some((_, interval)) = self.hurried.filter(|(until, _)| now < *until) {
+            self.retry_at = Some(now + randomized(interval, rng));
             return;
         }
         self.retry_at = Some(now + randomized(self.interval, rng));
@@ -670,7 +673,7 @@ impl Target {
     }
 
     fn is_hurried(&self, now: Instant) -> bool {
-        self.hurried_until.is_some_and(|until| now < until)
+        self.hurried.is_some_and(|(until, _)| now < until)
     }
 
     /// Whether the peer that answered last is connected.

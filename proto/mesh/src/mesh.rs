@@ -91,6 +91,8 @@ pub(crate) struct Timers {
     pub(crate) next_relay: Instant,
     /// When requested records should have arrived.
     pub(crate) requested: Option<Instant>,
+    /// The earliest time at which the targets may be evaluated again because of connections and routes.
+    pub(crate) next_targets: Instant,
     /// When unreachable peers are removed.
     pub(crate) garbage: Option<Instant>,
     /// When complete state is gossiped next.
@@ -130,6 +132,7 @@ impl Mesh {
             relay: None,
             next_relay: now.mono,
             requested: None,
+            next_targets: now.mono,
             garbage: None,
             gossip: now.mono + config.gossip_interval,
         };
@@ -176,6 +179,7 @@ impl Mesh {
         let errors = self.dialer.connect(peers, replace, now.mono);
         self.output(Output::Persist(Persist::Targets(self.dialer.direct_peers())));
         self.targets_stale = true;
+        self.timers.next_targets = now.mono;
         self.finish_input(now);
         errors
     }
@@ -370,6 +374,7 @@ impl Mesh {
             self.restart_timeout().map(|at| (at, "restarts")),
             Some((timers.gossip, "gossip")),
             self.dialer.next_due().map(|at| (at, "dial")),
+            self.targets_stale.then_some((timers.next_targets, "targets")),
         ]
         .into_iter()
         .flatten()
@@ -560,8 +565,11 @@ impl Mesh {
         if std::mem::take(&mut self.peers_changed) {
             self.output(Output::PeersChanged);
         }
-        let due = self.dialer.next_due().is_some_and(|at| at <= now.mono);
-        if !self.is_shut_down && (due || std::mem::take(&mut self.targets_stale)) {
+        let is_due = self.dialer.next_due().is_some_and(|at| at <= now.mono);
+        let is_stale = self.targets_stale && self.timers.next_targets <= now.mono;
+        if !self.is_shut_down && (is_due || is_stale) {
+            self.targets_stale = false;
+            self.timers.next_targets = now.mono + self.interval() / 4;
             let connected = self.own_connections();
             let attempts = self.dialer.evaluate(&connected, &self.topology, &mut self.rng, now.mono);
             for attempt in attempts {

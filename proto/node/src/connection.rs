@@ -51,7 +51,7 @@ pub(crate) enum ConnectionOutput {
 }
 
 /// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Paths that carry data are watched; others are tested when nothing has arrived for a while ([`Liveness::listen`]). A peer that receives data and sends none says at each tick that it is there, so that
-//! probes are needed only in silence. Lateness is no evidence: a tick that comes late begins the test again, and a peer whose ticks
-//! come late multiplies its failure timeout, and so do its neighbours.
+//! probes are needed only in silence. Lateness is no evidence: the time before a tick that comes late does not count, and a peer whose
+//! ticks come late multiplies its failure timeout, and so do its neighbours.
 
 use std::fmt;
 use std::time::Duration;
@@ -52,21 +52,22 @@ const RECOVERY_TICKS: u32 = 20;
 pub struct Slowness {
     factor: u8,
     in_time: u32,
-    /// Whether the latest tick came late.
-    late: bool,
+    /// The time since the tick before the latest one, if that came late: what did not arrive in it shows nothing.
+    lost: Duration,
 }
 
 impl Default for Slowness {
     fn default() -> Slowness {
-        Slowness { factor: 1, in_time: 0, late: false }
+        Slowness { factor: 1, in_time: 0, lost: Duration::ZERO }
     }
 }
 
 impl Slowness {
     /// A tick that was due at `due` is handled.
     pub fn handle_tick(&mut self, due: Instant, now: Instant) {
-        self.late = now.saturating_since(due) >= LATE;
-        if self.late {
+        let lateness = now.saturating_since(due);
+        self.lost = if lateness >= LATE { TICK + lateness } else { Duration::ZERO };
+        if self.is_late() {
             self.factor = (self.factor * 2).min(MAX_SLOWNESS);
             self.in_time = 0;
         } else if self.factor > 1 {
@@ -76,6 +77,11 @@ impl Slowness {
                 self.in_time = 0;
             }
         }
+    }
+
+    /// Whether the latest tick came late.
+    fn is_late(&self) -> bool {
+        !self.lost.is_zero()
     }
 
     /// The factor, which the neighbours are told.
@@ -273,9 +279,8 @@ impl Liveness {
             self.data_at = now;
             self.is_idle = false;
         }
-        if counts.heard != before.heard || slowness.late {
-            self.heard_at = now;
-        }
+        self.heard_at =
+            if counts.heard == before.heard { now.min(self.heard_at + slowness.lost) } else { now };
         let timeout = self.failure_timeout(slowness);
         let mut decided = None;
         let mut probing = false;
@@ -283,7 +288,7 @@ impl Liveness {
             State::Asleep => return [None, None].into_iter().flatten(),
             State::Down { mut works_since, answered_at, mut silent_from } => {
                 probing = true;
-                if slowness.late {
+                if slowness.is_late() {
                     silent_from = now;
                 } else if now.saturating_since(silent_from) >= timeout {
                     works_since = None;
@@ -302,8 +307,8 @@ impl Liveness {
                 probing = true;
             }
             State::Watching => {}
-            State::Testing { .. } if slowness.late => {
-                self.state = State::Testing { since: now, probes: 1 };
+            State::Testing { since, probes } if slowness.is_late() => {
+                self.state = State::Testing { since: now.min(since + slowness.lost), probes };
                 probing = true;
             }
             State::Testing { since, probes }

@@ -78,10 +78,55 @@ impl ArrivedSegments {
     }
 }
 
+/// What has arrived of the neighbour's latest burst, so that a burst that arrives whole needs one answer.
+#[derive(Debug, Default)]
+pub(crate) struct ArrivedBurst {
+    number: u32,
+    /// A bit for each segment.
+    segments: u8,
+    plain: bool,
+}
+
+impl ArrivedBurst {
+    /// Packets of a probe have arrived. Returns the answers: one when the last segment arrives; else, when the plain probe shows that no
+    /// more are to be expected, what has arrived until then and each packet that comes later.
+    pub(crate) fn handle(&mut self, packets: ArrivedSegments) -> Vec<ArrivedSegments> {
+        let ArrivedSegments { number, first, count } = packets;
+        if self.number != number / 2 {
+            *self = ArrivedBurst { number: number / 2, ..ArrivedBurst::default() };
+        }
+        if number % 2 == 1 {
+            self.plain = true;
+            if self.segments == ALL_SEGMENTS {
+                return Vec::new();
+            }
+            let arrived = (0..SEGMENTS).filter(|index| self.segments & 1 << index != 0);
+            let segment = |first| ArrivedSegments { number: number - 1, first, count: 1 };
+            return arrived.map(segment).chain([packets]).collect();
+        }
+        let before = self.segments;
+        self.segments |= bits(first, count);
+        if self.segments == ALL_SEGMENTS && before != ALL_SEGMENTS {
+            vec![ArrivedSegments { number, first: 0, count: SEGMENTS }]
+        } else if self.plain {
+            vec![packets]
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+/// A bit for each of these segments.
+fn bits(first: u8, count: u8) -> u8 {
+    (first..first.saturating_add(count).min(SEGMENTS)).fold(0, |bits, index| bits | 1 << index)
+}
+
 /// The test of one path by one overlay.
 #[derive(Debug, Default)]
 pub(crate) struct SegmentationTest {
     broken: bool,
+    /// Whether any round has ended.
+    tested: bool,
     /// Rounds in a row that have found segmentation broken.
     failures: u32,
     /// Number of the next burst.
@@ -108,8 +153,8 @@ struct Round {
 }
 
 impl SegmentationTest {
-    /// Starts a round. To be called when the path has been found to work.
-    pub(crate) fn start(&mut self, now: Instant) {
+    /// Starts a round. To be called when the path has been found to work, with the time in which the neighbour has answered so far.
+    pub(crate) fn start(&mut self, round_trip: Duration, now: Instant) {
         if self.round.is_none() {
             let round = Round {
                 first: self.burst,
@@ -121,14 +166,14 @@ impl SegmentationTest {
                 due: now,
             };
             self.next_at = None;
-            self.send_burst(round, now);
+            self.send_burst(round, BURST_INTERVAL.max(round_trip * 2), now);
         }
     }
 
     /// Starts a round if one is due. To be called from time to time while data is sent.
     pub(crate) fn handle_traffic(&mut self, now: Instant) {
         if self.next_at.is_some_and(|at| now >= at) {
-            self.start(now);
+            self.start(Duration::ZERO, now);
         }
     }
 
@@ -159,9 +204,7 @@ impl SegmentationTest {
             }
             return;
         }
-        for index in first..first.saturating_add(count).min(SEGMENTS) {
-            round.arrived |= 1 << index;
-        }
+        round.arrived |= bits(first, count);
         if round.arrived == ALL_SEGMENTS {
             self.conclude(false, now);
         }
@@ -170,6 +213,11 @@ impl SegmentationTest {
     /// Whether segmentation is broken.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken
+    }
+
+    /// Whether any round has ended.
+    pub(crate) fn is_tested(&self) -> bool {
+        self.tested
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
@@ -191,8 +239,10 @@ impl SegmentationTest {
             return self.conclude(true, now);
         }
         if round.total < MAX_BURSTS {
-            self.send_burst(round, now);
+            let is_early = round.total + 1 < MIN_BURSTS;
+            self.send_burst(round, if is_early { BURST_INTERVAL } else { SLOW_BURST_INTERVAL }, now);
         } else {
+            self.tested = true;
             self.next_at = Some(now + self.interval());
         }
     }
@@ -202,18 +252,20 @@ impl SegmentationTest {
         self.outputs.pop_front()
     }
 
-    fn send_burst(&mut self, mut round: Round, now: Instant) {
+    /// Sends a burst, and the next one after `interval`.
+    fn send_burst(&mut self, mut round: Round, interval: Duration, now: Instant) {
         self.outputs.push_back(Output::Burst(self.burst.wrapping_mul(2)));
         // The half of the numbers is enough for more than a century.
         self.burst = (self.burst + 1) % (u32::MAX / 2);
         round.bursts += 1;
         round.total += 1;
-        round.due = now + if round.total < MIN_BURSTS { BURST_INTERVAL } else { SLOW_BURST_INTERVAL };
+        round.due = now + interval;
         self.round = Some(round);
     }
 
     fn conclude(&mut self, broken: bool, now: Instant) {
         self.round = None;
+        self.tested = true;
         match (self.broken, broken) {
             (_, true) => self.failures += 1,
             (false, false) => self.failures = 0,

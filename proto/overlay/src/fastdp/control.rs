@@ -22,7 +22,7 @@ use super::segmented_probe::SegmentedProbe;
 use super::tables::FastdpPath;
 use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
-use crate::segmentation::{self, ArrivedSegments, SEGMENTS, SegmentationTest};
+use crate::segmentation::{self, ArrivedBurst, ArrivedSegments, SEGMENTS, SegmentationTest};
 use crate::traffic::Traffic;
 
 /// Ethernet header, connection UID and length.
@@ -110,6 +110,7 @@ pub struct FastdpControl {
     path: FastdpPath,
     mtu: usize,
     confirmed: bool,
+    confirmed_at: Instant,
     established: bool,
     heartbeats: Heartbeats,
     heartbeat_sent: bool,
@@ -120,6 +121,7 @@ pub struct FastdpControl {
     liveness: Option<Liveness>,
     tests_segmentation: bool,
     segmentation: SegmentationTest,
+    arrived: ArrivedBurst,
     /// [`TrafficCounts::sent`](crate::TrafficCounts::sent) at the latest heartbeat.
     sent: u32,
     traffic: Arc<Traffic>,
@@ -143,6 +145,7 @@ impl FastdpControl {
             path,
             mtu,
             confirmed: false,
+            confirmed_at: Instant::ORIGIN,
             established: false,
             heartbeats: Heartbeats::new(),
             heartbeat_sent: false,
@@ -152,6 +155,7 @@ impl FastdpControl {
             liveness: None,
             tests_segmentation: false,
             segmentation: SegmentationTest::default(),
+            arrived: ArrivedBurst::default(),
             sent: 0,
             traffic: Arc::default(),
             slowness: 1,
@@ -191,7 +195,7 @@ impl FastdpControl {
         if self.confirmed {
             return;
         }
-        self.confirmed = true;
+        (self.confirmed, self.confirmed_at) = (true, now);
         self.timeout_at = Some(now + Heartbeats::FIRST_TIMEOUT);
         if self.heartbeat_received {
             self.control(HEARTBEAT_RECEIVED, Vec::new());
@@ -239,7 +243,9 @@ impl FastdpControl {
     /// Packets of a probe of the neighbour have arrived.
     pub fn handle_segments(&mut self, probe: &SegmentedProbe, arrived: ArrivedSegments) {
         if self.confirmed && self.tests_segmentation && probe.uid == self.uid {
-            self.control(SEGMENTS_RECEIVED, arrived.encode());
+            for answer in self.arrived.handle(arrived) {
+                self.control(SEGMENTS_RECEIVED, answer.encode());
+            }
         }
     }
 
@@ -267,7 +273,7 @@ impl FastdpControl {
                     self.liveness = self.tests_liveness.then(|| Liveness::new(now));
                     self.push(Output::Established);
                     if self.tests_segmentation {
-                        self.segmentation.start(now);
+                        self.segmentation.start(now.saturating_since(self.confirmed_at), now);
                         self.drain_segmentation();
                     }
                 }

@@ -358,7 +358,7 @@ fn a_silent_path_without_data_is_tested() {
 
 /// What has arrived before a late tick may still wait for this machine.
 #[test]
-fn a_late_tick_begins_the_test_again() {
+fn time_before_a_late_tick_does_not_count() {
     let (counts, mut slowness) = (TrafficCounts::default(), Slowness::default());
     let mut liveness = Liveness::new(Instant::ORIGIN);
     liveness.wake(counts, Instant::ORIGIN);
@@ -372,6 +372,29 @@ fn a_late_tick_begins_the_test_again() {
     let down = (1..40).find(|n| is_down(&mut liveness, &mut slowness, *n)).expect("it fails");
     // Twice the usual time, because this machine is slow.
     assert_eq!(TICK * (down - 3), (TICK * 4 + ANSWER_TIMEOUT * 2).max(TICK * 6));
+}
+
+/// A machine that is late again and again notices a failure nevertheless, later.
+#[test]
+fn ticks_in_time_between_late_ones_are_evidence() {
+    let (counts, mut slowness) = (TrafficCounts::default(), Slowness::default());
+    let mut liveness = Liveness::new(Instant::ORIGIN);
+    let mut now = Instant::ORIGIN;
+    let mut in_time = 0;
+    for n in 0..1000 {
+        liveness.test(counts, now);
+        let due = now + TICK;
+        let is_late = n % 3 == 0;
+        now = due + if is_late { LATE } else { Duration::ZERO };
+        in_time += u32::from(!is_late);
+        slowness.handle_tick(due, now);
+        if liveness.handle_tick(counts, &slowness, now).any(|action| action == Action::Down) {
+            assert!(TICK * in_time >= (TICK * 2 + ANSWER_TIMEOUT) * u32::from(MAX_SLOWNESS));
+            assert_eq!(liveness.heard_at().saturating_since(Instant::ORIGIN), now.saturating_since(Instant::ORIGIN) - TICK * in_time);
+            return;
+        }
+    }
+    panic!("it is never noticed");
 }
 
 #[test]

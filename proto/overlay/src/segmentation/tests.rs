@@ -25,7 +25,7 @@ struct Run {
 impl Run {
     fn new() -> Run {
         let mut test = SegmentationTest::default();
-        test.start(Instant::ORIGIN);
+        test.start(Duration::ZERO, Instant::ORIGIN);
         Run { test, now: Instant::ORIGIN, bursts: 0, log: Vec::new() }
     }
 
@@ -133,7 +133,7 @@ fn what_is_handled_late_is_no_evidence() {
 #[test]
 fn answers_that_arrive_together_count_once() {
     let mut test = SegmentationTest::default();
-    test.start(Instant::ORIGIN);
+    test.start(Duration::ZERO, Instant::ORIGIN);
     let mut now = Instant::ORIGIN;
     let mut bursts = 0;
     while bursts < MAX_BURSTS {
@@ -188,7 +188,7 @@ fn answers_to_probes_of_other_rounds_and_nonsense_are_ignored() {
     let mut test = SegmentationTest::default();
     let arrived = |number| ArrivedSegments { number, first: 0, count: SEGMENTS };
     test.handle_arrived(arrived(0), Instant::ORIGIN);
-    test.start(Instant::ORIGIN);
+    test.start(Duration::ZERO, Instant::ORIGIN);
     for number in [2, 3, 100, u32::MAX] {
         test.handle_arrived(arrived(number), Instant::ORIGIN);
     }
@@ -202,4 +202,38 @@ fn answers_to_probes_of_other_rounds_and_nonsense_are_ignored() {
     }
     let answer = ArrivedSegments { number: 7, first: 1, count: 3 };
     assert_eq!(ArrivedSegments::decode(&answer.encode()), Some(answer));
+}
+
+fn arrived(number: u32, first: u8, count: u8) -> ArrivedSegments {
+    ArrivedSegments { number, first, count }
+}
+
+#[test]
+fn a_burst_that_arrives_whole_is_answered_once() {
+    let mut burst = ArrivedBurst::default();
+    for number in [0, 2, 8] {
+        for index in 0..SEGMENTS - 1 {
+            assert_eq!(burst.handle(arrived(number, index, 1)), []);
+        }
+        assert_eq!(burst.handle(arrived(number, SEGMENTS - 1, 1)), [arrived(number, 0, SEGMENTS)]);
+        assert_eq!(burst.handle(arrived(number, 0, 1)), [], "a duplicate");
+        assert_eq!(burst.handle(arrived(number + 1, 0, 1)), []);
+    }
+    assert_eq!(burst.handle(arrived(10, 0, SEGMENTS)), [arrived(10, 0, SEGMENTS)]);
+}
+
+#[test]
+fn what_arrives_of_an_incomplete_burst_is_answered_in_any_order() {
+    let mut burst = ArrivedBurst::default();
+    assert_eq!(burst.handle(arrived(4, 0, 2)), []);
+    assert_eq!(burst.handle(arrived(4, 3, 1)), []);
+    let answers = [arrived(4, 0, 1), arrived(4, 1, 1), arrived(4, 3, 1), arrived(5, 0, 1)];
+    assert_eq!(burst.handle(arrived(5, 0, 1)), answers);
+    assert_eq!(burst.handle(arrived(4, 2, 1)), [arrived(4, 0, SEGMENTS)]);
+    // The plain probe arrives first.
+    assert_eq!(burst.handle(arrived(7, 0, 1)), [arrived(7, 0, 1)]);
+    assert_eq!(burst.handle(arrived(6, 1, 1)), [arrived(6, 1, 1)]);
+    // Hostile numbers.
+    assert_eq!(burst.handle(arrived(u32::MAX, 255, 255)), [arrived(u32::MAX, 255, 255)]);
+    assert_eq!(burst.handle(arrived(u32::MAX - 1, 255, 255)), [arrived(u32::MAX - 1, 255, 255)]);
 }

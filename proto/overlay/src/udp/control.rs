@@ -28,7 +28,7 @@ use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
 use crate::heartbeats::Heartbeats;
 use crate::liveness::{Action, LIVENESS_FRAME, Liveness, LivenessFrame, LivenessKind, PathQuality, Slowness};
-use crate::segmentation::{self, ArrivedSegments, SEGMENTS, SegmentationTest};
+use crate::segmentation::{self, ArrivedBurst, ArrivedSegments, SEGMENTS, SegmentationTest};
 
 /// A connection that is not established after this time has a problem that people should see.
 const PROBLEM_DELAY: Duration = Duration::from_secs(2);
@@ -138,6 +138,8 @@ pub struct UdpControl {
     /// Whether the neighbour has acknowledged a heartbeat.
     acknowledged: bool,
     confirmed_at: Instant,
+    /// How long the neighbour took to answer a heartbeat, at most.
+    round_trip: Duration,
     /// Whether the connection was ever established.
     was_established: bool,
     /// [`problem`](UdpControl::problem) when the connection failed.
@@ -147,6 +149,7 @@ pub struct UdpControl {
     tests_segmentation: bool,
     segmentation: SegmentationTest,
     segmentation_started: bool,
+    arrived: ArrivedBurst,
     /// Both ends test the path while it carries data.
     tests_liveness: bool,
     liveness: Option<Liveness>,
@@ -208,12 +211,14 @@ impl UdpControl {
             heard: 0,
             acknowledged: false,
             confirmed_at: Instant::ORIGIN,
+            round_trip: Duration::ZERO,
             was_established: false,
             final_problem: None,
             fragmentation: FragmentationTest::default(),
             tests_segmentation: false,
             segmentation: SegmentationTest::default(),
             segmentation_started: false,
+            arrived: ArrivedBurst::default(),
             tests_liveness: false,
             liveness: None,
             slowness: 1,
@@ -230,9 +235,11 @@ impl UdpControl {
         UdpControl { tests_liveness: true, heartbeats: Heartbeats::quick(), ..self }
     }
 
-    /// Tests whether datagrams arrive that are sent in batches. The neighbour must answer probes.
+    /// Sends datagrams in batches only after a test, which begins with the first data, has shown that they arrive. The neighbour must answer
+    /// probes.
     pub fn with_segmentation_test(self) -> UdpControl {
-        UdpControl { tests_segmentation: true, ..self }
+        let announced = UdpPath { batched: false, ..self.announced };
+        UdpControl { tests_segmentation: true, announced, ..self }
     }
 
     /// The session of the connection.
@@ -248,7 +255,8 @@ impl UdpControl {
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
             stack_fragments: self.fragmentation.passed,
-            batched: !self.segmentation.is_broken(),
+            batched: !self.segmentation.is_broken()
+                && (self.segmentation.is_tested() || !self.tests_segmentation),
         }
     }
 
@@ -281,7 +289,9 @@ impl UdpControl {
             ControlFrame::SegmentedProbe { uid, arrived, .. }
                 if self.tests_segmentation && uid == self.session().uid() =>
             {
-                self.control(SEGMENTS_RECEIVED, arrived.encode());
+                for answer in self.arrived.handle(arrived) {
+                    self.control(SEGMENTS_RECEIVED, answer.encode());
+                }
             }
             ControlFrame::MtuTest { mtu } | ControlFrame::SegmentedProbe { mtu, .. } => {
                 self.control(MTU_VERIFIED, mtu.to_be_bytes().to_vec())
@@ -334,6 +344,7 @@ impl UdpControl {
         if let Some(liveness) = &mut self.liveness {
             liveness.wake(counts, now);
         }
+        self.start_segmentation_test(now);
     }
 
     /// Tests the path if no data moves and nothing of the neighbour has arrived since the latest call. To be called at regular intervals for
@@ -405,6 +416,7 @@ impl UdpControl {
                 Action::Sleep => self.session().traffic().unwatch(),
             }
         }
+        self.start_segmentation_test(now);
         self.announce();
     }
 
@@ -498,7 +510,8 @@ impl UdpControl {
             // Between peers of this program, packets above the MTU are split before they are sealed: that needs no test of 60 kB.
             self.send_fragmentation_test(now);
         }
-        self.pmtu.start(now);
+        self.round_trip = now.saturating_since(self.confirmed_at);
+        self.pmtu.start(self.round_trip, now);
         self.drain_pmtu();
     }
 
@@ -701,11 +714,14 @@ impl UdpControl {
         }
     }
 
-    /// Once the size of the datagrams is known.
+    /// Once data is sent and the size of the datagrams is known.
     fn start_segmentation_test(&mut self, now: Instant) {
-        let is_ready = self.state == State::Established && self.pmtu.known_mtu().is_some();
-        if self.tests_segmentation && is_ready && !std::mem::replace(&mut self.segmentation_started, true) {
-            self.segmentation.start(now);
+        if !self.tests_segmentation || self.segmentation_started || self.state != State::Established {
+            return;
+        }
+        if self.session().traffic().counts().sent != 0 && self.pmtu.known_mtu().is_some() {
+            self.segmentation_started = true;
+            self.segmentation.start(self.round_trip, now);
             self.drain_segmentation(false, now);
         }
     }

@@ -61,6 +61,7 @@ const INITIAL_PROBE_ATTEMPTS: u32 = 3;
 const SEARCH_SCHEDULE: &[Duration] = &[ms(50), ms(100), ms(200), ms(300), ms(400), ms(500)];
 /// The same for the test of the size found. It is slower, because a false alarm would restart the search.
 const VERIFY_SCHEDULE: &[Duration] = &[ms(300), ms(1000), ms(2000), ms(3000), ms(4000), ms(5000)];
+const MAX_FIRST_WAIT: Duration = Duration::from_secs(2);
 const MAX_BURST_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the control size must be acknowledged before other sizes of the same bursts count as lost. If it is acknowledged in
@@ -114,6 +115,8 @@ pub struct Pmtu {
     phase: Phase,
     /// Sizes probed since the search began. Acknowledgements of other sizes are ignored.
     probed: BTreeSet<usize>,
+    /// How long the first probe of a search that begins at the ceiling waits for its acknowledgement, alone.
+    first_wait: Duration,
     /// The latest control sizes. They are not used again, so that a late acknowledgement counts in no other round than its own.
     controls: VecDeque<usize>,
     outputs: VecDeque<Output>,
@@ -252,6 +255,7 @@ impl Pmtu {
             ceiling: UNLIMITED,
             phase: Phase::Idle,
             probed: BTreeSet::new(),
+            first_wait: SEARCH_SCHEDULE[0],
             controls: VecDeque::new(),
             outputs: VecDeque::new(),
         }
@@ -288,9 +292,11 @@ impl Pmtu {
         MAX_DATAGRAM + self.outer_headers - self.overhead
     }
 
-    /// The connection is established: starts the discovery. Repeated calls have no effect.
-    pub fn start(&mut self, now: Instant) {
+    /// The connection is established: starts the discovery. `round_trip` is the time in which the neighbour has answered so far: where
+    /// machines are busy, probes are not repeated before an answer can be expected. Repeated calls have no effect.
+    pub fn start(&mut self, round_trip: Duration, now: Instant) {
         if matches!(self.phase, Phase::Idle) {
+            self.first_wait = (round_trip * 2).clamp(SEARCH_SCHEDULE[0], MAX_FIRST_WAIT);
             self.send_initial_probe(1, now);
         }
     }
@@ -549,6 +555,9 @@ impl Pmtu {
         self.probed.extend(&sizes);
         let control = next_control(&mut self.controls, good);
         search.round = Round::new(sizes, control, SEARCH_SCHEDULE, now);
+        if search.optimistic {
+            search.round.due = now + self.first_wait;
+        }
         search.round.probe(&mut self.outputs);
     }
 

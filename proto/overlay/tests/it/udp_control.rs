@@ -190,6 +190,13 @@ impl Pair {
         }
     }
 
+    fn send_first_data(&mut self) {
+        for end in &mut self.ends {
+            end.control.session().traffic().note_sent();
+            end.control.handle_traffic(self.now);
+        }
+    }
+
     fn run(&mut self, span: Duration) {
         let until = self.now + span;
         loop {
@@ -542,7 +549,10 @@ fn pair_with_segmentation_test(loses_batches: Option<usize>) -> Pair {
         end.control = UdpControl::new(config(session, own)).with_segmentation_test();
     }
     pair.confirm();
-    pair.run(secs(10));
+    pair.run(secs(1));
+    assert_eq!(batched(&pair), [false; 2], "nothing is tested before data is sent");
+    pair.send_first_data();
+    pair.run(secs(9));
     pair
 }
 
@@ -576,6 +586,7 @@ fn a_silent_neighbour_shows_nothing_about_batches() {
     pair.run(Duration::from_millis(700));
     pair.blocked = Some(0);
     pair.loses_batches = Some(0);
+    pair.send_first_data();
     pair.run(secs(50));
     assert_eq!(batched(&pair), [true; 2]);
 }

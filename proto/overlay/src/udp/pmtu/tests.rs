@@ -28,7 +28,7 @@ struct Sim {
 impl Sim {
     fn new(overhead: usize, passes: usize, kernel: Option<usize>) -> Sim {
         let mut pmtu = Pmtu::new(overhead);
-        pmtu.start(Instant::ORIGIN);
+        pmtu.start(Duration::ZERO, Instant::ORIGIN);
         Sim {
             pmtu,
             now: Instant::ORIGIN,
@@ -131,7 +131,7 @@ fn a_path_without_black_hole_needs_one_probe() {
 #[test]
 fn headers_of_ipv6_are_taken_into_account() {
     let mut pmtu = Pmtu::new(62).with_ipv6();
-    pmtu.start(Instant::ORIGIN);
+    pmtu.start(Duration::ZERO, Instant::ORIGIN);
     assert_eq!((pmtu.poll_output(), pmtu.known_mtu()), (Some(Output::InitialProbe), None));
     pmtu.handle_interface_mtu(1500, Instant::ORIGIN);
     assert_eq!((pmtu.poll_output(), pmtu.known_mtu()), (Some(Output::Probe(1418)), None));
@@ -288,7 +288,7 @@ fn paths_share_a_budget() {
     let (mut acks, mut now) = (BTreeSet::new(), Instant::ORIGIN);
     let mut sent = Vec::new();
     for pmtu in &mut paths {
-        pmtu.start(now);
+        pmtu.start(Duration::ZERO, now);
         assert_eq!(pmtu.poll_output(), Some(Output::InitialProbe));
         pmtu.handle_interface_mtu(1500, now);
     }
@@ -402,7 +402,7 @@ fn a_complete_search_sends_only_verifications() {
 fn acknowledgements_of_sizes_not_probed_are_ignored() {
     let mut pmtu = Pmtu::new(62);
     pmtu.handle_ack(1438, Instant::ORIGIN);
-    pmtu.start(Instant::ORIGIN);
+    pmtu.start(Duration::ZERO, Instant::ORIGIN);
     pmtu.handle_ack(1438, Instant::ORIGIN);
     pmtu.handle_interface_mtu(1500, Instant::ORIGIN);
     for size in [0, 552, 1437, 1439, 59986, 65535] {
