@@ -37,8 +37,10 @@ use crate::trace::TraceInbox;
 /// Capacity of the queue of inputs. Readers of connections stop while it is full.
 pub(crate) const EVENT_QUEUE: usize = 256;
 
-/// New tables are published after so many inputs at the latest.
-const MAX_INPUTS_PER_PUBLICATION: usize = 64;
+/// Minimum interval between two publications of tables, for each connection and for any number: those of a large mesh take some time, and
+/// while it forms they change all the time.
+const PUBLICATION_INTERVAL_PER_CONNECTION: Duration = Duration::from_millis(4);
+const MAX_PUBLICATION_INTERVAL: Duration = Duration::from_millis(400);
 
 /// The uplink is created within this time after the start. Before that a missing uplink is no reason for a warning.
 const UPLINK_TIMEOUT: Instant = Instant::from_origin(Duration::from_secs(2));
@@ -135,6 +137,8 @@ pub(crate) struct Core {
     pub(crate) departure: Departure,
     /// The data path has other tables than the node.
     pub(crate) tables_changed: bool,
+    /// The earliest time at which they may be published because of an input.
+    pub(crate) next_publication: Instant,
 }
 
 impl Core {
@@ -152,20 +156,17 @@ impl Core {
         let datapath_events = AsyncFd::with_interest(DatapathEvents(datapath_events), Interest::READABLE)?;
         let mut reports = Vec::new();
         self.net.accept(listener);
-        let mut inputs = 0;
         loop {
             self.carry_out();
-            inputs += 1;
-            // The tables take some time, and the next input may change them again.
-            if self.events.is_empty() || inputs >= MAX_INPUTS_PER_PUBLICATION {
+            if self.next_publication <= self.clock.now().mono {
                 self.publish_tables();
-                inputs = 0;
             }
             let allocation = self.allocation.as_ref().and_then(Allocation::poll_timeout);
             let names = self.dns.as_ref().and_then(|dns| dns.local.poll_timeout());
             let timeout = self.node.poll_timeout().map(|(at, _)| at);
             let kernel = self.kernel.as_ref().map(KernelPath::poll_timeout);
-            let timeout = [timeout, allocation, names, kernel].into_iter().flatten().min();
+            let publication = self.tables_changed.then_some(self.next_publication);
+            let timeout = [timeout, allocation, names, kernel, publication].into_iter().flatten().min();
             let kernel_readable = async {
                 match &self.kernel {
                     Some(kernel) => kernel.readable().await,
@@ -298,6 +299,9 @@ impl Core {
             return;
         }
         let now = self.clock.now();
+        let connections = u32::try_from(self.node.connection_count()).unwrap_or(u32::MAX);
+        let interval = PUBLICATION_INTERVAL_PER_CONNECTION.saturating_mul(connections);
+        self.next_publication = now.mono + interval.min(MAX_PUBLICATION_INTERVAL);
         let tables = self.node.tables();
         let Some((path, kernel)) = self.kernel.as_mut().zip(tables.kernel.clone()) else {
             return self.datapath.publish(tables);

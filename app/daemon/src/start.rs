@@ -262,6 +262,7 @@ async fn serve_in_run_dir(config: Config, clock: Clock, notifier: &Notifier) -> 
         requests,
         departure: Departure::Restart,
         tables_changed: false,
+        next_publication: weave_types::Instant::ORIGIN,
     };
     if !config.resume
         && let Err(e) = core.store.set_launched_with(&config.peers)

@@ -50,8 +50,9 @@ pub(crate) enum ConnectionOutput {
     },
 }
 
-/// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(8);
+/// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time, three seconds of which they have
+/// been tested.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
 pub(crate) struct Connection {

@@ -435,7 +435,7 @@ impl Connections {
             || self
                 .connections
                 .values()
-                .any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.is_watched()))
+                .any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.reads_traffic(now.mono)))
     }
 
     /// Looks which neighbours have been silent.
@@ -537,6 +537,7 @@ impl Connections {
                     warp.handle_timeout(&mut budget, now.mono);
                 }
             });
+            self.arm_tick(conn, now);
         }
         self.probe_budget = budget;
     }

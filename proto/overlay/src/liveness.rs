@@ -38,6 +38,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a path that has failed must work again before it is used: doubled for each of its failures that is not forgotten.
 const MIN_HOLD: Duration = Duration::from_secs(1);
 const MAX_HOLD: Duration = Duration::from_secs(60);
+/// How much of the time before a test of a path that was asleep counts as silence: nobody has been asked in it.
+const MAX_UNASKED: Duration = Duration::from_secs(4);
 /// How long a path has to work until one of its failures is forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -220,11 +222,28 @@ impl Liveness {
         if before != Some(counts.heard) || is_late {
             self.heard_at = now;
         }
-        if before == Some(counts.heard) && !is_late && self.state == State::Asleep {
-            self.state = State::Testing { since: now, probes: 0 };
-            self.is_idle = true;
-            self.counts = counts;
+        if before == Some(counts.heard) && !is_late {
+            self.test_idle(counts, now);
         }
+    }
+
+    /// Something of the neighbour has arrived.
+    pub(crate) fn note_heard(&mut self, now: Instant) {
+        self.heard_at = now;
+    }
+
+    /// Tests the path at the next ticks, unless it is watched.
+    pub(crate) fn test_idle(&mut self, counts: TrafficCounts, now: Instant) {
+        if self.state == State::Asleep {
+            self.begin_test(State::Testing { since: now, probes: 0 }, counts, now);
+            self.is_idle = true;
+        }
+    }
+
+    fn begin_test(&mut self, state: State, counts: TrafficCounts, now: Instant) {
+        self.state = state;
+        self.counts = counts;
+        self.heard_at = now.min(self.heard_at.max(now.saturating_sub(MAX_UNASKED)));
     }
 
     /// Returns the number of a probe that is to be sent in order to measure the path; `None` while it is tested, which needs probes anyway.
@@ -241,7 +260,9 @@ impl Liveness {
     /// Tests the path at the next tick, whether or not data moves.
     pub(crate) fn test(&mut self, counts: TrafficCounts, now: Instant) {
         self.is_idle = false;
-        self.wake(counts, now);
+        if self.state == State::Asleep {
+            self.begin_test(State::Watching, counts, now);
+        }
         self.data_at = now;
     }
 

@@ -25,6 +25,11 @@ impl Instant {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// The instant `by` earlier, but not before the origin.
+    pub fn saturating_sub(self, by: Duration) -> Instant {
+        Instant(self.0.saturating_sub(by))
+    }
+
     /// The latest multiple of `grid` since the origin that is not later. Timers on a grid expire together.
     pub fn floor(self, grid: Duration) -> Instant {
         let beyond = self.0.as_nanos().checked_rem(grid.as_nanos()).unwrap_or_default();

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionUid, Instant};
@@ -27,6 +28,9 @@ use crate::traffic::Traffic;
 
 /// Ethernet header, connection UID and length.
 const MIN_HEARTBEAT: usize = ETHERNET_HEADER + 10;
+
+/// How late a heartbeat may be before the path is tested.
+const HEARTBEAT_DELAY: Duration = Duration::from_millis(1500);
 
 /// Tag of the control message that acknowledges the first heartbeat.
 const HEARTBEAT_RECEIVED: u8 = 0;
@@ -133,6 +137,8 @@ pub struct FastdpControl {
     healthy: bool,
     heartbeat_at: Option<Instant>,
     timeout_at: Option<Instant>,
+    /// When the path is tested unless another heartbeat arrives.
+    expected_at: Option<Instant>,
     outputs: VecDeque<Output>,
 }
 
@@ -164,6 +170,7 @@ impl FastdpControl {
             healthy: true,
             heartbeat_at: None,
             timeout_at: None,
+            expected_at: None,
             outputs: VecDeque::new(),
         }
     }
@@ -236,7 +243,15 @@ impl FastdpControl {
             }
             self.timeout_at = Some(now + self.heartbeats.timeout());
             self.timed_out = false;
+            self.expect_heartbeat(now);
             self.update_health();
+        }
+    }
+
+    fn expect_heartbeat(&mut self, now: Instant) {
+        if let Some(liveness) = &mut self.liveness {
+            liveness.note_heard(now);
+            self.expected_at = Some(now + self.heartbeats.interval() + HEARTBEAT_DELAY);
         }
     }
 
@@ -251,6 +266,7 @@ impl FastdpControl {
 
     fn handle_liveness(&mut self, frame: LivenessFrame, now: Instant) {
         let Some(liveness) = &mut self.liveness else { return };
+        liveness.note_heard(now);
         // The kernel has answered a probe already, if its programs do: another answer costs little.
         if let Some(number) = liveness.handle_frame(frame, now) {
             self.send_liveness(LivenessKind::Answer, number);
@@ -271,6 +287,7 @@ impl FastdpControl {
                         self.timeout_at = Some(now + self.heartbeats.timeout());
                     }
                     self.liveness = self.tests_liveness.then(|| Liveness::new(now));
+                    self.expect_heartbeat(now);
                     self.push(Output::Established);
                     if self.tests_segmentation {
                         self.segmentation.start(now.saturating_since(self.confirmed_at), now);
@@ -348,6 +365,11 @@ impl FastdpControl {
         self.liveness.as_ref().is_some_and(Liveness::is_silent)
     }
 
+    /// Whether [`traffic`](FastdpControl::traffic) is looked at at this time.
+    pub fn reads_traffic(&self, now: Instant) -> bool {
+        self.is_watched() || self.expected_at.is_some_and(|at| now >= at)
+    }
+
     /// Looks at the path.
     pub fn handle_tick(&mut self, slowness: &Slowness, now: Instant) {
         self.slowness = slowness.factor();
@@ -412,7 +434,8 @@ impl FastdpControl {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let heartbeat = self.heartbeat_at.map(|at| (at, "fastdp heartbeat"));
         let timeout = self.timeout_at.map(|at| (at, "fastdp heartbeat timeout"));
-        [heartbeat, timeout, self.segmentation.poll_timeout()].into_iter().flatten().min()
+        let expected = self.expected_at.map(|at| (at, "fastdp heartbeat expected"));
+        [heartbeat, timeout, expected, self.segmentation.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Handles all timers that are due.
@@ -426,6 +449,14 @@ impl FastdpControl {
                 self.heartbeats.settle();
                 self.timed_out = true;
                 self.update_health();
+            }
+        }
+        if let Some(at) = self.expected_at.take_if(|at| now >= *at) {
+            let counts = self.traffic.counts();
+            if at.is_handled_late(now) {
+                self.expected_at = Some(now + HEARTBEAT_DELAY);
+            } else if let Some(liveness) = &mut self.liveness {
+                liveness.test_idle(counts, now);
             }
         }
         self.segmentation.handle_timeout(now);

@@ -323,6 +323,9 @@ impl UdpControl {
             }
         }
         self.heartbeat_received = Some(now);
+        if let Some(liveness) = &mut self.liveness {
+            liveness.note_heard(now);
+        }
         self.heard = self.session().traffic().counts().heard;
         self.establish(now);
         self.drain_pmtu();
@@ -333,6 +336,7 @@ impl UdpControl {
             return;
         }
         let Some(liveness) = &mut self.liveness else { return };
+        liveness.note_heard(now);
         if let Some(number) = liveness.handle_frame(frame, now) {
             self.send_liveness(LivenessKind::Answer, number);
         }
