@@ -123,7 +123,8 @@ struct Kernel {
 
 impl Kernel {
     fn publish(&self, tables: &KernelTables) {
-        let bytes = layout::encode_tables(tables, &Devices::default(), |_| Some(1), Vec::new()).expect("small tables");
+        let bytes = layout::encode_tables(tables, &Devices::default(), |_| Some(1), Vec::new())
+            .expect("small tables");
         assert_eq!(layout::reached(&bytes), tables.reached());
         let map = tables_map().expect("a map");
         map.update(&ONLY, &bytes).expect("written");

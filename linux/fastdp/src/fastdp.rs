@@ -389,7 +389,8 @@ impl Fastdp {
     /// [`Error::NoPort`] if a neighbour has a port without device; the old tables remain.
     pub fn publish(&mut self, tables: &KernelTables) -> Result<(), Error> {
         let device = |port| self.ports.get(&port).map(|link: &Link| link.index);
-        let mut encoded = layout::encode_tables(tables, &self.devices, device, std::mem::take(&mut self.spare))?;
+        let mut encoded =
+            layout::encode_tables(tables, &self.devices, device, std::mem::take(&mut self.spare))?;
         let old = self.published.as_deref();
         let generation = old.map_or(0, layout::generation);
         layout::set_generation(&mut encoded, generation);

@@ -12,7 +12,9 @@ use weave_switch::{DropReason, SwitchEvent};
 use weave_types::{ConnectionUid, MacAddr, ShortId};
 
 use crate::namespace::Namespace;
-use crate::testbed::{Container, Host, PORT, Peer, Reach, Wire, address, eventually, id, mac, name, publish_mesh};
+use crate::testbed::{
+    Container, Host, PORT, Peer, Reach, Wire, address, eventually, id, mac, name, publish_mesh,
+};
 use crate::{Counter, Error, Fastdp, FastdpConfig, check_kernel, remove_all};
 
 fn is_switch(event: &KernelEvent, wanted: SwitchEvent) -> bool {
@@ -113,7 +115,10 @@ fn a_frame_that_goes_in_a_circle_is_dropped() {
     peers[0].macs.learn_remote(mac(99), name(5), now);
     let tables = peers[0].tables(&(2..6).map(|n| (n, Reach::Via(2))).collect::<Vec<_>>(), &[(1, &[2])]);
     peers[0].publish(&tables);
-    a.sh(&format!("ip neigh replace 10.32.0.99 lladdr {} dev ethwe; ping -c 1 -W 1 10.32.0.99 || true", mac(99)));
+    a.sh(&format!(
+        "ip neigh replace 10.32.0.99 lladdr {} dev ethwe; ping -c 1 -W 1 10.32.0.99 || true",
+        mac(99)
+    ));
     eventually("the unicast is dropped", || {
         let dropped = sum(&peers, Counter::TooManyHops) - broadcasts(&peers);
         dropped > 0 && sum(&peers, Counter::Relayed) == RELAYS * dropped

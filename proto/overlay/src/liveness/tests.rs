@@ -390,7 +390,10 @@ fn ticks_in_time_between_late_ones_are_evidence() {
         slowness.handle_tick(due, now);
         if liveness.handle_tick(counts, &slowness, now).any(|action| action == Action::Down) {
             assert!(TICK * in_time >= (TICK * 2 + ANSWER_TIMEOUT) * u32::from(MAX_SLOWNESS));
-            assert_eq!(liveness.heard_at().saturating_since(Instant::ORIGIN), now.saturating_since(Instant::ORIGIN) - TICK * in_time);
+            assert_eq!(
+                liveness.heard_at().saturating_since(Instant::ORIGIN),
+                now.saturating_since(Instant::ORIGIN) - TICK * in_time
+            );
             return;
         }
     }
@@ -403,4 +406,19 @@ fn what_has_arrived_before_data_moves_is_noticed() {
     let later = Instant::ORIGIN + Duration::from_secs(9);
     liveness.wake(TrafficCounts { heard: 1, ..TrafficCounts::default() }, later);
     assert_eq!(liveness.heard_at(), later);
+}
+
+/// Nobody was asked while a path was asleep, so that little of that time is silence.
+#[test]
+fn silence_before_a_test_counts_for_four_seconds_at_most() {
+    let heard = Instant::ORIGIN + Duration::from_secs(100);
+    for (idle, silence) in [(2, 2), (4, 4), (60, 4)] {
+        let now = heard + Duration::from_secs(idle);
+        for begin in [Liveness::test, Liveness::test_idle] {
+            let mut liveness = Liveness::new(Instant::ORIGIN);
+            liveness.note_heard(heard);
+            begin(&mut liveness, TrafficCounts { heard: 7, ..TrafficCounts::default() }, now);
+            assert_eq!(now.saturating_since(liveness.heard_at()), Duration::from_secs(silence));
+        }
+    }
 }
