@@ -569,7 +569,7 @@ impl Mesh {
         let is_stale = self.targets_stale && self.timers.next_targets <= now.mono;
         if !self.is_shut_down && (is_due || is_stale) {
             self.targets_stale = false;
-            self.timers.next_targets = now.mono + self.interval() / 4;
+            self.timers.next_targets = now.mono + self.interval();
             let connected = self.own_connections();
             let attempts = self.dialer.evaluate(&connected, &self.topology, &mut self.rng, now.mono);
             for attempt in attempts {

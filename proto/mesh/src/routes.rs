@@ -31,6 +31,8 @@ struct Table {
     edges: Edges,
     /// The next hop by destination, or [`START`] or [`UNREACHABLE`].
     unicast: Box<[u32]>,
+    /// A search that has found so many nodes has found all.
+    reachable: usize,
     /// The next hops of broadcasts by source.
     broadcast: Box<[OnceLock<Box<[PeerName]>>]>,
 }
@@ -66,7 +68,8 @@ impl Routes {
     fn from_graph(graph: Graph) -> Routes {
         let Graph { names, own, all, established, direct } = graph;
         let established = Table::new(established, own);
-        let all = Table::new(all, own);
+        // A search from this peer reaches as many nodes as one from any of them, because an edge leads both ways. Not so here:
+        let all = Table { reachable: names.len(), ..Table::new(all, own) };
         let weights = weights(&all.unicast, &names);
         Routes { names, own, established, all, weights, direct }
     }
@@ -105,7 +108,7 @@ impl Routes {
     pub fn path(&self, from: PeerName, to: PeerName) -> Vec<PeerName> {
         let (Some(mut at), Some(end)) = (self.index(from), self.index(to)) else { return Vec::new() };
         let hop = |table: &Table, at: u32| {
-            let (reached, found) = table.edges.search(at, end);
+            let (reached, found) = table.edges.search(at, end, table.reachable);
             reached.then(|| found[end as usize])
         };
         let mut path = vec![from];
@@ -196,7 +199,7 @@ impl Routes {
     fn broadcast_hops<'a>(&'a self, table: &'a Table, src: PeerName) -> &'a [PeerName] {
         let Some(index) = self.index(src) else { return &[] };
         table.broadcast[index as usize].get_or_init(|| {
-            let (reached, found) = table.edges.search(index, self.own);
+            let (reached, found) = table.edges.search(index, self.own, table.reachable);
             if !reached {
                 return Box::default();
             }
@@ -208,9 +211,10 @@ impl Routes {
 
 impl Table {
     fn new(edges: Edges, own: u32) -> Table {
-        let (_, unicast) = edges.search(own, UNREACHABLE);
+        let (_, unicast) = edges.search(own, UNREACHABLE, edges.starts.len() - 1);
         let broadcast = unicast.iter().map(|_| OnceLock::new()).collect();
-        Table { edges, unicast: unicast.into(), broadcast }
+        let reachable = unicast.iter().filter(|hop| **hop != UNREACHABLE).count();
+        Table { edges, unicast: unicast.into(), reachable, broadcast }
     }
 }
 
@@ -220,10 +224,11 @@ impl Edges {
         &self.targets[self.starts[node] as usize..self.starts[node + 1] as usize]
     }
 
-    /// Searches breadth first, each frontier in ascending order, until it visits `stop` (docs/spec/mesh.md 9.1).
-    /// Returns whether it did, and for each node the first hop from `start`.
-    fn search(&self, start: u32, stop: u32) -> (bool, Vec<u32>) {
+    /// Searches breadth first, each frontier in ascending order, until it visits `stop` (docs/spec/mesh.md 9.1), or would find no other node
+    /// until then, because there are only so many. Returns whether it reaches `stop`, and for each node the first hop from `start`.
+    fn search(&self, start: u32, stop: u32, reachable: usize) -> (bool, Vec<u32>) {
         let mut found = vec![UNREACHABLE; self.starts.len() - 1];
+        let mut left = reachable.saturating_sub(1);
         found[start as usize] = START;
         let mut frontier = vec![start];
         let mut next = Vec::new();
@@ -232,10 +237,14 @@ impl Edges {
             for &node in &frontier {
                 if node == stop {
                     return (true, found);
+                } else if left == 0 {
+                    let reaches = found.get(stop as usize).is_some_and(|hop| *hop != UNREACHABLE);
+                    return (reaches, found);
                 }
                 for &to in self.of(node) {
                     if found[to as usize] == UNREACHABLE {
                         found[to as usize] = if node == start { to } else { found[node as usize] };
+                        left = left.saturating_sub(1);
                         next.push(to);
                     }
                 }
