@@ -271,9 +271,13 @@ impl Mesh {
     }
 
     /// Relays new records of peers to neighbours that do not have them. The first records are relayed immediately, those
-    /// that arrive within the next [`RELAY_INTERVAL`] or more together.
+    /// that arrive within the next [`RELAY_INTERVAL`] or more together. Records of peers to which nobody is connected wait until somebody is, or
+    /// until they are removed here: they would be passed round for ever in a mesh that takes longer for it than to remove them.
     pub(crate) fn relay_news(&mut self, now: Now) {
+        let reachable = self.topology.reachable();
         let mut news = std::mem::take(&mut self.pending_news);
+        let waits = |name: &PeerName| !reachable.contains(name) && self.topology.peer(*name).is_some();
+        self.pending_news = news.extract_if(.., |name, _| waits(name)).collect();
         if news
             .keys()
             .any(|&name| self.to_announce.contains(&name) && !self.topology.is_known_by_others(name))
@@ -281,8 +285,8 @@ impl Mesh {
             // Without our connection to this new neighbour, receivers would find it unreachable.
             news.entry(self.config.name).or_default();
         }
-        self.timers.relay = None;
         self.timers.next_relay = now.mono + self.interval().max(RELAY_INTERVAL);
+        self.timers.relay = (!self.pending_news.is_empty()).then_some(self.timers.next_relay);
         let sources: BTreeSet<PeerName> = news.values().flatten().copied().collect();
         // As in 2.8.1, a neighbour that sent all of the records is not one of the random neighbours.
         let except = sources.first().copied().filter(|_| sources.len() == 1);

@@ -467,7 +467,8 @@ impl Topology {
         neighbours.into_iter().filter(|n| sizes[component[n]] > 1).collect()
     }
 
-    fn reachable(&self) -> HashSet<PeerName> {
+    /// The peers to which a path of reported connections leads from us, and this one.
+    pub(crate) fn reachable(&self) -> HashSet<PeerName> {
         let mut reached = HashSet::from([self.own]);
         let mut open = vec![self.own];
         while let Some(peer) = open.pop().and_then(|name| self.peers.get(&name)) {
