@@ -50,8 +50,8 @@ pub(crate) enum ConnectionOutput {
     },
 }
 
-/// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time, three seconds of which they have
-/// been tested.
+/// Overlays whose paths have failed are given up when nothing of the neighbour arrives by any for this time. Their paths have been tested in
+/// at least three seconds of it.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// The overlays of one connection: the selection among them, and the control state machine of each.
@@ -200,19 +200,10 @@ impl Connection {
         [self.sleeve.heard_at(), fastdp, warp].into_iter().flatten().max()
     }
 
-    /// Tests the overlay in use, if it is silent.
+    /// Tests the overlay in use, if it is silent. fastdp expects heartbeats instead.
     pub(crate) fn listen(&mut self, is_late: bool, now: Instant) {
-        match self.overlay() {
-            Overlay::Fastdp => {
-                if let Some((_, fastdp)) = &mut self.fastdp {
-                    fastdp.listen(is_late, now);
-                }
-            }
-            overlay => {
-                if let Some(control) = self.udp_control(overlay) {
-                    control.listen(is_late, now);
-                }
-            }
+        if let Some(control) = self.udp_control(self.overlay()) {
+            control.listen(is_late, now);
         }
     }
 

@@ -431,11 +431,8 @@ impl Connections {
     }
 
     pub(crate) fn reads_kernel_counters(&self, now: Now) -> bool {
-        self.listen_at.is_some_and(|at| at <= now.mono)
-            || self
-                .connections
-                .values()
-                .any(|c| c.fastdp.as_ref().is_some_and(|(_, fastdp)| fastdp.reads_traffic(now.mono)))
+        let mut of_fastdp = self.connections.values().filter_map(|c| c.fastdp.as_ref());
+        of_fastdp.any(|(_, fastdp)| fastdp.reads_traffic(now.mono))
     }
 
     /// Looks which neighbours have been silent.

@@ -9,7 +9,7 @@
 //!                              +-- every probe answered for the hold time -- Down: a probe at each tick
 //! ```
 //!
-//! Paths that carry data are watched; others are tested when nothing has arrived for a while ([`Liveness::listen`]). A peer that receives data and sends none says at each tick that it is there, so that
+//! Paths that carry data are watched; others are tested when nothing has arrived for a while ([`Liveness::listen`], [`Liveness::test_idle`]). A peer that receives data and sends none says at each tick that it is there, so that
 //! probes are needed only in silence. Lateness is no evidence: the time before a tick that comes late does not count, and a peer whose
 //! ticks come late multiplies its failure timeout, and so do its neighbours.
 

@@ -1,6 +1,7 @@
 //! Tests of several modules together.
 
 mod changed_addresses;
+mod departed_peers;
 mod forged_versions;
 mod harness;
 mod late;

@@ -113,8 +113,8 @@ pub struct FastdpControl {
     uid: ConnectionUid,
     path: FastdpPath,
     mtu: usize,
-    confirmed: bool,
-    confirmed_at: Instant,
+    /// When the mesh accepted the connection; `None` before.
+    confirmed_at: Option<Instant>,
     established: bool,
     heartbeats: Heartbeats,
     heartbeat_sent: bool,
@@ -150,8 +150,7 @@ impl FastdpControl {
             uid,
             path,
             mtu,
-            confirmed: false,
-            confirmed_at: Instant::ORIGIN,
+            confirmed_at: None,
             established: false,
             heartbeats: Heartbeats::new(),
             heartbeat_sent: false,
@@ -175,8 +174,7 @@ impl FastdpControl {
         }
     }
 
-    /// Exchanges heartbeats every 5 s once established, and tests the path while it carries data, and when
-    /// [`listen`](FastdpControl::listen) finds it silent. The neighbour must do the same; its programs must answer probes.
+    /// Exchanges heartbeats every 5 s once established, and tests the path while it carries data, and when a heartbeat is missing. The neighbour must do the same; its programs must answer probes.
     pub fn with_liveness(self) -> FastdpControl {
         FastdpControl { tests_liveness: true, heartbeats: Heartbeats::of_full_size(), ..self }
     }
@@ -199,10 +197,10 @@ impl FastdpControl {
 
     /// The mesh has accepted the connection: starts sending.
     pub fn confirm(&mut self, now: Instant) {
-        if self.confirmed {
+        if self.confirmed_at.is_some() {
             return;
         }
-        (self.confirmed, self.confirmed_at) = (true, now);
+        self.confirmed_at = Some(now);
         self.timeout_at = Some(now + Heartbeats::FIRST_TIMEOUT);
         if self.heartbeat_received {
             self.control(HEARTBEAT_RECEIVED, Vec::new());
@@ -237,7 +235,7 @@ impl FastdpControl {
             self.push(Output::PathChanged);
         }
         let first = !std::mem::replace(&mut self.heartbeat_received, true);
-        if self.confirmed {
+        if self.confirmed_at.is_some() {
             if first {
                 self.control(HEARTBEAT_RECEIVED, Vec::new());
             }
@@ -257,7 +255,7 @@ impl FastdpControl {
 
     /// Packets of a probe of the neighbour have arrived.
     pub fn handle_segments(&mut self, probe: &SegmentedProbe, arrived: ArrivedSegments) {
-        if self.confirmed && self.tests_segmentation && probe.uid == self.uid {
+        if self.confirmed_at.is_some() && self.tests_segmentation && probe.uid == self.uid {
             for answer in self.arrived.handle(arrived) {
                 self.control(SEGMENTS_RECEIVED, answer.encode());
             }
@@ -290,7 +288,8 @@ impl FastdpControl {
                     self.expect_heartbeat(now);
                     self.push(Output::Established);
                     if self.tests_segmentation {
-                        self.segmentation.start(now.saturating_since(self.confirmed_at), now);
+                        let since = self.confirmed_at.unwrap_or(now);
+                        self.segmentation.start(now.saturating_since(since), now);
                         self.drain_segmentation();
                     }
                 }
@@ -323,14 +322,6 @@ impl FastdpControl {
         let counts = self.traffic.counts();
         if let Some(liveness) = &mut self.liveness {
             liveness.wake(counts, now);
-        }
-    }
-
-    /// As [`UdpControl::listen`](crate::udp::UdpControl::listen).
-    pub fn listen(&mut self, is_late: bool, now: Instant) {
-        let counts = self.traffic.counts();
-        if let Some(liveness) = &mut self.liveness {
-            liveness.listen(counts, is_late, now);
         }
     }
 

@@ -23,6 +23,7 @@ use super::control_event::{ControlMessageError, Event};
 use super::control_frame::{
     ControlFrame, FRAGMENTATION_TEST_FRAME, HEARTBEAT_FRAME, INITIAL_PROBE_FRAME, write_segmented_probe,
 };
+use super::fragmentation::{self, FragmentationTest};
 use super::path::UdpPath;
 use super::pmtu::{self, Pmtu};
 use super::session::{RECORD_OVERHEAD, Sealer, Session};
@@ -34,15 +35,6 @@ use crate::segmentation::{self, ArrivedBurst, ArrivedSegments, SEGMENTS, Segment
 const PROBLEM_DELAY: Duration = Duration::from_secs(2);
 /// Heartbeats of an established connection that may be missing before people should see it.
 const TOLERATED_HEARTBEATS: u32 = 2;
-const FRAGMENTATION_TEST_INTERVAL: Duration = Duration::from_secs(300);
-/// A test consists of 41 fragments and is easily lost: it is repeated before it counts as failed.
-const FRAGMENTATION_TEST_TIMEOUT: Duration = Duration::from_secs(1);
-const FRAGMENTATION_TEST_ATTEMPTS: u32 = 4;
-/// The next test after one that shows nothing.
-const FRAGMENTATION_RETRY_INTERVAL: Duration = Duration::from_secs(10);
-/// Each test but the first is followed by an MTU test of this size and the number of the attempt, which every path carries unfragmented and
-/// no search uses.
-const FRAGMENTATION_CONTROL: usize = 40;
 
 /// Tags of the control messages over TCP.
 const ESTABLISHED: u8 = 1;
@@ -148,7 +140,6 @@ pub struct UdpControl {
     /// The neighbour answers segmented probes.
     tests_segmentation: bool,
     segmentation: SegmentationTest,
-    segmentation_started: bool,
     arrived: ArrivedBurst,
     /// Both ends test the path while it carries data.
     tests_liveness: bool,
@@ -168,18 +159,6 @@ enum State {
     Confirmed,
     Established,
     Failed,
-}
-
-/// The test whether the neighbour receives fragmented datagrams.
-#[derive(Debug, Default)]
-struct FragmentationTest {
-    /// The latest result.
-    passed: bool,
-    /// Tests sent since the latest result.
-    attempts: u32,
-    /// How many of these, from the second one on, were followed by a datagram that the neighbour acknowledged before the next test.
-    acknowledged: u32,
-    next_at: Option<Instant>,
 }
 
 impl UdpControl {
@@ -217,7 +196,6 @@ impl UdpControl {
             fragmentation: FragmentationTest::default(),
             tests_segmentation: false,
             segmentation: SegmentationTest::default(),
-            segmentation_started: false,
             arrived: ArrivedBurst::default(),
             tests_liveness: false,
             liveness: None,
@@ -235,8 +213,8 @@ impl UdpControl {
         UdpControl { tests_liveness: true, heartbeats: Heartbeats::quick(), ..self }
     }
 
-    /// Sends datagrams in batches only after a test, which begins with the first data, has shown that they arrive. The neighbour must answer
-    /// probes.
+    /// Sends datagrams in batches only after a test has shown that they arrive, which begins with the first data. The neighbour must do the
+    /// same, since it has to answer the probes.
     pub fn with_segmentation_test(self) -> UdpControl {
         let announced = UdpPath { batched: false, ..self.announced };
         UdpControl { tests_segmentation: true, announced, ..self }
@@ -254,7 +232,7 @@ impl UdpControl {
             remote: self.remote,
             mtu: self.pmtu.mtu(),
             max_payload: self.pmtu.max_payload(),
-            stack_fragments: self.fragmentation.passed,
+            stack_fragments: self.fragmentation.has_passed(),
             batched: !self.segmentation.is_broken()
                 && (self.segmentation.is_tested() || !self.tests_segmentation),
         }
@@ -456,14 +434,13 @@ impl UdpControl {
         match (tag, body) {
             (ESTABLISHED, []) => self.handle_established(now)?,
             (FRAGMENTATION_RECEIVED, []) => {
-                // A late answer counts too: it replaces an earlier negative result.
                 if self.state == State::Established {
-                    self.finish_fragmentation_test(true, now);
+                    self.fragmentation.handle_received(now);
                 }
             }
             (MTU_VERIFIED, &[high, low]) => {
                 let size = u16::from_be_bytes([high, low]);
-                self.handle_fragmentation_control(usize::from(size));
+                self.fragmentation.handle_ack(usize::from(size));
                 self.pmtu.handle_ack(size, now);
                 self.drain_pmtu();
                 self.start_segmentation_test(now);
@@ -512,7 +489,8 @@ impl UdpControl {
             self.session().traffic().unwatch();
         } else {
             // Between peers of this program, packets above the MTU are split before they are sealed: that needs no test of 60 kB.
-            self.send_fragmentation_test(now);
+            let action = self.fragmentation.start(now);
+            self.test_fragmentation(action);
         }
         self.round_trip = now.saturating_since(self.confirmed_at);
         self.pmtu.start(self.round_trip, now);
@@ -590,7 +568,7 @@ impl UdpControl {
         [
             self.heartbeat_at.map(|at| (at, "UDP heartbeat")),
             self.timeout_at.map(|at| (at, "UDP heartbeat timeout")),
-            self.fragmentation.next_at.map(|at| (at, "UDP fragmentation test")),
+            self.fragmentation.poll_timeout(),
             self.pmtu.poll_timeout(),
             self.segmentation.poll_timeout(),
         ]
@@ -614,8 +592,8 @@ impl UdpControl {
         if self.heartbeat_at.is_some_and(|at| now >= at) {
             self.send_heartbeat(now);
         }
-        if let Some(due) = self.fragmentation.next_at.filter(|at| now >= *at) {
-            self.handle_fragmentation_timeout(due, now);
+        if let Some(action) = self.fragmentation.handle_timeout(now) {
+            self.test_fragmentation(action);
         }
         self.pmtu.handle_timeout(probe_budget, now);
         self.drain_pmtu();
@@ -643,48 +621,15 @@ impl UdpControl {
         self.outputs.pop_front()
     }
 
-    /// Silence of the neighbour shows nothing about fragments, nor does silence while this machine was asleep or busy.
-    fn handle_fragmentation_timeout(&mut self, due: Instant, now: Instant) {
-        let test = &mut self.fragmentation;
-        if due.is_handled_late(now) {
-            (test.attempts, test.acknowledged) = (0, 0);
-        }
-        if test.attempts < FRAGMENTATION_TEST_ATTEMPTS {
-            return self.send_fragmentation_test(now);
-        }
-        if test.acknowledged + 1 < test.attempts {
-            (test.attempts, test.acknowledged) = (0, 0);
-            test.next_at = Some(now + FRAGMENTATION_RETRY_INTERVAL);
-            return;
-        }
-        if test.passed {
-            self.push(Output::Event(Event::FragmentsLost));
-        }
-        self.finish_fragmentation_test(false, now);
-    }
-
-    fn handle_fragmentation_control(&mut self, size: usize) {
-        let test = &mut self.fragmentation;
-        let is_latest = size == FRAGMENTATION_CONTROL + test.attempts as usize;
-        if is_latest && test.acknowledged + 2 == test.attempts {
-            test.acknowledged += 1;
-        }
-    }
-
-    fn finish_fragmentation_test(&mut self, passed: bool, now: Instant) {
-        let next_at = Some(now + FRAGMENTATION_TEST_INTERVAL);
-        self.fragmentation = FragmentationTest { passed, attempts: 0, acknowledged: 0, next_at };
-    }
-
-    /// The previous result remains valid until the test is answered or has failed four times. (2.8.1 assumes failure for
-    /// that time.)
-    fn send_fragmentation_test(&mut self, now: Instant) {
-        self.fragmentation.attempts += 1;
-        self.fragmentation.next_at = Some(now + FRAGMENTATION_TEST_TIMEOUT);
-        self.send_zeros(FRAGMENTATION_TEST_FRAME, false);
-        if self.fragmentation.attempts > 1 {
-            let control = FRAGMENTATION_CONTROL + self.fragmentation.attempts as usize;
-            self.send_zeros(ETHERNET_HEADER + control, true);
+    fn test_fragmentation(&mut self, action: fragmentation::Action) {
+        match action {
+            fragmentation::Action::Send(control) => {
+                self.send_zeros(FRAGMENTATION_TEST_FRAME, false);
+                if let Some(size) = control {
+                    self.send_zeros(ETHERNET_HEADER + size, true);
+                }
+            }
+            fragmentation::Action::ReportLoss => self.push(Output::Event(Event::FragmentsLost)),
         }
     }
 
@@ -720,11 +665,10 @@ impl UdpControl {
 
     /// Once data is sent and the size of the datagrams is known.
     fn start_segmentation_test(&mut self, now: Instant) {
-        if !self.tests_segmentation || self.segmentation_started || self.state != State::Established {
+        if !self.tests_segmentation || self.segmentation.is_tested() || self.state != State::Established {
             return;
         }
         if self.session().traffic().counts().sent != 0 && self.pmtu.known_mtu().is_some() {
-            self.segmentation_started = true;
             self.segmentation.start(self.round_trip, now);
             self.drain_segmentation(false, now);
         }

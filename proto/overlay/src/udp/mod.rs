@@ -16,6 +16,7 @@ pub(crate) mod aead;
 mod control;
 mod control_event;
 mod control_frame;
+mod fragmentation;
 mod path;
 pub mod pmtu;
 mod replay;

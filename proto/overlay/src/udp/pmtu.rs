@@ -61,6 +61,7 @@ const INITIAL_PROBE_ATTEMPTS: u32 = 3;
 const SEARCH_SCHEDULE: &[Duration] = &[ms(50), ms(100), ms(200), ms(300), ms(400), ms(500)];
 /// The same for the test of the size found. It is slower, because a false alarm would restart the search.
 const VERIFY_SCHEDULE: &[Duration] = &[ms(300), ms(1000), ms(2000), ms(3000), ms(4000), ms(5000)];
+/// Limit of [`Pmtu::first_wait`].
 const MAX_FIRST_WAIT: Duration = Duration::from_secs(2);
 const MAX_BURST_INTERVAL: Duration = Duration::from_secs(10);
 
