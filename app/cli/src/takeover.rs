@@ -226,7 +226,10 @@ fn missing_options(
     ];
     // `launch` has added its default.
     let is_default = |name: &str| name == "ipalloc-range" && !range_given;
-    let given = |name: &str| options.text(name).filter(|value| !matches!(*value, "" | "false"));
+    // An empty range means no allocator; with other options an empty value means the same as none.
+    let says_nothing =
+        |name: &str, value: &str| value == "false" || value.is_empty() && name != "ipalloc-range";
+    let given = |name: &str| options.text(name).filter(|value| !says_nothing(name, value));
     let mut missing: Vec<String> = differs
         .into_iter()
         .filter(|(name, differs)| *differs && (parsed.text(name).is_none() || is_default(name)))
@@ -455,6 +458,9 @@ mod tests {
         assert_eq!(missing(listens, false, default, false), "--dns-listen-address=192.0.2.1:53");
         let others = format!("{default} --dns-listen-address=192.0.2.2:53");
         assert_eq!(missing(listens, false, &others, false), "", "what is given is meant so");
+        let no_allocator = "--ipalloc-range= --dns-domain= h2";
+        assert_eq!(missing(no_allocator, false, default, false), "--ipalloc-range=");
+        assert_eq!(missing(no_allocator, false, "--ipalloc-range= --docker-api=", true), "");
         assert_eq!(missing("--password=x", false, default, false), "--password=...");
         assert_eq!(missing("--no-such-option", true, default, false), "");
     }

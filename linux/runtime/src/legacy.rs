@@ -40,18 +40,14 @@ pub fn legacy_processes() -> Result<Vec<LegacyProcess>, Error> {
             continue;
         }
         let bytes = |file: &str| std::fs::read(entry.path().join(file)).unwrap_or_default();
-        let strings = |bytes: Vec<u8>| {
-            let list = bytes.split(|b| *b == 0).map(|s| String::from_utf8_lossy(s).into_owned());
-            list.filter(|s| !s.is_empty()).collect::<Vec<_>>()
-        };
-        let mut arguments = strings(bytes("cmdline"));
+        let mut arguments = strings(&bytes("cmdline"));
         // The command line of a zombie is empty.
         if arguments.is_empty() {
             continue;
         }
         arguments.remove(0);
         let has_password = |s: &String| s.strip_prefix("WEAVE_PASSWORD=").is_some_and(|p| !p.is_empty());
-        let has_password = strings(bytes("environ")).iter().any(has_password);
+        let has_password = strings(&bytes("environ")).iter().any(has_password);
         let groups = read("cgroup");
         let container = container_id(&groups).or_else(|| container_id(&read("mountinfo")));
         found.push(LegacyProcess {
@@ -64,6 +60,12 @@ pub fn legacy_processes() -> Result<Vec<LegacyProcess>, Error> {
     }
     found.sort_by_key(|p| p.pid);
     Ok(found)
+}
+
+/// The strings of a command line or an environment, each of which ends with a zero. A string may be empty, as in `--ipalloc-range ''`.
+fn strings(bytes: &[u8]) -> Vec<String> {
+    let ended = bytes.split_inclusive(|b| *b == 0).map(|s| s.strip_suffix(&[0]).unwrap_or(s));
+    ended.map(|s| String::from_utf8_lossy(s).into_owned()).collect()
 }
 
 /// The first id of a container in a process's list of control groups or mounts.
@@ -79,6 +81,15 @@ fn container_id(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn empty_arguments_are_arguments() {
+        assert_eq!(
+            strings(b"weaver\0--ipalloc-range\0\0--port\x006783\x00"),
+            ["weaver", "--ipalloc-range", "", "--port", "6783"]
+        );
+        assert_eq!(strings(b""), [""; 0]);
+    }
 
     #[test]
     fn container_ids_are_found_in_control_groups_and_mounts() {
