@@ -145,6 +145,11 @@ pub(crate) fn daemon_options() -> Vec<Arg> {
                 "the ways in which frames may go to other peers; without sleeve no slow one, and no connection to peers that have no \
                  other (default: $WEAVE_OVERLAYS or fastdp,warp,sleeve)",
             ),
+            number(
+                "data-threads",
+                "n",
+                "threads that send frames by warp and sleeve, and as many that receive them (default: half of the processors, at most 8)",
+            ),
             flag("no-bridged-fastdp", "accepted; the fast datapath is always bridged"),
             text(
                 "docker-bridge",

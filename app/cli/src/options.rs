@@ -68,6 +68,8 @@ pub(crate) enum OptionError {
     Subnet(SubnetError),
     #[error("IP address allocation default subnet {0} does not overlap with allocation range {1}")]
     NoOverlap(String, String),
+    #[error("--data-threads {0}: must be in range [1,{max}]", max = Config::MAX_DATA_THREADS)]
+    DataThreads(i64),
     #[error("--dns-threads {0}: must be in range [1,{MAX_DNS_THREADS}]")]
     DnsThreads(i64),
     #[error("--dns-ttl {0}: must be in range [0,2147483647]")]
@@ -244,6 +246,10 @@ pub(crate) fn config(parsed: &Parsed, env: &dyn Env, hostname: &str) -> Result<C
     };
     if let Some(list) = parsed.text("overlays").map(str::to_owned).or_else(|| env.var("WEAVE_OVERLAYS")) {
         config.overlays = list.parse().map_err(|why| OptionError::Overlays(list, why))?;
+    }
+    if let Some(threads) = parsed.number("data-threads") {
+        let fits = usize::try_from(threads).ok().filter(|n| (1..=Config::MAX_DATA_THREADS).contains(n));
+        config.data_threads = fits.ok_or(OptionError::DataThreads(threads))?;
     }
     if no_fastdp {
         config.new_mtu = 65535;

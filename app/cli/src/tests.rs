@@ -481,6 +481,7 @@ fn command_line_errors() {
             1,
             "invalid DNS listen address \"1.2.3.4\": address 1.2.3.4: missing port",
         ),
+        ("launch --data-threads 9", 1, "--data-threads 9: must be in range [1,8]"),
         ("launch --dns-threads 0", 1, "--dns-threads 0: must be in range [1,1024]"),
         ("launch --dns-ttl -1", 1, "--dns-ttl -1: must be in range"),
         ("launch --dns-domain a..b", 1, "--dns-domain: \"a..b\" is not a host name"),

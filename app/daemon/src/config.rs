@@ -62,6 +62,8 @@ pub struct Config {
     pub new_mtu: u32,
     /// The ways in which frames may go to other peers.
     pub overlays: Overlays,
+    /// Threads that send frames by sleeve and warp, and threads that receive them: 1 to [`Config::MAX_DATA_THREADS`].
+    pub data_threads: usize,
     /// Address of the control API, in addition to the unix socket in `run_dir`.
     pub http_addr: Option<ListenAddr>,
     /// Address of the read-only status pages.
@@ -215,6 +217,8 @@ impl Default for Config {
             mtu: None,
             new_mtu: 1376,
             overlays: Overlays::default(),
+            data_threads: (std::thread::available_parallelism().map_or(1, usize::from) / 2)
+                .clamp(1, Config::MAX_DATA_THREADS),
             http_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6784 }),
             status_addr: Some(ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 6782 }),
             metrics_addr: None,
@@ -245,6 +249,9 @@ pub const WAIT_DIR: &str = "wait";
 pub const HOST_DNS_FILE: &str = "host-dns";
 
 impl Config {
+    /// Each data thread sends on a lane of its own.
+    pub const MAX_DATA_THREADS: usize = weave_overlay::warp::LANES;
+
     /// Unix socket of the control API.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join(CONTROL_SOCKET)

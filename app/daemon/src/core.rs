@@ -462,6 +462,11 @@ impl Core {
                     kernel.repair();
                 }
             }
+            DatapathEvent::TapLost => {
+                if let Some(kernel) = &mut self.kernel {
+                    kernel.repair();
+                }
+            }
             // The data path starts before its device is created.
             DatapathEvent::Device(DeviceState::Unavailable(why))
                 if self.clock.now().mono < UPLINK_TIMEOUT =>

@@ -66,6 +66,8 @@ pub(crate) struct KernelPath {
     failed_ports: BTreeMap<u16, String>,
     /// Why the latest tables are not in use.
     failure: Option<String>,
+    /// Why the latest repair failed.
+    repair_failure: Option<String>,
     check_at: Instant,
     returning: Returning,
     /// Whether the node has yet to learn the MACs that the kernel knows from the last daemon.
@@ -78,18 +80,21 @@ impl KernelPath {
     pub(crate) fn start(
         parameters: &FastdpConfig,
         encrypts: bool,
+        threads: usize,
         now: Instant,
     ) -> Result<(KernelPath, Taps), Error> {
-        let (fastdp, events) = Fastdp::start(parameters)?;
+        let (mut fastdp, events) = Fastdp::start(parameters)?;
         let returning = Returning::new(if encrypts { 0 } else { fastdp.reached() }, now);
         let has_adopted_macs = fastdp.adopted();
-        let taps = Taps { local: fastdp.open_tap()?, relay: fastdp.open_relay_tap()? };
+        let local = (0..threads).map(|_| fastdp.open_tap()).collect::<Result<_, _>>()?;
+        let taps = Taps { local, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {
             fastdp,
             events: watch(events)?,
             neighbours: BTreeSet::new(),
             failed_ports: BTreeMap::new(),
             failure: None,
+            repair_failure: None,
             check_at: now + CHECK_INTERVAL,
             returning,
             has_adopted_macs,
@@ -100,10 +105,19 @@ impl KernelPath {
     /// Makes and attaches again what another program has removed or replaced. To be called when the uplink is there, too, which may have
     /// been made anew.
     pub(crate) fn repair(&mut self) {
-        match self.fastdp.repair() {
-            Ok(repaired) => repaired.iter().for_each(|text| tracing::warn!("fastdp is repaired: {text}")),
-            Err(error) => tracing::warn!("fastdp does not work: {error}"),
+        let failure = match self.fastdp.repair() {
+            Ok(repaired) => {
+                repaired.iter().for_each(|text| tracing::warn!("fastdp is repaired: {text}"));
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(failure) =
+            failure.as_ref().filter(|failure| self.repair_failure.as_ref() != Some(failure))
+        {
+            tracing::warn!("fastdp does not work: {failure}");
         }
+        self.repair_failure = failure;
     }
 
     pub(crate) fn shortcuts(&self) -> Shortcuts {

@@ -411,6 +411,7 @@ async fn prepare(
         device: Some(device.clone()),
         listen: config.host,
         port: config.port,
+        threads: config.data_threads,
         origin: clock.origin(),
     };
     let (mut datapath, datapath_events) = Datapath::start(&data, node.tables())?;
@@ -471,7 +472,8 @@ fn start_kernel_path(config: &Config, uplink: &str, clock: Clock) -> Option<(Ker
     let parameters =
         kernel_path::parameters(config.port, config.instance.as_deref(), uplink, clock.origin())?;
     if config.overlays.fastdp {
-        match KernelPath::start(&parameters, config.password.is_some(), clock.now().mono) {
+        let threads = config.data_threads;
+        match KernelPath::start(&parameters, config.password.is_some(), threads, clock.now().mono) {
             Ok(started) => return Some(started),
             Err(error) => tracing::warn!("fastdp is not used, frames go by another overlay: {error}"),
         }

@@ -27,6 +27,8 @@ pub struct DatapathConfig {
     pub listen: Option<IpAddr>,
     /// The sleeve port, 6783 by default. 0 lets the kernel choose.
     pub port: u16,
+    /// Number of threads that send, and of those that receive. More make several flows faster, not one.
+    pub threads: usize,
     /// The origin of `weave_types::Instant`, the same as in the daemon, so that data threads and node share a clock.
     pub origin: Instant,
 }
@@ -37,6 +39,7 @@ impl Default for DatapathConfig {
             device: Some("vethwe-datapath".to_owned()),
             listen: None,
             port: 6783,
+            threads: 1,
             origin: Instant::now(),
         }
     }
@@ -66,7 +69,7 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Opens the sockets and starts the thread for datagrams, in the network namespace of the calling thread. The port is bound when
+    /// Opens the sockets and starts the threads for datagrams, in the network namespace of the calling thread. The port is bound when
     /// this returns. An uplink requires CAP_NET_RAW: it is an error if the process may not open packet sockets, since that would not
     /// change later.
     pub fn start(
@@ -77,7 +80,7 @@ impl Datapath {
         if config.device.is_some() {
             packet::check_support()?;
         }
-        let sockets = Arc::new(UdpSockets::open(config.listen, config.port)?);
+        let sockets = Arc::new(UdpSockets::open(config.listen, config.port, config.threads)?);
         let events = EventQueue::new().map_err(failed("eventfd"))?;
         let state = match config.device {
             Some(_) => DeviceState::Unavailable("not opened yet".to_owned()),
@@ -90,23 +93,33 @@ impl Datapath {
             tables: ArcSwap::new(tables),
             events: Arc::clone(&events),
             counters: Counters::default(),
-            forwarder_stats: Default::default(),
+            forwarder_stats: (0..config.threads.max(1)).map(|_| Default::default()).collect(),
             origin: config.origin,
             stopping: AtomicBool::new(false),
             wake: WakeFd::new().map_err(failed("eventfd"))?,
         });
         let mut datapath = Datapath { shared, threads: Vec::new(), device: config.device.clone() };
-        datapath.spawn("weave-udp", threads::run_udp)?;
+        for number in 0..datapath.shared.sockets.threads() {
+            datapath.spawn("weave-udp", move |shared| threads::run_udp(shared, number))?;
+        }
         Ok((datapath, EventReceiver::new(events)))
     }
 
-    /// Starts the thread for the frames of local containers, if an uplink is configured. The uplink is opened in the background and its
+    /// Starts the threads for the frames of local containers, if an uplink is configured. The uplink is opened in the background and its
     /// state reported. With `taps` the frames come from them, and only injected ones pass the uplink.
     pub fn start_device(&mut self, taps: Option<Taps>) -> Result<(), StartError> {
         let Some(device) = self.device.take() else { return Ok(()) };
         let open = |fd| TapReader::new(fd).map_err(|error| StartError::System { step: "TAP device", error });
         let taps = match taps {
-            Some(Taps { local, relay }) => Some((open(local)?, open(relay)?)),
+            Some(Taps { local, relay }) => {
+                let mut queues = local.into_iter().map(open);
+                let first = queues.next().transpose()?;
+                for (number, queue) in (1..self.shared.forwarder_stats.len()).zip(queues) {
+                    let queue = queue?;
+                    self.spawn("weave-device", move |shared| threads::run_queue(shared, number, queue))?;
+                }
+                first.map(|first| Ok::<_, StartError>((first, open(relay)?))).transpose()?
+            }
             None => None,
         };
         self.spawn("weave-device", move |shared| threads::run_device(shared, &device, taps))
@@ -187,7 +200,7 @@ impl Datapath {
     /// State and counters as of the last finished batch.
     pub fn stats(&self) -> DatapathStats {
         let mut forwarder = Stats::default();
-        for stats in &self.shared.forwarder_stats {
+        for stats in self.shared.forwarder_stats.as_flattened() {
             forwarder += &*stats.lock().unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(device) = &*self.shared.device.load()
@@ -256,6 +269,7 @@ mod tests {
             device: None,
             listen: Some(IpAddr::from([127, 0, 0, 1])),
             port: 0,
+            threads: 1,
             origin: Instant::now(),
         };
         let own = PeerName::from_bytes([2, 0, 0, 0, 0, 1]);

@@ -72,7 +72,7 @@ fn traffic([a, b]: &[Site; 2]) {
         }
     }
     // A UDP super-frame.
-    let sender = a.container.run(|| UdpSockets::open(Some(IpAddr::from([10, 32, 0, 1])), 0)).unwrap();
+    let sender = a.container.run(|| UdpSockets::open(Some(IpAddr::from([10, 32, 0, 1])), 0, 1)).unwrap();
     let receiver = b.container.run(|| UdpSocket::bind("10.32.0.2:0")).unwrap();
     receiver.set_read_timeout(Some(RECEIVE_TIMEOUT)).unwrap();
     let to = receiver.local_addr().unwrap();
@@ -373,10 +373,10 @@ fn an_uplink_that_is_added_later_is_opened() {
     eventually("the uplink is opened", || {
         events.recv_timeout(RECEIVE_TIMEOUT).contains(&DatapathEvent::Device(DeviceState::Up))
     });
-    // Both threads are blocked in poll; stopping wakes them.
+    // The threads are blocked in poll; stopping wakes them.
     datapath.stop();
     // Children that other tests fork hold all descriptors until they exec.
-    eventually("the port is free again", || site.host.run(|| UdpSockets::open(None, 6783)).is_ok());
+    eventually("the port is free again", || site.host.run(|| UdpSockets::open(None, 6783, 1)).is_ok());
 }
 
 #[test]

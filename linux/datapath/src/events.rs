@@ -25,6 +25,8 @@ pub enum DatapathEvent {
     Forwarder(ForwarderEvent),
     /// The state of the uplink changed.
     Device(DeviceState),
+    /// A queue of a TAP device cannot be read: the device may have been removed. It is read again once the queue belongs to a device.
+    TapLost,
     /// The data thread with this name panicked. Not reported if panics abort the process.
     ThreadPanicked(String),
 }
@@ -50,7 +52,8 @@ impl EventQueue {
     pub(crate) fn push(&self, event: DatapathEvent) {
         let mut waiting = self.lock();
         let is_forwarder_event = matches!(event, DatapathEvent::Forwarder(_));
-        if is_forwarder_event && waiting.iter().rev().take(COMPARED).any(|other| *other == event) {
+        let repeats = is_forwarder_event || event == DatapathEvent::TapLost;
+        if repeats && waiting.iter().rev().take(COMPARED).any(|other| *other == event) {
             return;
         }
         if is_forwarder_event && waiting.len() >= CAPACITY {

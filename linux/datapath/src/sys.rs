@@ -361,6 +361,23 @@ pub(crate) fn set_option(socket: BorrowedFd<'_>, level: c_int, name: c_int, valu
     check(result).map(drop)
 }
 
+/// Lets a program choose which of the sockets that share a port through SO_REUSEPORT receives a datagram. It gets the datagram behind the
+/// UDP header, and returns the number of the socket in the order in which they were bound.
+pub(crate) fn attach_reuseport(socket: BorrowedFd<'_>, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the pointer refers to `program`, which describes the slice; the kernel copies both during the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast::<c_void>(),
+            size_of_val(&program) as socklen_t,
+        )
+    };
+    check(result).map(drop)
+}
+
 /// Sets the size of the receive buffer, above the system's limit if CAP_NET_ADMIN permits it.
 pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: c_int) {
     set_buffer(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes);

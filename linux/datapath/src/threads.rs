@@ -1,11 +1,15 @@
-//! The two data threads.
+//! The data threads.
 //!
 //! ```text
-//!  uplink --capture--> device thread --(Forwarder)--> UDP        ICMP answers are injected
-//!  UDP    -----------> UDP thread    --(Forwarder)--> uplink     relayed frames go to UDP
+//!  uplink --capture--> device threads --(Forwarder)--> UDP        ICMP answers are injected
+//!  UDP    -----------> UDP threads    --(Forwarder)--> uplink     relayed frames go to UDP
 //! ```
 //! Each owns a forwarder and waits in poll. A batch is what one receive call returns. Everything that it causes is sent before
 //! the next receive call.
+//!
+//! There are as many of each kind as [`DatapathConfig::threads`](crate::DatapathConfig) says. The kernel gives the frames of a flow to one
+//! queue of the TAP device, so to one device thread; that sends on its lane of warp, by which the neighbour's kernel chooses the UDP
+//! thread. Frames that come by a packet socket or are sent by sleeve pass one thread of each kind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +42,8 @@ const BATCH_BYTES: u64 = 256 << 10;
 const MAX_BATCHES: usize = 8;
 /// Milliseconds between attempts to open a missing device. A change of network interfaces causes an immediate attempt.
 const REOPEN_INTERVAL_MS: u16 = 1000;
+/// The same for reading a TAP device that is missing.
+const TAP_INTERVAL_MS: u16 = 50;
 
 /// The number of messages that the next receive call asks for, adapted to the load.
 struct BatchSize(usize);
@@ -75,7 +81,8 @@ pub(crate) struct Shared {
     pub(crate) tables: ArcSwap<Tables>,
     pub(crate) events: Arc<EventQueue>,
     pub(crate) counters: Counters,
-    pub(crate) forwarder_stats: [Mutex<Stats>; 2],
+    /// Those of the device thread (0) and the UDP thread (1) of each number.
+    pub(crate) forwarder_stats: Vec<[Mutex<Stats>; 2]>,
     pub(crate) origin: time::Instant,
     pub(crate) stopping: AtomicBool,
     /// Set when the threads must stop, and never cleared.
@@ -105,15 +112,24 @@ struct Worker {
     shared: Arc<Shared>,
     forwarder: Forwarder,
     io: KernelIo,
-    /// Index of this thread in `Shared::forwarder_stats`.
-    index: usize,
+    kind: Kind,
+    /// Number of this thread among those of its kind, and of its lane.
+    number: usize,
+}
+
+/// Index in `Shared::forwarder_stats`.
+#[derive(Clone, Copy)]
+enum Kind {
+    Device = 0,
+    Udp = 1,
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, index: usize) -> Worker {
-        let forwarder = Forwarder::new(shared.tables.load_full());
+    fn new(shared: &Arc<Shared>, kind: Kind, number: usize) -> Worker {
+        let shared = Arc::clone(shared);
+        let forwarder = Forwarder::new(shared.tables.load_full(), number);
         let io = KernelIo::new(Arc::clone(&shared.sockets), Arc::clone(&shared.events));
-        Worker { shared, forwarder, io, index }
+        Worker { shared, forwarder, io, kind, number }
     }
 
     fn begin(&mut self) -> Instant {
@@ -129,9 +145,8 @@ impl Worker {
     fn finish(&mut self) {
         self.forwarder.flush(&mut self.io);
         self.io.finish(&self.shared.counters);
-        let mut stats =
-            self.shared.forwarder_stats[self.index].lock().unwrap_or_else(PoisonError::into_inner);
-        *stats = *self.forwarder.stats();
+        let stats = &self.shared.forwarder_stats[self.number][self.kind as usize];
+        *stats.lock().unwrap_or_else(PoisonError::into_inner) = *self.forwarder.stats();
     }
 
     /// Handles one batch of frames. Returns whether there may be more, or an error if the device is gone.
@@ -160,7 +175,7 @@ impl Worker {
     }
 
     /// Handles one batch of frames of the TAP devices. Returns whether there may be more.
-    fn read_taps(&mut self, local: &mut TapReader, relay: &mut TapReader) -> io::Result<bool> {
+    fn read_taps(&mut self, local: &mut TapReader, mut relay: Option<&mut TapReader>) -> io::Result<bool> {
         let now = self.begin();
         let (mut frames, mut bytes, mut refused, mut more) = (0, 0, 0, true);
         while more && frames < MAX_MESSAGES as u64 && bytes < BATCH_BYTES {
@@ -174,7 +189,9 @@ impl Worker {
                     Err(_) => refused += 1,
                 }
             }
-            if let Some(message) = relay.read()? {
+            if let Some(relay) = &mut relay
+                && let Some(message) = relay.read()?
+            {
                 more = true;
                 frames += 1;
                 bytes += message.len() as u64;
@@ -222,9 +239,9 @@ enum Source {
     Taps { local: TapReader, relay: TapReader },
 }
 
-/// The device thread: handles frames from the bridge until stopped.
+/// The first device thread: handles frames from the bridge until stopped.
 pub(crate) fn run_device(shared: &Arc<Shared>, name: &str, taps: Option<(TapReader, TapReader)>) {
-    let mut worker = Worker::new(Arc::clone(shared), 0);
+    let mut worker = Worker::new(shared, Kind::Device, 0);
     let mut source = match taps {
         Some((local, relay)) => Source::Taps { local, relay },
         None => Source::PacketSocket(ReceiveBuffers::new(MAX_FRAME)),
@@ -302,15 +319,36 @@ fn read_until_lost(
         {
             return Some(error);
         }
-        loop {
-            match worker.read_taps(local, relay) {
-                Ok(true) if !shared.stopping() => {}
-                Ok(_) => break,
-                Err(error) => return Some(error),
+        read_all(shared, worker, local, Some(relay));
+    }
+    None
+}
+
+/// Handles all frames that wait at TAP devices. If there is no device, reports it, and waits a little.
+fn read_all(shared: &Shared, worker: &mut Worker, local: &mut TapReader, mut relay: Option<&mut TapReader>) {
+    loop {
+        match worker.read_taps(local, relay.as_deref_mut()) {
+            Ok(true) if !shared.stopping() => {}
+            Ok(_) => return,
+            Err(_) => {
+                shared.events.push(DatapathEvent::TapLost);
+                // Polling the queue would not wait.
+                let mut polled = [PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut polled, PollTimeout::from(TAP_INTERVAL_MS));
+                return;
             }
         }
     }
-    None
+}
+
+/// A further device thread: handles the frames of one queue of the TAP device until stopped.
+pub(crate) fn run_queue(shared: &Arc<Shared>, number: usize, mut queue: TapReader) {
+    let mut worker = Worker::new(shared, Kind::Device, number);
+    while !shared.stopping() {
+        let mut polled = [queue.fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _ = poll(&mut polled, PollTimeout::NONE);
+        read_all(shared, &mut worker, &mut queue, None);
+    }
 }
 
 fn interface_monitor() -> nix::Result<OwnedFd> {
@@ -334,19 +372,19 @@ fn wait_for_interfaces(shared: &Shared, monitor: Option<&OwnedFd>) {
     }
 }
 
-/// The UDP thread: handles datagrams from neighbours until stopped.
-pub(crate) fn run_udp(shared: &Arc<Shared>) {
-    let mut worker = Worker::new(Arc::clone(shared), 1);
+/// A UDP thread: handles datagrams from neighbours until stopped.
+pub(crate) fn run_udp(shared: &Arc<Shared>, number: usize) {
+    let mut worker = Worker::new(shared, Kind::Udp, number);
     let mut buffers = ReceiveBuffers::new(udp::MAX_MESSAGE);
     let sockets = Arc::clone(&shared.sockets);
-    let [first, second] = sockets.both();
+    let sockets = sockets.of_thread(number);
+    let all = || sockets.iter().copied().chain([shared.wake.as_fd()]);
+    let mut polled: Vec<_> = all().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     while !shared.stopping() {
-        let mut polled = [first, second, shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         let _ = poll(&mut polled, PollTimeout::NONE);
-        let ready = [polled[0].any(), polled[1].any()].map(|any| any.unwrap_or(true));
-        for (socket, ready) in [first, second].into_iter().zip(ready) {
-            let mut batches = if ready { MAX_BATCHES } else { 0 };
-            while batches > 0 && worker.receive(socket, &mut buffers) {
+        for (socket, polled) in sockets.iter().zip(&polled) {
+            let mut batches = if polled.any().unwrap_or(true) { MAX_BATCHES } else { 0 };
+            while batches > 0 && worker.receive(*socket, &mut buffers) {
                 batches -= 1;
             }
         }

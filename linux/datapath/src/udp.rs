@@ -1,12 +1,13 @@
-//! The two UDP sockets of a peer (docs/spec/data-plane.md 4.2).
+//! The UDP sockets of a peer (docs/spec/data-plane.md 4.2).
 //!
-//! Neither believes the path MTUs that the kernel learns from ICMP, because anybody can forge such messages: only the MTU of
+//! None believes the path MTUs that the kernel learns from ICMP, because anybody can forge such messages: only the MTU of
 //! the outgoing interface limits a datagram. Path MTUs are found by probes that the neighbour acknowledges.
 //!
-//! Both are bound to the same address and port, so that all datagrams have the source port that peers (and their NATs) know;
-//! one sets the don't-fragment bit. The kernel may deliver a datagram to either, so both are read. Datagrams of equal size to
-//! one address are sent in one message that the kernel segments (UDP_SEGMENT); the kernel may merge received datagrams in the
-//! same way (UDP_GRO).
+//! All are bound to the same address and port, so that all datagrams have the source port that peers (and their NATs) know. Two of them
+//! send, one with the don't-fragment bit. Each receiving thread reads sockets of its own: a program tells the kernel by the lane of a
+//! datagram of warp which one that is, so that the frames of a flow stay in order. It is a matter of speed only, any socket may receive
+//! any datagram. Datagrams of equal size to one address are sent in one message that the kernel segments (UDP_SEGMENT); the kernel may
+//! merge received datagrams in the same way (UDP_GRO).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use socket2::{Domain, Protocol, Socket, Type};
 use weave_overlay::Destination;
+use weave_overlay::warp;
 
 use crate::sys::{self, OutMessage, Received, SendBatch};
 
@@ -44,26 +46,34 @@ pub struct OpenUdpError {
     pub error: io::Error,
 }
 
-/// The two sockets, shared by all threads.
+/// The sockets, shared by all threads.
 #[derive(Debug)]
 pub(crate) struct UdpSockets {
     df: Socket,
     plain: Socket,
+    /// Those of the receiving threads after the first.
+    further: Vec<Socket>,
     local: SocketAddr,
 }
 
 impl UdpSockets {
-    /// Binds both sockets, in the network namespace of the calling thread. Without an address they listen on all IPv4
-    /// addresses, with `::` on all of both families. Port 0 lets the kernel choose. Fails if any other socket uses the port.
-    pub(crate) fn open(listen: Option<IpAddr>, port: u16) -> Result<UdpSockets, OpenUdpError> {
+    /// Binds sockets for a number of receiving threads, in the network namespace of the calling thread. Without an address they listen on
+    /// all IPv4 addresses, with `::` on all of both families. Port 0 lets the kernel choose. Fails if any other socket uses the port.
+    pub(crate) fn open(
+        listen: Option<IpAddr>,
+        port: u16,
+        threads: usize,
+    ) -> Result<UdpSockets, OpenUdpError> {
         let address = SocketAddr::new(listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port);
         let failed = |step| move |error| OpenUdpError { address, step, error };
         let new = || Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP));
         let plain = new().map_err(failed("socket"))?;
         let df = new().map_err(failed("socket"))?;
+        let further: Result<Vec<_>, _> = (1..threads).map(|_| new().map_err(failed("socket"))).collect();
+        let further = further?;
         set_discovery(&plain, address.is_ipv6(), false).map_err(failed("IP_MTU_DISCOVER"))?;
         set_discovery(&df, address.is_ipv6(), true).map_err(failed("IP_MTU_DISCOVER"))?;
-        for socket in [&plain, &df] {
+        for socket in [&plain, &df].into_iter().chain(&further) {
             if address.is_ipv6() {
                 // With `::` both families, whatever the default of the host is.
                 socket.set_only_v6(false).map_err(failed("IPV6_V6ONLY"))?;
@@ -74,26 +84,36 @@ impl UdpSockets {
             // Linux 5.0 or later; without it the kernel does not merge datagrams.
             let _ = sys::set_option(socket.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
         }
-        // The first socket is bound without SO_REUSEADDR, which fails if the port is in use. Then the port is shared only until
-        // the second socket is bound, so that no other process can share it.
+        // The first socket is bound without SO_REUSEPORT, which fails if the port is in use. Another peer fails in the same way.
         plain.bind(&address.into()).map_err(failed("bind"))?;
         let bound = plain.local_addr().map_err(failed("getsockname"))?;
         let local = bound.as_socket().unwrap_or(address);
-        let share = |on| plain.set_reuse_address(on).and_then(|()| df.set_reuse_address(on));
-        share(true).map_err(failed("SO_REUSEADDR"))?;
-        df.bind(&local.into()).map_err(failed("bind"))?;
-        share(false).map_err(failed("SO_REUSEADDR"))?;
-        Ok(UdpSockets { df, plain, local })
+        plain.set_reuse_port(true).map_err(failed("SO_REUSEPORT"))?;
+        for socket in [&df].into_iter().chain(&further) {
+            socket.set_reuse_port(true).map_err(failed("SO_REUSEPORT"))?;
+            socket.bind(&local.into()).map_err(failed("bind"))?;
+        }
+        // Linux 4.5 or later; without it the kernel chooses sockets by addresses.
+        let _ = sys::attach_reuseport(plain.as_fd(), &mut by_lane(threads));
+        Ok(UdpSockets { df, plain, further, local })
     }
 
-    /// The local address of both sockets.
+    /// The local address of all sockets.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Both sockets, for polling and receiving.
-    pub(crate) fn both(&self) -> [BorrowedFd<'_>; 2] {
-        [self.df.as_fd(), self.plain.as_fd()]
+    /// The number of receiving threads.
+    pub(crate) fn threads(&self) -> usize {
+        1 + self.further.len()
+    }
+
+    /// The sockets of a receiving thread.
+    pub(crate) fn of_thread(&self, thread: usize) -> Vec<BorrowedFd<'_>> {
+        match thread.checked_sub(1) {
+            None => vec![self.df.as_fd(), self.plain.as_fd()],
+            Some(further) => self.further.get(further).map(AsFd::as_fd).into_iter().collect(),
+        }
     }
 
     /// The socket that sends with or without the don't-fragment bit.
@@ -116,7 +136,8 @@ impl UdpSockets {
         let drops = |socket| {
             sys::option_words::<9>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO).map_or(0, |w| w[DROPS])
         };
-        self.both().into_iter().map(|socket| u64::from(drops(socket))).sum()
+        let sockets = [&self.df, &self.plain].into_iter().chain(&self.further);
+        sockets.map(|socket| u64::from(drops(socket.as_fd()))).sum()
     }
 
     /// The MTU of the interface through which datagrams leave from `from` for `to`, in bytes of IP packet. The kernel tells it
@@ -154,6 +175,24 @@ impl UdpSockets {
             })
             .ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
+
+/// The program that chooses the socket of a datagram: for warp by the lane, for all others that of the first thread. The sockets are
+/// numbered as [`UdpSockets::open`] binds them: `plain`, `df`, `further`.
+fn by_lane(threads: usize) -> [libc::sock_filter; 7] {
+    const LANE_OFFSET: u32 = 2;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let (load, alu) = (libc::BPF_LD | libc::BPF_ABS, libc::BPF_ALU | libc::BPF_K);
+    let is_warp = step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, warp::TYPE.into());
+    [
+        step(load | libc::BPF_B, 0),
+        libc::sock_filter { jf: 4, ..is_warp },
+        step(load | libc::BPF_H, LANE_OFFSET),
+        step(alu | libc::BPF_MOD, threads.max(1) as u32),
+        step(alu | libc::BPF_ADD, 1),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+        step(libc::BPF_RET | libc::BPF_K, 1),
+    ]
 }
 
 /// Chooses what the kernel does with datagrams that are too long. A socket of IPv6 also sends IPv4, by the option of IPv4.

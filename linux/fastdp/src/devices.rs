@@ -99,6 +99,34 @@ pub(crate) fn open_tap(name: &str, multi_queue: bool) -> Result<OwnedFd, Error> 
     })
 }
 
+/// A queue of a TAP device that somebody reads.
+#[derive(Debug)]
+pub(crate) struct TapQueue {
+    /// A second descriptor of it.
+    fd: OwnedFd,
+    device: String,
+    multi_queue: bool,
+}
+
+impl TapQueue {
+    /// Opens a queue. The first result is for who reads it.
+    pub(crate) fn open(device: &str, multi_queue: bool) -> Result<(OwnedFd, TapQueue), Error> {
+        let reader = open_tap(device, multi_queue)?;
+        let fd = Error::at("duplicating a descriptor", || reader.try_clone())?;
+        Ok((reader, TapQueue { fd, device: device.to_owned(), multi_queue }))
+    }
+
+    /// Makes it a queue of the device again, if that has been removed and made anew.
+    pub(crate) fn reattach(&self) -> Result<(), Error> {
+        Error::at(&format!("attaching to TAP device {}", self.device), || {
+            match sys::attach_queue(&self.fd, &self.device, self.multi_queue) {
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+                result => result,
+            }
+        })
+    }
+}
+
 /// Makes sure that a TAP device exists and is up. Returns it, and whether it was created.
 pub(crate) fn ensure_tap(
     netlink: &mut Netlink,

@@ -9,7 +9,7 @@ use weave_overlay::{Traffic, TrafficCounts};
 use weave_switch::MacMap;
 use weave_types::{Instant, MacAddr, PeerName, ShortId};
 
-use crate::devices::{self, program_name, unfinished_devices, vxlan_devices, vxlan_name};
+use crate::devices::{self, TapQueue, program_name, unfinished_devices, vxlan_devices, vxlan_name};
 use crate::error::Error;
 use crate::events::{EventReader, SharedNames};
 use crate::layout::{
@@ -113,6 +113,7 @@ pub struct Fastdp {
     tunnel_program: Program,
     port_program: Arc<Program>,
     devices: Devices,
+    taps: Vec<TapQueue>,
     /// VXLAN devices by port.
     ports: BTreeMap<u16, Link>,
     /// Programs of another version forward until tables have been published.
@@ -186,6 +187,7 @@ impl Fastdp {
             tunnel_program,
             port_program,
             devices: Devices { uplink: uplink.index, tap: tap.index, relay_tap: relay.index },
+            taps: Vec::new(),
             ports: BTreeMap::new(),
             switch_over: present.is_some() && !adopted,
             adopted,
@@ -269,12 +271,18 @@ impl Fastdp {
         for ((name, multi_queue), index) in taps.iter().zip([&mut devices.tap, &mut devices.relay_tap]) {
             match self.netlink.link(name)? {
                 Some(link) if link.index == *index && link.up => {}
+                Some(link) if link.index == *index => {
+                    self.netlink.set_up(&link, true)?;
+                    repaired.push(format!("TAP device {name} was down"));
+                }
                 _ => {
                     *index = devices::ensure_tap(&mut self.netlink, name, *multi_queue)?.0.index;
-                    repaired.push(format!("TAP device {name} was missing or down"));
+                    repaired.push(format!("TAP device {name} was missing"));
                 }
             }
         }
+        // Those that a device lost when it was removed; whoever reads them goes on.
+        self.taps.iter().try_for_each(TapQueue::reattach)?;
         let Some(uplink) = self.netlink.link(&self.config.uplink)? else {
             return Err(Error::Host(weave_host::Error::LinkNotFound));
         };
@@ -366,17 +374,22 @@ impl Fastdp {
     }
 
     /// Opens a queue of the TAP device for local frames. Each frame has a virtio header of 10 bytes in front; the frames of a flow
-    /// arrive at one queue. Without open queues such frames are lost.
-    pub fn open_tap(&self) -> Result<OwnedFd, Error> {
-        devices::open_tap(&self.config.tap, true)
+    /// arrive at one queue. Without open queues such frames are lost. Reading fails while the device is missing, until
+    /// [`repair`](Fastdp::repair).
+    pub fn open_tap(&mut self) -> Result<OwnedFd, Error> {
+        let (reader, queue) = TapQueue::open(&self.config.tap, true)?;
+        self.taps.push(queue);
+        Ok(reader)
     }
 
     /// Opens the TAP device for frames of peers, as [`open_tap`](Fastdp::open_tap). Each has two VLAN tags of type 0x88a8 behind its
     /// MACs: the first has the short id of its source, the second that of its destination. If that is this peer, the frame has been
     /// delivered and is to be sent to those neighbours in the broadcast tree of its source that the kernel does not reach. The frames are
     /// complete: the kernel has segmented them and computed their checksums.
-    pub fn open_relay_tap(&self) -> Result<OwnedFd, Error> {
-        devices::open_tap(&self.config.relay_tap, false)
+    pub fn open_relay_tap(&mut self) -> Result<OwnedFd, Error> {
+        let (reader, queue) = TapQueue::open(&self.config.relay_tap, false)?;
+        self.taps.push(queue);
+        Ok(reader)
     }
 
     /// Has the programs forward with these tables from now on. A frame sees either the old or the new routes. What is the same already is

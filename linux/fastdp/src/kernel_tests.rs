@@ -216,11 +216,11 @@ fn frames_for_other_overlays_arrive_in_user_space() {
     let hosts = [Host::new(&wire, 1), Host::new(&wire, 2)];
     let (a, b) = (hosts[0].container(11), hosts[1].container(12));
     let [mut left, mut right] = [hosts[0].start(), hosts[1].start()];
-    let taps = |host: &Host, peer: &crate::testbed::Peer<'_>| {
+    let taps = |host: &Host, peer: &mut crate::testbed::Peer<'_>| {
         host.namespace.run(|| (peer.fastdp.open_tap().unwrap(), peer.fastdp.open_relay_tap().unwrap()))
     };
     let ((left_tap, _left_relay), (_right_tap, right_relay)) =
-        (taps(&hosts[0], &left), taps(&hosts[1], &right));
+        (taps(&hosts[0], &mut left), taps(&hosts[1], &mut right));
     // Host 3 is a neighbour of both by another overlay; host 1 sends to it by host 2, too.
     let tables = left.tables(&[(2, Reach::Via(2)), (3, Reach::User), (4, Reach::Via(2))], &[(1, &[2, 0])]);
     left.publish(&tables);
@@ -708,7 +708,7 @@ fn devices_and_programs_are_repaired() {
     assert_eq!(
         repair(),
         [
-            "TAP device weaverelay was missing or down",
+            "TAP device weaverelay was missing",
             "VXLAN device vxlan-6784 was missing",
             "vethwe-datapath did not have its program"
         ]

@@ -547,7 +547,17 @@ impl Ring {
 /// Attaches a queue of the TAP device `name`, which is created if there is none. The flag `multi_queue` cannot change; only such a
 /// device passes frames with pending work.
 pub(crate) fn open_tap(name: &str, multi_queue: bool) -> io::Result<OwnedFd> {
-    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let fd = OwnedFd::from(File::options().read(true).write(true).open("/dev/net/tun")?);
+    attach_queue(&fd, name, multi_queue)?;
+    set_nonblocking(&fd)?;
+    Ok(fd)
+}
+
+/// Makes a descriptor a queue of a TAP device, which is created if there is none. It may be one whose device has been removed.
+///
+/// # Errors
+/// EEXIST if it is a queue of a device already.
+pub(crate) fn attach_queue(fd: &OwnedFd, name: &str, multi_queue: bool) -> io::Result<()> {
     let mut request = [0u8; size_of::<libc::ifreq>()];
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -557,20 +567,14 @@ pub(crate) fn open_tap(name: &str, multi_queue: bool) -> io::Result<OwnedFd> {
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues) as u16;
     request[libc::IFNAMSIZ..libc::IFNAMSIZ + 2].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: the buffer has the size of the structure that the request reads and writes.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
-    let fd = OwnedFd::from(file);
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
     if !multi_queue {
-        tap_number(&fd, libc::TUNSETOFFLOAD, 0)?;
-        set_nonblocking(&fd)?;
-        return Ok(fd);
+        return tap_number(fd, libc::TUNSETOFFLOAD, 0);
     }
     let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     // UDP segmentation: from Linux 6.2.
-    if tap_number(&fd, libc::TUNSETOFFLOAD, offloads | TUN_F_USO4 | TUN_F_USO6).is_err() {
-        tap_number(&fd, libc::TUNSETOFFLOAD, offloads)?;
-    }
-    set_nonblocking(&fd)?;
-    Ok(fd)
+    tap_number(fd, libc::TUNSETOFFLOAD, offloads | TUN_F_USO4 | TUN_F_USO6)
+        .or_else(|_| tap_number(fd, libc::TUNSETOFFLOAD, offloads))
 }
 
 /// A TAP device stays without an open queue.

@@ -79,6 +79,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("launch --plugin-v2", include_str!("docker_plugin.rs"), "\"--plugin-v2\""),
     ("launch --plugin-v2-multicast", include_str!("docker_plugin.rs"), "--plugin-v2-multicast"),
     ("doctor", include_str!("doctor.rs"), "\"doctor\""),
+    ("launch --data-threads", include_str!("warp.rs"), "--data-threads"),
     // Names.
     ("launch --no-dns", include_str!("names.rs"), "--no-dns"),
     ("launch --dns-domain", include_str!("name_server.rs"), "--dns-domain"),

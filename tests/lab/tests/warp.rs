@@ -1,6 +1,9 @@
 //! Warp, the encrypted overlay between peers of this version.
 
-use weave_lab::{Lab, Topology};
+use std::collections::BTreeSet;
+
+use weave_lab::packet::Udp;
+use weave_lab::{Host, Lab, Topology};
 
 use crate::common::*;
 use crate::password::{mac_bytes, name_bytes};
@@ -108,4 +111,72 @@ fn peers_without_warp_use_sleeve_and_relay() {
     lab.cut("h2", "h3");
     wait_route(h2, h3, h1);
     check_all_traffic(&members);
+}
+
+/// Threads with one name, and how often each has waited for something.
+fn waits(host: &Host, thread: &str) -> Vec<u64> {
+    let pid = host.daemon_pid().expect("the daemon runs");
+    let tasks = host.sh(&format!(
+        "cd /proc/{pid}/task; for t in $(grep -lx {thread} */comm | cut -d/ -f1); do \
+           sed -n 's/^voluntary_ctxt_switches:[[:space:]]*//p' $t/status; done"
+    ));
+    tasks.lines().map(|count| count.parse().expect("a number")).collect()
+}
+
+#[test]
+fn several_flows_use_several_threads() {
+    let Some(lab) = Lab::start("warplanes", &Topology::hosts(3)) else { return };
+    let [h1, h2, h3] = ["h1", "h2", "h3"].map(|host| lab.host(host));
+    let threads = |count| [PASSWORD, &["--data-threads", count]].concat();
+    launch(h1, &threads("3"), &[]);
+    launch(h2, &threads("2"), &["h1"]);
+    launch(h3, &threads("1"), &["h1"]);
+    for host in lab.hosts() {
+        host.wait_established(2, LONG_TIMEOUT);
+        wait_overlay(host, "warp");
+    }
+    assert_eq!([h1, h2, h3].map(|host| waits(host, "weave-device").len()), [3, 2, 1]);
+    let members = attach_each(&[h1, h2, h3]);
+    let (from, to) = (&members[0], &members[1]);
+    let receivers = waits(h2, "weave-udp");
+    let capture = lab.wire().capture("h1");
+    for _ in 0..40 {
+        from.container.tcp(&to.container, &to.ip, 50_000);
+    }
+    let seen = capture.finish();
+    let lanes = |host: &Host| -> BTreeSet<u8> {
+        let datagrams = seen.datagrams().into_iter();
+        let sent = |d: &Udp<'_>| d.from == host.ip() && d.payload.first() == Some(&0xf1);
+        datagrams.filter(sent).map(|d| d.payload[3]).collect()
+    };
+    assert_eq!(lanes(h1), BTreeSet::from([0, 1, 2]), "forty flows of a peer with three threads");
+    assert!(lanes(h2).is_subset(&BTreeSet::from([0, 1])), "{:?}", lanes(h2));
+    let after = waits(h2, "weave-udp");
+    assert_eq!(after.len(), 2);
+    assert!(
+        after.iter().zip(&receivers).all(|(after, before)| after > before),
+        "{receivers:?}, then {after:?}"
+    );
+    step("a relay with other numbers of threads");
+    lab.cut("h1", "h3");
+    wait_route(h1, h3, h2);
+    check_all_traffic(&members);
+    for _ in 0..20 {
+        from.container.tcp(&members[2].container, &members[2].ip, 50_000);
+    }
+}
+
+#[test]
+fn a_removed_tap_device_is_made_again() {
+    let Some(lab) = Lab::start("warptap", &Topology::hosts(2)) else { return };
+    let h1 = lab.host("h1");
+    launch_mesh(&lab, PASSWORD);
+    wait_overlay(h1, "warp");
+    let members = attach_each(&lab.hosts().iter().collect::<Vec<_>>());
+    let (from, to) = (&members[0], &members[1]);
+    from.container.reaches(&to.ip, SHORT_TIMEOUT);
+    for device in ["weavetap", "weaverelay"] {
+        h1.sh(&format!("ip link del {device}"));
+        from.container.reaches(&to.ip, SHORT_TIMEOUT);
+    }
 }

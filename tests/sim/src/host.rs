@@ -243,7 +243,7 @@ impl Host {
             node.enable_warp(warp);
         }
         self.kernel.start(now.mono);
-        self.forwarder = Some(Forwarder::new(node.tables()));
+        self.forwarder = Some(Forwarder::new(node.tables(), 0));
         let own = own_record(&node, now);
         let (id, expected) = (self.id, &self.expected_disk);
         assert!(

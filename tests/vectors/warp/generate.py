@@ -45,15 +45,24 @@ def case(name, preferred, mesh_key):
     ]
     secrets.append(expand(secrets[0], b"next"))
     datagrams = []
-    for sender, epoch, df, number in [(0, 0, True, 0), (1, 0, True, 0), (0, 1, True, 1), (1, 1, False, 0)]:
+    # The third datagram is the second of its lane, which ends epoch 0 if an epoch has one datagram.
+    for sender, epoch, df, lane, number in [
+        (0, 0, True, 0, 0),
+        (1, 0, True, 0, 0),
+        (0, 1, True, 0, 1),
+        (1, 1, False, 0, 0),
+        (0, 1, True, 5, 0),
+        (1, 1, False, 7, 0),
+        (0, 1, True, 8, 0),  # there is no such lane
+    ]:
         frame = bytes((i * 7 + epoch + sender) % 256 for i in range(60 + 41 * len(datagrams)))
         word = ((1 << 63 if df else 0) | number).to_bytes(8, "big")
-        header = bytes([0xF1, epoch, 0, 0]) + INDICES[1 - sender] + word
+        header = bytes([0xF1, epoch, 0, lane]) + INDICES[1 - sender] + word
         key = expand(secrets[epoch], b"key" + bytes([1 - sender]))
         aead = AESGCM(key) if cipher == AES else ChaCha20Poly1305(key)
-        sealed = aead.encrypt(bytes(4) + word, record(frame), header)
+        sealed = aead.encrypt(bytes([0, lane, 0, 0]) + word, record(frame), header)
         datagrams.append(
-            {"sender": sender, "df": df, "frame": frame.hex(), "datagram": (header + sealed).hex()}
+            {"sender": sender, "df": df, "lane": lane, "frame": frame.hex(), "datagram": (header + sealed).hex()}
         )
     return {
         "name": name,

@@ -40,6 +40,8 @@ pub(super) struct Egress {
     by_index: Vec<(u32, usize)>,
     /// Indices of the neighbours that may have open datagrams.
     unflushed: Vec<usize>,
+    /// The lane of warp that is sent on.
+    lane: usize,
     pub(super) stats: Stats,
     /// Buffer for frames that are copied before they are fragmented.
     scratch: Vec<u8>,
@@ -99,11 +101,11 @@ fn write_answer<'b>(
 }
 
 impl NeighbourState {
-    fn new(neighbour: &Arc<Neighbour>) -> NeighbourState {
+    fn new(neighbour: &Arc<Neighbour>, lane: usize) -> NeighbourState {
         NeighbourState {
             neighbour: neighbour.clone(),
-            sleeve: Channel::new(&neighbour.session),
-            warp: neighbour.warp.as_ref().map(|(session, _)| Channel::new(session)),
+            sleeve: Channel::new(&neighbour.session, lane),
+            warp: neighbour.warp.as_ref().map(|(session, _)| Channel::new(session, lane)),
             listed: false,
         }
     }
@@ -113,10 +115,10 @@ impl NeighbourState {
     }
 
     /// Takes over a newer description of the neighbour, with the same session of sleeve. A session that remains keeps its state.
-    fn update(self, neighbour: &Arc<Neighbour>) -> NeighbourState {
+    fn update(self, neighbour: &Arc<Neighbour>, lane: usize) -> NeighbourState {
         let warp = neighbour.warp.as_ref().map(|(session, _)| match self.warp {
             Some(channel) if Arc::ptr_eq(channel.opener.session(), session) => channel,
-            _ => Channel::new(session),
+            _ => Channel::new(session, lane),
         });
         NeighbourState { neighbour: neighbour.clone(), warp, ..self }
     }
@@ -146,9 +148,9 @@ impl NeighbourState {
 }
 
 impl Channel {
-    fn new(session: &Arc<Session>) -> Channel {
+    fn new(session: &Arc<Session>, lane: usize) -> Channel {
         Channel {
-            sealer: Sealer::new(session.clone()),
+            sealer: Sealer::new(session.clone()).on_lane(lane),
             opener: Opener::new(session.clone()),
             open: [None, None],
             heartbeats: TokenBucket::new(CONTROL_BURST, CONTROL_INTERVAL),
@@ -158,11 +160,12 @@ impl Channel {
 }
 
 impl Egress {
-    pub(super) fn new(neighbours: &[Arc<Neighbour>]) -> Egress {
+    pub(super) fn new(neighbours: &[Arc<Neighbour>], lane: usize) -> Egress {
         let mut egress = Egress {
             neighbours: Vec::new(),
             by_index: Vec::new(),
             unflushed: Vec::new(),
+            lane,
             stats: Stats::default(),
             scratch: Vec::new(),
         };
@@ -172,13 +175,13 @@ impl Egress {
 
     /// Replaces the neighbours; those with the same session keep their state. No datagram may be open.
     pub(super) fn set_neighbours(&mut self, neighbours: &[Arc<Neighbour>]) {
-        let mut old = std::mem::take(&mut self.neighbours);
+        let (mut old, lane) = (std::mem::take(&mut self.neighbours), self.lane);
         let state = |neighbour: &Arc<Neighbour>| match old
             .iter()
             .position(|state| Arc::ptr_eq(&state.neighbour.session, &neighbour.session))
         {
-            Some(at) => old.swap_remove(at).update(neighbour),
-            None => NeighbourState::new(neighbour),
+            Some(at) => old.swap_remove(at).update(neighbour, lane),
+            None => NeighbourState::new(neighbour, lane),
         };
         self.neighbours = neighbours.iter().map(state).collect();
         let index = |(at, state): (usize, &NeighbourState)| {

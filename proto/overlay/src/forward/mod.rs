@@ -55,10 +55,9 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Creates a forwarder. The forwarder that handles datagrams holds the replay windows: there must be exactly one, and
-    /// it must live as long as the process.
-    pub fn new(tables: Arc<Tables>) -> Forwarder {
-        let egress = Egress::new(tables.neighbours());
+    /// Creates a forwarder. Those of one peer may share a lane of warp; with different lanes they do not wait for each other.
+    pub fn new(tables: Arc<Tables>, lane: usize) -> Forwarder {
+        let egress = Egress::new(tables.neighbours(), lane);
         Forwarder {
             tables,
             duplicates: DuplicateFilter::new(),
@@ -67,7 +66,7 @@ impl Forwarder {
         }
     }
 
-    /// Replaces the tables. Collected frames are flushed first; connections that remain keep their replay windows.
+    /// Replaces the tables. Collected frames are flushed first.
     pub fn set_tables(&mut self, tables: Arc<Tables>, io: &mut impl Io) {
         self.egress.flush(io);
         self.egress.set_neighbours(tables.neighbours());

@@ -1,12 +1,12 @@
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dryoc::classic::crypto_secretbox::{crypto_secretbox_easy_inplace, crypto_secretbox_open_easy_inplace};
 use weave_switch::frame::ETHERNET_HEADER;
 use weave_types::{ConnectionId, ConnectionUid, Instant, PeerName};
 
-use super::aead::{HEADER, Header, Keys};
+use super::aead::{HEADER, Header, Keys, LANES};
 use super::replay::ReplayWindow;
 use crate::select::Overlay;
 use crate::traffic::Traffic;
@@ -26,16 +26,26 @@ pub(super) const OUTER_HEADERS: usize = 28;
 /// The same for IPv6.
 pub(super) const IPV6_HEADERS: usize = 48;
 
-/// Keys and counters of one connection, shared by all sealers and openers. The counters are atomic, so that several threads
-/// can seal without a lock and no nonce is used twice.
+/// Keys, counters and replay windows of one connection, shared by all sealers and openers. The counters are atomic, so that several
+/// threads can seal without a lock and no nonce is used twice.
 pub struct Session {
     config: SessionConfig,
     /// The keys of warp; without them the session is one of sleeve.
     warp: Option<Keys>,
-    /// Next sequence number of non-DF (0) and DF (1) datagrams.
-    next: [AtomicU64; 2],
+    /// The counters of each lane. Sleeve has only the first.
+    next: [Counters; LANES],
+    /// What has been received of each lane, since its first authentic datagram.
+    received: [OnceLock<Box<Mutex<Windows>>>; LANES],
     traffic: Traffic,
 }
+
+/// Next sequence number of non-DF (0) and DF (1) datagrams. Threads that use different lanes share no cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct Counters([AtomicU64; 2]);
+
+/// The windows of non-DF (0) and DF (1) datagrams.
+type Windows = [ReplayWindow; 2];
 
 /// Parameters of a [`Session`].
 #[derive(Clone)]
@@ -70,20 +80,20 @@ impl fmt::Debug for Session {
 impl Session {
     /// Creates a session with both sequence counters at zero. There must never be two for the same key and polarity.
     pub fn new(config: SessionConfig) -> Arc<Session> {
-        Arc::new(Session {
-            config,
-            warp: None,
-            next: [AtomicU64::new(0), AtomicU64::new(0)],
-            traffic: Traffic::default(),
-        })
+        Session::with(config, None)
     }
 
     /// Creates a session of warp. There must never be two with the same keys.
     pub fn with_keys(config: SessionConfig, keys: Keys) -> Arc<Session> {
+        Session::with(SessionConfig { key: None, ..config }, Some(keys))
+    }
+
+    fn with(config: SessionConfig, warp: Option<Keys>) -> Arc<Session> {
         Arc::new(Session {
-            config: SessionConfig { key: None, ..config },
-            warp: Some(keys),
-            next: [AtomicU64::new(0), AtomicU64::new(0)],
+            config,
+            warp,
+            next: Default::default(),
+            received: Default::default(),
             traffic: Traffic::default(),
         })
     }
@@ -155,14 +165,14 @@ impl Session {
         }
     }
 
-    /// The next sequence numbers of non-DF (0) and DF (1) datagrams.
-    fn counters(&self) -> [u64; 2] {
-        [0, 1].map(|df: usize| self.next[df].load(Ordering::Relaxed))
+    /// The next sequence numbers of non-DF (0) and DF (1) datagrams of each lane.
+    fn counters(&self) -> [[u64; 2]; LANES] {
+        self.next.each_ref().map(|Counters(next)| next.each_ref().map(|next| next.load(Ordering::Relaxed)))
     }
 
-    /// Takes the next sequence number. An exhausted 63-bit counter stays exhausted.
-    fn next_sequence(&self, df: bool) -> Result<u64, SequenceExhausted> {
-        let next = &self.next[usize::from(df)];
+    /// Takes the next sequence number of a lane. An exhausted 63-bit counter stays exhausted.
+    fn next_sequence(&self, lane: usize, df: bool) -> Result<u64, SequenceExhausted> {
+        let next = &self.next[lane].0[usize::from(df)];
         let seq = next.fetch_add(1, Ordering::Relaxed);
         if seq < DF_BIT {
             return Ok(seq);
@@ -171,9 +181,16 @@ impl Session {
         Err(SequenceExhausted)
     }
 
+    /// Marks the sequence number of an authentic datagram as received. Returns `false` if it was before, or is too old.
+    fn accept(&self, lane: usize, word: u64) -> bool {
+        let windows = self.received[lane].get_or_init(Default::default);
+        let mut windows = windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows[usize::from(word & DF_BIT != 0)].accept(word & !DF_BIT)
+    }
+
     #[cfg(test)]
     pub(super) fn set_sequence(&self, df: bool, seq: u64) {
-        self.next[usize::from(df)].store(seq, Ordering::Relaxed);
+        self.next[0].0[usize::from(df)].store(seq, Ordering::Relaxed);
     }
 }
 
@@ -204,6 +221,7 @@ pub struct SequenceExhausted;
 #[derive(Clone, Debug)]
 pub struct Sealer {
     session: Arc<Session>,
+    lane: usize,
 }
 
 /// Progress of an unsealed datagram, whose bytes are in the caller's buffer.
@@ -223,7 +241,14 @@ impl DatagramBuilder {
 impl Sealer {
     /// Creates a sealer. A session may have any number of them.
     pub fn new(session: Arc<Session>) -> Sealer {
-        Sealer { session }
+        Sealer { session, lane: 0 }
+    }
+
+    /// The same on another lane, if the session is one of warp: threads that use different ones do not wait for each other, here and at
+    /// the neighbour (docs/spec/warp.md 2). Lanes above [`LANES`] begin at 0 again.
+    pub fn on_lane(self, lane: usize) -> Sealer {
+        let lane = if self.session.warp.is_some() { lane % LANES } else { 0 };
+        Sealer { lane, ..self }
     }
 
     /// The session that it seals with.
@@ -309,14 +334,14 @@ impl Sealer {
         let config = &self.session.config;
         let len = self.sealed_len(&builder);
         if let Some(keys) = &self.session.warp {
-            let seq = self.session.next_sequence(df)?;
+            let seq = self.session.next_sequence(self.lane, df)?;
             let word = seq | if df { DF_BIT } else { 0 };
-            keys.seal(word, &mut buf[..len], || self.session.counters());
+            keys.seal(self.lane, word, &mut buf[..len], || self.session.counters());
             return Ok(len);
         }
         buf[..NAME_LEN].copy_from_slice(&config.own.to_bytes());
         if let Some(key) = &config.key {
-            let seq = self.session.next_sequence(df)?;
+            let seq = self.session.next_sequence(self.lane, df)?;
             let word = (seq | if df { DF_BIT } else { 0 }).to_be_bytes();
             buf[NAME_LEN..NAME_LEN + SEQUENCE_LEN].copy_from_slice(&word);
             // This moves the records up by the tag's length. It fails only for buffers shorter than a tag.
@@ -331,18 +356,16 @@ impl Sealer {
     }
 }
 
-/// Authenticates and decrypts a neighbour's datagrams. There must be one per session, since it holds the replay windows.
+/// Authenticates and decrypts a neighbour's datagrams.
 #[derive(Debug)]
 pub struct Opener {
     session: Arc<Session>,
-    /// The windows of non-DF (0) and DF (1) datagrams.
-    windows: [ReplayWindow; 2],
 }
 
 impl Opener {
-    /// Creates an opener that has received nothing yet.
+    /// Creates an opener. A session may have any number of them.
     pub fn new(session: Arc<Session>) -> Opener {
-        Opener { session, windows: Default::default() }
+        Opener { session }
     }
 
     /// The session that it opens with.
@@ -352,12 +375,12 @@ impl Opener {
 
     /// Authenticates and decrypts a datagram in place. The caller has found this opener by the name of the [`sender`] or, for warp, by
     /// its index.
-    pub fn open<'d>(&mut self, datagram: &'d mut [u8]) -> Result<Records<'d>, OpenError> {
+    pub fn open<'d>(&self, datagram: &'d mut [u8]) -> Result<Records<'d>, OpenError> {
         let len = datagram.len();
         if let Some(keys) = &self.session.warp {
             let (header, bytes, sealed) = Header::split(datagram).ok_or(OpenError::TooShort { len })?;
             let (epoch, records) = keys.open(&header, bytes, sealed).map_err(|_| OpenError::Forged)?;
-            if !self.windows[usize::from(header.word & DF_BIT != 0)].accept(header.word & !DF_BIT) {
+            if !self.session.accept(usize::from(header.lane), header.word) {
                 return Err(OpenError::Replayed);
             }
             keys.note_received(epoch, || self.session.counters());
@@ -373,7 +396,7 @@ impl Opener {
         let nonce = nonce(!self.session.config.outbound, *word);
         crypto_secretbox_open_easy_inplace(sealed, &nonce, key).map_err(|_| OpenError::Forged)?;
         let word = u64::from_be_bytes(*word);
-        if !self.windows[usize::from(word & DF_BIT != 0)].accept(word & !DF_BIT) {
+        if !self.session.accept(0, word) {
             return Err(OpenError::Replayed);
         }
         // The records have moved down by the length of the tag.
@@ -529,7 +552,7 @@ mod tests {
         let session = Session::new(config(true));
         let mut seen: Vec<u64> = Vec::new();
         std::thread::scope(|scope| {
-            let run = || (0..1000).map(|_| session.next_sequence(true).unwrap()).collect::<Vec<_>>();
+            let run = || (0..1000).map(|_| session.next_sequence(0, true).unwrap()).collect::<Vec<_>>();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
             seen.extend(threads.into_iter().flat_map(|thread| thread.join().unwrap()));
         });

@@ -4,7 +4,7 @@
 //! ```text
 //!   confirmed -- control 0: public key, index, cipher --> both have the secret of the connection --> Session --> UdpControl
 //!
-//!   epoch 0 -- 2^26 datagrams or 2 minutes, and the neighbour uses epoch 0, too --> epoch 1 --> ...
+//!   epoch 0 -- 2^23 datagrams of a lane or 2 minutes, and the neighbour uses epoch 0, too --> epoch 1 --> ...
 //! ```
 //!
 //! * [`WarpControl`] exchanges keys over the mesh connection, and then owns the [`UdpControl`](crate::udp::UdpControl).
@@ -13,5 +13,7 @@
 
 mod control;
 
-pub use crate::udp::aead::{Cipher, HEADER, Header, KeyLimits, KeyMaterial, Keys, TAG, receiver};
+pub use crate::udp::aead::{
+    Cipher, HEADER, Header, KeyLimits, KeyMaterial, Keys, LANES, TAG, TYPE, receiver,
+};
 pub use control::{WarpControl, WarpControlConfig, WarpControlError};

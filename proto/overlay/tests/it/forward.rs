@@ -52,7 +52,7 @@ impl Node {
     fn with(n: u8, peers: u8, neighbours: Vec<Neighbour>) -> Node {
         let macs = MacTable::new(MacConfig::new(name(n)));
         let tables = tables(n, peers, &macs, &neighbours);
-        Node { n, peers, forwarder: Forwarder::new(tables), macs, neighbours, io: Recorder::default() }
+        Node { n, peers, forwarder: Forwarder::new(tables, 0), macs, neighbours, io: Recorder::default() }
     }
 
     /// Learns MACs from the events, as the node does, and publishes new tables.
@@ -231,7 +231,7 @@ fn unicast_follows_the_route_and_is_sealed_at_each_hop() {
     net.node(2).datagram(addr(1), &first);
     let (to, mut second) = net.node(2).io.sent.pop().unwrap();
     assert_eq!((to.to, to.df), (addr(3), true));
-    let mut opener = Opener::new(session(3, 2, Some([9; 32])));
+    let opener = Opener::new(session(3, 2, Some([9; 32])));
     let record =
         opener.open(&mut second.clone()).unwrap().next().unwrap().map(|r| (r.src, r.dst, r.frame.to_vec()));
     assert_eq!(record, Ok((name(1), name(4), frame.clone())));

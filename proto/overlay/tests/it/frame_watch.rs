@@ -64,7 +64,7 @@ impl Middle {
         let forwarding = ForwardingTable { own: name(2), macs: macs.snapshot(), routes };
         let watch = Arc::new(Wanted(mac(wanted), Mutex::default()));
         let tables = Tables::new(0, forwarding, vec![neighbour(1), neighbour(3)]);
-        let forwarder = Forwarder::new(Arc::new(tables.with_watches(vec![watch.clone()])));
+        let forwarder = Forwarder::new(Arc::new(tables.with_watches(vec![watch.clone()])), 0);
         Middle { forwarder, io: Recorder::default(), watch }
     }
 

@@ -114,7 +114,7 @@ pub(crate) fn datagram(data: &[u8]) {
         };
         Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
-    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())));
+    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())), 0);
     let mut io = Sink::default();
     for _ in 0..2 {
         forwarder.handle_datagram(address(REMOTE), &mut bytes.clone(), Instant::ORIGIN, &mut io);
@@ -166,7 +166,7 @@ pub(crate) fn warp(mut data: &[u8]) {
     let session = |end: &WarpControl| end.path_control().expect("there are keys").session().clone();
     let (ours, theirs) = (session(&own), session(&other));
     let sealer = Sealer::new(theirs.clone());
-    let mut back = Opener::new(theirs);
+    let back = Opener::new(theirs);
     let path = own.path_control().expect("there are keys").path();
     let sleeve = self::session(OWN, REMOTE, None);
     let neighbour = Neighbour {
@@ -178,7 +178,7 @@ pub(crate) fn warp(mut data: &[u8]) {
     };
     let macs = MacTable::new(MacConfig::new(OWN)).snapshot();
     let forwarding = ForwardingTable { own: OWN, macs, routes: Arc::new(AllReachable) };
-    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, vec![Arc::new(neighbour)])));
+    let mut forwarder = Forwarder::new(Arc::new(Tables::new(0, forwarding, vec![Arc::new(neighbour)])), 0);
     let mut io = Sink::default();
     let mut now = Instant::ORIGIN;
     while let [operation, len, rest @ ..] = data {

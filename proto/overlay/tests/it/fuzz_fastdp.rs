@@ -67,7 +67,7 @@ pub(crate) fn forwarder() -> Forwarder {
     let own_id = ShortId::new(1).expect("small");
     let kernel = KernelTables::new(own_id, &forwarding, ids, BTreeMap::new(), BTreeSet::new());
     let tables = Tables::new(0, forwarding, Vec::new()).with_kernel(Some(Arc::new(kernel)));
-    Forwarder::new(Arc::new(tables))
+    Forwarder::new(Arc::new(tables), 0)
 }
 
 /// Each operation has a byte for its kind, two for its length, and as many bytes: a frame that the kernel reports (0), one that it passes to

@@ -106,7 +106,7 @@ fn replay(
     end: Instant,
     inputs: &[(Instant, Message)],
 ) -> (UdpControl, Vec<Message>) {
-    let mut opener = Opener::new(own.session(other.name));
+    let opener = Opener::new(own.session(other.name));
     let session = own.session(other.name);
     let config = UdpControlConfig { session, local: own.addr, remote: other.addr, outbound: own.outbound };
     let mut control = UdpControl::new(config);

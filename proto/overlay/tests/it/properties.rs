@@ -54,7 +54,7 @@ fn forwarder(key: Option<[u8; 32]>, mtu: usize, stack_fragments: bool) -> Forwar
         };
         Arc::new(Neighbour { session, confirmed: true, path, warp: None, overlay: Overlay::Sleeve })
     });
-    Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())))
+    Forwarder::new(Arc::new(Tables::new(0, forwarding, neighbours.into())), 0)
 }
 
 fn offload() -> impl Strategy<Value = Offload> {
@@ -95,7 +95,7 @@ proptest! {
     #[test]
     fn sealed_datagrams_can_be_opened(frames in frames(), key in key(), df in any::<bool>()) {
         let sealed = seal(&Sealer::new(session(1, 2, key)), &frames, df);
-        let mut opener = Opener::new(session(2, 1, key));
+        let opener = Opener::new(session(2, 1, key));
         let mut bytes = sealed.clone();
         let opened: Vec<_> = opener.open(&mut bytes).unwrap().map(|record| record.unwrap()).collect();
         prop_assert_eq!(opened.len(), frames.len());
@@ -132,7 +132,7 @@ proptest! {
         // The name is in clear and selects the key; it is not authenticated.
         let at = 6 + at.index(sealed.len() - 6);
         sealed[at] ^= 1u8 << bit;
-        let mut opener = Opener::new(session(2, 1, Some(key)));
+        let opener = Opener::new(session(2, 1, Some(key)));
         prop_assert_eq!(opener.open(&mut sealed).err(), Some(OpenError::Forged));
     }
 
@@ -182,11 +182,11 @@ proptest! {
         forwarder.flush(&mut io);
         let io = io.take();
         let limit = (mtu + session(1, 2, key).overhead() - 28).min(65507);
-        let mut openers = [1, 3].map(|own| Opener::new(session(own, 2, key)));
+        let openers = [1, 3].map(|own| Opener::new(session(own, 2, key)));
         for (to, mut datagram) in io.sent {
             let limit = if to.df { limit } else { 65507 };
             prop_assert!(datagram.len() <= limit);
-            let opener = openers.iter_mut().find(|o| o.session().own().to_bytes()[5] as u64 == to.conn.0).unwrap();
+            let opener = openers.iter().find(|o| o.session().own().to_bytes()[5] as u64 == to.conn.0).unwrap();
             let records: Vec<_> = opener.open(&mut datagram).unwrap().collect();
             prop_assert!((1..=100).contains(&records.len()));
             prop_assert!(records.iter().all(|record| record.is_ok()));

@@ -12,7 +12,7 @@ fn session(own: u8, remote: u8, outbound: bool, key: Option<[u8; 32]>) -> std::s
 }
 
 /// Checks that `sealer` builds the packet of the vector, and that `opener` opens it.
-fn check_valid(case: &Value, sealer: &Sealer, opener: &mut Opener, df: bool) {
+fn check_valid(case: &Value, sealer: &Sealer, opener: &Opener, df: bool) {
     let what = case["name"].as_str().unwrap();
     let mut packet = bytes(&case["packet"]);
     let mut buf = vec![0xa5; packet.len()];
@@ -35,7 +35,7 @@ fn check_valid(case: &Value, sealer: &Sealer, opener: &mut Opener, df: bool) {
 }
 
 /// Frames delivered, and the text of the error.
-fn open(opener: &mut Opener, packet: &Value) -> (Vec<String>, String) {
+fn open(opener: &Opener, packet: &Value) -> (Vec<String>, String) {
     let mut packet = bytes(packet);
     let (mut frames, mut error) = (Vec::new(), String::new());
     match opener.open(&mut packet) {
@@ -60,9 +60,9 @@ fn plain_datagrams_equal_the_vectors() {
     assert_eq!((s.packet_overhead(), s.overhead()), (file["packet_overhead"].as_u64().unwrap() as usize, 62));
     assert_eq!(weave_overlay::udp::RECORD_OVERHEAD as u64, file["frame_overhead"].as_u64().unwrap());
     let sealer = Sealer::new(s);
-    let mut opener = Opener::new(session(2, 1, false, None));
+    let opener = Opener::new(session(2, 1, false, None));
     for case in array(&file["valid"]) {
-        check_valid(case, &sealer, &mut opener, true);
+        check_valid(case, &sealer, &opener, true);
     }
     for case in array(&file["malformed"]) {
         let delivered: Vec<_> = array(&case["frames_delivered"])
@@ -70,7 +70,7 @@ fn plain_datagrams_equal_the_vectors() {
             .map(|f| f["frame"].as_str().unwrap().to_owned())
             .collect();
         let error = case["error"].as_str().unwrap().to_owned();
-        assert_eq!(open(&mut opener, &case["packet"]), (delivered, error), "{}", case["name"]);
+        assert_eq!(open(&opener, &case["packet"]), (delivered, error), "{}", case["name"]);
     }
     assert_eq!(array(&file["valid"]).len(), 6);
 }
@@ -86,24 +86,24 @@ fn encrypted_datagrams_equal_the_vectors() {
     let mut checked = 0;
     for outbound in [true, false] {
         let sealer = Sealer::new(session(1, 2, outbound, Some(key)));
-        let mut opener = Opener::new(session(2, 1, !outbound, Some(key)));
+        let opener = Opener::new(session(2, 1, !outbound, Some(key)));
         // Both encoders of the sender, in the order of their sequence numbers.
         for case in array(&file["valid"]).iter().filter(|case| case["sender_outbound"] == outbound) {
             if case["seq"].is_u64() {
-                check_valid(case, &sealer, &mut opener, case["df"].as_bool().unwrap());
+                check_valid(case, &sealer, &opener, case["df"].as_bool().unwrap());
                 checked += 1;
             }
         }
     }
     assert_eq!(checked, 16);
 
-    let mut opener = Opener::new(session(2, 1, false, Some(key)));
+    let opener = Opener::new(session(2, 1, false, Some(key)));
     for case in array(&file["receive_behaviour"]) {
         let what = case["name"].as_str().unwrap();
         let (frames, error) = if what.starts_with("wrong polarity") {
-            open(&mut Opener::new(session(2, 1, true, Some(key))), &case["packet"])
+            open(&Opener::new(session(2, 1, true, Some(key))), &case["packet"])
         } else {
-            open(&mut opener, &case["packet"])
+            open(&opener, &case["packet"])
         };
         assert_eq!(frames.len() as u64, case["frames_delivered"].as_u64().unwrap(), "{what}");
         assert_eq!(error, case["error"].as_str().unwrap(), "{what}");

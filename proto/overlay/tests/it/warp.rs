@@ -11,7 +11,7 @@ use weave_overlay::udp::{
     ControlFrame, OpenError, Opener, Output, Sealer, Session, SessionConfig, probe_budget,
 };
 use weave_overlay::warp::{
-    Cipher, HEADER, Header, KeyLimits, TAG, WarpControl, WarpControlConfig, WarpControlError,
+    Cipher, HEADER, Header, KeyLimits, LANES, TAG, WarpControl, WarpControlConfig, WarpControlError,
 };
 use weave_types::{ConnectionId, Instant};
 use zeroize::Zeroizing;
@@ -76,7 +76,7 @@ fn seal(sealer: &Sealer, frame: &[u8], df: bool) -> Vec<u8> {
     buf
 }
 
-fn open(opener: &mut Opener, datagram: &[u8]) -> Result<Vec<Vec<u8>>, OpenError> {
+fn open(opener: &Opener, datagram: &[u8]) -> Result<Vec<Vec<u8>>, OpenError> {
     let mut datagram = datagram.to_vec();
     opener.open(&mut datagram)?.map(|record| Ok(record?.frame.to_vec())).collect()
 }
@@ -120,15 +120,19 @@ fn datagrams_equal_those_of_another_implementation() {
         }
         let sessions = sessions([config(1), config(2)]);
         let sealers = sessions.each_ref().map(|session| Sealer::new(session.clone()));
-        let mut openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
-        assert_eq!(array(&case["datagrams"]).len(), 4);
-        for datagram in array(&case["datagrams"]) {
+        let openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
+        let (last, datagrams) = array(&case["datagrams"]).split_last().unwrap();
+        assert_eq!(datagrams.len(), 6);
+        for datagram in datagrams {
             let sender = datagram["sender"].as_u64().unwrap() as usize;
             let (frame, expected) = (bytes(&datagram["frame"]), bytes(&datagram["datagram"]));
-            let sealed = seal(&sealers[sender], &frame, datagram["df"].as_bool().unwrap());
+            let sealer = sealers[sender].clone().on_lane(datagram["lane"].as_u64().unwrap() as usize);
+            let sealed = seal(&sealer, &frame, datagram["df"].as_bool().unwrap());
             assert_eq!(hex::encode(&sealed), hex::encode(&expected), "{what}");
-            assert_eq!(open(&mut openers[1 - sender], &expected), Ok(vec![frame]), "{what}");
+            assert_eq!(open(&openers[1 - sender], &expected), Ok(vec![frame]), "{what}");
         }
+        assert_eq!(last["lane"], LANES);
+        assert_eq!(open(&openers[1], &bytes(&last["datagram"])), Err(OpenError::Forged), "{what}");
     }
 }
 
@@ -167,7 +171,7 @@ fn keys_are_bound_to_the_password_and_the_connection() {
     let opened = |other: WarpControlConfig| {
         let sessions = sessions([WarpControlConfig { mesh_key: mesh_key(7), ..config(1) }, other]);
         let datagram = seal(&Sealer::new(sessions[0].clone()), b"frame of fourteen bytes", true);
-        open(&mut Opener::new(sessions[1].clone()), &datagram)
+        open(&Opener::new(sessions[1].clone()), &datagram)
     };
     assert!(opened(base()).is_ok());
     for other in changed {
@@ -243,10 +247,10 @@ fn silence_of_the_neighbour_keeps_the_epoch() {
     let datagrams: Vec<_> = (0..100).map(|_| seal(&sealer, &[1; 60], true)).collect();
     assert_eq!(epoch(&session), 0, "the neighbour has not used the epoch");
     // What has been sent meanwhile can be opened.
-    let mut opener = Opener::new(remote.clone());
-    assert!(datagrams.iter().all(|datagram| open(&mut opener, datagram).is_ok()));
+    let opener = Opener::new(remote.clone());
+    assert!(datagrams.iter().all(|datagram| open(&opener, datagram).is_ok()));
     let answer = seal(&Sealer::new(remote), &[1; 60], true);
-    open(&mut Opener::new(session.clone()), &answer).unwrap();
+    open(&Opener::new(session.clone()), &answer).unwrap();
     seal(&sealer, &[1; 60], true);
     assert_eq!(epoch(&session), 1);
 }
@@ -256,8 +260,9 @@ fn threads_never_use_a_number_twice_while_epochs_change() {
     let [session, remote] = with_limits(limits(50));
     let (sender, receiver) = std::sync::mpsc::sync_channel(8);
     std::thread::scope(|scope| {
-        for thread in 0..3 {
-            let (sealer, sender) = (Sealer::new(session.clone()), sender.clone());
+        for thread in 0..4u8 {
+            let sealer = Sealer::new(session.clone()).on_lane(usize::from(thread) / 2);
+            let sender = sender.clone();
             scope.spawn(move || {
                 for n in 0..2000u32 {
                     sender.send(seal(&sealer, &[thread; 60], (n + u32::from(thread)) % 3 > 0)).unwrap();
@@ -265,16 +270,17 @@ fn threads_never_use_a_number_twice_while_epochs_change() {
             });
         }
         drop(sender);
-        let (mut there, mut back) = (Opener::new(remote.clone()), Opener::new(session.clone()));
+        let (there, back) = (Opener::new(remote.clone()), Opener::new(session.clone()));
         let answers = Sealer::new(remote.clone());
         let mut words = BTreeSet::new();
         while let Ok(datagram) = receiver.recv() {
-            assert!(words.insert(header(&datagram).word));
+            let header = header(&datagram);
+            assert!(words.insert((header.lane, header.word)));
             // A thread may be two epochs behind the others: such a datagram is lost.
-            _ = open(&mut there, &datagram);
-            open(&mut back, &seal(&answers, &[9; 60], true)).unwrap();
+            _ = open(&there, &datagram);
+            open(&back, &seal(&answers, &[9; 60], true)).unwrap();
         }
-        assert_eq!(words.len(), 6000);
+        assert_eq!(words.len(), 8000);
     });
     assert!(epoch(&session) > 5, "{}", epoch(&session));
 }
@@ -284,6 +290,7 @@ fn threads_never_use_a_number_twice_while_epochs_change() {
 enum Step {
     Seal {
         end: usize,
+        lane: usize,
         df: bool,
         len: usize,
     },
@@ -297,7 +304,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let at = any::<prop::sample::Index>;
     prop_oneof![
-        5 => (0usize..2, any::<bool>(), 14usize..200).prop_map(|(end, df, len)| Step::Seal { end, df, len }),
+        5 => (0usize..2, 0usize..3, any::<bool>(), 14usize..200)
+            .prop_map(|(end, lane, df, len)| Step::Seal { end, lane, df, len }),
         4 => at().prop_map(Step::Arrive),
         1 => at().prop_map(Step::ArriveTwice),
         1 => at().prop_map(Step::Lose),
@@ -313,10 +321,10 @@ struct Flying {
 }
 
 proptest! {
-    /// Key and nonce are never used twice, over restarts, directions, epochs, and lanes, of which there is one: with the same text, equal
-    /// pairs would give equal bytes.
+    /// Key and nonce are never used twice, over restarts, directions, epochs, and lanes: with the same text, equal pairs would give equal
+    /// bytes.
     #[test]
-    fn nonces_are_unique(runs in prop::collection::vec(1usize..60, 1..4), limit in 1u64..6, cipher in any::<bool>(), df in any::<u64>()) {
+    fn nonces_are_unique(runs in prop::collection::vec(1usize..60, 1..4), limit in 1u64..6, cipher in any::<bool>(), df in any::<u64>(), lanes in any::<u64>()) {
         let preferred = if cipher { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
         let mut seen = BTreeSet::new();
         let mut total = 0;
@@ -328,17 +336,19 @@ proptest! {
             };
             let sessions = sessions([config(1), config(2)]);
             let sealers = sessions.each_ref().map(|session| Sealer::new(session.clone()));
-            let mut openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
+            let openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
             for round in 0..rounds {
                 for end in 0..2 {
-                    let sealed = seal(&sealers[end], &[0; 60], df >> (round % 64) & 1 == 1);
-                    prop_assert_eq!(header(&sealed).lane, 0);
-                    prop_assert!(open(&mut openers[1 - end], &sealed).is_ok());
+                    let lane = (lanes >> (round % 64) & 1) as u16;
+                    let sealer = sealers[end].clone().on_lane(lane.into());
+                    let sealed = seal(&sealer, &[0; 60], df >> (round % 64) & 1 == 1);
+                    prop_assert_eq!(header(&sealed).lane, lane);
+                    prop_assert!(open(&openers[1 - end], &sealed).is_ok());
                     seen.insert(sealed[HEADER..].to_vec());
                     total += 1;
                 }
             }
-            prop_assert!(rounds < 30 || epoch(&sessions[0]) > 0);
+            prop_assert!(rounds < 50 || epoch(&sessions[0]) > 0);
         }
         prop_assert_eq!(seen.len(), total);
     }
@@ -349,17 +359,18 @@ proptest! {
         let preferred = if cipher { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
         let sessions = sessions([1, 2].map(|own| WarpControlConfig { limits: limits(limit), preferred, ..config(own) }));
         let sealers = sessions.each_ref().map(|session| Sealer::new(session.clone()));
-        let mut openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
+        let openers = sessions.each_ref().map(|session| Opener::new(session.clone()));
         let mut flying: Vec<Flying> = Vec::new();
         let mut used = BTreeSet::new();
         for (number, step) in steps.into_iter().enumerate() {
             let (at, stays) = match step {
-                Step::Seal { end, df, len } => {
+                Step::Seal { end, lane, df, len } => {
                     let frame = vec![number as u8; len];
-                    let bytes = seal(&sealers[end], &frame, df);
+                    let bytes = seal(&sealers[end].clone().on_lane(lane), &frame, df);
                     let (header, epoch) = (header(&bytes), epoch(&sessions[end]));
-                    prop_assert_eq!((header.epoch, header.lane, header.word >> 63), (epoch as u8, 0, u64::from(df)));
-                    prop_assert!(used.insert((end, header.word)), "a nonce is used twice");
+                    let expected = (epoch as u8, lane as u16, u64::from(df));
+                    prop_assert_eq!((header.epoch, header.lane, header.word >> 63), expected);
+                    prop_assert!(used.insert((end, lane, header.word)), "a nonce is used twice");
                     flying.push(Flying { sender: end, epoch, bytes, frame, arrived: false });
                     continue;
                 }
@@ -386,7 +397,7 @@ proptest! {
             } else {
                 Ok(vec![datagram.frame.clone()])
             };
-            prop_assert_eq!(open(&mut openers[receiver], &datagram.bytes), expected);
+            prop_assert_eq!(open(&openers[receiver], &datagram.bytes), expected);
             datagram.arrived |= behind <= 1;
             if !stays {
                 flying.swap_remove(at);
@@ -400,14 +411,14 @@ proptest! {
     fn changed_datagrams_are_rejected(len in 14usize..1400, at in any::<prop::sample::Index>(), bit in 0..8, cut in any::<prop::sample::Index>()) {
         let sessions = with_limits(KeyLimits::default());
         let sealed = seal(&Sealer::new(sessions[0].clone()), &vec![3; len], true);
-        let mut opener = Opener::new(sessions[1].clone());
+        let opener = Opener::new(sessions[1].clone());
         let mut changed = sealed.clone();
         changed[at.index(sealed.len())] ^= 1u8 << bit;
-        prop_assert!(open(&mut opener, &changed).is_err());
-        prop_assert!(open(&mut opener, &sealed[..cut.index(sealed.len())]).is_err());
-        prop_assert!(open(&mut opener, &[&sealed[..], &[0]].concat()).is_err());
+        prop_assert!(open(&opener, &changed).is_err());
+        prop_assert!(open(&opener, &sealed[..cut.index(sealed.len())]).is_err());
+        prop_assert!(open(&opener, &[&sealed[..], &[0]].concat()).is_err());
         // Nothing of this has moved the replay window or the epoch.
-        prop_assert_eq!(open(&mut opener, &sealed), Ok(vec![vec![3; len]]));
+        prop_assert_eq!(open(&opener, &sealed), Ok(vec![vec![3; len]]));
         prop_assert_eq!(epoch(&sessions[1]), 0);
         let text = sealed.windows(8).filter(|window| window == &[3; 8]).count();
         prop_assert_eq!(text, 0);
@@ -485,7 +496,7 @@ impl Pair {
                 self.ends[to].handle_control(tag, &body, self.now).unwrap();
             }
             Output::Datagram { bytes, .. } => {
-                let Some(opener) = &mut self.openers[to] else { return };
+                let Some(opener) = &self.openers[to] else { return };
                 for frame in open(opener, &bytes).unwrap() {
                     let frame = ControlFrame::parse(&frame).unwrap();
                     let control = self.ends[to].path_control_mut().unwrap();

@@ -36,7 +36,7 @@ impl Node {
             warp: Some((warp.clone(), path(&warp))),
             overlay: Overlay::Warp,
         };
-        let forwarder = Forwarder::new(tables(own, &neighbour));
+        let forwarder = Forwarder::new(tables(own, &neighbour), 0);
         Node { own, neighbour, forwarder, io: Recorder::default() }
     }
 

@@ -1,8 +1,10 @@
 /// Bytes of a [`Header`].
 pub const HEADER: usize = 16;
+/// Number of lanes: counters of a connection and direction, each with a replay window of its own.
+pub const LANES: usize = 8;
 /// First byte of every datagram: kind and version. It has the bit of group addresses, which the generated names of peers, with which
 /// sleeve's datagrams begin, do not have.
-const TYPE: u8 = 0xf1;
+pub const TYPE: u8 = 0xf1;
 
 /// The clear part of a datagram. All of it is authenticated.
 ///
@@ -14,7 +16,7 @@ const TYPE: u8 = 0xf1;
 pub struct Header {
     /// The low bits of the number of the epoch.
     pub epoch: u8,
-    /// Number of the counter that `word` is from: 0, since all threads share one.
+    /// The lane whose counter `word` is from, below [`LANES`].
     pub lane: u16,
     /// The number by which the receiver finds the connection.
     pub index: u32,

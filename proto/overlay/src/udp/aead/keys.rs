@@ -19,13 +19,13 @@ use weave_types::{ConnectionUid, Instant, PeerName};
 use zeroize::Zeroizing;
 
 use super::cipher::{Cipher, Forged, Key, TAG};
-use super::header::{HEADER, Header};
+use super::header::{HEADER, Header, LANES};
 
 /// When an epoch ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyLimits {
-    /// After so many datagrams, with and without the don't-fragment bit each. 2^26 of 64 kB are 2^38 blocks of AES, which leaves an
-    /// attacker an advantage of 2^-53 (the bound of RFC 9001 B.1); at a million a second they last a minute.
+    /// After so many datagrams of a lane, with and without the don't-fragment bit each. 2^23 of 64 kB are 2^35 blocks of AES, and those of
+    /// all counters 2^39, which leaves an attacker an advantage of 2^-51 (the bound of RFC 9001 B.1).
     pub datagrams: u64,
     /// After so much time, which limits what a stolen key gives away.
     pub time: Duration,
@@ -33,7 +33,7 @@ pub struct KeyLimits {
 
 impl Default for KeyLimits {
     fn default() -> KeyLimits {
-        KeyLimits { datagrams: 1 << 26, time: Duration::from_secs(120) }
+        KeyLimits { datagrams: 1 << 23, time: Duration::from_secs(120) }
     }
 }
 
@@ -116,8 +116,8 @@ pub struct Keys {
     remote_index: u32,
     limits: KeyLimits,
     epoch: RwLock<Epoch>,
-    /// The counters, without and with the don't-fragment bit, at which the next epoch begins. They never start again.
-    ends_at: [AtomicU64; 2],
+    /// The counters of each lane, without and with the don't-fragment bit, at which the next epoch begins. They never start again.
+    ends_at: [[AtomicU64; 2]; LANES],
     /// Whether the neighbour has used the epoch.
     is_shared: AtomicBool,
 }
@@ -156,7 +156,7 @@ impl Keys {
             remote_index,
             limits,
             epoch: RwLock::new(epoch),
-            ends_at: [limits.datagrams, limits.datagrams].map(AtomicU64::new),
+            ends_at: [[limits.datagrams; 2]; LANES].map(|ends| ends.map(AtomicU64::new)),
             is_shared: AtomicBool::new(false),
         }
     }
@@ -177,7 +177,7 @@ impl Keys {
     }
 
     /// Time passes: begins the next epoch if the present one is old.
-    pub(crate) fn handle_time(&self, counters: [u64; 2], now: Instant) {
+    pub(crate) fn handle_time(&self, counters: [[u64; 2]; LANES], now: Instant) {
         let mut epoch = self.write();
         let since = *epoch.since.get_or_insert(now);
         if now.saturating_since(since) >= self.limits.time && self.is_shared.load(Ordering::Relaxed) {
@@ -185,9 +185,15 @@ impl Keys {
         }
     }
 
-    /// Seals a datagram, which has room for the header in front and the tag at the end. `counters` are those after this datagram.
-    pub(crate) fn seal(&self, word: u64, datagram: &mut [u8], counters: impl Fn() -> [u64; 2]) {
-        let end = &self.ends_at[(word >> 63) as usize];
+    /// Seals a datagram of a lane, which has room for the header in front and the tag at the end. `counters` are those after this datagram.
+    pub(crate) fn seal(
+        &self,
+        lane: usize,
+        word: u64,
+        datagram: &mut [u8],
+        counters: impl Fn() -> [[u64; 2]; LANES],
+    ) {
+        let end = &self.ends_at[lane][(word >> 63) as usize];
         let is_over =
             || word << 1 >> 1 >= end.load(Ordering::Relaxed) && self.is_shared.load(Ordering::Relaxed);
         if is_over() {
@@ -198,7 +204,7 @@ impl Keys {
             }
         }
         let epoch = self.read();
-        let header = Header { epoch: epoch.number as u8, lane: 0, index: self.remote_index, word };
+        let header = Header { epoch: epoch.number as u8, lane: lane as u16, index: self.remote_index, word };
         let bytes = header.encode();
         let (head, sealed) = datagram.split_at_mut(HEADER);
         let (body, tag) = sealed.split_at_mut(sealed.len() - TAG);
@@ -221,14 +227,14 @@ impl Keys {
             u8::MAX => (epoch.number.wrapping_sub(1), epoch.previous.as_ref().ok_or(Forged)?),
             _ => return Err(Forged),
         };
-        if header.lane != 0 || header.index != self.own_index {
+        if usize::from(header.lane) >= LANES || header.index != self.own_index {
             return Err(Forged);
         }
         Ok((number, key.open(header.nonce(), bytes, sealed)?))
     }
 
     /// An authentic datagram of an epoch has arrived for the first time.
-    pub(crate) fn note_received(&self, number: u32, counters: impl Fn() -> [u64; 2]) {
+    pub(crate) fn note_received(&self, number: u32, counters: impl Fn() -> [[u64; 2]; LANES]) {
         if self.is_shared.load(Ordering::Relaxed) && self.read().number == number {
             return;
         }
@@ -240,7 +246,7 @@ impl Keys {
         }
     }
 
-    fn advance(&self, epoch: &mut Epoch, counters: [u64; 2], is_shared: bool) {
+    fn advance(&self, epoch: &mut Epoch, counters: [[u64; 2]; LANES], is_shared: bool) {
         let secret = next_secret(&epoch.secret);
         let next = key(self.cipher, &next_secret(&secret), !self.outbound);
         epoch.previous =
@@ -249,7 +255,7 @@ impl Keys {
         epoch.secret = secret;
         epoch.number = epoch.number.wrapping_add(1);
         epoch.since = None;
-        for (end, counter) in self.ends_at.iter().zip(counters) {
+        for (end, counter) in self.ends_at.as_flattened().iter().zip(counters.as_flattened()) {
             end.store(counter.saturating_add(self.limits.datagrams), Ordering::Relaxed);
         }
         self.is_shared.store(is_shared, Ordering::Relaxed);

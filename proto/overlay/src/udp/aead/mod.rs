@@ -5,5 +5,5 @@ mod header;
 mod keys;
 
 pub use cipher::{Cipher, TAG};
-pub use header::{HEADER, Header, receiver};
+pub use header::{HEADER, Header, LANES, TYPE, receiver};
 pub use keys::{KeyLimits, KeyMaterial, Keys};
