@@ -8,7 +8,7 @@
 //!                                               +------------- ControlFrame -------------+
 //! ```
 //!
-//! * [`Session`]: names, keys and sequence counters of one connection, used by [`Sealer`] and [`Opener`].
+//! * [`Session`]: names, keys, sequence counters and replay windows of one connection, used by [`Sealer`] and [`Opener`].
 //! * [`UdpControl`]: establishment, heartbeats, fragmentation test, test of batches; [`pmtu`] discovers the path MTU.
 //! * [`ControlFrame`]: the control frames that travel between the data frames.
 
