@@ -259,7 +259,7 @@ pub(crate) fn run_device(shared: &Arc<Shared>, name: &str, taps: Option<(TapRead
                         capture_until_lost(shared, &mut worker, &device, buffers)
                     }
                     Source::Taps { local, relay } => {
-                        read_until_lost(shared, &mut worker, &device, local, relay)
+                        read_until_lost(shared, &mut worker, Some(&device), local, Some(relay))
                     }
                 };
                 shared.device.store(None);
@@ -297,58 +297,51 @@ fn capture_until_lost(
     None
 }
 
-/// Handles frames of the TAP devices until the uplink is gone; returns `None` when stopping.
+/// Handles frames of the TAP devices until the uplink, if it is given, is gone; returns `None` when stopping.
 fn read_until_lost(
     shared: &Shared,
     worker: &mut Worker,
-    device: &PacketSocket,
+    device: Option<&PacketSocket>,
     local: &mut TapReader,
-    relay: &mut TapReader,
+    mut relay: Option<&mut TapReader>,
 ) -> Option<io::Error> {
+    let wake = shared.wake.as_fd();
     while !shared.stopping() {
         let input = PollFlags::POLLIN;
         let mut polled = [
             PollFd::new(local.fd(), input),
-            PollFd::new(relay.fd(), input),
-            PollFd::new(shared.wake.as_fd(), input),
-            PollFd::new(device.poll_fd(), PollFlags::empty()),
+            PollFd::new(relay.as_deref().map_or(wake, TapReader::fd), input),
+            PollFd::new(wake, input),
+            PollFd::new(device.map_or(wake, PacketSocket::poll_fd), PollFlags::empty()),
         ];
         let _ = poll(&mut polled, PollTimeout::NONE);
         if polled[3].any().unwrap_or(true)
+            && let Some(device) = device
             && let Err(error) = device.pending_error()
         {
             return Some(error);
         }
-        read_all(shared, worker, local, Some(relay));
-    }
-    None
-}
-
-/// Handles all frames that wait at TAP devices. If there is no device, reports it, and waits a little.
-fn read_all(shared: &Shared, worker: &mut Worker, local: &mut TapReader, mut relay: Option<&mut TapReader>) {
-    loop {
-        match worker.read_taps(local, relay.as_deref_mut()) {
-            Ok(true) if !shared.stopping() => {}
-            Ok(_) => return,
-            Err(_) => {
-                shared.events.push(DatapathEvent::TapLost);
-                // Polling the queue would not wait.
-                let mut polled = [PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN)];
-                let _ = poll(&mut polled, PollTimeout::from(TAP_INTERVAL_MS));
-                return;
+        loop {
+            match worker.read_taps(local, relay.as_deref_mut()) {
+                Ok(true) if !shared.stopping() => {}
+                Ok(_) => break,
+                Err(_) => {
+                    shared.events.push(DatapathEvent::TapLost);
+                    // Polling a queue without a device would not wait.
+                    let mut polled = [PollFd::new(wake, input)];
+                    let _ = poll(&mut polled, PollTimeout::from(TAP_INTERVAL_MS));
+                    break;
+                }
             }
         }
     }
+    None
 }
 
 /// A further device thread: handles the frames of one queue of the TAP device until stopped.
 pub(crate) fn run_queue(shared: &Arc<Shared>, number: usize, mut queue: TapReader) {
     let mut worker = Worker::new(shared, Kind::Device, number);
-    while !shared.stopping() {
-        let mut polled = [queue.fd(), shared.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let _ = poll(&mut polled, PollTimeout::NONE);
-        read_all(shared, &mut worker, &mut queue, None);
-    }
+    read_until_lost(shared, &mut worker, None, &mut queue, None);
 }
 
 fn interface_monitor() -> nix::Result<OwnedFd> {
