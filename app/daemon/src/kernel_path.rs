@@ -86,8 +86,8 @@ impl KernelPath {
         let (mut fastdp, events) = Fastdp::start(parameters)?;
         let returning = Returning::new(if encrypts { 0 } else { fastdp.reached() }, now);
         let has_adopted_macs = fastdp.adopted();
-        let local = (0..threads).map(|_| fastdp.open_tap()).collect::<Result<_, _>>()?;
-        let taps = Taps { local, relay: fastdp.open_relay_tap()? };
+        let further = (1..threads).map(|_| fastdp.open_tap()).collect::<Result<_, _>>()?;
+        let taps = Taps { local: fastdp.open_tap()?, further, relay: fastdp.open_relay_tap()? };
         let path = KernelPath {
             fastdp,
             events: watch(events)?,

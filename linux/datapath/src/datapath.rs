@@ -111,14 +111,12 @@ impl Datapath {
         let Some(device) = self.device.take() else { return Ok(()) };
         let open = |fd| TapReader::new(fd).map_err(|error| StartError::System { step: "TAP device", error });
         let taps = match taps {
-            Some(Taps { local, relay }) => {
-                let mut queues = local.into_iter().map(open);
-                let first = queues.next().transpose()?;
-                for (number, queue) in (1..self.shared.forwarder_stats.len()).zip(queues) {
-                    let queue = queue?;
+            Some(Taps { local, further, relay }) => {
+                for (number, queue) in (1..self.shared.forwarder_stats.len()).zip(further) {
+                    let queue = open(queue)?;
                     self.spawn("weave-device", move |shared| threads::run_queue(shared, number, queue))?;
                 }
-                first.map(|first| Ok::<_, StartError>((first, open(relay)?))).transpose()?
+                Some((open(local)?, open(relay)?))
             }
             None => None,
         };

@@ -22,9 +22,11 @@ const VLAN_ID: u16 = 0xfff;
 /// Queues of the TAP devices of fastdp. Each frame has a virtio header in front.
 #[derive(Debug)]
 pub struct Taps {
-    /// Frames of local containers for neighbours that the kernel does not reach, with pending offloads: one queue for each thread
-    /// ([`DatapathConfig::threads`](crate::DatapathConfig)), of which the kernel chooses one for each flow.
-    pub local: Vec<OwnedFd>,
+    /// Frames of local containers for neighbours that the kernel does not reach, with pending offloads.
+    pub local: OwnedFd,
+    /// Further queues of that device, each for one more thread ([`DatapathConfig::threads`](crate::DatapathConfig)). The kernel chooses a
+    /// queue for each flow.
+    pub further: Vec<OwnedFd>,
     /// Frames of other peers. Two VLAN tags of type 0x88a8 follow their MACs: the short id of the source peer, that of the destination
     /// peer.
     pub relay: OwnedFd,
