@@ -10,9 +10,11 @@ use crate::common::*;
 /// Ten minutes with LAB_LONG=1.
 #[test]
 fn full_rate_while_links_flap() {
-    for (name, options) in
-        [("flapfast", &[][..]), ("flapwarp", &["--password", "wEaVe"]), ("flapslee", &["--overlays=sleeve"])]
-    {
+    for (name, options) in [
+        ("flapfast", &[][..]),
+        ("flapwarp", &["--password", "wEaVe", "--data-threads", "2"]),
+        ("flapslee", &["--overlays=sleeve"]),
+    ] {
         flap(name, options, Duration::from_secs(if long_tests_enabled() { 200 } else { 6 }));
     }
 }
