@@ -21,6 +21,9 @@ pub struct AttachRequest {
     /// The addresses to attach with. None stands for those with which a container of Docker was attached before, else for
     /// `net:default`.
     pub addresses: Vec<String>,
+    /// Whether a container of Docker also gets the addresses with which it was attached before.
+    #[serde(default)]
+    pub former: bool,
     /// Whether the allocator records the addresses.
     pub record: bool,
     /// Whether to add the route for multicast.

@@ -65,13 +65,16 @@ pub(crate) fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         None => dns::own_name(&target).filter(|_| !parsed.flag("without-dns")),
     };
     let hosts_file = parsed.flag("rewrite-hosts").then(|| hosts_file::of(&target, extra)).transpose()?;
-    let settings = Settings { multicast_route: !parsed.flag("no-multicast-route"), hosts_file, name };
+    let multicast_route = !parsed.flag("no-multicast-route");
+    let settings = Settings { former: false, multicast_route, hosts_file, name };
     print(&addresses::plain(&attach_target(target, &call.addresses, settings, parsed, env)?))
 }
 
 /// How a container is attached, besides its addresses.
 #[derive(Debug)]
 pub(crate) struct Settings {
+    /// Whether it also gets the addresses that it had.
+    pub(crate) former: bool,
     pub(crate) multicast_route: bool,
     /// The hosts file to rewrite.
     pub(crate) hosts_file: Option<HostsFile>,
@@ -92,6 +95,7 @@ pub(crate) fn attach_target(
         naming: target.naming,
         bridge: options::bridge(parsed, env),
         addresses: addresses.iter().map(ToString::to_string).collect(),
+        former: settings.former,
         record: true,
         multicast_route: settings.multicast_route,
         hairpin: true,

@@ -180,6 +180,7 @@ pub(crate) fn hook(arguments: &[String], env: &dyn Env) -> Result<(), Failure> {
         naming: state.pid.to_string(),
         bridge: options::bridge(&parsed, env),
         addresses: wanted.iter().map(ToString::to_string).collect(),
+        former: false,
         record: true,
         multicast_route: true,
         hairpin: true,

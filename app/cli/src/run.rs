@@ -68,7 +68,7 @@ pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         .iter()
         .for_each(notice);
     let id = docker_run(&dns_args, docker_args, env)?;
-    attach(&id, &addresses, !parsed.flag("no-rewrite-hosts"), parsed, env)
+    attach(&id, &addresses, false, !parsed.flag("no-rewrite-hosts"), parsed, env)
         .map_err(|failure| kill(&id, failure, env))?;
     print(&format!("{id}\n"))
 }
@@ -164,16 +164,18 @@ fn docker_run(dns_args: &[String], docker_args: &[String], env: &dyn Env) -> Res
     Ok(id.to_owned())
 }
 
-/// Attaches a container that has been started, with its own names.
+/// Attaches a container that has been started, with its own names; `former`: also with the addresses that it had.
 fn attach(
     id: &str,
     addresses: &[AddressRequest],
+    former: bool,
     rewrite_hosts: bool,
     parsed: &Parsed,
     env: &dyn Env,
 ) -> Result<(), Failure> {
     let target = find(id, env)?;
     let settings = Settings {
+        former,
         multicast_route: !parsed.flag("no-multicast-route"),
         name: dns::own_name(&target).filter(|_| !parsed.flag("without-dns")),
         hosts_file: if rewrite_hosts { own_hosts_file(&target)? } else { None },
@@ -211,10 +213,10 @@ pub(crate) fn start(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         .iter()
         .for_each(notice);
     docker.start(&info.id)?;
-    // Without addresses those that it had.
+    // Without addresses those that it had, else both.
     let given = addresses::after(&parsed.rest).len() < parsed.rest.len();
     let wanted = if given { &call.addresses[..] } else { &[] };
-    attach(&info.id, wanted, false, parsed, env).map_err(|failure| {
+    attach(&info.id, wanted, true, false, parsed, env).map_err(|failure| {
         // One that ran before is not killed.
         if info.is_running() { failure } else { kill(&info.id, failure, env) }
     })?;
@@ -236,7 +238,8 @@ pub(crate) fn restart(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     let addresses: Vec<_> = addresses.into_iter().map(AddressRequest::Fixed).collect();
     docker.with_timeout(RESTART_TIMEOUT).restart(&info.id)?;
-    attach(&info.id, &addresses, false, parsed, env).map_err(|failure| kill(&info.id, failure, env))?;
+    attach(&info.id, &addresses, false, false, parsed, env)
+        .map_err(|failure| kill(&info.id, failure, env))?;
     print(&format!("{container}\n"))
 }
 

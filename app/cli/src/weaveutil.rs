@@ -206,6 +206,7 @@ fn attach(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         naming: target.naming,
         bridge: parsed.rest[1].clone(),
         addresses: cidrs.iter().map(ToString::to_string).collect(),
+        former: false,
         record: false,
         multicast_route: !parsed.flag("no-multicast-route"),
         hairpin: parsed.text("hairpin-mode") != Some("false"),

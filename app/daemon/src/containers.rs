@@ -147,6 +147,8 @@ impl Work {
             HostRequest::Attach(mut request, fd) => {
                 if request.addresses.is_empty() {
                     request.addresses = self.containers.attachments().addresses(&request.container);
+                } else if request.former {
+                    request.addresses = self.containers.attachments().and_former(&request);
                 }
                 let name = self.parse_name(request.name.as_deref())?;
                 let attachment = Attachment {

@@ -198,6 +198,7 @@ impl Attacher {
             naming: target.naming.clone(),
             bridge: self.bridge.clone(),
             addresses,
+            former: false,
             record: true,
             multicast_route: self.needs_multicast_route(info),
             hairpin: true,

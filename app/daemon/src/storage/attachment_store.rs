@@ -108,6 +108,15 @@ impl AttachmentStore {
         }
     }
 
+    /// The addresses of a request, behind those with which the container was attached before.
+    pub(crate) fn and_former(&self, request: &AttachRequest) -> Vec<String> {
+        let former = self.containers.get(&request.container).map(|attachment| &attachment.addresses);
+        let former = former.into_iter().flatten();
+        let others =
+            former.filter(|(text, cidr)| !request.addresses.iter().any(|new| new == text || new == cidr));
+        others.map(|(text, _)| text.clone()).chain(request.addresses.iter().cloned()).collect()
+    }
+
     pub(crate) fn contains(&self, container: &str) -> bool {
         self.containers.contains_key(container)
     }
@@ -124,6 +133,7 @@ impl AttachmentStore {
             naming,
             bridge: attachment.bridge,
             addresses: self.addresses(container),
+            former: false,
             record: true,
             multicast_route: attachment.multicast_route,
             hairpin: attachment.hairpin,
@@ -164,6 +174,7 @@ mod tests {
             naming: "77".to_owned(),
             bridge: "weave".to_owned(),
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            former: false,
             record: true,
             multicast_route: true,
             hairpin: true,
@@ -181,6 +192,15 @@ mod tests {
             &request(&["net:default", "10.2.1.1/24"], Some("c1.weave.local")),
             &cidrs(&["10.32.0.1/12", "10.2.1.1/24"]),
         );
+        let more =
+            AttachRequest { former: true, ..request(&["10.2.3.1/24", "10.2.1.1/24", "net:default"], None) };
+        assert_eq!(store.and_former(&more), ["10.2.3.1/24", "10.2.1.1/24", "net:default"], "each once");
+        assert_eq!(
+            store.and_former(&request(&["10.32.0.1/12", "10.2.3.1/24"], None)),
+            ["10.2.1.1/24", "10.32.0.1/12", "10.2.3.1/24"]
+        );
+        let unknown = AttachRequest { container: "c2".to_owned(), ..request(&["10.2.3.1/24"], None) };
+        assert_eq!(store.and_former(&unknown), ["10.2.3.1/24"]);
         let later = AttachRequest { multicast_route: false, ..request(&["10.2.2.1/24"], None) };
         store.attached(&later, &cidrs(&["10.2.2.1/24"]));
         store.detached("c1", &cidrs(&["10.2.1.1/24"]));
