@@ -113,6 +113,7 @@ pub struct Fastdp {
     tunnel_program: Program,
     port_program: Arc<Program>,
     devices: Devices,
+    /// The queues that have been opened, to attach them again if their device is removed.
     taps: Vec<TapQueue>,
     /// VXLAN devices by port.
     ports: BTreeMap<u16, Link>,

@@ -245,7 +245,7 @@ impl Sealer {
     }
 
     /// The same on another lane, if the session is one of warp: threads that use different ones do not wait for each other, here and at
-    /// the neighbour (docs/spec/warp.md 2). Lanes above [`LANES`] begin at 0 again.
+    /// the neighbour (docs/spec/warp.md 2). From [`LANES`] on the numbers begin at 0 again.
     pub fn on_lane(self, lane: usize) -> Sealer {
         let lane = if self.session.warp.is_some() { lane % LANES } else { 0 };
         Sealer { lane, ..self }
