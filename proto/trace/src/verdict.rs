@@ -120,27 +120,31 @@ enum Stage {
 
 /// What became of a probe. `smaller_passed` tells whether smaller ones were answered.
 pub fn conclude(trace: &Trace, probe: Probe, outcome: &Outcome, smaller_passed: bool) -> Verdict {
-    let lost = |place, reason| Verdict::Lost { direction: Direction::There, place, reason };
+    let lost = |direction, place, reason| Verdict::Lost { direction, place, reason };
     let origin = Place::At(trace.config().origin);
-    match outcome {
-        Outcome::Answered => Verdict::Answered,
-        Outcome::NotSent(why) => lost(origin, Reason::NotSent(why.clone())),
-        Outcome::TooBig(mtu) => lost(narrowest(trace).unwrap_or(origin), Reason::TooBig(*mtu)),
-        Outcome::Unanswered => {
-            let way = |direction| Way { trace, probe, direction, smaller_passed };
-            let back = way(Direction::Back);
-            if let Some(furthest) = back.furthest() {
-                let (place, reason) = back.loss(furthest);
-                return Verdict::Lost { direction: Direction::Back, place, reason };
-            }
-            let there = way(Direction::There);
-            match there.furthest() {
-                None => lost(origin, Reason::NotEmitted),
-                Some(furthest) => {
-                    let (place, reason) = there.loss(furthest);
-                    lost(place, reason)
+    let way = |direction| Way { trace, probe, direction, smaller_passed };
+    // Some frames pass despite a conflict, so an answer does not mean that there is none.
+    let conflict =
+        Direction::ALL.into_iter().find_map(|direction| Some((direction, way(direction).conflict()?)));
+    match (outcome, conflict) {
+        (Outcome::NotSent(why), _) => lost(Direction::There, origin, Reason::NotSent(why.clone())),
+        (_, Some((direction, (peer, other)))) => {
+            lost(direction, Place::At(peer), Reason::AddressInUse(other))
+        }
+        (Outcome::Answered, None) => Verdict::Answered,
+        (Outcome::TooBig(mtu), None) => {
+            lost(Direction::There, narrowest(trace).unwrap_or(origin), Reason::TooBig(*mtu))
+        }
+        (Outcome::Unanswered, None) => {
+            // If the answer was seen, it is what was lost.
+            for direction in [Direction::Back, Direction::There] {
+                let way = way(direction);
+                if let Some(furthest) = way.furthest() {
+                    let (place, reason) = way.loss(furthest);
+                    return lost(direction, place, reason);
                 }
             }
+            lost(Direction::There, origin, Reason::NotEmitted)
         }
     }
 }
@@ -194,6 +198,19 @@ impl Way<'_> {
         (0..self.path().len()).rev().find_map(|index| Some((index, self.stage(index)?)))
     }
 
+    /// The first peer of the way and another one where the Ethernet address of the sender is. The former drops most of the sender's frames.
+    fn conflict(&self) -> Option<(PeerName, PeerName)> {
+        let [first, _, ..] = self.path() else { return None };
+        let hop = self.trace.hop(self.direction, *first)?;
+        let sender_at = match self.direction {
+            Direction::There => hop.source_at,
+            Direction::Back => hop.destination_at,
+        };
+        // Only a frame that has come to the router shows that the sender is there, too.
+        let other = sender_at.filter(|other| other != first && self.stage(0) >= Some(Stage::Handed))?;
+        Some((*first, other))
+    }
+
     fn loss(&self, (index, stage): (usize, Stage)) -> (Place, Reason) {
         let path = self.path();
         let peer = path[index];
@@ -213,15 +230,6 @@ impl Way<'_> {
             return (at, filtered(report.map_or("", |r| &r.filter)));
         }
         let hop = self.trace.hop(self.direction, peer);
-        // Who has the Ethernet address that the frame comes from.
-        let sender_at = hop.and_then(|hop| match self.direction {
-            Direction::There => hop.source_at,
-            Direction::Back => hop.destination_at,
-        });
-        if let Some(other) = sender_at.filter(|other| index == 0 && stage == Stage::Handed && *other != peer)
-        {
-            return (at, Reason::AddressInUse(other));
-        }
         match hop.map(|hop| &hop.next) {
             Some(Err(NoLink::NoRoute(why))) => (at, Reason::NoRoute(why.clone())),
             Some(Ok(link)) if !link.carries_data => {

@@ -149,7 +149,12 @@ fn planted_drops_are_named() {
     let (twin, neighbour) = (h2.container("twin"), h1.container("neighbour"));
     twin.attach(&[]);
     twin.command_ok(&["ip", "link", "set", "ethwe", "address", &c1.mac()]);
-    let pings = twin.pinging(&neighbour.attach(&[]), 50);
+    // Without ARP, which the neighbour may answer to c1, the twin is never silent for as long as a move takes.
+    let address = neighbour.attach(&[]);
+    twin.command_ok(&["ip", "neigh", "add", &address, "lladdr", &neighbour.mac(), "dev", "ethwe"]);
+    // c1 would keep the address at h1 by forwarding what the neighbour answers to the twin.
+    c1.command_ok(&["ip", "link", "set", "ethwe", "down"]);
+    let pings = twin.pinging(&address, 50);
     let (mac, name) = (c1.mac(), name_of(h2));
     h1.wait("the address to be at h2", LONG_TIMEOUT, || {
         let report = h1.report()?;
@@ -157,6 +162,7 @@ fn planted_drops_are_named() {
         let is_there = macs.iter().any(|entry| entry["Mac"] == mac && entry["Name"] == name);
         if is_there { Ok(()) } else { Err(format!("{macs:?}")) }
     });
+    c1.command_ok(&["ip", "link", "set", "ethwe", "up"]);
     wait_lost(&lab, &to, &["address-in-use"], "h1", None);
     drop(pings);
     twin.end();

@@ -92,7 +92,8 @@ fn words(reason: &Reason, direction: Direction, labels: &Labels) -> String {
         }
         Reason::NotBridged => "the bridge did not pass it on, though no filter is known".to_owned(),
         Reason::AddressInUse(peer) => {
-            format!("{} has a container with the same Ethernet address as the sender", labels.of(*peer))
+            let at = labels.of(*peer);
+            format!("{at} has a container with this Ethernet address, too; most frames of one of them are dropped")
         }
         Reason::NoRoute(why) => printable(why),
         Reason::NoPath(problem) => explained("the connection does not carry frames", problem),

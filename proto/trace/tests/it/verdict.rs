@@ -38,7 +38,10 @@ fn losses_on_the_host_of_the_sender() {
     assert_eq!(verdict(&mut network), lost(first, Reason::NotForwarded));
     let elsewhere = Hop { source_at: Some(peer(3)), ..network.hop(peer(1), Direction::There) };
     network.hops.insert((peer(1), Direction::There), elsewhere);
-    assert_eq!(verdict(&mut network), lost(first, Reason::AddressInUse(peer(3))));
+    let in_use = lost(first, Reason::AddressInUse(peer(3)));
+    assert_eq!(verdict(&mut network), in_use);
+    network.seen(Probe::Small, Direction::There, (4, Sighting::ToContainer));
+    assert_eq!(conclude(&network.run(), Probe::Small, &Outcome::Answered, false), in_use);
     let failed = conclude(&network.run(), Probe::Small, &Outcome::NotSent("down".to_owned()), false);
     assert_eq!(failed, lost(first, Reason::NotSent("down".to_owned())));
 }
@@ -105,6 +108,10 @@ fn answers_that_are_lost_on_the_way_back() {
     let mut network = seen_upto(4, Sighting::ToContainer);
     network.seen(Probe::Small, Direction::Back, (1, Sighting::ToBridge));
     let (place, reason) = (Place::At(peer(1)), Reason::NotBridged);
+    assert_eq!(verdict(&mut network), Verdict::Lost { direction: Direction::Back, place, reason });
+    let elsewhere = Hop { destination_at: Some(peer(3)), ..network.hop(peer(4), Direction::Back) };
+    network.hops.insert((peer(4), Direction::Back), elsewhere);
+    let (place, reason) = (Place::At(peer(4)), Reason::AddressInUse(peer(3)));
     assert_eq!(verdict(&mut network), Verdict::Lost { direction: Direction::Back, place, reason });
 }
 
