@@ -68,8 +68,8 @@ pub(crate) fn run(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
         .iter()
         .for_each(notice);
     let id = docker_run(&dns_args, docker_args, env)?;
-    attach(&id, &addresses, false, !parsed.flag("no-rewrite-hosts"), parsed, env)
-        .map_err(|failure| kill(&id, failure, env))?;
+    let further = if parsed.flag("no-rewrite-hosts") { Further::Nothing } else { Further::HostsFile };
+    attach(&id, &addresses, further, parsed, env).map_err(|failure| kill(&id, failure, env))?;
     print(&format!("{id}\n"))
 }
 
@@ -164,23 +164,31 @@ fn docker_run(dns_args: &[String], docker_args: &[String], env: &dyn Env) -> Res
     Ok(id.to_owned())
 }
 
-/// Attaches a container that has been started, with its own names; `former`: also with the addresses that it had.
+/// Attaches a container that has been started, by its own name, and as `further` says.
 fn attach(
     id: &str,
     addresses: &[AddressRequest],
-    former: bool,
-    rewrite_hosts: bool,
+    further: Further,
     parsed: &Parsed,
     env: &dyn Env,
 ) -> Result<(), Failure> {
     let target = find(id, env)?;
     let settings = Settings {
-        former,
+        former: matches!(further, Further::FormerAddresses),
         multicast_route: !parsed.flag("no-multicast-route"),
         name: dns::own_name(&target).filter(|_| !parsed.flag("without-dns")),
-        hosts_file: if rewrite_hosts { own_hosts_file(&target)? } else { None },
+        hosts_file: if matches!(further, Further::HostsFile) { own_hosts_file(&target)? } else { None },
     };
     container::attach_target(target, addresses, settings, parsed, env).map(drop)
+}
+
+/// What a container gets besides addresses and name.
+enum Further {
+    Nothing,
+    /// Its hosts file is rewritten.
+    HostsFile,
+    /// The addresses that it had when it ended.
+    FormerAddresses,
 }
 
 /// The hosts file of a container, with the names of its `--add-host` options. `None` if it has none of its own.
@@ -216,7 +224,7 @@ pub(crate) fn start(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     // Without addresses those that it had, else both.
     let given = addresses::after(&parsed.rest).len() < parsed.rest.len();
     let wanted = if given { &call.addresses[..] } else { &[] };
-    attach(&info.id, wanted, true, false, parsed, env).map_err(|failure| {
+    attach(&info.id, wanted, Further::FormerAddresses, parsed, env).map_err(|failure| {
         // One that ran before is not killed.
         if info.is_running() { failure } else { kill(&info.id, failure, env) }
     })?;
@@ -238,7 +246,7 @@ pub(crate) fn restart(parsed: &Parsed, env: &dyn Env) -> Result<(), Failure> {
     }
     let addresses: Vec<_> = addresses.into_iter().map(AddressRequest::Fixed).collect();
     docker.with_timeout(RESTART_TIMEOUT).restart(&info.id)?;
-    attach(&info.id, &addresses, false, false, parsed, env)
+    attach(&info.id, &addresses, Further::Nothing, parsed, env)
         .map_err(|failure| kill(&info.id, failure, env))?;
     print(&format!("{container}\n"))
 }

@@ -23,8 +23,9 @@ use crate::{Failure, args, commands};
 /// wait for it.
 const MIN_RESTART_DELAY: Duration = Duration::from_millis(100);
 const MAX_RESTART_DELAY: Duration = Duration::from_secs(30);
-/// After a crash of a daemon that ran this long the delay begins again.
-const STABLE_TIME: Duration = Duration::from_secs(60);
+/// After a crash of a daemon that ran this long the delay begins again: starting it again and again costs little then, and frames pass
+/// most of the time.
+const STABLE_TIME: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: &[String], env: &dyn Env) -> Result<(), Failure> {
     let (restart, args) = match args.split_first() {

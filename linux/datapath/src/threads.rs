@@ -9,7 +9,7 @@
 //!
 //! There are as many of each kind as [`DatapathConfig::threads`](crate::DatapathConfig) says. The kernel gives the frames of a flow to one
 //! queue of the TAP device, so to one device thread; that sends on its lane of warp, by which the neighbour's kernel chooses the UDP
-//! thread. Frames that come by a packet socket or are sent by sleeve pass one thread of each kind.
+//! thread. Frames that come by a packet socket pass one device thread, datagrams of sleeve one UDP thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
