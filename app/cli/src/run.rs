@@ -164,7 +164,7 @@ fn docker_run(dns_args: &[String], docker_args: &[String], env: &dyn Env) -> Res
     Ok(id.to_owned())
 }
 
-/// Attaches a container that has been started, by its own name, and as `further` says.
+/// Attaches a container that has been started, under its own name.
 fn attach(
     id: &str,
     addresses: &[AddressRequest],
@@ -182,7 +182,7 @@ fn attach(
     container::attach_target(target, addresses, settings, parsed, env).map(drop)
 }
 
-/// What a container gets besides addresses and name.
+/// What else a container gets when it is attached.
 enum Further {
     Nothing,
     /// Its hosts file is rewritten.
