@@ -58,9 +58,11 @@ fn batches_that_are_lost_are_sent_one_by_one() {
     let logged = |host: &Host, text: &str| {
         host.wait(&format!("the log to have {text:?}"), LONG_TIMEOUT, || host.log().contains(text))
     };
-    logged(h1, "warp: datagrams that are sent in batches do not arrive, single ones do");
     let members = attach_each(&[h1, h2]);
     let [a, b] = &members[..] else { unreachable!() };
+    // The test of a path begins with its first data.
+    a.container.reaches(&b.ip, SHORT_TIMEOUT);
+    logged(h1, "warp: datagrams that are sent in batches do not arrive, single ones do");
     a.container.tcp(&b.container, &b.ip, 20_000_000);
     assert!(h1.connections()[0].info.contains("warp"), "{:?}", h1.connections());
     assert!(!h2.log().contains("in batches"), "{}", h2.log());

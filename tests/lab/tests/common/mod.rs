@@ -203,9 +203,10 @@ printf 'qdisc\nfilter show dev vethwe-datapath ingress\n' | tc -force -batch - 2
 cd /proc/sys/net; grep -Hs . ipv[46]/conf/*/accept_ra ipv6/conf/*/disable_ipv6 ipv4/conf/*/arp_ignore ipv4/conf/*/promote_secondaries ipv4/conf/*/rp_filter ipv4/conf/*/forwarding ipv4/conf/*/route_localnet bridge/bridge-nf-call-iptables ipv4/neigh/*/base_reachable_time ipv4/neigh/*/delay_first_probe_time ipv4/neigh/*/ucast_solicit";
 
 /// Prints the files and processes of the peer, the stored state of the host, the network of the host (by the script in the argument),
-/// and that of its container `c`. A program that the daemon starts in a namespace has the name of the thread, `netns`, for a moment.
+/// and that of its container `c`. A program that the daemon starts has the name of a thread, such
+/// as `weave-host`, for a moment: only `weave` counts.
 const STATE: &str = r"find /run /var/lib/weave -mindepth 1 ! -name '*.lock' 2>/dev/null
-grep -hs '(weave' /proc/[0-9]*/stat; cat /var/lib/weave/host.json 2>/dev/null
+grep -hs '(weave)' /proc/[0-9]*/stat; cat /var/lib/weave/host.json 2>/dev/null
 sh -c $0; [ ! -e /run/netns/c ] || { echo CONTAINER; nsenter --net=/run/netns/c sh -c $0; }";
 
 /// Everything on the host, and in the container `c` if there is one, that a failed command must not change.
