@@ -99,42 +99,60 @@ impl Redactor {
     pub(super) fn redact(&mut self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         let mut at = 0;
-        // The value of a marked secret, which begins later in the text.
-        let mut marked: Option<Marked> = None;
+        let mut marked = secrets::next_marked_value(text, 0);
         while let Some(first) = text[at..].chars().next() {
-            if let Some(value) = marked.take_if(|value| value.start == at) {
+            if let Some(value) = marked.filter(|value| value.start == at) {
                 if value.start < value.end {
                     self.removed.insert(text[value.start..value.end].to_owned());
                     out.push_str(REMOVED);
                 }
-                at = value.end;
+                at = self.end_with_secrets(text, value);
+                marked = secrets::next_marked_value(text, at);
                 continue;
             }
-            // A replacement must not reach into the value.
-            let end = marked.as_ref().map_or(text.len(), |value| value.start);
-            if marked.is_none() {
-                marked = secrets::marked_value(text, at);
-            }
-            let (length, replacement) = self.piece(&text[..end], at);
+            let end = marked.map_or(text.len(), |value| value.start);
+            let (length, replacement) = self.piece(text, at, end);
             match replacement {
                 Some(replacement) => out.push_str(&replacement),
                 None => out.push_str(&text[at..at + length.max(first.len_utf8())]),
             }
             at += length.max(first.len_utf8());
+            // A known secret may reach into the value, or contain it.
+            if let Some(value) = &mut marked
+                && value.start < at
+            {
+                value.start = at;
+                if value.end < at {
+                    marked = secrets::next_marked_value(text, at);
+                }
+            }
         }
         out
     }
 
-    /// The length of what begins at `at`, and what replaces it.
-    fn piece(&mut self, text: &str, at: usize) -> (usize, Option<String>) {
-        let rest = &text[at..];
+    /// The end of a marked value, or of a known secret that begins in it and is longer.
+    fn end_with_secrets(&self, text: &str, value: Marked) -> usize {
+        let starts = text[value.start..value.end].char_indices().map(|(offset, _)| value.start + offset);
+        let ends = starts.filter_map(|at| Some(at + self.secret(&text[at..])?.len()));
+        ends.fold(value.end, usize::max)
+    }
+
+    /// A known secret at the beginning of the text.
+    fn secret(&self, rest: &str) -> Option<&String> {
+        self.secrets.iter().find(|secret| rest.starts_with(secret.as_str()))
+    }
+
+    /// The length of what begins at `at`, and what replaces it. Only a known secret may reach beyond `end`, where a marked value begins.
+    fn piece(&mut self, text: &str, at: usize, end: usize) -> (usize, Option<String>) {
+        let rest = &text[at..end];
         if let Some(own) = REPLACEMENTS.iter().find(|own| rest.starts_with(**own)) {
             let number = prefix(&rest[own.len()..], |c| c.is_ascii_digit());
             return (own.len() + number.len(), None);
         }
-        if let Some(secret) = self.secrets.iter().find(|secret| rest.starts_with(secret.as_str())) {
-            self.removed.insert(secret.clone());
-            return (secret.len(), Some(REMOVED.to_owned()));
+        if let Some(secret) = self.secret(&text[at..]).cloned() {
+            let length = secret.len();
+            self.removed.insert(secret);
+            return (length, Some(REMOVED.to_owned()));
         }
         let follows_word = |text: &str| text.chars().next_back().is_some_and(is_word);
         if !follows_word(&text[..at])

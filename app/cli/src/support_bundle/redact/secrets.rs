@@ -21,8 +21,13 @@ pub(in super::super) fn marked_values(text: &str) -> impl Iterator<Item = String
         .filter(|value| !value.is_empty())
 }
 
+/// The first value that a word at `from` or behind it marks.
+pub(super) fn next_marked_value(text: &str, from: usize) -> Option<Marked> {
+    text[from..].char_indices().find_map(|(offset, _)| marked_value(text, from + offset))
+}
+
 /// The value that the word at `at` marks, if it is such a word.
-pub(super) fn marked_value(text: &str, at: usize) -> Option<Marked> {
+fn marked_value(text: &str, at: usize) -> Option<Marked> {
     let rest = &text[at..];
     if let Some(authority) = rest.strip_prefix("://") {
         let length =

@@ -65,6 +65,26 @@ fn what_is_replaced_and_what_stays() {
 }
 
 #[test]
+fn a_mark_in_what_looks_like_an_address_counts() {
+    assert_eq!(Redactor::new(known()).redact("htt:://me:pw@h/"), "htt:://[removed]@h/");
+}
+
+#[test]
+fn known_secrets_go_whole_beside_marks() {
+    let secrets = ["token=ab cd", "two words", "x-secret=y"].map(str::to_owned).into();
+    let mut redactor = Redactor::new(Known { secrets, ..Known::default() });
+    for (text, expected) in [
+        ("has token=ab cd in it, token=q", "has [removed] in it, token=[removed]"),
+        ("password=two words token=q", "password=[removed] token=[removed]"),
+        ("a x-secret=yes b", "a [removed][removed] b"),
+        ("x-secret=y token=q", "[removed] token=[removed]"),
+    ] {
+        assert_eq!(redactor.redact(text), expected, "{text}");
+        assert_eq!(redactor.redact(expected), expected);
+    }
+}
+
+#[test]
 fn secrets_are_found_where_they_are_marked() {
     let values = |text: &str| marked_values(text).collect::<BTreeSet<_>>();
     let expected = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<BTreeSet<_>>();
